@@ -1,0 +1,113 @@
+"""STARS: align a language model's text while it is generated, without training.
+
+Segment-level rejection sampling guided by a reward model (arXiv 2511.03827). Importing this package
+loads neither torch nor transformers; the first use does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stars_engine.config import (
+        AlignParams,
+        ClassifierReward,
+        FunctionReward,
+        SamplingParams,
+        StarsConfig,
+        TransformersModel,
+    )
+    from stars_engine.engine import StarsEngine
+    from stars_engine.errors import (
+        AlignmentError,
+        ConfigError,
+        ContextOverflowError,
+        EngineClosedError,
+        MissingExtraError,
+        ModelLoadError,
+        PromptError,
+        RequestError,
+        RewardError,
+        StarsError,
+        StarsWarning,
+    )
+    from stars_engine.schedules import (
+        ConstantSchedule,
+        LinearSchedule,
+        NoSchedule,
+        PerSegmentSchedule,
+    )
+    from stars_engine.types import (
+        Attempt,
+        Chat,
+        Message,
+        RenderedPrompt,
+        Segment,
+        SegmentEvent,
+        StarsResult,
+        TokenIds,
+        Usage,
+    )
+
+_HOMES = {
+    "stars_engine.config": (
+        "AlignParams ClassifierReward FunctionReward SamplingParams StarsConfig TransformersModel"
+    ),
+    "stars_engine.engine": "StarsEngine",
+    "stars_engine.errors": (
+        "AlignmentError ConfigError ContextOverflowError EngineClosedError MissingExtraError "
+        "ModelLoadError PromptError RequestError RewardError StarsError StarsWarning"
+    ),
+    "stars_engine.schedules": "ConstantSchedule LinearSchedule NoSchedule PerSegmentSchedule",
+    "stars_engine.types": (
+        "Attempt Chat Message RenderedPrompt Segment SegmentEvent StarsResult TokenIds Usage"
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "AlignParams",
+    "AlignmentError",
+    "Attempt",
+    "Chat",
+    "ClassifierReward",
+    "ConfigError",
+    "ConstantSchedule",
+    "ContextOverflowError",
+    "EngineClosedError",
+    "FunctionReward",
+    "LinearSchedule",
+    "Message",
+    "MissingExtraError",
+    "ModelLoadError",
+    "NoSchedule",
+    "PerSegmentSchedule",
+    "PromptError",
+    "RenderedPrompt",
+    "RequestError",
+    "RewardError",
+    "SamplingParams",
+    "Segment",
+    "SegmentEvent",
+    "StarsConfig",
+    "StarsEngine",
+    "StarsError",
+    "StarsResult",
+    "StarsWarning",
+    "TokenIds",
+    "TransformersModel",
+    "Usage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

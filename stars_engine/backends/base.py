@@ -1,0 +1,72 @@
+"""What the loop asks of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stars_engine.config import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """One candidate to be drafted.
+
+    Attributes:
+        slot: The prefix to continue, from `prefill`.
+        uniforms: One uniform in [0, 1) per token to draft; their number is the candidate's length
+            unless the model ends the text before.
+        sampling: Filters and penalties.
+    """
+
+    slot: Any
+    uniforms: Sequence[float]
+    sampling: SamplingParams
+
+
+class LanguageModel(Protocol):
+    """A model that drafts candidates after committed prefixes.
+
+    A *slot* is the model's own record of one prefix. `draft` never changes it, so rejecting a
+    candidate is doing nothing; only `commit` moves it on.
+    """
+
+    @property
+    def context_len(self) -> int | None:
+        """Tokens of prompt and completion at most; None if there is no limit."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        """Read prompts, of at least one token each, and return a slot for each."""
+        ...
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        """Draft all candidates together.
+
+        Returns:
+            Token ids of each candidate, in order; one shorter than its uniforms ends in a token
+            of `is_end`.
+        """
+        ...
+
+    def commit(self, kept: Sequence[tuple[Any, Sequence[int]]]) -> None:
+        """Append an accepted segment's ids to each slot."""
+        ...
+
+    def is_end(self, token: int, sampling: SamplingParams) -> bool:
+        """Return whether the token ends the text."""
+        ...
+
+    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
+        """Decode a completion up to its last whole character; see `Codec.completion_text`."""
+        ...
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Encode text that goes on from other text."""
+        ...

@@ -1,0 +1,127 @@
+"""Turn what callers pass as a prompt into token ids and a `RewardPrompt`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stars_engine.chat.template import encode_chat, has_template
+from stars_engine.codec import Codec
+from stars_engine.errors import PromptError
+from stars_engine.types import Chat, Message, Prompt, RenderedPrompt, RewardPrompt, TokenIds
+
+PromptFormat = Literal["auto", "chat", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedPrompt:
+    """A prompt as the models read it.
+
+    Attributes:
+        token_ids: Ids for the language model, at least one.
+        for_reward: The same prompt, or its replacement, for the reward model.
+    """
+
+    token_ids: tuple[int, ...]
+    for_reward: RewardPrompt
+
+
+def resolve_prompt(
+    prompt: Prompt,
+    codec: Codec,
+    *,
+    prompt_format: PromptFormat = "auto",
+    reward_prompt: str | Chat | None = None,
+) -> ResolvedPrompt:
+    """Encode a prompt of any form.
+
+    Args:
+        prompt: A string, `Chat`, `TokenIds` or `RenderedPrompt`.
+        codec: The language model's tokenizer.
+        prompt_format: What a string is: a user turn, raw text, or (auto) a user turn if the model
+            has a chat template.
+        reward_prompt: What the reward model reads instead of the prompt.
+
+    Raises:
+        PromptError: The prompt is of another type, or empty where the model needs a token.
+    """
+    ids, own = _encode(prompt, codec, prompt_format)
+    if not ids:
+        raise PromptError(
+            "the prompt is empty and this model has no begin-of-text token to start from. Cure: "
+            "give at least one character"
+        )
+    return ResolvedPrompt(tuple(ids), own if reward_prompt is None else _replacement(reward_prompt))
+
+
+def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Return one prompt, or a sequence of them, as a list.
+
+    Raises:
+        PromptError: A bare list of role dicts or of token ids, which could mean two things.
+    """
+    if isinstance(prompts, str | Chat | TokenIds | RenderedPrompt):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or (prompts and isinstance(prompts[0], dict | int)):
+        raise PromptError(_wrong_type(prompts))
+    return list(prompts)
+
+
+def _encode(
+    prompt: Prompt, codec: Codec, prompt_format: PromptFormat
+) -> tuple[Sequence[int], RewardPrompt]:
+    match prompt:
+        case str():
+            if prompt_format == "chat" or (prompt_format == "auto" and has_template(codec)):
+                return _encode(Chat([Message(role="user", content=prompt)]), codec, prompt_format)
+            ids = codec.encode_prompt(prompt) or codec.empty_prompt()
+            return ids, RewardPrompt(prompt, tuple(ids))
+        case Chat():
+            ids = encode_chat(codec, prompt.messages)
+            return ids, RewardPrompt(transcript(prompt.messages), tuple(ids), prompt.messages)
+        case RenderedPrompt():
+            ids = codec.encode_rendered(prompt.text) or codec.empty_prompt()
+            if prompt.messages is not None:
+                seen = RewardPrompt(transcript(prompt.messages), tuple(ids), prompt.messages)
+            else:
+                seen = RewardPrompt(codec.decode(ids), tuple(ids))
+            return ids, seen
+        case TokenIds():
+            ids = list(prompt.ids) or codec.empty_prompt()
+            return ids, RewardPrompt(codec.decode(ids), tuple(ids))
+    raise PromptError(_wrong_type(prompt))
+
+
+def _replacement(prompt: str | Chat) -> RewardPrompt:
+    match prompt:
+        case str():
+            return RewardPrompt(prompt)
+        case Chat():
+            return RewardPrompt(transcript(prompt.messages), messages=prompt.messages)
+    raise PromptError(
+        f"reward_prompt is {type(prompt).__name__}; give a string or Chat([...]), or None"
+    )
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """Return a conversation as plain text; a lone user turn is just its content."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in messages)
+
+
+def _wrong_type(prompt: object) -> str:
+    if isinstance(prompt, dict) or (
+        isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], dict)
+    ):
+        return (
+            "a bare list of role dicts could be one conversation or many prompts. Cure: wrap each "
+            "conversation, Chat([{'role': 'user', 'content': '...'}])"
+        )
+    if isinstance(prompt, list | tuple) and all(isinstance(part, int) for part in prompt):
+        return "a bare list of numbers is no prompt. Cure: TokenIds([...]) for token ids"
+    return (
+        f"a prompt is a str, Chat, TokenIds or RenderedPrompt, not {type(prompt).__name__}. Cure: "
+        "convert it, or wrap a list of prompts in one list"
+    )

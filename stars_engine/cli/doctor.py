@@ -1,0 +1,91 @@
+"""`stars doctor`: what runs here, and how."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.table import Table
+
+from stars_engine.config import StarsConfig
+from stars_engine.engine import StarsEngine
+
+_PACKAGES = (
+    "stars-engine",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "pydantic",
+)
+
+
+def run_doctor(config: StarsConfig) -> None:
+    """Print versions and devices, load both models, and print what was found."""
+    import torch
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    for name in _PACKAGES:
+        table.add_row(name, _version(name))
+    table.add_row("cuda", _cuda())
+    table.add_row("mps", "available" if torch.backends.mps.is_available() else "none")
+    table.add_row("cpu threads", str(torch.get_num_threads()))
+    engine = StarsEngine(config).load()
+    for about in (_describe_model(engine), _describe_reward(engine)):
+        for name, value in about.items():
+            table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def _describe_model(engine: StarsEngine) -> dict[str, str]:
+    from stars_engine.backends.transformers import TransformersBackend
+    from stars_engine.chat.template import has_template
+
+    backend = engine.model
+    if not isinstance(backend, TransformersBackend):
+        return {"model": type(backend).__name__}
+    model = backend.model
+    return {
+        "model": engine.config.model.name_or_path or "in memory",
+        "  class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
+        "  placement": f"{model.device}, {model.dtype}",
+        "  context": f"{backend.context_len or 'unlimited'} tokens",
+        "  vocabulary": str(backend.vocab_size),
+        "  prompts": "chat template" if has_template(backend.codec) else "raw text",
+        "  decoding": backend.path,
+    }
+
+
+def _describe_reward(engine: StarsEngine) -> dict[str, str]:
+    from stars_engine.rewards.base import describe
+    from stars_engine.rewards.classifier import ClassifierRewardModel
+
+    reward = engine.reward
+    about = {"reward": describe(reward), "  class": type(reward).__name__}
+    if isinstance(reward, ClassifierRewardModel):
+        about["  class"] = reward.model_class
+        about["  reads"] = (
+            "the language model's token ids (same tokenizer)"
+            if reward.reads_ids
+            else "text, through its own tokenizer"
+        )
+    return about
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda() -> str:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(names) or "none"

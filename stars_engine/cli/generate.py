@@ -1,0 +1,113 @@
+"""`stars generate`: one prompt streamed, or many with a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from stars_engine.config import StarsConfig
+from stars_engine.engine import StarsEngine
+from stars_engine.errors import PromptError
+from stars_engine.trace import write_jsonl
+from stars_engine.types import SegmentEvent, StarsResult
+
+# Text goes out exactly as generated: no wrapping, no markup.
+screen = Console(stderr=True)
+
+
+def read_prompts(path: Path | None) -> list[str]:
+    """Read one prompt a line, from a file or stdin; `.jsonl` files hold `{"prompt": ...}`.
+
+    Raises:
+        PromptError: The file cannot be read, or holds no prompt.
+    """
+    if path is None:
+        if sys.stdin.isatty():
+            raise typer.BadParameter("give a prompt, --prompts FILE, or prompts on stdin")
+        lines = sys.stdin.read().splitlines()
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{path} cannot be read: {error}. Cure: check the path") from None
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        raise PromptError(f"{path or 'stdin'} holds no prompt. Cure: one prompt a line")
+    if path is not None and path.suffix == ".jsonl":
+        return [_json_prompt(path, number, line) for number, line in enumerate(lines, start=1)]
+    return lines
+
+
+def run_generate(
+    prompts: Sequence[str], config: StarsConfig, *, as_json: bool, trace: Path | None
+) -> None:
+    """Generate, print in the order of the prompts, and trace every result as it ends."""
+    if trace is not None:
+        write_jsonl([], trace)  # fails now if it cannot be written
+    engine = StarsEngine(config)
+    events = engine.stream(list(prompts))
+    streaming = len(prompts) == 1 and config.sampling.n == 1 and not as_json
+    for result in _shown_as_text(events) if streaming else _with_progress(events, prompts, config):
+        if trace is not None:
+            write_jsonl([result], trace, append=True)
+        if as_json:
+            typer.echo(result.model_dump_json())
+        elif not streaming:
+            typer.echo(f"{prompts[result.prompt_index]}{result.text}\n")
+
+
+def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
+    for event in events:
+        typer.echo(event.text, nl=False)
+        sys.stdout.flush()
+        if event.result is not None:
+            typer.echo()
+            usage = event.result.usage
+            reward = "none" if event.result.reward is None else f"{event.result.reward:.3f}"
+            screen.print(
+                f"{event.result.finish_reason}, reward {reward}, {usage.num_kept_tokens} tokens "
+                f"kept of {usage.num_drafted_tokens} drafted, {usage.num_forced} forced, "
+                f"seed {event.result.seed}",
+                style="dim",
+                highlight=False,
+            )
+            yield event.result
+
+
+def _with_progress(
+    events: Iterator[SegmentEvent], prompts: Sequence[str], config: StarsConfig
+) -> Iterator[StarsResult]:
+    """Yield results in the order of the prompts, showing how many have ended."""
+    columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    ended: dict[tuple[int, int], StarsResult] = {}
+    order = [(p, s) for p in range(len(prompts)) for s in range(config.sampling.n)]
+    following = iter(order)
+    wanted = next(following, None)
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("", total=len(order))
+        for event in events:
+            if event.result is None:
+                continue
+            ended[event.result.prompt_index, event.result.sample_index] = event.result
+            progress.advance(task)
+            while wanted in ended:
+                yield ended.pop(wanted)
+                wanted = next(following, None)
+
+
+def _json_prompt(path: Path, number: int, line: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise PromptError(
+            f'{path}, line {number}: not a prompt. Cure: lines like {{"prompt": "text"}}'
+        )
+    return prompt

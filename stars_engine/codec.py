@@ -1,0 +1,134 @@
+"""Between text and token ids: control tokens stay text, half characters stay back.
+
+Holds a transformers tokenizer but imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
+_MAX_PENDING = 3  # a character has at most four bytes, so at most three tokens wait for the last
+_ANCHOR_LEN = 8  # prompt tokens decoded along with a completion, so that its first space survives
+
+
+class Codec:
+    """Encoding and decoding for one tokenizer, language model's or reward model's."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        control = {token.content for token in added if token.special}
+        control |= set(tokenizer.all_special_tokens)
+        control.discard(tokenizer.unk_token)  # ordinary text has unknown tokens too
+        self.control_tokens = tuple(sorted(control, key=lambda token: (-len(token), token)))
+        self._control_ids = set(tokenizer.convert_tokens_to_ids(list(self.control_tokens)))
+        self._control_pattern = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
+        self._prefix_ids = self._find_prefix()
+
+    # --- encoding ---
+
+    def encode(self, text: str) -> list[int]:
+        """Encode text without adding anything; control tokens in it are plain characters."""
+        ids = self._encode_plainly(text)
+        if self._control_ids.isdisjoint(ids):
+            return ids
+        # Some vocabularies hold a control token as an ordinary piece: cut each one in two.
+        pieces = []
+        start = 0
+        for match in self._control_pattern.finditer(text):
+            pieces.append(text[start : match.start() + 1])
+            start = match.start() + 1
+        pieces.append(text[start:])
+        return [token for piece in pieces for token in self._encode_plainly(piece)]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encode text with what the tokenizer puts before it (often one begin-of-text token).
+
+        What some tokenizers put *after* a text, end of text, is left out: it would end the answer
+        before it began.
+        """
+        return [*self._prefix_ids, *self.encode(text)]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Encode rendered text: control tokens are parsed, nothing is added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Encode text that goes on from other text: no space is put before its first word."""
+        anchor = self.encode("\n")
+        ids = self.encode("\n" + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self.encode(text)
+
+    def split_control_tokens(self, text: str) -> list[tuple[str, bool]]:
+        """Cut text into pieces, each with True if it is a control token."""
+        pieces: list[tuple[str, bool]] = []
+        start = 0
+        for match in self._control_pattern.finditer(text):
+            pieces += [(text[start : match.start()], False), (match.group(), True)]
+            start = match.end()
+        pieces.append((text[start:], False))
+        return [piece for piece in pieces if piece[0]]
+
+    # --- decoding ---
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids; control tokens are left out, spaces are left alone."""
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
+        """Decode a completion as it reads after its prompt.
+
+        Returns:
+            The text up to the last whole character, and the number of ids it stands for: the
+            others, three at most, are the beginning of a character.
+        """
+        anchor = list(prompt_ids[-_ANCHOR_LEN:])
+        before = self.decode(anchor).rstrip(REPLACEMENT)
+        text = ""
+        for pending in range(min(_MAX_PENDING, len(ids)) + 1):
+            num_ids = len(ids) - pending
+            whole = self.decode([*anchor, *ids[:num_ids]])
+            text = whole[len(before) :] if whole.startswith(before) else self.decode(ids[:num_ids])
+            if not text.endswith(REPLACEMENT):
+                break
+        return text, num_ids
+
+    # --- identity ---
+
+    def fingerprint(self) -> str:
+        """Return a hash that two tokenizers share if and only if they encode alike."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and hasattr(backend, "to_str"):
+            identity = backend.to_str()
+        else:
+            identity = repr(sorted(self.tokenizer.get_vocab().items())) + repr(self.tokenizer)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    def empty_prompt(self) -> list[int]:
+        """Return the one token that stands for an empty prompt: begin of text, or end of text."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return [token]
+        return []
+
+    def _encode_plainly(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return ids
+
+    def _find_prefix(self) -> list[int]:
+        probe = self._encode_plainly("a")
+        framed: list[int] = self.tokenizer("a", split_special_tokens=True)["input_ids"]
+        for start in range(len(framed) - len(probe) + 1):
+            if framed[start : start + len(probe)] == probe:
+                return framed[:start]
+        return []

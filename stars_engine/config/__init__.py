@@ -1,0 +1,17 @@
+"""Config objects: frozen, validated without I/O, readable from and writable to YAML and JSON."""
+
+from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
+from stars_engine.config.params import AlignParams, SamplingParams
+from stars_engine.config.rewards import ClassifierReward, FunctionReward
+from stars_engine.config.root import StarsConfig
+
+__all__ = [
+    "EMBEDDED_LM",
+    "EMBEDDED_REWARD",
+    "AlignParams",
+    "ClassifierReward",
+    "FunctionReward",
+    "SamplingParams",
+    "StarsConfig",
+    "TransformersModel",
+]

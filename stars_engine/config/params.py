@@ -1,0 +1,201 @@
+"""Per-request settings: how tokens are sampled, and how segments are judged."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from stars_engine.schedules import Schedule
+from stars_engine.schema import Schema
+
+
+class SamplingParams(Schema):
+    """The proposal: the base model after penalties, temperature and truncation."""
+
+    max_tokens: int = Field(
+        default=128, ge=1, description="completion tokens at most", examples=[128]
+    )
+    temperature: float = Field(
+        default=0.8,
+        ge=0,
+        allow_inf_nan=False,
+        description="of the language model; 0 is greedy",
+        examples=[0.8],
+    )
+    top_k: int | None = Field(
+        default=40, ge=1, description="keep the k likeliest tokens; None keeps all", examples=[40]
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="keep the likeliest tokens that hold this much probability",
+        examples=[0.95],
+    )
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="drop tokens below this share of the likeliest token's probability",
+        examples=[0.05],
+    )
+    repetition_penalty: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="divides positive and multiplies negative logits of tokens in prompt or "
+        "completion",
+        examples=[1.1],
+    )
+    presence_penalty: float = Field(
+        default=0.0,
+        allow_inf_nan=False,
+        description="subtracted from the logits of tokens in the completion",
+        examples=[0.5],
+    )
+    frequency_penalty: float = Field(
+        default=0.0,
+        allow_inf_nan=False,
+        description="subtracted from a token's logit for each time it is in the completion",
+        examples=[0.5],
+    )
+    logit_bias: dict[int, float] | None = Field(
+        default=None, description="added to logits, by token id", examples=[{13: -5.0}]
+    )
+    min_tokens: int = Field(
+        default=0, ge=0, description="no end of text before this many tokens", examples=[16]
+    )
+    stop: tuple[str, ...] = Field(
+        default=(), description="strings that end the answer; never part of it", examples=[["\n\n"]]
+    )
+    stop_token_ids: tuple[int, ...] = Field(
+        default=(),
+        description="token ids that end the answer, beside the model's own",
+        examples=[[2]],
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="same seed, same text; None draws a fresh one, reported in the result",
+        examples=[7],
+    )
+    n: int = Field(default=1, ge=1, description="answers per prompt", examples=[4])
+    on_overflow: Literal["raise", "clamp"] = Field(
+        default="raise",
+        description="if prompt and max_tokens exceed the context: raise, or lower max_tokens",
+    )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, stop: object) -> object:
+        return (stop,) if isinstance(stop, str) else () if stop is None else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty stop string would end every answer before it begins")
+        return stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _no_nan(cls, bias: dict[int, float] | None) -> dict[int, float] | None:
+        for token, value in (bias or {}).items():
+            if math.isnan(value) or value == math.inf or token < 0:
+                raise ValueError(
+                    f"{{{token}: {value}}} is no bias; keys are token ids from 0, values are "
+                    "numbers or -inf (never draw the token)"
+                )
+        return bias
+
+    @model_validator(mode="after")
+    def _min_within_max(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}; lower it"
+            )
+        return self
+
+
+class AlignParams(Schema):
+    """The test that each segment must pass (arXiv 2511.03827)."""
+
+    schedule: Schedule | None = Field(
+        default=None,
+        description="thresholds; None: the schedule shipped with the embedded pair",
+        examples=[{"kind": "linear", "target": 8.0, "initial_weight": 0.5}],
+    )
+    beta: float = Field(
+        default=0.0,
+        ge=0,
+        description="acceptance softness in reward units: a = min(1, exp((r - threshold) / beta)); "
+        "0 accepts iff r >= threshold; not the LM's temperature",
+        examples=[0.7],
+    )
+    segment_len: int = Field(
+        default=32, ge=1, description="tokens drafted and judged together", examples=[32]
+    )
+    max_attempts: int = Field(
+        default=20, ge=1, description="draws per segment, the first included", examples=[20]
+    )
+    on_exhausted: Literal["best", "last", "stop", "raise", "fallback"] = Field(
+        default="best",
+        description="when no draw was accepted: keep the best or last draw, end before this "
+        "segment, raise AlignmentError, or end with fallback_text",
+    )
+    fallback_text: str | None = Field(
+        default=None,
+        description="appended to what was accepted when on_exhausted is 'fallback'",
+        examples=["I'd rather not go on."],
+    )
+    terminal: Literal["schedule", "target"] | float = Field(
+        default="schedule",
+        description="threshold of a candidate that ends the answer: as any other, the schedule's "
+        "end, or a number",
+        examples=["target"],
+    )
+    max_drafted_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="end with what is accepted rather than draft more tokens than this",
+        examples=[2048],
+    )
+    deadline_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="seconds; end with what is accepted at the first round that begins later",
+        examples=[10.0],
+    )
+    num_candidates: int = Field(
+        default=4,
+        ge=1,
+        description="drafted at once per round; changes speed, never text",
+        examples=[4],
+    )
+    keep_rejected_text: bool = Field(
+        default=False, description="record the text of rejected draws in the result"
+    )
+
+    @field_validator("beta")
+    @classmethod
+    def _beta_not_nan(cls, beta: float) -> float:
+        if math.isnan(beta):
+            raise ValueError("beta is a number >= 0, or inf")
+        return beta
+
+    @field_validator("terminal")
+    @classmethod
+    def _terminal_not_nan(cls, terminal: str | float) -> str | float:
+        if isinstance(terminal, float) and math.isnan(terminal):
+            raise ValueError("terminal is 'schedule', 'target' or a number")
+        return terminal
+
+    @model_validator(mode="after")
+    def _fallback_has_text(self) -> Self:
+        if (self.on_exhausted == "fallback") != (self.fallback_text is not None):
+            raise ValueError(
+                f"on_exhausted={self.on_exhausted!r} and fallback_text={self.fallback_text!r}: "
+                "fallback_text belongs to on_exhausted='fallback', and is required there"
+            )
+        return self

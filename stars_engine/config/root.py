@@ -1,0 +1,154 @@
+"""The whole configuration of an engine, and its files."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
+from stars_engine.config.params import AlignParams, SamplingParams
+from stars_engine.config.rewards import ClassifierReward, FunctionReward
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schema import Schema
+
+RewardConfig = Annotated[ClassifierReward | FunctionReward, Field(discriminator="kind")]
+
+
+@cache
+def embedded_align() -> AlignParams:
+    """The alignment settings shipped with the embedded pair."""
+    text = (resources.files("stars_engine") / "embedded" / "align.yaml").read_text()
+    return AlignParams(**yaml.safe_load(text))
+
+
+class StarsConfig(Schema):
+    """Everything an engine needs. `StarsConfig()` is the embedded pair: offline, no download."""
+
+    model: TransformersModel = Field(
+        default_factory=lambda: TransformersModel(name_or_path=EMBEDDED_LM),
+        description="the language model; a name alone means TransformersModel(name_or_path=name)",
+        examples=["Qwen/Qwen2.5-1.5B-Instruct"],
+    )
+    reward: RewardConfig = Field(
+        default_factory=lambda: ClassifierReward(name_or_path=EMBEDDED_REWARD),
+        description="the reward model; a name alone means ClassifierReward, a callable "
+        "FunctionReward",
+        examples=["Skywork/Skywork-Reward-V2-Qwen3-0.6B"],
+    )
+    align: AlignParams = Field(
+        default_factory=embedded_align, description="how segments are judged"
+    )
+    sampling: SamplingParams = Field(
+        default_factory=SamplingParams, description="how tokens are sampled"
+    )
+    prompt_format: Literal["auto", "chat", "raw"] = Field(
+        default="auto",
+        description="what a string prompt is: one user turn, raw text to continue, or (auto) a "
+        "user turn if the model has a chat template",
+    )
+    schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: object) -> object:
+        return {"name_or_path": value} if isinstance(value, str) else value
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _reward_by_name(cls, value: object) -> object:
+        if isinstance(value, str):
+            return ClassifierReward(name_or_path=value)
+        return FunctionReward(function=value) if callable(value) else value
+
+    @model_validator(mode="after")
+    def _thresholds_fit(self) -> Self:
+        if self.uses_embedded_pair:
+            return self
+        missing = [name for name in ("model", "reward") if name not in self.model_fields_set]
+        if missing:
+            raise ValueError(
+                f"{missing[0]} is required: the embedded {missing[0]} only goes with its own "
+                "partner, a language model of movie reviews with a reward model of their sentiment"
+            )
+        if "align" not in self.model_fields_set or self.align.schedule is None:
+            raise ValueError(
+                "align.schedule is required: thresholds belong to one pair of models. For example "
+                "align=AlignParams(schedule=LinearSchedule(target=8.0, initial_weight=0.5))"
+            )
+        return self
+
+    @property
+    def uses_embedded_pair(self) -> bool:
+        """True if both models are the ones inside the package."""
+        return self.model.name_or_path == EMBEDDED_LM and (
+            isinstance(self.reward, Checkpoint) and self.reward.name_or_path == EMBEDDED_REWARD
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a `.yaml`, `.yml` or `.json` file.
+
+        Raises:
+            ConfigError: The file is missing or unreadable, or a field is not valid.
+        """
+        path = Path(path)
+        load = _loader(path)
+        try:
+            values = load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise _file_error(path, f"cannot be read: {error.strerror}; check the path") from None
+        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise _file_error(path, f"is not valid {path.suffix[1:]}: {error}") from None
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise _file_error(path, f"holds {type(values).__name__}, not a mapping of fields")
+        return cls.model_validate(values)
+
+    def to_file(self, path: str | Path) -> None:
+        """Write a file that `from_file` reads back to an equal config.
+
+        Raises:
+            ConfigError: The config holds live objects, or the suffix is not known.
+        """
+        path = Path(path)
+        _loader(path)
+        live = [name for name in ("model", "reward") if getattr(self, name).is_live]
+        if live:
+            cure = "name_or_path" if live == ["model"] else "'package.module:name' or name_or_path"
+            problems = [
+                Problem(name, f"holds a live object, which no file can; give {cure}")
+                for name in live
+            ]
+            raise ConfigError(type(self).__name__, problems)
+        values = self.model_dump(mode="json")
+        if path.suffix == ".json":
+            text = json.dumps(values, indent=2) + "\n"
+        else:
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+
+    def align_or_embedded(self, align: AlignParams | None = None) -> AlignParams:
+        """Return the settings with a schedule in place: the given ones, or the config's."""
+        align = self.align if align is None else align
+        if align.schedule is not None:
+            return align
+        return align.replace(schedule=self.align.schedule or embedded_align().schedule)
+
+
+def _loader(path: Path) -> Any:
+    if path.suffix == ".json":
+        return json.loads
+    if path.suffix in (".yaml", ".yml"):
+        return yaml.safe_load
+    raise _file_error(path, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
+
+
+def _file_error(path: Path, message: str) -> ConfigError:
+    return ConfigError("StarsConfig file", [Problem(str(path), message)])

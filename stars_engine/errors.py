@@ -1,0 +1,89 @@
+"""Every exception the engine raises on purpose. Each message names what is wrong and its cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from stars_engine.types import StarsResult
+
+
+class StarsError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class StarsWarning(UserWarning):
+    """Something that works, but hardly as intended."""
+
+
+class Problem(NamedTuple):
+    """One invalid setting: the dotted path of the field, and what is wrong with it."""
+
+    field: str
+    message: str
+
+    def under(self, parent: str) -> Problem:
+        """Return the same problem as seen from the config object that holds this one."""
+        return Problem(f"{parent}.{self.field}" if self.field else parent, self.message)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class ConfigError(StarsError, ValueError):
+    """A config object was given a value it does not allow."""
+
+    def __init__(self, title: str, problems: list[Problem]) -> None:
+        self.title = title
+        self.problems = problems
+        if len(problems) == 1:
+            super().__init__(f"{title}: {problems[0]}")
+        else:
+            lines = "".join(f"\n  - {problem}" for problem in problems)
+            super().__init__(f"{title} has {len(problems)} problems:{lines}")
+
+
+class MissingExtraError(StarsError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(
+            f"{module!r} is not installed. Cure: pip install 'stars-engine[{extra}]'", name=module
+        )
+
+
+class ModelLoadError(StarsError):
+    """A language model, reward model or tokenizer could not be loaded."""
+
+
+class EngineClosedError(StarsError):
+    """A closed engine was asked to work."""
+
+
+class PromptError(StarsError, ValueError):
+    """A prompt is of a form that cannot be used."""
+
+
+class ContextOverflowError(PromptError):
+    """Prompt and requested completion do not fit the model's context. Raised before any work."""
+
+
+class RequestError(StarsError):
+    """One request failed; the others of its batch are not affected.
+
+    Attributes:
+        result: What had been accepted when the request failed (`finish_reason="error"` or
+            `"rejected"`), or None if it failed before any work.
+    """
+
+    def __init__(self, message: str, result: StarsResult | None = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class RewardError(RequestError):
+    """The reward model raised, or returned something that is not a number."""
+
+
+class AlignmentError(RequestError):
+    """No candidate was accepted in `max_attempts` draws and `on_exhausted` is `"raise"`."""

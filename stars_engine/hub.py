@@ -1,0 +1,160 @@
+"""Load transformers checkpoints: from the hub, a directory, the package itself, or memory."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
+from stars_engine.config.models import Checkpoint
+from stars_engine.errors import MissingExtraError, ModelLoadError
+
+try:
+    import torch
+    import transformers
+except ImportError as error:
+    raise MissingExtraError(error.name or "torch", "local") from None
+
+_EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def resolve(name: str) -> str:
+    """Return the directory of embedded weights; any other name as it is."""
+    if name in _EMBEDDED_FOLDERS:
+        return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
+    return name
+
+
+def load_tokenizer(config: Checkpoint) -> Any:
+    """Load the tokenizer beside the weights, or where `tokenizer_name_or_path` says.
+
+    Raises:
+        ModelLoadError: There is none, or it cannot be read.
+    """
+    if config.model is not None:
+        return config.tokenizer
+    assert config.name_or_path is not None
+    source = resolve(config.tokenizer_name_or_path or config.name_or_path)
+    _check_directory(source, "tokenizer")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelLoadError(
+            f"no tokenizer could be loaded from {source!r}: {_first_line(error)}. Cure: set "
+            "tokenizer_name_or_path to where the model's tokenizer is"
+        ) from error
+    # transformers makes an empty tokenizer out of a directory that holds none.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise ModelLoadError(
+            f"{source!r} holds a model without a tokenizer. Cure: set tokenizer_name_or_path to "
+            "where the model's tokenizer is"
+        )
+    return tokenizer
+
+
+def load_model(config: Checkpoint, auto_class: Any) -> Any:
+    """Load weights (safetensors only), place them and switch to evaluation mode.
+
+    Raises:
+        ModelLoadError: The checkpoint is missing, holds only pickles, or does not fit the class.
+    """
+    if config.model is not None:
+        return config.model.eval()
+    assert config.name_or_path is not None
+    source = resolve(config.name_or_path)
+    _check_directory(source, "model")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    device = None if config.device_map is not None else pick_device(config.device)
+    placement = {} if config.device_map is None else {"device_map": config.device_map}
+    try:
+        model = auto_class.from_pretrained(
+            source,
+            revision=config.revision,
+            dtype=_dtype(config.dtype, device),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            **placement,
+            **config.model_kwargs,
+        )
+    except Exception as error:
+        raise ModelLoadError(
+            f"{source!r} could not be loaded as {auto_class.__name__}: {_first_line(error)}. Cure: "
+            "check the name, revision and network, or give a local directory; weights must be "
+            "safetensors, and code of the checkpoint's own needs trust_remote_code=True"
+        ) from error
+    if device is not None and getattr(model, "quantization_method", None) is None:
+        model = model.to(device)
+    return model.eval()
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn the field `device` into a device that is there.
+
+    Raises:
+        ModelLoadError: The device is not there.
+    """
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"device={name!r}: this process sees {torch.cuda.device_count()} CUDA devices. Cure: "
+            "device='auto', or install a torch build for your GPU"
+        )
+    if device.type == "mps" and not mps:
+        raise ModelLoadError("device='mps': this machine has none. Cure: device='auto'")
+    return device
+
+
+def context_len(config: Any, tokenizer: Any) -> int | None:
+    """Return how many tokens the model can read, or None if it has no limit."""
+    text_config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(text_config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    limit = getattr(tokenizer, "model_max_length", None)
+    return limit if isinstance(limit, int) and limit < 10**9 else None
+
+
+def _dtype(name: str, device: torch.device | None) -> Any:
+    if name != "auto":
+        return getattr(torch, name)
+    # Half precision is emulated on most CPUs; widening stored halves to float32 is exact.
+    return torch.float32 if device is not None and device.type == "cpu" else "auto"
+
+
+def _check_directory(source: str, what: str) -> None:
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+        if path.is_file() or looks_local:
+            found = "a file" if path.is_file() else "no such directory"
+            raise ModelLoadError(
+                f"name_or_path={source!r}: {found}. Cure: give a directory that save_pretrained "
+                "wrote, or a hub name such as 'Qwen/Qwen2.5-0.5B'"
+            )
+        return
+    if what == "model":
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(
+                f"name_or_path={source!r}: the directory has no config.json. Cure: give the "
+                "directory that save_pretrained wrote"
+            )
+        pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
+        if pickles and not any(path.glob("*.safetensors")):
+            raise ModelLoadError(
+                f"name_or_path={source!r} holds only pickled weights ({pickles[0]}), which can run "
+                "code when read. Cure: load them once where you trust them and write safetensors "
+                "with model.save_pretrained(directory)"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Reward models: prompts and whole completions in, one number each out."""

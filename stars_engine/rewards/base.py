@@ -1,0 +1,87 @@
+"""What the loop asks of a reward model, and how one failing input is kept from the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from stars_engine.errors import RewardError
+from stars_engine.types import RewardInput
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One reward.
+
+    Attributes:
+        value: The reward; a non-finite one rejects its candidate.
+        vetoed: True if a floor forbids the candidate whatever the threshold.
+        num_tokens: Tokens the reward model read for it.
+    """
+
+    value: float
+    vetoed: bool = False
+    num_tokens: int = 0
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the candidate may be accepted or forced at all."""
+        return math.isfinite(self.value) and not self.vetoed
+
+
+class RewardModel(Protocol):
+    """Scores completions, each as a whole, never a segment alone."""
+
+    def score(self, inputs: Sequence[RewardInput]) -> Sequence[Score | float]:
+        """Return one reward per input, in order."""
+        ...
+
+
+def score_each(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score | RewardError]:
+    """Score all inputs in one call; where that fails, each alone, to find the ones that do.
+
+    Returns:
+        A score per input, or the error that input met.
+    """
+    if not inputs:
+        return []
+    try:
+        return _score_all(reward, inputs)
+    except Exception as error:  # noqa: BLE001 - reward models are other people's code
+        if len(inputs) > 1:
+            return [outcome for item in inputs for outcome in score_each(reward, [item])]
+        failure = RewardError(
+            f"the reward {describe(reward)} failed: {type(error).__name__}: {error}. The request "
+            "ends here; others are not affected. Cure: mend the reward, or return nan to reject "
+            "what it cannot judge"
+        )
+        failure.__cause__ = error
+        return [failure]
+
+
+def with_floor(value: float, floor: float | None, num_tokens: int = 0) -> Score:
+    """Make a score, vetoed if it lies below the floor."""
+    return Score(value, vetoed=floor is not None and value < floor, num_tokens=num_tokens)
+
+
+def describe(reward: RewardModel) -> str:
+    """Name a reward model in messages."""
+    return getattr(reward, "name", None) or type(reward).__name__
+
+
+def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score | RewardError]:
+    scores = reward.score(inputs)
+    if len(scores) != len(inputs):
+        raise ValueError(f"returned {len(scores)} rewards for {len(inputs)} completions")
+    return [_as_score(score) for score in scores]
+
+
+def _as_score(value: Score | float) -> Score:
+    if isinstance(value, Score):
+        return value
+    try:
+        return Score(float(value))
+    except (TypeError, ValueError):
+        raise TypeError(f"a reward is a number, not {type(value).__name__}") from None

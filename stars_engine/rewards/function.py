@@ -1,0 +1,60 @@
+"""A Python callable as reward model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+from stars_engine.config import FunctionReward
+from stars_engine.errors import ModelLoadError
+from stars_engine.rewards.base import Score, with_floor
+from stars_engine.types import RewardInput
+
+
+class FunctionRewardModel:
+    """Calls `f(prompt, completion)` for each completion, or once with lists if `batched`."""
+
+    def __init__(self, config: FunctionReward) -> None:
+        self._config = config
+        self._function = _resolve(config.function)
+        shown = config.function
+        self.name = shown if isinstance(shown, str) else getattr(shown, "__name__", repr(shown))
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
+        """See `RewardModel`."""
+        prompts = [item.prompt.text for item in inputs]
+        texts = [item.text for item in inputs]
+        if self._config.batched:
+            values = list(self._function(prompts, texts))
+            if len(values) != len(inputs):
+                raise ValueError(f"returned {len(values)} rewards for {len(inputs)} completions")
+        else:
+            values = [self._function(*pair) for pair in zip(prompts, texts, strict=True)]
+        return [with_floor(_number(value), self._config.floor) for value in values]
+
+
+def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    try:
+        found = reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ModelLoadError(
+            f"function={function!r} cannot be imported: {error}. Cure: name a callable on the "
+            "import path as 'package.module:name'"
+        ) from error
+    if not callable(found):
+        raise ModelLoadError(f"function={function!r} is {type(found).__name__}, not a callable")
+    return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes | None):
+        raise TypeError(f"a reward is a number, not {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"a reward is a number, not {type(value).__name__}") from None

@@ -1,0 +1,159 @@
+"""The frozen base of every config object and result, and how its errors read."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from stars_engine.errors import ConfigError, Problem
+
+_BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
+
+
+class Schema(BaseModel):
+    """A frozen, strict value object. Unknown fields and out-of-range values raise `ConfigError`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        # JSON has no infinities: they are written as the strings that pydantic reads back.
+        ser_json_inf_nan="strings",
+        protected_namespaces=(),
+    )
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(type(self).__name__, list(_problems(type(self), error))) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Validate like pydantic, but raise `ConfigError`."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise ConfigError(cls.__name__, list(_problems(cls, error))) from None
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """Validate like pydantic, but raise `ConfigError`."""
+        try:
+            return super().model_validate_json(json_data, **options)
+        except ValidationError as error:
+            raise ConfigError(cls.__name__, list(_problems(cls, error))) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a validated copy with some fields changed."""
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**values, **changes})
+
+    def content_hash(self) -> str:
+        """Return 12 hexadecimal digits that change whenever a field does."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]:
+    """Translate pydantic's errors: field, value, allowed range, cure."""
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in _without_tags(cls, item["loc"]))
+        nested = item.get("ctx", {}).get("error")
+        if isinstance(nested, ConfigError):
+            yield from (problem.under(field) if field else problem for problem in nested.problems)
+        else:
+            yield Problem(field, _explain(cls, item, nested))
+
+
+def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Drop the union tag that pydantic puts after the name of a field with several kinds."""
+    if len(loc) > 1 and loc[0] in cls.model_fields and not isinstance(loc[1], int):
+        return (loc[0], *loc[2:])
+    return loc
+
+
+def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    field = cls.model_fields.get(name)
+    given = item["input"]
+    match item["type"]:
+        case "extra_forbidden":
+            return _explain_unknown(cls, name)
+        case "missing":
+            return f"is required. {_describe(name, field)}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = item["ctx"].get("expected_tags", "") or _kinds(field)
+            tag = item["ctx"].get("tag")
+            said = (
+                f"unknown kind {tag!r}" if tag is not None else f"{_shorten(given)} has no `kind`"
+            )
+            return f"{said}; allowed kinds: {kinds.replace(chr(39), '')}. {_describe(name, field)}"
+        case "value_error":
+            return f"{nested}" if not name else f"{_shorten(given)} is not allowed: {nested}"
+        case _:
+            reason = _allowed(field) if field else ""
+            reason = f"allowed: {reason}" if reason else item["msg"]
+            return f"{_shorten(given)} is not allowed; {reason}. {_describe(name, field)}"
+
+
+def _explain_unknown(cls: type[BaseModel], name: str) -> str:
+    known = list(cls.model_fields)
+    close = difflib.get_close_matches(name, known, n=1)
+    cure = f"did you mean `{close[0]}`?" if close else f"known fields: {', '.join(known)}."
+    return f"unknown field; {cure}"
+
+
+def _describe(name: str, field: FieldInfo | None) -> str:
+    """Say what the field means, and give a value that works."""
+    if field is None:
+        return ""
+    about = f"{name}: {field.description}" if field.description else ""
+    example = f" For example: {name}={field.examples[0]!r}." if field.examples else ""
+    return (about + example).strip()
+
+
+def _allowed(field: FieldInfo) -> str:
+    """Return the allowed values in words, from the annotation and its bounds."""
+    bounds = [
+        f"{sign} {getattr(bound, kind.__name__.lower())}"
+        for bound in field.metadata
+        for kind, sign in _BOUND_SIGNS.items()
+        if isinstance(bound, kind)
+    ]
+    return " or ".join(_type_in_words(part, bounds) for part in _union_parts(field.annotation))
+
+
+def _union_parts(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _type_in_words(annotation: Any, bounds: list[str]) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(annotation))
+    limits = f" {' and '.join(bounds)}" if bounds else ""
+    if annotation is type(None):
+        return "None"
+    if annotation is int:
+        return f"an integer{limits}"
+    if annotation is float:
+        return f"a number{limits}"
+    return {str: "text", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", ""))
+
+
+def _kinds(field: FieldInfo | None) -> str:
+    parts = _union_parts(field.annotation) if field else ()
+    names = [part.model_fields["kind"].default for part in parts if hasattr(part, "model_fields")]
+    return ", ".join(names)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

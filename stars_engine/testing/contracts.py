@@ -1,0 +1,103 @@
+"""What every reward model and backend must do. Call these from tests of your own parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.config import SamplingParams
+from stars_engine.noise import CounterNoise
+from stars_engine.rewards.base import RewardModel, Score
+from stars_engine.types import RewardInput, RewardPrompt
+
+
+def check_reward_model(
+    reward: RewardModel,
+    inputs: Sequence[RewardInput] | None = None,
+    *,
+    tolerance: float = 1e-4,
+) -> None:
+    """Check that a reward model scores each input alike, alone, in a batch, and again.
+
+    Args:
+        reward: The model to check.
+        inputs: Completions to score; the default is a few short texts, an empty one among them.
+            Reward models that read token ids need inputs with ids.
+        tolerance: Largest difference taken for rounding.
+
+    Raises:
+        AssertionError: The contract is broken; the message says how.
+    """
+    inputs = _default_inputs() if inputs is None else list(inputs)
+    together = _values(reward, inputs)
+    _assert_close(together, _values(reward, inputs), tolerance, "a second call changes rewards")
+    alone = [_values(reward, [item])[0] for item in inputs]
+    _assert_close(together, alone, tolerance, "a reward depends on what is scored beside it")
+    backwards = _values(reward, inputs[::-1])[::-1]
+    _assert_close(together, backwards, tolerance, "a reward depends on its place in the batch")
+    assert len(reward.score([])) == 0, "no inputs must give no rewards"
+
+
+def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None = None) -> None:
+    """Check that drafting leaves no trace and does not depend on what is drafted beside it.
+
+    Args:
+        model: The language model to check.
+        prompts: Prompts of different lengths as token ids; the default is made of low ids.
+
+    Raises:
+        AssertionError: The contract is broken; the message says how.
+    """
+    prompts = [[1], [1, 2, 3, 1, 2], [2, 1, 3]] if prompts is None else prompts
+    sampling = SamplingParams(top_k=None, temperature=1.0)
+
+    def request(slot: object, index: int, attempt: int, position: int) -> DraftRequest:
+        noise = CounterNoise(seed=1, prompt_ids=prompts[index], sample_index=0)
+        uniforms = noise.token_uniforms(position=position, attempt=attempt, count=6)
+        return DraftRequest(slot, uniforms, sampling)
+
+    slots = model.prefill(prompts)
+    assert len(slots) == len(prompts), "prefill returns one slot per prompt"
+    together = model.draft(
+        [request(slot, i, attempt, 0) for i, slot in enumerate(slots) for attempt in range(3)]
+    )
+    for ids in together:
+        ends = [model.is_end(token, sampling) for token in ids]
+        assert not any(ends[:-1]), "a draft goes on after the end of text"
+        assert ends[-1] or len(ids) == 6, "a draft is short without an end of text"
+        assert all(0 <= token < model.vocab_size for token in ids), "a token id has no logit"
+    for index, slot in enumerate(slots):
+        for attempt in range(3):
+            [alone] = model.draft([request(slot, index, attempt, 0)])
+            message = "a draft depends on its batch, or an earlier one left a trace"
+            assert alone == together[3 * index + attempt], message
+    kept = [next(ids for ids in together[3 * i : 3 * i + 3]) for i in range(len(prompts))]
+    going_on = [i for i, ids in enumerate(kept) if not model.is_end(ids[-1], sampling)]
+    model.commit([(slots[i], kept[i]) for i in going_on])
+    fresh = model.prefill([[*prompts[i], *kept[i]] for i in going_on])
+    for index, slot in zip(going_on, fresh, strict=True):
+        after_commit = model.draft([request(slots[index], index, 0, 6)])
+        after_prefill = model.draft([request(slot, index, 0, 6)])
+        message = "draft, reject, redraft and commit is not the same as reading the text afresh"
+        assert after_commit == after_prefill, message
+
+
+def _values(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[float]:
+    scores = reward.score(inputs)
+    assert len(scores) == len(inputs), f"{len(scores)} rewards for {len(inputs)} inputs"
+    return [s.value if isinstance(s, Score) else float(s) for s in scores]
+
+
+def _assert_close(a: Sequence[float], b: Sequence[float], tolerance: float, message: str) -> None:
+    for x, y in zip(a, b, strict=True):
+        same = (math.isnan(x) and math.isnan(y)) or x == y or abs(x - y) <= tolerance
+        assert same, f"{message}: {x} and {y}"
+
+
+def _default_inputs() -> list[RewardInput]:
+    prompt = RewardPrompt("What a day", token_ids=(1, 2, 3))
+    texts = ["", " it was", " it was a very long and pleasant one.", " \U0001f642", " no"]
+    return [
+        RewardInput(prompt, text, tuple(1 + i % 3 for i in range(len(text) // 3))) for text in texts
+    ]

@@ -1,0 +1,124 @@
+"""A language model and a reward model small enough to enumerate."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Protocol, runtime_checkable
+
+from stars_engine.backends.base import DraftRequest
+from stars_engine.config import SamplingParams
+from stars_engine.rewards.base import Score
+from stars_engine.types import RewardInput
+
+
+@runtime_checkable
+class Choice(Protocol):
+    """A uniform that picks an outcome itself; the enumerator injects these."""
+
+    def choose(self, probs: Sequence[float]) -> int:
+        """Return the index of one outcome."""
+        ...
+
+
+@dataclass(slots=True)
+class ToySlot:
+    """A prefix of the toy model."""
+
+    token_ids: list[int] = field(default_factory=list)
+    num_prompt_tokens: int = 0
+
+
+class TabularModel:
+    """A `LanguageModel` given by a table: completion so far to next-token probabilities.
+
+    Each token is one piece of text. Sampling settings other than the stop conditions do not act.
+
+    Args:
+        pieces: Text of each token; the token `end_id` has none.
+        next_probs: Probabilities of the next token given the completion's ids.
+        end_id: The end-of-text token.
+        context_len: Tokens at most.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        next_probs: Callable[[tuple[int, ...]], Sequence[float]],
+        *,
+        end_id: int | None = None,
+        context_len: int | None = None,
+    ) -> None:
+        self.pieces = tuple(pieces)
+        self.next_probs = next_probs
+        self.end_id = end_id
+        self.context_len = context_len
+        self.vocab_size = len(pieces)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[ToySlot]:
+        """See `LanguageModel`."""
+        return [ToySlot(list(prompt), len(prompt)) for prompt in prompts]
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        """See `LanguageModel`."""
+        return [self._draft(request) for request in requests]
+
+    def commit(self, kept: Sequence[tuple[ToySlot, Sequence[int]]]) -> None:
+        """See `LanguageModel`."""
+        for slot, ids in kept:
+            slot.token_ids += ids
+
+    def is_end(self, token: int, sampling: SamplingParams) -> bool:
+        """See `LanguageModel`."""
+        return token == self.end_id or token in sampling.stop_token_ids
+
+    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
+        """See `LanguageModel`."""
+        return "".join(self.pieces[token] for token in ids if token != self.end_id), len(ids)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Encode text whose characters are tokens."""
+        return [self.pieces.index(character) for character in text]
+
+    def _draft(self, request: DraftRequest) -> list[int]:
+        slot: ToySlot = request.slot
+        completion = tuple(slot.token_ids[slot.num_prompt_tokens :])
+        drafted: list[int] = []
+        for uniform in request.uniforms:
+            probs = self.next_probs((*completion, *drafted))
+            if isinstance(uniform, Choice):
+                token = uniform.choose(probs)
+            else:
+                cdf = list(accumulate(probs))
+                token = min(bisect_right(cdf, uniform * cdf[-1]), len(cdf) - 1)
+            drafted.append(token)
+            if self.is_end(token, request.sampling):
+                break
+        return drafted
+
+
+class TableReward:
+    """A `RewardModel` given by a table of completion texts; what is not in it gets `default`.
+
+    Args:
+        rewards: Reward of each completion text.
+        default: Reward of every other text.
+        vetoed: Texts that a floor forbids.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, float],
+        default: float = 0.0,
+        vetoed: frozenset[str] = frozenset(),
+    ) -> None:
+        self._rewards, self._default, self._vetoed = rewards, default, vetoed
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
+        """See `RewardModel`."""
+        return [
+            Score(self._rewards.get(item.text, self._default), vetoed=item.text in self._vetoed)
+            for item in inputs
+        ]

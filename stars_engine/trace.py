@@ -1,0 +1,54 @@
+"""Results as records: JSON lines for machines, a transcript for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from stars_engine.types import Segment, StarsResult
+
+
+def write_jsonl(results: Iterable[StarsResult], path: str | Path, *, append: bool = False) -> None:
+    """Write one result per line; `read_jsonl` gives them back."""
+    with Path(path).open("a" if append else "w", encoding="utf-8") as file:
+        file.writelines(result.model_dump_json() + "\n" for result in results)
+
+
+def read_jsonl(path: str | Path) -> Iterator[StarsResult]:
+    """Yield the results of a file, in order."""
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                yield StarsResult.model_validate_json(line)
+
+
+def transcript(result: StarsResult) -> str:
+    """Return a readable account: every segment, what it took, and the totals."""
+    lines = [
+        f"{index:>3}  {_describe(segment)}\n     {segment.text!r}"
+        for index, segment in enumerate(result.segments)
+    ]
+    if result.abandoned_attempts:
+        rewards = ", ".join(f"{attempt.reward:.3g}" for attempt in result.abandoned_attempts)
+        lines.append(f"  -  {len(result.abandoned_attempts)} attempts abandoned, rewards {rewards}")
+    usage = result.usage
+    reward = "none" if result.reward is None else f"{result.reward:.3g}"
+    lines.append(
+        f"end  {result.finish_reason}, reward {reward}, seed {result.seed}\n"
+        f"     {usage.num_kept_tokens} tokens kept of {usage.num_drafted_tokens} drafted "
+        f"(+{usage.num_surplus_tokens} surplus), {usage.num_reward_calls} reward calls, "
+        f"acceptance {usage.acceptance_rate:.2f}, {usage.num_forced} forced, "
+        f"{usage.duration_s:.2f} s"
+    )
+    return "\n".join(lines)
+
+
+def _describe(segment: Segment) -> str:
+    if segment.reward is None or segment.threshold is None:
+        return f"{segment.verdict}, not judged"
+    rejected = [f"{a.reward:.3g}" for a in segment.attempts if a.verdict == "rejected"]
+    after = f", after rejecting {', '.join(rejected)}" if rejected else ""
+    return (
+        f"{segment.verdict}, reward {segment.reward:.3g} against {segment.threshold:.3g}, "
+        f"attempt {segment.num_attempts}{after}"
+    )

@@ -1,0 +1,1 @@
+"""How the embedded pair was made. No installed package imports this."""
