@@ -149,8 +149,15 @@ def _type_in_words(annotation: Any, bounds: list[str]) -> str:
 
 
 def _kinds(field: FieldInfo | None) -> str:
-    parts = _union_parts(field.annotation) if field else ()
-    names = [part.model_fields["kind"].default for part in parts if hasattr(part, "model_fields")]
+    """List the kinds of a tagged union, also where it is optional or annotated."""
+    parts = list(_union_parts(field.annotation)) if field else []
+    names = []
+    while parts:
+        part = parts.pop(0)
+        if typing.get_origin(part) is typing.Annotated:
+            parts += _union_parts(typing.get_args(part)[0])
+        elif hasattr(part, "model_fields"):
+            names.append(part.model_fields["kind"].default)
     return ", ".join(names)
 
 

@@ -1,0 +1,82 @@
+"""Models and helpers that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsConfig, StarsEngine
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.config import TransformersModel
+from stars_engine.noise import CounterNoise
+from stars_engine.rollout import Rollout
+from stars_engine.types import RewardPrompt
+
+SHARED = Path(os.environ.get("STARS_SHARED", Path(__file__).parents[2] / "shared"))
+
+# Small matrices: two threads only wait for each other.
+torch.set_num_threads(1)
+
+
+def shared_model(name: str) -> str:
+    """Return the directory of a real small model, or skip where there is none."""
+    path = SHARED / "models" / name
+    if not path.is_dir():
+        pytest.skip(f"{name} is not here: set STARS_SHARED to a folder with models/{name}")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def engine() -> StarsEngine:
+    """The embedded pair, loaded once."""
+    return StarsEngine().load()
+
+
+@pytest.fixture(scope="session")
+def tinystories() -> TransformersBackend:
+    return TransformersBackend(TransformersModel(name_or_path=shared_model("TinyStories-656K")))
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> TransformersBackend:
+    return TransformersBackend(TransformersModel(name_or_path=shared_model("stories260K")))
+
+
+@pytest.fixture(scope="session")
+def imdb_engine() -> StarsEngine:
+    """A shared language model with the reward model that has its tokenizer."""
+    config = StarsConfig(
+        model=shared_model("imdb-lm-656K"),
+        reward=shared_model("rm-sentiment-656K"),
+        align=AlignParams(
+            schedule={"kind": "linear", "initial": 0.0, "target": 1.0}, beta=0.3, segment_len=8
+        ),
+        sampling=SamplingParams(max_tokens=40),
+    )
+    return StarsEngine(config).load()
+
+
+def make_rollout(
+    prompt_ids: Sequence[int] = (1,),
+    *,
+    align: AlignParams | None = None,
+    sampling: SamplingParams | None = None,
+    noise: object = None,
+    seed: int = 0,
+    sample_index: int = 0,
+) -> Rollout:
+    """A rollout as the engine would make it."""
+    return Rollout(
+        prompt_ids=tuple(prompt_ids),
+        reward_prompt=RewardPrompt("", tuple(prompt_ids)),
+        sampling=sampling or SamplingParams(temperature=1.0, top_k=None),
+        align=align or AlignParams(schedule=NoSchedule()),
+        noise=noise
+        or CounterNoise(seed=seed, prompt_ids=prompt_ids, sample_index=sample_index),
+        seed=seed,
+        sample_index=sample_index,
+    )
