@@ -75,8 +75,7 @@ def make_rollout(
         reward_prompt=RewardPrompt("", tuple(prompt_ids)),
         sampling=sampling or SamplingParams(temperature=1.0, top_k=None),
         align=align or AlignParams(schedule=NoSchedule()),
-        noise=noise
-        or CounterNoise(seed=seed, prompt_ids=prompt_ids, sample_index=sample_index),
+        noise=noise or CounterNoise(seed=seed, prompt_ids=prompt_ids, sample_index=sample_index),
         seed=seed,
         sample_index=sample_index,
     )

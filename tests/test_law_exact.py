@@ -74,9 +74,7 @@ def enumerated(case: Case) -> dict[tuple[str, ...], float]:
         on_exhausted=case.on_exhausted,
         num_candidates=case.num_candidates,
     )
-    sampling = SamplingParams(
-        max_tokens=case.max_tokens, stop=(STOP,), temperature=1.0, top_k=None
-    )
+    sampling = SamplingParams(max_tokens=case.max_tokens, stop=(STOP,), temperature=1.0, top_k=None)
 
     def run(noise: TreeNoise) -> tuple[str, ...]:
         rollout = make_rollout(align=align, sampling=sampling, noise=noise)
@@ -250,9 +248,7 @@ def test_nan_rewards_and_vetoes(
     num_candidates: int,
     on_exhausted: str,
 ) -> None:
-    case = Case(
-        (0.4, 0.6), 0.5, 3, on_exhausted, num_candidates, 2, rewards=rewards, vetoed=vetoed
-    )
+    case = Case((0.4, 0.6), 0.5, 3, on_exhausted, num_candidates, 2, rewards=rewards, vetoed=vetoed)
     assert_same_law(case, closed_form)
 
 

@@ -1,0 +1,322 @@
+"""Single cases of the loop: each ending, each bound, each way a reward can fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from stars_engine import (
+    AlignmentError,
+    AlignParams,
+    ConstantSchedule,
+    LinearSchedule,
+    PerSegmentSchedule,
+    RewardError,
+    SamplingParams,
+    StarsResult,
+    StarsWarning,
+)
+from stars_engine.loop import stars
+from stars_engine.rollout import Rollout
+from stars_engine.testing import TableReward, TabularModel
+from stars_engine.testing.toy import ToySlot
+from stars_engine.types import RewardInput
+from tests.conftest import make_rollout
+
+
+class Scripted(TabularModel):
+    """Says the same tokens in every draft, unless given one script per attempt."""
+
+    def __init__(self, pieces: Sequence[str], *scripts: Sequence[int], end_id: int | None = None):
+        super().__init__(pieces, lambda _: [1.0 / len(pieces)] * len(pieces), end_id=end_id)
+        self._scripts = scripts
+        self.num_drafts = 0
+
+    def draft(self, requests: Sequence) -> list[list[int]]:
+        drafts = []
+        for request in requests:
+            slot: ToySlot = request.slot
+            done = len(slot.token_ids) - slot.num_prompt_tokens
+            script = self._scripts[min(self.num_drafts, len(self._scripts) - 1)]
+            self.num_drafts += 1
+            ids = list(script[done : done + len(request.uniforms)])
+            if self.end_id in ids:
+                ids = ids[: ids.index(self.end_id) + 1]
+            drafts.append(ids)
+        return drafts
+
+
+class Seen:
+    """Remembers what was scored."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.inputs: list[RewardInput] = []
+        self.value = value
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[float]:
+        self.inputs += inputs
+        return [self.value] * len(inputs)
+
+
+def run(rollout: Rollout, model: TabularModel, reward: object) -> StarsResult:
+    events = list(stars([rollout], model, reward))
+    result = events[-1].result
+    assert result is not None
+    assert "".join(event.text for event in events) == result.text  # nothing is taken back
+    assert "".join(segment.text for segment in result.segments) == result.text
+    return result
+
+
+def settings(segment_len: int = 2, value: float = 0.0, **more: object) -> AlignParams:
+    schedule = more.pop("schedule", ConstantSchedule(value=value))
+    return AlignParams(schedule=schedule, segment_len=segment_len, num_candidates=1, **more)
+
+
+LETTERS = ["a", "b", "\n", "c", "<end>"]
+ALWAYS = {"temperature": 1.0, "top_k": None}
+
+
+def test_stop_string_over_a_segment_border_is_never_emitted() -> None:
+    model = Scripted(LETTERS, [0, 2, 2, 1, 0, 0])  # a \n | \n b | a a
+    reward = Seen()
+    sampling = SamplingParams(max_tokens=6, stop=["\n\n"], **ALWAYS)
+    rollout = make_rollout(align=settings(), sampling=sampling)
+    events = list(stars([rollout], model, reward))
+    assert [event.text for event in events] == ["a", ""]
+    result = events[-1].result
+    assert (result.text, result.finish_reason) == ("a", "stop")
+    assert result.token_ids == (0, 2, 2)  # up to what completed the stop string
+    assert [item.text for item in reward.inputs] == ["a\n", "a"]
+    assert reward.inputs[-1].token_ids == (0,)
+
+
+def test_half_a_stop_string_is_emitted_when_it_is_not_one() -> None:
+    model = Scripted(LETTERS, [0, 2, 1, 0])
+    sampling = SamplingParams(max_tokens=4, stop="\n\n", **ALWAYS)
+    result = run(make_rollout(align=settings(), sampling=sampling), model, Seen())
+    assert (result.text, result.finish_reason) == ("a\nba", "length")
+    assert [segment.text for segment in result.segments] == ["a", "\nba"]
+
+
+def test_max_tokens_not_a_multiple_of_segment_len() -> None:
+    model = Scripted(LETTERS, [0] * 7)
+    result = run(
+        make_rollout(align=settings(3), sampling=SamplingParams(max_tokens=7, **ALWAYS)),
+        model,
+        Seen(),
+    )
+    assert [len(segment.token_ids) for segment in result.segments] == [3, 3, 1]
+    assert (result.finish_reason, result.usage.num_kept_tokens) == ("length", 7)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "expected"), [("schedule", 0.25), ("target", 1.0), (0.625, 0.625)]
+)
+def test_terminal_rules_for_an_end_of_text(terminal: object, expected: float) -> None:
+    model = Scripted(LETTERS, [0, 4], end_id=4)
+    schedule = LinearSchedule(initial=0.0, target=1.0, ramp_tokens=8)
+    align = settings(4, schedule=schedule, terminal=terminal, max_attempts=1)
+    reward = Seen(5.0)
+    sampling = SamplingParams(max_tokens=8, **ALWAYS)
+    result = run(make_rollout(align=align, sampling=sampling), model, reward)
+    assert (result.text, result.finish_reason, result.token_ids) == ("a", "stop", (0, 4))
+    assert result.segments[0].threshold == expected
+    assert reward.inputs[0].finished
+    assert reward.inputs[0].token_ids == (0,)  # end of text is no part of the answer
+
+
+def test_terminal_holds_for_the_token_limit_too() -> None:
+    schedule = PerSegmentSchedule(values=[0.0, 0.5, 2.0])
+    align = settings(2, schedule=schedule, terminal="target")
+    sampling = SamplingParams(max_tokens=4, **ALWAYS)
+    result = run(make_rollout(align=align, sampling=sampling), Scripted(LETTERS, [0] * 4), Seen(9))
+    assert [segment.threshold for segment in result.segments] == [0.0, 2.0]
+
+
+# --- when attempts run out ---
+
+SCRIPTS = ([0, 0], [1, 1], [3, 3])  # rewards -3, -1, -2
+LOW = TableReward({"aa": -3.0, "bb": -1.0, "cc": -2.0})
+
+
+def exhausted(on_exhausted: str, reward: object = LOW, **more: object) -> Rollout:
+    align = settings(2, max_attempts=3, on_exhausted=on_exhausted, **more)
+    rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=2, **ALWAYS))
+    for _ in stars([rollout], Scripted(LETTERS, *SCRIPTS), reward):
+        pass
+    return rollout
+
+
+@pytest.mark.parametrize(("rule", "text"), [("best", "bb"), ("last", "cc")])
+def test_forced_segments_are_flagged(rule: str, text: str) -> None:
+    result = exhausted(rule).result()
+    assert result.text == text
+    [segment] = result.segments
+    assert segment.forced
+    assert [a.verdict for a in segment.attempts].count("forced") == 1
+    assert (result.usage.num_forced, result.usage.num_attempts) == (1, 3)
+    assert result.usage.num_accepted == 0
+
+
+def test_best_takes_the_first_of_equals() -> None:
+    equal = TableReward({}, default=-1.0)
+    assert exhausted("best", equal).result().text == "aa"
+
+
+def test_stop_ends_before_the_segment() -> None:
+    result = exhausted("stop").result()
+    assert (result.text, result.finish_reason, result.segments) == ("", "rejected", ())
+    assert [attempt.reward for attempt in result.abandoned_attempts] == [-3, -1, -2]
+
+
+def test_fallback_appends_its_text() -> None:
+    result = exhausted("fallback", fallback_text="No.").result()
+    assert (result.text, result.finish_reason, result.reward) == ("No.", "fallback", None)
+    assert result.segments[0].verdict == "fallback"
+
+
+def test_raise_carries_the_partial_result() -> None:
+    rollout = exhausted("raise")
+    assert isinstance(rollout.error, AlignmentError)
+    assert rollout.error.result == rollout.result()
+    assert rollout.error.result.finish_reason == "rejected"
+
+
+# --- rewards that fail ---
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_rewards_reject_and_are_never_forced(bad: float) -> None:
+    reward = TableReward({"aa": bad, "bb": bad, "cc": -5.0})
+    for rule in ("best", "last"):
+        result = exhausted(rule, reward).result()
+        assert (result.text, result.usage.num_ineligible) == ("cc", 2)
+
+
+@pytest.mark.parametrize("rule", ["best", "last"])
+def test_all_vetoed_ends_as_stop_does(rule: str) -> None:
+    reward = TableReward({}, default=1.0, vetoed=frozenset({"aa", "bb", "cc"}))
+    result = exhausted(rule, reward).result()
+    assert (result.text, result.finish_reason, result.usage.num_ineligible) == ("", "rejected", 3)
+
+
+def test_a_reward_that_raises_ends_its_request_alone() -> None:
+    class Raising(Seen):
+        def score(self, inputs: Sequence[RewardInput]) -> list[float]:
+            if any(item.text == "aab" for item in inputs):
+                raise ZeroDivisionError("by b")
+            return [1.0] * len(inputs)
+
+    sampling = SamplingParams(max_tokens=4, **ALWAYS)
+    model = TabularModel(
+        LETTERS, lambda ids: [0, 0, 0, 1.0, 0] if len(ids) else [0.5, 0, 0, 0.5, 0]
+    )
+    rollouts = [
+        make_rollout(align=settings(1), sampling=sampling, sample_index=i) for i in range(8)
+    ]
+    failing = TabularModel(
+        LETTERS, lambda ids: [0, 1.0, 0, 0, 0] if len(ids) == 2 else [1.0, 0, 0, 0, 0]
+    )
+    bad = make_rollout(align=settings(1), sampling=sampling)
+    for _ in stars([bad], failing, Raising()):
+        pass
+    assert isinstance(bad.error, RewardError)
+    assert isinstance(bad.error.__cause__, ZeroDivisionError)
+    assert "Raising" in str(bad.error)
+    assert bad.error.result.text == "aa"  # what was accepted is not lost
+    assert bad.error.result.finish_reason == "error"
+    for _ in stars(rollouts, model, Raising()):
+        pass
+    assert all(rollout.error is None for rollout in rollouts)
+
+
+def test_one_batch_one_bad_apple() -> None:
+    class Picky(Seen):
+        def score(self, inputs: Sequence[RewardInput]) -> list[float]:
+            if any(item.text.startswith("a") for item in inputs):
+                raise ValueError("no a")
+            return [1.0] * len(inputs)
+
+    model = TabularModel(LETTERS, lambda ids: [0.5, 0, 0, 0.5, 0])
+    sampling = SamplingParams(max_tokens=1, **ALWAYS)
+    rollouts = [
+        make_rollout(align=settings(1), sampling=sampling, sample_index=i) for i in range(12)
+    ]
+    for _ in stars(rollouts, model, Picky()):
+        pass
+    failed = [rollout.error is not None for rollout in rollouts]
+    assert 0 < sum(failed) < 12
+    assert [r.text for r in rollouts if r.error is None] == ["c"] * (12 - sum(failed))
+
+
+def test_an_error_behind_the_accepted_candidate_is_not_seen() -> None:
+    class SecondFails(Seen):
+        def score(self, inputs: Sequence[RewardInput]) -> list[float]:
+            if len(inputs) > 1 or inputs[0].text == "bb":
+                raise ValueError("b")
+            return [1.0]
+
+    align = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=2, num_candidates=2)
+    rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=2, **ALWAYS))
+    result = run(rollout, Scripted(LETTERS, [0, 0], [1, 1]), SecondFails())
+    assert (result.text, result.usage.num_attempts) == ("aa", 1)
+    assert (result.usage.num_surplus_tokens, result.usage.num_surplus_rewards) == (2, 1)
+
+
+# --- bounds ---
+
+
+def test_temperature_0_draws_once_and_warns() -> None:
+    align = settings(2, value=1.0, max_attempts=5)
+    rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=2, temperature=0))
+    model = Scripted(LETTERS, [0, 0])
+    with pytest.warns(StarsWarning, match="temperature is 0"):
+        result = run(rollout, model, Seen(-1.0))
+    assert (model.num_drafts, result.segments[0].verdict) == (1, "forced")
+
+
+@pytest.mark.parametrize("m", [1, 2, 8])
+@pytest.mark.parametrize(("budget", "kept", "attempts"), [(1, 0, 0), (7, 2, 3), (8, 2, 4)])
+def test_the_token_budget_is_never_exceeded(m: int, budget: int, kept: int, attempts: int) -> None:
+    # Segment 0 is accepted at once, segment 1 never.
+    align = settings(
+        2, schedule=PerSegmentSchedule(values=[-9, 9]), max_drafted_tokens=budget
+    ).replace(num_candidates=m)
+    rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=4, **ALWAYS))
+    result = run(rollout, Scripted(LETTERS, [0] * 4), Seen())
+    assert result.finish_reason == "budget"
+    assert (result.usage.num_kept_tokens, result.usage.num_attempts) == (kept, attempts)
+    assert result.usage.num_drafted_tokens <= budget
+    assert len(result.abandoned_attempts) == max(0, attempts - 1)
+
+
+def test_a_deadline_ends_with_what_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("stars_engine.rollout.time.monotonic", lambda: next(clock))
+    align = settings(2, deadline_s=1.5)
+    rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=90, **ALWAYS))
+    rollout.started_s = 0.0
+    result = run(rollout, Scripted(LETTERS, [0] * 90), Seen())
+    assert result.finish_reason == "deadline"
+    assert result.text == "aaaa"
+
+
+def test_rejected_text_is_recorded_only_when_asked_for() -> None:
+    assert {a.text for a in exhausted("best").result().segments[0].attempts} == {None}
+    attempts = exhausted("best", keep_rejected_text=True).result().segments[0].attempts
+    assert [attempt.text for attempt in attempts] == ["aa", "bb", "cc"]
+
+
+def test_prompt_reward_starts_the_ramp_and_must_be_finite() -> None:
+    align = settings(2, schedule=LinearSchedule(target=2.0, initial_weight=0.25))
+    sampling = SamplingParams(max_tokens=4, **ALWAYS)
+    reward = TableReward({"": -2.0}, default=9.0)
+    result = run(make_rollout(align=align, sampling=sampling), Scripted(LETTERS, [0] * 4), reward)
+    # r0 = 0.75 * -2 + 0.25 * 2 = -1
+    assert [segment.threshold for segment in result.segments] == [0.5, 2.0]
+    rollout = make_rollout(align=align, sampling=sampling)
+    for _ in stars([rollout], Scripted(LETTERS, [0] * 4), TableReward({"": math.nan})):
+        pass
+    assert "initial=" in str(rollout.error)
