@@ -93,10 +93,9 @@ def penalize(
 ) -> torch.Tensor:
     """Repetition counts prompt and completion; presence and frequency the completion only."""
     in_completion = counts > 0
-    factor = torch.where(
-        logits > 0, 1 / sampling.repetition_penalty, float(sampling.repetition_penalty)
-    )
-    logits = torch.where(in_completion | in_prompt, logits * factor, logits)
+    penalty = sampling.repetition_penalty
+    repeated = torch.where(logits > 0, logits / penalty, logits * penalty)
+    logits = torch.where(in_completion | in_prompt, repeated, logits)
     logits = logits - sampling.frequency_penalty * counts.to(logits.dtype)
     return logits - sampling.presence_penalty * in_completion.to(logits.dtype)
 

@@ -1,0 +1,294 @@
+"""Reward models against plain forwards on the full text."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from stars_engine import (
+    AlignParams,
+    ClassifierReward,
+    FunctionReward,
+    ModelLoadError,
+    RewardError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsWarning,
+)
+from stars_engine.rewards.base import score_each
+from stars_engine.rewards.classifier import ClassifierRewardModel
+from stars_engine.rewards.function import FunctionRewardModel
+from stars_engine.testing import check_reward_model
+from stars_engine.types import Chat, RewardInput, RewardPrompt
+from tests.conftest import shared_model
+
+PROMPTS = ["This movie", "I saw", "The best thing about this film is that it"]
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A foreign tokenizer, with [CLS] and [SEP] around a text."""
+    words = "this movie is good bad the a i saw it was and of film not very great".split()
+    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def bert(num_labels: int = 1) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=24,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        num_labels=num_labels,
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def inputs_of(engine: StarsEngine, num_tokens: int = 24) -> list[RewardInput]:
+    """Every prefix of real completions, ids and all."""
+    items = []
+    for prompt in PROMPTS:
+        [result] = engine.vanilla(prompt, sampling=SamplingParams(seed=3, max_tokens=num_tokens))
+        codec = engine.model.codec
+        ids = codec.encode_prompt(prompt)
+        shown = RewardPrompt(prompt, tuple(ids))
+        for size in range(0, len(result.token_ids), 5):
+            text, used = codec.completion_text(ids, result.token_ids[:size])
+            items.append(RewardInput(shown, text, result.token_ids[:used]))
+    return items
+
+
+def test_shared_tokenizer_is_fed_the_very_ids(imdb_engine: StarsEngine) -> None:
+    """Decoding and encoding again would change ids; the rewards would follow."""
+    directory = shared_model("rm-sentiment-656K")
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    reward = imdb_engine.reward
+    assert reward.reads_ids
+    items = inputs_of(imdb_engine)
+    check_reward_model(reward, items)
+    reencoded = 0
+    for item, score in zip(items, reward.score(items), strict=True):
+        ids = [*item.prompt.token_ids, *item.token_ids]
+        with torch.inference_mode():
+            plain = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
+        assert score.value == pytest.approx(plain, abs=1e-4)
+        assert score.num_tokens == len(ids)
+        reencoded += tokenizer(item.prompt.text + item.text)["input_ids"] != ids
+    assert reencoded > 0
+
+
+def test_candidate_rewards_equal_plain_forwards(engine: StarsEngine) -> None:
+    """Rewards in a result are those of the whole text, at every kept segment."""
+    directory = Path(__file__).parents[1] / "stars_engine" / "embedded" / "reward"
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    [result] = engine.generate("This movie", sampling=SamplingParams(seed=2))
+    ids = engine.model.codec.encode_prompt("This movie")
+    for segment in result.segments:
+        ids += [token for token in segment.token_ids if token not in engine.model.end_ids]
+        with torch.inference_mode():
+            plain = model.eval()(input_ids=torch.tensor([ids])).logits[0, 0].item()
+        assert segment.reward == pytest.approx(plain, abs=1e-4)
+    assert result.reward == result.segments[-1].reward
+
+
+def test_encoder_with_its_own_tokenizer(word_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = bert()
+    reward = ClassifierRewardModel(
+        ClassifierReward(model=model, tokenizer=word_tokenizer, batch_size=3), "another"
+    )
+    assert not reward.reads_ids
+    prompt = RewardPrompt("this movie")
+    texts = ["", " is good", " is not very good and it was bad", " was", " [SEP] good"]
+    items = [RewardInput(prompt, text, ()) for text in texts]
+    check_reward_model(reward, items)
+    for item, score in zip(items[:4], reward.score(items), strict=False):
+        encoded = word_tokenizer(item.prompt.text + item.text, return_tensors="pt")
+        encoded.pop("token_type_ids", None)
+        plain = model(**encoded).logits[0, 0].item()
+        assert score.value == pytest.approx(plain, abs=1e-4)
+
+
+def test_several_labels_need_a_choice(word_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = bert(num_labels=3)
+    model.config.id2label = {0: "neg", 1: "neutral", 2: "pos"}
+    live = {"model": model, "tokenizer": word_tokenizer}
+    with pytest.raises(ModelLoadError, match=r"3 labels: 0 \(neg\).*label="):
+        ClassifierRewardModel(ClassifierReward(**live))
+    with pytest.raises(ModelLoadError, match="happy"):
+        ClassifierRewardModel(ClassifierReward(**live, label="happy"))
+    item = [RewardInput(RewardPrompt("this movie"), " is good", ())]
+    by_name = ClassifierRewardModel(ClassifierReward(**live, label="pos")).score(item)
+    by_index = ClassifierRewardModel(ClassifierReward(**live, label=2)).score(item)
+    other = ClassifierRewardModel(ClassifierReward(**live, label=0)).score(item)
+    assert by_name == by_index != other
+
+
+def test_padding_id_inside_a_text_is_no_padding(engine: StarsEngine) -> None:
+    """transformers looks for the last token that is not the pad id; we choose the index."""
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=4096, n_embd=16, n_layer=1, n_head=2, num_labels=1, pad_token_id=2)
+    ).eval()
+    tokenizer = engine.model.codec.tokenizer
+    fingerprint = engine.model.codec.fingerprint()
+    reward = ClassifierRewardModel(ClassifierReward(model=model, tokenizer=tokenizer), fingerprint)
+    prompt = RewardPrompt("", (1, 7))
+    items = [RewardInput(prompt, "", ids) for ids in [(5, 2), (5,), (9, 8, 7, 6, 2)]]
+    check_reward_model(reward, items)
+    with torch.inference_mode():
+        hidden = model.transformer(input_ids=torch.tensor([[1, 7, 5, 2]])).last_hidden_state
+        plain = model.score(hidden[0, -1]).item()
+    assert reward.score(items)[0].value == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_long_prompt_is_cut_from_the_left(word_tokenizer: PreTrainedTokenizerFast) -> None:
+    reward = ClassifierRewardModel(ClassifierReward(model=bert(), tokenizer=word_tokenizer))
+    long = RewardInput(RewardPrompt("movie " * 100), " is good", ())
+    with pytest.warns(StarsWarning, match="64 tokens at most"):
+        [score] = reward.score([long])
+    assert score.num_tokens == 64
+    assert math.isfinite(score.value)
+
+
+def test_reading_ids_of_another_tokenizer_is_refused(
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    config = ClassifierReward(model=bert(), tokenizer=word_tokenizer, read="ids")
+    with pytest.raises(ModelLoadError, match="another tokenizer"):
+        ClassifierRewardModel(config, "someone else's")
+
+
+# --- callables ---
+
+
+def politeness(prompt: str, completion: str) -> float:
+    return float(completion.count("please"))
+
+
+def politeness_of_all(prompts: list[str], completions: list[str]) -> list[float]:
+    return [politeness(*pair) for pair in zip(prompts, completions, strict=True)]
+
+
+ITEMS = [RewardInput(RewardPrompt("Say"), text, ()) for text in ("", " please", " please please")]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FunctionReward(function=politeness),
+        FunctionReward(function="tests.test_rewards:politeness"),
+        FunctionReward(function=politeness_of_all, batched=True),
+    ],
+)
+def test_callables(config: FunctionReward) -> None:
+    reward = FunctionRewardModel(config)
+    check_reward_model(reward, ITEMS)
+    assert [score.value for score in reward.score(ITEMS)] == [0, 1, 2]
+
+
+def test_a_floor_vetoes() -> None:
+    reward = FunctionRewardModel(FunctionReward(function=politeness, floor=1.0))
+    assert [score.vetoed for score in reward.score(ITEMS)] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_name", "math:pi"])
+def test_callables_that_are_not_there(name: str) -> None:
+    with pytest.raises(ModelLoadError, match=name):
+        FunctionRewardModel(FunctionReward(function=name))
+
+
+@pytest.mark.parametrize("value", [None, "high", [1.0, 2.0], {}])
+def test_what_is_no_number_is_an_error(value: object) -> None:
+    reward = FunctionRewardModel(FunctionReward(function=lambda _p, _c: value))
+    outcomes = score_each(reward, ITEMS)
+    assert all(isinstance(outcome, RewardError) for outcome in outcomes)
+    assert "a reward is a number" in str(outcomes[0])
+
+
+def test_a_batched_callable_of_the_wrong_length_is_an_error() -> None:
+    reward = FunctionRewardModel(FunctionReward(function=lambda _p, _c: [1.0, 2.0], batched=True))
+    assert all(isinstance(outcome, RewardError) for outcome in score_each(reward, ITEMS))
+
+
+# --- through the engine ---
+
+
+def test_the_reward_sees_its_own_prompt(engine: StarsEngine) -> None:
+    seen = []
+
+    def spy(prompt: str, completion: str) -> float:
+        seen.append(prompt)
+        return 1.0
+
+    config = StarsConfig(
+        model="stars:embedded-lm",
+        reward=spy,
+        align=AlignParams(schedule={"kind": "constant", "value": 0.0}),
+        sampling=SamplingParams(max_tokens=8),
+    )
+    mine = StarsEngine(config, model=engine.model)
+    mine.generate("A long document. A question?", reward_prompt="A question?")
+    assert set(seen) == {"A question?"}
+    seen.clear()
+    chat = Chat([{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
+    mine.generate(["a", "b"], reward_prompt=[None, chat])
+    assert set(seen) == {"a", "User: one\n\nAssistant: two"}
+    with pytest.raises(ValueError, match="1 reward prompts for 2 prompts"):
+        mine.generate(["a", "b"], reward_prompt=["x"])
+
+
+def test_one_failing_request_among_others(engine: StarsEngine) -> None:
+    def fussy(prompt: str, completion: str) -> float:
+        if prompt == "bad":
+            raise ValueError("not this one")
+        return 1.0
+
+    config = StarsConfig(
+        model="stars:embedded-lm",
+        reward=fussy,
+        align=AlignParams(schedule={"kind": "constant", "value": 0.0}),
+        sampling=SamplingParams(max_tokens=8, seed=1),
+    )
+    mine = StarsEngine(config, model=engine.model)
+    good, bad, other = mine.generate(["good", "bad", "other"], return_exceptions=True)
+    assert good.text
+    assert other.text
+    assert isinstance(bad, RewardError)
+    assert bad.result.prompt_index == 1
+    with pytest.raises(RewardError, match="fussy") as caught:
+        mine.generate(["good", "bad"])
+    assert any("return_exceptions" in note for note in caught.value.__notes__)
+    events = []
+    with pytest.raises(RewardError):
+        for event in mine.stream(["good", "bad"]):
+            events.append(event)  # noqa: PERF402 - what came before the error counts
+    assert "".join(e.text for e in events if e.prompt_index == 0) == good.text
