@@ -246,6 +246,16 @@ class StarsEngine:
         reward_prompt: RewardPrompts,
     ) -> list[Rollout | StarsError]:
         """Turn prompts into rollouts, or into the error that each would meet."""
+        with self._lock:  # tokenizers are not made for several threads
+            return self._prepare_all(prompts, sampling, align, reward_prompt)
+
+    def _prepare_all(
+        self,
+        prompts: Prompts,
+        sampling: SamplingParams | None,
+        align: AlignParams | None,
+        reward_prompt: RewardPrompts,
+    ) -> list[Rollout | StarsError]:
         sampling = self.config.sampling if sampling is None else sampling
         align = self.config.align_or_embedded(align)
         prompt_list = as_prompt_list(prompts)

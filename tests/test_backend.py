@@ -262,7 +262,7 @@ def test_an_empty_prompt_begins_a_text(engine: StarsEngine) -> None:
 
 def test_context_overflow_is_raised_before_any_work_or_clamped(engine: StarsEngine) -> None:
     long = TokenIds([5] * 500)
-    with pytest.raises(ContextOverflowError, match="500 tokens.*512.*at most 12"):
+    with pytest.raises(ContextOverflowError, match=r"500 tokens.*512.*at most 12"):
         engine.generate(long)
     [result] = engine.generate(long, sampling=SamplingParams(seed=1, on_overflow="clamp"))
     assert len(result.token_ids) <= 12
@@ -278,7 +278,7 @@ def test_context_overflow_is_raised_before_any_work_or_clamped(engine: StarsEngi
 def test_ids_outside_the_vocabulary(engine: StarsEngine) -> None:
     with pytest.raises(PromptError, match="4096"):
         engine.generate(TokenIds([4096]))
-    with pytest.raises(ConfigError, match="logit_bias.*9999"):
+    with pytest.raises(ConfigError, match=r"logit_bias.*9999"):
         engine.generate("a", sampling=SamplingParams(logit_bias={9999: 1.0}))
 
 
@@ -295,7 +295,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) ->
     model.config.save_pretrained(pickled)
     engine.model.codec.tokenizer.save_pretrained(pickled)
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
-    with pytest.raises(ModelLoadError, match="pickled.*save_pretrained"):
+    with pytest.raises(ModelLoadError, match=r"pickled.*save_pretrained"):
         TransformersBackend(TransformersModel(name_or_path=str(pickled)))
     with pytest.raises(ModelLoadError, match="CUDA devices"):
         TransformersBackend(TransformersModel(name_or_path="stars:embedded-lm", device="cuda:7"))

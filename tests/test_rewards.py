@@ -42,7 +42,25 @@ PROMPTS = ["This movie", "I saw", "The best thing about this film is that it"]
 @pytest.fixture(scope="module")
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """A foreign tokenizer, with [CLS] and [SEP] around a text."""
-    words = "this movie is good bad the a i saw it was and of film not very great".split()
+    words = [
+        "this",
+        "movie",
+        "is",
+        "good",
+        "bad",
+        "the",
+        "a",
+        "i",
+        "saw",
+        "it",
+        "was",
+        "and",
+        "of",
+        "film",
+        "not",
+        "very",
+        "great",
+    ]
     vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -289,6 +307,5 @@ def test_one_failing_request_among_others(engine: StarsEngine) -> None:
     assert any("return_exceptions" in note for note in caught.value.__notes__)
     events = []
     with pytest.raises(RewardError):
-        for event in mine.stream(["good", "bad"]):
-            events.append(event)  # noqa: PERF402 - what came before the error counts
+        events.extend(event for event in mine.stream(["good", "bad"]))
     assert "".join(e.text for e in events if e.prompt_index == 0) == good.text

@@ -1,0 +1,150 @@
+"""The engine: streams, threads, live objects, closing; and the records it leaves."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stars_engine import (
+    AlignmentError,
+    AlignParams,
+    ConfigError,
+    ConstantSchedule,
+    EngineClosedError,
+    NoSchedule,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsResult,
+    TransformersModel,
+)
+from stars_engine.trace import read_jsonl, transcript, write_jsonl
+
+SHORT = SamplingParams(seed=3, max_tokens=32)
+
+
+def test_the_embedded_pair_turns_warm(engine: StarsEngine) -> None:
+    prompts = ["This movie", "The acting", "I saw this film and", "My friend said that"]
+    sampling = SamplingParams(seed=11, n=4, max_tokens=96)
+    plain = engine.vanilla(prompts, sampling=sampling)
+    aligned = engine.generate(prompts, sampling=sampling)
+    mean = [sum(r.reward for r in arm) / len(arm) for arm in (plain, aligned)]
+    assert mean[1] > mean[0] + 1.0
+    assert all(math.isfinite(r.reward) for r in aligned)
+
+
+def test_a_stream_adds_up_to_the_result(engine: StarsEngine) -> None:
+    prompts = ["This movie", "The acting"]
+    events = list(engine.stream(prompts, sampling=SHORT))
+    results = engine.generate(prompts, sampling=SHORT)
+    for index, result in enumerate(results):
+        mine = [event for event in events if event.prompt_index == index]
+        assert "".join(event.text for event in mine) == result.text
+        assert mine[-1].result.token_ids == result.token_ids
+        assert [event.result for event in mine[:-1]] == [None] * (len(mine) - 1)
+
+
+def test_a_stream_may_be_left(engine: StarsEngine) -> None:
+    stream = engine.stream("This movie", sampling=SHORT)
+    next(stream)
+    stream.close()
+    assert engine.generate("This movie", sampling=SHORT)[0].text
+
+
+def test_threads_take_turns(engine: StarsEngine) -> None:
+    prompts = [f"Film number {index}" for index in range(8)]
+    alone = [engine.generate(prompt, sampling=SHORT)[0].text for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda p: engine.generate(p, sampling=SHORT)[0].text, prompts))
+        streams = list(
+            pool.map(lambda p: "".join(e.text for e in engine.stream(p, sampling=SHORT)), prompts)
+        )
+    assert texts == alone == streams
+
+
+def test_many_more_requests_than_places(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = SamplingParams(seed=1, n=12, max_tokens=20)
+    all_at_once = engine.generate("The", sampling=sampling)
+    monkeypatch.setattr("stars_engine.loop.MAX_ACTIVE", 5)
+    few_at_a_time = engine.generate("The", sampling=sampling)
+    assert [r.text for r in few_at_a_time] == [r.text for r in all_at_once]
+
+
+def test_live_objects(engine: StarsEngine) -> None:
+    loaded = engine.model
+    config = StarsConfig(
+        model=TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer),
+        reward=lambda prompt, completion: float(len(completion)),
+        align=AlignParams(schedule=ConstantSchedule(value=0.0)),
+    )
+    [result] = StarsEngine(config).generate("This movie", sampling=SHORT)
+    assert result.reward == len(result.text)
+
+
+def test_parts_of_ones_own_need_thresholds_of_their_own(engine: StarsEngine) -> None:
+    with pytest.raises(ConfigError, match=r"config\.align"):
+        StarsEngine(model=engine.model)
+
+
+def test_a_closed_engine_says_so() -> None:
+    with StarsEngine() as mine:
+        pass
+    with pytest.raises(EngineClosedError, match="new StarsEngine"):
+        mine.generate("a")
+
+
+def test_no_prompts_no_results(engine: StarsEngine) -> None:
+    assert engine.generate([]) == []
+    assert list(engine.stream([])) == []
+    with pytest.raises(ValueError, match="n=0"):
+        engine.best_of_n("a", 0)
+
+
+def test_raise_reaches_the_caller_with_what_was_accepted(engine: StarsEngine) -> None:
+    schedule = {"kind": "per_segment", "values": [-math.inf, math.inf]}
+    align = AlignParams(schedule=schedule, segment_len=8, max_attempts=2, on_exhausted="raise")
+    with pytest.raises(AlignmentError, match="2 attempts") as caught:
+        engine.generate("This movie", sampling=SHORT, align=align)
+    assert len(caught.value.result.token_ids) == 8
+
+
+# --- records ---
+
+
+def test_results_survive_json(engine: StarsEngine, tmp_path: Path) -> None:
+    align = AlignParams(schedule=NoSchedule(), keep_rejected_text=True)  # thresholds of -inf
+    results = engine.generate(["This movie", "A"], sampling=SHORT, align=align)
+    results += engine.generate("B", sampling=SHORT)
+    path = tmp_path / "trace.jsonl"
+    write_jsonl(results[:2], path)
+    write_jsonl(results[2:], path, append=True)
+    assert list(read_jsonl(path)) == results
+    assert StarsResult.model_validate_json(results[0].model_dump_json()) == results[0]
+    assert results[0].segments[0].threshold == -math.inf
+
+
+def test_nan_survives_json(engine: StarsEngine) -> None:
+    [best] = engine.best_of_n("A", 2, sampling=SHORT)
+    again = StarsResult.model_validate_json(best.model_dump_json())
+    assert math.isnan(again.segments[0].attempts[0].threshold)
+    assert again.model_dump_json() == best.model_dump_json()
+
+
+def test_the_transcript_tells_the_story(engine: StarsEngine) -> None:
+    [result] = engine.generate("This movie", sampling=SamplingParams(seed=2))
+    text = transcript(result)
+    for segment in result.segments:
+        assert repr(segment.text) in text
+        assert f"attempt {segment.num_attempts}" in text
+    assert "rejecting" in text
+    assert f"{result.usage.num_kept_tokens} tokens kept" in text
+    align = AlignParams(schedule=ConstantSchedule(value=99), max_attempts=2, on_exhausted="stop")
+    [stopped] = engine.generate("This movie", sampling=SHORT, align=align)
+    assert "2 attempts abandoned" in transcript(stopped)
+    [plain] = engine.vanilla("This movie", sampling=SHORT)
+    assert "not judged" in transcript(plain)
