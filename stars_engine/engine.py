@@ -42,6 +42,10 @@ class PromptedModel(LanguageModel, Protocol):
         """Its tokenizer."""
         ...
 
+    def default_sampling(self) -> SamplingParams:
+        """Sampling settings the model came with."""
+        ...
+
 
 class StarsEngine:
     """Aligns text while it is generated.
@@ -202,6 +206,13 @@ class StarsEngine:
             return self._model
 
     @property
+    def sampling(self) -> SamplingParams:
+        """Sampling where a call gives none: the config's, or the model's own."""
+        if self.config.sampling == "model":
+            return self.model.default_sampling()
+        return self.config.sampling
+
+    @property
     def reward(self) -> RewardModel:
         """The reward model, loaded on first use."""
         with self._lock:
@@ -256,7 +267,7 @@ class StarsEngine:
         align: AlignParams | None,
         reward_prompt: RewardPrompts,
     ) -> list[Rollout | StarsError]:
-        sampling = self.config.sampling if sampling is None else sampling
+        sampling = self.sampling if sampling is None else sampling
         align = self.config.align_or_embedded(align)
         prompt_list = as_prompt_list(prompts)
         reward_prompts = _one_each(reward_prompt, len(prompt_list))

@@ -21,6 +21,7 @@ from stars_engine import (
     StarsResult,
     TransformersModel,
 )
+from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.trace import read_jsonl, transcript, write_jsonl
 
 SHORT = SamplingParams(seed=3, max_tokens=32)
@@ -148,3 +149,18 @@ def test_the_transcript_tells_the_story(engine: StarsEngine) -> None:
     assert "2 attempts abandoned" in transcript(stopped)
     [plain] = engine.vanilla("This movie", sampling=SHORT)
     assert "not judged" in transcript(plain)
+
+
+def test_sampling_of_the_model_itself(stories260k: TransformersBackend) -> None:
+    config = StarsConfig(
+        model="a/name",
+        reward=lambda prompt, completion: 1.0,
+        align=AlignParams(schedule=NoSchedule()),
+        sampling="model",
+    )
+    mine = StarsEngine(config, model=stories260k)
+    own = stories260k.model.generation_config
+    assert (own.temperature, own.top_p) == (1.0, 0.9)
+    assert (mine.sampling.temperature, mine.sampling.top_p) == (1.0, 0.9)
+    assert mine.sampling.max_tokens == SamplingParams().max_tokens  # left open by the checkpoint
+    assert mine.generate("Once")[0].text

@@ -101,6 +101,20 @@ class TransformersBackend:
         """See `Codec.encode_continuation`."""
         return self.codec.encode_continuation(text)
 
+    def default_sampling(self) -> SamplingParams:
+        """Return what the checkpoint's generation config sets; ours for what it leaves open."""
+        given = {}
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self.model.generation_config, name, None)
+            if value is not None:
+                given[name] = value
+        if given.get("top_k") == 0:  # how transformers says: keep all
+            given["top_k"] = None
+        limit = getattr(self.model.generation_config, "max_new_tokens", None)
+        if limit is not None:
+            given["max_tokens"] = limit
+        return SamplingParams(**given)
+
     # --- choosing a decoder ---
 
     def _choose_decoder(self) -> tuple[Decoder, str]:

@@ -185,6 +185,10 @@ def _read_config(
         is_callable = ":" in reward and not reward.startswith("stars:")
         changes["reward"] = {"kind": "function", "function": reward} if is_callable else reward
     if sampling:
+        if base.sampling == "model":
+            raise typer.BadParameter(
+                f"{path} says sampling: model; write the settings there, or leave the options out"
+            )
         changes["sampling"] = base.sampling.replace(**sampling)
     if align:
         # The embedded pair's thresholds mean nothing to other models.

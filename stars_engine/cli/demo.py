@@ -62,7 +62,7 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
 
 def show_prompt(console: Console, engine: StarsEngine, prompt: str) -> None:
     """Print one plain answer, and one aligned answer segment by segment as it comes."""
-    sampling = engine.config.sampling.replace(n=1)
+    sampling = engine.sampling.replace(n=1)
     align = engine.config.align.replace(keep_rejected_text=True)
     [plain] = engine.vanilla(prompt, sampling=sampling)
     text = Text.assemble((prompt, "bold"), plain.text)

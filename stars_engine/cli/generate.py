@@ -52,8 +52,9 @@ def run_generate(
         write_jsonl([], trace)  # fails now if it cannot be written
     engine = StarsEngine(config)
     events = engine.stream(list(prompts))
-    streaming = len(prompts) == 1 and config.sampling.n == 1 and not as_json
-    for result in _shown_as_text(events) if streaming else _with_progress(events, prompts, config):
+    n = engine.sampling.n
+    streaming = len(prompts) == 1 and n == 1 and not as_json
+    for result in _shown_as_text(events) if streaming else _with_progress(events, len(prompts), n):
         if trace is not None:
             write_jsonl([result], trace, append=True)
         if as_json:
@@ -81,12 +82,12 @@ def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
 
 
 def _with_progress(
-    events: Iterator[SegmentEvent], prompts: Sequence[str], config: StarsConfig
+    events: Iterator[SegmentEvent], num_prompts: int, n: int
 ) -> Iterator[StarsResult]:
     """Yield results in the order of the prompts, showing how many have ended."""
     columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     ended: dict[tuple[int, int], StarsResult] = {}
-    order = [(p, s) for p in range(len(prompts)) for s in range(config.sampling.n)]
+    order = [(p, s) for p in range(num_prompts) for s in range(n)]
     following = iter(order)
     wanted = next(following, None)
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:

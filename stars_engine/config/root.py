@@ -44,8 +44,10 @@ class StarsConfig(Schema):
     align: AlignParams = Field(
         default_factory=embedded_align, description="how segments are judged"
     )
-    sampling: SamplingParams = Field(
-        default_factory=SamplingParams, description="how tokens are sampled"
+    sampling: SamplingParams | Literal["model"] = Field(
+        default_factory=SamplingParams,
+        description="how tokens are sampled; 'model': by the checkpoint's own generation config",
+        examples=["model"],
     )
     prompt_format: Literal["auto", "chat", "raw"] = Field(
         default="auto",
