@@ -18,6 +18,7 @@ from stars_engine.errors import (
     Problem,
     PromptError,
     StarsError,
+    needs_extra,
 )
 from stars_engine.loop import stars
 from stars_engine.noise import CounterNoise, fresh_seed
@@ -200,8 +201,8 @@ class StarsEngine:
         with self._lock:
             self._check_open()
             if self._model is None:
-                from stars_engine.backends.transformers import TransformersBackend
-
+                with needs_extra("local"):
+                    from stars_engine.backends.transformers import TransformersBackend
                 self._model = TransformersBackend(self.config.model)
             return self._model
 
@@ -236,8 +237,8 @@ class StarsEngine:
     def _load_reward(self) -> RewardModel:
         config = self.config.reward
         if isinstance(config, ClassifierReward):
-            from stars_engine.rewards.classifier import ClassifierRewardModel
-
+            with needs_extra("local"):
+                from stars_engine.rewards.classifier import ClassifierRewardModel
             return ClassifierRewardModel(config, self.model.codec.fingerprint())
         from stars_engine.rewards.function import FunctionRewardModel
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -50,6 +52,15 @@ class MissingExtraError(StarsError, ImportError):
         super().__init__(
             f"{module!r} is not installed. Cure: pip install 'stars-engine[{extra}]'", name=module
         )
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a failed import into `MissingExtraError`, which names the cure."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "a package", extra) from None
 
 
 class ModelLoadError(StarsError):

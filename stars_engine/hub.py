@@ -6,15 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
-from stars_engine.errors import MissingExtraError, ModelLoadError
-
-try:
-    import torch
-    import transformers
-except ImportError as error:
-    raise MissingExtraError(error.name or "torch", "local") from None
+from stars_engine.errors import ModelLoadError
 
 _EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

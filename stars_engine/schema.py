@@ -62,10 +62,18 @@ class Schema(BaseModel):
 
 
 def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]:
-    """Translate pydantic's errors: field, value, allowed range, cure."""
+    """Translate pydantic's errors: field, value, allowed range, cure.
+
+    A field that may be of several types fails once for each: the first account is enough.
+    """
+    told: set[str] = set()
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in _without_tags(cls, item["loc"]))
+        name = str(item["loc"][0]) if item["loc"] else ""
         nested = item.get("ctx", {}).get("error")
+        if name in told:
+            continue
+        told.add(name)
         if isinstance(nested, ConfigError):
             yield from (problem.under(field) if field else problem for problem in nested.problems)
         else:
@@ -121,13 +129,17 @@ def _describe(name: str, field: FieldInfo | None) -> str:
 
 def _allowed(field: FieldInfo) -> str:
     """Return the allowed values in words, from the annotation and its bounds."""
-    bounds = [
+    parts = _union_parts(field.annotation)
+    return " or ".join(_type_in_words(part, _bounds(field.metadata)) for part in parts)
+
+
+def _bounds(metadata: typing.Iterable[Any]) -> list[str]:
+    return [
         f"{sign} {getattr(bound, kind.__name__.lower())}"
-        for bound in field.metadata
+        for bound in metadata
         for kind, sign in _BOUND_SIGNS.items()
         if isinstance(bound, kind)
     ]
-    return " or ".join(_type_in_words(part, bounds) for part in _union_parts(field.annotation))
 
 
 def _union_parts(annotation: Any) -> tuple[Any, ...]:
@@ -136,6 +148,11 @@ def _union_parts(annotation: Any) -> tuple[Any, ...]:
 
 
 def _type_in_words(annotation: Any, bounds: list[str]) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        inner, *metadata = typing.get_args(annotation)
+        for info in metadata:
+            bounds = bounds + _bounds(getattr(info, "metadata", [info]))
+        return " or ".join(_type_in_words(part, bounds) for part in _union_parts(inner))
     if typing.get_origin(annotation) is Literal:
         return " or ".join(repr(value) for value in typing.get_args(annotation))
     limits = f" {' and '.join(bounds)}" if bounds else ""

@@ -15,7 +15,7 @@ from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, 
 from stars_engine.backends.row_sampler import RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.errors import MissingExtraError, ModelLoadError
+from stars_engine.errors import ModelLoadError, needs_extra
 from stars_engine.hub import context_len, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -180,10 +180,8 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _add_adapter(model: Any, path: str) -> Any:
-    try:
+    with needs_extra("peft"):
         from peft import PeftModel  # noqa: PLC0415 - an extra of its own
-    except ImportError:
-        raise MissingExtraError("peft", "peft") from None
     directory = Path(path)
     if directory.is_dir() and not (directory / "adapter_model.safetensors").is_file():
         raise ModelLoadError(

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from stars_engine.config import StarsConfig
 from stars_engine.engine import StarsEngine
+from stars_engine.errors import needs_extra
 
 _PACKAGES = (
     "stars-engine",
@@ -24,8 +25,8 @@ _PACKAGES = (
 
 def run_doctor(config: StarsConfig) -> None:
     """Print versions and devices, load both models, and print what was found."""
-    import torch
-
+    with needs_extra("local"):
+        import torch
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

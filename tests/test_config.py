@@ -1,0 +1,192 @@
+"""Config objects: every bad value gets one message with field, value, what is allowed, cure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from stars_engine import (
+    AlignParams,
+    Chat,
+    ClassifierReward,
+    ConfigError,
+    ConstantSchedule,
+    FunctionReward,
+    LinearSchedule,
+    NoSchedule,
+    PerSegmentSchedule,
+    SamplingParams,
+    StarsConfig,
+    TransformersModel,
+)
+
+FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: AlignParams(beta=-1), ["beta", "-1", ">= 0", "beta=0.7"]),
+        (lambda: AlignParams(beta=math.nan), ["beta", "nan", ">= 0"]),
+        (lambda: AlignParams(segment_len=0), ["segment_len", "0", ">= 1", "segment_len=32"]),
+        (lambda: AlignParams(max_attempts=0), ["max_attempts", "0", ">= 1"]),
+        (lambda: AlignParams(num_candidates=0), ["num_candidates", "0", ">= 1"]),
+        (lambda: AlignParams(segment_len="many"), ["segment_len", "'many'", "an integer"]),
+        (lambda: AlignParams(on_exhausted="hope"), ["on_exhausted", "'hope'", "'best'", "'stop'"]),
+        (lambda: AlignParams(terminal="end"), ["terminal", "'end'", "'target'", "a number"]),
+        (lambda: AlignParams(deadline_s=0), ["deadline_s", "0", "None"]),
+        (lambda: AlignParams(on_exhausted="fallback"), ["fallback", "fallback_text"]),
+        (lambda: AlignParams(fallback_text="no"), ["fallback_text='no'", "on_exhausted='fallback'"]),
+        (lambda: AlignParams(segmnet_len=3), ["segmnet_len", "unknown", "did you mean `segment_len`"]),
+        (lambda: AlignParams(schedule={"kind": "cubic"}), ["schedule", "'cubic'", "linear, constant"]),
+        (lambda: AlignParams(schedule={"value": 1}), ["schedule", "no `kind`", "linear", "per_segment"]),
+        (lambda: LinearSchedule(target=1, initial_weight=1.5), ["initial_weight", "1.5", "<= 1"]),
+        (lambda: LinearSchedule(target=1, initial_weight=-0.1), ["initial_weight", "-0.1", ">= 0"]),
+        (lambda: LinearSchedule(target=1, initial=0, initial_weight=0.5), ["initial=", "one of"]),
+        (lambda: LinearSchedule(), ["target", "required", "target=8.0"]),
+        (lambda: LinearSchedule(target=math.inf), ["target", "inf"]),
+        (lambda: ConstantSchedule(value=math.nan), ["value", "nan"]),
+        (lambda: PerSegmentSchedule(values=[]), ["values"]),
+        (lambda: SamplingParams(temperature=-1), ["temperature", "-1", ">= 0"]),
+        (lambda: SamplingParams(top_p=0), ["top_p", "0", "> 0 and <= 1"]),
+        (lambda: SamplingParams(top_k=0), ["top_k", "0", "None"]),
+        (lambda: SamplingParams(n=0), ["n", "0", ">= 1"]),
+        (lambda: SamplingParams(seed=-1), ["seed", "-1"]),
+        (lambda: SamplingParams(stop=["a", ""]), ["stop", "empty"]),
+        (lambda: SamplingParams(logit_bias={3: math.nan}), ["logit_bias", "nan", "-inf"]),
+        (lambda: SamplingParams(min_tokens=9, max_tokens=3), ["min_tokens=9", "max_tokens=3"]),
+        (lambda: TransformersModel(), ["name_or_path", "model"]),
+        (lambda: TransformersModel(name_or_path=""), ["name_or_path"]),
+        (lambda: TransformersModel(model=object()), ["tokenizer"]),
+        (lambda: TransformersModel(name_or_path="a", device="gpu"), ["device", "'gpu'", "cuda"]),
+        (lambda: TransformersModel(name_or_path="a", dtype="int3"), ["dtype", "'int3'", "'bfloat16'"]),
+        (lambda: TransformersModel(name_or_path="a", device="cpu", device_map="auto"), ["device_map"]),
+        (
+            lambda: TransformersModel(name_or_path="a", model_kwargs={"use_safetensors": False}),
+            ["model_kwargs", "use_safetensors", "safetensors"],
+        ),
+        (lambda: TransformersModel(model=1, tokenizer=1, dtype="float16"), ["dtype", "in memory"]),
+        (lambda: FunctionReward(function="polite"), ["function", "'polite'", "package.module:name"]),
+        (lambda: ClassifierReward(name_or_path="a", batch_size=0), ["batch_size", "0", ">= 1"]),
+        (lambda: StarsConfig(model="a/b"), ["reward is required"]),
+        (lambda: StarsConfig(model="a/b", reward="c/d"), ["align.schedule is required"]),
+        (lambda: StarsConfig(align={"beta": -1}), ["align.beta", "-1", ">= 0"]),
+        (
+            lambda: StarsConfig(align={"schedule": {"kind": "linear", "target": 1, "initial_weight": 2}}),
+            ["align.schedule.initial_weight", "2", "<= 1"],
+        ),
+        (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, function"]),
+        (lambda: StarsConfig(prompt_format="xml"), ["prompt_format", "'xml'", "'chat'"]),
+        (lambda: Chat([{"role": "boss", "content": "hi"}]), ["messages", "role", "'boss'", "'user'"]),
+    ],
+)  # fmt: skip
+def test_one_clear_message(build: Callable[[], object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build()
+    message = str(caught.value)
+    assert len(caught.value.problems) == 1
+    assert "\n" not in message
+    assert "pydantic" not in message
+    for word in words:
+        assert word in message
+
+
+def test_several_problems_are_listed_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        StarsConfig(align={"beta": -1, "segment_len": 0}, sampling={"n": 0})
+    fields = [problem.field for problem in caught.value.problems]
+    assert fields == ["align.beta", "align.segment_len", "sampling.n"]
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])
+def test_files_give_back_an_equal_config(tmp_path: Path, suffix: str) -> None:
+    config = StarsConfig(
+        model=TransformersModel(name_or_path="a/b", dtype="bfloat16", model_kwargs={"x": [1]}),
+        reward=FunctionReward(function="math:sin", floor=-math.inf),
+        align=AlignParams(
+            schedule=PerSegmentSchedule(values=[-math.inf, 1.5, math.inf]),
+            beta=math.inf,
+            terminal=-math.inf,
+        ),
+        sampling=SamplingParams(stop=["\n\n", "🙂"], logit_bias={3: -math.inf}, seed=2**62),
+        prompt_format="raw",
+    )
+    path = tmp_path / f"stars{suffix}"
+    config.to_file(path)
+    assert StarsConfig.from_file(path) == config
+    assert StarsConfig.from_file(path).align.schedule.values[0] == -math.inf
+    assert "schema_version" in path.read_text()
+
+
+def test_the_default_config_survives_a_file(tmp_path: Path) -> None:
+    StarsConfig().to_file(tmp_path / "stars.yaml")
+    assert StarsConfig.from_file(tmp_path / "stars.yaml") == StarsConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("none.yaml", None, ["cannot be read", "check the path"]),
+        ("a.toml", "x = 1", [".toml", ".yaml"]),
+        ("list.yaml", "- 1", ["list"]),
+        ("broken.yaml", "a: [", ["not valid yaml"]),
+        ("broken.json", "{", ["not valid json"]),
+        ("typo.yaml", "algin: {}", ["algin", "did you mean `align`"]),
+        ("future.yaml", "schema_version: 9", ["schema_version", "9", "1"]),
+    ],
+)
+def test_files_that_cannot_be_used(
+    tmp_path: Path, name: str, text: str | None, words: list[str]
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        StarsConfig.from_file(path)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_live_objects_go_into_no_file(tmp_path: Path) -> None:
+    config = StarsConfig(
+        model=TransformersModel(model=object(), tokenizer=object()),
+        reward=lambda prompt, completion: 1.0,
+        align=FIXED,
+    )
+    with pytest.raises(
+        ConfigError, match=r"(?s)model.*live object.*reward.*package.module:name"
+    ) as e:
+        config.to_file(tmp_path / "stars.yaml")
+    assert [problem.field for problem in e.value.problems] == ["model", "reward"]
+    assert not (tmp_path / "stars.yaml").exists()
+
+
+def test_frozen_replaceable_and_hashed() -> None:
+    params = AlignParams(schedule=NoSchedule())
+    with pytest.raises(ValidationError, match="frozen"):
+        params.beta = 1.0
+    assert params.replace(beta=0.5).beta == 0.5
+    with pytest.raises(ConfigError):
+        params.replace(beta=-1)
+    assert params.content_hash() == AlignParams(schedule=NoSchedule()).content_hash()
+    assert params.content_hash() != params.replace(segment_len=8).content_hash()
+
+
+def test_names_and_callables_stand_for_configs() -> None:
+    config = StarsConfig(model="a/b", reward="c/d", align=FIXED)
+    assert config.model == TransformersModel(name_or_path="a/b")
+    assert config.reward == ClassifierReward(name_or_path="c/d")
+    assert StarsConfig(model="a/b", reward=len, align=FIXED).reward.kind == "function"
+    assert SamplingParams(stop="\n").stop == ("\n",)
+
+
+def test_json_schema_documents_every_field() -> None:
+    schema = json.loads(json.dumps(StarsConfig.model_json_schema()))
+    assert set(schema["properties"]) == set(StarsConfig.model_fields)
+    for name, model in schema["$defs"].items():
+        for field, about in model.get("properties", {}).items():
+            assert field == "kind" or "description" in about, f"{name}.{field}"
