@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -259,51 +260,42 @@ class StarsEngine:
     ) -> list[Rollout | StarsError]:
         """Turn prompts into rollouts, or into the error that each would meet."""
         with self._lock:  # tokenizers are not made for several threads
-            return self._prepare_all(prompts, sampling, align, reward_prompt)
-
-    def _prepare_all(
-        self,
-        prompts: Prompts,
-        sampling: SamplingParams | None,
-        align: AlignParams | None,
-        reward_prompt: RewardPrompts,
-    ) -> list[Rollout | StarsError]:
-        sampling = self.sampling if sampling is None else sampling
-        align = self.config.align_or_embedded(align)
-        prompt_list = as_prompt_list(prompts)
-        reward_prompts = _one_each(reward_prompt, len(prompt_list))
-        self.load()
-        self._check_token_ids(sampling)
-        prepared: list[Rollout | StarsError] = []
-        for index, (prompt, shown) in enumerate(zip(prompt_list, reward_prompts, strict=True)):
-            try:
-                resolved = resolve_prompt(
-                    prompt,
-                    self.model.codec,
-                    prompt_format=self.config.prompt_format,
-                    reward_prompt=shown,
-                )
-                fitted = self._fit(resolved, sampling)
-            except PromptError as error:
-                prepared += [error] * sampling.n
-                continue
-            seed = fresh_seed() if sampling.seed is None else sampling.seed
-            prepared += [
-                Rollout(
-                    prompt_ids=resolved.token_ids,
-                    reward_prompt=resolved.for_reward,
-                    sampling=fitted,
-                    align=align,
-                    noise=CounterNoise(
-                        seed=seed, prompt_ids=resolved.token_ids, sample_index=sample_index
-                    ),
-                    seed=seed,
-                    prompt_index=index,
-                    sample_index=sample_index,
-                )
-                for sample_index in range(sampling.n)
-            ]
-        return prepared
+            sampling = self.sampling if sampling is None else sampling
+            align = self.config.align_or_embedded(align)
+            prompt_list = as_prompt_list(prompts)
+            reward_prompts = _one_each(reward_prompt, len(prompt_list))
+            self.load()
+            self._check_token_ids(sampling)
+            prepared: list[Rollout | StarsError] = []
+            for index, (prompt, shown) in enumerate(zip(prompt_list, reward_prompts, strict=True)):
+                try:
+                    resolved = resolve_prompt(
+                        prompt,
+                        self.model.codec,
+                        prompt_format=self.config.prompt_format,
+                        reward_prompt=shown,
+                    )
+                    fitted = self._fit(resolved, sampling)
+                except PromptError as error:
+                    prepared += [error] * sampling.n
+                    continue
+                seed = fresh_seed() if sampling.seed is None else sampling.seed
+                prepared += [
+                    Rollout(
+                        prompt_ids=resolved.token_ids,
+                        reward_prompt=resolved.for_reward,
+                        sampling=fitted,
+                        align=align,
+                        noise=CounterNoise(
+                            seed=seed, prompt_ids=resolved.token_ids, sample_index=sample_index
+                        ),
+                        seed=seed,
+                        prompt_index=index,
+                        sample_index=sample_index,
+                    )
+                    for sample_index in range(sampling.n)
+                ]
+            return prepared
 
     def _fit(self, prompt: ResolvedPrompt, sampling: SamplingParams) -> SamplingParams:
         """Check prompt ids and length; lower `max_tokens` where `on_overflow` says so."""
@@ -334,6 +326,10 @@ class StarsEngine:
                 if not 0 <= token < vocab_size:
                     message = f"token id {token} is outside the vocabulary, 0 to {vocab_size - 1}"
                     raise ConfigError("SamplingParams", [Problem(name, message)])
+        bias = sampling.logit_bias or {}
+        if sum(value == -math.inf for value in bias.values()) >= vocab_size:
+            message = "-inf on every token leaves none to draw; leave at least one token out"
+            raise ConfigError("SamplingParams", [Problem("logit_bias", message)])
 
     # --- running ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -35,7 +36,7 @@ class Progress:
     prompt_reward: float = math.nan
 
 
-class BaseSchedule(Schema):
+class BaseSchedule(Schema, ABC):
     """What the loop asks of every schedule."""
 
     @property
@@ -43,13 +44,13 @@ class BaseSchedule(Schema):
         """True if RM(x, "") must be known before the first segment is judged."""
         return False
 
+    @abstractmethod
     def threshold(self, progress: Progress) -> float:
         """Return tau for a candidate that ends at `progress`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def final_threshold(self, progress: Progress) -> float:
         """Return the threshold at the schedule's end, for `terminal="target"`."""
-        raise NotImplementedError
 
 
 class LinearSchedule(BaseSchedule):

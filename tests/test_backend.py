@@ -329,3 +329,12 @@ def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> 
         TransformersBackend(
             TransformersModel(name_or_path=name, adapter_path=str(tmp_path / "adapter"))
         )
+
+
+def test_a_bias_that_leaves_nothing_to_draw(engine: StarsEngine) -> None:
+    banned = dict.fromkeys(range(4096), -float("inf"))
+    with pytest.raises(ConfigError, match="leaves none to draw"):
+        engine.generate("a", sampling=SamplingParams(logit_bias=banned))
+    del banned[77]
+    sampling = SamplingParams(logit_bias=banned, max_tokens=3)
+    assert engine.generate("a", sampling=sampling)[0].token_ids == (77, 77, 77)

@@ -14,7 +14,8 @@ from stars_engine.codec import Codec
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -115,7 +116,7 @@ def test_half_a_control_token_finds_no_other_half() -> None:
 
 
 def test_no_template_and_a_refusing_one() -> None:
-    with pytest.raises(PromptError, match="no.*chat_template|chat template"):
+    with pytest.raises(PromptError, match=r"has none.*chat_template"):
         encode_chat(make_codec(None), [turn("hi")])
     refusing = make_codec("{{ raise_exception('system first') }}")
     with pytest.raises(PromptError, match=r"system first.*roles.*user"):
@@ -177,8 +178,7 @@ def test_an_empty_prompt(codec: Codec) -> None:
 )
 def test_what_is_no_prompt(codec: Codec, prompts: object, words: str) -> None:
     with pytest.raises(PromptError) as caught:
-        for prompt in as_prompt_list(prompts):
-            resolve_prompt(prompt, codec)
+        [resolve_prompt(prompt, codec) for prompt in as_prompt_list(prompts)]
     assert words in str(caught.value)
 
 
