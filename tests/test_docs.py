@@ -62,6 +62,14 @@ def test_commands_run(command: str, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_readme_has_exactly_two_set_up_commands() -> None:
+    commands = [block.strip() for _, block in blocks(ROOT / "README.md", "bash")]
+    assert [command.rsplit("bin/", 1)[1] for command in commands] == [
+        "stars demo",
+        "python -m pytest",
+    ]
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):

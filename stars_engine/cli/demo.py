@@ -28,6 +28,10 @@ NUM_SHOWN = 2
 
 def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
     """Show two answers in full and the averages over all prompts and samples."""
+    import torch
+
+    # Matrices this small gain nothing from a second thread, and wait for it on a busy machine.
+    torch.set_num_threads(1)
     console = Console(highlight=False)
     started = time.monotonic()
     console.print(
