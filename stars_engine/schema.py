@@ -122,7 +122,7 @@ def _describe(name: str, field: FieldInfo | None) -> str:
     """Say what the field means, and give a value that works."""
     if field is None:
         return ""
-    about = f"{name}: {field.description}" if field.description else ""
+    about = f"{name}: {field.description}." if field.description else ""
     example = f" For example: {name}={field.examples[0]!r}." if field.examples else ""
     return (about + example).strip()
 
