@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import RewardError
-from stars_engine.loop import end_at_bounds, run_rounds
 from stars_engine.noise import Noise
-from stars_engine.rewards.base import RewardModel, score_each
+from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Candidate, Draw, Rollout
+from stars_engine.rounds import run_rounds
+from stars_engine.trial import Trial
 from stars_engine.types import Attempt, SegmentEvent, Verdict
 
 
@@ -21,35 +22,41 @@ def vanilla(
 
     Equal, token for token, to STARS that accepts everything: both use attempt stream 0.
     """
-    return run_rounds(rollouts, model, reward, round_function=vanilla_round)
+    return run_rounds(rollouts, model, reward, Plain())
 
 
-def vanilla_round(
-    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
-) -> list[SegmentEvent]:
-    """Draft one candidate per rollout and keep it."""
-    events = end_at_bounds(rollouts)
-    active = [rollout for rollout in rollouts if not rollout.finished]
-    requests = [rollout.draft_request(attempt=0) for rollout in active]
-    drafts = model.draft(requests) if requests else []
-    candidates = [rollout.read(ids, model) for rollout, ids in zip(active, drafts, strict=True)]
-    ending = [pair for pair in zip(active, candidates, strict=True) if pair[1].finish_reason]
-    outcomes = score_each(reward, [rollout.reward_input(last) for rollout, last in ending])
-    for (rollout, _), outcome in zip(ending, outcomes, strict=True):
-        if isinstance(outcome, RewardError):
-            events.append(rollout.fail(outcome))
-            continue
-        rollout.reward = outcome.value
-        rollout.count(
-            num_reward_calls=1,
-            num_reward_tokens=outcome.num_tokens,
-            num_ineligible=not outcome.eligible,
-        )
-    for rollout, candidate in zip(active, candidates, strict=True):
-        if not rollout.finished:
-            rollout.count(num_drafted_tokens=len(candidate.token_ids))
-            events.append(rollout.keep(candidate, "accepted", None))
-    return events
+class Plain:
+    """A `Decoding`: the first draft is kept; only a whole answer is scored."""
+
+    def num_drafts(self, rollout: Rollout) -> int:
+        """One."""
+        return 1
+
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+        """Ask for the reward of a draft that ends the answer."""
+        [candidate] = candidates
+        ends = candidate.finish_reason is not None
+        inputs = [rollout.reward_input(candidate)] if ends else []
+        return Trial(rollout, candidates, inputs)
+
+    def walk(self, trial: Trial) -> SegmentEvent | None:
+        """Keep the draft, once its reward is known if it is asked for."""
+        rollout, [candidate] = trial.rollout, trial.candidates
+        if not trial.all_used:
+            answer = trial.next_answer()
+            if answer is None:
+                return None
+            if isinstance(answer, RewardError):
+                raise answer
+            rollout.reward = answer.value
+            rollout.count(
+                num_surplus_rewards=-1,
+                num_reward_calls=1,
+                num_reward_tokens=answer.num_tokens,
+                num_ineligible=not answer.eligible,
+            )
+        rollout.count(num_drafted_tokens=len(candidate.token_ids))
+        return rollout.keep(candidate, "accepted", None)
 
 
 def best_of_n(
@@ -60,40 +67,30 @@ def best_of_n(
     Sample i is attempt stream i. The result has one segment, the answer, whose attempts are the n
     samples. If no sample has an eligible reward, the answer is empty and `rejected`.
     """
-    samples = [[_sample_of(rollout, stream) for stream in range(n)] for rollout in rollouts]
-    for _ in vanilla([sample for group in samples for sample in group], model, reward):
+    groups = [samples_of(rollout, n) for rollout in rollouts]
+    for _ in vanilla([sample for group in groups for sample in group], model, reward):
         pass
-    for rollout, group in zip(rollouts, samples, strict=True):
-        yield _keep_best(rollout, group)
+    for rollout, group in zip(rollouts, groups, strict=True):
+        yield keep_best(rollout, group)
 
 
-class StreamNoise:
-    """The noise of one attempt stream, whatever attempt is asked for."""
-
-    def __init__(self, noise: Noise, stream: int) -> None:
-        self._noise, self._stream = noise, stream
-
-    def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:
-        """See `Noise`."""
-        return self._noise.token_uniforms(position=position, attempt=self._stream, count=count)
-
-    def acceptance_uniform(self, *, position: int, attempt: int) -> float:
-        """See `Noise`."""
-        return self._noise.acceptance_uniform(position=position, attempt=self._stream)
-
-
-def _sample_of(rollout: Rollout, stream: int) -> Rollout:
-    return Rollout(
-        prompt_ids=rollout.prompt_ids,
-        reward_prompt=rollout.reward_prompt,
-        sampling=rollout.sampling,
-        align=rollout.align,
-        noise=StreamNoise(rollout.noise, stream),
-        started_s=rollout.started_s,
-    )
+def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
+    """Return the plain rollouts whose best will be the answer."""
+    return [
+        Rollout(
+            prompt_ids=rollout.prompt_ids,
+            reward_prompt=rollout.reward_prompt,
+            sampling=rollout.sampling,
+            align=rollout.align,
+            noise=StreamNoise(rollout.noise, stream),
+            started_s=rollout.started_s,
+        )
+        for stream in range(n)
+    ]
 
 
-def _keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
+def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
+    """Make the best of the ended samples the rollout's answer."""
     failed = next((sample.error for sample in samples if sample.error is not None), None)
     if failed is not None:
         return rollout.fail(failed)
@@ -109,6 +106,21 @@ def _keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
         return rollout.finish("rejected")
     draw = rollout.draws[samples.index(best)]
     return rollout.keep(draw.candidate, "accepted", draw.attempt)
+
+
+class StreamNoise:
+    """The noise of one attempt stream, whatever attempt is asked for."""
+
+    def __init__(self, noise: Noise, stream: int) -> None:
+        self._noise, self._stream = noise, stream
+
+    def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:
+        """See `Noise`."""
+        return self._noise.token_uniforms(position=position, attempt=self._stream, count=count)
+
+    def acceptance_uniform(self, *, position: int, attempt: int) -> float:
+        """See `Noise`."""
+        return self._noise.acceptance_uniform(position=position, attempt=self._stream)
 
 
 def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 
 from stars_engine.acceptance import acceptance_prob, accepts
 from stars_engine.backends.base import LanguageModel
-from stars_engine.errors import AlignmentError, RequestError, RewardError, StarsWarning
-from stars_engine.rewards.base import RewardModel, Score, score_each
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.errors import AlignmentError, RewardError, StarsWarning
+from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.rollout import Candidate, Draw, Rollout
+from stars_engine.rounds import run_rounds
 from stars_engine.schedules import NoSchedule
+from stars_engine.trial import Trial
 from stars_engine.types import Attempt, RewardInput, SegmentEvent, Verdict
-
-MAX_ACTIVE = 32  # rollouts that share a round; the others wait for a place
-
-RoundFunction = Callable[[Sequence[Rollout], LanguageModel, RewardModel], list[SegmentEvent]]
 
 
 def stars(
@@ -33,77 +31,46 @@ def stars(
 
     A rollout that fails ends with its `error` set and does not disturb the others.
     """
-    warn_of_greedy(rollouts)
-    return run_rounds(rollouts, model, reward, round_function=stars_round)
+    warn_of_greedy((rollout.sampling, rollout.align) for rollout in rollouts)
+    return run_rounds(rollouts, model, reward, Stars())
 
 
-def stars_round(
-    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
-) -> list[SegmentEvent]:
-    """One round: draft, score, accept. What is accepted, `run_rounds` commits."""
-    events = score_prompts(rollouts, reward) + end_at_bounds(rollouts)
-    drafting = [rollout for rollout in rollouts if not rollout.finished]
-    drafts = draft(drafting, model)
-    scores = score(drafting, drafts, reward)
-    for rollout, candidates, outcomes in zip(drafting, drafts, scores, strict=True):
-        try:
-            event = walk(rollout, candidates, outcomes)
-        except RequestError as error:
-            event = rollout.fail(error)
-        if event is not None:
-            events.append(event)
-    return events
+class Stars:
+    """A `Decoding`: each segment is drafted until one draw passes the threshold."""
 
+    def num_drafts(self, rollout: Rollout) -> int:
+        """Draw `num_candidates` at once; the last round is cut at `max_attempts`."""
+        return min(rollout.align.num_candidates, rollout.max_attempts - len(rollout.draws))
 
-def draft(rollouts: Sequence[Rollout], model: LanguageModel) -> list[list[Candidate]]:
-    """Draft up to `num_candidates` draws of each rollout's next segment, all in one batch."""
-    requests = []
-    for rollout in rollouts:
-        first = len(rollout.draws)
-        last = min(first + rollout.align.num_candidates, rollout.max_attempts)
-        requests.append([rollout.draft_request(attempt) for attempt in range(first, last)])
-    flat = [request for group in requests for request in group]
-    drafts = iter(model.draft(flat) if flat else [])
-    return [
-        [rollout.read(ids, model) for ids in islice(drafts, len(group))]
-        for rollout, group in zip(rollouts, requests, strict=True)
-    ]
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+        """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it."""
+        inputs = [rollout.reward_input(candidate) for candidate in candidates]
+        if rollout.needs_prompt_reward:
+            inputs.insert(0, RewardInput(rollout.reward_prompt, "", ()))
+        rollout.count(num_surplus_tokens=sum(len(c.token_ids) for c in candidates))
+        return Trial(rollout, candidates, inputs)
 
+    def walk(self, trial: Trial) -> SegmentEvent | None:
+        """Judge candidates in index order and keep the first accepted.
 
-def score(
-    rollouts: Sequence[Rollout], drafts: Sequence[Sequence[Candidate]], reward: RewardModel
-) -> list[list[Score | RewardError]]:
-    """Score every candidate's whole completion, all in one batch."""
-    inputs: list[RewardInput] = []
-    for rollout, candidates in zip(rollouts, drafts, strict=True):
-        inputs += [rollout.reward_input(candidate) for candidate in candidates]
-        rollout.count_surplus(candidates)  # until the walk reaches them
-    outcomes = iter(score_each(reward, inputs))
-    return [list(islice(outcomes, len(candidates))) for candidates in drafts]
-
-
-def walk(
-    rollout: Rollout, candidates: Sequence[Candidate], outcomes: Sequence[Score | RewardError]
-) -> SegmentEvent | None:
-    """Judge candidates in index order and keep the first accepted.
-
-    Candidates after it are never looked at: neither their rewards nor their errors count.
-
-    Returns:
-        The segment kept or the answer's end; None if all were rejected and attempts remain.
-    """
-    for candidate, outcome in zip(candidates, outcomes, strict=True):
-        if rollout.over_budget:
-            return rollout.finish("budget")
-        if isinstance(outcome, RewardError):
-            raise outcome
-        draw = judge(rollout, candidate, outcome)
-        rollout.record(draw, outcome)
-        if draw.attempt.verdict == "accepted":
-            return rollout.keep(candidate, "accepted", draw.attempt)
-    if len(rollout.draws) < rollout.max_attempts:
-        return None
-    return settle(rollout)
+        Candidates after it are never looked at: neither their rewards nor their errors count.
+        """
+        rollout = trial.rollout
+        while (answer := trial.next_answer()) is not None:
+            if rollout.needs_prompt_reward:
+                start_schedule(rollout, answer)
+                continue
+            if rollout.over_budget:
+                return rollout.finish("budget")
+            if isinstance(answer, RewardError):
+                raise answer
+            draw = judge(rollout, trial.candidate, answer)
+            rollout.record(draw, answer)
+            if draw.attempt.verdict == "accepted":
+                return rollout.keep(trial.candidate, "accepted", draw.attempt)
+        if len(rollout.draws) < rollout.max_attempts:
+            return None
+        return settle(rollout)
 
 
 def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
@@ -157,76 +124,33 @@ def settle(rollout: Rollout) -> SegmentEvent:
     return rollout.force(max(eligible, key=lambda index: _margin(rollout.draws[index].attempt)))
 
 
+def start_schedule(rollout: Rollout, answer: Score | RewardError) -> None:
+    """Note RM(x, ""), from which the schedule starts.
+
+    Raises:
+        RewardError: It could not be computed, or is no finite number.
+    """
+    if isinstance(answer, RewardError):
+        raise answer
+    rollout.count(num_reward_calls=1, num_reward_tokens=answer.num_tokens)
+    if not math.isfinite(answer.value):
+        raise RewardError(
+            f"the reward of the prompt alone is {answer.value}, and the schedule starts from it. "
+            "Cure: LinearSchedule(initial=...) in place of initial_weight"
+        )
+    rollout.prompt_reward = rollout.prefix_reward = answer.value
+
+
 def _margin(attempt: Attempt) -> tuple[float, float]:
     """Order by r - tau (`max` keeps the first of equals); by r alone where tau is infinite."""
     margin = attempt.reward - attempt.threshold
     return margin, 0.0 if math.isfinite(margin) else attempt.reward
 
 
-def score_prompts(rollouts: Sequence[Rollout], reward: RewardModel) -> list[SegmentEvent]:
-    """Score the empty completion where a schedule starts from it."""
-    asking = [r for r in rollouts if r.needs_prompt_reward]
-    outcomes = score_each(reward, [RewardInput(r.reward_prompt, "", ()) for r in asking])
-    events = []
-    for rollout, outcome in zip(asking, outcomes, strict=True):
-        if isinstance(outcome, RewardError):
-            events.append(rollout.fail(outcome))
-            continue
-        rollout.count(num_reward_calls=1, num_reward_tokens=outcome.num_tokens)
-        rollout.prompt_reward = rollout.prefix_reward = outcome.value
-        if not math.isfinite(outcome.value):
-            message = (
-                f"the reward of the prompt alone is {outcome.value}, and the schedule starts from "
-                "it. Cure: LinearSchedule(initial=...) in place of initial_weight"
-            )
-            events.append(rollout.fail(RewardError(message)))
-    return events
-
-
-def end_at_bounds(rollouts: Sequence[Rollout]) -> list[SegmentEvent]:
-    """End the rollouts that may not draw again."""
-    events = []
-    for rollout in rollouts:
-        if not rollout.finished and rollout.past_deadline:
-            events.append(rollout.finish("deadline"))
-        elif not rollout.finished and rollout.over_budget:
-            events.append(rollout.finish("budget"))
-    return events
-
-
-def run_rounds(
-    rollouts: Sequence[Rollout],
-    model: LanguageModel,
-    reward: RewardModel,
-    *,
-    round_function: RoundFunction,
-) -> Iterator[SegmentEvent]:
-    """Run rounds until every rollout has ended; newcomers join where others have left."""
-    waiting = list(reversed(rollouts))
-    active: list[Rollout] = []
-    while waiting or active:
-        newcomers = [waiting.pop() for _ in range(min(len(waiting), MAX_ACTIVE - len(active)))]
-        slots = model.prefill([rollout.prompt_ids for rollout in newcomers]) if newcomers else []
-        for rollout, slot in zip(newcomers, slots, strict=True):
-            rollout.slot = slot
-        active += newcomers
-        lengths = [len(rollout.token_ids) for rollout in active]
-        events = round_function(active, model, reward)
-        kept = [
-            (rollout.slot, rollout.token_ids[length:])
-            for rollout, length in zip(active, lengths, strict=True)
-            if not rollout.finished and len(rollout.token_ids) > length
-        ]
-        model.commit(kept)
-        active = [rollout for rollout in active if not rollout.finished]
-        yield from events
-
-
-def warn_of_greedy(rollouts: Sequence[Rollout]) -> None:
+def warn_of_greedy(settings: Iterable[tuple[SamplingParams, AlignParams]]) -> None:
     """Say once that rejection cannot help where all draws are equal."""
-    for rollout in rollouts:
-        greedy = rollout.sampling.temperature == 0
-        if greedy and not isinstance(rollout.align.schedule, NoSchedule):
+    for sampling, align in settings:
+        if sampling.temperature == 0 and not isinstance(align.schedule, NoSchedule):
             warnings.warn(
                 "temperature is 0: all draws of a segment are equal, so each is drawn once, "
                 "judged, and then on_exhausted applies. Cure: a temperature above 0",

@@ -206,13 +206,8 @@ class Rollout:
 
     # --- moving on ---
 
-    def count_surplus(self, candidates: Sequence[Candidate]) -> None:
-        """Count candidates drafted and scored but not looked at; `record` takes them out again."""
-        tokens = sum(len(candidate.token_ids) for candidate in candidates)
-        self.count(num_surplus_tokens=tokens, num_surplus_rewards=len(candidates))
-
     def record(self, draw: Draw, score: Score) -> None:
-        """Count a judged draw and remember it until its segment is settled."""
+        """Count a judged draw, surplus no longer, and remember it until its segment is settled."""
         self.draws.append(draw)
         self.count(
             num_surplus_tokens=-len(draw.candidate.token_ids),

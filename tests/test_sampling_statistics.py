@@ -20,8 +20,7 @@ from stars_engine.acceptance import acceptance_prob
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.noise import CounterNoise
-from stars_engine.rewards.base import RewardError, Score
-from stars_engine.rollout import Candidate, Rollout
+from stars_engine.trial import Trial
 from stars_engine.types import SegmentEvent
 from tests.conftest import make_rollout
 
@@ -131,7 +130,7 @@ def p_value(counts: Counter, law: dict[tuple[int, ...], float]) -> float:
 @pytest.fixture(scope="module", autouse=True)
 def _many_at_once() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(loop, "MAX_ACTIVE", 2000)
+    patch.setattr("stars_engine.rounds.MAX_ACTIVE", 2000)
     yield
     patch.undo()
 
@@ -143,15 +142,11 @@ def test_real_backend_follows_the_exact_law(backend: TransformersBackend) -> Non
 def test_mutant_best_of_the_accepted_is_rejected(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keep_best_accepted(
-        rollout: Rollout,
-        candidates: Sequence[Candidate],
-        outcomes: Sequence[Score | RewardError],
-    ) -> SegmentEvent | None:
-        accepted = []
-        for candidate, outcome in zip(candidates, outcomes, strict=True):
-            draw = loop.judge(rollout, candidate, outcome)
-            rollout.record(draw, outcome)
+    def keep_best_accepted(self: loop.Stars, trial: Trial) -> SegmentEvent | None:
+        rollout, accepted = trial.rollout, []
+        while (answer := trial.next_answer()) is not None:
+            draw = loop.judge(rollout, trial.candidate, answer)
+            rollout.record(draw, answer)
             if draw.attempt.verdict == "accepted":
                 accepted.append(draw)
         if not accepted:
@@ -159,7 +154,7 @@ def test_mutant_best_of_the_accepted_is_rejected(
         best = max(accepted, key=lambda draw: draw.attempt.reward)
         return rollout.keep(best.candidate, "accepted", best.attempt)
 
-    monkeypatch.setattr(loop, "walk", keep_best_accepted)
+    monkeypatch.setattr(loop.Stars, "walk", keep_best_accepted)
     assert p_value(sample(backend), exact_law(backend)) < 1e-6
 
 

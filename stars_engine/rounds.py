@@ -1,0 +1,201 @@
+"""Rounds: rollouts in flight are drafted, scored, judged and committed together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from stars_engine.backends.base import LanguageModel
+from stars_engine.errors import RequestError
+from stars_engine.rewards.base import RewardModel, score_each
+from stars_engine.rollout import Rollout
+from stars_engine.trial import Decoding, Trial
+from stars_engine.types import FinishReason, SegmentEvent
+
+MAX_ACTIVE = 32  # rollouts in flight in `run_rounds`; the others wait for a place
+
+
+class Entry(NamedTuple):
+    """A rollout in flight, and by whom its drafts are judged and how.
+
+    Attributes:
+        rollout: The rollout.
+        reward: Its reward model.
+        decoding: How its drafts become text.
+    """
+
+    rollout: Rollout
+    reward: RewardModel
+    decoding: Decoding
+
+
+class OpenTrial(NamedTuple):
+    """An entry's drafts on trial."""
+
+    entry: Entry
+    trial: Trial
+
+
+Scorer = Callable[[Sequence[OpenTrial]], None]
+Events = list[tuple[Rollout, SegmentEvent]]
+
+
+def score(trials: Sequence[OpenTrial]) -> None:
+    """Answer trials at once, all of one reward model in one batch."""
+    by_model: dict[int, list[OpenTrial]] = {}
+    for item in trials:
+        by_model.setdefault(id(item.entry.reward), []).append(item)
+    for group in by_model.values():
+        questions = [(trial, index) for _, trial in group for index in range(len(trial.inputs))]
+        inputs = [trial.inputs[index] for trial, index in questions]
+        answers = score_each(group[0].entry.reward, inputs)
+        for (trial, index), answer in zip(questions, answers, strict=True):
+            trial.answer(index, answer)
+
+
+class Rounds:
+    """Rollouts in flight, moved on together; newcomers join between rounds.
+
+    Rollouts of one segment length share a round, so that every row of it is equally long; other
+    lengths have their turn in the next. A rollout whose rewards are slow to come waits apart.
+
+    Args:
+        model: Drafts for all of them.
+        scorer: Has trials answered, at once or before a later round.
+        max_rows: Candidates drafted together at most.
+    """
+
+    def __init__(
+        self, model: LanguageModel, scorer: Scorer = score, *, max_rows: int | None = None
+    ) -> None:
+        self._model, self._scorer, self._max_rows = model, scorer, max_rows
+        self._ready: deque[Entry] = deque()  # longest waiting first
+        self._trials: list[OpenTrial] = []
+        self.num_rounds = 0
+
+    @property
+    def active(self) -> list[Rollout]:
+        """Rollouts in flight."""
+        waiting = [item.entry for item in self._trials]
+        return [entry.rollout for entry in (*self._ready, *waiting)]
+
+    @property
+    def num_active(self) -> int:
+        """How many they are."""
+        return len(self._ready) + len(self._trials)
+
+    @property
+    def num_ready_rows(self) -> int:
+        """Candidates that the rollouts ready to draft ask for."""
+        return sum(entry.decoding.num_drafts(entry.rollout) for entry in self._ready)
+
+    def join(self, newcomers: Sequence[Entry]) -> None:
+        """Read prompts and take their rollouts in."""
+        if newcomers:
+            slots = self._model.prefill([entry.rollout.prompt_ids for entry in newcomers])
+            for entry, slot in zip(newcomers, slots, strict=True):
+                entry.rollout.slot = slot
+            self._ready += newcomers
+
+    def step(self) -> Events:
+        """Go one round: draft, score, walk, commit."""
+        events = self.end_at_bounds()
+        group = self._next_group()
+        if group:
+            self.num_rounds += 1
+            trials = self._draft(group)
+            self._trials += trials
+            self._scorer(trials)
+        return events + self.walk()
+
+    def walk(self) -> Events:
+        """Use the answers that are there, and commit what was kept."""
+        events, unanswered, kept = [], [], []
+        for item in self._trials:
+            entry, trial = item
+            rollout, length = entry.rollout, len(entry.rollout.token_ids)
+            try:
+                event = entry.decoding.walk(trial)
+            except RequestError as error:
+                event = rollout.fail(error)
+            if event is not None:
+                events.append((rollout, event))
+            elif not trial.all_used:
+                unanswered.append(item)
+                continue
+            if not rollout.finished:
+                self._ready.append(entry)
+                if len(rollout.token_ids) > length:
+                    kept.append((rollout.slot, rollout.token_ids[length:]))
+        self._trials = unanswered
+        if kept:
+            self._model.commit(kept)
+        return events
+
+    def end_at_bounds(self) -> Events:
+        """End the rollouts that may not draw again, or have no time left to wait for rewards."""
+        events = []
+        for rollout in self.active:
+            if rollout.past_deadline:
+                events.append((rollout, rollout.finish("deadline")))
+        for entry in self._ready:
+            if not entry.rollout.finished and entry.rollout.over_budget:
+                events.append((entry.rollout, entry.rollout.finish("budget")))
+        self._forget_finished()
+        return events
+
+    def end(self, rollout: Rollout, reason: FinishReason) -> SegmentEvent:
+        """End one rollout from outside."""
+        event = rollout.finish(reason)
+        self._forget_finished()
+        return event
+
+    def _forget_finished(self) -> None:
+        self._ready = deque(entry for entry in self._ready if not entry.rollout.finished)
+        self._trials = [item for item in self._trials if not item.entry.rollout.finished]
+
+    def _next_group(self) -> list[Entry]:
+        """Take out the ready rollouts that share the segment length of the longest waiting one."""
+        group: list[Entry] = []
+        others: deque[Entry] = deque()
+        num_rows = 0
+        for entry in self._ready:
+            rows = entry.decoding.num_drafts(entry.rollout)
+            fits = not group or (
+                entry.rollout.align.segment_len == group[0].rollout.align.segment_len
+                and (self._max_rows is None or num_rows + rows <= self._max_rows)
+            )
+            (group if fits else others).append(entry)
+            num_rows += rows if fits else 0
+        self._ready = others
+        return group
+
+    def _draft(self, group: Sequence[Entry]) -> list[OpenTrial]:
+        """Draft each rollout's next draws, all in one batch."""
+        requests = []
+        for entry in group:
+            first = len(entry.rollout.draws)
+            count = entry.decoding.num_drafts(entry.rollout)
+            requests.append([entry.rollout.draft_request(first + i) for i in range(count)])
+        drafts = iter(self._model.draft([request for rows in requests for request in rows]))
+        trials = []
+        for entry, rows in zip(group, requests, strict=True):
+            drafted = list(islice(drafts, len(rows)))
+            candidates = [entry.rollout.read(ids, self._model) for ids in drafted]
+            trials.append(OpenTrial(entry, entry.decoding.open(entry.rollout, candidates)))
+        return trials
+
+
+def run_rounds(
+    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel, decoding: Decoding
+) -> Iterator[SegmentEvent]:
+    """Run rounds until every rollout has ended; newcomers join where others have left."""
+    waiting = deque(Entry(rollout, reward, decoding) for rollout in rollouts)
+    rounds = Rounds(model)
+    while waiting or rounds.num_active:
+        places = MAX_ACTIVE - rounds.num_active
+        rounds.join([waiting.popleft() for _ in range(min(len(waiting), places))])
+        for _, event in rounds.step():
+            yield event

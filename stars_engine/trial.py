@@ -1,0 +1,83 @@
+"""Drafts of one segment on trial: what is asked of the reward model, and what it has answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from stars_engine.errors import RewardError
+from stars_engine.rewards.base import Score
+from stars_engine.rollout import Candidate, Rollout
+from stars_engine.types import RewardInput, SegmentEvent
+
+Answer = Score | RewardError
+
+
+class Trial:
+    """Candidates of one rollout's next segment, waiting for their rewards.
+
+    Answers may come in any order and at any time; they are *used* in index order.
+
+    Args:
+        rollout: Whose segment it is.
+        candidates: Its drafts, in the order of their attempts.
+        inputs: What the reward model is asked, in order. The last ones are the candidates'; one
+            before them asks about the prompt alone.
+    """
+
+    __slots__ = ("_answers", "_num_used", "candidates", "inputs", "rollout")
+
+    def __init__(
+        self, rollout: Rollout, candidates: Sequence[Candidate], inputs: Sequence[RewardInput]
+    ) -> None:
+        self.rollout = rollout
+        self.candidates = candidates
+        self.inputs = inputs
+        self._answers: list[Answer | None] = [None] * len(inputs)
+        self._num_used = 0
+
+    def answer(self, index: int, outcome: Answer) -> None:
+        """Note the reward, or the error, that `inputs[index]` met."""
+        self._answers[index] = outcome
+        if index >= len(self.inputs) - len(self.candidates):
+            self.rollout.count(num_surplus_rewards=1)  # until it is looked at
+
+    def next_answer(self) -> Answer | None:
+        """Use up and return the next answer in index order; None if it is not there (yet)."""
+        if self.all_used or self._answers[self._num_used] is None:
+            return None
+        self._num_used += 1
+        return self._answers[self._num_used - 1]
+
+    @property
+    def all_used(self) -> bool:
+        """Whether every answer has been used."""
+        return self._num_used == len(self._answers)
+
+    @property
+    def candidate(self) -> Candidate:
+        """The candidate that the answer used last is about."""
+        return self.candidates[self._num_used - 1 - len(self.inputs) + len(self.candidates)]
+
+
+class Decoding(Protocol):
+    """How drafts become text: by rejection sampling (`loop.py`), or plainly (`baselines.py`)."""
+
+    def num_drafts(self, rollout: Rollout) -> int:
+        """Return how many draws of the next segment to make together."""
+        ...
+
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+        """Put drafts on trial."""
+        ...
+
+    def walk(self, trial: Trial) -> SegmentEvent | None:
+        """Use the answers that are there.
+
+        Returns:
+            The segment kept or the answer's end; None if neither has come about.
+
+        Raises:
+            RequestError: The request failed.
+        """
+        ...
