@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stars_engine.config import (
         AlignParams,
         ClassifierReward,
+        EngineParams,
         FunctionReward,
         SamplingParams,
         StarsConfig,
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
         ConfigError,
         ContextOverflowError,
         EngineClosedError,
+        EngineForkedError,
+        GenerationError,
         MissingExtraError,
         ModelLoadError,
         PromptError,
+        QueueFullError,
         RequestError,
         RewardError,
         StarsError,
         StarsWarning,
     )
+    from stars_engine.runtime.stats import EngineStats
     from stars_engine.schedules import (
         ConstantSchedule,
         LinearSchedule,
@@ -52,12 +57,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "stars_engine.config": (
-        "AlignParams ClassifierReward FunctionReward SamplingParams StarsConfig TransformersModel"
+        "AlignParams ClassifierReward EngineParams FunctionReward SamplingParams StarsConfig "
+        "TransformersModel"
     ),
     "stars_engine.engine": "StarsEngine",
+    "stars_engine.runtime.stats": "EngineStats",
     "stars_engine.errors": (
-        "AlignmentError ConfigError ContextOverflowError EngineClosedError MissingExtraError "
-        "ModelLoadError PromptError RequestError RewardError StarsError StarsWarning"
+        "AlignmentError ConfigError ContextOverflowError EngineClosedError EngineForkedError "
+        "GenerationError MissingExtraError ModelLoadError PromptError QueueFullError "
+        "RequestError RewardError StarsError StarsWarning"
     ),
     "stars_engine.schedules": "ConstantSchedule LinearSchedule NoSchedule PerSegmentSchedule",
     "stars_engine.types": (
@@ -76,7 +84,11 @@ __all__ = [
     "ConstantSchedule",
     "ContextOverflowError",
     "EngineClosedError",
+    "EngineForkedError",
+    "EngineParams",
+    "EngineStats",
     "FunctionReward",
+    "GenerationError",
     "LinearSchedule",
     "Message",
     "MissingExtraError",
@@ -84,6 +96,7 @@ __all__ = [
     "NoSchedule",
     "PerSegmentSchedule",
     "PromptError",
+    "QueueFullError",
     "RenderedPrompt",
     "RequestError",
     "RewardError",

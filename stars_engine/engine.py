@@ -1,62 +1,53 @@
-"""The engine: prompts in, aligned answers out, over models that are loaded once."""
+"""The engine: prompts in, aligned answers out, over models that are loaded once and shared."""
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
-from stars_engine.backends.base import LanguageModel
-from stars_engine.baselines import best_of_n, vanilla
-from stars_engine.chat.prompts import ResolvedPrompt, as_prompt_list, resolve_prompt
+from stars_engine.backends.base import PromptedModel
+from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.config import AlignParams, ClassifierReward, SamplingParams, StarsConfig
 from stars_engine.errors import (
     ConfigError,
-    ContextOverflowError,
     EngineClosedError,
     Problem,
     PromptError,
-    StarsError,
     needs_extra,
 )
-from stars_engine.loop import stars
-from stars_engine.noise import CounterNoise, fresh_seed
+from stars_engine.loop import warn_of_greedy
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rollout import Rollout
-from stars_engine.types import Chat, Prompt, SegmentEvent, StarsResult
+from stars_engine.runtime.calls import Call, Mailbox, Outcome, Question, RewardSource
+from stars_engine.runtime.registry import key_of, shared_runtime
+from stars_engine.runtime.runtime import Runtime
+from stars_engine.runtime.stats import EngineStats
+from stars_engine.schema import Schema
+from stars_engine.streams import AsyncSegmentStream, SegmentStream
+from stars_engine.types import Chat, Prompt, StarsResult
 
-if TYPE_CHECKING:
-    from stars_engine.codec import Codec
-
-Decoding = Callable[[Sequence[Rollout], LanguageModel, RewardModel], Iterator[SegmentEvent]]
 Prompts = Prompt | Sequence[Prompt]
 RewardPrompts = str | Chat | Sequence[str | Chat | None] | None
-Outcome = StarsResult | Exception
-
-
-class PromptedModel(LanguageModel, Protocol):
-    """A language model that can also read prompts."""
-
-    @property
-    def codec(self) -> Codec:
-        """Its tokenizer."""
-        ...
-
-    def default_sampling(self) -> SamplingParams:
-        """Sampling settings the model came with."""
-        ...
+Samplings = SamplingParams | Sequence[SamplingParams] | None
+Aligns = AlignParams | Sequence[AlignParams] | None
+Params = TypeVar("Params", bound=Schema)
 
 
 class StarsEngine:
     """Aligns text while it is generated.
 
-    Models are loaded at the first call, or by `load`. An engine may be called from several
-    threads; calls take turns, streams round by round.
+    A handle on a runtime: one thread that loads the models at the first call and does all work,
+    for any number of threads and event loops at once. Answers of all callers share rounds, and none
+    depends on the others.
+
+    `StarsEngine(config)` has a runtime of its own; `StarsEngine.shared(config)` shares one with
+    every handle whose language model is the same. A runtime ends with its last handle.
 
     Args:
-        config: Models, thresholds and sampling; the default is the embedded pair.
+        config: Models, thresholds, sampling and bounds; the default is the embedded pair.
         model: A language model of your own in place of `config.model`.
         reward: A reward model of your own in place of `config.reward`.
 
@@ -72,25 +63,37 @@ class StarsEngine:
         model: PromptedModel | None = None,
         reward: RewardModel | None = None,
     ) -> None:
-        self.config = StarsConfig() if config is None else config
-        if (model is not None or reward is not None) and (
-            "align" not in self.config.model_fields_set
-        ):
-            raise ConfigError(
-                "StarsEngine",
-                [
-                    Problem(
-                        "config.align",
-                        "is required beside a model or reward of your own: thresholds belong to "
-                        "one pair of models. For example config=StarsConfig(align=AlignParams("
-                        "schedule=ConstantSchedule(value=1.0)))",
-                    )
-                ],
+        config = StarsConfig() if config is None else config
+        own_parts = model is not None or reward is not None
+        if own_parts and "align" not in config.model_fields_set:
+            raise _problem(
+                "config.align",
+                "is required beside a model or reward of your own: thresholds belong to one pair "
+                "of models. For example config=StarsConfig(align=AlignParams("
+                "schedule=ConstantSchedule(value=1.0)))",
             )
-        self._model = model
-        self._reward = reward
-        self._closed = False
-        self._lock = threading.RLock()
+        load = partial(_load_model, config) if model is None else lambda: model
+        source = _reward_source(config) if reward is None else _own_reward(reward)
+        runtime = Runtime(load, config.engine)
+        runtime.acquire(source.key)
+        self._open(config, runtime, source, again=None if own_parts else type(self))
+
+    @classmethod
+    def shared(cls, config: StarsConfig | None = None) -> Self:
+        """Return a light handle on the runtime that has this config's language model loaded.
+
+        The models are loaded once, whoever asks first; sampling, thresholds and reward are the
+        handle's own.
+
+        Raises:
+            ConfigError: `config.engine` sets bounds other than those the runtime runs with.
+        """
+        config = StarsConfig() if config is None else config
+        source = _reward_source(config)
+        runtime = shared_runtime(config, partial(_load_model, config), source.key)
+        engine = cls.__new__(cls)
+        engine._open(config, runtime, source, again=cls.shared)  # noqa: SLF001 - its own class
+        return engine
 
     # --- generating ---
 
@@ -99,8 +102,8 @@ class StarsEngine:
         self,
         prompts: Prompts,
         *,
-        sampling: SamplingParams | None = None,
-        align: AlignParams | None = None,
+        sampling: Samplings = None,
+        align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[False] = False,
     ) -> list[StarsResult]: ...
@@ -110,8 +113,8 @@ class StarsEngine:
         self,
         prompts: Prompts,
         *,
-        sampling: SamplingParams | None = None,
-        align: AlignParams | None = None,
+        sampling: Samplings = None,
+        align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[True],
     ) -> list[Outcome]: ...
@@ -120,8 +123,8 @@ class StarsEngine:
         self,
         prompts: Prompts,
         *,
-        sampling: SamplingParams | None = None,
-        align: AlignParams | None = None,
+        sampling: Samplings = None,
+        align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
     ) -> Any:
@@ -129,8 +132,8 @@ class StarsEngine:
 
         Args:
             prompts: One prompt or a sequence of them.
-            sampling: In place of the config's.
-            align: In place of the config's.
+            sampling: In place of the config's; one for all prompts, or one each.
+            align: In place of the config's; one for all prompts, or one each.
             reward_prompt: What the reward model reads instead of the prompt, such as the question
                 without its documents; one for all prompts, or one each.
             return_exceptions: Put the error of a failed request in its place, instead of raising
@@ -139,38 +142,98 @@ class StarsEngine:
         Raises:
             PromptError: A prompt cannot be used; nothing has been generated.
             ContextOverflowError: A prompt and `max_tokens` exceed the context; likewise.
+            QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
             RequestError: A request failed; its `result` holds what was accepted.
         """
-        prepared = self._prepare(prompts, sampling, align, reward_prompt)
-        return self._run(stars, prepared, return_exceptions)
+        call = self._call(prompts, sampling, align, reward_prompt)
+        call.return_exceptions = return_exceptions
+        return self._wait(self._submit(call))
+
+    async def agenerate(
+        self,
+        prompts: Prompts,
+        *,
+        sampling: Samplings = None,
+        align: Aligns = None,
+        reward_prompt: RewardPrompts = None,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Do what `generate` does without blocking the event loop; cancelling it ends the work."""
+        call = self._call(prompts, sampling, align, reward_prompt)
+        call.return_exceptions = return_exceptions
+        return await asyncio.wrap_future(self._submit(call).future)
+
+    def submit(
+        self,
+        prompts: Prompts,
+        *,
+        sampling: Samplings = None,
+        align: Aligns = None,
+        reward_prompt: RewardPrompts = None,
+        return_exceptions: bool = False,
+    ) -> Future[list[Any]]:
+        """Begin what `generate` does and return a future; `Future.cancel` ends the work.
+
+        Blocks while the queue is full, unless `EngineParams.on_full` is "raise". Callbacks of the
+        future run on the engine's thread: they must be short, and not call the engine.
+        """
+        call = self._call(prompts, sampling, align, reward_prompt)
+        call.return_exceptions = return_exceptions
+        self._runtime.check_not_on_thread()
+        self._submit(call).entered.result()
+        return call.future
 
     def stream(
         self,
         prompts: Prompts,
         *,
-        sampling: SamplingParams | None = None,
-        align: AlignParams | None = None,
+        sampling: Samplings = None,
+        align: Aligns = None,
         reward_prompt: RewardPrompts = None,
-    ) -> Iterator[SegmentEvent]:
+    ) -> SegmentStream:
         """Yield accepted segments as they come; texts add up to each result's text.
 
         Nothing emitted is ever taken back. Closing the iterator ends the work. Arguments and errors
         are those of `generate`; prompts are checked at once, and the error of a failed request is
         raised when the other answers have ended.
         """
-        rollouts = _all_ready(self._prepare(prompts, sampling, align, reward_prompt))
-        return self._events(stars, rollouts)
+        call = self._call(prompts, sampling, align, reward_prompt)
+        call.mailbox = Mailbox()
+        stream = SegmentStream(self._submit(call), partial(self._runtime.end_call, call))
+        self._wait_for(call.prepared, call)
+        return stream
+
+    def astream(
+        self,
+        prompts: Prompts,
+        *,
+        sampling: Samplings = None,
+        align: Aligns = None,
+        reward_prompt: RewardPrompts = None,
+    ) -> AsyncSegmentStream:
+        """Do what `stream` does for `async for`; leaving the loop, or cancelling it, ends the work.
+
+        The work begins with the first step.
+        """
+        call = self._call(prompts, sampling, align, reward_prompt)
+
+        def begin(mailbox: Mailbox) -> Call:
+            call.mailbox = mailbox
+            return self._submit(call)
+
+        return AsyncSegmentStream(begin, self._runtime.end_call)
 
     def vanilla(
         self,
         prompts: Prompts,
         *,
-        sampling: SamplingParams | None = None,
+        sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
         """Sample plainly, by the noise of `generate`; the final text's reward is reported."""
-        prepared = self._prepare(prompts, sampling, None, reward_prompt)
-        results: list[StarsResult] = self._run(vanilla, prepared, return_exceptions=False)
+        call = self._call(prompts, sampling, None, reward_prompt)
+        call.judged = False
+        results: list[StarsResult] = self._wait(self._submit(call))
         return results
 
     def best_of_n(
@@ -178,34 +241,39 @@ class StarsEngine:
         prompts: Prompts,
         n: int,
         *,
-        sampling: SamplingParams | None = None,
+        sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
         """Sample `n` whole answers per prompt and return the one of highest reward."""
         if n < 1:
             raise ValueError(f"n={n}: Best-of-N needs at least 1 sample; for example n=16")
-        prepared = self._prepare(prompts, sampling, None, reward_prompt)
-        decoding = partial(best_of_n, n=n)
-        results: list[StarsResult] = self._run(decoding, prepared, return_exceptions=False)
+        call = self._call(prompts, sampling, None, reward_prompt)
+        call.judged, call.num_samples = False, n
+        results: list[StarsResult] = self._wait(self._submit(call))
         return results
 
     # --- models ---
 
     def load(self) -> Self:
         """Load both models now; later calls return at once."""
-        _ = self.model, self.reward
+        self._models()
+        return self
+
+    async def aload(self) -> Self:
+        """Load both models now, without blocking the event loop."""
+        self._check_open()
+        await asyncio.wrap_future(self._runtime.load(self._source))
         return self
 
     @property
     def model(self) -> PromptedModel:
         """The language model, loaded on first use."""
-        with self._lock:
-            self._check_open()
-            if self._model is None:
-                with needs_extra("local"):
-                    from stars_engine.backends.transformers import TransformersBackend
-                self._model = TransformersBackend(self.config.model)
-            return self._model
+        return self._models()[0]
+
+    @property
+    def reward(self) -> RewardModel:
+        """The reward model, loaded on first use."""
+        return self._models()[1]
 
     @property
     def sampling(self) -> SamplingParams:
@@ -214,20 +282,17 @@ class StarsEngine:
             return self.model.default_sampling()
         return self.config.sampling
 
-    @property
-    def reward(self) -> RewardModel:
-        """The reward model, loaded on first use."""
-        with self._lock:
-            self._check_open()
-            if self._reward is None:
-                self._reward = self._load_reward()
-            return self._reward
+    def stats(self) -> EngineStats:
+        """Return what the runtime is doing and has done, for all its handles."""
+        return self._runtime.stats()
 
     def close(self) -> None:
-        """Let go of the models; further calls raise `EngineClosedError`."""
-        with self._lock:
-            self._closed = True
-            self._model = self._reward = None
+        """Let go of the models; further calls raise `EngineClosedError`.
+
+        The last handle of a runtime ends it: what is in progress fails with `EngineClosedError`.
+        """
+        if self._finalizer.detach() is not None:
+            self._runtime.release(self._source.key, wait=True)
 
     def __enter__(self) -> Self:
         return self
@@ -235,152 +300,128 @@ class StarsEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _load_reward(self) -> RewardModel:
-        config = self.config.reward
-        if isinstance(config, ClassifierReward):
-            with needs_extra("local"):
-                from stars_engine.rewards.classifier import ClassifierRewardModel
-            return ClassifierRewardModel(config, self.model.codec.fingerprint())
-        from stars_engine.rewards.function import FunctionRewardModel
+    def __reduce__(self) -> tuple[Callable[..., StarsEngine], tuple[StarsConfig]]:
+        if self._again is None:
+            raise TypeError(
+                "an engine with a model or reward of your own cannot be pickled or copied. Cure: "
+                "make it anew with StarsEngine(config, model=..., reward=...)"
+            )
+        return self._again, (self.config,)
 
-        return FunctionRewardModel(config)
+    def __deepcopy__(self, memo: dict[int, Any]) -> StarsEngine:
+        make, arguments = self.__reduce__()
+        return make(*arguments)
+
+    # --- inside ---
+
+    def _open(
+        self,
+        config: StarsConfig,
+        runtime: Runtime,
+        source: RewardSource,
+        *,
+        again: Callable[..., StarsEngine] | None,
+    ) -> None:
+        self.config = config
+        self._runtime, self._source = runtime, source
+        self._again = again  # makes an equal handle, for copies and pickles
+        self._finalizer = weakref.finalize(self, runtime.release_later, source.key)
+        self._finalizer.atexit = False
 
     def _check_open(self) -> None:
-        if self._closed:
+        if not self._finalizer.alive:
             raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
 
-    # --- requests ---
+    def _models(self) -> tuple[PromptedModel, RewardModel]:
+        self._check_open()
+        self._runtime.check_not_on_thread()
+        models: tuple[PromptedModel, RewardModel] = self._runtime.load(self._source).result()
+        return models
 
-    def _prepare(
-        self,
-        prompts: Prompts,
-        sampling: SamplingParams | None,
-        align: AlignParams | None,
-        reward_prompt: RewardPrompts,
-    ) -> list[Rollout | StarsError]:
-        """Turn prompts into rollouts, or into the error that each would meet."""
-        with self._lock:  # tokenizers are not made for several threads
-            sampling = self.sampling if sampling is None else sampling
-            align = self.config.align_or_embedded(align)
-            prompt_list = as_prompt_list(prompts)
-            reward_prompts = _one_each(reward_prompt, len(prompt_list))
-            self.load()
-            self._check_token_ids(sampling)
-            prepared: list[Rollout | StarsError] = []
-            for index, (prompt, shown) in enumerate(zip(prompt_list, reward_prompts, strict=True)):
-                try:
-                    resolved = resolve_prompt(
-                        prompt,
-                        self.model.codec,
-                        prompt_format=self.config.prompt_format,
-                        reward_prompt=shown,
-                    )
-                    fitted = self._fit(resolved, sampling)
-                except PromptError as error:
-                    prepared += [error] * sampling.n
-                    continue
-                seed = fresh_seed() if sampling.seed is None else sampling.seed
-                prepared += [
-                    Rollout(
-                        prompt_ids=resolved.token_ids,
-                        reward_prompt=resolved.for_reward,
-                        sampling=fitted,
-                        align=align,
-                        noise=CounterNoise(
-                            seed=seed, prompt_ids=resolved.token_ids, sample_index=sample_index
-                        ),
-                        seed=seed,
-                        prompt_index=index,
-                        sample_index=sample_index,
-                    )
-                    for sample_index in range(sampling.n)
-                ]
-            return prepared
-
-    def _fit(self, prompt: ResolvedPrompt, sampling: SamplingParams) -> SamplingParams:
-        """Check prompt ids and length; lower `max_tokens` where `on_overflow` says so."""
-        vocab_size, limit = self.model.vocab_size, self.model.context_len
-        if max(prompt.token_ids) >= vocab_size:
-            raise PromptError(
-                f"token id {max(prompt.token_ids)} is outside the vocabulary of {vocab_size}. "
-                "Cure: encode with this model's tokenizer"
+    def _call(
+        self, prompts: Prompts, sampling: Samplings, align: Aligns, reward_prompt: RewardPrompts
+    ) -> Call:
+        self._check_open()
+        prompt_list = as_prompt_list(prompts)
+        count = len(prompt_list)
+        own = None if self.config.sampling == "model" else self.config.sampling
+        samplings = _each("sampling", SamplingParams, sampling, own, count)
+        aligns = _each("align", AlignParams, align, self.config.align, count)
+        questions = tuple(
+            Question(prompt, shown, proposal, self.config.align_or_embedded(test))
+            for prompt, shown, proposal, test in zip(
+                prompt_list, _one_each(reward_prompt, count), samplings, aligns, strict=True
             )
-        if limit is None or len(prompt.token_ids) + sampling.max_tokens <= limit:
-            return sampling
-        room = limit - len(prompt.token_ids)
-        if room >= 1 and sampling.on_overflow == "clamp":
-            min_tokens = min(sampling.min_tokens, room)
-            return sampling.replace(max_tokens=room, min_tokens=min_tokens)
-        cure = "shorten the prompt"
-        if room >= 1:
-            cure += f", set max_tokens to at most {room}, or on_overflow='clamp'"
-        raise ContextOverflowError(
-            f"the prompt has {len(prompt.token_ids)} tokens and max_tokens is "
-            f"{sampling.max_tokens}; the model reads {limit} in all. Cure: {cure}"
         )
+        return Call(questions, self._source, prompt_format=self.config.prompt_format, owner=self)
 
-    def _check_token_ids(self, sampling: SamplingParams) -> None:
-        vocab_size = self.model.vocab_size
-        for name in ("logit_bias", "stop_token_ids"):
-            for token in getattr(sampling, name) or ():
-                if not 0 <= token < vocab_size:
-                    message = f"token id {token} is outside the vocabulary, 0 to {vocab_size - 1}"
-                    raise ConfigError("SamplingParams", [Problem(name, message)])
-        bias = sampling.logit_bias or {}
-        if sum(value == -math.inf for value in bias.values()) >= vocab_size:
-            message = "-inf on every token leaves none to draw; leave at least one token out"
-            raise ConfigError("SamplingParams", [Problem("logit_bias", message)])
-
-    # --- running ---
-
-    def _run(
-        self,
-        decoding: Decoding,
-        prepared: Sequence[Rollout | StarsError],
-        return_exceptions: bool,
-    ) -> Any:
-        if not return_exceptions:
-            _all_ready(prepared)
-        rollouts = [item for item in prepared if isinstance(item, Rollout)]
-        with self._lock:
-            for _ in decoding(rollouts, self.model, self.reward):
-                pass
-        outcomes = [
-            (item.error or item.result()) if isinstance(item, Rollout) else item
-            for item in prepared
-        ]
-        if not return_exceptions:
-            _raise_first(outcomes)
-        return outcomes
-
-    def _events(self, decoding: Decoding, rollouts: Sequence[Rollout]) -> Iterator[SegmentEvent]:
-        events = decoding(rollouts, self.model, self.reward)
-        while True:
-            with self._lock:  # released between rounds, so that a slow reader blocks nobody
-                event = next(events, None)
-            if event is None:
-                break
-            yield event
-        _raise_first([rollout.error for rollout in rollouts])
-
-
-def _all_ready(prepared: Sequence[Rollout | StarsError]) -> list[Rollout]:
-    """Return the rollouts, or raise the first error before any work is done."""
-    for item in prepared:
-        if isinstance(item, StarsError):
-            raise item
-    return [item for item in prepared if isinstance(item, Rollout)]
-
-
-def _raise_first(outcomes: Sequence[object]) -> None:
-    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-    if errors:
-        if len(outcomes) > 1:
-            errors[0].add_note(
-                f"{len(errors)} of {len(outcomes)} requests failed; return_exceptions=True gives "
-                "the others' results"
+    def _submit(self, call: Call) -> Call:
+        if call.judged:
+            warn_of_greedy(
+                (question.sampling, question.align)
+                for question in call.questions
+                if question.sampling is not None
             )
-        raise errors[0]
+        self._runtime.submit(call, wait=self.config.engine.on_full == "wait")
+        return call
+
+    def _wait(self, call: Call) -> Any:
+        return self._wait_for(call.future, call)
+
+    def _wait_for(self, future: Future[Any], call: Call) -> Any:
+        self._runtime.check_not_on_thread()
+        try:
+            return future.result()
+        except BaseException:  # a KeyboardInterrupt among them: nobody waits any more
+            call.cancel()
+            raise
+
+
+def _load_model(config: StarsConfig) -> PromptedModel:
+    with needs_extra("local"):
+        from stars_engine.backends.transformers import TransformersBackend
+    return TransformersBackend(config.model)
+
+
+def _reward_source(config: StarsConfig) -> RewardSource:
+    def load(model: PromptedModel) -> RewardModel:
+        reward = config.reward
+        if isinstance(reward, ClassifierReward):
+            with needs_extra("local"):
+                from stars_engine.rewards.classifier import ClassifierRewardModel
+            return ClassifierRewardModel(reward, model.codec.fingerprint())
+        from stars_engine.rewards.function import FunctionRewardModel
+
+        return FunctionRewardModel(reward)
+
+    return RewardSource(key_of(config.reward), load)
+
+
+def _own_reward(reward: RewardModel) -> RewardSource:
+    return RewardSource(f"own {id(reward)}", lambda _: reward)
+
+
+def _each(
+    name: str,
+    kind: type[Params],
+    given: Params | Sequence[Params] | None,
+    default: Params | None,
+    count: int,
+) -> Sequence[Params | None]:
+    """Return one setting per prompt: the given one, the given ones, or the default."""
+    if given is None:
+        return [default] * count
+    if isinstance(given, kind):
+        return [given] * count
+    cure = f"give {kind.__name__}(...) for all prompts, or a list with one for each"
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+        raise _problem(name, f"{type(given).__name__} is not allowed; {cure}")
+    if len(given) != count:
+        raise _problem(name, f"{len(given)} settings for {count} prompts; {cure}")
+    for item in given:
+        if not isinstance(item, kind):
+            raise _problem(name, f"{type(item).__name__} is not allowed in the list; {cure}")
+    return given
 
 
 def _one_each(reward_prompt: RewardPrompts, count: int) -> Sequence[str | Chat | None]:
@@ -392,3 +433,7 @@ def _one_each(reward_prompt: RewardPrompts, count: int) -> Sequence[str | Chat |
             "a list with one for each (None where the prompt itself is meant)"
         )
     return reward_prompt
+
+
+def _problem(field: str, message: str) -> ConfigError:
+    return ConfigError("StarsEngine", [Problem(field, message)])

@@ -67,10 +67,6 @@ class ModelLoadError(StarsError):
     """A language model, reward model or tokenizer could not be loaded."""
 
 
-class EngineClosedError(StarsError):
-    """A closed engine was asked to work."""
-
-
 class PromptError(StarsError, ValueError):
     """A prompt is of a form that cannot be used."""
 
@@ -98,3 +94,19 @@ class RewardError(RequestError):
 
 class AlignmentError(RequestError):
     """No candidate was accepted in `max_attempts` draws and `on_exhausted` is `"raise"`."""
+
+
+class GenerationError(RequestError):
+    """The language model failed, for example for want of memory."""
+
+
+class EngineClosedError(RequestError):
+    """A closed engine was asked to work, or was closed at work."""
+
+
+class EngineForkedError(StarsError):
+    """An engine was used in a process forked from its own, where its thread does not exist."""
+
+
+class QueueFullError(StarsError):
+    """The engine's queue is full and `on_full` is `"raise"`."""

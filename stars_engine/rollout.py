@@ -128,10 +128,16 @@ class Rollout:
         return limit is not None and drafted + self.next_len > limit
 
     @property
-    def past_deadline(self) -> bool:
-        """Whether `deadline_s` has passed since the request began."""
+    def remaining_s(self) -> float | None:
+        """Seconds until `deadline_s` has passed since the request began; None if there is none."""
         limit = self.align.deadline_s
-        return limit is not None and time.monotonic() - self.started_s >= limit
+        return None if limit is None else self.started_s + limit - time.monotonic()
+
+    @property
+    def past_deadline(self) -> bool:
+        """Whether the deadline has passed."""
+        remaining = self.remaining_s
+        return remaining is not None and remaining <= 0
 
     def progress(self, candidate: Candidate) -> Progress:
         """Return where the answer would stand with this candidate."""

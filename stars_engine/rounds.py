@@ -12,7 +12,7 @@ from stars_engine.errors import RequestError
 from stars_engine.rewards.base import RewardModel, score_each
 from stars_engine.rollout import Rollout
 from stars_engine.trial import Decoding, Trial
-from stars_engine.types import FinishReason, SegmentEvent
+from stars_engine.types import SegmentEvent
 
 MAX_ACTIVE = 32  # rollouts in flight in `run_rounds`; the others wait for a place
 
@@ -60,6 +60,7 @@ class Rounds:
 
     Rollouts of one segment length share a round, so that every row of it is equally long; other
     lengths have their turn in the next. A rollout whose rewards are slow to come waits apart.
+    After an error of the model the rounds are of no more use; `active` tells who was in them.
 
     Args:
         model: Drafts for all of them.
@@ -71,25 +72,26 @@ class Rounds:
         self, model: LanguageModel, scorer: Scorer = score, *, max_rows: int | None = None
     ) -> None:
         self._model, self._scorer, self._max_rows = model, scorer, max_rows
+        self._active: dict[Rollout, Entry] = {}
         self._ready: deque[Entry] = deque()  # longest waiting first
         self._trials: list[OpenTrial] = []
+        self._events: Events = []
         self.num_rounds = 0
 
     @property
     def active(self) -> list[Rollout]:
         """Rollouts in flight."""
-        waiting = [item.entry for item in self._trials]
-        return [entry.rollout for entry in (*self._ready, *waiting)]
+        return list(self._active)
 
     @property
     def num_active(self) -> int:
         """How many they are."""
-        return len(self._ready) + len(self._trials)
+        return len(self._active)
 
     @property
     def num_ready_rows(self) -> int:
         """Candidates that the rollouts ready to draft ask for."""
-        return sum(entry.decoding.num_drafts(entry.rollout) for entry in self._ready)
+        return sum(entry.decoding.num_drafts(entry.rollout) for entry in tuple(self._ready))
 
     def join(self, newcomers: Sequence[Entry]) -> None:
         """Read prompts and take their rollouts in."""
@@ -97,64 +99,45 @@ class Rounds:
             slots = self._model.prefill([entry.rollout.prompt_ids for entry in newcomers])
             for entry, slot in zip(newcomers, slots, strict=True):
                 entry.rollout.slot = slot
+                self._active[entry.rollout] = entry
             self._ready += newcomers
 
     def step(self) -> Events:
         """Go one round: draft, score, walk, commit."""
-        events = self.end_at_bounds()
+        self._end_at_bounds()
         group = self._next_group()
         if group:
             self.num_rounds += 1
             trials = self._draft(group)
             self._trials += trials
             self._scorer(trials)
-        return events + self.walk()
+        self._walk()
+        return self.take_events()
 
-    def walk(self) -> Events:
-        """Use the answers that are there, and commit what was kept."""
-        events, unanswered, kept = [], [], []
-        for item in self._trials:
-            entry, trial = item
-            rollout, length = entry.rollout, len(entry.rollout.token_ids)
-            try:
-                event = entry.decoding.walk(trial)
-            except RequestError as error:
-                event = rollout.fail(error)
-            if event is not None:
-                events.append((rollout, event))
-            elif not trial.all_used:
-                unanswered.append(item)
-                continue
-            if not rollout.finished:
-                self._ready.append(entry)
-                if len(rollout.token_ids) > length:
-                    kept.append((rollout.slot, rollout.token_ids[length:]))
-        self._trials = unanswered
-        if kept:
-            self._model.commit(kept)
+    def take_events(self) -> Events:
+        """Return what has happened since the last time."""
+        events, self._events = self._events, []
         return events
 
-    def end_at_bounds(self) -> Events:
+    def forget_finished(self) -> None:
+        """Let go of rollouts that have ended, whoever ended them."""
+        for rollout in [rollout for rollout in self._active if rollout.finished]:
+            del self._active[rollout]
+        self._ready = deque(entry for entry in self._ready if not entry.rollout.finished)
+        for item in self._trials:
+            item.trial.closed = item.trial.closed or item.entry.rollout.finished
+        self._trials = [item for item in self._trials if not item.trial.closed]
+
+    def _end_at_bounds(self) -> None:
         """End the rollouts that may not draw again, or have no time left to wait for rewards."""
-        events = []
-        for rollout in self.active:
+        for rollout in self._active:
             if rollout.past_deadline:
-                events.append((rollout, rollout.finish("deadline")))
+                self._events.append((rollout, rollout.finish("deadline")))
         for entry in self._ready:
             if not entry.rollout.finished and entry.rollout.over_budget:
-                events.append((entry.rollout, entry.rollout.finish("budget")))
-        self._forget_finished()
-        return events
-
-    def end(self, rollout: Rollout, reason: FinishReason) -> SegmentEvent:
-        """End one rollout from outside."""
-        event = rollout.finish(reason)
-        self._forget_finished()
-        return event
-
-    def _forget_finished(self) -> None:
-        self._ready = deque(entry for entry in self._ready if not entry.rollout.finished)
-        self._trials = [item for item in self._trials if not item.entry.rollout.finished]
+                self._events.append((entry.rollout, entry.rollout.finish("budget")))
+        if self._events:
+            self.forget_finished()
 
     def _next_group(self) -> list[Entry]:
         """Take out the ready rollouts that share the segment length of the longest waiting one."""
@@ -171,6 +154,27 @@ class Rounds:
             num_rows += rows if fits else 0
         self._ready = others
         return group
+
+    def _walk(self) -> None:
+        """Use the answers that are there, and commit what was kept."""
+        kept = []
+        for item in self._trials:
+            entry, trial = item
+            rollout, length = entry.rollout, len(entry.rollout.token_ids)
+            try:
+                event = entry.decoding.walk(trial)
+            except RequestError as error:
+                event = rollout.fail(error)
+            if event is not None:
+                self._events.append((rollout, event))
+            trial.closed = event is not None or trial.all_used
+            if trial.closed and not rollout.finished:
+                self._ready.append(entry)
+                if len(rollout.token_ids) > length:
+                    kept.append((rollout.slot, rollout.token_ids[length:]))
+        self.forget_finished()
+        if kept:
+            self._model.commit(kept)
 
     def _draft(self, group: Sequence[Entry]) -> list[OpenTrial]:
         """Draft each rollout's next draws, all in one batch."""

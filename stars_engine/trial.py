@@ -23,9 +23,12 @@ class Trial:
         candidates: Its drafts, in the order of their attempts.
         inputs: What the reward model is asked, in order. The last ones are the candidates'; one
             before them asks about the prompt alone.
+
+    Attributes:
+        closed: Whether further answers are of no use.
     """
 
-    __slots__ = ("_answers", "_num_used", "candidates", "inputs", "rollout")
+    __slots__ = ("_answers", "_num_used", "candidates", "closed", "inputs", "rollout")
 
     def __init__(
         self, rollout: Rollout, candidates: Sequence[Candidate], inputs: Sequence[RewardInput]
@@ -35,9 +38,12 @@ class Trial:
         self.inputs = inputs
         self._answers: list[Answer | None] = [None] * len(inputs)
         self._num_used = 0
+        self.closed = False
 
     def answer(self, index: int, outcome: Answer) -> None:
-        """Note the reward, or the error, that `inputs[index]` met."""
+        """Note the reward, or the error, that `inputs[index]` met; only the first one counts."""
+        if self.closed or self._answers[index] is not None:
+            return
         self._answers[index] = outcome
         if index >= len(self.inputs) - len(self.candidates):
             self.rollout.count(num_surplus_rewards=1)  # until it is looked at

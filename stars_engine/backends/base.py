@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stars_engine.config import SamplingParams
+
+if TYPE_CHECKING:
+    from stars_engine.codec import Codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +73,24 @@ class LanguageModel(Protocol):
     def encode_continuation(self, text: str) -> list[int]:
         """Encode text that goes on from other text."""
         ...
+
+
+class PromptedModel(LanguageModel, Protocol):
+    """A language model that can also read prompts.
+
+    If it has a method `interrupt()`, the end of the process calls it from another thread, and the
+    draft in progress is to give up with `Interrupted`.
+    """
+
+    @property
+    def codec(self) -> Codec:
+        """Its tokenizer."""
+        ...
+
+    def default_sampling(self) -> SamplingParams:
+        """Sampling settings the model came with."""
+        ...
+
+
+class Interrupted(BaseException):
+    """A draft was given up because the process is ending."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import DraftRequest, Interrupted
 from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, Prefix
 from stars_engine.backends.row_sampler import RowSampler
 from stars_engine.codec import Codec
@@ -44,6 +44,7 @@ class TransformersBackend:
         self.context_len = context_len(model.config, tokenizer)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         self.end_ids = _end_ids(model, tokenizer)
+        self._interrupted = False
         self.decoder, self.path = self._choose_decoder()
 
     # --- LanguageModel ---
@@ -67,6 +68,8 @@ class TransformersBackend:
         growing = set(range(len(requests)))
         branches = None
         for step in range(max(lengths)):
+            if self._interrupted:
+                raise Interrupted
             # A row that has all its tokens runs on beside the others; what it draws is dropped.
             column = [row[min(step, len(row) - 1)] for row in uniforms]
             tokens = sampler.draw(logits, column, step)  # (rows,)
@@ -88,6 +91,10 @@ class TransformersBackend:
         """Append accepted segments; each is read once more, in one pass."""
         if kept:
             self.decoder.extend(kept)
+
+    def interrupt(self) -> None:
+        """Give up drafting for good, at the next token; may be called from any thread."""
+        self._interrupted = True
 
     def is_end(self, token: int, sampling: SamplingParams) -> bool:
         """True for the model's own end-of-text ids and the request's `stop_token_ids`."""

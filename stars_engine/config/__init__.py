@@ -1,5 +1,6 @@
 """Config objects: frozen, validated without I/O, readable from and writable to YAML and JSON."""
 
+from stars_engine.config.engine import EngineParams
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
 from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.rewards import ClassifierReward, FunctionReward
@@ -10,6 +11,7 @@ __all__ = [
     "EMBEDDED_REWARD",
     "AlignParams",
     "ClassifierReward",
+    "EngineParams",
     "FunctionReward",
     "SamplingParams",
     "StarsConfig",

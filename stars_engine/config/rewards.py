@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -50,6 +50,17 @@ class FunctionReward(Schema):
     batched: bool = Field(
         default=False,
         description="the callable takes lists of prompts and completions, and returns a list",
+    )
+    max_concurrency: int = Field(
+        default=8,
+        ge=1,
+        description="calls at one time, from threads of their own; 1 if it is not thread-safe",
+        examples=[1],
+    )
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=60.0,
+        description="seconds one call may take before its request fails; None: as long as it likes",
+        examples=[5.0],
     )
     floor: float | None = _FLOOR
 

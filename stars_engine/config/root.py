@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from stars_engine.config.engine import EngineParams
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
 from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.rewards import ClassifierReward, FunctionReward
@@ -53,6 +54,9 @@ class StarsConfig(Schema):
         default="auto",
         description="what a string prompt is: one user turn, raw text to continue, or (auto) a "
         "user turn if the model has a chat template",
+    )
+    engine: EngineParams = Field(
+        default_factory=EngineParams, description="how much is done at once, and who waits"
     )
     schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stars_engine.errors import RewardError
 from stars_engine.types import RewardInput
@@ -37,6 +37,21 @@ class RewardModel(Protocol):
     def score(self, inputs: Sequence[RewardInput]) -> Sequence[Score | float]:
         """Return one reward per input, in order."""
         ...
+
+
+@runtime_checkable
+class OffloadedReward(RewardModel, Protocol):
+    """A reward model that is called on threads of its own, where it may be slow or hang.
+
+    Attributes:
+        max_concurrency: Calls at one time.
+        timeout_s: Seconds one call may take; None for as long as it likes.
+        batched: Whether it wants all candidates of a request in one call, or one in each.
+    """
+
+    max_concurrency: int
+    timeout_s: float | None
+    batched: bool
 
 
 def score_each(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score | RewardError]:

@@ -14,10 +14,16 @@ from stars_engine.types import RewardInput
 
 
 class FunctionRewardModel:
-    """Calls `f(prompt, completion)` for each completion, or once with lists if `batched`."""
+    """Calls `f(prompt, completion)` for each completion, or once with lists if `batched`.
+
+    An `OffloadedReward`: the engine calls it on threads of its own.
+    """
 
     def __init__(self, config: FunctionReward) -> None:
         self._config = config
+        self.max_concurrency = config.max_concurrency
+        self.timeout_s = config.timeout_s
+        self.batched = config.batched
         self._function = _resolve(config.function)
         shown = config.function
         self.name = shown if isinstance(shown, str) else getattr(shown, "__name__", repr(shown))
@@ -26,7 +32,7 @@ class FunctionRewardModel:
         """See `RewardModel`."""
         prompts = [item.prompt.text for item in inputs]
         texts = [item.text for item in inputs]
-        if self._config.batched:
+        if self.batched:
             values = list(self._function(prompts, texts))
             if len(values) != len(inputs):
                 raise ValueError(f"returned {len(values)} rewards for {len(inputs)} completions")

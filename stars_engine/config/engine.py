@@ -1,0 +1,32 @@
+"""Bounds of an engine's work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stars_engine.schema import Schema
+
+
+class EngineParams(Schema):
+    """How much an engine does at once, and who waits. They change speed and memory, never text."""
+
+    max_rows: int = Field(
+        default=128,
+        ge=1,
+        description="candidates drafted together in one round at most",
+        examples=[128],
+    )
+    max_active: int = Field(
+        default=256,
+        ge=1,
+        description="requests in progress at most; each holds its prefix's key-value cache",
+        examples=[256],
+    )
+    max_waiting: int = Field(
+        default=1024, ge=1, description="requests in the queue at most", examples=[1024]
+    )
+    on_full: Literal["wait", "raise"] = Field(
+        default="wait", description="what a call does when the queue is full"
+    )

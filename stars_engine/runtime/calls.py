@@ -1,0 +1,243 @@
+"""A caller's request for answers, from the moment it is made until the last answer is given."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal
+
+from stars_engine.backends.base import PromptedModel
+from stars_engine.baselines import Plain, keep_best, samples_of
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.loop import Stars
+from stars_engine.rewards.base import RewardModel
+from stars_engine.rollout import Rollout
+from stars_engine.trial import Decoding
+from stars_engine.types import Chat, Prompt, SegmentEvent, StarsResult
+
+PromptFormat = Literal["auto", "chat", "raw"]
+Outcome = StarsResult | Exception
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSource:
+    """A reward model that the runtime loads when it is first needed.
+
+    Attributes:
+        key: Equal for sources that load the same.
+        load: Loads it; gets the language model, whose tokenizer it may share.
+    """
+
+    key: str
+    load: Callable[[PromptedModel], RewardModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt with its settings.
+
+    Attributes:
+        prompt: What to answer.
+        reward_prompt: What the reward model reads in its place, or None.
+        sampling: The proposal; None for the model's own settings.
+        align: The test; its schedule is set.
+    """
+
+    prompt: Prompt
+    reward_prompt: str | Chat | None
+    sampling: SamplingParams | None
+    align: AlignParams
+
+    @property
+    def num_answers(self) -> int:
+        """Answers asked for."""
+        return 1 if self.sampling is None else self.sampling.n
+
+
+class Answer:
+    """One answer in the making.
+
+    Attributes:
+        call: Whose it is.
+        index: Its place among the answers of its call.
+        rollout: Its trajectory.
+        parts: The rollouts that are run for it: its own, or the samples of Best-of-N.
+        decoding: How drafts of the parts become text.
+    """
+
+    def __init__(self, call: Call, index: int, rollout: Rollout) -> None:
+        self.call, self.index, self.rollout = call, index, rollout
+        self.parts = samples_of(rollout, call.num_samples) if call.num_samples else [rollout]
+        self.decoding: Decoding = Stars() if call.judged else Plain()
+        self._num_ended = 0
+
+    def note(self, part: Rollout, event: SegmentEvent) -> SegmentEvent | None:
+        """Return what the caller sees of an event of one of the parts."""
+        if part is self.rollout:
+            return event
+        self._num_ended += part.finished
+        return keep_best(self.rollout, self.parts) if self._num_ended == len(self.parts) else None
+
+    def end_as_cancelled(self) -> SegmentEvent:
+        """End all parts where they stand."""
+        for sample in self.parts:
+            if sample is not self.rollout and not sample.finished:
+                sample.finish("cancelled")
+        return self.rollout.finish("cancelled")
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """Questions asked together; their answers are given together, or streamed.
+
+    Attributes:
+        questions: One per prompt.
+        reward: The reward model.
+        prompt_format: What a string prompt is.
+        judged: True for STARS, False for plain sampling and Best-of-N.
+        num_samples: N of Best-of-N, else 0.
+        return_exceptions: Whether errors are put among the answers, or raised.
+        owner: Kept alive as long as the call.
+        mailbox: Where events go, of a call that is streamed.
+        future: The outcomes, in order.
+        entered: Done when it has found room in the queue.
+        prepared: Done when all prompts have been read, before any work.
+        waiting: Rollouts that wait for a place.
+        reading: Reads the prompts, one a step, until they are all read.
+        reward_model: What `reward` loaded.
+        answers: Those that began, in order.
+    """
+
+    questions: tuple[Question, ...]
+    reward: RewardSource
+    prompt_format: PromptFormat = "auto"
+    judged: bool = True
+    num_samples: int = 0
+    return_exceptions: bool = False
+    owner: object = None
+    mailbox: Mailbox | None = None
+    future: Future[list[Outcome]] = field(default_factory=Future)
+    entered: Future[None] = field(default_factory=Future)
+    prepared: Future[None] = field(default_factory=Future)
+    submitted_s: float = field(default_factory=time.monotonic)
+    waiting: deque[Rollout] = field(default_factory=deque)
+    reading: Iterator[None] | None = None
+    reward_model: RewardModel | None = None
+    answers: list[Answer] = field(default_factory=list)
+    _outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    @property
+    def num_answers(self) -> int:
+        """Answers asked for."""
+        return sum(question.num_answers for question in self.questions)
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts it takes."""
+        return self.num_answers * max(1, self.num_samples)
+
+    @property
+    def open_answers(self) -> list[Answer]:
+        """Answers that have not ended."""
+        return [answer for answer in self.answers if not answer.rollout.finished]
+
+    def note(self, answer: Answer, event: SegmentEvent) -> None:
+        """Pass an event on; give the outcomes when the last answer has ended."""
+        if self.mailbox is not None:
+            self.mailbox.put(event)
+        if answer.rollout.finished:
+            assert event.result is not None
+            self.put_outcome(answer.index, answer.rollout.error or event.result)
+            self.give_if_complete()
+
+    def put_outcome(self, index: int, outcome: Outcome) -> None:
+        """Note one outcome."""
+        self._outcomes[index] = outcome
+
+    @property
+    def first_error(self) -> Exception | None:
+        """The error among the outcomes so far that comes first."""
+        errors = (self._outcomes[index] for index in sorted(self._outcomes))
+        return next((item for item in errors if isinstance(item, Exception)), None)
+
+    def give_if_complete(self) -> None:
+        """Give the outcomes if none is missing."""
+        if len(self._outcomes) < self.num_answers:
+            return
+        outcomes = [self._outcomes[index] for index in range(self.num_answers)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if errors and not self.return_exceptions:
+            if len(outcomes) > 1:
+                _add_note_once(
+                    errors[0],
+                    f"{len(errors)} of {len(outcomes)} requests failed; return_exceptions=True "
+                    "gives the others' results",
+                )
+            self.fail(errors[0])
+        else:
+            resolve(self.future, outcomes)
+            self._say_end()
+
+    def fail(self, error: BaseException) -> None:
+        """End the whole call with an error."""
+        for future in (self.entered, self.prepared, self.future):
+            if not future.done():
+                with suppress(InvalidStateError):  # cancelled at this moment
+                    future.set_exception(error)
+        self._say_end()
+
+    def cancel(self) -> None:
+        """Stop working for it; nobody waits for its outcome."""
+        self.future.cancel()
+
+    def _say_end(self) -> None:
+        if self.mailbox is not None:
+            self.mailbox.put(None)
+
+
+class Mailbox:
+    """Events for one reader, who waits in a thread or in an event loop; None ends them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._items: deque[SegmentEvent | None] = deque()
+        self._waiter: Future[None] | None = None
+
+    def put(self, item: SegmentEvent | None) -> None:
+        """Put an item in and wake the reader."""
+        with self._lock:
+            self._items.append(item)
+            waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            resolve(waiter, None)
+
+    def wait(self) -> Future[None]:
+        """Return a future that is done once there is something to take."""
+        waiter: Future[None] = Future()
+        with self._lock:
+            if not self._items:
+                self._waiter = waiter
+                return waiter
+        waiter.set_result(None)
+        return waiter
+
+    def take(self) -> SegmentEvent | None:
+        """Take the next item, which is there."""
+        return self._items.popleft()
+
+
+def resolve(future: Future[Any], value: Any) -> None:
+    """Set a result, unless the future was cancelled meanwhile."""
+    if not future.done():
+        with suppress(InvalidStateError):
+            future.set_result(value)
+
+
+def _add_note_once(error: Exception, note: str) -> None:
+    if note not in getattr(error, "__notes__", []):
+        error.add_note(note)

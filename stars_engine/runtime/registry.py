@@ -1,0 +1,88 @@
+"""Runtimes that handles share, by what they have loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from stars_engine.backends.base import PromptedModel
+from stars_engine.config import EngineParams, StarsConfig
+from stars_engine.config.models import Checkpoint
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.runtime.runtime import Runtime
+from stars_engine.schema import Schema
+
+_lock = Lock()
+_runtimes: dict[str, Runtime] = {}
+
+
+def shared_runtime(
+    config: StarsConfig, load: Callable[[], PromptedModel], reward_key: str
+) -> Runtime:
+    """Return the runtime of the config's language model with one more handle, or make it.
+
+    Raises:
+        ConfigError: The config sets bounds other than those it runs with.
+    """
+    key = key_of(config.model)
+    with _lock:
+        runtime = _runtimes.get(key)
+        if runtime is not None:
+            _check_same_bounds(config.engine, runtime.params)
+        if runtime is None or not runtime.acquire(reward_key):
+            runtime = _runtimes[key] = Runtime(load, config.engine, on_close=_forget)
+            runtime.acquire(reward_key)
+        return runtime
+
+
+def key_of(part: Schema) -> str:
+    """Return what tells a model from others: its settings, and the live objects it holds."""
+    values: dict[str, Any] = part.model_dump(exclude=_live_fields(part))
+    if isinstance(part, Checkpoint):
+        for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
+            path = values.get(name)
+            if path is not None and Path(path).is_dir():
+                values[name] = str(Path(path).resolve())
+    values |= {name: id(getattr(part, name)) for name in _live_fields(part)}
+    return json.dumps(values, sort_keys=True, default=repr)
+
+
+def _live_fields(part: Schema) -> set[str]:
+    if isinstance(part, Checkpoint):
+        return {"model", "tokenizer"}
+    function = getattr(part, "function", None)
+    return set() if isinstance(function, str) else {"function"}
+
+
+def _check_same_bounds(asked: EngineParams, running: EngineParams) -> None:
+    problems = [
+        Problem(
+            f"engine.{name}",
+            f"{getattr(asked, name)} is not what the shared engine runs with, "
+            f"{getattr(running, name)}; leave it out, give the same, or close the other handles",
+        )
+        for name in ("max_rows", "max_active", "max_waiting")
+        if name in asked.model_fields_set and getattr(asked, name) != getattr(running, name)
+    ]
+    if problems:
+        raise ConfigError("StarsEngine.shared", problems)
+
+
+def _forget(runtime: Runtime) -> None:
+    with _lock:
+        for key in [key for key, other in _runtimes.items() if other is runtime]:
+            del _runtimes[key]
+
+
+def _begin_anew() -> None:
+    """A forked child has none of its parent's threads, and perhaps a lock that nobody frees."""
+    global _lock, _runtimes
+    _lock, _runtimes = Lock(), {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
