@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
+from threading import Event
 
 from stars_engine.backends.base import Interrupted, PromptedModel
 from stars_engine.config import EngineParams
@@ -48,7 +49,7 @@ class Scheduler:
         self._answers: dict[Rollout, Answer] = {}  # by the rollouts that are run for them
         self._offload = Offload(self.post)
         self._totals = Totals()
-        self._stopping = False
+        self._stop = Event()
 
     # --- from any thread ---
 
@@ -58,7 +59,7 @@ class Scheduler:
 
     def stop(self, *, at_once: bool) -> None:
         """End after this round, with an error to all calls; or in the middle of it."""
-        self._stopping = True
+        self._stop.set()
         interrupt = getattr(self._models.model, "interrupt", None)
         if at_once and interrupt is not None:
             interrupt()
@@ -82,12 +83,12 @@ class Scheduler:
     def run(self) -> None:
         """Work until stopped."""
         try:
-            while not self._stopping:
+            while not self._stop.is_set():
                 try:
                     self._read_inbox()
                     self._work()
                 except (Exception, Interrupted) as error:
-                    if self._stopping:
+                    if self._stop.is_set():
                         break
                     logger.exception("a round failed; the requests in progress end with an error")
                     self._fail_active(error)
@@ -175,7 +176,7 @@ class Scheduler:
     def _get_models(
         self, source: RewardSource, asked_s: float
     ) -> tuple[PromptedModel, RewardModel]:
-        if self._stopping:
+        if self._stop.is_set():
             raise _closed()
         return self._models.get(source, asked_s=asked_s)
 
