@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.prompts import as_prompt_list
+from stars_engine.chat.template import has_template
 from stars_engine.config import AlignParams, ClassifierReward, SamplingParams, StarsConfig
 from stars_engine.errors import (
     ConfigError,
@@ -44,7 +45,8 @@ class StarsEngine:
     depends on the others.
 
     `StarsEngine(config)` has a runtime of its own; `StarsEngine.shared(config)` shares one with
-    every handle whose language model is the same. A runtime ends with its last handle.
+    every handle whose language model is the same. A runtime ends when its last handle is closed; a
+    shared one whose handles were only forgotten stays for `EngineParams.keep_alive_s`.
 
     Args:
         config: Models, thresholds, sampling and bounds; the default is the embedded pair.
@@ -282,6 +284,16 @@ class StarsEngine:
             return self.model.default_sampling()
         return self.config.sampling
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the language model brings a chat template; loads it on first use."""
+        return has_template(self.model.codec)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._finalizer.alive
+
     def stats(self) -> EngineStats:
         """Return what the runtime is doing and has done, for all its handles."""
         return self._runtime.stats()
@@ -292,7 +304,7 @@ class StarsEngine:
         The last handle of a runtime ends it: what is in progress fails with `EngineClosedError`.
         """
         if self._finalizer.detach() is not None:
-            self._runtime.release(self._source.key, wait=True)
+            self._runtime.release(self._source.key, at_once=True)
 
     def __enter__(self) -> Self:
         return self
@@ -329,7 +341,7 @@ class StarsEngine:
         self._finalizer.atexit = False
 
     def _check_open(self) -> None:
-        if not self._finalizer.alive:
+        if self.closed:
             raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
 
     def _models(self) -> tuple[PromptedModel, RewardModel]:

@@ -56,6 +56,10 @@ class Schema(BaseModel):
         values = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**values, **changes})
 
+    def __deepcopy__(self, memo: Any = None) -> Self:
+        """Return the object itself: it is frozen, and may hold a loaded model."""
+        return self
+
     def content_hash(self) -> str:
         """Return 12 hexadecimal digits that change whenever a field does."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Largest difference between cached and plain logits that the self-check takes for rounding,
 # relative to the largest logit.
-_ROUNDING = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
 
 
 class TransformersBackend:

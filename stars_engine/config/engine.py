@@ -30,3 +30,10 @@ class EngineParams(Schema):
     on_full: Literal["wait", "raise"] = Field(
         default="wait", description="what a call does when the queue is full"
     )
+    keep_alive_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="seconds that a shared engine stays loaded when its last handle was forgotten; "
+        "closing the last handle unloads it at once",
+        examples=[300.0],
+    )

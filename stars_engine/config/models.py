@@ -12,7 +12,7 @@ from stars_engine.schema import Schema
 EMBEDDED_LM = "stars:embedded-lm"
 EMBEDDED_REWARD = "stars:embedded-reward"
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 _RESERVED_KWARGS = {
     "revision": "revision",
@@ -53,7 +53,8 @@ class Checkpoint(Schema):
     )
     dtype: Dtype = Field(
         default="auto",
-        description="of weights and arithmetic; auto: the checkpoint's own, float32 on a CPU",
+        description="of weights and arithmetic; auto: the checkpoint's own, float32 on a CPU; "
+        "float64 is slow, and leaves no rounding by which batches could differ",
         examples=["bfloat16"],
     )
     device: str = Field(

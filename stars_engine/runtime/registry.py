@@ -34,7 +34,12 @@ def shared_runtime(
         if runtime is not None:
             _check_same_bounds(config.engine, runtime.params)
         if runtime is None or not runtime.acquire(reward_key):
-            runtime = _runtimes[key] = Runtime(load, config.engine, on_close=_forget)
+            runtime = _runtimes[key] = Runtime(
+                load,
+                config.engine,
+                keep_alive_s=config.engine.keep_alive_s,
+                on_close=_forget,
+            )
             runtime.acquire(reward_key)
         return runtime
 
@@ -65,7 +70,7 @@ def _check_same_bounds(asked: EngineParams, running: EngineParams) -> None:
             f"{getattr(asked, name)} is not what the shared engine runs with, "
             f"{getattr(running, name)}; leave it out, give the same, or close the other handles",
         )
-        for name in ("max_rows", "max_active", "max_waiting")
+        for name in ("max_rows", "max_active", "max_waiting", "keep_alive_s")
         if name in asked.model_fields_set and getattr(asked, name) != getattr(running, name)
     ]
     if problems:

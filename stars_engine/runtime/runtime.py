@@ -31,11 +31,12 @@ _open: weakref.WeakSet[Runtime] = weakref.WeakSet()
 class Runtime:
     """The thread, and who uses it. Every method may be called from any thread.
 
-    The thread begins with the first call and ends when the last handle is closed or forgotten.
+    The thread begins with the first call and ends when nobody uses it any more.
 
     Args:
         load: Loads the language model, on the thread.
         params: Bounds.
+        keep_alive_s: How long it outlives the last handle, if that was forgotten and not closed.
         on_close: Called when it closes.
     """
 
@@ -44,12 +45,15 @@ class Runtime:
         load: Callable[[], PromptedModel],
         params: EngineParams,
         *,
+        keep_alive_s: float = 0.0,
         on_close: Callable[[Runtime], None] = lambda _: None,
     ) -> None:
         self.params = params
-        self._scheduler = Scheduler(load, params)
+        self._scheduler = Scheduler(load, params, sweep=self.sweep)
+        self._keep_alive_s = keep_alive_s
         self._on_close = on_close
         self._handles: Counter[str] = Counter()  # by the reward they use
+        self._unused_until_s: dict[str, float] = {}  # rewards without a handle
         self._thread: Thread | None = None
         self._lock = Lock()
         self._closed = False
@@ -65,23 +69,50 @@ class Runtime:
                 self._handles[reward_key] += 1
             return not self._closed
 
-    def release(self, reward_key: str, *, wait: bool = False) -> None:
-        """A handle was closed; the last one closes the runtime."""
+    def release(self, reward_key: str, *, at_once: bool) -> None:
+        """A handle was closed, or forgotten.
+
+        What was only forgotten is kept for `keep_alive_s`: objects that are made anew for every
+        request would otherwise load the models again each time.
+
+        Args:
+            reward_key: The reward it used.
+            at_once: True if it was closed: with the last handle everything goes at once.
+        """
         with self._lock:
             self._handles[reward_key] -= 1
-            unused = self._handles[reward_key] == 0
-            if unused:
-                del self._handles[reward_key]
+            if self._handles[reward_key] == 0:
+                kept_s = 0.0 if at_once else self._keep_alive_s
+                self._unused_until_s[reward_key] = time.monotonic() + kept_s
+            if at_once and not any(self._handles.values()):
+                self._handles.clear()
+        self.sweep(wait=at_once)
+
+    def release_later(self, reward_key: str) -> None:
+        """A handle was forgotten: finalizers run anywhere, so that they must take no lock."""
+        self._scheduler.post(partial(self.release, reward_key, at_once=False))
+
+    def sweep(self, *, wait: bool = False) -> float | None:
+        """Let go of what nobody uses any more.
+
+        Returns:
+            Seconds until more may go; None if that depends on others.
+        """
+        now_s = time.monotonic()
+        with self._lock:
+            unused = {k: s for k, s in self._unused_until_s.items() if not self._handles[k]}
+            gone = [key for key, until_s in unused.items() if until_s <= now_s]
+            for key in gone:
+                del self._handles[key]
+            self._unused_until_s = {k: s for k, s in unused.items() if k not in gone}
             last = not self._handles
             self._closed = self._closed or last
         if last:
             self.close(wait=wait)
-        elif unused:
-            self._scheduler.post(partial(self._scheduler.forget_reward, reward_key))
-
-    def release_later(self, reward_key: str) -> None:
-        """A handle was forgotten: finalizers run anywhere, so that they must take no lock."""
-        self._scheduler.post(partial(self.release, reward_key))
+            return None
+        for key in gone:
+            self._scheduler.post(partial(self._scheduler.forget_reward, key))
+        return min((s - now_s for s in self._unused_until_s.values()), default=None)
 
     def close(
         self, *, wait: bool = True, timeout_s: float | None = None, at_once: bool = False

@@ -36,9 +36,17 @@ class Scheduler:
     Args:
         load: Loads the language model.
         params: Bounds.
+        sweep: Lets go of what is unused, and says in how many seconds to ask again.
     """
 
-    def __init__(self, load: Callable[[], PromptedModel], params: EngineParams) -> None:
+    def __init__(
+        self,
+        load: Callable[[], PromptedModel],
+        params: EngineParams,
+        *,
+        sweep: Callable[[], float | None],
+    ) -> None:
+        self._sweep = sweep
         self._params = params
         self._models = Models(load)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -121,7 +129,7 @@ class Scheduler:
         active = self._rounds.active if self._rounds else []
         waiting = [rollout for call in self._calls for rollout in call.waiting]
         times = [rollout.remaining_s for rollout in (*active, *waiting)]
-        times.append(self._offload.write_off_overdue())
+        times += [self._offload.write_off_overdue(), self._sweep()]
         return max(0.0, min((time for time in times if time is not None), default=1e6))
 
     # --- calls ---

@@ -1,0 +1,201 @@
+"""What the adapters to other frameworks have in common: fields, and the engine they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, PrivateAttr
+
+from stars_engine.config import StarsConfig
+from stars_engine.config.flat import FLAT_FIELDS, with_fields
+from stars_engine.engine import StarsEngine
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.types import StarsResult
+
+
+class Unset(StrEnum):
+    """The value of a field that is left to the config. None would not do: it is a value of some."""
+
+    UNSET = "as in config"
+
+
+UNSET = Unset.UNSET
+
+
+class EngineFields(BaseModel):
+    """Fields of an adapter: a whole config, and each of its settings by its own name.
+
+    A field that is given counts more than the config. Values are checked as `StarsConfig` checks
+    them; models are loaded at the first call, once for all adapters in the process.
+    """
+
+    config: StarsConfig = Field(
+        default_factory=StarsConfig, description="models, thresholds and sampling"
+    )
+    model: Any = Field(
+        default=UNSET, repr=False, description="a name, TransformersModel, or settings of one"
+    )
+    reward: Any = Field(
+        default=UNSET, repr=False, description="a name, a callable, or a reward's config object"
+    )
+    prompt_format: Any = Field(
+        default=UNSET, repr=False, description="auto, chat or raw; see StarsConfig"
+    )
+
+    max_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    temperature: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    top_k: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    top_p: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    min_p: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    repetition_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    presence_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    frequency_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    logit_bias: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    min_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    stop: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    stop_token_ids: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    seed: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    n: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    on_overflow: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+
+    schedule: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    beta: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    max_attempts: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    on_exhausted: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    fallback_text: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    terminal: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    max_drafted_tokens: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    deadline_s: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    num_candidates: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    keep_rejected_text: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+
+    max_rows: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_active: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_waiting: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+
+    _engines: dict[str, StarsEngine] = PrivateAttr(default_factory=dict)  # by prompt format
+
+    def __init__(self, **values: Any) -> None:
+        known = type(self).model_fields
+        aliases = {field.alias for field in known.values()}
+        unknown = [name for name in values if name not in known and name not in aliases]
+        if unknown:
+            with_fields(StarsConfig(), dict.fromkeys(unknown), owner=type(self).__name__)
+        super().__init__(**values)
+        self.settings()  # bad values are told now, not at the first call
+
+    @classmethod
+    def from_file(cls, path: str | Path, **values: Any) -> Self:
+        """Make one by a config file; further fields count more than the file.
+
+        Raises:
+            ConfigError: The file is missing or unreadable, or a value is not allowed.
+        """
+        return cls(config=StarsConfig.from_file(path), **values)
+
+    def settings(self, **overrides: Any) -> StarsConfig:
+        """Return the config that all fields add up to, and what a call gives.
+
+        Raises:
+            ConfigError: A name is unknown, or a value is not allowed.
+        """
+        own = {name: getattr(self, name) for name in self.model_fields_set & FLAT_FIELDS}
+        own = {name: value for name, value in own.items() if not _is_unset(value)}
+        return with_fields(self.config, {**own, **overrides}, owner=type(self).__name__)
+
+    def engine(self, settings: StarsConfig | None = None) -> StarsEngine:
+        """Return the shared engine for these settings; only its models and bounds matter here."""
+        settings = self.settings() if settings is None else settings
+        engine = self._engines.get(settings.prompt_format)
+        if engine is None or engine.closed or not _same_parts(engine.config, settings):
+            engine = self._engines[settings.prompt_format] = StarsEngine.shared(settings)
+        return engine
+
+    def load(self) -> Self:
+        """Load the models now; later calls return at once."""
+        self.engine().load()
+        return self
+
+    async def aload(self) -> Self:
+        """Load the models now, without blocking the event loop."""
+        await self.engine().aload()
+        return self
+
+    def close(self) -> None:
+        """Let go of the engine; the next call gets it anew."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+
+def identity(settings: StarsConfig) -> dict[str, Any]:
+    """Return what tells one configuration from another, flat, for cache keys and traces.
+
+    Callables and models in memory appear as Python shows them.
+    """
+    values: dict[str, Any] = {}
+    for name in ("model", "reward"):
+        part = getattr(settings, name)
+        values[name] = {
+            key: repr(getattr(part, key)) if _is_live(getattr(part, key)) else getattr(part, key)
+            for key in type(part).model_fields
+        }
+    values["prompt_format"] = settings.prompt_format
+    sampling = settings.sampling
+    values |= {"sampling": sampling} if sampling == "model" else sampling.model_dump(mode="json")
+    return values | settings.align.model_dump(mode="json")
+
+
+def usage_of(result: StarsResult) -> dict[str, int]:
+    """Return token counts by the names that most frameworks know, and what alignment cost."""
+    usage = result.usage
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_kept_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_kept_tokens,
+        "drafted_tokens": usage.num_drafted_tokens,
+        "surplus_tokens": usage.num_surplus_tokens,
+        "reward_calls": usage.num_reward_calls,
+    }
+
+
+def account_of(result: StarsResult) -> dict[str, Any]:
+    """Return how an answer came about, as plain values: finish reason, reward, usage, segments."""
+    return {
+        "finish_reason": result.finish_reason,
+        "reward": result.reward,
+        "seed": result.seed,
+        "num_forced": result.usage.num_forced,
+        "acceptance_rate": result.usage.acceptance_rate,
+        "usage": usage_of(result),
+        "segments": [segment.model_dump(mode="json") for segment in result.segments],
+    }
+
+
+def refuse_several_answers(settings: StarsConfig) -> None:
+    """Streams of frameworks carry one answer.
+
+    Raises:
+        ConfigError: `n` is above 1.
+    """
+    if settings.sampling != "model" and settings.sampling.n > 1:
+        message = f"{settings.sampling.n} answers cannot be streamed as one; use n=1, or no stream"
+        raise ConfigError("stream", [Problem("n", message)])
+
+
+def _same_parts(a: StarsConfig, b: StarsConfig) -> bool:
+    return (a.model, a.reward, a.engine) == (b.model, b.reward, b.engine)
+
+
+def _is_live(value: object) -> bool:
+    return value is not None and not isinstance(value, str | int | float | Mapping)
+
+
+def _is_unset(value: object) -> bool:
+    return isinstance(value, str) and value == UNSET

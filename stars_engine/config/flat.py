@@ -1,0 +1,78 @@
+"""A config by the names of its parts' fields, as keyword arguments give it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from stars_engine.config.engine import EngineParams
+from stars_engine.config.params import AlignParams, SamplingParams
+from stars_engine.config.root import StarsConfig
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schema import Schema
+
+ROOT_FIELDS = frozenset({"model", "reward", "prompt_format"})
+PARTS: dict[str, type[Schema]] = {
+    "sampling": SamplingParams,
+    "align": AlignParams,
+    "engine": EngineParams,
+}
+FLAT_FIELDS = ROOT_FIELDS.union(*(part.model_fields for part in PARTS.values()))
+
+
+def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -> StarsConfig:
+    """Return a copy of a config with fields of its parts changed, each by its own name.
+
+    Args:
+        config: Where the others come from.
+        fields: Values by field name: `model`, `reward`, `prompt_format`, and every field of
+            `SamplingParams`, `AlignParams` and `EngineParams`.
+        owner: Whose fields these are, for messages.
+
+    Raises:
+        ConfigError: A name is unknown, or a value is not allowed.
+    """
+    check_names(fields, owner=owner)
+    changes: dict[str, Any] = {name: fields[name] for name in fields if name in ROOT_FIELDS}
+    for part, kind in PARTS.items():
+        given = {name: fields[name] for name in fields if name in kind.model_fields}
+        if given:
+            current = getattr(config, part)
+            if current == "model":
+                raise ConfigError(
+                    owner,
+                    [
+                        Problem(
+                            next(iter(given)),
+                            "the config says sampling='model'; give a SamplingParams there, or "
+                            "leave sampling to the model",
+                        )
+                    ],
+                )
+            # The embedded pair's thresholds mean nothing to other models.
+            foreign = part == "align" and "align" not in config.model_fields_set
+            changes[part] = (kind() if foreign and _other_pair(changes) else current).replace(
+                **given
+            )
+    return config.replace(**changes) if changes else config
+
+
+def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
+    """Check that all names are fields of a config's parts.
+
+    Raises:
+        ConfigError: One is not; the message names the closest.
+    """
+    problems = []
+    for name in fields:
+        if name not in FLAT_FIELDS:
+            close = difflib.get_close_matches(name, sorted(FLAT_FIELDS), n=1)
+            cure = f"did you mean `{close[0]}`?" if close else f"known: {sorted(FLAT_FIELDS)}."
+            problems.append(Problem(name, f"unknown field; {cure}"))
+    if problems:
+        raise ConfigError(owner, problems)
+
+
+def _other_pair(changes: Mapping[str, Any]) -> bool:
+    return bool(changes.keys() & {"model", "reward"})
