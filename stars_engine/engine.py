@@ -181,7 +181,6 @@ class StarsEngine:
         """
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
-        self._runtime.check_not_on_thread()
         self._submit(call).entered.result()
         return call.future
 
@@ -368,6 +367,7 @@ class StarsEngine:
         return Call(questions, self._source, prompt_format=self.config.prompt_format, owner=self)
 
     def _submit(self, call: Call) -> Call:
+        self._runtime.check_not_on_thread()
         if call.judged:
             warn_of_greedy(
                 (question.sampling, question.align)
@@ -381,7 +381,6 @@ class StarsEngine:
         return self._wait_for(call.future, call)
 
     def _wait_for(self, future: Future[Any], call: Call) -> Any:
-        self._runtime.check_not_on_thread()
         try:
             return future.result()
         except BaseException:  # a KeyboardInterrupt among them: nobody waits any more

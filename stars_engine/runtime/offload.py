@@ -71,7 +71,7 @@ class Offload:
                 "ends here; others are not affected. Cure: a faster reward, or a larger "
                 "FunctionReward(timeout_s=...)"
             )
-            _note(trial, indices, [error] * len(indices))
+            self._post(partial(_note, trial, indices, [error] * len(indices)))
 
         return Task(
             ask,

@@ -50,8 +50,9 @@ def key_of(part: Schema) -> str:
     if isinstance(part, Checkpoint):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
             path = values.get(name)
-            if path is not None and Path(path).is_dir():
-                values[name] = str(Path(path).resolve())
+            if path is not None and path.startswith((".", "~", "/")):
+                # Without a look at the disk: event loops make handles too.
+                values[name] = os.path.normpath(Path.cwd() / Path(path).expanduser())
     values |= {name: id(getattr(part, name)) for name in _live_fields(part)}
     return json.dumps(values, sort_keys=True, default=repr)
 

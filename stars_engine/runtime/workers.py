@@ -17,7 +17,7 @@ class Task:
     Args:
         work: What to do; it handles its own errors.
         timeout_s: Seconds it may take once it has begun; None for as long as it likes.
-        on_timeout: Called, on the thread that checks, when it takes longer.
+        on_timeout: Called, on the thread that checks, when it takes longer; only says so.
         is_wanted: Asked when it could begin.
     """
 

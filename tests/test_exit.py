@@ -1,0 +1,107 @@
+"""Ends of a process in the middle of a generation, and forks: each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAD = """
+import asyncio, os, signal, sys, threading, time
+import torch
+from stars_engine import *
+torch.set_num_threads(1)
+engine = StarsEngine.shared().load()
+never = AlignParams(schedule=ConstantSchedule(value=1e9), max_attempts=10**6)
+work = dict(sampling=SamplingParams(seed=1, max_tokens=400, n=8), align=never)
+def later(what):
+    threading.Timer(0.3, what).start()
+def mark():
+    while not engine.stats().num_rounds:
+        time.sleep(0.01)
+    print(time.time(), flush=True)
+threading.Thread(target=mark, daemon=True).start()
+"""
+
+
+def run(code: str) -> tuple[int, float, str]:
+    """Return exit code, seconds from the first round to the end, and standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    first_round_s = float(done.stdout.split()[0]) if done.stdout.split() else time.time()
+    return done.returncode, time.time() - first_round_s, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("future = engine.submit('The', **work); time.sleep(0.5); sys.exit(3)", 3),
+        (
+            "threading.Thread(target=lambda: engine.generate('The', **work), daemon=True).start()\n"
+            "time.sleep(0.5); raise RuntimeError('boom')",
+            1,
+        ),
+        ("later(lambda: os.kill(os.getpid(), signal.SIGINT)); engine.generate('The', **work)", -2),
+        (
+            "later(lambda: os.kill(os.getpid(), signal.SIGTERM)); engine.generate('The', **work)",
+            -15,
+        ),
+        (
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+            "later(lambda: os.kill(os.getpid(), signal.SIGTERM)); engine.generate('The', **work)",
+            7,
+        ),
+        (
+            "async def main():\n"
+            "    task = asyncio.create_task(engine.agenerate('The', **work))\n"
+            "    await asyncio.sleep(0.5)\n"
+            "    raise ValueError('in main')\n"
+            "asyncio.run(main())",
+            1,
+        ),
+        (
+            "for event in engine.stream('The', sampling=SamplingParams(max_tokens=400)):\n"
+            "    time.sleep(0.2); sys.exit(5)",
+            5,
+        ),
+        (
+            "config = StarsConfig(model='stars:embedded-lm', align=never,\n"
+            "    reward=lambda prompt, completion: time.sleep(1000) or 1.0)\n"
+            "StarsEngine.shared(config).submit('The'); time.sleep(0.5); sys.exit(6)",
+            6,
+        ),
+    ],
+    ids=["exit", "exception", "sigint", "sigterm", "handler", "asyncio", "stream", "hung reward"],
+)
+def test_the_process_ends_cleanly(code: str, status: int) -> None:
+    returncode, seconds, stderr = run(code)
+    assert returncode == status, stderr
+    assert seconds < 5 + 0.5, stderr  # the half second is the generation's own
+    assert "terminate called" not in stderr
+    assert "Fatal Python error" not in stderr
+
+
+def test_a_fork_gets_a_clear_error_and_may_begin_anew() -> None:
+    code = """
+engine.generate('The', sampling=SamplingParams(max_tokens=4))
+child = os.fork()
+if not child:
+    try:
+        engine.generate('The')
+    except EngineForkedError as error:
+        fresh = StarsEngine.shared()
+        text = fresh.generate('The', sampling=SamplingParams(max_tokens=4))[0].text
+        os._exit(11 if 'spawn' in str(error) and text else 12)
+_, status = os.waitpid(child, 0)
+engine.generate('The', sampling=SamplingParams(max_tokens=4))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    returncode, _, stderr = run(code)
+    assert returncode == 11, stderr

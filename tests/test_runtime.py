@@ -1,0 +1,414 @@
+"""One runtime for all callers: shared rounds, cancellation, bounds, back-pressure, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from stars_engine import (
+    AlignParams,
+    ConfigError,
+    ConstantSchedule,
+    EngineParams,
+    FunctionReward,
+    GenerationError,
+    ModelLoadError,
+    NoSchedule,
+    PromptError,
+    QueueFullError,
+    RewardError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsError,
+    StarsResult,
+)
+
+NEVER = AlignParams(schedule=ConstantSchedule(value=1e9), segment_len=4, max_attempts=10_000)
+SHORT = SamplingParams(seed=3, max_tokens=16)
+LONG = SamplingParams(seed=3, max_tokens=400)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    until_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until_s, "waited in vain"
+        time.sleep(0.002)
+
+
+def idle(engine: StarsEngine) -> bool:
+    stats = engine.stats()
+    return stats.num_active == stats.num_waiting == stats.num_in_line == 0
+
+
+def with_reward(
+    engine: StarsEngine, reward: Callable[..., Any], params: EngineParams | None = None, **more: Any
+) -> StarsEngine:
+    """An engine of its own over the loaded model of another."""
+    config = StarsConfig(
+        model="stars:embedded-lm",
+        reward=FunctionReward(function=reward, **more),
+        align=AlignParams(schedule=NoSchedule(), segment_len=8),
+        engine=params or EngineParams(),
+    )
+    return StarsEngine(config, model=engine.model)
+
+
+@pytest.fixture
+def busy(engine: StarsEngine) -> Iterator[StarsEngine]:
+    """An engine of its own with room for one request at a time."""
+    params = EngineParams(max_active=1, max_waiting=2)
+    config = StarsConfig(align=NEVER, engine=params)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        yield mine
+
+
+# --- rounds ---
+
+
+def test_concurrent_calls_share_rounds(engine: StarsEngine) -> None:
+    prompts = [f"Film number {index}" for index in range(32)]
+    before = engine.stats().num_rounds
+    sampling = SHORT.replace(max_tokens=64)
+    alone = [engine.generate(prompt, sampling=sampling)[0].text for prompt in prompts]
+    sequential = engine.stats().num_rounds - before
+    futures = [engine.submit(prompt, sampling=sampling) for prompt in prompts]
+    together = [future.result()[0].text for future in futures]
+    assert together == alone
+    assert engine.stats().num_rounds - before - sequential <= sequential / 8
+
+
+def test_a_newcomer_joins_the_next_round(engine: StarsEngine) -> None:
+    stream = engine.stream("This movie", sampling=LONG, align=NEVER)
+    wait_until(lambda: engine.stats().num_active == 1)
+    assert engine.generate("The acting", sampling=SHORT)[0].text  # while the other goes on
+    assert engine.stats().num_active == 1
+    stream.close()
+    wait_until(lambda: idle(engine))
+
+
+def test_segment_lengths_take_turns(engine: StarsEngine) -> None:
+    aligns = [AlignParams(schedule=NoSchedule(), segment_len=size) for size in (3, 5, 16, 5)]
+    prompts = ["The", "plot", "was", "thin"]
+    samplings = [SamplingParams(seed=index, max_tokens=9 + 4 * index) for index in range(4)]
+    together = engine.generate(prompts, sampling=samplings, align=aligns)
+    for prompt, sampling, align, result in zip(prompts, samplings, aligns, together, strict=True):
+        [alone] = engine.generate(prompt, sampling=sampling, align=align)
+        assert alone.token_ids == result.token_ids
+        assert [len(s.token_ids) for s in alone.segments[:-1]] == [align.segment_len] * (
+            len(alone.segments) - 1
+        )
+
+
+def test_a_round_holds_max_rows_at_most(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    draft = engine.model.draft
+
+    def spy(requests: Sequence[Any]) -> Any:
+        seen.append(len(requests))
+        return draft(requests)
+
+    monkeypatch.setattr(engine.model, "draft", spy)
+    config = StarsConfig(engine=EngineParams(max_rows=6), align=engine.config.align)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        sampling = SHORT.replace(n=7)
+        align = engine.config.align.replace(num_candidates=20)
+        few = mine.generate("The", sampling=sampling, align=align)
+    assert max(seen) <= 6
+    many = engine.generate("The", sampling=sampling, align=align)
+    assert [result.text for result in few] == [result.text for result in many]
+
+
+def test_settings_one_per_prompt_are_checked(engine: StarsEngine) -> None:
+    with pytest.raises(ConfigError, match="2 settings for 1 prompts"):
+        engine.generate("a", sampling=[SHORT, SHORT])
+    with pytest.raises(ConfigError, match="sampling: dict is not allowed"):
+        engine.generate("a", sampling={"seed": 1})
+    with pytest.raises(ConfigError, match="align: SamplingParams is not allowed"):
+        engine.generate("a", align=SHORT)
+
+
+# --- rewards that are slow, hang or fail ---
+
+
+def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:
+    def slow(prompt: str, completion: str) -> float:
+        time.sleep(0.5 if prompt == "slow" else 0.0)
+        return 1.0
+
+    with with_reward(engine, slow) as mine:
+        waiting = mine.submit("slow", sampling=SHORT)
+        started_s = time.monotonic()
+        for index in range(3):
+            mine.generate(f"quick {index}", sampling=SHORT)
+        assert time.monotonic() - started_s < 0.9
+        assert not waiting.done()
+        assert waiting.result()[0].reward == 1.0
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_reward_that_hangs_ends_only_its_own_request(engine: StarsEngine, batched: bool) -> None:
+    release = threading.Event()
+
+    def hang(prompt: Any, completion: Any) -> Any:
+        if "hang" in prompt:
+            release.wait(30)
+        return [1.0] * len(prompt) if batched else 1.0
+
+    with with_reward(engine, hang, batched=batched, timeout_s=0.3, max_concurrency=2) as mine:
+        prompts = ["hang"] * 3 + ["fine"] * 3  # more that hang than there are workers
+        outcomes = mine.generate(prompts, sampling=SHORT, return_exceptions=True)
+        assert [isinstance(outcome, RewardError) for outcome in outcomes] == [True] * 3 + [
+            False
+        ] * 3
+        assert "took longer than 0.3 s" in str(outcomes[0])
+        assert outcomes[0].result.finish_reason == "error"
+        release.set()
+
+
+def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngine) -> None:
+    def shapeless(prompts: list[str], completions: list[str]) -> list[float]:
+        return [1.0] * (len(prompts) + (prompts[0] == "bad"))
+
+    with with_reward(engine, shapeless, batched=True) as mine:
+        good, bad = mine.generate(["good", "bad"], sampling=SHORT, return_exceptions=True)
+        assert good.text
+        assert isinstance(bad, RewardError)
+
+
+def test_an_early_acceptance_does_not_wait_for_surplus_rewards(engine: StarsEngine) -> None:
+    calls = []
+
+    def first_is_quick(prompt: str, completion: str) -> float:
+        calls.append(completion)
+        if len(calls) % 4 != 1:
+            time.sleep(0.4)
+        return 1.0
+
+    with with_reward(engine, first_is_quick) as mine:
+        started_s = time.monotonic()
+        [result] = mine.generate("a", sampling=SHORT)
+        assert time.monotonic() - started_s < 0.7  # two segments, each would take 0.4 s
+        assert result.usage.num_attempts == 2
+
+
+# --- ending early ---
+
+
+def test_leaving_a_stream_frees_its_place_within_a_round(engine: StarsEngine) -> None:
+    stream = engine.stream("This movie", sampling=LONG, align=NEVER)
+    wait_until(lambda: engine.stats().num_active == 1)
+    stream.close()
+    rounds = engine.stats().num_rounds
+    wait_until(lambda: idle(engine))
+    assert engine.stats().num_rounds <= rounds + 1
+    assert list(stream) == []
+
+
+def test_a_cancelled_stream_gives_its_result(engine: StarsEngine) -> None:
+    align = AlignParams(schedule={"kind": "per_segment", "values": [-99, 1e9]}, segment_len=4)
+    stream = engine.stream("This movie", sampling=LONG, align=align.replace(max_attempts=10_000))
+    first = next(stream)
+    stream.cancel()
+    *_, last = stream
+    assert last.result.finish_reason == "cancelled"
+    assert last.result.text.startswith(first.text)
+    assert last.result.usage.num_kept_tokens == 4
+
+
+def test_future_cancel_and_interrupted_wait(engine: StarsEngine) -> None:
+    cancelled_before = engine.stats().num_cancelled
+    future = engine.submit(["a", "b"], sampling=LONG, align=NEVER)
+    wait_until(lambda: engine.stats().num_active == 2)
+    assert future.cancel()
+    with pytest.raises(CancelledError):
+        future.result()
+    wait_until(lambda: idle(engine))
+    assert engine.stats().num_cancelled == cancelled_before + 2
+
+
+async def test_task_cancel_and_async_break(engine: StarsEngine) -> None:
+    task = asyncio.create_task(engine.agenerate("a", sampling=LONG, align=NEVER))
+    while engine.stats().num_active == 0:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    everything = AlignParams(schedule=NoSchedule(), segment_len=4)
+    async for event in engine.astream("a", sampling=LONG, align=everything):
+        assert event.segment is not None
+        break
+    stream = engine.astream("a", sampling=LONG, align=everything)
+    await anext(stream)
+    await stream.aclose()
+    until_s = time.monotonic() + 20
+    while not idle(engine):
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.005)
+
+
+def test_deadlines_end_wherever_the_request_stands(engine: StarsEngine, busy: StarsEngine) -> None:
+    hurried = NEVER.replace(deadline_s=0.3)
+    first = busy.submit("in progress", sampling=LONG, align=hurried)
+    second = busy.submit("in the queue", sampling=LONG, align=hurried)
+    for future in (first, second):
+        assert future.result(timeout=10)[0].finish_reason == "deadline"
+    release = threading.Event()
+    with with_reward(engine, lambda p, c: release.wait(20) and 1.0) as mine:
+        align = AlignParams(schedule=NoSchedule(), deadline_s=0.3)
+        started_s = time.monotonic()
+        [result] = mine.generate("its reward hangs", sampling=SHORT, align=align)
+        assert result.finish_reason == "deadline"
+        assert time.monotonic() - started_s < 5
+        release.set()
+
+
+# --- back-pressure ---
+
+
+def test_a_full_queue_raises_or_waits(busy: StarsEngine) -> None:
+    first = busy.submit("in progress", sampling=LONG)
+    wait_until(lambda: busy.stats().num_active == 1)
+    waiting = [busy.submit("in the queue", sampling=LONG) for _ in range(2)]
+    impatient = StarsEngine.__new__(StarsEngine)  # another handle on the same runtime
+    impatient.__dict__ |= busy.__dict__
+    impatient.config = busy.config.replace(engine=busy.config.engine.replace(on_full="raise"))
+    with pytest.raises(QueueFullError, match="max_waiting is 2"):
+        impatient.generate("no room")
+    entered = threading.Event()
+
+    def patient() -> None:
+        busy.submit("in line", sampling=LONG).cancel()
+        entered.set()
+
+    thread = threading.Thread(target=patient)
+    thread.start()
+    assert not entered.wait(0.2)
+    assert busy.stats().num_in_line == 1
+    waiting[0].cancel()
+    assert entered.wait(10)
+    thread.join()
+    for future in (first, *waiting):
+        future.cancel()
+    wait_until(lambda: idle(busy))
+
+
+def test_a_call_larger_than_the_queue_still_gets_in(busy: StarsEngine) -> None:
+    everything = AlignParams(schedule=NoSchedule())
+    assert len(busy.generate(["a"] * 5, sampling=SHORT, align=everything)) == 5
+
+
+def test_callers_take_turns(engine: StarsEngine) -> None:
+    config = StarsConfig(engine=EngineParams(max_active=2), align=engine.config.align)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        order: list[str] = []
+        large = mine.submit(["many"] * 40, sampling=SHORT)
+        large.add_done_callback(lambda _: order.append("large"))
+        small = mine.submit("one", sampling=SHORT)
+        small.add_done_callback(lambda _: order.append("small"))
+        assert len(large.result()) == 40
+        assert order == ["small", "large"]
+
+
+# --- failures ---
+
+
+def test_a_failing_model_ends_the_requests_in_progress_and_no_others(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StarsEngine(
+        StarsConfig(align=engine.config.align), model=engine.model, reward=engine.reward
+    ) as mine:
+        expected = mine.generate("fine", sampling=SHORT)[0].text
+
+        def fail(requests: object) -> None:
+            raise MemoryError("too many rows")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.model, "draft", fail)
+            with pytest.raises(GenerationError, match=r"too many rows.*max_rows") as caught:
+                mine.generate("x", sampling=SHORT)
+        assert caught.value.result.finish_reason == "error"
+        assert mine.generate("fine", sampling=SHORT)[0].text == expected
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.model, "prefill", fail)
+            with pytest.raises(GenerationError, match="too many rows"):
+                mine.generate("x", sampling=SHORT)
+        assert mine.generate("fine", sampling=SHORT)[0].text == expected
+        assert idle(mine)
+
+
+def test_a_stream_raises_with_what_it_emitted(engine: StarsEngine) -> None:
+    def breaks(prompt: str, completion: str) -> float:
+        if len(completion) > 40:
+            raise OSError("gone")
+        return 1.0
+
+    with with_reward(engine, breaks) as mine:
+        texts: list[str] = []
+        with pytest.raises(RewardError) as caught:
+            texts.extend(event.text for event in mine.stream("a", sampling=LONG))
+        assert "".join(texts) == caught.value.result.text != ""
+
+
+def test_no_waiting_for_oneself(engine: StarsEngine) -> None:
+    outcomes: list[object] = []
+
+    def call_back(_: object) -> None:
+        try:
+            engine.generate("again", sampling=SHORT)
+        except StarsError as error:
+            outcomes.append(error)
+
+    future = engine.submit("once", sampling=SHORT)
+    future.add_done_callback(call_back)
+    future.result()
+    wait_until(lambda: bool(outcomes))
+    assert "from its own thread" in str(outcomes[0])
+
+
+def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:
+    rounds = engine.stats().num_rounds
+    with pytest.raises(PromptError):
+        engine.generate(["fine", "word " * 900], sampling=SHORT)
+    assert engine.stats().num_rounds == rounds
+    good, bad = engine.generate(["fine", "word " * 900], sampling=SHORT, return_exceptions=True)
+    assert isinstance(good, StarsResult)
+    assert isinstance(bad, PromptError)
+    with pytest.raises(PromptError):  # not only at the first step
+        engine.stream("word " * 900)
+
+
+def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> None:
+    attempts = []
+
+    class Gone:
+        def __call__(self) -> Any:
+            attempts.append(time.sleep(0.2))
+            raise ModelLoadError("no such model")
+
+    config = StarsConfig(align=NEVER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stars_engine.engine._load_model", lambda config: Gone()())
+        with StarsEngine(config) as mine, ThreadPoolExecutor(8) as pool:
+            errors = list(pool.map(lambda _: _error_of(mine), range(8)))
+            assert all(isinstance(error, ModelLoadError) for error in errors)
+            assert len(attempts) == 1
+            assert isinstance(_error_of(mine), ModelLoadError)
+            assert len(attempts) == 2
+
+
+def _error_of(engine: StarsEngine) -> Exception | None:
+    try:
+        engine.generate("a")
+    except StarsError as error:
+        return error
+    return None
