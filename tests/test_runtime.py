@@ -237,8 +237,7 @@ def test_future_cancel_and_interrupted_wait(engine: StarsEngine) -> None:
 
 async def test_task_cancel_and_async_break(engine: StarsEngine) -> None:
     task = asyncio.create_task(engine.agenerate("a", sampling=LONG, align=NEVER))
-    while engine.stats().num_active == 0:
-        await asyncio.sleep(0.005)
+    await asyncio.to_thread(wait_until, lambda: engine.stats().num_active == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -249,10 +248,7 @@ async def test_task_cancel_and_async_break(engine: StarsEngine) -> None:
     stream = engine.astream("a", sampling=LONG, align=everything)
     await anext(stream)
     await stream.aclose()
-    until_s = time.monotonic() + 20
-    while not idle(engine):
-        assert time.monotonic() < until_s
-        await asyncio.sleep(0.005)
+    await asyncio.to_thread(wait_until, lambda: idle(engine))
 
 
 def test_deadlines_end_wherever_the_request_stands(engine: StarsEngine, busy: StarsEngine) -> None:
