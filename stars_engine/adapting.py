@@ -87,6 +87,8 @@ class EngineFields(BaseModel):
         unknown = [name for name in values if name not in known and name not in aliases]
         if unknown:
             with_fields(StarsConfig(), dict.fromkeys(unknown), owner=type(self).__name__)
+        if isinstance(values.get("config"), Mapping):
+            values["config"] = StarsConfig(**values["config"])
         super().__init__(**values)
         self.settings()  # bad values are told now, not at the first call
 
