@@ -66,9 +66,9 @@ FAMILIES = {
 }
 
 
-def random_backend(family: str, tokenizer: object) -> TransformersBackend:
+def random_backend(family: str, tokenizer: object, **more: object) -> TransformersBackend:
     torch.manual_seed(0)
-    fields = {**SMALL, **FAMILIES[family]}
+    fields = {**SMALL, **FAMILIES.get(family, {}), **more}
     if family == "falcon":  # its head size is computed
         del fields["head_dim"]
     config = CONFIG_MAPPING[family](**fields)
@@ -118,6 +118,52 @@ def test_end_ids_may_be_a_list(stories260k: TransformersBackend) -> None:
     assert stories260k.is_end(1, SamplingParams())
     assert stories260k.is_end(77, SamplingParams(stop_token_ids=[77]))
     assert not stories260k.is_end(77, SamplingParams())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("decoder", [CachedDecoder, FullDecoder])
+def test_a_row_that_has_ended_reads_nothing_beyond_the_context(
+    family: str, decoder: type, tokenizer: object
+) -> None:
+    """Learned positions end with the context: 9 tokens of the long row, 32 of the short one."""
+    backend = random_backend(family, tokenizer, n_positions=64, max_position_embeddings=64)
+    assert backend.context_len == 64
+    backend.decoder = decoder(backend.model, backend.context_len)
+    slots = backend.prefill([list(range(3, 58)), [7, 8]])
+    sampling = SamplingParams(logit_bias={2: -float("inf")}, top_k=None)
+    requests = [
+        DraftRequest(slot, [0.1 + 0.02 * i for i in range(size)], sampling)
+        for slot, size in zip(slots, (9, 32), strict=True)
+    ]
+    together = backend.draft(requests)
+    assert [len(ids) for ids in together] == [9, 32]
+    assert together == [backend.draft([request])[0] for request in requests]
+
+
+def test_longrope_is_read_up_to_its_border(
+    tokenizer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond it the rotary factors depend on the longest row of the batch."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    backend = random_backend(
+        "phi3",
+        tokenizer,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 32,
+            **factors,
+        },
+    )
+    assert backend.context_len == 32
+    assert "32 tokens at most, not 128" in caplog.text
+    slots = backend.prefill([list(range(3, 27)), [7, 8]])
+    requests = [
+        DraftRequest(slot, [0.5] * size, SamplingParams(top_k=None))
+        for slot, size in zip(slots, (8, 30), strict=True)
+    ]
+    assert backend.draft(requests) == [backend.draft([request])[0] for request in requests]
 
 
 # --- the proposal ---

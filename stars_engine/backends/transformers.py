@@ -129,7 +129,8 @@ class TransformersBackend:
 
         Recurrent and hybrid models keep states that cannot be padded or copied by columns.
         """
-        full, cached = FullDecoder(self.model), CachedDecoder(self.model)
+        full = FullDecoder(self.model, self.context_len)
+        cached = CachedDecoder(self.model, self.context_len)
         try:
             difference, scale = self._compare(cached, full)
         except Exception as error:  # noqa: BLE001 - architectures fail in ways of their own
