@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import transformers
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
 
 _EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -109,14 +112,52 @@ def pick_device(name: str) -> torch.device:
 
 
 def context_len(config: Any, tokenizer: Any) -> int | None:
-    """Return how many tokens the model can read, or None if it has no limit."""
+    """Return how many tokens the model can read, or None if it has no limit.
+
+    LongRoPE has two sets of rotary factors and chooses by the longest row of a forward pass: beyond
+    the border a text would depend on its batch mates, and cached keys would be of the other set.
+    Its models are read up to the border. ("dynamic" factors change beyond max_position_embeddings,
+    which is the limit anyway.)
+    """
     text_config = config.get_text_config()
+    limit = _declared_len(text_config, tokenizer)
+    border = _longrope_border(text_config)
+    if border is None or (limit is not None and limit <= border):
+        return limit
+    logger.warning(
+        "%s reads %d tokens at most, not %s: its rotary factors (longrope) change beyond, for all "
+        "rows of a batch at once",
+        getattr(config, "model_type", "the model"),
+        border,
+        limit,
+    )
+    return border
+
+
+def _declared_len(text_config: Any, tokenizer: Any) -> int | None:
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(text_config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     limit = getattr(tokenizer, "model_max_length", None)
     return limit if isinstance(limit, int) and limit < 10**9 else None
+
+
+def _longrope_border(text_config: Any) -> int | None:
+    """Return up to which length LongRoPE uses its first set of factors, if the model has it."""
+    given = getattr(text_config, "rope_parameters", None)
+    given = given or getattr(text_config, "rope_scaling", None)
+    if not isinstance(given, dict):
+        return None
+    # One set of parameters, or one for each type of layer.
+    sets = [given, *(value for value in given.values() if isinstance(value, dict))]
+    fallback = getattr(text_config, "original_max_position_embeddings", None)
+    borders = [
+        one.get("original_max_position_embeddings", fallback)
+        for one in sets
+        if one.get("rope_type", one.get("type")) in ("longrope", "su")
+    ]
+    return min((border for border in borders if isinstance(border, int)), default=None)
 
 
 def _dtype(name: str, device: torch.device | None) -> Any:
