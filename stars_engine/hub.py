@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import warnings
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,14 @@ import transformers
 
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
-from stars_engine.errors import ModelLoadError
+from stars_engine.errors import ModelLoadError, StarsWarning
 
 logger = logging.getLogger(__name__)
 
 _EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
+_CLASSIFIER_HEAD = re.compile(
+    r"(^|\.)(score|classifier|v_head|value_head|reward_head|regression_head)\."
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -71,14 +77,14 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
     device = None if config.device_map is not None else pick_device(config.device)
     placement = {} if config.device_map is None else {"device_map": config.device_map}
     try:
-        model = auto_class.from_pretrained(
+        model, info = auto_class.from_pretrained(
             source,
             revision=config.revision,
             dtype=_dtype(config.dtype, device),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             **placement,
-            **config.model_kwargs,
+            **{**config.model_kwargs, "output_loading_info": True},
         )
     except Exception as error:
         raise ModelLoadError(
@@ -86,6 +92,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
             "check the name, revision and network, or give a local directory; weights must be "
             "safetensors, and code of the checkpoint's own needs trust_remote_code=True"
         ) from error
+    _check_weights(info, source, auto_class)
     if device is not None and getattr(model, "quantization_method", None) is None:
         model = model.to(device)
     return model.eval()
@@ -191,6 +198,28 @@ def _check_directory(source: str, what: str) -> None:
                 "code when read. Cure: load them once where you trust them and write safetensors "
                 "with model.save_pretrained(directory)"
             )
+
+
+def _check_weights(info: Mapping[str, Any], source: str, auto_class: Any) -> None:
+    """Refuse what transformers fills up with random numbers (tied weights are not among them)."""
+    # Of a weight whose shape does not fit, the shapes are told too.
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    missing = sorted({*info["missing_keys"], *mismatched})
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
+        raise ModelLoadError(
+            f"{source!r} lacks weights of {auto_class.__name__}: {shown}; they would be random. "
+            "Cure: a checkpoint that was trained as what it is used for, a language model as "
+            "model, a sequence classifier as reward"
+        )
+    head = sorted(key for key in info["unexpected_keys"] if _CLASSIFIER_HEAD.search(key))
+    if head and auto_class is transformers.AutoModelForCausalLM:
+        warnings.warn(
+            f"{source!r} is used as language model but has the head of a classifier ({head[0]}), "
+            "which is left out: it may be a reward model. Cure: give the language model's name",
+            StarsWarning,
+            stacklevel=3,
+        )
 
 
 def _first_line(error: Exception) -> str:

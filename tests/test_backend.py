@@ -26,6 +26,7 @@ from stars_engine import (
     PromptError,
     SamplingParams,
     StarsEngine,
+    StarsWarning,
     TokenIds,
 )
 from stars_engine.backends.base import DraftRequest
@@ -349,6 +350,24 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) ->
         name_or_path=str(bare), tokenizer_name_or_path=shared_model("TinyStories-656K")
     )
     assert TransformersBackend(borrowed).vocab_size == 4096
+
+
+def test_a_classifier_as_language_model_warns() -> None:
+    with pytest.warns(StarsWarning, match=r"head of a classifier \(score\.weight\)"):
+        TransformersBackend(TransformersModel(name_or_path=shared_model("rm-sentiment-656K")))
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, tokenizer: object) -> None:
+    for tied in (True, False):
+        config = CONFIG_MAPPING["llama"](**SMALL, tie_word_embeddings=tied)
+        model = AutoModelForCausalLM.from_config(config)
+        weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+        model.save_pretrained(tmp_path, state_dict=weights)
+        tokenizer.save_pretrained(tmp_path)
+        if tied:
+            TransformersBackend(TransformersModel(name_or_path=str(tmp_path)))
+    with pytest.raises(ModelLoadError, match=r"lacks weights.*lm_head\.weight"):
+        TransformersBackend(TransformersModel(name_or_path=str(tmp_path)))
 
 
 def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> None:
