@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from stars_engine import (
@@ -202,6 +205,31 @@ def test_a_language_model_is_no_classifier() -> None:
     config = ClassifierReward(name_or_path=shared_model("imdb-lm-656K"), label=0)
     with pytest.raises(ModelLoadError, match=r"lacks weights.*score\.weight.*Cure: a checkpoint"):
         ClassifierRewardModel(config)
+
+
+def test_positions_of_roberta_begin_after_the_padding(
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """66 rows for 64 tokens; a tokenizer may say still less."""
+    config = RobertaConfig(
+        vocab_size=24,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        num_labels=1,
+    )
+    model = RobertaForSequenceClassification(config).eval()
+    for limit, expected in ((10**30, 64), (48, 48)):
+        tokenizer = copy.deepcopy(word_tokenizer)
+        tokenizer.model_max_length = limit
+        reward = ClassifierRewardModel(ClassifierReward(model=model, tokenizer=tokenizer))
+        long = RewardInput(RewardPrompt("movie " * 100), " is good", ())
+        with pytest.warns(StarsWarning, match=f"{expected} tokens at most"):
+            [score] = reward.score([long])
+        assert score.num_tokens == expected
 
 
 def test_reading_ids_of_another_tokenizer_is_refused(
