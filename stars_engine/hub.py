@@ -27,9 +27,17 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def resolve(name: str) -> str:
-    """Return the directory of embedded weights; any other name as it is."""
+    """Return the directory of embedded weights; any other name as it is.
+
+    Raises:
+        ModelLoadError: The name is of the form of an embedded one, but there is none of that name.
+    """
     if name in _EMBEDDED_FOLDERS:
         return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
+    if name.startswith("stars:"):
+        raise ModelLoadError(
+            f"{name!r} is no model inside the package. Cure: one of {', '.join(_EMBEDDED_FOLDERS)}"
+        )
     return name
 
 
@@ -43,15 +51,18 @@ def load_tokenizer(config: Checkpoint) -> Any:
         return config.tokenizer
     assert config.name_or_path is not None
     source = resolve(config.tokenizer_name_or_path or config.name_or_path)
-    _check_directory(source, "tokenizer")
+    if config.tokenizer_name_or_path is None:
+        _check_directory(source)  # where there is no model, its tokenizer is not what is missing
+    else:
+        _check_exists(source, "tokenizer_name_or_path")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:
         raise ModelLoadError(
-            f"no tokenizer could be loaded from {source!r}: {_first_line(error)}. Cure: set "
-            "tokenizer_name_or_path to where the model's tokenizer is"
+            f"no tokenizer could be loaded from {source!r}: {first_line(error)}. Cure: set "
+            f"tokenizer_name_or_path to where the model's tokenizer is{_hub_cure(source)}"
         ) from error
     # transformers makes an empty tokenizer out of a directory that holds none.
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
@@ -72,7 +83,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
         return config.model.eval()
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
-    _check_directory(source, "model")
+    _check_directory(source)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = None if config.device_map is not None else pick_device(config.device)
     placement = {} if config.device_map is None else {"device_map": config.device_map}
@@ -88,9 +99,9 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
         )
     except Exception as error:
         raise ModelLoadError(
-            f"{source!r} could not be loaded as {auto_class.__name__}: {_first_line(error)}. Cure: "
-            "check the name, revision and network, or give a local directory; weights must be "
-            "safetensors, and code of the checkpoint's own needs trust_remote_code=True"
+            f"{source!r} could not be loaded as {auto_class.__name__}: {first_line(error)}. Cure: "
+            "weights must be safetensors, and code of the checkpoint's own needs "
+            f"trust_remote_code=True{_hub_cure(source)}"
         ) from error
     _check_weights(info, source, auto_class)
     if device is not None and getattr(model, "quantization_method", None) is None:
@@ -174,30 +185,44 @@ def _dtype(name: str, device: torch.device | None) -> Any:
     return torch.float32 if device is not None and device.type == "cpu" else "auto"
 
 
-def _check_directory(source: str, what: str) -> None:
+def _check_exists(source: str, field: str) -> None:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return
+    looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if path.is_file() or looks_local:
+        found = "a file" if path.is_file() else "no such directory"
+        raise ModelLoadError(
+            f"{field}={source!r}: {found}. Cure: give a directory that save_pretrained wrote, or a "
+            "hub name such as 'Qwen/Qwen2.5-0.5B'"
+        )
+
+
+def _check_directory(source: str) -> None:
+    """Check that a directory, if it is one, holds a model with weights that are safe to read."""
+    _check_exists(source, "name_or_path")
     path = Path(source).expanduser()
     if not path.is_dir():
-        looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-        if path.is_file() or looks_local:
-            found = "a file" if path.is_file() else "no such directory"
-            raise ModelLoadError(
-                f"name_or_path={source!r}: {found}. Cure: give a directory that save_pretrained "
-                "wrote, or a hub name such as 'Qwen/Qwen2.5-0.5B'"
-            )
         return
-    if what == "model":
-        if not (path / "config.json").is_file():
-            raise ModelLoadError(
-                f"name_or_path={source!r}: the directory has no config.json. Cure: give the "
-                "directory that save_pretrained wrote"
-            )
-        pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
-        if pickles and not any(path.glob("*.safetensors")):
-            raise ModelLoadError(
-                f"name_or_path={source!r} holds only pickled weights ({pickles[0]}), which can run "
-                "code when read. Cure: load them once where you trust them and write safetensors "
-                "with model.save_pretrained(directory)"
-            )
+    if not (path / "config.json").is_file():
+        raise ModelLoadError(
+            f"name_or_path={source!r}: no model, the directory has no config.json. Cure: give the "
+            "directory that save_pretrained wrote"
+        )
+    pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
+    if pickles and not any(path.glob("*.safetensors")):
+        raise ModelLoadError(
+            f"name_or_path={source!r} holds only pickled weights ({pickles[0]}), which can run "
+            "code when read. Cure: load them once where you trust them and write safetensors "
+            "with model.save_pretrained(directory)"
+        )
+
+
+def _hub_cure(source: str) -> str:
+    """Say what else can help, where it was not a local directory that could not be loaded."""
+    if Path(source).expanduser().is_dir():
+        return ""
+    return "; check the name, the revision and the network, or give a local directory"
 
 
 def _check_weights(info: Mapping[str, Any], source: str, auto_class: Any) -> None:
@@ -222,6 +247,7 @@ def _check_weights(info: Mapping[str, Any], source: str, auto_class: Any) -> Non
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, to go on after it: its first line without a full stop."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(". ") if lines else type(error).__name__

@@ -352,6 +352,41 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) ->
     assert TransformersBackend(borrowed).vocab_size == 4096
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name_or_path": "stars:lm"}, ["stars:lm", "stars:embedded-lm, stars:embedded-reward"]),
+        ({"name_or_path": "{empty}"}, ["name_or_path=", "no model", "config.json"]),
+        (
+            {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "{empty}/no/where"},
+            ["tokenizer_name_or_path=", "no such directory"],
+        ),
+        ({"name_or_path": "nobody/nothing"}, ["network", "local directory"]),
+        (
+            {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "nobody/nothing"},
+            ["nobody/nothing", "network", "local directory"],
+        ),
+    ],
+)
+def test_load_errors_name_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], words: list[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    named = {name: value.format(empty=tmp_path) for name, value in fields.items()}
+    with pytest.raises(ModelLoadError) as caught:
+        TransformersBackend(TransformersModel(**named))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert ".." not in message
+
+
+def test_a_callers_tokenizer_keeps_its_template(engine: StarsEngine, tokenizer: object) -> None:
+    before = tokenizer.chat_template
+    live = TransformersModel(model=engine.model.model, tokenizer=tokenizer, chat_template="hi")
+    assert TransformersBackend(live).codec.tokenizer.chat_template == "hi"
+    assert tokenizer.chat_template == before
+
+
 def test_a_classifier_as_language_model_warns() -> None:
     with pytest.warns(StarsWarning, match=r"head of a classifier \(score\.weight\)"):
         TransformersBackend(TransformersModel(name_or_path=shared_model("rm-sentiment-656K")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from stars_engine.backends.row_sampler import RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
 from stars_engine.errors import ModelLoadError, needs_extra
-from stars_engine.hub import context_len, load_model, load_tokenizer
+from stars_engine.hub import context_len, first_line, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class TransformersBackend:
     def __init__(self, config: TransformersModel) -> None:
         tokenizer = load_tokenizer(config)
         if config.chat_template is not None:
+            tokenizer = copy.copy(tokenizer)  # the caller's own stays as it is
             tokenizer.chat_template = config.chat_template
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
@@ -200,6 +202,6 @@ def _add_adapter(model: Any, path: str) -> Any:
         return PeftModel.from_pretrained(model, path).eval()
     except Exception as error:
         raise ModelLoadError(
-            f"adapter_path={path!r} could not be loaded: {error}. Cure: give the directory that "
-            "PeftModel.save_pretrained wrote for this base model"
+            f"adapter_path={path!r} could not be loaded: {first_line(error)}. Cure: give the "
+            "directory that PeftModel.save_pretrained wrote for this base model"
         ) from error
