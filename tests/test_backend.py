@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from stars_engine import (
     AlignParams,
     ContextOverflowError,
+    GenerationError,
     ModelLoadError,
     NoSchedule,
     PromptError,
@@ -251,6 +252,51 @@ def test_min_tokens_holds_back_the_end(engine: StarsEngine) -> None:
     assert min(len(r.token_ids) for r in free) < 60
     held = engine.generate("Bad", sampling=sampling.replace(min_tokens=60), align=align)
     assert min(len(r.token_ids) for r in held) >= 60
+
+
+# --- when there is no token to draw ---
+
+NONE_BUT_END = dict.fromkeys((i for i in range(64) if i != 2), -float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (SamplingParams(logit_bias=NONE_BUT_END, min_tokens=3), "logit_bias"),
+        (SamplingParams(logit_bias=NONE_BUT_END, min_tokens=3, temperature=0), "logit_bias"),
+        (SamplingParams(stop_token_ids=range(64), min_tokens=1, top_p=0.9), "stop_token_ids"),
+        (SamplingParams(temperature=1e-320, frequency_penalty=0.1), "temperature=1e-320"),
+    ],
+)
+def test_a_row_without_a_token_fails_alone(
+    tokenizer: object, sampling: SamplingParams, words: str
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    slots = backend.prefill([[3, 4], [5]])
+    good = DraftRequest(slots[0], [0.5] * 6, SamplingParams())
+    error, ids = backend.draft([DraftRequest(slots[1], [0.5] * 6, sampling), good])
+    assert isinstance(error, GenerationError)
+    assert words in str(error)
+    assert ids == backend.draft([good])[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_logits_that_are_nan_fail_their_row(
+    tokenizer: object, temperature: float, top_p: float
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    slots = backend.prefill([[3, 4], [5]])
+    slots[1].next_logits = slots[1].next_logits * float("nan")
+    sampling = SamplingParams(temperature=temperature, top_p=top_p)
+    ids, error = backend.draft([DraftRequest(slot, [0.5] * 3, sampling) for slot in slots])
+    assert isinstance(error, GenerationError)
+    assert "dtype='float32'" in str(error)
+    assert ids == backend.draft([DraftRequest(slots[0], [0.5] * 3, sampling)])[0]
+
+
+def test_ends_outside_the_vocabulary_are_none(tokenizer: object) -> None:
+    assert random_backend("llama", tokenizer, eos_token_id=[2, 64, 999]).end_ids == {2}
 
 
 # --- text ---

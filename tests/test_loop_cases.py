@@ -11,6 +11,7 @@ from stars_engine import (
     AlignmentError,
     AlignParams,
     ConstantSchedule,
+    GenerationError,
     LinearSchedule,
     PerSegmentSchedule,
     RewardError,
@@ -19,6 +20,7 @@ from stars_engine import (
     StarsWarning,
 )
 from stars_engine.loop import stars
+from stars_engine.noise import CounterNoise
 from stars_engine.rollout import Rollout
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.testing.toy import ToySlot
@@ -263,6 +265,50 @@ def test_an_error_behind_the_accepted_candidate_is_not_seen() -> None:
     result = run(rollout, Scripted(LETTERS, [0, 0], [1, 1]), SecondFails())
     assert (result.text, result.usage.num_attempts) == ("aa", 1)
     assert (result.usage.num_surplus_tokens, result.usage.num_surplus_rewards) == (2, 1)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("fails_at", [0, 2])
+@pytest.mark.parametrize("accepted_at", [1, 9])
+def test_a_draft_that_fails_counts_when_it_is_its_turn(
+    m: int, fails_at: int, accepted_at: int
+) -> None:
+    """Neither the rollout's outcome nor another rollout depends on how many are drafted at once."""
+
+    class Failing(Scripted):
+        def draft(self, requests: Sequence) -> list[list[int] | GenerationError]:
+            return [
+                GenerationError("no token") if request.uniforms[0] == fails_at else [0, 0]
+                for request in requests
+            ]
+
+    class Attempts(CounterNoise):
+        def token_uniforms(self, *, position: int, attempt: int, count: int) -> list[float]:
+            return [float(attempt)] * count
+
+    class OneGood:
+        num_scored = 0
+
+        def score(self, inputs: Sequence[RewardInput]) -> list[float]:
+            return [1.0 if self.accepts(item) else -1.0 for item in inputs]
+
+        def accepts(self, item: RewardInput) -> bool:
+            self.num_scored += 1
+            return self.num_scored == accepted_at + 1
+
+    align = settings(2, max_attempts=4, on_exhausted="stop").replace(num_candidates=m)
+    sampling = SamplingParams(max_tokens=2, **ALWAYS)
+    noise = Attempts(seed=0, prompt_ids=[1], sample_index=0)
+    rollout = make_rollout(align=align, sampling=sampling, noise=noise)
+    events = list(stars([rollout], Failing(LETTERS), OneGood()))
+    result = events[-1].result
+    if accepted_at < fails_at:
+        assert (result.text, result.finish_reason, rollout.error) == ("aa", "length", None)
+    else:
+        assert isinstance(rollout.error, GenerationError)
+        assert (result.text, result.finish_reason) == ("", "error")
+        assert rollout.error.result == result
+        assert len(result.abandoned_attempts) == result.usage.num_attempts == fails_at
 
 
 # --- bounds ---
