@@ -19,6 +19,7 @@ from stars_engine import (
     StarsResult,
     StarsWarning,
 )
+from stars_engine.baselines import best_of_n
 from stars_engine.loop import stars
 from stars_engine.noise import CounterNoise
 from stars_engine.rollout import Rollout
@@ -336,6 +337,27 @@ def test_the_token_budget_is_never_exceeded(m: int, budget: int, kept: int, atte
     assert (result.usage.num_kept_tokens, result.usage.num_attempts) == (kept, attempts)
     assert result.usage.num_drafted_tokens <= budget
     assert len(result.abandoned_attempts) == max(0, attempts - 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason", "drafted"), [(3, "budget", 0), (11, "budget", 6), (12, "length", 12)]
+)
+def test_samples_of_best_of_n_share_the_budget(budget: int, reason: str, drafted: int) -> None:
+    """Three samples of 4 tokens, drafted 2 at a time."""
+    rollout = make_rollout(
+        align=settings(2, max_drafted_tokens=budget),
+        sampling=SamplingParams(max_tokens=4, **ALWAYS),
+    )
+    [event] = best_of_n([rollout], Scripted(LETTERS, [0] * 4), Seen(), n=3)
+    assert event.result.finish_reason == reason
+    assert event.result.usage.num_drafted_tokens == drafted <= budget
+    assert (event.result.reward is None) == (reason == "budget")
+
+
+def test_best_of_n_says_rejected_where_samples_were_scored() -> None:
+    rollout = make_rollout(align=settings(2), sampling=SamplingParams(max_tokens=2, **ALWAYS))
+    [event] = best_of_n([rollout], Scripted(LETTERS, [0] * 2), Seen(math.nan), n=2)
+    assert event.result.finish_reason == "rejected"
 
 
 def test_a_deadline_ends_with_what_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
