@@ -208,6 +208,15 @@ def test_half_a_character_waits(stories260k: TransformersBackend, codec: Codec) 
         assert len(ids) > 4
 
 
+def test_a_replacement_character_of_the_prompt_stays_there(codec: Codec) -> None:
+    prompt = codec.encode_prompt("A\ufffd")
+    ids = codec.encode_continuation("b\ufffdc")
+    assert codec.completion_text(prompt, []) == ("", 0)
+    assert codec.completion_text(prompt, ids) == ("b\ufffdc", len(ids))
+    half, rest = codec.encode_prompt("A🙂")[:-1], codec.encode("🙂")[-1:]
+    assert codec.completion_text(half, rest) == ("🙂", 1)  # not lost, if late
+
+
 def test_invalid_bytes_do_not_wait_for_ever(codec: Codec) -> None:
     prompt, wrong = codec.encode_prompt("A"), codec.encode("é")[1]
     texts = [codec.completion_text(prompt, [wrong] * size)[0] for size in range(12)]
