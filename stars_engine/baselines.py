@@ -69,8 +69,8 @@ def best_of_n(
     """Sample `n` whole answers per rollout and keep the one of highest reward, first on ties.
 
     Sample i is attempt stream i. The result has one segment, the answer, whose attempts are the n
-    samples, which share `max_drafted_tokens` equally. If no sample has an eligible reward, the answer
-    is empty and `rejected`, or "budget" or "deadline" if that bound cut them all before their end.
+    samples, which share `max_drafted_tokens` equally. If no sample has an eligible reward, the
+    answer is empty and "rejected", or "budget" or "deadline" if that bound let none be scored.
     """
     groups = [samples_of(rollout, n) for rollout in rollouts]
     for _ in vanilla([sample for group in groups for sample in group], model, reward):
