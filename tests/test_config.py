@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from stars_engine import (
     AlignParams,
@@ -18,10 +19,12 @@ from stars_engine import (
     ConstantSchedule,
     FunctionReward,
     LinearSchedule,
+    MissingExtraError,
     NoSchedule,
     PerSegmentSchedule,
     SamplingParams,
     StarsConfig,
+    TokenIds,
     TransformersModel,
 )
 
@@ -81,6 +84,19 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
             ["align.schedule.initial_weight", "2", "<= 1"],
         ),
         (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, function"]),
+        (lambda: ClassifierReward(name_or_path="a", floor=math.nan), ["floor", "nan", "number or None"]),
+        (lambda: FunctionReward(function=len, floor=math.nan), ["floor", "nan", "number or None"]),
+        (lambda: TransformersModel(name_or_path="a", tokenizer=1), ["tokenizer", "ignored", "model="]),
+        (lambda: SamplingParams(max_tokens=True), ["max_tokens", "True", "an integer >= 1"]),
+        (lambda: SamplingParams(seed=False), ["seed", "False", "None"]),
+        (lambda: SamplingParams(temperature=True), ["temperature", "True", "a number >= 0"]),
+        (lambda: AlignParams(beta=True), ["beta", "True", "a number"]),
+        (lambda: AlignParams(terminal=False), ["terminal", "False", "'target'"]),
+        (lambda: AlignParams(deadline_s=True), ["deadline_s", "True"]),
+        (lambda: ClassifierReward(name_or_path="a", label=True), ["label", "True", "an integer"]),
+        (lambda: SamplingParams(stop_token_ids=7), ["stop_token_ids", "7", "a list, each an integer"]),
+        (lambda: PerSegmentSchedule(values=1.0), ["values", "1.0", "a list, each a number"]),
+        (lambda: TokenIds([1, 2**31]), ["ids", "2147483648", "vocabulary"]),
         (lambda: StarsConfig(prompt_format="xml"), ["prompt_format", "'xml'", "'chat'"]),
         (lambda: Chat([{"role": "boss", "content": "hi"}]), ["messages", "role", "'boss'", "'user'"]),
     ],
@@ -167,13 +183,41 @@ def test_live_objects_go_into_no_file(tmp_path: Path) -> None:
 
 def test_frozen_replaceable_and_hashed() -> None:
     params = AlignParams(schedule=NoSchedule())
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(ConfigError, match=r"beta.*frozen.*\.replace\(beta=\.\.\.\)"):
         params.beta = 1.0
     assert params.replace(beta=0.5).beta == 0.5
     with pytest.raises(ConfigError):
         params.replace(beta=-1)
     assert params.content_hash() == AlignParams(schedule=NoSchedule()).content_hash()
     assert params.content_hash() != params.replace(segment_len=8).content_hash()
+
+
+@pytest.mark.parametrize(
+    ("build", "cure"),
+    [
+        (lambda: LinearSchedule(8.0), "LinearSchedule(target=8.0)"),
+        (lambda: ConstantSchedule(1), "ConstantSchedule(value=1)"),
+        (lambda: TransformersModel("a/b"), "TransformersModel(name_or_path='a/b')"),
+    ],
+)
+def test_fields_are_given_by_name(build: Callable[[], object], cure: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        build()
+    assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_errors_travel(again: Callable[[Exception], Exception]) -> None:
+    """To other processes, and through the copies that task queues make."""
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(max_tokens=0, n=0)
+    caught.value.add_note("noted")
+    for error in (caught.value, MissingExtraError("torch", "local")):
+        twin = again(error)
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert vars(twin) == vars(error)
+    assert twin.name == "torch"
 
 
 def test_names_and_callables_stand_for_configs() -> None:
