@@ -153,6 +153,12 @@ def test_the_default_config_survives_a_file(tmp_path: Path) -> None:
         ("broken.yaml", "a: [", ["not valid yaml"]),
         ("broken.json", "{", ["not valid json"]),
         ("typo.yaml", "algin: {}", ["algin", "did you mean `align`"]),
+        ("number.yaml", "1: 2", ["the key 1 is no text", "quotes"]),
+        ("deep.yaml", "align: {schedule: {null: 2}}", ["None under align.schedule", "quotes"]),
+        ("inlist.yaml", "reward: [{yes: 2}]", ["True under reward.0"]),
+        ("recursive.yaml", "align: &a {schedule: *a}", ["within itself"]),
+        ("nested.json", "[" * 200_000, ["nested too deeply"]),
+        ("date.yaml", "a: 2001-99-99", ["not valid yaml"]),
         ("future.yaml", "schema_version: 9", ["schema_version", "9", "1"]),
     ],
 )
@@ -179,6 +185,58 @@ def test_live_objects_go_into_no_file(tmp_path: Path) -> None:
         config.to_file(tmp_path / "stars.yaml")
     assert [problem.field for problem in e.value.problems] == ["model", "reward"]
     assert not (tmp_path / "stars.yaml").exists()
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+@pytest.mark.parametrize(
+    "kwargs", [{"a": object()}, {"a": [{"b": (1, 2)}]}, {"a": math.inf}, {"a": {0: "10GB"}}]
+)
+def test_objects_in_model_kwargs_go_into_no_file(
+    tmp_path: Path, suffix: str, kwargs: dict[str, object]
+) -> None:
+    part = {"name_or_path": "a/b", "model_kwargs": kwargs}
+    config = StarsConfig(
+        model=TransformersModel(**part), reward=ClassifierReward(**part), align=FIXED
+    )
+    path = tmp_path / f"stars{suffix}"
+    with pytest.raises(ConfigError, match="which no file gives back") as caught:
+        config.to_file(path)
+    fields = [problem.field for problem in caught.value.problems]
+    assert fields == ["model.model_kwargs", "reward.model_kwargs"]
+    assert not path.exists()
+
+
+def test_json_files_are_json(tmp_path: Path) -> None:
+    align = AlignParams(schedule=ConstantSchedule(value=-math.inf), beta=math.inf)
+    config = StarsConfig(
+        model="a/b", reward="c/d", align=align, sampling={"logit_bias": {3: -math.inf}}
+    )
+    config.to_file(tmp_path / "stars.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads((tmp_path / "stars.json").read_text(), parse_constant=refuse)
+    assert StarsConfig.from_file(tmp_path / "stars.json") == config
+
+
+def test_token_ids_are_keys(tmp_path: Path) -> None:
+    (tmp_path / "stars.yaml").write_text("sampling: {logit_bias: {13: -5.0}}")
+    assert StarsConfig.from_file(tmp_path / "stars.yaml").sampling.logit_bias == {13: -5.0}
+
+
+@pytest.mark.parametrize("name", ["nowhere/stars.yaml", "folder.yaml", "file.txt/stars.json"])
+def test_places_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written: .*; check the path"):
+        StarsConfig().to_file(tmp_path / name)
+
+
+def test_the_cure_fits_the_live_object(tmp_path: Path) -> None:
+    live = ClassifierReward(model=object(), tokenizer=object())
+    with pytest.raises(ConfigError, match=r"reward.*give name_or_path$"):
+        StarsConfig(model="a/b", reward=live, align=FIXED).to_file(tmp_path / "stars.yaml")
 
 
 def test_frozen_replaceable_and_hashed() -> None:
@@ -225,6 +283,9 @@ def test_names_and_callables_stand_for_configs() -> None:
     assert config.model == TransformersModel(name_or_path="a/b")
     assert config.reward == ClassifierReward(name_or_path="c/d")
     assert StarsConfig(model="a/b", reward=len, align=FIXED).reward.kind == "function"
+    named = StarsConfig(model="a/b", reward="my_package.rewards:polite", align=FIXED)
+    assert named.reward == FunctionReward(function="my_package.rewards:polite")
+    assert StarsConfig(reward="stars:embedded-reward").reward.kind == "classifier"
     assert SamplingParams(stop="\n").stop == ("\n",)
 
 
