@@ -32,7 +32,7 @@ from stars_engine import (
     StarsEngine,
     StarsWarning,
 )
-from stars_engine.rewards.base import score_each
+from stars_engine.rewards.base import Score, score_each
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import check_reward_model
@@ -290,6 +290,43 @@ def test_what_is_no_number_is_an_error(value: object) -> None:
 def test_a_batched_callable_of_the_wrong_length_is_an_error() -> None:
     reward = FunctionRewardModel(FunctionReward(function=lambda _p, _c: [1.0, 2.0], batched=True))
     assert all(isinstance(outcome, RewardError) for outcome in score_each(reward, ITEMS))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_wrong_number_of_rewards_is_not_hidden(*, batched: bool) -> None:
+    """One by one the reward works: its author would never hear that batches do not."""
+
+    class FirstOnly:
+        def score(self, inputs: list[RewardInput]) -> list[float]:
+            return [1.0]
+
+    first = FunctionReward(function=lambda _p, texts: [1.0], batched=True)
+    reward = FunctionRewardModel(first) if batched else FirstOnly()
+    outcomes = score_each(reward, ITEMS)
+    assert all("1 rewards for 3 completions" in str(outcome) for outcome in outcomes)
+    assert len({id(outcome) for outcome in outcomes}) == 3  # each gets a result of its own
+
+
+def test_the_input_that_a_reward_leaves_out_fails_alone() -> None:
+    class Skips:
+        def score(self, inputs: list[RewardInput]) -> list[float]:
+            return [1.0 for item in inputs if item.text]
+
+    bad, *good = score_each(Skips(), ITEMS)
+    assert isinstance(bad, RewardError)
+    assert [score.value for score in good] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [None, "x", "1.5", []])
+def test_a_score_holds_a_number(value: object) -> None:
+    class Odd:
+        def score(self, inputs: list[RewardInput]) -> list[Score]:
+            return [Score(2.0 if item.text else value) for item in inputs]
+
+    bad, *good = score_each(Odd(), ITEMS)
+    assert isinstance(bad, RewardError)
+    assert "a reward is a number" in str(bad)
+    assert good == [Score(2.0), Score(2.0)]
 
 
 # --- through the engine ---
