@@ -203,8 +203,10 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def _nothing_to_draw(logits: torch.Tensor, request: DraftRequest) -> GenerationError:
     prefix: Prefix = request.slot
     position = len(prefix.token_ids) - prefix.num_prompt_tokens
-    if not logits.isfinite().all():
-        reason = "the model's logits are not finite. Cure: another dtype, such as dtype='float32'"
+    if (logits.isnan() | (logits == torch.inf)).any():  # -inf is how models say never
+        reason = (
+            "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
+        )
     else:
         reason = (
             "the sampling settings leave none. Cure: check logit_bias, min_tokens with "
