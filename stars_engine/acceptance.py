@@ -22,6 +22,8 @@ def acceptance_prob(reward: float, threshold: float, beta: float) -> float:
         return 1.0
     if beta == 0 or threshold == math.inf:
         return 0.0
+    if beta == math.inf:
+        return 1.0  # also where r - tau overflows, and -inf / inf is nan
     return math.exp((reward - threshold) / beta)
 
 

@@ -12,7 +12,7 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Candidate, Draw, Rollout
 from stars_engine.rounds import run_rounds
 from stars_engine.trial import Trial
-from stars_engine.types import Attempt, SegmentEvent, Verdict
+from stars_engine.types import Attempt, FinishReason, SegmentEvent, Verdict
 
 
 def vanilla(
@@ -20,13 +20,17 @@ def vanilla(
 ) -> Iterator[SegmentEvent]:
     """Sample without judging; the finished answer is scored once, so that arms compare.
 
+    An answer cut by a bound (`max_drafted_tokens`, `deadline_s`) is not scored: its reward is None.
     Equal, token for token, to STARS that accepts everything: both use attempt stream 0.
     """
     return run_rounds(rollouts, model, reward, Plain())
 
 
 class Plain:
-    """A `Decoding`: the first draft is kept; only a whole answer is scored."""
+    """A `Decoding`: the first draft is kept; only a whole answer is scored.
+
+    The reward of an answer cut by a bound is None.
+    """
 
     def num_drafts(self, rollout: Rollout) -> int:
         """One."""
@@ -65,7 +69,8 @@ def best_of_n(
     """Sample `n` whole answers per rollout and keep the one of highest reward, first on ties.
 
     Sample i is attempt stream i. The result has one segment, the answer, whose attempts are the n
-    samples. If no sample has an eligible reward, the answer is empty and `rejected`.
+    samples, which share `max_drafted_tokens` equally. If no sample has an eligible reward, the
+    answer is empty and "rejected", or "budget" or "deadline" if that bound let none be scored.
     """
     groups = [samples_of(rollout, n) for rollout in rollouts]
     for _ in vanilla([sample for group in groups for sample in group], model, reward):
@@ -75,13 +80,19 @@ def best_of_n(
 
 
 def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
-    """Return the plain rollouts whose best will be the answer."""
+    """Return the plain rollouts whose best will be the answer.
+
+    Each has its share of the tokens that may be drafted, at least one.
+    """
+    align, limit = rollout.align, rollout.align.max_drafted_tokens
+    if limit is not None:
+        align = align.replace(max_drafted_tokens=max(1, limit // n))
     return [
         Rollout(
             prompt_ids=rollout.prompt_ids,
             reward_prompt=rollout.reward_prompt,
             sampling=rollout.sampling,
-            align=rollout.align,
+            align=align,
             noise=StreamNoise(rollout.noise, stream),
             started_s=rollout.started_s,
         )
@@ -103,7 +114,7 @@ def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
         rollout.draws.append(_as_draw(sample, "accepted" if sample is best else "rejected"))
     rollout.count(num_attempts=len(samples), num_accepted=best is not None)
     if best is None:
-        return rollout.finish("rejected")
+        return rollout.finish(_why_none(samples))
     draw = rollout.draws[samples.index(best)]
     return rollout.keep(draw.candidate, "accepted", draw.attempt)
 
@@ -135,6 +146,13 @@ def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:
     )
     ids = tuple(sample.token_ids)
     return Draw(Candidate(ids, sample.text, ids, sample.finish_reason), attempt)
+
+
+def _why_none(samples: Sequence[Rollout]) -> FinishReason:
+    """A bound, if no sample came so far as to be scored; else none was good enough."""
+    bounds = [s.finish_reason for s in samples if s.finish_reason in ("budget", "deadline")]
+    scored = any(sample.reward is not None for sample in samples)
+    return "rejected" if scored or not bounds else bounds[0]
 
 
 def _is_eligible(sample: Rollout) -> bool:

@@ -91,12 +91,16 @@ class Codec:
             others, three at most, are the beginning of a character.
         """
         anchor = list(prompt_ids[-_ANCHOR_LEN:])
-        before = self.decode(anchor).rstrip(REPLACEMENT)
+        # A prompt may end in a replacement character of its own, or in half a character, which the
+        # completion's first bytes turn into a whole one.
+        shown = self.decode(anchor)
+        befores = shown, shown.rstrip(REPLACEMENT)
         text = ""
         for pending in range(min(_MAX_PENDING, len(ids)) + 1):
             num_ids = len(ids) - pending
             whole = self.decode([*anchor, *ids[:num_ids]])
-            text = whole[len(before) :] if whole.startswith(before) else self.decode(ids[:num_ids])
+            before = next((start for start in befores if whole.startswith(start)), None)
+            text = self.decode(ids[:num_ids]) if before is None else whole[len(before) :]
             if not text.endswith(REPLACEMENT):
                 break
         return text, num_ids

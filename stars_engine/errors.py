@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from stars_engine.types import StarsResult
@@ -44,6 +44,10 @@ class ConfigError(StarsError, ValueError):
             lines = "".join(f"\n  - {problem}" for problem in problems)
             super().__init__(f"{title} has {len(problems)} problems:{lines}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are copied by calling the class with `args`, which is the message alone.
+        return type(self), (self.title, self.problems), self.__dict__
+
 
 class MissingExtraError(StarsError, ImportError):
     """An optional dependency is not installed."""
@@ -52,6 +56,10 @@ class MissingExtraError(StarsError, ImportError):
         super().__init__(
             f"{module!r} is not installed. Cure: pip install 'stars-engine[{extra}]'", name=module
         )
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.extra), self.__dict__
 
 
 @contextmanager

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,16 +15,29 @@ import transformers
 
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
-from stars_engine.errors import ModelLoadError
+from stars_engine.errors import ModelLoadError, StarsWarning
+
+logger = logging.getLogger(__name__)
 
 _EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
+_CLASSIFIER_HEAD = re.compile(
+    r"(^|\.)(score|classifier|v_head|value_head|reward_head|regression_head)\."
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def resolve(name: str) -> str:
-    """Return the directory of embedded weights; any other name as it is."""
+    """Return the directory of embedded weights; any other name as it is.
+
+    Raises:
+        ModelLoadError: The name is of the form of an embedded one, but there is none of that name.
+    """
     if name in _EMBEDDED_FOLDERS:
         return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
+    if name.startswith("stars:"):
+        raise ModelLoadError(
+            f"{name!r} is no model inside the package. Cure: one of {', '.join(_EMBEDDED_FOLDERS)}"
+        )
     return name
 
 
@@ -34,15 +51,18 @@ def load_tokenizer(config: Checkpoint) -> Any:
         return config.tokenizer
     assert config.name_or_path is not None
     source = resolve(config.tokenizer_name_or_path or config.name_or_path)
-    _check_directory(source, "tokenizer")
+    if config.tokenizer_name_or_path is None:
+        _check_directory(source)  # where there is no model, its tokenizer is not what is missing
+    else:
+        _check_exists(source, "tokenizer_name_or_path")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:
         raise ModelLoadError(
-            f"no tokenizer could be loaded from {source!r}: {_first_line(error)}. Cure: set "
-            "tokenizer_name_or_path to where the model's tokenizer is"
+            f"no tokenizer could be loaded from {source!r}: {first_line(error)}. Cure: set "
+            f"tokenizer_name_or_path to where the model's tokenizer is{_hub_cure(source)}"
         ) from error
     # transformers makes an empty tokenizer out of a directory that holds none.
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
@@ -63,26 +83,27 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
         return config.model.eval()
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
-    _check_directory(source, "model")
+    _check_directory(source)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = None if config.device_map is not None else pick_device(config.device)
     placement = {} if config.device_map is None else {"device_map": config.device_map}
     try:
-        model = auto_class.from_pretrained(
+        model, info = auto_class.from_pretrained(
             source,
             revision=config.revision,
             dtype=_dtype(config.dtype, device),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             **placement,
-            **config.model_kwargs,
+            **{**config.model_kwargs, "output_loading_info": True},
         )
     except Exception as error:
         raise ModelLoadError(
-            f"{source!r} could not be loaded as {auto_class.__name__}: {_first_line(error)}. Cure: "
-            "check the name, revision and network, or give a local directory; weights must be "
-            "safetensors, and code of the checkpoint's own needs trust_remote_code=True"
+            f"{source!r} could not be loaded as {auto_class.__name__}: {first_line(error)}. Cure: "
+            "weights must be safetensors, and code of the checkpoint's own needs "
+            f"trust_remote_code=True{_hub_cure(source)}"
         ) from error
+    _check_weights(info, source, auto_class)
     if device is not None and getattr(model, "quantization_method", None) is None:
         model = model.to(device)
     return model.eval()
@@ -109,14 +130,52 @@ def pick_device(name: str) -> torch.device:
 
 
 def context_len(config: Any, tokenizer: Any) -> int | None:
-    """Return how many tokens the model can read, or None if it has no limit."""
+    """Return how many tokens the model can read, or None if it has no limit.
+
+    LongRoPE has two sets of rotary factors and chooses by the longest row of a forward pass: beyond
+    the border a text would depend on its batch mates, and cached keys would be of the other set.
+    Its models are read up to the border. ("dynamic" factors change beyond max_position_embeddings,
+    which is the limit anyway.)
+    """
     text_config = config.get_text_config()
+    limit = _declared_len(text_config, tokenizer)
+    border = _longrope_border(text_config)
+    if border is None or (limit is not None and limit <= border):
+        return limit
+    logger.warning(
+        "%s reads %d tokens at most, not %s: its rotary factors (longrope) change beyond, for all "
+        "rows of a batch at once",
+        getattr(config, "model_type", "the model"),
+        border,
+        limit,
+    )
+    return border
+
+
+def _declared_len(text_config: Any, tokenizer: Any) -> int | None:
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(text_config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     limit = getattr(tokenizer, "model_max_length", None)
     return limit if isinstance(limit, int) and limit < 10**9 else None
+
+
+def _longrope_border(text_config: Any) -> int | None:
+    """Return up to which length LongRoPE uses its first set of factors, if the model has it."""
+    given = getattr(text_config, "rope_parameters", None)
+    given = given or getattr(text_config, "rope_scaling", None)
+    if not isinstance(given, dict):
+        return None
+    # One set of parameters, or one for each type of layer.
+    sets = [given, *(value for value in given.values() if isinstance(value, dict))]
+    fallback = getattr(text_config, "original_max_position_embeddings", None)
+    borders = [
+        one.get("original_max_position_embeddings", fallback)
+        for one in sets
+        if one.get("rope_type", one.get("type")) in ("longrope", "su")
+    ]
+    return min((border for border in borders if isinstance(border, int)), default=None)
 
 
 def _dtype(name: str, device: torch.device | None) -> Any:
@@ -126,32 +185,69 @@ def _dtype(name: str, device: torch.device | None) -> Any:
     return torch.float32 if device is not None and device.type == "cpu" else "auto"
 
 
-def _check_directory(source: str, what: str) -> None:
+def _check_exists(source: str, field: str) -> None:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return
+    looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if path.is_file() or looks_local:
+        found = "a file" if path.is_file() else "no such directory"
+        raise ModelLoadError(
+            f"{field}={source!r}: {found}. Cure: give a directory that save_pretrained wrote, or a "
+            "hub name such as 'Qwen/Qwen2.5-0.5B'"
+        )
+
+
+def _check_directory(source: str) -> None:
+    """Check that a directory, if it is one, holds a model with weights that are safe to read."""
+    _check_exists(source, "name_or_path")
     path = Path(source).expanduser()
     if not path.is_dir():
-        looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-        if path.is_file() or looks_local:
-            found = "a file" if path.is_file() else "no such directory"
-            raise ModelLoadError(
-                f"name_or_path={source!r}: {found}. Cure: give a directory that save_pretrained "
-                "wrote, or a hub name such as 'Qwen/Qwen2.5-0.5B'"
-            )
         return
-    if what == "model":
-        if not (path / "config.json").is_file():
-            raise ModelLoadError(
-                f"name_or_path={source!r}: the directory has no config.json. Cure: give the "
-                "directory that save_pretrained wrote"
-            )
-        pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
-        if pickles and not any(path.glob("*.safetensors")):
-            raise ModelLoadError(
-                f"name_or_path={source!r} holds only pickled weights ({pickles[0]}), which can run "
-                "code when read. Cure: load them once where you trust them and write safetensors "
-                "with model.save_pretrained(directory)"
-            )
+    if not (path / "config.json").is_file():
+        raise ModelLoadError(
+            f"name_or_path={source!r}: no model, the directory has no config.json. Cure: give the "
+            "directory that save_pretrained wrote"
+        )
+    pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
+    if pickles and not any(path.glob("*.safetensors")):
+        raise ModelLoadError(
+            f"name_or_path={source!r} holds only pickled weights ({pickles[0]}), which can run "
+            "code when read. Cure: load them once where you trust them and write safetensors "
+            "with model.save_pretrained(directory)"
+        )
 
 
-def _first_line(error: Exception) -> str:
+def _hub_cure(source: str) -> str:
+    """Say what else can help, where it was not a local directory that could not be loaded."""
+    if Path(source).expanduser().is_dir():
+        return ""
+    return "; check the name, the revision and the network, or give a local directory"
+
+
+def _check_weights(info: Mapping[str, Any], source: str, auto_class: Any) -> None:
+    """Refuse what transformers fills up with random numbers (tied weights are not among them)."""
+    # Of a weight whose shape does not fit, the shapes are told too.
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    missing = sorted({*info["missing_keys"], *mismatched})
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
+        raise ModelLoadError(
+            f"{source!r} lacks weights of {auto_class.__name__}: {shown}; they would be random. "
+            "Cure: a checkpoint that was trained as what it is used for, a language model as "
+            "model, a sequence classifier as reward"
+        )
+    head = sorted(key for key in info["unexpected_keys"] if _CLASSIFIER_HEAD.search(key))
+    if head and auto_class is transformers.AutoModelForCausalLM:
+        warnings.warn(
+            f"{source!r} is used as language model but has the head of a classifier ({head[0]}), "
+            "which is left out: it may be a reward model. Cure: give the language model's name",
+            StarsWarning,
+            stacklevel=3,
+        )
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, to go on after it: its first line without a full stop."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(". ") if lines else type(error).__name__

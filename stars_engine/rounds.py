@@ -8,7 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from stars_engine.backends.base import LanguageModel
-from stars_engine.errors import RequestError
+from stars_engine.errors import GenerationError, RequestError
 from stars_engine.rewards.base import RewardModel, score_each
 from stars_engine.rollout import Rollout
 from stars_engine.trial import Decoding, Trial
@@ -177,7 +177,11 @@ class Rounds:
             self._model.commit(kept)
 
     def _draft(self, group: Sequence[Entry]) -> list[OpenTrial]:
-        """Draft each rollout's next draws, all in one batch."""
+        """Draft each rollout's next draws, all in one batch.
+
+        Draws before a rollout's first failed one go on trial. The failure itself counts when it is
+        the next draw, so that the outcome does not depend on how many are drafted at once.
+        """
         requests = []
         for entry in group:
             first = len(entry.rollout.draws)
@@ -187,7 +191,16 @@ class Rounds:
         trials = []
         for entry, rows in zip(group, requests, strict=True):
             drafted = list(islice(drafts, len(rows)))
-            candidates = [entry.rollout.read(ids, self._model) for ids in drafted]
+            candidates = []
+            for ids in drafted:
+                if isinstance(ids, GenerationError):
+                    break
+                candidates.append(entry.rollout.read(ids, self._model))
+            if not candidates:
+                [error, *_] = drafted
+                assert isinstance(error, GenerationError)
+                self._events.append((entry.rollout, entry.rollout.fail(error)))
+                continue
             trials.append(OpenTrial(entry, entry.decoding.open(entry.rollout, candidates)))
         return trials
 

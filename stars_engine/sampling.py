@@ -12,6 +12,8 @@ import torch
 
 from stars_engine.config import SamplingParams
 
+NO_TOKEN = -1
+
 
 def propose(
     logits: torch.Tensor,
@@ -33,7 +35,8 @@ def propose(
 
     Returns:
         `(rows, vocab)` probabilities, float64 where the device has it. At temperature 0 all
-        probability is on the likeliest token (the one of lowest id on ties).
+        probability is on the likeliest token (the one of lowest id on ties). Where no token can be
+        drawn (all are banned, or a logit is nan) a row is nan or 0 throughout.
     """
     logits = logits.to(precise_dtype(logits.device))
     if uses_penalties(sampling):
@@ -46,7 +49,9 @@ def propose(
         logits = logits.clone()
         logits[:, list(banned_ids)] = -torch.inf
     if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        top = logits.max(-1, keepdim=True)
+        share = top.values.isfinite().to(logits)  # nothing, where nothing is likeliest
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), share)
     logits = logits / sampling.temperature
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
@@ -67,13 +72,14 @@ def inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         uniforms: `(rows,)` in [0, 1).
 
     Returns:
-        `(rows,)` token ids; never one of probability 0.
+        `(rows,)` token ids; never one of probability 0. `NO_TOKEN` where a row is no distribution.
     """
     cdf = probs.cumsum(-1)
     total = cdf[:, -1:].contiguous()
     tokens = torch.searchsorted(cdf, uniforms[:, None].to(cdf) * total, right=True)
     last = torch.searchsorted(cdf, total)  # where rounding would run past the end
-    return torch.minimum(tokens, last)[:, 0]
+    drawable = (total > 0) & total.isfinite()
+    return torch.minimum(tokens, last).where(drawable, NO_TOKEN)[:, 0]
 
 
 def uses_penalties(sampling: SamplingParams) -> bool:
@@ -120,7 +126,7 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     probs = ordered.softmax(-1)
     mass_before = probs.cumsum(-1) - probs
     num_kept = (mass_before < p).sum(-1, keepdim=True)
-    last_kept = ordered.gather(-1, num_kept - 1)
+    last_kept = ordered.gather(-1, (num_kept - 1).clamp(min=0))  # 0 are kept where one is nan
     return logits.masked_fill(logits < last_kept, -torch.inf)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +31,12 @@ class Schema(BaseModel):
         protected_namespaces=(),
     )
 
-    def __init__(self, /, **values: Any) -> None:
+    def __init__(self, /, *unnamed: Any, **values: Any) -> None:
+        if unnamed:
+            raise TypeError(_explain_unnamed(type(self), unnamed[0]))
+        for name, value in values.items():
+            if isinstance(value, bool) and _is_number(type(self), name):
+                values[name] = _NoNumber(value)
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -51,6 +58,16 @@ class Schema(BaseModel):
         except ValidationError as error:
             raise ConfigError(cls.__name__, list(_problems(cls, error))) from None
 
+    if not TYPE_CHECKING:  # for a type checker it would permit every assignment
+
+        def __setattr__(self, name: str, value: object) -> None:
+            try:
+                super().__setattr__(name, value)
+            except ValidationError:
+                title = type(self).__name__
+                message = f"a {title} is frozen. Cure: make a new one, .replace({name}=...)"
+                raise ConfigError(title, [Problem(name, message)]) from None
+
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with some fields changed."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
@@ -63,6 +80,50 @@ class Schema(BaseModel):
     def content_hash(self) -> str:
         """Return 12 hexadecimal digits that change whenever a field does."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def not_nan(value: float | None, meaning: str) -> float | None:
+    """Return a number that is one.
+
+    Raises:
+        ValueError: It is nan, which compares with nothing.
+    """
+    if value is not None and math.isnan(value):
+        raise ValueError(f"{meaning}; nan compares with nothing")
+    return value
+
+
+class _NoNumber:
+    """A boolean given for a number: pydantic would take it for 0 or 1, and refuses this."""
+
+    def __init__(self, value: bool) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+
+@cache
+def _is_number(cls: type[BaseModel], name: str) -> bool:
+    """Whether a field is a number, and could not be a boolean as well."""
+    parts = (
+        list(_union_parts(cls.model_fields[name].annotation)) if name in cls.model_fields else []
+    )
+    kinds = set()
+    while parts:
+        part = parts.pop()
+        if typing.get_origin(part) is typing.Annotated:
+            parts += _union_parts(typing.get_args(part)[0])
+        else:
+            kinds.add(part)
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _explain_unnamed(cls: type[BaseModel], given: object) -> str:
+    first = next(name for name in cls.model_fields if name != "kind")
+    return (
+        f"the fields of {cls.__name__} are given by name. Cure: {cls.__name__}({first}={given!r})"
+    )
 
 
 def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]:
@@ -159,14 +220,17 @@ def _type_in_words(annotation: Any, bounds: list[str]) -> str:
         return " or ".join(_type_in_words(part, bounds) for part in _union_parts(inner))
     if typing.get_origin(annotation) is Literal:
         return " or ".join(repr(value) for value in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:  # of any length: (item, ...)
+        return f"a list, each {_type_in_words(typing.get_args(annotation)[0], [])}"
     limits = f" {' and '.join(bounds)}" if bounds else ""
-    if annotation is type(None):
-        return "None"
-    if annotation is int:
-        return f"an integer{limits}"
-    if annotation is float:
-        return f"a number{limits}"
-    return {str: "text", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", ""))
+    words = {
+        type(None): "None",
+        int: f"an integer{limits}",
+        float: f"a number{limits}",
+        str: "text",
+        bool: "true or false",
+    }
+    return words.get(annotation, getattr(annotation, "__name__", ""))
 
 
 def _kinds(field: FieldInfo | None) -> str:

@@ -48,8 +48,8 @@ class TokenIds(Schema):
 
     @field_validator("ids")
     @classmethod
-    def _not_negative(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
-        if any(token < 0 for token in ids):
+    def _are_ids(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 0 <= token < 2**31 for token in ids):  # no vocabulary is larger
             raise ValueError("token ids are integers from 0 up to the size of the vocabulary")
         return ids
 

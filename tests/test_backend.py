@@ -21,11 +21,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from stars_engine import (
     AlignParams,
     ContextOverflowError,
+    GenerationError,
     ModelLoadError,
     NoSchedule,
     PromptError,
     SamplingParams,
     StarsEngine,
+    StarsWarning,
     TokenIds,
 )
 from stars_engine.backends.base import DraftRequest
@@ -66,9 +68,9 @@ FAMILIES = {
 }
 
 
-def random_backend(family: str, tokenizer: object) -> TransformersBackend:
+def random_backend(family: str, tokenizer: object, **more: object) -> TransformersBackend:
     torch.manual_seed(0)
-    fields = {**SMALL, **FAMILIES[family]}
+    fields = {**SMALL, **FAMILIES.get(family, {}), **more}
     if family == "falcon":  # its head size is computed
         del fields["head_dim"]
     config = CONFIG_MAPPING[family](**fields)
@@ -118,6 +120,52 @@ def test_end_ids_may_be_a_list(stories260k: TransformersBackend) -> None:
     assert stories260k.is_end(1, SamplingParams())
     assert stories260k.is_end(77, SamplingParams(stop_token_ids=[77]))
     assert not stories260k.is_end(77, SamplingParams())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("decoder", [CachedDecoder, FullDecoder])
+def test_a_row_that_has_ended_reads_nothing_beyond_the_context(
+    family: str, decoder: type, tokenizer: object
+) -> None:
+    """Learned positions end with the context: 9 tokens of the long row, 32 of the short one."""
+    backend = random_backend(family, tokenizer, n_positions=64, max_position_embeddings=64)
+    assert backend.context_len == 64
+    backend.decoder = decoder(backend.model, backend.context_len)
+    slots = backend.prefill([list(range(3, 58)), [7, 8]])
+    sampling = SamplingParams(logit_bias={2: -float("inf")}, top_k=None)
+    requests = [
+        DraftRequest(slot, [0.1 + 0.02 * i for i in range(size)], sampling)
+        for slot, size in zip(slots, (9, 32), strict=True)
+    ]
+    together = backend.draft(requests)
+    assert [len(ids) for ids in together] == [9, 32]
+    assert together == [backend.draft([request])[0] for request in requests]
+
+
+def test_longrope_is_read_up_to_its_border(
+    tokenizer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond it the rotary factors depend on the longest row of the batch."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    backend = random_backend(
+        "phi3",
+        tokenizer,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 32,
+            **factors,
+        },
+    )
+    assert backend.context_len == 32
+    assert "32 tokens at most, not 128" in caplog.text
+    slots = backend.prefill([list(range(3, 27)), [7, 8]])
+    requests = [
+        DraftRequest(slot, [0.5] * size, SamplingParams(top_k=None))
+        for slot, size in zip(slots, (8, 30), strict=True)
+    ]
+    assert backend.draft(requests) == [backend.draft([request])[0] for request in requests]
 
 
 # --- the proposal ---
@@ -204,6 +252,51 @@ def test_min_tokens_holds_back_the_end(engine: StarsEngine) -> None:
     assert min(len(r.token_ids) for r in free) < 60
     held = engine.generate("Bad", sampling=sampling.replace(min_tokens=60), align=align)
     assert min(len(r.token_ids) for r in held) >= 60
+
+
+# --- when there is no token to draw ---
+
+NONE_BUT_END = dict.fromkeys((i for i in range(64) if i != 2), -float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (SamplingParams(logit_bias=NONE_BUT_END, min_tokens=3), "logit_bias"),
+        (SamplingParams(logit_bias=NONE_BUT_END, min_tokens=3, temperature=0), "logit_bias"),
+        (SamplingParams(stop_token_ids=range(64), min_tokens=1, top_p=0.9), "stop_token_ids"),
+        (SamplingParams(temperature=1e-320, frequency_penalty=0.1), "temperature=1e-320"),
+    ],
+)
+def test_a_row_without_a_token_fails_alone(
+    tokenizer: object, sampling: SamplingParams, words: str
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    slots = backend.prefill([[3, 4], [5]])
+    good = DraftRequest(slots[0], [0.5] * 6, SamplingParams())
+    error, ids = backend.draft([DraftRequest(slots[1], [0.5] * 6, sampling), good])
+    assert isinstance(error, GenerationError)
+    assert words in str(error)
+    assert ids == backend.draft([good])[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_logits_that_are_nan_fail_their_row(
+    tokenizer: object, temperature: float, top_p: float
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    slots = backend.prefill([[3, 4], [5]])
+    slots[1].next_logits = slots[1].next_logits * float("nan")
+    sampling = SamplingParams(temperature=temperature, top_p=top_p)
+    ids, error = backend.draft([DraftRequest(slot, [0.5] * 3, sampling) for slot in slots])
+    assert isinstance(error, GenerationError)
+    assert "dtype='float32'" in str(error)
+    assert ids == backend.draft([DraftRequest(slots[0], [0.5] * 3, sampling)])[0]
+
+
+def test_ends_outside_the_vocabulary_are_none(tokenizer: object) -> None:
+    assert random_backend("llama", tokenizer, eos_token_id=[2, 64, 999]).end_ids == {2}
 
 
 # --- text ---
@@ -303,6 +396,59 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) ->
         name_or_path=str(bare), tokenizer_name_or_path=shared_model("TinyStories-656K")
     )
     assert TransformersBackend(borrowed).vocab_size == 4096
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name_or_path": "stars:lm"}, ["stars:lm", "stars:embedded-lm, stars:embedded-reward"]),
+        ({"name_or_path": "{empty}"}, ["name_or_path=", "no model", "config.json"]),
+        (
+            {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "{empty}/no/where"},
+            ["tokenizer_name_or_path=", "no such directory"],
+        ),
+        ({"name_or_path": "nobody/nothing"}, ["network", "local directory"]),
+        (
+            {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "nobody/nothing"},
+            ["nobody/nothing", "network", "local directory"],
+        ),
+    ],
+)
+def test_load_errors_name_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], words: list[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    named = {name: value.format(empty=tmp_path) for name, value in fields.items()}
+    with pytest.raises(ModelLoadError) as caught:
+        TransformersBackend(TransformersModel(**named))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert ".." not in message
+
+
+def test_a_callers_tokenizer_keeps_its_template(engine: StarsEngine, tokenizer: object) -> None:
+    before = tokenizer.chat_template
+    live = TransformersModel(model=engine.model.model, tokenizer=tokenizer, chat_template="hi")
+    assert TransformersBackend(live).codec.tokenizer.chat_template == "hi"
+    assert tokenizer.chat_template == before
+
+
+def test_a_classifier_as_language_model_warns() -> None:
+    with pytest.warns(StarsWarning, match=r"head of a classifier \(score\.weight\)"):
+        TransformersBackend(TransformersModel(name_or_path=shared_model("rm-sentiment-656K")))
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, tokenizer: object) -> None:
+    for tied in (True, False):
+        config = CONFIG_MAPPING["llama"](**SMALL, tie_word_embeddings=tied)
+        model = AutoModelForCausalLM.from_config(config)
+        weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+        model.save_pretrained(tmp_path, state_dict=weights)
+        tokenizer.save_pretrained(tmp_path)
+        if tied:
+            TransformersBackend(TransformersModel(name_or_path=str(tmp_path)))
+    with pytest.raises(ModelLoadError, match=r"lacks weights.*lm_head\.weight"):
+        TransformersBackend(TransformersModel(name_or_path=str(tmp_path)))
 
 
 def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> None:

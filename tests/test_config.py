@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from stars_engine import (
     AlignParams,
@@ -18,10 +19,12 @@ from stars_engine import (
     ConstantSchedule,
     FunctionReward,
     LinearSchedule,
+    MissingExtraError,
     NoSchedule,
     PerSegmentSchedule,
     SamplingParams,
     StarsConfig,
+    TokenIds,
     TransformersModel,
 )
 
@@ -81,6 +84,19 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
             ["align.schedule.initial_weight", "2", "<= 1"],
         ),
         (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, function"]),
+        (lambda: ClassifierReward(name_or_path="a", floor=math.nan), ["floor", "nan", "number or None"]),
+        (lambda: FunctionReward(function=len, floor=math.nan), ["floor", "nan", "number or None"]),
+        (lambda: TransformersModel(name_or_path="a", tokenizer=1), ["tokenizer", "ignored", "model="]),
+        (lambda: SamplingParams(max_tokens=True), ["max_tokens", "True", "an integer >= 1"]),
+        (lambda: SamplingParams(seed=False), ["seed", "False", "None"]),
+        (lambda: SamplingParams(temperature=True), ["temperature", "True", "a number >= 0"]),
+        (lambda: AlignParams(beta=True), ["beta", "True", "a number"]),
+        (lambda: AlignParams(terminal=False), ["terminal", "False", "'target'"]),
+        (lambda: AlignParams(deadline_s=True), ["deadline_s", "True"]),
+        (lambda: ClassifierReward(name_or_path="a", label=True), ["label", "True", "an integer"]),
+        (lambda: SamplingParams(stop_token_ids=7), ["stop_token_ids", "7", "a list, each an integer"]),
+        (lambda: PerSegmentSchedule(values=1.0), ["values", "1.0", "a list, each a number"]),
+        (lambda: TokenIds([1, 2**31]), ["ids", "2147483648", "vocabulary"]),
         (lambda: StarsConfig(prompt_format="xml"), ["prompt_format", "'xml'", "'chat'"]),
         (lambda: Chat([{"role": "boss", "content": "hi"}]), ["messages", "role", "'boss'", "'user'"]),
     ],
@@ -137,6 +153,12 @@ def test_the_default_config_survives_a_file(tmp_path: Path) -> None:
         ("broken.yaml", "a: [", ["not valid yaml"]),
         ("broken.json", "{", ["not valid json"]),
         ("typo.yaml", "algin: {}", ["algin", "did you mean `align`"]),
+        ("number.yaml", "1: 2", ["the key 1 is no text", "quotes"]),
+        ("deep.yaml", "align: {schedule: {null: 2}}", ["None under align.schedule", "quotes"]),
+        ("inlist.yaml", "reward: [{yes: 2}]", ["True under reward.0"]),
+        ("recursive.yaml", "align: &a {schedule: *a}", ["within itself"]),
+        ("nested.json", "[" * 200_000, ["nested too deeply"]),
+        ("date.yaml", "a: 2001-99-99", ["not valid yaml"]),
         ("future.yaml", "schema_version: 9", ["schema_version", "9", "1"]),
     ],
 )
@@ -165,9 +187,61 @@ def test_live_objects_go_into_no_file(tmp_path: Path) -> None:
     assert not (tmp_path / "stars.yaml").exists()
 
 
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+@pytest.mark.parametrize(
+    "kwargs", [{"a": object()}, {"a": [{"b": (1, 2)}]}, {"a": math.inf}, {"a": {0: "10GB"}}]
+)
+def test_objects_in_model_kwargs_go_into_no_file(
+    tmp_path: Path, suffix: str, kwargs: dict[str, object]
+) -> None:
+    part = {"name_or_path": "a/b", "model_kwargs": kwargs}
+    config = StarsConfig(
+        model=TransformersModel(**part), reward=ClassifierReward(**part), align=FIXED
+    )
+    path = tmp_path / f"stars{suffix}"
+    with pytest.raises(ConfigError, match="which no file gives back") as caught:
+        config.to_file(path)
+    fields = [problem.field for problem in caught.value.problems]
+    assert fields == ["model.model_kwargs", "reward.model_kwargs"]
+    assert not path.exists()
+
+
+def test_json_files_are_json(tmp_path: Path) -> None:
+    align = AlignParams(schedule=ConstantSchedule(value=-math.inf), beta=math.inf)
+    config = StarsConfig(
+        model="a/b", reward="c/d", align=align, sampling={"logit_bias": {3: -math.inf}}
+    )
+    config.to_file(tmp_path / "stars.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads((tmp_path / "stars.json").read_text(), parse_constant=refuse)
+    assert StarsConfig.from_file(tmp_path / "stars.json") == config
+
+
+def test_token_ids_are_keys(tmp_path: Path) -> None:
+    (tmp_path / "stars.yaml").write_text("sampling: {logit_bias: {13: -5.0}}")
+    assert StarsConfig.from_file(tmp_path / "stars.yaml").sampling.logit_bias == {13: -5.0}
+
+
+@pytest.mark.parametrize("name", ["nowhere/stars.yaml", "folder.yaml", "file.txt/stars.json"])
+def test_places_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written: .*; check the path"):
+        StarsConfig().to_file(tmp_path / name)
+
+
+def test_the_cure_fits_the_live_object(tmp_path: Path) -> None:
+    live = ClassifierReward(model=object(), tokenizer=object())
+    with pytest.raises(ConfigError, match=r"reward.*give name_or_path$"):
+        StarsConfig(model="a/b", reward=live, align=FIXED).to_file(tmp_path / "stars.yaml")
+
+
 def test_frozen_replaceable_and_hashed() -> None:
     params = AlignParams(schedule=NoSchedule())
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(ConfigError, match=r"beta.*frozen.*\.replace\(beta=\.\.\.\)"):
         params.beta = 1.0
     assert params.replace(beta=0.5).beta == 0.5
     with pytest.raises(ConfigError):
@@ -176,11 +250,42 @@ def test_frozen_replaceable_and_hashed() -> None:
     assert params.content_hash() != params.replace(segment_len=8).content_hash()
 
 
+@pytest.mark.parametrize(
+    ("build", "cure"),
+    [
+        (lambda: LinearSchedule(8.0), "LinearSchedule(target=8.0)"),
+        (lambda: ConstantSchedule(1), "ConstantSchedule(value=1)"),
+        (lambda: TransformersModel("a/b"), "TransformersModel(name_or_path='a/b')"),
+    ],
+)
+def test_fields_are_given_by_name(build: Callable[[], object], cure: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        build()
+    assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_errors_travel(again: Callable[[Exception], Exception]) -> None:
+    """To other processes, and through the copies that task queues make."""
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(max_tokens=0, n=0)
+    caught.value.add_note("noted")
+    for error in (caught.value, MissingExtraError("torch", "local")):
+        twin = again(error)
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert vars(twin) == vars(error)
+    assert twin.name == "torch"
+
+
 def test_names_and_callables_stand_for_configs() -> None:
     config = StarsConfig(model="a/b", reward="c/d", align=FIXED)
     assert config.model == TransformersModel(name_or_path="a/b")
     assert config.reward == ClassifierReward(name_or_path="c/d")
     assert StarsConfig(model="a/b", reward=len, align=FIXED).reward.kind == "function"
+    named = StarsConfig(model="a/b", reward="my_package.rewards:polite", align=FIXED)
+    assert named.reward == FunctionReward(function="my_package.rewards:polite")
+    assert StarsConfig(reward="stars:embedded-reward").reward.kind == "classifier"
     assert SamplingParams(stop="\n").stop == ("\n",)
 
 

@@ -11,6 +11,7 @@ from stars_engine import (
     AlignmentError,
     AlignParams,
     ConstantSchedule,
+    GenerationError,
     LinearSchedule,
     PerSegmentSchedule,
     RewardError,
@@ -18,7 +19,9 @@ from stars_engine import (
     StarsResult,
     StarsWarning,
 )
+from stars_engine.baselines import best_of_n
 from stars_engine.loop import stars
+from stars_engine.noise import CounterNoise
 from stars_engine.rollout import Rollout
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.testing.toy import ToySlot
@@ -265,6 +268,50 @@ def test_an_error_behind_the_accepted_candidate_is_not_seen() -> None:
     assert (result.usage.num_surplus_tokens, result.usage.num_surplus_rewards) == (2, 1)
 
 
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("fails_at", [0, 2])
+@pytest.mark.parametrize("accepted_at", [1, 9])
+def test_a_draft_that_fails_counts_when_it_is_its_turn(
+    m: int, fails_at: int, accepted_at: int
+) -> None:
+    """Neither the rollout's outcome nor another rollout depends on how many are drafted at once."""
+
+    class Failing(Scripted):
+        def draft(self, requests: Sequence) -> list[list[int] | GenerationError]:
+            return [
+                GenerationError("no token") if request.uniforms[0] == fails_at else [0, 0]
+                for request in requests
+            ]
+
+    class Attempts(CounterNoise):
+        def token_uniforms(self, *, position: int, attempt: int, count: int) -> list[float]:
+            return [float(attempt)] * count
+
+    class OneGood:
+        num_scored = 0
+
+        def score(self, inputs: Sequence[RewardInput]) -> list[float]:
+            return [1.0 if self.accepts(item) else -1.0 for item in inputs]
+
+        def accepts(self, item: RewardInput) -> bool:
+            self.num_scored += 1
+            return self.num_scored == accepted_at + 1
+
+    align = settings(2, max_attempts=4, on_exhausted="stop").replace(num_candidates=m)
+    sampling = SamplingParams(max_tokens=2, **ALWAYS)
+    noise = Attempts(seed=0, prompt_ids=[1], sample_index=0)
+    rollout = make_rollout(align=align, sampling=sampling, noise=noise)
+    events = list(stars([rollout], Failing(LETTERS), OneGood()))
+    result = events[-1].result
+    if accepted_at < fails_at:
+        assert (result.text, result.finish_reason, rollout.error) == ("aa", "length", None)
+    else:
+        assert isinstance(rollout.error, GenerationError)
+        assert (result.text, result.finish_reason) == ("", "error")
+        assert rollout.error.result == result
+        assert len(result.abandoned_attempts) == result.usage.num_attempts == fails_at
+
+
 # --- bounds ---
 
 
@@ -290,6 +337,27 @@ def test_the_token_budget_is_never_exceeded(m: int, budget: int, kept: int, atte
     assert (result.usage.num_kept_tokens, result.usage.num_attempts) == (kept, attempts)
     assert result.usage.num_drafted_tokens <= budget
     assert len(result.abandoned_attempts) == max(0, attempts - 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason", "drafted"), [(3, "budget", 0), (11, "budget", 6), (12, "length", 12)]
+)
+def test_samples_of_best_of_n_share_the_budget(budget: int, reason: str, drafted: int) -> None:
+    """Three samples of 4 tokens, drafted 2 at a time."""
+    rollout = make_rollout(
+        align=settings(2, max_drafted_tokens=budget),
+        sampling=SamplingParams(max_tokens=4, **ALWAYS),
+    )
+    [event] = best_of_n([rollout], Scripted(LETTERS, [0] * 4), Seen(), n=3)
+    assert event.result.finish_reason == reason
+    assert event.result.usage.num_drafted_tokens == drafted <= budget
+    assert (event.result.reward is None) == (reason == "budget")
+
+
+def test_best_of_n_says_rejected_where_samples_were_scored() -> None:
+    rollout = make_rollout(align=settings(2), sampling=SamplingParams(max_tokens=2, **ALWAYS))
+    [event] = best_of_n([rollout], Scripted(LETTERS, [0] * 2), Seen(math.nan), n=2)
+    assert event.result.finish_reason == "rejected"
 
 
 def test_a_deadline_ends_with_what_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

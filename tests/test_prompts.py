@@ -174,12 +174,41 @@ def test_an_empty_prompt(codec: Codec) -> None:
         (b"bytes", "not bytes"),
         (None, "NoneType"),
         (7, "not int"),
+        ((prompt for prompt in ["a"]), "not generator. Cure: list(...)"),
+        ({"a", "b"}, "not set. Cure: list(...)"),
     ],
 )
 def test_what_is_no_prompt(codec: Codec, prompts: object, words: str) -> None:
     with pytest.raises(PromptError) as caught:
         [resolve_prompt(prompt, codec) for prompt in as_prompt_list(prompts)]
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a\ud83d",
+        Chat([turn("a\ud83d")]),
+        RenderedPrompt("a\ud83d"),
+        RenderedPrompt("a", messages=[turn("a\ud83d")]),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_text(codec: Codec, prompt: object) -> None:
+    for prompt_format in ("raw", "auto"):
+        with pytest.raises(PromptError, match=r"surrogate.*'\\ud83d' at index 1.*surrogatepass"):
+            resolve_prompt(prompt, codec, prompt_format=prompt_format)
+    for reward_prompt in ("a\ud83d", Chat([turn("a\ud83d")])):
+        with pytest.raises(PromptError, match="surrogatepass"):
+            resolve_prompt("fine", codec, reward_prompt=reward_prompt)
+    cured = "a\ud83d\ude42\ud83d".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert cured == "a🙂\ufffd"
+
+
+def test_a_content_of_all_noncharacters(codec: Codec) -> None:
+    every = "".join(map(chr, range(0xFDD0, 0xFDF0)))
+    assert encode_chat(codec, [turn(every[1:] + "<|im_end|>")])
+    with pytest.raises(PromptError, match="32 noncharacters"):
+        encode_chat(codec, [turn(every)])
 
 
 def test_transcript() -> None:
@@ -206,6 +235,15 @@ def test_half_a_character_waits(stories260k: TransformersBackend, codec: Codec) 
         assert texts[-1] == "é🙂!"
         assert all("é🙂!".startswith(text) for text in texts)
         assert len(ids) > 4
+
+
+def test_a_replacement_character_of_the_prompt_stays_there(codec: Codec) -> None:
+    prompt = codec.encode_prompt("A\ufffd")
+    ids = codec.encode_continuation("b\ufffdc")
+    assert codec.completion_text(prompt, []) == ("", 0)
+    assert codec.completion_text(prompt, ids) == ("b\ufffdc", len(ids))
+    half, rest = codec.encode_prompt("A🙂")[:-1], codec.encode("🙂")[-1:]
+    assert codec.completion_text(half, rest) == ("🙂", 1)  # not lost, if late
 
 
 def test_invalid_bytes_do_not_wait_for_ever(codec: Codec) -> None:

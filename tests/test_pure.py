@@ -71,6 +71,7 @@ def test_acceptance_by_hand() -> None:
     for beta in (0.0, 0.5, math.inf):
         assert acceptance_prob(0.0, -math.inf, beta) == 1
         assert acceptance_prob(0.0, math.inf, beta) == 0
+    assert acceptance_prob(-1e308, 1e308, math.inf) == 1  # r - tau overflows
 
 
 @given(REAL, REAL, REAL, st.floats(0, 1e6))

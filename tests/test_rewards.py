@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from stars_engine import (
@@ -29,7 +32,7 @@ from stars_engine import (
     StarsEngine,
     StarsWarning,
 )
-from stars_engine.rewards.base import score_each
+from stars_engine.rewards.base import Score, score_each
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import check_reward_model
@@ -197,6 +200,38 @@ def test_a_long_prompt_is_cut_from_the_left(word_tokenizer: PreTrainedTokenizerF
     assert math.isfinite(score.value)
 
 
+def test_a_language_model_is_no_classifier() -> None:
+    """Its head would be random: another reward in every process."""
+    config = ClassifierReward(name_or_path=shared_model("imdb-lm-656K"), label=0)
+    with pytest.raises(ModelLoadError, match=r"lacks weights.*score\.weight.*Cure: a checkpoint"):
+        ClassifierRewardModel(config)
+
+
+def test_positions_of_roberta_begin_after_the_padding(
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """66 rows for 64 tokens; a tokenizer may say still less."""
+    config = RobertaConfig(
+        vocab_size=24,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        num_labels=1,
+    )
+    model = RobertaForSequenceClassification(config).eval()
+    for limit, expected in ((10**30, 64), (48, 48)):
+        tokenizer = copy.deepcopy(word_tokenizer)
+        tokenizer.model_max_length = limit
+        reward = ClassifierRewardModel(ClassifierReward(model=model, tokenizer=tokenizer))
+        long = RewardInput(RewardPrompt("movie " * 100), " is good", ())
+        with pytest.warns(StarsWarning, match=f"{expected} tokens at most"):
+            [score] = reward.score([long])
+        assert score.num_tokens == expected
+
+
 def test_reading_ids_of_another_tokenizer_is_refused(
     word_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -255,6 +290,43 @@ def test_what_is_no_number_is_an_error(value: object) -> None:
 def test_a_batched_callable_of_the_wrong_length_is_an_error() -> None:
     reward = FunctionRewardModel(FunctionReward(function=lambda _p, _c: [1.0, 2.0], batched=True))
     assert all(isinstance(outcome, RewardError) for outcome in score_each(reward, ITEMS))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_wrong_number_of_rewards_is_not_hidden(*, batched: bool) -> None:
+    """One by one the reward works: its author would never hear that batches do not."""
+
+    class FirstOnly:
+        def score(self, inputs: list[RewardInput]) -> list[float]:
+            return [1.0]
+
+    first = FunctionReward(function=lambda _p, texts: [1.0], batched=True)
+    reward = FunctionRewardModel(first) if batched else FirstOnly()
+    outcomes = score_each(reward, ITEMS)
+    assert all("1 rewards for 3 completions" in str(outcome) for outcome in outcomes)
+    assert len({id(outcome) for outcome in outcomes}) == 3  # each gets a result of its own
+
+
+def test_the_input_that_a_reward_leaves_out_fails_alone() -> None:
+    class Skips:
+        def score(self, inputs: list[RewardInput]) -> list[float]:
+            return [1.0 for item in inputs if item.text]
+
+    bad, *good = score_each(Skips(), ITEMS)
+    assert isinstance(bad, RewardError)
+    assert [score.value for score in good] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [None, "x", "1.5", []])
+def test_a_score_holds_a_number(value: object) -> None:
+    class Odd:
+        def score(self, inputs: list[RewardInput]) -> list[Score]:
+            return [Score(2.0 if item.text else value) for item in inputs]
+
+    bad, *good = score_each(Odd(), ITEMS)
+    assert isinstance(bad, RewardError)
+    assert "a reward is a number" in str(bad)
+    assert good == [Score(2.0), Score(2.0)]
 
 
 # --- through the engine ---

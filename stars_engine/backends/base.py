@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stars_engine.config import SamplingParams
+from stars_engine.errors import GenerationError
 
 if TYPE_CHECKING:
     from stars_engine.codec import Codec
@@ -49,12 +50,14 @@ class LanguageModel(Protocol):
         """Read prompts, of at least one token each, and return a slot for each."""
         ...
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+    def draft(self, requests: Sequence[DraftRequest]) -> Sequence[list[int] | GenerationError]:
         """Draft all candidates together.
 
         Returns:
             Token ids of each candidate, in order; one shorter than its uniforms ends in a token
-            of `is_end`.
+            of `is_end`. In place of a candidate that could not be drafted, the error: it ends the
+            candidate's request if no candidate before it is kept, and no other. Each has an
+            instance of its own. An error *raised* ends all requests in progress.
         """
         ...
 

@@ -64,10 +64,15 @@ class CachedDecoder:
 
     Prefixes of different lengths share a batch by padding on the left, with a mask and explicit
     positions.
+
+    Args:
+        model: A causal language model of transformers.
+        context_len: Positions it has; None for no limit.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, context_len: int | None = None) -> None:
         self._forward = _Forward(model)
+        self._context_len = context_len
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
@@ -81,7 +86,7 @@ class CachedDecoder:
         for prefix, ids in kept:
             by_length[len(ids)].append((prefix, ids))
         for group in by_length.values():
-            rows = CachedBranches(self._forward, [prefix for prefix, _ in group])
+            rows = self._branches([prefix for prefix, _ in group])
             new = torch.tensor([list(ids) for _, ids in group], device=self._forward.device)
             logits = rows.read(new)
             for row, (prefix, new_ids) in enumerate(group):
@@ -91,14 +96,24 @@ class CachedDecoder:
 
     def branch(self, rows: Sequence[Prefix]) -> Branches:
         """See `Decoder`."""
-        return CachedBranches(self._forward, rows)
+        return self._branches(rows)
+
+    def _branches(self, rows: Sequence[Prefix]) -> CachedBranches:
+        return CachedBranches(self._forward, rows, self._context_len)
 
 
 class CachedBranches:
-    """Rows with a cache of their own, copied from the prefixes."""
+    """Rows with a cache of their own, copied from the prefixes.
 
-    def __init__(self, forward: _Forward, prefixes: Sequence[Prefix]) -> None:
-        self._forward = forward
+    A row that has ended runs on beside the others. Beyond the context it stays at the last
+    position, and its tokens there are masked out: models count positions by their ids or by the
+    mask, and learned positions have no row for more.
+    """
+
+    def __init__(
+        self, forward: _Forward, prefixes: Sequence[Prefix], context_len: int | None = None
+    ) -> None:
+        self._forward, self._context_len = forward, context_len
         lengths = torch.tensor([len(p.token_ids) for p in prefixes], device=forward.device)
         width = int(lengths.max())
         self._next_position = lengths  # (rows,)
@@ -119,10 +134,14 @@ class CachedBranches:
     def read(self, ids: torch.Tensor) -> torch.Tensor:
         """Append `(rows, count)` ids; return the logits after the last, `(rows, vocab)`."""
         rows, count = ids.shape
-        self._mask = torch.cat([self._mask, self._mask.new_ones(rows, count)], dim=1)
         steps = torch.arange(count, device=ids.device)
         positions = self._next_position[:, None] + steps
         self._next_position = self._next_position + count
+        new_mask = self._mask.new_ones(rows, count)
+        if self._context_len is not None:
+            new_mask = (positions < self._context_len).long()
+            positions = positions.clamp(max=self._context_len - 1)
+        self._mask = torch.cat([self._mask, new_mask], dim=1)
         return self._forward(ids, self._mask, positions, self._cache)
 
     def row_layers(self, row: int, length: int) -> list[KeysValues]:
@@ -141,10 +160,16 @@ class FullDecoder:
     """Keeps nothing: reads each row whole at each step. For models without a KV cache of ours.
 
     Rows of one length share a batch, so nothing is padded.
+
+    Args:
+        model: A causal language model of transformers.
+        context_len: Tokens it reads at most; None for no limit. A row that has ended runs on beside
+            the others only so far.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, context_len: int | None = None) -> None:
         self._forward = _Forward(model)
+        self.context_len = context_len
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
@@ -181,8 +206,10 @@ class _FullBranches:
         self._decoder, self._rows = decoder, rows
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        limit = self._decoder.context_len
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
-            row.append(token)
+            if limit is None or len(row) < limit:
+                row.append(token)
         return self._decoder.read(self._rows)
 
 

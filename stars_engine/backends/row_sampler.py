@@ -34,7 +34,10 @@ class RowSampler:
             self._groups.append(group.to(device))
 
     def draw(self, logits: torch.Tensor, uniforms: Sequence[float], step: int) -> torch.Tensor:
-        """Return `(rows,)` tokens from `(rows, vocab)` logits and one uniform per row."""
+        """Return `(rows,)` tokens from `(rows, vocab)` logits and one uniform per row.
+
+        `NO_TOKEN` stands where a row's logits and settings leave nothing to draw from.
+        """
         quantiles = torch.tensor(uniforms, dtype=precise_dtype(logits.device), device=logits.device)
         tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         for group in self._groups:
@@ -52,7 +55,9 @@ class RowSampler:
             drawn = inverse_cdf(probs, quantiles[group.rows])
             tokens[group.rows] = drawn
             if group.counts is not None:
-                group.counts.scatter_add_(1, drawn[:, None], torch.ones_like(drawn)[:, None])
+                # A row with no token has ended; what is counted in it is of no use.
+                column = drawn.clamp(min=0)[:, None]
+                group.counts.scatter_add_(1, column, torch.ones_like(column))
         return tokens
 
 

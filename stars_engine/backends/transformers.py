@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, 
 from stars_engine.backends.row_sampler import RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.errors import ModelLoadError, needs_extra
-from stars_engine.hub import context_len, load_model, load_tokenizer
+from stars_engine.errors import GenerationError, ModelLoadError, needs_extra
+from stars_engine.hub import context_len, first_line, load_model, load_tokenizer
+from stars_engine.sampling import NO_TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class TransformersBackend:
     def __init__(self, config: TransformersModel) -> None:
         tokenizer = load_tokenizer(config)
         if config.chat_template is not None:
+            tokenizer = copy.copy(tokenizer)  # the caller's own stays as it is
             tokenizer.chat_template = config.chat_template
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
@@ -57,7 +60,7 @@ class TransformersBackend:
         return [_copy(read[tuple(prompt)]) for prompt in prompts]
 
     @torch.inference_mode()
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int] | GenerationError]:
         """Draft all candidates together, one token of each row per step."""
         prefixes = [request.slot for request in requests]
         lengths = [len(request.uniforms) for request in requests]
@@ -65,6 +68,7 @@ class TransformersBackend:
         logits = torch.stack([prefix.next_logits for prefix in prefixes])  # (rows, vocab)
         sampler = RowSampler(requests, logits, self.end_ids)
         drafts: list[list[int]] = [[] for _ in requests]
+        failures: dict[int, GenerationError] = {}
         growing = set(range(len(requests)))
         branches = None
         for step in range(max(lengths)):
@@ -74,17 +78,20 @@ class TransformersBackend:
             column = [row[min(step, len(row) - 1)] for row in uniforms]
             tokens = sampler.draw(logits, column, step)  # (rows,)
             for row, token in enumerate(tokens.tolist()):
-                if row in growing:
-                    drafts[row].append(token)
-                    if len(drafts[row]) == lengths[row] or self.is_end(
-                        token, requests[row].sampling
-                    ):
-                        growing.discard(row)
+                if row not in growing:
+                    continue
+                if token == NO_TOKEN:
+                    failures[row] = _nothing_to_draw(logits[row], requests[row])
+                    growing.discard(row)
+                    continue
+                drafts[row].append(token)
+                if len(drafts[row]) == lengths[row] or self.is_end(token, requests[row].sampling):
+                    growing.discard(row)
             if not growing:
                 break
             branches = branches or self.decoder.branch(prefixes)
-            logits = branches.step(tokens)
-        return drafts
+            logits = branches.step(tokens.clamp(min=0))
+        return [failures.get(row, ids) for row, ids in enumerate(drafts)]
 
     @torch.inference_mode()
     def commit(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
@@ -129,7 +136,8 @@ class TransformersBackend:
 
         Recurrent and hybrid models keep states that cannot be padded or copied by columns.
         """
-        full, cached = FullDecoder(self.model), CachedDecoder(self.model)
+        full = FullDecoder(self.model, self.context_len)
+        cached = CachedDecoder(self.model, self.context_len)
         try:
             difference, scale = self._compare(cached, full)
         except Exception as error:  # noqa: BLE001 - architectures fail in ways of their own
@@ -178,12 +186,36 @@ def _copy(prefix: Prefix) -> Prefix:
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-text ids of the generation config (an id or a list), else config, else tokenizer."""
+    """End-of-text ids of the generation config (an id or a list), else config, else tokenizer.
+
+    Some checkpoints name ids that the model has no logit for; it cannot end by those.
+    """
+    vocab_size = model.get_input_embeddings().weight.shape[0]
     for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(holder, "eos_token_id", None)
-        if value is not None:
-            return frozenset([value] if isinstance(value, int) else value)
+        ids = [value] if isinstance(value, int) else value or []
+        known = frozenset(token for token in ids if 0 <= token < vocab_size)
+        if known:
+            return known
     return frozenset()
+
+
+def _nothing_to_draw(logits: torch.Tensor, request: DraftRequest) -> GenerationError:
+    prefix: Prefix = request.slot
+    position = len(prefix.token_ids) - prefix.num_prompt_tokens
+    if (logits.isnan() | (logits == torch.inf)).any():  # -inf is how models say never
+        reason = (
+            "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
+        )
+    else:
+        reason = (
+            "the sampling settings leave none. Cure: check logit_bias, min_tokens with "
+            f"stop_token_ids, and temperature={request.sampling.temperature}"
+        )
+    return GenerationError(
+        f"there is no token to draw in the segment that begins at token {position} of the answer: "
+        f"{reason}. The request ends here; others are not affected"
+    )
 
 
 def _add_adapter(model: Any, path: str) -> Any:
@@ -199,6 +231,6 @@ def _add_adapter(model: Any, path: str) -> Any:
         return PeftModel.from_pretrained(model, path).eval()
     except Exception as error:
         raise ModelLoadError(
-            f"adapter_path={path!r} could not be loaded: {error}. Cure: give the directory that "
-            "PeftModel.save_pretrained wrote for this base model"
+            f"adapter_path={path!r} could not be loaded: {first_line(error)}. Cure: give the "
+            "directory that PeftModel.save_pretrained wrote for this base model"
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,14 +73,18 @@ def _encode(
 ) -> tuple[Sequence[int], RewardPrompt]:
     match prompt:
         case str():
+            _check_text(prompt, "the prompt")
             if prompt_format == "chat" or (prompt_format == "auto" and has_template(codec)):
                 return _encode(Chat([Message(role="user", content=prompt)]), codec, prompt_format)
             ids = codec.encode_prompt(prompt) or codec.empty_prompt()
             return ids, RewardPrompt(prompt, tuple(ids))
         case Chat():
+            _check_messages(prompt.messages)
             ids = encode_chat(codec, prompt.messages)
             return ids, RewardPrompt(transcript(prompt.messages), tuple(ids), prompt.messages)
         case RenderedPrompt():
+            _check_text(prompt.text, "the rendered prompt")
+            _check_messages(prompt.messages or ())
             ids = codec.encode_rendered(prompt.text) or codec.empty_prompt()
             if prompt.messages is not None:
                 seen = RewardPrompt(transcript(prompt.messages), tuple(ids), prompt.messages)
@@ -96,12 +100,31 @@ def _encode(
 def _replacement(prompt: str | Chat) -> RewardPrompt:
     match prompt:
         case str():
+            _check_text(prompt, "reward_prompt")
             return RewardPrompt(prompt)
         case Chat():
+            _check_messages(prompt.messages)
             return RewardPrompt(transcript(prompt.messages), messages=prompt.messages)
     raise PromptError(
         f"reward_prompt is {type(prompt).__name__}; give a string or Chat([...]), or None"
     )
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    for index, message in enumerate(messages):
+        _check_text(message.content, f"the content of message {index}")
+
+
+def _check_text(text: str, what: str) -> None:
+    """Refuse halves of surrogate pairs, which Python lets into strings and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{what} holds half a surrogate pair, {text[error.start]!r} at index {error.start}, "
+            "which is no character. Cure: text.encode('utf-16', 'surrogatepass').decode('utf-16', "
+            "'replace')"
+        ) from None
 
 
 def transcript(messages: Sequence[Message]) -> str:
@@ -121,6 +144,9 @@ def _wrong_type(prompt: object) -> str:
         )
     if isinstance(prompt, list | tuple) and all(isinstance(part, int) for part in prompt):
         return "a bare list of numbers is no prompt. Cure: TokenIds([...]) for token ids"
+    if isinstance(prompt, Iterable) and not isinstance(prompt, Sequence | dict):
+        kind = type(prompt).__name__
+        return f"prompts are a list or another sequence, not {kind}. Cure: list(...)"
     return (
         f"a prompt is a str, Chat, TokenIds or RenderedPrompt, not {type(prompt).__name__}. Cure: "
         "convert it, or wrap a list of prompts in one list"

@@ -28,7 +28,7 @@ def encode_chat(codec: Codec, messages: Sequence[Message]) -> list[int]:
     Equal to `apply_chat_template` unless a content holds a control token.
 
     Raises:
-        PromptError: There is no template, or it rejects the messages.
+        PromptError: There is no template, it rejects the messages, or they hold every noncharacter.
     """
     if not has_template(codec):
         raise PromptError(
@@ -36,7 +36,13 @@ def encode_chat(codec: Codec, messages: Sequence[Message]) -> list[int]:
             "a string, set prompt_format='raw', or give TransformersModel(chat_template=...)"
         )
     contents = [message.content for message in messages]
-    mark = next(mark for mark in _MARKS if not any(mark in content for content in contents))
+    free = (mark for mark in _MARKS if not any(mark in content for content in contents))
+    mark = next(free, None)
+    if mark is None:
+        raise PromptError(
+            "the contents hold all 32 noncharacters U+FDD0 to U+FDEF, and one is needed to mark "
+            "control tokens. Cure: take them out, they are no characters"
+        )
     defused = [_defuse(content, codec.control_tokens, mark) for content in contents]
     rendered = _render(codec, messages, defused)
     if defused == contents:

@@ -96,6 +96,11 @@ class Checkpoint(Schema):
             )
         if self.model is not None and self.tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; pass tokenizer=... beside it")
+        if self.model is None and self.tokenizer is not None:
+            raise ValueError(
+                "tokenizer=... goes with a loaded model and would be ignored beside name_or_path; "
+                "use tokenizer_name_or_path, or pass model=... too"
+            )
         if self.model is not None and self.needs_loading_options():
             raise ValueError(
                 f"{', '.join(self.needs_loading_options())} only act when a checkpoint is loaded; "

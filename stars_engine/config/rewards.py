@@ -9,13 +9,19 @@ from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.config.models import Checkpoint
-from stars_engine.schema import Schema
+from stars_engine.schema import Schema, not_nan
 
 _FLOOR = Field(
     default=None,
     description="veto: a candidate whose reward is below is rejected and never forced",
     examples=[-2.0],
 )
+
+
+def names_an_object(text: str) -> bool:
+    """Return whether a text has the form 'package.module:name'."""
+    module, _, name = text.partition(":")
+    return all(part.isidentifier() for part in [*module.split("."), *name.split(".")])
 
 
 class ClassifierReward(Checkpoint):
@@ -37,6 +43,11 @@ class ClassifierReward(Checkpoint):
         default=16, ge=1, description="candidates scored in one forward pass", examples=[16]
     )
     floor: float | None = _FLOOR
+
+    @field_validator("floor")
+    @classmethod
+    def _floor_not_nan(cls, floor: float | None) -> float | None:
+        return not_nan(floor, "a floor is a number or None")
 
 
 class FunctionReward(Schema):
@@ -64,16 +75,18 @@ class FunctionReward(Schema):
     )
     floor: float | None = _FLOOR
 
+    @field_validator("floor")
+    @classmethod
+    def _floor_not_nan(cls, floor: float | None) -> float | None:
+        return not_nan(floor, "a floor is a number or None")
+
     @field_validator("function")
     @classmethod
     def _names_an_object(cls, function: Any) -> Any:
-        if isinstance(function, str):
-            module, _, name = function.partition(":")
-            parts = [*module.split("."), *name.split(".")]
-            if not all(part.isidentifier() for part in parts):
-                raise ValueError(
-                    "a callable is named 'package.module:name', as in 'my_package.rewards:polite'"
-                )
+        if isinstance(function, str) and not names_an_object(function):
+            raise ValueError(
+                "a callable is named 'package.module:name', as in 'my_package.rewards:polite'"
+            )
         return function
 
     @property

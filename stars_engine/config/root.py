@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.engine import EngineParams
+from stars_engine.config.files import check_suffix, find_object, read_values, write_values
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
 from stars_engine.config.params import AlignParams, SamplingParams
-from stars_engine.config.rewards import ClassifierReward, FunctionReward
+from stars_engine.config.rewards import ClassifierReward, FunctionReward, names_an_object
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schema import Schema
 
@@ -38,8 +39,8 @@ class StarsConfig(Schema):
     )
     reward: RewardConfig = Field(
         default_factory=lambda: ClassifierReward(name_or_path=EMBEDDED_REWARD),
-        description="the reward model; a name alone means ClassifierReward, a callable "
-        "FunctionReward",
+        description="the reward model; a name alone means ClassifierReward, a callable or "
+        "'package.module:name' FunctionReward",
         examples=["Skywork/Skywork-Reward-V2-Qwen3-0.6B"],
     )
     align: AlignParams = Field(
@@ -69,6 +70,9 @@ class StarsConfig(Schema):
     @classmethod
     def _reward_by_name(cls, value: object) -> object:
         if isinstance(value, str):
+            # Embedded weights have names of the same form.
+            if names_an_object(value) and not value.startswith("stars:"):
+                return FunctionReward(function=value)
             return ClassifierReward(name_or_path=value)
         return FunctionReward(function=value) if callable(value) else value
 
@@ -103,42 +107,20 @@ class StarsConfig(Schema):
         Raises:
             ConfigError: The file is missing or unreadable, or a field is not valid.
         """
-        path = Path(path)
-        load = _loader(path)
-        try:
-            values = load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise _file_error(path, f"cannot be read: {error.strerror}; check the path") from None
-        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise _file_error(path, f"is not valid {path.suffix[1:]}: {error}") from None
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise _file_error(path, f"holds {type(values).__name__}, not a mapping of fields")
-        return cls.model_validate(values)
+        return cls.model_validate(read_values(Path(path)))
 
     def to_file(self, path: str | Path) -> None:
         """Write a file that `from_file` reads back to an equal config.
 
         Raises:
-            ConfigError: The config holds live objects, or the suffix is not known.
+            ConfigError: The config holds objects, the suffix is not known, or there is no writing.
         """
         path = Path(path)
-        _loader(path)
-        live = [name for name in ("model", "reward") if getattr(self, name).is_live]
-        if live:
-            cure = "name_or_path" if live == ["model"] else "'package.module:name' or name_or_path"
-            problems = [
-                Problem(name, f"holds a live object, which no file can; give {cure}")
-                for name in live
-            ]
+        check_suffix(path)
+        problems = [*_objects_in("model", self.model), *_objects_in("reward", self.reward)]
+        if problems:
             raise ConfigError(type(self).__name__, problems)
-        values = self.model_dump(mode="json")
-        if path.suffix == ".json":
-            text = json.dumps(values, indent=2) + "\n"
-        else:
-            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
+        write_values(path, self)
 
     def align_or_embedded(self, align: AlignParams | None = None) -> AlignParams:
         """Return the settings with a schedule in place: the given ones, or the config's."""
@@ -148,13 +130,18 @@ class StarsConfig(Schema):
         return align.replace(schedule=self.align.schedule or embedded_align().schedule)
 
 
-def _loader(path: Path) -> Any:
-    if path.suffix == ".json":
-        return json.loads
-    if path.suffix in (".yaml", ".yml"):
-        return yaml.safe_load
-    raise _file_error(path, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
-
-
-def _file_error(path: Path, message: str) -> ConfigError:
-    return ConfigError("StarsConfig file", [Problem(str(path), message)])
+def _objects_in(name: str, part: Checkpoint | FunctionReward) -> Iterator[Problem]:
+    """Find what no file can hold."""
+    if part.is_live:
+        cure = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"
+        yield Problem(name, f"holds a live object, which no file can; give {cure}")
+    if isinstance(part, Checkpoint):
+        for field in ("model_kwargs", "device_map"):
+            found = find_object(getattr(part, field))
+            if found is not None:
+                shown = " ".join(repr(found).split())[:60]  # some write themselves over many lines
+                yield Problem(
+                    f"{name}.{field}",
+                    f"holds {shown} ({type(found).__name__}), which no file gives back; leave it "
+                    "out of the file and set it in code with .replace(...)",
+                )

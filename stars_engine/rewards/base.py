@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 from stars_engine.errors import RewardError
 from stars_engine.types import RewardInput
@@ -65,15 +65,42 @@ def score_each(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score
     try:
         return _score_all(reward, inputs)
     except Exception as error:  # noqa: BLE001 - reward models are other people's code
-        if len(inputs) > 1:
-            return [outcome for item in inputs for outcome in score_each(reward, [item])]
-        failure = RewardError(
-            f"the reward {describe(reward)} failed: {type(error).__name__}: {error}. The request "
-            "ends here; others are not affected. Cure: mend the reward, or return nan to reject "
-            "what it cannot judge"
-        )
-        failure.__cause__ = error
-        return [failure]
+        if len(inputs) == 1:
+            return [_failure(reward, error)]
+        outcomes = [outcome for item in inputs for outcome in score_each(reward, [item])]
+        none_failed = not any(isinstance(outcome, RewardError) for outcome in outcomes)
+        if isinstance(error, WrongCountError) and none_failed:
+            # It was no single input's fault: whoever wrote the reward must hear of it.
+            return [_failure(reward, error) for _ in inputs]
+        return outcomes
+
+
+class WrongCountError(ValueError):
+    """A reward model returned another number of rewards than it was asked for."""
+
+
+def check_count(rewards: Sequence[object], inputs: Sequence[object]) -> None:
+    """Check that there is one reward for each input.
+
+    Raises:
+        WrongCountError: There is not.
+    """
+    if len(rewards) != len(inputs):
+        raise WrongCountError(f"returned {len(rewards)} rewards for {len(inputs)} completions")
+
+
+def as_number(value: Any) -> float:
+    """Turn what a reward model returned into a number.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if isinstance(value, str | bytes | None):
+        raise TypeError(f"a reward is a number, not {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"a reward is a number, not {type(value).__name__}") from None
 
 
 def with_floor(value: float, floor: float | None, num_tokens: int = 0) -> Score:
@@ -88,15 +115,21 @@ def describe(reward: RewardModel) -> str:
 
 def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score | RewardError]:
     scores = reward.score(inputs)
-    if len(scores) != len(inputs):
-        raise ValueError(f"returned {len(scores)} rewards for {len(inputs)} completions")
+    check_count(scores, inputs)
     return [_as_score(score) for score in scores]
 
 
 def _as_score(value: Score | float) -> Score:
     if isinstance(value, Score):
-        return value
-    try:
-        return Score(float(value))
-    except (TypeError, ValueError):
-        raise TypeError(f"a reward is a number, not {type(value).__name__}") from None
+        return replace(value, value=as_number(value.value))
+    return Score(as_number(value))
+
+
+def _failure(reward: RewardModel, error: Exception) -> RewardError:
+    failure = RewardError(
+        f"the reward {describe(reward)} failed: {type(error).__name__}: {error}. The request "
+        "ends here; others are not affected. Cure: mend the reward, or return nan to reject "
+        "what it cannot judge"
+    )
+    failure.__cause__ = error
+    return failure

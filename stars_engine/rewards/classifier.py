@@ -36,13 +36,15 @@ class ClassifierRewardModel:
         self.name = config.name_or_path or type(self._model).__name__
         self._label = _pick_label(self._model.config, config.label, self.name)
         self.reads_ids = self._choose_reading(lm_fingerprint)
-        self._max_tokens = context_len(self._model.config, tokenizer)
         self._device = self._model.get_input_embeddings().weight.device
         # Causal classifiers look for the last token that is not padding, by its id: wrong where
         # that id is also a token of the text. Their head is applied at an index of our own.
         self._score_head = getattr(self._model, "score", None)
         if self._score_head is not None and not self._head_agrees():
             self._score_head = None
+        self._max_tokens = context_len(self._model.config, tokenizer)
+        if self._score_head is None:
+            self._max_tokens = _encoder_len(self._model, tokenizer, self._max_tokens)
 
     @property
     def model_class(self) -> str:
@@ -146,6 +148,21 @@ class ClassifierRewardModel:
                 )
             return shares
         return lm_fingerprint is not None and lm_fingerprint == self._codec.fingerprint()
+
+
+def _encoder_len(model: Any, tokenizer: Any, limit: int | None) -> int | None:
+    """Bound a context length by what encoders say elsewhere.
+
+    `max_position_embeddings` of RoBERTa and its kin counts the rows before the first position: up
+    to the padding's, which is the padding token's id.
+    """
+    limits = [limit, getattr(tokenizer, "model_max_length", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - offset)
+    # A tokenizer without a limit says 10**30.
+    return min((n for n in limits if n is not None and n < 10**9), default=None)
 
 
 def _pick_label(config: Any, label: int | str | None, name: str) -> int:

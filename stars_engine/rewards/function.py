@@ -9,7 +9,7 @@ from typing import Any
 
 from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.base import Score, as_number, check_count, with_floor
 from stars_engine.types import RewardInput
 
 
@@ -34,11 +34,10 @@ class FunctionRewardModel:
         texts = [item.text for item in inputs]
         if self.batched:
             values = list(self._function(prompts, texts))
-            if len(values) != len(inputs):
-                raise ValueError(f"returned {len(values)} rewards for {len(inputs)} completions")
+            check_count(values, inputs)
         else:
             values = [self._function(*pair) for pair in zip(prompts, texts, strict=True)]
-        return [with_floor(_number(value), self._config.floor) for value in values]
+        return [with_floor(as_number(value), self._config.floor) for value in values]
 
 
 def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -55,12 +54,3 @@ def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
     if not callable(found):
         raise ModelLoadError(f"function={function!r} is {type(found).__name__}, not a callable")
     return found
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str | bytes | None):
-        raise TypeError(f"a reward is a number, not {value!r}")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"a reward is a number, not {type(value).__name__}") from None

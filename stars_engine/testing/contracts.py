@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.config import SamplingParams
+from stars_engine.errors import GenerationError
 from stars_engine.noise import CounterNoise
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.types import RewardInput, RewardPrompt
@@ -59,8 +60,9 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
 
     slots = model.prefill(prompts)
     assert len(slots) == len(prompts), "prefill returns one slot per prompt"
-    together = model.draft(
-        [request(slot, i, attempt, 0) for i, slot in enumerate(slots) for attempt in range(3)]
+    together = _drafts(
+        model,
+        [request(slot, i, attempt, 0) for i, slot in enumerate(slots) for attempt in range(3)],
     )
     for ids in together:
         ends = [model.is_end(token, sampling) for token in ids]
@@ -69,7 +71,7 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
         assert all(0 <= token < model.vocab_size for token in ids), "a token id has no logit"
     for index, slot in enumerate(slots):
         for attempt in range(3):
-            [alone] = model.draft([request(slot, index, attempt, 0)])
+            [alone] = _drafts(model, [request(slot, index, attempt, 0)])
             message = "a draft depends on its batch, or an earlier one left a trace"
             assert alone == together[3 * index + attempt], message
     kept = [next(ids for ids in together[3 * i : 3 * i + 3]) for i in range(len(prompts))]
@@ -77,10 +79,18 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
     model.commit([(slots[i], kept[i]) for i in going_on])
     fresh = model.prefill([[*prompts[i], *kept[i]] for i in going_on])
     for index, slot in zip(going_on, fresh, strict=True):
-        after_commit = model.draft([request(slots[index], index, 0, 6)])
-        after_prefill = model.draft([request(slot, index, 0, 6)])
+        after_commit = _drafts(model, [request(slots[index], index, 0, 6)])
+        after_prefill = _drafts(model, [request(slot, index, 0, 6)])
         message = "draft, reject, redraft and commit is not the same as reading the text afresh"
         assert after_commit == after_prefill, message
+
+
+def _drafts(model: LanguageModel, requests: Sequence[DraftRequest]) -> list[list[int]]:
+    drafts = []
+    for ids in model.draft(requests):
+        assert not isinstance(ids, GenerationError), f"a candidate could not be drafted: {ids}"
+        drafts.append(ids)
+    return drafts
 
 
 def _values(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[float]:
