@@ -35,6 +35,7 @@ SHORT = SamplingParams(seed=3, max_tokens=8)
 def loads(engine: StarsEngine) -> Iterator[list[StarsConfig]]:
     """Count loads; hand out the loaded model, so that they are quick."""
     loaded: list[StarsConfig] = []
+    close_shared()
 
     def load(config: StarsConfig) -> PromptedModel:
         loaded.append(config)
@@ -43,9 +44,13 @@ def loads(engine: StarsEngine) -> Iterator[list[StarsConfig]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stars_engine.engine._load_model", load)
         yield loaded
-        for runtime in list(registry._runtimes.values()):
-            runtime.close()
+        close_shared()
     assert not registry._runtimes
+
+
+def close_shared() -> None:
+    for runtime in list(registry._runtimes.values()):
+        runtime.close()
 
 
 def engine_threads() -> int:
@@ -106,8 +111,7 @@ def test_forgotten_handles_keep_the_models_for_a_while(loads: list[StarsConfig])
         StarsEngine.shared().generate("a", sampling=SHORT)
         gc.collect()
     assert len(loads) == 1
-    for runtime in list(registry._runtimes.values()):
-        runtime.close()
+    close_shared()
     before = engine_threads()
     config = StarsConfig(engine=EngineParams(keep_alive_s=0.2))
     StarsEngine.shared(config).generate("a", sampling=SHORT)
