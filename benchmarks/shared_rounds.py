@@ -26,8 +26,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--num-candidates", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     llm = StarsLLM(max_tokens=options.max_tokens, seed=7, num_candidates=options.num_candidates)
     prompts = [f"Film number {index}" for index in range(options.calls)]
     expected = [llm.invoke(prompt) for prompt in prompts[:4]]  # warm
