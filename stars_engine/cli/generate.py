@@ -76,7 +76,8 @@ def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
             reward = "none" if event.result.reward is None else f"{event.result.reward:.3f}"
             messages.say(
                 f"{event.result.finish_reason}, reward {reward}, {usage.num_kept_tokens} tokens "
-                f"kept of {usage.num_drafted_tokens} drafted (+{usage.num_surplus_tokens} surplus), "
+                f"kept of {usage.num_drafted_tokens} drafted "
+                f"(+{usage.num_surplus_tokens} surplus), "
                 f"{usage.num_forced} forced, seed {event.result.seed}",
                 style="dim",
             )
