@@ -36,7 +36,8 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
     console.print(
         "[bold]STARS demo[/]: a tiny language model of movie reviews, steered by a reward model "
         "that reads how positive a review is. The model's weights are not touched: segments that "
-        f"score too low are drafted again. At most {NUM_REJECTED_SHOWN} rejected drafts are shown per segment.\n"
+        "score too low are drafted again.\n"
+        f"At most {NUM_REJECTED_SHOWN} rejected drafts are shown per segment.\n"
     )
     config = StarsConfig(sampling=SamplingParams(seed=seed, n=num_samples))
     with StarsEngine(config) as engine:
@@ -59,8 +60,8 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
         gain = _mean_reward(aligned) - _mean_reward(plain)
         console.print(
             f"Reward gained over plain sampling: [bold]{gain:+.2f}[/] (log-odds of a positive "
-            f"review, mean of {len(aligned)} answers).\nTokens generated: {ratio:.1f} times those of "
-            f"plain sampling. Wall time {time.monotonic() - started:.1f} s, loading included.\n"
+            f"review, mean of {len(aligned)} answers).\nTokens generated: {ratio:.1f} times those "
+            f"of plain sampling. Wall time {time.monotonic() - started:.1f} s, loading included.\n"
             "The pair is a demonstration: its judge of success is its own guide. "
             'Next: stars generate "The best thing about it", stars doctor, stars --help'
         )
