@@ -5,23 +5,41 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from stars_engine import AlignParams, SamplingParams, StarsConfig, StarsEngine, StarsResult
+from stars_engine import (
+    AlignParams,
+    PromptError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsResult,
+)
 from stars_engine.cli.app import app
+from stars_engine.cli.generate import read_prompts
 from stars_engine.trace import read_jsonl
 
 
+COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+
+
 def stars(*args: str, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from stars_engine.cli import main; main()", *args]
     env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, env=env, cwd=cwd
+        [*COMMAND, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+        cwd=cwd,
     )
 
 
@@ -30,13 +48,16 @@ def test_demo_shows_both_arms_and_the_gain() -> None:
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     rewards = {
-        arm: float(re.search(rf"{arm}\s*│\s*([+-]\d+\.\d+)", run.stdout)[1])
-        for arm in ("plain sampling", "STARS")
+        arm: float(re.search(rf"│ {arm}\s*│\s*([+-]\d+\.\d+)", run.stdout)[1])
+        for arm in ("plain", "STARS")
     }
-    assert rewards["STARS"] > rewards["plain sampling"]
+    assert rewards["STARS"] > rewards["plain"]
     gain = float(re.search(r"plain sampling: ([+-]\d+\.\d+)", run.stdout.split("gained")[1])[1])
-    assert gain == pytest.approx(rewards["STARS"] - rewards["plain sampling"], abs=0.011)
-    assert "attempt" in run.stdout
+    assert gain == pytest.approx(rewards["STARS"] - rewards["plain"], abs=0.011)
+    kept = [line for line in run.stdout.splitlines() if "≥" in line]
+    assert kept
+    assert all(re.search(r"\(attempt \d+\)$", line) for line in kept)
+    assert "tokens" in run.stdout
     assert "Wall time" in run.stdout
 
 
@@ -96,7 +117,12 @@ def test_a_config_file_and_options_over_it(tmp_path: Path) -> None:
         (["--threshold", "1", "--target", "2"], ["--threshold", "--target"]),
         (["--initial", "1"], ["--target"]),
         (["--model", "./nowhere", "--reward", "./x", "--threshold", "0"], ["no such directory"]),
-        (["--model", "a/b"], ["reward is required"]),
+        (["--model", "a/b"], ["--reward is required"]),
+        (["--model", "a/b", "--reward", "c/d"], ["--threshold", "--target"]),
+        (["--initial-weight", "0.5"], ["--target"]),
+        (["--top-k", "-1"], ["top_k", "-1", ">= 1"]),
+        (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
+        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Cure"]),
         (["--prompts", "nowhere.txt"], ["not both"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "max_tokens"]),
@@ -120,17 +146,99 @@ def test_an_empty_stdin_is_a_mistake() -> None:
 
 def test_a_callable_as_reward(tmp_path: Path) -> None:
     (tmp_path / "brevity.py").write_text("def short(prompt, completion): return -len(completion)\n")
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; sys.path.insert(0, '.'); from stars_engine.cli import main; main()",
-        *("generate", "A", "--model", "stars:embedded-lm", "--reward", "brevity:short"),
-        *("--threshold", "-500", "--max-tokens", "8", "--seed", "1", "--json"),
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    # A script, as the installed command is: Python does not look in the current directory for it.
+    script = tmp_path / "bin" / "stars"
+    script.parent.mkdir()
+    script.write_text("from stars_engine.cli import main\nmain()\n")
+    args = ["generate", "A", "--model", "stars:embedded-lm", "--reward", "brevity:short"]
+    args += ["--threshold", "-500", "--max-tokens", "8", "--seed", "1", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(
+        [sys.executable, str(script), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=env,
+    )
     assert run.returncode == 0, run.stderr
     result = StarsResult.model_validate_json(run.stdout)
     assert result.reward == -len(result.text)
+
+
+def test_thresholds_of_a_file_stay_with_its_pair(tmp_path: Path) -> None:
+    path = tmp_path / "stars.yaml"
+    StarsConfig(model="a/b", reward="c/d", align=AlignParams(schedule={"kind": "none"})).to_file(
+        path
+    )
+    for option in ("--model", "--reward"):
+        run = stars("generate", "A", "--config", str(path), option, "x/y")
+        assert run.returncode == 2
+        assert "thresholds belong to one pair" in run.stderr
+        assert "--threshold" in run.stderr
+
+
+def test_messages_are_not_wrapped_where_no_terminal_is() -> None:
+    args = ["generate", "A", "--beta", "-1"]
+    run = subprocess.run(
+        [*COMMAND, *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "40"},
+    )
+    assert run.stderr.count("\n") == 1
+
+
+def test_without_torch_the_cure_is_named() -> None:
+    code = "import sys; sys.modules['torch'] = None; from stars_engine.cli import main; main()"
+    for args in (["demo"], ["generate", "A"], ["doctor"]):
+        run = subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 2
+        assert "pip install 'stars-engine[local]'" in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+def test_ctrl_c_ends_it_with_130() -> None:
+    args = ["generate", "It was", "-n", "100", "--max-tokens", "400", "--json"]
+    run = subprocess.Popen(
+        [*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(8)  # at work by then, or still importing: the same is due
+    run.send_signal(signal.SIGINT)
+    _, messages = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert messages == "interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_mistake() -> None:
+    args = ["generate", "It was", "--max-tokens", "48", "--seed", "1"]
+    run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    assert run.wait(timeout=60) == 1
+
+
+def test_only_newlines_end_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffOne\u2028line\x85of\ftext\r\n\nAnother\n".encode())
+    assert read_prompts(path) == ["One\u2028line\x85of\ftext", "Another"]
+
+
+def test_bad_prompt_files_name_their_line(tmp_path: Path) -> None:
+    records = tmp_path / "prompts.jsonl"
+    records.write_text('{"prompt": "A"}\n\n{"question": "B"}\n')
+    with pytest.raises(PromptError, match="line 3"):
+        read_prompts(records)
+    latin = tmp_path / "prompts.txt"
+    latin.write_bytes("A\ncaf\u00e9\n".encode("latin-1"))
+    with pytest.raises(PromptError, match="line 2.*save it as UTF-8"):
+        read_prompts(latin)
+    run = subprocess.run([*COMMAND, "generate"], input=b"\xff", capture_output=True, check=False)
+    assert run.returncode == 2
+    assert b"stdin, line 1: not UTF-8" in run.stderr
 
 
 def test_doctor_names_versions_and_models() -> None:
@@ -138,6 +246,8 @@ def test_doctor_names_versions_and_models() -> None:
     assert run.returncode == 0, run.stderr
     for word in ("torch", "LlamaForCausalLM", "LlamaForSequenceClassification", "kv cache", "cpu"):
         assert word in run.stdout
+    for word in ("placement", "context"):
+        assert run.stdout.count(word) == 2
 
 
 def test_help_and_version() -> None:
@@ -145,3 +255,5 @@ def test_help_and_version() -> None:
     assert "stars-engine" in runner.invoke(app, ["--version"]).stdout
     for command in ("demo", "generate", "doctor"):
         assert runner.invoke(app, [command, "--help"]).exit_code == 0
+    shown = " ".join(runner.invoke(app, ["generate", "--help"]).stdout.split())
+    assert f"Default: {SamplingParams().temperature}." in shown

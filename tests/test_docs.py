@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from stars_engine import AlignParams, EngineParams, SamplingParams
+from stars_engine.schema import Schema, _allowed
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -74,3 +77,19 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def field_table(kind: type[Schema]) -> str:
+    """Return a Markdown table of a config object's fields, as docs/configuration.md has it."""
+    rows = [f"### `{kind.__name__}`", "", "| field | default | allowed | |", "|---|---|---|---|"]
+    for name, field in kind.model_fields.items():
+        cells = f"`{name}`", f"`{field.default!r}`", _allowed(field), field.description or ""
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("kind", [SamplingParams, AlignParams, EngineParams])
+def test_field_tables_are_those_of_the_code(kind: type[Schema]) -> None:
+    table = field_table(kind)
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert table in page, f"put this into docs/configuration.md:\n{table}"

@@ -7,13 +7,14 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from stars_engine.config import AlignParams, StarsConfig
-from stars_engine.errors import StarsError, StarsWarning
+from stars_engine.cli.messages import is_broken_pipe, messages
+from stars_engine.cli.settings import given, read_config, read_schedule, shown
+from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.errors import StarsError
 from stars_engine.schedules import NoSchedule
 
 app = typer.Typer(
@@ -21,8 +22,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
+    # Typer's frames wrap messages at 80 columns: for people at a terminal only.
+    rich_markup_mode="rich" if sys.stderr.isatty() else None,
 )
-errors = Console(stderr=True, highlight=False)
+
+INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 
 ConfigOption = Annotated[
     Path | None,
@@ -36,22 +40,31 @@ RewardOption = Annotated[
 
 
 def main() -> None:
-    """Run the command line; errors of ours end it with one message and status 2."""
+    """Run the command line; errors end it with one message and status 2, Ctrl-C with 130."""
     # Weights load in a second: transformers' bars would only hide what is shown next.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = messages.say_warning
+    if not sys.flags.safe_path:
+        # Rewards named 'module:name' may lie here. Last: a file here must not replace a package.
+        sys.path.append("")
     try:
         app()
     except StarsError as error:
-        errors.print("error:", style="bold red", end=" ")
-        errors.print(str(error), markup=False)
-        for note in getattr(error, "__notes__", []):
-            errors.print(note, markup=False)
+        messages.say_error(error)
         sys.exit(2)
+    except OSError as error:
+        if is_broken_pipe(error):
+            sys.exit(1)
+        messages.say_error(error)
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer has made this of a KeyboardInterrupt
+            messages.say("interrupted")
+        raise
     except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(130)
+        messages.say("interrupted")
+        sys.exit(INTERRUPTED)
 
 
 @app.callback(invoke_without_command=True)
@@ -89,24 +102,71 @@ def generate(
         Path | None,
         typer.Option("--prompts", help="A file with one prompt a line, or JSON lines {prompt: …}."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Completion tokens at most.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 keeps all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop the unlikely.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help=shown(SamplingParams, "max_tokens", "Completion tokens at most.")),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help=shown(SamplingParams, "temperature", "0 is greedy."))
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help=shown(SamplingParams, "top_k", "Keep the k likeliest; 0 keeps all.")),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help=shown(SamplingParams, "top_p", "Keep this much probability.")),
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help=shown(SamplingParams, "min_p", "Drop the unlikely."))
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the answer; repeatable.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
-    n: Annotated[int | None, typer.Option("-n", help="Answers per prompt.")] = None,
-    segment_len: Annotated[int | None, typer.Option(help="Tokens judged together.")] = None,
-    beta: Annotated[float | None, typer.Option(help="Acceptance softness.")] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="Draws per segment.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same text; without one, a fresh one.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help=shown(SamplingParams, "n", "Answers per prompt."))
+    ] = None,
+    segment_len: Annotated[
+        int | None, typer.Option(help=shown(AlignParams, "segment_len", "Tokens judged together."))
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(help=shown(AlignParams, "beta", "Acceptance softness; 0 is a hard test.")),
+    ] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(help=shown(AlignParams, "max_attempts", "Draws per segment."))
+    ] = None,
+    num_candidates: Annotated[
+        int | None,
+        typer.Option(
+            help=shown(AlignParams, "num_candidates", "Drafted at once; changes speed, never text.")
+        ),
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="A constant threshold.")] = None,
     target: Annotated[float | None, typer.Option(help="End of a linear threshold.")] = None,
     initial: Annotated[float | None, typer.Option(help="Beginning of it.")] = None,
+    initial_weight: Annotated[
+        float | None, typer.Option(help="Or how near the target it begins, 0 to 1.")
+    ] = None,
+    terminal: Annotated[
+        str | None,
+        typer.Option(
+            help=shown(
+                AlignParams, "terminal", "For the end of an answer: schedule, target or a number."
+            )
+        ),
+    ] = None,
     on_exhausted: Annotated[
-        str | None, typer.Option(help="best, last, stop, raise or fallback.")
+        str | None,
+        typer.Option(
+            help=shown(AlignParams, "on_exhausted", "best, last, stop, raise or fallback.")
+        ),
     ] = None,
     fallback_text: Annotated[str | None, typer.Option(help="For on-exhausted fallback.")] = None,
+    prompt_format: Annotated[
+        str | None, typer.Option(help=shown(StarsConfig, "prompt_format", "auto, chat or raw."))
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON lines.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Also write results to this file.")] = None,
 ) -> None:
@@ -115,7 +175,7 @@ def generate(
         raise typer.BadParameter("give a prompt or --prompts FILE, not both")
     from stars_engine.cli.generate import read_prompts, run_generate
 
-    sampling = _given(
+    sampling = given(
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -127,15 +187,19 @@ def generate(
     )
     if top_k == 0:
         sampling["top_k"] = None
-    align = _given(
-        schedule=_schedule(threshold, target, initial),
+    align = given(
+        schedule=read_schedule(threshold, target, initial, initial_weight),
         segment_len=segment_len,
         beta=beta,
         max_attempts=max_attempts,
+        num_candidates=num_candidates,
+        terminal=terminal,
         on_exhausted=on_exhausted,
         fallback_text=fallback_text,
     )
-    settings = _read_config(config, model, reward, sampling=sampling, align=align)
+    settings = read_config(
+        config, model, reward, sampling=sampling, align=align, prompt_format=prompt_format
+    )
     prompts = [prompt] if prompt not in (None, "-") else read_prompts(prompts_file)
     run_generate(prompts, settings, as_json=as_json, trace=trace)
 
@@ -147,57 +211,6 @@ def doctor(
     """Say what runs here, and how: versions, device, models, cache path. Loads both models."""
     from stars_engine.cli.doctor import run_doctor
 
-    own_models = config is None and (model, reward) != (None, None)
-    align = {"schedule": NoSchedule()} if own_models else {}
-    run_doctor(_read_config(config, model, reward, sampling={}, align=align))
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _schedule(threshold: float | None, target: float | None, initial: float | None) -> Any:
-    if threshold is not None and (target is not None or initial is not None):
-        raise typer.BadParameter("give --threshold, or --target with --initial")
-    if threshold is not None:
-        return {"kind": "constant", "value": threshold}
-    if target is not None:
-        return {"kind": "linear", "target": target, "initial": initial}
-    if initial is not None:
-        raise typer.BadParameter("--initial needs --target")
-    return None
-
-
-def _read_config(
-    path: Path | None,
-    model: str | None,
-    reward: str | None,
-    *,
-    sampling: dict[str, Any],
-    align: dict[str, Any],
-) -> StarsConfig:
-    """Read the file, or start from the defaults, and apply the options that were given."""
-    base = StarsConfig.from_file(path) if path else StarsConfig()
-    changes: dict[str, Any] = {}
-    if model is not None:
-        changes["model"] = model
-    if reward is not None:
-        is_callable = ":" in reward and not reward.startswith("stars:")
-        changes["reward"] = {"kind": "function", "function": reward} if is_callable else reward
-    if sampling:
-        if base.sampling == "model":
-            raise typer.BadParameter(
-                f"{path} says sampling: model; write the settings there, or leave the options out"
-            )
-        changes["sampling"] = base.sampling.replace(**sampling)
-    if align:
-        # The embedded pair's thresholds mean nothing to other models.
-        own_models = path is None and bool(changes.keys() & {"model", "reward"})
-        changes["align"] = (AlignParams() if own_models else base.align).replace(**align)
-    return base.replace(**changes)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if issubclass(category, StarsWarning):
-        errors.print("warning:", style="bold yellow", end=" ")
-        errors.print(str(message), markup=False)
+    # Nothing is judged, so no thresholds are asked for.
+    align = {} if (model, reward) == (None, None) else {"schedule": NoSchedule()}
+    run_doctor(read_config(config, model, reward, sampling={}, align=align))

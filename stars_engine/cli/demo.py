@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import SamplingParams, StarsConfig
 from stars_engine.engine import StarsEngine
 from stars_engine.types import Segment, StarsResult
@@ -24,44 +25,46 @@ DEMO_PROMPTS = [
     "The director",
 ]
 NUM_SHOWN = 2
+NUM_REJECTED_SHOWN = 2
 
 
 def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
     """Show two answers in full and the averages over all prompts and samples."""
-    import torch
-
-    # Matrices this small gain nothing from a second thread, and wait for it on a busy machine.
-    torch.set_num_threads(1)
+    use_one_thread()
     console = Console(highlight=False)
     started = time.monotonic()
     console.print(
         "[bold]STARS demo[/]: a tiny language model of movie reviews, steered by a reward model "
-        "that reads how positive\na review is. The model's weights are not touched: segments that "
+        "that reads how positive a review is. The model's weights are not touched: segments that "
         "score too low are drafted again.\n"
+        f"At most {NUM_REJECTED_SHOWN} rejected drafts are shown per segment.\n"
     )
-    engine = StarsEngine(StarsConfig(sampling=SamplingParams(seed=seed, n=num_samples)))
-    with console.status("loading the embedded pair"):
-        engine.load()
-    for prompt in prompts[:NUM_SHOWN]:
-        show_prompt(console, engine, prompt)
-    prompt_list = list(prompts)
-    with console.status("averaging over all prompts"):
-        plain = engine.vanilla(prompt_list)
-        aligned = engine.generate(prompt_list)
-        spent = sum(r.usage.num_drafted_tokens for r in aligned)
-        ratio = spent / sum(r.usage.num_drafted_tokens for r in plain)
-        n = max(2, round(ratio))
-        best = engine.best_of_n(prompt_list, n)
-    arms = {"plain sampling": plain, f"Best-of-{n}": best, "STARS": aligned}
-    console.print(_summary(arms))
-    gain = _mean_reward(aligned) - _mean_reward(plain)
-    console.print(
-        f"Reward gained over plain sampling: [bold]{gain:+.2f}[/] (log-odds of a positive review, "
-        f"mean of {len(aligned)} answers).\nTokens spent: {ratio:.1f} times those of plain "
-        f"sampling. Wall time {time.monotonic() - started:.1f} s, loading included.\n"
-        "The pair is a demonstration: its judge of success is its own guide. "
-        'Next: stars generate "The best thing about it", stars doctor, stars --help'
-    )
+    config = StarsConfig(sampling=SamplingParams(seed=seed, n=num_samples))
+    with StarsEngine(config) as engine:
+        with console.status("loading the embedded pair"):
+            engine.load()
+        for prompt in prompts[:NUM_SHOWN]:
+            show_prompt(console, engine, prompt)
+        prompt_list = list(prompts)
+        with console.status("averaging over all prompts"):
+            plain = engine.vanilla(prompt_list)
+            # The answers fill a batch by themselves: one draft of each at a time leaves no surplus.
+            aligned = engine.generate(
+                prompt_list, align=engine.config.align.replace(num_candidates=1)
+            )
+            ratio = _num_generated(aligned) / _num_generated(plain)
+            n = max(2, round(ratio))  # Best-of-N for the same number of tokens
+            best = engine.best_of_n(prompt_list, n)
+        arms = {"plain": plain, f"Best-of-{n}": best, "STARS": aligned}
+        console.print(_summary(arms))
+        gain = _mean_reward(aligned) - _mean_reward(plain)
+        console.print(
+            f"Reward gained over plain sampling: [bold]{gain:+.2f}[/] (log-odds of a positive "
+            f"review, mean of {len(aligned)} answers).\nTokens generated: {ratio:.1f} times those "
+            f"of plain sampling. Wall time {time.monotonic() - started:.1f} s, loading included.\n"
+            "The pair is a demonstration: its judge of success is its own guide. "
+            'Next: stars generate "The best thing about it", stars doctor, stars --help'
+        )
 
 
 def show_prompt(console: Console, engine: StarsEngine, prompt: str) -> None:
@@ -84,7 +87,7 @@ def show_prompt(console: Console, engine: StarsEngine, prompt: str) -> None:
 
 def _print_segment(console: Console, segment: Segment) -> None:
     rejected = [attempt for attempt in segment.attempts if attempt.verdict == "rejected"]
-    for attempt in rejected[-2:]:
+    for attempt in rejected[-NUM_REJECTED_SHOWN:]:
         line = Text(f"  {attempt.reward:+6.2f} < {attempt.threshold:+5.2f}  ", "red")
         line.append(_on_one_line(attempt.text or ""), "dim strike")
         console.print(line, overflow="ellipsis", no_wrap=True)
@@ -92,18 +95,25 @@ def _print_segment(console: Console, segment: Segment) -> None:
     line = Text(
         f"  {segment.reward or 0.0:+6.2f} {sign} {segment.threshold or 0.0:+5.2f}  ", "green"
     )
-    line.append(_on_one_line(segment.text))
-    line.append(f"  (attempt {segment.num_attempts})", "dim")
-    console.print(line, overflow="ellipsis", no_wrap=True)
+    number = f"  (attempt {segment.num_attempts})"
+    text = Text(_on_one_line(segment.text))
+    text.truncate(console.width - line.cell_len - len(number), overflow="ellipsis")
+    console.print(Text.assemble(line, text, (number, "dim")), no_wrap=True)
 
 
 def _summary(arms: dict[str, list[StarsResult]]) -> Table:
     table = Table(title="all prompts")
-    for name in ("", "mean reward", "positive", "drafted tokens", "kept tokens", "forced segments"):
-        table.add_column(name, justify="right" if name else "left")
+    table.add_column("")
+    for name in (
+        "mean\nreward",
+        "positive",
+        "tokens\ngenerated",
+        "tokens\nkept",
+        "forced\nsegments",
+    ):
+        table.add_column(name, justify="right")
     for name, results in arms.items():
         rewards = [result.reward or 0.0 for result in results]
-        drafted = sum(result.usage.num_drafted_tokens for result in results)
         kept = sum(result.usage.num_kept_tokens for result in results)
         forced = sum(result.usage.num_forced for result in results)
         segments = sum(len(result.segments) for result in results)
@@ -111,11 +121,15 @@ def _summary(arms: dict[str, list[StarsResult]]) -> Table:
             name,
             f"{fmean(rewards):+.2f}",
             f"{sum(reward > 0 for reward in rewards) / len(rewards):.0%}",
-            str(drafted),
+            str(_num_generated(results)),
             str(kept),
             f"{forced} of {segments}" if name == "STARS" else "",
         )
     return table
+
+
+def _num_generated(results: Sequence[StarsResult]) -> int:
+    return sum(r.usage.num_drafted_tokens + r.usage.num_surplus_tokens for r in results)
 
 
 def _mean_reward(results: Sequence[StarsResult]) -> float:

@@ -36,10 +36,10 @@ def run_doctor(config: StarsConfig) -> None:
     table.add_row("cuda", _cuda())
     table.add_row("mps", "available" if torch.backends.mps.is_available() else "none")
     table.add_row("cpu threads", str(torch.get_num_threads()))
-    engine = StarsEngine(config).load()
-    for about in (_describe_model(engine), _describe_reward(engine)):
-        for name, value in about.items():
-            table.add_row(name, value)
+    with StarsEngine(config) as engine:  # closed: its thread must not outlive the command
+        for about in (_describe_model(engine), _describe_reward(engine)):
+            for name, value in about.items():
+                table.add_row(name, value)
     Console(highlight=False).print(table)
 
 
@@ -63,13 +63,18 @@ def _describe_model(engine: StarsEngine) -> dict[str, str]:
 
 
 def _describe_reward(engine: StarsEngine) -> dict[str, str]:
+    from stars_engine.hub import context_len
     from stars_engine.rewards.base import describe
     from stars_engine.rewards.classifier import ClassifierRewardModel
 
     reward = engine.reward
     about = {"reward": describe(reward), "  class": type(reward).__name__}
     if isinstance(reward, ClassifierRewardModel):
-        about["  class"] = reward.model_class
+        model = reward._model  # noqa: SLF001 - a doctor looks inside
+        length = context_len(model.config, reward._tokenizer)  # noqa: SLF001
+        about["  class"] = f"{reward.model_class}, {model.num_parameters():,} parameters"
+        about["  placement"] = f"{model.device}, {model.dtype}"
+        about["  context"] = f"{length or 'unlimited'} tokens"
         about["  reads"] = (
             "the language model's token ids (same tokenizer)"
             if reward.reads_ids

@@ -8,40 +8,40 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from stars_engine.cli.messages import messages
+from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import StarsConfig
 from stars_engine.engine import StarsEngine
 from stars_engine.errors import PromptError
 from stars_engine.trace import write_jsonl
 from stars_engine.types import SegmentEvent, StarsResult
 
-# Text goes out exactly as generated: no wrapping, no markup.
-screen = Console(stderr=True)
-
 
 def read_prompts(path: Path | None) -> list[str]:
     """Read one prompt a line, from a file or stdin; `.jsonl` files hold `{"prompt": ...}`.
 
+    Only newlines end a line: form feeds and Unicode's separators are part of a prompt.
+
     Raises:
-        PromptError: The file cannot be read, or holds no prompt.
+        PromptError: What is read is not UTF-8, not of that form, or holds no prompt.
     """
     if path is None:
         if sys.stdin.isatty():
             raise typer.BadParameter("give a prompt, --prompts FILE, or prompts on stdin")
-        lines = sys.stdin.read().splitlines()
+        text = _decode("stdin", sys.stdin.buffer.read())
     else:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{path} cannot be read: {error}. Cure: check the path") from None
-    lines = [line for line in lines if line.strip()]
-    if not lines:
+        text = _decode(str(path), path.read_bytes())
+    numbered = [
+        (number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)
+    ]
+    numbered = [(number, line) for number, line in numbered if line.strip()]
+    if not numbered:
         raise PromptError(f"{path or 'stdin'} holds no prompt. Cure: one prompt a line")
     if path is not None and path.suffix == ".jsonl":
-        return [_json_prompt(path, number, line) for number, line in enumerate(lines, start=1)]
-    return lines
+        return [_json_prompt(path, number, line) for number, line in numbered]
+    return [line for _, line in numbered]
 
 
 def run_generate(
@@ -50,17 +50,20 @@ def run_generate(
     """Generate, print in the order of the prompts, and trace every result as it ends."""
     if trace is not None:
         write_jsonl([], trace)  # fails now if it cannot be written
-    engine = StarsEngine(config)
-    events = engine.stream(list(prompts))
-    n = engine.sampling.n
-    streaming = len(prompts) == 1 and n == 1 and not as_json
-    for result in _shown_as_text(events) if streaming else _with_progress(events, len(prompts), n):
-        if trace is not None:
-            write_jsonl([result], trace, append=True)
-        if as_json:
-            typer.echo(result.model_dump_json())
-        elif not streaming:
-            typer.echo(f"{prompts[result.prompt_index]}{result.text}\n")
+    if config.uses_embedded_pair:
+        use_one_thread()
+    with StarsEngine(config) as engine:  # closed: its thread must not outlive the command
+        n = engine.sampling.n
+        streaming = len(prompts) == 1 and n == 1 and not as_json
+        events = engine.stream(list(prompts))
+        results = _shown_as_text(events) if streaming else _with_progress(events, len(prompts), n)
+        for result in results:
+            if trace is not None:
+                write_jsonl([result], trace, append=True)
+            if as_json:
+                typer.echo(result.model_dump_json())
+            elif not streaming:
+                typer.echo(f"{prompts[result.prompt_index]}{result.text}\n")
 
 
 def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
@@ -71,12 +74,12 @@ def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
             typer.echo()
             usage = event.result.usage
             reward = "none" if event.result.reward is None else f"{event.result.reward:.3f}"
-            screen.print(
+            messages.say(
                 f"{event.result.finish_reason}, reward {reward}, {usage.num_kept_tokens} tokens "
-                f"kept of {usage.num_drafted_tokens} drafted, {usage.num_forced} forced, "
-                f"seed {event.result.seed}",
+                f"kept of {usage.num_drafted_tokens} drafted "
+                f"(+{usage.num_surplus_tokens} surplus), "
+                f"{usage.num_forced} forced, seed {event.result.seed}",
                 style="dim",
-                highlight=False,
             )
             yield event.result
 
@@ -90,7 +93,7 @@ def _with_progress(
     order = [(p, s) for p in range(num_prompts) for s in range(n)]
     following = iter(order)
     wanted = next(following, None)
-    with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
+    with Progress(*columns, console=messages, disable=not messages.is_terminal) as progress:
         task = progress.add_task("", total=len(order))
         for event in events:
             if event.result is None:
@@ -100,6 +103,16 @@ def _with_progress(
             while wanted in ended:
                 yield ended.pop(wanted)
                 wanted = next(following, None)
+
+
+def _decode(source: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PromptError(
+            f"{source}, line {line}: not UTF-8 text. Cure: save it as UTF-8"
+        ) from None
 
 
 def _json_prompt(path: Path, number: int, line: str) -> str:

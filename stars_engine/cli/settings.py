@@ -1,0 +1,106 @@
+"""From a config file and options to the config of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from stars_engine.config import (
+    AlignParams,
+    ClassifierReward,
+    FunctionReward,
+    StarsConfig,
+    TransformersModel,
+)
+from stars_engine.config.root import embedded_align
+from stars_engine.schema import Schema
+
+
+def shown(kind: type[Schema], field: str, text: str) -> str:
+    """Return an option's help with the default that its field has, where it has one."""
+    default = kind.model_fields[field].default
+    if default in (None, ()):
+        return text
+    own = getattr(embedded_align(), field) if kind is AlignParams else default
+    return f"{text} Default: {default}{'' if own == default else f' (embedded pair: {own})'}."
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def read_schedule(
+    threshold: float | None,
+    target: float | None,
+    initial: float | None,
+    initial_weight: float | None,
+) -> dict[str, Any] | None:
+    """Return the schedule that the options describe, or None if they describe none."""
+    start = given(initial=initial, initial_weight=initial_weight)
+    if threshold is not None and (target is not None or start):
+        raise typer.BadParameter("give --threshold, or --target with --initial")
+    if threshold is not None:
+        return {"kind": "constant", "value": threshold}
+    if target is not None:
+        return {"kind": "linear", "target": target, **start}
+    if start:
+        raise typer.BadParameter("--initial and --initial-weight need --target")
+    return None
+
+
+def read_config(
+    path: Path | None,
+    model: str | None,
+    reward: str | None,
+    *,
+    sampling: dict[str, Any],
+    align: dict[str, Any],
+    prompt_format: str | None = None,
+) -> StarsConfig:
+    """Read the file, or start from the defaults, and apply the options that were given."""
+    base = StarsConfig.from_file(path) if path else StarsConfig()
+    own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
+    if own_pair:
+        _check_own_pair(path, model, reward, has_schedule="schedule" in align)
+    changes: dict[str, Any] = given(model=model, prompt_format=prompt_format)
+    if reward is not None:
+        is_callable = ":" in reward and not reward.startswith("stars:")
+        changes["reward"] = {"kind": "function", "function": reward} if is_callable else reward
+    if sampling:
+        if base.sampling == "model":
+            raise typer.BadParameter(
+                f"{path} says sampling: model; write the settings there, or leave the options out"
+            )
+        changes["sampling"] = base.sampling.replace(**sampling)
+    if align:
+        # The embedded pair's settings mean nothing to other models.
+        is_embedded = own_pair and "align" not in base.model_fields_set
+        changes["align"] = (AlignParams() if is_embedded else base.align).replace(**align)
+    return base.replace(**changes)
+
+
+def _is_another(
+    name: str | None, part: TransformersModel | ClassifierReward | FunctionReward
+) -> bool:
+    own = part.function if isinstance(part, FunctionReward) else part.name_or_path
+    return name is not None and name != own
+
+
+def _check_own_pair(
+    path: Path | None, model: str | None, reward: str | None, *, has_schedule: bool
+) -> None:
+    """Refuse half a pair, and thresholds that were made for another one."""
+    if path is None and (model is None or reward is None):
+        missing, other = ("--reward", "--model") if reward is None else ("--model", "--reward")
+        raise typer.BadParameter(
+            f"{missing} is required beside {other}: the embedded pair only goes together"
+        )
+    if not has_schedule:
+        whose = f"those of {path}" if path else "the embedded pair's"
+        raise typer.BadParameter(
+            f"thresholds belong to one pair of models, and {whose} were made for another. Cure: "
+            "give --threshold, or --target with or without --initial"
+        )
