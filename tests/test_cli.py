@@ -26,7 +26,6 @@ from stars_engine.cli.app import app
 from stars_engine.cli.generate import read_prompts
 from stars_engine.trace import read_jsonl
 
-
 COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
 
 
@@ -217,7 +216,8 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
     args = ["generate", "It was", "--max-tokens", "48", "--seed", "1"]
     run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run.stdout.close()
-    assert run.stderr.read() == b""
+    with run.stderr:
+        assert run.stderr.read() == b""
     assert run.wait(timeout=60) == 1
 
 
@@ -234,7 +234,7 @@ def test_bad_prompt_files_name_their_line(tmp_path: Path) -> None:
         read_prompts(records)
     latin = tmp_path / "prompts.txt"
     latin.write_bytes("A\ncaf\u00e9\n".encode("latin-1"))
-    with pytest.raises(PromptError, match="line 2.*save it as UTF-8"):
+    with pytest.raises(PromptError, match=r"line 2.*save it as UTF-8"):
         read_prompts(latin)
     run = subprocess.run([*COMMAND, "generate"], input=b"\xff", capture_output=True, check=False)
     assert run.returncode == 2
