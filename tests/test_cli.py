@@ -216,8 +216,8 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
     args = ["generate", "It was", "--max-tokens", "48", "--seed", "1"]
     run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run.stdout.close()
-    with run.stderr as errors:
-        assert errors.read() == b""
+    with run.stderr:
+        assert run.stderr.read() == b""
     assert run.wait(timeout=60) == 1
 
 
