@@ -153,20 +153,16 @@ class Both:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[Both]:
+    before = set(threading.enumerate())  # engines of other tests may not be collected yet
     config = random_pair()
     both = Both(langchain_stars.StarsLLM(config=config), llamaindex_stars.StarsLLM(config=config))
     yield both
+    runtime = both.langchain.engine()._runtime
     both.langchain.close()
     both.llamaindex.close()
-    assert not registry._runtimes
-    assert not [t for t in threading.enumerate() if t.name == "stars-engine" and not _is_other(t)]
-
-
-_before = set(threading.enumerate())
-
-
-def _is_other(thread: threading.Thread) -> bool:
-    return thread in _before
+    assert runtime not in registry._runtimes.values()
+    left = set(threading.enumerate()) - before
+    assert not [thread for thread in left if thread.name == "stars-engine"]
 
 
 def test_every_text_is_the_one_obtained_alone_and_memory_is_flat(both: Both) -> None:
