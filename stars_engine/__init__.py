@@ -33,12 +33,17 @@ if TYPE_CHECKING:
         QueueFullError,
         RequestError,
         RewardError,
+        ScheduleError,
         StarsError,
         StarsWarning,
     )
     from stars_engine.runtime.stats import EngineStats
     from stars_engine.schedules import (
+        AutoSchedule,
+        CalibratedSchedule,
         ConstantSchedule,
+        CosineSchedule,
+        FunctionSchedule,
         LinearSchedule,
         NoSchedule,
         PerSegmentSchedule,
@@ -65,9 +70,12 @@ _HOMES = {
     "stars_engine.errors": (
         "AlignmentError ConfigError ContextOverflowError EngineClosedError EngineForkedError "
         "GenerationError MissingExtraError ModelLoadError PromptError QueueFullError "
-        "RequestError RewardError StarsError StarsWarning"
+        "RequestError RewardError ScheduleError StarsError StarsWarning"
     ),
-    "stars_engine.schedules": "ConstantSchedule LinearSchedule NoSchedule PerSegmentSchedule",
+    "stars_engine.schedules": (
+        "AutoSchedule CalibratedSchedule ConstantSchedule CosineSchedule FunctionSchedule "
+        "LinearSchedule NoSchedule PerSegmentSchedule"
+    ),
     "stars_engine.types": (
         "Attempt Chat Message RenderedPrompt Segment SegmentEvent StarsResult TokenIds Usage"
     ),
@@ -78,16 +86,20 @@ __all__ = [
     "AlignParams",
     "AlignmentError",
     "Attempt",
+    "AutoSchedule",
+    "CalibratedSchedule",
     "Chat",
     "ClassifierReward",
     "ConfigError",
     "ConstantSchedule",
     "ContextOverflowError",
+    "CosineSchedule",
     "EngineClosedError",
     "EngineForkedError",
     "EngineParams",
     "EngineStats",
     "FunctionReward",
+    "FunctionSchedule",
     "GenerationError",
     "LinearSchedule",
     "Message",
@@ -101,6 +113,7 @@ __all__ = [
     "RequestError",
     "RewardError",
     "SamplingParams",
+    "ScheduleError",
     "Segment",
     "SegmentEvent",
     "StarsConfig",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -10,6 +12,9 @@ from functools import partial
 from typing import Any, Literal, Self, TypeVar, overload
 
 from stars_engine.backends.base import PromptedModel
+from stars_engine.baselines import Plain
+from stars_engine.calibration.auto import calibrations_of
+from stars_engine.calibration.settings import warn_of_other_use
 from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.chat.template import has_template
 from stars_engine.config import AlignParams, ClassifierReward, SamplingParams, StarsConfig
@@ -20,14 +25,16 @@ from stars_engine.errors import (
     PromptError,
     needs_extra,
 )
-from stars_engine.loop import warn_of_greedy
+from stars_engine.loop import Stars, warn_of_greedy
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.calls import Call, Mailbox, Outcome, Question, RewardSource
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.runtime.stats import EngineStats
+from stars_engine.schedules import AutoSchedule
 from stars_engine.schema import Schema
 from stars_engine.streams import AsyncSegmentStream, SegmentStream
+from stars_engine.trial import Decoding
 from stars_engine.types import Chat, Prompt, StarsResult
 
 Prompts = Prompt | Sequence[Prompt]
@@ -67,13 +74,9 @@ class StarsEngine:
     ) -> None:
         config = StarsConfig() if config is None else config
         own_parts = model is not None or reward is not None
-        if own_parts and "align" not in config.model_fields_set:
-            raise _problem(
-                "config.align",
-                "is required beside a model or reward of your own: thresholds belong to one pair "
-                "of models. For example config=StarsConfig(align=AlignParams("
-                "schedule=ConstantSchedule(value=1.0)))",
-            )
+        if own_parts and config.align.schedule in (None, StarsConfig().align.schedule):
+            # The embedded pair's thresholds mean nothing to other models.
+            config = config.replace(align=AlignParams(schedule=AutoSchedule()))
         load = partial(_load_model, config) if model is None else lambda: model
         source = _reward_source(config) if reward is None else _own_reward(reward)
         runtime = Runtime(load, config.engine)
@@ -149,6 +152,7 @@ class StarsEngine:
         """
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
+        self._settle_thresholds(call)
         return self._wait(self._submit(call))
 
     async def agenerate(
@@ -163,6 +167,8 @@ class StarsEngine:
         """Do what `generate` does without blocking the event loop; cancelling it ends the work."""
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
+        if call.wants_thresholds:
+            await asyncio.to_thread(self._settle_thresholds, call)
         return await asyncio.wrap_future(self._submit(call).future)
 
     def submit(
@@ -181,6 +187,7 @@ class StarsEngine:
         """
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
+        self._settle_thresholds(call)
         self._submit(call).entered.result()
         return call.future
 
@@ -200,6 +207,7 @@ class StarsEngine:
         """
         call = self._call(prompts, sampling, align, reward_prompt)
         call.mailbox = Mailbox()
+        self._settle_thresholds(call)
         stream = SegmentStream(self._submit(call), partial(self._runtime.end_call, call))
         self._wait_for(call.prepared, call)
         return stream
@@ -218,11 +226,31 @@ class StarsEngine:
         """
         call = self._call(prompts, sampling, align, reward_prompt)
 
-        def begin(mailbox: Mailbox) -> Call:
+        async def begin(mailbox: Mailbox) -> Call:
             call.mailbox = mailbox
+            if call.wants_thresholds:
+                await asyncio.to_thread(self._settle_thresholds, call)
             return self._submit(call)
 
         return AsyncSegmentStream(begin, self._runtime.end_call)
+
+    def decode(
+        self,
+        prompts: Prompts,
+        decoding: Decoding,
+        *,
+        sampling: Samplings = None,
+        align: Aligns = None,
+        reward_prompt: RewardPrompts = None,
+    ) -> list[StarsResult]:
+        """Make text of drafts in another way than STARS does; see `Decoding`.
+
+        It runs on the engine's thread, in rounds with everybody else's answers.
+        """
+        call = self._call(prompts, sampling, align, reward_prompt)
+        call.decoding = decoding
+        results: list[StarsResult] = self._wait(self._submit(call))
+        return results
 
     def vanilla(
         self,
@@ -232,10 +260,7 @@ class StarsEngine:
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
         """Sample plainly, by the noise of `generate`; the final text's reward is reported."""
-        call = self._call(prompts, sampling, None, reward_prompt)
-        call.judged = False
-        results: list[StarsResult] = self._wait(self._submit(call))
-        return results
+        return self.decode(prompts, Plain(), sampling=sampling, reward_prompt=reward_prompt)
 
     def best_of_n(
         self,
@@ -249,7 +274,7 @@ class StarsEngine:
         if n < 1:
             raise ValueError(f"n={n}: Best-of-N needs at least 1 sample; for example n=16")
         call = self._call(prompts, sampling, None, reward_prompt)
-        call.judged, call.num_samples = False, n
+        call.decoding, call.num_samples = Plain(), n
         results: list[StarsResult] = self._wait(self._submit(call))
         return results
 
@@ -359,21 +384,48 @@ class StarsEngine:
         samplings = _each("sampling", SamplingParams, sampling, own, count)
         aligns = _each("align", AlignParams, align, self.config.align, count)
         questions = tuple(
-            Question(prompt, shown, proposal, self.config.align_or_embedded(test))
+            Question(prompt, shown, proposal, self.config.with_thresholds(test))
             for prompt, shown, proposal, test in zip(
                 prompt_list, _one_each(reward_prompt, count), samplings, aligns, strict=True
             )
         )
         return Call(questions, self._source, prompt_format=self.config.prompt_format, owner=self)
 
+    def _settle_thresholds(self, call: Call) -> None:
+        """Put calibrated thresholds in the place of each `AutoSchedule`; may take minutes.
+
+        A request's time, and its deadline, begin afterwards.
+        """
+        if not call.wants_thresholds:
+            return
+        self._runtime.check_not_on_thread()
+        portable = self._again is not None and not (
+            self.config.model.is_live or self.config.reward.is_live
+        )
+        settled: dict[int, AlignParams] = {}  # by the identity of a test that several share
+        questions = []
+        for question in call.questions:
+            align, sampling = question.align, question.sampling or self.sampling
+            if isinstance(align.schedule, AutoSchedule):
+                if id(align) not in settled:
+                    settled[id(align)] = calibrations_of(self._runtime).resolve(
+                        self, align, sampling, reward_key=self._source.key, portable=portable
+                    )
+                align = settled[id(align)]
+            questions.append(dataclasses.replace(question, align=align))
+        call.questions = tuple(questions)
+        call.submitted_s = time.monotonic()
+
     def _submit(self, call: Call) -> Call:
         self._runtime.check_not_on_thread()
-        if call.judged:
+        if isinstance(call.decoding, Stars):
             warn_of_greedy(
                 (question.sampling, question.align)
                 for question in call.questions
                 if question.sampling is not None
             )
+            for question in call.questions:
+                warn_of_other_use(self.config, question.align, question.sampling)
         self._runtime.submit(call, wait=self.config.engine.on_full == "wait")
         return call
 

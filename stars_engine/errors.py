@@ -100,6 +100,10 @@ class RewardError(RequestError):
     """The reward model raised, or returned something that is not a number."""
 
 
+class ScheduleError(RequestError):
+    """A schedule's own function raised, or returned something that is not a number."""
+
+
 class AlignmentError(RequestError):
     """No candidate was accepted in `max_attempts` draws and `on_exhausted` is `"raise"`."""
 

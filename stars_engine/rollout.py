@@ -147,6 +147,7 @@ class Rollout:
             max_tokens=self.sampling.max_tokens,
             prefix_reward=self.prefix_reward,
             prompt_reward=self.prompt_reward,
+            ends_text=candidate.finish_reason == "stop",
         )
 
     def draft_request(self, attempt: int) -> DraftRequest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import GenerationError, RequestError
@@ -156,25 +156,35 @@ class Rounds:
         return group
 
     def _walk(self) -> None:
-        """Use the answers that are there, and commit what was kept."""
-        kept = []
-        for item in self._trials:
-            entry, trial = item
-            rollout, length = entry.rollout, len(entry.rollout.token_ids)
-            try:
-                event = entry.decoding.walk(trial)
-            except RequestError as error:
-                event = rollout.fail(error)
-            if event is not None:
-                self._events.append((rollout, event))
-            trial.closed = event is not None or trial.all_used
-            if trial.closed and not rollout.finished:
-                self._ready.append(entry)
-                if len(rollout.token_ids) > length:
-                    kept.append((rollout.slot, rollout.token_ids[length:]))
+        """Use the answers that are there, and commit what was kept.
+
+        Decodings may let rollouts wait for each other, so one that moves on can set others free.
+        """
+        kept: list[tuple[Any, list[int]]] = []
+        moving = True
+        while moving:
+            trials = [item for item in self._trials if not item.trial.closed]
+            moving = sum(self._judge(item, kept) for item in trials) > 0
         self.forget_finished()
         if kept:
             self._model.commit(kept)
+
+    def _judge(self, item: OpenTrial, kept: list[tuple[Any, list[int]]]) -> bool:
+        """Judge one trial as far as its answers go; return whether its rollout moved on."""
+        entry, trial = item
+        rollout, length = entry.rollout, len(entry.rollout.token_ids)
+        try:
+            event = entry.decoding.walk(trial)
+        except RequestError as error:
+            event = rollout.fail(error)
+        if event is not None:
+            self._events.append((rollout, event))
+        trial.closed = event is not None or trial.all_used
+        if trial.closed and not rollout.finished:
+            self._ready.append(entry)
+            if len(rollout.token_ids) > length:
+                kept.append((rollout.slot, rollout.token_ids[length:]))
+        return event is not None
 
     def _draft(self, group: Sequence[Entry]) -> list[OpenTrial]:
         """Draft each rollout's next draws, all in one batch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 from stars_engine.runtime.calls import Call, Mailbox
@@ -67,7 +67,9 @@ class AsyncSegmentStream:
         submit: Begins the work; gives the call, and what has it end where it stands.
     """
 
-    def __init__(self, submit: Callable[[Mailbox], Call], end: Callable[[Call], None]) -> None:
+    def __init__(
+        self, submit: Callable[[Mailbox], Awaitable[Call]], end: Callable[[Call], None]
+    ) -> None:
         self._submit, self._end = submit, end
         self._mailbox = Mailbox()
         self._call: Call | None = None
@@ -81,7 +83,7 @@ class AsyncSegmentStream:
         if self._over:
             raise StopAsyncIteration
         if self._call is None:
-            self._call = self._submit(self._mailbox)
+            self._call = await self._submit(self._mailbox)
         try:
             await asyncio.wrap_future(self._mailbox.wait())
         except asyncio.CancelledError:

@@ -56,6 +56,21 @@ class Trial:
         return self._answers[self._num_used - 1]
 
     @property
+    def answers(self) -> Sequence[Answer | None]:
+        """What is known so far, used or not, in the order of `inputs`."""
+        return self._answers
+
+    @property
+    def num_used(self) -> int:
+        """How many answers have been used."""
+        return self._num_used
+
+    @property
+    def all_there(self) -> bool:
+        """Whether no answer is missing."""
+        return None not in self._answers
+
+    @property
     def all_used(self) -> bool:
         """Whether every answer has been used."""
         return self._num_used == len(self._answers)

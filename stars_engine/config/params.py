@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.schedules import Schedule
+from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
 from stars_engine.schema import Schema
 
 
@@ -125,7 +126,8 @@ class AlignParams(Schema):
 
     schedule: Schedule | None = Field(
         default=None,
-        description="thresholds; None: the schedule shipped with the embedded pair",
+        description="thresholds; None: those shipped with the embedded pair, AutoSchedule() for "
+        "other models",
         examples=[{"kind": "linear", "target": 8.0, "initial_weight": 0.5}],
     )
     beta: float = Field(
@@ -177,6 +179,24 @@ class AlignParams(Schema):
         default=False, description="record the text of rejected draws in the result"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _carried_by_calibration(cls, values: Any) -> Any:
+        """Take from a calibrated schedule what it was made for and is not given here."""
+        schedule = values.get("schedule") if isinstance(values, dict) else None
+        if isinstance(schedule, Mapping) and schedule.get("kind") == "calibrated":
+            schedule = CalibratedSchedule.model_validate(schedule)
+        if not isinstance(schedule, CalibratedSchedule):
+            return values
+        return {**schedule.carried, **values, "schedule": schedule}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a validated copy; a calibrated schedule brings what it was made for."""
+        schedule = changes.get("schedule")
+        if isinstance(schedule, CalibratedSchedule):
+            changes = {**schedule.carried, **changes}
+        return super().replace(**changes)
+
     @field_validator("beta")
     @classmethod
     def _beta_not_nan(cls, beta: float) -> float:
@@ -190,6 +210,29 @@ class AlignParams(Schema):
         if isinstance(terminal, float) and math.isnan(terminal):
             raise ValueError("terminal is 'schedule', 'target' or a number")
         return terminal
+
+    @model_validator(mode="after")
+    def _auto_agrees(self) -> Self:
+        auto = self.schedule
+        if not isinstance(auto, AutoSchedule):
+            return self
+        own = self.model_fields_set
+        if "segment_len" in own and auto.segment_len not in ("auto", self.segment_len):
+            raise ValueError(
+                f"segment_len={self.segment_len} and AutoSchedule(segment_len="
+                f"{auto.segment_len}) differ; give one of them"
+            )
+        if auto.relative_beta is not None and "beta" in own:
+            raise ValueError(
+                f"beta={self.beta} and AutoSchedule(relative_beta={auto.relative_beta}) both set "
+                "the acceptance softness; give one of them"
+            )
+        if auto.target[0] == "budget" and auto.target[1] >= self.max_attempts:
+            raise ValueError(
+                f"AutoSchedule(budget={auto.target[1]}) is not below max_attempts="
+                f"{self.max_attempts}; raise max_attempts, or lower the budget"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fallback_has_text(self) -> Self:

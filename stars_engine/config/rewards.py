@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.config.models import Checkpoint
+from stars_engine.named import check_name
 from stars_engine.schema import Schema, not_nan
 
 _FLOOR = Field(
@@ -16,12 +17,6 @@ _FLOOR = Field(
     description="veto: a candidate whose reward is below is rejected and never forced",
     examples=[-2.0],
 )
-
-
-def names_an_object(text: str) -> bool:
-    """Return whether a text has the form 'package.module:name'."""
-    module, _, name = text.partition(":")
-    return all(part.isidentifier() for part in [*module.split("."), *name.split(".")])
 
 
 class ClassifierReward(Checkpoint):
@@ -83,11 +78,7 @@ class FunctionReward(Schema):
     @field_validator("function")
     @classmethod
     def _names_an_object(cls, function: Any) -> Any:
-        if isinstance(function, str) and not names_an_object(function):
-            raise ValueError(
-                "a callable is named 'package.module:name', as in 'my_package.rewards:polite'"
-            )
-        return function
+        return check_name(function)
 
     @property
     def is_live(self) -> bool:

@@ -12,11 +12,14 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.engine import EngineParams
-from stars_engine.config.files import check_suffix, find_object, read_values, write_values
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
 from stars_engine.config.params import AlignParams, SamplingParams
-from stars_engine.config.rewards import ClassifierReward, FunctionReward, names_an_object
+from stars_engine.config.presets import preset
+from stars_engine.config.rewards import ClassifierReward, FunctionReward
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.files import check_suffix, find_object, read_values, write_values
+from stars_engine.named import names_an_object
+from stars_engine.schedules import AutoSchedule, BaseSchedule
 from stars_engine.schema import Schema
 
 RewardConfig = Annotated[ClassifierReward | FunctionReward, Field(discriminator="kind")]
@@ -44,7 +47,10 @@ class StarsConfig(Schema):
         examples=["Skywork/Skywork-Reward-V2-Qwen3-0.6B"],
     )
     align: AlignParams = Field(
-        default_factory=embedded_align, description="how segments are judged"
+        default_factory=embedded_align,
+        description="how segments are judged; a name means preset(name). Left out: what is shipped "
+        "with the embedded pair, for other models thresholds that the engine finds itself",
+        examples=["best"],
     )
     sampling: SamplingParams | Literal["model"] = Field(
         default_factory=SamplingParams,
@@ -76,8 +82,13 @@ class StarsConfig(Schema):
             return ClassifierReward(name_or_path=value)
         return FunctionReward(function=value) if callable(value) else value
 
+    @field_validator("align", mode="before")
+    @classmethod
+    def _align_by_name(cls, value: object) -> object:
+        return preset(value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
-    def _thresholds_fit(self) -> Self:
+    def _pair_belongs_together(self) -> Self:
         if self.uses_embedded_pair:
             return self
         missing = [name for name in ("model", "reward") if name not in self.model_fields_set]
@@ -86,11 +97,9 @@ class StarsConfig(Schema):
                 f"{missing[0]} is required: the embedded {missing[0]} only goes with its own "
                 "partner, a language model of movie reviews with a reward model of their sentiment"
             )
-        if "align" not in self.model_fields_set or self.align.schedule is None:
-            raise ValueError(
-                "align.schedule is required: thresholds belong to one pair of models. For example "
-                "align=AlignParams(schedule=LinearSchedule(target=8.0, initial_weight=0.5))"
-            )
+        if "align" not in self.model_fields_set:
+            # The default is the embedded pair's, and means nothing to other models.
+            object.__setattr__(self, "align", AlignParams())
         return self
 
     @property
@@ -107,7 +116,7 @@ class StarsConfig(Schema):
         Raises:
             ConfigError: The file is missing or unreadable, or a field is not valid.
         """
-        return cls.model_validate(read_values(Path(path)))
+        return cls.model_validate(read_values(Path(path), cls.__name__))
 
     def to_file(self, path: str | Path) -> None:
         """Write a file that `from_file` reads back to an equal config.
@@ -116,21 +125,29 @@ class StarsConfig(Schema):
             ConfigError: The config holds objects, the suffix is not known, or there is no writing.
         """
         path = Path(path)
-        check_suffix(path)
+        check_suffix(path, type(self).__name__)
         problems = [*_objects_in("model", self.model), *_objects_in("reward", self.reward)]
+        if self.align.schedule is not None:
+            problems += _objects_in("align.schedule", self.align.schedule)
         if problems:
             raise ConfigError(type(self).__name__, problems)
         write_values(path, self)
 
-    def align_or_embedded(self, align: AlignParams | None = None) -> AlignParams:
-        """Return the settings with a schedule in place: the given ones, or the config's."""
+    def with_thresholds(self, align: AlignParams | None = None) -> AlignParams:
+        """Return the test with a schedule in place: its own, the config's, or the pair's.
+
+        Thresholds of a pair of models for which none are given are left to the engine to find.
+        """
         align = self.align if align is None else align
         if align.schedule is not None:
             return align
-        return align.replace(schedule=self.align.schedule or embedded_align().schedule)
+        if self.align.schedule is not None:
+            return align.replace(schedule=self.align.schedule)
+        shipped = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
+        return align.replace(schedule=shipped)
 
 
-def _objects_in(name: str, part: Checkpoint | FunctionReward) -> Iterator[Problem]:
+def _objects_in(name: str, part: Checkpoint | FunctionReward | BaseSchedule) -> Iterator[Problem]:
     """Find what no file can hold."""
     if part.is_live:
         cure = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
+from stars_engine.named import named_object
 from stars_engine.rewards.base import Score, as_number, check_count, with_floor
 from stars_engine.types import RewardInput
 
@@ -41,16 +40,13 @@ class FunctionRewardModel:
 
 
 def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
-    if not isinstance(function, str):
-        return function
-    module, _, name = function.partition(":")
     try:
-        found = reduce(getattr, name.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
+        found: Callable[..., Any] = named_object(function)
+    except ImportError as error:
         raise ModelLoadError(
             f"function={function!r} cannot be imported: {error}. Cure: name a callable on the "
             "import path as 'package.module:name'"
         ) from error
-    if not callable(found):
-        raise ModelLoadError(f"function={function!r} is {type(found).__name__}, not a callable")
+    except TypeError as error:
+        raise ModelLoadError(f"function={error}") from error
     return found

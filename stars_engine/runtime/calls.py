@@ -12,11 +12,12 @@ from threading import Lock
 from typing import Any, Literal
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.baselines import Plain, keep_best, samples_of
+from stars_engine.baselines import keep_best, samples_of
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.loop import Stars
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Rollout
+from stars_engine.schedules import AutoSchedule
 from stars_engine.trial import Decoding
 from stars_engine.types import Chat, Prompt, SegmentEvent, StarsResult
 
@@ -73,7 +74,7 @@ class Answer:
     def __init__(self, call: Call, index: int, rollout: Rollout) -> None:
         self.call, self.index, self.rollout = call, index, rollout
         self.parts = samples_of(rollout, call.num_samples) if call.num_samples else [rollout]
-        self.decoding: Decoding = Stars() if call.judged else Plain()
+        self.decoding = call.decoding
         self._num_ended = 0
 
     def note(self, part: Rollout, event: SegmentEvent) -> SegmentEvent | None:
@@ -99,7 +100,7 @@ class Call:
         questions: One per prompt.
         reward: The reward model.
         prompt_format: What a string prompt is.
-        judged: True for STARS, False for plain sampling and Best-of-N.
+        decoding: How drafts become text.
         num_samples: N of Best-of-N, else 0.
         return_exceptions: Whether errors are put among the answers, or raised.
         owner: Kept alive as long as the call.
@@ -116,7 +117,7 @@ class Call:
     questions: tuple[Question, ...]
     reward: RewardSource
     prompt_format: PromptFormat = "auto"
-    judged: bool = True
+    decoding: Decoding = field(default_factory=Stars)
     num_samples: int = 0
     return_exceptions: bool = False
     owner: object = None
@@ -135,6 +136,13 @@ class Call:
     def num_answers(self) -> int:
         """Answers asked for."""
         return sum(question.num_answers for question in self.questions)
+
+    @property
+    def wants_thresholds(self) -> bool:
+        """Whether thresholds are still to be found for a test that it is put to."""
+        return isinstance(self.decoding, Stars) and any(
+            isinstance(question.align.schedule, AutoSchedule) for question in self.questions
+        )
 
     @property
     def num_rollouts(self) -> int:

@@ -1,4 +1,4 @@
-"""Config files: plain values in YAML or JSON, and what is wrong with those that are none."""
+"""Files of config objects: plain values in YAML or JSON, or else what is wrong with them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,46 @@ from stars_engine.errors import ConfigError, Problem
 _FREE_FIELDS = {"logit_bias", "model_kwargs", "device_map"}
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, title: str) -> dict[str, Any]:
     """Read the fields that a file holds.
+
+    Args:
+        path: The file, `.yaml`, `.yml` or `.json`.
+        title: What it should hold, for messages.
 
     Raises:
         ConfigError: It is missing, unreadable, or holds something else.
     """
-    check_suffix(path)
+    check_suffix(path, title)
     load = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
         values = load(path.read_text(encoding="utf-8"))
         if values is None:
             values = {}
         if not isinstance(values, dict):
-            raise file_error(path, f"holds {type(values).__name__}, not a mapping of fields")
-        _check_keys(path, values)
+            raise file_error(path, title, f"holds {type(values).__name__}, not a mapping of fields")
+        _check_keys(path, title, values)
     except OSError as error:
-        raise file_error(path, f"cannot be read: {error.strerror}; check the path") from None
+        message = f"cannot be read: {error.strerror}; check the path"
+        raise file_error(path, title, message) from None
     except RecursionError:
-        raise file_error(path, "is nested too deeply, or within itself; write it flat") from None
+        message = "is nested too deeply, or within itself; write it flat"
+        raise file_error(path, title, message) from None
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError) as error:
-        raise file_error(path, f"is not valid {path.suffix[1:]}: {error}") from None
+        raise file_error(path, title, f"is not valid {path.suffix[1:]}: {error}") from None
     return values
 
 
 def write_values(path: Path, config: BaseModel) -> None:
-    """Write a config's fields, all or nothing.
+    """Write an object's fields, all or nothing.
 
     Raises:
         ConfigError: The file cannot be written.
     """
-    check_suffix(path)
+    title = type(config).__name__
+    check_suffix(path, title)
     try:
         if path.suffix == ".json":
             text = config.model_dump_json(indent=2) + "\n"  # infinities as strings: JSON has none
@@ -57,11 +64,12 @@ def write_values(path: Path, config: BaseModel) -> None:
             text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         data = text.encode()
     except ValueError as error:
-        raise file_error(path, f"cannot be written: {error}; take that out") from None
+        raise file_error(path, title, f"cannot be written: {error}; take that out") from None
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise file_error(path, f"cannot be written: {error.strerror}; check the path") from None
+        message = f"cannot be written: {error.strerror}; check the path"
+        raise file_error(path, title, message) from None
 
 
 def find_object(value: Any) -> Any:
@@ -76,30 +84,31 @@ def find_object(value: Any) -> Any:
     return None if isinstance(value, str | int | None) else value
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: Path, title: str) -> None:
     """Check that the file is of a known kind.
 
     Raises:
         ConfigError: It is not.
     """
     if path.suffix not in (".json", ".yaml", ".yml"):
-        raise file_error(path, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
+        raise file_error(path, title, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
 
 
-def file_error(path: Path, message: str) -> ConfigError:
+def file_error(path: Path, title: str, message: str) -> ConfigError:
     """Make the error of a file."""
-    return ConfigError("StarsConfig file", [Problem(str(path), message)])
+    return ConfigError(f"{title} file", [Problem(str(path), message)])
 
 
-def _check_keys(path: Path, value: Any, trail: str = "") -> None:
+def _check_keys(path: Path, title: str, value: Any, trail: str = "") -> None:
     """Refuse keys that are no text (YAML reads 1, null and yes as other things) but for ids."""
     if isinstance(value, list):
         for index, item in enumerate(value):
-            _check_keys(path, item, f"{trail}.{index}")
+            _check_keys(path, title, item, f"{trail}.{index}")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 where = f" under {trail[1:]}" if trail else ""
-                raise file_error(path, f"the key {key!r}{where} is no text; put it in quotes")
+                message = f"the key {key!r}{where} is no text; put it in quotes"
+                raise file_error(path, title, message)
             if key not in _FREE_FIELDS:
-                _check_keys(path, item, f"{trail}.{key}")
+                _check_keys(path, title, item, f"{trail}.{key}")

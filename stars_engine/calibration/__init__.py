@@ -1,0 +1,1 @@
+"""Thresholds from pilot answers, and how far a reward can be trusted on unfinished text."""

@@ -1,0 +1,216 @@
+"""`AutoSchedule`: thresholds calibrated when they are first needed, and kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from stars_engine.calibration.calibrate import calibrate, default_segment_len
+from stars_engine.calibration.host import Host
+from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.settings import dependencies, hash_of
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.config.models import Checkpoint
+from stars_engine.errors import ConfigError
+from stars_engine.schedules import AutoSchedule, CalibratedSchedule
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "STARS_CACHE_DIR"
+_LAYOUT = 1  # of what a kept calibration means; raised when an older one would mislead
+
+
+class Calibrations:
+    """The calibrations of one runtime: each is made once, whoever asks, and kept on disk.
+
+    Those of objects in memory are kept as long as the runtime: no file can name their models.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._busy: dict[str, Lock] = defaultdict(Lock)
+        self._known: dict[str, CalibratedSchedule] = {}
+
+    def resolve(
+        self,
+        engine: Host,
+        align: AlignParams,
+        sampling: SamplingParams,
+        *,
+        reward_key: str,
+        portable: bool,
+    ) -> AlignParams:
+        """Return the test with calibrated thresholds in place of its `AutoSchedule`.
+
+        Blocks while they are found; threads that ask for the same wait for the first.
+
+        Args:
+            engine: The handle that asks.
+            align: Its test.
+            sampling: The proposal.
+            reward_key: The reward model, within this runtime.
+            portable: Whether names tell both models, so that a file may keep the result.
+
+        Raises:
+            RequestError: The reward failed on a pilot prompt.
+        """
+        auto = align.schedule
+        assert isinstance(auto, AutoSchedule)
+        settled = _with_segment_len(engine, align, auto)
+        wanted = _wanted(engine, settled, sampling, auto)
+        key = hash_of([wanted, reward_key])
+        with self._lock:
+            busy = self._busy[key]
+        with busy:
+            if key not in self._known:
+                path = _path_of(engine, wanted) if portable else None
+                self._known[key] = _find(engine, settled, sampling, auto, path)
+        return settled.replace(schedule=self._known[key], **_explicit(settled))
+
+
+def calibrations_of(owner: object) -> Calibrations:
+    """Return the calibrations that belong to a runtime, as long as it exists."""
+    with _owners_lock:
+        return _owners.setdefault(owner, Calibrations())
+
+
+_owners_lock = Lock()
+_owners: weakref.WeakKeyDictionary[object, Calibrations] = weakref.WeakKeyDictionary()
+
+
+def _with_segment_len(engine: Host, align: AlignParams, auto: AutoSchedule) -> AlignParams:
+    if auto.segment_len != "auto":
+        return align.replace(segment_len=auto.segment_len)
+    if "segment_len" in align.model_fields_set:
+        return align
+    return align.replace(segment_len=default_segment_len(engine.reward))
+
+
+def _explicit(align: AlignParams) -> dict[str, Any]:
+    """What the test sets itself holds, also where the calibration carries another value."""
+    return {name: getattr(align, name) for name in ("segment_len", "max_attempts")}
+
+
+def _wanted(
+    engine: Host, align: AlignParams, sampling: SamplingParams, auto: AutoSchedule
+) -> dict[str, Any]:
+    """Return all that the result depends on, as plain values."""
+    name, value = auto.target
+    return {
+        **dependencies(engine.config, align, sampling),
+        "max_tokens": sampling.max_tokens,
+        "on_exhausted": align.on_exhausted,
+        "target": [name, value],
+        "relative_beta": auto.relative_beta,
+        "prompts": hash_of(_pilot_prompts(engine, auto)),
+        "seed": auto.seed,
+        "layout": _LAYOUT,
+    }
+
+
+def _pilot_prompts(engine: Host, auto: AutoSchedule) -> Sequence[str]:
+    if auto.prompts is not None:
+        return auto.prompts[: auto.num_prompts]
+    return neutral_prompts(chat=speaks_chat(engine), seed=auto.seed)[: auto.num_prompts]
+
+
+def _find(
+    engine: Host,
+    align: AlignParams,
+    sampling: SamplingParams,
+    auto: AutoSchedule,
+    path: Path | None,
+) -> CalibratedSchedule:
+    """Read the kept calibration, or make it; one process makes it while others wait."""
+    if path is None:
+        return _calibrate(engine, align, sampling, auto, None)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        logger.warning("calibrations cannot be kept in %s: %s", path.parent, error)
+        return _calibrate(engine, align, sampling, auto, None)
+    try:
+        if path.exists():
+            try:
+                return CalibratedSchedule.from_file(path)
+            except ConfigError as error:
+                logger.warning("a kept calibration is made anew: %s", error)
+        schedule = _calibrate(engine, align, sampling, auto, path)
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.yaml")
+        schedule.to_file(partial)
+        partial.replace(path)
+        return schedule
+    finally:
+        lock.release()
+
+
+def _calibrate(
+    engine: Host,
+    align: AlignParams,
+    sampling: SamplingParams,
+    auto: AutoSchedule,
+    path: Path | None,
+) -> CalibratedSchedule:
+    where = "as long as the engine is loaded" if path is None else f"in {path}"
+    prompts = _pilot_prompts(engine, auto)
+    logger.warning(
+        "calibrating thresholds for %s=%s on %d pilot prompts; this is done once and kept %s",
+        *auto.target,
+        len(prompts),
+        where,
+    )
+    name, value = auto.target
+    schedule = calibrate(
+        engine,
+        prompts,
+        **{name: value},  # type: ignore[arg-type]
+        relative_beta=auto.relative_beta,
+        align=align,
+        sampling=sampling,
+        seed=auto.seed,
+        progress=lambda done, total: logger.info("calibration: stage %d of %d", done, total),
+    )
+    if schedule.predicted is not None:
+        logger.warning(
+            "calibrated: segments of %d tokens, about %.1f drafted tokens for each kept one",
+            schedule.segment_len,
+            schedule.predicted.budget.value,
+        )
+    return schedule
+
+
+def _path_of(engine: Host, wanted: dict[str, Any]) -> Path:
+    folder = os.environ.get(CACHE_VARIABLE)
+    root = Path(folder) if folder else user_cache_path("stars-engine", appauthor=False)
+    stamps = [_stamp(part) for part in _checkpoints(engine)]
+    return root / "calibrations" / f"{hash_of([wanted, stamps])}.yaml"
+
+
+def _checkpoints(engine: Host) -> list[Checkpoint]:
+    parts = [engine.config.model, engine.config.reward]
+    return [part for part in parts if isinstance(part, Checkpoint)]
+
+
+def _stamp(part: Checkpoint) -> list[Any]:
+    """Tell a directory's contents: another model may be written where one was."""
+    found: list[Any] = []
+    for name in (part.name_or_path, getattr(part, "adapter_path", None)):
+        folder = Path(name).expanduser() if name else None
+        if folder is not None and folder.is_dir():
+            found.append(str(folder.resolve()))
+            for file in sorted(folder.iterdir()):
+                if file.suffix in (".safetensors", ".json"):
+                    status = file.stat()
+                    found.append([file.name, status.st_size, status.st_mtime_ns])
+    return found

@@ -1,0 +1,317 @@
+"""From rewards of pilot drafts to thresholds. Pure: arrays in, numbers out.
+
+All of it is equivariant: rewards multiplied by s > 0 and moved by t give thresholds so multiplied
+and moved, and equal acceptance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stars_engine.schedules import Line
+
+Floats = NDArray[np.float64]
+
+_FLAT = 0.1  # stages whose spreads differ by less than this share are pooled
+_MIN_TERMINAL = 32  # drafts that end the answer, below which they have no threshold of their own
+_HALVINGS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a segment's draws are to come to.
+
+    Attributes:
+        name: "budget" (drafted over kept tokens), "target_acceptance" (of a first draft) or
+            "target_forced" (share of segments).
+        value: How much of it.
+    """
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageDrafts:
+    """Drafts of one segment for all pilot prefixes.
+
+    Attributes:
+        prefix_rewards: `(prefixes,)`, RM(x, prefix); nan where it is not known.
+        rewards: `(prefixes, drafts)`, of the text with the draft; nan for one that may not be
+            accepted at all.
+        ends_text: `(prefixes, drafts)` bool, drafts with which the model ends the answer.
+    """
+
+    prefix_rewards: Floats
+    rewards: Floats
+    ends_text: NDArray[np.bool_]
+
+    @property
+    def all_draws(self) -> Floats:
+        """Rewards, -inf in place of those that may not be accepted."""
+        return np.where(np.isfinite(self.rewards), self.rewards, -np.inf)
+
+    @property
+    def bodies(self) -> Floats:
+        """The same; nan in place of drafts that end the answer."""
+        return np.where(self.ends_text, np.nan, self.all_draws)
+
+    @property
+    def ends(self) -> Floats:
+        """The same; nan in place of drafts that do not."""
+        return np.where(self.ends_text, self.all_draws, np.nan)
+
+    def to_values(self) -> dict[str, Any]:
+        """Return plain lists, for a file."""
+        return {
+            "prefix_rewards": self.prefix_rewards.tolist(),
+            "rewards": self.rewards.tolist(),
+            "ends_text": self.ends_text.tolist(),
+        }
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> StageDrafts:
+        """Read what `to_values` wrote."""
+        return cls(
+            np.array(values["prefix_rewards"], dtype=float),
+            np.array(values["rewards"], dtype=float),
+            np.array(values["ends_text"], dtype=bool),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How drafts lie about their baseline: between prefixes, and among drafts of one prefix.
+
+    Effort is not a function of mean acceptance: prefixes differ, and hard ones draw more often. The
+    mean residual of a prefix is only known from a few drafts; the means are shrunk so that their
+    variance is that of the true ones, and every prefix is given the pooled deviations of all.
+
+    Attributes:
+        means: `(prefixes,)`, shrunk mean residual of each prefix, in reward units.
+        deviations: `(draws,)`, of drafts from their prefix's mean, ascending.
+        eligible: Share of drafts that may be accepted at all.
+    """
+
+    means: Floats
+    deviations: Floats
+    eligible: float = 1.0
+
+    def acceptance(self, offset: float, beta: float) -> Floats:
+        """Return `(prefixes,)`, the acceptance probability of one draft."""
+        if len(self.deviations) == 0:
+            return np.zeros(len(self.means))
+        asked = offset - self.means  # of the deviation
+        if beta == 0:
+            below = np.searchsorted(self.deviations, asked, side="left")
+            passed = 1 - below / len(self.deviations)
+        else:
+            gaps = np.minimum(0.0, self.deviations[None, :] - asked[:, None])
+            passed = np.exp(gaps / beta).mean(1)
+        return np.asarray(self.eligible * passed)
+
+    def attempts(self, offset: float, beta: float, max_attempts: int) -> float:
+        """Return the mean number of draws until one is accepted, `max_attempts` at most."""
+        reject = 1 - self.acceptance(offset, beta)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws = (1 - reject**max_attempts) / (1 - reject)
+        return float(np.where(reject == 1, max_attempts, draws).mean())
+
+    def forced(self, offset: float, beta: float, max_attempts: int) -> float:
+        """Return the share of segments of which no draw is accepted."""
+        return float(((1 - self.acceptance(offset, beta)) ** max_attempts).mean())
+
+
+@dataclass(slots=True)
+class Fitter:
+    """Fits stage after stage, each on prefixes that the thresholds so far accepted.
+
+    Attributes:
+        target: What each stage is set to.
+        max_attempts: Draws per segment at most.
+        beta: Acceptance softness in reward units; None if `relative_beta` will set it.
+        relative_beta: Softness over the standard deviation of the first stage's residuals.
+        stages: Drafts so far.
+        lines: Thresholds so far.
+        terminals: After each stage, the threshold of drafts that end the answer; None while there
+            are too few of them.
+    """
+
+    target: Target
+    max_attempts: int
+    beta: float | None = None
+    relative_beta: float = 0.0
+    stages: list[StageDrafts] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    terminals: list[Line | None] = field(default_factory=list)
+
+    def add(self, drafts: StageDrafts) -> None:
+        """Fit the next stage."""
+        body = drafts.bodies
+        if not self.lines and not np.isfinite(body).any():
+            body = drafts.all_draws  # each ended the answer
+            if not np.isfinite(body).any():
+                raise ValueError("no draft of the pilot has a finite reward")
+        self.stages.append(drafts)
+        if np.isfinite(body).any():
+            intercept, slope = regress(drafts.prefix_rewards, body)
+            residuals = body - baseline(intercept, slope, drafts.prefix_rewards)[:, None]
+            sigma = float(residuals[np.isfinite(residuals)].std())
+            if self.beta is None:
+                self.beta = self.relative_beta * sigma
+            offset = self._offset([*self._kindred(sigma), residuals])
+            self.lines.append(Line(intercept=intercept, slope=slope, offset=offset, sigma=sigma))
+        else:
+            self.lines.append(self.lines[-1])  # nothing to regress on
+        self.terminals.append(self._fit_terminal())
+
+    def spread(self, index: int) -> Spread:
+        """Return how drafts of a stage lie about its baseline."""
+        return spread_of([self._residuals(index)])
+
+    def _residuals(self, index: int) -> Floats:
+        drafts, line = self.stages[index], self.lines[index]
+        at = baseline(line.intercept, line.slope, drafts.prefix_rewards)
+        return np.asarray(drafts.bodies - at[:, None])
+
+    def _kindred(self, sigma: float) -> list[Floats]:
+        """Residuals of earlier stages that spread as wide: more draws make a steadier offset.
+
+        The first stage stands alone: its drafts continue a prompt, not an accepted text.
+        """
+        return [
+            self._residuals(index)
+            for index in range(1, len(self.lines))
+            if abs(self.lines[index].sigma - sigma) <= _FLAT * sigma
+        ]
+
+    def _offset(self, residuals: Sequence[Floats]) -> float:
+        assert self.beta is not None
+        spread, beta, limit = spread_of(residuals), self.beta, self.max_attempts
+        found = np.concatenate([part[np.isfinite(part)] for part in residuals])
+        mean: Callable[[float], float]
+        wanted = self.target.value
+        match self.target.name:
+            case "budget":
+                mean, sign = (lambda c: spread.attempts(c, beta, limit)), 1
+            case "target_forced":
+                mean, sign = (lambda c: spread.forced(c, beta, limit)), 1
+            case _:
+                mean, sign = (lambda c: mean_acceptance(residuals, c, beta)), -1
+        return bisect(lambda c: sign * (mean(c) - wanted), found, beta)
+
+    def _fit_terminal(self) -> Line | None:
+        """Give drafts that end the answer a line of their own: they are judged by other words."""
+        ends = [drafts.ends for drafts in self.stages]
+        if sum(int(np.isfinite(part).sum()) for part in ends) < _MIN_TERMINAL:
+            return None
+        prefixes = np.concatenate([drafts.prefix_rewards for drafts in self.stages])
+        rewards = np.concatenate(ends)
+        known = np.isfinite(rewards).any(1)
+        intercept, slope = regress(prefixes[known], rewards[known])
+        residuals = rewards[known] - baseline(intercept, slope, prefixes[known])[:, None]
+        return Line(
+            intercept=intercept,
+            slope=slope,
+            offset=self._offset([residuals]),
+            sigma=float(residuals[np.isfinite(residuals)].std()),
+        )
+
+
+def regress(prefix_rewards: Floats, rewards: Floats) -> tuple[float, float]:
+    """Return intercept and slope of drafts' rewards on their prefixes' rewards, least squares.
+
+    The slope is 0 where prefixes do not differ, or one is not known.
+
+    Args:
+        prefix_rewards: `(prefixes,)`.
+        rewards: `(prefixes, drafts)`; what is not finite is left out.
+    """
+    used = np.isfinite(rewards)
+    y = rewards[used]
+    if not np.isfinite(prefix_rewards[used.any(1)]).all():
+        return float(y.mean()), 0.0
+    x = np.broadcast_to(prefix_rewards[:, None], rewards.shape)[used]
+    dx, dy = x - x.mean(), y - y.mean()
+    variance, scale = float(dx @ dx), float(dy @ dy)
+    if variance <= 1e-9 * scale or len(np.unique(x)) < 3:
+        return float(y.mean()), 0.0
+    slope = float(dx @ dy) / variance
+    return float(y.mean() - slope * x.mean()), slope
+
+
+def baseline(intercept: float, slope: float, prefix_rewards: Floats) -> Floats:
+    """Return what `Line.baseline` does, for many."""
+    if slope == 0:
+        return np.full(len(prefix_rewards), intercept)
+    return np.asarray(intercept + slope * prefix_rewards)
+
+
+def spread_of(residuals: Sequence[Floats]) -> Spread:
+    """Take residuals apart into what prefixes share and what drafts of one prefix do not.
+
+    Args:
+        residuals: Of one stage or several, each `(prefixes, drafts)`; nan where there is no draft,
+            -inf for one that may not be accepted.
+    """
+    means, counts, deviations = [], [], []
+    num_draws = 0
+    for part in residuals:
+        num_draws += int((~np.isnan(part)).sum())
+        for row in part:
+            known = row[np.isfinite(row)]
+            if len(known):
+                means.append(float(known.mean()))
+                counts.append(len(known))
+            if len(known) > 1:
+                # A mean of n draws takes a share of 1/n out of their variance.
+                scale = math.sqrt(len(known) / (len(known) - 1))
+                deviations.append((known - known.mean()) * scale)
+    pooled = np.sort(np.concatenate(deviations)) if deviations else np.zeros(1)
+    raw = np.array(means)
+    noise = float(pooled.var()) * float(np.mean(1 / np.array(counts)))
+    between = max(0.0, float(raw.var()) - noise)
+    shrink = math.sqrt(between / float(raw.var())) if raw.var() > 0 else 0.0
+    eligible = sum(counts) / num_draws
+    return Spread(raw.mean() + shrink * (raw - raw.mean()), pooled, eligible)
+
+
+def mean_acceptance(residuals: Sequence[Floats], offset: float, beta: float) -> float:
+    """Return the mean acceptance probability of drafts; of one without a reward it is 0."""
+    total, count = 0.0, 0
+    for part in residuals:
+        known = part[np.isfinite(part)]
+        gaps = np.minimum(0.0, known - offset)
+        accepted = np.exp(gaps / beta) if beta > 0 else (gaps >= 0).astype(float)
+        total, count = total + float(accepted.sum()), count + int((~np.isnan(part)).sum())
+    return total / count
+
+
+def bisect(rising: Callable[[float], float], residuals: Floats, beta: float) -> float:
+    """Return where a function that rises with the offset passes 0, within the residuals' range.
+
+    Under a hard test (beta 0) nothing changes between two neighbouring residuals: the middle of
+    that gap is returned, so that rounding cannot move a draw across the threshold.
+    """
+    low, high = float(residuals.min()), float(residuals.max())
+    width = high - low
+    low, high = low - width - 10 * beta, high + width + 10 * beta
+    for _ in range(_HALVINGS):
+        middle = low + (high - low) / 2
+        if rising(middle) < 0:
+            low = middle
+        else:
+            high = middle
+    if beta > 0:
+        return high
+    ordered = np.unique(residuals)
+    place = int(np.searchsorted(ordered, high, side="left"))
+    if 0 < place < len(ordered):
+        return float(ordered[place - 1] + (ordered[place] - ordered[place - 1]) / 2)
+    return high

@@ -1,0 +1,140 @@
+"""The pilot: the real loop on pilot prompts, which stops at each segment to fit its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stars_engine.calibration.fit import Fitter, StageDrafts
+from stars_engine.loop import Stars
+from stars_engine.rewards.base import Score
+from stars_engine.rollout import Rollout
+from stars_engine.schedules import CalibratedSchedule, LinearSchedule
+from stars_engine.trial import Trial
+from stars_engine.types import SegmentEvent
+
+
+class Pilot(Stars):
+    """A `Decoding`: rollouts wait for each other at every segment, with their drafts on trial.
+
+    When all are there, the segment's threshold is fitted to the drafts' rewards; then each rollout
+    is judged by it, in the order of its draws, and goes on as under any schedule. So every stage is
+    fitted on prefixes that the thresholds before it accepted, by the law itself.
+
+    Stages that are known from an earlier run are not waited for: the same seed leads to the same
+    prefixes.
+
+    Args:
+        fitter: Fits stages; those it already has are the known ones.
+        num_rollouts: How many take part.
+        num_drafts: Drafts of each prefix that a stage is fitted to.
+        on_stage: Called when a stage has been fitted.
+    """
+
+    def __init__(
+        self,
+        fitter: Fitter,
+        *,
+        num_rollouts: int,
+        num_drafts: int,
+        on_stage: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._fitter, self._num_rollouts, self._num_drafts = fitter, num_rollouts, num_drafts
+        self._on_stage = on_stage
+        self._trials: dict[Rollout, Trial | None] = {}  # by who takes part; the trial it is at
+        self._schedules = [schedule_of(fitter, index) for index in range(len(fitter.lines))]
+
+    def num_drafts(self, rollout: Rollout) -> int:
+        """Draw all that the stage is fitted to, at once; once it is, what the loop would."""
+        self._trials.setdefault(rollout, None)
+        if self._is_open(rollout):
+            return self._num_drafts
+        return super().num_drafts(rollout)
+
+    def walk(self, trial: Trial) -> SegmentEvent | None:
+        """Wait until the stage is fitted, then judge."""
+        rollout = trial.rollout
+        if self._is_open(rollout):
+            if not trial.all_there:
+                return None
+            self._trials[rollout] = trial
+            if not self._all_waiting():
+                return None
+            self._fit()
+        if len(trial.inputs) > len(trial.candidates) and trial.num_used == 0:
+            self._take_prompt_reward(trial)
+        schedule = self._schedules[len(rollout.segments)]
+        if rollout.align.schedule is not schedule:
+            own = {"segment_len": rollout.align.segment_len, "beta": schedule.beta}
+            rollout.align = rollout.align.replace(schedule=schedule, **own)
+        return super().walk(trial)
+
+    def _is_open(self, rollout: Rollout) -> bool:
+        """Whether the rollout is at a stage that is still to be fitted."""
+        return len(rollout.segments) >= len(self._fitter.lines)
+
+    def _all_waiting(self) -> bool:
+        unfinished = [rollout for rollout in self._trials if not rollout.finished]
+        return len(self._trials) == self._num_rollouts and all(
+            self._trials[rollout] is not None for rollout in unfinished
+        )
+
+    def _fit(self) -> None:
+        trials = [t for r, t in self._trials.items() if t is not None and not r.finished]
+        self._fitter.add(_drafts_of(trials))
+        self._schedules.append(schedule_of(self._fitter, len(self._schedules)))
+        self._trials = dict.fromkeys(self._trials)
+        self._on_stage()
+
+    @staticmethod
+    def _take_prompt_reward(trial: Trial) -> None:
+        """Note RM(x, "") where there is one; a reward that cannot judge nothing is no failure."""
+        answer = trial.next_answer()
+        if isinstance(answer, Score) and answer.eligible:
+            trial.rollout.prompt_reward = trial.rollout.prefix_reward = answer.value
+        trial.rollout.count(num_reward_calls=1)
+
+
+def schedule_of(
+    fitter: Fitter, stage: int, *, segment_len: int = 1, **about: Any
+) -> CalibratedSchedule:
+    """Return the schedule as it stood when a stage had been fitted."""
+    assert fitter.beta is not None
+    return CalibratedSchedule(
+        stages=tuple(fitter.lines[: stage + 1]),
+        terminal=fitter.terminals[stage],
+        beta=fitter.beta,
+        max_attempts=fitter.max_attempts,
+        segment_len=segment_len,
+        **about,
+    )
+
+
+def opening_schedule() -> LinearSchedule:
+    """Return a schedule that asks for RM(x, "") and is replaced before anything is judged."""
+    return LinearSchedule(target=0, initial_weight=0)
+
+
+def _drafts_of(trials: list[Trial]) -> StageDrafts:
+    """Collect the rewards of drafts on trial, one row for each prefix."""
+    prefix_rewards, rewards, ends_text = [], [], []
+    for trial in trials:
+        answers = trial.answers
+        first = len(answers) - len(trial.candidates)
+        prefix = answers[0] if first else None
+        known = prefix.value if isinstance(prefix, Score) else trial.rollout.prefix_reward
+        prefix_rewards.append(known)
+        rewards.append([_value(answer) for answer in answers[first:]])
+        ends_text.append([c.finish_reason == "stop" for c in trial.candidates])
+    width = max(map(len, rewards))  # fewer where a draft failed
+    return StageDrafts(
+        np.array(prefix_rewards, dtype=float),
+        np.array([row + [np.nan] * (width - len(row)) for row in rewards], dtype=float),
+        np.array([row + [False] * (width - len(row)) for row in ends_text], dtype=bool),
+    )
+
+
+def _value(answer: object) -> float:
+    return answer.value if isinstance(answer, Score) and answer.eligible else np.nan

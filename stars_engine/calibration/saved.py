@@ -1,0 +1,64 @@
+"""A calibration in progress, kept in a file so that it can go on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from stars_engine.calibration.fit import Fitter, StageDrafts
+from stars_engine.errors import ConfigError, Problem
+
+logger = logging.getLogger(__name__)
+
+
+class SavedStages:
+    """Finished stages of one calibration.
+
+    Args:
+        path: The file; None keeps nothing.
+        settings: Everything the calibration depends on; a file of another one is not used.
+    """
+
+    def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
+        self._path = None if path is None else Path(path)
+        self._settings = json.loads(json.dumps(settings, default=str))
+
+    def restore(self, fitter: Fitter) -> None:
+        """Fit the stages that are kept, which gives what they gave before.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            values = json.loads(self._path.read_text(encoding="utf-8"))
+            same = values["settings"] == self._settings
+            stages = [StageDrafts.from_values(stage) for stage in values["stages"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{self._path} is no checkpoint of a calibration: {error}; delete it"
+            raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
+        if not same:
+            logger.warning("%s belongs to another calibration and is replaced", self._path)
+            return
+        for stage in stages:
+            fitter.add(stage)
+        logger.info("calibration goes on after %d stages from %s", len(stages), self._path)
+
+    def save(self, fitter: Fitter) -> None:
+        """Keep the stages so far; a crash while writing leaves the file as it was."""
+        if self._path is None:
+            return
+        stages = [stage.to_values() for stage in fitter.stages]
+        partial = self._path.with_name(self._path.name + ".new")
+        partial.write_text(
+            json.dumps({"settings": self._settings, "stages": stages}), encoding="utf-8"
+        )
+        partial.replace(self._path)
+
+    def discard(self) -> None:
+        """The calibration has ended: the file is of no more use."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

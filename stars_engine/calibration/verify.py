@@ -1,0 +1,84 @@
+"""The verification run: what a calibration predicted, beside what other prompts show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from stars_engine.calibration.effort import observed_effort
+from stars_engine.calibration.host import Host, RewardPrompts
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schedules import CalibratedSchedule, Effort
+from stars_engine.schema import Schema
+from stars_engine.types import Prompt
+
+
+class Verification(Schema):
+    """Predicted effort beside observed, on prompts that the calibration has not seen."""
+
+    predicted: Effort | None = Field(description="what the calibration predicted")
+    observed: Effort = Field(description="what the prompts show; intervals by resampling them")
+    num_prompts: int = Field(description="prompts asked")
+    mean_reward: float = Field(description="mean reward of the answers")
+
+    def summary(self) -> str:
+        """Return predicted beside observed, a line each."""
+        lines = [f"{'':12} {'predicted':>24} {'observed':>24}"]
+        for name in Effort.model_fields:
+            seen = getattr(self.observed, name)
+            expected = getattr(self.predicted, name) if self.predicted else None
+            shown = _shown(expected) if expected else "-"
+            mark = "" if expected is None or expected.holds(seen.value) else "  outside"
+            lines.append(f"{name:12} {shown:>24} {_shown(seen):>24}{mark}")
+        return "\n".join(lines)
+
+
+def verify(
+    engine: Host,
+    schedule: CalibratedSchedule,
+    prompts: Sequence[Prompt],
+    *,
+    sampling: SamplingParams | None = None,
+    align: AlignParams | None = None,
+    reward_prompt: RewardPrompts = None,
+    seed: int = 1,
+) -> Verification:
+    """Answer other prompts under a calibrated schedule and compare the effort with the predicted.
+
+    Args:
+        engine: A `StarsEngine` over the models that the schedule was made for.
+        schedule: What `calibrate` returned.
+        prompts: Prompts that the calibration has not seen.
+        sampling: As in `calibrate`.
+        align: As in `calibrate`.
+        reward_prompt: As in `calibrate`.
+        seed: Of these answers; another than the pilot's.
+
+    Raises:
+        ConfigError: There are no prompts.
+    """
+    if not prompts:
+        message = "none given; give prompts that the calibration has not seen"
+        raise ConfigError("verify", [Problem("prompts", message)])
+    sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
+    base = engine.config.align if align is None else align
+    results = engine.generate(
+        prompts,
+        sampling=sampling,
+        align=base.replace(schedule=schedule),
+        reward_prompt=reward_prompt,
+    )
+    rewards = [result.reward for result in results if result.reward is not None]
+    return Verification(
+        predicted=schedule.predicted,
+        observed=observed_effort(results),
+        num_prompts=len(prompts),
+        mean_reward=sum(rewards) / len(rewards) if rewards else float("nan"),
+    )
+
+
+def _shown(estimate: object) -> str:
+    low, high = getattr(estimate, "low", 0.0), getattr(estimate, "high", 0.0)
+    return f"{getattr(estimate, 'value', 0.0):.3f} [{low:.3f}, {high:.3f}]"

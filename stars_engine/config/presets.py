@@ -1,0 +1,61 @@
+"""Named settings of the test, for those who do not want to choose each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stars_engine.config.params import AlignParams
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schedules import AutoSchedule
+
+
+def preset(name: str, **changes: Any) -> AlignParams:
+    """Return named settings of the test.
+
+    Args:
+        name: "best": what measurements recommend, short segments with calibrated thresholds at a
+            budget of 2.7; "safe": the same, but an answer ends before a segment of which no draft
+            was accepted; "paper": segments of 32 tokens under a linear ramp to `target`, with 20
+            draws, as in STARS (arXiv 2511.03827).
+        **changes: Other fields of `AlignParams`; for "paper" `target` is required, and
+            `initial_weight` may be given.
+
+    Raises:
+        ConfigError: There is no preset of that name, or a field is not allowed.
+    """
+    if name not in _PRESETS:
+        message = f"{name!r} is no preset; allowed: {', '.join(PRESET_NAMES)}"
+        raise ConfigError("preset", [Problem("name", message)])
+    return _PRESETS[name](changes)
+
+
+def _best(changes: Mapping[str, Any]) -> AlignParams:
+    return AlignParams(**{"schedule": AutoSchedule(), **changes})
+
+
+def _safe(changes: Mapping[str, Any]) -> AlignParams:
+    return _best({"on_exhausted": "stop", **changes})
+
+
+def _paper(changes: Mapping[str, Any]) -> AlignParams:
+    values = dict(changes)
+    if "schedule" not in values:
+        if "target" not in values:
+            message = (
+                "is required: r*, the reward that an answer is to reach, is a matter of the reward "
+                "model, and the paper gives no value. Cure: preset('paper', target=...), or the "
+                "preset 'best', which finds thresholds itself"
+            )
+            raise ConfigError("preset 'paper'", [Problem("target", message)])
+        ramp = {k: values.pop(k) for k in ("target", "initial", "initial_weight") if k in values}
+        values["schedule"] = {"kind": "linear", **ramp}
+    return AlignParams(**{"segment_len": 32, "max_attempts": 20, **values})
+
+
+_PRESETS: dict[str, Callable[[Mapping[str, Any]], AlignParams]] = {
+    "best": _best,
+    "safe": _safe,
+    "paper": _paper,
+}
+PRESET_NAMES = tuple(_PRESETS)

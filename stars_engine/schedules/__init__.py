@@ -1,0 +1,41 @@
+"""Threshold schedules: progress and the prefix's reward in, threshold out. Pure config objects."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stars_engine.schedules.auto import AutoSchedule
+from stars_engine.schedules.base import BaseSchedule, Progress
+from stars_engine.schedules.calibrated import CalibratedSchedule, Effort, Estimate, Line
+from stars_engine.schedules.fixed import ConstantSchedule, NoSchedule, PerSegmentSchedule
+from stars_engine.schedules.function import FunctionSchedule
+from stars_engine.schedules.ramps import CosineSchedule, LinearSchedule
+
+Schedule = Annotated[
+    LinearSchedule
+    | ConstantSchedule
+    | CosineSchedule
+    | PerSegmentSchedule
+    | FunctionSchedule
+    | CalibratedSchedule
+    | AutoSchedule
+    | NoSchedule,
+    Field(discriminator="kind"),
+]
+
+__all__ = [
+    "AutoSchedule",
+    "BaseSchedule",
+    "CalibratedSchedule",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "Effort",
+    "Estimate",
+    "FunctionSchedule",
+    "Line",
+    "LinearSchedule",
+    "NoSchedule",
+    "PerSegmentSchedule",
+    "Progress",
+    "Schedule",
+]

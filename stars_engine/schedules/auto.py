@@ -1,0 +1,85 @@
+"""Thresholds that the engine finds itself, once, before the first answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stars_engine.schedules.base import BaseSchedule, Progress
+
+DEFAULT_BUDGET = 2.7  # drafted over kept tokens: an acceptance near 0.5
+
+
+class AutoSchedule(BaseSchedule):
+    """Has the engine calibrate thresholds for the models at hand, when it first needs them.
+
+    Give at most one target; without one the budget is 2.7. The calibration runs once, says so, and
+    is kept in the user's cache for the same models and settings.
+    """
+
+    kind: Literal["auto"] = "auto"
+    budget: Annotated[float, Field(gt=1)] | None = Field(
+        default=None, description="drafted tokens over kept tokens", examples=[2.7]
+    )
+    target_acceptance: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="acceptance probability of a segment's first draft",
+        examples=[0.3],
+    )
+    target_forced: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="share of segments kept without acceptance", examples=[0.05]
+    )
+    segment_len: int | Literal["auto"] = Field(
+        default="auto",
+        description="tokens judged together; auto: AlignParams.segment_len if that is set, else 8 "
+        "for a reward that reads the language model's own tokens, 16 for others",
+        examples=[16],
+    )
+    relative_beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="acceptance softness over the standard deviation of drafts' rewards; None: "
+        "AlignParams.beta",
+        examples=[0.2],
+    )
+    prompts: tuple[str, ...] | None = Field(
+        default=None,
+        description="pilot prompts, at least 8, like those of later use; None: a neutral set "
+        "inside the package",
+        repr=False,
+    )
+    num_prompts: int = Field(
+        default=96, ge=8, description="pilot prompts used at most", examples=[96]
+    )
+    seed: int = Field(default=0, ge=0, description="of the pilot")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both targets; give one of them")
+        if self.segment_len != "auto" and self.segment_len < 1:
+            raise ValueError(f"segment_len={self.segment_len} is not allowed; 'auto' or 1 and more")
+        if self.prompts is not None and len(self.prompts) < 8:
+            raise ValueError(f"{len(self.prompts)} prompts are too few for a pilot; 8 at least")
+        return self
+
+    @property
+    def target(self) -> tuple[str, float]:
+        """The target's name and value."""
+        for name in TARGETS:
+            value = getattr(self, name)
+            if value is not None:
+                return name, float(value)
+        return "budget", DEFAULT_BUDGET
+
+    def threshold(self, progress: Progress) -> float:
+        """Never: the engine puts a `CalibratedSchedule` in its place."""
+        raise AssertionError("an AutoSchedule is resolved before anything is judged")
+
+    def final_threshold(self, progress: Progress) -> float:
+        """Never: see `threshold`."""
+        return self.threshold(progress)
+
+
+TARGETS = ("budget", "target_acceptance", "target_forced")

@@ -1,0 +1,150 @@
+"""Thresholds found by calibration: a regressed baseline, and how far above it to ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from stars_engine.files import read_values, write_values
+from stars_engine.schedules.base import BaseSchedule, Progress
+from stars_engine.schema import Schema
+
+
+class Line(Schema):
+    """tau = intercept + slope * RM(x, prefix) + offset."""
+
+    intercept: float = Field(
+        allow_inf_nan=False,
+        description="a, of a draft's reward regressed on its prefix's; reward units",
+        examples=[0.1],
+    )
+    slope: float = Field(
+        allow_inf_nan=False, description="b, of the same regression", examples=[0.8]
+    )
+    offset: float = Field(
+        allow_inf_nan=False,
+        description="c, how far above the baseline a draft must be; reward units",
+        examples=[0.3],
+    )
+    sigma: float = Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="standard deviation of drafts about the baseline; reward units",
+        examples=[0.6],
+    )
+
+    def baseline(self, prefix_reward: float) -> float:
+        """Return the reward expected of a draft that continues a prefix."""
+        if self.slope == 0:
+            return self.intercept  # whatever the prefix's reward, nan too
+        return self.intercept + self.slope * prefix_reward
+
+    def threshold(self, prefix_reward: float) -> float:
+        """Return tau."""
+        return self.baseline(prefix_reward) + self.offset
+
+
+class Estimate(Schema):
+    """A number with the interval in which it is expected to lie 95 times in 100."""
+
+    value: float = Field(description="the estimate", examples=[2.7])
+    low: float = Field(description="lower end of the interval", examples=[2.5])
+    high: float = Field(description="upper end of the interval", examples=[2.9])
+
+    def holds(self, observed: float) -> bool:
+        """Whether an observation lies inside."""
+        return self.low <= observed <= self.high
+
+
+class Effort(Schema):
+    """What aligned text costs, predicted by a calibration or observed."""
+
+    acceptance: Estimate = Field(
+        description="acceptance probability of a segment's first draft, mean over segments"
+    )
+    budget: Estimate = Field(description="drafted tokens over kept tokens")
+    forced: Estimate = Field(description="share of segments kept without acceptance")
+
+
+class CalibratedSchedule(BaseSchedule):
+    """tau_k = a_k + b_k * RM(x, prefix) + c_k for segment k; past the last stage it holds.
+
+    The reward of the prefix is known to the loop, so each draft is judged by what it adds to what
+    is there: easy prompts and hard ones spend alike. Made by `stars_engine.calibrate`.
+    """
+
+    kind: Literal["calibrated"] = "calibrated"
+    stages: tuple[Line, ...] = Field(
+        min_length=1, description="thresholds of segments 0, 1, 2, ...", repr=False
+    )
+    terminal: Line | None = Field(
+        default=None,
+        description="threshold of a candidate with which the model ends the answer; None: that of "
+        "its segment",
+        repr=False,
+    )
+    segment_len: int = Field(
+        ge=1, description="tokens judged together that it was made for", examples=[8]
+    )
+    beta: float = Field(
+        default=0.0, ge=0, description="acceptance softness that it was made for; reward units"
+    )
+    max_attempts: int = Field(default=20, ge=1, description="draws per segment it was made for")
+    made_for: dict[str, Any] = Field(
+        default_factory=dict,
+        description="everything else that it depends on: models, sampling, segments, pilot, target",
+        repr=False,
+    )
+    predicted: Effort | None = Field(
+        default=None, description="what the pilot predicts for other prompts", repr=False
+    )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a `.yaml`, `.yml` or `.json` file.
+
+        Raises:
+            ConfigError: The file is missing or unreadable, or a field is not valid.
+        """
+        return cls.model_validate(read_values(Path(path), cls.__name__))
+
+    def to_file(self, path: str | Path) -> None:
+        """Write a file that `from_file` reads back to an equal schedule.
+
+        Raises:
+            ConfigError: The suffix is not known, or there is no writing.
+        """
+        write_values(Path(path), self)
+
+    @property
+    def carried(self) -> dict[str, Any]:
+        """Settings of the test that it was made for; they hold where no others are given."""
+        carried = {"segment_end", "min_segment_len", "lookahead"}
+        others = {k: v for k, v in self.made_for.get("align", {}).items() if k in carried}
+        return {
+            **{name: value for name, value in others.items() if value is not None},
+            "segment_len": self.segment_len,
+            "beta": self.beta,
+            "max_attempts": self.max_attempts,
+        }
+
+    @property
+    def needs_prompt_reward(self) -> bool:
+        """True if the first segment is measured by RM(x, "")."""
+        return self.stages[0].slope != 0
+
+    def line(self, progress: Progress) -> Line:
+        """Return the stage that a candidate belongs to."""
+        if progress.ends_text and self.terminal is not None:
+            return self.terminal
+        return self.stages[min(progress.segment_index, len(self.stages) - 1)]
+
+    def threshold(self, progress: Progress) -> float:
+        """See `BaseSchedule`."""
+        return self.line(progress).threshold(progress.prefix_reward)
+
+    def final_threshold(self, progress: Progress) -> float:
+        """Return what the last stage asks of a continuation of this prefix."""
+        return self.stages[-1].threshold(progress.prefix_reward)

@@ -1,0 +1,82 @@
+"""Thresholds by a callable of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from stars_engine.errors import ScheduleError
+from stars_engine.named import check_name, named_object
+from stars_engine.schedules.base import BaseSchedule, Progress
+
+
+class FunctionSchedule(BaseSchedule):
+    """A Python callable `f(progress: Progress) -> float`.
+
+    It runs on the engine's thread, between two rounds: it must be quick, and return the same for
+    the same progress, or texts are no longer a function of their seed.
+    """
+
+    kind: Literal["function"] = "function"
+    function: str | SkipJsonSchema[Callable[..., Any]] = Field(
+        description="the callable, or where it is: 'package.module:name'",
+        examples=["my_package.thresholds:patient"],
+    )
+    uses_prompt_reward: bool = Field(
+        default=False,
+        description="compute RM(x, '') for `prompt_reward` and the first `prefix_reward`, which "
+        "are nan otherwise; costs a reward call for each request",
+    )
+
+    @field_validator("function")
+    @classmethod
+    def _names_an_object(cls, function: Any) -> Any:
+        return check_name(function)
+
+    @property
+    def needs_prompt_reward(self) -> bool:
+        """See `BaseSchedule`."""
+        return self.uses_prompt_reward
+
+    @property
+    def is_live(self) -> bool:
+        """See `BaseSchedule`."""
+        return not isinstance(self.function, str)
+
+    def threshold(self, progress: Progress) -> float:
+        """Return what the function says.
+
+        Raises:
+            ScheduleError: It cannot be imported, it raised, or it returned no number.
+        """
+        try:
+            value = float(named_object(self.function)(progress))
+        except Exception as error:
+            raise ScheduleError(
+                f"the schedule's function failed: {type(error).__name__}: {error}. The request "
+                "ends here; others are not affected. Cure: mend the function; it gets a Progress "
+                "and returns a number"
+            ) from error
+        if math.isnan(value):
+            raise ScheduleError(
+                "the schedule's function returned nan, which compares with nothing. Cure: return "
+                "a number, inf or -inf; `prefix_reward` is nan in the first segment unless "
+                "uses_prompt_reward=True"
+            )
+        return value
+
+    def final_threshold(self, progress: Progress) -> float:
+        """Return what it says of an answer as long as it may be."""
+        end = Progress(
+            segment_index=progress.segment_index,
+            num_tokens=progress.max_tokens,
+            max_tokens=progress.max_tokens,
+            prefix_reward=progress.prefix_reward,
+            prompt_reward=progress.prompt_reward,
+            ends_text=progress.ends_text,
+        )
+        return self.threshold(end)
