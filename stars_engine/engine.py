@@ -74,8 +74,8 @@ class StarsEngine:
     ) -> None:
         config = StarsConfig() if config is None else config
         own_parts = model is not None or reward is not None
-        if own_parts and config.align.schedule in (None, StarsConfig().align.schedule):
-            # The embedded pair's thresholds mean nothing to other models.
+        if own_parts and "align" not in config.model_fields_set:
+            # The default thresholds are the embedded pair's, and mean nothing to other models.
             config = config.replace(align=AlignParams(schedule=AutoSchedule()))
         load = partial(_load_model, config) if model is None else lambda: model
         source = _reward_source(config) if reward is None else _own_reward(reward)

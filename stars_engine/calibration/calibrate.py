@@ -56,8 +56,8 @@ def calibrate(
 
     Args:
         engine: Whose models are calibrated; a `StarsEngine`.
-        prompts: Pilot prompts, at least 8 and better 100 or more, like those of later use; None: a neutral
-            set inside the package.
+        prompts: Pilot prompts, at least 8 and better 100 or more, like those of later use; None:
+            a neutral set inside the package.
         budget: Target: drafted tokens over kept tokens, above 1 and below `max_attempts`. Without
             any target it is 2.7.
         target_acceptance: Target: acceptance probability of a segment's first draft, in (0, 1).

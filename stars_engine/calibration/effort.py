@@ -29,23 +29,21 @@ def observed_effort(results: Sequence[StarsResult], *, seed: int = 0) -> Effort:
 def pilot_effort(fitter: Fitter, results: Sequence[StarsResult]) -> Effort:
     """Predict the effort on as many other prompts.
 
-    The values are expectations over the fitted spread of drafts; the intervals hold the chance of
-    both the pilot's prompts and the others', each as the pilot shows it.
+    The values are expectations under the fitted stages; the intervals hold the chance of both the
+    pilot's prompts and the others', each as the pilot shows it.
     """
-    assert fitter.beta is not None
     observed = observed_effort(results)
     stages = range(len(fitter.lines))
     weights = np.array([len(fitter.stages[index].prefix_rewards) for index in stages], dtype=float)
-    spreads = [fitter.spread(index) for index in stages]
-    limit, beta = fitter.max_attempts, fitter.beta
+    limit = fitter.max_attempts
 
     def mean(values: Sequence[float]) -> float:
         return float(np.average(values, weights=weights))
 
-    pairs = list(zip(spreads, fitter.lines, strict=True))
-    acceptance = mean([float(s.acceptance(line.offset, beta).mean()) for s, line in pairs])
-    budget = mean([s.attempts(line.offset, beta, limit) for s, line in pairs])
-    forced = mean([s.forced(line.offset, beta, limit) for s, line in pairs])
+    draws = [fitter.effort(index) for index in stages]
+    acceptance = mean([stage.acceptance for stage in draws])
+    budget = mean([stage.attempts(limit) for stage in draws])
+    forced = mean([stage.forced(limit) for stage in draws])
     return Effort(
         acceptance=_around(acceptance, observed.acceptance, top=1.0),
         budget=_around(budget, observed.budget),

@@ -6,7 +6,6 @@ and moved, and equal acceptance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,46 +85,42 @@ class StageDrafts:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """How drafts lie about their baseline: between prefixes, and among drafts of one prefix.
+class Effort:
+    """Draws per segment, where prefixes differ in how readily a draft of theirs is accepted.
 
-    Effort is not a function of mean acceptance: prefixes differ, and hard ones draw more often. The
-    mean residual of a prefix is only known from a few drafts; the means are shrunk so that their
-    variance is that of the true ones, and every prefix is given the pooled deviations of all.
+    Mean attempts are not 1 / mean acceptance: hard prefixes draw more often. The acceptance
+    probability of a prefix is only seen in a few drafts; over prefixes it is taken to be
+    Beta(a, b), with the mean and variance that a random-effects analysis finds. Under it the
+    probability of j rejections in a row is E[(1 - p)^j] = prod over i < j of (b + i) / (a + b + i).
 
     Attributes:
-        means: `(prefixes,)`, shrunk mean residual of each prefix, in reward units.
-        deviations: `(draws,)`, of drafts from their prefix's mean, ascending.
-        eligible: Share of drafts that may be accepted at all.
+        acceptance: Mean acceptance probability of a draft, 0 to 1.
+        shared: Share of the variance of "accepted or not" that lies between prefixes, 0 to 1.
     """
 
-    means: Floats
-    deviations: Floats
-    eligible: float = 1.0
+    acceptance: float
+    shared: float
 
-    def acceptance(self, offset: float, beta: float) -> Floats:
-        """Return `(prefixes,)`, the acceptance probability of one draft."""
-        if len(self.deviations) == 0:
-            return np.zeros(len(self.means))
-        asked = offset - self.means  # of the deviation
-        if beta == 0:
-            below = np.searchsorted(self.deviations, asked, side="left")
-            passed = 1 - below / len(self.deviations)
-        else:
-            gaps = np.minimum(0.0, self.deviations[None, :] - asked[:, None])
-            passed = np.exp(gaps / beta).mean(1)
-        return np.asarray(self.eligible * passed)
+    def rejections(self, count: int) -> Floats:
+        """Return `(count + 1,)`: probabilities that the first 0, 1, ... `count` are rejected."""
+        if self.acceptance in (0.0, 1.0) or self.shared >= 1:
+            rejected = np.full(count + 1, 1 - self.acceptance)
+            rejected[0] = 1
+            return rejected
+        if self.shared <= 0:
+            return np.asarray((1 - self.acceptance) ** np.arange(count + 1))
+        size = 1 / self.shared - 1  # a + b
+        index = np.arange(count)
+        ratios = ((1 - self.acceptance) * size + index) / (size + index)
+        return np.concatenate([[1.0], np.cumprod(ratios)])
 
-    def attempts(self, offset: float, beta: float, max_attempts: int) -> float:
+    def attempts(self, max_attempts: int) -> float:
         """Return the mean number of draws until one is accepted, `max_attempts` at most."""
-        reject = 1 - self.acceptance(offset, beta)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            draws = (1 - reject**max_attempts) / (1 - reject)
-        return float(np.where(reject == 1, max_attempts, draws).mean())
+        return float(self.rejections(max_attempts)[:-1].sum())
 
-    def forced(self, offset: float, beta: float, max_attempts: int) -> float:
+    def forced(self, max_attempts: int) -> float:
         """Return the share of segments of which no draw is accepted."""
-        return float(((1 - self.acceptance(offset, beta)) ** max_attempts).mean())
+        return float(self.rejections(max_attempts)[-1])
 
 
 @dataclass(slots=True)
@@ -171,9 +166,10 @@ class Fitter:
             self.lines.append(self.lines[-1])  # nothing to regress on
         self.terminals.append(self._fit_terminal())
 
-    def spread(self, index: int) -> Spread:
-        """Return how drafts of a stage lie about its baseline."""
-        return spread_of([self._residuals(index)])
+    def effort(self, index: int) -> Effort:
+        """Return what the drafts of a stage say of its draws under its threshold."""
+        assert self.beta is not None
+        return effort_of([self._residuals(index)], self.lines[index].offset, self.beta)
 
     def _residuals(self, index: int) -> Floats:
         drafts, line = self.stages[index], self.lines[index]
@@ -193,18 +189,20 @@ class Fitter:
 
     def _offset(self, residuals: Sequence[Floats]) -> float:
         assert self.beta is not None
-        spread, beta, limit = spread_of(residuals), self.beta, self.max_attempts
+        beta, limit, wanted = self.beta, self.max_attempts, self.target.value
         found = np.concatenate([part[np.isfinite(part)] for part in residuals])
-        mean: Callable[[float], float]
-        wanted = self.target.value
-        match self.target.name:
-            case "budget":
-                mean, sign = (lambda c: spread.attempts(c, beta, limit)), 1
-            case "target_forced":
-                mean, sign = (lambda c: spread.forced(c, beta, limit)), 1
-            case _:
-                mean, sign = (lambda c: mean_acceptance(residuals, c, beta)), -1
-        return bisect(lambda c: sign * (mean(c) - wanted), found, beta)
+
+        def excess(offset: float) -> float:
+            effort = effort_of(residuals, offset, beta)
+            match self.target.name:
+                case "budget":
+                    return effort.attempts(limit) - wanted
+                case "target_forced":
+                    return effort.forced(limit) - wanted
+                case _:
+                    return wanted - effort.acceptance
+
+        return bisect(excess, found, beta)
 
     def _fit_terminal(self) -> Line | None:
         """Give drafts that end the answer a line of their own: they are judged by other words."""
@@ -253,44 +251,44 @@ def baseline(intercept: float, slope: float, prefix_rewards: Floats) -> Floats:
     return np.asarray(intercept + slope * prefix_rewards)
 
 
-def spread_of(residuals: Sequence[Floats]) -> Spread:
-    """Take residuals apart into what prefixes share and what drafts of one prefix do not.
+def effort_of(residuals: Sequence[Floats], offset: float, beta: float) -> Effort:
+    """Return what drafts say of the draws under a threshold.
 
     Args:
         residuals: Of one stage or several, each `(prefixes, drafts)`; nan where there is no draft,
             -inf for one that may not be accepted.
+        offset: How far above the baseline a draft must be, in reward units.
+        beta: Acceptance softness, in reward units.
     """
-    means, counts, deviations = [], [], []
-    num_draws = 0
+    means, counts, variances = [], [], []
     for part in residuals:
-        num_draws += int((~np.isnan(part)).sum())
-        for row in part:
-            known = row[np.isfinite(row)]
-            if len(known):
-                means.append(float(known.mean()))
-                counts.append(len(known))
-            if len(known) > 1:
-                # A mean of n draws takes a share of 1/n out of their variance.
-                scale = math.sqrt(len(known) / (len(known) - 1))
-                deviations.append((known - known.mean()) * scale)
-    pooled = np.sort(np.concatenate(deviations)) if deviations else np.zeros(1)
-    raw = np.array(means)
-    noise = float(pooled.var()) * float(np.mean(1 / np.array(counts)))
-    between = max(0.0, float(raw.var()) - noise)
-    shrink = math.sqrt(between / float(raw.var())) if raw.var() > 0 else 0.0
-    eligible = sum(counts) / num_draws
-    return Spread(raw.mean() + shrink * (raw - raw.mean()), pooled, eligible)
+        accepted = acceptances(part, offset, beta)
+        drawn = ~np.isnan(part)
+        number = drawn.sum(1)
+        rows = number > 0
+        mean = np.where(drawn, accepted, 0).sum(1)[rows] / number[rows]
+        square = np.where(drawn, np.square(accepted), 0).sum(1)[rows] / number[rows]
+        means.append(mean)
+        counts.append(number[rows])
+        # Unbiased within a prefix; of a single draft there is none.
+        correction = number[rows] / np.maximum(number[rows] - 1, 1)
+        variances.append(np.where(number[rows] > 1, (square - mean**2) * correction, np.nan))
+    p, n, v = np.concatenate(means), np.concatenate(counts), np.concatenate(variances)
+    acceptance = float(np.average(p, weights=n))
+    known = np.isfinite(v)
+    if acceptance in (0.0, 1.0) or known.sum() < 2:
+        return Effort(acceptance, 0.0)
+    noise = float(v[known].mean() * (1 / n[known]).mean())
+    between = max(0.0, float(p[known].var(ddof=1)) - noise)
+    return Effort(acceptance, min(1.0, between / (acceptance * (1 - acceptance))))
 
 
-def mean_acceptance(residuals: Sequence[Floats], offset: float, beta: float) -> float:
-    """Return the mean acceptance probability of drafts; of one without a reward it is 0."""
-    total, count = 0.0, 0
-    for part in residuals:
-        known = part[np.isfinite(part)]
-        gaps = np.minimum(0.0, known - offset)
-        accepted = np.exp(gaps / beta) if beta > 0 else (gaps >= 0).astype(float)
-        total, count = total + float(accepted.sum()), count + int((~np.isnan(part)).sum())
-    return total / count
+def acceptances(residuals: Floats, offset: float, beta: float) -> Floats:
+    """Return min(1, exp((residual - offset) / beta)), elementwise; nan stays nan."""
+    gaps = np.minimum(0.0, residuals - offset)
+    if beta > 0:
+        return np.asarray(np.exp(gaps / beta))
+    return np.where(np.isnan(gaps), np.nan, gaps >= 0)
 
 
 def bisect(rising: Callable[[float], float], residuals: Floats, beta: float) -> float:

@@ -1,0 +1,270 @@
+"""The trust report: a plain pilot, what it says, and the honest advice that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from stars_engine.calibration.calibrate import default_segment_len
+from stars_engine.calibration.host import Host, RewardPrompts
+from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.trust import (
+    WORTHWHILE,
+    Answers,
+    BorderTrust,
+    SegmentTrust,
+    between_prompts,
+    borders,
+    segment_trust,
+)
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schedules import NoSchedule
+from stars_engine.schema import Schema
+from stars_engine.types import Prompt, StarsResult
+
+GRID = 4  # tokens between the borders of the pilot
+SEGMENT_LENS = (4, 8, 16, 32, 64, 128)
+_SHORT, _LONG = 2.7, 4.3  # budgets that were measured to do well with segments up to 16, and above
+_REMEDY_LEN, _LOOKAHEAD = 16, 8
+
+Judge = Callable[[str, str], float]
+
+
+class Remedy(Schema):
+    """One way of cutting and scoring segments, measured on plain answers."""
+
+    name: str = Field(description="what is done", examples=["segments end with sentences"])
+    settings: dict[str, Any] = Field(description="the fields of AlignParams that do it")
+    trust: SegmentTrust = Field(description="what it comes to")
+
+
+class TrustReport(Schema):
+    """How far a reward can be trusted on unfinished text, and what to do about it."""
+
+    num_prompts: int = Field(description="pilot prompts")
+    num_answers: int = Field(description="plain answers to them")
+    judged_by: str = Field(description="what the outcome is: the reward itself, or a judge")
+    borders: tuple[BorderTrust, ...] = Field(description="by tokens read")
+    segments: tuple[SegmentTrust, ...] = Field(description="by segment length")
+    between_prompts: float = Field(
+        description="share of the final reward's variance that lies between prompts, 0 to 1"
+    )
+    remedies: tuple[Remedy, ...] = Field(default=(), description="other ways, measured")
+    recommended_segment_len: int = Field(description="segment length to begin with")
+    recommended_budget: float = Field(description="drafted over kept tokens to begin with")
+    worthwhile: bool = Field(description="whether STARS is expected to pass Best-of-N")
+    advice: tuple[str, ...] = Field(description="in words")
+
+    def summary(self) -> str:
+        """Return the report as plain text."""
+        lines = [
+            f"{self.num_answers} plain answers to {self.num_prompts} prompts",
+            f"outcome: {self.judged_by}",
+            "",
+            "tokens read   Spearman   Pearson   answers",
+        ]
+        lines += [
+            f"{b.num_tokens:11.0f} {b.spearman:10.2f} {b.pearson:9.2f} {b.num_answers:9d}"
+            for b in self._shown_borders()
+        ]
+        lines += ["", "segment_len   expected advantage over Best-of-N   Spearman midway"]
+        for s in self.segments:
+            a = s.advantage
+            shown = f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]"
+            lines.append(f"{s.segment_len:11d}   {shown:>33}   {s.spearman_midway:15.2f}")
+        if self.remedies:
+            lines += ["", f"{'remedy':32} mean length   advantage   Spearman midway"]
+            lines += [
+                f"{r.name:32} {r.trust.mean_len:11.1f} {r.trust.advantage.value:11.2f} "
+                f"{r.trust.spearman_midway:17.2f}"
+                for r in self.remedies
+            ]
+        return "\n".join([*lines, "", *self.advice])
+
+    def _shown_borders(self) -> list[BorderTrust]:
+        step = max(1, len(self.borders) // 8)
+        return list(self.borders[step - 1 :: step])
+
+
+def trust_report(
+    engine: Host,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    judge: Judge | None = None,
+    num_answers: int = 8,
+    remedies: bool = True,
+    sampling: SamplingParams | None = None,
+    reward_prompt: RewardPrompts = None,
+    seed: int = 2,
+) -> TrustReport:
+    """Measure how much the reward of a prefix says of the outcome, on answers that accept all.
+
+    Args:
+        engine: Whose models are asked; a `StarsEngine`.
+        prompts: At least 4, better 24 and more, like those of later use; None: a neutral set
+            inside the package.
+        judge: A second opinion on whole answers, f(prompt, answer) -> number; None: the outcome is
+            the reward's own. A judge that did not guide is the better one.
+        num_answers: Answers per prompt, at least 4.
+        remedies: Also measure segments that end with sentences, and a greedy lookahead.
+        sampling: The proposal and the length; None: the engine's.
+        reward_prompt: What the reward reads in place of each prompt.
+        seed: Of the answers.
+
+    Raises:
+        ConfigError: There are too few prompts or answers, or the answers are too short.
+    """
+    if prompts is None:
+        prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:24]
+    if len(prompts) < 4 or num_answers < 4:
+        name, count = (
+            ("prompts", len(prompts)) if len(prompts) < 4 else ("num_answers", num_answers)
+        )
+        raise ConfigError("trust_report", [Problem(name, f"{count} is not allowed; 4 or more")])
+    sampling = engine.sampling if sampling is None else sampling
+    sampling = sampling.replace(seed=seed, n=num_answers)
+
+    def pilot(**settings: Any) -> Answers:
+        align = AlignParams(schedule=NoSchedule(), num_candidates=1, **settings)
+        results = engine.generate(
+            prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
+        )
+        return _answers(results, prompts, judge)
+
+    plain = pilot(segment_len=GRID)
+    lengths = [length for length in SEGMENT_LENS if length <= sampling.max_tokens]
+    segments = [segment_trust(plain.coarser(length), length, seed=seed) for length in lengths]
+    others = []
+    if remedies:
+        for name, settings in _REMEDIES.items():
+            others.append(
+                Remedy(
+                    name=name,
+                    settings=settings,
+                    trust=segment_trust(pilot(**settings), settings["segment_len"], seed=seed),
+                )
+            )
+    default = default_segment_len(engine.reward)
+    length, worthwhile = _recommend(segments, default)
+    shared = between_prompts(plain)
+    return TrustReport(
+        num_prompts=len(prompts),
+        num_answers=len(plain.outcomes),
+        judged_by="the reward of the whole answer" if judge is None else "a judge",
+        borders=tuple(borders(plain)),
+        segments=tuple(segments),
+        between_prompts=shared,
+        remedies=tuple(others),
+        recommended_segment_len=length,
+        recommended_budget=_SHORT if length <= 16 else _LONG,
+        worthwhile=worthwhile,
+        advice=tuple(_advise(segments, others, length, shared, worthwhile=worthwhile)),
+    )
+
+
+_REMEDIES: dict[str, dict[str, Any]] = {
+    f"none: segments of {_REMEDY_LEN}": {"segment_len": _REMEDY_LEN},
+    "segments end with sentences": {
+        "segment_len": 2 * _REMEDY_LEN,
+        "segment_end": "sentence",
+        "min_segment_len": _REMEDY_LEN // 2,
+    },
+    f"greedy lookahead of {_LOOKAHEAD}": {"segment_len": _REMEDY_LEN, "lookahead": _LOOKAHEAD},
+}
+
+
+def _answers(
+    results: Sequence[StarsResult], prompts: Sequence[Prompt], judge: Judge | None
+) -> Answers:
+    used = [result for result in results if _rewards(result)]
+    if not used:
+        message = "no answer has a reward at any border; raise max_tokens, or look at the reward"
+        raise ConfigError("trust_report", [Problem("sampling", message)])
+    rewards = [np.array(_rewards(result)) for result in used]
+    tokens = [np.cumsum([len(s.token_ids) for s in result.segments]) for result in used]
+    if judge is None:
+        outcomes = [own[-1] for own in rewards]
+    else:
+        outcomes = [judge(_text(prompts[r.prompt_index]), r.text) for r in used]
+    return Answers(
+        np.array([result.prompt_index for result in used]),
+        rewards,
+        [part.astype(float) for part in tokens],
+        np.array(outcomes, dtype=float),
+    )
+
+
+def _rewards(result: StarsResult) -> list[float]:
+    """Rewards at every border of an answer; none if one is missing."""
+    rewards = [s.reward for s in result.segments if s.reward is not None]
+    return rewards if len(rewards) == len(result.segments) else []
+
+
+def _text(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    messages = getattr(prompt, "messages", None) or ()
+    return getattr(prompt, "text", None) or "\n\n".join(message.content for message in messages)
+
+
+def _recommend(segments: Sequence[SegmentTrust], default: int) -> tuple[int, bool]:
+    """Return the default length, or the one that promises most where that is not worth while."""
+    best = max(segments, key=lambda s: np.nan_to_num(s.advantage.value, nan=-1.0))
+    by_len = {s.segment_len: s for s in segments}
+    usual = by_len.get(default, best)
+    chosen = usual if usual.advantage.value >= WORTHWHILE else best
+    return chosen.segment_len, bool(chosen.advantage.value >= WORTHWHILE)
+
+
+def _advise(
+    segments: Sequence[SegmentTrust],
+    remedies: Sequence[Remedy],
+    length: int,
+    shared: float,
+    *,
+    worthwhile: bool,
+) -> list[str]:
+    chosen = next(s for s in segments if s.segment_len == length)
+    advantage = chosen.advantage
+    lines = []
+    if worthwhile:
+        lines.append(
+            f"Segments of {length} tokens: expected advantage {advantage.value:.2f} over Best-of-N "
+            f"(95% interval {advantage.low:.2f} to {advantage.high:.2f}). STARS is worth while."
+        )
+        if advantage.low < WORTHWHILE:
+            lines.append("The interval reaches below 1.2: more pilot prompts would tell.")
+    else:
+        lines.append(
+            f"No segment length promises more than {WORTHWHILE} times Best-of-N (best: {length} "
+            f"tokens, {advantage.value:.2f}). What this reward says of unfinished text hardly "
+            "tells how the answer ends. Use engine.best_of_n(...), a longer segment, or a reward "
+            "that was trained on prefixes."
+        )
+    if chosen.spearman_midway < 0.3:
+        lines.append(
+            f"Half way the reward ranks answers to one prompt with a correlation of only "
+            f"{chosen.spearman_midway:.2f} with the outcome."
+        )
+    if shared > 0.5:
+        lines.append(
+            f"{shared:.0%} of the reward's variance lies between prompts: fixed thresholds would "
+            "force hard prompts and wave easy ones through. Use calibrated ones."
+        )
+    if remedies:
+        plain, *others = remedies
+        best = max(others, key=lambda r: np.nan_to_num(r.trust.advantage.value, nan=-1.0))
+        gain = best.trust.advantage.value - plain.trust.advantage.value
+        if gain > 0.1:
+            fields = ", ".join(f"{key}={value!r}" for key, value in best.settings.items())
+            lines.append(
+                f"{best.name}: advantage {best.trust.advantage.value:.2f} instead of "
+                f"{plain.trust.advantage.value:.2f}; AlignParams({fields})."
+            )
+        else:
+            lines.append("Neither sentence borders nor a lookahead promise more here.")
+    return lines

@@ -1,0 +1,216 @@
+"""How far a reward can be trusted on unfinished text, from plain pilot answers.
+
+Accepted prefixes are range-restricted, so the pilot accepts everything. What STARS gains over
+Best-of-N is told by the *innovation* of each segment, its reward less its regression on the reward
+before it: Best-of-N selects once by the final reward, STARS once in every segment by what is new in
+it. With rho_k the correlation of segment k's innovation with the outcome, the ratio
+sum(rho_k) / rho_final is the expected advantage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stars_engine.schedules import Estimate
+from stars_engine.schema import Schema
+
+Floats = NDArray[np.float64]
+
+WORTHWHILE = 1.2  # below, Best-of-N does as well
+_NUM_RESAMPLES = 200
+_MIN_ANSWERS = 16  # fewer answers that are so long say nothing of a border
+
+
+class BorderTrust(Schema):
+    """What the reward at one border says of the outcome, among answers to the same prompt."""
+
+    num_tokens: float = Field(description="tokens read, mean over answers", examples=[32.0])
+    num_answers: int = Field(description="answers that reach the border", examples=[192])
+    spearman: float = Field(description="rank correlation with the outcome, -1 to 1")
+    pearson: float = Field(description="correlation with the outcome, -1 to 1")
+
+
+class SegmentTrust(Schema):
+    """What judging by segments of one length is expected to gain over Best-of-N."""
+
+    segment_len: int = Field(description="tokens judged together", examples=[8])
+    mean_len: float = Field(description="tokens in a segment, mean", examples=[8.0])
+    innovations: tuple[float, ...] = Field(
+        description="rho_k of segments 0, 1, ...: correlation of what is new with the outcome"
+    )
+    advantage: Estimate = Field(description="sum of rho_k over rho_final, expected over Best-of-N")
+    spearman_midway: float = Field(
+        description="rank correlation with the outcome, of the reward nearest to half the answer"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Plain answers with a reward at each border.
+
+    Attributes:
+        prompts: `(answers,)`, index of the prompt.
+        rewards: One array per answer, its reward at each border; the last is the final one.
+        num_tokens: One array per answer, tokens up to each border.
+        outcomes: `(answers,)`: the final reward, or a judge's.
+    """
+
+    prompts: NDArray[np.int64]
+    rewards: Sequence[Floats]
+    num_tokens: Sequence[Floats]
+    outcomes: Floats
+
+    def picked(self, prompts: NDArray[np.int64]) -> Answers:
+        """Return the answers of some prompts; one picked twice counts as two."""
+        index = [np.flatnonzero(self.prompts == prompt) for prompt in prompts]
+        rows = np.concatenate(index)
+        names = np.repeat(np.arange(len(prompts)), [len(part) for part in index])
+        return Answers(
+            names,
+            [self.rewards[row] for row in rows],
+            [self.num_tokens[row] for row in rows],
+            self.outcomes[rows],
+        )
+
+    def coarser(self, segment_len: int) -> Answers:
+        """Return the same answers, with rewards at every `segment_len` tokens and at the end."""
+        kept = [
+            np.flatnonzero((tokens % segment_len == 0) | (tokens == tokens[-1]))
+            for tokens in self.num_tokens
+        ]
+        return Answers(
+            self.prompts,
+            [rewards[at] for rewards, at in zip(self.rewards, kept, strict=True)],
+            [tokens[at] for tokens, at in zip(self.num_tokens, kept, strict=True)],
+            self.outcomes,
+        )
+
+
+def borders(answers: Answers) -> list[BorderTrust]:
+    """Return what the reward at each border says of the outcome."""
+    found = []
+    for index in range(max(map(len, answers.rewards))):
+        rows = _reaching(answers, index)
+        if len(rows) < _MIN_ANSWERS:
+            break
+        rewards = np.array([answers.rewards[row][index] for row in rows])
+        prompts, outcomes = answers.prompts[rows], answers.outcomes[rows]
+        found.append(
+            BorderTrust(
+                num_tokens=float(np.mean([answers.num_tokens[row][index] for row in rows])),
+                num_answers=len(rows),
+                spearman=within(_ranks_by, rewards, outcomes, prompts),
+                pearson=within(_centred_by, rewards, outcomes, prompts),
+            )
+        )
+    return found
+
+
+def segment_trust(answers: Answers, segment_len: int, *, seed: int = 0) -> SegmentTrust:
+    """Return innovation correlations and the expected advantage, interval over prompts."""
+    rho = innovations(answers)
+    generator = np.random.default_rng(seed)
+    prompts = np.unique(answers.prompts)
+    draws = []
+    for _ in range(_NUM_RESAMPLES):
+        some = answers.picked(generator.choice(prompts, size=len(prompts)))
+        draws.append(_advantage(some, innovations(some)))
+    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    lengths = np.concatenate([np.diff(tokens, prepend=0) for tokens in answers.num_tokens])
+    return SegmentTrust(
+        segment_len=segment_len,
+        mean_len=float(lengths.mean()),
+        innovations=tuple(value for value, _ in rho),
+        advantage=Estimate(value=_advantage(answers, rho), low=float(low), high=float(high)),
+        spearman_midway=_midway(answers),
+    )
+
+
+def innovations(answers: Answers) -> list[tuple[float, float]]:
+    """Return, for each segment, rho_k and the share of answers that have such a segment."""
+    found = []
+    for index in range(max(map(len, answers.rewards))):
+        rows = _reaching(answers, index)
+        if len(rows) < _MIN_ANSWERS:
+            break
+        prompts = answers.prompts[rows]
+        new = _centred_by(np.array([answers.rewards[row][index] for row in rows]), prompts)
+        if index:
+            old = _centred_by(np.array([answers.rewards[row][index - 1] for row in rows]), prompts)
+            variance = float(old @ old)
+            new = new - old * (float(old @ new) / variance if variance > 0 else 0.0)
+        outcome = _centred_by(answers.outcomes[rows], prompts)
+        found.append((correlation(new, outcome), len(rows) / len(answers.outcomes)))
+    return found
+
+
+def between_prompts(answers: Answers) -> float:
+    """Return the share of the final reward's variance that lies between prompts, 0 to 1."""
+    finals = np.array([rewards[-1] for rewards in answers.rewards])
+    rest = _centred_by(finals, answers.prompts)
+    num_prompts = len(np.unique(answers.prompts))
+    inside = float(rest @ rest) / max(1, len(finals) - num_prompts)
+    total = float(finals.var(ddof=1))
+    return min(1.0, max(0.0, 1 - inside / total)) if total > 0 else 0.0
+
+
+def correlation(a: Floats, b: Floats) -> float:
+    """Return Pearson's correlation; 0 where one of them does not vary."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else 0.0
+
+
+def within(
+    centre: Callable[[Floats, NDArray[np.int64]], Floats],
+    a: Floats,
+    b: Floats,
+    prompts: NDArray[np.int64],
+) -> float:
+    """Return the correlation among answers to the same prompt."""
+    return correlation(centre(a, prompts), centre(b, prompts))
+
+
+def _reaching(answers: Answers, index: int) -> NDArray[np.int64]:
+    return np.flatnonzero([len(rewards) > index for rewards in answers.rewards])
+
+
+def _advantage(answers: Answers, rho: Sequence[tuple[float, float]]) -> float:
+    finals = np.array([rewards[-1] for rewards in answers.rewards])
+    final = within(_centred_by, finals, answers.outcomes, answers.prompts)
+    total = sum(value * share for value, share in rho)
+    return total / final if final > 0 else float("nan")
+
+
+def _midway(answers: Answers) -> float:
+    """Each answer's reward at the border nearest to its half, against its outcome."""
+    values = []
+    for rewards, tokens in zip(answers.rewards, answers.num_tokens, strict=True):
+        values.append(rewards[int(np.abs(tokens - tokens[-1] / 2).argmin())])
+    return within(_ranks_by, np.array(values), answers.outcomes, answers.prompts)
+
+
+def _centred_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
+    centred = np.array(values, dtype=float)
+    for prompt in np.unique(prompts):
+        rows = prompts == prompt
+        centred[rows] -= centred[rows].mean()
+    return centred
+
+
+def _ranks_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
+    """Return ranks among the answers of one prompt, centred; ties share their mean rank."""
+    ranks = np.empty(len(values))
+    for prompt in np.unique(prompts):
+        rows = np.flatnonzero(prompts == prompt)
+        own = values[rows]
+        below = (own[None, :] < own[:, None]).sum(1)
+        same = (own[None, :] == own[:, None]).sum(1)
+        rank = below + (same - 1) / 2
+        ranks[rows] = (rank - rank.mean()) / max(1, len(rows) - 1)
+    return ranks
