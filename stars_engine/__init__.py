@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stars_engine.calibration.calibrate import calibrate
+    from stars_engine.calibration.report import TrustReport, trust_report
+    from stars_engine.calibration.verify import Verification, verify
     from stars_engine.config import (
         AlignParams,
         ClassifierReward,
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
         StarsConfig,
         TransformersModel,
     )
+    from stars_engine.config.presets import preset
     from stars_engine.engine import StarsEngine
     from stars_engine.errors import (
         AlignmentError,
@@ -61,6 +65,10 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "stars_engine.calibration.calibrate": "calibrate",
+    "stars_engine.calibration.report": "TrustReport trust_report",
+    "stars_engine.calibration.verify": "Verification verify",
+    "stars_engine.config.presets": "preset",
     "stars_engine.config": (
         "AlignParams ClassifierReward EngineParams FunctionReward SamplingParams StarsConfig "
         "TransformersModel"
@@ -123,7 +131,13 @@ __all__ = [
     "StarsWarning",
     "TokenIds",
     "TransformersModel",
+    "TrustReport",
     "Usage",
+    "Verification",
+    "calibrate",
+    "preset",
+    "trust_report",
+    "verify",
 ]
 
 

@@ -43,6 +43,7 @@ def verify(
     sampling: SamplingParams | None = None,
     align: AlignParams | None = None,
     reward_prompt: RewardPrompts = None,
+    num_answers: int = 1,
     seed: int = 1,
 ) -> Verification:
     """Answer other prompts under a calibrated schedule and compare the effort with the predicted.
@@ -54,6 +55,7 @@ def verify(
         sampling: As in `calibrate`.
         align: As in `calibrate`.
         reward_prompt: As in `calibrate`.
+        num_answers: Answers to each prompt.
         seed: Of these answers; another than the pilot's.
 
     Raises:
@@ -62,7 +64,7 @@ def verify(
     if not prompts:
         message = "none given; give prompts that the calibration has not seen"
         raise ConfigError("verify", [Problem("prompts", message)])
-    sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
+    sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=num_answers)
     base = engine.config.align if align is None else align
     results = engine.generate(
         prompts,
