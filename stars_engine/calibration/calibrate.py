@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stars_engine.calibration.effort import pilot_effort
+from stars_engine.calibration.effort import effort_curve, pilot_effort
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot import Pilot, opening_schedule, schedule_of
@@ -139,6 +139,7 @@ def calibrate(
         segment_len=align.segment_len,
         made_for={**made_for, "pilot": pilot},
         predicted=pilot_effort(fitter, results),
+        curve=effort_curve(fitter),
     )
     _warn_of_pilot(schedule, results)
     saved.discard()

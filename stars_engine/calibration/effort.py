@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_engine.calibration.fit import Fitter
-from stars_engine.schedules import Effort, Estimate
+from stars_engine.schedules import CurvePoint, Effort, Estimate
 from stars_engine.types import StarsResult
 
 NUM_RESAMPLES = 2000
@@ -33,21 +33,34 @@ def pilot_effort(fitter: Fitter, results: Sequence[StarsResult]) -> Effort:
     pilot's prompts and the others', each as the pilot shows it.
     """
     observed = observed_effort(results)
-    stages = range(len(fitter.lines))
-    weights = np.array([len(fitter.stages[index].prefix_rewards) for index in stages], dtype=float)
+    mean = _mean_draws(fitter, None)
+    forced = _at_least_binomial(observed.forced, results)
+    return Effort(
+        acceptance=_around(mean.acceptance, observed.acceptance, top=1.0),
+        budget=_around(mean.budget, observed.budget),
+        forced=_around(mean.forced, forced, top=1.0),
+    )
+
+
+def effort_curve(fitter: Fitter) -> tuple[CurvePoint, ...]:
+    """Return what other offsets would come to on the pilot's prefixes."""
+    return tuple(_mean_draws(fitter, offset / 4) for offset in range(-4, 11))
+
+
+def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
+    """Average over stages, by the prefixes that came so far."""
+    weights = [len(stage.prefix_rewards) for stage in fitter.stages]
+    draws = [fitter.draws(index, offset_sigmas) for index in range(len(fitter.lines))]
     limit = fitter.max_attempts
 
     def mean(values: Sequence[float]) -> float:
         return float(np.average(values, weights=weights))
 
-    draws = [fitter.effort(index) for index in stages]
-    acceptance = mean([stage.acceptance for stage in draws])
-    budget = mean([stage.attempts(limit) for stage in draws])
-    forced = mean([stage.forced(limit) for stage in draws])
-    return Effort(
-        acceptance=_around(acceptance, observed.acceptance, top=1.0),
-        budget=_around(budget, observed.budget),
-        forced=_around(forced, _at_least_binomial(observed.forced, results), top=1.0),
+    return CurvePoint(
+        offset_sigmas=np.nan if offset_sigmas is None else offset_sigmas,
+        acceptance=mean([stage.acceptance for stage in draws]),
+        budget=mean([stage.attempts(limit) for stage in draws]),
+        forced=mean([stage.forced(limit) for stage in draws]),
     )
 
 

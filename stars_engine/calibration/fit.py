@@ -85,7 +85,7 @@ class StageDrafts:
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class Draws:
     """Draws per segment, where prefixes differ in how readily a draft of theirs is accepted.
 
     Mean attempts are not 1 / mean acceptance: hard prefixes draw more often. The acceptance
@@ -166,10 +166,12 @@ class Fitter:
             self.lines.append(self.lines[-1])  # nothing to regress on
         self.terminals.append(self._fit_terminal())
 
-    def effort(self, index: int) -> Effort:
-        """Return what the drafts of a stage say of its draws under its threshold."""
+    def draws(self, index: int, offset_sigmas: float | None = None) -> Draws:
+        """Return what the drafts of a stage say of its draws under its threshold, or another."""
         assert self.beta is not None
-        return effort_of([self._residuals(index)], self.lines[index].offset, self.beta)
+        line = self.lines[index]
+        offset = line.offset if offset_sigmas is None else offset_sigmas * line.sigma
+        return draws_of([self._residuals(index)], offset, self.beta)
 
     def _residuals(self, index: int) -> Floats:
         drafts, line = self.stages[index], self.lines[index]
@@ -193,14 +195,14 @@ class Fitter:
         found = np.concatenate([part[np.isfinite(part)] for part in residuals])
 
         def excess(offset: float) -> float:
-            effort = effort_of(residuals, offset, beta)
+            draws = draws_of(residuals, offset, beta)
             match self.target.name:
                 case "budget":
-                    return effort.attempts(limit) - wanted
+                    return draws.attempts(limit) - wanted
                 case "target_forced":
-                    return effort.forced(limit) - wanted
+                    return draws.forced(limit) - wanted
                 case _:
-                    return wanted - effort.acceptance
+                    return wanted - draws.acceptance
 
         return bisect(excess, found, beta)
 
@@ -251,7 +253,7 @@ def baseline(intercept: float, slope: float, prefix_rewards: Floats) -> Floats:
     return np.asarray(intercept + slope * prefix_rewards)
 
 
-def effort_of(residuals: Sequence[Floats], offset: float, beta: float) -> Effort:
+def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> Draws:
     """Return what drafts say of the draws under a threshold.
 
     Args:
@@ -277,10 +279,10 @@ def effort_of(residuals: Sequence[Floats], offset: float, beta: float) -> Effort
     acceptance = float(np.average(p, weights=n))
     known = np.isfinite(v)
     if acceptance in (0.0, 1.0) or known.sum() < 2:
-        return Effort(acceptance, 0.0)
+        return Draws(acceptance, 0.0)
     noise = float(v[known].mean() * (1 / n[known]).mean())
     between = max(0.0, float(p[known].var(ddof=1)) - noise)
-    return Effort(acceptance, min(1.0, between / (acceptance * (1 - acceptance))))
+    return Draws(acceptance, min(1.0, between / (acceptance * (1 - acceptance))))
 
 
 def acceptances(residuals: Floats, offset: float, beta: float) -> Floats:

@@ -29,9 +29,9 @@ class Verification(Schema):
         for name in Effort.model_fields:
             seen = getattr(self.observed, name)
             expected = getattr(self.predicted, name) if self.predicted else None
-            shown = _shown(expected) if expected else "-"
+            shown = expected.shown() if expected else "-"
             mark = "" if expected is None or expected.holds(seen.value) else "  outside"
-            lines.append(f"{name:12} {shown:>24} {_shown(seen):>24}{mark}")
+            lines.append(f"{name:12} {shown:>24} {seen.shown():>24}{mark}")
         return "\n".join(lines)
 
 
@@ -79,8 +79,3 @@ def verify(
         num_prompts=len(prompts),
         mean_reward=sum(rewards) / len(rewards) if rewards else float("nan"),
     )
-
-
-def _shown(estimate: object) -> str:
-    low, high = getattr(estimate, "low", 0.0), getattr(estimate, "high", 0.0)
-    return f"{getattr(estimate, 'value', 0.0):.3f} [{low:.3f}, {high:.3f}]"

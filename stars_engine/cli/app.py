@@ -11,9 +11,12 @@ from typing import Annotated
 
 import typer
 
+from stars_engine.cli.calibrate import calibrate_command
 from stars_engine.cli.messages import is_broken_pipe, messages
+from stars_engine.cli.options import ConfigOption, ModelOption, RewardOption
 from stars_engine.cli.settings import given, read_config, read_schedule, shown
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.config.presets import PRESET_NAMES
 from stars_engine.errors import StarsError
 from stars_engine.schedules import NoSchedule
 
@@ -27,16 +30,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="A YAML or JSON file; default: the embedded pair."),
-]
-ModelOption = Annotated[str | None, typer.Option(help="Language model: hub name or directory.")]
-RewardOption = Annotated[
-    str | None,
-    typer.Option(help="Reward model: hub name or directory, or 'package.module:name' to call."),
-]
 
 
 def main() -> None:
@@ -149,6 +142,12 @@ def generate(
     initial_weight: Annotated[
         float | None, typer.Option(help="Or how near the target it begins, 0 to 1.")
     ] = None,
+    schedule: Annotated[
+        Path | None, typer.Option(help="Thresholds that `stars calibrate` wrote.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Named settings: {', '.join(PRESET_NAMES)}.")
+    ] = None,
     terminal: Annotated[
         str | None,
         typer.Option(
@@ -188,7 +187,7 @@ def generate(
     if top_k == 0:
         sampling["top_k"] = None
     align = given(
-        schedule=read_schedule(threshold, target, initial, initial_weight),
+        schedule=read_schedule(threshold, target, initial, initial_weight, schedule),
         segment_len=segment_len,
         beta=beta,
         max_attempts=max_attempts,
@@ -198,7 +197,13 @@ def generate(
         fallback_text=fallback_text,
     )
     settings = read_config(
-        config, model, reward, sampling=sampling, align=align, prompt_format=prompt_format
+        config,
+        model,
+        reward,
+        sampling=sampling,
+        align=align,
+        preset_name=preset,
+        prompt_format=prompt_format,
     )
     prompts = [prompt] if prompt not in (None, "-") else read_prompts(prompts_file)
     run_generate(prompts, settings, as_json=as_json, trace=trace)
@@ -214,3 +219,6 @@ def doctor(
     # Nothing is judged, so no thresholds are asked for.
     align = {} if (model, reward) == (None, None) else {"schedule": NoSchedule()}
     run_doctor(read_config(config, model, reward, sampling={}, align=align))
+
+
+app.command("calibrate")(calibrate_command)

@@ -14,7 +14,9 @@ from stars_engine.config import (
     StarsConfig,
     TransformersModel,
 )
+from stars_engine.config.presets import preset
 from stars_engine.config.root import embedded_align
+from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schema import Schema
 
 
@@ -37,9 +39,14 @@ def read_schedule(
     target: float | None,
     initial: float | None,
     initial_weight: float | None,
-) -> dict[str, Any] | None:
+    path: Path | None = None,
+) -> dict[str, Any] | CalibratedSchedule | None:
     """Return the schedule that the options describe, or None if they describe none."""
     start = given(initial=initial, initial_weight=initial_weight)
+    if path is not None:
+        if threshold is not None or target is not None or start:
+            raise typer.BadParameter("give --schedule FILE, or thresholds, not both")
+        return CalibratedSchedule.from_file(path)
     if threshold is not None and (target is not None or start):
         raise typer.BadParameter("give --threshold, or --target with --initial")
     if threshold is not None:
@@ -58,13 +65,14 @@ def read_config(
     *,
     sampling: dict[str, Any],
     align: dict[str, Any],
+    preset_name: str | None = None,
     prompt_format: str | None = None,
 ) -> StarsConfig:
     """Read the file, or start from the defaults, and apply the options that were given."""
     base = StarsConfig.from_file(path) if path else StarsConfig()
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
-        _check_own_pair(path, model, reward, has_schedule="schedule" in align)
+        _check_own_pair(path, model, reward)
     changes: dict[str, Any] = given(model=model, prompt_format=prompt_format)
     if reward is not None:
         is_callable = ":" in reward and not reward.startswith("stars:")
@@ -75,10 +83,14 @@ def read_config(
                 f"{path} says sampling: model; write the settings there, or leave the options out"
             )
         changes["sampling"] = base.sampling.replace(**sampling)
-    if align:
-        # The embedded pair's settings mean nothing to other models.
-        is_embedded = own_pair and "align" not in base.model_fields_set
-        changes["align"] = (AlignParams() if is_embedded else base.align).replace(**align)
+    if preset_name is not None:
+        ramp = align.get("schedule")
+        if preset_name == "paper" and isinstance(ramp, dict) and ramp["kind"] == "linear":
+            align = {**align, **ramp}  # --target and its kin are the preset's own
+            del align["schedule"], align["kind"]
+        changes["align"] = preset(preset_name, **align)
+    elif own_pair or align:
+        changes["align"] = _test_of(base, own_pair=own_pair).replace(**align)
     return base.replace(**changes)
 
 
@@ -89,18 +101,19 @@ def _is_another(
     return name is not None and name != own
 
 
-def _check_own_pair(
-    path: Path | None, model: str | None, reward: str | None, *, has_schedule: bool
-) -> None:
-    """Refuse half a pair, and thresholds that were made for another one."""
+def _test_of(base: StarsConfig, *, own_pair: bool) -> AlignParams:
+    """Return the file's test; thresholds that were made for another pair are left out."""
+    if not own_pair:
+        return base.align
+    if "align" not in base.model_fields_set:
+        return AlignParams()
+    return base.align.replace(schedule=None)
+
+
+def _check_own_pair(path: Path | None, model: str | None, reward: str | None) -> None:
+    """Refuse half a pair."""
     if path is None and (model is None or reward is None):
         missing, other = ("--reward", "--model") if reward is None else ("--model", "--reward")
         raise typer.BadParameter(
             f"{missing} is required beside {other}: the embedded pair only goes together"
-        )
-    if not has_schedule:
-        whose = f"those of {path}" if path else "the embedded pair's"
-        raise typer.BadParameter(
-            f"thresholds belong to one pair of models, and {whose} were made for another. Cure: "
-            "give --threshold, or --target with or without --initial"
         )

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stars_engine.schedules.auto import AutoSchedule
 from stars_engine.schedules.base import BaseSchedule, Progress
-from stars_engine.schedules.calibrated import CalibratedSchedule, Effort, Estimate, Line
+from stars_engine.schedules.calibrated import CalibratedSchedule, CurvePoint, Effort, Estimate, Line
 from stars_engine.schedules.fixed import ConstantSchedule, NoSchedule, PerSegmentSchedule
 from stars_engine.schedules.function import FunctionSchedule
 from stars_engine.schedules.ramps import CosineSchedule, LinearSchedule
@@ -29,6 +29,7 @@ __all__ = [
     "CalibratedSchedule",
     "ConstantSchedule",
     "CosineSchedule",
+    "CurvePoint",
     "Effort",
     "Estimate",
     "FunctionSchedule",

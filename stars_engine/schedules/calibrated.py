@@ -57,6 +57,10 @@ class Estimate(Schema):
         """Whether an observation lies inside."""
         return self.low <= observed <= self.high
 
+    def shown(self) -> str:
+        """Return the estimate and its interval as text."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 class Effort(Schema):
     """What aligned text costs, predicted by a calibration or observed."""
@@ -66,6 +70,15 @@ class Effort(Schema):
     )
     budget: Estimate = Field(description="drafted tokens over kept tokens")
     forced: Estimate = Field(description="share of segments kept without acceptance")
+
+
+class CurvePoint(Schema):
+    """What the same offset above the baseline, in every segment, would come to."""
+
+    offset_sigmas: float = Field(description="offset over sigma of its stage", examples=[0.5])
+    acceptance: float = Field(description="acceptance probability of a first draft, 0 to 1")
+    budget: float = Field(description="drafted over kept tokens")
+    forced: float = Field(description="share of segments kept without acceptance, 0 to 1")
 
 
 class CalibratedSchedule(BaseSchedule):
@@ -99,6 +112,9 @@ class CalibratedSchedule(BaseSchedule):
     )
     predicted: Effort | None = Field(
         default=None, description="what the pilot predicts for other prompts", repr=False
+    )
+    curve: tuple[CurvePoint, ...] = Field(
+        default=(), description="what other offsets would have come to, by the pilot", repr=False
     )
 
     @classmethod

@@ -1,0 +1,138 @@
+"""The trust report and the calibration as one HTML page, in words and plots."""
+
+from __future__ import annotations
+
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from stars_engine.calibration.report import TrustReport
+from stars_engine.calibration.trust import WORTHWHILE
+from stars_engine.calibration.verify import Verification
+from stars_engine.errors import ConfigError, Problem, needs_extra
+from stars_engine.schedules import CalibratedSchedule
+
+_SIZE = (6.4, 3.6)  # inches
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+pre { background: #f4f4f2; padding: .8rem; overflow-x: auto; font-size: 13px; }
+svg { max-width: 100%; height: auto; } h2 { margin-top: 2.2rem; }
+"""
+
+
+def write_report(
+    path: str | Path,
+    report: TrustReport,
+    schedule: CalibratedSchedule | None = None,
+    verification: Verification | None = None,
+) -> None:
+    """Write an HTML page that needs nothing beside it.
+
+    Args:
+        path: The file.
+        report: What `trust_report` returned.
+        schedule: What `calibrate` returned, to be shown with it.
+        verification: What `verify` returned, likewise.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ConfigError: The file cannot be written.
+    """
+    advice = "".join(f"<p>{html.escape(line)}</p>" for line in report.advice)
+    parts = [
+        "<h1>How far can this reward be trusted on unfinished text?</h1>",
+        advice,
+        f"<pre>{html.escape(report.summary())}</pre>",
+        "<h2>What a prefix says of the outcome</h2>",
+        "<p>Correlation, among answers to one prompt, of the reward after so many tokens with the "
+        "outcome. It need not be high: what counts is the sum of what each segment adds.</p>",
+        _svg(lambda axes: _plot_borders(axes, report)),
+        "<h2>Expected advantage over Best-of-N</h2>",
+        "<p>Sum over segments of the correlation of what is new in each with the outcome, over that "
+        f"of the final reward. Below {WORTHWHILE} Best-of-N does as well.</p>",
+        _svg(lambda axes: _plot_advantage(axes, report)),
+        "<h2>What each segment adds</h2>",
+        _svg(lambda axes: _plot_innovations(axes, report)),
+        f"<p>{report.between_prompts:.0%} of the final reward's variance lies between prompts.</p>",
+    ]
+    if schedule is not None and schedule.curve:
+        parts += [
+            "<h2>What thresholds cost</h2>",
+            "<p>Acceptance, drafted over kept tokens, and forced segments, if every segment asked "
+            "for so many standard deviations above the expected reward.</p>",
+            _svg(lambda axes: _plot_curve(axes, schedule)),
+        ]
+    if verification is not None:
+        parts += [
+            f"<h2>Verified on {verification.num_prompts} other prompts</h2>",
+            f"<pre>{html.escape(verification.summary())}</pre>",
+        ]
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Trust report</title>"
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        message = f"cannot be written: {error.strerror}; check the path"
+        raise ConfigError("report", [Problem(str(path), message)]) from None
+
+
+def _svg(draw: Any) -> str:
+    """Return a plot as text; no window, no global state."""
+    with needs_extra("eval"):
+        from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    draw(axes)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _plot_borders(axes: Any, report: TrustReport) -> None:
+    tokens = [border.num_tokens for border in report.borders]
+    axes.plot(tokens, [border.spearman for border in report.borders], label="Spearman")
+    axes.plot(tokens, [border.pearson for border in report.borders], "--", label="Pearson")
+    axes.set(xlabel="tokens read", ylabel="correlation with the outcome", ylim=(-0.1, 1.05))
+    axes.legend()
+
+
+def _plot_advantage(axes: Any, report: TrustReport) -> None:
+    lengths = [str(segment.segment_len) for segment in report.segments]
+    values = [segment.advantage.value for segment in report.segments]
+    spans = [segment.advantage for segment in report.segments]
+    below = [max(0.0, span.value - span.low) for span in spans]
+    above = [max(0.0, span.high - span.value) for span in spans]
+    axes.errorbar(lengths, values, yerr=[below, above], fmt="o", capsize=4)
+    axes.axhline(WORTHWHILE, color="grey", linestyle=":")
+    axes.set(xlabel="segment_len", ylabel="expected advantage")
+
+
+def _plot_innovations(axes: Any, report: TrustReport) -> None:
+    for segment in report.segments:
+        if 2 <= len(segment.innovations) <= 32:
+            ends = [segment.segment_len * (k + 1) for k in range(len(segment.innovations))]
+            label = f"segment_len {segment.segment_len}"
+            axes.plot(ends, segment.innovations, ".-", label=label)
+    axes.set(xlabel="tokens read", ylabel="correlation of what is new")
+    if axes.lines:
+        axes.legend()
+
+
+def _plot_curve(axes: Any, schedule: CalibratedSchedule) -> None:
+    offsets = [point.offset_sigmas for point in schedule.curve]
+    axes.plot(offsets, [point.acceptance for point in schedule.curve], label="acceptance")
+    axes.plot(offsets, [point.forced for point in schedule.curve], label="forced")
+    axes.set(xlabel="standard deviations above the expected reward", ylim=(0, 1))
+    costs = axes.twinx()
+    costs.plot(offsets, [p.budget for p in schedule.curve], "k--", label="drafted over kept")
+    costs.set(ylabel="drafted over kept tokens")
+    lines, names = axes.get_legend_handles_labels()
+    more, other = costs.get_legend_handles_labels()
+    axes.legend(lines + more, names + other, loc="center left")

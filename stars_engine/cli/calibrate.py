@@ -1,0 +1,128 @@
+"""`stars calibrate`: thresholds for two models, and how far the reward can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from stars_engine.cli.messages import messages
+from stars_engine.cli.options import ConfigOption, ModelOption, RewardOption
+from stars_engine.cli.settings import given, read_config
+
+_PILOT_SHARE = 0.6  # of the prompts; the others verify
+
+
+def calibrate_command(
+    *,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    reward: RewardOption = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="Prompts like those of later use: one a line, or JSON lines {prompt: …}. "
+            "Default: a neutral set.",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Drafted over kept tokens. Default: 2.7.")
+    ] = None,
+    target_acceptance: Annotated[
+        float | None, typer.Option(help="Or: acceptance of a segment's first draft, 0 to 1.")
+    ] = None,
+    target_forced: Annotated[
+        float | None, typer.Option(help="Or: share of segments kept without acceptance.")
+    ] = None,
+    segment_len: Annotated[int | None, typer.Option(help="Tokens judged together.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the pilot.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="The file of thresholds, for --schedule and CalibratedSchedule.")
+    ] = Path("schedule.yaml"),
+    report: Annotated[
+        Path | None, typer.Option(help="Also measure trust and write this HTML page.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Keep two prompts in five back, and check the prediction on them.")
+    ] = True,
+) -> None:
+    """Find thresholds for a language model and a reward model; resumes where it was interrupted."""
+    from stars_engine.calibration.calibrate import calibrate
+    from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+    from stars_engine.calibration.report import trust_report
+    from stars_engine.calibration.verify import verify as check
+    from stars_engine.cli.generate import read_prompts
+    from stars_engine.cli.threads import use_one_thread
+    from stars_engine.engine import StarsEngine
+    from stars_engine.files import check_suffix
+
+    check_suffix(out, "CalibratedSchedule")
+    sampling = given(max_tokens=max_tokens)
+    settings = read_config(config, model, reward, sampling=sampling, align={})
+    if settings.uses_embedded_pair:
+        use_one_thread()
+    target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
+    with StarsEngine(settings) as engine:
+        if prompts_file is None:
+            prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)
+        else:
+            prompts = read_prompts(prompts_file)
+            Random(seed).shuffle(prompts)
+        count = round(len(prompts) * _PILOT_SHARE) if verify else len(prompts)
+        pilot, others = prompts[:count], prompts[count:]
+        limit = settings.engine.max_active
+        if len(pilot) > limit:
+            messages.say(f"the first {limit} of {len(pilot)} prompts are used for the pilot")
+            pilot = pilot[:limit]
+        with _bar("calibrating") as advance:
+            schedule = calibrate(
+                engine,
+                pilot,
+                **target,
+                segment_len=segment_len,
+                seed=seed,
+                progress=advance,
+                checkpoint=out.with_name(f"{out.name}.partial"),
+            )
+        schedule.to_file(out)
+        messages.say(f"thresholds written to {out}")
+        verification = None
+        if verify:
+            with messages.status("verifying on other prompts"):
+                verification = check(engine, schedule, others)
+            typer.echo(f"{len(pilot)} pilot prompts, {len(others)} others")
+            typer.echo(verification.summary())
+        elif schedule.predicted is not None:
+            for name in type(schedule.predicted).model_fields:
+                typer.echo(f"{name:12} {getattr(schedule.predicted, name).shown()}")
+        if report is not None:
+            with messages.status("measuring trust"):
+                trust = trust_report(engine, pilot[:24])
+            _write(report, trust, schedule, verification)
+            typer.echo(trust.summary())
+            messages.say(f"report written to {report}")
+
+
+def _write(path: Path, *parts: Any) -> None:
+    from stars_engine.calibration.plots import write_report
+
+    write_report(path, *parts)
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=messages, disable=not messages.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield advance

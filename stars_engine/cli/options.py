@@ -1,0 +1,18 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="A YAML or JSON file; default: the embedded pair."),
+]
+ModelOption = Annotated[str | None, typer.Option(help="Language model: hub name or directory.")]
+RewardOption = Annotated[
+    str | None,
+    typer.Option(help="Reward model: hub name or directory, or 'package.module:name' to call."),
+]
