@@ -73,7 +73,8 @@ def calibrate(
         num_drafts: Drafts of each prefix, up to `max_attempts`; None: 640 in all for each stage, at
             least 4.
         seed: Of the pilot.
-        progress: Called with the stages done and the stages in all.
+        progress: Called with the stages done and the stages in all, on the engine's thread: it
+            must be short. What it raises is logged.
         checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it.
 
     Raises:
@@ -119,9 +120,12 @@ def calibrate(
     saved.restore(fitter)
 
     def stage_done() -> None:
-        saved.save(fitter)
-        if progress is not None:
-            progress(len(fitter.lines), max(num_stages, len(fitter.lines)))
+        try:
+            saved.save(fitter)
+            if progress is not None:
+                progress(len(fitter.lines), max(num_stages, len(fitter.lines)))
+        except Exception:  # it is called on the engine's thread, amid everybody's requests
+            logger.exception("a finished stage could not be told or kept")
 
     decoding = Pilot(fitter, num_rollouts=len(prompts), num_drafts=num_drafts, on_stage=stage_done)
     results = engine.decode(

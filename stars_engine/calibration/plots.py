@@ -14,6 +14,18 @@ from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.schedules import CalibratedSchedule
 
 _SIZE = (6.4, 3.6)  # inches
+_ABOUT_BORDERS = (
+    "Correlation, among answers to one prompt, of the reward after so many tokens with the "
+    "outcome. It need not be high: what counts is the sum of what each segment adds."
+)
+_ABOUT_ADVANTAGE = (
+    "Sum over segments of the correlation of what is new in each with the outcome, over that of "
+    f"the final reward. Below {WORTHWHILE} Best-of-N does as well."
+)
+_ABOUT_CURVE = (
+    "Acceptance, drafted over kept tokens, and forced segments, if every segment asked for so many "
+    "standard deviations above the expected reward."
+)
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
 pre { background: #f4f4f2; padding: .8rem; overflow-x: auto; font-size: 13px; }
@@ -45,12 +57,10 @@ def write_report(
         advice,
         f"<pre>{html.escape(report.summary())}</pre>",
         "<h2>What a prefix says of the outcome</h2>",
-        "<p>Correlation, among answers to one prompt, of the reward after so many tokens with the "
-        "outcome. It need not be high: what counts is the sum of what each segment adds.</p>",
+        f"<p>{_ABOUT_BORDERS}</p>",
         _svg(lambda axes: _plot_borders(axes, report)),
         "<h2>Expected advantage over Best-of-N</h2>",
-        "<p>Sum over segments of the correlation of what is new in each with the outcome, over that "
-        f"of the final reward. Below {WORTHWHILE} Best-of-N does as well.</p>",
+        f"<p>{_ABOUT_ADVANTAGE}</p>",
         _svg(lambda axes: _plot_advantage(axes, report)),
         "<h2>What each segment adds</h2>",
         _svg(lambda axes: _plot_innovations(axes, report)),
@@ -59,8 +69,7 @@ def write_report(
     if schedule is not None and schedule.curve:
         parts += [
             "<h2>What thresholds cost</h2>",
-            "<p>Acceptance, drafted over kept tokens, and forced segments, if every segment asked "
-            "for so many standard deviations above the expected reward.</p>",
+            f"<p>{_ABOUT_CURVE}</p>",
             _svg(lambda axes: _plot_curve(axes, schedule)),
         ]
     if verification is not None:

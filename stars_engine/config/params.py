@@ -6,7 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
 from stars_engine.schema import Schema
@@ -210,6 +216,15 @@ class AlignParams(Schema):
         if isinstance(terminal, float) and math.isnan(terminal):
             raise ValueError("terminal is 'schedule', 'target' or a number")
         return terminal
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_left_to_auto(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Leave out what an `AutoSchedule` is to choose: read back, it would be a setting."""
+        values = handler(self)
+        if isinstance(self.schedule, AutoSchedule):
+            for name in {"segment_len", "beta"} - self.model_fields_set:
+                values.pop(name, None)
+        return values
 
     @model_validator(mode="after")
     def _auto_agrees(self) -> Self:

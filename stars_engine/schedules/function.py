@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.errors import ScheduleError
@@ -36,6 +36,10 @@ class FunctionSchedule(BaseSchedule):
     @classmethod
     def _names_an_object(cls, function: Any) -> Any:
         return check_name(function)
+
+    @field_serializer("function", when_used="json")
+    def _shown(self, function: Any) -> str:
+        return function if isinstance(function, str) else repr(function)  # one object, one hash
 
     @property
     def needs_prompt_reward(self) -> bool:

@@ -1,0 +1,479 @@
+"""Calibration: the fit, the pilot through the real loop, thresholds found on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stars_engine import (
+    AlignParams,
+    AutoSchedule,
+    CalibratedSchedule,
+    ConfigError,
+    NoSchedule,
+    RewardError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsWarning,
+    calibrate,
+    verify,
+)
+from stars_engine.calibration import auto
+from stars_engine.calibration.effort import observed_effort
+from stars_engine.calibration.fit import Draws, Fitter, StageDrafts, Target, draws_of, regress
+from stars_engine.config import EngineParams
+from stars_engine.rewards.base import RewardModel, Score
+from stars_engine.types import RewardInput
+
+OPENINGS = [
+    f"{who} {what}"
+    for who in ("The film", "My brother", "This actor", "One scene", "The music")
+    for what in ("was", "tried to", "never quite", "looked")
+]
+# No answer ends before its last token, so that all stages have all prefixes.
+SAMPLING = SamplingParams(max_tokens=24, min_tokens=24)
+QUICK = {"segment_len": 8, "sampling": SAMPLING, "num_drafts": 6}
+
+
+class Scaled:
+    """A reward model seen through another scale."""
+
+    def __init__(self, inner: RewardModel, factor: float, shift: float = 0.0) -> None:
+        self._inner, self._factor, self._shift = inner, factor, shift
+        self.reads_ids = True
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
+        scores = self._inner.score(inputs)
+        values = [s.value if isinstance(s, Score) else s for s in scores]
+        return [Score(value * self._factor + self._shift) for value in values]
+
+
+def assert_same(a: CalibratedSchedule, b: CalibratedSchedule) -> None:
+    """Equal up to the rounding of float32 rewards, which other batches round otherwise."""
+    assert len(a.stages) == len(b.stages)
+    for ours, theirs in zip(a.stages, b.stages, strict=True):
+        assert ours.model_dump() == pytest.approx(theirs.model_dump(), abs=1e-4)
+    assert a.made_for == b.made_for
+
+
+# --- the fit ---
+
+
+def test_regression_finds_the_line_and_knows_where_there_is_none() -> None:
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    y = np.stack([2 + 0.5 * x, 2 + 0.5 * x + 1e-3], axis=1)
+    intercept, slope = regress(x, y)
+    assert (intercept, slope) == (pytest.approx(2.0005), pytest.approx(0.5))
+    assert regress(np.full(4, 1.0), y)[1] == 0  # prefixes do not differ
+    assert regress(np.array([0, 1, np.nan, 3]), y)[1] == 0  # one is not known
+    y[0, 0] = -np.inf  # may not be accepted: not a point of the line
+    assert regress(x, y) == (pytest.approx(2.0005, abs=1e-3), pytest.approx(0.5, abs=1e-3))
+
+
+def test_draws_follow_from_a_beta_distribution_over_prefixes() -> None:
+    """Against sums over a fine grid of the density, and in both limits."""
+    a, b = 0.9, 2.1
+    p = (np.arange(200_000) + 0.5) / 200_000
+    density = p ** (a - 1) * (1 - p) ** (b - 1)
+    density /= density.sum()
+    draws = Draws(acceptance=a / (a + b), shared=1 / (a + b + 1))
+    for limit in (1, 2, 7, 20):
+        assert draws.forced(limit) == pytest.approx(float(density @ (1 - p) ** limit), abs=1e-4)
+        attempts = float(density @ ((1 - (1 - p) ** limit) / p))
+        assert draws.attempts(limit) == pytest.approx(attempts, abs=1e-3)
+    alike = Draws(acceptance=0.3, shared=0.0)
+    assert alike.attempts(20) == pytest.approx((1 - 0.7**20) / 0.3)
+    assert alike.forced(3) == pytest.approx(0.343)
+    each_its_own = Draws(acceptance=0.3, shared=1.0)  # a prefix accepts all or nothing
+    assert each_its_own.forced(20) == pytest.approx(0.7)
+    assert each_its_own.attempts(20) == pytest.approx(0.3 + 0.7 * 20)
+    assert Draws(acceptance=0.0, shared=0.0).attempts(20) == 20
+
+
+def test_the_share_between_prefixes_is_found_in_few_drafts_of_each() -> None:
+    generator = np.random.default_rng(5)
+    share, mean = 0.25, 0.3
+    size = 1 / share - 1
+    p = generator.beta(mean * size, (1 - mean) * size, size=4000)
+    accepted = generator.random((4000, 4)) < p[:, None]
+    draws = draws_of([np.where(accepted, 1.0, -1.0)], 0.0, 0.0)
+    assert draws.acceptance == pytest.approx(mean, abs=0.02)
+    assert draws.shared == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("budget", 2.7), ("target_acceptance", 0.4), ("target_forced", 0.05)]
+)
+@pytest.mark.parametrize("relative_beta", [0.0, 0.3])
+def test_each_target_is_met_on_the_drafts_themselves(
+    name: str, value: float, relative_beta: float
+) -> None:
+    fitter = Fitter(Target(name, value), max_attempts=20, relative_beta=relative_beta)
+    generator = np.random.default_rng(1)
+    for _ in range(2):
+        prefix = generator.normal(size=200)
+        shared = generator.normal(scale=0.5, size=(200, 1))
+        rewards = 0.8 * prefix[:, None] + shared + generator.normal(size=(200, 5))
+        fitter.add(StageDrafts(prefix, rewards, np.zeros((200, 5), dtype=bool)))
+    for index in range(2):
+        draws = fitter.draws(index)
+        got = {
+            "budget": draws.attempts(20),
+            "target_acceptance": draws.acceptance,
+            "target_forced": draws.forced(20),
+        }
+        assert got[name] == pytest.approx(value, rel=0.03)  # a hard test moves in steps
+    assert fitter.beta == pytest.approx(relative_beta * fitter.lines[0].sigma)
+    assert fitter.lines[0].slope == pytest.approx(0.8, abs=0.1)
+
+
+def test_drafts_that_end_the_answer_have_a_line_of_their_own() -> None:
+    generator = np.random.default_rng(2)
+    prefix = generator.normal(size=100)
+    rewards = prefix[:, None] + generator.normal(size=(100, 4))
+    ends = np.zeros((100, 4), dtype=bool)
+    ends[:, 0] = True
+    rewards[:, 0] += 5  # endings sound better
+    fitter = Fitter(Target("target_acceptance", 0.5), max_attempts=20, beta=0.0)
+    fitter.add(StageDrafts(prefix, rewards, ends))
+    [line], [terminal] = fitter.lines, fitter.terminals
+    assert terminal is not None
+    assert terminal.threshold(0.0) - line.threshold(0.0) == pytest.approx(5, abs=0.5)
+
+
+def test_without_one_finite_reward_there_is_nothing_to_fit() -> None:
+    nothing = StageDrafts(np.zeros(3), np.full((3, 2), np.nan), np.zeros((3, 2), dtype=bool))
+    with pytest.raises(ValueError, match="finite"):
+        Fitter(Target("budget", 2.7), max_attempts=20, beta=0.0).add(nothing)
+
+
+# --- the pilot ---
+
+
+@pytest.fixture(scope="module")
+def schedule(engine: StarsEngine) -> CalibratedSchedule:
+    return calibrate(engine, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
+
+
+def test_the_pilot_is_the_real_loop(
+    engine: StarsEngine, schedule: CalibratedSchedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the schedule gives under the pilot's seed are the pilot's own answers."""
+    results = []
+    real = StarsEngine.decode
+
+    def spy(*args: object, **kwargs: object) -> object:
+        results.extend(real(*args, **kwargs))
+        return list(results)
+
+    monkeypatch.setattr(StarsEngine, "decode", spy)
+    again = calibrate(engine, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
+    assert again == schedule  # same arguments, same result
+    sampling = SAMPLING.replace(seed=4)
+    plain = engine.generate(OPENINGS, sampling=sampling, align=AlignParams(schedule=schedule))
+    assert [r.token_ids for r in plain] == [r.token_ids for r in results]
+    for ours, pilot in zip(plain, results, strict=True):
+        assert [s.num_attempts for s in ours.segments] == [s.num_attempts for s in pilot.segments]
+    assert schedule.segment_len == 8
+    assert len(schedule.stages) == 3
+
+
+def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedule) -> None:
+    assert schedule.predicted is not None
+    assert schedule.predicted.acceptance.value == pytest.approx(0.4, abs=0.02)
+    budgets = [point.budget for point in schedule.curve]
+    assert budgets == sorted(budgets)
+    acceptances = [point.acceptance for point in schedule.curve]
+    assert acceptances == sorted(acceptances, reverse=True)
+
+
+def test_bounds_of_the_engine_and_other_callers_change_nothing(
+    schedule: CalibratedSchedule,
+) -> None:
+    config = StarsConfig(engine=EngineParams(max_rows=16))
+    with StarsEngine(config) as small:
+        busy = small.submit(["x", "y"], sampling=SamplingParams(max_tokens=96, seed=0))
+        found = calibrate(small, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
+        assert_same(found, schedule)
+        busy.result()
+
+
+def test_an_interrupted_calibration_goes_on(
+    engine: StarsEngine, schedule: CalibratedSchedule, tmp_path: Path
+) -> None:
+    file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
+    stages: list[int] = []
+
+    def interrupted(done: int, total: int) -> None:
+        assert total == 3
+        if done == 2:
+            kept.write_bytes(file.read_bytes())
+
+    arguments = {"target_acceptance": 0.4, "seed": 4, "checkpoint": file, **QUICK}
+    assert_same(calibrate(engine, OPENINGS, progress=interrupted, **arguments), schedule)
+    assert not file.exists()  # it has ended
+    kept.replace(file)
+    again = calibrate(engine, OPENINGS, progress=lambda done, _: stages.append(done), **arguments)
+    assert_same(again, schedule)
+    assert stages == [3]  # the first two were not measured again
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="checkpoint.*delete it"):
+        calibrate(engine, OPENINGS, **arguments)
+
+
+def test_a_checkpoint_of_another_calibration_is_not_used(
+    engine: StarsEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
+    few = {"sampling": SAMPLING.replace(max_tokens=8, min_tokens=8), "segment_len": 8}
+    calibrate(
+        engine,
+        OPENINGS[:8],
+        checkpoint=file,
+        progress=lambda *_: kept.write_bytes(file.read_bytes()),
+        **few,
+    )
+    kept.replace(file)
+    calibrate(engine, OPENINGS[:8], checkpoint=file, seed=9, **few)
+    assert "another calibration" in caplog.text
+
+
+@pytest.mark.parametrize("relative_beta", [0.0, 0.25])
+def test_rewards_in_another_scale_give_the_same_texts(
+    engine: StarsEngine, relative_beta: float
+) -> None:
+    """Times 128 exactly; times 100 plus 50 up to rounding."""
+    outcomes = []
+    for factor, shift in ((1.0, 0.0), (128.0, 0.0), (100.0, 50.0)):
+        own = Scaled(engine.reward, factor, shift)
+        with StarsEngine(StarsConfig(), model=engine.model, reward=own) as scaled:
+            schedule = calibrate(scaled, OPENINGS, budget=2.5, relative_beta=relative_beta, **QUICK)
+            results = scaled.generate(
+                OPENINGS, sampling=SAMPLING.replace(seed=8), align=AlignParams(schedule=schedule)
+            )
+        probabilities = [
+            attempt.acceptance_prob
+            for result in results
+            for segment in result.segments
+            for attempt in segment.attempts
+        ]
+        outcomes.append(([r.token_ids for r in results], probabilities))
+    assert outcomes[1] == outcomes[0]
+    assert outcomes[2][0] == outcomes[0][0]
+    assert outcomes[2][1] == pytest.approx(outcomes[0][1], abs=1e-6)
+    if relative_beta:
+        assert any(0 < probability < 1 for probability in outcomes[0][1])
+
+
+def test_predicted_effort_holds_on_other_prompts(
+    engine: StarsEngine, schedule: CalibratedSchedule
+) -> None:
+    others = [opening.replace("The ", "A ") + " a" for opening in OPENINGS]
+    seen = verify(engine, schedule, others, sampling=SAMPLING, num_answers=2)
+    assert seen.predicted == schedule.predicted
+    for name in ("acceptance", "budget", "forced"):
+        assert getattr(seen.predicted, name).holds(getattr(seen.observed, name).value), name
+        assert f"{name:12}" in seen.summary()
+    assert math.isfinite(seen.mean_reward)
+    with pytest.raises(ConfigError, match="prompts"):
+        verify(engine, schedule, [])
+
+
+def test_observed_effort_counts_what_results_say(engine: StarsEngine) -> None:
+    align = AlignParams(schedule={"kind": "constant", "value": math.inf}, max_attempts=3)
+    results = engine.generate(OPENINGS[:4], sampling=SAMPLING.replace(seed=1), align=align)
+    effort = observed_effort(results)
+    assert effort.acceptance.value == 0
+    assert effort.budget.value == pytest.approx(3)
+    assert effort.forced.value == 1
+    plain = engine.generate(
+        OPENINGS[:4], sampling=SAMPLING.replace(seed=1), align=AlignParams(schedule=NoSchedule())
+    )
+    effort = observed_effort(plain)
+    assert (effort.acceptance.value, effort.budget.value, effort.forced.value) == (1, 1, 0)
+
+
+def test_a_reward_that_cannot_judge_an_empty_answer(engine: StarsEngine) -> None:
+    """Then the first segment is measured by no prefix, and RM(x, "") is not asked for again."""
+
+    def shy(prompt: str, completion: str) -> float:
+        return len(completion) / 10 if completion else math.nan
+
+    config = StarsConfig(model="stars:embedded-lm", reward=shy)
+    with StarsEngine(config, model=engine.model) as own:
+        schedule = calibrate(own, OPENINGS[:8], budget=2, **QUICK)
+        assert schedule.stages[0].slope == 0
+        assert not schedule.needs_prompt_reward
+        align = AlignParams(schedule=schedule)
+        assert own.generate("A", sampling=SAMPLING, align=align)[0].text
+
+
+def test_a_reward_that_fails_in_the_pilot_is_told(engine: StarsEngine) -> None:
+    def failing(prompt: str, completion: str) -> float:
+        if prompt == OPENINGS[3] and len(completion) > 40:
+            raise LookupError("no opinion")
+        return float(len(completion))
+
+    config = StarsConfig(model="stars:embedded-lm", reward=failing)
+    with (
+        StarsEngine(config, model=engine.model) as own,
+        pytest.raises(RewardError, match="opinion"),
+    ):
+        calibrate(own, OPENINGS[:8], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"budget": 1.0}, ["budget", "1.0", "above 1"]),
+        ({"budget": 20.0}, ["budget", "20.0", "max_attempts=20"]),
+        ({"target_acceptance": 0.0}, ["target_acceptance", "between 0 and 1"]),
+        ({"budget": 2, "target_forced": 0.1}, ["budget and target_forced", "one of them"]),
+        ({"segment_len": 0}, ["segment_len", "0", "1 or more"]),
+        ({"relative_beta": -1.0}, ["relative_beta", "0 or more"]),
+        ({"num_drafts": 21}, ["num_drafts", "21", "max_attempts=20"]),
+        ({"sampling": SamplingParams(temperature=0)}, ["temperature", "above 0"]),
+        ({"prompts": ["a"]}, ["prompts", "1", "at least 8"]),
+        ({"prompts": ["a"] * 300}, ["prompts", "300", "max_active=256"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_out_of_range(engine: StarsEngine, arguments: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        calibrate(engine, **{"prompts": OPENINGS, **arguments})
+    for word in words:
+        assert word in str(caught.value)
+
+
+# --- used elsewhere, and on demand ---
+
+
+def test_other_settings_than_it_was_made_for_are_told(
+    engine: StarsEngine, schedule: CalibratedSchedule
+) -> None:
+    align = AlignParams(schedule=schedule)
+    engine.generate("A", sampling=SAMPLING, align=align)  # no warning: warnings are errors here
+    with pytest.warns(StarsWarning, match=r"sampling\.temperature is 0\.5, not 0\.8.*Cure"):
+        engine.generate("A", sampling=SAMPLING.replace(temperature=0.5), align=align)
+    with pytest.warns(StarsWarning, match=r"align\.segment_len is 4, not 8"):
+        engine.generate("A", sampling=SAMPLING, align=align.replace(segment_len=4))
+
+
+AUTO = AlignParams(
+    schedule=AutoSchedule(budget=2.0, prompts=OPENINGS[:8], segment_len=8), max_attempts=6
+)
+TINY = SamplingParams(max_tokens=8, seed=5)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(auto.CACHE_VARIABLE, str(tmp_path))
+    return tmp_path / "calibrations"
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the calibrations that are really made."""
+    made: list[int] = []
+    real = auto.calibrate
+
+    def counted(*args: object, **kwargs: object) -> object:
+        made.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(auto, "calibrate", counted)
+    return made
+
+
+def test_thresholds_are_found_once_and_kept(
+    cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    with StarsEngine(config) as first, ThreadPoolExecutor(4) as pool:
+        with caplog.at_level(logging.WARNING):
+            answers = list(pool.map(lambda _: first.generate("A film")[0], range(4)))
+        assert "calibrating thresholds for budget=2.0 on 8 pilot prompts" in caplog.text
+        assert len({answer.token_ids for answer in answers}) == 1
+        assert answers[0].segments[0].threshold is not None
+    assert len(runs) == 1
+    [file] = cache.glob("*.yaml")
+    kept = CalibratedSchedule.from_file(file)
+    with StarsEngine(config) as second:  # another process would do the same
+        [answer] = second.generate("A film")
+        assert answer.token_ids == answers[0].token_ids
+        assert answer.schedule_hash == kept.content_hash()
+        second.generate("A film", align=AUTO.replace(max_attempts=5))
+    assert len(runs) == 2  # other settings, other thresholds
+
+
+def test_a_damaged_file_is_made_anew(
+    cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    with StarsEngine(config) as engine:
+        engine.generate("A")
+    [file] = cache.glob("*.yaml")
+    file.write_text("stages: nothing")
+    with StarsEngine(config) as engine:
+        engine.generate("A")
+    assert len(runs) == 2
+    assert "made anew" in caplog.text
+    assert CalibratedSchedule.from_file(file)
+
+
+def test_finding_thresholds_is_no_part_of_the_deadline(cache: Path, runs: list[int]) -> None:
+    with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
+        engine.load()
+        align = AUTO.replace(deadline_s=0.5)
+        assert engine.generate("A", align=align)[0].finish_reason != "deadline"
+    assert len(runs) == 1
+
+
+async def test_event_loops_go_on_while_thresholds_are_found(cache: Path, runs: list[int]) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.005)
+            ticks += 1
+
+    with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
+        await engine.aload()
+        ticking = asyncio.create_task(tick())
+        [one], events = await asyncio.gather(engine.agenerate("A"), _collect(engine))
+        ticking.cancel()
+    assert one.text == "".join(event.text for event in events)
+    assert len(runs) == 1
+    assert ticks > 5
+
+
+async def _collect(engine: StarsEngine) -> list:
+    return [event async for event in engine.astream("A")]
+
+
+def test_baselines_need_no_thresholds(cache: Path, runs: list[int]) -> None:
+    with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
+        engine.vanilla("A")
+        engine.best_of_n("A", 2)
+    assert runs == []
+
+
+def test_parts_of_ones_own_are_calibrated_for_the_engine_alone(
+    engine: StarsEngine, cache: Path, runs: list[int]
+) -> None:
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    reward = Scaled(engine.reward, 2.0)
+    with StarsEngine(config, model=engine.model, reward=reward) as own:
+        own.generate("A")
+        own.generate("B")
+    assert len(runs) == 1
+    assert not cache.exists()  # no file could say whose they are

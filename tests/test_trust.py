@@ -1,0 +1,161 @@
+"""The trust report: its figures on answers whose truth is known, and on a real pair."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stars_engine import ConfigError, SamplingParams, StarsEngine, calibrate, trust_report
+from stars_engine.calibration.plots import write_report
+from stars_engine.calibration.trust import (
+    Answers,
+    between_prompts,
+    borders,
+    correlation,
+    innovations,
+    segment_trust,
+)
+
+NUM_PROMPTS, PER_PROMPT, NUM_SEGMENTS = 60, 8, 4
+
+
+def random_walks(noise: float = 0.0, prompt_scale: float = 0.0) -> Answers:
+    """Rewards that add up independent steps; the outcome is the last, without the noise."""
+    generator = np.random.default_rng(7)
+    count = NUM_PROMPTS * PER_PROMPT
+    prompts = np.repeat(np.arange(NUM_PROMPTS), PER_PROMPT)
+    walk = generator.normal(size=(count, NUM_SEGMENTS)).cumsum(1)
+    walk += prompt_scale * generator.normal(size=NUM_PROMPTS)[prompts][:, None]
+    seen = walk + noise * generator.normal(size=walk.shape)
+    tokens = np.arange(1, NUM_SEGMENTS + 1) * 8.0
+    return Answers(prompts, list(seen), [tokens] * count, walk[:, -1])
+
+
+def test_steps_of_a_random_walk_each_tell_their_share() -> None:
+    """Four independent steps: rho_k = 1/2 each, so four halves where Best-of-N has one whole."""
+    rho = innovations(random_walks())
+    assert [value for value, _ in rho] == pytest.approx([0.5] * 4, abs=0.06)
+    assert [share for _, share in rho] == [1.0] * 4
+    trust = segment_trust(random_walks(), 8)
+    assert trust.advantage.value == pytest.approx(2.0, abs=0.1)
+    assert trust.advantage.low < trust.advantage.value < trust.advantage.high
+    assert trust.mean_len == 8
+    coarse = segment_trust(random_walks().coarser(16), 16)
+    assert coarse.advantage.value == pytest.approx(2 / 2**0.5, abs=0.1)
+    assert segment_trust(random_walks().coarser(32), 32).advantage.value == pytest.approx(1.0)
+
+
+def test_prefixes_rank_as_the_walk_allows() -> None:
+    seen = borders(random_walks())
+    assert [border.pearson for border in seen] == pytest.approx(
+        [(k / 4) ** 0.5 for k in (1, 2, 3, 4)], abs=0.06
+    )
+    assert seen[-1].spearman == pytest.approx(1.0)
+    assert [border.num_tokens for border in seen] == [8, 16, 24, 32]
+
+
+def test_what_prompts_share_is_no_merit_of_the_reward() -> None:
+    """Large differences between prompts change neither correlations nor the advantage."""
+    alike, apart = random_walks(), random_walks(prompt_scale=50.0)
+    assert segment_trust(apart, 8).advantage.value == pytest.approx(
+        segment_trust(alike, 8).advantage.value
+    )
+    assert between_prompts(alike) < 0.05
+    assert between_prompts(apart) > 0.95
+
+
+def test_noise_in_the_reward_takes_the_advantage_away() -> None:
+    advantages = [segment_trust(random_walks(noise), 8).advantage.value for noise in (0, 1, 4)]
+    assert advantages == sorted(advantages, reverse=True)
+    assert advantages[2] < 1.5 < advantages[0]
+
+
+def test_short_answers_count_by_how_many_reach_a_segment() -> None:
+    walks = random_walks()
+    cut = [rewards[:2] if i % 2 else rewards for i, rewards in enumerate(walks.rewards)]
+    tokens = [t[:2] if i % 2 else t for i, t in enumerate(walks.num_tokens)]
+    rho = innovations(Answers(walks.prompts, cut, tokens, walks.outcomes))
+    assert [share for _, share in rho] == [1, 1, 0.5, 0.5]
+
+
+def test_nothing_varies() -> None:
+    assert correlation(np.ones(5), np.arange(5.0)) == 0.0
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    return ["The film was", "My brother", "This actor", "One scene", "The music", "I saw"]
+
+
+def test_a_report_of_the_embedded_pair(
+    engine: StarsEngine, prompts: list[str], tmp_path: Path
+) -> None:
+    sampling = SamplingParams(max_tokens=48)
+    report = trust_report(engine, prompts, sampling=sampling, num_answers=6)
+    assert report.num_answers == 36
+    assert [segment.segment_len for segment in report.segments] == [4, 8, 16, 32]
+    assert report.recommended_segment_len in (4, 8, 16, 32)
+    assert report.borders[-1].spearman > report.borders[0].spearman
+    assert {remedy.name for remedy in report.remedies} == {
+        "none: segments of 16",
+        "segments end with sentences",
+        "greedy lookahead of 8",
+    }
+    assert report == trust_report(engine, prompts, sampling=sampling, num_answers=6)
+    text = report.summary()
+    for line in report.advice:
+        assert line in text
+    schedule = calibrate(
+        engine, [*prompts, "A", "B"], segment_len=16, sampling=sampling, num_drafts=4
+    )
+    write_report(tmp_path / "r.html", report, schedule)
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == 4
+    assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|<!DOCTYPE[^>]*>', "", page).replace(
+        "http://www.w3.org", ""
+    ).replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_report(tmp_path / "nowhere" / "r.html", report)
+
+
+def test_a_judge_of_ones_own_is_the_outcome(engine: StarsEngine, prompts: list[str]) -> None:
+    """A judge that looks at length alone: the reward says little of it."""
+    sampling = SamplingParams(max_tokens=32)
+
+    def judge(prompt: str, answer: str) -> float:
+        assert prompt in prompts
+        return float(len(answer))
+
+    own = trust_report(engine, prompts, sampling=sampling, num_answers=4, remedies=False)
+    other = trust_report(
+        engine, prompts, sampling=sampling, num_answers=4, remedies=False, judge=judge
+    )
+    assert other.judged_by == "a judge"
+    assert other.remedies == ()
+    assert other.borders[-1].pearson < own.borders[-1].pearson
+
+
+def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> None:
+    from stars_engine.calibration.report import _advise, _recommend
+
+    noise = random_walks(noise=30.0)
+    segments = [segment_trust(noise.coarser(length), length) for length in (8, 16, 32)]
+    flat = [s.replace(advantage=s.advantage.replace(value=0.9)) for s in segments]
+    length, worthwhile = _recommend(flat, 8)
+    assert not worthwhile
+    [first, *_] = _advise(flat, [], length, 0.7, worthwhile=worthwhile)
+    assert "best_of_n" in first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"prompts": ["a"]}, ["prompts", "1"]), ({"num_answers": 2}, ["num_answers", "2"])],
+)
+def test_too_few_to_tell(engine: StarsEngine, arguments: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        trust_report(engine, **{"prompts": ["a"] * 4, **arguments})
+    for word in words:
+        assert word in str(caught.value)
