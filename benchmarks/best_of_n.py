@@ -60,12 +60,13 @@ def main() -> None:
         guide = np.array([result.reward for result in plain]).reshape(shape)
         opinion = judged(plain).reshape(shape)
         lengths = np.array([len(result.token_ids) for result in plain]).reshape(shape)
-        base = lengths.mean(1)
+        per_answer = lengths.mean() * len(openings)
         curve = np.stack([best_of(n, guide, opinion) for n in range(1, options.samples + 1)])
-        show("vanilla", 1.0, guide.mean(), opinion.mean(1), curve, base)
-        for n in (2, 4, options.samples):
-            own = best_of(n, guide, guide).mean()
-            show(f"Best-of-{n}", float(n), own, curve[n - 1], curve, base)
+        table = Table(opinion, curve)
+        for n in (1, 2, 4, options.samples):
+            own = float(best_of(n, guide, guide).mean())
+            name = "vanilla" if n == 1 else f"Best-of-{n}"
+            table.row(name, times=float(n), guide=own, judge=curve[n - 1])
         arms = {
             "preset best": preset("best", num_candidates=1),
             "ramp, segments of 32": preset(
@@ -79,9 +80,11 @@ def main() -> None:
         for name, align in arms.items():
             results = engine.generate(openings, sampling=sampling, align=align)
             drafted = sum(result.usage.num_drafted_tokens for result in results)
-            times = drafted / base.sum()
+            times = drafted / per_answer
             reward = float(np.mean([result.reward for result in results]))
-            records.append(show(name, times, reward, judged(results), curve, base))
+            records.append(
+                table.row(name, times=times, guide=reward, judge=judged(results), single=True)
+            )
     print(json.dumps(records))
 
 
@@ -121,36 +124,44 @@ def best_of(n: int, guide: np.ndarray, value: np.ndarray) -> np.ndarray:
     return np.take_along_axis(value, order, 1) @ weights
 
 
-def show(
-    name: str,
-    times: float,
-    guide: float,
-    opinion: np.ndarray,
-    curve: np.ndarray,
-    base: np.ndarray,
-) -> dict[str, object]:
-    """Print one row; the difference is paired by opening, its interval a bootstrap over them."""
-    low = min(int(times), len(curve) - 1)
-    share = times - low
-    equal = curve[low - 1] * (1 - share) + curve[low] * share if share > 0 else curve[low - 1]
-    difference = opinion - equal
-    generator = np.random.default_rng(0)
-    picks = generator.integers(len(difference), size=(4000, len(difference)))
-    interval = np.percentile(difference[picks].mean(1), (2.5, 97.5))
-    wins = float(np.mean(opinion > curve[0]))
-    print(
-        f"| {name} | {times:.2f} | {guide:+.2f} | {opinion.mean():+.2f} | {wins:.0%} | "
-        f"{difference.mean():+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}] |",
-        flush=True,
-    )
-    return {
-        "arm": name,
-        "times": times,
-        "guide": guide,
-        "judge": float(opinion.mean()),
-        "over_best_of_n": float(difference.mean()),
-        "interval": interval.tolist(),
-    }
+class Table:
+    """Rows of arms, each beside Best-of-N at its own number of drafted tokens.
+
+    Args:
+        opinion: `(openings, samples)`, the judge on plain answers.
+        curve: `(samples, openings)`, the judge on Best-of-1, 2, ...
+    """
+
+    def __init__(self, opinion: np.ndarray, curve: np.ndarray) -> None:
+        self._opinion, self._curve = opinion, curve
+
+    def row(
+        self, name: str, *, times: float, guide: float, judge: np.ndarray, single: bool = False
+    ) -> dict[str, object]:
+        """Print a row; differences are paired by opening, intervals a bootstrap over them."""
+        low = min(int(times), len(self._curve) - 1)
+        share = times - low
+        equal = self._curve[low - 1]
+        if share > 0:
+            equal = equal * (1 - share) + self._curve[low] * share
+        difference = judge - equal
+        generator = np.random.default_rng(0)
+        picks = generator.integers(len(difference), size=(4000, len(difference)))
+        low_end, high_end = np.percentile(difference[picks].mean(1), (2.5, 97.5))
+        wins = f"{np.mean(judge[:, None] > self._opinion):.0%}" if single else ""
+        print(
+            f"| {name} | {times:.2f} | {guide:+.2f} | {judge.mean():+.2f} | {wins} | "
+            f"{difference.mean():+.2f} [{low_end:+.2f}, {high_end:+.2f}] |",
+            flush=True,
+        )
+        return {
+            "arm": name,
+            "times": times,
+            "guide": guide,
+            "judge": float(judge.mean()),
+            "over_best_of_n": float(difference.mean()),
+            "interval": [float(low_end), float(high_end)],
+        }
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def test_an_interrupted_calibration_goes_on(
     assert_same(again, schedule)
     assert stages == [3]  # the first two were not measured again
     file.write_text("{}")
-    with pytest.raises(ConfigError, match="checkpoint.*delete it"):
+    with pytest.raises(ConfigError, match=r"checkpoint.*delete it"):
         calibrate(engine, OPENINGS, **arguments)
 
 

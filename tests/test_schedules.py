@@ -234,7 +234,7 @@ def test_presets() -> None:
     assert paper.schedule == LinearSchedule(target=8.0)
     assert (paper.segment_len, paper.max_attempts) == (32, 20)
     assert preset("best", max_attempts=8).max_attempts == 8
-    with pytest.raises(ConfigError, match="target.*is required.*'best'"):
+    with pytest.raises(ConfigError, match=r"target.*is required.*'best'"):
         preset("paper")
     with pytest.raises(ConfigError, match="best, safe, paper"):
         preset("fast")
