@@ -115,7 +115,7 @@ def test_reject_rewind_redraft_is_a_fresh_draft(engine: StarsEngine) -> None:
         from stars_engine.backends.base import DraftRequest
 
         [fresh] = engine.model.draft([DraftRequest(slot, uniforms, SamplingParams(seed=4))])
-        assert tuple(fresh) == segment.token_ids
+        assert fresh.token_ids == segment.token_ids
         position += count
 
 

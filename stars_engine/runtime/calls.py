@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.baselines import Plain, keep_best, samples_of
+from stars_engine.baselines import Plain, keep_best, samples_of, unjudged
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.loop import Stars
 from stars_engine.rewards.base import RewardModel
@@ -71,6 +71,8 @@ class Answer:
     """
 
     def __init__(self, call: Call, index: int, rollout: Rollout) -> None:
+        if not call.judged:
+            rollout.align = unjudged(rollout.align)
         self.call, self.index, self.rollout = call, index, rollout
         self.parts = samples_of(rollout, call.num_samples) if call.num_samples else [rollout]
         self.decoding: Decoding = Stars() if call.judged else Plain()
