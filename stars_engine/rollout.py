@@ -94,6 +94,11 @@ class Rollout:
         return min(self.align.segment_len, self.sampling.max_tokens - len(self.token_ids))
 
     @property
+    def num_kept_segments(self) -> int:
+        """Segments kept so far; a fallback is none."""
+        return sum(segment.verdict != "fallback" for segment in self.segments)
+
+    @property
     def max_attempts(self) -> int:
         """Draws per segment; at temperature 0 all would be equal, so one is made."""
         return 1 if self.sampling.temperature == 0 else self.align.max_attempts
