@@ -165,6 +165,7 @@ def usage_of(result: StarsResult) -> dict[str, int]:
         "completion_tokens": usage.num_kept_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_kept_tokens,
         "drafted_tokens": usage.num_drafted_tokens,
+        "lookahead_tokens": usage.num_lookahead_tokens,
         "surplus_tokens": usage.num_surplus_tokens,
         "reward_calls": usage.num_reward_calls,
     }

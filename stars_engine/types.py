@@ -202,6 +202,11 @@ class Usage(Schema):
     duration_s: float = 0.0
 
     @property
+    def num_generated_tokens(self) -> int:
+        """All tokens that the language model generated."""
+        return self.num_drafted_tokens + self.num_lookahead_tokens + self.num_surplus_tokens
+
+    @property
     def acceptance_rate(self) -> float:
         """Accepted draws over judged draws; nan when nothing was judged."""
         return self.num_accepted / self.num_attempts if self.num_attempts else float("nan")

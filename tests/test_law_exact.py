@@ -283,13 +283,14 @@ SENTENCES = {
 }
 
 
-@pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
 @pytest.mark.parametrize(
-    ("segment_len", "min_segment_len", "num_candidates"),
+    ("segment_len", "min_segment_len", "num_candidates", "on_exhausted"),
     [
-        (2, 1, 1),  # segments of 1 and of 2 tokens, whose drafts are all of 2
-        (2, 1, 2),
-        (3, 2, 1),  # "a." and ".." end a segment, "." does not
+        # Segments of 1 and of 2 tokens, whose drafts are all of 2.
+        *[(2, 1, m, rule) for m in (1, 2) for rule in ("best", "last", "stop")],
+        # "a." and ".." end a segment, "." does not.
+        *[(3, 2, 1, rule) for rule in ("best", "last", "stop")],
+        (3, 1, 1, "best"),  # a draft may have two borders: the first one counts
     ],
 )
 def test_segments_that_end_with_a_sentence(

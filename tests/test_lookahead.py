@@ -91,6 +91,7 @@ def test_a_stop_string_in_it_cuts_it() -> None:
     # ends with it, and its lookahead of 4 is of no use.
     assert result.usage.num_lookahead_tokens == 2 + 1 + 0
     assert result.usage.num_surplus_tokens == 2 + 3 + 4
+    assert result.usage.num_generated_tokens == 3 * (1 + 4)
 
 
 def test_the_likeliest_token_the_first_of_equals() -> None:
