@@ -23,6 +23,7 @@ from stars_engine.baselines import best_of_n, vanilla
 from stars_engine.loop import stars
 from stars_engine.noise import CounterNoise
 from stars_engine.testing import TabularModel, check_backend
+from stars_engine.trace import transcript
 from stars_engine.types import RewardInput, StarsResult
 from tests.conftest import make_rollout
 from tests.test_borders import Seen
@@ -71,6 +72,7 @@ def test_the_reward_reads_on_and_nothing_of_it_is_kept() -> None:
     usage = result.usage
     assert (usage.num_drafted_tokens, usage.num_lookahead_tokens) == (7, 3 + 3 + 1)
     assert usage.num_surplus_tokens == 0
+    assert "7 tokens kept of 7 drafted (+7 read ahead, 0 surplus)" in transcript(result)
 
 
 def test_the_end_of_text_in_it_makes_a_finished_answer() -> None:
