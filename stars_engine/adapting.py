@@ -64,6 +64,9 @@ class EngineFields(BaseModel):
     schedule: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     beta: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    segment_end: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    min_segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    lookahead: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     max_attempts: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     on_exhausted: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     fallback_text: Any = Field(default=UNSET, repr=False, description="see AlignParams")
@@ -162,6 +165,7 @@ def usage_of(result: StarsResult) -> dict[str, int]:
         "completion_tokens": usage.num_kept_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_kept_tokens,
         "drafted_tokens": usage.num_drafted_tokens,
+        "lookahead_tokens": usage.num_lookahead_tokens,
         "surplus_tokens": usage.num_surplus_tokens,
         "reward_calls": usage.num_reward_calls,
     }

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 from stars_engine.backends.base import LanguageModel
+from stars_engine.config import AlignParams
 from stars_engine.errors import RewardError
 from stars_engine.noise import Noise
+from stars_engine.reading import Candidate, Reading
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rollout import Candidate, Draw, Rollout
+from stars_engine.rollout import Draw, Rollout
 from stars_engine.rounds import run_rounds
 from stars_engine.trial import Trial
 from stars_engine.types import Attempt, FinishReason, SegmentEvent, Verdict
@@ -23,7 +25,16 @@ def vanilla(
     An answer cut by a bound (`max_drafted_tokens`, `deadline_s`) is not scored: its reward is None.
     Equal, token for token, to STARS that accepts everything: both use attempt stream 0.
     """
+    for rollout in rollouts:
+        rollout.align = unjudged(rollout.align)
     return run_rounds(rollouts, model, reward, Plain())
+
+
+def unjudged(align: AlignParams) -> AlignParams:
+    """Return settings without what only a judge of segments needs: borders and lookahead."""
+    if align.segment_end == "length" and not align.lookahead:
+        return align
+    return align.replace(segment_end="length", min_segment_len=None, lookahead=0)
 
 
 class Plain:
@@ -59,7 +70,9 @@ class Plain:
                 num_reward_tokens=answer.num_tokens,
                 num_ineligible=not answer.eligible,
             )
-        rollout.count(num_drafted_tokens=len(candidate.token_ids))
+        num_kept = len(candidate.token_ids)
+        num_behind = candidate.num_generated_tokens - num_kept  # a stop string
+        rollout.count(num_drafted_tokens=num_kept, num_surplus_tokens=num_behind)
         return rollout.keep(candidate, "accepted", None)
 
 
@@ -84,7 +97,7 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
 
     Each has its share of the tokens that may be drafted, at least one.
     """
-    align, limit = rollout.align, rollout.align.max_drafted_tokens
+    align, limit = unjudged(rollout.align), rollout.align.max_drafted_tokens
     if limit is not None:
         align = align.replace(max_drafted_tokens=max(1, limit // n))
     return [
@@ -135,17 +148,18 @@ class StreamNoise:
 
 
 def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:
+    ids = tuple(sample.token_ids)
     attempt = Attempt(
         reward=_reward_of(sample),
         threshold=math.nan,  # nothing was asked of it
         acceptance_prob=math.nan,
         verdict=verdict,
         eligible=_is_eligible(sample),
-        num_tokens=len(sample.token_ids),
+        num_tokens=len(ids),
         text=sample.text if sample.align.keep_rejected_text else None,
     )
-    ids = tuple(sample.token_ids)
-    return Draw(Candidate(ids, sample.text, ids, sample.finish_reason), attempt)
+    whole = Reading(len(ids), sample.text, ids, sample.finish_reason)
+    return Draw(Candidate(ids, sample.text, sample.finish_reason, whole, 0, len(ids)), attempt)
 
 
 def _why_none(samples: Sequence[Rollout]) -> FinishReason:

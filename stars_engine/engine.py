@@ -25,7 +25,7 @@ from stars_engine.errors import (
     PromptError,
     needs_extra,
 )
-from stars_engine.loop import Stars, warn_of_greedy
+from stars_engine.loop import warn_of_greedy
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.calls import Call, Mailbox, Outcome, Question, RewardSource
 from stars_engine.runtime.registry import key_of, shared_runtime
@@ -418,7 +418,7 @@ class StarsEngine:
 
     def _submit(self, call: Call) -> Call:
         self._runtime.check_not_on_thread()
-        if isinstance(call.decoding, Stars):
+        if call.judged:
             warn_of_greedy(
                 (question.sampling, question.align)
                 for question in call.questions

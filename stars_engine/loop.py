@@ -16,8 +16,9 @@ from stars_engine.acceptance import acceptance_prob, accepts
 from stars_engine.backends.base import LanguageModel
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RewardError, StarsWarning
+from stars_engine.reading import Candidate
 from stars_engine.rewards.base import RewardModel, Score
-from stars_engine.rollout import Candidate, Draw, Rollout
+from stars_engine.rollout import Draw, Rollout
 from stars_engine.rounds import run_rounds
 from stars_engine.schedules import NoSchedule
 from stars_engine.trial import Trial
@@ -47,7 +48,7 @@ class Stars:
         inputs = [rollout.reward_input(candidate) for candidate in candidates]
         if rollout.needs_prompt_reward:
             inputs.insert(0, RewardInput(rollout.reward_prompt, "", ()))
-        rollout.count(num_surplus_tokens=sum(len(c.token_ids) for c in candidates))
+        rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
         return Trial(rollout, candidates, inputs)
 
     def walk(self, trial: Trial) -> SegmentEvent | None:

@@ -1,20 +1,20 @@
-"""One request's trajectory and state, and the reading of drafts into candidates."""
+"""One request's trajectory and state."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RequestError
 from stars_engine.noise import Noise
+from stars_engine.reading import Candidate, Reader
 from stars_engine.rewards.base import Score
 from stars_engine.schedules import Progress
-from stars_engine.text import find_stop, held_back
+from stars_engine.text import held_back
 from stars_engine.types import (
     Attempt,
     FinishReason,
@@ -26,23 +26,6 @@ from stars_engine.types import (
     Usage,
     Verdict,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A drafted segment, read as a continuation of its prefix.
-
-    Attributes:
-        token_ids: The segment's ids, up to and including what ended the answer.
-        text: The whole completion with it, cut before a stop string or an incomplete character.
-        reward_ids: The same completion as token ids.
-        finish_reason: Why the answer would end with it, or None.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    reward_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +52,7 @@ class Rollout:
         text: Its text; what `segments` have emitted plus what is held back.
         draws: Judged draws of the segment at hand.
         prompt_reward: RM(x, ""), where the schedule needs it.
-        prefix_reward: RM(x, completion so far).
+        prefix_reward: RM(x, completion so far), with the lookahead that was read behind it.
         error: What ended the request, if anything failed.
     """
 
@@ -96,6 +79,7 @@ class Rollout:
     started_s: float = field(default_factory=time.monotonic)
     ended_s: float = math.nan
     _num_emitted: int = 0
+    _drawn: set[tuple[int, ...]] = field(default_factory=set)  # draws of the segment at hand
 
     # --- what the loop asks ---
 
@@ -106,8 +90,13 @@ class Rollout:
 
     @property
     def next_len(self) -> int:
-        """Tokens of the next segment: fewer at the token limit."""
+        """Tokens of the next segment at most: fewer at the token limit."""
         return min(self.align.segment_len, self.sampling.max_tokens - len(self.token_ids))
+
+    @property
+    def num_kept_segments(self) -> int:
+        """Segments kept so far; a fallback is none."""
+        return sum(segment.verdict != "fallback" for segment in self.segments)
 
     @property
     def max_attempts(self) -> int:
@@ -152,80 +141,58 @@ class Rollout:
 
     def draft_request(self, attempt: int) -> DraftRequest:
         """Ask for one draw of the next segment."""
+        position, count = len(self.token_ids), self.next_len
         uniforms = self.noise.token_uniforms(
-            position=len(self.token_ids), attempt=attempt, count=self.next_len
+            position=position, attempt=self._stream(attempt), count=count
         )
-        return DraftRequest(self.slot, uniforms, self.sampling)
+        room = self.sampling.max_tokens - position - count
+        return DraftRequest(self.slot, uniforms, self.sampling, min(self.align.lookahead, room))
+
+    def _stream(self, attempt: int) -> int:
+        """Return the stream of token uniforms that one draw of the next segment reads.
+
+        Segments of one length read uniforms of positions of their own. Where they end at borders,
+        a rejected draw may have been judged by tokens at positions that the next segment draws
+        again, and that segment must not depend on them: so streams are counted through the answer,
+        by the draws that failed the test before. Nothing rejected is stream 0, as in plain
+        sampling.
+        """
+        if self.align.segment_end == "length":
+            return attempt
+        failed = self.costs.get("num_attempts", 0) - self.costs.get("num_accepted", 0)
+        return failed - len(self.draws) + attempt  # those of this segment have all failed
+
+    def read(self, draft: Draft, model: LanguageModel) -> Candidate:
+        """Read a draft as a continuation."""
+        reader = Reader(
+            model, self.prompt_ids, self.token_ids, self.text, self.sampling, self.align
+        )
+        return reader.read(draft)
 
     def reward_input(self, candidate: Candidate) -> RewardInput:
         """Ask for the reward of the whole completion with this candidate."""
-        finished = candidate.finish_reason == "stop"
-        return RewardInput(self.reward_prompt, candidate.text, candidate.reward_ids, finished)
-
-    # --- reading a draft ---
-
-    def read(self, draft: Sequence[int], model: LanguageModel) -> Candidate:
-        """Read drafted ids as a continuation: end of text, stop strings, the token limit."""
-        ended = model.is_end(draft[-1], self.sampling)
-        body = draft[:-1] if ended else draft  # an end-of-text token has no text
-        text, ids = self._decode(body, model)
-        # A stop string may have begun in an earlier segment, but did not end there.
-        longest = max(map(len, self.sampling.stop), default=0)
-        found = find_stop(text, self.sampling.stop, max(0, len(self.text) - longest))
-        if found is not None:
-            size = self._size_with_stop(body, model, found)
-            text = text[:found]
-            ids = self._ids_of(text, ids, model)
-            return Candidate(tuple(draft[:size]), text, ids, "stop")
-        reason: FinishReason | None = "stop" if ended else None
-        if reason is None and len(self.token_ids) + len(draft) >= self.sampling.max_tokens:
-            reason = "length"
-        return Candidate(tuple(draft), text, ids, reason)
-
-    def _decode(self, ids: Sequence[int], model: LanguageModel) -> tuple[str, tuple[int, ...]]:
-        """Return the completion's text with `ids` appended, and the ids that the text stands for.
-
-        Text once accepted is never taken back, also where a decoder would rewrite it (byte
-        fallback turns a whole run of bytes invalid when one of them is).
-        """
-        whole = [*self.token_ids, *ids]
-        text, size = model.completion_text(self.prompt_ids, whole)
-        if not text.startswith(self.text):
-            tail, size = model.completion_text([*self.prompt_ids, *self.token_ids], ids)
-            text, size = self.text + tail, len(self.token_ids) + size
-        return text, tuple(whole[:size])
-
-    def _size_with_stop(self, body: Sequence[int], model: LanguageModel, found: int) -> int:
-        """Return how many drafted tokens it took until the stop string at `found` was complete."""
-        for size in range(1, len(body)):
-            text, _ = self._decode(body[:size], model)
-            if find_stop(text, self.sampling.stop, found) == found:
-                return size
-        return len(body)
-
-    def _ids_of(self, text: str, ids: Sequence[int], model: LanguageModel) -> tuple[int, ...]:
-        """Return ids for `text`, a cut completion: whole tokens kept, the rest encoded anew."""
-        for size in range(len(ids), -1, -1):
-            part, used = model.completion_text(self.prompt_ids, ids[:size])
-            if text.startswith(part) and used == size:
-                return (*ids[:size], *model.encode_continuation(text[len(part) :]))
-        return tuple(model.encode_continuation(text))
+        shown = candidate.shown
+        return RewardInput(self.reward_prompt, shown.text, shown.ids, shown.finish_reason == "stop")
 
     # --- moving on ---
 
     def record(self, draw: Draw, score: Score) -> None:
         """Count a judged draw, surplus no longer, and remember it until its segment is settled."""
-        self.draws.append(draw)
+        ids, num_lookahead = draw.candidate.token_ids, draw.candidate.num_lookahead_tokens
         self.count(
-            num_surplus_tokens=-len(draw.candidate.token_ids),
+            num_surplus_tokens=-len(ids) - num_lookahead,
             num_surplus_rewards=-1,
             num_attempts=1,
             num_accepted=draw.attempt.verdict == "accepted",
             num_ineligible=not score.eligible,
-            num_drafted_tokens=len(draw.candidate.token_ids),
+            num_repeated_draws=ids in self._drawn,
+            num_drafted_tokens=len(ids),
+            num_lookahead_tokens=num_lookahead,
             num_reward_calls=1,
             num_reward_tokens=score.num_tokens,
         )
+        self.draws.append(draw)
+        self._drawn.add(ids)
 
     def keep(self, candidate: Candidate, verdict: Verdict, attempt: Attempt | None) -> SegmentEvent:
         """Append a candidate to the completion."""
@@ -248,6 +215,7 @@ class Rollout:
         )
         self.segments.append(segment)
         self.draws.clear()
+        self._drawn.clear()
         self.count(num_forced=verdict == "forced")
         if candidate.finish_reason is not None:
             self._end(candidate.finish_reason)

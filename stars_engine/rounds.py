@@ -58,8 +58,8 @@ def score(trials: Sequence[OpenTrial]) -> None:
 class Rounds:
     """Rollouts in flight, moved on together; newcomers join between rounds.
 
-    Rollouts of one segment length share a round, so that every row of it is equally long; other
-    lengths have their turn in the next. A rollout whose rewards are slow to come waits apart.
+    Rollouts that draft equally many tokens share a round, so that every row of it is equally long;
+    others have their turn in the next. A rollout whose rewards are slow to come waits apart.
     After an error of the model the rounds are of no more use; `active` tells who was in them.
 
     Args:
@@ -140,14 +140,14 @@ class Rounds:
             self.forget_finished()
 
     def _next_group(self) -> list[Entry]:
-        """Take out the ready rollouts that share the segment length of the longest waiting one."""
+        """Take out the ready rollouts that draft as many tokens as the longest waiting one."""
         group: list[Entry] = []
         others: deque[Entry] = deque()
         num_rows = 0
         for entry in self._ready:
             rows = entry.decoding.num_drafts(entry.rollout)
             fits = not group or (
-                entry.rollout.align.segment_len == group[0].rollout.align.segment_len
+                entry.rollout.align.row_len == group[0].rollout.align.row_len
                 and (self._max_rows is None or num_rows + rows <= self._max_rows)
             )
             (group if fits else others).append(entry)
@@ -202,10 +202,10 @@ class Rounds:
         for entry, rows in zip(group, requests, strict=True):
             drafted = list(islice(drafts, len(rows)))
             candidates = []
-            for ids in drafted:
-                if isinstance(ids, GenerationError):
+            for draft in drafted:
+                if isinstance(draft, GenerationError):
                     break
-                candidates.append(entry.rollout.read(ids, self._model))
+                candidates.append(entry.rollout.read(draft, self._model))
             if not candidates:
                 [error, *_] = drafted
                 assert isinstance(error, GenerationError)

@@ -1,8 +1,15 @@
-"""Stop strings in text. Pure."""
+"""Stop strings and ends of sentences in text. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_TERMINATORS = ".!?\u2026\u203c\u2047\u2048\u2049\u3002\uff0e\uff61\uff01\uff1f\u061f\u06d4\u0964"
+_CLOSERS = (
+    "\"')]}\u2019\u201d\u203a\u00bb\u300d\u300f\u3009\u300b\u3011\uff02\uff07\uff09\uff3d\uff5d"
+)
+_SENTENCE_END = re.compile(rf"(?:[{re.escape(_TERMINATORS)}][{re.escape(_CLOSERS)}]*|\n)\Z")
 
 
 def find_stop(text: str, stops: Sequence[str], start: int = 0) -> int | None:
@@ -20,3 +27,13 @@ def held_back(text: str, stops: Sequence[str]) -> int:
                 longest = size
                 break
     return longest
+
+
+def ends_sentence(text: str) -> bool:
+    """Return whether `text` ends with the end of a sentence.
+
+    That is: `.`, `!`, `?`, an ellipsis or their fullwidth, ideographic, Arabic and Devanagari kin,
+    with or without closing quotes and brackets behind it; or a newline. Nothing else is looked at,
+    so the point of an abbreviation or a decimal number ends a sentence too.
+    """
+    return _SENTENCE_END.search(text) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stars_engine.types import Segment, StarsResult
+from stars_engine.types import Segment, StarsResult, Usage
 
 
 def write_jsonl(results: Iterable[StarsResult], path: str | Path, *, append: bool = False) -> None:
@@ -35,12 +35,20 @@ def transcript(result: StarsResult) -> str:
     reward = "none" if result.reward is None else f"{result.reward:.3g}"
     lines.append(
         f"end  {result.finish_reason}, reward {reward}, seed {result.seed}\n"
-        f"     {usage.num_kept_tokens} tokens kept of {usage.num_drafted_tokens} drafted "
-        f"(+{usage.num_surplus_tokens} surplus), {usage.num_reward_calls} reward calls, "
+        f"     {tokens_in_words(usage)}, {usage.num_reward_calls} reward calls, "
         f"acceptance {usage.acceptance_rate:.2f}, {usage.num_forced} forced, "
         f"{usage.duration_s:.2f} s"
     )
     return "\n".join(lines)
+
+
+def tokens_in_words(usage: Usage) -> str:
+    """Return how many tokens were kept of how many generated."""
+    ahead = f"{usage.num_lookahead_tokens} read ahead, " if usage.num_lookahead_tokens else ""
+    return (
+        f"{usage.num_kept_tokens} tokens kept of {usage.num_drafted_tokens} drafted "
+        f"(+{ahead}{usage.num_surplus_tokens} surplus)"
+    )
 
 
 def _describe(segment: Segment) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from stars_engine.errors import RewardError
+from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Score
-from stars_engine.rollout import Candidate, Rollout
+from stars_engine.rollout import Rollout
 from stars_engine.types import RewardInput, SegmentEvent
 
 Answer = Score | RewardError

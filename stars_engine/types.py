@@ -94,9 +94,10 @@ class RewardInput:
 
     Attributes:
         prompt: The prompt.
-        text: Completion text; stop strings and an incomplete last character are cut off.
+        text: Completion text; stop strings and an incomplete last character are cut off. With
+            `AlignParams.lookahead` the candidate's greedy continuation is part of it.
         token_ids: The same completion as ids of the language model, end-of-text not included.
-        finished: True when the model itself ended the answer here.
+        finished: True when the model itself, or a stop string, ended the answer here.
     """
 
     prompt: RewardPrompt
@@ -112,13 +113,13 @@ class Attempt(Schema):
     """One judged candidate of a segment.
 
     Attributes:
-        reward: RM(prompt, accepted text + this candidate).
+        reward: RM(prompt, accepted text + this candidate + its lookahead).
         threshold: What the schedule asked of it.
         acceptance_prob: min(1, exp((reward - threshold) / beta)); 0 for an ineligible candidate.
         verdict: "forced" marks the candidate that was kept although none had been accepted.
         eligible: False if the reward was not finite or under the reward's veto floor; such a
             candidate is never forced.
-        num_tokens: Tokens drafted for it.
+        num_tokens: Its tokens.
         text: Its text, where `keep_rejected_text` asks for it.
     """
 
@@ -139,7 +140,7 @@ class Segment(Schema):
             to its `text`; characters still incomplete, or that may begin a stop string, are
             carried into the next segment.
         token_ids: The segment's ids, those that ended the answer included.
-        reward: RM(prompt, text up to here); None where nothing was judged.
+        reward: RM(prompt, text up to here + lookahead); None where nothing was judged.
         verdict: "accepted", "forced" or "fallback".
         attempts: Every draw in order, the kept one included.
     """
@@ -170,12 +171,15 @@ class Usage(Schema):
         num_prompt_tokens: Tokens of the prompt.
         num_kept_tokens: Tokens of the completion.
         num_drafted_tokens: Tokens of all judged draws; kept tokens are among them.
-        num_surplus_tokens: Tokens of parallel draws that were never looked at, because one before
-            them was accepted.
-        num_surplus_rewards: Rewards computed for those.
+        num_lookahead_tokens: Tokens read by the reward model behind the judged draws.
+        num_surplus_tokens: All other tokens generated: those of parallel draws that were never
+            looked at, because one before them was accepted, and those behind a sentence border or
+            a stop string.
+        num_surplus_rewards: Rewards computed for draws that were never looked at.
         num_reward_calls: Completions scored and looked at.
         num_reward_tokens: Tokens the reward model read for them; 0 for one without a tokenizer.
         num_attempts: Judged draws.
+        num_repeated_draws: Those equal to an earlier one of their segment, token for token.
         num_accepted: Draws accepted by the test.
         num_forced: Segments kept without acceptance.
         num_ineligible: Draws with a non-finite or vetoed reward.
@@ -185,15 +189,22 @@ class Usage(Schema):
     num_prompt_tokens: int = 0
     num_kept_tokens: int = 0
     num_drafted_tokens: int = 0
+    num_lookahead_tokens: int = 0
     num_surplus_tokens: int = 0
     num_surplus_rewards: int = 0
     num_reward_calls: int = 0
     num_reward_tokens: int = 0
     num_attempts: int = 0
+    num_repeated_draws: int = 0
     num_accepted: int = 0
     num_forced: int = 0
     num_ineligible: int = 0
     duration_s: float = 0.0
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """All tokens that the language model generated."""
+        return self.num_drafted_tokens + self.num_lookahead_tokens + self.num_surplus_tokens
 
     @property
     def acceptance_rate(self) -> float:
@@ -209,7 +220,8 @@ class StarsResult(Schema):
         token_ids: The completion's ids, those that ended it (end-of-text, stop string) included.
         finish_reason: "stop" (the model ended the answer, or a stop string did), "length",
             "rejected", "fallback", "cancelled", "deadline", "budget" or "error".
-        reward: Reward of the final text; None if nothing was scored.
+        reward: Reward of the final text; None if nothing was scored. With a lookahead, an answer
+            that did not end by itself or at the token limit has that of text and lookahead.
         segments: The kept segments in order.
         abandoned_attempts: Draws of a last segment of which none was kept.
         usage: Tokens, calls and seconds.

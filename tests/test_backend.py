@@ -30,7 +30,7 @@ from stars_engine import (
     StarsWarning,
     TokenIds,
 )
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import CachedDecoder, FullDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
@@ -138,7 +138,7 @@ def test_a_row_that_has_ended_reads_nothing_beyond_the_context(
         for slot, size in zip(slots, (9, 32), strict=True)
     ]
     together = backend.draft(requests)
-    assert [len(ids) for ids in together] == [9, 32]
+    assert [len(draft.token_ids) for draft in together] == [9, 32]
     assert together == [backend.draft([request])[0] for request in requests]
 
 
@@ -315,8 +315,9 @@ def test_an_emoji_split_over_segments_is_held_back(engine: StarsEngine) -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(model, name)
 
-        def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
-            return [ids[len(r.slot.token_ids) - r.slot.num_prompt_tokens :][:1] for r in requests]
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            done = [len(r.slot.token_ids) - r.slot.num_prompt_tokens for r in requests]
+            return [Draft((ids[position],)) for position in done]
 
     seen: list[str] = []
     config = engine.config.replace(align=AlignParams(schedule=NoSchedule(), segment_len=1))

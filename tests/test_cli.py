@@ -250,6 +250,19 @@ def test_doctor_names_versions_and_models() -> None:
         assert run.stdout.count(word) == 2
 
 
+def test_where_segments_end_and_what_is_read_ahead() -> None:
+    common = ["generate", "The story", "--json", "--seed", "1", "--max-tokens", "60"]
+    run = stars(*common, "--segment-end", "sentence", "--segment-len", "30")
+    assert run.returncode == 0, run.stderr
+    texts = [segment.text for segment in StarsResult.model_validate_json(run.stdout).segments]
+    assert any(text.endswith(".") for text in texts[:-1])
+    run = stars(*common, "--lookahead", "5")
+    assert StarsResult.model_validate_json(run.stdout).usage.num_lookahead_tokens >= 5
+    run = stars(*common, "--segment-end", "sentence", "--lookahead", "5")
+    assert run.returncode == 2
+    assert "do not go together" in run.stderr
+
+
 def test_help_and_version() -> None:
     runner = CliRunner()
     assert "stars-engine" in runner.invoke(app, ["--version"]).stdout

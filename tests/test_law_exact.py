@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -60,11 +60,16 @@ class Case:
     segment_len: int = 1
     rewards: tuple[tuple[str, float], ...] = tuple(REWARDS.items())
     vetoed: frozenset[str] = frozenset()
+    min_segment_len: int | None = None  # None: segments do not end at sentences
+    lookahead: int = 0
+    pieces: tuple[str, ...] = PIECES
+    stop: str = STOP
 
 
+@cache
 def enumerated(case: Case) -> dict[tuple[str, ...], float]:
     """Run the real loop on every path and collect (text, finish reason)."""
-    model = TabularModel(PIECES, next_probs, end_id=END)
+    model = TabularModel(case.pieces, next_probs, end_id=END)
     reward = TableReward(dict(case.rewards), default=0.0, vetoed=case.vetoed)
     align = AlignParams(
         schedule=PerSegmentSchedule(values=case.thresholds),
@@ -73,8 +78,13 @@ def enumerated(case: Case) -> dict[tuple[str, ...], float]:
         max_attempts=case.max_attempts,
         on_exhausted=case.on_exhausted,
         num_candidates=case.num_candidates,
+        segment_end="length" if case.min_segment_len is None else "sentence",
+        min_segment_len=case.min_segment_len,
+        lookahead=case.lookahead,
     )
-    sampling = SamplingParams(max_tokens=case.max_tokens, stop=(STOP,), temperature=1.0, top_k=None)
+    sampling = SamplingParams(
+        max_tokens=case.max_tokens, stop=(case.stop,), temperature=1.0, top_k=None
+    )
 
     def run(noise: TreeNoise) -> tuple[str, ...]:
         rollout = make_rollout(align=align, sampling=sampling, noise=noise)
@@ -96,7 +106,7 @@ def closed_form(case: Case) -> dict[tuple[str, ...], float]:
     def extend(prefix: tuple[int, ...], weight: float, index: int) -> None:
         for segment, probability in segment_law(case, prefix, index).items():
             if segment is None:
-                law[text_of(prefix), "rejected"] += weight * probability
+                law[text_of(case, prefix), "rejected"] += weight * probability
                 continue
             text, reason = read(case, prefix, segment)
             if reason is None:
@@ -116,7 +126,7 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
     r: dict[tuple[int, ...], float] = {}
     a: dict[tuple[int, ...], float] = {}
     for s in proposal:
-        text = read(case, prefix, s)[0]
+        text = shown(case, prefix, s)
         r[s] = rewards.get(text, 0.0)
         eligible = math.isfinite(r[s]) and text not in case.vetoed
         if not eligible:
@@ -149,12 +159,12 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
 
 
 def drafts(case: Case, prefix: tuple[int, ...]) -> dict[tuple[int, ...], float]:
-    """q(s): drafts of one segment, cut at the end of text and at a stop string."""
+    """q(s): drafts of one segment, up to the end of text, a stop string or a sentence's end."""
     length = min(case.segment_len, case.max_tokens - len(prefix))
     q: dict[tuple[int, ...], float] = defaultdict(float)
 
     def grow(segment: tuple[int, ...], weight: float) -> None:
-        if len(segment) == length or (segment and ends(prefix, segment)):
+        if len(segment) == length or (segment and ends(case, prefix, segment)):
             q[segment] += weight
             return
         for token, probability in enumerate(next_probs((*prefix, *segment))):
@@ -164,22 +174,35 @@ def drafts(case: Case, prefix: tuple[int, ...]) -> dict[tuple[int, ...], float]:
     return q
 
 
-def ends(prefix: tuple[int, ...], segment: tuple[int, ...]) -> bool:
+def ends(case: Case, prefix: tuple[int, ...], segment: tuple[int, ...]) -> bool:
     whole = (*prefix, *segment)
-    return segment[-1] == END or any(pair == (1, 1) for pair in pairwise(whole))
+    at_border = case.min_segment_len is not None and (
+        len(segment) >= case.min_segment_len and case.pieces[segment[-1]] == "."
+    )
+    return at_border or segment[-1] == END or any(pair == (1, 1) for pair in pairwise(whole))
 
 
 def read(case: Case, prefix: tuple[int, ...], segment: tuple[int, ...]) -> tuple[str, str | None]:
-    text = text_of((*prefix, *segment))
-    if STOP in text:
-        return text[: text.index(STOP)], "stop"
+    text = text_of(case, (*prefix, *segment))
+    if case.stop in text:
+        return text[: text.index(case.stop)], "stop"
     if segment[-1] == END:
         return text, "stop"
     return text, "length" if len(prefix) + len(segment) == case.max_tokens else None
 
 
-def text_of(ids: tuple[int, ...]) -> str:
-    return "".join(PIECES[token] for token in ids)
+def shown(case: Case, prefix: tuple[int, ...], segment: tuple[int, ...]) -> str:
+    """What the reward reads: the text with its greedy continuation, up to where the answer ends."""
+    for _ in range(case.lookahead):
+        if read(case, prefix, segment)[1] is not None:
+            break
+        probs = next_probs((*prefix, *segment))
+        segment = (*segment, probs.index(max(probs)))
+    return read(case, prefix, segment)[0]
+
+
+def text_of(case: Case, ids: tuple[int, ...]) -> str:
+    return "".join(case.pieces[token] for token in ids)
 
 
 def assert_same_law(case: Case, form: Callable[[Case], dict[tuple[str, ...], float]]) -> None:
@@ -250,6 +273,68 @@ def test_nan_rewards_and_vetoes(
 ) -> None:
     case = Case((0.4, 0.6), 0.5, 3, on_exhausted, num_candidates, 2, rewards=rewards, vetoed=vetoed)
     assert_same_law(case, closed_form)
+
+
+# A vocabulary of sentences: a stop string begins with the end of one.
+SENTENCES = {
+    "rewards": tuple((text.replace("b", "."), reward) for text, reward in REWARDS.items()),
+    "pieces": ("a", ".", ""),
+    "stop": "..",
+}
+
+
+@pytest.mark.parametrize(
+    ("segment_len", "min_segment_len", "num_candidates", "on_exhausted"),
+    [
+        # Segments of 1 and of 2 tokens, whose drafts are all of 2.
+        *[(2, 1, m, rule) for m in (1, 2) for rule in ("best", "last", "stop")],
+        # "a." and ".." end a segment, "." does not.
+        *[(3, 2, 1, rule) for rule in ("best", "last", "stop")],
+        (3, 1, 1, "best"),  # a draft may have two borders: the first one counts
+    ],
+)
+def test_segments_that_end_with_a_sentence(
+    segment_len: int, min_segment_len: int, num_candidates: int, on_exhausted: str
+) -> None:
+    case = Case(
+        (0.3, 0.5, 0.8),
+        0.4,
+        2,
+        on_exhausted,
+        num_candidates,
+        max_tokens=3,
+        segment_len=segment_len,
+        min_segment_len=min_segment_len,
+        **SENTENCES,
+    )
+    assert_same_law(case, closed_form)
+    without = replace(case, min_segment_len=None)
+    with pytest.raises(AssertionError):  # a border makes another law
+        assert_same_law(case, lambda _: closed_form(without))
+
+
+@pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
+@pytest.mark.parametrize("num_candidates", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("lookahead", "segment_len", "max_tokens"), [(1, 1, 3), (2, 1, 3), (5, 1, 3), (1, 2, 3)]
+)
+def test_rewards_of_looked_ahead_texts(
+    lookahead: int, segment_len: int, max_tokens: int, num_candidates: int, on_exhausted: str
+) -> None:
+    """The greedy continuations run into the stop string and into the token limit."""
+    case = Case(
+        (0.3, 0.5, 0.8),
+        0.4,
+        2,
+        on_exhausted,
+        num_candidates,
+        max_tokens,
+        segment_len=segment_len,
+        lookahead=lookahead,
+    )
+    assert_same_law(case, closed_form)
+    with pytest.raises(AssertionError):
+        assert_same_law(case, lambda _: closed_form(replace(case, lookahead=0)))
 
 
 def test_enumerator_rejects_a_wrong_law() -> None:

@@ -19,6 +19,7 @@ from stars_engine import (
     StarsResult,
     StarsWarning,
 )
+from stars_engine.backends.base import Draft
 from stars_engine.baselines import best_of_n
 from stars_engine.loop import stars
 from stars_engine.noise import CounterNoise
@@ -37,7 +38,7 @@ class Scripted(TabularModel):
         self._scripts = scripts
         self.num_drafts = 0
 
-    def draft(self, requests: Sequence) -> list[list[int]]:
+    def draft(self, requests: Sequence) -> list[Draft]:
         drafts = []
         for request in requests:
             slot: ToySlot = request.slot
@@ -47,7 +48,7 @@ class Scripted(TabularModel):
             ids = list(script[done : done + len(request.uniforms)])
             if self.end_id in ids:
                 ids = ids[: ids.index(self.end_id) + 1]
-            drafts.append(ids)
+            drafts.append(Draft(tuple(ids)))
         return drafts
 
 
@@ -277,9 +278,9 @@ def test_a_draft_that_fails_counts_when_it_is_its_turn(
     """Neither the rollout's outcome nor another rollout depends on how many are drafted at once."""
 
     class Failing(Scripted):
-        def draft(self, requests: Sequence) -> list[list[int] | GenerationError]:
+        def draft(self, requests: Sequence) -> list[Draft | GenerationError]:
             return [
-                GenerationError("no token") if request.uniforms[0] == fails_at else [0, 0]
+                GenerationError("no token") if request.uniforms[0] == fails_at else Draft((0, 0))
                 for request in requests
             ]
 

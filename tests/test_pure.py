@@ -13,7 +13,7 @@ from stars_engine import ConstantSchedule, LinearSchedule, NoSchedule, PerSegmen
 from stars_engine.acceptance import acceptance_prob, accepts
 from stars_engine.noise import CounterNoise, fresh_seed
 from stars_engine.schedules import Progress
-from stars_engine.text import find_stop, held_back
+from stars_engine.text import ends_sentence, find_stop, held_back
 
 GOLDEN_TOKENS = [0.7518752936969219, 0.8357426132455874]
 GOLDEN_ACCEPTANCE = 0.5720862417999556
@@ -154,3 +154,27 @@ def test_held_back_is_the_longest_possible_beginning(text: str, stops: list[str]
 def test_find_stop_is_the_earliest(text: str, stops: list[str]) -> None:
     places = [i for i in range(len(text)) if any(text.startswith(stop, i) for stop in stops)]
     assert find_stop(text, stops) == (places[0] if places else None)
+
+
+ENDS = [
+    "No.",
+    "No!",
+    "No?!",
+    "No...",
+    "No\u2026",
+    'said "No."',
+    "(No!)",
+    "\u201cNo.\u201d)",
+    "No\n",
+]
+ENDS += ["\u3044\u3044\u3048\u3002", "\u300c\u3044\u3044\u3048\uff01\u300d", "Mr.", "3."]
+
+
+@pytest.mark.parametrize("text", ENDS)
+def test_ends_of_sentences(text: str) -> None:
+    assert ends_sentence(text)
+
+
+@pytest.mark.parametrize("text", ["", "No", "No. ", "No.\n ", "No,", '"', "No;", "No.x", ".a)"])
+def test_no_ends_of_sentences(text: str) -> None:
+    assert not ends_sentence(text)

@@ -115,8 +115,54 @@ def test_reject_rewind_redraft_is_a_fresh_draft(engine: StarsEngine) -> None:
         from stars_engine.backends.base import DraftRequest
 
         [fresh] = engine.model.draft([DraftRequest(slot, uniforms, SamplingParams(seed=4))])
-        assert tuple(fresh) == segment.token_ids
+        assert fresh.token_ids == segment.token_ids
         position += count
+
+
+# --- segments that end with a sentence, and candidates scored with a lookahead ---
+
+OPTIONS = [
+    {"segment_end": "sentence", "segment_len": 16, "min_segment_len": 3},
+    {"segment_len": 8, "lookahead": 6},
+]
+RAMP = {"kind": "linear", "initial": -0.1, "target": 2.6}
+HARD = {"schedule": RAMP, "beta": 0.2, "max_attempts": 6}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["sentence", "lookahead"])
+def test_same_text_with_options(engine: StarsEngine, options: dict) -> None:
+    prompts = PROMPTS[:5]
+    align = AlignParams(**options, **HARD, num_candidates=1)
+    one = engine.generate(prompts, sampling=SEEDED, align=align)
+    assert any(r.usage.num_attempts > len(r.segments) for r in one)
+    assert any(r.usage.num_accepted > 1 for r in one)
+    lengths = {len(segment.token_ids) for r in one for segment in r.segments[:-1]}
+    assert lengths == {8} if "lookahead" in options else len(lengths) > 4
+    for m in (2, 4, 8):
+        several = engine.generate(prompts, sampling=SEEDED, align=align.replace(num_candidates=m))
+        assert [account(r) for r in several] == [account(r) for r in one]
+    alone = [engine.generate(prompt, sampling=SEEDED, align=align)[0] for prompt in prompts]
+    assert [account(r) for r in alone] == [account(r) for r in one]
+    # Beside rollouts with other settings, some of which draft as many tokens.
+    others = [
+        AlignParams(**HARD, segment_len=14),
+        AlignParams(**HARD, segment_len=16),
+        AlignParams(**HARD, segment_len=12, lookahead=2),
+    ]
+    mixed = engine.generate([*prompts, *prompts[:3]], sampling=SEEDED, align=[align] * 5 + others)
+    assert [account(r) for r in mixed[:5]] == [account(r) for r in one]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["sentence", "lookahead"])
+@pytest.mark.parametrize("m", [1, 4])
+def test_accepting_everything_with_options_is_vanilla(
+    engine: StarsEngine, options: dict, m: int
+) -> None:
+    align = AlignParams(schedule=NoSchedule(), **options, num_candidates=m)
+    accepted = engine.generate(PROMPTS, sampling=SEEDED, align=align)
+    plain = engine.vanilla(PROMPTS, sampling=SEEDED)
+    assert [r.token_ids for r in accepted] == [r.token_ids for r in plain]
+    assert [r.reward for r in accepted] == pytest.approx([r.reward for r in plain], abs=1e-4)
 
 
 # --- baselines ---

@@ -22,11 +22,29 @@ class DraftRequest:
         uniforms: One uniform in [0, 1) per token to draft; their number is the candidate's length
             unless the model ends the text before.
         sampling: Filters and penalties.
+        lookahead: Tokens by which the candidate is continued for the reward model to read.
     """
 
     slot: Any
     uniforms: Sequence[float]
     sampling: SamplingParams
+    lookahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a model drafted for one request.
+
+    Attributes:
+        token_ids: The candidate; shorter than its uniforms only if it ends in a token of `is_end`.
+        lookahead_ids: Its greedy continuation, as temperature 0 would draw it (the likeliest token
+            under penalties and biases, the lowest id on ties): `lookahead` tokens, fewer up to and
+            including a token of `is_end`, or where no token can be drawn. Empty for a candidate
+            that ends the text.
+    """
+
+    token_ids: tuple[int, ...]
+    lookahead_ids: tuple[int, ...] = ()
 
 
 class LanguageModel(Protocol):
@@ -50,14 +68,13 @@ class LanguageModel(Protocol):
         """Read prompts, of at least one token each, and return a slot for each."""
         ...
 
-    def draft(self, requests: Sequence[DraftRequest]) -> Sequence[list[int] | GenerationError]:
+    def draft(self, requests: Sequence[DraftRequest]) -> Sequence[Draft | GenerationError]:
         """Draft all candidates together.
 
         Returns:
-            Token ids of each candidate, in order; one shorter than its uniforms ends in a token
-            of `is_end`. In place of a candidate that could not be drafted, the error: it ends the
-            candidate's request if no candidate before it is kept, and no other. Each has an
-            instance of its own. An error *raised* ends all requests in progress.
+            A draft for each request, in order. In place of a candidate that could not be drafted,
+            the error: it ends the candidate's request if no candidate before it is kept, and no
+            other. Each has an instance of its own. An error *raised* ends all requests in progress.
         """
         ...
 

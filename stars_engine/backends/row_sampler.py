@@ -4,13 +4,52 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import Prefix
 from stars_engine.config import SamplingParams
 from stars_engine.sampling import inverse_cdf, precise_dtype, propose, uses_penalties
+
+
+class Row:
+    """One candidate in the making, then its lookahead.
+
+    Attributes:
+        request: What is asked for.
+        done: Whether it has all its tokens. It runs on beside the others; what it draws is dropped.
+    """
+
+    def __init__(self, request: DraftRequest) -> None:
+        self.request = request
+        self.done = False
+        self._ids: list[int] = []
+        self._num_candidate = len(request.uniforms)
+
+    @property
+    def in_lookahead(self) -> bool:
+        """Whether the candidate itself is complete."""
+        return len(self._ids) >= self._num_candidate
+
+    @property
+    def uniform(self) -> float | None:
+        """What the next token is drawn by; None to take the likeliest."""
+        if self.done:  # as the rows beside it
+            return None if self.request.lookahead else 0.0
+        return None if self.in_lookahead else self.request.uniforms[len(self._ids)]
+
+    def append(self, token: int, *, is_end: bool) -> None:
+        """Add the next token."""
+        self._ids.append(token)
+        self.done = is_end or len(self._ids) == self._num_candidate + self.request.lookahead
+
+    @property
+    def draft(self) -> Draft:
+        """What has come of it."""
+        cut = self._num_candidate
+        return Draft(tuple(self._ids[:cut]), tuple(self._ids[cut:]))
 
 
 class RowSampler:
@@ -33,25 +72,27 @@ class RowSampler:
             group = _Group(rows, sampling, position, prefixes, vocab_size)
             self._groups.append(group.to(device))
 
-    def draw(self, logits: torch.Tensor, uniforms: Sequence[float], step: int) -> torch.Tensor:
+    def draw(
+        self, logits: torch.Tensor, uniforms: Sequence[float | None], step: int
+    ) -> torch.Tensor:
         """Return `(rows,)` tokens from `(rows, vocab)` logits and one uniform per row.
 
-        `NO_TOKEN` stands where a row's logits and settings leave nothing to draw from.
+        A row without a uniform gets its likeliest token. `NO_TOKEN` stands where a row's logits and
+        settings leave nothing to draw from.
         """
-        quantiles = torch.tensor(uniforms, dtype=precise_dtype(logits.device), device=logits.device)
+        quantiles = torch.tensor(
+            [uniform or 0.0 for uniform in uniforms],
+            dtype=precise_dtype(logits.device),
+            device=logits.device,
+        )
         tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         for group in self._groups:
             sampling = group.sampling
             banned: tuple[int, ...] = ()
             if group.position + step < sampling.min_tokens:
                 banned = (*self._end_ids, *sampling.stop_token_ids)
-            probs = propose(
-                logits[group.rows],
-                sampling,
-                counts=group.counts,
-                in_prompt=group.in_prompt,
-                banned_ids=banned,
-            )
+            greedy = [uniforms[row] is None for row in group.indices]
+            probs = group.propose(logits[group.rows], banned, greedy)
             drawn = inverse_cdf(probs, quantiles[group.rows])
             tokens[group.rows] = drawn
             if group.counts is not None:
@@ -72,6 +113,7 @@ class _Group:
         prefixes: Sequence[Prefix],
         vocab_size: int,
     ) -> None:
+        self.indices = rows
         self.rows = torch.tensor(rows)
         self.sampling = sampling
         self.position = position
@@ -84,6 +126,33 @@ class _Group:
             self.in_prompt = torch.stack(
                 [_count(p.token_ids[: p.num_prompt_tokens], vocab_size) > 0 for p in prefixes]
             )
+
+    def propose(
+        self, logits: torch.Tensor, banned_ids: Sequence[int], greedy: Sequence[bool]
+    ) -> torch.Tensor:
+        """Return each row's distribution: the proposal, or all of it on the likeliest token."""
+        choices = [
+            propose(
+                logits,
+                sampling,
+                counts=self.counts,
+                in_prompt=self.in_prompt,
+                banned_ids=banned_ids,
+            )
+            for sampling, wanted in (
+                (self.sampling, not all(greedy)),
+                (self._greedy_sampling, any(greedy)),
+            )
+            if wanted
+        ]
+        if len(choices) == 1:
+            return choices[0]
+        drawn, likeliest = choices
+        return torch.where(torch.tensor(greedy, device=logits.device)[:, None], likeliest, drawn)
+
+    @cached_property
+    def _greedy_sampling(self) -> SamplingParams:
+        return self.sampling.replace(temperature=0)
 
     def to(self, device: torch.device) -> _Group:
         self.rows = self.rows.to(device)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from stars_engine.backends.base import DraftRequest, Interrupted
+from stars_engine.backends.base import Draft, DraftRequest, Interrupted
 from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, Prefix
-from stars_engine.backends.row_sampler import RowSampler
+from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
 from stars_engine.errors import GenerationError, ModelLoadError, needs_extra
@@ -60,38 +60,33 @@ class TransformersBackend:
         return [_copy(read[tuple(prompt)]) for prompt in prompts]
 
     @torch.inference_mode()
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int] | GenerationError]:
-        """Draft all candidates together, one token of each row per step."""
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
+        """Draft all candidates and their lookaheads together, one token of each row per step."""
         prefixes = [request.slot for request in requests]
-        lengths = [len(request.uniforms) for request in requests]
-        uniforms = [request.uniforms for request in requests]
         logits = torch.stack([prefix.next_logits for prefix in prefixes])  # (rows, vocab)
         sampler = RowSampler(requests, logits, self.end_ids)
-        drafts: list[list[int]] = [[] for _ in requests]
+        rows = [Row(request) for request in requests]
         failures: dict[int, GenerationError] = {}
-        growing = set(range(len(requests)))
         branches = None
-        for step in range(max(lengths)):
+        step = 0
+        while True:
             if self._interrupted:
                 raise Interrupted
-            # A row that has all its tokens runs on beside the others; what it draws is dropped.
-            column = [row[min(step, len(row) - 1)] for row in uniforms]
-            tokens = sampler.draw(logits, column, step)  # (rows,)
-            for row, token in enumerate(tokens.tolist()):
-                if row not in growing:
+            tokens = sampler.draw(logits, [row.uniform for row in rows], step)  # (rows,)
+            for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+                if row.done:
                     continue
-                if token == NO_TOKEN:
-                    failures[row] = _nothing_to_draw(logits[row], requests[row])
-                    growing.discard(row)
+                if token != NO_TOKEN:
+                    row.append(token, is_end=self.is_end(token, row.request.sampling))
                     continue
-                drafts[row].append(token)
-                if len(drafts[row]) == lengths[row] or self.is_end(token, requests[row].sampling):
-                    growing.discard(row)
-            if not growing:
-                break
+                row.done = True
+                if not row.in_lookahead:  # a lookahead just ends there
+                    failures[index] = _nothing_to_draw(logits[index], row.request)
+            if all(row.done for row in rows):
+                return [failures.get(index, row.draft) for index, row in enumerate(rows)]
             branches = branches or self.decoder.branch(prefixes)
             logits = branches.step(tokens.clamp(min=0))
-        return [failures.get(row, ids) for row, ids in enumerate(drafts)]
+            step += 1
 
     @torch.inference_mode()
     def commit(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:

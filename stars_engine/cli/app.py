@@ -123,6 +123,13 @@ def generate(
     segment_len: Annotated[
         int | None, typer.Option(help=shown(AlignParams, "segment_len", "Tokens judged together."))
     ] = None,
+    segment_end: Annotated[
+        str | None, typer.Option(help=shown(AlignParams, "segment_end", "length or sentence."))
+    ] = None,
+    lookahead: Annotated[
+        int | None,
+        typer.Option(help=shown(AlignParams, "lookahead", "Greedy tokens scored behind a draft.")),
+    ] = None,
     beta: Annotated[
         float | None,
         typer.Option(help=shown(AlignParams, "beta", "Acceptance softness; 0 is a hard test.")),
@@ -189,6 +196,8 @@ def generate(
     align = given(
         schedule=read_schedule(threshold, target, initial, initial_weight, schedule),
         segment_len=segment_len,
+        segment_end=segment_end,
+        lookahead=lookahead,
         beta=beta,
         max_attempts=max_attempts,
         num_candidates=num_candidates,

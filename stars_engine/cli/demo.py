@@ -129,7 +129,7 @@ def _summary(arms: dict[str, list[StarsResult]]) -> Table:
 
 
 def _num_generated(results: Sequence[StarsResult]) -> int:
-    return sum(r.usage.num_drafted_tokens + r.usage.num_surplus_tokens for r in results)
+    return sum(r.usage.num_generated_tokens for r in results)
 
 
 def _mean_reward(results: Sequence[StarsResult]) -> float:

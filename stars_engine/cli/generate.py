@@ -15,7 +15,7 @@ from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import StarsConfig
 from stars_engine.engine import StarsEngine
 from stars_engine.errors import PromptError
-from stars_engine.trace import write_jsonl
+from stars_engine.trace import tokens_in_words, write_jsonl
 from stars_engine.types import SegmentEvent, StarsResult
 
 
@@ -75,9 +75,7 @@ def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
             usage = event.result.usage
             reward = "none" if event.result.reward is None else f"{event.result.reward:.3f}"
             messages.say(
-                f"{event.result.finish_reason}, reward {reward}, {usage.num_kept_tokens} tokens "
-                f"kept of {usage.num_drafted_tokens} drafted "
-                f"(+{usage.num_surplus_tokens} surplus), "
+                f"{event.result.finish_reason}, reward {reward}, {tokens_in_words(usage)}, "
                 f"{usage.num_forced} forced, seed {event.result.seed}",
                 style="dim",
             )

@@ -128,7 +128,20 @@ class SamplingParams(Schema):
 
 
 class AlignParams(Schema):
-    """The test that each segment must pass (arXiv 2511.03827)."""
+    """The test that each segment must pass (arXiv 2511.03827).
+
+    `segment_end="sentence"` is a stopping rule: a candidate ends at the first token, from
+    `min_segment_len` on, after which its text ends a sentence (`text.ends_sentence`), else at
+    `segment_len`. Whether it ends after a token depends only on the tokens up to it, so candidates
+    are draws from one proposal, over segments of several lengths, and the law of a segment holds
+    as it is. (Drafting on and going back to the *last* border would not be such a rule: the kept
+    tokens would then be chosen by those behind them.)
+
+    `lookahead` changes what is scored, not what is kept: the reward of a candidate is that of the
+    completion with the candidate and its greedy continuation, a function of the candidate. So the
+    law of a segment holds with these rewards. The reward of a prefix is the one its last segment
+    was kept with.
+    """
 
     schedule: Schedule | None = Field(
         default=None,
@@ -145,6 +158,25 @@ class AlignParams(Schema):
     )
     segment_len: int = Field(
         default=32, ge=1, description="tokens drafted and judged together", examples=[32]
+    )
+    segment_end: Literal["length", "sentence"] = Field(
+        default="length",
+        description="where a segment ends: after segment_len tokens, or before that at the first "
+        "end of a sentence",
+        examples=["sentence"],
+    )
+    min_segment_len: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="tokens before a sentence may end the segment, at most segment_len; only with "
+        "segment_end='sentence'; None means a quarter of segment_len",
+        examples=[8],
+    )
+    lookahead: int = Field(
+        default=0,
+        ge=0,
+        description="tokens by which each candidate is continued greedily for the reward model to "
+        "read; they are never kept; only with segment_end='length'",
+        examples=[16],
     )
     max_attempts: int = Field(
         default=20, ge=1, description="draws per segment, the first included", examples=[20]
@@ -246,6 +278,39 @@ class AlignParams(Schema):
             raise ValueError(
                 f"AutoSchedule(budget={auto.target[1]}) is not below max_attempts="
                 f"{self.max_attempts}; raise max_attempts, or lower the budget"
+            )
+        return self
+
+    @property
+    def shortest_segment(self) -> int:
+        """Tokens before a sentence may end the segment."""
+        if self.min_segment_len is not None:
+            return self.min_segment_len
+        return max(1, self.segment_len // 4)
+
+    @property
+    def row_len(self) -> int:
+        """Tokens drafted for one candidate at most."""
+        return self.segment_len + self.lookahead
+
+    @model_validator(mode="after")
+    def _segment_ends_once(self) -> Self:
+        shortest = self.min_segment_len
+        if self.segment_end == "length" and shortest is not None:
+            raise ValueError(
+                f"min_segment_len={shortest} belongs to segment_end='sentence', and segment_end is "
+                "'length'. Cure: set segment_end='sentence', or leave min_segment_len out"
+            )
+        if shortest is not None and shortest > self.segment_len:
+            raise ValueError(
+                f"min_segment_len={shortest} is above segment_len={self.segment_len}; allowed: 1 "
+                f"to {self.segment_len}. Cure: lower it, or raise segment_len"
+            )
+        if self.segment_end == "sentence" and self.lookahead:
+            raise ValueError(
+                f"lookahead={self.lookahead} and segment_end='sentence' do not go together: where "
+                "a sentence ends is known only when the draft is read as text. Cure: "
+                "segment_end='length' with lookahead, or lookahead=0"
             )
         return self
 

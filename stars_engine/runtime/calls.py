@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.baselines import keep_best, samples_of
+from stars_engine.baselines import keep_best, samples_of, unjudged
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.loop import Stars
 from stars_engine.rewards.base import RewardModel
@@ -72,6 +72,8 @@ class Answer:
     """
 
     def __init__(self, call: Call, index: int, rollout: Rollout) -> None:
+        if not call.judged:
+            rollout.align = unjudged(rollout.align)
         self.call, self.index, self.rollout = call, index, rollout
         self.parts = samples_of(rollout, call.num_samples) if call.num_samples else [rollout]
         self.decoding = call.decoding
@@ -138,9 +140,14 @@ class Call:
         return sum(question.num_answers for question in self.questions)
 
     @property
+    def judged(self) -> bool:
+        """Whether segments are put to the test; those of the baselines are not."""
+        return isinstance(self.decoding, Stars)
+
+    @property
     def wants_thresholds(self) -> bool:
         """Whether thresholds are still to be found for a test that it is put to."""
-        return isinstance(self.decoding, Stars) and any(
+        return self.judged and any(
             isinstance(question.align.schedule, AutoSchedule) for question in self.questions
         )
 

@@ -18,6 +18,7 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Rollout
 from stars_engine.rounds import Entry, Events, OpenTrial, Rounds, score
 from stars_engine.runtime.calls import Answer, Call, RewardSource, resolve
+from stars_engine.runtime.diagnostics import Diagnostics
 from stars_engine.runtime.gate import Gate
 from stars_engine.runtime.models import Models
 from stars_engine.runtime.offload import Offload
@@ -57,6 +58,7 @@ class Scheduler:
         self._answers: dict[Rollout, Answer] = {}  # by the rollouts that are run for them
         self._offload = Offload(self.post)
         self._totals = Totals()
+        self._diagnostics = Diagnostics()
         self._stop = Event()
 
     # --- from any thread ---
@@ -305,7 +307,9 @@ class Scheduler:
     def _close(self, answer: Answer, event: SegmentEvent) -> None:
         for part in answer.parts:
             self._answers.pop(part, None)
-        self._totals.add(answer.rollout)
+        self._totals.add(answer.rollout, judged=answer.call.judged)
+        if answer.call.judged:
+            self._diagnostics.observe(answer.rollout)
         answer.call.note(answer, event)
 
     def _fail(self, rollouts: Sequence[Rollout], cause: BaseException) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from typing import Any
 
 from stars_engine.rollout import Rollout
+from stars_engine.runtime.diagnostics import deviations
 from stars_engine.schema import Schema
 
 
 class EngineStats(Schema):
     """A snapshot of one runtime, shared by all its handles.
 
-    Tokens, attempts and rewards are those of answers that have ended.
+    Tokens, segments, attempts and rewards are those of answers that have ended.
 
     Attributes:
         num_in_line: Requests of calls that stand outside the full queue.
@@ -23,14 +26,20 @@ class EngineStats(Schema):
         num_finished: Answers that ended in their own way.
         num_failed: Answers that ended with an error.
         num_cancelled: Answers that their caller gave up.
+        num_segments: Segments judged and kept; `vanilla` and `best_of_n` have none.
         num_kept_tokens: See `Usage`.
         num_drafted_tokens: See `Usage`.
+        num_lookahead_tokens: See `Usage`.
         num_surplus_tokens: See `Usage`.
         num_reward_calls: See `Usage`.
         num_attempts: See `Usage`.
+        num_repeated_draws: See `Usage`.
         num_accepted: See `Usage`.
         num_forced: See `Usage`.
         num_ineligible: See `Usage`.
+        num_calibrated_drafts: First drafts judged by calibrated thresholds.
+        reward_drift: How far their rewards lie from what the calibration expects, mean, in
+            standard deviations of drafts; nan if there are none. Near 0 all is well.
     """
 
     num_in_line: int = 0
@@ -42,19 +51,29 @@ class EngineStats(Schema):
     num_finished: int = 0
     num_failed: int = 0
     num_cancelled: int = 0
+    num_segments: int = 0
     num_kept_tokens: int = 0
     num_drafted_tokens: int = 0
+    num_lookahead_tokens: int = 0
     num_surplus_tokens: int = 0
     num_reward_calls: int = 0
     num_attempts: int = 0
+    num_repeated_draws: int = 0
     num_accepted: int = 0
     num_forced: int = 0
     num_ineligible: int = 0
+    num_calibrated_drafts: int = 0
+    reward_drift: float = math.nan
 
     @property
     def acceptance_rate(self) -> float:
         """Accepted draws over judged draws; nan when nothing was judged."""
         return self.num_accepted / self.num_attempts if self.num_attempts else float("nan")
+
+    @property
+    def forced_rate(self) -> float:
+        """Forced segments over segments judged and kept; nan when there are none."""
+        return self.num_forced / self.num_segments if self.num_segments else float("nan")
 
 
 class Totals:
@@ -62,18 +81,31 @@ class Totals:
 
     def __init__(self) -> None:
         self._sums: Counter[str] = Counter()
+        self._deviation = 0.0
 
-    def add(self, rollout: Rollout) -> None:
-        """Add what an ended answer came to."""
+    def add(self, rollout: Rollout, *, judged: bool) -> None:
+        """Add what an ended answer came to.
+
+        Args:
+            rollout: The answer.
+            judged: Whether its segments were judged.
+        """
         if rollout.error is not None:
             kind = "num_failed"
         else:
             kind = "num_cancelled" if rollout.finish_reason == "cancelled" else "num_finished"
         self._sums[kind] += 1
+        self._sums["num_segments"] += rollout.num_kept_segments if judged else 0
         self._sums["num_kept_tokens"] += len(rollout.token_ids)
         for name, amount in rollout.costs.items():
             self._sums[name] += amount
+        if judged:
+            found = deviations(rollout)
+            self._sums["num_calibrated_drafts"] += len(found)
+            self._deviation += sum(found)
 
-    def snapshot(self) -> dict[str, int]:
+    def snapshot(self) -> dict[str, Any]:
         """Return the sums, by the names of `EngineStats`."""
-        return {name: self._sums[name] for name in EngineStats.model_fields if name in self._sums}
+        sums = {name: self._sums[name] for name in EngineStats.model_fields if name in self._sums}
+        count = sums.get("num_calibrated_drafts", 0)
+        return {**sums, "reward_drift": self._deviation / count if count else math.nan}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
 from stars_engine.noise import CounterNoise
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.types import RewardInput, RewardPrompt
+
+_LEN = 6  # tokens of the drafts that a backend is checked by
 
 
 def check_reward_model(
@@ -43,6 +46,8 @@ def check_reward_model(
 def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None = None) -> None:
     """Check that drafting leaves no trace and does not depend on what is drafted beside it.
 
+    Also that a lookahead is the greedy continuation of its candidate and changes nothing in it.
+
     Args:
         model: The language model to check.
         prompts: Prompts of different lengths as token ids; the default is made of low ids.
@@ -53,43 +58,68 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
     prompts = [[1], [1, 2, 3, 1, 2], [2, 1, 3]] if prompts is None else prompts
     sampling = SamplingParams(top_k=None, temperature=1.0)
 
-    def request(slot: object, index: int, attempt: int, position: int) -> DraftRequest:
+    def request(slot: object, index: int, attempt: int, position: int = 0) -> DraftRequest:
         noise = CounterNoise(seed=1, prompt_ids=prompts[index], sample_index=0)
-        uniforms = noise.token_uniforms(position=position, attempt=attempt, count=6)
-        return DraftRequest(slot, uniforms, sampling)
+        uniforms = noise.token_uniforms(position=position, attempt=attempt, count=_LEN)
+        return DraftRequest(slot, uniforms, sampling, lookahead=2 * attempt)  # the first has none
 
     slots = model.prefill(prompts)
     assert len(slots) == len(prompts), "prefill returns one slot per prompt"
-    together = _drafts(
-        model,
-        [request(slot, i, attempt, 0) for i, slot in enumerate(slots) for attempt in range(3)],
-    )
-    for ids in together:
-        ends = [model.is_end(token, sampling) for token in ids]
-        assert not any(ends[:-1]), "a draft goes on after the end of text"
-        assert ends[-1] or len(ids) == 6, "a draft is short without an end of text"
-        assert all(0 <= token < model.vocab_size for token in ids), "a token id has no logit"
-    for index, slot in enumerate(slots):
-        for attempt in range(3):
-            [alone] = _drafts(model, [request(slot, index, attempt, 0)])
-            message = "a draft depends on its batch, or an earlier one left a trace"
-            assert alone == together[3 * index + attempt], message
-    kept = [next(ids for ids in together[3 * i : 3 * i + 3]) for i in range(len(prompts))]
+    asked = [request(slot, i, attempt) for i, slot in enumerate(slots) for attempt in range(3)]
+    together = _drafts(model, asked)
+    for one, draft in zip(asked, together, strict=True):
+        _check_form(model, one, draft)
+        message = "a draft depends on its batch, or an earlier one left a trace"
+        assert _drafts(model, [one]) == [draft], message
+        [plain] = _drafts(model, [replace(one, lookahead=0)])
+        assert plain == Draft(draft.token_ids), "the lookahead changes the candidate before it"
+    _check_lookahead(model, prompts, asked, together)
+    kept = [together[3 * i].token_ids for i in range(len(prompts))]
     going_on = [i for i, ids in enumerate(kept) if not model.is_end(ids[-1], sampling)]
     model.commit([(slots[i], kept[i]) for i in going_on])
     fresh = model.prefill([[*prompts[i], *kept[i]] for i in going_on])
     for index, slot in zip(going_on, fresh, strict=True):
-        after_commit = _drafts(model, [request(slots[index], index, 0, 6)])
-        after_prefill = _drafts(model, [request(slot, index, 0, 6)])
+        after_commit = _drafts(model, [request(slots[index], index, 1, _LEN)])
+        after_prefill = _drafts(model, [request(slot, index, 1, _LEN)])
         message = "draft, reject, redraft and commit is not the same as reading the text afresh"
         assert after_commit == after_prefill, message
 
 
-def _drafts(model: LanguageModel, requests: Sequence[DraftRequest]) -> list[list[int]]:
+def _check_form(model: LanguageModel, request: DraftRequest, draft: Draft) -> None:
+    """Check lengths, ends and ids of one draft."""
+    whole = (*draft.token_ids, *draft.lookahead_ids)
+    ends = [model.is_end(token, request.sampling) for token in whole]
+    assert not any(ends[:-1]), "a draft goes on after the end of text"
+    assert ends[-1] or len(draft.token_ids) == _LEN, "a draft is short without an end of text"
+    assert len(draft.token_ids) <= _LEN, "a draft is longer than its uniforms"
+    full = len(draft.lookahead_ids) == request.lookahead
+    assert ends[-1] or full, "a lookahead has another length than asked for"
+    assert all(0 <= token < model.vocab_size for token in whole), "a token id has no logit"
+
+
+def _check_lookahead(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[DraftRequest],
+    drafts: Sequence[Draft],
+) -> None:
+    """Check that each lookahead is what temperature 0 draws behind its candidate."""
+    for index, (request, draft) in enumerate(zip(requests, drafts, strict=True)):
+        if draft.lookahead_ids:
+            slots = model.prefill([[*prompts[index // 3]]])
+            model.commit([(slots[0], draft.token_ids)])
+            uniforms = [0.5] * request.lookahead
+            greedy = request.sampling.replace(temperature=0)
+            [alone] = _drafts(model, [DraftRequest(slots[0], uniforms, greedy)])
+            message = "a lookahead is not the greedy continuation of its candidate"
+            assert alone.token_ids == draft.lookahead_ids, message
+
+
+def _drafts(model: LanguageModel, requests: Sequence[DraftRequest]) -> list[Draft]:
     drafts = []
-    for ids in model.draft(requests):
-        assert not isinstance(ids, GenerationError), f"a candidate could not be drafted: {ids}"
-        drafts.append(ids)
+    for draft in model.draft(requests):
+        assert not isinstance(draft, GenerationError), f"a candidate could not be drafted: {draft}"
+        drafts.append(draft)
     return drafts
 
 

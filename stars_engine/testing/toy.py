@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.config import SamplingParams
 from stars_engine.rewards.base import Score
 from stars_engine.types import RewardInput
@@ -34,7 +34,8 @@ class ToySlot:
 class TabularModel:
     """A `LanguageModel` given by a table: completion so far to next-token probabilities.
 
-    Each token is one piece of text. Sampling settings other than the stop conditions do not act.
+    Each token is one piece of text. Of the sampling settings only the stop conditions act, and
+    temperature 0, which takes the likeliest token.
 
     Args:
         pieces: Text of each token; the token `end_id` has none.
@@ -61,7 +62,7 @@ class TabularModel:
         """See `LanguageModel`."""
         return [ToySlot(list(prompt), len(prompt)) for prompt in prompts]
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """See `LanguageModel`."""
         return [self._draft(request) for request in requests]
 
@@ -82,13 +83,16 @@ class TabularModel:
         """Encode text whose characters are tokens."""
         return [self.pieces.index(character) for character in text]
 
-    def _draft(self, request: DraftRequest) -> list[int]:
+    def _draft(self, request: DraftRequest) -> Draft:
         slot: ToySlot = request.slot
-        completion = tuple(slot.token_ids[slot.num_prompt_tokens :])
+        completion = slot.token_ids[slot.num_prompt_tokens :]
         drafted: list[int] = []
-        for uniform in request.uniforms:
+        uniforms: list[float | None] = [*request.uniforms, *[None] * request.lookahead]
+        for uniform in uniforms:
             probs = self.next_probs((*completion, *drafted))
-            if isinstance(uniform, Choice):
+            if uniform is None or request.sampling.temperature == 0:
+                token = max(range(len(probs)), key=probs.__getitem__)  # the first of equals
+            elif isinstance(uniform, Choice):
                 token = uniform.choose(probs)
             else:
                 cdf = list(accumulate(probs))
@@ -96,7 +100,8 @@ class TabularModel:
             drafted.append(token)
             if self.is_end(token, request.sampling):
                 break
-        return drafted
+        cut = len(request.uniforms)
+        return Draft(tuple(drafted[:cut]), tuple(drafted[cut:]))
 
 
 class TableReward:

@@ -1,0 +1,172 @@
+"""What ended answers tell about settings that do not fit: one warning of each kind, with its cure.
+
+Warnings go to the log, where the engine's thread can speak; `EngineStats` has the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from stars_engine.rollout import Rollout
+from stars_engine.schedules import CalibratedSchedule
+
+logger = logging.getLogger(__name__)
+
+
+class Check(Protocol):
+    """Looks out for one kind of trouble."""
+
+    def observe(self, rollout: Rollout) -> str | None:
+        """Take in an ended answer; return what to warn of, with its cure, once it is certain."""
+        ...
+
+
+class Diagnostics:
+    """Shows ended answers to checks, and warns once of what each of them finds.
+
+    Args:
+        checks: What to look out for; `standard_checks()` if left out.
+    """
+
+    def __init__(self, checks: Sequence[Check] | None = None) -> None:
+        self._open = list(standard_checks() if checks is None else checks)
+
+    def observe(self, rollout: Rollout) -> None:
+        """Take in an ended answer whose segments were judged.
+
+        At temperature 0 it tells nothing: each segment has one draw, and the user has been warned.
+        """
+        if rollout.sampling.temperature == 0:
+            return
+        for check in tuple(self._open):
+            message = check.observe(rollout)
+            if message is not None:
+                self._open.remove(check)
+                logger.warning("%s", message)
+
+
+@dataclass(slots=True)
+class RateCheck:
+    """Warns when the share of some cases in all that were seen is out of bounds.
+
+    Attributes:
+        count: Cases and all in one answer.
+        min_seen: How many must be seen before a share means anything.
+        is_wrong: Whether a share is out of bounds.
+        message: What to say, with `{cases}`, `{seen}` and `{share}`.
+    """
+
+    count: Callable[[Rollout], tuple[int, int]]
+    min_seen: int
+    is_wrong: Callable[[float], bool]
+    message: str
+    num_cases: int = 0
+    num_seen: int = 0
+
+    def observe(self, rollout: Rollout) -> str | None:
+        """See `Check`."""
+        cases, seen = self.count(rollout)
+        self.num_cases += cases
+        self.num_seen += seen
+        if self.num_seen < self.min_seen or not self.is_wrong(self.num_cases / self.num_seen):
+            return None
+        share = f"{self.num_cases / self.num_seen:.1%}"
+        return self.message.format(cases=self.num_cases, seen=self.num_seen, share=share)
+
+
+@dataclass(slots=True)
+class DriftCheck:
+    """Warns when first drafts lie off what a calibration expects of them.
+
+    Attributes:
+        min_seen: How many must be seen before their mean means anything.
+        limit: Largest mean deviation taken for chance, in standard deviations of drafts.
+    """
+
+    min_seen: int = 200
+    limit: float = 0.5
+    num_seen: int = 0
+    total: float = 0.0
+
+    def observe(self, rollout: Rollout) -> str | None:
+        """See `Check`."""
+        found = deviations(rollout)
+        self.num_seen += len(found)
+        self.total += sum(found)
+        if self.num_seen < self.min_seen or abs(self.total / self.num_seen) <= self.limit:
+            return None
+        mean = self.total / self.num_seen
+        return (
+            f"the rewards of {self.num_seen} first drafts lie {mean:+.2f} standard deviations from "
+            "what the calibrated thresholds expect: prompts, models or settings are others than "
+            "they were made for, so that the budget and the gain are others too. Cure: calibrate "
+            "on prompts like these"
+        )
+
+
+def standard_checks() -> list[Check]:
+    """Return a new list of what every runtime looks out for."""
+    return [
+        DriftCheck(),
+        RateCheck(
+            forced,
+            min_seen=50,
+            is_wrong=lambda share: share > 0.10,
+            message="{cases} of {seen} segments were forced ({share}): none of their draws was "
+            "accepted, and one was kept all the same. Cure: lower the thresholds, or raise beta or "
+            "max_attempts; on_exhausted='stop' keeps no such segment",
+        ),
+        RateCheck(
+            accepted,
+            min_seen=200,
+            is_wrong=lambda share: share < 0.05,
+            message="{cases} of {seen} draws were accepted ({share}): nearly all drafts are thrown "
+            "away. Cure: lower the thresholds or raise beta, and check that the schedule was made "
+            "for this model, this reward and this segment_len; aim at about 30%",
+        ),
+        RateCheck(
+            repeated,
+            min_seen=50,
+            is_wrong=lambda share: share > 0.50,
+            message="{cases} of {seen} redrafts were the same, token for token, as an earlier draw "
+            "of their segment ({share}): drafting again changes little. Cure: raise temperature, "
+            "top_k or top_p, or segment_len",
+        ),
+    ]
+
+
+def forced(rollout: Rollout) -> tuple[int, int]:
+    """Return forced segments, and all that were judged and kept."""
+    return rollout.costs.get("num_forced", 0), rollout.num_kept_segments
+
+
+def accepted(rollout: Rollout) -> tuple[int, int]:
+    """Return draws accepted by the test, and all judged draws."""
+    return rollout.costs.get("num_accepted", 0), rollout.costs.get("num_attempts", 0)
+
+
+def repeated(rollout: Rollout) -> tuple[int, int]:
+    """Return draws equal to an earlier one of their segment, and all but the first of each."""
+    drawn = [segment.attempts for segment in rollout.segments] + [rollout.abandoned]
+    num_redrafts = sum(max(0, len(attempts) - 1) for attempts in drawn)
+    return rollout.costs.get("num_repeated_draws", 0), num_redrafts
+
+
+def deviations(rollout: Rollout) -> list[float]:
+    """Return how far first drafts lie from the baseline they were judged by, in its sigmas.
+
+    There are none where the thresholds are not calibrated.
+    """
+    schedule = rollout.align.schedule
+    if not isinstance(schedule, CalibratedSchedule):
+        return []
+    found = []
+    for index, segment in enumerate(rollout.segments):
+        line = schedule.stages[min(index, len(schedule.stages) - 1)]
+        first = segment.attempts[0] if segment.attempts else None
+        if first is not None and first.eligible and line.sigma > 0:
+            found.append((first.reward - first.threshold + line.offset) / line.sigma)
+    return found

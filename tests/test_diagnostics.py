@@ -1,0 +1,226 @@
+"""Warnings about settings that do not fit: each kind once for a runtime, with its numbers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+
+import pytest
+
+from stars_engine import (
+    AlignParams,
+    CalibratedSchedule,
+    ConstantSchedule,
+    EngineStats,
+    NoSchedule,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsWarning,
+)
+from stars_engine.loop import stars
+from stars_engine.rollout import Rollout
+from stars_engine.runtime.diagnostics import Diagnostics, standard_checks
+from stars_engine.schedules import Line
+from stars_engine.testing import TableReward, TabularModel
+from tests.conftest import make_rollout
+
+NEVER = ConstantSchedule(value=1e9)
+
+
+@pytest.fixture
+def own(engine: StarsEngine) -> Iterator[StarsEngine]:
+    """A runtime of its own over the loaded models, which has seen nothing."""
+    config = StarsConfig(align=engine.config.align)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        yield mine
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "stars_engine.runtime.diagnostics" and record.levelno == logging.WARNING
+    ]
+
+
+# --- through the engine ---
+
+
+def test_forced_segments_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
+    sampling = SamplingParams(seed=1, max_tokens=40, n=2, min_tokens=40)
+    own.generate("The", sampling=sampling, align=align)
+    assert own.stats().num_segments == 40
+    assert warnings_in(caplog) == []  # too few to tell
+    for _ in range(2):
+        own.generate("The", sampling=sampling, align=align)
+    [message] = [text for text in warnings_in(caplog) if "forced" in text]
+    assert message.startswith("60 of 60 segments were forced (100.0%)")
+    assert "Cure: " in message
+    stats = own.stats()
+    assert (stats.num_segments, stats.num_forced, stats.forced_rate) == (120, 120, 1.0)
+
+
+def test_low_acceptance_is_told_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=4, max_attempts=60, on_exhausted="stop")
+    for seed in range(6):
+        own.generate("The", sampling=SamplingParams(seed=seed), align=align)
+    [message] = warnings_in(caplog)
+    assert message.startswith("0 of 240 draws were accepted (0.0%)")
+    stats = own.stats()
+    assert (stats.num_attempts, stats.acceptance_rate, stats.num_segments) == (360, 0.0, 0)
+    assert math.isnan(stats.forced_rate)
+
+
+def test_equal_draws_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=4, max_attempts=16, on_exhausted="stop")
+    sampling = SamplingParams(temperature=0.01)
+    for seed in range(6):
+        own.generate("The", sampling=sampling.replace(seed=seed), align=align)
+    [message] = warnings_in(caplog)
+    assert message.startswith("60 of 60 redrafts were the same")
+    assert "temperature" in message
+    assert own.stats().num_repeated_draws == 90
+
+
+def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    sampling = SamplingParams(seed=1, n=20)
+    own.generate(["The plot", "The"], sampling=sampling)
+    stats = own.stats()
+    assert stats.num_segments >= 200
+    assert stats.forced_rate <= 0.10
+    assert stats.acceptance_rate >= 0.05
+    assert stats.num_repeated_draws == 0
+    assert warnings_in(caplog) == []
+
+
+def test_plain_sampling_and_best_of_n_say_nothing_about_thresholds(
+    own: StarsEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    own.vanilla("The", sampling=SamplingParams(seed=1, n=60, max_tokens=4))
+    own.best_of_n(["The"] * 3, 100, sampling=SamplingParams(seed=1, max_tokens=2))
+    stats = own.stats()
+    assert (stats.num_attempts, stats.num_accepted, stats.num_segments) == (300, 3, 0)
+    assert warnings_in(caplog) == []
+
+
+def test_greedy_sampling_is_left_to_its_own_warning(
+    own: StarsEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=1)
+    with pytest.warns(StarsWarning, match="temperature is 0"):
+        own.generate("The", sampling=SamplingParams(temperature=0, max_tokens=80), align=align)
+    assert own.stats().num_forced >= 50
+    assert warnings_in(caplog) == []
+
+
+# --- their borders ---
+
+
+def ended(accepted: str, *, num_tokens: int = 1, max_attempts: int = 1, seed: int = 0) -> Rollout:
+    """A rollout of one-token segments of which those that say `accepted` are accepted."""
+    letters = "ab"
+    model = TabularModel(letters, lambda done: [1.0, 0.0] if len(done) % 2 else [0.0, 1.0])
+    align = AlignParams(
+        schedule=ConstantSchedule(value=1.0), segment_len=1, max_attempts=max_attempts
+    )
+    sampling = SamplingParams(max_tokens=num_tokens, temperature=1.0, top_k=None)
+    rollout = make_rollout(align=align, sampling=sampling, seed=seed)
+
+    class Last(TableReward):
+        def score(self, inputs: list) -> list[float]:
+            return [float(item.text[-1] in accepted) for item in inputs]
+
+    for _ in stars([rollout], model, Last({})):
+        pass
+    return rollout
+
+
+def told(rollouts: list[Rollout]) -> list[str]:
+    """First words of what the standard checks say."""
+    messages = []
+    for check in standard_checks():
+        for rollout in rollouts:
+            message = check.observe(rollout)
+            if message is not None:
+                messages.append(message.split(":")[0])
+                break
+    return messages
+
+
+def test_forced_above_a_tenth_of_fifty() -> None:
+    forced, kept = ended(""), ended("ab")
+    assert told([forced] * 5 + [kept] * 45) == []
+    assert told([kept] * 44 + [forced] * 5) == []
+    assert told([kept] * 44 + [forced] * 6) == ["6 of 50 segments were forced (12.0%)"]
+
+
+def test_acceptance_below_a_twentieth_of_two_hundred() -> None:
+    ten = ended("", max_attempts=10)
+    few = [text for text in told([ten] * 19 + [ended("ab")] * 9) if "draws" in text]
+    assert few == []
+    enough = [text for text in told([ten] * 19 + [ended("ab")] * 10) if "draws" in text]
+    assert enough == []  # 10 of 200
+    enough = [text for text in told([ended("ab")] * 9 + [ten] * 20) if "draws" in text]
+    assert enough == ["9 of 209 draws were accepted (4.3%)"]
+
+
+def test_repeats_are_counted_within_a_segment_only() -> None:
+    # Three draws of one sure token each: two of them repeat the first. "a" comes again later.
+    rollout = ended("", num_tokens=4, max_attempts=3)
+    assert rollout.text == "baba"
+    assert rollout.result().usage.num_repeated_draws == 8
+    assert ended("ab", num_tokens=4).result().usage.num_repeated_draws == 0
+    check = standard_checks()[-1]
+    assert [check.observe(rollout) for _ in range(6)] == [None] * 6
+    assert "56 of 56 redrafts" in str(check.observe(rollout))
+
+
+def test_a_further_check_has_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    class Third:
+        num_seen = 0
+
+        def observe(self, rollout: Rollout) -> str | None:
+            self.num_seen += 1
+            return "100% of 3 {so far}" if self.num_seen >= 3 else None
+
+    check = Third()
+    diagnostics = Diagnostics([check])
+    for _ in range(5):
+        diagnostics.observe(ended("ab"))
+    assert warnings_in(caplog) == ["100% of 3 {so far}"]
+    assert check.num_seen == 3
+
+
+def test_rates_of_nothing_are_nan() -> None:
+    assert math.isnan(EngineStats().forced_rate)
+    assert EngineStats(num_segments=8, num_forced=2).forced_rate == 0.25
+
+
+def test_rewards_off_their_calibration_are_told(
+    own: StarsEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Thresholds whose baseline lies two standard deviations above what drafts come to."""
+    sampling = SamplingParams(seed=1, max_tokens=48, n=4, min_tokens=48)
+    plain = own.generate("The", sampling=sampling, align=AlignParams(schedule=NoSchedule()))
+    rewards = [s.attempts[0].reward for r in plain for s in r.segments]
+    mean = sum(rewards) / len(rewards)
+    sigma = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+
+    def drift(shift: float) -> float:
+        line = Line(intercept=mean + shift * sigma, slope=0, offset=-9 * sigma, sigma=sigma)
+        schedule = CalibratedSchedule(stages=(line,), segment_len=2)
+        for _ in range(3):
+            own.generate("The", sampling=sampling, align=AlignParams(schedule=schedule))
+        return own.stats().reward_drift
+
+    assert math.isnan(own.stats().reward_drift)
+    assert abs(drift(0.0)) < 0.5
+    assert own.stats().num_calibrated_drafts == 3 * 4 * 24
+    assert not [text for text in warnings_in(caplog) if "calibrated" in text]
+    assert drift(-4.0) == pytest.approx(2.0, abs=0.5)  # half of all were as expected
+    [message] = [text for text in warnings_in(caplog) if "calibrated" in text]
+    assert "standard deviations from what the calibrated thresholds expect" in message
+    assert "Cure: calibrate" in message
