@@ -83,7 +83,6 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: FunctionReward(function="polite"), ["function", "'polite'", "package.module:name"]),
         (lambda: ClassifierReward(name_or_path="a", batch_size=0), ["batch_size", "0", ">= 1"]),
         (lambda: StarsConfig(model="a/b"), ["reward is required"]),
-        (lambda: StarsConfig(model="a/b", reward="c/d"), ["align.schedule is required"]),
         (lambda: StarsConfig(align={"beta": -1}), ["align.beta", "-1", ">= 0"]),
         (
             lambda: StarsConfig(align={"schedule": {"kind": "linear", "target": 1, "initial_weight": 2}}),

@@ -19,17 +19,18 @@ from stars_engine.calibration.trust import (
     segment_trust,
 )
 
-NUM_PROMPTS, PER_PROMPT, NUM_SEGMENTS = 60, 8, 4
+NUM_PROMPTS, PER_PROMPT, NUM_SEGMENTS = 240, 8, 4
 
 
 def random_walks(noise: float = 0.0, prompt_scale: float = 0.0) -> Answers:
-    """Rewards that add up independent steps; the outcome is the last, without the noise."""
+    """Rewards that add up independent steps; those of prefixes are seen with noise."""
     generator = np.random.default_rng(7)
     count = NUM_PROMPTS * PER_PROMPT
     prompts = np.repeat(np.arange(NUM_PROMPTS), PER_PROMPT)
     walk = generator.normal(size=(count, NUM_SEGMENTS)).cumsum(1)
     walk += prompt_scale * generator.normal(size=NUM_PROMPTS)[prompts][:, None]
-    seen = walk + noise * generator.normal(size=walk.shape)
+    seen = walk.copy()
+    seen[:, :-1] += noise * generator.normal(size=(count, NUM_SEGMENTS - 1))
     tokens = np.arange(1, NUM_SEGMENTS + 1) * 8.0
     return Answers(prompts, list(seen), [tokens] * count, walk[:, -1])
 
@@ -67,10 +68,12 @@ def test_what_prompts_share_is_no_merit_of_the_reward() -> None:
     assert between_prompts(apart) > 0.95
 
 
-def test_noise_in_the_reward_takes_the_advantage_away() -> None:
-    advantages = [segment_trust(random_walks(noise), 8).advantage.value for noise in (0, 1, 4)]
+def test_noise_on_prefixes_takes_the_advantage_away() -> None:
+    """To the last segment alone, which sees the outcome itself: no more than Best-of-N."""
+    advantages = [segment_trust(random_walks(noise), 8).advantage.value for noise in (0, 2, 50)]
     assert advantages == sorted(advantages, reverse=True)
-    assert advantages[2] < 1.5 < advantages[0]
+    assert advantages[0] == pytest.approx(2.0, abs=0.1)
+    assert advantages[2] == pytest.approx(1.0, abs=0.15)
 
 
 def test_short_answers_count_by_how_many_reach_a_segment() -> None:

@@ -196,11 +196,9 @@ def _midway(answers: Answers) -> float:
 
 
 def _centred_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
-    centred = np.array(values, dtype=float)
-    for prompt in np.unique(prompts):
-        rows = prompts == prompt
-        centred[rows] -= centred[rows].mean()
-    return centred
+    _, group = np.unique(prompts, return_inverse=True)
+    means = np.bincount(group, weights=values) / np.bincount(group)
+    return np.asarray(values - means[group])
 
 
 def _ranks_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
