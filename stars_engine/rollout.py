@@ -185,8 +185,7 @@ class Rollout:
     def _decode(self, ids: Sequence[int], model: LanguageModel) -> tuple[str, tuple[int, ...]]:
         """Return the completion's text with `ids` appended, and the ids that the text stands for.
 
-        Text once accepted is never taken back, also where a decoder would rewrite it (byte
-        fallback turns a whole run of bytes invalid when one of them is).
+        Text once accepted is never taken back, also where a tokenizer's decoder would rewrite it.
         """
         whole = [*self.token_ids, *ids]
         text, size = model.completion_text(self.prompt_ids, whole)
