@@ -152,6 +152,9 @@ def test_half_a_control_token_finds_no_other_half() -> None:
 def test_no_template_and_a_refusing_one() -> None:
     with pytest.raises(PromptError, match=r"has none.*chat_template"):
         encode_chat(make_codec(None), [turn("hi")])
+    broken = make_codec("\n{% for %}")
+    with pytest.raises(PromptError, match=r"chat_template has a syntax error in line 2.*Cure"):
+        encode_chat(broken, [turn("hi")])
     refusing = make_codec("{{ raise_exception('system first') }}")
     with pytest.raises(PromptError, match=r"system first.*roles.*user"):
         encode_chat(refusing, [turn("hi")])
