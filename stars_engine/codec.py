@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
-_MAX_PENDING = 3  # a character has at most four bytes, so at most three tokens wait for the last
+from stars_engine.token_bytes import REPLACEMENT, bytes_of_tokens
+
 _ANCHOR_LEN = 8  # prompt tokens decoded along with a completion, so that its first space survives
 
 
@@ -23,11 +23,13 @@ class Codec:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         control = {token.content for token in added if token.special}
         control |= set(tokenizer.all_special_tokens)
-        control.discard(tokenizer.unk_token)  # ordinary text has unknown tokens too
         self.control_tokens = tuple(sorted(control, key=lambda token: (-len(token), token)))
-        self._control_ids = set(tokenizer.convert_tokens_to_ids(list(self.control_tokens)))
+        if not _has_other_role(tokenizer, tokenizer.unk_token):
+            control.discard(tokenizer.unk_token)  # ordinary text has unknown words too
+        self._control_ids = set(tokenizer.convert_tokens_to_ids(list(control)))
         self._control_pattern = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
         self._prefix_ids = self._find_prefix()
+        self._bytes = bytes_of_tokens(tokenizer, self._decode_as_it_is)
 
     # --- encoding ---
 
@@ -78,32 +80,26 @@ class Codec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids; control tokens are left out, spaces are left alone."""
-        text: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+        return self._decode_as_it_is(self._bytes.readable(ids))
 
     def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
         """Decode a completion as it reads after its prompt.
 
+        Of the same prompt, a longer completion's text goes on from a shorter one's.
+
         Returns:
             The text up to the last whole character, and the number of ids it stands for: the
-            others, three at most, are the beginning of a character.
+            others are the beginning of a character.
         """
         anchor = list(prompt_ids[-_ANCHOR_LEN:])
-        # A prompt may end in a replacement character of its own, or in half a character, which the
-        # completion's first bytes turn into a whole one.
+        num_waiting = self._bytes.num_waiting([*anchor, *ids])
+        num_ids = max(0, len(ids) - num_waiting)
+        whole = self.decode([*anchor, *ids[:num_ids]])
+        # A prompt may end in half a character, which the completion's first bytes make whole.
         shown = self.decode(anchor)
-        befores = shown, shown.rstrip(REPLACEMENT)
-        text = ""
-        for pending in range(min(_MAX_PENDING, len(ids)) + 1):
-            num_ids = len(ids) - pending
-            whole = self.decode([*anchor, *ids[:num_ids]])
-            before = next((start for start in befores if whole.startswith(start)), None)
-            text = self.decode(ids[:num_ids]) if before is None else whole[len(before) :]
-            if not text.endswith(REPLACEMENT):
-                break
-        return text, num_ids
+        befores = shown, shown.removesuffix(REPLACEMENT)
+        before = next((start for start in befores if whole.startswith(start)), None)
+        return self.decode(ids[:num_ids]) if before is None else whole[len(before) :], num_ids
 
     # --- identity ---
 
@@ -129,6 +125,12 @@ class Codec:
         ]
         return ids
 
+    def _decode_as_it_is(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
     def _find_prefix(self) -> list[int]:
         probe = self._encode_plainly("a")
         framed: list[int] = self.tokenizer("a", split_special_tokens=True)["input_ids"]
@@ -136,3 +138,10 @@ class Codec:
             if framed[start : start + len(probe)] == probe:
                 return framed[:start]
         return []
+
+
+def _has_other_role(tokenizer: Any, unk_token: str | None) -> bool:
+    """Whether the unknown token also is another: GPT-2 has one token for all its roles."""
+    roles = tokenizer.special_tokens_map.items()
+    named = {role: [tokens] if isinstance(tokens, str) else tokens for role, tokens in roles}
+    return any(unk_token in tokens for role, tokens in named.items() if role != "unk_token")

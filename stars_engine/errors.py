@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -69,6 +70,23 @@ def needs_extra(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "a package", extra) from None
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether an error is meant for the program, and not the fault of the code it came up in.
+
+    Other people's code may raise `SystemExit` or `asyncio.CancelledError`, which end one thread or
+    task of theirs; Python raises `KeyboardInterrupt` on the main thread, whatever runs there.
+    """
+    return isinstance(error, KeyboardInterrupt) and current_thread() is main_thread()
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's class and message; the class alone if its message cannot be had."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - other people's exceptions
+        return type(error).__name__
 
 
 class ModelLoadError(StarsError):

@@ -61,7 +61,7 @@ def write_values(path: Path, config: BaseModel) -> None:
             text = config.model_dump_json(indent=2) + "\n"  # infinities as strings: JSON has none
         else:
             values = config.model_dump(mode="json")
-            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         data = text.encode()
     except ValueError as error:
         raise file_error(path, title, f"cannot be written: {error}; take that out") from None
@@ -70,6 +70,21 @@ def write_values(path: Path, config: BaseModel) -> None:
     except OSError as error:
         message = f"cannot be written: {error.strerror}; check the path"
         raise file_error(path, title, message) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text with other than visible characters in it escaped, in double quotes.
+
+    YAML folds more than newlines (U+0085, U+2028, U+2029), and lets no reader see some others.
+    """
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def find_object(value: Any) -> Any:

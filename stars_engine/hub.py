@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
@@ -10,8 +11,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
 
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
@@ -23,6 +34,13 @@ _EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
 _CLASSIFIER_HEAD = re.compile(
     r"(^|\.)(score|classifier|v_head|value_head|reward_head|regression_head)\."
 )
+HUB_TIMEOUT_S = 10.0
+_HUB_ANSWERS = {
+    HFValidationError: "no hub name has this form",
+    RepositoryNotFoundError: "no such model on the hub, or none that your token may read",
+    RevisionNotFoundError: "the hub has no such revision of it",
+    OfflineModeIsEnabled: "not in the hub's cache, which HF_HUB_OFFLINE says to be content with",
+}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -52,9 +70,9 @@ def load_tokenizer(config: Checkpoint) -> Any:
     assert config.name_or_path is not None
     source = resolve(config.tokenizer_name_or_path or config.name_or_path)
     if config.tokenizer_name_or_path is None:
-        _check_directory(source)  # where there is no model, its tokenizer is not what is missing
+        _check_model(config)  # where there is no model, its tokenizer is not what is missing
     else:
-        _check_exists(source, "tokenizer_name_or_path")
+        check_exists(source, "tokenizer_name_or_path", config.revision)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -83,7 +101,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
         return config.model.eval()
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
-    _check_directory(source)
+    _check_model(config)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = None if config.device_map is not None else pick_device(config.device)
     placement = {} if config.device_map is None else {"device_map": config.device_map}
@@ -185,7 +203,15 @@ def _dtype(name: str, device: torch.device | None) -> Any:
     return torch.float32 if device is not None and device.type == "cpu" else "auto"
 
 
-def _check_exists(source: str, field: str) -> None:
+def check_exists(source: str, field: str, revision: str | None = None) -> None:
+    """Check that there is a directory of that name, or something on the hub.
+
+    The hub is asked once and at most for seconds: loading would ask again and again, for files
+    that the name does not lead to.
+
+    Raises:
+        ModelLoadError: There is neither.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return
@@ -196,25 +222,63 @@ def _check_exists(source: str, field: str) -> None:
             f"{field}={source!r}: {found}. Cure: give a directory that save_pretrained wrote, or a "
             "hub name such as 'Qwen/Qwen2.5-0.5B'"
         )
+    missing = _why_not_on_hub(source, revision)
+    if missing is not None:
+        raise ModelLoadError(
+            f"{field}={source!r}: no such directory, and {missing}. "
+            "Cure: check the name, the revision and the network, or give a local directory that "
+            "save_pretrained wrote"
+        )
 
 
-def _check_directory(source: str) -> None:
+def _why_not_on_hub(name: str, revision: str | None) -> str | None:
+    """Say why the hub does not have it; None if it does, or its cache here holds some of it."""
+    try:
+        if (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")).is_dir():
+            return None
+        url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+    except EntryNotFoundError:
+        return None  # it is there, and may be a tokenizer or an adapter
+    except Exception as error:  # noqa: BLE001 - networks fail in many ways
+        known = (words for kind, words in _HUB_ANSWERS.items() if isinstance(error, kind))
+        return next(known, f"the hub could not be asked ({first_line(error)})")
+    return None
+
+
+def _check_model(config: Checkpoint) -> None:
     """Check that a directory, if it is one, holds a model with weights that are safe to read."""
-    _check_exists(source, "name_or_path")
+    assert config.name_or_path is not None
+    source = resolve(config.name_or_path)
+    check_exists(source, "name_or_path", config.revision)
     path = Path(source).expanduser()
     if not path.is_dir():
         return
-    if not (path / "config.json").is_file():
-        raise ModelLoadError(
-            f"name_or_path={source!r}: no model, the directory has no config.json. Cure: give the "
-            "directory that save_pretrained wrote"
-        )
+    _check_config_file(path / "config.json", source)
     pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
     if pickles and not any(path.glob("*.safetensors")):
         raise ModelLoadError(
             f"name_or_path={source!r} holds only pickled weights ({pickles[0]}), which can run "
             "code when read. Cure: load them once where you trust them and write safetensors "
             "with model.save_pretrained(directory)"
+        )
+
+
+def _check_config_file(path: Path, source: str) -> None:
+    if not path.is_file():
+        raise ModelLoadError(
+            f"name_or_path={source!r}: no model, the directory has no config.json. Cure: give the "
+            "directory that save_pretrained wrote"
+        )
+    try:
+        found = type(json.loads(path.read_text(encoding="utf-8"))).__name__
+        broken = None if found == "dict" else f"it holds a {found}, no mapping"
+    except (OSError, ValueError, RecursionError) as error:
+        broken = first_line(error)
+    if broken is not None:
+        raise ModelLoadError(
+            f"name_or_path={source!r}: its config.json cannot be used: {broken}. Cure: write it "
+            "again with model.save_pretrained(directory)"
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 
 from stars_engine.acceptance import acceptance_prob, accepts
 from stars_engine.backends.base import LanguageModel
@@ -142,10 +143,14 @@ def start_schedule(rollout: Rollout, answer: Score | RewardError) -> None:
     rollout.prompt_reward = rollout.prefix_reward = answer.value
 
 
-def _margin(attempt: Attempt) -> tuple[float, float]:
-    """Order by r - tau (`max` keeps the first of equals); by r alone where tau is infinite."""
-    margin = attempt.reward - attempt.threshold
-    return margin, 0.0 if math.isfinite(margin) else attempt.reward
+def _margin(attempt: Attempt) -> tuple[Fraction | float, float]:
+    """Order by r - tau (`max` keeps the first of equals); by r alone where tau is infinite.
+
+    Without rounding: beside a huge tau, rewards that differ would tie.
+    """
+    if math.isinf(attempt.threshold):
+        return -attempt.threshold, attempt.reward
+    return Fraction(attempt.reward) - Fraction(attempt.threshold), 0.0
 
 
 def warn_of_greedy(settings: Iterable[tuple[SamplingParams, AlignParams]]) -> None:

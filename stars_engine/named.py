@@ -30,14 +30,20 @@ def named_object(function: Any) -> Any:
     """Return a callable, imported if it is given by name.
 
     Raises:
-        ImportError: There is no such module or name.
+        ImportError: There is no such module or name, or the module raised an error.
         TypeError: What is there is no callable.
     """
     if not isinstance(function, str):
         return function
     module, _, name = function.partition(":")
     try:
-        found = reduce(getattr, name.split("."), importlib.import_module(module))
+        home = importlib.import_module(module)
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as error:  # it runs, and may do anything
+        raise ImportError(f"{module} raised {type(error).__name__}: {error}") from error
+    try:
+        found = reduce(getattr, name.split("."), home)
     except AttributeError as error:
         raise ImportError(str(error)) from error
     if not callable(found):

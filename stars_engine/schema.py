@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -78,8 +78,12 @@ class Schema(BaseModel):
         return self
 
     def content_hash(self) -> str:
-        """Return 12 hexadecimal digits that change whenever a field does."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """Return 12 hexadecimal digits that change whenever a field does.
+
+        Of a function only the name counts.
+        """
+        values = self.model_dump_json(fallback=_name_of)
+        return hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
 def not_nan(value: float | None, meaning: str) -> float | None:
@@ -91,6 +95,12 @@ def not_nan(value: float | None, meaning: str) -> float | None:
     if value is not None and math.isnan(value):
         raise ValueError(f"{meaning}; nan compares with nothing")
     return value
+
+
+def _name_of(live: Any) -> str:
+    """Return what tells a live object from others, in every process."""
+    named = live if hasattr(live, "__qualname__") else type(live)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 class _NoNumber:
@@ -195,16 +205,17 @@ def _describe(name: str, field: FieldInfo | None) -> str:
 def _allowed(field: FieldInfo) -> str:
     """Return the allowed values in words, from the annotation and its bounds."""
     parts = _union_parts(field.annotation)
-    return " or ".join(_type_in_words(part, _bounds(field.metadata)) for part in parts)
+    return " or ".join(_type_in_words(part, field.metadata) for part in parts)
 
 
-def _bounds(metadata: typing.Iterable[Any]) -> list[str]:
-    return [
+def _bounds(metadata: typing.Iterable[Any]) -> str:
+    bounds = [
         f"{sign} {getattr(bound, kind.__name__.lower())}"
         for bound in metadata
         for kind, sign in _BOUND_SIGNS.items()
         if isinstance(bound, kind)
     ]
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _union_parts(annotation: Any) -> tuple[Any, ...]:
@@ -212,23 +223,28 @@ def _union_parts(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def _type_in_words(annotation: Any, bounds: list[str]) -> str:
+def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
+    arguments = typing.get_args(annotation)
+    filled = any(isinstance(info, MinLen) and info.min_length > 0 for info in metadata)
     if typing.get_origin(annotation) is typing.Annotated:
-        inner, *metadata = typing.get_args(annotation)
-        for info in metadata:
-            bounds = bounds + _bounds(getattr(info, "metadata", [info]))
-        return " or ".join(_type_in_words(part, bounds) for part in _union_parts(inner))
+        inner, *infos = arguments
+        own = [part for info in infos for part in getattr(info, "metadata", [info])]
+        return " or ".join(_type_in_words(part, [*metadata, *own]) for part in _union_parts(inner))
     if typing.get_origin(annotation) is Literal:
-        return " or ".join(repr(value) for value in typing.get_args(annotation))
+        return " or ".join(repr(value) for value in arguments)
     if typing.get_origin(annotation) is tuple:  # of any length: (item, ...)
-        return f"a list, each {_type_in_words(typing.get_args(annotation)[0], [])}"
-    limits = f" {' and '.join(bounds)}" if bounds else ""
+        kind = "a list of at least one" if filled else "a list"
+        return f"{kind}, each {_type_in_words(arguments[0])}"
+    if typing.get_origin(annotation) is dict:
+        key, value = (_type_in_words(part) for part in arguments)
+        return f"a mapping, each key {key} and each value {value}"
     words = {
         type(None): "None",
-        int: f"an integer{limits}",
-        float: f"a number{limits}",
-        str: "text",
+        int: f"an integer{_bounds(metadata)}",
+        float: f"a number{_bounds(metadata)}",
+        str: "text that is not empty" if filled else "text",
         bool: "true or false",
+        Any: "anything",
     }
     return words.get(annotation, getattr(annotation, "__name__", ""))
 

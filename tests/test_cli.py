@@ -116,6 +116,14 @@ def test_a_config_file_and_options_over_it(tmp_path: Path) -> None:
         (["--threshold", "1", "--target", "2"], ["--threshold", "--target"]),
         (["--initial", "1"], ["--target"]),
         (["--model", "./nowhere", "--reward", "./x", "--threshold", "0"], ["no such directory"]),
+        (
+            ["--model", "models/x", "--reward", "./x", "--threshold", "0"],
+            ["name_or_path='models/x'", "no such directory"],
+        ),
+        (
+            ["--model", "stars:embedded-lm", "--reward", "antigravity.no:f", "--threshold", "0"],
+            ["antigravity.no:f", "cannot be imported", "Cure"],
+        ),
         (["--model", "a/b"], ["--reward is required"]),
         (["--model", "a/b", "--reward", "c/d"], ["--threshold", "--target"]),
         (["--initial-weight", "0.5"], ["--target"]),
@@ -135,6 +143,35 @@ def test_mistakes_end_in_one_clear_message(args: list[str], words: list[str]) ->
     message = " ".join(run.stderr.split())
     for word in words:
         assert word in message, run.stderr
+
+
+def test_a_reward_whose_module_fails_ends_in_one_message(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    args = ["--model", "stars:embedded-lm", "--reward", "broken:f", "--threshold", "0"]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}"}
+    run = subprocess.run(
+        [*COMMAND, "generate", "A", *args], capture_output=True, text=True, check=False, env=env
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    for word in ("broken:f", "ZeroDivisionError", "Cure"):
+        assert word in run.stderr
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_terminal_that_cannot_show_a_character(encoding: str) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"}
+    short = ["--max-tokens", "4", "--seed", "1"]
+    falling_back = ["--on-exhausted", "fallback", "--fallback-text", "é🙂", "--threshold", "9"]
+    for args in (
+        ["demo", "--samples", "1", "A 🙂"],
+        ["generate", "A 🙂", "-n", "2", *short],
+        ["generate", "A", *falling_back, "--max-attempts", "1", "--json", *short],
+    ):
+        run = subprocess.run([*COMMAND, *args], capture_output=True, check=False, env=env)
+        assert run.returncode == 0, run.stderr
+        assert run.stderr.count(b"Traceback") == 0
+    assert StarsResult.model_validate_json(run.stdout.decode(encoding)).text.endswith("é🙂")
 
 
 def test_an_empty_stdin_is_a_mistake() -> None:

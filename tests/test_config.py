@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from stars_engine import (
     AlignParams,
@@ -60,7 +62,8 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: LinearSchedule(), ["target", "required", "target=8.0"]),
         (lambda: LinearSchedule(target=math.inf), ["target", "inf"]),
         (lambda: ConstantSchedule(value=math.nan), ["value", "nan"]),
-        (lambda: PerSegmentSchedule(values=[]), ["values"]),
+        (lambda: PerSegmentSchedule(values=[]), ["values", "[]", "a list of at least one, each a number"]),
+        (lambda: Chat([]), ["messages", "[]", "a list of at least one"]),
         (lambda: SamplingParams(temperature=-1), ["temperature", "-1", ">= 0"]),
         (lambda: SamplingParams(top_p=0), ["top_p", "0", "> 0 and <= 1"]),
         (lambda: SamplingParams(top_k=0), ["top_k", "0", "None"]),
@@ -70,9 +73,11 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: SamplingParams(logit_bias={3: math.nan}), ["logit_bias", "nan", "-inf"]),
         (lambda: SamplingParams(min_tokens=9, max_tokens=3), ["min_tokens=9", "max_tokens=3"]),
         (lambda: TransformersModel(), ["name_or_path", "model"]),
-        (lambda: TransformersModel(name_or_path=""), ["name_or_path"]),
+        (lambda: TransformersModel(name_or_path=""), ["name_or_path", "text that is not empty"]),
         (lambda: TransformersModel(model=object()), ["tokenizer"]),
-        (lambda: TransformersModel(name_or_path="a", device="gpu"), ["device", "'gpu'", "cuda"]),
+        (lambda: TransformersModel(name_or_path="a", device="gpu"), ["device", "'gpu'", "'cpu'", "'mps'", "'cuda:0'"]),
+        (lambda: TransformersModel(name_or_path="a", device="cpu\n"), ["device", "'cpu\\n'", "'cpu'"]),
+        (lambda: SamplingParams(logit_bias={"a": 1}), ["logit_bias", "'a'", "each key an integer", "token ids"]),
         (lambda: TransformersModel(name_or_path="a", dtype="int3"), ["dtype", "'int3'", "'bfloat16'"]),
         (lambda: TransformersModel(name_or_path="a", device="cpu", device_map="auto"), ["device_map"]),
         (
@@ -100,7 +105,7 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: AlignParams(deadline_s=True), ["deadline_s", "True"]),
         (lambda: ClassifierReward(name_or_path="a", label=True), ["label", "True", "an integer"]),
         (lambda: SamplingParams(stop_token_ids=7), ["stop_token_ids", "7", "a list, each an integer"]),
-        (lambda: PerSegmentSchedule(values=1.0), ["values", "1.0", "a list, each a number"]),
+        (lambda: PerSegmentSchedule(values=1.0), ["values", "1.0", "at least one, each a number"]),
         (lambda: TokenIds([1, 2**31]), ["ids", "2147483648", "vocabulary"]),
         (lambda: StarsConfig(prompt_format="xml"), ["prompt_format", "'xml'", "'chat'"]),
         (lambda: Chat([{"role": "boss", "content": "hi"}]), ["messages", "role", "'boss'", "'user'"]),
@@ -142,6 +147,24 @@ def test_files_give_back_an_equal_config(tmp_path: Path, suffix: str) -> None:
     assert StarsConfig.from_file(path) == config
     assert StarsConfig.from_file(path).align.schedule.values[0] == -math.inf
     assert "schema_version" in path.read_text()
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+@given(stop=st.lists(st.text(min_size=1), max_size=3))
+@example(stop=["\x85", "a\u2028b", "\u2029", "\ufeff", "\ufffe", "\x00", "\x7f", "\r\n", "\t", " "])
+@example(stop=["yes", "1e5", "null", "~", "'", '"', "a: b", "# c", "🙂", "\n\n", "é" * 100])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_text_survives_a_file(tmp_path: Path, suffix: str, stop: list[str]) -> None:
+    config = StarsConfig(sampling=SamplingParams(stop=stop))
+    path = tmp_path / f"stars{suffix}"
+    config.to_file(path)
+    assert StarsConfig.from_file(path) == config
+
+
+def test_visible_text_is_written_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "stars.yaml"
+    StarsConfig(sampling=SamplingParams(stop=["Ünïcode 🙂"])).to_file(path)
+    assert "- Ünïcode 🙂\n" in path.read_text(encoding="utf-8")
 
 
 def test_the_default_config_survives_a_file(tmp_path: Path) -> None:

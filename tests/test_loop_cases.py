@@ -169,6 +169,12 @@ def test_best_takes_the_first_of_equals() -> None:
     assert exhausted("best", equal).result().text == "aa"
 
 
+def test_best_is_the_best_beside_a_huge_threshold() -> None:
+    """In floating point all three would be as far below it, and the first would be taken."""
+    huge = ConstantSchedule(value=1e300)
+    assert exhausted("best", schedule=huge).result().text == "bb"
+
+
 def test_stop_ends_before_the_segment() -> None:
     result = exhausted("stop").result()
     assert (result.text, result.finish_reason, result.segments) == ("", "rejected", ())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -17,10 +18,12 @@ from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
 from stars_engine.errors import GenerationError, ModelLoadError, needs_extra
-from stars_engine.hub import context_len, first_line, load_model, load_tokenizer
+from stars_engine.hub import check_exists, context_len, first_line, load_model, load_tokenizer
 from stars_engine.sampling import NO_TOKEN
 
 logger = logging.getLogger(__name__)
+
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Largest difference between cached and plain logits that the self-check takes for rounding,
 # relative to the largest logit.
@@ -216,16 +219,32 @@ def _nothing_to_draw(logits: torch.Tensor, request: DraftRequest) -> GenerationE
 def _add_adapter(model: Any, path: str) -> Any:
     with needs_extra("peft"):
         from peft import PeftModel  # noqa: PLC0415 - an extra of its own
-    directory = Path(path)
-    if directory.is_dir() and not (directory / "adapter_model.safetensors").is_file():
-        raise ModelLoadError(
-            f"adapter_path={path!r} holds no adapter_model.safetensors. Cure: write it with "
-            "PeftModel.save_pretrained(directory, safe_serialization=True)"
-        )
+    check_exists(path, "adapter_path")
     try:
-        return PeftModel.from_pretrained(model, path).eval()
+        directory = _adapter_directory(path)
+        _check_adapter(directory, path)
+        return PeftModel.from_pretrained(model, str(directory)).eval()
+    except ModelLoadError:
+        raise
     except Exception as error:
         raise ModelLoadError(
             f"adapter_path={path!r} could not be loaded: {first_line(error)}. Cure: give the "
             "directory that PeftModel.save_pretrained wrote for this base model"
         ) from error
+
+
+def _adapter_directory(path: str) -> Path:
+    directory = Path(path).expanduser()
+    if not directory.is_dir():  # on the hub: what is not fetched cannot be read by mistake
+        wanted = ["adapter_config.json", _ADAPTER_WEIGHTS]
+        directory = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted))
+    return directory
+
+
+def _check_adapter(directory: Path, path: str) -> None:
+    if not (directory / _ADAPTER_WEIGHTS).is_file():
+        raise ModelLoadError(
+            f"adapter_path={path!r} holds no {_ADAPTER_WEIGHTS}, and pickled weights can run code "
+            "when read. Cure: load it once where you trust it and write it with "
+            "PeftModel.save_pretrained(directory, safe_serialization=True)"
+        )

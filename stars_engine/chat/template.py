@@ -63,6 +63,11 @@ def _render(codec: Codec, messages: Sequence[Message], contents: Sequence[str]) 
             turns, tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # templates raise whatever they like
+        if (line := getattr(error, "lineno", None)) is not None:  # of Jinja's syntax errors alone
+            raise PromptError(
+                f"the model's chat_template has a syntax error in line {line}: {error}. Cure: mend "
+                "TransformersModel(chat_template=...), or give one if it is the tokenizer's own"
+            ) from error
         roles = ", ".join(message.role for message in messages)
         raise PromptError(
             f"the model's chat template rejects these messages ({error}). Cure: change the roles "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -38,6 +39,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = messages.say_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can show every character
+        sys.stdout.reconfigure(errors="replace")
     if not sys.flags.safe_path:
         # Rewards named 'module:name' may lie here. Last: a file here must not replace a package.
         sys.path.append("")

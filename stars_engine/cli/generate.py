@@ -61,7 +61,7 @@ def run_generate(
             if trace is not None:
                 write_jsonl([result], trace, append=True)
             if as_json:
-                typer.echo(result.model_dump_json())
+                typer.echo(_json_line(result))
             elif not streaming:
                 typer.echo(f"{prompts[result.prompt_index]}{result.text}\n")
 
@@ -101,6 +101,16 @@ def _with_progress(
             while wanted in ended:
                 yield ended.pop(wanted)
                 wanted = next(following, None)
+
+
+def _json_line(result: StarsResult) -> str:
+    """Write what standard output cannot hold as JSON's escapes, so that nothing is lost."""
+    line = result.model_dump_json()
+    try:
+        line.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(line))
+    return line
 
 
 def _decode(source: str, data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +14,8 @@ EMBEDDED_LM = "stars:embedded-lm"
 EMBEDDED_REWARD = "stars:embedded-reward"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+_DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
 _RESERVED_KWARGS = {
     "revision": "revision",
@@ -59,9 +62,9 @@ class Checkpoint(Schema):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto (cuda, then mps, then cpu), cpu, mps, cuda or cuda:N",
         examples=["cuda:0"],
+        json_schema_extra={"pattern": f"^({_DEVICES})$"},
     )
     device_map: str | dict[str, Any] | None = Field(
         default=None,
@@ -76,6 +79,13 @@ class Checkpoint(Schema):
     trust_remote_code: bool = Field(
         default=False, description="run Python code that comes with the checkpoint"
     )
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(_DEVICES, device, re.ASCII):
+            raise ValueError("a device is 'auto', 'cpu', 'mps', 'cuda' or 'cuda:0', 'cuda:1', ...")
+        return device
 
     @field_validator("model_kwargs")
     @classmethod

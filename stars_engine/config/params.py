@@ -69,7 +69,7 @@ class SamplingParams(Schema):
         examples=[0.5],
     )
     logit_bias: dict[int, float] | None = Field(
-        default=None, description="added to logits, by token id", examples=[{13: -5.0}]
+        default=None, description="added to logits; keys are token ids", examples=[{13: -5.0}]
     )
     min_tokens: int = Field(
         default=0, ge=0, description="no end of text before this many tokens", examples=[16]

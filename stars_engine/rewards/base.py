@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from stars_engine.errors import RewardError
+from stars_engine.errors import RewardError, describe_error, is_ctrl_c
 from stars_engine.types import RewardInput
 
 
@@ -64,7 +64,9 @@ def score_each(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score
         return []
     try:
         return _score_all(reward, inputs)
-    except Exception as error:  # noqa: BLE001 - reward models are other people's code
+    except BaseException as error:  # reward models are other people's code, and may exit
+        if is_ctrl_c(error):
+            raise
         if len(inputs) == 1:
             return [_failure(reward, error)]
         outcomes = [outcome for item in inputs for outcome in score_each(reward, [item])]
@@ -125,9 +127,9 @@ def _as_score(value: Score | float) -> Score:
     return Score(as_number(value))
 
 
-def _failure(reward: RewardModel, error: Exception) -> RewardError:
+def _failure(reward: RewardModel, error: BaseException) -> RewardError:
     failure = RewardError(
-        f"the reward {describe(reward)} failed: {type(error).__name__}: {error}. The request "
+        f"the reward {describe(reward)} failed: {describe_error(error)}. The request "
         "ends here; others are not affected. Cure: mend the reward, or return nan to reject "
         "what it cannot judge"
     )

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.baselines import keep_best, samples_of, unjudged
 from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.errors import is_ctrl_c
 from stars_engine.loop import Stars
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Rollout
 from stars_engine.schedules import AutoSchedule
 from stars_engine.trial import Decoding
 from stars_engine.types import Chat, Prompt, SegmentEvent, StarsResult
+
+logger = logging.getLogger(__name__)
 
 PromptFormat = Literal["auto", "chat", "raw"]
 Outcome = StarsResult | Exception
@@ -201,9 +205,7 @@ class Call:
     def fail(self, error: BaseException) -> None:
         """End the whole call with an error."""
         for future in (self.entered, self.prepared, self.future):
-            if not future.done():
-                with suppress(InvalidStateError):  # cancelled at this moment
-                    future.set_exception(error)
+            _settle(future, partial(future.set_exception, error))
         self._say_end()
 
     def cancel(self) -> None:
@@ -248,9 +250,21 @@ class Mailbox:
 
 def resolve(future: Future[Any], value: Any) -> None:
     """Set a result, unless the future was cancelled meanwhile."""
-    if not future.done():
-        with suppress(InvalidStateError):
-            future.set_result(value)
+    _settle(future, partial(future.set_result, value))
+
+
+def _settle(future: Future[Any], outcome: Callable[[], None]) -> None:
+    """Set an outcome; the callbacks it sets off are other people's code, and may exit."""
+    if future.done():
+        return
+    try:
+        outcome()
+    except InvalidStateError:
+        pass  # cancelled at this moment
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        logger.exception("a callback of a future failed")
 
 
 def _add_note_once(error: Exception, note: str) -> None:

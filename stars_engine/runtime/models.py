@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from stars_engine.backends.base import PromptedModel
+from stars_engine.errors import ModelLoadError, describe_error
 from stars_engine.rewards.base import RewardModel, describe
 from stars_engine.runtime.calls import RewardSource
 
@@ -53,6 +54,13 @@ class Models:
         except Exception as error:
             self._failures[source.key] = time.monotonic(), error
             raise
+        except BaseException as error:  # other people's code exits: whoever waits for it must not
+            failure = ModelLoadError(
+                f"loading was ended by {describe_error(error)}. Cure: mend the checkpoint's or the "
+                "reward's own code that did so"
+            )
+            self._failures[source.key] = time.monotonic(), failure
+            raise failure from error
         return self.model, self._rewards[source.key]
 
     def forget(self, key: str) -> RewardModel | None:

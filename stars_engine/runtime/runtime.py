@@ -172,6 +172,19 @@ class Runtime:
                 "callback, and would wait for itself. Cure: call it from another thread"
             )
 
+    def _work(self) -> None:
+        """What the thread does. Whatever ends it, everybody is told and nobody let in any more."""
+        cause = None
+        try:
+            self._scheduler.run()
+        except BaseException as error:
+            logger.exception("the engine's thread fails; all requests end with an error")
+            cause = error
+        with self._lock:
+            self._closed = True
+        self._on_close(self)
+        self._scheduler.send_all_home(cause)
+
     def _end_if_cancelled(self, call: Call, future: Future[Any]) -> None:
         if future.cancelled():
             self.end_call(call)
@@ -188,7 +201,7 @@ class Runtime:
         if self._thread is None:
             # A daemon, so that an idle engine does not keep the process alive; `_at_exit` ends it
             # before the interpreter does, which would abort a thread that is inside torch.
-            self._thread = Thread(target=self._scheduler.run, name="stars-engine", daemon=True)
+            self._thread = Thread(target=self._work, name="stars-engine", daemon=True)
             self._thread.start()
 
 

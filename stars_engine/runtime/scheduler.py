@@ -11,9 +11,9 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
 
-from stars_engine.backends.base import Interrupted, PromptedModel
+from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
-from stars_engine.errors import EngineClosedError, GenerationError
+from stars_engine.errors import EngineClosedError, GenerationError, describe_error
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Rollout
 from stars_engine.rounds import Entry, Events, OpenTrial, Rounds, score
@@ -53,6 +53,7 @@ class Scheduler:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.gate = Gate(params.max_waiting, lambda call: self.post(partial(self._take, call)))
         self._reading: deque[Call] = deque()
+        self._open: set[Call] = set()  # taken, and not answered yet
         self._calls: deque[Call] = deque()  # with rollouts waiting, the next in turn first
         self._rounds: Rounds | None = None
         self._answers: dict[Rollout, Answer] = {}  # by the rollouts that are run for them
@@ -60,6 +61,7 @@ class Scheduler:
         self._totals = Totals()
         self._diagnostics = Diagnostics()
         self._stop = Event()
+        self._cause: BaseException | None = None  # of its end, if it was not asked to stop
 
     # --- from any thread ---
 
@@ -92,25 +94,28 @@ class Scheduler:
 
     def run(self) -> None:
         """Work until stopped."""
-        try:
-            while not self._stop.is_set():
-                try:
-                    self._read_inbox()
-                    self._work()
-                except (Exception, Interrupted) as error:
-                    if self._stop.is_set():
-                        break
-                    logger.exception("a round failed; the requests in progress end with an error")
-                    self._fail_active(error)
-        finally:
-            self._send_all_home()
+        while not self._stop.is_set():
+            self._read_inbox()
+            self._work()
 
     def _work(self) -> None:
         self._read_prompts()
         self._end_waiting_past_deadline()
         self._admit()
         if self._rounds is not None:
-            self._deliver(self._rounds.step())
+            self._go_one_round(self._rounds)
+
+    def _go_one_round(self, rounds: Rounds) -> None:
+        """Models are other people's code: what they raise ends the round, and nothing else."""
+        try:
+            events = rounds.step()
+        except BaseException as error:
+            if self._stop.is_set():
+                return  # `Interrupted`
+            logger.exception("a round failed; the requests in progress end with an error")
+            self._fail_active(error)
+        else:
+            self._deliver(events)
 
     def _read_inbox(self) -> None:
         """Do what others asked for; with nothing else to do, wait for it."""
@@ -171,6 +176,8 @@ class Scheduler:
         if call.future.done():  # cancelled in the meantime
             self.gate.leave(call.num_rollouts)
             return
+        self._open.add(call)
+        call.future.add_done_callback(lambda _: self._open.discard(call))
         try:
             model, reward = self._get_models(call.reward, call.submitted_s)
         except Exception as error:  # noqa: BLE001 - loading runs other people's code
@@ -187,7 +194,7 @@ class Scheduler:
         self, source: RewardSource, asked_s: float
     ) -> tuple[PromptedModel, RewardModel]:
         if self._stop.is_set():
-            raise _closed()
+            raise _closed(self._cause)
         return self._models.get(source, asked_s=asked_s)
 
     def _read_prompts(self) -> None:
@@ -263,7 +270,7 @@ class Scheduler:
                 self._calls.pop()
         try:
             self._rounds.join(entries)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("reading %d prompts failed", len(entries))
             self._fail([entry.rollout for entry in entries], error)
         self.gate.leave(len(entries))
@@ -315,7 +322,7 @@ class Scheduler:
     def _fail(self, rollouts: Sequence[Rollout], cause: BaseException) -> None:
         for rollout in rollouts:
             error = GenerationError(
-                f"the language model failed: {type(cause).__name__}: {cause}. Cure: for want of "
+                f"the language model failed: {describe_error(cause)}. Cure: for want of "
                 "memory, lower EngineParams(max_rows=..., max_active=...), or shorten the prompt"
             )
             error.__cause__ = cause
@@ -329,29 +336,43 @@ class Scheduler:
         self._rounds = self._new_rounds(model)
         self._rounds.num_rounds = failed.num_rounds
         self._deliver(failed.take_events())
-        self._fail([rollout for rollout in failed.active if not rollout.finished], cause)
+        self._fail([rollout for rollout in failed.active if rollout in self._answers], cause)
 
-    def _send_all_home(self) -> None:
-        """Tell everybody that the engine is closed."""
-        for call in (*self.gate.send_home(), *self._reading):
-            call.fail(_closed())
+    def send_all_home(self, cause: BaseException | None) -> None:
+        """Tell everybody that the engine is closed, or what has ended it.
+
+        Once this is called nobody comes in any more.
+        """
+        self._stop.set()
+        self._cause = cause
         for answer in set(self._answers.values()):
-            self._close(answer, answer.rollout.fail(_closed()))
-        self._offload.close_all()
+            try:
+                self._close(answer, answer.rollout.fail(_closed(cause)))
+            except Exception:
+                logger.exception("an answer could not be ended in order")
+        for call in (*self.gate.send_home(), *self._open):
+            call.fail(_closed(cause))
         try:
             while True:  # calls that came in meanwhile are refused
                 self._inbox.get_nowait()()
         except Empty:
             pass
+        self._offload.close_all()
         self._rounds = None
         self._models = Models(_refuse)
 
 
-def _closed() -> EngineClosedError:
-    return EngineClosedError(
-        "the engine was closed before this request had ended. Cure: close it when the results are "
-        "there; the error's `result` holds what was accepted"
+def _closed(cause: BaseException | None = None) -> EngineClosedError:
+    if cause is None:
+        return EngineClosedError(
+            "the engine was closed before this request had ended. Cure: close it when the results "
+            "are there; the error's `result` holds what was accepted"
+        )
+    error = EngineClosedError(
+        f"the engine's thread failed: {describe_error(cause)}. Cure: make a new StarsEngine(config)"
     )
+    error.__cause__ = cause
+    return error
 
 
 def _refuse() -> PromptedModel:

@@ -109,8 +109,11 @@ class Workers:
             with self._lock:
                 task.worker = current_thread()
                 task.started_s = time.monotonic()
-            if task.is_wanted():
-                task.work()
+            try:
+                if task.is_wanted():
+                    task.work()
+            except BaseException:
+                logger.exception("%s goes on after an error", current_thread().name)
             with self._lock:
                 written_off, task.ended = task.ended, True
             if written_off:

@@ -1,0 +1,198 @@
+"""Tokens that are bytes: where a character ends, and how bytes read that make none.
+
+Two kinds of tokenizers cut characters in pieces. *Byte-level* ones, of GPT-2's kind, write every
+byte of a text as a letter of an alphabet of their own. *Byte-fallback* ones, of SentencePiece's
+kind, have tokens `<0x00>` to `<0xFF>` for what no other token holds; their decoders give up a whole
+run of such tokens where one byte of it is wrong, so that a text would change with what follows it.
+Here a wrong byte spoils itself alone, by the rule that all decoders of UTF-8 share, and what a text
+reads as never depends on what comes later, nor on where it was cut.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, Protocol
+
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
+_MAX_WAITING = 3  # a character has at most four bytes, so at most three tokens wait for the last
+
+
+class TokenBytes(Protocol):
+    """What one tokenizer's tokens are made of."""
+
+    def num_waiting(self, ids: Sequence[int]) -> int:
+        """Return how many of the last ids hold the beginning of a character that is not whole."""
+        ...
+
+    def readable(self, ids: Sequence[int]) -> list[int]:
+        """Return ids that the tokenizer's decoder reads as these are to be read."""
+        ...
+
+
+def bytes_of_tokens(tokenizer: Any, decode: Callable[[list[int]], str]) -> TokenBytes:
+    """Find out of which kind a tokenizer is.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        decode: Its decoding, which leaves control tokens out.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if "ByteLevel" in _decoder_kinds(backend):
+        return ByteLevel(tokenizer)
+    ids = _fallback_ids(tokenizer)
+    is_read = 0x41 in ids and decode([ids[0x41]]) == "A"
+    if is_read and ids.keys() >= set(REPLACEMENT.encode()):
+        return ByteFallback(tokenizer, ids)
+    return Opaque(decode) if backend is None else Whole()
+
+
+class ByteLevel:
+    """Every token is bytes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = dict.fromkeys(_left_out(tokenizer), b"")
+
+    def num_waiting(self, ids: Sequence[int]) -> int:
+        """See `TokenBytes`."""
+        return _num_waiting(ids, self._piece)
+
+    def readable(self, ids: Sequence[int]) -> list[int]:
+        """See `TokenBytes`."""
+        return list(ids)
+
+    def _piece(self, token: int) -> bytes:
+        if token not in self._pieces:
+            letters = self._tokenizer.convert_ids_to_tokens(token) or ""
+            known = all(letter in _BYTE_OF_LETTER for letter in letters)
+            self._pieces[token] = (
+                bytes(_BYTE_OF_LETTER[letter] for letter in letters) if known else letters.encode()
+            )
+        return self._pieces[token]
+
+
+class ByteFallback:
+    """Some tokens are one byte each, the others are text.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        ids: Its ids by their bytes, those of U+FFFD among them.
+    """
+
+    def __init__(self, tokenizer: Any, ids: dict[int, int]) -> None:
+        self._left_out = _left_out(tokenizer)
+        self._ids = ids
+        self._bytes = {token: byte for byte, token in ids.items()}
+
+    def num_waiting(self, ids: Sequence[int]) -> int:
+        """See `TokenBytes`."""
+        return _num_waiting(ids, self._piece)
+
+    def readable(self, ids: Sequence[int]) -> list[int]:
+        """Return ids in which every run of bytes is text: U+FFFD stands for what was none."""
+        kept = (token for token in ids if token not in self._left_out)
+        readable: list[int] = []
+        for are_bytes, run in groupby(kept, key=self._bytes.__contains__):
+            if are_bytes:
+                text = bytes(self._bytes[token] for token in run).decode(errors="replace")
+                readable += (self._ids[byte] for byte in text.encode())
+            else:
+                readable += run
+        return readable
+
+    def _piece(self, token: int) -> bytes | None:
+        if token in self._left_out:
+            return b""
+        return bytes([self._bytes[token]]) if token in self._bytes else None
+
+
+class Whole:
+    """No token is a piece of a character."""
+
+    def num_waiting(self, ids: Sequence[int]) -> int:
+        """See `TokenBytes`."""
+        return 0
+
+    def readable(self, ids: Sequence[int]) -> list[int]:
+        """See `TokenBytes`."""
+        return list(ids)
+
+
+class Opaque:
+    """A tokenizer that does not say: a replacement character at the end may be half of another.
+
+    A genuine one there waits too, for the next token.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+
+    def num_waiting(self, ids: Sequence[int]) -> int:
+        """See `TokenBytes`."""
+        longest = min(_MAX_WAITING, len(ids))
+        for count in range(longest):
+            if not self._decode(list(ids[: len(ids) - count])).endswith(REPLACEMENT):
+                return count
+        return longest
+
+    def readable(self, ids: Sequence[int]) -> list[int]:
+        """See `TokenBytes`."""
+        return list(ids)
+
+
+def _num_waiting(ids: Sequence[int], piece: Callable[[int], bytes | None]) -> int:
+    """Count the tokens, from the last, that reach back to where an unfinished character begins."""
+    tail, sizes = b"", []
+    for token in reversed(ids):
+        part = piece(token)
+        if part is None or len(tail) > _MAX_WAITING:
+            break
+        tail = part + tail
+        sizes.append(len(part))
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(tail)  # may begin within a character: such bytes are wrong, and do not wait
+    waiting, count = len(decoder.getstate()[0]), 0
+    while waiting > 0:
+        waiting -= sizes[count]
+        count += 1
+    return count
+
+
+def _decoder_kinds(backend: Any) -> set[str]:
+    """Return the names of the decoders that a tokenizer of the tokenizers library is made of."""
+    try:
+        state: bytes = backend.decoder.__getstate__()
+        return set(re.findall(r'"type":"(\w+)"', state.decode()))
+    except Exception:  # noqa: BLE001 - none, or one written in Python
+        return set()
+
+
+def _fallback_ids(tokenizer: Any) -> dict[int, int]:
+    """Return the ids of the tokens `<0x00>` to `<0xFF>` that there are, by their bytes."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    found = ((byte, token) for byte, token in enumerate(ids) if token is not None)
+    return {
+        byte: token
+        for byte, token in found
+        if tokenizer.convert_ids_to_tokens(token) == names[byte]  # else the unknown token
+    }
+
+
+def _left_out(tokenizer: Any) -> frozenset[int]:
+    """Return the ids that decoding leaves out, as if they were not there."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(token for token, info in added.items() if info.special)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level letters: a visible Latin-1 character stands for itself, others for the rest."""
+    spare = iter(range(256, 512))
+    visible = (chr(byte).isprintable() and byte != ord(" ") for byte in range(256))
+    return {chr(byte if own else next(spare)): byte for byte, own in enumerate(visible)}
+
+
+_BYTE_OF_LETTER = _byte_alphabet()

@@ -1,0 +1,203 @@
+"""Characters cut in pieces: a text depends on its token ids alone, not on where they were cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from stars_engine import AlignParams, NoSchedule, SamplingParams
+from stars_engine.backends.base import DraftRequest
+from stars_engine.codec import Codec
+from stars_engine.loop import stars
+from stars_engine.testing import TableReward, TabularModel
+from tests.conftest import make_rollout
+
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tokenizer with a token for each byte.
+
+    Attributes:
+        codec: Over it.
+        first_byte: Id of the token for byte 0; the others follow.
+        control: Id of a control token.
+    """
+
+    codec: Codec
+    first_byte: int
+    control: int
+
+    def ids(self, data: bytes) -> list[int]:
+        return [self.first_byte + byte for byte in data]
+
+
+@cache
+def byte_fallback() -> Kind:
+    """Llama's kind: tokens for bytes, and tokens of text."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "a", "b", "▁a", REPLACEMENT]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    strip = decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    return Kind(Codec(tokenizer), first_byte=3, control=2)
+
+
+@cache
+def byte_level() -> Kind:
+    """GPT-2's kind: every token is bytes; some hold a part of a character beside others."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    letters = {byte: chr(byte) for byte in own}
+    letters |= {byte: chr(256 + index) for index, byte in enumerate(others)}
+    assert set(letters.values()) == set(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [letters[byte] for byte in range(256)]
+    pieces += ["".join(letters[byte] for byte in piece) for piece in (b"a\xf0\x9f", b"\x99\x82b")]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    return Kind(Codec(tokenizer), first_byte=0, control=258)
+
+
+KINDS = pytest.mark.parametrize("make", [byte_fallback, byte_level])
+
+# Bytes of real characters, and bytes that are wrong alone, first, second or everywhere.
+BYTES = sorted({*"a \né€🙂\ufffd\u0800\U00010000".encode(), 0xC0, 0xED, 0xF4, 0xFF})
+
+
+@KINDS
+@given(data=st.lists(st.sampled_from(BYTES), max_size=10), spot=st.integers(0, 10))
+def test_a_text_goes_on_from_its_beginning(
+    make: Callable[[], Kind], data: list[int], spot: int
+) -> None:
+    kind = make()
+    prompt, ids = kind.ids(b"a"), kind.ids(bytes(data))
+    ids.insert(spot, kind.control)  # has no text: bytes on both sides of it join
+    read = [kind.codec.completion_text(prompt, ids[:size]) for size in range(len(ids) + 1)]
+    assert all(longer.startswith(text) for (text, _), (longer, _) in pairwise(read))
+    text, num_ids = read[-1]
+    kept, waiting = (
+        bytes(token - kind.first_byte for token in part if token != kind.control)
+        for part in (ids[:num_ids], ids[num_ids:])
+    )
+    assert text == kept.decode(errors="replace")  # a wrong byte spoils itself alone
+    assert waiting == b"" or begins_a_character(waiting)
+
+
+def begins_a_character(data: bytes) -> bool:
+    tails = [bytes([first, 0x80, 0x80])[:size] for first in (0x80, 0xA0) for size in (1, 2, 3)]
+    texts = [(data + tail).decode(errors="replace") for tail in tails]
+    return any(len(text) == 1 and text != REPLACEMENT for text in texts)
+
+
+@KINDS
+@pytest.mark.parametrize("segment_len", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"\n\xe2\x82b", "\n\ufffdb"),  # the character's third byte never comes
+        (b"\n\xe2\x82\n", "\n\ufffd\n"),
+        (b"\xff\xf0\x9f\x99\x82\x82", "\ufffd🙂\ufffd"),
+        ("b\ufffd".encode(), "b\ufffd"),  # one that the model wrote
+        (b"b\xf0\x9f", "b"),  # the answer's end is half a character, which nobody sees
+    ],
+)
+def test_the_text_does_not_depend_on_the_segments(
+    make: Callable[[], Kind], segment_len: int, data: bytes, text: str
+) -> None:
+    kind = make()
+    rollout = make_rollout(
+        kind.ids(b"a"),
+        align=AlignParams(schedule=NoSchedule(), segment_len=segment_len),
+        sampling=SamplingParams(max_tokens=len(data)),
+    )
+    model = Dictated(kind.codec, kind.ids(data))
+    emitted = "".join(event.text for event in stars([rollout], model, TableReward({})))
+    assert rollout.result().text == emitted == text
+
+
+class Dictated(TabularModel):
+    """Writes given ids, which a codec decodes."""
+
+    def __init__(self, codec: Codec, ids: Sequence[int]) -> None:
+        super().__init__([""] * codec.tokenizer.vocab_size, lambda _: [])
+        self.ids = ids
+        self.completion_text = codec.completion_text
+        self.encode_continuation = codec.encode_continuation
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        """Say the next ones."""
+        starts = [len(r.slot.token_ids) - r.slot.num_prompt_tokens for r in requests]
+        return [
+            list(self.ids[start : start + len(request.uniforms)])
+            for request, start in zip(requests, starts, strict=True)
+        ]
+
+
+def test_a_piece_of_text_is_a_replacement_character() -> None:
+    codec = byte_fallback().codec
+    [token] = codec.encode_continuation(REPLACEMENT)
+    assert codec.completion_text([4], [token]) == (REPLACEMENT, 1)
+
+
+def test_a_token_that_ends_within_a_character_waits_whole() -> None:
+    kind = byte_level()
+    half, rest, b = 256, 257, kind.ids(b"b")[0]
+    assert kind.codec.completion_text([b], [b, half]) == ("b", 1)
+    assert kind.codec.completion_text([b], [b, half, rest]) == ("ba🙂b", 3)
+    assert kind.codec.completion_text([b, half], [rest]) == ("🙂b", 1)
+
+
+@KINDS
+def test_half_a_character_of_the_prompt(make: Callable[[], Kind]) -> None:
+    kind = make()
+    prompt = kind.ids("a\ufffd".encode() + b"\xf0\x9f")
+    read = partial(kind.codec.completion_text, prompt)
+    assert read([]) == ("", 0)
+    assert read(kind.ids(b"\x99")) == ("", 0)
+    assert read(kind.ids(b"\x99\x82")) == ("🙂", 2)
+    assert read(kind.ids(b"\x99b")) == ("b", 2)  # what the prompt left open stays wrong
+    assert read(kind.ids("\ufffd".encode())) == ("\ufffd", 3)
+
+
+def test_a_tokenizer_that_does_not_say_waits_for_three_tokens() -> None:
+    class Plain:
+        """All of a tokenizer that a `Codec` asks for, over bytes, as a Python one may be."""
+
+        all_special_tokens: ClassVar[list[str]] = []
+        special_tokens_map: ClassVar[dict[str, str]] = {}
+        unk_token = None
+
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            return {"input_ids": list(text.encode())}
+
+        def convert_tokens_to_ids(self, tokens: list[str]) -> list[None]:
+            return [None for _ in tokens]
+
+        def decode(self, ids: list[int], **_: object) -> str:
+            return bytes(ids).decode(errors="replace")
+
+    codec = Codec(Plain())
+    emoji = list("🙂".encode())
+    read = [codec.completion_text([97], emoji[:size]) for size in range(5)]
+    assert read == [("", 0)] * 4 + [("🙂", 4)]
+    assert codec.completion_text([97], [255] * 5) == ("\ufffd\ufffd", 2)
