@@ -120,8 +120,7 @@ class Reader:
     def _decode(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
         """Return the completion's text with `ids` appended, and the ids that the text stands for.
 
-        Text once accepted is never taken back, also where a decoder would rewrite it (byte
-        fallback turns a whole run of bytes invalid when one of them is).
+        Text once accepted is never taken back, also where a tokenizer's decoder would rewrite it.
         """
         whole = (*self.token_ids, *ids)
         text, size = self.model.completion_text(self.prompt_ids, whole)
