@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from stars_engine.config import (
         AlignParams,
         ClassifierReward,
+        CompositeReward,
         EngineParams,
         FunctionReward,
+        ProcessReward,
+        RewardPart,
         SamplingParams,
         StarsConfig,
         TransformersModel,
+        YesNoReward,
     )
     from stars_engine.engine import StarsEngine
     from stars_engine.errors import (
@@ -57,8 +61,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "stars_engine.config": (
-        "AlignParams ClassifierReward EngineParams FunctionReward SamplingParams StarsConfig "
-        "TransformersModel"
+        "AlignParams ClassifierReward CompositeReward EngineParams FunctionReward ProcessReward "
+        "RewardPart SamplingParams StarsConfig TransformersModel YesNoReward"
     ),
     "stars_engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -80,6 +84,7 @@ __all__ = [
     "Attempt",
     "Chat",
     "ClassifierReward",
+    "CompositeReward",
     "ConfigError",
     "ConstantSchedule",
     "ContextOverflowError",
@@ -95,11 +100,13 @@ __all__ = [
     "ModelLoadError",
     "NoSchedule",
     "PerSegmentSchedule",
+    "ProcessReward",
     "PromptError",
     "QueueFullError",
     "RenderedPrompt",
     "RequestError",
     "RewardError",
+    "RewardPart",
     "SamplingParams",
     "Segment",
     "SegmentEvent",
@@ -111,6 +118,7 @@ __all__ = [
     "TokenIds",
     "TransformersModel",
     "Usage",
+    "YesNoReward",
 ]
 
 

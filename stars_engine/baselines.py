@@ -52,13 +52,9 @@ class Plain:
                 return None
             if isinstance(answer, RewardError):
                 raise answer
-            rollout.reward = answer.value
-            rollout.count(
-                num_surplus_rewards=-1,
-                num_reward_calls=1,
-                num_reward_tokens=answer.num_tokens,
-                num_ineligible=not answer.eligible,
-            )
+            rollout.reward, rollout.reward_parts = answer.value, answer.parts
+            rollout.count(num_surplus_rewards=-1, num_ineligible=not answer.eligible)
+            rollout.count_reward(answer)
         rollout.count(num_drafted_tokens=len(candidate.token_ids))
         return rollout.keep(candidate, "accepted", None)
 
@@ -142,6 +138,7 @@ def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:
         verdict=verdict,
         eligible=_is_eligible(sample),
         num_tokens=len(sample.token_ids),
+        parts=None if sample.reward_parts is None else dict(sample.reward_parts),
         text=sample.text if sample.align.keep_rejected_text else None,
     )
     ids = tuple(sample.token_ids)

@@ -31,6 +31,8 @@ class EngineStats(Schema):
         num_accepted: See `Usage`.
         num_forced: See `Usage`.
         num_ineligible: See `Usage`.
+        num_reward_failures: See `Usage`.
+        num_truncated_rewards: See `Usage`.
     """
 
     num_in_line: int = 0
@@ -50,6 +52,8 @@ class EngineStats(Schema):
     num_accepted: int = 0
     num_forced: int = 0
     num_ineligible: int = 0
+    num_reward_failures: int = 0
+    num_truncated_rewards: int = 0
 
     @property
     def acceptance_rate(self) -> float:
