@@ -14,7 +14,8 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.noise import CounterNoise
 from stars_engine.rollout import Rollout
-from stars_engine.types import RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt
+from tests.reward_parts import real_borders
 
 SHARED = Path(os.environ.get("STARS_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -79,3 +80,9 @@ def make_rollout(
         seed=seed,
         sample_index=sample_index,
     )
+
+
+@pytest.fixture(scope="session")
+def borders(engine: StarsEngine) -> list[RewardInput]:
+    """What a reward is asked of at more than 400 real segment borders."""
+    return real_borders(engine)

@@ -138,15 +138,14 @@ class Reader:
             "off (usage.num_truncated_rewards counts them). Cure: a reward model with a longer "
             "context, or a shorter reward_prompt",
         )
-        most, num_cut = _num_tokens(prompt, self.codec), 0
         while len(row.ids) > limit:
-            if num_cut >= most:
+            if not _can_be_cut(prompt):
                 raise RewardError(
                     f"{self._name} reads {limit} tokens at most, and the answer alone has more. "
                     f"Cure: max_tokens below {limit}, or a reward model with a longer context"
                 )
-            num_cut += len(row.ids) - limit
-            row = encode(_cut_left(prompt, num_cut, self.codec))
+            prompt = _cut_left(prompt, len(row.ids) - limit, self.codec)
+            row = encode(prompt)
         return replace(row, truncated=True)
 
     def _warn_once(self, key: str, message: str) -> None:
@@ -171,15 +170,14 @@ def context_of(model: Any, tokenizer: Any, *, is_causal: bool) -> int | None:
     return min((n for n in limits if n is not None and n < 10**9), default=None)
 
 
-def _num_tokens(prompt: RewardPrompt, codec: Codec) -> int:
-    """Return how many tokens can be cut from a prompt, in the longest of its forms."""
-    contents = [message.content for message in prompt.messages or ()]
-    in_messages = sum(len(codec.encode(content)) for content in contents)
-    return max(len(codec.encode(prompt.text)), len(prompt.token_ids or ()), in_messages)
+def _can_be_cut(prompt: RewardPrompt) -> bool:
+    """Whether there is anything left of a prompt, in any of its forms."""
+    messages = prompt.messages or ()
+    return bool(prompt.text or prompt.token_ids or messages[1:] or any(m.content for m in messages))
 
 
 def _cut_left(prompt: RewardPrompt, count: int, codec: Codec) -> RewardPrompt:
-    """Return a prompt without its first tokens, in each of its forms."""
+    """Return a prompt without its first tokens, in each of its forms; always a shorter one."""
     ids, messages = prompt.token_ids, prompt.messages
     return RewardPrompt(
         _cut_text(prompt.text, count, codec),
@@ -189,28 +187,26 @@ def _cut_left(prompt: RewardPrompt, count: int, codec: Codec) -> RewardPrompt:
 
 
 def _cut_text(text: str, count: int, codec: Codec) -> str:
-    return codec.decode(codec.encode(text)[count:]).lstrip(REPLACEMENT)
+    ids = codec.encode(text)
+    for start in range(count, len(ids)):
+        rest = codec.decode(ids[start:]).lstrip(REPLACEMENT)
+        if len(rest) < len(text):  # a piece within a word may be written longer than it was
+            return rest
+    return ""
 
 
 def _cut_ids(ids: Sequence[int], count: int, codec: Codec) -> tuple[int, ...]:
-    """Keep what begins every text."""
+    """Keep what begins every text, as long as there is something after it."""
     prefix = tuple(codec.encode_prompt(""))
-    size = len(prefix) if tuple(ids[: len(prefix)]) == prefix else 0
+    size = len(prefix) if len(ids) > len(prefix) and tuple(ids[: len(prefix)]) == prefix else 0
     return (*ids[:size], *ids[size + count :])
 
 
 def _cut_messages(messages: Sequence[Message], count: int, codec: Codec) -> tuple[Message, ...]:
-    """Drop whole turns first; a conversation does not begin with an assistant's."""
-    kept = list(messages)
-    while count > 0:
-        size = len(codec.encode(kept[0].content))
-        if size > count or len(kept) == 1:
-            content = _cut_text(kept[0].content, count, codec)
-            kept[0] = Message(role=kept[0].role, content=content)
-            break
-        count -= size
-        del kept[0]
-        while len(kept) > 1 and kept[0].role == "assistant":
-            count -= len(codec.encode(kept[0].content))
-            del kept[0]
-    return tuple(kept)
+    """Cut the first turn, or drop it whole; a conversation does not begin with an assistant's."""
+    first, *others = messages
+    if not others or len(codec.encode(first.content)) > count:
+        return (Message(role=first.role, content=_cut_text(first.content, count, codec)), *others)
+    while len(others) > 1 and others[0].role == "assistant":
+        del others[0]
+    return tuple(others)
