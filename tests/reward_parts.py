@@ -134,9 +134,9 @@ def piece_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=900, special_tokens=[*control, *byte_pieces], show_progress=False
     )
-    # Words apart while it learns, so that pieces do not span them.
+    # Words and lines apart while it learns, so that pieces do not span them.
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator([line for text in texts for line in text.split("\n")], trainer)
     backend.pre_tokenizer = None
     bos = special.get("bos_token")
     if bos is not None:
@@ -181,6 +181,7 @@ def small(model_class: Any, config_class: Any, tokenizer: Any, **more: Any) -> A
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "max_position_embeddings": 512,
         "initializer_range": 0.3,
         "pad_token_id": None,

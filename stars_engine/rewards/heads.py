@@ -44,8 +44,8 @@ class TokenHead:
         """Return (rows, tokens, labels)."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self._head is None:
-            output = self.model(**inputs)
-            logits: torch.Tensor = output.logits if hasattr(output, "logits") else output[0]
+            # Not `output[0]`: of a model without a head these are its hidden states.
+            logits: torch.Tensor = self.model(**inputs).logits
             return logits
         hidden = self.model(**inputs).last_hidden_state
         weight = next(self._head.parameters())

@@ -43,8 +43,8 @@ CONVENTIONS = {
         marker=" ки",
         after_marker="\n",
         head="tokens",
-        positive="+",
-        negative="-",
+        positive=" +",
+        negative=" -",
         template="{prompt} {completion}",
     ),
     "skywork-prm": Convention(
@@ -103,13 +103,13 @@ class ProcessReward(ModelReward):
         default=None,
         min_length=1,
         description="the token that follows a good step, of head='tokens'",
-        examples=["+"],
+        examples=[" +"],
     )
     negative: str | None = Field(
         default=None,
         min_length=1,
         description="the token that follows a bad step, of head='tokens'",
-        examples=["-"],
+        examples=[" -"],
     )
     template: Template | None = Field(
         default=None,
