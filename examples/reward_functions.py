@@ -130,7 +130,8 @@ def main() -> None:
     }
     items = [RewardInput(RewardPrompt("A review:"), answer, ()) for answer in answers]
     for name, config in rewards.items():
-        print(f"{name:16}", [score.value for score in FunctionRewardModel(config).score(items)])
+        values = [score.value for score in FunctionRewardModel(config).score(items)]
+        print(f"{name:>15} reward: {values}")
 
 
 if __name__ == "__main__":

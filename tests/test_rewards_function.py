@@ -215,14 +215,14 @@ def test_coroutines(config: FunctionReward) -> None:
     reward = FunctionRewardModel(config)
     check_reward_model(reward, ITEMS)
     assert [score.value for score in reward.score(ITEMS)] == [0, 1, 2]
-    reward.close()
+    reward.end_calls()
 
 
 async def test_coroutines_within_a_running_loop() -> None:
     """A notebook has one; the reward has its own."""
     reward = FunctionRewardModel(FunctionReward(function=slow_politeness))
     assert [score.value for score in reward.score(ITEMS)] == [0, 1, 2]
-    reward.close()
+    reward.end_calls()
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -251,7 +251,7 @@ def test_a_coroutine_that_takes_too_long_is_cancelled() -> None:
     assert "the reward hangs took longer than 0.01 s" in str(outcome)
     assert "timeout_s" in str(outcome)
     assert cancelled == [""]
-    reward.close()
+    reward.end_calls()
 
 
 def test_a_timeout_of_its_own_is_a_failure_like_any() -> None:
@@ -261,7 +261,7 @@ def test_a_timeout_of_its_own_is_a_failure_like_any() -> None:
     reward = FunctionRewardModel(FunctionReward(function=gives_up))
     [outcome] = score_each(reward, ITEMS[:1])
     assert "failed: TimeoutError: the server did not answer" in str(outcome)
-    reward.close()
+    reward.end_calls()
 
 
 def threads() -> set[threading.Thread]:

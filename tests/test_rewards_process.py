@@ -203,6 +203,56 @@ def test_a_head_of_two_layers_without_remote_code(
     assert score_of(reward) == pytest.approx(plain.softmax(-1)[1].item(), abs=1e-5)
 
 
+REMOTE_CODE = """
+import torch
+from transformers import Qwen2Model, Qwen2PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
+
+
+class TwoHeads(Qwen2PreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = Qwen2Model(config)
+        self.left = torch.nn.Linear(config.hidden_size, 2)
+        self.right = torch.nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def forward(self, input_ids, attention_mask=None):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return TokenClassifierOutput(logits=self.left(hidden) - self.right(hidden))
+"""
+
+
+def test_code_of_the_checkpoint_runs_only_where_the_config_says_so(
+    qwen_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    directory = tmp_path / "checkpoint"
+    backbone = small(Qwen2Model, Qwen2Config, qwen_tokenizer)
+    backbone.save_pretrained(directory)
+    qwen_tokenizer.save_pretrained(directory)
+    weights = load_file(directory / "model.safetensors")
+    head = random_head(("left", 2, 32), ("right", 2, 32))
+    weights = {f"model.{name}": value for name, value in weights.items()} | head
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "modeling_two_heads.py").write_text(REMOTE_CODE)
+    values = json.loads((directory / "config.json").read_text())
+    values |= {"architectures": ["TwoHeads"], "num_labels": 2}
+    values["auto_map"] = {"AutoModel": "modeling_two_heads.TwoHeads"}
+    (directory / "config.json").write_text(json.dumps(values))
+    config = ProcessReward(name_or_path=str(directory), convention="qwen2.5-math-prm", device="cpu")
+    with pytest.raises(ModelLoadError, match=r"found: none.*trust_remote_code=True"):
+        ProcessRewardModel(config)
+    reward = ProcessRewardModel(config.replace(trust_remote_code=True))
+    hidden = hidden_at_marker(backbone, qwen_tokenizer)
+    left, right = (hidden @ head[f"{n}.weight"].T + head[f"{n}.bias"] for n in ("left", "right"))
+    plain = (left - right).softmax(-1)[1].item()
+    assert score_of(reward) == pytest.approx(plain, abs=1e-5)
+
+
 def test_a_transformers_class_with_a_head(
     qwen: Qwen2ForTokenClassification, qwen_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

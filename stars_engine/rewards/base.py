@@ -58,6 +58,9 @@ class OffloadedReward(RewardModel, Protocol):
         max_concurrency: Calls at one time.
         timeout_s: Seconds one call may take; None for as long as it likes.
         batched: Whether it wants all candidates of a request in one call, or one in each.
+
+    It may also have `ends_overdue_calls = True`, if its calls end by themselves in time, and a
+    method `end_calls()`, which is called when the engine lets go of it.
     """
 
     max_concurrency: int

@@ -31,17 +31,22 @@ class _UnwantedError(Exception):
     """Ends the wait for a second call whose answer is of no use any more."""
 
 
+def _sleep(seconds: float) -> None:
+    if seconds > 0:
+        time.sleep(seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How to wait between two calls, by who waits.
 
     Attributes:
-        sleep: Sleeps for some seconds.
+        sleep: Sleeps for some seconds, or none, before each further call.
         is_wanted: Whether an answer is still of use.
         num_spent: Calls that have failed before.
     """
 
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = _sleep
     is_wanted: Callable[[], bool] = lambda: True
     num_spent: int = 0
 

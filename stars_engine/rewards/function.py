@@ -50,8 +50,8 @@ class FunctionRewardModel:
             values = [self._call(*self._arguments([item], single=True)) for item in inputs]
         return [with_floor(as_number(value), self._config.floor) for value in values]
 
-    def close(self) -> None:
-        """End the event loop, if there is one; the next call begins another."""
+    def end_calls(self) -> None:
+        """Cancel what is awaited and end the event loop; the next call begins another."""
         self._loop.close()
 
     def _arguments(self, inputs: Sequence[RewardInput], *, single: bool = False) -> list[Any]:

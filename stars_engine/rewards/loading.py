@@ -35,15 +35,14 @@ def load_reward(config: RewardConfig, lm_fingerprint: str | None = None) -> Rewa
         from stars_engine.rewards.function import FunctionRewardModel
 
         return FunctionRewardModel(config)
-    with needs_extra("local"):
-        if isinstance(config, ClassifierReward):
+    if isinstance(config, ClassifierReward):
+        with needs_extra("local"):
             from stars_engine.rewards.classifier import ClassifierRewardModel
-
-            return ClassifierRewardModel(config, lm_fingerprint)
-        if isinstance(config, ProcessReward):
+        return ClassifierRewardModel(config, lm_fingerprint)
+    if isinstance(config, ProcessReward):
+        with needs_extra("local"):
             from stars_engine.rewards.process import ProcessRewardModel
-
-            return ProcessRewardModel(config)
+        return ProcessRewardModel(config)
+    with needs_extra("local"):
         from stars_engine.rewards.yes_no import YesNoRewardModel
-
-        return YesNoRewardModel(config)
+    return YesNoRewardModel(config)

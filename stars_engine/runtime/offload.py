@@ -56,13 +56,13 @@ class Offload:
             found, workers = self._workers.pop(id(single), (None, None))
             if workers is not None and found is not None:
                 workers.close()
-                _close(found)
+                _end_calls(found)
 
     def close_all(self) -> None:
         """End all workers."""
         for reward, workers in self._workers.values():
             workers.close()
-            _close(reward)
+            _end_calls(reward)
         for _, workers in self._workers.values():
             workers.join(CLOSING_S)
         self._workers.clear()
@@ -122,8 +122,8 @@ def _reply(questions: Sequence[Question], answers: Sequence[Answer]) -> None:
         question.reply(answer)
 
 
-def _close(reward: OffloadedReward) -> None:
-    """Let go of what a reward holds, if it says how."""
-    close = getattr(reward, "close", None)
-    if close is not None:
-        close()
+def _end_calls(reward: OffloadedReward) -> None:
+    """Have a reward end what it is doing, if it can."""
+    end = getattr(reward, "end_calls", None)
+    if end is not None:
+        end()
