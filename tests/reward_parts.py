@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -196,3 +198,25 @@ def plain_logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
     """What the model says of one row, alone."""
     logits: torch.Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0]
     return logits.double()
+
+
+# --- checkpoints ---
+
+
+def save_with_head(
+    directory: Path, backbone: Any, tokenizer: Any, head: dict[str, torch.Tensor]
+) -> None:
+    """Write a checkpoint as Skywork's and Qwen's are: a head among the weights, no class for it."""
+    backbone.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    weights = load_file(directory / "model.safetensors")
+    save_file({**weights, **head}, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def random_head(*shapes: tuple[str, int, int], seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    head = {}
+    for name, rows, columns in shapes:
+        head[f"{name}.weight"] = torch.randn(rows, columns, generator=generator) / columns**0.5
+        head[f"{name}.bias"] = torch.randn(rows, generator=generator)
+    return head
