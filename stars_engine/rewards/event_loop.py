@@ -33,24 +33,24 @@ class EventLoop:
         Raises:
             RewardTimeoutError: It took too long, and was cancelled.
         """
-        return asyncio.run_coroutine_threadsafe(
-            _within(awaitable, timeout_s), self._started()
-        ).result()
+        with self._lock:  # before the loop is stopped, or on the next one
+            loop = self._started()
+            future = asyncio.run_coroutine_threadsafe(_within(awaitable, timeout_s), loop)
+        return future.result()
 
     def close(self) -> None:
         """Cancel what runs, and end the thread."""
         with self._lock:
             loop, self._loop = self._loop, None
-        if loop is not None:
-            _stop(loop)
+            if loop is not None:
+                _stop(loop)
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                Thread(target=_run, args=(self._loop,), name=self._name, daemon=True).start()
-                weakref.finalize(self, _stop, self._loop).atexit = False
-            return self._loop
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            Thread(target=_run, args=(self._loop,), name=self._name, daemon=True).start()
+            weakref.finalize(self, _stop, self._loop).atexit = False
+        return self._loop
 
 
 async def _within(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:

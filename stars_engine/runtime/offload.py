@@ -87,7 +87,8 @@ class Offload:
                 num_spent=num_spent,
             )
             answers = score_each(reward, [question.input for question in questions], patience)
-            self._post(partial(_reply, questions, answers))
+            if not task.ended:  # else it was given up, and somebody else answers
+                self._post(partial(_reply, questions, answers))
 
         def ask_again(spent: int) -> None:
             if is_wanted():
