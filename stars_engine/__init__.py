@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from stars_engine.config import (
         AlignParams,
         ClassifierReward,
+        CompositeReward,
         EngineParams,
         FunctionReward,
+        ProcessReward,
+        RewardPart,
         SamplingParams,
         StarsConfig,
         TransformersModel,
+        YesNoReward,
     )
     from stars_engine.config.presets import preset
     from stars_engine.engine import StarsEngine
@@ -70,8 +74,8 @@ _HOMES = {
     "stars_engine.calibration.verify": "Verification verify",
     "stars_engine.config.presets": "preset",
     "stars_engine.config": (
-        "AlignParams ClassifierReward EngineParams FunctionReward SamplingParams StarsConfig "
-        "TransformersModel"
+        "AlignParams ClassifierReward CompositeReward EngineParams FunctionReward ProcessReward "
+        "RewardPart SamplingParams StarsConfig TransformersModel YesNoReward"
     ),
     "stars_engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -98,6 +102,7 @@ __all__ = [
     "CalibratedSchedule",
     "Chat",
     "ClassifierReward",
+    "CompositeReward",
     "ConfigError",
     "ConstantSchedule",
     "ContextOverflowError",
@@ -115,11 +120,13 @@ __all__ = [
     "ModelLoadError",
     "NoSchedule",
     "PerSegmentSchedule",
+    "ProcessReward",
     "PromptError",
     "QueueFullError",
     "RenderedPrompt",
     "RequestError",
     "RewardError",
+    "RewardPart",
     "SamplingParams",
     "ScheduleError",
     "Segment",
@@ -134,6 +141,7 @@ __all__ = [
     "TrustReport",
     "Usage",
     "Verification",
+    "YesNoReward",
     "calibrate",
     "preset",
     "trust_report",

@@ -13,6 +13,7 @@ from stars_engine.config import StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, with_fields
 from stars_engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.schema import Schema
 from stars_engine.types import StarsResult
 
 
@@ -146,11 +147,7 @@ def identity(settings: StarsConfig) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for name in ("model", "reward"):
-        part = getattr(settings, name)
-        values[name] = {
-            key: repr(getattr(part, key)) if _is_live(getattr(part, key)) else getattr(part, key)
-            for key in type(part).model_fields
-        }
+        values[name] = _plain(getattr(settings, name))
     values["prompt_format"] = settings.prompt_format
     sampling = settings.sampling
     values |= {"sampling": sampling} if sampling == "model" else sampling.model_dump(mode="json")
@@ -197,6 +194,15 @@ def refuse_several_answers(settings: StarsConfig) -> None:
 
 def _same_parts(a: StarsConfig, b: StarsConfig) -> bool:
     return (a.model, a.reward, a.engine) == (b.model, b.reward, b.engine)
+
+
+def _plain(value: object) -> Any:
+    """Return a config object as mappings, with what is live as Python shows it."""
+    if isinstance(value, Schema):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return repr(value) if _is_live(value) else value
 
 
 def _is_live(value: object) -> bool:

@@ -63,13 +63,9 @@ class Plain:
                 return None
             if isinstance(answer, RewardError):
                 raise answer
-            rollout.reward = answer.value
-            rollout.count(
-                num_surplus_rewards=-1,
-                num_reward_calls=1,
-                num_reward_tokens=answer.num_tokens,
-                num_ineligible=not answer.eligible,
-            )
+            rollout.reward, rollout.reward_parts = answer.value, answer.parts
+            rollout.count(num_surplus_rewards=-1, num_ineligible=not answer.eligible)
+            rollout.count_reward(answer)
         num_kept = len(candidate.token_ids)
         num_behind = candidate.num_generated_tokens - num_kept  # a stop string
         rollout.count(num_drafted_tokens=num_kept, num_surplus_tokens=num_behind)
@@ -156,6 +152,7 @@ def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:
         verdict=verdict,
         eligible=_is_eligible(sample),
         num_tokens=len(ids),
+        parts=None if sample.reward_parts is None else dict(sample.reward_parts),
         text=sample.text if sample.align.keep_rejected_text else None,
     )
     whole = Reading(len(ids), sample.text, ids, sample.finish_reason)

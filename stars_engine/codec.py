@@ -60,6 +60,29 @@ class Codec:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
+        """Encode pieces of one text, each with True if it is a template's.
+
+        Control tokens are parsed in the template's pieces and nowhere else, also where two pieces
+        would make one up together. Nothing is added.
+        """
+        text = "".join(piece for piece, _ in pieces)
+        meant: list[tuple[int, int]] = []
+        start = 0
+        for piece, is_template in pieces:
+            if is_template:
+                found = self._control_pattern.finditer(piece)
+                meant += [(start + match.start(), start + match.end()) for match in found]
+            start += len(piece)
+        if [match.span() for match in self._control_pattern.finditer(text)] == meant:
+            return self.encode_rendered(text)
+        ids: list[int] = []
+        start = 0
+        for begin, end in meant:
+            ids += [*self.encode(text[start:begin]), *self.encode_rendered(text[begin:end])]
+            start = end
+        return [*ids, *self.encode(text[start:])]
+
     def encode_continuation(self, text: str) -> list[int]:
         """Encode text that goes on from other text: no space is put before its first word."""
         anchor = self.encode("\n")

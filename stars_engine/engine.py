@@ -17,7 +17,7 @@ from stars_engine.calibration.auto import calibrations_of
 from stars_engine.calibration.settings import warn_of_other_use
 from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.chat.template import has_template
-from stars_engine.config import AlignParams, ClassifierReward, SamplingParams, StarsConfig
+from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.errors import (
     ConfigError,
     EngineClosedError,
@@ -27,6 +27,7 @@ from stars_engine.errors import (
 )
 from stars_engine.loop import warn_of_greedy
 from stars_engine.rewards.base import RewardModel
+from stars_engine.rewards.loading import load_reward
 from stars_engine.runtime.calls import Call, Mailbox, Outcome, Question, RewardSource
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.runtime import Runtime
@@ -448,14 +449,7 @@ def _load_model(config: StarsConfig) -> PromptedModel:
 
 def _reward_source(config: StarsConfig) -> RewardSource:
     def load(model: PromptedModel) -> RewardModel:
-        reward = config.reward
-        if isinstance(reward, ClassifierReward):
-            with needs_extra("local"):
-                from stars_engine.rewards.classifier import ClassifierRewardModel
-            return ClassifierRewardModel(reward, model.codec.fingerprint())
-        from stars_engine.rewards.function import FunctionRewardModel
-
-        return FunctionRewardModel(reward)
+        return load_reward(config.reward, model.codec.fingerprint())
 
     return RewardSource(key_of(config.reward), load)
 

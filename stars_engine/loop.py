@@ -90,6 +90,7 @@ def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
         verdict=verdict,
         eligible=score.eligible,
         num_tokens=len(candidate.token_ids),
+        parts=None if score.parts is None else dict(score.parts),
         text=candidate.text[len(rollout.text) :] if rollout.align.keep_rejected_text else None,
     )
     return Draw(candidate, attempt)
@@ -134,7 +135,13 @@ def start_schedule(rollout: Rollout, answer: Score | RewardError) -> None:
     """
     if isinstance(answer, RewardError):
         raise answer
-    rollout.count(num_reward_calls=1, num_reward_tokens=answer.num_tokens)
+    rollout.count_reward(answer)
+    if answer.failed:
+        raise RewardError(
+            "the reward failed for the prompt alone, from which the schedule starts, and there is "
+            "no candidate to reject. Cure: mend the reward, or LinearSchedule(initial=...) in "
+            "place of initial_weight"
+        )
     if not math.isfinite(answer.value):
         raise RewardError(
             f"the reward of the prompt alone is {answer.value}, and the schedule starts from it. "

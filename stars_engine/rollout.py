@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,8 @@ class Rollout:
         draws: Judged draws of the segment at hand.
         prompt_reward: RM(x, ""), where the schedule needs it.
         prefix_reward: RM(x, completion so far), with the lookahead that was read behind it.
+        reward: RM(x, completion), where it was asked.
+        reward_parts: What the parts of a composite reward add to it.
         error: What ended the request, if anything failed.
     """
 
@@ -73,6 +76,7 @@ class Rollout:
     prompt_reward: float = math.nan
     prefix_reward: float = math.nan
     reward: float | None = None
+    reward_parts: Mapping[str, float | None] | None = None
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     costs: dict[str, int] = field(default_factory=dict)
@@ -188,9 +192,8 @@ class Rollout:
             num_repeated_draws=ids in self._drawn,
             num_drafted_tokens=len(ids),
             num_lookahead_tokens=num_lookahead,
-            num_reward_calls=1,
-            num_reward_tokens=score.num_tokens,
         )
+        self.count_reward(score)
         self.draws.append(draw)
         self._drawn.add(ids)
 
@@ -200,6 +203,7 @@ class Rollout:
         self.text = candidate.text
         if attempt is not None:
             self.prefix_reward = self.reward = attempt.reward
+            self.reward_parts = attempt.parts
         if candidate.finish_reason is not None:
             held = 0
         else:
@@ -267,6 +271,15 @@ class Rollout:
         """Add to the costs, by the names of `Usage`."""
         for name, amount in amounts.items():
             self.costs[name] = self.costs.get(name, 0) + amount
+
+    def count_reward(self, score: Score) -> None:
+        """Count a reward that was looked at."""
+        self.count(
+            num_reward_calls=1,
+            num_reward_tokens=score.num_tokens,
+            num_reward_failures=score.failed,
+            num_truncated_rewards=score.truncated,
+        )
 
     def result(self) -> StarsResult:
         """Return the account of an ended rollout."""

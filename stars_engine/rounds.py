@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import GenerationError, RequestError
-from stars_engine.rewards.base import RewardModel, score_each
+from stars_engine.rewards.base import RewardModel
+from stars_engine.rewards.questions import Asked, answer_now, spread
 from stars_engine.rollout import Rollout
 from stars_engine.trial import Decoding, Trial
 from stars_engine.types import SegmentEvent
@@ -38,21 +39,8 @@ class OpenTrial(NamedTuple):
     trial: Trial
 
 
-Scorer = Callable[[Sequence[OpenTrial]], None]
+Scorer = Callable[[Sequence[Asked]], None]
 Events = list[tuple[Rollout, SegmentEvent]]
-
-
-def score(trials: Sequence[OpenTrial]) -> None:
-    """Answer trials at once, all of one reward model in one batch."""
-    by_model: dict[int, list[OpenTrial]] = {}
-    for item in trials:
-        by_model.setdefault(id(item.entry.reward), []).append(item)
-    for group in by_model.values():
-        questions = [(trial, index) for _, trial in group for index in range(len(trial.inputs))]
-        inputs = [trial.inputs[index] for trial, index in questions]
-        answers = score_each(group[0].entry.reward, inputs)
-        for (trial, index), answer in zip(questions, answers, strict=True):
-            trial.answer(index, answer)
 
 
 class Rounds:
@@ -64,12 +52,12 @@ class Rounds:
 
     Args:
         model: Drafts for all of them.
-        scorer: Has trials answered, at once or before a later round.
+        scorer: Has questions answered, at once or before a later round.
         max_rows: Candidates drafted together at most.
     """
 
     def __init__(
-        self, model: LanguageModel, scorer: Scorer = score, *, max_rows: int | None = None
+        self, model: LanguageModel, scorer: Scorer = answer_now, *, max_rows: int | None = None
     ) -> None:
         self._model, self._scorer, self._max_rows = model, scorer, max_rows
         self._active: dict[Rollout, Entry] = {}
@@ -110,7 +98,7 @@ class Rounds:
             self.num_rounds += 1
             trials = self._draft(group)
             self._trials += trials
-            self._scorer(trials)
+            self._scorer(spread(_questions(trials)))
         self._walk()
         return self.take_events()
 
@@ -213,6 +201,12 @@ class Rounds:
                 continue
             trials.append(OpenTrial(entry, entry.decoding.open(entry.rollout, candidates)))
         return trials
+
+
+def _questions(trials: Sequence[OpenTrial]) -> Iterator[Asked]:
+    for entry, trial in trials:
+        for question in trial.questions():
+            yield Asked(entry.reward, question)
 
 
 def run_rounds(

@@ -157,9 +157,11 @@ def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]
 
 def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Drop the union tag that pydantic puts after the name of a field with several kinds."""
-    if len(loc) > 1 and loc[0] in cls.model_fields and not isinstance(loc[1], int):
-        return (loc[0], *loc[2:])
-    return loc
+    if len(loc) < 2 or loc[0] not in cls.model_fields or isinstance(loc[1], int):
+        return loc
+    parts = _union_parts(cls.model_fields[str(loc[0])].annotation)
+    is_mapping = any(typing.get_origin(part) is dict for part in parts)
+    return loc if is_mapping else (loc[0], *loc[2:])  # a mapping's key is no tag
 
 
 def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:

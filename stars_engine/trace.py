@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stars_engine.types import Segment, StarsResult, Usage
+from stars_engine.types import Attempt, Segment, StarsResult, Usage
 
 
 def write_jsonl(results: Iterable[StarsResult], path: str | Path, *, append: bool = False) -> None:
@@ -29,7 +29,7 @@ def transcript(result: StarsResult) -> str:
         for index, segment in enumerate(result.segments)
     ]
     if result.abandoned_attempts:
-        rewards = ", ".join(f"{attempt.reward:.3g}" for attempt in result.abandoned_attempts)
+        rewards = ", ".join(map(_reward, result.abandoned_attempts))
         lines.append(f"  -  {len(result.abandoned_attempts)} attempts abandoned, rewards {rewards}")
     usage = result.usage
     reward = "none" if result.reward is None else f"{result.reward:.3g}"
@@ -54,9 +54,22 @@ def tokens_in_words(usage: Usage) -> str:
 def _describe(segment: Segment) -> str:
     if segment.reward is None or segment.threshold is None:
         return f"{segment.verdict}, not judged"
-    rejected = [f"{a.reward:.3g}" for a in segment.attempts if a.verdict == "rejected"]
+    rejected = [_reward(a) for a in segment.attempts if a.verdict == "rejected"]
+    kept = next((a for a in segment.attempts if a.verdict != "rejected"), None)
+    reward = f"{segment.reward:.3g}" if kept is None else _reward(kept)
     after = f", after rejecting {', '.join(rejected)}" if rejected else ""
     return (
-        f"{segment.verdict}, reward {segment.reward:.3g} against {segment.threshold:.3g}, "
+        f"{segment.verdict}, reward {reward} against {segment.threshold:.3g}, "
         f"attempt {segment.num_attempts}{after}"
     )
+
+
+def _reward(attempt: Attempt) -> str:
+    """Write a reward, and the parts of a composite one."""
+    if attempt.parts is None:
+        return f"{attempt.reward:.3g}"
+    parts = ", ".join(
+        f"{name} {'failed' if value is None else format(value, '.3g')}"
+        for name, value in attempt.parts.items()
+    )
+    return f"{attempt.reward:.3g} ({parts})"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
-from stars_engine.errors import RewardError
 from stars_engine.reading import Candidate
-from stars_engine.rewards.base import Score
+from stars_engine.rewards.base import Answer
+from stars_engine.rewards.questions import Question
 from stars_engine.rollout import Rollout
 from stars_engine.types import RewardInput, SegmentEvent
-
-Answer = Score | RewardError
 
 
 class Trial:
@@ -40,6 +39,13 @@ class Trial:
         self._answers: list[Answer | None] = [None] * len(inputs)
         self._num_used = 0
         self.closed = False
+
+    def questions(self) -> list[Question]:
+        """Return what is asked, in order."""
+        return [
+            Question(item, partial(self.answer, index), self)
+            for index, item in enumerate(self.inputs)
+        ]
 
     def answer(self, index: int, outcome: Answer) -> None:
         """Note the reward, or the error, that `inputs[index]` met; only the first one counts."""

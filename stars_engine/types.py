@@ -120,6 +120,8 @@ class Attempt(Schema):
         eligible: False if the reward was not finite or under the reward's veto floor; such a
             candidate is never forced.
         num_tokens: Its tokens.
+        parts: Of a composite reward, the value of each part by name, in the part's own units; None
+            for one that failed.
         text: Its text, where `keep_rejected_text` asks for it.
     """
 
@@ -129,6 +131,7 @@ class Attempt(Schema):
     verdict: Verdict
     eligible: bool
     num_tokens: int
+    parts: dict[str, float | None] | None = None
     text: str | None = None
 
 
@@ -183,6 +186,8 @@ class Usage(Schema):
         num_accepted: Draws accepted by the test.
         num_forced: Segments kept without acceptance.
         num_ineligible: Draws with a non-finite or vetoed reward.
+        num_reward_failures: Rewards that failed, and whose candidates were rejected for it.
+        num_truncated_rewards: Rewards for which the prompt was cut to the reward model's context.
         duration_s: Wall time from start to end of the request.
     """
 
@@ -199,6 +204,8 @@ class Usage(Schema):
     num_accepted: int = 0
     num_forced: int = 0
     num_ineligible: int = 0
+    num_reward_failures: int = 0
+    num_truncated_rewards: int = 0
     duration_s: float = 0.0
 
     @property

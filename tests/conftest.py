@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification
 
 from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.noise import CounterNoise
 from stars_engine.rollout import Rollout
-from stars_engine.types import RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt
+from tests.reward_parts import CHATML, byte_tokenizer, real_borders, small
 
 SHARED = Path(os.environ.get("STARS_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -79,3 +81,27 @@ def make_rollout(
         seed=seed,
         sample_index=sample_index,
     )
+
+
+@pytest.fixture(scope="session")
+def borders(engine: StarsEngine) -> list[RewardInput]:
+    """What a reward is asked of at more than 400 real segment borders."""
+    return real_borders(engine)
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
+    """As of Qwen2.5-Math-PRM: a begin-of-text token that is never added by itself, a marker."""
+    return byte_tokenizer(
+        [item.text for item in borders],
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"],
+        template=CHATML,
+        bos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_tokenizer: PreTrainedTokenizerFast) -> Qwen2ForTokenClassification:
+    """A small process reward model."""
+    return small(Qwen2ForTokenClassification, Qwen2Config, qwen_tokenizer, num_labels=2)

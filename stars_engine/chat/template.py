@@ -8,6 +8,7 @@ and taken out again once the template's own control tokens have been parsed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
@@ -15,6 +16,18 @@ from stars_engine.types import Message
 
 # Noncharacters of Unicode: never part of text that is meant to be exchanged.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+
+
+class Rendered(NamedTuple):
+    """Text from a template.
+
+    Attributes:
+        text: With the mark inside control tokens that are contents'.
+        mark: A character that no content holds.
+    """
+
+    text: str
+    mark: str
 
 
 def has_template(codec: Codec) -> bool:
@@ -35,32 +48,35 @@ def encode_chat(codec: Codec, messages: Sequence[Message]) -> list[int]:
             "a conversation needs a chat template and this model's tokenizer has none. Cure: pass "
             "a string, set prompt_format='raw', or give TransformersModel(chat_template=...)"
         )
-    contents = [message.content for message in messages]
-    free = (mark for mark in _MARKS if not any(mark in content for content in contents))
-    mark = next(free, None)
-    if mark is None:
-        raise PromptError(
-            "the contents hold all 32 noncharacters U+FDD0 to U+FDEF, and one is needed to mark "
-            "control tokens. Cure: take them out, they are no characters"
-        )
-    defused = [_defuse(content, codec.control_tokens, mark) for content in contents]
-    rendered = _render(codec, messages, defused)
-    if defused == contents:
-        return codec.encode_rendered(rendered)
-    ids: list[int] = []
-    for piece, is_control in codec.split_control_tokens(rendered):
-        ids += codec.encode_rendered(piece) if is_control else codec.encode(piece.replace(mark, ""))
-    return ids
+    return encode_rendered(codec, render(codec, messages, add_generation_prompt=True))
 
 
-def _render(codec: Codec, messages: Sequence[Message], contents: Sequence[str]) -> str:
+def render(
+    codec: Codec,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    mark: str | None = None,
+) -> Rendered:
+    """Render messages, with control tokens in their contents defused.
+
+    Args:
+        codec: The tokenizer with the template.
+        messages: The conversation.
+        add_generation_prompt: Whether an assistant's turn begins at the end.
+        mark: What to put inside control tokens; the default is one that no content holds.
+
+    Raises:
+        PromptError: The template rejects the messages, or they hold every noncharacter.
+    """
+    mark = mark or free_mark([message.content for message in messages])
     turns = [
-        {"role": message.role, "content": content}
-        for message, content in zip(messages, contents, strict=True)
+        {"role": message.role, "content": defuse(message.content, codec.control_tokens, mark)}
+        for message in messages
     ]
     try:
-        rendered: str = codec.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
+        text: str = codec.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except Exception as error:  # templates raise whatever they like
         if (line := getattr(error, "lineno", None)) is not None:  # of Jinja's syntax errors alone
@@ -73,10 +89,37 @@ def _render(codec: Codec, messages: Sequence[Message], contents: Sequence[str]) 
             f"the model's chat template rejects these messages ({error}). Cure: change the roles "
             f"or their order; they are: {roles}"
         ) from error
-    return rendered
+    return Rendered(text, mark)
 
 
-def _defuse(content: str, control_tokens: Sequence[str], mark: str) -> str:
+def encode_rendered(codec: Codec, rendered: Rendered) -> list[int]:
+    """Encode what was rendered: the template's control tokens are parsed, contents' are text."""
+    if rendered.mark not in rendered.text:
+        return codec.encode_rendered(rendered.text)
+    ids: list[int] = []
+    for piece, is_control in codec.split_control_tokens(rendered.text):
+        text = piece.replace(rendered.mark, "")
+        ids += codec.encode_rendered(text) if is_control else codec.encode(text)
+    return ids
+
+
+def free_mark(contents: Sequence[str]) -> str:
+    """Return a noncharacter that no content holds.
+
+    Raises:
+        PromptError: They hold them all.
+    """
+    free = (mark for mark in _MARKS if not any(mark in content for content in contents))
+    mark = next(free, None)
+    if mark is None:
+        raise PromptError(
+            "the contents hold all 32 noncharacters U+FDD0 to U+FDEF, and one is needed to mark "
+            "control tokens. Cure: take them out, they are no characters"
+        )
+    return mark
+
+
+def defuse(content: str, control_tokens: Sequence[str], mark: str) -> str:
     """Put the mark inside every control token, and where one could be completed by a neighbour."""
     for token in control_tokens:
         content = content.replace(token, token[0] + mark + token[1:])

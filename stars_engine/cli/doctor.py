@@ -11,6 +11,7 @@ from rich.table import Table
 from stars_engine.config import StarsConfig
 from stars_engine.engine import StarsEngine
 from stars_engine.errors import needs_extra
+from stars_engine.rewards.composite import CompositeRewardModel
 
 _PACKAGES = (
     "stars-engine",
@@ -63,24 +64,19 @@ def _describe_model(engine: StarsEngine) -> dict[str, str]:
 
 
 def _describe_reward(engine: StarsEngine) -> dict[str, str]:
-    from stars_engine.hub import context_len
     from stars_engine.rewards.base import describe
-    from stars_engine.rewards.classifier import ClassifierRewardModel
 
     reward = engine.reward
-    about = {"reward": describe(reward), "  class": type(reward).__name__}
-    if isinstance(reward, ClassifierRewardModel):
-        model = reward._model  # noqa: SLF001 - a doctor looks inside
-        length = context_len(model.config, reward._tokenizer)  # noqa: SLF001
-        about["  class"] = f"{reward.model_class}, {model.num_parameters():,} parameters"
-        about["  placement"] = f"{model.device}, {model.dtype}"
-        about["  context"] = f"{length or 'unlimited'} tokens"
-        about["  reads"] = (
-            "the language model's token ids (same tokenizer)"
-            if reward.reads_ids
-            else "text, through its own tokenizer"
-        )
-    return about
+    rows = {"reward": describe(reward)}
+    parts = reward.named_models() if isinstance(reward, CompositeRewardModel) else {"": reward}
+    for name, part in parts.items():
+        if name:
+            rows[f"  {name}"] = describe(part)
+        indent = "    " if name else "  "
+        about = getattr(part, "about", lambda part=part: {"class": type(part).__name__})()
+        # Rows are by name: those of one part are told from another's by its own.
+        rows |= {f"{indent}{name} {key}" if name else f"  {key}": about[key] for key in about}
+    return rows
 
 
 def _version(name: str) -> str:

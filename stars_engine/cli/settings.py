@@ -7,13 +7,7 @@ from typing import Any
 
 import typer
 
-from stars_engine.config import (
-    AlignParams,
-    ClassifierReward,
-    FunctionReward,
-    StarsConfig,
-    TransformersModel,
-)
+from stars_engine.config import AlignParams, RewardConfig, StarsConfig, TransformersModel
 from stars_engine.config.presets import preset
 from stars_engine.config.root import embedded_align
 from stars_engine.schedules import CalibratedSchedule
@@ -94,10 +88,8 @@ def read_config(
     return base.replace(**changes)
 
 
-def _is_another(
-    name: str | None, part: TransformersModel | ClassifierReward | FunctionReward
-) -> bool:
-    own = part.function if isinstance(part, FunctionReward) else part.name_or_path
+def _is_another(name: str | None, part: TransformersModel | RewardConfig) -> bool:
+    own = getattr(part, "name_or_path", None) or getattr(part, "function", None)
     return name is not None and name != own
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -15,14 +15,17 @@ from stars_engine.config.engine import EngineParams
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
 from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.presets import preset
-from stars_engine.config.rewards import ClassifierReward, FunctionReward
+from stars_engine.config.rewards import (
+    ClassifierReward,
+    CompositeReward,
+    FunctionReward,
+    RewardConfig,
+    as_reward,
+)
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.files import check_suffix, find_object, read_values, write_values
-from stars_engine.named import names_an_object
 from stars_engine.schedules import AutoSchedule, BaseSchedule
 from stars_engine.schema import Schema
-
-RewardConfig = Annotated[ClassifierReward | FunctionReward, Field(discriminator="kind")]
 
 
 @cache
@@ -74,13 +77,8 @@ class StarsConfig(Schema):
 
     @field_validator("reward", mode="before")
     @classmethod
-    def _reward_by_name(cls, value: object) -> object:
-        if isinstance(value, str):
-            # Embedded weights have names of the same form.
-            if names_an_object(value) and not value.startswith("stars:"):
-                return FunctionReward(function=value)
-            return ClassifierReward(name_or_path=value)
-        return FunctionReward(function=value) if callable(value) else value
+    def _reward_by_name(cls, value: Any) -> Any:
+        return as_reward(value)
 
     @field_validator("align", mode="before")
     @classmethod
@@ -106,7 +104,7 @@ class StarsConfig(Schema):
     def uses_embedded_pair(self) -> bool:
         """True if both models are the ones inside the package."""
         return self.model.name_or_path == EMBEDDED_LM and (
-            isinstance(self.reward, Checkpoint) and self.reward.name_or_path == EMBEDDED_REWARD
+            isinstance(self.reward, ClassifierReward) and self.reward.is_embedded
         )
 
     @classmethod
@@ -147,9 +145,14 @@ class StarsConfig(Schema):
         return align.replace(schedule=shipped)
 
 
-def _objects_in(name: str, part: Checkpoint | FunctionReward | BaseSchedule) -> Iterator[Problem]:
+def _objects_in(
+    name: str, part: Checkpoint | FunctionReward | CompositeReward | BaseSchedule
+) -> Iterator[Problem]:
     """Find what no file can hold."""
-    if part.is_live:
+    if isinstance(part, CompositeReward):
+        for key, inner in part.parts.items():
+            yield from _objects_in(f"{name}.parts.{key}.reward", inner.reward)
+    elif part.is_live:
         cure = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"
         yield Problem(name, f"holds a live object, which no file can; give {cure}")
     if isinstance(part, Checkpoint):

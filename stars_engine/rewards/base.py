@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from stars_engine.errors import RewardError, describe_error, is_ctrl_c
+from stars_engine.errors import RewardError, is_ctrl_c
+from stars_engine.rewards.failures import FailurePolicy, Patience, failure
 from stars_engine.types import RewardInput
 
 
@@ -19,16 +21,25 @@ class Score:
         value: The reward; a non-finite one rejects its candidate.
         vetoed: True if a floor forbids the candidate whatever the threshold.
         num_tokens: Tokens the reward model read for it.
+        failed: True if there is no reward because the model failed, and its policy is to reject.
+        truncated: True if the prompt was cut to fit the reward model's context.
+        parts: Of a composite, the value of each part by name; None for one that failed.
     """
 
     value: float
     vetoed: bool = False
     num_tokens: int = 0
+    failed: bool = False
+    truncated: bool = False
+    parts: Mapping[str, float | None] | None = None
 
     @property
     def eligible(self) -> bool:
         """Whether the candidate may be accepted or forced at all."""
         return math.isfinite(self.value) and not self.vetoed
+
+
+Answer = Score | RewardError
 
 
 class RewardModel(Protocol):
@@ -47,6 +58,9 @@ class OffloadedReward(RewardModel, Protocol):
         max_concurrency: Calls at one time.
         timeout_s: Seconds one call may take; None for as long as it likes.
         batched: Whether it wants all candidates of a request in one call, or one in each.
+
+    It may also have `ends_overdue_calls = True`, if its calls end by themselves in time, and a
+    method `end_calls()`, which is called when the engine lets go of it.
     """
 
     max_concurrency: int
@@ -54,27 +68,55 @@ class OffloadedReward(RewardModel, Protocol):
     batched: bool
 
 
-def score_each(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score | RewardError]:
+def score_each(
+    reward: RewardModel, inputs: Sequence[RewardInput], patience: Patience | None = None
+) -> list[Answer]:
     """Score all inputs in one call; where that fails, each alone, to find the ones that do.
+
+    What then fails is settled by the reward's own `failures`, a `FailurePolicy`; without one it
+    ends its request.
+
+    Args:
+        reward: The reward model.
+        inputs: What it is asked.
+        patience: How to wait before it is asked again; the default sleeps.
 
     Returns:
         A score per input, or the error that input met.
     """
     if not inputs:
         return []
+    patience = patience or Patience()
+    policy = failures_of(reward)
+    ask = partial(_score_all, reward, inputs)
     try:
-        return _score_all(reward, inputs)
+        return policy.call(ask, patience) if len(inputs) == 1 else ask()
     except BaseException as error:  # reward models are other people's code, and may exit
         if is_ctrl_c(error):
             raise
         if len(inputs) == 1:
-            return [_failure(reward, error)]
-        outcomes = [outcome for item in inputs for outcome in score_each(reward, [item])]
-        none_failed = not any(isinstance(outcome, RewardError) for outcome in outcomes)
+            return [settle(reward, error)]
+        outcomes = [found for item in inputs for found in score_each(reward, [item], patience)]
+        none_failed = all(isinstance(found, Score) and not found.failed for found in outcomes)
         if isinstance(error, WrongCountError) and none_failed:
             # It was no single input's fault: whoever wrote the reward must hear of it.
-            return [_failure(reward, error) for _ in inputs]
+            return [settle(reward, error, num_calls=1) for _ in inputs]
         return outcomes
+
+
+def settle(reward: RewardModel, error: BaseException, num_calls: int | None = None) -> Answer:
+    """Turn a failure that is not mended by asking again into what the policy makes of it."""
+    policy = failures_of(reward)
+    if policy.rejects:
+        policy.warn_once(describe(reward), error)
+        return Score(math.nan, failed=True)
+    return failure(describe(reward), error, num_calls or policy.max_retries + 1)
+
+
+def failures_of(reward: RewardModel) -> FailurePolicy:
+    """Return a reward's policy; to end the request, where it has none of its own."""
+    policy: FailurePolicy | None = getattr(reward, "failures", None)
+    return policy or FailurePolicy()
 
 
 class WrongCountError(ValueError):
@@ -105,9 +147,12 @@ def as_number(value: Any) -> float:
         raise TypeError(f"a reward is a number, not {type(value).__name__}") from None
 
 
-def with_floor(value: float, floor: float | None, num_tokens: int = 0) -> Score:
+def with_floor(
+    value: float, floor: float | None, *, num_tokens: int = 0, truncated: bool = False
+) -> Score:
     """Make a score, vetoed if it lies below the floor."""
-    return Score(value, vetoed=floor is not None and value < floor, num_tokens=num_tokens)
+    vetoed = floor is not None and value < floor
+    return Score(value, vetoed=vetoed, num_tokens=num_tokens, truncated=truncated)
 
 
 def describe(reward: RewardModel) -> str:
@@ -115,7 +160,7 @@ def describe(reward: RewardModel) -> str:
     return getattr(reward, "name", None) or type(reward).__name__
 
 
-def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Score | RewardError]:
+def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Answer]:
     scores = reward.score(inputs)
     check_count(scores, inputs)
     return [_as_score(score) for score in scores]
@@ -125,13 +170,3 @@ def _as_score(value: Score | float) -> Score:
     if isinstance(value, Score):
         return replace(value, value=as_number(value.value))
     return Score(as_number(value))
-
-
-def _failure(reward: RewardModel, error: BaseException) -> RewardError:
-    failure = RewardError(
-        f"the reward {describe(reward)} failed: {describe_error(error)}. The request "
-        "ends here; others are not affected. Cure: mend the reward, or return nan to reject "
-        "what it cannot judge"
-    )
-    failure.__cause__ = error
-    return failure

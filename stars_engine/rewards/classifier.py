@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from stars_engine.chat.template import encode_chat, has_template
+from stars_engine.chat.answers import encode_answer, frame
+from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.codec import Codec
 from stars_engine.config import ClassifierReward
-from stars_engine.errors import ModelLoadError, StarsWarning
-from stars_engine.hub import context_len, load_model, load_tokenizer
+from stars_engine.errors import ModelLoadError
+from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.batching import in_batches, pad
+from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.labels import names_of, pick_label, read_label
+from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.types import RewardInput, RewardPrompt
 
 
 class ClassifierRewardModel:
-    """Reads prompt and completion as one sequence and returns one logit.
+    """Reads prompt and completion as one sequence and returns one label's value.
 
     Args:
         config: What to load, or the live objects.
@@ -28,154 +31,142 @@ class ClassifierRewardModel:
     """
 
     def __init__(self, config: ClassifierReward, lm_fingerprint: str | None = None) -> None:
-        tokenizer = load_tokenizer(config)
-        self._codec = Codec(tokenizer)
-        self._tokenizer = tokenizer
-        self._model = load_model(config, AutoModelForSequenceClassification)
+        self._tokenizer = load_tokenizer(config)
+        self._codec = codec = Codec(self._tokenizer)
+        self._model = model = load_model(config, AutoModelForSequenceClassification)
         self._config = config
-        self.name = config.name_or_path or type(self._model).__name__
-        self._label = _pick_label(self._model.config, config.label, self.name)
+        self.name = config.name_or_path or type(model).__name__
+        self.failures = FailurePolicy.of(config)
+        self._label = pick_label(names_of(model.config), config.label, self.name)
+        self._independent = model.config.problem_type == "multi_label_classification"
+        self._template = TextTemplate(config.template, codec) if config.template else None
         self.reads_ids = self._choose_reading(lm_fingerprint)
-        self._device = self._model.get_input_embeddings().weight.device
+        self._device = model.get_input_embeddings().weight.device
         # Causal classifiers look for the last token that is not padding, by its id: wrong where
         # that id is also a token of the text. Their head is applied at an index of our own.
-        self._score_head = getattr(self._model, "score", None)
+        self._score_head = getattr(model, "score", None)
         if self._score_head is not None and not self._head_agrees():
             self._score_head = None
-        self._max_tokens = context_len(self._model.config, tokenizer)
-        if self._score_head is None:
-            self._max_tokens = _encoder_len(self._model, tokenizer, self._max_tokens)
+        is_causal = self._score_head is not None
+        self._suffix_ids = [] if is_causal else self._find_suffix()
+        limit = context_of(model, self._tokenizer, is_causal=is_causal)
+        self._reader = Reader(
+            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+        )
 
-    @property
-    def model_class(self) -> str:
-        """Class of the loaded model."""
-        return type(self._model).__name__
+    def about(self) -> dict[str, str]:
+        """Return what it is, for people."""
+        if self._template is not None:
+            reads = "text, through the config's template"
+        elif has_template(self._codec) and self._config.read != "ids":
+            answer = "answers as token ids" if self.reads_ids else "text"
+            reads = f"{answer}, through its own chat template"
+        elif self.reads_ids:
+            reads = "the language model's token ids (same tokenizer)"
+        else:
+            reads = "text, through its own tokenizer"
+        return {
+            "class": f"{type(self._model).__name__}, {self._model.num_parameters():,} parameters",
+            "placement": f"{self._model.device}, {self._model.dtype}",
+            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "reads": reads,
+        }
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """Score whole sequences, like lengths together."""
-        rows = [self._encode(item) for item in inputs]
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        values: dict[int, float] = {}
-        for start in range(0, len(order), self._config.batch_size):
-            chunk = order[start : start + self._config.batch_size]
-            values |= zip(chunk, self._logits([rows[index] for index in chunk]), strict=True)
+        rows = [self._read(item) for item in inputs]
+        values = in_batches(rows, self._config.batch_size, lambda row: len(row.ids), self._values)
         return [
-            with_floor(values[index], self._config.floor, num_tokens=len(row))
-            for index, row in enumerate(rows)
+            with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
+            for value, row in zip(values, rows, strict=True)
         ]
 
     # --- reading ---
 
-    def _encode(self, item: RewardInput) -> list[int]:
-        if self.reads_ids:
-            ids = [*self._prompt_ids(item.prompt), *item.token_ids]
-        elif item.prompt.messages is not None and has_template(self._codec):
-            ids = [*encode_chat(self._codec, item.prompt.messages), *self._codec.encode(item.text)]
+    def _read(self, item: RewardInput) -> Row:
+        return self._reader.fit(item.prompt, lambda prompt: Row(self._encode(prompt, item)))
+
+    def _encode(self, prompt: RewardPrompt, item: RewardInput) -> list[int]:
+        config = self._config
+        ends = config.end_of_turn_on_final if item.finished else config.end_of_turn_on_partial
+        if self._template is not None:
+            ids = self._template.encode(prompt.text, item.text, with_rest=ends)
+        elif has_template(self._codec) and self._config.read != "ids":
+            ids = self._encode_chat(prompt, item, ends=ends)
+        elif self.reads_ids:
+            before: Sequence[int] | None = prompt.token_ids
+            if before is None:
+                before = self._codec.encode_prompt(prompt.text)
+            return [*before, *item.token_ids] or self._codec.empty_prompt()
         else:
-            joint = "\n\n" if item.prompt.messages is not None else ""
-            ids = self._codec.encode_prompt(item.prompt.text + joint + item.text)
-            ids += self._suffix_ids()
-        return self._fit(ids or self._codec.empty_prompt())
+            joint = "\n\n" if prompt.messages is not None else ""
+            ids = self._codec.encode_prompt(prompt.text + joint + item.text)
+        if self._suffix_ids and ids[-len(self._suffix_ids) :] != self._suffix_ids:
+            ids = [*ids, *self._suffix_ids]
+        return ids or self._codec.empty_prompt()
 
-    def _prompt_ids(self, prompt: RewardPrompt) -> Sequence[int]:
-        if prompt.messages is not None and has_template(self._codec):
-            return encode_chat(self._codec, prompt.messages)
-        if prompt.token_ids is not None:
-            return prompt.token_ids
-        return self._codec.encode_prompt(prompt.text)
+    def _encode_chat(self, prompt: RewardPrompt, item: RewardInput, *, ends: bool) -> list[int]:
+        messages = self._reader.conversation(prompt)
+        if not self.reads_ids:
+            return encode_answer(self._codec, messages, item.text, end_of_turn=ends)
+        head, tail = frame(self._codec, messages)
+        ids = [*encode_rendered(self._codec, head), *item.token_ids]
+        return [*ids, *encode_rendered(self._codec, Rendered(tail, head.mark))] if ends else ids
 
-    def _suffix_ids(self) -> list[int]:
-        """What encoders expect after a text, such as [SEP]."""
-        if self._score_head is not None:
-            return []  # to a causal classifier it would say that the answer is over
+    def _find_suffix(self) -> list[int]:
+        """Return what encoders expect after a text, such as [SEP].
+
+        To a causal classifier it would say that the answer is over.
+        """
         framed: list[int] = self._tokenizer("a", split_special_tokens=True)["input_ids"]
         body = self._codec.encode_prompt("a")
         return framed[len(body) :] if framed[: len(body)] == body else []
 
-    def _fit(self, ids: list[int]) -> list[int]:
-        """Cut from the left of the prompt what exceeds the classifier's context."""
-        if self._max_tokens is None or len(ids) <= self._max_tokens:
-            return ids
-        warnings.warn(
-            f"{self.name} reads {self._max_tokens} tokens at most; the beginning of longer prompts "
-            "is cut off. Cure: a reward model with a longer context, or a shorter reward_prompt",
-            StarsWarning,
-            stacklevel=2,
-        )
-        prefix = self._codec.encode_prompt("")
-        return [*prefix, *ids[len(ids) - self._max_tokens + len(prefix) :]]
+    def _choose_reading(self, lm_fingerprint: str | None) -> bool:
+        if self._config.read == "ids":
+            if lm_fingerprint not in (None, self._codec.fingerprint()):
+                raise ModelLoadError(
+                    f"read='ids', but {self.name} has another tokenizer than the language model. "
+                    "Cure: read='text' or read='auto'"
+                )
+            return True
+        shares = lm_fingerprint is not None and lm_fingerprint == self._codec.fingerprint()
+        return shares and self._config.read == "auto" and self._template is None
 
     # --- the forward pass ---
 
-    def _logits(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        width = max(len(row) for row in rows)
-        pad_id = self._tokenizer.pad_token_id or 0
-        ids = torch.tensor(
-            [[*row, *[pad_id] * (width - len(row))] for row in rows], device=self._device
-        )
-        lengths = torch.tensor([len(row) for row in rows], device=self._device)
-        mask = (torch.arange(width, device=self._device) < lengths[:, None]).long()
-        if self._score_head is not None:
-            hidden = self._model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
-            last = (lengths - 1).to(hidden.device)
-            rows_at = torch.arange(len(rows), device=hidden.device)
-            logits = self._score_head(hidden[rows_at, last])  # (rows, labels)
-        else:
-            logits = self._model(input_ids=ids, attention_mask=mask).logits
-        values: list[float] = logits[:, self._label].float().tolist()
+    def _values(self, rows: Sequence[Row]) -> list[float]:
+        logits = self._logits([row.ids for row in rows])
+        values: list[float] = read_label(
+            logits, self._label, self._config.output, independent=self._independent
+        ).tolist()
         return values
+
+    def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return (rows, labels)."""
+        batch = pad(rows, self._tokenizer.pad_token_id or 0, self._device)
+        if self._score_head is None:
+            logits: torch.Tensor = self._model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            ).logits
+            return logits
+        hidden = self._model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state
+        last = (batch.lengths - 1).to(hidden.device)
+        rows_at = torch.arange(len(rows), device=hidden.device)
+        scores: torch.Tensor = self._score_head(hidden[rows_at, last])
+        return scores
 
     @torch.inference_mode()
     def _head_agrees(self) -> bool:
         """Check on one unpadded probe that the head on the last token is what the model does."""
         probe = self._codec.encode_prompt("A short text to compare two ways on.")
         try:
-            ours = self._logits([probe])[0]
+            ours = self._logits([probe])[0].float()
         except Exception:  # noqa: BLE001 - a head of another shape, failing in its own way
             return False
         ids = torch.tensor([probe], device=self._device)
-        plain: float = self._model(input_ids=ids).logits[0, self._label].item()
-        return abs(ours - plain) <= 1e-3 * max(1.0, abs(plain))
-
-    def _choose_reading(self, lm_fingerprint: str | None) -> bool:
-        if self._config.read != "auto":
-            shares = self._config.read == "ids"
-            if shares and lm_fingerprint not in (None, self._codec.fingerprint()):
-                raise ModelLoadError(
-                    f"read='ids', but {self.name} has another tokenizer than the language model. "
-                    "Cure: read='text' or read='auto'"
-                )
-            return shares
-        return lm_fingerprint is not None and lm_fingerprint == self._codec.fingerprint()
-
-
-def _encoder_len(model: Any, tokenizer: Any, limit: int | None) -> int | None:
-    """Bound a context length by what encoders say elsewhere.
-
-    `max_position_embeddings` of RoBERTa and its kin counts the rows before the first position: up
-    to the padding's, which is the padding token's id.
-    """
-    limits = [limit, getattr(tokenizer, "model_max_length", None)]
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - offset)
-    # A tokenizer without a limit says 10**30.
-    return min((n for n in limits if n is not None and n < 10**9), default=None)
-
-
-def _pick_label(config: Any, label: int | str | None, name: str) -> int:
-    names: dict[int, str] = {index: config.id2label[index] for index in sorted(config.id2label)}
-    known = ", ".join(f"{index} ({text})" for index, text in names.items())
-    if label is None:
-        if len(names) == 1:
-            return 0
-        raise ModelLoadError(
-            f"{name} has {len(names)} labels: {known}. Cure: say which logit is the reward, "
-            "label=<index or name>"
-        )
-    for index, text in names.items():
-        if label in (index, text):
-            return index
-    raise ModelLoadError(f"label={label!r}: {name} has no such label. Cure: one of {known}")
+        plain = self._model(input_ids=ids).logits[0].float().to(ours.device)
+        return ours.shape == plain.shape and torch.allclose(ours, plain, rtol=1e-3, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,13 +10,17 @@ from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.named import named_object
 from stars_engine.rewards.base import Score, as_number, check_count, with_floor
+from stars_engine.rewards.event_loop import EventLoop
+from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.types import RewardInput
 
 
 class FunctionRewardModel:
     """Calls `f(prompt, completion)` for each completion, or once with lists if `batched`.
 
-    An `OffloadedReward`: the engine calls it on threads of its own.
+    With `by="input"`, `f(input)` or `f(inputs)`. An `OffloadedReward`: the engine calls it on
+    threads of its own. What a call returns may be awaitable; it is awaited on an event loop that
+    belongs to this reward, and cancelled when it takes longer than `timeout_s`.
     """
 
     def __init__(self, config: FunctionReward) -> None:
@@ -23,20 +28,44 @@ class FunctionRewardModel:
         self.max_concurrency = config.max_concurrency
         self.timeout_s = config.timeout_s
         self.batched = config.batched
+        self.failures = FailurePolicy.of(config, retry_wait_s=config.retry_wait_s)
         self._function = _resolve(config.function)
         shown = config.function
         self.name = shown if isinstance(shown, str) else getattr(shown, "__name__", repr(shown))
+        call = getattr(self._function, "__call__", None)  # noqa: B004 - async ones of objects too
+        self.ends_overdue_calls = inspect.iscoroutinefunction(
+            self._function
+        ) or inspect.iscoroutinefunction(call)
+        self._loop = EventLoop(f"stars-reward-loop-{self.name}")
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
-        prompts = [item.prompt.text for item in inputs]
-        texts = [item.text for item in inputs]
+        if not inputs:
+            return []
         if self.batched:
-            values = list(self._function(prompts, texts))
+            values = list(self._call(*self._arguments(inputs)))
             check_count(values, inputs)
         else:
-            values = [self._function(*pair) for pair in zip(prompts, texts, strict=True)]
+            values = [self._call(*self._arguments([item], single=True)) for item in inputs]
         return [with_floor(as_number(value), self._config.floor) for value in values]
+
+    def end_calls(self) -> None:
+        """Cancel what is awaited and end the event loop; the next call begins another."""
+        self._loop.close()
+
+    def _arguments(self, inputs: Sequence[RewardInput], *, single: bool = False) -> list[Any]:
+        columns: list[list[Any]]
+        if self._config.by == "input":
+            columns = [list(inputs)]
+        else:
+            columns = [[item.prompt.text for item in inputs], [item.text for item in inputs]]
+        return [column[0] for column in columns] if single else columns
+
+    def _call(self, *arguments: Any) -> Any:
+        result = self._function(*arguments)
+        if inspect.isawaitable(result):
+            return self._loop.run(result, timeout_s=self.timeout_s)
+        return result
 
 
 def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:

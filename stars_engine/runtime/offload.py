@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from stars_engine.errors import RewardError
-from stars_engine.rewards.base import OffloadedReward, RewardModel, describe, score_each
-from stars_engine.rounds import OpenTrial
+from stars_engine.rewards.base import (
+    Answer,
+    OffloadedReward,
+    RewardModel,
+    describe,
+    failures_of,
+    score_each,
+    settle,
+)
+from stars_engine.rewards.failures import Patience, RewardTimeoutError
+from stars_engine.rewards.questions import Asked, Question, by_reward, single_models
 from stars_engine.runtime.workers import Task, Workers
-from stars_engine.trial import Answer, Trial
 
 CLOSING_S = 1.0  # how long the end of an engine waits for a reward that is still busy
+GRACE_S = 1.0  # for a reward that ends its overdue calls itself
 
 
 class Offload:
@@ -29,17 +37,13 @@ class Offload:
         """Whether a reward model is called on threads of its own."""
         return isinstance(reward, OffloadedReward)
 
-    def score(self, item: OpenTrial) -> None:
-        """Ask for a trial's rewards."""
-        reward, trial = item.entry.reward, item.trial
-        assert isinstance(reward, OffloadedReward)
-        if id(reward) not in self._workers:
-            workers = Workers(f"reward-{describe(reward)}", reward.max_concurrency)
-            self._workers[id(reward)] = reward, workers
-        _, workers = self._workers[id(reward)]
-        indices = range(len(trial.inputs))
-        for part in [indices] if reward.batched else [[index] for index in indices]:
-            workers.submit(self._task(reward, trial, part))
+    def ask(self, asked: Sequence[Asked]) -> None:
+        """Put questions to rewards that are taken."""
+        for reward, questions in by_reward(asked):
+            assert isinstance(reward, OffloadedReward)
+            for group in _by_asker(questions):
+                for part in [group] if reward.batched else [[question] for question in group]:
+                    self._submit(reward, part)
 
     def write_off_overdue(self) -> float | None:
         """Answer for rewards that take too long; see `Workers`."""
@@ -48,39 +52,79 @@ class Offload:
 
     def close(self, reward: RewardModel) -> None:
         """Let the workers of one reward end when they have done what they were given."""
-        _, workers = self._workers.pop(id(reward), (None, None))
-        if workers is not None:
-            workers.close()
+        for single in single_models(reward):
+            found, workers = self._workers.pop(id(single), (None, None))
+            if workers is not None and found is not None:
+                workers.close()
+                _end_calls(found)
 
     def close_all(self) -> None:
         """End all workers."""
-        for _, workers in self._workers.values():
+        for reward, workers in self._workers.values():
             workers.close()
+            _end_calls(reward)
         for _, workers in self._workers.values():
             workers.join(CLOSING_S)
         self._workers.clear()
 
-    def _task(self, reward: OffloadedReward, trial: Trial, indices: Sequence[int]) -> Task:
-        def ask() -> None:
-            answers = score_each(reward, [trial.inputs[index] for index in indices])
-            self._post(partial(_note, trial, indices, answers))
+    def _submit(
+        self, reward: OffloadedReward, questions: Sequence[Question], *, num_spent: int = 0
+    ) -> None:
+        """Have questions answered by a worker; `num_spent` calls for them have failed already."""
+        if id(reward) not in self._workers:
+            workers = Workers(f"reward-{describe(reward)}", reward.max_concurrency)
+            self._workers[id(reward)] = reward, workers
+        _, workers = self._workers[id(reward)]
+        asker = questions[0].asker
 
-        def give_up() -> None:
-            error = RewardError(
-                f"the reward {describe(reward)} took longer than {reward.timeout_s} s. The request "
-                "ends here; others are not affected. Cure: a faster reward, or a larger "
-                "FunctionReward(timeout_s=...)"
+        def is_wanted() -> bool:
+            return not asker.closed and not workers.closing.is_set()
+
+        def ask(task: Task) -> None:
+            patience = Patience(
+                sleep=partial(task.sleep, workers.closing),
+                is_wanted=lambda: is_wanted() and not task.ended,
+                num_spent=num_spent,
             )
-            self._post(partial(_note, trial, indices, [error] * len(indices)))
+            answers = score_each(reward, [question.input for question in questions], patience)
+            if not task.ended:  # else it was given up, and somebody else answers
+                self._post(partial(_reply, questions, answers))
 
-        return Task(
-            ask,
-            timeout_s=reward.timeout_s,
-            on_timeout=give_up,
-            is_wanted=lambda: not trial.closed,
+        def ask_again(spent: int) -> None:
+            if is_wanted():
+                self._submit(reward, questions, num_spent=spent)
+
+        def give_up(task: Task) -> None:
+            spent = num_spent + task.num_sleeps + 1
+            if spent <= failures_of(reward).max_retries:
+                self._post(partial(ask_again, spent))  # another worker: this one still hangs
+                return
+            error = RewardTimeoutError(reward.timeout_s)
+            answers = [settle(reward, error, spent) for _ in questions]
+            self._post(partial(_reply, questions, answers))
+
+        timeout_s = reward.timeout_s
+        if timeout_s is not None and getattr(reward, "ends_overdue_calls", False):
+            timeout_s += GRACE_S
+        workers.submit(
+            Task(ask, timeout_s=timeout_s, on_timeout=give_up, is_wanted=lambda: not asker.closed)
         )
 
 
-def _note(trial: Trial, indices: Sequence[int], answers: Sequence[Answer]) -> None:
-    for index, answer in zip(indices, answers, strict=True):
-        trial.answer(index, answer)
+def _by_asker(questions: Sequence[Question]) -> list[list[Question]]:
+    groups: dict[int, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(id(question.asker), []).append(question)
+    return list(groups.values())
+
+
+def _reply(questions: Sequence[Question], answers: Sequence[Answer]) -> None:
+    for question, answer in zip(questions, answers, strict=True):
+        question.reply(answer)
+
+
+def _end_calls(reward: OffloadedReward) -> None:
+    """Have a reward end what it is doing, if it can."""
+    end = getattr(reward, "end_calls", None)
+    if end is not None:
+        end()

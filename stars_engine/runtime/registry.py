@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.config import EngineParams, StarsConfig
+from stars_engine.config import CompositeReward, EngineParams, StarsConfig
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.runtime.runtime import Runtime
@@ -46,6 +46,16 @@ def shared_runtime(
 
 def key_of(part: Schema) -> str:
     """Return what tells a model from others: its settings, and the live objects it holds."""
+    return json.dumps(_identity(part), sort_keys=True, default=repr)
+
+
+def _identity(part: Schema) -> dict[str, Any]:
+    if isinstance(part, CompositeReward):
+        parts = {
+            name: {**inner.model_dump(exclude={"reward"}), "reward": _identity(inner.reward)}
+            for name, inner in part.parts.items()
+        }
+        return {**part.model_dump(exclude={"parts"}), "parts": parts}
     values: dict[str, Any] = part.model_dump(exclude=_live_fields(part))
     if isinstance(part, Checkpoint):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
@@ -53,8 +63,7 @@ def key_of(part: Schema) -> str:
             if path is not None and path.startswith((".", "~", "/")):
                 # Without a look at the disk: event loops make handles too.
                 values[name] = os.path.normpath(Path.cwd() / Path(path).expanduser())
-    values |= {name: id(getattr(part, name)) for name in _live_fields(part)}
-    return json.dumps(values, sort_keys=True, default=repr)
+    return values | {name: id(getattr(part, name)) for name in _live_fields(part)}
 
 
 def _live_fields(part: Schema) -> set[str]:

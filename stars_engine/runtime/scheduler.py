@@ -15,8 +15,9 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.errors import EngineClosedError, GenerationError, describe_error
 from stars_engine.rewards.base import RewardModel
+from stars_engine.rewards.questions import Asked, answer_now
 from stars_engine.rollout import Rollout
-from stars_engine.rounds import Entry, Events, OpenTrial, Rounds, score
+from stars_engine.rounds import Entry, Events, Rounds
 from stars_engine.runtime.calls import Answer, Call, RewardSource, resolve
 from stars_engine.runtime.diagnostics import Diagnostics
 from stars_engine.runtime.gate import Gate
@@ -291,12 +292,10 @@ class Scheduler:
 
     # --- rewards ---
 
-    def _score(self, trials: Sequence[OpenTrial]) -> None:
-        """Score on this thread what runs on models; other people's functions on theirs."""
-        score([item for item in trials if not self._offload.takes(item.entry.reward)])
-        for item in trials:
-            if self._offload.takes(item.entry.reward):
-                self._offload.score(item)
+    def _score(self, asked: Sequence[Asked]) -> None:
+        """Have other people's functions asked on threads of theirs, and models on this one."""
+        self._offload.ask([item for item in asked if self._offload.takes(item.reward)])
+        answer_now([item for item in asked if not self._offload.takes(item.reward)])
 
     # --- answers ---
 

@@ -37,6 +37,8 @@ class EngineStats(Schema):
         num_accepted: See `Usage`.
         num_forced: See `Usage`.
         num_ineligible: See `Usage`.
+        num_reward_failures: See `Usage`.
+        num_truncated_rewards: See `Usage`.
         num_calibrated_drafts: First drafts judged by calibrated thresholds.
         reward_drift: How far their rewards lie from what the calibration expects, mean, in
             standard deviations of drafts; nan if there are none. Near 0 all is well.
@@ -62,6 +64,8 @@ class EngineStats(Schema):
     num_accepted: int = 0
     num_forced: int = 0
     num_ineligible: int = 0
+    num_reward_failures: int = 0
+    num_truncated_rewards: int = 0
     num_calibrated_drafts: int = 0
     reward_drift: float = math.nan
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Lock, Thread, current_thread
+from threading import Event, Lock, Thread, current_thread
 
 logger = logging.getLogger(__name__)
 
@@ -15,18 +15,18 @@ class Task:
     """Work for one of the workers.
 
     Args:
-        work: What to do; it handles its own errors.
+        work: What to do; gets the task, and handles its own errors.
         timeout_s: Seconds it may take once it has begun; None for as long as it likes.
-        on_timeout: Called, on the thread that checks, when it takes longer; only says so.
+        on_timeout: Called with the task, on the thread that checks, when it takes longer.
         is_wanted: Asked when it could begin.
     """
 
     def __init__(
         self,
-        work: Callable[[], None],
+        work: Callable[[Task], None],
         *,
         timeout_s: float | None,
-        on_timeout: Callable[[], None],
+        on_timeout: Callable[[Task], None],
         is_wanted: Callable[[], bool],
     ) -> None:
         self.work, self.timeout_s, self.on_timeout = work, timeout_s, on_timeout
@@ -34,6 +34,19 @@ class Task:
         self.started_s: float | None = None
         self.worker: Thread | None = None
         self.ended = False
+        self.num_sleeps = 0
+
+    def sleep(self, closing: Event, seconds: float) -> None:
+        """Wait between two calls of the work, which takes none of its time.
+
+        Args:
+            closing: Ends the wait.
+            seconds: How long.
+        """
+        self.num_sleeps += 1
+        self.started_s = None
+        closing.wait(seconds)
+        self.started_s = time.monotonic()
 
     def remaining_s(self) -> float | None:
         """Seconds until it is overdue, at least; None if it never is."""
@@ -53,6 +66,9 @@ class Workers:
     Args:
         name: Of the threads.
         max_workers: Tasks done at one time.
+
+    Attributes:
+        closing: Set when the threads are to end.
     """
 
     def __init__(self, name: str, max_workers: int) -> None:
@@ -61,6 +77,7 @@ class Workers:
         self._threads: list[Thread] = []
         self._lock = Lock()
         self._outstanding: list[Task] = []
+        self.closing = Event()
 
     def submit(self, task: Task) -> None:
         """Have a task done."""
@@ -87,7 +104,8 @@ class Workers:
         return soonest
 
     def close(self) -> None:
-        """Have the threads end when all they were given is done."""
+        """Have the threads end when all they were given is done; nothing is tried again."""
+        self.closing.set()
         for _ in self._threads:
             self._queue.put(None)
 
@@ -111,7 +129,7 @@ class Workers:
                 task.started_s = time.monotonic()
             try:
                 if task.is_wanted():
-                    task.work()
+                    task.work(task)
             except BaseException:
                 logger.exception("%s goes on after an error", current_thread().name)
             with self._lock:
@@ -127,4 +145,4 @@ class Workers:
         logger.warning("a reward took longer than %s s and was given up", task.timeout_s)
         self._threads = [thread for thread in self._threads if thread is not task.worker]
         self._start_thread()
-        task.on_timeout()
+        task.on_timeout(task)

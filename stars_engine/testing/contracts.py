@@ -10,8 +10,8 @@ from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
 from stars_engine.noise import CounterNoise
-from stars_engine.rewards.base import RewardModel, Score
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.rewards.base import RewardModel, Score, as_number
+from stars_engine.types import Message, RewardInput, RewardPrompt
 
 _LEN = 6  # tokens of the drafts that a backend is checked by
 
@@ -24,10 +24,14 @@ def check_reward_model(
 ) -> None:
     """Check that a reward model scores each input alike, alone, in a batch, and again.
 
+    What it returns must be numbers (nan and infinities reject a candidate), one for each input,
+    and depend on nothing but the input: not on the object it comes in, nor on earlier ones.
+
     Args:
         reward: The model to check.
-        inputs: Completions to score; the default is a few short texts, an empty one among them.
-            Reward models that read token ids need inputs with ids.
+        inputs: Completions to score; the default is a few texts, among them an empty one, several
+            lines, characters of other scripts, a conversation and a finished answer. Reward models
+            that read token ids need inputs with ids.
         tolerance: Largest difference taken for rounding.
 
     Raises:
@@ -40,6 +44,10 @@ def check_reward_model(
     _assert_close(together, alone, tolerance, "a reward depends on what is scored beside it")
     backwards = _values(reward, inputs[::-1])[::-1]
     _assert_close(together, backwards, tolerance, "a reward depends on its place in the batch")
+    copies = _values(reward, [replace(item) for item in inputs for _ in range(2)])
+    message = "equal inputs have different rewards"
+    _assert_close(together, copies[::2], tolerance, message)
+    _assert_close(together, copies[1::2], tolerance, message)
     assert len(reward.score([])) == 0, "no inputs must give no rewards"
 
 
@@ -124,9 +132,15 @@ def _drafts(model: LanguageModel, requests: Sequence[DraftRequest]) -> list[Draf
 
 
 def _values(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[float]:
+    before = list(inputs)
     scores = reward.score(inputs)
     assert len(scores) == len(inputs), f"{len(scores)} rewards for {len(inputs)} inputs"
-    return [s.value if isinstance(s, Score) else float(s) for s in scores]
+    assert list(inputs) == before, "scoring changes the list of inputs"
+    for score in scores:
+        if isinstance(score, Score):
+            assert score.num_tokens >= 0, f"{score.num_tokens} tokens read"
+            assert not (score.failed and score.eligible), "a failed reward may be accepted"
+    return [as_number(s.value if isinstance(s, Score) else s) for s in scores]
 
 
 def _assert_close(a: Sequence[float], b: Sequence[float], tolerance: float, message: str) -> None:
@@ -137,7 +151,10 @@ def _assert_close(a: Sequence[float], b: Sequence[float], tolerance: float, mess
 
 def _default_inputs() -> list[RewardInput]:
     prompt = RewardPrompt("What a day", token_ids=(1, 2, 3))
+    chat = RewardPrompt("Hi", (1, 2), (Message(role="user", content="Hi"),))
     texts = ["", " it was", " it was a very long and pleasant one.", " \U0001f642", " no"]
-    return [
+    texts += ["One.\n\nTwo.\n", "Größe, размер, 大きさ", "   "]
+    items = [
         RewardInput(prompt, text, tuple(1 + i % 3 for i in range(len(text) // 3))) for text in texts
     ]
+    return [*items, replace(items[2], finished=True), replace(items[1], prompt=chat)]

@@ -1,10 +1,11 @@
-"""Reward models against plain forwards on the full text."""
+"""Sequence classifiers against plain forwards: ids, templates, outputs, the context."""
 
 from __future__ import annotations
 
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,22 +23,18 @@ from transformers import (
 )
 
 from stars_engine import (
-    AlignParams,
     ClassifierReward,
-    FunctionReward,
     ModelLoadError,
-    RewardError,
     SamplingParams,
-    StarsConfig,
     StarsEngine,
     StarsWarning,
 )
-from stars_engine.rewards.base import Score, score_each
 from stars_engine.rewards.classifier import ClassifierRewardModel
-from stars_engine.rewards.function import FunctionRewardModel
+from stars_engine.rewards.labels import read_label
 from stars_engine.testing import check_reward_model
-from stars_engine.types import Chat, RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt
 from tests.conftest import shared_model
+from tests.reward_parts import plain_logits
 
 PROMPTS = ["This movie", "I saw", "The best thing about this film is that it"]
 
@@ -240,144 +237,54 @@ def test_reading_ids_of_another_tokenizer_is_refused(
         ClassifierRewardModel(config, "someone else's")
 
 
-# --- callables ---
+# --- outputs ---
 
 
-def politeness(prompt: str, completion: str) -> float:
-    return float(completion.count("please"))
+def test_outputs_of_one_logit_and_of_several(
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    items = [RewardInput(RewardPrompt("this movie"), text, ()) for text in (" is good", " was", "")]
+    for num_labels, label in ((1, None), (3, 2), (2, 0)):
+        model = bert(num_labels)
+        model.classifier.weight.data *= 40  # labels far from even
+
+        def values(output: str, model: Any = model, label: int | None = label) -> list[float]:
+            config = ClassifierReward(
+                model=model, tokenizer=word_tokenizer, label=label, output=output
+            )
+            reward = ClassifierRewardModel(config)
+            check_reward_model(reward, items)
+            return [score.value for score in reward.score(items)]
+
+        for item, logit, probability, log_odds in zip(
+            items, values("logit"), values("probability"), values("log_odds"), strict=True
+        ):
+            encoded = word_tokenizer(item.prompt.text + item.text)["input_ids"]
+            plain = plain_logits(model, encoded)
+            assert logit == pytest.approx(plain[label or 0].item(), abs=1e-4)
+            softmax = plain.softmax(-1)[label or 0] if label is not None else plain[0].sigmoid()
+            assert probability == pytest.approx(softmax.item(), abs=1e-5)
+            odds = torch.log(softmax) - torch.log1p(-softmax)
+            assert log_odds == pytest.approx(odds.item(), abs=1e-3)
 
 
-def politeness_of_all(prompts: list[str], completions: list[str]) -> list[float]:
-    return [politeness(*pair) for pair in zip(prompts, completions, strict=True)]
+def test_log_odds_are_finite_where_probabilities_are_rounded() -> None:
+    logits = torch.tensor([[200.0, -300.0, 0.0], [-1e4, 3.0, 1e4]])
+    assert read_label(logits, 0, "probability").tolist() == [1.0, 0.0]
+    assert read_label(logits, 0, "log_odds").tolist() == [200.0, -2e4]
+    own = read_label(logits, 0, "log_odds", independent=True)
+    assert own.tolist() == [200.0, -1e4]
 
 
-ITEMS = [RewardInput(RewardPrompt("Say"), text, ()) for text in ("", " please", " please please")]
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        FunctionReward(function=politeness),
-        FunctionReward(function="tests.test_rewards:politeness"),
-        FunctionReward(function=politeness_of_all, batched=True),
-    ],
-)
-def test_callables(config: FunctionReward) -> None:
-    reward = FunctionRewardModel(config)
-    check_reward_model(reward, ITEMS)
-    assert [score.value for score in reward.score(ITEMS)] == [0, 1, 2]
-
-
-def test_a_floor_vetoes() -> None:
-    reward = FunctionRewardModel(FunctionReward(function=politeness, floor=1.0))
-    assert [score.vetoed for score in reward.score(ITEMS)] == [True, False, False]
-
-
-@pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_name", "math:pi"])
-def test_callables_that_are_not_there(name: str) -> None:
-    with pytest.raises(ModelLoadError, match=name):
-        FunctionRewardModel(FunctionReward(function=name))
-
-
-@pytest.mark.parametrize("value", [None, "high", [1.0, 2.0], {}])
-def test_what_is_no_number_is_an_error(value: object) -> None:
-    reward = FunctionRewardModel(FunctionReward(function=lambda _p, _c: value))
-    outcomes = score_each(reward, ITEMS)
-    assert all(isinstance(outcome, RewardError) for outcome in outcomes)
-    assert "a reward is a number" in str(outcomes[0])
-
-
-def test_a_batched_callable_of_the_wrong_length_is_an_error() -> None:
-    reward = FunctionRewardModel(FunctionReward(function=lambda _p, _c: [1.0, 2.0], batched=True))
-    assert all(isinstance(outcome, RewardError) for outcome in score_each(reward, ITEMS))
-
-
-@pytest.mark.parametrize("batched", [True, False])
-def test_the_wrong_number_of_rewards_is_not_hidden(*, batched: bool) -> None:
-    """One by one the reward works: its author would never hear that batches do not."""
-
-    class FirstOnly:
-        def score(self, inputs: list[RewardInput]) -> list[float]:
-            return [1.0]
-
-    first = FunctionReward(function=lambda _p, texts: [1.0], batched=True)
-    reward = FunctionRewardModel(first) if batched else FirstOnly()
-    outcomes = score_each(reward, ITEMS)
-    assert all("1 rewards for 3 completions" in str(outcome) for outcome in outcomes)
-    assert len({id(outcome) for outcome in outcomes}) == 3  # each gets a result of its own
-
-
-def test_the_input_that_a_reward_leaves_out_fails_alone() -> None:
-    class Skips:
-        def score(self, inputs: list[RewardInput]) -> list[float]:
-            return [1.0 for item in inputs if item.text]
-
-    bad, *good = score_each(Skips(), ITEMS)
-    assert isinstance(bad, RewardError)
-    assert [score.value for score in good] == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("value", [None, "x", "1.5", []])
-def test_a_score_holds_a_number(value: object) -> None:
-    class Odd:
-        def score(self, inputs: list[RewardInput]) -> list[Score]:
-            return [Score(2.0 if item.text else value) for item in inputs]
-
-    bad, *good = score_each(Odd(), ITEMS)
-    assert isinstance(bad, RewardError)
-    assert "a reward is a number" in str(bad)
-    assert good == [Score(2.0), Score(2.0)]
-
-
-# --- through the engine ---
-
-
-def test_the_reward_sees_its_own_prompt(engine: StarsEngine) -> None:
-    seen = []
-
-    def spy(prompt: str, completion: str) -> float:
-        seen.append(prompt)
-        return 1.0
-
-    config = StarsConfig(
-        model="stars:embedded-lm",
-        reward=spy,
-        align=AlignParams(schedule={"kind": "constant", "value": 0.0}),
-        sampling=SamplingParams(max_tokens=8),
+def test_labels_of_multi_label_models_are_independent(
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = bert(num_labels=3)
+    model.config.problem_type = "multi_label_classification"
+    item = RewardInput(RewardPrompt("this movie"), " is good", ())
+    live = {"model": model, "tokenizer": word_tokenizer, "label": 1}
+    [probability] = ClassifierRewardModel(ClassifierReward(**live, output="probability")).score(
+        [item]
     )
-    mine = StarsEngine(config, model=engine.model)
-    mine.generate("A long document. A question?", reward_prompt="A question?")
-    assert set(seen) == {"A question?"}
-    seen.clear()
-    chat = Chat([{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
-    mine.generate(["a", "b"], reward_prompt=[None, chat])
-    assert set(seen) == {"a", "User: one\n\nAssistant: two"}
-    with pytest.raises(ValueError, match="1 reward prompts for 2 prompts"):
-        mine.generate(["a", "b"], reward_prompt=["x"])
-
-
-def test_one_failing_request_among_others(engine: StarsEngine) -> None:
-    def fussy(prompt: str, completion: str) -> float:
-        if prompt == "bad":
-            raise ValueError("not this one")
-        return 1.0
-
-    config = StarsConfig(
-        model="stars:embedded-lm",
-        reward=fussy,
-        align=AlignParams(schedule={"kind": "constant", "value": 0.0}),
-        sampling=SamplingParams(max_tokens=8, seed=1),
-    )
-    mine = StarsEngine(config, model=engine.model)
-    good, bad, other = mine.generate(["good", "bad", "other"], return_exceptions=True)
-    assert good.text
-    assert other.text
-    assert isinstance(bad, RewardError)
-    assert bad.result.prompt_index == 1
-    with pytest.raises(RewardError, match="fussy") as caught:
-        mine.generate(["good", "bad"])
-    assert any("return_exceptions" in note for note in caught.value.__notes__)
-    events = []
-    with pytest.raises(RewardError):
-        events.extend(event for event in mine.stream(["good", "bad"]))
-    assert "".join(e.text for e in events if e.prompt_index == 0) == good.text
+    plain = plain_logits(model, word_tokenizer("this movie is good")["input_ids"])[1]
+    assert probability.value == pytest.approx(plain.sigmoid().item(), abs=1e-5)

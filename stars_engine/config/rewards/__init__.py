@@ -1,0 +1,27 @@
+"""Reward models as config objects, one kind a file."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stars_engine.config.rewards.classifier import ClassifierReward
+from stars_engine.config.rewards.composite import CompositeReward, RewardPart, as_reward
+from stars_engine.config.rewards.function import FunctionReward
+from stars_engine.config.rewards.process import ProcessReward
+from stars_engine.config.rewards.yes_no import YesNoReward
+
+RewardConfig = Annotated[
+    ClassifierReward | ProcessReward | YesNoReward | FunctionReward | CompositeReward,
+    Field(discriminator="kind"),
+]
+
+__all__ = [
+    "ClassifierReward",
+    "CompositeReward",
+    "FunctionReward",
+    "ProcessReward",
+    "RewardConfig",
+    "RewardPart",
+    "YesNoReward",
+    "as_reward",
+]

@@ -1,0 +1,126 @@
+"""Weighted sums of rewards as config objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from stars_engine.config.rewards.classifier import ClassifierReward
+from stars_engine.config.rewards.common import Floored
+from stars_engine.config.rewards.function import FunctionReward
+from stars_engine.config.rewards.process import ProcessReward
+from stars_engine.config.rewards.yes_no import YesNoReward
+from stars_engine.named import names_an_object
+from stars_engine.schema import Schema, not_nan
+
+SingleReward = Annotated[
+    ClassifierReward | ProcessReward | YesNoReward | FunctionReward, Field(discriminator="kind")
+]
+
+
+def as_reward(value: Any) -> Any:
+    """Turn a name or a callable into the config object that it means."""
+    if isinstance(value, str):
+        # Embedded weights have names of the same form.
+        if names_an_object(value) and not value.startswith("stars:"):
+            return FunctionReward(function=value)
+        return ClassifierReward(name_or_path=value)
+    return FunctionReward(function=value) if callable(value) else value
+
+
+class RewardPart(Schema):
+    """One part of a `CompositeReward`: weight * (r - mean) / std."""
+
+    reward: SingleReward = Field(
+        description="the reward; a name alone means ClassifierReward, a callable or "
+        "'package.module:name' FunctionReward",
+        examples=[{"kind": "function", "function": "my_package.rewards:politeness"}],
+    )
+    weight: float = Field(
+        default=1.0,
+        allow_inf_nan=False,
+        description="factor in the sum; 0 leaves only the floor, below 0 less is better",
+        examples=[0.5],
+    )
+    mean: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="subtracted first, in the part's own units; None: nothing",
+        examples=[1.5],
+    )
+    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="divided by then, in the part's own units; None: 1",
+        examples=[2.0],
+    )
+    floor: float | None = Field(
+        default=None,
+        description="veto, in the part's own units, whatever the sum is",
+        examples=[-1.0],
+    )
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+        if kind == "composite":
+            raise ValueError(
+                "a composite within a composite; put its parts beside the others, with their "
+                "weights multiplied"
+            )
+        return as_reward(value)
+
+    @field_validator("floor")
+    @classmethod
+    def _floor_not_nan(cls, floor: float | None) -> float | None:
+        return not_nan(floor, "a floor is a number or None")
+
+    def standardised(self, value: float) -> float:
+        """Return what a value of this part adds to the sum; not finite if the value is not."""
+        value = (value - (self.mean or 0.0)) / (1.0 if self.std is None else self.std)
+        return self.weight * value if math.isfinite(value) else value
+
+
+class _Parts(Schema):
+    """Its own class, so that `parts` is the first field."""
+
+    parts: dict[str, RewardPart] = Field(
+        description="the parts by name, at least one; a reward alone means RewardPart(reward=...), "
+        "weight 1",
+        examples=[{"tone": {"reward": "stars:embedded-reward", "weight": 0.7}}],
+    )
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _bare_rewards(cls, parts: Any) -> Any:
+        if not isinstance(parts, Mapping):
+            return parts
+        return {name: _as_part(value) for name, value in parts.items()}
+
+    @field_validator("parts")
+    @classmethod
+    def _named(cls, parts: dict[str, RewardPart]) -> dict[str, RewardPart]:
+        if not parts:
+            raise ValueError("a composite has at least one part, as in {'tone': 'my/classifier'}")
+        if "" in parts:
+            raise ValueError("a part without a name; names are shown in results and errors")
+        return parts
+
+
+class CompositeReward(Floored, _Parts):
+    """A weighted sum of named rewards, models and functions together."""
+
+    kind: Literal["composite"] = "composite"
+
+    @property
+    def is_live(self) -> bool:
+        """True if a part holds an object that no file can hold."""
+        return any(part.reward.is_live for part in self.parts.values())
+
+
+def _as_part(value: Any) -> Any:
+    is_part = isinstance(value, RewardPart) or (isinstance(value, Mapping) and "kind" not in value)
+    return value if is_part else {"reward": value}

@@ -1,0 +1,73 @@
+"""Python callables as config objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from stars_engine.config.rewards.common import Failing
+from stars_engine.named import check_name
+from stars_engine.schema import Schema
+
+
+class _Callable(Schema):
+    """Its own class, so that `function` is the first field."""
+
+    function: str | SkipJsonSchema[Callable[..., Any]] = Field(
+        description="the callable, sync or async, or where it is: 'package.module:name'",
+        examples=["my_package.rewards:politeness"],
+    )
+
+    @field_validator("function")
+    @classmethod
+    def _names_an_object(cls, function: Any) -> Any:
+        return check_name(function)
+
+
+class FunctionReward(Failing, _Callable):
+    """A Python callable `f(prompt: str, completion: str) -> float`, or one that takes more."""
+
+    kind: Literal["function"] = "function"
+    by: Literal["text", "input"] = Field(
+        default="text",
+        description="what the callable takes: prompt and completion as text, or one RewardInput, "
+        "which has token ids, messages and whether the answer is finished",
+        examples=["input"],
+    )
+    batched: bool = Field(
+        default=False,
+        description="the callable takes lists (of prompts and of completions, or of inputs), and "
+        "returns a list",
+    )
+    max_concurrency: int = Field(
+        default=8,
+        ge=1,
+        description="calls at one time, from threads of their own; 1 if it is not thread-safe",
+        examples=[1],
+    )
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=60.0,
+        description="seconds one call may take before it has failed; None: as long as it likes",
+        examples=[5.0],
+    )
+    retry_wait_s: float = Field(
+        default=0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds before a failed call is made again, doubled each time, 30 at most; "
+        "with on_failure='retry'",
+        examples=[0.5],
+    )
+
+    @model_validator(mode="after")
+    def _waiting_acts(self) -> Self:
+        self._acts_when_retrying("retry_wait_s")
+        return self
+
+    @property
+    def is_live(self) -> bool:
+        """True if the config holds an object that no file can hold."""
+        return not isinstance(self.function, str)

@@ -1,0 +1,102 @@
+"""A weighted sum of rewards: models and functions, each asked as it is asked alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from stars_engine.config import CompositeReward
+from stars_engine.errors import RewardError
+from stars_engine.rewards.base import Answer, RewardModel, Score
+from stars_engine.rewards.questions import Asked, Question, answer_now
+from stars_engine.types import RewardInput
+
+
+class CompositeRewardModel:
+    """The sum of weight * (r - mean) / std over the parts.
+
+    A part that is vetoed vetoes the candidate; one that is not finite makes the sum not finite,
+    which rejects it. A part that fails obeys its own policy.
+
+    Args:
+        config: Weights and floors.
+        parts: The parts' reward models, by the names of `config.parts`.
+    """
+
+    def __init__(self, config: CompositeReward, parts: Mapping[str, RewardModel]) -> None:
+        self._config = config
+        self._parts = dict(parts)
+        self.name = f"composite of {', '.join(parts)}"
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
+        """See `RewardModel`; all parts are asked on this thread, one after the other.
+
+        Raises:
+            RewardError: A part failed.
+        """
+        answers: dict[int, Answer] = {}
+        asked: list[Asked] = []
+        for index, item in enumerate(inputs):
+            asked += self.divide(Question(item, partial(answers.__setitem__, index), _Nobody()))
+        answer_now(asked)
+        scores = []
+        for index in range(len(inputs)):
+            answer = answers[index]
+            if isinstance(answer, RewardError):
+                raise answer
+            scores.append(answer)
+        return scores
+
+    def divide(self, question: Question) -> list[Asked]:
+        """See `GatheringReward`."""
+        answers: dict[str, Answer] = {}
+
+        def note(name: str, answer: Answer) -> None:
+            if name not in answers:
+                answers[name] = answer
+                if len(answers) == len(self._parts):
+                    question.reply(self._combine(answers))
+
+        return [
+            Asked(reward, Question(question.input, partial(note, name), question.asker))
+            for name, reward in self._parts.items()
+        ]
+
+    def models(self) -> list[RewardModel]:
+        """See `GatheringReward`."""
+        return list(self._parts.values())
+
+    def named_models(self) -> dict[str, RewardModel]:
+        """Return the parts by name."""
+        return dict(self._parts)
+
+    def _combine(self, answers: Mapping[str, Answer]) -> Answer:
+        """Return the sum, or the error of the first part, in order, that met one."""
+        scores: dict[str, Score] = {}
+        for name in self._parts:
+            answer = answers[name]
+            if isinstance(answer, RewardError):
+                return answer
+            scores[name] = answer
+        vetoed = False
+        total = 0.0
+        for name, score in scores.items():
+            part = self._config.parts[name]
+            total += part.standardised(score.value)
+            vetoed |= score.vetoed or (part.floor is not None and score.value < part.floor)
+        floor = self._config.floor
+        return Score(
+            # Infinities of both signs add up to nan, which rejects as well.
+            total,
+            vetoed=vetoed or (floor is not None and total < floor),
+            num_tokens=sum(score.num_tokens for score in scores.values()),
+            failed=any(score.failed for score in scores.values()),
+            truncated=any(score.truncated for score in scores.values()),
+            parts={name: None if s.failed else s.value for name, s in scores.items()},
+        )
+
+
+class _Nobody:
+    """An asker that always wants its answers."""
+
+    closed = False

@@ -1,0 +1,48 @@
+"""From config objects to reward models. Kinds that need torch import it when they are loaded."""
+
+from __future__ import annotations
+
+from stars_engine.config import (
+    ClassifierReward,
+    CompositeReward,
+    FunctionReward,
+    ProcessReward,
+    RewardConfig,
+)
+from stars_engine.errors import needs_extra
+from stars_engine.rewards.base import RewardModel
+
+
+def load_reward(config: RewardConfig, lm_fingerprint: str | None = None) -> RewardModel:
+    """Load a reward model.
+
+    Args:
+        config: Of any kind.
+        lm_fingerprint: Of the language model's tokenizer, which the reward model may share.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+        MissingExtraError: A package that it needs is not installed.
+    """
+    if isinstance(config, CompositeReward):
+        from stars_engine.rewards.composite import CompositeRewardModel
+
+        parts = {
+            name: load_reward(part.reward, lm_fingerprint) for name, part in config.parts.items()
+        }
+        return CompositeRewardModel(config, parts)
+    if isinstance(config, FunctionReward):
+        from stars_engine.rewards.function import FunctionRewardModel
+
+        return FunctionRewardModel(config)
+    if isinstance(config, ClassifierReward):
+        with needs_extra("local"):
+            from stars_engine.rewards.classifier import ClassifierRewardModel
+        return ClassifierRewardModel(config, lm_fingerprint)
+    if isinstance(config, ProcessReward):
+        with needs_extra("local"):
+            from stars_engine.rewards.process import ProcessRewardModel
+        return ProcessRewardModel(config)
+    with needs_extra("local"):
+        from stars_engine.rewards.yes_no import YesNoRewardModel
+    return YesNoRewardModel(config)

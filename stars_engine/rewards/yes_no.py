@@ -1,0 +1,131 @@
+"""A causal language model as judge: how much likelier one answer is than another."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from stars_engine.chat.template import Rendered, encode_rendered, has_template, render
+from stars_engine.codec import Codec
+from stars_engine.config import YesNoReward
+from stars_engine.errors import ModelLoadError
+from stars_engine.hub import load_model, load_tokenizer
+from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.batching import in_batches, last_logits, pad
+from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
+from stars_engine.types import Message, RewardInput, RewardPrompt
+
+
+class YesNoRewardModel:
+    """log p(positive) - log p(negative) of the token that follows the judge's prompt.
+
+    Args:
+        config: What to load, or the live objects.
+    """
+
+    def __init__(self, config: YesNoReward) -> None:
+        self._tokenizer = load_tokenizer(config)
+        self._codec = codec = Codec(self._tokenizer)
+        self._config = config
+        self._judging = judging = config.resolved()
+        self.failures = FailurePolicy.of(config)
+        self.name = config.name_or_path or type(config.model).__name__
+        self._template = None
+        if judging.template is not None:
+            self._template = TextTemplate(self._with_policy(judging.template), codec)
+        elif not has_template(codec):
+            raise ModelLoadError(
+                f"{self.name} has no chat template to ask through. Cure: template='...{{prompt}}..."
+                "{completion}...', the judge's whole input"
+            )
+        self._words = [
+            self._first_token("positive", judging.positive),
+            self._first_token("negative", judging.negative),
+        ]
+        if self._words[0] == self._words[1]:
+            raise ModelLoadError(
+                f"positive={judging.positive!r} and negative={judging.negative!r} begin with the "
+                f"same token of {self.name}. Cure: two answers that differ from the first token on"
+            )
+        self._model = model = load_model(config, AutoModelForCausalLM)
+        self._device = model.get_input_embeddings().weight.device
+        self._can_choose = "logits_to_keep" in inspect.signature(model.forward).parameters
+        limit = context_of(model, self._tokenizer, is_causal=True)
+        self._reader = Reader(
+            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+        )
+
+    def about(self) -> dict[str, str]:
+        """Return what it is, for people."""
+        judging, model = self._judging, self._model
+        how = "its own chat template" if self._template is None else "a template"
+        return {
+            "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
+            "placement": f"{model.device}, {model.dtype}",
+            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "reads": f"text, through {how}; {judging.positive!r} against {judging.negative!r}",
+        }
+
+    @torch.inference_mode()
+    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
+        """See `RewardModel`."""
+        rows = [self._read(item) for item in inputs]
+        values = in_batches(rows, self._config.batch_size, lambda row: len(row.ids), self._values)
+        return [
+            with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
+            for value, row in zip(values, rows, strict=True)
+        ]
+
+    # --- reading ---
+
+    def _read(self, item: RewardInput) -> Row:
+        return self._reader.fit(item.prompt, lambda prompt: Row(self._encode(prompt, item.text)))
+
+    def _encode(self, prompt: RewardPrompt, completion: str) -> list[int]:
+        if self._template is not None:
+            ids = self._template.encode(prompt.text, completion, with_rest=True)
+            shown = self._judging.template or ""
+        else:
+            rendered = self._ask(prompt, completion)
+            ids, shown = encode_rendered(self._codec, rendered), rendered.text
+        prefix = self._judging.answer_prefix
+        if prefix and not shown.endswith(prefix):
+            ids = [*ids, *self._codec.encode_continuation(prefix)]
+        return ids
+
+    def _ask(self, prompt: RewardPrompt, completion: str) -> Rendered:
+        """Render the instruction as a user turn; without one, the conversation with the answer."""
+        instruction = self._judging.instruction
+        if instruction is None:
+            turns = self._reader.conversation(prompt)
+            turns = (*turns, Message(role="assistant", content=completion))
+        else:
+            # One after the other: what is put in may hold such a place itself.
+            before, _, after = self._with_policy(instruction).partition("{completion}")
+            content = before.replace("{prompt}", prompt.text) + completion + after
+            turns = (Message(role="user", content=content),)
+        return render(self._codec, turns, add_generation_prompt=True)
+
+    def _with_policy(self, text: str) -> str:
+        return text.replace("{policy}", self._judging.policy or "")
+
+    def _first_token(self, field: str, word: str) -> int:
+        ids = self._codec.encode_continuation(word)
+        if not ids:
+            raise ModelLoadError(f"{field}={word!r} is no token of {self.name}. Cure: another word")
+        return ids[0]
+
+    # --- the forward pass ---
+
+    def _values(self, rows: Sequence[Row]) -> list[float]:
+        batch = pad([row.ids for row in rows], self._tokenizer.pad_token_id or 0, self._device)
+        positions = sorted({len(row.ids) - 1 for row in rows})
+        logits = last_logits(self._model, batch, positions, can_choose=self._can_choose)
+        at = [positions.index(len(row.ids) - 1) for row in rows]
+        last = logits[torch.arange(len(rows)), at][:, self._words].double()  # (rows, 2)
+        values: list[float] = (last[:, 0] - last[:, 1]).tolist()
+        return values
