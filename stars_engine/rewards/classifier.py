@@ -15,6 +15,7 @@ from stars_engine.config import ClassifierReward
 from stars_engine.errors import ModelLoadError, StarsWarning
 from stars_engine.hub import context_len, load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.sharing import Sharing, batches, find_sharing
 from stars_engine.types import RewardInput, RewardPrompt
 
 
@@ -45,6 +46,7 @@ class ClassifierRewardModel:
         self._max_tokens = context_len(self._model.config, tokenizer)
         if self._score_head is None:
             self._max_tokens = _encoder_len(self._model, tokenizer, self._max_tokens)
+        self._sharing = self._find_sharing()
 
     @property
     def model_class(self) -> str:
@@ -55,10 +57,8 @@ class ClassifierRewardModel:
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """Score whole sequences, like lengths together."""
         rows = [self._encode(item) for item in inputs]
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         values: dict[int, float] = {}
-        for start in range(0, len(order), self._config.batch_size):
-            chunk = order[start : start + self._config.batch_size]
+        for chunk in batches([len(row) for row in rows], self._config.batch_size, self._sharing):
             values |= zip(chunk, self._logits([rows[index] for index in chunk]), strict=True)
         return [
             with_floor(values[index], self._config.floor, num_tokens=len(row))
@@ -137,6 +137,12 @@ class ClassifierRewardModel:
         ids = torch.tensor([probe], device=self._device)
         plain: float = self._model(input_ids=ids).logits[0, self._label].item()
         return abs(ours - plain) <= 1e-3 * max(1.0, abs(plain))
+
+    @torch.inference_mode()
+    def _find_sharing(self) -> Sharing:
+        texts = ("Short.", "A longer text, to be scored alone and beside the short one.")
+        short, long = ([*self._codec.encode_prompt(t), *self._suffix_ids()] for t in texts)
+        return find_sharing(self._logits, short, long, name=self.name, dtype=self._model.dtype)
 
     def _choose_reading(self, lm_fingerprint: str | None) -> bool:
         if self._config.read != "auto":
