@@ -15,8 +15,8 @@ from itertools import pairwise
 import pytest
 
 from stars_engine import AlignParams, PerSegmentSchedule, SamplingParams
-from stars_engine.acceptance import acceptance_prob
 from stars_engine.loop import stars
+from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
 from tests.conftest import make_rollout
@@ -64,6 +64,16 @@ class Case:
     lookahead: int = 0
     pieces: tuple[str, ...] = PIECES
     stop: str = STOP
+    slope: float = 0.0  # by how much thresholds rise with the reward of the prefix
+
+    def schedule(self) -> PerSegmentSchedule | FunctionSchedule:
+        """As the real loop gets it."""
+        if self.slope == 0:
+            return PerSegmentSchedule(values=self.thresholds)
+        return FunctionSchedule(function=self.follow, uses_prompt_reward=True)
+
+    def follow(self, progress: Progress) -> float:
+        return self.thresholds[progress.segment_index] + self.slope * progress.prefix_reward
 
 
 @cache
@@ -72,7 +82,7 @@ def enumerated(case: Case) -> dict[tuple[str, ...], float]:
     model = TabularModel(case.pieces, next_probs, end_id=END)
     reward = TableReward(dict(case.rewards), default=0.0, vetoed=case.vetoed)
     align = AlignParams(
-        schedule=PerSegmentSchedule(values=case.thresholds),
+        schedule=case.schedule(),
         beta=case.beta,
         segment_len=case.segment_len,
         max_attempts=case.max_attempts,
@@ -122,6 +132,7 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
     """P(s) of one segment; None stands for ending before it."""
     rewards = dict(case.rewards)
     tau = case.thresholds[min(index, len(case.thresholds) - 1)]
+    tau += case.slope * rewards.get(text_of(case, prefix), 0.0)
     proposal = drafts(case, prefix)
     r: dict[tuple[int, ...], float] = {}
     a: dict[tuple[int, ...], float] = {}
@@ -131,7 +142,7 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
         eligible = math.isfinite(r[s]) and text not in case.vetoed
         if not eligible:
             r[s] = math.nan
-        a[s] = acceptance_prob(r[s], tau, case.beta) if eligible else 0.0
+        a[s] = acceptance(r[s], tau, case.beta) if eligible else 0.0
     m = case.max_attempts
     mean_a = sum(proposal[s] * a[s] for s in proposal)
     reject = 1 - mean_a
@@ -156,6 +167,11 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
                 law[s] = law[s] + u[s] / tie * ((below + tie) ** m - below**m)
         law[None] = veto**m
     return law
+
+
+def acceptance(reward: float, tau: float, beta: float) -> float:
+    """a = min(1, exp((r - tau) / beta)), and its limit at beta = 0."""
+    return float(reward >= tau) if beta == 0 else min(1.0, math.exp((reward - tau) / beta))
 
 
 def drafts(case: Case, prefix: tuple[int, ...]) -> dict[tuple[int, ...], float]:
@@ -238,6 +254,29 @@ def test_two_segments(
     on_exhausted: str,
 ) -> None:
     case = Case(thresholds, beta, max_attempts, on_exhausted, num_candidates, max_tokens=2)
+    assert_same_law(case, closed_form)
+
+
+@pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
+@pytest.mark.parametrize("num_candidates", [2, 3, 4])
+@pytest.mark.parametrize("with_nan", [False, True])
+def test_attempts_that_take_several_rounds(
+    num_candidates: int, on_exhausted: str, *, with_nan: bool
+) -> None:
+    """Five attempts in rounds of 2, 2, 1, or of 3, 2, or of 4, 1."""
+    rewards = NAN if with_nan else tuple(REWARDS.items())
+    case = Case((0.4,), 0.5, 5, on_exhausted, num_candidates, max_tokens=1, rewards=rewards)
+    assert_same_law(case, closed_form)
+
+
+@pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
+@pytest.mark.parametrize("num_candidates", [1, 2])
+@pytest.mark.parametrize("slope", [0.5, -1.0])
+def test_thresholds_that_follow_the_prefix(
+    slope: float, num_candidates: int, on_exhausted: str
+) -> None:
+    """RM(x, "") first, then the reward of what was kept, accepted or forced."""
+    case = Case((1.0, 0.4), 0.4, 2, on_exhausted, num_candidates, max_tokens=2, slope=slope)
     assert_same_law(case, closed_form)
 
 

@@ -24,6 +24,7 @@ from stars_engine.baselines import best_of_n
 from stars_engine.loop import stars
 from stars_engine.noise import CounterNoise
 from stars_engine.rollout import Rollout
+from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.testing.toy import ToySlot
 from stars_engine.types import RewardInput
@@ -137,6 +138,27 @@ def test_terminal_holds_for_the_token_limit_too() -> None:
     sampling = SamplingParams(max_tokens=4, **ALWAYS)
     result = run(make_rollout(align=align, sampling=sampling), Scripted(LETTERS, [0] * 4), Seen(9))
     assert [segment.threshold for segment in result.segments] == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_schedule_knows_the_reward_of_the_prefix(*, forced: bool) -> None:
+    """RM(x, "") before the first segment, then the reward of what was kept."""
+    seen: list[Progress] = []
+
+    def note(progress: Progress) -> float:
+        seen.append(progress)
+        return math.inf if forced else -math.inf
+
+    schedule = FunctionSchedule(function=note, uses_prompt_reward=True)
+    align = settings(1, schedule=schedule, max_attempts=2)
+    sampling = SamplingParams(max_tokens=3, **ALWAYS)
+    rewards = {"": 7.0, "a": 3.0, "b": 5.0, "ab": 2.0, "bb": 4.0, "ba": 1.0}
+    model = Scripted(LETTERS, [0, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 1])
+    run(make_rollout(align=align, sampling=sampling), model, TableReward(rewards))
+    prefixes = [progress.prefix_reward for progress in seen]
+    # Forced: "b" is the better of "a" and "b", "bb" of "bb" and "ba".
+    assert prefixes == ([7.0, 7.0, 5.0, 5.0, 4.0, 4.0] if forced else [7.0, 3.0, 2.0])
+    assert {progress.prompt_reward for progress in seen} == {7.0}
 
 
 # --- when attempts run out ---

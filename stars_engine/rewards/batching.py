@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from stars_engine.rewards.sharing import Sharing, batches
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -36,16 +38,15 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Bat
 
 def in_batches(
     items: Sequence[Item],
+    lengths: Sequence[int],
     batch_size: int,
-    length: Callable[[Item], int],
     run: Callable[[Sequence[Item]], Sequence[Result]],
+    sharing: Sharing = Sharing.ANY,
 ) -> list[Result]:
     """Run items of like length together, and return the results in the items' order."""
-    order = sorted(range(len(items)), key=lambda index: length(items[index]))
     results: dict[int, Result] = {}
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        results |= zip(chunk, run([items[index] for index in chunk]), strict=True)
+    for batch in batches(lengths, batch_size, sharing):
+        results |= zip(batch, run([items[index] for index in batch]), strict=True)
     return [results[index] for index in range(len(items))]
 
 

@@ -18,6 +18,7 @@ from stars_engine.rewards.batching import in_batches, pad
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
+from stars_engine.rewards.sharing import Sharing, find_sharing
 from stars_engine.types import RewardInput, RewardPrompt
 
 
@@ -49,6 +50,7 @@ class ClassifierRewardModel:
             self._score_head = None
         is_causal = self._score_head is not None
         self._suffix_ids = [] if is_causal else self._find_suffix()
+        self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=is_causal)
         self._reader = Reader(
             codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
@@ -76,7 +78,8 @@ class ClassifierRewardModel:
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """Score whole sequences, like lengths together."""
         rows = [self._read(item) for item in inputs]
-        values = in_batches(rows, self._config.batch_size, lambda row: len(row.ids), self._values)
+        lengths = [len(row.ids) for row in rows]
+        values = in_batches(rows, lengths, self._config.batch_size, self._values, self._sharing)
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
             for value, row in zip(values, rows, strict=True)
@@ -170,3 +173,9 @@ class ClassifierRewardModel:
         ids = torch.tensor([probe], device=self._device)
         plain = self._model(input_ids=ids).logits[0].float().to(ours.device)
         return ours.shape == plain.shape and torch.allclose(ours, plain, rtol=1e-3, atol=1e-3)
+
+    @torch.inference_mode()
+    def _find_sharing(self) -> Sharing:
+        texts = ("Short.", "A longer text, to be scored alone and beside the short one.")
+        short, long = ([*self._codec.encode_prompt(text), *self._suffix_ids] for text in texts)
+        return find_sharing(self._logits, short, long, name=self.name, dtype=self._model.dtype)

@@ -111,7 +111,9 @@ class ProcessRewardModel:
     @torch.inference_mode()
     def _score_steps(self, inputs: Sequence[RewardInput]) -> list[tuple[list[float], Row]]:
         rows = [self._read(item) for item in inputs]
-        scores = in_batches(rows, self._config.batch_size, lambda row: len(row.ids), self._run)
+        scores = in_batches(
+            rows, [len(row.ids) for row in rows], self._config.batch_size, self._run
+        )
         return list(zip(scores, rows, strict=True))
 
     # --- reading ---

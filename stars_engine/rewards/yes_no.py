@@ -74,7 +74,9 @@ class YesNoRewardModel:
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
         rows = [self._read(item) for item in inputs]
-        values = in_batches(rows, self._config.batch_size, lambda row: len(row.ids), self._values)
+        values = in_batches(
+            rows, [len(row.ids) for row in rows], self._config.batch_size, self._values
+        )
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
             for value, row in zip(values, rows, strict=True)

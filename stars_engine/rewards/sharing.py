@@ -1,0 +1,104 @@
+"""Which rows may be scored in one batch.
+
+A reward must not depend on what is scored beside it. Most classifiers do not see padding: it is
+masked, or comes after the last token that they look at. Some do: XLNet's summary reads the last
+column, FNet mixes all columns and knows no mask. Their rows share a batch only with their equals.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+Values = torch.Tensor | Sequence[float]
+
+# Largest difference taken for rounding, relative to the largest value.
+_ROUNDING = {torch.float16: 3e-2, torch.bfloat16: 6e-2}
+
+
+class Sharing(Enum):
+    """Rows that may share a batch."""
+
+    ANY = "of any length"
+    EQUAL = "of the same length"
+    NONE = "alone"
+
+
+def find_sharing(
+    run: Callable[[Sequence[Sequence[int]]], Values],
+    short: Sequence[int],
+    long: Sequence[int],
+    *,
+    name: str,
+    dtype: torch.dtype,
+) -> Sharing:
+    """Compare rows scored together with the same rows alone.
+
+    Args:
+        run: Scores rows of token ids as one batch, padding them; one value, or one row of them,
+            for each.
+        short: A row that the model can read.
+        long: A longer one.
+        name: Of the model, for the log.
+        dtype: Of its arithmetic, which says what rounding is.
+    """
+    tolerance = _ROUNDING.get(dtype, 1e-4)
+    try:
+        alone = [_tensor(run([row])) for row in (short, long)]
+    except Exception:  # noqa: BLE001 - a model that cannot score says so when it is asked to
+        return Sharing.ANY
+    if _agree(run, [short, long], torch.cat(alone), tolerance):
+        return Sharing.ANY
+    equal = _agree(run, [long, long], torch.cat([alone[1], alone[1]]), tolerance)
+    sharing = Sharing.EQUAL if equal else Sharing.NONE
+    logger.warning(
+        "%s scores a text by what is scored beside it: each is scored %s, which is slower",
+        name,
+        "with texts of the same length" if equal else "alone",
+    )
+    return sharing
+
+
+def batches(lengths: Sequence[int], batch_size: int, sharing: Sharing) -> Iterator[list[int]]:
+    """Yield the indices of rows that share a batch, like lengths together.
+
+    Args:
+        lengths: Of all rows.
+        batch_size: Rows of a batch at most.
+        sharing: Which may share one.
+    """
+    batch: list[int] = []
+    size = 1 if sharing is Sharing.NONE else batch_size
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        differs = batch and sharing is Sharing.EQUAL and lengths[index] != lengths[batch[0]]
+        if len(batch) == size or differs:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _agree(
+    run: Callable[[Sequence[Sequence[int]]], Values],
+    rows: Sequence[Sequence[int]],
+    alone: torch.Tensor,
+    tolerance: float,
+) -> bool:
+    try:
+        together = _tensor(run(rows))
+    except Exception:  # noqa: BLE001 - some cannot pad at all
+        return False
+    scale = max(alone.abs().max().item(), 0.1)
+    return together.shape == alone.shape and torch.allclose(
+        together, alone, rtol=0.0, atol=tolerance * scale
+    )
+
+
+def _tensor(values: Values) -> torch.Tensor:
+    return torch.as_tensor(values).detach().double().cpu()
