@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stars_engine.calibration.calibrate import calibrate
     from stars_engine.calibration.report import TrustReport, trust_report
+    from stars_engine.calibration.standardize import standardize
     from stars_engine.calibration.verify import Verification, verify
     from stars_engine.config import (
         AlignParams,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "stars_engine.calibration.calibrate": "calibrate",
     "stars_engine.calibration.report": "TrustReport trust_report",
+    "stars_engine.calibration.standardize": "standardize",
     "stars_engine.calibration.verify": "Verification verify",
     "stars_engine.config.presets": "preset",
     "stars_engine.config": (
@@ -144,6 +146,7 @@ __all__ = [
     "YesNoReward",
     "calibrate",
     "preset",
+    "standardize",
     "trust_report",
     "verify",
 ]

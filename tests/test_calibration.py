@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -412,6 +415,36 @@ def test_thresholds_are_found_once_and_kept(
         assert answer.schedule_hash == kept.content_hash()
         second.generate("A film", align=AUTO.replace(max_attempts=5))
     assert len(runs) == 2  # other settings, other thresholds
+
+
+def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ask.py"
+    script.write_text(
+        "import logging, torch\n"
+        "from stars_engine import AlignParams, AutoSchedule, SamplingParams, StarsConfig, "
+        "StarsEngine\n"
+        "torch.set_num_threads(1)\n"
+        "logging.basicConfig(level=logging.WARNING)\n"
+        "auto = AutoSchedule(budget=2.0, prompts=['A film'] * 8, segment_len=8)\n"
+        "sampling = SamplingParams(max_tokens=8, seed=5)\n"
+        "config = StarsConfig(align=AlignParams(schedule=auto), sampling=sampling)\n"
+        "with StarsEngine(config) as engine:\n"
+        "    print(engine.generate('A')[0].token_ids)\n"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        for _ in range(2)
+    ]
+    outputs = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert sum("calibrating thresholds" in errors for _, errors in outputs) == 1
 
 
 def test_a_damaged_file_is_made_anew(

@@ -25,6 +25,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
     StarsResult,
+    standardize,
 )
 from stars_engine.loop import stars
 from stars_engine.rewards.base import RewardModel, Score
@@ -395,3 +396,44 @@ def test_composites_within_composites_are_refused() -> None:
     for value in (inner, {"kind": "composite", "parts": {"a": "b/c"}}, {"reward": inner}):
         with pytest.raises(ConfigError, match=r"composite within a composite.*multiplied"):
             CompositeReward(parts={"outer": value})
+
+
+# --- standardised ---
+
+
+def test_parts_are_scaled_by_a_plain_pilot(engine: StarsEngine) -> None:
+    """Afterwards each part has mean 0 and deviation 1 on the same texts."""
+
+    def length(prompt: str, completion: str) -> float:
+        return 1000.0 * len(completion)
+
+    reward = CompositeReward(parts={"tone": "stars:embedded-reward", "length": length})
+    prompts = ["The film", "My brother", "This actor", "One scene"]
+    sampling = SamplingParams(max_tokens=32)
+    config = StarsConfig(model="stars:embedded-lm", reward=reward)
+    with StarsEngine(config, model=engine.model) as own:
+        scaled = standardize(own, prompts, segment_len=8, sampling=sampling)
+    assert scaled.parts["length"].std > 1000 > scaled.parts["tone"].std
+    values: dict[str, list[float]] = {"tone": [], "length": []}
+    with StarsEngine(config.replace(reward=scaled), model=engine.model) as own:
+        plain = AlignParams(schedule=NoSchedule(), segment_len=8)
+        for result in own.generate(prompts, sampling=sampling.replace(seed=3), align=plain):
+            for segment in result.segments:
+                for name, value in segment.attempts[0].parts.items():
+                    values[name].append(scaled.parts[name].standardised(value))
+    for found in values.values():
+        mean = sum(found) / len(found)
+        assert mean == pytest.approx(0, abs=1e-4)
+        assert sum((v - mean) ** 2 for v in found) / len(found) == pytest.approx(1, abs=1e-3)
+
+
+def test_what_cannot_be_scaled_is_told(engine: StarsEngine) -> None:
+    with pytest.raises(ConfigError, match=r"reward: is classifier"):
+        standardize(engine, ["A"])
+    flat = CompositeReward(parts={"flat": lambda prompt, completion: 2.0})
+    config = StarsConfig(model="stars:embedded-lm", reward=flat)
+    with (
+        StarsEngine(config, model=engine.model) as own,
+        pytest.raises(ConfigError, match=r"parts\.flat: is 2\.0 on all"),
+    ):
+        standardize(own, ["A"], sampling=SamplingParams(max_tokens=16))

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stars_engine import ConfigError, SamplingParams, StarsEngine, calibrate, trust_report
+from stars_engine import (
+    ClassifierReward,
+    ConfigError,
+    SamplingParams,
+    StarsEngine,
+    calibrate,
+    trust_report,
+)
 from stars_engine.calibration.plots import write_report
 from stars_engine.calibration.trust import (
     Answers,
@@ -139,6 +146,16 @@ def test_a_judge_of_ones_own_is_the_outcome(engine: StarsEngine, prompts: list[s
     assert other.judged_by == "a judge"
     assert other.remedies == ()
     assert other.borders[-1].pearson < own.borders[-1].pearson
+
+
+def test_a_second_reward_model_may_judge(engine: StarsEngine, prompts: list[str]) -> None:
+    """The guide's own weights, reading text instead of ids, nearly agree with the guide."""
+    sampling = SamplingParams(max_tokens=24)
+    judge = ClassifierReward(name_or_path="stars:embedded-reward")
+    report = trust_report(
+        engine, prompts, sampling=sampling, num_answers=4, remedies=False, judge=judge
+    )
+    assert 0.9 < report.borders[-1].pearson <= 1
 
 
 def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> None:

@@ -20,11 +20,13 @@ from stars_engine.calibration.trust import (
     borders,
     segment_trust,
 )
-from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import ConfigError, Problem
+from stars_engine.config import AlignParams, RewardConfig, SamplingParams
+from stars_engine.errors import ConfigError, Problem, RewardError
+from stars_engine.rewards.base import score_each
+from stars_engine.rewards.loading import load_reward
 from stars_engine.schedules import NoSchedule
 from stars_engine.schema import Schema
-from stars_engine.types import Prompt, StarsResult
+from stars_engine.types import Prompt, RewardInput, RewardPrompt, StarsResult
 
 GRID = 4  # tokens between the borders of the pilot
 SEGMENT_LENS = (4, 8, 16, 32, 64, 128)
@@ -94,7 +96,7 @@ def trust_report(
     engine: Host,
     prompts: Sequence[Prompt] | None = None,
     *,
-    judge: Judge | None = None,
+    judge: Judge | RewardConfig | None = None,
     num_answers: int = 8,
     remedies: bool = True,
     sampling: SamplingParams | None = None,
@@ -107,8 +109,9 @@ def trust_report(
         engine: Whose models are asked; a `StarsEngine`.
         prompts: At least 4, better 24 and more, like those of later use; None: a neutral set
             inside the package.
-        judge: A second opinion on whole answers, f(prompt, answer) -> number; None: the outcome is
-            the reward's own. A judge that did not guide is the better one.
+        judge: A second opinion on whole answers: a reward's config object, or a callable
+            f(prompt, answer) -> number; None: the outcome is the reward's own. A judge that did
+            not guide is the better one.
         num_answers: Answers per prompt, at least 4.
         remedies: Also measure segments that end with sentences, and a greedy lookahead.
         sampling: The proposal and the length; None: the engine's.
@@ -127,13 +130,14 @@ def trust_report(
         raise ConfigError("trust_report", [Problem(name, f"{count} is not allowed; 4 or more")])
     sampling = engine.sampling if sampling is None else sampling
     sampling = sampling.replace(seed=seed, n=num_answers)
+    opinion = _opinion_of(judge) if isinstance(judge, Schema) else judge
 
     def pilot(**settings: Any) -> Answers:
         align = AlignParams(schedule=NoSchedule(), num_candidates=1, **settings)
         results = engine.generate(
             prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
         )
-        return _answers(results, prompts, judge)
+        return _answers(results, prompts, opinion)
 
     plain = pilot(segment_len=GRID)
     lengths = [length for length in SEGMENT_LENS if length <= sampling.max_tokens]
@@ -196,6 +200,20 @@ def _answers(
         [part.astype(float) for part in tokens],
         np.array(outcomes, dtype=float),
     )
+
+
+def _opinion_of(config: RewardConfig) -> Judge:
+    """Load a reward model that reads whole answers as text."""
+    model = load_reward(config)
+
+    def opinion(prompt: str, answer: str) -> float:
+        item = RewardInput(RewardPrompt(prompt), answer, (), finished=True)
+        [score] = score_each(model, [item])
+        if isinstance(score, RewardError):
+            raise score
+        return score.value
+
+    return opinion
 
 
 def _rewards(result: StarsResult) -> list[float]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stars_engine.cli.messages import messages
 from stars_engine.cli.options import ConfigOption, ModelOption, RewardOption
 from stars_engine.cli.settings import given, read_config
+from stars_engine.config.rewards import as_reward
 
 _PILOT_SHARE = 0.6  # of the prompts; the others verify
 
@@ -49,6 +50,10 @@ def calibrate_command(
     report: Annotated[
         Path | None, typer.Option(help="Also measure trust and write this HTML page.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="For --report: a second reward model, or 'package.module:name'."),
+    ] = None,
     verify: Annotated[
         bool, typer.Option(help="Keep two prompts in five back, and check the prediction on them.")
     ] = True,
@@ -64,6 +69,8 @@ def calibrate_command(
     from stars_engine.files import check_suffix
 
     check_suffix(out, "CalibratedSchedule")
+    if judge is not None and report is None:
+        raise typer.BadParameter("--judge is for --report FILE; give both, or neither")
     sampling = given(max_tokens=max_tokens)
     settings = read_config(config, model, reward, sampling=sampling, align={})
     if settings.uses_embedded_pair:
@@ -104,7 +111,7 @@ def calibrate_command(
                 typer.echo(f"{name:12} {getattr(schedule.predicted, name).shown()}")
         if report is not None:
             with messages.status("measuring trust"):
-                trust = trust_report(engine, pilot[:24])
+                trust = trust_report(engine, pilot[:24], judge=as_reward(judge))
             _write(report, trust, schedule, verification)
             typer.echo(trust.summary())
             messages.say(f"report written to {report}")

@@ -1,0 +1,74 @@
+"""Scales of a composite's parts, from a plain pilot, so that their weights mean something."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+from stars_engine.calibration.host import Host, RewardPrompts
+from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.config import AlignParams, CompositeReward, SamplingParams
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schedules import NoSchedule
+from stars_engine.types import Prompt
+
+_DEFAULT_PROMPTS = 64
+
+
+def standardize(
+    engine: Host,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    segment_len: int = 16,
+    sampling: SamplingParams | None = None,
+    reward_prompt: RewardPrompts = None,
+    seed: int = 3,
+) -> CompositeReward:
+    """Return the engine's composite reward with each part's mean and standard deviation filled in.
+
+    They are those of the rewards at all segment borders of answers that accept everything. With
+    parts so scaled a weight of 2 counts twice as much as one of 1, whatever their units.
+
+    Args:
+        engine: A `StarsEngine` whose reward is a `CompositeReward`.
+        prompts: Pilot prompts like those of later use; None: a neutral set inside the package.
+        segment_len: Tokens between borders.
+        sampling: The proposal and the length; None: the engine's.
+        reward_prompt: What the reward reads in place of each prompt.
+        seed: Of the answers.
+
+    Raises:
+        ConfigError: The reward is no composite, or a part has no finite value or does not vary.
+    """
+    reward = engine.config.reward
+    if not isinstance(reward, CompositeReward):
+        message = f"is {reward.kind}; only a CompositeReward has parts to standardise"
+        raise ConfigError("standardize", [Problem("reward", message)])
+    if prompts is None:
+        prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:_DEFAULT_PROMPTS]
+    sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
+    plain = AlignParams(schedule=NoSchedule(), segment_len=segment_len, num_candidates=1)
+    results = engine.generate(prompts, sampling=sampling, align=plain, reward_prompt=reward_prompt)
+    values: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        drawn = [segment.attempts for segment in result.segments] + [result.abandoned_attempts]
+        for attempt in [attempt for attempts in drawn for attempt in attempts]:
+            for name, value in (attempt.parts or {}).items():
+                if value is not None and math.isfinite(value):
+                    values[name].append(value)
+    return reward.replace(
+        parts={
+            name: part.replace(**_scale(name, values[name])) for name, part in reward.parts.items()
+        }
+    )
+
+
+def _scale(name: str, values: Sequence[float]) -> dict[str, float]:
+    std = pstdev(values) if values else 0.0
+    if std == 0:
+        said = f"is {values[0]} on all {len(values)} pilot texts" if values else "has no value"
+        message = f"{said}; look at the part, give it mean and std by hand, or longer answers"
+        raise ConfigError("standardize", [Problem(f"parts.{name}", message)])
+    return {"mean": fmean(values), "std": std}
