@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Thread
 
 from stars_engine.errors import RewardError
 from stars_engine.rewards.base import OffloadedReward, RewardModel, describe, score_each
 from stars_engine.rounds import OpenTrial
-from stars_engine.runtime.workers import Task, Workers
+from stars_engine.runtime.workers import Task, Workers, working_for
 from stars_engine.trial import Answer, Trial
 
 CLOSING_S = 1.0  # how long the end of an engine waits for a reward that is still busy
@@ -34,7 +36,8 @@ class Offload:
         reward, trial = item.entry.reward, item.trial
         assert isinstance(reward, OffloadedReward)
         if id(reward) not in self._workers:
-            workers = Workers(f"reward-{describe(reward)}", reward.max_concurrency)
+            name = f"reward-{describe(reward)}"
+            workers = Workers(name, reward.max_concurrency, mark=self)
             self._workers[id(reward)] = reward, workers
         _, workers = self._workers[id(reward)]
         indices = range(len(trial.inputs))
@@ -52,13 +55,26 @@ class Offload:
         if workers is not None:
             workers.close()
 
-    def close_all(self) -> None:
-        """End all workers."""
-        for _, workers in self._workers.values():
+    def close_all(self, *, wait: bool) -> None:
+        """End all workers; wait a little for those that are still busy, or do not."""
+        until_s = time.monotonic() + CLOSING_S if wait else 0.0
+        pools = [workers for _, workers in self._workers.values()]
+        for workers in pools:
             workers.close()
-        for _, workers in self._workers.values():
-            workers.join(CLOSING_S)
-        self._workers.clear()
+        if wait:
+            for workers in pools:
+                workers.join(until_s)
+            self._workers.clear()
+
+    @property
+    def threads(self) -> list[Thread]:
+        """All threads of rewards that were not closed."""
+        return [thread for _, pool in tuple(self._workers.values()) for thread in pool.threads]
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether this is called from one of them, while it computes a reward."""
+        return working_for.get() is self
 
     def _task(self, reward: OffloadedReward, trial: Trial, indices: Sequence[int]) -> Task:
         def ask() -> None:
@@ -75,6 +91,7 @@ class Offload:
 
         return Task(
             ask,
+            owner=trial,
             timeout_s=reward.timeout_s,
             on_timeout=give_up,
             is_wanted=lambda: not trial.closed,
