@@ -308,6 +308,11 @@ class StarsEngine:
         return self._models()[1]
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether both models are loaded, so that asking for them waits for nothing."""
+        return not self.closed and self._runtime.loaded(self._source) is not None
+
+    @property
     def sampling(self) -> SamplingParams:
         """Sampling where a call gives none: the config's, or the model's own."""
         if self.config.sampling == "model":
@@ -376,6 +381,9 @@ class StarsEngine:
 
     def _models(self) -> tuple[PromptedModel, RewardModel]:
         self._check_open()
+        loaded = self._runtime.loaded(self._source)
+        if loaded is not None:  # without a word to the thread, which may be in a long round
+            return loaded
         self._runtime.check_may_wait()
         models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
         return models

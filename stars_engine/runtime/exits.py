@@ -25,7 +25,7 @@ from stars_engine.backends.base import Interrupted
 logger = logging.getLogger(__name__)
 
 GRACE_S = 0.5  # in which threads end by themselves: at the next round or token
-EXIT_S = 3.0  # how long the end of the process waits for them in all
+EXIT_S = 1.5  # how long the end of the process waits for them in all
 
 
 class Worker(Protocol):

@@ -58,6 +58,11 @@ class Models:
             self._rewards[source.key] = reward
         return model, reward
 
+    def peek(self, key: str) -> tuple[PromptedModel, RewardModel] | None:
+        """Return both models if they are there; from any thread."""
+        model, reward = self.model, self._rewards.get(key)
+        return None if model is None or reward is None else (model, reward)
+
     def forget(self, key: str) -> RewardModel | None:
         """Let go of a reward model that nobody uses any more."""
         self._failures.pop(key, None)

@@ -167,6 +167,11 @@ class Runtime:
             self._scheduler.post(partial(self._scheduler.load, source, asked_s, done))
         return done
 
+    def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
+        """Return both models if they are loaded, without waiting for anything."""
+        check_process(self._pid)
+        return self._scheduler.loaded(source)
+
     def end_call(self, call: Call) -> None:
         """Have a call end where it stands; its answers say `cancelled`."""
         check_process(self._pid)

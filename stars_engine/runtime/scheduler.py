@@ -35,7 +35,7 @@ MAX_FAILURES = 10  # in a row that hit nobody's request: then something is broke
 
 
 class Scheduler:
-    """What the thread does. All methods but those marked so belong to it.
+    """What the thread does. All methods but those marked otherwise belong to it.
 
     Args:
         load: Loads the language model.
@@ -82,6 +82,10 @@ class Scheduler:
         if at_once and interrupt is not None:
             interrupt()
         self.post(lambda: None)
+
+    def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
+        """Return both models if they are loaded."""
+        return self._models.peek(source.key)
 
     def stats(self) -> EngineStats:
         """Return what is going on."""
