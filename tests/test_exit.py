@@ -172,3 +172,42 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
     returncode, _, stderr = run(code)
     assert returncode == 11, stderr
+
+
+def test_what_a_fork_inherits_says_so_and_never_hangs() -> None:
+    code = """
+never = never.replace(max_attempts=10**9)
+stream = engine.stream('The', **work)
+future = engine.submit('The', **work)
+private = StarsEngine(model=engine.model, reward=engine.reward)
+locks = [engine._runtime._lock, engine._runtime._scheduler.gate._lock, stream._mailbox._lock]
+for lock in locks:
+    lock.acquire()  # as another thread may have done
+child = os.fork()
+if child:
+    for lock in locks:
+        lock.release()
+else:
+    signal.alarm(20)
+    calls = [
+        lambda: next(stream), stream.cancel, future.result, future.exception, engine.stats,
+        lambda: engine.generate('The'), lambda: engine.submit('The'), engine.load,
+        lambda: engine.model, lambda: asyncio.run(engine.agenerate('The')),
+        lambda: private.generate('The'),
+    ]
+    for call in calls:
+        try:
+            call()
+        except EngineForkedError:
+            continue
+        os._exit(12)
+    stream.close()
+    private.close()
+    engine.close()
+    del stream, private, engine
+    os._exit(11)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    returncode, _, stderr = run(code)
+    assert returncode == 11, stderr
