@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.types import TokenAsyncGen
 from pydantic import ConfigDict
 
 from llamaindex_stars.prompts import chat_prompt, completion_prompt
@@ -64,6 +65,24 @@ class StarsLLM(EngineFields, CustomLLM):
             model_name=settings.model.name_or_path or "in memory",
             **limits,
         )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events tell of it; loads nothing, since events come from event loops too."""
+        settings = self.settings()
+        if self.engine(settings).is_loaded:
+            return super().to_payload()
+        name = settings.model.name_or_path or "in memory"
+        return {"class_name": self.class_name(), "model_name": name}
+
+    async def apredict(self, *args: Any, **kwargs: Any) -> str:
+        """See `LLM.apredict`; the model is loaded without blocking the event loop."""
+        await self.aload()
+        return await super().apredict(*args, **kwargs)
+
+    async def astream(self, *args: Any, **kwargs: Any) -> TokenAsyncGen:
+        """See `LLM.astream`, and `apredict`."""
+        await self.aload()
+        return await super().astream(*args, **kwargs)
 
     # --- completions ---
 

@@ -25,6 +25,8 @@ class Unset(StrEnum):
 
 UNSET = Unset.UNSET
 
+MAX_ENGINES = 8  # that an object keeps of calls with models of their own
+
 
 class EngineFields(BaseModel):
     """Fields of an adapter: a whole config, and each of its settings by its own name.
@@ -83,7 +85,7 @@ class EngineFields(BaseModel):
     on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")
 
-    _engines: dict[str, StarsEngine] = PrivateAttr(default_factory=dict)  # by prompt format
+    _engines: list[StarsEngine] = PrivateAttr(default_factory=list)  # the last used last
 
     def __init__(self, **values: Any) -> None:
         known = type(self).model_fields
@@ -116,12 +118,23 @@ class EngineFields(BaseModel):
         return with_fields(self.config, {**own, **overrides}, owner=type(self).__name__)
 
     def engine(self, settings: StarsConfig | None = None) -> StarsEngine:
-        """Return the shared engine for these settings; only its models and bounds matter here."""
+        """Return the shared engine for these settings; only its models and bounds matter here.
+
+        The object holds it, and those of the last few other settings that calls gave.
+        """
         settings = self.settings() if settings is None else settings
-        engine = self._engines.get(settings.prompt_format)
-        if engine is None or engine.closed or not _same_parts(engine.config, settings):
-            engine = self._engines[settings.prompt_format] = StarsEngine.shared(settings)
-        return engine
+        engines = [engine for engine in self._engines if not engine.closed]
+        found = next((e for e in engines if _same_parts(e.config, settings)), None)
+        if found is None:
+            found = StarsEngine.shared(settings)
+            if len(engines) >= MAX_ENGINES:
+                own = self.settings()
+                others = [engine for engine in engines if not _same_parts(engine.config, own)]
+                engines.remove(others[0])
+        else:
+            engines.remove(found)
+        self._engines = [*engines, found]
+        return found
 
     def load(self) -> Self:
         """Load the models now; later calls return at once."""
@@ -135,9 +148,21 @@ class EngineFields(BaseModel):
 
     def close(self) -> None:
         """Let go of the engine; the next call gets it anew."""
-        for engine in self._engines.values():
+        engines, self._engines = self._engines, []
+        for engine in engines:
             engine.close()
-        self._engines.clear()
+
+    # Copies have engines of their own: closing one leaves the others what they have.
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._engines = []  # noqa: SLF001 - its own class
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        copied._engines = []  # noqa: SLF001 - likewise
+        return copied
 
 
 def identity(settings: StarsConfig) -> dict[str, Any]:
@@ -193,7 +218,9 @@ def refuse_several_answers(settings: StarsConfig) -> None:
 
 
 def _same_parts(a: StarsConfig, b: StarsConfig) -> bool:
-    return (a.model, a.reward, a.engine) == (b.model, b.reward, b.engine)
+    """Whether one engine serves both; prompts of one engine are all read in one way."""
+    names = ("model", "reward", "engine", "prompt_format")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _plain(value: object) -> Any:

@@ -32,6 +32,7 @@ from stars_engine.runtime.calls import Call, Mailbox, Outcome, Question, RewardS
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.runtime.stats import EngineStats
+from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
 from stars_engine.schema import Schema
 from stars_engine.streams import AsyncSegmentStream, SegmentStream
@@ -168,6 +169,7 @@ class StarsEngine:
         """Do what `generate` does without blocking the event loop; cancelling it ends the work."""
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
+        call.is_abandoned = asyncio.get_running_loop().is_closed
         if call.wants_thresholds:
             await asyncio.to_thread(self._settle_thresholds, call)
         return await asyncio.wrap_future(self._submit(call).future)
@@ -183,13 +185,16 @@ class StarsEngine:
     ) -> Future[list[Any]]:
         """Begin what `generate` does and return a future; `Future.cancel` ends the work.
 
-        Blocks while the queue is full, unless `EngineParams.on_full` is "raise". Callbacks of the
-        future run on the engine's thread: they must be short, and not call the engine.
+        Blocks until all prompts have found room in the queue, unless `EngineParams.on_full` is
+        "raise". Callbacks of the future run on the engine's thread: they must be short, and not
+        call the engine.
         """
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
         self._settle_thresholds(call)
-        self._submit(call).entered.result()
+        self._submit(call)
+        if self.config.engine.on_full == "wait":
+            self._wait_for(call.entered, call)
         return call.future
 
     def stream(
@@ -209,7 +214,7 @@ class StarsEngine:
         call = self._call(prompts, sampling, align, reward_prompt)
         call.mailbox = Mailbox()
         self._settle_thresholds(call)
-        stream = SegmentStream(self._submit(call), partial(self._runtime.end_call, call))
+        stream = SegmentStream(self._submit(call), self._runtime.end_call)
         self._wait_for(call.prepared, call)
         return stream
 
@@ -226,14 +231,15 @@ class StarsEngine:
         The work begins with the first step.
         """
         call = self._call(prompts, sampling, align, reward_prompt)
+        call.mailbox = Mailbox()
 
-        async def begin(mailbox: Mailbox) -> Call:
-            call.mailbox = mailbox
-            if call.wants_thresholds:
+        async def begin() -> None:
+            call.is_abandoned = asyncio.get_running_loop().is_closed
+            if call.wants_thresholds and not call.ended:
                 await asyncio.to_thread(self._settle_thresholds, call)
-            return self._submit(call)
+            self._submit(call)
 
-        return AsyncSegmentStream(begin, self._runtime.end_call)
+        return AsyncSegmentStream(call, begin, self._runtime.end_call)
 
     def decode(
         self,
@@ -303,6 +309,11 @@ class StarsEngine:
         return self._models()[1]
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether both models are loaded, so that asking for them waits for nothing."""
+        return not self.closed and self._runtime.loaded(self._source) is not None
+
+    @property
     def sampling(self) -> SamplingParams:
         """Sampling where a call gives none: the config's, or the model's own."""
         if self.config.sampling == "model":
@@ -329,7 +340,7 @@ class StarsEngine:
         The last handle of a runtime ends it: what is in progress fails with `EngineClosedError`.
         """
         if self._finalizer.detach() is not None:
-            self._runtime.release(self._source.key, at_once=True)
+            self._runtime.release(self._source.key)
 
     def __enter__(self) -> Self:
         return self
@@ -371,8 +382,11 @@ class StarsEngine:
 
     def _models(self) -> tuple[PromptedModel, RewardModel]:
         self._check_open()
-        self._runtime.check_not_on_thread()
-        models: tuple[PromptedModel, RewardModel] = self._runtime.load(self._source).result()
+        loaded = self._runtime.loaded(self._source)
+        if loaded is not None:  # without a word to the thread, which may be in a long round
+            return loaded
+        self._runtime.check_may_wait()
+        models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
         return models
 
     def _call(
@@ -399,7 +413,7 @@ class StarsEngine:
         """
         if not call.wants_thresholds:
             return
-        self._runtime.check_not_on_thread()
+        self._runtime.check_may_wait()
         portable = self._again is not None and not (
             self.config.model.is_live or self.config.reward.is_live
         )
@@ -418,7 +432,7 @@ class StarsEngine:
         call.submitted_s = time.monotonic()
 
     def _submit(self, call: Call) -> Call:
-        self._runtime.check_not_on_thread()
+        self._runtime.check_may_wait()
         if call.judged:
             warn_of_greedy(
                 (question.sampling, question.align)
@@ -435,7 +449,7 @@ class StarsEngine:
 
     def _wait_for(self, future: Future[Any], call: Call) -> Any:
         try:
-            return future.result()
+            return wait_for(future)
         except BaseException:  # a KeyboardInterrupt among them: nobody waits any more
             call.cancel()
             raise

@@ -72,13 +72,18 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise MissingExtraError(error.name or "a package", extra) from None
 
 
-def is_ctrl_c(error: BaseException) -> bool:
+class Interrupted(BaseException):
+    """What a thread was at was given up because the process is ending."""
+
+
+def is_for_program(error: BaseException) -> bool:
     """Whether an error is meant for the program, and not the fault of the code it came up in.
 
     Other people's code may raise `SystemExit` or `asyncio.CancelledError`, which end one thread or
     task of theirs; Python raises `KeyboardInterrupt` on the main thread, whatever runs there.
     """
-    return isinstance(error, KeyboardInterrupt) and current_thread() is main_thread()
+    on_main = current_thread() is main_thread()
+    return isinstance(error, Interrupted) or (isinstance(error, KeyboardInterrupt) and on_main)
 
 
 def describe_error(error: BaseException) -> str:

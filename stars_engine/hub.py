@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import huggingface_hub
@@ -42,6 +44,20 @@ _HUB_ANSWERS = {
     OfflineModeIsEnabled: "not in the hub's cache, which HF_HUB_OFFLINE says to be content with",
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+# Engines load on threads of their own, but transformers sets the default dtype and device of the
+# whole process meanwhile: of two loads at once, one can miss weights.
+_one_load = Lock()
+
+
+def _begin_anew() -> None:
+    """A load that was going on elsewhere in the process does not go on in a forked child."""
+    global _one_load  # noqa: PLW0603
+    _one_load = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def resolve(name: str) -> str:
@@ -106,15 +122,16 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
     device = None if config.device_map is not None else pick_device(config.device)
     placement = {} if config.device_map is None else {"device_map": config.device_map}
     try:
-        model, info = auto_class.from_pretrained(
-            source,
-            revision=config.revision,
-            dtype=_dtype(config.dtype, device),
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-            **placement,
-            **{**config.model_kwargs, "output_loading_info": True},
-        )
+        with _one_load:
+            model, info = auto_class.from_pretrained(
+                source,
+                revision=config.revision,
+                dtype=_dtype(config.dtype, device),
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                **placement,
+                **{**config.model_kwargs, "output_loading_info": True},
+            )
     except Exception as error:
         raise ModelLoadError(
             f"{source!r} could not be loaded as {auto_class.__name__}: {first_line(error)}. Cure: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -75,6 +75,15 @@ class Rounds:
     def num_active(self) -> int:
         """How many they are."""
         return len(self._active)
+
+    @property
+    def num_ready(self) -> int:
+        """Rollouts that wait for nothing but their turn; the others are out on trial."""
+        return len(self._ready)
+
+    def num_by_reward(self) -> Counter[int]:
+        """Return how many rollouts are in flight with each reward model, by its identity."""
+        return Counter(id(entry.reward) for entry in self._active.values())
 
     @property
     def num_ready_rows(self) -> int:

@@ -3,14 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Self
 
-from stars_engine.runtime.calls import Call, Mailbox
+from stars_engine.errors import StarsError
+from stars_engine.runtime.calls import Call
+from stars_engine.runtime.forks import check_process
+from stars_engine.runtime.waiting import wait_for
 from stars_engine.types import SegmentEvent
 
 
-class SegmentStream:
+class _Stream:
+    """What both kinds have in common: one reader, and two ways to end."""
+
+    def __init__(self, call: Call, end: Callable[[Call], None]) -> None:
+        assert call.mailbox is not None
+        self._call, self._mailbox = call, call.mailbox
+        self._end = end
+        self._reader = Lock()
+        self._over = False
+        self._pid = os.getpid()
+
+    def cancel(self) -> None:
+        """End the answers where they stand; their results come as last events, as `cancelled`."""
+        self._end(self._call)
+
+    def __del__(self) -> None:
+        # Without the mailbox, which has a lock: this may run in the middle of anything.
+        if os.getpid() == self._pid:
+            self._call.cancel()
+
+    def _close(self) -> None:
+        self._over = True
+        if os.getpid() == self._pid:
+            self._call.cancel()
+            self._mailbox.put(None)  # who waits in another thread or task need not wait any more
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        check_process(self._pid)
+        if not self._reader.acquire(blocking=False):
+            raise StarsError(
+                "two threads or tasks read one stream at the same time, and each would get a part "
+                "of the text. Cure: a stream for each, or one reader that hands events on"
+            )
+        try:
+            yield
+        finally:
+            self._reader.release()
+
+    def _take(self) -> SegmentEvent | None:
+        """Take the event that is there; None at the end.
+
+        Raises:
+            RequestError: What went wrong.
+        """
+        event = None if self._over else self._mailbox.take()
+        if event is None and not self._over:
+            self._over = True
+            if not self._call.future.cancelled():
+                self._call.future.result()
+        return event
+
+
+class SegmentStream(_Stream):
     """An iterator over `SegmentEvent`s; texts add up to each result's text.
 
     Nothing emitted is ever taken back. When all answers have ended, the error of one that failed is
@@ -18,14 +77,8 @@ class SegmentStream:
 
     Args:
         call: The call whose events these are.
-        end: Has the call end where it stands.
+        end: Has a call end where it stands.
     """
-
-    def __init__(self, call: Call, end: Callable[[], None]) -> None:
-        assert call.mailbox is not None
-        self._call, self._mailbox = call, call.mailbox
-        self._end = end
-        self._over = False
 
     def __iter__(self) -> Self:
         return self
@@ -33,47 +86,39 @@ class SegmentStream:
     def __next__(self) -> SegmentEvent:
         if self._over:
             raise StopIteration
-        self._mailbox.wait().result()
-        event = self._mailbox.take()
+        with self._reading():
+            wait_for(self._mailbox.wait())
+            event = self._take()
         if event is None:
-            self._over = True
-            self._call.future.result()  # raises what went wrong
             raise StopIteration
         return event
 
-    def cancel(self) -> None:
-        """End the answers where they stand; their results come as last events, as `cancelled`."""
-        self._end()
-
     def close(self) -> None:
-        """End the work and the stream."""
-        self._over = True
-        self._call.cancel()
+        """End the work and the stream, also for a reader in another thread."""
+        self._close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
+        self._close()
 
 
-class AsyncSegmentStream:
+class AsyncSegmentStream(_Stream):
     """The same for `async for`; the work begins with the first step.
 
     Args:
-        submit: Begins the work; gives the call, and what has it end where it stands.
+        call: The call whose events these will be.
+        begin: Begins the work.
+        end: Has a call end where it stands.
     """
 
     def __init__(
-        self, submit: Callable[[Mailbox], Awaitable[Call]], end: Callable[[Call], None]
+        self, call: Call, begin: Callable[[], Awaitable[None]], end: Callable[[Call], None]
     ) -> None:
-        self._submit, self._end = submit, end
-        self._mailbox = Mailbox()
-        self._call: Call | None = None
-        self._over = False
+        super().__init__(call, end)
+        self._begin = begin
+        self._begun = False
 
     def __aiter__(self) -> Self:
         return self
@@ -82,27 +127,22 @@ class AsyncSegmentStream:
         """Return the next event."""
         if self._over:
             raise StopAsyncIteration
-        if self._call is None:
-            self._call = await self._submit(self._mailbox)
-        try:
-            await asyncio.wrap_future(self._mailbox.wait())
-        except asyncio.CancelledError:
-            await self.aclose()
-            raise
-        event = self._mailbox.take()
+        with self._reading():
+            try:
+                if not self._begun:
+                    self._begun = True
+                    await self._begin()
+                await asyncio.wrap_future(self._mailbox.wait())
+            except asyncio.CancelledError:
+                self._close()
+                raise
+            event = self._take()
         if event is None:
-            self._over = True
-            self._call.future.result()
             raise StopAsyncIteration
         return event
 
-    def cancel(self) -> None:
-        """End the answers where they stand; their results come as last events, as `cancelled`."""
-        if self._call is not None:
-            self._end(self._call)
-
     async def aclose(self) -> None:
-        """End the work and the stream."""
+        """End the work and the stream, also for a reader in another task."""
         self._close()
 
     async def __aenter__(self) -> Self:
@@ -110,11 +150,3 @@ class AsyncSegmentStream:
 
     async def __aexit__(self, *exception: object) -> None:
         self._close()
-
-    def __del__(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        self._over = True
-        if self._call is not None:
-            self._call.cancel()

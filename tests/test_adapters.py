@@ -22,6 +22,7 @@ from stars_engine import (
     AlignParams,
     Chat,
     ConfigError,
+    ConstantSchedule,
     EngineParams,
     NoSchedule,
     PromptError,
@@ -29,7 +30,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
-from stars_engine.adapting import UNSET, EngineFields
+from stars_engine.adapting import MAX_ENGINES, UNSET, EngineFields
 from stars_engine.config.flat import FLAT_FIELDS
 from tests.conftest import shared_model
 
@@ -341,3 +342,43 @@ def test_bounds_of_the_shared_engine_are_fields_too(adapter: Callable[..., Any])
     with pytest.raises(ConfigError, match="max_rows"):
         ask(adapter(max_rows=3, **SETTINGS))
     assert adapter(on_full="raise").settings().engine == EngineParams(on_full="raise")
+
+
+# --- engines of copies and of calls ---
+
+
+def test_a_copy_has_engines_of_its_own(adapter: Callable[..., Any]) -> None:
+    llm = adapter(**SETTINGS)
+    mine = llm.engine()
+    never = AlignParams(schedule=ConstantSchedule(value=1e9), max_attempts=10_000)
+    for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(update={"seed": 8})):
+        assert copied.engine() is not mine
+        assert copied.engine()._runtime is mine._runtime
+        copied.close()
+        assert llm.engine() is mine
+        assert not mine.closed
+    future = mine.submit(PROMPT, align=never)
+    llm.model_copy().close()
+    assert not future.done()
+    future.cancel()
+
+
+def test_a_call_with_models_of_its_own_leaves_the_objects_engine(
+    adapter: Callable[..., Any],
+) -> None:
+    llm = adapter(**SETTINGS)
+    own = llm.engine()
+    text = ask(llm)
+    made = []
+    for _ in range(2 * MAX_ENGINES):
+        reward = lambda prompt, completion: 1.0  # noqa: E731 - another one each time
+        ask(llm, reward=reward, schedule={"kind": "none"}, model="stars:embedded-lm")
+        made.append(llm._engines[-1])
+        assert llm.engine() is own
+        assert len(llm._engines) <= MAX_ENGINES
+    assert ask(llm) == text
+    llm.close()
+    assert own.closed
+    assert all(engine.closed for engine in made[-MAX_ENGINES + 1 :])
+    assert ask(llm) == text  # anew
+    llm.close()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from llama_index.core import PromptTemplate
+from llama_index.core.llms import ChatMessage
 
+import langchain_stars
+import llamaindex_stars
 from stars_engine import SamplingParams, StarsEngine
+from tests.conftest import shared_model
 
 SAMPLING = SamplingParams(seed=3, max_tokens=48)
 
@@ -62,3 +69,53 @@ async def test_cold_calls_load_off_the_loop(blockbuster: BlockBuster) -> None:
     assert second is engine
     assert engine.stats().num_loads == 1
     await asyncio.to_thread(engine.close)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+async def test_adapters_with_models_by_path(
+    blockbuster: BlockBuster, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
+    model, reward = shared_model("imdb-lm-656K"), shared_model("rm-sentiment-656K")
+    if relative:
+        blockbuster.deactivate()
+        monkeypatch.chdir(Path(model).parent)
+        model, reward = f"./{Path(model).name}", f"../models/{Path(reward).name}"
+        blockbuster.activate()
+    settings = {
+        "model": model,
+        "reward": reward,
+        "schedule": {"kind": "constant", "value": 0.0},
+        "max_tokens": 16,
+        "seed": 1,
+    }
+    langchain = langchain_stars.StarsLLM(**settings)
+    text = await langchain.ainvoke("This movie")
+    assert "".join([chunk async for chunk in langchain.astream("This movie")]) == text
+    assert await langchain.abatch(["This movie"] * 2) == [text] * 2
+    await asyncio.to_thread(langchain.close)
+    cold = [
+        lambda llm: llm.acomplete("This movie"),
+        lambda llm: llm.achat([ChatMessage("This movie")]),
+        lambda llm: llm.apredict(PromptTemplate("This {what}"), what="movie"),
+    ]
+    for ask in cold:
+        llamaindex = llamaindex_stars.StarsLLM(**settings)
+        async with Ticks() as ticks:
+            assert str(await ask(llamaindex))
+            assert ticks.count > 5
+        assert str(await ask(llamaindex))
+        async for response in await llamaindex.astream_complete("This movie"):
+            last = response.text
+        assert last == text
+        await asyncio.to_thread(llamaindex.close)
+
+
+async def test_what_is_loaded_is_at_hand_during_a_round(engine: StarsEngine) -> None:
+    entered, release = threading.Event(), threading.Event()
+    engine._runtime._scheduler.post(lambda: (entered.set(), release.wait(20)))
+    await asyncio.to_thread(entered.wait, 20)
+    assert engine.is_loaded
+    assert engine.model is not None  # would wait for the thread, which is busy
+    assert engine.reward is not None
+    assert not release.is_set()
+    release.set()

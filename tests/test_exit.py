@@ -77,8 +77,75 @@ def run(code: str) -> tuple[int, float, str]:
             "StarsEngine.shared(config).submit('The'); time.sleep(0.5); sys.exit(6)",
             6,
         ),
+        (
+            "def reward(prompt, completion):\n"
+            "    while True: torch.linalg.svd(torch.randn(200, 200))\n"
+            "config = StarsConfig(model='stars:embedded-lm', align=never, reward=reward)\n"
+            "StarsEngine.shared(config).submit('The'); time.sleep(0.5); sys.exit(4)",
+            4,
+        ),
+        (
+            "def reward(prompt, completion):\n"
+            "    while True:\n"
+            "        try: torch.linalg.svd(torch.randn(200, 200))\n"
+            "        except BaseException: pass\n"
+            "config = StarsConfig(model='stars:embedded-lm', align=never, reward=reward)\n"
+            "StarsEngine.shared(config).submit('The'); time.sleep(0.5); sys.exit(4)",
+            4,
+        ),
+        (
+            "layer = engine.model.model.model.layers[0]\n"
+            "def slow(*_):\n"
+            "    print(time.time(), flush=True)\n"
+            "    for _ in range(4000): torch.linalg.svd(torch.randn(100, 100))\n"
+            "engine.generate('The', sampling=SamplingParams(max_tokens=4))\n"
+            "layer.register_forward_pre_hook(slow)\n"
+            "engine.submit('This movie', **work); time.sleep(0.5); sys.exit(8)",
+            8,
+        ),
+        (
+            "threading.Thread(target=lambda: engine.generate('The', **work)).start()\n"
+            "time.sleep(0.5); raise RuntimeError('boom')",
+            1,
+        ),
+        (
+            "async def main():\n"
+            "    later(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+            "    await asyncio.to_thread(engine.generate, 'The', **work)\n"
+            "asyncio.run(main())",
+            -2,
+        ),
+        (
+            "async def main():\n"
+            "    later(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+            "    stream = engine.stream('The', **work)\n"
+            "    await asyncio.to_thread(list, stream)\n"
+            "asyncio.run(main())",
+            -2,
+        ),
+        (
+            "StarsEngine().submit('The'); print(time.time(), flush=True)\n"
+            "time.sleep(0.05); sys.exit(9)",
+            9,
+        ),
     ],
-    ids=["exit", "exception", "sigint", "sigterm", "handler", "asyncio", "stream", "hung reward"],
+    ids=[
+        "exit",
+        "exception",
+        "sigint",
+        "sigterm",
+        "handler",
+        "asyncio",
+        "stream",
+        "hung reward",
+        "reward in torch",
+        "reward in torch that cannot be interrupted",
+        "long prefill",
+        "non-daemon caller",
+        "to_thread",
+        "stream in to_thread",
+        "cold load",
+    ],
 )
 def test_the_process_ends_cleanly(code: str, status: int) -> None:
     returncode, seconds, stderr = run(code)
@@ -101,6 +168,45 @@ if not child:
         os._exit(11 if 'spawn' in str(error) and text else 12)
 _, status = os.waitpid(child, 0)
 engine.generate('The', sampling=SamplingParams(max_tokens=4))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    returncode, _, stderr = run(code)
+    assert returncode == 11, stderr
+
+
+def test_what_a_fork_inherits_says_so_and_never_hangs() -> None:
+    code = """
+never = never.replace(max_attempts=10**9)
+stream = engine.stream('The', **work)
+future = engine.submit('The', **work)
+private = StarsEngine(model=engine.model, reward=engine.reward)
+locks = [engine._runtime._lock, engine._runtime._scheduler.gate._lock, stream._mailbox._lock]
+for lock in locks:
+    lock.acquire()  # as another thread may have done
+child = os.fork()
+if child:
+    for lock in locks:
+        lock.release()
+else:
+    signal.alarm(20)
+    calls = [
+        lambda: next(stream), stream.cancel, future.result, future.exception, engine.stats,
+        lambda: engine.generate('The'), lambda: engine.submit('The'), engine.load,
+        lambda: engine.model, lambda: asyncio.run(engine.agenerate('The')),
+        lambda: private.generate('The'),
+    ]
+    for call in calls:
+        try:
+            call()
+        except EngineForkedError:
+            continue
+        os._exit(12)
+    stream.close()
+    private.close()
+    engine.close()
+    del stream, private, engine
+    os._exit(11)
+_, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
     returncode, _, stderr = run(code)

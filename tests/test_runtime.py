@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
@@ -28,6 +30,7 @@ from stars_engine import (
     StarsEngine,
     StarsError,
     StarsResult,
+    TransformersModel,
 )
 
 NEVER = AlignParams(schedule=ConstantSchedule(value=1e9), segment_len=4, max_attempts=10_000)
@@ -184,6 +187,82 @@ def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngi
         assert isinstance(bad, RewardError)
 
 
+def test_a_hung_reward_is_given_up_while_the_engine_is_busy(engine: StarsEngine) -> None:
+    release = threading.Event()
+
+    def hang(prompt: str, completion: str) -> float:
+        if prompt == "hang":
+            release.wait(30)
+        return 1.0
+
+    with with_reward(engine, hang, timeout_s=0.2) as mine:
+        hanging = mine.submit("hang", sampling=SHORT)
+        cheap = AlignParams(schedule=NoSchedule(), segment_len=1)
+        while not hanging.done():  # never without work
+            batch = ["busy"] * 16
+            mine.generate(batch, sampling=SHORT, align=cheap)
+            assert mine.stats().num_finished < 2000
+        with pytest.raises(RewardError, match="took longer"):
+            hanging.result()
+        release.set()
+
+
+def test_slow_rewards_of_many_leave_workers_to_others(engine: StarsEngine) -> None:
+    release = threading.Event()
+
+    def slow(prompt: str, completion: str) -> float:
+        if prompt == "slow":
+            release.wait(30)
+        return 1.0
+
+    with with_reward(engine, slow, params=EngineParams(max_active=8)) as mine:
+        waiting = [mine.submit("slow", sampling=SHORT) for _ in range(3)]
+        wait_until(lambda: mine.stats().num_active == 3 and mine.stats().num_rows == 0)
+        assert mine.submit("quick", sampling=SHORT).result(timeout=20)[0].reward == 1.0
+        assert not any(future.done() for future in waiting)
+        release.set()
+        for future in waiting:
+            future.result(timeout=20)
+
+
+def test_rollouts_out_on_a_slow_reward_leave_their_places(engine: StarsEngine) -> None:
+    release = threading.Event()
+    loaded: Any = engine.model
+    model = TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer)
+
+    def config_of(reward: Callable[..., Any]) -> StarsConfig:
+        return StarsConfig(
+            model=model,
+            reward=FunctionReward(function=reward, timeout_s=None),
+            align=AlignParams(schedule=NoSchedule(), segment_len=8),
+            engine=EngineParams(max_active=2, max_waiting=4),
+        )
+
+    slow_config = config_of(lambda p, c: release.wait(30) and 1.0)
+    quick_config = config_of(lambda p, c: 1.0)
+    with StarsEngine.shared(slow_config) as slow, StarsEngine.shared(quick_config) as quick:
+        waiting = slow.submit(["slow"] * 5, sampling=SHORT)
+        wait_until(lambda: slow.stats().num_active == 2)
+        assert quick.submit("quick", sampling=SHORT).result(timeout=20)[0].reward == 1.0
+        assert slow.stats().num_active == 2  # its own places are all taken
+        release.set()
+        assert len(waiting.result(timeout=20)) == 5
+
+
+def test_a_reward_that_calls_its_engine_is_told(engine: StarsEngine) -> None:
+    handles: list[StarsEngine] = []
+
+    def calls_back(prompt: str, completion: str) -> float:
+        return float(len(handles[0].generate("inner", sampling=SHORT)[0].text))
+
+    with with_reward(engine, calls_back, timeout_s=None) as mine:
+        handles.append(mine)
+        outcomes = mine.generate(["a"] * 9, sampling=SHORT, return_exceptions=True)
+        assert all("could wait for itself" in str(outcome) for outcome in outcomes)
+        handles[0] = engine  # another runtime's
+        assert mine.generate("a", sampling=SHORT)[0].reward > 0
+
+
 def test_an_early_acceptance_does_not_wait_for_surplus_rewards(engine: StarsEngine) -> None:
     calls = []
 
@@ -267,6 +346,35 @@ def test_deadlines_end_wherever_the_request_stands(engine: StarsEngine, busy: St
         release.set()
 
 
+def test_a_deadline_ends_a_call_that_stands_in_line(busy: StarsEngine) -> None:
+    futures = [busy.submit("a", sampling=LONG) for _ in range(3)]
+    wait_until(lambda: busy.stats().num_waiting == 2)
+    hurried = NEVER.replace(deadline_s=0.3)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(busy.generate, ["b"] * 2, sampling=SHORT, align=hurried)
+        results = future.result(timeout=20)
+    assert [result.finish_reason for result in results] == ["deadline"] * 2
+    assert [result.seed for result in results] == [3, 3]
+    assert busy.stats().num_in_line == 0
+    for future in futures:
+        future.cancel()
+    wait_until(lambda: idle(busy))
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e10])
+def test_times_without_end_are_waited_for(engine: StarsEngine, seconds: float) -> None:
+    align = AlignParams(schedule=NoSchedule(), deadline_s=seconds)
+    params = EngineParams(keep_alive_s=seconds)
+
+    def slow(prompt: str, completion: str) -> float:
+        time.sleep(0.1)
+        return 1.0
+
+    with with_reward(engine, slow, params, timeout_s=seconds) as mine:
+        [result] = mine.generate("a", sampling=SHORT, align=align)
+        assert result.finish_reason == "length"
+
+
 # --- back-pressure ---
 
 
@@ -300,6 +408,26 @@ def test_a_full_queue_raises_or_waits(busy: StarsEngine) -> None:
 def test_a_call_larger_than_the_queue_still_gets_in(busy: StarsEngine) -> None:
     everything = AlignParams(schedule=NoSchedule())
     assert len(busy.generate(["a"] * 5, sampling=SHORT, align=everything)) == 5
+
+
+def test_a_single_prompt_comes_in_between_those_of_a_large_call(engine: StarsEngine) -> None:
+    params = EngineParams(max_active=1, max_waiting=2)
+    config = StarsConfig(engine=params, align=engine.config.align)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        order: list[str] = []
+
+        def ask(name: str, count: int) -> None:
+            assert len(mine.generate([name] * count, sampling=SHORT)) == count
+            order.append(name)
+
+        with ThreadPoolExecutor(3) as pool:
+            large = [pool.submit(ask, f"large {index}", 20) for index in range(2)]
+            wait_until(lambda: mine.stats().num_in_line > 30)
+            small = pool.submit(ask, "small", 1)
+            for future in (small, *large):
+                future.result(timeout=60)
+        assert order[0] == "small"
+        assert idle(mine)
 
 
 def test_callers_take_turns(engine: StarsEngine) -> None:
@@ -400,6 +528,70 @@ def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> 
             assert len(attempts) == 1
             assert isinstance(_error_of(mine), ModelLoadError)
             assert len(attempts) == 2
+
+
+def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> None:
+    attempts = []
+
+    def load(config: StarsConfig) -> Any:
+        attempts.append(time.sleep(0.3))
+        raise ModelLoadError("no such model")
+
+    model = TransformersModel(name_or_path="stars:embedded-lm", dtype="float64")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stars_engine.engine._load_model", load)
+        handles = [
+            StarsEngine.shared(StarsConfig(model=model, reward=lambda p, c: 1.0, align=NEVER))
+            for _ in range(4)
+        ]
+        errors = [future.exception() for future in [handle.submit("a") for handle in handles]]
+        assert [str(error) for error in errors] == ["no such model"] * 4
+        assert len(set(map(id, errors))) == 4  # each may be raised with a traceback of its own
+        assert len(attempts) == 1
+        for handle in handles:
+            handle.close()
+
+
+def test_a_failed_load_keeps_nothing_in_memory(engine: StarsEngine) -> None:
+    class Half:
+        pass
+
+    halves: list[weakref.ref[Half]] = []
+
+    def load(config: StarsConfig) -> Any:
+        half = Half()
+        halves.append(weakref.ref(half))
+        try:
+            raise OSError("the disk is gone")
+        except OSError as error:
+            raise ModelLoadError("no such model") from error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stars_engine.engine._load_model", load)
+        with StarsEngine(StarsConfig(align=NEVER)) as mine:
+            assert isinstance(_error_of(mine), ModelLoadError)
+            gc.collect()
+            assert [half() for half in halves] == [None]
+
+
+def test_what_goes_wrong_again_and_again_is_told_once(
+    engine: StarsEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> float:
+        raise OSError("unforeseen")
+
+    mine = StarsEngine(
+        StarsConfig(align=engine.config.align), model=engine.model, reward=engine.reward
+    )
+    mine.load()
+    scheduler = mine._runtime._scheduler
+    scheduler._sweep = fail
+    scheduler.post(lambda: None)
+    wait_until(lambda: _error_of(mine) is not None)
+    records = [record for record in caplog.records if "round failed" in record.message]
+    assert len(records) == 1
+    assert "unforeseen" in str(records[0].exc_info)
+    mine.close()
 
 
 def _error_of(engine: StarsEngine) -> Exception | None:

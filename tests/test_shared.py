@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from stars_engine import (
 )
 from stars_engine.backends.base import PromptedModel
 from stars_engine.runtime import registry
-from tests.test_runtime import wait_until
+from tests.test_runtime import NEVER, wait_until
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
 
@@ -138,10 +139,76 @@ def test_a_reward_that_nobody_uses_is_let_go(loads: list[StarsConfig]) -> None:
     keeper.close()
 
 
+def test_a_forgotten_reward_is_let_go_while_the_engine_is_busy(loads: list[StarsConfig]) -> None:
+    def forgotten_reward(prompt: str, completion: str) -> float:
+        return 1.0
+
+    def workers() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if "forgotten_reward" in t.name]
+
+    params = EngineParams(keep_alive_s=0.1)
+    config = StarsConfig(
+        model="stars:embedded-lm",
+        reward=forgotten_reward,
+        align=AlignParams(schedule=NoSchedule()),
+        engine=params,
+    )
+    with StarsEngine.shared(StarsConfig(engine=params)) as keeper:
+        future = keeper.submit("a", sampling=SHORT.replace(max_tokens=400), align=NEVER)
+        StarsEngine.shared(config).generate("a", sampling=SHORT)
+        assert workers()
+        gc.collect()
+        wait_until(lambda: not workers())
+        assert not future.done()
+        future.cancel()
+
+
+def test_other_bounds_are_for_others_when_nobody_holds_the_runtime(
+    loads: list[StarsConfig],
+) -> None:
+    def engine_of(max_rows: int) -> StarsEngine:
+        return StarsEngine.shared(StarsConfig(engine=EngineParams(max_rows=max_rows)))
+
+    before = engine_threads()
+    engine_of(7)  # never used
+    gc.collect()
+    engine_of(8).generate("a", sampling=SHORT)
+    gc.collect()
+    with engine_of(9) as mine:
+        assert mine.generate("a", sampling=SHORT)[0].text
+        with pytest.raises(ConfigError):
+            engine_of(8)
+        wait_until(lambda: engine_threads() == before + 1)
+        future = mine.submit("a", sampling=SHORT.replace(max_tokens=400), align=NEVER)
+    assert isinstance(future.exception(timeout=10), EngineClosedError)
+
+
+def test_loads_of_several_runtimes_do_not_disturb_each_other() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        engines = list(pool.map(lambda _: StarsEngine().load(), range(4)))
+    texts = {engine.generate("This movie", sampling=SHORT)[0].text for engine in engines}
+    assert len(texts) == 1
+    for engine in engines:
+        engine.close()
+
+
+def test_paths_are_known_by_where_they_lead(tmp_path: Path, monkeypatch: Any) -> None:
+    def key(path: str) -> str:
+        return registry.key_of(TransformersModel(name_or_path=path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert key("./a") == key(f"{tmp_path}/b/../a") == key("~/a")
+    assert key("a") != key("./a")  # a name on the hub
+    before = key("./a")
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    assert key("./a") != before == key("../a")
+
+
 def test_closing_in_the_middle_fails_what_is_in_progress(loads: list[StarsConfig]) -> None:
-    never = AlignParams(schedule=ConstantSchedule(value=1e9), segment_len=4, max_attempts=10_000)
     mine = StarsEngine.shared()
-    futures = [mine.submit("a", sampling=SHORT, align=never) for _ in range(3)]
+    futures = [mine.submit("a", sampling=SHORT, align=NEVER) for _ in range(3)]
     wait_until(lambda: mine.stats().num_active == 3)
     mine.close()
     for future in futures:

@@ -110,7 +110,3 @@ class PromptedModel(LanguageModel, Protocol):
     def default_sampling(self) -> SamplingParams:
         """Sampling settings the model came with."""
         ...
-
-
-class Interrupted(BaseException):
-    """A draft was given up because the process is ending."""

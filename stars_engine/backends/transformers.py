@@ -12,12 +12,12 @@ import huggingface_hub
 import torch
 from transformers import AutoModelForCausalLM
 
-from stars_engine.backends.base import Draft, DraftRequest, Interrupted
+from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, Prefix
 from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.errors import GenerationError, ModelLoadError, needs_extra
+from stars_engine.errors import GenerationError, Interrupted, ModelLoadError, needs_extra
 from stars_engine.hub import check_exists, context_len, first_line, load_model, load_tokenizer
 from stars_engine.sampling import NO_TOKEN
 

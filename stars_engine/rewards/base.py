@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from stars_engine.errors import RewardError, is_ctrl_c
+from stars_engine.errors import RewardError, is_for_program
 from stars_engine.rewards.failures import FailurePolicy, Patience, failure
 from stars_engine.types import RewardInput
 
@@ -92,7 +92,7 @@ def score_each(
     try:
         return policy.call(ask, patience) if len(inputs) == 1 else ask()
     except BaseException as error:  # reward models are other people's code, and may exit
-        if is_ctrl_c(error):
+        if is_for_program(error):
             raise
         if len(inputs) == 1:
             return [settle(reward, error)]

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from threading import Lock
-from typing import Any, Literal
+from typing import Literal
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.baselines import keep_best, samples_of, unjudged
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import is_ctrl_c
+from stars_engine.errors import EngineClosedError, describe_error
 from stars_engine.loop import Stars
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Rollout
+from stars_engine.runtime.futures import CallFuture, reject, resolve
 from stars_engine.schedules import AutoSchedule
 from stars_engine.trial import Decoding
-from stars_engine.types import Chat, Prompt, SegmentEvent, StarsResult
-
-logger = logging.getLogger(__name__)
+from stars_engine.types import Chat, FinishReason, Prompt, SegmentEvent, StarsResult
 
 PromptFormat = Literal["auto", "chat", "raw"]
 Outcome = StarsResult | Exception
@@ -90,12 +88,12 @@ class Answer:
         self._num_ended += part.finished
         return keep_best(self.rollout, self.parts) if self._num_ended == len(self.parts) else None
 
-    def end_as_cancelled(self) -> SegmentEvent:
+    def end(self, reason: FinishReason) -> SegmentEvent:
         """End all parts where they stand."""
         for sample in self.parts:
             if sample is not self.rollout and not sample.finished:
-                sample.finish("cancelled")
-        return self.rollout.finish("cancelled")
+                sample.finish(reason)
+        return self.rollout.finish(reason)
 
 
 @dataclass(eq=False, slots=True)
@@ -111,8 +109,10 @@ class Call:
         return_exceptions: Whether errors are put among the answers, or raised.
         owner: Kept alive as long as the call.
         mailbox: Where events go, of a call that is streamed.
+        is_abandoned: Whether nobody can receive its outcomes any more.
+        ended: Set when it is to end where it stands, from any thread.
         future: The outcomes, in order.
-        entered: Done when it has found room in the queue.
+        entered: Done when all its rollouts have found room in the queue.
         prepared: Done when all prompts have been read, before any work.
         waiting: Rollouts that wait for a place.
         reading: Reads the prompts, one a step, until they are all read.
@@ -128,9 +128,11 @@ class Call:
     return_exceptions: bool = False
     owner: object = None
     mailbox: Mailbox | None = None
-    future: Future[list[Outcome]] = field(default_factory=Future)
-    entered: Future[None] = field(default_factory=Future)
-    prepared: Future[None] = field(default_factory=Future)
+    is_abandoned: Callable[[], bool] | None = None
+    ended: bool = False
+    future: CallFuture[list[Outcome]] = field(default_factory=CallFuture)
+    entered: CallFuture[None] = field(default_factory=CallFuture)
+    prepared: CallFuture[None] = field(default_factory=CallFuture)
     submitted_s: float = field(default_factory=time.monotonic)
     waiting: deque[Rollout] = field(default_factory=deque)
     reading: Iterator[None] | None = None
@@ -161,9 +163,27 @@ class Call:
         return self.num_answers * max(1, self.num_samples)
 
     @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadlines of all its questions have passed; None if they never will."""
+        limits = [question.align.deadline_s for question in self.questions]
+        latest_s = max((math.inf if limit is None else limit for limit in limits), default=math.inf)
+        return None if latest_s == math.inf else self.submitted_s + latest_s - time.monotonic()
+
+    @property
     def open_answers(self) -> list[Answer]:
         """Answers that have not ended."""
         return [answer for answer in self.answers if not answer.rollout.finished]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to be done for it."""
+        all_there = len(self._outcomes) == self.num_answers
+        return self.future.done() and (all_there or not self.future.cancelled())
+
+    def begin_anew(self, answers: list[Answer]) -> None:
+        """Put other answers in the place of those that were being prepared."""
+        self.reading, self.answers = None, answers
+        self._outcomes.clear()
 
     def note(self, answer: Answer, event: SegmentEvent) -> None:
         """Pass an event on; give the outcomes when the last answer has ended."""
@@ -199,13 +219,15 @@ class Call:
                 )
             self.fail(errors[0])
         else:
+            for future in (self.entered, self.prepared):  # it may have ended before
+                resolve(future, None)
             resolve(self.future, outcomes)
             self._say_end()
 
     def fail(self, error: BaseException) -> None:
         """End the whole call with an error."""
         for future in (self.entered, self.prepared, self.future):
-            _settle(future, partial(future.set_exception, error))
+            reject(future, error)
         self._say_end()
 
     def cancel(self) -> None:
@@ -248,25 +270,20 @@ class Mailbox:
         return self._items.popleft()
 
 
-def resolve(future: Future[Any], value: Any) -> None:
-    """Set a result, unless the future was cancelled meanwhile."""
-    _settle(future, partial(future.set_result, value))
-
-
-def _settle(future: Future[Any], outcome: Callable[[], None]) -> None:
-    """Set an outcome; the callbacks it sets off are other people's code, and may exit."""
-    if future.done():
-        return
-    try:
-        outcome()
-    except InvalidStateError:
-        pass  # cancelled at this moment
-    except BaseException as error:
-        if is_ctrl_c(error):
-            raise
-        logger.exception("a callback of a future failed")
-
-
 def _add_note_once(error: Exception, note: str) -> None:
     if note not in getattr(error, "__notes__", []):
         error.add_note(note)
+
+
+def closed_at_work(cause: BaseException | None = None) -> EngineClosedError:
+    """Return what a call meets whose engine was closed, or has ended by an error."""
+    if cause is None:
+        return EngineClosedError(
+            "the engine was closed before this request had ended. Cure: close it when the results "
+            "are there; the error's `result` holds what was accepted"
+        )
+    error = EngineClosedError(
+        f"the engine's thread failed: {describe_error(cause)}. Cure: make a new StarsEngine(config)"
+    )
+    error.__cause__ = cause
+    return error

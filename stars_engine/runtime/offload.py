@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Thread
 
 from stars_engine.rewards.base import (
     Answer,
@@ -16,7 +18,7 @@ from stars_engine.rewards.base import (
 )
 from stars_engine.rewards.failures import Patience, RewardTimeoutError
 from stars_engine.rewards.questions import Asked, Question, by_reward, single_models
-from stars_engine.runtime.workers import Task, Workers
+from stars_engine.runtime.workers import Task, Workers, working_for
 
 CLOSING_S = 1.0  # how long the end of an engine waits for a reward that is still busy
 GRACE_S = 1.0  # for a reward that ends its overdue calls itself
@@ -58,21 +60,35 @@ class Offload:
                 workers.close()
                 _end_calls(found)
 
-    def close_all(self) -> None:
-        """End all workers."""
-        for reward, workers in self._workers.values():
+    def close_all(self, *, wait: bool) -> None:
+        """End all workers; wait a little for those that are still busy, or do not."""
+        until_s = time.monotonic() + CLOSING_S if wait else 0.0
+        pools = list(self._workers.values())
+        for reward, workers in pools:
             workers.close()
             _end_calls(reward)
-        for _, workers in self._workers.values():
-            workers.join(CLOSING_S)
-        self._workers.clear()
+        if wait:
+            for _, workers in pools:
+                workers.join(until_s)
+            self._workers.clear()
+
+    @property
+    def threads(self) -> list[Thread]:
+        """All threads of rewards that were not closed."""
+        return [thread for _, pool in tuple(self._workers.values()) for thread in pool.threads]
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether this is called from one of them, while it computes a reward."""
+        return working_for.get() is self
 
     def _submit(
         self, reward: OffloadedReward, questions: Sequence[Question], *, num_spent: int = 0
     ) -> None:
         """Have questions answered by a worker; `num_spent` calls for them have failed already."""
         if id(reward) not in self._workers:
-            workers = Workers(f"reward-{describe(reward)}", reward.max_concurrency)
+            name = f"reward-{describe(reward)}"
+            workers = Workers(name, reward.max_concurrency, mark=self)
             self._workers[id(reward)] = reward, workers
         _, workers = self._workers[id(reward)]
         asker = questions[0].asker
@@ -107,7 +123,13 @@ class Offload:
         if timeout_s is not None and getattr(reward, "ends_overdue_calls", False):
             timeout_s += GRACE_S
         workers.submit(
-            Task(ask, timeout_s=timeout_s, on_timeout=give_up, is_wanted=lambda: not asker.closed)
+            Task(
+                ask,
+                owner=asker,
+                timeout_s=timeout_s,
+                on_timeout=give_up,
+                is_wanted=lambda: not asker.closed,
+            )
         )
 
 

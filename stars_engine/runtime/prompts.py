@@ -18,6 +18,7 @@ from stars_engine.errors import (
 from stars_engine.noise import CounterNoise, fresh_seed
 from stars_engine.rollout import Rollout
 from stars_engine.runtime.calls import Answer, Call, Question
+from stars_engine.types import RewardPrompt
 
 
 def read_prompts(call: Call, model: PromptedModel, *, max_rows: int) -> Iterator[None]:
@@ -38,6 +39,22 @@ def read_prompts(call: Call, model: PromptedModel, *, max_rows: int) -> Iterator
             ]
         index += question.num_answers
         yield
+
+
+def unread_answers(call: Call) -> list[Answer]:
+    """Return answers for a call that ends before its prompts are read: the model never saw them."""
+    nothing = RewardPrompt("", ())
+    rollouts = []
+    for prompt_index, question in enumerate(call.questions):
+        sampling = question.sampling or SamplingParams()
+        seed = fresh_seed() if sampling.seed is None else sampling.seed
+        for sample_index in range(question.num_answers):
+            noise = CounterNoise(seed=seed, prompt_ids=(), sample_index=sample_index)
+            rollout = Rollout((), nothing, sampling, question.align, noise, seed)
+            rollout.prompt_index, rollout.sample_index = prompt_index, sample_index
+            rollout.started_s = call.submitted_s
+            rollouts.append(rollout)
+    return [Answer(call, index, rollout) for index, rollout in enumerate(rollouts)]
 
 
 def read_question(

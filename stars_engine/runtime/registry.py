@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -30,10 +29,14 @@ def shared_runtime(
     """
     key = key_of(config.model)
     with _lock:
-        runtime = _runtimes.get(key)
+        runtime = replaced = _runtimes.get(key)
         if runtime is not None:
-            _check_same_bounds(config.engine, runtime.params)
-        if runtime is None or not runtime.acquire(reward_key):
+            problems = _other_bounds(config.engine, runtime.params)
+            if problems and runtime.is_held:
+                raise ConfigError("StarsEngine.shared", problems)
+            if problems or not runtime.acquire(reward_key):
+                runtime = None
+        if runtime is None:
             runtime = _runtimes[key] = Runtime(
                 load,
                 config.engine,
@@ -41,7 +44,9 @@ def shared_runtime(
                 on_close=_forget,
             )
             runtime.acquire(reward_key)
-        return runtime
+    if replaced is not None and replaced is not runtime:  # nobody holds it
+        replaced.close(wait=False)
+    return runtime
 
 
 def key_of(part: Schema) -> str:
@@ -61,9 +66,20 @@ def _identity(part: Schema) -> dict[str, Any]:
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
             path = values.get(name)
             if path is not None and path.startswith((".", "~", "/")):
-                # Without a look at the disk: event loops make handles too.
-                values[name] = os.path.normpath(Path.cwd() / Path(path).expanduser())
+                values[name] = _absolute(path)
     return values | {name: id(getattr(part, name)) for name in _live_fields(part)}
+
+
+def _absolute(path: str) -> str:
+    """Return a path by which two spellings of it are known for one.
+
+    Without a look at the disk: event loops make handles too. (The kernel knows the working
+    directory; asked for it as bytes, it is not taken for a disk by guards of event loops.)
+    """
+    path = os.path.expanduser(path)  # noqa: PTH111 - as Path, it would lose "./"
+    if not os.path.isabs(path):  # noqa: PTH117 - likewise
+        path = os.path.join(os.fsdecode(os.getcwdb()), path)  # noqa: PTH118, PTH109
+    return os.path.normpath(path)
 
 
 def _live_fields(part: Schema) -> set[str]:
@@ -73,8 +89,8 @@ def _live_fields(part: Schema) -> set[str]:
     return set() if isinstance(function, str) else {"function"}
 
 
-def _check_same_bounds(asked: EngineParams, running: EngineParams) -> None:
-    problems = [
+def _other_bounds(asked: EngineParams, running: EngineParams) -> list[Problem]:
+    return [
         Problem(
             f"engine.{name}",
             f"{getattr(asked, name)} is not what the shared engine runs with, "
@@ -83,8 +99,6 @@ def _check_same_bounds(asked: EngineParams, running: EngineParams) -> None:
         for name in ("max_rows", "max_active", "max_waiting", "keep_alive_s")
         if name in asked.model_fields_set and getattr(asked, name) != getattr(running, name)
     ]
-    if problems:
-        raise ConfigError("StarsEngine.shared", problems)
 
 
 def _forget(runtime: Runtime) -> None:

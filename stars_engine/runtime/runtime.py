@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import time
-import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -16,16 +14,16 @@ from typing import Any
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
-from stars_engine.errors import EngineClosedError, EngineForkedError, StarsError
+from stars_engine.errors import EngineClosedError, Interrupted, StarsError
+from stars_engine.rewards.base import RewardModel
+from stars_engine.runtime import exits
 from stars_engine.runtime.calls import Call, RewardSource
+from stars_engine.runtime.forks import check_process
+from stars_engine.runtime.futures import CallFuture
 from stars_engine.runtime.scheduler import Scheduler
 from stars_engine.runtime.stats import EngineStats
 
 logger = logging.getLogger(__name__)
-
-EXIT_S = 4.0  # how long the end of the process waits for a round to end
-
-_open: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
 class Runtime:
@@ -53,14 +51,23 @@ class Runtime:
         self._keep_alive_s = keep_alive_s
         self._on_close = on_close
         self._handles: Counter[str] = Counter()  # by the reward they use
+        self._calls: Counter[str] = Counter()  # in progress, by the reward they use
+        self._forgotten: deque[str] = deque()  # rewards of handles that were garbage-collected
         self._unused_until_s: dict[str, float] = {}  # rewards without a handle
         self._thread: Thread | None = None
         self._lock = Lock()
         self._closed = False
         self._pid = os.getpid()
-        _open.add(self)
+        exits.register(self)
 
     # --- handles ---
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has a handle, or work."""
+        with self._lock:
+            self._count_forgotten()
+            return any(self._handles.values()) or any(self._calls.values())
 
     def acquire(self, reward_key: str) -> bool:
         """One more handle uses it; False if it is already closed."""
@@ -69,28 +76,26 @@ class Runtime:
                 self._handles[reward_key] += 1
             return not self._closed
 
-    def release(self, reward_key: str, *, at_once: bool) -> None:
-        """A handle was closed, or forgotten.
-
-        What was only forgotten is kept for `keep_alive_s`: objects that are made anew for every
-        request would otherwise load the models again each time.
-
-        Args:
-            reward_key: The reward it used.
-            at_once: True if it was closed: with the last handle everything goes at once.
-        """
+    def release(self, reward_key: str) -> None:
+        """A handle was closed: with the last one everything goes at once."""
+        if os.getpid() != self._pid:
+            return  # all of it is the parent's
         with self._lock:
-            self._handles[reward_key] -= 1
-            if self._handles[reward_key] == 0:
-                kept_s = 0.0 if at_once else self._keep_alive_s
-                self._unused_until_s[reward_key] = time.monotonic() + kept_s
-            if at_once and not any(self._handles.values()):
+            self._count_forgotten()
+            self._count_out(reward_key, kept_s=0.0)
+            if not any(self._handles.values()):
                 self._handles.clear()
-        self.sweep(wait=at_once)
+        self.sweep(wait=True)
 
     def release_later(self, reward_key: str) -> None:
-        """A handle was forgotten: finalizers run anywhere, so that they must take no lock."""
-        self._scheduler.post(partial(self.release, reward_key, at_once=False))
+        """A handle was forgotten: what it used is kept for `keep_alive_s`.
+
+        Objects that are made anew for every request would otherwise load the models again each
+        time. Finalizers run anywhere, so that they must take no lock.
+        """
+        if os.getpid() == self._pid:
+            self._forgotten.append(reward_key)
+            self._scheduler.post(lambda: None)  # to have it counted
 
     def sweep(self, *, wait: bool = False) -> float | None:
         """Let go of what nobody uses any more.
@@ -100,11 +105,14 @@ class Runtime:
         """
         now_s = time.monotonic()
         with self._lock:
+            self._count_forgotten()
             unused = {k: s for k, s in self._unused_until_s.items() if not self._handles[k]}
-            gone = [key for key, until_s in unused.items() if until_s <= now_s]
+            # Calls go on when their handle is closed, and ask their reward again.
+            idle = {key: until_s for key, until_s in unused.items() if not self._calls[key]}
+            gone = [key for key, until_s in idle.items() if until_s <= now_s]
             for key in gone:
-                del self._handles[key]
-            self._unused_until_s = {k: s for k, s in unused.items() if k not in gone}
+                del self._handles[key], unused[key]
+            self._unused_until_s = unused
             last = not self._handles
             self._closed = self._closed or last
         if last:
@@ -112,21 +120,29 @@ class Runtime:
             return None
         for key in gone:
             self._scheduler.post(partial(self._scheduler.forget_reward, key))
-        return min((s - now_s for s in self._unused_until_s.values()), default=None)
+        return min((s - now_s for key, s in idle.items() if key not in gone), default=None)
 
     def close(
         self, *, wait: bool = True, timeout_s: float | None = None, at_once: bool = False
     ) -> None:
         """End the thread and let go of the models; what is in progress fails."""
+        if os.getpid() != self._pid:
+            return  # the thread is the parent's
         with self._lock:
             self._closed = True
             thread = self._thread
         self._on_close(self)
-        if os.getpid() != self._pid:
-            return  # the thread is the parent's
         self._scheduler.stop(at_once=at_once)
-        if wait and thread is not None and thread is not current_thread():
+        if thread is None:
+            self._scheduler.send_all_home(None)
+        elif wait and thread is not current_thread():
             thread.join(timeout_s)
+
+    @property
+    def threads(self) -> list[Thread]:
+        """Its thread, and those of its rewards, that are alive."""
+        own = [] if self._thread is None else [self._thread]
+        return [thread for thread in (*own, *self._scheduler.offload.threads) if thread.is_alive()]
 
     # --- work ---
 
@@ -138,78 +154,104 @@ class Runtime:
             EngineForkedError: It belongs to another process.
             QueueFullError: There is no room and `wait` is false.
         """
+        check_process(self._pid)
         with self._lock:
             self._begin()
             self._scheduler.gate.enter(call, wait=wait)
-        call.future.add_done_callback(partial(self._end_if_cancelled, call))
+            self._calls[call.reward.key] += 1
+        call.future.add_done_callback(partial(self._note_end, call))
 
     def load(self, source: RewardSource) -> Future[Any]:
         """Have both models loaded; the future gives them."""
-        done: Future[Any] = Future()
+        done: CallFuture[Any] = CallFuture()
+        check_process(self._pid)
         with self._lock:
             self._begin()
             asked_s = time.monotonic()
             self._scheduler.post(partial(self._scheduler.load, source, asked_s, done))
         return done
 
+    def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
+        """Return both models if they are loaded, without waiting for anything."""
+        check_process(self._pid)
+        return self._scheduler.loaded(source)
+
     def end_call(self, call: Call) -> None:
         """Have a call end where it stands; its answers say `cancelled`."""
+        check_process(self._pid)
+        call.ended = True  # also if it has not begun
         self._scheduler.post(partial(self._scheduler.end_call, call))
 
     def stats(self) -> EngineStats:
         """Return what is going on."""
+        check_process(self._pid)
         return self._scheduler.stats()
 
-    def check_not_on_thread(self) -> None:
-        """Refuse to wait for the thread on the thread itself.
+    def check_may_wait(self) -> None:
+        """Refuse to wait for the thread where it waits for the caller.
 
         Raises:
-            StarsError: This is the thread.
+            StarsError: This is the thread itself, or a reward's.
         """
         if current_thread() is self._thread:
             raise StarsError(
                 "the engine was called from its own thread, by a reward model or a future's "
                 "callback, and would wait for itself. Cure: call it from another thread"
             )
+        if self._scheduler.offload.is_asking:
+            raise StarsError(
+                "the engine was called by a reward that it was waiting for, and could wait for "
+                "itself. Cure: give the reward an engine of its own, StarsEngine(config)"
+            )
 
-    def _work(self) -> None:
+    # --- inside ---
+
+    def _note_end(self, call: Call, future: Future[Any]) -> None:
+        if future.cancelled():
+            self.end_call(call)
+        self._scheduler.post(partial(self._count_call_out, call.reward.key))
+
+    def _count_call_out(self, reward_key: str) -> None:
+        with self._lock:
+            self._calls[reward_key] -= 1
+
+    def _count_forgotten(self) -> None:
+        while self._forgotten:
+            self._count_out(self._forgotten.popleft(), kept_s=self._keep_alive_s)
+
+    def _count_out(self, reward_key: str, *, kept_s: float) -> None:
+        self._handles[reward_key] -= 1
+        if self._handles[reward_key] == 0:
+            self._unused_until_s[reward_key] = time.monotonic() + kept_s
+
+    def _begin(self) -> None:
+        if self._closed:
+            raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
+        if self._thread is None:
+            # A daemon, so that an idle engine does not keep the process alive; `exits` ends it
+            # before the interpreter does, which would abort a thread that is inside torch.
+            self._thread = Thread(target=self._run, name="stars-engine", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
         """What the thread does. Whatever ends it, everybody is told and nobody let in any more."""
         cause = None
         try:
             self._scheduler.run()
         except BaseException as error:
-            logger.exception("the engine's thread fails; all requests end with an error")
-            cause = error
-        with self._lock:
-            self._closed = True
-        self._on_close(self)
-        self._scheduler.send_all_home(cause)
+            if not isinstance(error, Interrupted):
+                logger.exception("the engine's thread fails; all requests end with an error")
+                cause = error
+        finally:
+            self._end(cause)
 
-    def _end_if_cancelled(self, call: Call, future: Future[Any]) -> None:
-        if future.cancelled():
-            self.end_call(call)
-
-    def _begin(self) -> None:
-        if os.getpid() != self._pid:
-            raise EngineForkedError(
-                f"this engine belongs to process {self._pid}; its thread does not exist in the "
-                f"forked process {os.getpid()}. Cure: make the engine in the child process, or "
-                "start processes with the 'spawn' method"
-            )
-        if self._closed:
-            raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
-        if self._thread is None:
-            # A daemon, so that an idle engine does not keep the process alive; `_at_exit` ends it
-            # before the interpreter does, which would abort a thread that is inside torch.
-            self._thread = Thread(target=self._work, name="stars-engine", daemon=True)
-            self._thread.start()
-
-
-@atexit.register
-def _at_exit() -> None:
-    deadline = time.monotonic() + EXIT_S
-    runtimes = list(_open)
-    for runtime in runtimes:
-        runtime.close(wait=False, at_once=True)
-    for runtime in runtimes:
-        runtime.close(timeout_s=max(0.0, deadline - time.monotonic()))
+    def _end(self, cause: BaseException | None) -> None:
+        while True:
+            try:
+                with self._lock:
+                    self._closed = True
+                self._on_close(self)
+                self._scheduler.send_all_home(cause)
+            except Interrupted:  # the process is ending, and cannot wait for this either
+                continue
+            return

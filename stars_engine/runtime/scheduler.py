@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -13,27 +13,31 @@ from threading import Event
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
-from stars_engine.errors import EngineClosedError, GenerationError, describe_error
+from stars_engine.errors import GenerationError, Interrupted, describe_error
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.questions import Asked, answer_now
 from stars_engine.rollout import Rollout
 from stars_engine.rounds import Entry, Events, Rounds
-from stars_engine.runtime.calls import Answer, Call, RewardSource, resolve
+from stars_engine.runtime.calls import Answer, Call, RewardSource, closed_at_work
 from stars_engine.runtime.diagnostics import Diagnostics
+from stars_engine.runtime.futures import reject, resolve
 from stars_engine.runtime.gate import Gate
+from stars_engine.runtime.intake import Intake
 from stars_engine.runtime.models import Models
 from stars_engine.runtime.offload import Offload
-from stars_engine.runtime.prompts import read_prompts
 from stars_engine.runtime.stats import EngineStats, Totals
-from stars_engine.types import SegmentEvent
+from stars_engine.types import FinishReason, SegmentEvent
 
 logger = logging.getLogger(__name__)
 
-READING_S = 0.02  # spent on reading prompts between two rounds, so that a long list holds up nobody
+WATCH_S = 0.02  # between two looks at what may be due, while there is work
+LOOP_CHECK_S = 1.0  # between two looks at whether an event loop still exists, without work
+LONGEST_WAIT_S = 3600.0  # locks cannot wait for ever by a number
+MAX_FAILURES = 10  # in a row that hit nobody's request: then something is broken for good
 
 
 class Scheduler:
-    """What the thread does. All methods but `post`, `stop` and `stats` belong to it.
+    """What the thread does. All methods but those marked otherwise belong to it.
 
     Args:
         load: Loads the language model.
@@ -53,15 +57,19 @@ class Scheduler:
         self._models = Models(load)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.gate = Gate(params.max_waiting, lambda call: self.post(partial(self._take, call)))
-        self._reading: deque[Call] = deque()
-        self._open: set[Call] = set()  # taken, and not answered yet
+        self._intake = Intake(self.gate, self._get_models, self._enqueue, max_rows=params.max_rows)
+        self._open: set[Call] = set()  # that have come in
         self._calls: deque[Call] = deque()  # with rollouts waiting, the next in turn first
         self._rounds: Rounds | None = None
+        self._num_rounds = 0  # of rounds that failed or were closed
         self._answers: dict[Rollout, Answer] = {}  # by the rollouts that are run for them
-        self._offload = Offload(self.post)
+        self.offload = Offload(self.post)
         self._totals = Totals()
         self._diagnostics = Diagnostics()
         self._stop = Event()
+        self._at_once = False
+        self._watch_again_s = 0.0
+        self._num_failures = 0
         self._cause: BaseException | None = None  # of its end, if it was not asked to stop
 
     # --- from any thread ---
@@ -72,11 +80,16 @@ class Scheduler:
 
     def stop(self, *, at_once: bool) -> None:
         """End after this round, with an error to all calls; or in the middle of it."""
+        self._at_once = self._at_once or at_once
         self._stop.set()
         interrupt = getattr(self._models.model, "interrupt", None)
         if at_once and interrupt is not None:
             interrupt()
         self.post(lambda: None)
+
+    def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
+        """Return both models if they are loaded."""
+        return self._models.peek(source.key)
 
     def stats(self) -> EngineStats:
         """Return what is going on."""
@@ -86,7 +99,7 @@ class Scheduler:
             num_waiting=self.gate.num_inside,
             num_active=rounds.num_active if rounds else 0,
             num_rows=rounds.num_ready_rows if rounds else 0,
-            num_rounds=rounds.num_rounds if rounds else 0,
+            num_rounds=self._num_rounds + (rounds.num_rounds if rounds else 0),
             num_loads=self._models.num_loads,
             **self._totals.snapshot(),
         )
@@ -96,12 +109,17 @@ class Scheduler:
     def run(self) -> None:
         """Work until stopped."""
         while not self._stop.is_set():
-            self._read_inbox()
-            self._work()
+            try:
+                self._read_inbox()
+                self._work()
+            except (Exception, Interrupted) as error:  # noqa: BLE001 - `_survive` tells of it
+                if not self._stop.is_set():
+                    self._survive(error)
+            else:
+                self._num_failures = 0
 
     def _work(self) -> None:
-        self._read_prompts()
-        self._end_waiting_past_deadline()
+        self._intake.read_on()
         self._admit()
         if self._rounds is not None:
             self._go_one_round(self._rounds)
@@ -110,11 +128,10 @@ class Scheduler:
         """Models are other people's code: what they raise ends the round, and nothing else."""
         try:
             events = rounds.step()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - `_survive` tells of it
             if self._stop.is_set():
                 return  # `Interrupted`
-            logger.exception("a round failed; the requests in progress end with an error")
-            self._fail_active(error)
+            self._survive(error)
         else:
             self._deliver(events)
 
@@ -128,17 +145,49 @@ class Scheduler:
         except Empty:
             pass
 
-    def _patience_s(self) -> float | None:
-        """How long to wait for messages: not at all while there is work."""
-        if self._reading or (self._rounds is not None and self._rounds.num_ready_rows):
-            return 0.0
-        if self._calls and self._may_admit():
-            return 0.0
-        active = self._rounds.active if self._rounds else []
-        waiting = [rollout for call in self._calls for rollout in call.waiting]
-        times = [rollout.remaining_s for rollout in (*active, *waiting)]
-        times += [self._offload.write_off_overdue(), self._sweep()]
-        return max(0.0, min((time for time in times if time is not None), default=1e6))
+    def _patience_s(self) -> float:
+        """See to what is due; return how long to wait for messages: not at all if there is work."""
+        if not self._has_work:
+            return self._keep_watch()
+        if time.monotonic() >= self._watch_again_s:
+            self._keep_watch()
+        return 0.0
+
+    @property
+    def _has_work(self) -> bool:
+        if self._intake.reading:
+            return True
+        if self._rounds is None:
+            return False
+        places = self._rounds.num_by_reward()
+        return self._rounds.num_ready > 0 or any(self._may_go(call, places) for call in self._calls)
+
+    def _keep_watch(self) -> float:
+        """End what is past its time; return how long at most nothing more can be.
+
+        Rounds look at the deadlines of what is in progress themselves.
+        """
+        self._watch_again_s = time.monotonic() + WATCH_S
+        self._open = {call for call in self._open if not call.future.done()}
+        times = [LONGEST_WAIT_S, self.offload.write_off_overdue(), self._sweep()]
+        for call in [*self.gate.line, *self._open]:
+            if call.is_abandoned is not None:
+                times.append(LOOP_CHECK_S)
+                if call.is_abandoned():
+                    self.end_call(call)
+        for call in self.gate.line:
+            remaining_s = call.remaining_s
+            if remaining_s is not None and remaining_s <= 0:
+                self.end_call(call, "deadline")
+            times.append(remaining_s)
+        for call in list(self._calls):
+            late = [rollout for rollout in call.waiting if rollout.past_deadline]
+            self._drop_waiting(call, late)
+            self._deliver([(rollout, rollout.finish("deadline")) for rollout in late])
+            times += [rollout.remaining_s for rollout in call.waiting]
+        if self._rounds is not None:
+            times += [rollout.remaining_s for rollout in self._rounds.active]
+        return max(0.0, min(seconds for seconds in times if seconds is not None))
 
     # --- calls ---
 
@@ -147,92 +196,53 @@ class Scheduler:
         try:
             resolve(done, self._get_models(source, asked_s))
         except Exception as error:  # noqa: BLE001 - loading runs other people's code
-            done.set_exception(error)
+            reject(done, error)
 
     def forget_reward(self, key: str) -> None:
-        """Let go of a reward model that no handle uses any more."""
+        """Let go of a reward model that neither handle nor call uses any more."""
         reward = self._models.forget(key)
         if reward is not None:
-            self._offload.close(reward)
+            self.offload.close(reward)
 
-    def end_call(self, call: Call) -> None:
-        """End a call that its caller gave up; what was accepted is its answer."""
-        if self.gate.withdraw(call):
-            call.fail(EngineClosedError("the request was cancelled before it began"))
+    def end_call(self, call: Call, reason: FinishReason = "cancelled") -> None:
+        """End a call where it stands; what was accepted is its answer."""
+        self.gate.forget(call)
+        if call.is_over:
             return
-        if call in self._reading:
-            self._reading.remove(call)
-            self.gate.leave(call.num_rollouts)
-            call.fail(EngineClosedError("the request was cancelled before it began"))
-            return
-        self._drop_waiting(call, call.waiting)
+        if call.reading is not None or not call.answers:
+            self._intake.withdraw(call)
+        if call.waiting:
+            call.waiting.clear()
+            self._calls.remove(call)
         for answer in call.open_answers:
-            event = answer.end_as_cancelled()
-            self._close(answer, event)
+            self._close(answer, answer.end(reason))
+        call.give_if_complete()
         if self._rounds is not None:
             self._rounds.forget_finished()
 
     def _take(self, call: Call) -> None:
-        """A call has come in: load what it needs and begin to read its prompts."""
-        if call.future.done():  # cancelled in the meantime
-            self.gate.leave(call.num_rollouts)
+        """A call has come in, unless it was given up meanwhile."""
+        if call.ended or call.future.done():
+            self.end_call(call)
             return
         self._open.add(call)
-        call.future.add_done_callback(lambda _: self._open.discard(call))
-        try:
-            model, reward = self._get_models(call.reward, call.submitted_s)
-        except Exception as error:  # noqa: BLE001 - loading runs other people's code
-            self.gate.leave(call.num_rollouts)
-            call.fail(error)
-            return
-        if self._rounds is None:
-            self._rounds = self._new_rounds(model)
-        call.reward_model = reward
-        call.reading = read_prompts(call, model, max_rows=self._params.max_rows)
-        self._reading.append(call)
+        self._intake.take(call)
 
     def _get_models(
         self, source: RewardSource, asked_s: float
     ) -> tuple[PromptedModel, RewardModel]:
         if self._stop.is_set():
-            raise _closed(self._cause)
+            raise closed_at_work(self._cause)
         return self._models.get(source, asked_s=asked_s)
 
-    def _read_prompts(self) -> None:
-        """Read on for a moment, in turn."""
-        until_s = time.monotonic() + READING_S
-        while self._reading and time.monotonic() < until_s:
-            call = self._reading.popleft()
-            assert call.reading is not None
-            try:
-                done = next(call.reading, "done") == "done"
-            except Exception as error:  # noqa: BLE001 - tokenizers are other people's code
-                self.gate.leave(call.num_rollouts)
-                call.fail(error)
-                continue
-            if done:
-                self._enqueue(call)
-            else:
-                self._reading.append(call)
-
     def _enqueue(self, call: Call) -> None:
-        """All prompts are read: the call fails as a whole, or its rollouts wait for a place."""
-        call.reading = None
-        failed = call.num_rollouts - sum(len(answer.parts) for answer in call.answers)
-        error = call.first_error
-        if call.future.done() or (error is not None and not call.return_exceptions):
-            self.gate.leave(call.num_rollouts)
-            if error is not None:
-                call.fail(error)
-            return
-        self.gate.leave(failed)
-        resolve(call.prepared, None)
+        """All prompts are read: the rollouts wait for a place."""
         for answer in call.answers:
-            for part in answer.parts:
-                self._answers[part] = answer
-                call.waiting.append(part)
+            self._answers |= dict.fromkeys(answer.parts, answer)
         if call.waiting:
             self._calls.append(call)
+        if self._rounds is None and self._models.model is not None:
+            self._rounds = self._new_rounds(self._models.model)
         call.give_if_complete()
 
     # --- rollouts ---
@@ -240,51 +250,55 @@ class Scheduler:
     def _new_rounds(self, model: PromptedModel) -> Rounds:
         return Rounds(model, self._score, max_rows=self._params.max_rows)
 
-    def _may_admit(self) -> bool:
-        rounds = self._rounds
-        return rounds is not None and (
-            rounds.num_active < self._params.max_active
-            and rounds.num_ready_rows < self._params.max_rows
-        )
+    def _may_go(self, call: Call, places: Mapping[int, int]) -> bool:
+        """Whether its next rollout may begin when another may draft.
+
+        Those that wait for a slow reward do not take places from others: each reward has as many of
+        its own.
+
+        Args:
+            call: The call.
+            places: Taken by rollouts of each reward model, by its identity.
+        """
+        return self.gate.may_go(call) and places[id(call.reward_model)] < self._params.max_active
 
     def _admit(self) -> None:
         """Fill the free places, one rollout of each call in turn."""
-        if not (self._calls and self._may_admit()):
+        if self._rounds is None or not self._calls:
             return
-        assert self._rounds is not None
-        num_rows, num_active = self._rounds.num_ready_rows, self._rounds.num_active
-        entries = []
-        while self._calls and num_active < self._params.max_active:
+        num_rows, num_ready = self._rounds.num_ready_rows, self._rounds.num_ready
+        places = self._rounds.num_by_reward()
+        entries: list[Entry] = []
+        num_passed = 0
+        while num_passed < len(self._calls) and num_ready < self._params.max_active:
             call = self._calls[0]
-            rollout = call.waiting[0]
-            answer = self._answers[rollout]
-            assert call.reward_model is not None
-            entry = Entry(rollout, call.reward_model, answer.decoding)
+            if not self._may_go(call, places):
+                self._calls.rotate(-1)
+                num_passed += 1
+                continue
+            rollout, reward = call.waiting[0], call.reward_model
+            assert reward is not None
+            entry = Entry(rollout, reward, self._answers[rollout].decoding)
             rows = entry.decoding.num_drafts(rollout)
             if num_rows and num_rows + rows > self._params.max_rows:
                 break
-            num_rows, num_active = num_rows + rows, num_active + 1
+            num_rows, num_ready, num_passed = num_rows + rows, num_ready + 1, 0
+            places[id(reward)] += 1
             entries.append(entry)
             call.waiting.popleft()
             self._calls.rotate(-1)
             if not call.waiting:
                 self._calls.pop()
+            self.gate.go(call)
         try:
             self._rounds.join(entries)
         except BaseException as error:
             logger.exception("reading %d prompts failed", len(entries))
             self._fail([entry.rollout for entry in entries], error)
-        self.gate.leave(len(entries))
-
-    def _end_waiting_past_deadline(self) -> None:
-        for call in list(self._calls):
-            late = [rollout for rollout in call.waiting if rollout.past_deadline]
-            self._drop_waiting(call, late)
-            self._deliver([(rollout, rollout.finish("deadline")) for rollout in late])
 
     def _drop_waiting(self, call: Call, rollouts: Sequence[Rollout]) -> None:
         if rollouts:
-            self.gate.leave(len(rollouts))
+            self.gate.drop(call, len(rollouts))
             gone = set(rollouts)
             call.waiting = deque(rollout for rollout in call.waiting if rollout not in gone)
             if not call.waiting:
@@ -294,8 +308,8 @@ class Scheduler:
 
     def _score(self, asked: Sequence[Asked]) -> None:
         """Have other people's functions asked on threads of theirs, and models on this one."""
-        self._offload.ask([item for item in asked if self._offload.takes(item.reward)])
-        answer_now([item for item in asked if not self._offload.takes(item.reward)])
+        self.offload.ask([item for item in asked if self.offload.takes(item.reward)])
+        answer_now([item for item in asked if not self.offload.takes(item.reward)])
 
     # --- answers ---
 
@@ -327,52 +341,46 @@ class Scheduler:
             error.__cause__ = cause
             self._deliver([(rollout, rollout.fail(error))])
 
-    def _fail_active(self, cause: BaseException) -> None:
+    def _survive(self, cause: BaseException) -> None:
         """After a failed round nothing is known about the model's records: begin anew."""
         failed, model = self._rounds, self._models.model
+        hit = failed is not None and failed.num_active > 0
+        self._num_failures = 0 if hit else self._num_failures + 1
+        if self._num_failures <= 1:  # one account of what goes wrong again and again will do
+            logger.error("a round failed; requests in progress end with an error", exc_info=cause)
+        if self._num_failures >= MAX_FAILURES:
+            logger.error("the engine ends: nothing can be done for %s in a row", MAX_FAILURES)
+            self._stop.set()
         if failed is None or model is None:
             return
+        self._num_rounds += failed.num_rounds
         self._rounds = self._new_rounds(model)
-        self._rounds.num_rounds = failed.num_rounds
         self._deliver(failed.take_events())
         self._fail([rollout for rollout in failed.active if rollout in self._answers], cause)
 
     def send_all_home(self, cause: BaseException | None) -> None:
-        """Tell everybody that the engine is closed, or what has ended it.
+        """After the end, tell everybody that the engine is closed, or what has ended it.
 
-        Once this is called nobody comes in any more.
+        May be done again. Nobody comes in any more.
         """
         self._stop.set()
         self._cause = cause
+        for call in {*self.gate.shut(), *self._open}:
+            if not call.answers or call.reading is not None:
+                call.fail(closed_at_work(cause))
         for answer in set(self._answers.values()):
             try:
-                self._close(answer, answer.rollout.fail(_closed(cause)))
+                self._close(answer, answer.rollout.fail(closed_at_work(cause)))
             except Exception:
                 logger.exception("an answer could not be ended in order")
-        for call in (*self.gate.send_home(), *self._open):
-            call.fail(_closed(cause))
+                answer.call.fail(closed_at_work(cause))
+        self.offload.close_all(wait=not self._at_once)
         try:
             while True:  # calls that came in meanwhile are refused
                 self._inbox.get_nowait()()
         except Empty:
             pass
-        self._offload.close_all()
-        self._rounds = None
-        self._models = Models(_refuse)
-
-
-def _closed(cause: BaseException | None = None) -> EngineClosedError:
-    if cause is None:
-        return EngineClosedError(
-            "the engine was closed before this request had ended. Cure: close it when the results "
-            "are there; the error's `result` holds what was accepted"
-        )
-    error = EngineClosedError(
-        f"the engine's thread failed: {describe_error(cause)}. Cure: make a new StarsEngine(config)"
-    )
-    error.__cause__ = cause
-    return error
-
-
-def _refuse() -> PromptedModel:
-    raise _closed()
+        if self._rounds is not None:
+            self._num_rounds += self._rounds.num_rounds
+            self._rounds = None
+        self._models.forget_all()

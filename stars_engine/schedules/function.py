@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_serializer, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from stars_engine.errors import ScheduleError, describe_error, is_ctrl_c
+from stars_engine.errors import ScheduleError, describe_error, is_for_program
 from stars_engine.named import check_name, named_object
 from stars_engine.schedules.base import BaseSchedule, Progress
 
@@ -60,7 +60,7 @@ class FunctionSchedule(BaseSchedule):
         try:
             value = float(named_object(self.function)(progress))
         except BaseException as error:  # other people's code, and may exit
-            if is_ctrl_c(error):
+            if is_for_program(error):
                 raise
             raise ScheduleError(
                 f"the schedule's function failed: {describe_error(error)}. The request "

@@ -1,0 +1,101 @@
+"""Back-pressure: a large call comes in piece by piece, and others in between."""
+
+from __future__ import annotations
+
+import pytest
+
+from stars_engine import AlignParams, EngineClosedError, NoSchedule, QueueFullError
+from stars_engine.runtime.calls import Call, Question, RewardSource
+from stars_engine.runtime.gate import Gate
+
+SOURCE = RewardSource("none", lambda model: None)  # type: ignore[arg-type, return-value]
+ALIGN = AlignParams(schedule=NoSchedule())
+
+
+def call_of(size: int) -> Call:
+    return Call((Question("a", None, None, ALIGN),) * size, SOURCE)
+
+
+class Door:
+    """A gate, and what it let in."""
+
+    def __init__(self, capacity: int) -> None:
+        self.let_in: list[Call] = []
+        self.gate = Gate(capacity, self.let_in.append)
+
+    def enter(self, size: int, *, wait: bool = True) -> Call:
+        call = call_of(size)
+        self.gate.enter(call, wait=wait)
+        return call
+
+
+def test_a_large_call_comes_in_as_far_as_there_is_room() -> None:
+    door = Door(3)
+    large = door.enter(5)
+    assert door.let_in == [large]
+    assert (door.gate.num_inside, door.gate.num_in_line) == (3, 2)
+    assert not large.entered.done()
+    door.gate.go(large)
+    door.gate.go(large)
+    assert large.entered.done()
+    assert (door.gate.num_inside, door.gate.num_in_line) == (3, 0)
+
+
+def test_those_in_line_take_turns() -> None:
+    door = Door(2)
+    large, other, single = door.enter(9), door.enter(4), door.enter(1)
+    assert door.gate.line == [other, single]
+    order = []
+    for _ in range(3):
+        before = list(door.let_in)
+        door.gate.go(large)
+        order.append([call for call in door.let_in if call not in before])
+    assert order == [[], [other], [single]]
+    assert single.entered.done()
+    assert [door.gate.may_go(call) for call in (large, other, single)] == [False, True, True]
+
+
+def test_a_queue_is_full_when_nothing_of_it_is_free() -> None:
+    door = Door(2)
+    first = door.enter(1)
+    large = door.enter(5, wait=False)  # one place is free
+    with pytest.raises(QueueFullError, match="2 requests are waiting and max_waiting is 2"):
+        door.enter(1, wait=False)
+    door.gate.forget(large)
+    assert (door.gate.num_inside, door.gate.num_in_line) == (1, 0)
+    assert door.gate.may_go(first)
+    door.enter(1, wait=False)
+
+
+def test_rollouts_that_end_in_line_count_first() -> None:
+    door = Door(2)
+    large = door.enter(5)
+    door.gate.drop(large, 3)
+    assert (door.gate.num_inside, door.gate.num_in_line) == (2, 0)
+    assert large.entered.done()
+    behind = door.enter(2)
+    door.gate.drop(large, 1)
+    assert door.gate.may_go(behind)
+    door.gate.forget(behind)
+    door.gate.forget(behind)  # again does nothing
+    assert (door.gate.num_inside, door.gate.num_in_line) == (1, 0)
+    door.gate.go(large)
+    assert not door.gate._inside
+    assert not door.gate._outside
+
+
+def test_a_call_of_nothing_does_not_wait() -> None:
+    door = Door(1)
+    door.enter(3)
+    empty = door.enter(0, wait=False)
+    assert empty.entered.done()
+    assert empty in door.let_in
+
+
+def test_a_shut_gate_lets_nobody_in() -> None:
+    door = Door(1)
+    large, other = door.enter(2), door.enter(1)
+    assert door.gate.shut() == [large, other]
+    assert (door.gate.num_inside, door.gate.num_in_line) == (0, 0)
+    with pytest.raises(EngineClosedError):
+        door.enter(1)
