@@ -95,7 +95,6 @@ def test_none_is_a_value(adapter: Callable[..., Any]) -> None:
         ({"temprature": 0.5}, "did you mean `temperature`"),
         ({"max_tokens": 0}, "max_tokens: 0 is not allowed"),
         ({"model": "a/model"}, "reward is required"),
-        ({"model": "a/model", "reward": "a/reward"}, "schedule is required"),
         ({"config": {"align": {"beta": -1}}}, "beta"),
     ],
 )

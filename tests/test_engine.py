@@ -11,7 +11,7 @@ import pytest
 from stars_engine import (
     AlignmentError,
     AlignParams,
-    ConfigError,
+    AutoSchedule,
     ConstantSchedule,
     EngineClosedError,
     NoSchedule,
@@ -25,6 +25,8 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.trace import read_jsonl, transcript, write_jsonl
 
 SHORT = SamplingParams(seed=3, max_tokens=32)
+
+ANY = AlignParams(schedule=NoSchedule())
 
 
 def test_the_embedded_pair_turns_warm(engine: StarsEngine) -> None:
@@ -87,9 +89,11 @@ def test_live_objects(engine: StarsEngine) -> None:
     assert result.reward == len(result.text)
 
 
-def test_parts_of_ones_own_need_thresholds_of_their_own(engine: StarsEngine) -> None:
-    with pytest.raises(ConfigError, match=r"config\.align"):
-        StarsEngine(model=engine.model)
+def test_parts_of_ones_own_do_not_get_the_embedded_thresholds(engine: StarsEngine) -> None:
+    with StarsEngine(model=engine.model) as own:
+        assert own.config.align.schedule == AutoSchedule()
+    with StarsEngine(StarsConfig(align=ANY), model=engine.model) as own:
+        assert own.config.align == ANY
 
 
 def test_a_closed_engine_says_so() -> None:

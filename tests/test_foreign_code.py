@@ -188,7 +188,7 @@ def test_a_callback_that_exits_disturbs_nobody(engine: StarsEngine) -> None:
     assert engine.generate("third", sampling=SHORT)[0].text
 
 
-@pytest.mark.parametrize("method", ["_admit", "_read_inbox", "_deliver", "_fail_active"])
+@pytest.mark.parametrize("method", ["_admit", "_read_inbox", "_deliver", "_survive"])
 def test_when_the_engines_thread_fails_nobody_waits_for_ever(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -201,7 +201,7 @@ def test_when_the_engines_thread_fails_nobody_waits_for_ever(
 
         with monkeypatch.context() as patch:
             patch.setattr(Scheduler, method, fail)
-            if method == "_fail_active":
+            if method == "_survive":
                 patch.setattr(engine.model, "draft", fail)
             with pytest.raises(EngineClosedError, match="Odd: a mistake of ours"):
                 mine.submit(["a"] * 3, sampling=LONG).result(timeout=AT_ONCE_S)
@@ -225,11 +225,19 @@ def test_a_worker_outlives_its_tasks() -> None:
     workers = Workers("test", max_workers=1)
     done = threading.Event()
 
-    def leave() -> None:
+    def leave(_: Task) -> None:
         raise Odd
 
-    for work in (leave, done.set):
-        workers.submit(Task(work, timeout_s=None, on_timeout=lambda: None, is_wanted=lambda: True))
+    for work in (leave, lambda _: done.set()):
+        workers.submit(
+            Task(
+                work,
+                owner=None,
+                timeout_s=None,
+                on_timeout=lambda _: None,
+                is_wanted=lambda: True,
+            )
+        )
     assert done.wait(AT_ONCE_S)
     workers.close()
     workers.join(AT_ONCE_S)

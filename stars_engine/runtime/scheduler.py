@@ -350,6 +350,7 @@ class Scheduler:
             logger.error("a round failed; requests in progress end with an error", exc_info=cause)
         if self._num_failures >= MAX_FAILURES:
             logger.error("the engine ends: nothing can be done for %s in a row", MAX_FAILURES)
+            self._cause = cause
             self._stop.set()
         if failed is None or model is None:
             return
@@ -364,7 +365,7 @@ class Scheduler:
         May be done again. Nobody comes in any more.
         """
         self._stop.set()
-        self._cause = cause
+        cause = self._cause = cause or self._cause
         for call in {*self.gate.shut(), *self._open}:
             if not call.answers or call.reading is not None:
                 call.fail(closed_at_work(cause))
