@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.text import Text
 from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import SamplingParams, StarsConfig
 from stars_engine.engine import StarsEngine
-from stars_engine.types import Segment, StarsResult
+from stars_engine.types import Segment, SegmentEvent, StarsResult
 
 DEMO_PROMPTS = [
     "I watched this film last night and",
@@ -43,18 +44,15 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
     with StarsEngine(config) as engine:
         with console.status("loading the embedded pair"):
             engine.load()
-        for prompt in prompts[:NUM_SHOWN]:
-            show_prompt(console, engine, prompt)
-        prompt_list = list(prompts)
+        # The answers fill a batch by themselves: one draft of each at a time leaves no surplus.
+        align = engine.config.align.replace(num_candidates=1, keep_rejected_text=True)
         with console.status("averaging over all prompts"):
-            plain = engine.vanilla(prompt_list)
-            # The answers fill a batch by themselves: one draft of each at a time leaves no surplus.
-            aligned = engine.generate(
-                prompt_list, align=engine.config.align.replace(num_candidates=1)
-            )
+            plain = engine.vanilla(list(prompts))
+            events = engine.stream(list(prompts), align=align)
+            aligned = show_answers(console, prompts, plain[::num_samples], events)
             ratio = _num_generated(aligned) / _num_generated(plain)
             n = max(2, round(ratio))  # Best-of-N for the same number of tokens
-            best = engine.best_of_n(prompt_list, n)
+            best = engine.best_of_n(list(prompts), n)
         arms = {"plain": plain, f"Best-of-{n}": best, "STARS": aligned}
         console.print(_summary(arms))
         gain = _mean_reward(aligned) - _mean_reward(plain)
@@ -67,22 +65,58 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
         )
 
 
-def show_prompt(console: Console, engine: StarsEngine, prompt: str) -> None:
-    """Print one plain answer, and one aligned answer segment by segment as it comes."""
-    sampling = engine.sampling.replace(n=1)
-    align = engine.config.align.replace(keep_rejected_text=True)
-    [plain] = engine.vanilla(prompt, sampling=sampling)
-    text = Text.assemble((prompt, "bold"), plain.text)
-    console.print(Panel(text, title=f"plain sampling: reward {plain.reward:+.2f}", style="dim"))
-    console.print(Text.assemble((prompt, "bold"), (" …", "dim")))
-    for event in engine.stream(prompt, sampling=sampling, align=align):
+def show_answers(
+    console: Console,
+    prompts: Sequence[str],
+    plain: Sequence[StarsResult],
+    events: Iterable[SegmentEvent],
+) -> list[StarsResult]:
+    """Print the first answers to the first prompts segment by segment as they come.
+
+    Args:
+        console: Where to print.
+        prompts: All prompts.
+        plain: The first plain answer to each.
+        events: Of all aligned answers.
+
+    Returns:
+        All aligned answers, in order.
+    """
+    results: dict[tuple[int, int], StarsResult] = {}
+    begun = -1
+    for event in _in_turn(events, min(NUM_SHOWN, len(prompts)), results):
+        prompt = (prompts[event.prompt_index], "bold")
+        if event.prompt_index != begun:
+            begun = event.prompt_index
+            title = f"plain sampling: reward {plain[begun].reward:+.2f}"
+            text = Text.assemble(prompt, plain[begun].text)
+            console.print(Panel(text, title=title, style="dim"))
+            console.print(Text.assemble(prompt, (" …", "dim")))
         if event.segment is not None:
             _print_segment(console, event.segment)
         if event.result is not None:
-            text = Text.assemble((prompt, "bold"), event.result.text)
             title = f"STARS: reward {event.result.reward or 0.0:+.2f}"
+            text = Text.assemble(prompt, event.result.text)
             console.print(Panel(text, title=title, border_style="green"))
             console.print()
+    return [results[key] for key in sorted(results)]
+
+
+def _in_turn(
+    events: Iterable[SegmentEvent], num_shown: int, results: dict[tuple[int, int], StarsResult]
+) -> Iterator[SegmentEvent]:
+    """Yield what is to be shown, one answer after the other; note the results of all."""
+    waiting: list[deque[SegmentEvent]] = [deque() for _ in range(num_shown)]
+    turn = 0
+    for event in events:
+        if event.result is not None:
+            results[event.prompt_index, event.sample_index] = event.result
+        if event.sample_index == 0 and event.prompt_index < num_shown:
+            waiting[event.prompt_index].append(event)
+        while turn < num_shown and waiting[turn]:
+            shown = waiting[turn].popleft()
+            yield shown
+            turn += shown.result is not None
 
 
 def _print_segment(console: Console, segment: Segment) -> None:
