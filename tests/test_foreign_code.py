@@ -232,7 +232,7 @@ def test_a_worker_outlives_its_tasks() -> None:
         workers.submit(
             Task(
                 work,
-                owner=None,
+                owner="somebody",
                 timeout_s=None,
                 on_timeout=lambda _: None,
                 is_wanted=lambda: True,
