@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +11,6 @@ import pytest
 
 from stars_engine import (
     AlignParams,
-    AutoSchedule,
     CalibratedSchedule,
     ConfigError,
     NoSchedule,
@@ -29,7 +22,6 @@ from stars_engine import (
     calibrate,
     verify,
 )
-from stars_engine.calibration import auto
 from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.fit import Draws, Fitter, StageDrafts, Target, draws_of, regress
 from stars_engine.config import EngineParams
@@ -356,7 +348,7 @@ def test_arguments_out_of_range(engine: StarsEngine, arguments: dict, words: lis
         assert word in str(caught.value)
 
 
-# --- used elsewhere, and on demand ---
+# --- used elsewhere ---
 
 
 def test_other_settings_than_it_was_made_for_are_told(
@@ -368,145 +360,3 @@ def test_other_settings_than_it_was_made_for_are_told(
         engine.generate("A", sampling=SAMPLING.replace(temperature=0.5), align=align)
     with pytest.warns(StarsWarning, match=r"align\.segment_len is 4, not 8"):
         engine.generate("A", sampling=SAMPLING, align=align.replace(segment_len=4))
-
-
-AUTO = AlignParams(
-    schedule=AutoSchedule(budget=2.0, prompts=OPENINGS[:8], segment_len=8), max_attempts=6
-)
-TINY = SamplingParams(max_tokens=8, seed=5)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(auto.CACHE_VARIABLE, str(tmp_path))
-    return tmp_path / "calibrations"
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the calibrations that are really made."""
-    made: list[int] = []
-    real = auto.calibrate
-
-    def counted(*args: object, **kwargs: object) -> object:
-        made.append(1)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(auto, "calibrate", counted)
-    return made
-
-
-def test_thresholds_are_found_once_and_kept(
-    cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    config = StarsConfig(align=AUTO, sampling=TINY)
-    with StarsEngine(config) as first, ThreadPoolExecutor(4) as pool:
-        with caplog.at_level(logging.WARNING):
-            answers = list(pool.map(lambda _: first.generate("A film")[0], range(4)))
-        assert "calibrating thresholds for budget=2.0 on 8 pilot prompts" in caplog.text
-        assert len({answer.token_ids for answer in answers}) == 1
-        assert answers[0].segments[0].threshold is not None
-    assert len(runs) == 1
-    [file] = cache.glob("*.yaml")
-    kept = CalibratedSchedule.from_file(file)
-    with StarsEngine(config) as second:  # another process would do the same
-        [answer] = second.generate("A film")
-        assert answer.token_ids == answers[0].token_ids
-        assert answer.schedule_hash == kept.content_hash()
-        second.generate("A film", align=AUTO.replace(max_attempts=5))
-    assert len(runs) == 2  # other settings, other thresholds
-
-
-def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -> None:
-    script = tmp_path / "ask.py"
-    script.write_text(
-        "import logging, torch\n"
-        "from stars_engine import AlignParams, AutoSchedule, SamplingParams, StarsConfig, "
-        "StarsEngine\n"
-        "torch.set_num_threads(1)\n"
-        "logging.basicConfig(level=logging.WARNING)\n"
-        "auto = AutoSchedule(budget=2.0, prompts=['A film'] * 8, segment_len=8)\n"
-        "sampling = SamplingParams(max_tokens=8, seed=5)\n"
-        "config = StarsConfig(align=AlignParams(schedule=auto), sampling=sampling)\n"
-        "with StarsEngine(config) as engine:\n"
-        "    print(engine.generate('A')[0].token_ids)\n"
-    )
-    runs = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        )
-        for _ in range(2)
-    ]
-    outputs = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0]
-    assert sum("calibrating thresholds" in errors for _, errors in outputs) == 1
-
-
-def test_a_damaged_file_is_made_anew(
-    cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    config = StarsConfig(align=AUTO, sampling=TINY)
-    with StarsEngine(config) as engine:
-        engine.generate("A")
-    [file] = cache.glob("*.yaml")
-    file.write_text("stages: nothing")
-    with StarsEngine(config) as engine:
-        engine.generate("A")
-    assert len(runs) == 2
-    assert "made anew" in caplog.text
-    assert CalibratedSchedule.from_file(file)
-
-
-def test_finding_thresholds_is_no_part_of_the_deadline(cache: Path, runs: list[int]) -> None:
-    with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
-        engine.load()
-        align = AUTO.replace(deadline_s=0.5)
-        assert engine.generate("A", align=align)[0].finish_reason != "deadline"
-    assert len(runs) == 1
-
-
-async def test_event_loops_go_on_while_thresholds_are_found(cache: Path, runs: list[int]) -> None:
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.005)
-            ticks += 1
-
-    with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
-        await engine.aload()
-        ticking = asyncio.create_task(tick())
-        [one], events = await asyncio.gather(engine.agenerate("A"), _collect(engine))
-        ticking.cancel()
-    assert one.text == "".join(event.text for event in events)
-    assert len(runs) == 1
-    assert ticks > 5
-
-
-async def _collect(engine: StarsEngine) -> list:
-    return [event async for event in engine.astream("A")]
-
-
-def test_baselines_need_no_thresholds(cache: Path, runs: list[int]) -> None:
-    with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
-        engine.vanilla("A")
-        engine.best_of_n("A", 2)
-    assert runs == []
-
-
-def test_parts_of_ones_own_are_calibrated_for_the_engine_alone(
-    engine: StarsEngine, cache: Path, runs: list[int]
-) -> None:
-    config = StarsConfig(align=AUTO, sampling=TINY)
-    reward = Scaled(engine.reward, 2.0)
-    with StarsEngine(config, model=engine.model, reward=reward) as own:
-        own.generate("A")
-        own.generate("B")
-    assert len(runs) == 1
-    assert not cache.exists()  # no file could say whose they are
