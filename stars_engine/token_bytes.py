@@ -154,7 +154,10 @@ def _num_waiting(ids: Sequence[int], piece: Callable[[int], bytes | None]) -> in
         sizes.append(len(part))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(tail)  # may begin within a character: such bytes are wrong, and do not wait
-    waiting, count = len(decoder.getstate()[0]), 0
+    begun = decoder.getstate()[0]
+    if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
+        return 0  # half a surrogate pair: Python waits for more, but nothing makes it a character
+    waiting, count = len(begun), 0
     while waiting > 0:
         waiting -= sizes[count]
         count += 1

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -86,6 +86,7 @@ BYTES = sorted({*"a \né€🙂\ufffd\u0800\U00010000".encode(), 0xC0, 0xED, 0xF
 
 @KINDS
 @given(data=st.lists(st.sampled_from(BYTES), max_size=10), spot=st.integers(0, 10))
+@example(data=[0xED, 0xA0], spot=0)  # half a surrogate pair
 def test_a_text_goes_on_from_its_beginning(
     make: Callable[[], Kind], data: list[int], spot: int
 ) -> None:
