@@ -26,6 +26,7 @@ UNSET = Unset.UNSET
 
 MAX_ENGINES = 8  # that an object keeps of calls with models of their own
 
+
 class EngineFields(BaseModel):
     """Fields of an adapter: a whole config, and each of its settings by its own name.
 

@@ -370,7 +370,7 @@ def test_a_call_with_models_of_its_own_leaves_the_objects_engine(
     own = llm.engine()
     text = ask(llm)
     made = []
-    for index in range(2 * MAX_ENGINES):
+    for _ in range(2 * MAX_ENGINES):
         reward = lambda prompt, completion: 1.0  # noqa: E731 - another one each time
         ask(llm, reward=reward, schedule={"kind": "none"}, model="stars:embedded-lm")
         made.append(llm._engines[-1])

@@ -17,6 +17,7 @@ from stars_engine import (
     AlignParams,
     ConfigError,
     ConstantSchedule,
+    EngineClosedError,
     EngineParams,
     FunctionReward,
     GenerationError,
@@ -187,24 +188,21 @@ def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngi
         assert isinstance(bad, RewardError)
 
 
-def test_a_hung_reward_is_given_up_while_the_engine_is_busy(engine: StarsEngine) -> None:
+def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
     release = threading.Event()
-
-    def hang(prompt: str, completion: str) -> float:
-        if prompt == "hang":
-            release.wait(30)
-        return 1.0
-
-    with with_reward(engine, hang, timeout_s=0.2) as mine:
-        hanging = mine.submit("hang", sampling=SHORT)
-        cheap = AlignParams(schedule=NoSchedule(), segment_len=1)
-        while not hanging.done():  # never without work
-            batch = ["busy"] * 16
-            mine.generate(batch, sampling=SHORT, align=cheap)
-            assert mine.stats().num_finished < 2000
+    config = StarsConfig(
+        model="stars:embedded-lm",
+        reward=FunctionReward(function=lambda p, c: release.wait(30) and 1.0, timeout_s=0.3),
+        align=AlignParams(schedule=NoSchedule()),
+    )
+    with StarsEngine.shared() as other, StarsEngine.shared(config) as mine:
+        busy = other.submit("a", sampling=LONG, align=NEVER)
+        wait_until(lambda: other.stats().num_rounds > 0)
         with pytest.raises(RewardError, match="took longer"):
-            hanging.result()
+            mine.submit("its reward hangs", sampling=SHORT).result(timeout=20)
+        assert not busy.done()
         release.set()
+        busy.cancel()
 
 
 def test_slow_rewards_of_many_leave_workers_to_others(engine: StarsEngine) -> None:
@@ -587,7 +585,8 @@ def test_what_goes_wrong_again_and_again_is_told_once(
     scheduler = mine._runtime._scheduler
     scheduler._sweep = fail
     scheduler.post(lambda: None)
-    wait_until(lambda: _error_of(mine) is not None)
+    wait_until(lambda: mine._runtime._closed)
+    assert isinstance(_error_of(mine), EngineClosedError)
     records = [record for record in caplog.records if "round failed" in record.message]
     assert len(records) == 1
     assert "unforeseen" in str(records[0].exc_info)

@@ -14,6 +14,7 @@ from typing import Any
 from stars_engine.backends.base import Interrupted, PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.errors import EngineClosedError, StarsError
+from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime import exits
 from stars_engine.runtime.calls import Call, RewardSource
 from stars_engine.runtime.forks import check_process
@@ -150,7 +151,7 @@ class Runtime:
             EngineForkedError: It belongs to another process.
             QueueFullError: There is no room and `wait` is false.
         """
-        check_process(self._pid)
+        self.check_process()
         with self._lock:
             self._begin()
             self._scheduler.gate.enter(call, wait=wait)
@@ -160,7 +161,7 @@ class Runtime:
     def load(self, source: RewardSource) -> Future[Any]:
         """Have both models loaded; the future gives them."""
         done: CallFuture[Any] = CallFuture()
-        check_process(self._pid)
+        self.check_process()
         with self._lock:
             self._begin()
             asked_s = time.monotonic()
@@ -169,19 +170,27 @@ class Runtime:
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded, without waiting for anything."""
-        check_process(self._pid)
+        self.check_process()
         return self._scheduler.loaded(source)
 
     def end_call(self, call: Call) -> None:
         """Have a call end where it stands; its answers say `cancelled`."""
-        check_process(self._pid)
+        self.check_process()
         call.ended = True  # also if it has not begun
         self._scheduler.post(partial(self._scheduler.end_call, call))
 
     def stats(self) -> EngineStats:
         """Return what is going on."""
-        check_process(self._pid)
+        self.check_process()
         return self._scheduler.stats()
+
+    def check_process(self) -> None:
+        """Refuse to be used in a forked process.
+
+        Raises:
+            EngineForkedError: This is one.
+        """
+        check_process(self._pid)
 
     def check_may_wait(self) -> None:
         """Refuse to wait for the thread where it waits for the caller.
