@@ -1,12 +1,10 @@
-"""One runtime for all callers: shared rounds, cancellation, bounds, back-pressure, failures."""
+"""One runtime for all callers: shared rounds, cancellation, bounds, back-pressure."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
@@ -17,21 +15,13 @@ from stars_engine import (
     AlignParams,
     ConfigError,
     ConstantSchedule,
-    EngineClosedError,
     EngineParams,
     FunctionReward,
-    GenerationError,
-    ModelLoadError,
     NoSchedule,
-    PromptError,
     QueueFullError,
-    RewardError,
     SamplingParams,
     StarsConfig,
     StarsEngine,
-    StarsError,
-    StarsResult,
-    TransformersModel,
 )
 
 NEVER = AlignParams(schedule=ConstantSchedule(value=1e9), segment_len=4, max_attempts=10_000)
@@ -138,143 +128,6 @@ def test_settings_one_per_prompt_are_checked(engine: StarsEngine) -> None:
         engine.generate("a", sampling={"seed": 1})
     with pytest.raises(ConfigError, match="align: SamplingParams is not allowed"):
         engine.generate("a", align=SHORT)
-
-
-# --- rewards that are slow, hang or fail ---
-
-
-def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:
-    def slow(prompt: str, completion: str) -> float:
-        time.sleep(0.5 if prompt == "slow" else 0.0)
-        return 1.0
-
-    with with_reward(engine, slow) as mine:
-        waiting = mine.submit("slow", sampling=SHORT)
-        started_s = time.monotonic()
-        for index in range(3):
-            mine.generate(f"quick {index}", sampling=SHORT)
-        assert time.monotonic() - started_s < 0.9
-        assert not waiting.done()
-        assert waiting.result()[0].reward == 1.0
-
-
-@pytest.mark.parametrize("batched", [False, True])
-def test_a_reward_that_hangs_ends_only_its_own_request(engine: StarsEngine, batched: bool) -> None:
-    release = threading.Event()
-
-    def hang(prompt: Any, completion: Any) -> Any:
-        if "hang" in prompt:
-            release.wait(30)
-        return [1.0] * len(prompt) if batched else 1.0
-
-    with with_reward(engine, hang, batched=batched, timeout_s=0.3, max_concurrency=2) as mine:
-        prompts = ["hang"] * 3 + ["fine"] * 3  # more that hang than there are workers
-        outcomes = mine.generate(prompts, sampling=SHORT, return_exceptions=True)
-        assert [isinstance(outcome, RewardError) for outcome in outcomes] == [True] * 3 + [
-            False
-        ] * 3
-        assert "took longer than 0.3 s" in str(outcomes[0])
-        assert outcomes[0].result.finish_reason == "error"
-        release.set()
-
-
-def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngine) -> None:
-    def shapeless(prompts: list[str], completions: list[str]) -> list[float]:
-        return [1.0] * (len(prompts) + (prompts[0] == "bad"))
-
-    with with_reward(engine, shapeless, batched=True) as mine:
-        good, bad = mine.generate(["good", "bad"], sampling=SHORT, return_exceptions=True)
-        assert good.text
-        assert isinstance(bad, RewardError)
-
-
-def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
-    release = threading.Event()
-    config = StarsConfig(
-        model="stars:embedded-lm",
-        reward=FunctionReward(function=lambda p, c: release.wait(30) and 1.0, timeout_s=0.3),
-        align=AlignParams(schedule=NoSchedule()),
-    )
-    with StarsEngine.shared() as other, StarsEngine.shared(config) as mine:
-        busy = other.submit("a", sampling=LONG, align=NEVER)
-        wait_until(lambda: other.stats().num_rounds > 0)
-        with pytest.raises(RewardError, match="took longer"):
-            mine.submit("its reward hangs", sampling=SHORT).result(timeout=20)
-        assert not busy.done()
-        release.set()
-        busy.cancel()
-
-
-def test_slow_rewards_of_many_leave_workers_to_others(engine: StarsEngine) -> None:
-    release = threading.Event()
-
-    def slow(prompt: str, completion: str) -> float:
-        if prompt == "slow":
-            release.wait(30)
-        return 1.0
-
-    with with_reward(engine, slow, params=EngineParams(max_active=8)) as mine:
-        waiting = [mine.submit("slow", sampling=SHORT) for _ in range(3)]
-        wait_until(lambda: mine.stats().num_active == 3 and mine.stats().num_rows == 0)
-        assert mine.submit("quick", sampling=SHORT).result(timeout=20)[0].reward == 1.0
-        assert not any(future.done() for future in waiting)
-        release.set()
-        for future in waiting:
-            future.result(timeout=20)
-
-
-def test_rollouts_out_on_a_slow_reward_leave_their_places(engine: StarsEngine) -> None:
-    release = threading.Event()
-    loaded: Any = engine.model
-    model = TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer)
-
-    def config_of(reward: Callable[..., Any]) -> StarsConfig:
-        return StarsConfig(
-            model=model,
-            reward=FunctionReward(function=reward, timeout_s=None),
-            align=AlignParams(schedule=NoSchedule(), segment_len=8),
-            engine=EngineParams(max_active=2, max_waiting=4),
-        )
-
-    slow_config = config_of(lambda p, c: release.wait(30) and 1.0)
-    quick_config = config_of(lambda p, c: 1.0)
-    with StarsEngine.shared(slow_config) as slow, StarsEngine.shared(quick_config) as quick:
-        waiting = slow.submit(["slow"] * 5, sampling=SHORT)
-        wait_until(lambda: slow.stats().num_active == 2)
-        assert quick.submit("quick", sampling=SHORT).result(timeout=20)[0].reward == 1.0
-        assert slow.stats().num_active == 2  # its own places are all taken
-        release.set()
-        assert len(waiting.result(timeout=20)) == 5
-
-
-def test_a_reward_that_calls_its_engine_is_told(engine: StarsEngine) -> None:
-    handles: list[StarsEngine] = []
-
-    def calls_back(prompt: str, completion: str) -> float:
-        return float(len(handles[0].generate("inner", sampling=SHORT)[0].text))
-
-    with with_reward(engine, calls_back, timeout_s=None) as mine:
-        handles.append(mine)
-        outcomes = mine.generate(["a"] * 9, sampling=SHORT, return_exceptions=True)
-        assert all("could wait for itself" in str(outcome) for outcome in outcomes)
-        handles[0] = engine  # another runtime's
-        assert mine.generate("a", sampling=SHORT)[0].reward > 0
-
-
-def test_an_early_acceptance_does_not_wait_for_surplus_rewards(engine: StarsEngine) -> None:
-    calls = []
-
-    def first_is_quick(prompt: str, completion: str) -> float:
-        calls.append(completion)
-        if len(calls) % 4 != 1:
-            time.sleep(0.4)
-        return 1.0
-
-    with with_reward(engine, first_is_quick) as mine:
-        started_s = time.monotonic()
-        [result] = mine.generate("a", sampling=SHORT)
-        assert time.monotonic() - started_s < 0.7  # two segments, each would take 0.4 s
-        assert result.usage.num_attempts == 2
 
 
 # --- ending early ---
@@ -438,164 +291,3 @@ def test_callers_take_turns(engine: StarsEngine) -> None:
         small.add_done_callback(lambda _: order.append("small"))
         assert len(large.result()) == 40
         assert order == ["small", "large"]
-
-
-# --- failures ---
-
-
-def test_a_failing_model_ends_the_requests_in_progress_and_no_others(
-    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with StarsEngine(
-        StarsConfig(align=engine.config.align), model=engine.model, reward=engine.reward
-    ) as mine:
-        expected = mine.generate("fine", sampling=SHORT)[0].text
-
-        def fail(requests: object) -> None:
-            raise MemoryError("too many rows")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(engine.model, "draft", fail)
-            with pytest.raises(GenerationError, match=r"too many rows.*max_rows") as caught:
-                mine.generate("x", sampling=SHORT)
-        assert caught.value.result.finish_reason == "error"
-        assert mine.generate("fine", sampling=SHORT)[0].text == expected
-        with monkeypatch.context() as patch:
-            patch.setattr(engine.model, "prefill", fail)
-            with pytest.raises(GenerationError, match="too many rows"):
-                mine.generate("x", sampling=SHORT)
-        assert mine.generate("fine", sampling=SHORT)[0].text == expected
-        assert idle(mine)
-
-
-def test_a_stream_raises_with_what_it_emitted(engine: StarsEngine) -> None:
-    def breaks(prompt: str, completion: str) -> float:
-        if len(completion) > 40:
-            raise OSError("gone")
-        return 1.0
-
-    with with_reward(engine, breaks) as mine:
-        texts: list[str] = []
-        with pytest.raises(RewardError) as caught:
-            texts.extend(event.text for event in mine.stream("a", sampling=LONG))
-        assert "".join(texts) == caught.value.result.text != ""
-
-
-def test_no_waiting_for_oneself(engine: StarsEngine) -> None:
-    outcomes: list[object] = []
-
-    def call_back(_: object) -> None:
-        try:
-            engine.generate("again", sampling=SHORT)
-        except StarsError as error:
-            outcomes.append(error)
-
-    future = engine.submit("once", sampling=SHORT)
-    future.add_done_callback(call_back)
-    future.result()
-    wait_until(lambda: bool(outcomes))
-    assert "from its own thread" in str(outcomes[0])
-
-
-def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:
-    rounds = engine.stats().num_rounds
-    with pytest.raises(PromptError):
-        engine.generate(["fine", "word " * 900], sampling=SHORT)
-    assert engine.stats().num_rounds == rounds
-    good, bad = engine.generate(["fine", "word " * 900], sampling=SHORT, return_exceptions=True)
-    assert isinstance(good, StarsResult)
-    assert isinstance(bad, PromptError)
-    with pytest.raises(PromptError):  # not only at the first step
-        engine.stream("word " * 900)
-
-
-def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> None:
-    attempts = []
-
-    class Gone:
-        def __call__(self) -> Any:
-            attempts.append(time.sleep(0.2))
-            raise ModelLoadError("no such model")
-
-    config = StarsConfig(align=NEVER)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.engine._load_model", lambda config: Gone()())
-        with StarsEngine(config) as mine, ThreadPoolExecutor(8) as pool:
-            errors = list(pool.map(lambda _: _error_of(mine), range(8)))
-            assert all(isinstance(error, ModelLoadError) for error in errors)
-            assert len(attempts) == 1
-            assert isinstance(_error_of(mine), ModelLoadError)
-            assert len(attempts) == 2
-
-
-def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> None:
-    attempts = []
-
-    def load(config: StarsConfig) -> Any:
-        attempts.append(time.sleep(0.3))
-        raise ModelLoadError("no such model")
-
-    model = TransformersModel(name_or_path="stars:embedded-lm", dtype="float64")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.engine._load_model", load)
-        handles = [
-            StarsEngine.shared(StarsConfig(model=model, reward=lambda p, c: 1.0, align=NEVER))
-            for _ in range(4)
-        ]
-        errors = [future.exception() for future in [handle.submit("a") for handle in handles]]
-        assert [str(error) for error in errors] == ["no such model"] * 4
-        assert len(set(map(id, errors))) == 4  # each may be raised with a traceback of its own
-        assert len(attempts) == 1
-        for handle in handles:
-            handle.close()
-
-
-def test_a_failed_load_keeps_nothing_in_memory(engine: StarsEngine) -> None:
-    class Half:
-        pass
-
-    halves: list[weakref.ref[Half]] = []
-
-    def load(config: StarsConfig) -> Any:
-        half = Half()
-        halves.append(weakref.ref(half))
-        try:
-            raise OSError("the disk is gone")
-        except OSError as error:
-            raise ModelLoadError("no such model") from error
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.engine._load_model", load)
-        with StarsEngine(StarsConfig(align=NEVER)) as mine:
-            assert isinstance(_error_of(mine), ModelLoadError)
-            gc.collect()
-            assert [half() for half in halves] == [None]
-
-
-def test_what_goes_wrong_again_and_again_is_told_once(
-    engine: StarsEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail() -> float:
-        raise OSError("unforeseen")
-
-    mine = StarsEngine(
-        StarsConfig(align=engine.config.align), model=engine.model, reward=engine.reward
-    )
-    mine.load()
-    scheduler = mine._runtime._scheduler
-    scheduler._sweep = fail
-    scheduler.post(lambda: None)
-    wait_until(lambda: mine._runtime._closed)
-    assert isinstance(_error_of(mine), EngineClosedError)
-    records = [record for record in caplog.records if "round failed" in record.message]
-    assert len(records) == 1
-    assert "unforeseen" in str(records[0].exc_info)
-    mine.close()
-
-
-def _error_of(engine: StarsEngine) -> Exception | None:
-    try:
-        engine.generate("a")
-    except StarsError as error:
-        return error
-    return None
