@@ -379,6 +379,7 @@ class StarsEngine:
     def _check_open(self) -> None:
         if self.closed:
             raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
+        self._runtime.check_process()
 
     def _models(self) -> tuple[PromptedModel, RewardModel]:
         self._check_open()

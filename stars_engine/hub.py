@@ -52,7 +52,7 @@ _one_load = Lock()
 
 def _begin_anew() -> None:
     """A load that was going on elsewhere in the process does not go on in a forked child."""
-    global _one_load  # noqa: PLW0603
+    global _one_load  # noqa: PLW0603 - the lock is of the process
     _one_load = Lock()
 
 

@@ -71,16 +71,20 @@ async def test_cold_calls_load_off_the_loop(blockbuster: BlockBuster) -> None:
     await asyncio.to_thread(engine.close)
 
 
-@pytest.mark.parametrize("relative", [False, True])
-async def test_adapters_with_models_by_path(
-    blockbuster: BlockBuster, monkeypatch: pytest.MonkeyPatch, relative: bool
-) -> None:
+@pytest.fixture(params=["absolute", "relative"])
+def paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Where a model and a reward model are."""
     model, reward = shared_model("imdb-lm-656K"), shared_model("rm-sentiment-656K")
-    if relative:
-        blockbuster.deactivate()
-        monkeypatch.chdir(Path(model).parent)
-        model, reward = f"./{Path(model).name}", f"../models/{Path(reward).name}"
-        blockbuster.activate()
+    if request.param == "absolute":
+        return model, reward
+    monkeypatch.chdir(Path(model).parent)
+    return f"./{Path(model).name}", f"../models/{Path(reward).name}"
+
+
+async def test_adapters_with_models_by_path(
+    paths: tuple[str, str], blockbuster: BlockBuster
+) -> None:
+    model, reward = paths
     settings = {
         "model": model,
         "reward": reward,

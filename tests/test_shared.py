@@ -184,8 +184,14 @@ def test_other_bounds_are_for_others_when_nobody_holds_the_runtime(
 
 
 def test_loads_of_several_runtimes_do_not_disturb_each_other() -> None:
-    with ThreadPoolExecutor(4) as pool:
-        engines = list(pool.map(lambda _: StarsEngine().load(), range(4)))
+    barrier = threading.Barrier(6)
+
+    def load(_: int) -> StarsEngine:
+        barrier.wait()
+        return StarsEngine().load()
+
+    with ThreadPoolExecutor(6) as pool:
+        engines = list(pool.map(load, range(6)))
     texts = {engine.generate("This movie", sampling=SHORT)[0].text for engine in engines}
     assert len(texts) == 1
     for engine in engines:

@@ -21,11 +21,15 @@ class EngineParams(Schema):
     max_active: int = Field(
         default=256,
         ge=1,
-        description="requests in progress at most; each holds its prefix's key-value cache",
+        description="requests in progress at most; each holds its prefix's key-value cache. Those "
+        "that wait for a function's reward count apart, for each reward",
         examples=[256],
     )
     max_waiting: int = Field(
-        default=1024, ge=1, description="requests in the queue at most", examples=[1024]
+        default=1024,
+        ge=1,
+        description="requests in the queue at most; a larger call comes in piece by piece",
+        examples=[1024],
     )
     on_full: Literal["wait", "raise"] = Field(
         default="wait", description="what a call does when the queue is full"
@@ -33,7 +37,7 @@ class EngineParams(Schema):
     keep_alive_s: float = Field(
         default=300.0,
         ge=0,
-        description="seconds that a shared engine stays loaded when its last handle was forgotten; "
-        "closing the last handle unloads it at once",
+        description="seconds that a shared engine stays loaded when its last handle was forgotten, "
+        "inf for as long as the process; closing the last handle unloads it at once",
         examples=[300.0],
     )

@@ -32,7 +32,8 @@ class CallFuture(Future[Value]):
         self._told = False
 
     def cancel(self) -> bool:
-        """See `Future.cancel`."""
+        """See `Future.cancel`, and `result`."""
+        self._check_process()
         cancelled = super().cancel()
         if cancelled:
             with self._telling:

@@ -154,7 +154,7 @@ class Runtime:
             EngineForkedError: It belongs to another process.
             QueueFullError: There is no room and `wait` is false.
         """
-        check_process(self._pid)
+        self.check_process()
         with self._lock:
             self._begin()
             self._scheduler.gate.enter(call, wait=wait)
@@ -164,7 +164,7 @@ class Runtime:
     def load(self, source: RewardSource) -> Future[Any]:
         """Have both models loaded; the future gives them."""
         done: CallFuture[Any] = CallFuture()
-        check_process(self._pid)
+        self.check_process()
         with self._lock:
             self._begin()
             asked_s = time.monotonic()
@@ -173,19 +173,27 @@ class Runtime:
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded, without waiting for anything."""
-        check_process(self._pid)
+        self.check_process()
         return self._scheduler.loaded(source)
 
     def end_call(self, call: Call) -> None:
         """Have a call end where it stands; its answers say `cancelled`."""
-        check_process(self._pid)
+        self.check_process()
         call.ended = True  # also if it has not begun
         self._scheduler.post(partial(self._scheduler.end_call, call))
 
     def stats(self) -> EngineStats:
         """Return what is going on."""
-        check_process(self._pid)
+        self.check_process()
         return self._scheduler.stats()
+
+    def check_process(self) -> None:
+        """Refuse to be used in a forked process.
+
+        Raises:
+            EngineForkedError: This is one.
+        """
+        check_process(self._pid)
 
     def check_may_wait(self) -> None:
         """Refuse to wait for the thread where it waits for the caller.
