@@ -23,7 +23,7 @@ class Pool:
         self.marks: set[object] = set()
 
     def submit(self, owner: str, *, timeout_s: float | None = None) -> Task:
-        def work() -> None:
+        def work(_: Task) -> None:
             self.begun.append(owner)
             self.marks.add(working_for.get())
             self.release.wait(30)
@@ -32,7 +32,7 @@ class Pool:
             work,
             owner=owner,
             timeout_s=timeout_s,
-            on_timeout=lambda: None,
+            on_timeout=lambda _: None,
             is_wanted=lambda: True,
         )
         self.workers.submit(task)
