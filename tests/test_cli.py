@@ -125,7 +125,7 @@ def test_a_config_file_and_options_over_it(tmp_path: Path) -> None:
             ["antigravity.no:f", "cannot be imported", "Cure"],
         ),
         (["--model", "a/b"], ["--reward is required"]),
-        (["--model", "a/b", "--reward", "c/d"], ["--threshold", "--target"]),
+        (["--model", "./a", "--reward", "./b"], ["name_or_path='./a'", "no such directory"]),
         (["--initial-weight", "0.5"], ["--target"]),
         (["--top-k", "-1"], ["top_k", "-1", ">= 1"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stars_engine import AlignParams, NoSchedule, SamplingParams
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.codec import Codec
 from stars_engine.loop import stars
 from stars_engine.testing import TableReward, TabularModel
@@ -145,11 +145,11 @@ class Dictated(TabularModel):
         self.completion_text = codec.completion_text
         self.encode_continuation = codec.encode_continuation
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """Say the next ones."""
         starts = [len(r.slot.token_ids) - r.slot.num_prompt_tokens for r in requests]
         return [
-            list(self.ids[start : start + len(request.uniforms)])
+            Draft(tuple(self.ids[start : start + len(request.uniforms)]))
             for request, start in zip(requests, starts, strict=True)
         ]
 

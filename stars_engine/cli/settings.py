@@ -67,6 +67,12 @@ def read_config(
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
         _check_own_pair(path, model, reward)
+        has_others = preset_name is not None or "schedule" in align
+        if "align" in base.model_fields_set and base.align.schedule and not has_others:
+            raise typer.BadParameter(
+                f"thresholds belong to one pair of models, and those of {path} were made for "
+                "another. Cure: give --preset best, --schedule FILE, --threshold, or --target"
+            )
     changes: dict[str, Any] = given(model=model, prompt_format=prompt_format)
     if reward is not None:
         is_callable = ":" in reward and not reward.startswith("stars:")
@@ -94,12 +100,8 @@ def _is_another(name: str | None, part: TransformersModel | RewardConfig) -> boo
 
 
 def _test_of(base: StarsConfig, *, own_pair: bool) -> AlignParams:
-    """Return the file's test; thresholds that were made for another pair are left out."""
-    if not own_pair:
-        return base.align
-    if "align" not in base.model_fields_set:
-        return AlignParams()
-    return base.align.replace(schedule=None)
+    """Return the file's test; the embedded pair's settings mean nothing to other models."""
+    return AlignParams() if own_pair and "align" not in base.model_fields_set else base.align
 
 
 def _check_own_pair(path: Path | None, model: str | None, reward: str | None) -> None:
