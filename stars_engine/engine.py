@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from threading import Lock
 from typing import Any, Literal, Self, TypeVar, overload
 
 from stars_engine.backends.base import PromptedModel
@@ -329,6 +330,11 @@ class StarsEngine:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return not self._finalizer.alive
+
+    @property
+    def pilot_lock(self) -> Lock:
+        """Held by the one calibration that may run on the runtime at a time."""
+        return self._runtime.pilot_lock
 
     def stats(self) -> EngineStats:
         """Return what the runtime is doing and has done, for all its handles."""

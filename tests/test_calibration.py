@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,18 @@ def test_bounds_of_the_engine_and_other_callers_change_nothing(
         found = calibrate(small, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
         assert_same(found, schedule)
         busy.result()
+
+
+def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> None:
+    """Pilots wait for all of their own: with places for one and a half, both would for ever."""
+    short = {**QUICK, "sampling": SAMPLING.replace(max_tokens=8, min_tokens=8)}
+    config = StarsConfig(engine=EngineParams(max_active=12))
+    with (
+        StarsEngine(config, model=engine.model, reward=engine.reward) as small,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        found = list(pool.map(lambda s: calibrate(small, OPENINGS[:8], seed=s, **short), range(3)))
+    assert len(found) == 3
 
 
 def test_an_interrupted_calibration_goes_on(

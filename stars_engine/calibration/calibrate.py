@@ -128,13 +128,14 @@ def calibrate(
             logger.exception("a finished stage could not be told or kept")
 
     decoding = Pilot(fitter, num_rollouts=len(prompts), num_drafts=num_drafts, on_stage=stage_done)
-    results = engine.decode(
-        prompts,
-        decoding,
-        sampling=sampling,
-        align=align.replace(schedule=opening_schedule()),
-        reward_prompt=reward_prompt,
-    )
+    with engine.pilot_lock:
+        results = engine.decode(
+            prompts,
+            decoding,
+            sampling=sampling,
+            align=align.replace(schedule=opening_schedule()),
+            reward_prompt=reward_prompt,
+        )
     assert fitter.beta is not None
     made_for["align"]["beta"] = fitter.beta
     schedule = schedule_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any, Protocol
 
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
@@ -35,6 +36,11 @@ class Host(Protocol):
     @property
     def has_chat_template(self) -> bool:
         """Whether the language model brings a chat template."""
+        ...
+
+    @property
+    def pilot_lock(self) -> Lock:
+        """Held by the one calibration that may run at a time."""
         ...
 
     def generate(

@@ -56,6 +56,8 @@ class Runtime:
         self._unused_until_s: dict[str, float] = {}  # rewards without a handle
         self._thread: Thread | None = None
         self._lock = Lock()
+        # Rollouts of a pilot wait for each other: two pilots could starve each other of places.
+        self.pilot_lock = Lock()
         self._closed = False
         self._pid = os.getpid()
         exits.register(self)
