@@ -373,3 +373,42 @@ def test_other_settings_than_it_was_made_for_are_told(
         engine.generate("A", sampling=SAMPLING.replace(temperature=0.5), align=align)
     with pytest.warns(StarsWarning, match=r"align\.segment_len is 4, not 8"):
         engine.generate("A", sampling=SAMPLING, align=align.replace(segment_len=4))
+
+
+def test_what_the_test_sets_itself_stands_beside_a_calibrated_config(
+    schedule: CalibratedSchedule,
+) -> None:
+    config = StarsConfig(align=AlignParams(schedule=schedule))
+    own = config.with_thresholds(AlignParams(max_attempts=3, segment_len=16))
+    assert (own.max_attempts, own.segment_len, own.beta) == (3, 16, schedule.beta)
+    assert own.schedule == schedule
+
+
+def test_answers_that_all_end_in_the_first_segment(engine: StarsEngine) -> None:
+    sampling = SamplingParams(max_tokens=32, stop=(" ",))
+    schedule = calibrate(engine, OPENINGS[:8], segment_len=16, sampling=sampling)
+    assert schedule.predicted is not None
+    assert engine.generate("A", sampling=sampling, align=AlignParams(schedule=schedule))
+
+
+def test_a_reward_without_a_number_fails_the_pilot_and_nobody_else(engine: StarsEngine) -> None:
+    def opinion(prompt: str, completion: str) -> float:
+        return 1.0 if prompt == "bystander" else math.nan
+
+    config = StarsConfig(
+        model="stars:embedded-lm", reward=opinion, align=AlignParams(schedule=NoSchedule())
+    )
+    with StarsEngine(config, model=engine.model) as own:
+        bystander = own.submit("bystander", sampling=SamplingParams(max_tokens=128, min_tokens=128))
+        with pytest.raises(RewardError, match=r"give no threshold.*finite reward.*Cure"):
+            calibrate(own, OPENINGS[:8], **QUICK)
+        assert bystander.result()[0].finish_reason == "length"
+
+
+def test_a_target_between_the_values_of_a_reward_is_told(
+    engine: StarsEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = StarsConfig(model="stars:embedded-lm", reward=lambda prompt, completion: 1.0)
+    with StarsEngine(config, model=engine.model) as own:
+        calibrate(own, OPENINGS[:8], target_acceptance=0.3, **QUICK)
+    assert "target_acceptance=0.3 is not met" in caplog.text

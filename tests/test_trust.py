@@ -148,10 +148,30 @@ def test_a_judge_of_ones_own_is_the_outcome(engine: StarsEngine, prompts: list[s
     assert other.borders[-1].pearson < own.borders[-1].pearson
 
 
+def test_an_answer_without_an_opinion_is_left_out(engine: StarsEngine, prompts: list[str]) -> None:
+    sampling = SamplingParams(max_tokens=24)
+    calls = iter(range(10**6))
+
+    def judge(prompt: str, answer: str) -> float:
+        return float("nan") if next(calls) == 3 else float(len(answer))
+
+    report = trust_report(
+        engine, prompts, sampling=sampling, num_answers=4, remedies=False, judge=judge
+    )
+    assert report.num_answers == 23
+    assert all(-1 <= border.pearson <= 1 for border in report.borders)
+
+
 def test_a_second_reward_model_may_judge(engine: StarsEngine, prompts: list[str]) -> None:
     """The guide's own weights, reading text instead of ids, nearly agree with the guide."""
     sampling = SamplingParams(max_tokens=24)
-    judge = ClassifierReward(name_or_path="stars:embedded-reward")
+    for judge in (ClassifierReward(name_or_path="stars:embedded-reward"), "stars:embedded-reward"):
+        _agrees(engine, prompts, sampling, judge)
+
+
+def _agrees(
+    engine: StarsEngine, prompts: list[str], sampling: SamplingParams, judge: object
+) -> None:
     report = trust_report(
         engine, prompts, sampling=sampling, num_answers=4, remedies=False, judge=judge
     )

@@ -89,7 +89,14 @@ def calibrate(
             "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"
         )
     if sampling.temperature == 0:
-        raise _problem("temperature", 0, "above 0: at 0 all draws of a segment are equal")
+        raise _problem(
+            "temperature",
+            0,
+            "above 0, since at 0 all draws of a segment are equal; or give thresholds of your own, "
+            "ConstantSchedule(value=...)",
+        )
+    if align.max_attempts < 2:
+        raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
     _check_number(len(prompts), engine.config.engine.max_active)
@@ -151,13 +158,14 @@ def calibrate(
     return schedule
 
 
-def default_segment_len(reward: Any) -> int:
+def default_segment_len(reward: Any, align: AlignParams) -> int:
     """Return the segment length to begin with.
 
     Short segments align best; how short pays depends on what a reward call costs. One that reads
     the language model's own tokens reads few new ones each time, others read everything anew.
     """
-    return _SHARING_LEN if getattr(reward, "reads_ids", False) else _FOREIGN_LEN
+    usual = _SHARING_LEN if getattr(reward, "reads_ids", False) else _FOREIGN_LEN
+    return max(usual, align.min_segment_len or 0)
 
 
 def _test(
@@ -178,7 +186,7 @@ def _test(
             raise _problem("segment_len", segment_len, "1 or more")
         changes["segment_len"] = segment_len
     elif "segment_len" not in base.model_fields_set:
-        changes["segment_len"] = default_segment_len(engine.reward)
+        changes["segment_len"] = default_segment_len(engine.reward, base)
     if relative_beta is not None and not 0 <= relative_beta < math.inf:
         raise _problem("relative_beta", relative_beta, "0 or more")
     return base.replace(**changes)
@@ -231,7 +239,19 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
             StarsWarning,
             stacklevel=3,
         )
-    if schedule.predicted is not None:
+    predicted = schedule.predicted
+    target = schedule.made_for["pilot"]["target"]
+    for name, wanted in target.items():
+        found = getattr(predicted, name.removeprefix("target_")).value
+        if abs(found - wanted) > 0.25 * max(wanted, 0.2):
+            logger.warning(
+                "the target %s=%s is not met: %.3f is predicted. Rewards of few values leave no "
+                "threshold in between. Cure: a finer reward, beta above 0, or another target",
+                name,
+                wanted,
+                found,
+            )
+    if predicted is not None:
         logger.info("calibrated %d stages: %s", len(schedule.stages), schedule.predicted)
 
 

@@ -62,6 +62,12 @@ class StageDrafts:
         return np.where(self.ends_text, np.nan, self.all_draws)
 
     @property
+    def fitted(self) -> Floats:
+        """What the stage's line is fitted to: the bodies, or all draws where each ended."""
+        bodies = self.bodies
+        return bodies if np.isfinite(bodies).any() else self.all_draws
+
+    @property
     def ends(self) -> Floats:
         """The same; nan in place of drafts that do not."""
         return np.where(self.ends_text, self.all_draws, np.nan)
@@ -148,11 +154,9 @@ class Fitter:
 
     def add(self, drafts: StageDrafts) -> None:
         """Fit the next stage."""
-        body = drafts.bodies
+        body = drafts.fitted
         if not self.lines and not np.isfinite(body).any():
-            body = drafts.all_draws  # each ended the answer
-            if not np.isfinite(body).any():
-                raise ValueError("no draft of the pilot has a finite reward")
+            raise ValueError("no draft of the pilot has a finite reward that no floor vetoes")
         self.stages.append(drafts)
         if np.isfinite(body).any():
             intercept, slope = regress(drafts.prefix_rewards, body)
@@ -176,7 +180,7 @@ class Fitter:
     def _residuals(self, index: int) -> Floats:
         drafts, line = self.stages[index], self.lines[index]
         at = baseline(line.intercept, line.slope, drafts.prefix_rewards)
-        return np.asarray(drafts.bodies - at[:, None])
+        return np.asarray(drafts.fitted - at[:, None])
 
     def _kindred(self, sigma: float) -> list[Floats]:
         """Residuals of earlier stages that spread as wide: more draws make a steadier offset.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
+from stars_engine.errors import RewardError
 from stars_engine.loop import Stars
 from stars_engine.rewards.base import Score
 from stars_engine.rollout import Rollout
@@ -83,7 +84,13 @@ class Pilot(Stars):
 
     def _fit(self) -> None:
         trials = [t for r, t in self._trials.items() if t is not None and not r.finished]
-        self._fitter.add(_drafts_of(trials))
+        try:
+            self._fitter.add(_drafts_of(trials))
+        except ValueError as error:  # of the pilot alone: others share the round
+            raise RewardError(
+                f"the rewards of the pilot's drafts give no threshold: {error}. Cure: look at what "
+                "the reward says of unfinished answers, and at its floor"
+            ) from error
         self._schedules.append(schedule_of(self._fitter, len(self._schedules)))
         self._trials = dict.fromkeys(self._trials)
         self._on_stage()

@@ -21,6 +21,7 @@ from stars_engine.calibration.trust import (
     segment_trust,
 )
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
+from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.loading import load_reward
@@ -96,7 +97,7 @@ def trust_report(
     engine: Host,
     prompts: Sequence[Prompt] | None = None,
     *,
-    judge: Judge | RewardConfig | None = None,
+    judge: Judge | RewardConfig | str | None = None,
     num_answers: int = 8,
     remedies: bool = True,
     sampling: SamplingParams | None = None,
@@ -109,9 +110,9 @@ def trust_report(
         engine: Whose models are asked; a `StarsEngine`.
         prompts: At least 4, better 24 and more, like those of later use; None: a neutral set
             inside the package.
-        judge: A second opinion on whole answers: a reward's config object, or a callable
-            f(prompt, answer) -> number; None: the outcome is the reward's own. A judge that did
-            not guide is the better one.
+        judge: A second opinion on whole answers: a reward's config object or name, or a callable
+            f(prompt, answer) -> number, whose nan leaves an answer out. None: the outcome is the
+            reward's own. A judge that did not guide is the better one.
         num_answers: Answers per prompt, at least 4.
         remedies: Also measure segments that end with sentences, and a greedy lookahead.
         sampling: The proposal and the length; None: the engine's.
@@ -130,6 +131,7 @@ def trust_report(
         raise ConfigError("trust_report", [Problem(name, f"{count} is not allowed; 4 or more")])
     sampling = engine.sampling if sampling is None else sampling
     sampling = sampling.replace(seed=seed, n=num_answers)
+    judge = as_reward(judge) if isinstance(judge, str) else judge
     opinion = _opinion_of(judge) if isinstance(judge, Schema) else judge
 
     def pilot(**settings: Any) -> Answers:
@@ -152,7 +154,7 @@ def trust_report(
                     trust=segment_trust(pilot(**settings), settings["segment_len"], seed=seed),
                 )
             )
-    default = default_segment_len(engine.reward)
+    default = default_segment_len(engine.reward, AlignParams())
     length, worthwhile = _recommend(segments, default)
     shared = between_prompts(plain)
     return TrustReport(
@@ -184,16 +186,22 @@ _REMEDIES: dict[str, dict[str, Any]] = {
 def _answers(
     results: Sequence[StarsResult], prompts: Sequence[Prompt], judge: Judge | None
 ) -> Answers:
-    used = [result for result in results if _rewards(result)]
+    used, outcomes = [], []
+    for result in results:
+        own = _rewards(result)
+        if not own:
+            continue
+        outcome = own[-1]
+        if judge is not None:
+            outcome = float(judge(_text(prompts[result.prompt_index]), result.text))
+        if np.isfinite(outcome):
+            used.append(result)
+            outcomes.append(outcome)
     if not used:
-        message = "no answer has a reward at any border; raise max_tokens, or look at the reward"
+        message = "no answer has a finite outcome; raise max_tokens, or look at reward and judge"
         raise ConfigError("trust_report", [Problem("sampling", message)])
     rewards = [np.array(_rewards(result)) for result in used]
     tokens = [np.cumsum([len(s.token_ids) for s in result.segments]) for result in used]
-    if judge is None:
-        outcomes = [own[-1] for own in rewards]
-    else:
-        outcomes = [judge(_text(prompts[r.prompt_index]), r.text) for r in used]
     return Answers(
         np.array([result.prompt_index for result in used]),
         rewards,
@@ -249,7 +257,12 @@ def _advise(
     chosen = next(s for s in segments if s.segment_len == length)
     advantage = chosen.advantage
     lines = []
-    if worthwhile:
+    if np.isnan(advantage.value):
+        lines.append(
+            "The reward of whole answers does not go with the outcome at all, or nothing varies: "
+            "neither STARS nor Best-of-N can gain by it. Use another reward."
+        )
+    elif worthwhile:
         lines.append(
             f"Segments of {length} tokens: expected advantage {advantage.value:.2f} over Best-of-N "
             f"(95% interval {advantage.low:.2f} to {advantage.high:.2f}). STARS is worth while."

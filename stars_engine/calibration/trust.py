@@ -120,7 +120,8 @@ def segment_trust(answers: Answers, segment_len: int, *, seed: int = 0) -> Segme
     for _ in range(_NUM_RESAMPLES):
         some = answers.picked(generator.choice(prompts, size=len(prompts)))
         draws.append(_advantage(some, innovations(some)))
-    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    known = [value for value in draws if np.isfinite(value)] or [np.nan]
+    low, high = np.percentile(known, (2.5, 97.5))
     lengths = np.concatenate([np.diff(tokens, prepend=0) for tokens in answers.num_tokens])
     return SegmentTrust(
         segment_len=segment_len,

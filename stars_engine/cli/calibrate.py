@@ -15,6 +15,7 @@ from stars_engine.cli.messages import messages
 from stars_engine.cli.options import ConfigOption, ModelOption, RewardOption
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
+from stars_engine.errors import needs_extra
 
 _PILOT_SHARE = 0.6  # of the prompts; the others verify
 
@@ -69,8 +70,7 @@ def calibrate_command(
     from stars_engine.files import check_suffix
 
     check_suffix(out, "CalibratedSchedule")
-    if judge is not None and report is None:
-        raise typer.BadParameter("--judge is for --report FILE; give both, or neither")
+    _check_report(report, judge)
     sampling = given(max_tokens=max_tokens)
     settings = read_config(config, model, reward, sampling=sampling, align={})
     if settings.uses_embedded_pair:
@@ -82,12 +82,7 @@ def calibrate_command(
         else:
             prompts = read_prompts(prompts_file)
             Random(seed).shuffle(prompts)
-        count = round(len(prompts) * _PILOT_SHARE) if verify else len(prompts)
-        pilot, others = prompts[:count], prompts[count:]
-        limit = settings.engine.max_active
-        if len(pilot) > limit:
-            messages.say(f"the first {limit} of {len(pilot)} prompts are used for the pilot")
-            pilot = pilot[:limit]
+        pilot, others = _split(prompts, settings.engine.max_active, verify=verify)
         with _bar("calibrating") as advance:
             schedule = calibrate(
                 engine,
@@ -112,9 +107,36 @@ def calibrate_command(
         if report is not None:
             with messages.status("measuring trust"):
                 trust = trust_report(engine, pilot[:24], judge=as_reward(judge))
-            _write(report, trust, schedule, verification)
             typer.echo(trust.summary())
+            _write(report, trust, schedule, verification)
             messages.say(f"report written to {report}")
+
+
+def _check_report(report: Path | None, judge: str | None) -> None:
+    """Tell now what would be in the way of the report when all is measured."""
+    if report is None:
+        if judge is not None:
+            raise typer.BadParameter("--judge is for --report FILE; give both, or neither")
+        return
+    if not report.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--report {report}: there is no such directory")
+    with needs_extra("eval"):
+        import matplotlib as mpl  # noqa: F401 - only to see whether it is there
+
+
+def _split(prompts: list[str], limit: int, *, verify: bool) -> tuple[list[str], list[str]]:
+    """Return the pilot's prompts, at most `limit`, and those that check the prediction."""
+    from stars_engine.calibration.calibrate import MIN_PROMPTS
+
+    count = round(len(prompts) * _PILOT_SHARE) if verify else len(prompts)
+    if count < MIN_PROMPTS:
+        raise typer.BadParameter(
+            f"{count} of {len(prompts)} prompts would be the pilot, and it needs {MIN_PROMPTS}; "
+            f"better 100. Cure: more prompts{', or --no-verify' if verify else ''}"
+        )
+    if count > limit:
+        messages.say(f"the first {limit} of {count} prompts are used for the pilot")
+    return prompts[: min(count, limit)], prompts[count:]
 
 
 def _write(path: Path, *parts: Any) -> None:

@@ -139,10 +139,12 @@ class StarsConfig(Schema):
         align = self.align if align is None else align
         if align.schedule is not None:
             return align
-        if self.align.schedule is not None:
-            return align.replace(schedule=self.align.schedule)
-        shipped = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
-        return align.replace(schedule=shipped)
+        schedule = self.align.schedule
+        if schedule is None:
+            schedule = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
+        # Made anew: what a calibrated schedule brings along yields to what the test itself sets.
+        own = {name: getattr(align, name) for name in align.model_fields_set}
+        return AlignParams(**{**own, "schedule": schedule})
 
 
 def _objects_in(
