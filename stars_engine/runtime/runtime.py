@@ -217,6 +217,7 @@ class Runtime:
     # --- inside ---
 
     def _note_end(self, call: Call, future: Future[Any]) -> None:
+        call.owner = None  # now the handle may go, without waiting for a garbage collection
         if future.cancelled():
             self.end_call(call)
         self._scheduler.post(partial(self._count_call_out, call.reward.key))
