@@ -424,16 +424,17 @@ class StarsEngine:
         portable = self._again is not None and not (
             self.config.model.is_live or self.config.reward.is_live
         )
-        settled: dict[int, AlignParams] = {}  # by the identity of a test that several share
+        settled: dict[tuple[int, int], AlignParams] = {}  # by the identity of what several share
         questions = []
         for question in call.questions:
             align, sampling = question.align, question.sampling or self.sampling
             if isinstance(align.schedule, AutoSchedule):
-                if id(align) not in settled:
-                    settled[id(align)] = calibrations_of(self._runtime).resolve(
+                key = id(align), id(question.sampling)
+                if key not in settled:
+                    settled[key] = calibrations_of(self._runtime).resolve(
                         self, align, sampling, reward_key=self._source.key, portable=portable
                     )
-                align = settled[id(align)]
+                align = settled[key]
             questions.append(dataclasses.replace(question, align=align))
         call.questions = tuple(questions)
         call.submitted_s = time.monotonic()
