@@ -1,4 +1,4 @@
-"""Read the IMDB reviews (Maas et al. 2011) and turn them into rows of token ids."""
+"""Read the IMDB reviews (Maas et al. 2011) and turn them into batches of token ids."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 IGNORED = -100  # the target index that cross_entropy skips
+
+Row = Sequence[int]
+Item = TypeVar("Item")
 
 
 def read_reviews(path: Path) -> list[str]:
@@ -25,36 +29,47 @@ def read_reviews(path: Path) -> list[str]:
         return [re.sub(r"\s*<br\s*/?>\s*(<br\s*/?>\s*)*", "\n", text).strip() for text in texts]
 
 
+def training_reviews(imdb: Path) -> list[str]:
+    """Return the texts of all training reviews, labelled and not, file by file."""
+    names = ("train_pos", "train_neg", "train_unsup")
+    return [text for name in names for text in read_reviews(imdb / f"{name}.jsonl.gz")]
+
+
 def encode_rows(
-    texts: Sequence[str], tokenizer: Tokenizer, *, bos_id: int, eos_id: int, row_len: int
+    texts: Sequence[str], tokenizer: Tokenizer, *, bos_id: int, eos_id: int
 ) -> list[list[int]]:
-    """Encode each text from its beginning: `[bos] text [eos]`, cut at `row_len` tokens."""
+    """Encode each text whole: `[bos] text [eos]`."""
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    return [[bos_id, *encoding.ids, eos_id][:row_len] for encoding in encodings]
+    return [[bos_id, *encoding.ids, eos_id] for encoding in encodings]
 
 
-def batches(
-    rows: Sequence[Sequence[int]], *, batch_size: int, num_steps: int, seed: int
-) -> Iterator[list[int]]:
-    """Yield `num_steps` lists of row indices: shuffled epochs, rows of like length together."""
+def epoch(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[int]]:
+    """Yield lists of row indices of like length, at most `num_tokens` with padding; each row once."""
     rng = random.Random(seed)
-    steps_left = num_steps
-    while steps_left > 0:
-        order = list(range(len(rows)))
-        rng.shuffle(order)
-        # Sorting inside pools of 50 batches keeps padding low and the order random.
-        pool = 50 * batch_size
-        groups = []
-        for start in range(0, len(order) - batch_size + 1, pool):
-            chunk = sorted(order[start : start + pool], key=lambda index: len(rows[index]))
-            groups += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-        groups = [group for group in groups if len(group) == batch_size]
-        rng.shuffle(groups)
-        yield from groups[:steps_left]
-        steps_left -= len(groups)
+    order = list(range(len(rows)))
+    rng.shuffle(order)
+    groups: list[list[int]] = []
+    # Sorting inside pools keeps padding low and the order random.
+    for pool in chunks(order, 2000):
+        group: list[int] = []
+        for index in sorted(pool, key=lambda index: len(rows[index])):
+            if group and (len(group) + 1) * len(rows[index]) > num_tokens:
+                groups.append(group)
+                group = []
+            group.append(index)
+        groups.append(group)
+    rng.shuffle(groups)
+    yield from groups
 
 
-def pad(rows: Sequence[Sequence[int]], *, value: int) -> torch.Tensor:
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items, the last one perhaps shorter."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def pad(rows: Sequence[Row], *, value: int) -> torch.Tensor:
     """Right-pad rows of ids to one `(num_rows, max_len)` tensor."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -15,86 +15,87 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from training.data import batches, pad
-from training.optim import HybridOptimizer
+from training.data import Row, epoch, pad
+from training.lm import CONTEXT_LEN
+from training.runs import Plan, train
 
-PREFIX_LENS = (16, 32, 64, 128)
+RISE = 16  # tokens over which the weight of a prefix grows: the first ones cannot tell
 
 
 def train_reward(
     language_model: LlamaForCausalLM,
-    rows: Sequence[Sequence[int]],
-    labels: Sequence[int],
+    rows: Sequence[Row],
+    targets: Sequence[float],
+    plan: Plan,
     *,
-    num_steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
+    compiled: bool = False,
+    checkpoint: Path | None = None,
     log: Callable[[str], None],
-) -> LlamaForSequenceClassification:
+) -> tuple[LlamaForSequenceClassification, float]:
     """Train one logit, log-odds of a positive review, on *every* prefix of every row.
 
     A classifier trained on whole reviews would be asked about openings it never saw; the loss on
     every prefix makes its logit an estimate of the final label from what has been read so far.
+
+    Args:
+        language_model: Gives the first weights of the body; the head begins at 0.
+        rows: Token ids; cut at the context length.
+        targets: Probability that each row's review is positive; a label is 0 or 1.
+        plan: Length and rates.
+        compiled: Whether `torch.compile` is used.
+        checkpoint: File to go on from and to write to.
+        log: Takes a line of progress.
+
+    Returns:
+        The model and the seconds it took.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(plan.seed)
     config = language_model.config.__class__(
         **{**language_model.config.to_dict(), "num_labels": 1, "architectures": None}
     )
     model = LlamaForSequenceClassification(config)
     model.model.load_state_dict(language_model.model.state_dict())
     torch.nn.init.zeros_(model.score.weight)
-    optimizer = HybridOptimizer(model, lr=lr, num_steps=num_steps)
-    started = time.monotonic()
-    running = math.nan
-    for step, picked in enumerate(
-        batches(rows, batch_size=batch_size, num_steps=num_steps, seed=seed)
-    ):
-        chosen = [rows[index] for index in picked]
-        logits = prefix_logits(model, chosen)  # (batch, max_len)
-        targets = torch.tensor([labels[index] for index in picked], dtype=torch.float)
-        lengths = torch.tensor([len(row) for row in chosen])
-        position = torch.arange(logits.shape[1])
-        # The first tokens cannot tell; weights grow over the first 16 and then stay level.
-        weights = (position / 16).clamp(max=1) * (position < lengths[:, None])
-        losses = functional.binary_cross_entropy_with_logits(
-            logits, targets[:, None].expand_as(logits), reduction="none"
-        )
-        loss = (losses * weights).sum() / weights.sum()
-        loss.backward()
-        optimizer.step()
-        running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0 or step == num_steps - 1:
-            log(f"reward {step}/{num_steps} loss {running:.4f} {time.monotonic() - started:.0f} s")
-    return model.eval()
+    body = torch.compile(model.model, dynamic=True) if compiled else model.model
+    pairs = [(row[:CONTEXT_LEN], target) for row, target in zip(rows, targets, strict=True)]
+    seconds = train(
+        model,
+        _batches(pairs, plan),
+        lambda chosen: _loss(body, model.score, chosen),
+        plan,
+        checkpoint=checkpoint,
+        log=log,
+    )
+    return model.eval(), seconds
+
+
+def _batches(pairs: Sequence[tuple[Row, float]], plan: Plan) -> Iterator[list[tuple[Row, float]]]:
+    rows = [row for row, _ in pairs]
+    for number in count():
+        for group in epoch(rows, num_tokens=plan.micro_tokens, seed=plan.seed + number):
+            yield [pairs[index] for index in group]
+
+
+def _loss(
+    body: Callable[..., Any], head: torch.nn.Module, chosen: Sequence[tuple[Row, float]]
+) -> tuple[torch.Tensor, float]:
+    """Weighted cross-entropy summed over all prefixes, and the sum of the weights."""
+    logits = prefix_logits(body, head, [row for row, _ in chosen])
+    targets = torch.tensor([target for _, target in chosen])[:, None].expand_as(logits)
+    lengths = torch.tensor([len(row) for row, _ in chosen])
+    position = torch.arange(logits.shape[1])
+    weights = (position / RISE).clamp(max=1) * (position < lengths[:, None])
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (losses * weights).sum(), weights.sum().item()
 
 
 def prefix_logits(
-    model: LlamaForSequenceClassification, rows: Sequence[Sequence[int]]
+    body: Callable[..., Any], head: torch.nn.Module, rows: Sequence[Row]
 ) -> torch.Tensor:
-    """The model's logit after each token: `(num_rows, max_len)`, float32."""
-    ids = pad(rows, value=model.config.pad_token_id)
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        logits: torch.Tensor = model.score(hidden)[..., 0]
-    return logits.float()
-
-
-@torch.inference_mode()
-def prefix_accuracy(
-    model: LlamaForSequenceClassification, rows: Sequence[Sequence[int]], labels: Sequence[int]
-) -> dict[str, float]:
-    """Share of reviews whose label the logit's sign gives, by number of tokens read."""
-    correct: dict[str, list[bool]] = {str(length): [] for length in (*PREFIX_LENS, "end")}
-    for start in range(0, len(rows), 16):
-        chunk = rows[start : start + 16]
-        logits = prefix_logits(model, chunk)
-        for row, label, row_logits in zip(chunk, labels[start : start + 16], logits, strict=True):
-            for name, hits in correct.items():
-                index = len(row) - 1 if name == "end" else int(name)
-                if index < len(row):
-                    hits.append((row_logits[index].item() > 0) == bool(label))
-    return {name: sum(hits) / len(hits) for name, hits in correct.items()}
+    """The model's logit after each token: `(num_rows, max_len)`."""
+    hidden = body(input_ids=pad(rows, value=0), use_cache=False).last_hidden_state
+    logits: torch.Tensor = head(hidden)[..., 0]
+    return logits
 
 
 def save_reward(
