@@ -44,7 +44,7 @@ def encode_rows(
 
 
 def epoch(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[int]]:
-    """Yield lists of row indices of like length, at most `num_tokens` with padding; each row once."""
+    """Yield row indices in groups: like lengths, at most `num_tokens` with padding, each once."""
     rng = random.Random(seed)
     order = list(range(len(rows)))
     rng.shuffle(order)

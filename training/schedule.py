@@ -1,8 +1,8 @@
-"""Find the fixed thresholds that are shipped with the pair, from pilot answers of the pair itself.
+"""The thresholds that are shipped with the pair, from pilot answers of the pair itself.
 
-Stage by stage: segment k's threshold is the quantile of first-draw rewards that gives the target
-acceptance on prefixes which the thresholds before it accepted. The ramp nearest
-to the stages is what is shipped, so that it also serves another segment_len.
+`align.yaml`: calibrated for the settings of the test that serve the pair best (chosen by
+`benchmarks/embedded_pair.py`). `ramp.yaml`: for every other segment length, a ramp in tokens.
+Pilots continue openings of unlabelled training reviews; nobody judges by them.
 """
 
 from __future__ import annotations
@@ -23,60 +23,77 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
     TransformersModel,
+    calibrate,
 )
+from stars_engine.calibration.settings import identity
 from training.data import read_reviews
 
-SEGMENT_LEN = 16
-NUM_STAGES = 8
-TARGET_ACCEPTANCE = 0.4
-NUM_PILOTS = 48
-OPENING_WORDS = 5
+SEGMENT_LEN, TARGET_ACCEPTANCE = 8, 0.5
+NUM_PILOTS, OPENING_WORDS = 160, 12
+RAMP_STAGE_LEN, NUM_RAMP_STAGES, RAMP_ACCEPTANCE = 16, 8, 0.4
 
 
 def make_schedule(imdb: Path, directory: Path) -> dict[str, Any]:
-    """Calibrate on openings of training reviews, check on openings of held-out ones."""
+    """Calibrate on openings of training reviews; write both files; return what is predicted."""
     started = time.process_time()
-    engine = StarsEngine(
-        StarsConfig(
-            model=TransformersModel(name_or_path=str(directory / "lm")),
-            reward=ClassifierReward(name_or_path=str(directory / "reward")),
-            align=_align(PerSegmentSchedule(values=[-np.inf])),
-            sampling=SamplingParams(seed=0),
-        )
+    openings = [
+        " ".join(text.split()[:OPENING_WORDS])
+        for text in read_reviews(imdb / "train_unsup.jsonl.gz")[:NUM_PILOTS]
+    ]
+    config = StarsConfig(
+        model=TransformersModel(name_or_path=str(directory / "lm")),
+        reward=ClassifierReward(name_or_path=str(directory / "reward")),
+        align=AlignParams(schedule=PerSegmentSchedule(values=[-np.inf])),
+        sampling=SamplingParams(seed=0),
     )
-    pilots = _openings(imdb / "train_unsup.jsonl.gz")
-    thresholds: list[float] = []
-    for stage in range(NUM_STAGES):
-        schedule = PerSegmentSchedule(values=[*thresholds, -np.inf])
-        sampling = SamplingParams(seed=0, max_tokens=SEGMENT_LEN * (stage + 1))
-        results = engine.generate(pilots, sampling=sampling, align=_align(schedule))
-        drawn = [r.segments[stage].attempts[0].reward for r in results if len(r.segments) > stage]
-        thresholds.append(float(np.quantile(drawn, 1 - TARGET_ACCEPTANCE)))
-    shipped = _align(_fit_ramp(thresholds))
-    values = shipped.model_dump(mode="json", exclude_defaults=True)
-    values["schedule"] = shipped.schedule.model_dump(mode="json", exclude_none=True)
-    (directory / "align.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    fresh = _openings(imdb / "dev_pos.jsonl.gz") + _openings(imdb / "dev_neg.jsonl.gz")
-    plain = engine.vanilla(fresh)
-    aligned = engine.generate(fresh, align=shipped)
+    with StarsEngine(config) as engine:
+        schedule = calibrate(
+            engine, openings, target_acceptance=TARGET_ACCEPTANCE, segment_len=SEGMENT_LEN
+        )
+        stages = _stage_thresholds(engine, openings)
+    # The models go by these names once they are inside the package.
+    own = StarsConfig()
+    made_for = {**schedule.made_for, "model": identity(own.model), "reward": identity(own.reward)}
+    ramp = _fit_ramp(stages)
+    _write(directory / "align.yaml", {"schedule": schedule.replace(made_for=made_for)})
+    _write(directory / "ramp.yaml", {"schedule": ramp})
+    assert schedule.predicted is not None
     return {
-        "stage_thresholds": [round(value, 2) for value in thresholds],
-        "held_out_openings": len(fresh),
-        "vanilla_reward": float(np.mean([r.reward for r in plain])),
-        "stars_reward": float(np.mean([r.reward for r in aligned])),
-        "drafted_over_kept": sum(r.usage.num_drafted_tokens for r in aligned)
-        / sum(r.usage.num_kept_tokens for r in aligned),
-        "acceptance_rate": sum(r.usage.num_accepted for r in aligned)
-        / sum(r.usage.num_attempts for r in aligned),
-        "forced_rate": sum(r.usage.num_forced for r in aligned)
-        / sum(len(r.segments) for r in aligned),
+        "segment_len": SEGMENT_LEN,
+        "target_acceptance": TARGET_ACCEPTANCE,
+        "predicted": schedule.predicted.model_dump(),
+        "ramp": ramp.model_dump(exclude_none=True),
         "cpu_s": time.process_time() - started,
     }
 
 
+def _write(path: Path, values: dict[str, Any]) -> None:
+    plain = {
+        name: value.model_dump(mode="json", exclude_none=True) for name, value in values.items()
+    }
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def _stage_thresholds(engine: StarsEngine, openings: list[str]) -> list[float]:
+    """Return, stage by stage, the quantile of first drafts on prefixes accepted so far."""
+    thresholds: list[float] = []
+    for stage in range(NUM_RAMP_STAGES):
+        results = engine.generate(
+            openings,
+            sampling=SamplingParams(seed=0, max_tokens=RAMP_STAGE_LEN * (stage + 1)),
+            align=AlignParams(
+                schedule=PerSegmentSchedule(values=[*thresholds, -np.inf]),
+                segment_len=RAMP_STAGE_LEN,
+            ),
+        )
+        drawn = [r.segments[stage].attempts[0].reward for r in results if len(r.segments) > stage]
+        thresholds.append(float(np.quantile(np.array(drawn, float), 1 - RAMP_ACCEPTANCE)))
+    return thresholds
+
+
 def _fit_ramp(thresholds: list[float]) -> LinearSchedule:
     """Return the ramp nearest to the stage thresholds; its length is the best of whole stages."""
-    tokens = SEGMENT_LEN * np.arange(1, len(thresholds) + 1)
+    tokens = RAMP_STAGE_LEN * np.arange(1, len(thresholds) + 1)
     fits = []
     for ramp_tokens in tokens[1:]:
         fraction = np.minimum(1, tokens / ramp_tokens)
@@ -88,11 +105,3 @@ def _fit_ramp(thresholds: list[float]) -> LinearSchedule:
     return LinearSchedule(
         initial=round(initial, 2), target=round(target, 2), ramp_tokens=ramp_tokens
     )
-
-
-def _align(schedule: LinearSchedule | PerSegmentSchedule) -> AlignParams:
-    return AlignParams(schedule=schedule, segment_len=SEGMENT_LEN)
-
-
-def _openings(path: Path) -> list[str]:
-    return [" ".join(text.split()[:OPENING_WORDS]) for text in read_reviews(path)[:NUM_PILOTS]]
