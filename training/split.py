@@ -20,7 +20,7 @@ from training.data import read_reviews
 from training.duplicates import copies, exact_copies, normalised, repeated
 
 Part = Literal["guide", "judge", "dev"]
-Half = Literal["select", "report"]
+Half = Literal["pilot", "select", "report"]
 Flags = NDArray[np.bool]
 
 GUIDE_SHARE = 0.8
@@ -41,26 +41,35 @@ def labelled_rows(imdb: Path, part: Part) -> tuple[list[str], list[int]]:
 
 
 def openings(imdb: Path, half: Half, num: int, words: int = 12) -> list[str]:
-    """Return beginnings of dev reviews, no two alike, of positive and negative ones in turn.
+    """Return beginnings of reviews, no two alike, of positive and negative ones in turn.
 
     A smaller `num` gives the first of a larger one.
 
+    Args:
+        imdb: Folder of the `.jsonl.gz` files.
+        half: "select": of one half of the dev reviews, on which settings are chosen; "report": of
+            the other half, on which they are reported; "pilot": of the guide's training reviews,
+            on which thresholds are calibrated.
+        num: How many.
+        words: Length of each; shorter reviews give none.
+
     Raises:
-        ValueError: `half` is no half, or it has fewer openings.
+        ValueError: `half` is none of these, or it has fewer openings.
     """
-    if half not in ("select", "report"):
-        raise ValueError(f"half={half!r} is not allowed; 'select' or 'report'")
+    if half not in get_args(Half):
+        raise ValueError(f"half={half!r} is not allowed; one of {', '.join(get_args(Half))}")
     found: dict[int, list[str]] = {1: [], 0: []}
     seen: set[str] = set()
-    for text, label in zip(*labelled_rows(imdb, "dev"), strict=True):
+    part: Part = "guide" if half == "pilot" else "dev"
+    for text, label in zip(*labelled_rows(imdb, part), strict=True):
         opening = " ".join(text.split()[:words])
         if len(text.split()) <= words or normalised(opening) in seen:
             continue
         seen.add(normalised(opening))
-        if (_chance(text, "half") < 0.5) == (half == "select"):
+        if half == "pilot" or (_chance(text, "half") < 0.5) == (half == "select"):
             found[label].append(opening)
     in_turn = [opening for pair in zip(found[1], found[0], strict=False) for opening in pair]
-    if len(in_turn) < num:
+    if not 0 <= num <= len(in_turn):
         raise ValueError(f"num={num} is not allowed; 0 to {len(in_turn)} openings are there")
     return in_turn[:num]
 
