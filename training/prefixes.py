@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import spearmanr
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -40,15 +41,12 @@ def read_prefixes(
     """
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
-    rows: list[list[int]] = []  # ids
-    wanted: list[list[tuple[int, int, int]]] = []  # of each row: token, text, column
     whole = _encode(tokenizer, texts, context)
+    rows = list(whole)
+    wanted: list[list[tuple[int, int, int]]] = [[] for _ in rows]  # of each: token, text, column
     for column, length in enumerate(lengths):
         begun = _encode(tokenizer, [beginning(text, length) for text in texts], context)
         for index, ids in enumerate(begun):
-            if column == 0:
-                rows.append(whole[index])
-                wanted.append([])
             if whole[index][: len(ids)] == ids:
                 wanted[index].append((len(ids) - 1, index, column))
             else:
@@ -75,7 +73,7 @@ def calibration(logits: Floats, labels: Sequence[int]) -> dict[str, Any]:
     Ten bins of equal width in probability; the error is the mean, over texts, of the distance
     between a bin's mean probability and its share of positive texts (Guo et al. 2017).
     """
-    probabilities = 1 / (1 + np.exp(-logits))
+    probabilities = expit(logits)
     truth = np.asarray(labels, float)
     bins = np.minimum((probabilities * NUM_BINS).astype(int), NUM_BINS - 1)
     curve, error = [], 0.0
