@@ -6,7 +6,7 @@ over subsets of as many plain answers; between two N it is interpolated. The jud
 on words and pairs of words, of another architecture than the guide and trained on held-out reviews
 that give no opening. Intervals: bootstrap over openings.
 
-    python benchmarks/best_of_n.py --shared DIR     (needs scikit-learn)
+    python -m benchmarks.best_of_n --shared DIR     (needs scikit-learn)
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import gzip
 import json
 from collections.abc import Sequence
-from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from benchmarks.comparison import best_of, over_prompts, win_rate
 from stars_engine import SamplingParams, StarsConfig, StarsEngine, StarsResult, preset
 
 OPENING_WORDS, JUDGE_WORDS = 12, 120
@@ -116,14 +116,6 @@ def train_judge(reviews: dict[str, list[str]]) -> Pipeline:
     return judge
 
 
-def best_of(n: int, guide: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Return `(openings,)`: mean value of the answer of highest guide, over all n-subsets."""
-    total = guide.shape[1]
-    order = np.argsort(guide, axis=1)
-    weights = np.array([comb(rank, n - 1) / comb(total, n) for rank in range(total)])
-    return np.take_along_axis(value, order, 1) @ weights
-
-
 class Table:
     """Rows of arms, each beside Best-of-N at its own number of drafted tokens.
 
@@ -145,13 +137,13 @@ class Table:
         if share > 0:
             equal = equal * (1 - share) + self._curve[low] * share
         difference = judge - equal
-        generator = np.random.default_rng(0)
-        picks = generator.integers(len(difference), size=(4000, len(difference)))
-        low_end, high_end = np.percentile(difference[picks].mean(1), (2.5, 97.5))
-        wins = f"{np.mean(judge[:, None] > self._opinion):.0%}" if single else ""
+        mean, low_end, high_end = over_prompts(
+            lambda picked: float(difference[picked].mean()), len(difference)
+        )
+        wins = f"{win_rate(judge[:, None], self._opinion).mean():.0%}" if single else ""
         print(
             f"| {name} | {times:.2f} | {guide:+.2f} | {judge.mean():+.2f} | {wins} | "
-            f"{difference.mean():+.2f} [{low_end:+.2f}, {high_end:+.2f}] |",
+            f"{mean:+.2f} [{low_end:+.2f}, {high_end:+.2f}] |",
             flush=True,
         )
         return {
@@ -159,8 +151,8 @@ class Table:
             "times": times,
             "guide": guide,
             "judge": float(judge.mean()),
-            "over_best_of_n": float(difference.mean()),
-            "interval": [float(low_end), float(high_end)],
+            "over_best_of_n": mean,
+            "interval": [low_end, high_end],
         }
 
 

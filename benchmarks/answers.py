@@ -1,0 +1,167 @@
+"""Answers of an engine, kept in files so that a run that was cut off goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stars_engine import (
+    AlignParams,
+    CalibratedSchedule,
+    SamplingParams,
+    StarsEngine,
+    StarsResult,
+    calibrate,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is kept of a result.
+
+    Attributes:
+        prompt: Index of the prompt.
+        text: The answer, without the prompt.
+        ids: Its token ids.
+        reward: The guide's, of the whole.
+        num_drafted: Tokens of all judged draws.
+        num_segments: Kept segments.
+        num_forced: Segments kept without acceptance.
+    """
+
+    prompt: int
+    text: str
+    ids: tuple[int, ...]
+    reward: float
+    num_drafted: int
+    num_segments: int
+    num_forced: int
+
+    @classmethod
+    def of(cls, result: StarsResult) -> Answer:
+        """Keep what figures are made of."""
+        if result.reward is None:
+            raise ValueError(f"prompt {result.prompt_index} has an answer without a reward")
+        return cls(
+            prompt=result.prompt_index,
+            text=result.text,
+            ids=result.token_ids,
+            reward=result.reward,
+            num_drafted=result.usage.num_drafted_tokens,
+            num_segments=len(result.segments),
+            num_forced=result.usage.num_forced,
+        )
+
+
+class Arms:
+    """An engine's answers and thresholds, by what they are a function of.
+
+    Everything is kept under a hash of models, prompts and settings, so that nothing made for
+    others is ever used.
+
+    Args:
+        engine: Loads its models when something is asked for that is not in the files.
+        directory: Of the files.
+        models: Directories of the engine's checkpoints.
+    """
+
+    def __init__(self, engine: StarsEngine, directory: Path, models: Sequence[Path]) -> None:
+        self._engine, self._directory = engine, directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._models = [_fingerprint(path) for path in models]
+
+    def vanilla(self, prompts: Sequence[str], sampling: SamplingParams) -> list[Answer]:
+        """Return plain answers, `sampling.n` for each prompt."""
+        about = ["vanilla", sampling.model_dump(mode="json"), list(prompts)]
+        return self._answers(about, lambda: self._engine.vanilla(prompts, sampling=sampling))
+
+    def stars(
+        self, prompts: Sequence[str], sampling: SamplingParams, align: AlignParams
+    ) -> list[Answer]:
+        """Return aligned answers."""
+        values = align.model_dump(mode="json")
+        about = ["stars", sampling.model_dump(mode="json"), values, list(prompts)]
+        return self._answers(
+            about, lambda: self._engine.generate(prompts, sampling=sampling, align=align)
+        )
+
+    def thresholds(
+        self, prompts: Sequence[str], sampling: SamplingParams, *, segment_len: int, budget: float
+    ) -> CalibratedSchedule:
+        """Return thresholds with a regressed baseline that spend `budget` tokens per kept one."""
+        about = ["thresholds", sampling.model_dump(mode="json"), segment_len, budget, list(prompts)]
+        path = self._path(about, "yaml")
+        if not path.exists():
+            schedule = calibrate(
+                self._engine, prompts, budget=budget, segment_len=segment_len, sampling=sampling
+            )
+            _written(path, schedule.to_file)
+        return CalibratedSchedule.from_file(path)
+
+    def _answers(self, about: list[Any], make: Any) -> list[Answer]:
+        path = self._path(about, "json")
+        if not path.exists():
+            rows = [asdict(Answer.of(result)) for result in make()]
+            _written(path, lambda part: part.write_text(json.dumps(rows), encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in rows]
+
+    def _path(self, about: list[Any], ending: str) -> Path:
+        text = json.dumps([*self._models, *about], sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return self._directory / f"{about[0]}-{digest}.{ending}"
+
+
+def perplexity(model: Path, prompts: Sequence[str], answers: Sequence[Answer]) -> float:
+    """Return the base model's perplexity on answers given their prompts.
+
+    Of the model as it is: temperature 1, all tokens, so that arms are told apart by the text alone.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    encoded: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    total = np.zeros(2)
+    for start in range(0, len(answers), 32):
+        rows = [(encoded[answer.prompt], answer.ids) for answer in answers[start : start + 32]]
+        total += _nats(network, rows)
+    return float(np.exp(total[0] / total[1]))
+
+
+@torch.inference_mode()
+def _nats(network: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> NDArray[np.float64]:
+    """Negative log-likelihood of the second parts, and their tokens."""
+    width = max(len(before) + len(after) for before, after in rows)
+    ids, targets = (torch.full((len(rows), width), value) for value in (0, -100))
+    for line, (before, after) in enumerate(rows):
+        start, end = len(before), len(before) + len(after)
+        ids[line, :end] = torch.tensor([*before, *after])
+        targets[line, start:end] = ids[line, start:end]
+    # Causal attention never looks right, so right padding needs no mask.
+    logits = network(input_ids=ids, use_cache=False).logits[:, :-1]
+    loss = functional.cross_entropy(
+        logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+    return np.array([loss.item(), (targets[:, 1:] != -100).sum().item()])
+
+
+def _fingerprint(directory: Path) -> str:
+    names = ("model.safetensors", "config.json", "tokenizer.json")
+    contents = b"".join((directory / name).read_bytes() for name in names)
+    return hashlib.blake2b(contents, digest_size=8).hexdigest()
+
+
+def _written(path: Path, write: Any) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"part-{path.name}")
+    write(part)
+    part.replace(path)

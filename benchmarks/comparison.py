@@ -1,0 +1,92 @@
+"""Arms compared on the same prompts: Best-of-N in expectation, wins, intervals over prompts.
+
+Answers to one prompt are kin, so everything is averaged within a prompt first and prompts are what
+is resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+NUM_RESAMPLES = 4000
+
+
+def best_of(n: int, guide: Floats, value: Floats) -> Floats:
+    """Return the expected value of Best-of-n: of the answer of highest guide, over all n-subsets.
+
+    Args:
+        n: 1 to the number of samples.
+        guide: What selects, `(prompts, samples)`.
+        value: What is wanted of the selected answer, of the same shape.
+
+    Returns:
+        `(prompts,)`.
+    """
+    total = guide.shape[1]
+    if not 1 <= n <= total:
+        raise ValueError(f"n={n} is not allowed; 1 to {total}, the samples of each prompt")
+    order = np.argsort(guide, axis=1, kind="stable")
+    weights = np.array([comb(rank, n - 1) / comb(total, n) for rank in range(total)])
+    return np.asarray(np.take_along_axis(value, order, 1) @ weights)
+
+
+def at_equal_tokens(curve: Floats, times: float) -> float:
+    """Return what Best-of-N comes to at `times` answers' tokens, linear between two N.
+
+    Args:
+        curve: Mean value of Best-of-1, 2, ...: `(N,)`. Beyond its ends the value is that of the
+            end, which would favour the arm that spends more: give a curve that is long enough.
+        times: Drafted tokens over the tokens of one answer.
+    """
+    return float(np.interp(times, np.arange(1, len(curve) + 1), curve))
+
+
+def win_rate(ours: Floats, theirs: Floats) -> Floats:
+    """Return each prompt's share of pairs in which ours is higher; a tie is half a win.
+
+    Args:
+        ours: `(prompts, answers)`.
+        theirs: `(prompts, samples)`.
+    """
+    left, right = ours[:, :, None], theirs[:, None, :]
+    return np.asarray(((left > right) + 0.5 * (left == right)).mean((1, 2)))
+
+
+def over_prompts(
+    figure: Callable[[NDArray[np.int64]], float], num_prompts: int, *, seed: int = 0
+) -> list[float]:
+    """Return a figure and the ends of its 95% interval: a bootstrap over prompts.
+
+    Args:
+        figure: Of the prompts whose indices it is given; one may come more than once.
+        num_prompts: How many there are.
+        seed: Of the resampling; equal seeds draw equal prompts.
+    """
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(num_prompts, size=(NUM_RESAMPLES, num_prompts))
+    low, high = np.percentile([figure(pick) for pick in picks], (2.5, 97.5))
+    return [figure(np.arange(num_prompts)), float(low), float(high)]
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Return the share of pairs of neighbouring words, over all the texts, that are new."""
+    pairs = [pair for text in texts for pair in _pairs(text)]
+    return len(set(pairs)) / len(pairs) if pairs else float("nan")
+
+
+def distinct_2_within(texts: Sequence[str]) -> float:
+    """Return the same for each text by itself, mean: low where answers go round in circles."""
+    values = [distinct_2([text]) for text in texts]
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    words = text.lower().split()
+    return list(pairwise(words))

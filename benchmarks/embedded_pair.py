@@ -1,0 +1,255 @@
+"""The embedded pair's arm: chosen on one half of the dev openings, reported once on the other.
+
+    python -m training.judge --imdb DIR --out JUDGE          (once)
+    python -m benchmarks.embedded_pair --imdb DIR --judge JUDGE --out OUT
+
+Prompts are the first 12 words of dev reviews; neither guide nor judge has read them or a copy of
+them. Every arm writes 128 tokens by the default sampling, or fewer where the model ends its review
+before; the model may do so in every arm alike, as in use, and length is a guard. Costs are drafted
+tokens over the mean tokens of a plain answer; one draft at a time, so that there is no surplus.
+
+Thresholds are calibrated for a budget on openings of training reviews. Of the candidates whose
+guards hold and which spend at most --max-times on the select half, the one of highest judge reward
+is reported, and written to OUT/align.yaml. What a quarter of Best-of-16's tokens gives at
+segment_len 32, and a sixth at 8, is reported whatever was chosen.
+
+Best-of-N is the exact expectation over subsets of the plain answers; between two N it is linear.
+Wins are counted against every plain answer to the same prompt. Intervals: bootstrap over prompts.
+OUT keeps what was generated: a run that is cut off goes on, and another report costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.answers import Arms
+from benchmarks.comparison import best_of
+from benchmarks.half import COMPARED, Half, guards_hold
+from stars_engine import (
+    AlignParams,
+    EngineParams,
+    LinearSchedule,
+    NoSchedule,
+    StarsConfig,
+    StarsEngine,
+)
+from training.judge import load_judge
+from training.split import openings
+
+EMBEDDED = Path(__file__).parent.parent / "stars_engine" / "embedded"
+NUM_PILOTS = 128
+FIRST_SEED = 11
+_COLUMNS = (
+    "arm",
+    "tokens x",
+    "guide",
+    "judge",
+    "positive",
+    "wins v. vanilla",
+    "judge - Best-of-N, equal tokens",
+    "judge - Best-of-16",
+    "perplexity",
+    "distinct-2 (over prompts)",
+    "tokens",
+    "forced",
+    "guards",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of the test.
+
+    Attributes:
+        segment_len: Tokens judged together.
+        budget: Drafted tokens over kept ones that its thresholds are calibrated for; None for a
+            linear ramp up to the mean guide reward of Best-of-16 on the select half.
+    """
+
+    segment_len: int
+    budget: float | None
+
+    @property
+    def name(self) -> str:
+        """As it stands in the table."""
+        if self.budget is None:
+            return f"ramp, segment_len {self.segment_len}"
+        return f"budget {self.budget:.1f}, segment_len {self.segment_len}"
+
+
+QUARTER, SIXTH = Arm(32, 16 / 4), Arm(8, 16 / 6)
+CANDIDATES = (SIXTH, Arm(8, 4.0), Arm(16, 16 / 6), Arm(16, 4.0), QUARTER, Arm(16, None))
+
+
+def main() -> None:
+    options = read_options()
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    config = StarsConfig(
+        align=AlignParams(schedule=NoSchedule()),
+        engine=EngineParams(max_rows=512, max_active=1024),
+    )
+    if options.model is not None:
+        config = config.replace(model=str(options.model))
+    if options.reward is not None:
+        config = config.replace(reward=str(options.reward))
+    with StarsEngine(config) as engine:
+        pair = Pair(engine, options)
+        report = pair.choose()
+        if not options.only_select:
+            report |= pair.report()
+    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    tables = [
+        f"{title}\n\n{markdown(report[name])}"
+        for name, title in (
+            ("select", f"Select half, {options.select} openings, chosen: {report['chosen']}"),
+            ("report", f"Report half, {options.report} openings, {options.seeds} seeds"),
+        )
+        if name in report
+    ]
+    (options.out / "report.md").write_text("\n\n".join(tables) + "\n")
+    print("\n\n".join(tables))
+
+
+class Pair:
+    """A pair of models, and what its arms come to.
+
+    Args:
+        engine: Of the pair.
+        options: Of the command line.
+    """
+
+    def __init__(self, engine: StarsEngine, options: argparse.Namespace) -> None:
+        self._options = options
+        self._language_model = options.model or EMBEDDED / "lm"
+        directories = (self._language_model, options.reward or EMBEDDED / "reward")
+        self._arms = Arms(engine, options.out / "kept", directories)
+        self._judge = load_judge(options.judge)
+        self._select = self._half("select", options.select, [FIRST_SEED])
+        self._pilots = openings(options.imdb, "pilot", NUM_PILOTS)
+        self._chosen: Arm | None = None
+
+    def choose(self) -> dict[str, Any]:
+        """Try the candidates on the select half; write the chosen one's settings."""
+        half = self._select
+        rows: dict[str, Any] = {"vanilla": half.plain_figures()}
+        for arm in CANDIDATES:
+            rows[arm.name] = half.aligned(half.stars(self.settings(arm)))
+            print(f"{arm.name}: {json.dumps(rows[arm.name])}", flush=True)
+        tried = {arm: rows[arm.name] for arm in CANDIDATES}
+        self._chosen = best(tried, rows["vanilla"], self._options.max_times)
+        shipped = self.settings(self._chosen).model_dump(mode="json", exclude_defaults=True)
+        shipped.pop("num_candidates")  # of the run, and not of the text
+        (self._options.out / "align.yaml").write_text(yaml.safe_dump(shipped, sort_keys=False))
+        return {"chosen": self._chosen.name, "select": rows}
+
+    def report(self) -> dict[str, Any]:
+        """Report the chosen arm, and the two whose budgets were set beforehand."""
+        seeds = range(FIRST_SEED, FIRST_SEED + self._options.seeds)
+        half = self._half("report", self._options.report, seeds)
+        rows: dict[str, Any] = {"vanilla": half.plain_figures()}
+        rows |= {f"Best-of-{n}": half.best_of_figures(n) for n in COMPARED if n <= half.num_plain}
+        for arm in dict.fromkeys((self._chosen, QUARTER, SIXTH)):
+            if arm is not None:
+                rows[arm.name] = half.aligned(half.stars(self.settings(arm)))
+        return {"report": rows}
+
+    def settings(self, arm: Arm) -> AlignParams:
+        """Return an arm's settings, its thresholds found or read again."""
+        half = self._select
+        if arm.budget is None:
+            target = float(best_of(min(16, half.num_plain), half.guide, half.guide).mean())
+            schedule: Any = LinearSchedule(target=round(target, 2), initial_weight=0.5)
+        else:
+            schedule = self._arms.thresholds(
+                self._pilots, half.sampling, segment_len=arm.segment_len, budget=arm.budget
+            )
+        return AlignParams(schedule=schedule, segment_len=arm.segment_len, num_candidates=1)
+
+    def _half(self, name: Literal["select", "report"], num: int, seeds: Sequence[int]) -> Half:
+        return Half(
+            openings(self._options.imdb, name, num),
+            self._arms,
+            self._judge,
+            seeds=seeds,
+            samples=self._options.samples,
+            language_model=self._language_model,
+            max_tokens=self._options.max_tokens,
+        )
+
+
+def best(tried: dict[Arm, dict[str, Any]], plain: dict[str, Any], max_times: float) -> Arm:
+    """Return the arm of highest judge reward of those whose guards hold and that cost no more."""
+    allowed = [
+        arm
+        for arm, figures in tried.items()
+        if guards_hold(figures, plain) and figures["times"][0] <= max_times
+    ]
+    if not allowed:
+        raise SystemExit(f"no candidate keeps its guards at {max_times} times an answer's tokens")
+    return max(allowed, key=lambda arm: tried[arm]["judge"][0])
+
+
+def markdown(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the table of a half; the first row is plain sampling."""
+    plain = rows["vanilla"]
+    lines = [list(_COLUMNS), ["---", *["---:"] * (len(_COLUMNS) - 1)]]
+    lines += [
+        [
+            name,
+            f"{figures['times'][0]:.2f}",
+            f"{figures['guide']:+.2f}",
+            _interval(figures["judge"], "+.2f"),
+            f"{figures['positive']:.0%}",
+            _interval(figures["wins"], ".1%"),
+            _interval(figures["over_equal_tokens"], "+.2f"),
+            _interval(figures.get("over_best_of_16"), "+.2f"),
+            f"{figures['perplexity']:.1f}",
+            f"{figures['distinct-2']:.3f} ({figures['distinct-2 over prompts']:.3f})",
+            f"{figures['tokens']:.0f}",
+            "" if figures["forced"] is None else f"{figures['forced']:.1%}",
+            "hold" if guards_hold(figures, plain) else "broken",
+        ]
+        for name, figures in rows.items()
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _interval(values: list[float] | None, form: str) -> str:
+    if values is None:
+        return ""
+    value, low, high = (format(number, form) for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--imdb", type=Path, required=True, help="folder of the *.jsonl.gz files")
+    parser.add_argument("--judge", type=Path, required=True, help="what training.judge wrote")
+    parser.add_argument("--out", type=Path, required=True, help="answers, thresholds and figures")
+    parser.add_argument("--model", type=Path, help="the embedded one if not given")
+    parser.add_argument("--reward", type=Path, help="likewise")
+    parser.add_argument("--select", type=int, default=100, help="openings that choose the arm")
+    parser.add_argument("--report", type=int, default=300, help="openings that it is reported on")
+    parser.add_argument("--seeds", type=int, default=3, help="of the report")
+    parser.add_argument("--samples", type=int, default=16, help="plain answers to each opening")
+    parser.add_argument("--max-times", type=float, default=4.5, help="of the chosen arm")
+    parser.add_argument("--max-tokens", type=int, default=128, help="of every answer")
+    parser.add_argument("--only-select", action="store_true", help="stop when the arm is chosen")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""One set of prompts: plain answers to them, and any arm's beside those."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.answers import Answer, Arms, perplexity
+from benchmarks.comparison import (
+    Floats,
+    at_equal_tokens,
+    best_of,
+    distinct_2,
+    distinct_2_within,
+    over_prompts,
+    win_rate,
+)
+from stars_engine import AlignParams, SamplingParams
+from training.linear import LinearClassifier
+
+COMPARED = (4, 8, 16)
+# Shares of plain sampling's: an arm beyond them has gamed its guide, or writes otherwise.
+GUARDS = {"perplexity": (0.8, 1.15), "distinct-2": (0.9, 1.1), "tokens": (0.9, 1.1)}
+
+
+class Half:
+    """One half of the prompts: its plain answers, and any arm's beside them.
+
+    Args:
+        prompts: Openings.
+        arms: Generates.
+        judge: Reads opening and answer as one text.
+        seeds: Every arm answers once under each.
+        samples: Plain answers to each prompt at least.
+        language_model: For perplexity.
+        max_tokens: Of each answer; it may end before.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        arms: Arms,
+        judge: LinearClassifier,
+        *,
+        seeds: Sequence[int],
+        samples: int,
+        language_model: Path,
+        max_tokens: int,
+    ) -> None:
+        self.prompts, self.arms, self.seeds = prompts, arms, seeds
+        self._judge, self._language_model = judge, language_model
+        self.sampling = SamplingParams(max_tokens=max_tokens)
+        each = math.ceil(samples / len(seeds))
+        self.plain = [
+            answer
+            for seed in seeds
+            for answer in arms.vanilla(prompts, self.sampling.replace(seed=seed, n=each))
+        ]
+        self.guide = self.table(self.plain, [answer.reward for answer in self.plain])
+        self.opinion = self.judged(self.plain)
+        numbers = range(1, self.guide.shape[1] + 1)
+        self.curve = np.stack([best_of(n, self.guide, self.opinion) for n in numbers], axis=1)
+        self.num_plain = self.guide.shape[1]
+        # What one plain answer takes: all costs are counted in it.
+        self._length = self.table(self.plain, [len(answer.ids) for answer in self.plain]).mean(1)
+
+    def table(self, answers: Sequence[Answer], values: Sequence[float] | Floats) -> Floats:
+        """Return values as `(prompts, answers to each)`."""
+        rows: list[list[float]] = [[] for _ in self.prompts]
+        for answer, value in zip(answers, values, strict=True):
+            rows[answer.prompt].append(float(value))
+        return np.array(rows)
+
+    def judged(self, answers: Sequence[Answer]) -> Floats:
+        """Return the judge's log-odds, `(prompts, answers to each)`."""
+        texts = [self.prompts[answer.prompt] + answer.text for answer in answers]
+        return self.table(answers, self._judge.logits(texts))
+
+    def stars(self, align: AlignParams) -> list[Answer]:
+        """Return an arm's answers under every seed."""
+        return [
+            answer
+            for seed in self.seeds
+            for answer in self.arms.stars(self.prompts, self.sampling.replace(seed=seed), align)
+        ]
+
+    def aligned(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return all figures of an arm."""
+        opinion = self.judged(answers)
+        spent = self.table(answers, [answer.num_drafted for answer in answers]).mean(1)
+        mean_opinion = opinion.mean(1)
+        wins = win_rate(opinion, self.opinion)
+
+        def times(picked: NDArray[np.int64]) -> float:
+            return float(spent[picked].mean() / self._length[picked].mean())
+
+        def over_equal(picked: NDArray[np.int64]) -> float:
+            equal = at_equal_tokens(self.curve[picked].mean(0), times(picked))
+            return float(mean_opinion[picked].mean() - equal)
+
+        number = len(self.prompts)
+        return {
+            "times": over_prompts(times, number),
+            "guide": float(np.mean([answer.reward for answer in answers])),
+            "judge": over_prompts(lambda picked: float(mean_opinion[picked].mean()), number),
+            "positive": float((opinion > 0).mean()),
+            "wins": over_prompts(lambda picked: float(wins[picked].mean()), number),
+            "over_equal_tokens": over_prompts(over_equal, number),
+            **self._over_best_of(mean_opinion),
+            "forced": sum(answer.num_forced for answer in answers)
+            / sum(answer.num_segments for answer in answers),
+            **self._guards(answers),
+        }
+
+    def plain_figures(self) -> dict[str, Any]:
+        """Return those of plain sampling; guards on one answer to each prompt and seed."""
+        first = self.plain[:: len(self.plain) // (len(self.prompts) * len(self.seeds))]
+        return {
+            **self._selected(1),
+            "wins": None,
+            "over_equal_tokens": None,
+            **self._guards(first),
+        }
+
+    def best_of_figures(self, n: int) -> dict[str, Any]:
+        """Return those of Best-of-n; guards on the best of each prompt's first n plain answers."""
+        kept: list[list[Answer]] = [[] for _ in self.prompts]
+        for answer in self.plain:
+            kept[answer.prompt].append(answer)
+        best = [max(answers[:n], key=lambda answer: answer.reward) for answers in kept]
+        wins = np.stack(
+            [
+                win_rate(self.opinion[:, [column]], np.delete(self.opinion, column, 1))
+                for column in range(self.opinion.shape[1])
+            ],
+            axis=1,
+        )
+        by_prompt = best_of(n, self.guide, wins)
+        return {
+            **self._selected(n),
+            "wins": over_prompts(lambda picked: float(by_prompt[picked].mean()), len(by_prompt)),
+            "over_equal_tokens": None,
+            **self._guards(best),
+        }
+
+    def _selected(self, n: int) -> dict[str, Any]:
+        values = self.curve[:, n - 1]
+        positive = best_of(n, self.guide, (self.opinion > 0).astype(float))
+        return {
+            "times": [float(n)] * 3,
+            "guide": float(best_of(n, self.guide, self.guide).mean()),
+            "judge": over_prompts(lambda picked: float(values[picked].mean()), len(values)),
+            "positive": float(positive.mean()),
+            **self._over_best_of(values),
+            "forced": None,
+        }
+
+    def _over_best_of(self, opinion: Floats) -> dict[str, list[float]]:
+        return {
+            f"over_best_of_{n}": over_prompts(
+                lambda picked, n=n: float((opinion - self.curve[:, n - 1])[picked].mean()),
+                len(opinion),
+            )
+            for n in COMPARED
+            if n <= self.num_plain
+        }
+
+    def _guards(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """Return what an arm that games its guide would spoil.
+
+        `distinct-2` is within answers; that over all answers of an arm falls with their number.
+        """
+        texts = [answer.text for answer in answers]
+        one_each = list({answer.prompt: answer.text for answer in answers}.values())
+        return {
+            "perplexity": perplexity(self._language_model, self.prompts, answers),
+            "distinct-2": distinct_2_within(texts),
+            "distinct-2 over prompts": distinct_2(one_each),
+            "tokens": float(np.mean([len(answer.ids) for answer in answers])),
+        }
+
+
+def guards_hold(figures: dict[str, Any], plain: dict[str, Any]) -> bool:
+    """Whether perplexity, distinct-2 and length are within stated shares of plain sampling's."""
+    return all(
+        low * plain[name] <= figures[name] <= high * plain[name]
+        for name, (low, high) in GUARDS.items()
+    )

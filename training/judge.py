@@ -1,0 +1,108 @@
+"""Train the judge of evaluations: `python -m training.judge --imdb DIR --out DIR [--sst2 DIR]`.
+
+It tells positive from negative text and never guides. Nothing of the guide is in it: a linear
+model on words and pairs of words (naive-Bayes features, Wang and Manning 2012) in place of a
+transformer, words in place of the pair's tokens, and other reviews, those of
+`split.labelled_rows(imdb, "judge")`. It also learns from passages of 64 and 128 words, the length
+that it is asked about, and, with `--sst2`, from single sentences. Its log-odds are calibrated on an
+eighth of its reviews that it has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.linear import LinearClassifier
+from training.pieces import beginning, with_passages
+from training.split import labelled_rows
+
+SEED = 20251103
+PASSAGE_WORDS = (64, 128)
+STRENGTH = 10.0
+_FILE, _FIGURES = "judge.npz", "judge.json"
+
+
+def load_judge(directory: Path) -> LinearClassifier:
+    """Return a trained judge; its `logits` are log-odds that a text is positive.
+
+    Raises:
+        FileNotFoundError: There is none in the directory.
+    """
+    if not (directory / _FILE).exists():
+        raise FileNotFoundError(
+            f"no judge in {directory}. Cure: python -m training.judge --imdb DIR --out {directory}"
+        )
+    return LinearClassifier.load(directory / _FILE)
+
+
+def train_judge(
+    texts: Sequence[str], labels: Sequence[int], sentences: Sequence[tuple[str, int]] = ()
+) -> LinearClassifier:
+    """Fit on seven eighths of the reviews and on sentences; calibrate on passages of the rest."""
+    held = len(texts) // 8
+    pieces, piece_labels = with_passages(texts[held:], labels[held:], PASSAGE_WORDS, seed=SEED)
+    pieces += [sentence for sentence, _ in sentences]
+    piece_labels += [label for _, label in sentences]
+    judge = LinearClassifier.fit(pieces, piece_labels, strength=STRENGTH, bayes=True)
+    others, other_labels = with_passages(texts[:held], labels[:held], PASSAGE_WORDS, seed=SEED)
+    return judge.calibrated(others[held:], other_labels[held:])
+
+
+def judge_figures(
+    judge: LinearClassifier, texts: Sequence[str], labels: Sequence[int]
+) -> dict[str, Any]:
+    """Return accuracy and log loss (nats) on whole reviews, beginnings and passages."""
+    tasks: dict[str, tuple[Sequence[str], Sequence[int]]] = {"whole reviews": (texts, labels)}
+    for words in PASSAGE_WORDS:
+        begun = [beginning(text, words) for text in texts]
+        tasks[f"first {words} words"] = begun, labels
+        pieces, piece_labels = with_passages(texts, labels, (words,), seed=SEED)
+        tasks[f"passages of {words} words"] = pieces[len(texts) :], piece_labels[len(texts) :]
+    figures = {}
+    for name, (task, truth) in tasks.items():
+        signed = judge.logits(task) * (2 * np.asarray(truth) - 1)
+        figures[name] = {
+            "texts": len(task),
+            "accuracy": float((signed > 0).mean()),
+            "log_loss": float(np.logaddexp(0, -signed).mean()),
+        }
+    return figures
+
+
+def read_sst2(directory: Path) -> list[tuple[str, int]]:
+    """Return the training sentences of SST-2 (Socher et al. 2013) and their labels."""
+    lines = (directory / "train.tsv").read_text(encoding="utf-8").splitlines()
+    rows = (line.rsplit("\t", 1) for line in lines)
+    return [(text, int(label)) for text, label in rows if label in ("0", "1")]
+
+
+def main() -> None:
+    """Train, measure on dev reviews, write both."""
+    parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
+    parser.add_argument("--imdb", type=Path, required=True, help="folder of the *.jsonl.gz files")
+    parser.add_argument("--sst2", type=Path, help="folder of SST-2's train.tsv")
+    parser.add_argument("--out", type=Path, required=True, help="where the judge is written")
+    args = parser.parse_args()
+    texts, labels = labelled_rows(args.imdb, "judge")
+    sentences = read_sst2(args.sst2) if args.sst2 else []
+    judge = train_judge(texts, labels, sentences)
+    figures = {
+        "reviews": len(texts),
+        "sentences": len(sentences),
+        "seed": SEED,
+        "dev": judge_figures(judge, *labelled_rows(args.imdb, "dev")),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    judge.save(args.out / _FILE)
+    (args.out / _FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
