@@ -18,7 +18,14 @@ from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
 from stars_engine.errors import GenerationError, Interrupted, ModelLoadError, needs_extra
-from stars_engine.hub import check_exists, context_len, first_line, load_model, load_tokenizer
+from stars_engine.hub import (
+    check_exists,
+    context_len,
+    first_line,
+    load_model,
+    load_tokenizer,
+    resolve,
+)
 from stars_engine.sampling import NO_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -44,7 +51,7 @@ class TransformersBackend:
             tokenizer.chat_template = config.chat_template
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
-            model = _add_adapter(model, config.adapter_path)
+            model = _add_adapter(model, resolve(config.adapter_path))
         self.model = model
         self.codec = Codec(tokenizer)
         self.context_len = context_len(model.config, tokenizer)
@@ -234,7 +241,7 @@ def _add_adapter(model: Any, path: str) -> Any:
 
 
 def _adapter_directory(path: str) -> Path:
-    directory = Path(path).expanduser()
+    directory = Path(path)
     if not directory.is_dir():  # on the hub: what is not fetched cannot be read by mistake
         wanted = ["adapter_config.json", _ADAPTER_WEIGHTS]
         directory = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted))
