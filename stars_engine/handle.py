@@ -9,7 +9,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, Self
 
-from stars_engine.backends.base import PromptedModel
+from stars_engine.backends.base import ModelFacts, PromptedModel
 from stars_engine.chat.template import has_template
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.errors import EngineClosedError, needs_extra
@@ -25,6 +25,8 @@ from stars_engine.schedules import AutoSchedule
 
 class Handle:
     """Keeps a runtime while it is open; see `StarsEngine`, which is one."""
+
+    _facts_by_files: ModelFacts | None = None
 
     def __init__(
         self,
@@ -93,13 +95,27 @@ class Handle:
     def sampling(self) -> SamplingParams:
         """Sampling where a call gives none: the config's, or the model's own."""
         if self.config.sampling == "model":
-            return self.model.default_sampling()
+            return self.facts.default_sampling()
         return self.config.sampling
 
     @property
+    def facts(self) -> ModelFacts:
+        """What the language model is like: of the loaded one, else by its files without weights."""
+        self._check_open()
+        if not self.is_loaded and self._again is not None:
+            if self._facts_by_files is None:
+                with needs_extra("local"):
+                    from stars_engine.backends.facts import read_facts
+                self._facts_by_files = read_facts(self.config.model)
+            if self._facts_by_files is not None:
+                return self._facts_by_files
+        model = self.model
+        return ModelFacts(model.context_len, has_template(model.codec), model.default_sampling)
+
+    @property
     def has_chat_template(self) -> bool:
-        """Whether the language model brings a chat template; loads it on first use."""
-        return has_template(self.model.codec)
+        """Whether the language model brings a chat template."""
+        return self.facts.has_chat_template
 
     @property
     def closed(self) -> bool:

@@ -109,6 +109,25 @@ def load_tokenizer(config: Checkpoint) -> Any:
     return tokenizer
 
 
+def read_config(config: Checkpoint) -> Any:
+    """Read what the checkpoint says of its architecture, without weights.
+
+    Raises:
+        ModelLoadError: There is no such config, or it cannot be read.
+    """
+    assert config.name_or_path is not None
+    source = resolve(config.name_or_path)
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelLoadError(
+            f"{source!r}: its config cannot be read: {first_line(error)}. Cure: check the name, or "
+            "trust_remote_code=True for a checkpoint with code of its own"
+        ) from error
+
+
 def load_model(config: Checkpoint, auto_class: Any) -> Any:
     """Load weights (safetensors only), place them and switch to evaluation mode.
 

@@ -241,6 +241,44 @@ def test_llamaindex_metadata_is_the_models_own() -> None:
     assert metadata.model_name == "stars:embedded-lm"
 
 
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """A model with a template, a context and a generation config of its own."""
+    model = StarsEngine().model
+    model.codec.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    model.codec.tokenizer.save_pretrained(tmp_path)
+    model.model.config.max_position_embeddings = 300
+    model.model.generation_config.update(max_new_tokens=24, do_sample=True, temperature=0.5)
+    model.model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", ["embedded", "directory", "template", "overridden", "live"])
+async def test_llamaindex_metadata_loads_no_weights(case: str, described: Path) -> None:
+    """Frameworks read it in event loops; it is what the loaded model says."""
+    model: dict[str, Any] = {"name_or_path": str(described)}
+    if case == "embedded":
+        model = {"name_or_path": "stars:embedded-lm", "dtype": "float32"}  # not what others share
+    if case == "template":
+        model = {"name_or_path": "stars:embedded-lm", "chat_template": "{{ messages[0].content }}"}
+    if case == "overridden":
+        model["model_kwargs"] = {"max_position_embeddings": 200}
+    if case == "live":
+        loaded = StarsEngine().model
+        model = {"model": loaded.model, "tokenizer": loaded.codec.tokenizer}
+    config = StarsConfig(model=model, reward=lambda prompt, text: 1.0, sampling="model")
+    llm = llamaindex_stars.StarsLLM(config=config)
+    cold = llm.metadata
+    assert llm.engine().is_loaded == (case == "overridden")  # only the loaded model knows
+    await llm.aload()
+    assert llm.metadata == cold
+    expected = {"directory": (300, 24, True), "overridden": (200, 24, True)}
+    ours = (512, SamplingParams().max_tokens, case == "template")
+    found = (cold.context_window, cold.num_output, cold.is_chat_model)
+    assert found == expected.get(case, ours)
+    llm.close()
+
+
 def test_llamaindex_usage_streams_and_async(expected: str) -> None:
     llm = llamaindex_stars.StarsLLM(**SETTINGS)
     response = llm.complete(PROMPT)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, Prefix
+from stars_engine.backends.facts import sampling_of
 from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
@@ -122,17 +123,7 @@ class TransformersBackend:
 
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
-        given = {}
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-            value = getattr(self.model.generation_config, name, None)
-            if value is not None:
-                given[name] = value
-        if given.get("top_k") == 0:  # how transformers says: keep all
-            given["top_k"] = None
-        limit = getattr(self.model.generation_config, "max_new_tokens", None)
-        if limit is not None:
-            given["max_tokens"] = limit
-        return SamplingParams(**given)
+        return sampling_of(self.model.generation_config)
 
     # --- choosing a decoder ---
 
