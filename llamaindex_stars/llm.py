@@ -52,16 +52,14 @@ class StarsLLM(EngineFields, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What the model can read and write; loads it."""
+        """What the model can read and write, by its files; event loops ask, so it is not loaded."""
         settings = self.settings()
-        engine = self.engine(settings)
-        sampling = engine.sampling if settings.sampling == "model" else settings.sampling
-        limits = (
-            {} if engine.model.context_len is None else {"context_window": engine.model.context_len}
-        )
+        facts = self.engine(settings).facts
+        sampling = facts.default_sampling() if settings.sampling == "model" else settings.sampling
+        limits = {} if facts.context_len is None else {"context_window": facts.context_len}
         return LLMMetadata(
             num_output=sampling.max_tokens,
-            is_chat_model=engine.has_chat_template,
+            is_chat_model=facts.has_chat_template,
             model_name=settings.model.name_or_path or "in memory",
             **limits,
         )

@@ -5,49 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
-from threading import Lock
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, overload
 
-from stars_engine.backends.base import PromptedModel
+from stars_engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, questions_of
 from stars_engine.baselines import Plain
 from stars_engine.calibration.auto import calibrations_of
 from stars_engine.calibration.settings import warn_of_other_use
-from stars_engine.chat.prompts import as_prompt_list
-from stars_engine.chat.template import has_template
-from stars_engine.config import AlignParams, SamplingParams, StarsConfig
-from stars_engine.errors import (
-    ConfigError,
-    EngineClosedError,
-    Problem,
-    PromptError,
-    needs_extra,
-)
+from stars_engine.config import AlignParams
+from stars_engine.handle import Handle
 from stars_engine.loop import warn_of_greedy
-from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.loading import load_reward
-from stars_engine.runtime.calls import Call, Mailbox, Outcome, Question, RewardSource
-from stars_engine.runtime.registry import key_of, shared_runtime
-from stars_engine.runtime.runtime import Runtime
-from stars_engine.runtime.stats import EngineStats
+from stars_engine.runtime.calls import Call, Mailbox, Outcome
 from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
-from stars_engine.schema import Schema
 from stars_engine.streams import AsyncSegmentStream, SegmentStream
 from stars_engine.trial import Decoding
-from stars_engine.types import Chat, Prompt, StarsResult
-
-Prompts = Prompt | Sequence[Prompt]
-RewardPrompts = str | Chat | Sequence[str | Chat | None] | None
-Samplings = SamplingParams | Sequence[SamplingParams] | None
-Aligns = AlignParams | Sequence[AlignParams] | None
-Params = TypeVar("Params", bound=Schema)
+from stars_engine.types import StarsResult
 
 
-class StarsEngine:
+class StarsEngine(Handle):
     """Aligns text while it is generated.
 
     A handle on a runtime: one thread that loads the models at the first call and does all work,
@@ -67,41 +43,6 @@ class StarsEngine:
         >>> engine = StarsEngine()
         >>> [result] = engine.generate("This movie", sampling=SamplingParams(seed=7))
     """
-
-    def __init__(
-        self,
-        config: StarsConfig | None = None,
-        *,
-        model: PromptedModel | None = None,
-        reward: RewardModel | None = None,
-    ) -> None:
-        config = StarsConfig() if config is None else config
-        own_parts = model is not None or reward is not None
-        if own_parts and "align" not in config.model_fields_set:
-            # The default thresholds are the embedded pair's, and mean nothing to other models.
-            config = config.replace(align=AlignParams(schedule=AutoSchedule()))
-        load = partial(_load_model, config) if model is None else lambda: model
-        source = _reward_source(config) if reward is None else _own_reward(reward)
-        runtime = Runtime(load, config.engine)
-        runtime.acquire(source.key)
-        self._open(config, runtime, source, again=None if own_parts else type(self))
-
-    @classmethod
-    def shared(cls, config: StarsConfig | None = None) -> Self:
-        """Return a light handle on the runtime that has this config's language model loaded.
-
-        The models are loaded once, whoever asks first; sampling, thresholds and reward are the
-        handle's own.
-
-        Raises:
-            ConfigError: `config.engine` sets bounds other than those the runtime runs with.
-        """
-        config = StarsConfig() if config is None else config
-        source = _reward_source(config)
-        runtime = shared_runtime(config, partial(_load_model, config), source.key)
-        engine = cls.__new__(cls)
-        engine._open(config, runtime, source, again=cls.shared)  # noqa: SLF001 - its own class
-        return engine
 
     # --- generating ---
 
@@ -286,130 +227,14 @@ class StarsEngine:
         results: list[StarsResult] = self._wait(self._submit(call))
         return results
 
-    # --- models ---
-
-    def load(self) -> Self:
-        """Load both models now; later calls return at once."""
-        self._models()
-        return self
-
-    async def aload(self) -> Self:
-        """Load both models now, without blocking the event loop."""
-        self._check_open()
-        await asyncio.wrap_future(self._runtime.load(self._source))
-        return self
-
-    @property
-    def model(self) -> PromptedModel:
-        """The language model, loaded on first use."""
-        return self._models()[0]
-
-    @property
-    def reward(self) -> RewardModel:
-        """The reward model, loaded on first use."""
-        return self._models()[1]
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether both models are loaded, so that asking for them waits for nothing."""
-        return not self.closed and self._runtime.loaded(self._source) is not None
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """Sampling where a call gives none: the config's, or the model's own."""
-        if self.config.sampling == "model":
-            return self.model.default_sampling()
-        return self.config.sampling
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the language model brings a chat template; loads it on first use."""
-        return has_template(self.model.codec)
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return not self._finalizer.alive
-
-    @property
-    def pilot_lock(self) -> Lock:
-        """Held by the one calibration that may run on the runtime at a time."""
-        return self._runtime.pilot_lock
-
-    def stats(self) -> EngineStats:
-        """Return what the runtime is doing and has done, for all its handles."""
-        return self._runtime.stats()
-
-    def close(self) -> None:
-        """Let go of the models; further calls raise `EngineClosedError`.
-
-        The last handle of a runtime ends it: what is in progress fails with `EngineClosedError`.
-        """
-        if self._finalizer.detach() is not None:
-            self._runtime.release(self._source.key)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Callable[..., StarsEngine], tuple[StarsConfig]]:
-        if self._again is None:
-            raise TypeError(
-                "an engine with a model or reward of your own cannot be pickled or copied. Cure: "
-                "make it anew with StarsEngine(config, model=..., reward=...)"
-            )
-        return self._again, (self.config,)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StarsEngine:
-        make, arguments = self.__reduce__()
-        return make(*arguments)
-
     # --- inside ---
-
-    def _open(
-        self,
-        config: StarsConfig,
-        runtime: Runtime,
-        source: RewardSource,
-        *,
-        again: Callable[..., StarsEngine] | None,
-    ) -> None:
-        self.config = config
-        self._runtime, self._source = runtime, source
-        self._again = again  # makes an equal handle, for copies and pickles
-        self._finalizer = weakref.finalize(self, runtime.release_later, source.key)
-        self._finalizer.atexit = False
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
-        self._runtime.check_process()
-
-    def _models(self) -> tuple[PromptedModel, RewardModel]:
-        self._check_open()
-        loaded = self._runtime.loaded(self._source)
-        if loaded is not None:  # without a word to the thread, which may be in a long round
-            return loaded
-        self._runtime.check_may_wait()
-        models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
-        return models
 
     def _call(
         self, prompts: Prompts, sampling: Samplings, align: Aligns, reward_prompt: RewardPrompts
     ) -> Call:
         self._check_open()
-        prompt_list = as_prompt_list(prompts)
-        count = len(prompt_list)
-        own = None if self.config.sampling == "model" else self.config.sampling
-        samplings = _each("sampling", SamplingParams, sampling, own, count)
-        aligns = _each("align", AlignParams, align, self.config.align, count)
-        questions = tuple(
-            Question(prompt, shown, proposal, self.config.with_thresholds(test))
-            for prompt, shown, proposal, test in zip(
-                prompt_list, _one_each(reward_prompt, count), samplings, aligns, strict=True
-            )
+        questions = questions_of(
+            self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
         )
         return Call(questions, self._source, prompt_format=self.config.prompt_format, owner=self)
 
@@ -461,58 +286,3 @@ class StarsEngine:
         except BaseException:  # a KeyboardInterrupt among them: nobody waits any more
             call.cancel()
             raise
-
-
-def _load_model(config: StarsConfig) -> PromptedModel:
-    with needs_extra("local"):
-        from stars_engine.backends.transformers import TransformersBackend
-    return TransformersBackend(config.model)
-
-
-def _reward_source(config: StarsConfig) -> RewardSource:
-    def load(model: PromptedModel) -> RewardModel:
-        return load_reward(config.reward, model.codec.fingerprint())
-
-    return RewardSource(key_of(config.reward), load)
-
-
-def _own_reward(reward: RewardModel) -> RewardSource:
-    return RewardSource(f"own {id(reward)}", lambda _: reward)
-
-
-def _each(
-    name: str,
-    kind: type[Params],
-    given: Params | Sequence[Params] | None,
-    default: Params | None,
-    count: int,
-) -> Sequence[Params | None]:
-    """Return one setting per prompt: the given one, the given ones, or the default."""
-    if given is None:
-        return [default] * count
-    if isinstance(given, kind):
-        return [given] * count
-    cure = f"give {kind.__name__}(...) for all prompts, or a list with one for each"
-    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        raise _problem(name, f"{type(given).__name__} is not allowed; {cure}")
-    if len(given) != count:
-        raise _problem(name, f"{len(given)} settings for {count} prompts; {cure}")
-    for item in given:
-        if not isinstance(item, kind):
-            raise _problem(name, f"{type(item).__name__} is not allowed in the list; {cure}")
-    return given
-
-
-def _one_each(reward_prompt: RewardPrompts, count: int) -> Sequence[str | Chat | None]:
-    if reward_prompt is None or isinstance(reward_prompt, str | Chat):
-        return [reward_prompt] * count
-    if len(reward_prompt) != count:
-        raise PromptError(
-            f"{len(reward_prompt)} reward prompts for {count} prompts. Cure: give one for all, or "
-            "a list with one for each (None where the prompt itself is meant)"
-        )
-    return reward_prompt
-
-
-def _problem(field: str, message: str) -> ConfigError:
-    return ConfigError("StarsEngine", [Problem(field, message)])

@@ -4,16 +4,48 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel
 
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.schema import Schema
 
 # Their keys are the caller's own: token ids, module names, devices.
 _FREE_FIELDS = {"logit_bias", "model_kwargs", "device_map"}
+
+
+class Filed(Schema):
+    """A config object that has files of its own."""
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a `.yaml`, `.yml` or `.json` file.
+
+        Raises:
+            ConfigError: The file is missing or unreadable, or a field is not valid.
+        """
+        return cls.model_validate(read_values(Path(path), cls.__name__))
+
+    def to_file(self, path: str | Path) -> None:
+        """Write a file that `from_file` reads back to an equal object.
+
+        Raises:
+            ConfigError: It holds what no file can, the suffix is not known, or there is no writing.
+        """
+        path, title = Path(path), type(self).__name__
+        check_suffix(path, title)
+        problems = list(self._unwritable())
+        if problems:
+            raise ConfigError(title, problems)
+        write_values(path, self)
+
+    def _unwritable(self) -> Iterable[Problem]:
+        """Find what no file can hold."""
+        return ()
 
 
 def read_values(path: Path, title: str) -> dict[str, Any]:

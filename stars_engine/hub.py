@@ -61,7 +61,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def resolve(name: str) -> str:
-    """Return the directory of embedded weights; any other name as it is.
+    """Return what transformers can load: of `~/x` the path meant, of embedded weights their place.
+
+    Any other name stays as it is.
 
     Raises:
         ModelLoadError: The name is of the form of an embedded one, but there is none of that name.
@@ -72,7 +74,7 @@ def resolve(name: str) -> str:
         raise ModelLoadError(
             f"{name!r} is no model inside the package. Cure: one of {', '.join(_EMBEDDED_FOLDERS)}"
         )
-    return name
+    return os.path.expanduser(name)  # noqa: PTH111 - as Path, "./x" would read as a hub name
 
 
 def load_tokenizer(config: Checkpoint) -> Any:
@@ -105,6 +107,25 @@ def load_tokenizer(config: Checkpoint) -> Any:
             "where the model's tokenizer is"
         )
     return tokenizer
+
+
+def read_config(config: Checkpoint) -> Any:
+    """Read what the checkpoint says of its architecture, without weights.
+
+    Raises:
+        ModelLoadError: There is no such config, or it cannot be read.
+    """
+    assert config.name_or_path is not None
+    source = resolve(config.name_or_path)
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelLoadError(
+            f"{source!r}: its config cannot be read: {first_line(error)}. Cure: check the name, or "
+            "trust_remote_code=True for a checkpoint with code of its own"
+        ) from error
 
 
 def load_model(config: Checkpoint, auto_class: Any) -> Any:
@@ -221,7 +242,7 @@ def _dtype(name: str, device: torch.device | None) -> Any:
 
 
 def check_exists(source: str, field: str, revision: str | None = None) -> None:
-    """Check that there is a directory of that name, or something on the hub.
+    """Check that there is a directory of that name, as `resolve` gives it, or something on the hub.
 
     The hub is asked once and at most for seconds: loading would ask again and again, for files
     that the name does not lead to.
@@ -229,7 +250,7 @@ def check_exists(source: str, field: str, revision: str | None = None) -> None:
     Raises:
         ModelLoadError: There is neither.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.is_dir():
         return
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
@@ -268,7 +289,7 @@ def _check_model(config: Checkpoint) -> None:
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
     check_exists(source, "name_or_path", config.revision)
-    path = Path(source).expanduser()
+    path = Path(source)
     if not path.is_dir():
         return
     _check_config_file(path / "config.json", source)
@@ -301,7 +322,7 @@ def _check_config_file(path: Path, source: str) -> None:
 
 def _hub_cure(source: str) -> str:
     """Say what else can help, where it was not a local directory that could not be loaded."""
-    if Path(source).expanduser().is_dir():
+    if Path(source).is_dir():
         return ""
     return "; check the name, the revision and the network, or give a local directory"
 

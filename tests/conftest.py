@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,12 @@ def shared_model(name: str) -> str:
 def engine() -> StarsEngine:
     """The embedded pair, loaded once."""
     return StarsEngine().load()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(engine: StarsEngine) -> object:
+    """The embedded pair's."""
+    return engine.model.codec.tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +111,21 @@ def qwen_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
 def qwen(qwen_tokenizer: PreTrainedTokenizerFast) -> Qwen2ForTokenClassification:
     """A small process reward model."""
     return small(Qwen2ForTokenClassification, Qwen2Config, qwen_tokenizer, num_labels=2)
+
+
+PROMPT = "The acting in this movie"
+SETTINGS = {"max_tokens": 40, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def one_runtime() -> Iterator[None]:
+    """The embedded pair, loaded once for all adapters of a module."""
+    with StarsEngine.shared() as keeper:
+        yield
+        assert keeper.stats().num_loads == 1
+
+
+@pytest.fixture(scope="module")
+def expected(engine: StarsEngine) -> str:
+    """What adapters with `SETTINGS` answer to `PROMPT`."""
+    return engine.generate(PROMPT, sampling=SamplingParams(**SETTINGS))[0].text

@@ -6,44 +6,28 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.prompts import PromptTemplate
-from langchain_core.runnables import ConfigurableField
-from llama_index.core.llms import ChatMessage
 
 import langchain_stars
 import llamaindex_stars
 from stars_engine import (
     AlignParams,
-    Chat,
     ConfigError,
     ConstantSchedule,
     EngineParams,
-    NoSchedule,
-    PromptError,
     SamplingParams,
     StarsConfig,
-    StarsEngine,
 )
 from stars_engine.adapting import MAX_ENGINES, UNSET, EngineFields
 from stars_engine.config.flat import FLAT_FIELDS
-from tests.conftest import shared_model
+from tests.conftest import PROMPT, SETTINGS
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = {"max_tokens": 40, "seed": 7}
-PROMPT = "The acting in this movie"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_runtime() -> Iterator[None]:
-    with StarsEngine.shared() as keeper:  # loaded once for all tests here
-        yield
-        assert keeper.stats().num_loads == 1
+pytestmark = pytest.mark.usefixtures("one_runtime")
 
 
 @pytest.fixture(params=[langchain_stars.StarsLLM, llamaindex_stars.StarsLLM])
@@ -56,11 +40,6 @@ def ask(llm: Any, prompt: str = PROMPT, **settings: Any) -> str:
     if isinstance(llm, langchain_stars.StarsLLM):
         return llm.invoke(prompt, **settings)
     return llm.complete(prompt, **settings).text
-
-
-@pytest.fixture(scope="module")
-def expected(engine: StarsEngine) -> str:
-    return engine.generate(PROMPT, sampling=SamplingParams(**SETTINGS))[0].text
 
 
 # --- fields ---
@@ -146,154 +125,6 @@ def test_the_reward_model_may_read_another_prompt(adapter: Callable[..., Any]) -
     ask(llm, "Long context. Was it good?", reward_prompt="Was it good?")
     assert seen == {"Was it good?"}
     llm.close()
-
-
-# --- LangChain ---
-
-
-def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
-    llm = langchain_stars.StarsLLM(**SETTINGS)
-    prompts = [f"Film number {index}" for index in range(16)]
-    alone = [llm.invoke(prompt) for prompt in prompts]
-    before = llm.engine().stats().num_rounds
-    assert llm.batch(prompts) == alone
-    one_batch = llm.engine().stats().num_rounds - before
-    longest = max(
-        -(-result.usage.num_attempts // 4) + len(result.segments)
-        for result in engine.generate(prompts, sampling=SamplingParams(**SETTINGS))
-    )
-    assert one_batch <= longest
-
-
-def test_langchain_gives_usage_and_trace() -> None:
-    llm = langchain_stars.StarsLLM(**SETTINGS, n=2)
-    result = llm.generate([PROMPT, "Another"])
-    assert [len(generations) for generations in result.generations] == [2, 2]
-    for generations in result.generations:
-        for generation in generations:
-            info = generation.generation_info
-            assert info["usage"]["completion_tokens"] > 0
-            assert info["finish_reason"] in ("stop", "length")
-            assert "".join(segment["text"] for segment in info["segments"]) == generation.text
-    assert result.llm_output["token_usage"]["completion_tokens"] == sum(
-        g.generation_info["usage"]["completion_tokens"] for gs in result.generations for g in gs
-    )
-
-
-def test_langchain_streams_accepted_segments(expected: str) -> None:
-    class Notes(BaseCallbackHandler):
-        def __init__(self) -> None:
-            self.tokens: list[str] = []
-            self.info: dict[str, Any] = {}
-
-        def on_llm_new_token(self, token: str, **_: Any) -> None:
-            self.tokens.append(token)
-
-        def on_llm_end(self, response: Any, **_: Any) -> None:
-            self.info = response.generations[0][0].generation_info
-
-    notes = Notes()
-    llm = langchain_stars.StarsLLM(**SETTINGS)
-    chunks = list(llm.stream(PROMPT, config={"callbacks": [notes]}))
-    assert "".join(chunks) == expected == "".join(notes.tokens)
-    assert len(chunks) > 1
-    assert notes.info["usage"]["completion_tokens"] == 40
-    with pytest.raises(ConfigError, match="n=1"):
-        list(llm.stream(PROMPT, n=2))
-
-
-async def test_langchain_async(expected: str) -> None:
-    llm = langchain_stars.StarsLLM(**SETTINGS)
-    assert await llm.ainvoke(PROMPT) == expected
-    assert await llm.abatch([PROMPT] * 2) == [expected] * 2
-    assert "".join([chunk async for chunk in llm.astream(PROMPT)]) == expected
-
-
-def test_langchain_stop_bind_and_configurable_fields(expected: str) -> None:
-    llm = langchain_stars.StarsLLM(max_tokens=40)
-    [stopped] = StarsEngine.shared().generate(
-        PROMPT, sampling=SamplingParams(**SETTINGS, stop=["film"])
-    )
-    assert llm.invoke(PROMPT, stop=["film"], seed=7) == stopped.text != expected
-    assert llm.bind(seed=7).invoke(PROMPT) == expected
-    configurable = llm.configurable_fields(seed=ConfigurableField(id="seed"))
-    assert configurable.with_config(configurable={"seed": 7}).invoke(PROMPT) == expected
-    chain = PromptTemplate.from_template("{who} in this movie") | llm.bind(seed=7)
-    assert chain.invoke({"who": "The acting"}) == expected
-
-
-def test_langchain_identity_counts_tokens_and_tells_settings_apart() -> None:
-    llm = langchain_stars.StarsLLM(seed=1)
-    other = langchain_stars.StarsLLM(seed=1, beta=0.1)
-    assert llm._identifying_params != other._identifying_params
-    assert llm.asdict()["schedule"]["kind"] == "linear"
-    assert llm.get_num_tokens("The acting") == 2
-    assert llm._get_ls_params(stop=["x"])["ls_stop"] == ["x"]
-
-
-# --- LlamaIndex ---
-
-
-def test_llamaindex_metadata_is_the_models_own() -> None:
-    metadata = llamaindex_stars.StarsLLM(**SETTINGS).metadata
-    assert (metadata.context_window, metadata.num_output) == (512, 40)
-    assert not metadata.is_chat_model
-    assert metadata.model_name == "stars:embedded-lm"
-
-
-def test_llamaindex_usage_streams_and_async(expected: str) -> None:
-    llm = llamaindex_stars.StarsLLM(**SETTINGS)
-    response = llm.complete(PROMPT)
-    assert response.text == expected
-    assert response.additional_kwargs["completion_tokens"] == 40
-    assert "".join(segment["text"] for segment in response.raw["segments"]) == expected
-    parts = list(llm.stream_complete(PROMPT))
-    assert "".join(part.delta for part in parts) == expected == parts[-1].text
-    assert parts[-1].raw["finish_reason"] == "length"
-
-
-async def test_llamaindex_async(expected: str) -> None:
-    llm = llamaindex_stars.StarsLLM(**SETTINGS)
-    assert (await llm.acomplete(PROMPT)).text == expected
-    parts = [part async for part in await llm.astream_complete(PROMPT)]
-    assert parts[-1].text == expected
-    messages = [ChatMessage(PROMPT)]
-    chat = await llm.achat(messages)
-    chats = [part async for part in await llm.astream_chat(messages)]
-    assert chats[-1].message.content == chat.message.content == llm.chat(messages).message.content
-
-
-def test_llamaindex_chats_by_the_models_template() -> None:
-    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
-    config = StarsConfig(
-        model={"name_or_path": shared_model("TinyStories-656K"), "chat_template": template},
-        reward=lambda prompt, completion: 1.0,
-        align=AlignParams(schedule=NoSchedule()),
-        sampling=SamplingParams(max_tokens=12, seed=1),
-    )
-    llm = llamaindex_stars.StarsLLM(config=config)
-    assert llm.metadata.is_chat_model
-    messages = [ChatMessage("Be brief.", role="system"), ChatMessage("Hello", role="user")]
-    chat = Chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}])
-    [by_engine] = StarsEngine.shared(config).generate(chat)
-    assert llm.chat(messages).message.content == by_engine.text
-    assert "".join(r.delta for r in llm.stream_chat(messages)) == by_engine.text
-    one_turn = llm.chat([ChatMessage("Hello")]).message.content
-    assert llm.complete("Hello").text == one_turn  # a string is a user turn here
-    image = ChatMessage(role="user", blocks=[{"block_type": "image", "image": b"x"}])
-    with pytest.raises(PromptError, match="ImageBlock"):
-        llm.chat([image])
-    llm.close()
-
-
-def test_llamaindex_uses_the_users_own_templates(expected: str) -> None:
-    llm = llamaindex_stars.StarsLLM(
-        **SETTINGS,
-        completion_to_prompt=lambda text: f"<|startoftext|>{text} in this movie",
-        messages_to_prompt=lambda messages: "<|startoftext|>" + messages[0].content,
-    )
-    assert llm.complete("The acting").text == expected
-    assert llm.chat([ChatMessage(PROMPT)]).message.content == expected
 
 
 # --- the package ---

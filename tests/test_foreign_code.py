@@ -153,7 +153,7 @@ def test_loading_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(config: object) -> None:
         raise SystemExit(3)
 
-    monkeypatch.setattr("stars_engine.engine._load_model", leave)
+    monkeypatch.setattr("stars_engine.handle._load_model", leave)
     with StarsEngine() as mine:
         with pytest.raises(ModelLoadError, match="SystemExit: 3"):
             mine.submit("a").result(timeout=AT_ONCE_S)

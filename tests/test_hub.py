@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from stars_engine import ClassifierReward, ModelLoadError, StarsEngine, TransformersModel
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.hub import check_exists
+from stars_engine.hub import check_exists, resolve
 from stars_engine.rewards.classifier import ClassifierRewardModel
+from stars_engine.types import RewardInput, RewardPrompt
 
 
 @pytest.fixture
@@ -109,6 +110,33 @@ def adapter(tmp_path: Path, engine: StarsEngine) -> Path:
     weights = load_file(folder / "adapter_model.safetensors")
     torch.save(weights, folder / "adapter_model.bin")
     return folder
+
+
+def test_a_tilde_is_the_home_directory(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = adapter.parent
+    monkeypatch.setenv("HOME", str(home))
+    shutil.copytree(resolve("stars:embedded-lm"), home / "lm")
+    shutil.copytree(resolve("stars:embedded-reward"), home / "rewards" / "sentiment")
+    there = TransformersModel(
+        name_or_path="~/lm", tokenizer_name_or_path="~/lm", adapter_path="~/adapter"
+    )
+    assert "PeftModel" in type(TransformersBackend(there).model).__name__
+    reward = ClassifierRewardModel(ClassifierReward(name_or_path="~/rewards/sentiment"))
+    assert reward.score([RewardInput(RewardPrompt("A film"), " of beauty", ())])[0].value
+
+
+@pytest.mark.parametrize("field", ["name_or_path", "tokenizer_name_or_path", "adapter_path"])
+def test_a_missing_directory_of_the_home_is_named_in_full(
+    field: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = TransformersModel(**{"name_or_path": "stars:embedded-lm", field: "~/nothing"})
+    with pytest.raises(ModelLoadError, match=f"^{field}='{tmp_path}/nothing': no such directory"):
+        TransformersBackend(config)
+    nobody = config.replace(**{field: "~nobody-of-this-name/x"})
+    with pytest.raises(ModelLoadError, match=f"^{field}='~nobody-of-this-name/x': no such dir"):
+        TransformersBackend(nobody)
+    assert asked == []
 
 
 def hub_with(folder: Path, into: Path) -> Callable[..., str]:

@@ -1,8 +1,9 @@
-"""A reward does not depend on what is scored beside it, whatever the classifier does."""
+"""A reward does not depend on what is scored beside it, whatever its model does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,22 @@ from transformers import (
     BertForSequenceClassification,
     FNetConfig,
     FNetForSequenceClassification,
+    FNetForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     XLNetConfig,
     XLNetForSequenceClassification,
 )
 
-from stars_engine import ClassifierReward
+from stars_engine import ClassifierReward, ProcessReward, YesNoReward
 from stars_engine.rewards.classifier import ClassifierRewardModel
+from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.rewards.sharing import Sharing, batches, find_sharing
+from stars_engine.rewards.yes_no import YesNoRewardModel
 from stars_engine.testing import check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt
 
@@ -40,6 +47,7 @@ MODELS = {
     "fnet": lambda: FNetForSequenceClassification(FNetConfig(**SMALL, **SIZES)),
 }
 APART = {"xlnet", "fnet"}
+TEXTS = ["c", "c d e f g h a b", "d d", "e", "a b c d e f g h"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,80 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+class FromTheEnd(GPT2LMHeadModel):
+    """Learned positions, counted from the end of the batch: padding moves a row's tokens."""
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        positions = torch.arange(input_ids.shape[1]).flip(0)
+        return super().forward(input_ids, position_ids=positions.expand_as(input_ids), **options)
+
+
+def llama_lm() -> LlamaForCausalLM:
+    sizes = {**SIZES, "vocab_size": 32, "num_attention_heads": 2, "initializer_range": 0.3}
+    return LlamaForCausalLM(LlamaConfig(**sizes))
+
+
+def from_the_end() -> FromTheEnd:
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5}
+    return FromTheEnd(GPT2Config(vocab_size=32, bos_token_id=None, eos_token_id=None, **sizes))
+
+
+def fnet_by_token() -> FNetForTokenClassification:
+    return FNetForTokenClassification(FNetConfig(**{**SMALL, "num_labels": 2}, **SIZES))
+
+
+def judge(tokenizer: Any, model: Any) -> YesNoRewardModel:
+    asking = {"template": "{prompt}{completion}", "positive": "a", "negative": "b"}
+    return YesNoRewardModel(
+        YesNoReward(model=model, tokenizer=tokenizer, batch_size=4, answer_prefix="", **asking)
+    )
+
+
+def by_words(tokenizer: Any, model: Any) -> ProcessRewardModel:
+    asking = {"head": "tokens", "positive": "a", "negative": "b"}
+    return steps(tokenizer, model, **asking)
+
+
+def steps(tokenizer: Any, model: Any, **asking: Any) -> ProcessRewardModel:
+    shape = {"marker": "h", "step_separator": " d ", "template": "{prompt}{completion}"}
+    return ProcessRewardModel(
+        ProcessReward(model=model, tokenizer=tokenizer, batch_size=4, **shape, **asking)
+    )
+
+
+def by_labels(tokenizer: Any, model: Any) -> ProcessRewardModel:
+    return steps(tokenizer, model, head="classifier", label=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "apart"),
+    [
+        (judge, llama_lm, False),
+        (judge, from_the_end, True),
+        (by_words, llama_lm, False),
+        (by_words, from_the_end, True),
+        (by_labels, fnet_by_token, True),
+    ],
+)
+def test_judges_and_process_rewards_too(
+    make: Callable[[Any, Any], ProcessRewardModel | YesNoRewardModel],
+    model: Callable[[], Any],
+    apart: bool,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    reward = make(tokenizer, model().eval())
+    warned = [record for record in caplog.records if "by what is scored beside it" in record.msg]
+    assert len(warned) == apart
+    items = [RewardInput(RewardPrompt("a b "), text, ()) for text in TEXTS]
+    check_reward_model(reward, items)
+    together = [score.value for score in reward.score(items)]
+    alone = [reward.score([item])[0].value for item in items]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(together)) == len(TEXTS)  # the texts do differ
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_reward_is_the_same_alone_and_beside_others(
     name: str, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
@@ -65,13 +147,12 @@ def test_a_reward_is_the_same_alone_and_beside_others(
     warned = [record for record in caplog.records if "by what is scored beside it" in record.msg]
     assert len(warned) == (name in APART)
     prompt = RewardPrompt("a b ")
-    texts = ["c", "c d e f g h a b", "d d", "e", "a b c d e f g h"]
-    items = [RewardInput(prompt, text, ()) for text in texts]
+    items = [RewardInput(prompt, text, ()) for text in TEXTS]
     check_reward_model(reward, items)
     together = [score.value for score in reward.score(items)]
     alone = [reward.score([item])[0].value for item in items]
     assert together == pytest.approx(alone, abs=1e-5)
-    assert len(set(together)) == len(texts)  # the texts do differ
+    assert len(set(together)) == len(TEXTS)  # the texts do differ
 
 
 class Counted:

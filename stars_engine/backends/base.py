@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,6 +93,21 @@ class LanguageModel(Protocol):
     def encode_continuation(self, text: str) -> list[int]:
         """Encode text that goes on from other text."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What callers need to know of a language model before they ask it for text.
+
+    Attributes:
+        context_len: Tokens that it can read, prompt and completion together; None for no limit.
+        has_chat_template: Whether it brings a chat template.
+        default_sampling: Returns the sampling settings it came with.
+    """
+
+    context_len: int | None
+    has_chat_template: bool
+    default_sampling: Callable[[], SamplingParams]
 
 
 class PromptedModel(LanguageModel, Protocol):

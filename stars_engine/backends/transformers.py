@@ -14,11 +14,19 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, Prefix
+from stars_engine.backends.facts import sampling_of
 from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
 from stars_engine.errors import GenerationError, Interrupted, ModelLoadError, needs_extra
-from stars_engine.hub import check_exists, context_len, first_line, load_model, load_tokenizer
+from stars_engine.hub import (
+    check_exists,
+    context_len,
+    first_line,
+    load_model,
+    load_tokenizer,
+    resolve,
+)
 from stars_engine.sampling import NO_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -44,7 +52,7 @@ class TransformersBackend:
             tokenizer.chat_template = config.chat_template
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
-            model = _add_adapter(model, config.adapter_path)
+            model = _add_adapter(model, resolve(config.adapter_path))
         self.model = model
         self.codec = Codec(tokenizer)
         self.context_len = context_len(model.config, tokenizer)
@@ -115,17 +123,7 @@ class TransformersBackend:
 
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
-        given = {}
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-            value = getattr(self.model.generation_config, name, None)
-            if value is not None:
-                given[name] = value
-        if given.get("top_k") == 0:  # how transformers says: keep all
-            given["top_k"] = None
-        limit = getattr(self.model.generation_config, "max_new_tokens", None)
-        if limit is not None:
-            given["max_tokens"] = limit
-        return SamplingParams(**given)
+        return sampling_of(self.model.generation_config)
 
     # --- choosing a decoder ---
 
@@ -234,7 +232,7 @@ def _add_adapter(model: Any, path: str) -> Any:
 
 
 def _adapter_directory(path: str) -> Path:
-    directory = Path(path).expanduser()
+    directory = Path(path)
     if not directory.is_dir():  # on the hub: what is not fetched cannot be read by mistake
         wanted = ["adapter_config.json", _ADAPTER_WEIGHTS]
         directory = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted))

@@ -1,11 +1,10 @@
-"""The whole configuration of an engine, and its files."""
+"""The whole configuration of an engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
@@ -22,10 +21,9 @@ from stars_engine.config.rewards import (
     RewardConfig,
     as_reward,
 )
-from stars_engine.errors import ConfigError, Problem
-from stars_engine.files import check_suffix, find_object, read_values, write_values
+from stars_engine.errors import Problem
+from stars_engine.files import Filed, find_object
 from stars_engine.schedules import AutoSchedule, BaseSchedule
-from stars_engine.schema import Schema
 
 
 @cache
@@ -35,7 +33,7 @@ def embedded_align() -> AlignParams:
     return AlignParams(**yaml.safe_load(text))
 
 
-class StarsConfig(Schema):
+class StarsConfig(Filed):
     """Everything an engine needs. `StarsConfig()` is the embedded pair: offline, no download."""
 
     model: TransformersModel = Field(
@@ -107,29 +105,11 @@ class StarsConfig(Schema):
             isinstance(self.reward, ClassifierReward) and self.reward.is_embedded
         )
 
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read a `.yaml`, `.yml` or `.json` file.
-
-        Raises:
-            ConfigError: The file is missing or unreadable, or a field is not valid.
-        """
-        return cls.model_validate(read_values(Path(path), cls.__name__))
-
-    def to_file(self, path: str | Path) -> None:
-        """Write a file that `from_file` reads back to an equal config.
-
-        Raises:
-            ConfigError: The config holds objects, the suffix is not known, or there is no writing.
-        """
-        path = Path(path)
-        check_suffix(path, type(self).__name__)
-        problems = [*_objects_in("model", self.model), *_objects_in("reward", self.reward)]
+    def _unwritable(self) -> Iterator[Problem]:
+        yield from _objects_in("model", self.model)
+        yield from _objects_in("reward", self.reward)
         if self.align.schedule is not None:
-            problems += _objects_in("align.schedule", self.align.schedule)
-        if problems:
-            raise ConfigError(type(self).__name__, problems)
-        write_values(path, self)
+            yield from _objects_in("align.schedule", self.align.schedule)
 
     def with_thresholds(self, align: AlignParams | None = None) -> AlignParams:
         """Return the test with a schedule in place: its own, the config's, or the pair's.

@@ -18,7 +18,7 @@ from stars_engine.rewards.batching import in_batches, pad
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
-from stars_engine.rewards.sharing import Sharing, find_sharing
+from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
 from stars_engine.types import RewardInput, RewardPrompt
 
 
@@ -176,6 +176,5 @@ class ClassifierRewardModel:
 
     @torch.inference_mode()
     def _find_sharing(self) -> Sharing:
-        texts = ("Short.", "A longer text, to be scored alone and beside the short one.")
-        short, long = ([*self._codec.encode_prompt(text), *self._suffix_ids] for text in texts)
+        short, long = ([*self._codec.encode_prompt(text), *self._suffix_ids] for text in PROBES)
         return find_sharing(self._logits, short, long, name=self.name, dtype=self._model.dtype)

@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.hub import first_line, load_model, resolve
+from stars_engine.hub import load_model, read_config, resolve
 from stars_engine.rewards.batching import Batch
 
 _HEAD = re.compile(r"^(?:score|v_head|value_head|reward_head|classifier)\.(.+)$")
@@ -63,7 +63,7 @@ def load_token_head(config: ProcessReward) -> TokenHead:
         return _from_memory(config.model.eval())
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
-    declared = _read_config(config, source)
+    declared = read_config(config)
     architectures = getattr(declared, "architectures", None) or [""]
     if architectures[0].endswith("ForTokenClassification"):
         model = load_model(config, transformers.AutoModelForTokenClassification)
@@ -132,18 +132,6 @@ def _linear(weights: Mapping[str, torch.Tensor], layer: str) -> torch.nn.Linear:
 
 def _join(layer: str, name: str) -> str:
     return f"{layer}.{name}" if layer else name
-
-
-def _read_config(config: ProcessReward, source: str) -> Any:
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:
-        raise ModelLoadError(
-            f"{source!r}: its config cannot be read: {first_line(error)}. Cure: check the name, or "
-            "trust_remote_code=True for a checkpoint with code of its own"
-        ) from error
 
 
 def _read_head(config: ProcessReward, source: str) -> dict[str, torch.Tensor]:

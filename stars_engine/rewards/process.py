@@ -22,6 +22,7 @@ from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.heads import load_token_head
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
+from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
 from stars_engine.types import RewardInput, RewardPrompt
 
 _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -66,6 +67,7 @@ class ProcessRewardModel:
         model: Any = self._scorer.model
         self._device = model.get_input_embeddings().weight.device
         self._scorer.check(self._pad([[self._marker] * 3]), self.name)
+        self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._reader = Reader(
             codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
@@ -112,7 +114,11 @@ class ProcessRewardModel:
     def _score_steps(self, inputs: Sequence[RewardInput]) -> list[tuple[list[float], Row]]:
         rows = [self._read(item) for item in inputs]
         scores = in_batches(
-            rows, [len(row.ids) for row in rows], self._config.batch_size, self._run
+            rows,
+            [len(row.ids) for row in rows],
+            self._config.batch_size,
+            self._run,
+            self._sharing,
         )
         return list(zip(scores, rows, strict=True))
 
@@ -161,17 +167,27 @@ class ProcessRewardModel:
 
     def _run(self, rows: Sequence[Row]) -> list[list[float]]:
         batch = self._pad([row.ids for row in rows])
-        return self._scorer.probabilities(batch, [row.marks for row in rows])
+        logits = self._scorer.logits(batch, [row.marks for row in rows])
+        return [read_label(each, self._scorer.label, "probability").tolist() for each in logits]
+
+    @torch.inference_mode()
+    def _find_sharing(self) -> Sharing:
+        def run(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+            return torch.cat(self._scorer.logits(self._pad(rows), [(len(r) - 1,) for r in rows]))
+
+        short, long = ([*self._codec.encode_prompt(text), self._marker] for text in PROBES)
+        dtype = self._scorer.model.dtype
+        return find_sharing(run, short, long, name=self.name, dtype=dtype)
 
 
 class _LabelScorer:
-    """Reads one label's probability from a head on each token."""
+    """Reads the labels of a head on each token."""
 
     def __init__(self, config: ProcessReward, name: str) -> None:
         self._head = load_token_head(config)
         self._given = config.resolved().label
         self._name = name
-        self._label = 0
+        self.label = 0
         self.model = self._head.model
 
     @torch.inference_mode()
@@ -189,21 +205,19 @@ class _LabelScorer:
             raise _no_head(name, f"it returns {tuple(logits.shape)} for {batch.input_ids.shape}")
         known = names_of(self.model.config)
         names = {index: known.get(index, str(index)) for index in range(logits.shape[-1])}
-        self._label = pick_label(names, self._given, name)
+        self.label = pick_label(names, self._given, name)
 
-    def probabilities(self, batch: Batch, marks: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return what the label's probability is at each mark of each row."""
+    def logits(self, batch: Batch, marks: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Return (marks, labels) of each row."""
         logits = self._head.logits(batch)
-        return [
-            read_label(logits[index, list(places)], self._label, "probability").tolist()
-            for index, places in enumerate(marks)
-        ]
+        return [logits[index, list(places)] for index, places in enumerate(marks)]
 
 
 class _WordScorer:
-    """Reads one next token's probability against another's."""
+    """Reads two next tokens, the good one and the bad one, as if they were the only labels."""
 
-    def __init__(self, model: torch.nn.Module, good: int, bad: int) -> None:
+    def __init__(self, model: Any, good: int, bad: int) -> None:
+        self.label = 0
         self.model = model
         self._words = [good, bad]
         self._can_choose = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -219,16 +233,13 @@ class _WordScorer:
                 f"positive and negative are the same token of {name}. Cure: two others"
             )
 
-    def probabilities(self, batch: Batch, marks: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logits(self, batch: Batch, marks: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """See `_LabelScorer`."""
         positions = sorted({place for places in marks for place in places})
         logits = last_logits(self.model, batch, positions, can_choose=self._can_choose)
         logits = logits[..., self._words]  # (rows, positions, 2)
         at = {place: index for index, place in enumerate(positions)}
-        return [
-            read_label(logits[index, [at[p] for p in places]], 0, "probability").tolist()
-            for index, places in enumerate(marks)
-        ]
+        return [logits[index, [at[p] for p in places]] for index, places in enumerate(marks)]
 
 
 def _no_head(name: str, found: object) -> ModelLoadError:

@@ -1,8 +1,9 @@
 """Which rows may be scored in one batch.
 
-A reward must not depend on what is scored beside it. Most classifiers do not see padding: it is
-masked, or comes after the last token that they look at. Some do: XLNet's summary reads the last
-column, FNet mixes all columns and knows no mask. Their rows share a batch only with their equals.
+A reward must not depend on what is scored beside it. Most models do not see padding: it is masked,
+or comes after the last token that they look at. Some do: XLNet's summary reads the last column,
+FNet mixes all columns and knows no mask, and code of a checkpoint's own may count positions from
+the end. Their rows share a batch only with their equals.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch
 logger = logging.getLogger(__name__)
 
 Values = torch.Tensor | Sequence[float]
+
+# Texts to try a model on.
+PROBES = ("Short.", "A longer text, to be scored alone and beside the short one.")
 
 # Largest difference taken for rounding, relative to the largest value.
 _ROUNDING = {torch.float16: 3e-2, torch.bfloat16: 6e-2}

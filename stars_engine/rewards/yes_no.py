@@ -17,6 +17,7 @@ from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import in_batches, last_logits, pad
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
+from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
 from stars_engine.types import Message, RewardInput, RewardPrompt
 
 
@@ -54,6 +55,7 @@ class YesNoRewardModel:
         self._model = model = load_model(config, AutoModelForCausalLM)
         self._device = model.get_input_embeddings().weight.device
         self._can_choose = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._reader = Reader(
             codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
@@ -75,7 +77,11 @@ class YesNoRewardModel:
         """See `RewardModel`."""
         rows = [self._read(item) for item in inputs]
         values = in_batches(
-            rows, [len(row.ids) for row in rows], self._config.batch_size, self._values
+            rows,
+            [len(row.ids) for row in rows],
+            self._config.batch_size,
+            self._values,
+            self._sharing,
         )
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
@@ -124,10 +130,19 @@ class YesNoRewardModel:
     # --- the forward pass ---
 
     def _values(self, rows: Sequence[Row]) -> list[float]:
-        batch = pad([row.ids for row in rows], self._tokenizer.pad_token_id or 0, self._device)
-        positions = sorted({len(row.ids) - 1 for row in rows})
-        logits = last_logits(self._model, batch, positions, can_choose=self._can_choose)
-        at = [positions.index(len(row.ids) - 1) for row in rows]
-        last = logits[torch.arange(len(rows)), at][:, self._words].double()  # (rows, 2)
-        values: list[float] = (last[:, 0] - last[:, 1]).tolist()
+        logits = self._logits([row.ids for row in rows]).double()
+        values: list[float] = (logits[:, 0] - logits[:, 1]).tolist()
         return values
+
+    def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return (rows, 2): of the positive word and of the negative, after each row."""
+        batch = pad(rows, self._tokenizer.pad_token_id or 0, self._device)
+        positions = sorted({len(row) - 1 for row in rows})
+        logits = last_logits(self._model, batch, positions, can_choose=self._can_choose)
+        at = [positions.index(len(row) - 1) for row in rows]
+        return logits[torch.arange(len(rows)), at][:, self._words]
+
+    @torch.inference_mode()
+    def _find_sharing(self) -> Sharing:
+        short, long = (self._codec.encode_prompt(text) for text in PROBES)
+        return find_sharing(self._logits, short, long, name=self.name, dtype=self._model.dtype)

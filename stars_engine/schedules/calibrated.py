@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
-from stars_engine.files import read_values, write_values
+from stars_engine.files import Filed
 from stars_engine.schedules.base import BaseSchedule, Progress
 from stars_engine.schema import Schema
 
@@ -81,7 +80,7 @@ class CurvePoint(Schema):
     forced: float = Field(description="share of segments kept without acceptance, 0 to 1")
 
 
-class CalibratedSchedule(BaseSchedule):
+class CalibratedSchedule(Filed, BaseSchedule):
     """tau_k = a_k + b_k * RM(x, prefix) + c_k for segment k; past the last stage it holds.
 
     The reward of the prefix is known to the loop, so each draft is judged by what it adds to what
@@ -116,23 +115,6 @@ class CalibratedSchedule(BaseSchedule):
     curve: tuple[CurvePoint, ...] = Field(
         default=(), description="what other offsets would have come to, by the pilot", repr=False
     )
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read a `.yaml`, `.yml` or `.json` file.
-
-        Raises:
-            ConfigError: The file is missing or unreadable, or a field is not valid.
-        """
-        return cls.model_validate(read_values(Path(path), cls.__name__))
-
-    def to_file(self, path: str | Path) -> None:
-        """Write a file that `from_file` reads back to an equal schedule.
-
-        Raises:
-            ConfigError: The suffix is not known, or there is no writing.
-        """
-        write_values(Path(path), self)
 
     @property
     def carried(self) -> dict[str, Any]:

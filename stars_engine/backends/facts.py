@@ -1,0 +1,73 @@
+"""What a checkpoint says of itself, read without its weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import transformers
+
+from stars_engine.backends.base import ModelFacts
+from stars_engine.config import SamplingParams, TransformersModel
+from stars_engine.hub import context_len, load_tokenizer, read_config, resolve
+
+# Keywords of from_pretrained that say how weights are kept. Any other may change the config.
+_OF_WEIGHTS = {
+    "attn_implementation",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_buffers",
+    "offload_folder",
+    "offload_state_dict",
+    "quantization_config",
+}
+
+
+def read_facts(config: TransformersModel) -> ModelFacts | None:
+    """Read what `TransformersBackend` would say of itself once loaded.
+
+    Returns:
+        The facts; None if only loading tells, for the sake of `model_kwargs`.
+
+    Raises:
+        ModelLoadError: There is no such model, or its files cannot be read.
+    """
+    if not config.model_kwargs.keys() <= _OF_WEIGHTS:
+        return None
+    tokenizer = load_tokenizer(config)
+    if config.model is not None:
+        declared, generation = config.model.config, config.model.generation_config
+    else:
+        declared = read_config(config)
+        generation = _read_generation_config(config, declared)
+    return ModelFacts(
+        context_len=context_len(declared, tokenizer),
+        has_chat_template=bool(config.chat_template or getattr(tokenizer, "chat_template", None)),
+        default_sampling=partial(sampling_of, generation),
+    )
+
+
+def sampling_of(generation_config: Any) -> SamplingParams:
+    """Return what a checkpoint's generation config sets; ours for what it leaves open."""
+    given = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        value = getattr(generation_config, name, None)
+        if value is not None:
+            given[name] = value
+    if given.get("top_k") == 0:  # how transformers says: keep all
+        given["top_k"] = None
+    limit = getattr(generation_config, "max_new_tokens", None)
+    if limit is not None:
+        given["max_tokens"] = limit
+    return SamplingParams(**given)
+
+
+def _read_generation_config(config: TransformersModel, declared: Any) -> Any:
+    assert config.name_or_path is not None
+    source = resolve(config.name_or_path)
+    try:
+        return transformers.GenerationConfig.from_pretrained(
+            source, revision=config.revision or "main"
+        )
+    except OSError:  # a checkpoint need not bring one
+        return transformers.GenerationConfig.from_model_config(declared)

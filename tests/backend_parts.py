@@ -1,0 +1,50 @@
+"""Small random models of real families."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.config import TransformersModel
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 8},
+    "gemma2": {"sliding_window": 8},
+    "gemma3_text": {"sliding_window": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "falcon": {},
+    "mamba": {"state_size": 4},
+}
+
+
+def random_backend(family: str, tokenizer: object, **more: object) -> TransformersBackend:
+    torch.manual_seed(0)
+    fields = {**SMALL, **FAMILIES.get(family, {}), **more}
+    if family == "falcon":  # its head size is computed
+        del fields["head_dim"]
+    config = CONFIG_MAPPING[family](**fields)
+    model = AutoModelForCausalLM.from_config(config)
+    return TransformersBackend(TransformersModel(model=model, tokenizer=tokenizer))

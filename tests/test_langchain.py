@@ -1,0 +1,100 @@
+"""What LangChain asks of its adapter: batches, callbacks, binding, identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import ConfigurableField
+
+import langchain_stars
+from stars_engine import (
+    ConfigError,
+    SamplingParams,
+    StarsEngine,
+)
+from tests.conftest import PROMPT, SETTINGS
+
+pytestmark = pytest.mark.usefixtures("one_runtime")
+
+
+def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
+    llm = langchain_stars.StarsLLM(**SETTINGS)
+    prompts = [f"Film number {index}" for index in range(16)]
+    alone = [llm.invoke(prompt) for prompt in prompts]
+    before = llm.engine().stats().num_rounds
+    assert llm.batch(prompts) == alone
+    one_batch = llm.engine().stats().num_rounds - before
+    longest = max(
+        -(-result.usage.num_attempts // 4) + len(result.segments)
+        for result in engine.generate(prompts, sampling=SamplingParams(**SETTINGS))
+    )
+    assert one_batch <= longest
+
+
+def test_langchain_gives_usage_and_trace() -> None:
+    llm = langchain_stars.StarsLLM(**SETTINGS, n=2)
+    result = llm.generate([PROMPT, "Another"])
+    assert [len(generations) for generations in result.generations] == [2, 2]
+    for generations in result.generations:
+        for generation in generations:
+            info = generation.generation_info
+            assert info["usage"]["completion_tokens"] > 0
+            assert info["finish_reason"] in ("stop", "length")
+            assert "".join(segment["text"] for segment in info["segments"]) == generation.text
+    assert result.llm_output["token_usage"]["completion_tokens"] == sum(
+        g.generation_info["usage"]["completion_tokens"] for gs in result.generations for g in gs
+    )
+
+
+def test_langchain_streams_accepted_segments(expected: str) -> None:
+    class Notes(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.tokens: list[str] = []
+            self.info: dict[str, Any] = {}
+
+        def on_llm_new_token(self, token: str, **_: Any) -> None:
+            self.tokens.append(token)
+
+        def on_llm_end(self, response: Any, **_: Any) -> None:
+            self.info = response.generations[0][0].generation_info
+
+    notes = Notes()
+    llm = langchain_stars.StarsLLM(**SETTINGS)
+    chunks = list(llm.stream(PROMPT, config={"callbacks": [notes]}))
+    assert "".join(chunks) == expected == "".join(notes.tokens)
+    assert len(chunks) > 1
+    assert notes.info["usage"]["completion_tokens"] == 40
+    with pytest.raises(ConfigError, match="n=1"):
+        list(llm.stream(PROMPT, n=2))
+
+
+async def test_langchain_async(expected: str) -> None:
+    llm = langchain_stars.StarsLLM(**SETTINGS)
+    assert await llm.ainvoke(PROMPT) == expected
+    assert await llm.abatch([PROMPT] * 2) == [expected] * 2
+    assert "".join([chunk async for chunk in llm.astream(PROMPT)]) == expected
+
+
+def test_langchain_stop_bind_and_configurable_fields(expected: str) -> None:
+    llm = langchain_stars.StarsLLM(max_tokens=40)
+    [stopped] = StarsEngine.shared().generate(
+        PROMPT, sampling=SamplingParams(**SETTINGS, stop=["film"])
+    )
+    assert llm.invoke(PROMPT, stop=["film"], seed=7) == stopped.text != expected
+    assert llm.bind(seed=7).invoke(PROMPT) == expected
+    configurable = llm.configurable_fields(seed=ConfigurableField(id="seed"))
+    assert configurable.with_config(configurable={"seed": 7}).invoke(PROMPT) == expected
+    chain = PromptTemplate.from_template("{who} in this movie") | llm.bind(seed=7)
+    assert chain.invoke({"who": "The acting"}) == expected
+
+
+def test_langchain_identity_counts_tokens_and_tells_settings_apart() -> None:
+    llm = langchain_stars.StarsLLM(seed=1)
+    other = langchain_stars.StarsLLM(seed=1, beta=0.1)
+    assert llm._identifying_params != other._identifying_params
+    assert llm.asdict()["schedule"]["kind"] == "linear"
+    assert llm.get_num_tokens("The acting") == 2
+    assert llm._get_ls_params(stop=["x"])["ls_stop"] == ["x"]

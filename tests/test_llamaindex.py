@@ -1,0 +1,123 @@
+"""What LlamaIndex asks of its adapter: metadata, streams, chats, templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.llms import ChatMessage
+
+import llamaindex_stars
+from stars_engine import (
+    AlignParams,
+    Chat,
+    NoSchedule,
+    PromptError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+)
+from tests.conftest import PROMPT, SETTINGS, shared_model
+
+pytestmark = pytest.mark.usefixtures("one_runtime")
+
+
+def test_llamaindex_metadata_is_the_models_own() -> None:
+    metadata = llamaindex_stars.StarsLLM(**SETTINGS).metadata
+    assert (metadata.context_window, metadata.num_output) == (512, 40)
+    assert not metadata.is_chat_model
+    assert metadata.model_name == "stars:embedded-lm"
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """A model with a template, a context and a generation config of its own."""
+    model = StarsEngine().model
+    model.codec.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    model.codec.tokenizer.save_pretrained(tmp_path)
+    model.model.config.max_position_embeddings = 300
+    model.model.generation_config.update(max_new_tokens=24, do_sample=True, temperature=0.5)
+    model.model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", ["embedded", "directory", "template", "overridden", "live"])
+async def test_llamaindex_metadata_loads_no_weights(case: str, described: Path) -> None:
+    """Frameworks read it in event loops; it is what the loaded model says."""
+    model: dict[str, Any] = {"name_or_path": str(described)}
+    if case == "embedded":
+        model = {"name_or_path": "stars:embedded-lm", "dtype": "float32"}  # not what others share
+    if case == "template":
+        model = {"name_or_path": "stars:embedded-lm", "chat_template": "{{ messages[0].content }}"}
+    if case == "overridden":
+        model["model_kwargs"] = {"max_position_embeddings": 200}
+    if case == "live":
+        loaded = StarsEngine().model
+        model = {"model": loaded.model, "tokenizer": loaded.codec.tokenizer}
+    config = StarsConfig(model=model, reward=lambda prompt, text: 1.0, sampling="model")
+    llm = llamaindex_stars.StarsLLM(config=config)
+    cold = llm.metadata
+    assert llm.engine().is_loaded == (case == "overridden")  # only the loaded model knows
+    await llm.aload()
+    assert llm.metadata == cold
+    expected = {"directory": (300, 24, True), "overridden": (200, 24, True)}
+    ours = (512, SamplingParams().max_tokens, case == "template")
+    found = (cold.context_window, cold.num_output, cold.is_chat_model)
+    assert found == expected.get(case, ours)
+    llm.close()
+
+
+def test_llamaindex_usage_streams_and_async(expected: str) -> None:
+    llm = llamaindex_stars.StarsLLM(**SETTINGS)
+    response = llm.complete(PROMPT)
+    assert response.text == expected
+    assert response.additional_kwargs["completion_tokens"] == 40
+    assert "".join(segment["text"] for segment in response.raw["segments"]) == expected
+    parts = list(llm.stream_complete(PROMPT))
+    assert "".join(part.delta for part in parts) == expected == parts[-1].text
+    assert parts[-1].raw["finish_reason"] == "length"
+
+
+async def test_llamaindex_async(expected: str) -> None:
+    llm = llamaindex_stars.StarsLLM(**SETTINGS)
+    assert (await llm.acomplete(PROMPT)).text == expected
+    parts = [part async for part in await llm.astream_complete(PROMPT)]
+    assert parts[-1].text == expected
+    messages = [ChatMessage(PROMPT)]
+    chat = await llm.achat(messages)
+    chats = [part async for part in await llm.astream_chat(messages)]
+    assert chats[-1].message.content == chat.message.content == llm.chat(messages).message.content
+
+
+def test_llamaindex_chats_by_the_models_template() -> None:
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    config = StarsConfig(
+        model={"name_or_path": shared_model("TinyStories-656K"), "chat_template": template},
+        reward=lambda prompt, completion: 1.0,
+        align=AlignParams(schedule=NoSchedule()),
+        sampling=SamplingParams(max_tokens=12, seed=1),
+    )
+    llm = llamaindex_stars.StarsLLM(config=config)
+    assert llm.metadata.is_chat_model
+    messages = [ChatMessage("Be brief.", role="system"), ChatMessage("Hello", role="user")]
+    chat = Chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}])
+    [by_engine] = StarsEngine.shared(config).generate(chat)
+    assert llm.chat(messages).message.content == by_engine.text
+    assert "".join(r.delta for r in llm.stream_chat(messages)) == by_engine.text
+    one_turn = llm.chat([ChatMessage("Hello")]).message.content
+    assert llm.complete("Hello").text == one_turn  # a string is a user turn here
+    image = ChatMessage(role="user", blocks=[{"block_type": "image", "image": b"x"}])
+    with pytest.raises(PromptError, match="ImageBlock"):
+        llm.chat([image])
+    llm.close()
+
+
+def test_llamaindex_uses_the_users_own_templates(expected: str) -> None:
+    llm = llamaindex_stars.StarsLLM(
+        **SETTINGS,
+        completion_to_prompt=lambda text: f"<|startoftext|>{text} in this movie",
+        messages_to_prompt=lambda messages: "<|startoftext|>" + messages[0].content,
+    )
+    assert llm.complete("The acting").text == expected
+    assert llm.chat([ChatMessage(PROMPT)]).message.content == expected

@@ -1,0 +1,124 @@
+"""Checkpoints as they are loaded: what is refused, warned of, put beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from stars_engine import (
+    ModelLoadError,
+    StarsEngine,
+    StarsWarning,
+)
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.config import TransformersModel
+from tests.backend_parts import SMALL
+from tests.conftest import shared_model
+
+
+def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) -> None:
+    with pytest.raises(ModelLoadError, match="no such directory"):
+        TransformersBackend(TransformersModel(name_or_path=str(tmp_path / "nowhere")))
+    model = engine.model.model
+    bare = tmp_path / "bare"
+    model.save_pretrained(bare)
+    with pytest.raises(ModelLoadError, match="tokenizer_name_or_path"):
+        TransformersBackend(TransformersModel(name_or_path=str(bare)))
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    model.config.save_pretrained(pickled)
+    engine.model.codec.tokenizer.save_pretrained(pickled)
+    torch.save(model.state_dict(), pickled / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match=r"pickled.*save_pretrained"):
+        TransformersBackend(TransformersModel(name_or_path=str(pickled)))
+    with pytest.raises(ModelLoadError, match="CUDA devices"):
+        TransformersBackend(TransformersModel(name_or_path="stars:embedded-lm", device="cuda:7"))
+    borrowed = TransformersModel(
+        name_or_path=str(bare), tokenizer_name_or_path=shared_model("TinyStories-656K")
+    )
+    assert TransformersBackend(borrowed).vocab_size == 4096
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name_or_path": "stars:lm"}, ["stars:lm", "stars:embedded-lm, stars:embedded-reward"]),
+        ({"name_or_path": "{empty}"}, ["name_or_path=", "no model", "config.json"]),
+        (
+            {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "{empty}/no/where"},
+            ["tokenizer_name_or_path=", "no such directory"],
+        ),
+        ({"name_or_path": "nobody/nothing"}, ["network", "local directory"]),
+        (
+            {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "nobody/nothing"},
+            ["nobody/nothing", "network", "local directory"],
+        ),
+    ],
+)
+def test_load_errors_name_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], words: list[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    named = {name: value.format(empty=tmp_path) for name, value in fields.items()}
+    with pytest.raises(ModelLoadError) as caught:
+        TransformersBackend(TransformersModel(**named))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert ".." not in message
+
+
+def test_a_callers_tokenizer_keeps_its_template(engine: StarsEngine, tokenizer: object) -> None:
+    before = tokenizer.chat_template
+    live = TransformersModel(model=engine.model.model, tokenizer=tokenizer, chat_template="hi")
+    assert TransformersBackend(live).codec.tokenizer.chat_template == "hi"
+    assert tokenizer.chat_template == before
+
+
+def test_a_classifier_as_language_model_warns() -> None:
+    with pytest.warns(StarsWarning, match=r"head of a classifier \(score\.weight\)"):
+        TransformersBackend(TransformersModel(name_or_path=shared_model("rm-sentiment-656K")))
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, tokenizer: object) -> None:
+    for tied in (True, False):
+        config = CONFIG_MAPPING["llama"](**SMALL, tie_word_embeddings=tied)
+        model = AutoModelForCausalLM.from_config(config)
+        weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+        model.save_pretrained(tmp_path, state_dict=weights)
+        tokenizer.save_pretrained(tmp_path)
+        if tied:
+            TransformersBackend(TransformersModel(name_or_path=str(tmp_path)))
+    with pytest.raises(ModelLoadError, match=r"lacks weights.*lm_head\.weight"):
+        TransformersBackend(TransformersModel(name_or_path=str(tmp_path)))
+
+
+def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**SMALL))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    torch.nn.init.normal_(
+        adapted.base_model.model.model.layers[0].self_attn.q_proj.lora_B.default.weight
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    name = str(tmp_path / "base")
+    plain = TransformersBackend(TransformersModel(name_or_path=name))
+    tuned = TransformersBackend(
+        TransformersModel(name_or_path=name, adapter_path=str(tmp_path / "adapter"))
+    )
+    assert tuned.path == "kv cache"
+    [a], [b] = plain.prefill([[3, 4]]), tuned.prefill([[3, 4]])
+    assert (a.next_logits - b.next_logits).abs().max() > 1e-4
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="adapter_path"):
+        TransformersBackend(
+            TransformersModel(name_or_path=name, adapter_path=str(tmp_path / "adapter"))
+        )
