@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def _written(path: Path, write: Any) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f"part-{path.name}")
+    """Write a file whole or not at all, even if another process does the same."""
+    part = path.with_name(f"part-{os.getpid()}-{path.name}")
     write(part)
     part.replace(path)

@@ -11,19 +11,20 @@ tokens over the mean tokens of a plain answer; one draft at a time, so that ther
 Thresholds are calibrated for a budget on openings of training reviews. Of the candidates whose
 guards hold and which spend at most --max-times on the select half, the one of highest judge reward
 is reported, and written to OUT/align.yaml. What a quarter of Best-of-16's tokens gives at
-segment_len 32, and a sixth at 8, is reported whatever was chosen.
+segment_len 32, and a sixth at 8, is reported whatever was chosen, under --aim-seeds of the seeds.
 
 Best-of-N is the exact expectation over subsets of the plain answers; between two N it is linear.
 Wins are counted against every plain answer to the same prompt. Intervals: bootstrap over prompts.
 OUT keeps what was generated: a run that is cut off goes on, and another report costs nothing.
+`--until plain` makes the plain answers only, which another process may do beside `--until select`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ class Arm:
 
 
 QUARTER, SIXTH = Arm(32, 16 / 4), Arm(8, 16 / 6)
-CANDIDATES = (SIXTH, Arm(8, 4.0), Arm(16, 16 / 6), Arm(16, 4.0), QUARTER, Arm(16, None))
+CANDIDATES = (SIXTH, Arm(8, 4.0), Arm(16, 4.0), QUARTER, Arm(16, None))
 
 
 def main() -> None:
@@ -105,8 +106,11 @@ def main() -> None:
         config = config.replace(reward=str(options.reward))
     with StarsEngine(config) as engine:
         pair = Pair(engine, options)
+        if options.until == "plain":
+            pair.half("report")
+            return
         report = pair.choose()
-        if not options.only_select:
+        if options.until == "report":
             report |= pair.report()
     (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     tables = [
@@ -135,9 +139,12 @@ class Pair:
         directories = (self._language_model, options.reward or EMBEDDED / "reward")
         self._arms = Arms(engine, options.out / "kept", directories)
         self._judge = load_judge(options.judge)
-        self._select = self._half("select", options.select, [FIRST_SEED])
         self._pilots = openings(options.imdb, "pilot", NUM_PILOTS)
         self._chosen: Arm | None = None
+
+    @cached_property
+    def _select(self) -> Half:
+        return self.half("select")
 
     def choose(self) -> dict[str, Any]:
         """Try the candidates on the select half; write the chosen one's settings."""
@@ -148,20 +155,18 @@ class Pair:
             print(f"{arm.name}: {json.dumps(rows[arm.name])}", flush=True)
         tried = {arm: rows[arm.name] for arm in CANDIDATES}
         self._chosen = best(tried, rows["vanilla"], self._options.max_times)
-        shipped = self.settings(self._chosen).model_dump(mode="json", exclude_defaults=True)
-        shipped.pop("num_candidates")  # of the run, and not of the text
-        (self._options.out / "align.yaml").write_text(yaml.safe_dump(shipped, sort_keys=False))
+        (self._options.out / "align.yaml").write_text(as_shipped(self.settings(self._chosen)))
         return {"chosen": self._chosen.name, "select": rows}
 
     def report(self) -> dict[str, Any]:
         """Report the chosen arm, and the two whose budgets were set beforehand."""
-        seeds = range(FIRST_SEED, FIRST_SEED + self._options.seeds)
-        half = self._half("report", self._options.report, seeds)
+        half = self.half("report")
         rows: dict[str, Any] = {"vanilla": half.plain_figures()}
         rows |= {f"Best-of-{n}": half.best_of_figures(n) for n in COMPARED if n <= half.num_plain}
         for arm in dict.fromkeys((self._chosen, QUARTER, SIXTH)):
-            if arm is not None:
-                rows[arm.name] = half.aligned(half.stars(self.settings(arm)))
+            assert arm is not None, "choose comes first"
+            num_seeds = self._options.seeds if arm == self._chosen else self._options.aim_seeds
+            rows[arm.name] = half.aligned(half.stars(self.settings(arm), num_seeds))
         return {"report": rows}
 
     def settings(self, arm: Arm) -> AlignParams:
@@ -176,15 +181,21 @@ class Pair:
             )
         return AlignParams(schedule=schedule, segment_len=arm.segment_len, num_candidates=1)
 
-    def _half(self, name: Literal["select", "report"], num: int, seeds: Sequence[int]) -> Half:
+    def half(self, name: Literal["select", "report"]) -> Half:
+        """Return a half and its plain answers."""
+        options = self._options
+        num, num_seeds = {
+            "select": (options.select, 1),
+            "report": (options.report, options.seeds),
+        }[name]
         return Half(
-            openings(self._options.imdb, name, num),
+            openings(options.imdb, name, num),
             self._arms,
             self._judge,
-            seeds=seeds,
-            samples=self._options.samples,
+            seeds=range(FIRST_SEED, FIRST_SEED + num_seeds),
+            samples=options.samples,
             language_model=self._language_model,
-            max_tokens=self._options.max_tokens,
+            max_tokens=options.max_tokens,
         )
 
 
@@ -198,6 +209,14 @@ def best(tried: dict[Arm, dict[str, Any]], plain: dict[str, Any], max_times: flo
     if not allowed:
         raise SystemExit(f"no candidate keeps its guards at {max_times} times an answer's tokens")
     return max(allowed, key=lambda arm: tried[arm]["judge"][0])
+
+
+def as_shipped(align: AlignParams) -> str:
+    """Return settings as YAML, without what belongs to the run and not to the text."""
+    values = align.model_dump(mode="json", exclude_defaults=True, exclude={"num_candidates"})
+    assert align.schedule is not None
+    values["schedule"] = align.schedule.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
@@ -247,7 +266,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=16, help="plain answers to each opening")
     parser.add_argument("--max-times", type=float, default=4.5, help="of the chosen arm")
     parser.add_argument("--max-tokens", type=int, default=128, help="of every answer")
-    parser.add_argument("--only-select", action="store_true", help="stop when the arm is chosen")
+    parser.add_argument("--aim-seeds", type=int, default=1, help="of the arms that are not chosen")
+    parser.add_argument("--until", choices=["plain", "select", "report"], default="report")
     return parser.parse_args()
 
 

@@ -25,7 +25,7 @@ from training.linear import LinearClassifier
 
 COMPARED = (4, 8, 16)
 # Shares of plain sampling's: an arm beyond them has gamed its guide, or writes otherwise.
-GUARDS = {"perplexity": (0.8, 1.15), "distinct-2": (0.9, 1.1), "tokens": (0.9, 1.1)}
+GUARDS = {"perplexity": (0.8, 1.2), "distinct-2": (0.9, 1.1), "tokens": (0.9, 1.1)}
 
 
 class Half:
@@ -81,11 +81,11 @@ class Half:
         texts = [self.prompts[answer.prompt] + answer.text for answer in answers]
         return self.table(answers, self._judge.logits(texts))
 
-    def stars(self, align: AlignParams) -> list[Answer]:
-        """Return an arm's answers under every seed."""
+    def stars(self, align: AlignParams, num_seeds: int | None = None) -> list[Answer]:
+        """Return an arm's answers under the first seeds, all of them if not given."""
         return [
             answer
-            for seed in self.seeds
+            for seed in self.seeds[:num_seeds]
             for answer in self.arms.stars(self.prompts, self.sampling.replace(seed=seed), align)
         ]
 

@@ -6,9 +6,19 @@ import math
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from benchmarks.answers import Answer, Arms, perplexity
-from benchmarks.embedded_pair import CANDIDATES, EMBEDDED, QUARTER, SIXTH, Arm, best, markdown
+from benchmarks.embedded_pair import (
+    CANDIDATES,
+    EMBEDDED,
+    QUARTER,
+    SIXTH,
+    Arm,
+    as_shipped,
+    best,
+    markdown,
+)
 from benchmarks.half import Half, guards_hold
 from stars_engine import AlignParams, ConstantSchedule, NoSchedule, SamplingParams, StarsEngine
 from training.linear import LinearClassifier
@@ -163,6 +173,16 @@ def test_the_arm_is_chosen_by_rule() -> None:
         "hold |",
         "broken |",
     ]
+
+
+def test_what_ships_reads_back(arms: Arms) -> None:
+    prompts = [f"Film number {index} was" for index in range(8)]
+    found = arms.thresholds(prompts, SHORT, segment_len=6, budget=2.0)
+    assert found == arms.thresholds(prompts, SHORT, segment_len=6, budget=2.0)
+    for schedule in (found, ConstantSchedule(value=0.5)):
+        align = AlignParams(schedule=schedule, segment_len=6, num_candidates=1)
+        text = as_shipped(align)
+        assert AlignParams(**yaml.safe_load(text)) == align.replace(num_candidates=4)
 
 
 def test_names_tell_arms_apart() -> None:

@@ -79,7 +79,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same texts.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Answers per prompt and arm.")] = 4,
 ) -> None:
-    """Plain sampling beside STARS, segment by segment, on the embedded pair. Offline."""
+    """Show plain sampling beside STARS, segment by segment. Works offline."""
     from stars_engine.cli.demo import DEMO_PROMPTS, run_demo
 
     run_demo(prompts or DEMO_PROMPTS, seed=seed, num_samples=samples)
@@ -179,7 +179,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON lines.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Also write results to this file.")] = None,
 ) -> None:
-    """Generate aligned text; one prompt streams its segments, several show progress."""
+    """Generate aligned text. One prompt streams its segments, several show progress."""
     if prompt not in (None, "-") and prompts_file is not None:
         raise typer.BadParameter("give a prompt or --prompts FILE, not both")
     from stars_engine.cli.generate import read_prompts, run_generate
@@ -225,7 +225,7 @@ def generate(
 def doctor(
     *, config: ConfigOption = None, model: ModelOption = None, reward: RewardOption = None
 ) -> None:
-    """Say what runs here, and how: versions, device, models, cache path. Loads both models."""
+    """Say what runs here, and how. Versions, device, models, cache path; loads both models."""
     from stars_engine.cli.doctor import run_doctor
 
     # Nothing is judged, so no thresholds are asked for.

@@ -59,7 +59,7 @@ def calibrate_command(
         bool, typer.Option(help="Keep two prompts in five back, and check the prediction on them.")
     ] = True,
 ) -> None:
-    """Find thresholds for a language model and a reward model; resumes where it was interrupted."""
+    """Find thresholds for a language model and a reward model. Resumes where it was interrupted."""
     from stars_engine.calibration.calibrate import calibrate
     from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
     from stars_engine.calibration.report import trust_report

@@ -60,7 +60,8 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
             f"Reward gained over plain sampling: [bold]{gain:+.2f}[/] (log-odds of a positive "
             f"review, mean of {len(aligned)} answers).\nTokens generated: {ratio:.1f} times those "
             f"of plain sampling. Wall time {time.monotonic() - started:.1f} s, loading included.\n"
-            "The pair is a demonstration: its judge of success is its own guide. "
+            "The reward that is reported is the one that steered: this shows that steering works, "
+            "not that a reader would agree.\n"
             'Next: stars generate "The best thing about it", stars doctor, stars --help'
         )
 
