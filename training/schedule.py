@@ -51,9 +51,11 @@ def make_schedule(imdb: Path, directory: Path) -> dict[str, Any]:
             engine, openings, target_acceptance=TARGET_ACCEPTANCE, segment_len=SEGMENT_LEN
         )
         stages = _stage_thresholds(engine, openings)
-    # The models go by these names once they are inside the package.
+    # The models go by these names once they are inside the package. Other sampling than the
+    # pilots' is left to the engine's own watch over forced segments: no warning for each call.
     own = StarsConfig()
     made_for = {**schedule.made_for, "model": identity(own.model), "reward": identity(own.reward)}
+    del made_for["sampling"]
     ramp = _fit_ramp(stages)
     _write(directory / "align.yaml", {"schedule": schedule.replace(made_for=made_for)})
     _write(directory / "ramp.yaml", {"schedule": ramp})
