@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("--continuations", type=int, default=15, help="per prompt, of every arm")
     parser.add_argument("--max-n", type=int, default=3, help="the largest N of Best-of-N")
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[2.7])
+    parser.add_argument("--budget", type=float, default=2.7, help="drafted over kept tokens")
+    parser.add_argument("--segment-lens", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -95,16 +96,17 @@ def main() -> None:
         print(HEADER)
         for n, figures in curve.items():
             name = "vanilla" if n == 1 else f"Best-of-{n}"
-            seen = guards.shown(plain) if n == 1 else "|  |  |"
+            seen = guards.shown(plain) if n == 1 else "|  |  |  |"
             records.append(row(name, float(n), figures, curve, seen))
         sampling = config.sampling.replace(n=options.continuations)
-        for budget in options.budgets:
-            align = preset("best", schedule=AutoSchedule(budget=budget, prompts=pilot))
+        for length in options.segment_lens:
+            schedule = AutoSchedule(budget=options.budget, segment_len=length, prompts=pilot)
+            align = preset("best", schedule=schedule)
             align = align.replace(num_candidates=1)  # no surplus drafts
             results = engine.generate(prompts, sampling=sampling, align=align)
             drafted = np.mean([result.usage.num_drafted_tokens for result in results])
             figures = summary(*shape(results))
-            name = f"STARS, budget {budget:g}"
+            name = f"STARS, segments of {length}"
             times = float(drafted / per_answer)
             records.append(row(name, times, figures, curve, guards.shown(results)))
     print(json.dumps({"options": vars(options), "arms": records}, default=str))
