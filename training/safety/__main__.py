@@ -20,7 +20,7 @@ from training.safety.harmlessness_data import folds, read_pairs
 from training.safety.toxicity_data import read_rows, split_rows
 
 SEED = 20251103
-# Settings were chosen on fold 0, so it is not counted.
+# Fold 0 is kept for choosing settings, so it is never counted.
 TEST_FOLDS = (1, 2, 3, 4)
 
 
