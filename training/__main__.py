@@ -11,7 +11,6 @@ What is measured goes to `metrics.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from training.data import encode_rows, training_reviews
 from training.lm import as_pretrained, model_config, save_lm, train_lm
 from training.lm import train_tokenizer as fit_tokenizer
 from training.lm_report import compare
+from training.records import record, say
 from training.reward import save_reward, train_reward
 from training.runs import Plan
 from training.schedule import make_schedule
@@ -63,7 +63,7 @@ def main() -> None:
         args.checkpoints.mkdir(parents=True, exist_ok=True)
     for name, stage in _STAGES.items():
         if args.stage in ("all", name):
-            _record(args.out, name, stage(args))
+            record(args.out, name, stage(args))
 
 
 def _make_lm(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _make_lm(args: argparse.Namespace) -> dict[str, Any]:
         LM_PLAN,
         compiled=args.compile,
         checkpoint=_checkpoint(args, "lm"),
-        log=_say,
+        log=say,
     )
     figures = {**_plan(LM_PLAN), "parameters": model.num_parameters(), "seconds": seconds}
     save_lm(model, as_pretrained(tokenizer), args.out / "lm")
@@ -104,7 +104,7 @@ def _make_reward(args: argparse.Namespace) -> dict[str, Any]:
         REWARD_PLAN,
         compiled=args.compile,
         checkpoint=_checkpoint(args, "reward"),
-        log=_say,
+        log=say,
     )
     figures = {
         **_plan(REWARD_PLAN),
@@ -134,20 +134,6 @@ def _checkpoint(args: argparse.Namespace, name: str) -> Path | None:
 
 def _plan(plan: Plan) -> dict[str, Any]:
     return {"steps": plan.num_steps, "tokens_per_step": plan.micro_tokens * plan.accumulate}
-
-
-def _record(out: Path, stage: str, figures: dict[str, Any]) -> None:
-    """Merge one stage's figures into `metrics.json`."""
-    path = out / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.exists() else {}
-    metrics[stage] = figures
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
-    _say(f"{stage}: {json.dumps(figures)}")
-
-
-def _say(line: str) -> None:
-    """Print progress at once, also into a file."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,26 @@ def epoch(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[i
     yield from groups
 
 
+def batches(
+    rows: Sequence[Row], *, batch_size: int, num_steps: int, seed: int
+) -> Iterator[list[int]]:
+    """Yield `num_steps` groups of `batch_size` row indices: epoch after epoch, like lengths."""
+    rng = random.Random(seed)
+    steps_left = num_steps
+    while steps_left > 0:
+        order = list(range(len(rows)))
+        rng.shuffle(order)
+        groups = [
+            group
+            for pool in chunks(order, 50 * batch_size)
+            for group in chunks(sorted(pool, key=lambda index: len(rows[index])), batch_size)
+            if len(group) == batch_size
+        ]
+        rng.shuffle(groups)
+        yield from groups[:steps_left]
+        steps_left -= len(groups)
+
+
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield lists of `size` items, the last one perhaps shorter."""
     rest = iter(items)

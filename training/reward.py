@@ -15,10 +15,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from training.data import Row, epoch, pad
+from training.data import Row, epoch
+from training.heads import prefix_logits, with_head
 from training.lm import CONTEXT_LEN
 from training.runs import Plan, train
 
+DROPOUT = 0.1
 RISE = 16  # tokens over which the weight of a prefix grows: the first ones cannot tell
 
 
@@ -50,18 +52,13 @@ def train_reward(
         The model and the seconds it took.
     """
     torch.manual_seed(plan.seed)
-    config = language_model.config.__class__(
-        **{**language_model.config.to_dict(), "num_labels": 1, "architectures": None}
-    )
-    model = LlamaForSequenceClassification(config)
-    model.model.load_state_dict(language_model.model.state_dict())
-    torch.nn.init.zeros_(model.score.weight)
+    model = with_head(language_model)
     body = torch.compile(model.model, dynamic=True) if compiled else model.model
     pairs = [(row[:CONTEXT_LEN], target) for row, target in zip(rows, targets, strict=True)]
     seconds = train(
         model,
         _batches(pairs, plan),
-        lambda chosen: _loss(body, model.score, chosen),
+        lambda chosen: _loss(model, body, chosen),
         plan,
         checkpoint=checkpoint,
         log=log,
@@ -77,25 +74,18 @@ def _batches(pairs: Sequence[tuple[Row, float]], plan: Plan) -> Iterator[list[tu
 
 
 def _loss(
-    body: Callable[..., Any], head: torch.nn.Module, chosen: Sequence[tuple[Row, float]]
+    model: LlamaForSequenceClassification,
+    body: Callable[..., Any],
+    chosen: Sequence[tuple[Row, float]],
 ) -> tuple[torch.Tensor, float]:
     """Weighted cross-entropy summed over all prefixes, and the sum of the weights."""
-    logits = prefix_logits(body, head, [row for row, _ in chosen])
+    logits = prefix_logits(model, [row for row, _ in chosen], body=body, dropout=DROPOUT)
     targets = torch.tensor([target for _, target in chosen])[:, None].expand_as(logits)
     lengths = torch.tensor([len(row) for row, _ in chosen])
     position = torch.arange(logits.shape[1])
     weights = (position / RISE).clamp(max=1) * (position < lengths[:, None])
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (losses * weights).sum(), weights.sum().item()
-
-
-def prefix_logits(
-    body: Callable[..., Any], head: torch.nn.Module, rows: Sequence[Row]
-) -> torch.Tensor:
-    """The model's logit after each token: `(num_rows, max_len)`."""
-    hidden = body(input_ids=pad(rows, value=0), use_cache=False).last_hidden_state
-    logits: torch.Tensor = head(hidden)[..., 0]
-    return logits
 
 
 def save_reward(

@@ -8,7 +8,7 @@ from importlib import resources
 import yaml
 
 from stars_engine.config.params import AlignParams
-from stars_engine.schedules import BaseSchedule, CalibratedSchedule
+from stars_engine.schedules import CalibratedSchedule, Schedule
 
 
 @cache
@@ -17,7 +17,7 @@ def embedded_align() -> AlignParams:
     return _read("align.yaml")
 
 
-def embedded_schedule(align: AlignParams) -> BaseSchedule | None:
+def embedded_schedule(align: AlignParams) -> Schedule | None:
     """Return the shipped thresholds that go with a test.
 
     The calibrated ones are made for one segment length and one set of bounds. A test that sets

@@ -1,0 +1,49 @@
+"""One logit after every token, on the body of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+
+from training.data import Row, pad
+
+
+def with_head(language_model: LlamaForCausalLM) -> LlamaForSequenceClassification:
+    """Return a classifier of one logit with the language model's body and a head of zeros."""
+    values = language_model.config.to_dict()
+    for name in ("architectures", "id2label", "label2id"):  # of another head
+        values.pop(name, None)
+    model = LlamaForSequenceClassification(
+        language_model.config.__class__(**{**values, "num_labels": 1})
+    )
+    model.model.load_state_dict(language_model.model.state_dict())
+    nn.init.zeros_(model.score.weight)
+    return model
+
+
+def prefix_logits(
+    model: LlamaForSequenceClassification,
+    rows: Sequence[Row],
+    *,
+    body: Callable[..., Any] | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """The logit after each token of each row: `(num_rows, max_len)`.
+
+    Args:
+        model: The classifier.
+        rows: Token ids; shorter rows are padded on the right, which causal attention never sees.
+        body: What stands for `model.model`, a compiled one for instance.
+        dropout: On embeddings and last states; above 0 in training only.
+    """
+    embedded = model.model.embed_tokens(pad(rows, value=0))
+    embedded = functional.dropout(embedded, dropout, training=dropout > 0)
+    body = model.model if body is None else body
+    hidden = body(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    values: torch.Tensor = model.score(functional.dropout(hidden, dropout, training=dropout > 0))
+    return values[..., 0]

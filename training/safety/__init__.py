@@ -1,0 +1,1 @@
+"""Rewards of a second axis: toxicity of continuations, and harmlessness of answers."""

@@ -1,0 +1,70 @@
+"""Deal texts into parts so that no two parts share a run of words."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+def runs(text: str, length: int) -> set[tuple[str, ...]]:
+    """Return every run of `length` words; of a shorter text, all of its words as one run."""
+    found = words(text)
+    return {tuple(found[i : i + length]) for i in range(max(1, len(found) - length + 1))}
+
+
+def groups(texts: Sequence[str], *, run_words: int) -> list[list[int]]:
+    """Group texts that share a run of `run_words` words, directly or through others.
+
+    Returns:
+        Lists of indices, each index in exactly one, in the order of their first texts.
+    """
+    parent = list(range(len(texts)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    owner: dict[tuple[str, ...], int] = {}
+    for index, text in enumerate(texts):
+        for run in runs(text, run_words):
+            parent[root(index)] = root(owner.setdefault(run, index))
+    members = defaultdict(list)
+    for index in range(len(texts)):
+        members[root(index)].append(index)
+    return list(members.values())
+
+
+def deal(
+    grouped: Sequence[Sequence[int]], shares: Mapping[str, float], *, seed: int
+) -> dict[str, list[int]]:
+    """Deal whole groups, in random order, to parts of about the given shares.
+
+    Args:
+        grouped: Lists of indices, as of `groups`.
+        shares: Part to its share of all indices; they add up to 1.
+        seed: Of the order.
+
+    Raises:
+        ValueError: The shares do not add up to 1.
+    """
+    if abs(sum(shares.values()) - 1) > 1e-9:
+        raise ValueError(f"shares={dict(shares)} add up to {sum(shares.values()):g}, not to 1")
+    total = sum(map(len, grouped))
+    order = list(grouped)
+    random.Random(seed).shuffle(order)
+    # A large group goes first: last, it would overfill whichever part is still open.
+    order.sort(key=len, reverse=True)
+    parts: dict[str, list[int]] = {name: [] for name in shares}
+    for group in order:
+        neediest = max(shares, key=lambda name: shares[name] * total - len(parts[name]))
+        parts[neediest] += group
+    return parts
