@@ -163,3 +163,38 @@ def test_parts_of_ones_own_are_calibrated_for_the_engine_alone(
         own.generate("B")
     assert len(runs) == 1
     assert not cache.exists()  # no file could say whose they are
+
+
+def test_one_calibration_serves_answers_of_all_lengths_up_to_its_own(
+    engine: StarsEngine, cache: Path, runs: list[int]
+) -> None:
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as own:
+        answers = {
+            length: own.generate("A film", sampling=TINY.replace(max_tokens=length))[0]
+            for length in (5, 8, 20, 32)
+        }
+        assert len(runs) == 1
+        long = answers[32].segments
+        for length, answer in answers.items():
+            for ours, theirs in zip(answer.segments[: length // 8], long, strict=False):
+                assert ours.threshold == pytest.approx(theirs.threshold, abs=1e-4)
+        own.generate("A film", sampling=TINY.replace(max_tokens=33))
+        assert len(runs) == 2
+
+
+def test_several_samplings_share_one_test_in_one_call(
+    engine: StarsEngine, cache: Path, runs: list[int]
+) -> None:
+    """Thresholds are those of each pair of test and sampling, not of the test alone."""
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    samplings = [TINY.replace(temperature=t) for t in (0.8, 1.5)]
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as own:
+        together = own.generate(["A film"] * 3, sampling=[*samplings, samplings[0]], align=AUTO)
+        assert len(runs) == 2
+        alone = [own.generate("A film", sampling=s, align=AUTO)[0] for s in samplings]
+    assert len(runs) == 2
+    hashes = [result.schedule_hash for result in together]
+    assert hashes == [alone[0].schedule_hash, alone[1].schedule_hash, alone[0].schedule_hash]
+    assert hashes[0] != hashes[1]
+    assert [r.token_ids for r in together[:2]] == [r.token_ids for r in alone]

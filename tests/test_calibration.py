@@ -361,7 +361,45 @@ def test_arguments_out_of_range(engine: StarsEngine, arguments: dict, words: lis
         assert word in str(caught.value)
 
 
+def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(
+    engine: StarsEngine,
+) -> None:
+    """Also for drafts that end the answer, which are many here; and a cut segment is no stage."""
+    found = {}
+    for max_tokens in (12, 14, 24):
+        sampling = SamplingParams(max_tokens=max_tokens, stop=(" a",))
+        found[max_tokens] = calibrate(
+            engine, OPENINGS, target_acceptance=0.4, segment_len=4, sampling=sampling, num_drafts=6
+        )
+    short, cut, long = found.values()
+    assert [len(schedule.stages) for schedule in (short, cut, long)] == [3, 3, 6]
+    assert any(short.terminals)
+    for one, more in ((short, cut), (cut, long)):
+        for name in ("stages", "terminals"):
+            ours, theirs = getattr(one, name), getattr(more, name)[: len(one.stages)]
+            for a, b in zip(ours, theirs, strict=True):
+                assert (a is None) == (b is None)
+                if a is not None:
+                    assert a.model_dump() == pytest.approx(b.model_dump(), abs=1e-4)
+    assert short.beta == pytest.approx(long.beta)
+
+
 # --- used elsewhere ---
+
+
+def test_answers_far_longer_than_the_calibrated_ones_are_told(
+    engine: StarsEngine, schedule: CalibratedSchedule
+) -> None:
+    align = AlignParams(schedule=schedule)
+    assert schedule.max_tokens == SAMPLING.max_tokens
+    for max_tokens in (24, 25, 48):  # warnings are errors here
+        engine.generate("A", sampling=SAMPLING.replace(max_tokens=max_tokens), align=align)
+    few = SAMPLING.replace(max_tokens=8, min_tokens=8)
+    with pytest.warns(StarsWarning, match="min_tokens") as told:
+        engine.generate("A", sampling=few, align=align)
+    assert len(told) == 1
+    with pytest.warns(StarsWarning, match=r"up to 24 tokens .* more than 48.*Cure") as told:
+        engine.generate(["A", "B"], sampling=SAMPLING.replace(max_tokens=49), align=align)
 
 
 def test_other_settings_than_it_was_made_for_are_told(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def line(a: float, b: float, c: float) -> Line:
 
 CALIBRATED = CalibratedSchedule(
     stages=(line(0.0, 0.5, 0.25), line(1.0, 2.0, -0.5)),
-    terminal=line(3.0, 0.0, 0.125),
+    terminals=(None, line(3.0, 0.0, 0.125)),
     segment_len=8,
     beta=0.5,
     max_attempts=12,
@@ -67,10 +68,16 @@ def test_calibrated_thresholds_are_lines_in_the_prefix_reward() -> None:
     where = {"num_tokens": 8, "max_tokens": 64, "prefix_reward": 2.0}
     taus = [CALIBRATED.threshold(Progress(segment_index=k, **where)) for k in (0, 1, 7)]
     assert taus == [1.25, 4.5, 4.5]  # past the last stage it holds
-    assert CALIBRATED.threshold(Progress(segment_index=0, ends_text=True, **where)) == 3.125
+    ending = CALIBRATED.threshold(Progress(segment_index=1, ends_text=True, **where))
+    assert ending == 3.125
+    assert CALIBRATED.threshold(Progress(segment_index=9, ends_text=True, **where)) == ending
+    early = Progress(segment_index=0, **where)
+    assert CALIBRATED.threshold(replace(early, ends_text=True)) == CALIBRATED.threshold(early)
+    with pytest.raises(ConfigError, match="1 terminals for 2 stages"):
+        CALIBRATED.replace(terminals=(None,))
     assert CALIBRATED.final_threshold(Progress(segment_index=0, **where)) == 4.5
     assert CALIBRATED.needs_prompt_reward
-    flat = CALIBRATED.replace(stages=(line(1.0, 0.0, 0.5),), terminal=None)
+    flat = CALIBRATED.replace(stages=(line(1.0, 0.0, 0.5),), terminals=())
     assert not flat.needs_prompt_reward
     assert flat.threshold(at(8)) == 1.5  # where the prefix's reward is nan
 

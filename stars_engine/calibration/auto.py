@@ -28,7 +28,8 @@ from stars_engine.schema import Schema
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "STARS_CACHE_DIR"
-_LAYOUT = 1  # of what a kept calibration means; raised when an older one would mislead
+_SHORTEST, _STEP = 32, 4  # lengths that are calibrated for: 32, 128, 512, ... tokens
+_LAYOUT = 2  # of what a kept calibration means; raised when an older one would mislead
 
 
 class Calibrations:
@@ -68,6 +69,7 @@ class Calibrations:
         auto = align.schedule
         assert isinstance(auto, AutoSchedule)
         settled = _with_segment_len(engine, align, auto)
+        sampling = _for_all_lengths(engine, sampling)
         wanted = _wanted(engine, settled, sampling, auto)
         key = hash_of([wanted, reward_key])
         with self._lock:
@@ -95,6 +97,21 @@ def _with_segment_len(engine: Host, align: AlignParams, auto: AutoSchedule) -> A
     if "segment_len" in align.model_fields_set:
         return align
     return align.replace(segment_len=default_segment_len(engine.reward, align))
+
+
+def _for_all_lengths(engine: Host, sampling: SamplingParams) -> SamplingParams:
+    """Return a proposal as long as the next of few lengths: thresholds for it serve shorter ones.
+
+    So a server whose requests differ in `max_tokens` calibrates a handful of times at most. Which
+    length it is depends on the request alone, not on what was calibrated before.
+    """
+    length = _SHORTEST
+    while length < sampling.max_tokens:
+        length *= _STEP
+    limit = engine.model.context_len
+    if limit is not None:
+        length = max(sampling.max_tokens, min(length, limit))
+    return sampling.replace(max_tokens=length, on_overflow="clamp")
 
 
 def _explicit(align: AlignParams) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def calibrate(
         relative_beta: Acceptance softness over the standard deviation of drafts' rewards; None:
             `align.beta`, which is in reward units.
         align: The test but for its thresholds; None: the engine's.
-        sampling: The proposal, and `max_tokens`, which sets the number of stages; None: the
-            engine's.
+        sampling: The proposal, and `max_tokens`, which sets the number of stages: those of whole
+            segments. Shorter answers get the same thresholds. None: the engine's.
         reward_prompt: What the reward reads in place of each prompt.
         num_drafts: Drafts of each prefix, up to `max_attempts`; None: 640 in all for each stage, at
             least 4.
@@ -113,6 +113,7 @@ def calibrate(
         relative_beta=relative_beta or 0.0,
     )
     made_for = dependencies(engine.config, align, sampling)
+    sampling = _of_whole_segments(sampling, align)
     pilot = {
         "target": {target.name: target.value},
         "relative_beta": relative_beta,
@@ -190,6 +191,15 @@ def _test(
     if relative_beta is not None and not 0 <= relative_beta < math.inf:
         raise _problem("relative_beta", relative_beta, "0 or more")
     return base.replace(**changes)
+
+
+def _of_whole_segments(sampling: SamplingParams, align: AlignParams) -> SamplingParams:
+    """Leave out a last segment that `max_tokens` cuts short: other answers go on behind it."""
+    rest = sampling.max_tokens % align.segment_len
+    if align.segment_end != "length" or sampling.max_tokens < align.segment_len or not rest:
+        return sampling
+    length = sampling.max_tokens - rest
+    return sampling.replace(max_tokens=length, min_tokens=min(sampling.min_tokens, length))
 
 
 def _target(

@@ -111,7 +111,7 @@ def schedule_of(
     assert fitter.beta is not None
     return CalibratedSchedule(
         stages=tuple(fitter.lines[: stage + 1]),
-        terminal=fitter.terminals[stage],
+        terminals=tuple(fitter.terminals[: stage + 1]),
         beta=fitter.beta,
         max_attempts=fitter.max_attempts,
         segment_len=segment_len,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stars_engine.files import read_values, write_values
 from stars_engine.schedules.base import BaseSchedule, Progress
@@ -86,16 +86,20 @@ class CalibratedSchedule(BaseSchedule):
 
     The reward of the prefix is known to the loop, so each draft is judged by what it adds to what
     is there: easy prompts and hard ones spend alike. Made by `stars_engine.calibrate`.
+
+    A stage depends on those before it alone, not on `max_tokens`: thresholds made for long answers
+    are those made for short ones, and more. A last segment that `max_tokens` cuts short is judged
+    like a whole one.
     """
 
     kind: Literal["calibrated"] = "calibrated"
     stages: tuple[Line, ...] = Field(
         min_length=1, description="thresholds of segments 0, 1, 2, ...", repr=False
     )
-    terminal: Line | None = Field(
-        default=None,
-        description="threshold of a candidate with which the model ends the answer; None: that of "
-        "its segment",
+    terminals: tuple[Line | None, ...] = Field(
+        default=(),
+        description="thresholds of candidates with which the model ends the answer, in segments "
+        "0, 1, 2, ...; None: that of the segment",
         repr=False,
     )
     segment_len: int = Field(
@@ -117,6 +121,15 @@ class CalibratedSchedule(BaseSchedule):
         default=(), description="what other offsets would have come to, by the pilot", repr=False
     )
 
+    @model_validator(mode="after")
+    def _terminals_belong_to_stages(self) -> Self:
+        if len(self.terminals) not in (0, len(self.stages)):
+            raise ValueError(
+                f"{len(self.terminals)} terminals for {len(self.stages)} stages; give one for each "
+                "stage (None where there is none), or none at all"
+            )
+        return self
+
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Read a `.yaml`, `.yml` or `.json` file.
@@ -133,6 +146,12 @@ class CalibratedSchedule(BaseSchedule):
             ConfigError: The suffix is not known, or there is no writing.
         """
         write_values(Path(path), self)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Completion tokens up to which its stages were measured; None if that is not known."""
+        found = self.made_for.get("pilot", {}).get("max_tokens")
+        return found if isinstance(found, int) else None
 
     @property
     def carried(self) -> dict[str, Any]:
@@ -153,9 +172,9 @@ class CalibratedSchedule(BaseSchedule):
 
     def line(self, progress: Progress) -> Line:
         """Return the stage that a candidate belongs to."""
-        if progress.ends_text and self.terminal is not None:
-            return self.terminal
-        return self.stages[min(progress.segment_index, len(self.stages) - 1)]
+        index = min(progress.segment_index, len(self.stages) - 1)
+        terminal = self.terminals[index] if progress.ends_text and self.terminals else None
+        return self.stages[index] if terminal is None else terminal
 
     def threshold(self, progress: Progress) -> float:
         """See `BaseSchedule`."""
