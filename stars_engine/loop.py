@@ -44,6 +44,10 @@ class Stars:
         """Draw `num_candidates` at once; the last round is cut at `max_attempts`."""
         return min(rollout.align.num_candidates, rollout.max_attempts - len(rollout.draws))
 
+    def first_draft(self, rollout: Rollout) -> int:
+        """Go on behind the draws that were judged."""
+        return len(rollout.draws)
+
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
         """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it."""
         inputs = [rollout.reward_input(candidate) for candidate in candidates]

@@ -23,6 +23,7 @@ from stars_engine import (
     calibrate,
     verify,
 )
+from stars_engine.backends.base import DraftRequest, PromptedModel
 from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.fit import Draws, Fitter, StageDrafts, Target, draws_of, regress
 from stars_engine.config import EngineParams
@@ -50,6 +51,20 @@ class Scaled:
         scores = self._inner.score(inputs)
         values = [s.value if isinstance(s, Score) else s for s in scores]
         return [Score(value * self._factor + self._shift) for value in values]
+
+
+class Counting:
+    """A language model that tells how many rows it drafted at once at most."""
+
+    def __init__(self, inner: PromptedModel) -> None:
+        self._inner, self.most_rows = inner, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def draft(self, requests: Sequence[DraftRequest]) -> object:
+        self.most_rows = max(self.most_rows, len(requests))
+        return self._inner.draft(requests)
 
 
 def assert_same(a: CalibratedSchedule, b: CalibratedSchedule) -> None:
@@ -191,15 +206,19 @@ def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedu
     assert acceptances == sorted(acceptances, reverse=True)
 
 
+@pytest.mark.parametrize("max_rows", [16, 4])
 def test_bounds_of_the_engine_and_other_callers_change_nothing(
-    schedule: CalibratedSchedule,
+    engine: StarsEngine, schedule: CalibratedSchedule, max_rows: int
 ) -> None:
-    config = StarsConfig(engine=EngineParams(max_rows=16))
-    with StarsEngine(config) as small:
+    """Four rows are fewer than the six drafts of a prefix, which then come in two rounds."""
+    config = StarsConfig(align=engine.config.align, engine=EngineParams(max_rows=max_rows))
+    model = Counting(engine.model)
+    with StarsEngine(config, model=model, reward=engine.reward) as small:
         busy = small.submit(["x", "y"], sampling=SamplingParams(max_tokens=96, seed=0))
         found = calibrate(small, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
         assert_same(found, schedule)
         busy.result()
+    assert 4 <= model.most_rows <= max_rows
 
 
 def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> None:
@@ -252,6 +271,39 @@ def test_a_checkpoint_of_another_calibration_is_not_used(
     kept.replace(file)
     calibrate(engine, OPENINGS[:8], checkpoint=file, seed=9, **few)
     assert "another calibration" in caplog.text
+
+
+def test_a_checkpoint_of_other_code_is_not_used(
+    engine: StarsEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The reward's name is the same, and its file is another: the first stage is of no use."""
+    module = tmp_path / "opinions_of_today.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module.write_text("def opinion(prompt, completion):\n    return len(completion)\n")
+    file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
+    config = StarsConfig(model="stars:embedded-lm", reward="opinions_of_today:opinion")
+    arguments = {**QUICK, "sampling": SAMPLING.replace(max_tokens=16, min_tokens=16)}
+    stages: list[int] = []
+
+    def told(done: int, _: int) -> None:
+        stages.append(done)
+        if done == 1:
+            kept.write_bytes(file.read_bytes())
+
+    with StarsEngine(config, model=engine.model) as own:
+        for comment in ("", "# a remark\n"):
+            module.write_text(module.read_text() + comment)
+            if kept.exists():
+                kept.replace(file)
+            calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
+        assert stages == [1, 2, 1, 2]
+        assert "other weights or code (reward): the calibration starts afresh" in caplog.text
+        kept.replace(file)
+        calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
+    assert stages == [1, 2, 1, 2, 2]
 
 
 @pytest.mark.parametrize("relative_beta", [0.0, 0.25])

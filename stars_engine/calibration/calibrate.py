@@ -135,7 +135,13 @@ def calibrate(
         except Exception:  # it is called on the engine's thread, amid everybody's requests
             logger.exception("a finished stage could not be told or kept")
 
-    decoding = Pilot(fitter, num_rollouts=len(prompts), num_drafts=num_drafts, on_stage=stage_done)
+    decoding = Pilot(
+        fitter,
+        num_rollouts=len(prompts),
+        num_drafts=num_drafts,
+        max_rows=engine.config.engine.max_rows,
+        on_stage=stage_done,
+    )
     with engine.pilot_lock:
         results = engine.decode(
             prompts,
