@@ -7,8 +7,6 @@ import os
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,10 +18,10 @@ from stars_engine.calibration.calibrate import calibrate, default_segment_len
 from stars_engine.calibration.host import Host
 from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
 from stars_engine.calibration.settings import dependencies, hash_of
-from stars_engine.config import AlignParams, CompositeReward, SamplingParams
+from stars_engine.calibration.stamps import stamps
+from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import ConfigError
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule
-from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -213,36 +211,4 @@ def _calibrate(
 def _path_of(engine: Host, wanted: dict[str, Any]) -> Path:
     folder = os.environ.get(CACHE_VARIABLE)
     root = Path(folder) if folder else user_cache_path("stars-engine", appauthor=False)
-    stamps = [_stamp(part) for part in _parts(engine)]
-    return root / "calibrations" / f"{hash_of([wanted, stamps])}.yaml"
-
-
-def _parts(engine: Host) -> list[Schema]:
-    """The language model, and the reward or the parts of a composite one."""
-    reward = engine.config.reward
-    rewards: list[Schema] = [reward]
-    if isinstance(reward, CompositeReward):
-        rewards = [part.reward for part in reward.parts.values()]
-    return [engine.config.model, *rewards]
-
-
-def _stamp(part: Schema) -> list[Any]:
-    """Tell what names stand for: other weights or code may be written where some were."""
-    found: list[Any] = []
-    function = getattr(part, "function", None)
-    if isinstance(function, str):
-        with suppress(ImportError, ValueError, OSError):
-            spec = find_spec(function.partition(":")[0])
-            if spec is not None and spec.origin is not None:
-                status = Path(spec.origin).stat()
-                found.append([spec.origin, status.st_size, status.st_mtime_ns])
-    for field in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
-        name = getattr(part, field, None)
-        folder = Path(name).expanduser() if name else None
-        if folder is not None and folder.is_dir():
-            found.append(str(folder.resolve()))
-            for file in sorted(folder.iterdir()):
-                if file.suffix in (".safetensors", ".json"):
-                    status = file.stat()
-                    found.append([file.name, status.st_size, status.st_mtime_ns])
-    return found
+    return root / "calibrations" / f"{hash_of([wanted, stamps(engine.config)])}.yaml"

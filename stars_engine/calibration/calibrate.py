@@ -16,6 +16,7 @@ from stars_engine.calibration.pilot import Pilot, opening_schedule, schedule_of
 from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
 from stars_engine.calibration.saved import SavedStages
 from stars_engine.calibration.settings import dependencies, hash_of
+from stars_engine.calibration.stamps import stamps
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import ConfigError, Problem, StarsWarning
 from stars_engine.schedules import CalibratedSchedule
@@ -75,7 +76,8 @@ def calibrate(
         seed: Of the pilot.
         progress: Called with the stages done and the stages in all, on the engine's thread: it
             must be short. What it raises is logged.
-        checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it.
+        checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it,
+            unless weights' files or a function's source have changed since.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -124,7 +126,8 @@ def calibrate(
         "seed": seed,
     }
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
-    saved = SavedStages(checkpoint, {**made_for, "pilot": pilot})
+    stamped = {} if checkpoint is None else stamps(engine.config)
+    saved = SavedStages(checkpoint, {**made_for, "pilot": pilot, "stamps": stamped})
     saved.restore(fitter)
 
     def stage_done() -> None:
