@@ -361,6 +361,26 @@ def test_observed_effort_counts_what_results_say(engine: StarsEngine) -> None:
     assert (effort.acceptance.value, effort.budget.value, effort.forced.value) == (1, 1, 0)
 
 
+@pytest.mark.parametrize("on_exhausted", ["stop", "raise", "fallback"])
+def test_answers_that_stop_are_predicted(engine: StarsEngine, on_exhausted: str) -> None:
+    """Few draws and a small acceptance: many answers end before their last segment."""
+    text = "." if on_exhausted == "fallback" else None
+    align = AlignParams(max_attempts=3, on_exhausted=on_exhausted, fallback_text=text)
+    prompts = OPENINGS + [opening + " a" for opening in OPENINGS]
+    schedule = calibrate(
+        engine, prompts, budget=2.6, align=align, segment_len=4, sampling=SAMPLING, num_drafts=3
+    )
+    assert schedule.predicted is not None
+    assert schedule.predicted.forced.value == 0
+    assert schedule.predicted.budget.value == pytest.approx(2.6, rel=0.1)
+    assert 0.2 < schedule.predicted.stopped.value < 1
+    others = [opening + " the" for opening in OPENINGS]
+    seen = verify(engine, schedule, others, align=align, sampling=SAMPLING, num_answers=2)
+    for name in ("acceptance", "budget", "forced", "stopped"):
+        assert getattr(seen.predicted, name).holds(getattr(seen.observed, name).value), name
+    assert seen.observed.stopped.value > 0.2
+
+
 def test_a_reward_that_cannot_judge_an_empty_answer(engine: StarsEngine) -> None:
     """Then the first segment is measured by no prefix, and RM(x, "") is not asked for again."""
 

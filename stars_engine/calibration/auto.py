@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from stars_engine.calibration.calibrate import calibrate, default_segment_len
+from stars_engine.calibration.calibrate import calibrate, default_segment_len, pilot_end
 from stars_engine.calibration.host import Host
 from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
 from stars_engine.calibration.settings import dependencies, hash_of
@@ -125,7 +125,7 @@ def _wanted(
     return {
         **dependencies(engine.config, align, sampling),
         "max_tokens": sampling.max_tokens,
-        "on_exhausted": align.on_exhausted,
+        "on_exhausted": pilot_end(align),
         "target": [name, value],
         "relative_beta": auto.relative_beta,
         "prompts": hash_of(_pilot_prompts(engine, auto)),
@@ -205,6 +205,12 @@ def _calibrate(
             schedule.segment_len,
             schedule.predicted.budget.value,
         )
+        stopped = schedule.predicted.stopped
+        if stopped is not None and stopped.value > 0:
+            logger.warning(
+                "about %.1f%% of answers will stop before a segment of which no draw is accepted",
+                100 * stopped.value,
+            )
     return schedule
 
 

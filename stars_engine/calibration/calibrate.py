@@ -112,6 +112,7 @@ def calibrate(
         target,
         max_attempts=align.max_attempts,
         beta=align.beta if relative_beta is None else None,
+        stops=align.on_exhausted == "stop",
         relative_beta=relative_beta or 0.0,
     )
     made_for = dependencies(engine.config, align, sampling)
@@ -123,6 +124,7 @@ def calibrate(
         "prompts": hash_of([_as_text(prompt) for prompt in prompts]),
         "num_prompts": len(prompts),
         "num_drafts": num_drafts,
+        "on_exhausted": align.on_exhausted,
         "seed": seed,
     }
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
@@ -181,11 +183,14 @@ def default_segment_len(reward: Any, align: AlignParams) -> int:
 def _test(
     engine: Host, align: AlignParams | None, segment_len: int | None, relative_beta: float | None
 ) -> AlignParams:
-    """Return the test whose thresholds are sought; a pilot goes on where a user's answer ends."""
+    """Return the test whose thresholds are sought.
+
+    An answer that would raise or end with a fallback stops there, which costs the same.
+    """
     base = engine.config.align if align is None else align
     changes: dict[str, Any] = {
         "schedule": None,
-        "on_exhausted": base.on_exhausted if base.on_exhausted in ("best", "last") else "best",
+        "on_exhausted": pilot_end(base),
         "fallback_text": None,
         "terminal": "schedule",
         "deadline_s": None,
@@ -200,6 +205,11 @@ def _test(
     if relative_beta is not None and not 0 <= relative_beta < math.inf:
         raise _problem("relative_beta", relative_beta, "0 or more")
     return base.replace(**changes)
+
+
+def pilot_end(align: AlignParams) -> str:
+    """Return what a pilot does when no draw was accepted: as its user, but for what is said."""
+    return align.on_exhausted if align.on_exhausted in ("best", "last") else "stop"
 
 
 def _of_whole_segments(sampling: SamplingParams, align: AlignParams) -> SamplingParams:
@@ -260,7 +270,10 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
         )
     predicted = schedule.predicted
     target = schedule.made_for["pilot"]["target"]
+    stops = schedule.made_for["pilot"]["on_exhausted"] == "stop"
     for name, wanted in target.items():
+        if name == "target_forced" and stops:
+            continue  # none is forced: it is the share of segments that answers stop before
         found = getattr(predicted, name.removeprefix("target_")).value
         if abs(found - wanted) > 0.25 * max(wanted, 0.2):
             logger.warning(

@@ -23,6 +23,7 @@ def observed_effort(results: Sequence[StarsResult], *, seed: int = 0) -> Effort:
         acceptance=_ratio(counts[:, 0], counts[:, 1], seed),
         budget=_ratio(counts[:, 2], counts[:, 3], seed),
         forced=_ratio(counts[:, 4], counts[:, 5], seed),
+        stopped=_ratio(counts[:, 6], counts[:, 7], seed),
     )
 
 
@@ -34,11 +35,20 @@ def pilot_effort(fitter: Fitter, results: Sequence[StarsResult]) -> Effort:
     """
     observed = observed_effort(results)
     mean = _mean_draws(fitter, None)
-    forced = _at_least_binomial(observed.forced, results)
+    forced = stopped = Estimate(value=0.0, low=0.0, high=0.0)
+    if fitter.stops:
+        assert observed.stopped is not None
+        stopped = _at_least_binomial(observed.stopped, len(results))
+        num_ended = mean.forced * sum(len(stage.prefix_rewards) for stage in fitter.stages)
+        stopped = _around(num_ended / len(results), stopped, top=1.0)
+    else:
+        num_segments = sum(len(result.segments) for result in results)
+        forced = _around(mean.forced, _at_least_binomial(observed.forced, num_segments), top=1.0)
     return Effort(
         acceptance=_around(mean.acceptance, observed.acceptance, top=1.0),
         budget=_around(mean.budget, observed.budget),
-        forced=_around(mean.forced, forced, top=1.0),
+        forced=forced,
+        stopped=stopped,
     )
 
 
@@ -56,12 +66,18 @@ def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
     def mean(values: Sequence[float]) -> float:
         return float(np.average(values, weights=weights))
 
+    forced = mean([stage.forced(limit) for stage in draws])
+    kept = 1 - forced if fitter.stops else 1.0
     return CurvePoint(
         offset_sigmas=np.nan if offset_sigmas is None else offset_sigmas,
         acceptance=mean([stage.acceptance for stage in draws]),
-        budget=mean([stage.attempts(limit) for stage in draws]),
-        forced=mean([stage.forced(limit) for stage in draws]),
+        budget=_over(mean([stage.attempts(limit) for stage in draws]), kept),
+        forced=forced,
     )
+
+
+def _over(drafted: float, kept: float) -> float:
+    return drafted / kept if kept > 0 else np.inf
 
 
 def _around(value: float, observed: Estimate, top: float = np.inf) -> Estimate:
@@ -70,9 +86,8 @@ def _around(value: float, observed: Estimate, top: float = np.inf) -> Estimate:
     return Estimate(value=value, low=max(0.0, value - half), high=min(top, value + half))
 
 
-def _at_least_binomial(share: Estimate, results: Sequence[StarsResult]) -> Estimate:
-    """Widen a share's interval to that of independent segments: of none seen, some may come."""
-    count = sum(len(result.segments) for result in results)
+def _at_least_binomial(share: Estimate, count: int) -> Estimate:
+    """Widen a share's interval to that of independent cases: of none seen, some may come."""
     smoothed = (share.value * count + 1) / (count + 2)
     half = 1.96 * float(np.sqrt(smoothed * (1 - smoothed) / count)) if count else 0.0
     low, high = min(share.low, share.value - half), max(share.high, share.value + half)
@@ -80,11 +95,12 @@ def _at_least_binomial(share: Estimate, results: Sequence[StarsResult]) -> Estim
 
 
 def _counts(results: Sequence[StarsResult]) -> NDArray[np.float64]:
-    """Return `(prompts, 6)`, three pairs.
+    """Return `(prompts, 8)`, four pairs.
 
-    First draws' acceptance and segments begun; drafted and kept tokens; forced and kept segments.
+    First draws' acceptance and segments begun; drafted and kept tokens; forced and kept segments;
+    answers that end where no draw was accepted, and answers.
     """
-    by_prompt: dict[int, list[float]] = defaultdict(lambda: [0.0] * 6)
+    by_prompt: dict[int, list[float]] = defaultdict(lambda: [0.0] * 8)
     for result in results:
         row = by_prompt[result.prompt_index]
         begun = [segment.attempts for segment in result.segments if segment.attempts]
@@ -96,7 +112,9 @@ def _counts(results: Sequence[StarsResult]) -> NDArray[np.float64]:
         row[3] += result.usage.num_kept_tokens
         row[4] += result.usage.num_forced
         row[5] += sum(segment.verdict != "fallback" for segment in result.segments)
-    return np.array(list(by_prompt.values()), dtype=float).reshape(-1, 6)
+        row[6] += result.finish_reason in ("rejected", "fallback")
+        row[7] += 1
+    return np.array(list(by_prompt.values()), dtype=float).reshape(-1, 8)
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], seed: int) -> Estimate:

@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 _FLAT = 0.1  # stages whose spreads differ by less than this share are pooled
 _MIN_TERMINAL = 32  # drafts that end the answer, below which they have no threshold of their own
+_MIN_PREFIXES = 8  # below which a stage keeps the line before it
 _HALVINGS = 60
 
 
@@ -128,6 +129,11 @@ class Draws:
         """Return the share of segments of which no draw is accepted."""
         return float(self.rejections(max_attempts)[-1])
 
+    def budget(self, max_attempts: int, *, stops: bool) -> float:
+        """Return drafted over kept segments; where answers stop, the last one's are for nothing."""
+        kept = 1 - self.forced(max_attempts) if stops else 1.0
+        return self.attempts(max_attempts) / kept if kept > 0 else np.inf
+
 
 @dataclass(slots=True)
 class Fitter:
@@ -138,6 +144,7 @@ class Fitter:
         max_attempts: Draws per segment at most.
         beta: Acceptance softness in reward units; None if `relative_beta` will set it.
         relative_beta: Softness over the standard deviation of the first stage's residuals.
+        stops: Whether an answer ends before a segment of which no draw is accepted.
         stages: Drafts so far.
         lines: Thresholds so far.
         terminals: After each stage, the threshold of drafts that end the answer; None while there
@@ -148,6 +155,7 @@ class Fitter:
     max_attempts: int
     beta: float | None = None
     relative_beta: float = 0.0
+    stops: bool = False
     stages: list[StageDrafts] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     terminals: list[Line | None] = field(default_factory=list)
@@ -158,7 +166,8 @@ class Fitter:
         if not self.lines and not np.isfinite(body).any():
             raise ValueError("no draft of the pilot has a finite reward that no floor vetoes")
         self.stages.append(drafts)
-        if np.isfinite(body).any():
+        num_prefixes = int(np.isfinite(body).any(1).sum())
+        if num_prefixes >= _MIN_PREFIXES or (num_prefixes and not self.lines):
             intercept, slope = regress(drafts.prefix_rewards, body)
             residuals = body - baseline(intercept, slope, drafts.prefix_rewards)[:, None]
             sigma = float(residuals[np.isfinite(residuals)].std())
@@ -167,7 +176,7 @@ class Fitter:
             offset = self._offset([*self._kindred(sigma), residuals])
             self.lines.append(Line(intercept=intercept, slope=slope, offset=offset, sigma=sigma))
         else:
-            self.lines.append(self.lines[-1])  # nothing to regress on
+            self.lines.append(self.lines[-1])  # too few answers are left to regress on
         self.terminals.append(self._fit_terminal())
 
     def draws(self, index: int, offset_sigmas: float | None = None) -> Draws:
@@ -202,7 +211,7 @@ class Fitter:
             draws = draws_of(residuals, offset, beta)
             match self.target.name:
                 case "budget":
-                    return draws.attempts(limit) - wanted
+                    return draws.budget(limit, stops=self.stops) - wanted
                 case "target_forced":
                     return draws.forced(limit) - wanted
                 case _:

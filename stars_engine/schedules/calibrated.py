@@ -70,6 +70,11 @@ class Effort(Schema):
     )
     budget: Estimate = Field(description="drafted tokens over kept tokens")
     forced: Estimate = Field(description="share of segments kept without acceptance")
+    stopped: Estimate | None = Field(
+        default=None,
+        description="share of answers that end where no draw was accepted, as "
+        "on_exhausted='stop' has it",
+    )
 
 
 class CurvePoint(Schema):
@@ -78,7 +83,10 @@ class CurvePoint(Schema):
     offset_sigmas: float = Field(description="offset over sigma of its stage", examples=[0.5])
     acceptance: float = Field(description="acceptance probability of a first draft, 0 to 1")
     budget: float = Field(description="drafted over kept tokens")
-    forced: float = Field(description="share of segments kept without acceptance, 0 to 1")
+    forced: float = Field(
+        description="share of segments of which no draw is accepted, 0 to 1: they are kept all the "
+        "same, or the answer stops before them"
+    )
 
 
 class CalibratedSchedule(BaseSchedule):
