@@ -6,15 +6,16 @@ import asyncio
 import dataclasses
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from threading import Lock
 from typing import Any, Literal, Self, TypeVar, overload
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.baselines import Plain
-from stars_engine.calibration.auto import calibrations_of
+from stars_engine.calibration.auto import Wish, calibrations_of
 from stars_engine.calibration.settings import warn_of_other_use
 from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.chat.template import has_template
@@ -44,6 +45,7 @@ Prompts = Prompt | Sequence[Prompt]
 RewardPrompts = str | Chat | Sequence[str | Chat | None] | None
 Samplings = SamplingParams | Sequence[SamplingParams] | None
 Aligns = AlignParams | Sequence[AlignParams] | None
+Wishes = dict[tuple[int, int], Wish]  # by the identities of test and sampling
 Params = TypeVar("Params", bound=Schema)
 
 
@@ -171,8 +173,7 @@ class StarsEngine:
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
         call.is_abandoned = asyncio.get_running_loop().is_closed
-        if call.wants_thresholds:
-            await asyncio.to_thread(self._settle_thresholds, call)
+        await self._asettle_thresholds(call)
         return await asyncio.wrap_future(self._submit(call).future)
 
     def submit(
@@ -236,8 +237,8 @@ class StarsEngine:
 
         async def begin() -> None:
             call.is_abandoned = asyncio.get_running_loop().is_closed
-            if call.wants_thresholds and not call.ended:
-                await asyncio.to_thread(self._settle_thresholds, call)
+            if not call.ended:
+                await self._asettle_thresholds(call)
             self._submit(call)
 
         return AsyncSegmentStream(call, begin, self._runtime.end_call)
@@ -421,23 +422,40 @@ class StarsEngine:
         if not call.wants_thresholds:
             return
         self._runtime.check_may_wait()
+        wishes = self._ask_for_thresholds(call)
+        with _none_left_waiting(wishes):
+            for wish in wishes.values():
+                wait_for(wish.future)
+        _put_thresholds(call, wishes)
+
+    async def _asettle_thresholds(self, call: Call) -> None:
+        """Do the same without a thread that waits; cancelling it is free at once."""
+        if not call.wants_thresholds:
+            return
+        await self.aload()  # what is to be found depends on the models
+        wishes = self._ask_for_thresholds(call)
+        with _none_left_waiting(wishes):
+            for wish in wishes.values():
+                await asyncio.wrap_future(wish.future)
+        _put_thresholds(call, wishes)
+
+    def _ask_for_thresholds(self, call: Call) -> Wishes:
         portable = self._again is not None and not (
             self.config.model.is_live or self.config.reward.is_live
         )
-        settled: dict[tuple[int, int], AlignParams] = {}  # by the identity of what several share
-        questions = []
+        wishes: Wishes = {}
         for question in call.questions:
-            align, sampling = question.align, question.sampling or self.sampling
-            if isinstance(align.schedule, AutoSchedule):
-                key = id(align), id(question.sampling)
-                if key not in settled:
-                    settled[key] = calibrations_of(self._runtime).resolve(
-                        self, align, sampling, reward_key=self._source.key, portable=portable
-                    )
-                align = settled[key]
-            questions.append(dataclasses.replace(question, align=align))
-        call.questions = tuple(questions)
-        call.submitted_s = time.monotonic()
+            if isinstance(question.align.schedule, AutoSchedule) and (
+                _wish_key(question) not in wishes
+            ):
+                wishes[_wish_key(question)] = calibrations_of(self._runtime).ask(
+                    self,
+                    question.align,
+                    question.sampling or self.sampling,
+                    reward_key=self._source.key,
+                    portable=portable,
+                )
+        return wishes
 
     def _submit(self, call: Call) -> Call:
         self._runtime.check_may_wait()
@@ -461,6 +479,32 @@ class StarsEngine:
         except BaseException:  # a KeyboardInterrupt among them: nobody waits any more
             call.cancel()
             raise
+
+
+def _wish_key(question: Question) -> tuple[int, int]:
+    """Tell pairs of test and sampling apart; prompts of one call share the objects."""
+    return id(question.align), id(question.sampling)
+
+
+@contextmanager
+def _none_left_waiting(wishes: Wishes) -> Iterator[None]:
+    """Wait for no threshold any more once one has failed, or the caller gives up."""
+    try:
+        yield
+    except BaseException:
+        for wish in wishes.values():
+            wish.future.cancel()
+        raise
+
+
+def _put_thresholds(call: Call, wishes: Wishes) -> None:
+    """Put what was found in the place of each `AutoSchedule`; the call's time begins now."""
+    found = {key: wish.fulfilled() for key, wish in wishes.items()}
+    call.questions = tuple(
+        dataclasses.replace(question, align=found.get(_wish_key(question), question.align))
+        for question in call.questions
+    )
+    call.submitted_s = time.monotonic()
 
 
 def _load_model(config: StarsConfig) -> PromptedModel:

@@ -12,13 +12,13 @@ from typing import Any
 from stars_engine.calibration.effort import effort_curve, pilot_effort
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.pilot import Pilot, opening_schedule, schedule_of
+from stars_engine.calibration.pilot import STOPPED, Pilot, opening_schedule, schedule_of
 from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
 from stars_engine.calibration.saved import SavedStages
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.calibration.stamps import stamps
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import ConfigError, Problem, StarsWarning
+from stars_engine.errors import CalibrationStoppedError, ConfigError, Problem, StarsWarning
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schedules.auto import DEFAULT_BUDGET
 from stars_engine.types import Prompt, StarsResult
@@ -48,6 +48,7 @@ def calibrate(
     seed: int = 0,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> CalibratedSchedule:
     """Find thresholds for an engine's models, so that nobody sets them by hand.
 
@@ -78,27 +79,17 @@ def calibrate(
             must be short. What it raises is logged.
         checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it,
             unless weights' files or a function's source have changed since.
+        should_stop: Asked before each stage, like `progress`: true ends the calibration, for good.
 
     Raises:
         ConfigError: An argument is out of its range.
         RequestError: The reward failed on a pilot prompt.
+        CalibrationStoppedError: `should_stop` said so.
     """
     target = _target(budget, target_acceptance, target_forced)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
     align = _test(engine, align, segment_len, relative_beta)
-    if target.name == "budget" and target.value >= align.max_attempts:
-        raise _problem(
-            "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"
-        )
-    if sampling.temperature == 0:
-        raise _problem(
-            "temperature",
-            0,
-            "above 0, since at 0 all draws of a segment are equal; or give thresholds of your own, "
-            "ConstantSchedule(value=...)",
-        )
-    if align.max_attempts < 2:
-        raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
+    _check_settings(target, sampling, align)
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
     _check_number(len(prompts), engine.config.engine.max_active)
@@ -146,8 +137,11 @@ def calibrate(
         num_drafts=num_drafts,
         max_rows=engine.config.engine.max_rows,
         on_stage=stage_done,
+        should_stop=should_stop,
     )
     with engine.pilot_lock:
+        if should_stop():
+            raise CalibrationStoppedError(STOPPED)
         results = engine.decode(
             prompts,
             decoding,
@@ -241,6 +235,22 @@ def _target(
     if name != "budget" and not 0 < value < 1:
         raise _problem(name, value, "a number between 0 and 1")
     return Target(name, float(value))
+
+
+def _check_settings(target: Target, sampling: SamplingParams, align: AlignParams) -> None:
+    if target.name == "budget" and target.value >= align.max_attempts:
+        raise _problem(
+            "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"
+        )
+    if sampling.temperature == 0:
+        raise _problem(
+            "temperature",
+            0,
+            "above 0, since at 0 all draws of a segment are equal; or give thresholds of your own, "
+            "ConstantSchedule(value=...)",
+        )
+    if align.max_attempts < 2:
+        raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
 
 
 def _check_number(num_prompts: int, max_active: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
-from stars_engine.errors import RewardError
+from stars_engine.errors import CalibrationStoppedError, RewardError
 from stars_engine.loop import Stars
 from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Score
@@ -16,6 +16,8 @@ from stars_engine.rollout import Rollout
 from stars_engine.schedules import CalibratedSchedule, LinearSchedule
 from stars_engine.trial import Trial
 from stars_engine.types import SegmentEvent
+
+STOPPED = "the calibration was told to stop before its last stage"
 
 
 class Pilot(Stars):
@@ -34,6 +36,7 @@ class Pilot(Stars):
         num_drafts: Drafts of each prefix that a stage is fitted to.
         max_rows: Candidates drafted together at most; more come in several rounds.
         on_stage: Called when a stage has been fitted.
+        should_stop: Asked before each stage is fitted; once it is true, it stays so.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class Pilot(Stars):
         num_drafts: int,
         max_rows: int,
         on_stage: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._fitter, self._num_rollouts, self._num_drafts = fitter, num_rollouts, num_drafts
-        self._max_rows, self._on_stage = max_rows, on_stage
+        self._max_rows = max_rows
+        self._on_stage, self._should_stop = on_stage, should_stop
         self._pieces: dict[Rollout, Trial] = {}  # of who is to draw more for the same stage
         self._trials: dict[Rollout, Trial | None] = {}  # by who takes part; the trial it is at
         self._schedules = [schedule_of(fitter, index) for index in range(len(fitter.lines))]
@@ -110,6 +115,8 @@ class Pilot(Stars):
         )
 
     def _fit(self) -> None:
+        if self._should_stop():
+            raise CalibrationStoppedError(STOPPED)
         trials = [t for r, t in self._trials.items() if t is not None and not r.finished]
         try:
             self._fitter.add(_drafts_of(trials))
