@@ -82,6 +82,18 @@ def test_calibrated_thresholds_are_lines_in_the_prefix_reward() -> None:
     assert flat.threshold(at(8)) == 1.5  # where the prefix's reward is nan
 
 
+def test_another_schedule_inherits_nothing_that_a_calibrated_one_brought() -> None:
+    align = AlignParams(schedule=CALIBRATED, max_attempts=9, on_exhausted="stop")
+    auto = align.replace(schedule=AutoSchedule())
+    assert auto == AlignParams(schedule=AutoSchedule(), max_attempts=9, on_exhausted="stop")
+    assert auto.model_fields_set == {"schedule", "max_attempts", "on_exhausted"}
+    assert align.replace(schedule=AutoSchedule(segment_len=4)).schedule.segment_len == 4
+    ramp = align.replace(schedule=LinearSchedule(target=1, initial=0), segment_len=16)
+    assert (ramp.beta, ramp.segment_len, ramp.max_attempts) == (0.0, 16, 9)
+    again = align.replace(keep_rejected_text=True)
+    assert (again.segment_len, again.beta, again.max_attempts) == (8, 0.5, 9)
+
+
 def test_a_calibrated_schedule_brings_what_it_was_made_for() -> None:
     align = AlignParams(schedule=CALIBRATED)
     assert (align.segment_len, align.beta, align.max_attempts) == (8, 0.5, 12)

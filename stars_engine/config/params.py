@@ -229,11 +229,24 @@ class AlignParams(Schema):
         return {**schedule.carried, **values, "schedule": schedule}
 
     def replace(self, **changes: Any) -> Self:
-        """Return a validated copy; a calibrated schedule brings what it was made for."""
-        schedule = changes.get("schedule")
-        if isinstance(schedule, CalibratedSchedule):
-            changes = {**schedule.carried, **changes}
-        return super().replace(**changes)
+        """Return a validated copy; a calibrated schedule brings what it was made for.
+
+        Another schedule in its place does not inherit what the calibrated one brought.
+        """
+        old, new = self.schedule, changes.get("schedule", self.schedule)
+        if isinstance(new, CalibratedSchedule):
+            if new != old:
+                changes = {**new.carried, **changes}
+            return super().replace(**changes)
+        if not isinstance(old, CalibratedSchedule):
+            return super().replace(**changes)
+        brought = old.carried
+        own = {
+            name: getattr(self, name)
+            for name in self.model_fields_set
+            if name not in brought or getattr(self, name) != brought[name]
+        }
+        return type(self)(**{**own, **changes})
 
     @field_validator("beta")
     @classmethod
