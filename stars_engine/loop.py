@@ -95,6 +95,7 @@ def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
         eligible=score.eligible,
         num_tokens=len(candidate.token_ids),
         parts=None if score.parts is None else dict(score.parts),
+        ends_text=candidate.finish_reason == "stop",
         text=candidate.text[len(rollout.text) :] if rollout.align.keep_rejected_text else None,
     )
     return Draw(candidate, attempt)

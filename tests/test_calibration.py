@@ -25,7 +25,7 @@ from stars_engine import (
 )
 from stars_engine.backends.base import DraftRequest, PromptedModel
 from stars_engine.calibration.effort import observed_effort
-from stars_engine.calibration.fit import Draws, Fitter, StageDrafts, Target, draws_of, regress
+from stars_engine.calibration.fit import Draws, Fitter, Pool, StageDrafts, Target, draws_of, regress
 from stars_engine.config import EngineParams
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.types import RewardInput
@@ -115,9 +115,27 @@ def test_the_share_between_prefixes_is_found_in_few_drafts_of_each() -> None:
     size = 1 / share - 1
     p = generator.beta(mean * size, (1 - mean) * size, size=4000)
     accepted = generator.random((4000, 4)) < p[:, None]
-    draws = draws_of([np.where(accepted, 1.0, -1.0)], 0.0, 0.0)
+    [draws] = draws_of([np.where(accepted, 1.0, -1.0)], 0.0, 0.0)
     assert draws.acceptance == pytest.approx(mean, abs=0.02)
     assert draws.shared == pytest.approx(share, abs=0.03)
+
+
+def test_stages_that_differ_do_not_pass_for_prefixes_that_do() -> None:
+    """Prefixes of a stage are alike here; a fifth and two fifths of the drafts are accepted."""
+    generator = np.random.default_rng(7)
+    stages = [np.where(generator.random((4000, 6)) < p, 1.0, -1.0) for p in (0.2, 0.4)]
+    draws = draws_of(stages, 0.0, 0.0)
+    assert [d.acceptance for d in draws] == pytest.approx([0.2, 0.4], abs=0.01)
+    assert [d.shared for d in draws] == pytest.approx([0, 0], abs=0.005)  # 0.05 if thrown together
+    attempts = [(1 - (1 - p) ** 20) / p for p in (0.2, 0.4)]
+    pool = Pool(draws, [4000, 4000], stops=False)
+    assert pool.budget(20) == pytest.approx(sum(attempts) / 2, rel=0.02)
+    assert pool.acceptance == pytest.approx(0.3, abs=0.01)
+    lost = [(1 - p) ** 3 for p in (0.2, 0.4)]
+    kept = 1 - sum(lost) / 2
+    short = [(1 - (1 - p) ** 3) / p for p in (0.2, 0.4)]
+    stopping = Pool(draws, [4000, 4000], stops=True)
+    assert stopping.budget(3) == pytest.approx(sum(short) / 2 / kept, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.calibration.fit import Fitter
+from stars_engine.calibration.fit import Fitter, Pool
 from stars_engine.schedules import CurvePoint, Effort, Estimate
 from stars_engine.types import StarsResult
 
@@ -59,25 +59,17 @@ def effort_curve(fitter: Fitter) -> tuple[CurvePoint, ...]:
 
 def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
     """Average over stages, by the prefixes that came so far."""
-    weights = [len(stage.prefix_rewards) for stage in fitter.stages]
-    draws = [fitter.draws(index, offset_sigmas) for index in range(len(fitter.lines))]
-    limit = fitter.max_attempts
-
-    def mean(values: Sequence[float]) -> float:
-        return float(np.average(values, weights=weights))
-
-    forced = mean([stage.forced(limit) for stage in draws])
-    kept = 1 - forced if fitter.stops else 1.0
+    pool = Pool(
+        [fitter.draws(index, offset_sigmas) for index in range(len(fitter.lines))],
+        [len(stage.prefix_rewards) for stage in fitter.stages],
+        stops=fitter.stops,
+    )
     return CurvePoint(
         offset_sigmas=np.nan if offset_sigmas is None else offset_sigmas,
-        acceptance=mean([stage.acceptance for stage in draws]),
-        budget=_over(mean([stage.attempts(limit) for stage in draws]), kept),
-        forced=forced,
+        acceptance=pool.acceptance,
+        budget=pool.budget(fitter.max_attempts),
+        forced=pool.forced(fitter.max_attempts),
     )
-
-
-def _over(drafted: float, kept: float) -> float:
-    return drafted / kept if kept > 0 else np.inf
 
 
 def _around(value: float, observed: Estimate, top: float = np.inf) -> Estimate:

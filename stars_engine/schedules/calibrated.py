@@ -176,17 +176,19 @@ class CalibratedSchedule(BaseSchedule):
     @property
     def needs_prompt_reward(self) -> bool:
         """True if the first segment is measured by RM(x, "")."""
-        return self.stages[0].slope != 0
+        lines = [self.stages[0], *self.terminals[:1]]
+        return any(line is not None and line.slope != 0 for line in lines)
 
-    def line(self, progress: Progress) -> Line:
-        """Return the stage that a candidate belongs to."""
-        index = min(progress.segment_index, len(self.stages) - 1)
-        terminal = self.terminals[index] if progress.ends_text and self.terminals else None
+    def line(self, segment_index: int, *, ends_text: bool) -> Line:
+        """Return what a candidate for a segment is measured by."""
+        index = min(segment_index, len(self.stages) - 1)
+        terminal = self.terminals[index] if ends_text and self.terminals else None
         return self.stages[index] if terminal is None else terminal
 
     def threshold(self, progress: Progress) -> float:
         """See `BaseSchedule`."""
-        return self.line(progress).threshold(progress.prefix_reward)
+        line = self.line(progress.segment_index, ends_text=progress.ends_text)
+        return line.threshold(progress.prefix_reward)
 
     def final_threshold(self, progress: Progress) -> float:
         """Return what the last stage asks of a continuation of this prefix."""
