@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.calibration.fit import Fitter, Pool
+from stars_engine.calibration.fit import OFFSETS, Fitter, Pool
 from stars_engine.schedules import CurvePoint, Effort, Estimate
 from stars_engine.types import StarsResult
 
@@ -54,7 +54,7 @@ def pilot_effort(fitter: Fitter, results: Sequence[StarsResult]) -> Effort:
 
 def effort_curve(fitter: Fitter) -> tuple[CurvePoint, ...]:
     """Return what other offsets would come to on the pilot's prefixes."""
-    return tuple(_mean_draws(fitter, offset / 4) for offset in range(-4, 11))
+    return tuple(_mean_draws(fitter, offset) for offset in OFFSETS)
 
 
 def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
@@ -64,12 +64,7 @@ def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
         [len(stage.prefix_rewards) for stage in fitter.stages],
         stops=fitter.stops,
     )
-    return CurvePoint(
-        offset_sigmas=np.nan if offset_sigmas is None else offset_sigmas,
-        acceptance=pool.acceptance,
-        budget=pool.budget(fitter.max_attempts),
-        forced=pool.forced(fitter.max_attempts),
-    )
+    return pool.at(np.nan if offset_sigmas is None else offset_sigmas, fitter.max_attempts)
 
 
 def _around(value: float, observed: Estimate, top: float = np.inf) -> Estimate:

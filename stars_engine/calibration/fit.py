@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.schedules import Line
+from stars_engine.schedules import CurvePoint, Line
 
 Floats = NDArray[np.float64]
 
+OFFSETS = tuple(step / 4 for step in range(-4, 11))  # of curves, in standard deviations
 _FLAT = 0.1  # stages whose spreads differ by less than this share are pooled
 _MIN_TERMINAL = 32  # drafts that end the answer, below which they have no threshold of their own
 _MIN_PREFIXES = 8  # below which a stage keeps the line before it
@@ -158,6 +159,15 @@ class Pool:
         drafted = self._mean(draws.attempts(max_attempts) for draws in self.draws)
         kept = 1 - self.forced(max_attempts) if self.stops else 1.0
         return drafted / kept if kept > 0 else np.inf
+
+    def at(self, offset_sigmas: float, max_attempts: int) -> CurvePoint:
+        """Return the point of a curve whose draws these are."""
+        return CurvePoint(
+            offset_sigmas=offset_sigmas,
+            acceptance=self.acceptance,
+            budget=self.budget(max_attempts),
+            forced=self.forced(max_attempts),
+        )
 
     def _mean(self, values: Iterable[float]) -> float:
         return float(np.average(list(values), weights=self.weights))

@@ -108,7 +108,7 @@ def calibrate_command(
                     typer.echo(f"{name:12} {estimate.shown()}")
         if report is not None:
             with messages.status("measuring trust"):
-                trust = trust_report(engine, pilot[:24], judge=as_reward(judge))
+                trust = trust_report(engine, pilot[:24], judge=as_reward(judge), schedule=schedule)
             typer.echo(trust.summary())
             _write(report, trust, schedule, verification)
             messages.say(f"report written to {report}")
