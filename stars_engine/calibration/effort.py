@@ -18,35 +18,42 @@ _LEVEL = (2.5, 97.5)
 
 def observed_effort(results: Sequence[StarsResult], *, seed: int = 0) -> Effort:
     """Return what answers cost, with intervals by resampling prompts, whose answers are kin."""
-    counts = _counts(results)
-    return Effort(
-        acceptance=_ratio(counts[:, 0], counts[:, 1], seed),
-        budget=_ratio(counts[:, 2], counts[:, 3], seed),
-        forced=_ratio(counts[:, 4], counts[:, 5], seed),
-        stopped=_ratio(counts[:, 6], counts[:, 7], seed),
-    )
+    return effort_of(_counts(results), seed=seed)
+
+
+def effort_of(counts: NDArray[np.float64], *, seed: int = 0) -> Effort:
+    """Return the same from `(prompts, 8)` counts, see `_counts`."""
+    pairs = [_ratio(counts[:, at], counts[:, at + 1], seed) for at in (0, 2, 4, 6)]
+    acceptance, budget, forced, stopped = pairs
+    return Effort(acceptance=acceptance, budget=budget, forced=forced, stopped=stopped)
 
 
 def pilot_effort(fitter: Fitter, results: Sequence[StarsResult]) -> Effort:
-    """Predict the effort on as many other prompts.
+    """Predict the effort on as many other prompts."""
+    return predict(fitter, _counts(results))
 
-    The values are expectations under the fitted stages; the intervals hold the chance of both the
-    pilot's prompts and the others', each as the pilot shows it.
+
+def predict(fitter: Fitter, counts: NDArray[np.float64]) -> Effort:
+    """Predict the effort on as many other prompts, from the pilot's `(prompts, 8)` counts.
+
+    The acceptance is that of all drafts. What attempts come to is taken from the pilot's answers
+    themselves, not from the distribution that the fit assumes over prefixes: rewards of few values
+    leave some prefixes hardly a chance, and the fit then expects too few attempts. The intervals
+    hold the chance of both the pilot's prompts and the others', each as the pilot shows it.
     """
-    observed = observed_effort(results)
-    mean = _mean_draws(fitter, None)
+    observed = effort_of(counts)
+    assert observed.stopped is not None
     forced = stopped = Estimate(value=0.0, low=0.0, high=0.0)
     if fitter.stops:
-        assert observed.stopped is not None
-        stopped = _at_least_binomial(observed.stopped, len(results))
-        num_ended = mean.forced * sum(len(stage.prefix_rewards) for stage in fitter.stages)
-        stopped = _around(num_ended / len(results), stopped, top=1.0)
+        num_answers = int(counts[:, 7].sum())
+        stopped = _doubled(_at_least_binomial(observed.stopped, num_answers), top=1.0)
     else:
-        num_segments = sum(len(result.segments) for result in results)
-        forced = _around(mean.forced, _at_least_binomial(observed.forced, num_segments), top=1.0)
+        num_segments = int(counts[:, 5].sum())
+        forced = _doubled(_at_least_binomial(observed.forced, num_segments), top=1.0)
+    acceptance = _mean_draws(fitter, None).acceptance
     return Effort(
-        acceptance=_around(mean.acceptance, observed.acceptance, top=1.0),
-        budget=_around(mean.budget, observed.budget),
+        acceptance=_doubled(observed.acceptance, value=acceptance, top=1.0),
+        budget=_doubled(observed.budget),
         forced=forced,
         stopped=stopped,
     )
@@ -67,8 +74,9 @@ def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
     return pool.at(np.nan if offset_sigmas is None else offset_sigmas, fitter.max_attempts)
 
 
-def _around(value: float, observed: Estimate, top: float = np.inf) -> Estimate:
+def _doubled(observed: Estimate, *, value: float | None = None, top: float = np.inf) -> Estimate:
     """Widen the pilot's own interval by sqrt(2): two samples of prompts differ by so much."""
+    value = observed.value if value is None else value
     half = (observed.high - observed.low) / 2 * np.sqrt(2)
     return Estimate(value=value, low=max(0.0, value - half), high=min(top, value + half))
 
