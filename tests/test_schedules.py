@@ -82,6 +82,17 @@ def test_calibrated_thresholds_are_lines_in_the_prefix_reward() -> None:
     assert flat.threshold(at(8)) == 1.5  # where the prefix's reward is nan
 
 
+def test_what_a_calibration_is_to_choose_is_not_shown_as_chosen() -> None:
+    for align in (preset("best"), preset("safe"), AlignParams()):
+        for shown in (repr(align), str(align)):
+            assert "segment_len=32" not in shown
+            assert "beta" not in shown.replace("relative_beta", "")
+            assert "max_attempts=20" in shown
+    assert "segment_len=32" in repr(preset("best", segment_len=32))
+    assert "segment_len=32, " in repr(preset("paper", target=1.0))
+    assert "beta=0.5" in repr(AlignParams(schedule=CALIBRATED))
+
+
 def test_another_schedule_inherits_nothing_that_a_calibrated_one_brought() -> None:
     align = AlignParams(schedule=CALIBRATED, max_attempts=9, on_exhausted="stop")
     auto = align.replace(schedule=AutoSchedule())

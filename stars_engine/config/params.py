@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -270,6 +270,14 @@ class AlignParams(Schema):
             for name in {"segment_len", "beta"} - self.model_fields_set:
                 values.pop(name, None)
         return values
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Leave out what is not settled yet: a number would be taken for the one used."""
+        left = {"segment_len", "beta"} - self.model_fields_set
+        open_ = self.schedule is None or isinstance(self.schedule, AutoSchedule)
+        for name, value in super().__repr_args__():
+            if not (open_ and name in left):
+                yield name, value
 
     @model_validator(mode="after")
     def _auto_agrees(self) -> Self:
