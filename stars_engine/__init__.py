@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stars_engine.engine import StarsEngine
     from stars_engine.errors import (
         AlignmentError,
+        CalibrationStoppedError,
         ConfigError,
         ContextOverflowError,
         EngineClosedError,
@@ -82,9 +83,9 @@ _HOMES = {
     "stars_engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
     "stars_engine.errors": (
-        "AlignmentError ConfigError ContextOverflowError EngineClosedError EngineForkedError "
-        "GenerationError MissingExtraError ModelLoadError PromptError QueueFullError "
-        "RequestError RewardError ScheduleError StarsError StarsWarning"
+        "AlignmentError CalibrationStoppedError ConfigError ContextOverflowError "
+        "EngineClosedError EngineForkedError GenerationError MissingExtraError ModelLoadError "
+        "PromptError QueueFullError RequestError RewardError ScheduleError StarsError StarsWarning"
     ),
     "stars_engine.schedules": (
         "AutoSchedule CalibratedSchedule ConstantSchedule CosineSchedule FunctionSchedule "
@@ -102,6 +103,7 @@ __all__ = [
     "Attempt",
     "AutoSchedule",
     "CalibratedSchedule",
+    "CalibrationStoppedError",
     "Chat",
     "ClassifierReward",
     "CompositeReward",

@@ -47,6 +47,10 @@ class Plain:
         """One."""
         return 1
 
+    def first_draft(self, rollout: Rollout) -> int:
+        """The first."""
+        return 0
+
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
         """Ask for the reward of a draft that ends the answer."""
         [candidate] = candidates

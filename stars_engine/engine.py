@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 from stars_engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, questions_of
 from stars_engine.baselines import Plain
-from stars_engine.calibration.auto import calibrations_of
+from stars_engine.calibration.auto import Wish, calibrations_of
 from stars_engine.calibration.settings import warn_of_other_use
-from stars_engine.config import AlignParams
 from stars_engine.handle import Handle
 from stars_engine.loop import warn_of_greedy
-from stars_engine.runtime.calls import Call, Mailbox, Outcome
+from stars_engine.runtime.calls import Call, Mailbox, Outcome, Question
 from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
 from stars_engine.streams import AsyncSegmentStream, SegmentStream
 from stars_engine.trial import Decoding
 from stars_engine.types import StarsResult
+
+Wishes = dict[tuple[int, int], Wish]  # by the identities of test and sampling
 
 
 class StarsEngine(Handle):
@@ -112,8 +115,7 @@ class StarsEngine(Handle):
         call = self._call(prompts, sampling, align, reward_prompt)
         call.return_exceptions = return_exceptions
         call.is_abandoned = asyncio.get_running_loop().is_closed
-        if call.wants_thresholds:
-            await asyncio.to_thread(self._settle_thresholds, call)
+        await self._asettle_thresholds(call)
         return await asyncio.wrap_future(self._submit(call).future)
 
     def submit(
@@ -177,8 +179,8 @@ class StarsEngine(Handle):
 
         async def begin() -> None:
             call.is_abandoned = asyncio.get_running_loop().is_closed
-            if call.wants_thresholds and not call.ended:
-                await asyncio.to_thread(self._settle_thresholds, call)
+            if not call.ended:
+                await self._asettle_thresholds(call)
             self._submit(call)
 
         return AsyncSegmentStream(call, begin, self._runtime.end_call)
@@ -246,23 +248,40 @@ class StarsEngine(Handle):
         if not call.wants_thresholds:
             return
         self._runtime.check_may_wait()
+        wishes = self._ask_for_thresholds(call)
+        with _none_left_waiting(wishes):
+            for wish in wishes.values():
+                wait_for(wish.future)
+        _put_thresholds(call, wishes)
+
+    async def _asettle_thresholds(self, call: Call) -> None:
+        """Do the same without a thread that waits; cancelling it is free at once."""
+        if not call.wants_thresholds:
+            return
+        await self.aload()  # what is to be found depends on the models
+        wishes = self._ask_for_thresholds(call)
+        with _none_left_waiting(wishes):
+            for wish in wishes.values():
+                await asyncio.wrap_future(wish.future)
+        _put_thresholds(call, wishes)
+
+    def _ask_for_thresholds(self, call: Call) -> Wishes:
         portable = self._again is not None and not (
             self.config.model.is_live or self.config.reward.is_live
         )
-        settled: dict[tuple[int, int], AlignParams] = {}  # by the identity of what several share
-        questions = []
+        wishes: Wishes = {}
         for question in call.questions:
-            align, sampling = question.align, question.sampling or self.sampling
-            if isinstance(align.schedule, AutoSchedule):
-                key = id(align), id(question.sampling)
-                if key not in settled:
-                    settled[key] = calibrations_of(self._runtime).resolve(
-                        self, align, sampling, reward_key=self._source.key, portable=portable
-                    )
-                align = settled[key]
-            questions.append(dataclasses.replace(question, align=align))
-        call.questions = tuple(questions)
-        call.submitted_s = time.monotonic()
+            if isinstance(question.align.schedule, AutoSchedule) and (
+                _wish_key(question) not in wishes
+            ):
+                wishes[_wish_key(question)] = calibrations_of(self._runtime).ask(
+                    self,
+                    question.align,
+                    question.sampling or self.sampling,
+                    reward_key=self._source.key,
+                    portable=portable,
+                )
+        return wishes
 
     def _submit(self, call: Call) -> Call:
         self._runtime.check_may_wait()
@@ -286,3 +305,29 @@ class StarsEngine(Handle):
         except BaseException:  # a KeyboardInterrupt among them: nobody waits any more
             call.cancel()
             raise
+
+
+def _wish_key(question: Question) -> tuple[int, int]:
+    """Tell pairs of test and sampling apart; prompts of one call share the objects."""
+    return id(question.align), id(question.sampling)
+
+
+@contextmanager
+def _none_left_waiting(wishes: Wishes) -> Iterator[None]:
+    """Wait for no threshold any more once one has failed, or the caller gives up."""
+    try:
+        yield
+    except BaseException:
+        for wish in wishes.values():
+            wish.future.cancel()
+        raise
+
+
+def _put_thresholds(call: Call, wishes: Wishes) -> None:
+    """Put what was found in the place of each `AutoSchedule`; the call's time begins now."""
+    found = {key: wish.fulfilled() for key, wish in wishes.items()}
+    call.questions = tuple(
+        dataclasses.replace(question, align=found.get(_wish_key(question), question.align))
+        for question in call.questions
+    )
+    call.submitted_s = time.monotonic()

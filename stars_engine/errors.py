@@ -131,6 +131,10 @@ class AlignmentError(RequestError):
     """No candidate was accepted in `max_attempts` draws and `on_exhausted` is `"raise"`."""
 
 
+class CalibrationStoppedError(RequestError):
+    """A calibration was told to stop before its last stage."""
+
+
 class GenerationError(RequestError):
     """The language model failed, for example for want of memory."""
 

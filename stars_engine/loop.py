@@ -44,6 +44,10 @@ class Stars:
         """Draw `num_candidates` at once; the last round is cut at `max_attempts`."""
         return min(rollout.align.num_candidates, rollout.max_attempts - len(rollout.draws))
 
+    def first_draft(self, rollout: Rollout) -> int:
+        """Go on behind the draws that were judged."""
+        return len(rollout.draws)
+
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
         """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it."""
         inputs = [rollout.reward_input(candidate) for candidate in candidates]
@@ -91,6 +95,7 @@ def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
         eligible=score.eligible,
         num_tokens=len(candidate.token_ids),
         parts=None if score.parts is None else dict(score.parts),
+        ends_text=candidate.finish_reason == "stop",
         text=candidate.text[len(rollout.text) :] if rollout.align.keep_rejected_text else None,
     )
     return Draw(candidate, attempt)

@@ -176,7 +176,7 @@ class Rounds:
             event = rollout.fail(error)
         if event is not None:
             self._events.append((rollout, event))
-        trial.closed = event is not None or trial.all_used
+        trial.closed = trial.closed or event is not None or trial.all_used
         if trial.closed and not rollout.finished:
             self._ready.append(entry)
             if len(rollout.token_ids) > length:
@@ -191,7 +191,7 @@ class Rounds:
         """
         requests = []
         for entry in group:
-            first = len(entry.rollout.draws)
+            first = entry.decoding.first_draft(entry.rollout)
             count = entry.decoding.num_drafts(entry.rollout)
             requests.append([entry.rollout.draft_request(first + i) for i in range(count)])
         drafts = iter(self._model.draft([request for rows in requests for request in rows]))

@@ -41,11 +41,23 @@ class Trial:
         self.closed = False
 
     def questions(self) -> list[Question]:
-        """Return what is asked, in order."""
+        """Return what is still to be asked, in order."""
         return [
             Question(item, partial(self.answer, index), self)
             for index, item in enumerate(self.inputs)
+            if self._answers[index] is None
         ]
+
+    def extended(self, candidates: Sequence[Candidate], inputs: Sequence[RewardInput]) -> Trial:
+        """Return a trial of these candidates and further ones, with the answers there are.
+
+        It takes this one's place, which is closed.
+        """
+        self.closed = True
+        longer = Trial(self.rollout, [*self.candidates, *candidates], [*self.inputs, *inputs])
+        longer._answers[: len(self._answers)] = self._answers
+        longer._num_used = self._num_used
+        return longer
 
     def answer(self, index: int, outcome: Answer) -> None:
         """Note the reward, or the error, that `inputs[index]` met; only the first one counts."""
@@ -95,12 +107,16 @@ class Decoding(Protocol):
         """Return how many draws of the next segment to make together."""
         ...
 
+    def first_draft(self, rollout: Rollout) -> int:
+        """Return which draw of the next segment the first of them is, from 0."""
+        ...
+
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
         """Put drafts on trial."""
         ...
 
     def walk(self, trial: Trial) -> SegmentEvent | None:
-        """Use the answers that are there.
+        """Use the answers that are there; a trial that it closes has no more to say.
 
         Returns:
             The segment kept or the answer's end; None if neither has come about.

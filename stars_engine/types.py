@@ -123,6 +123,7 @@ class Attempt(Schema):
         parts: Of a composite reward, the value of each part by name, in the part's own units; None
             for one that failed.
         text: Its text, where `keep_rejected_text` asks for it.
+        ends_text: Whether the model, or a stop string, ends the answer with it.
     """
 
     reward: float
@@ -133,6 +134,7 @@ class Attempt(Schema):
     num_tokens: int
     parts: dict[str, float | None] | None = None
     text: str | None = None
+    ends_text: bool = False
 
 
 class Segment(Schema):

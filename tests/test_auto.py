@@ -7,10 +7,14 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from stars_engine import (
     AlignParams,
@@ -20,7 +24,9 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
-from stars_engine.calibration import auto
+from stars_engine.calibration import auto, kept
+from stars_engine.rewards.base import RewardModel, Score
+from stars_engine.types import RewardInput
 from tests.test_calibration import OPENINGS, Scaled
 
 AUTO = AlignParams(
@@ -163,3 +169,141 @@ def test_parts_of_ones_own_are_calibrated_for_the_engine_alone(
         own.generate("B")
     assert len(runs) == 1
     assert not cache.exists()  # no file could say whose they are
+
+
+def test_one_calibration_serves_answers_of_all_lengths_up_to_its_own(
+    engine: StarsEngine, cache: Path, runs: list[int]
+) -> None:
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as own:
+        answers = {
+            length: own.generate("A film", sampling=TINY.replace(max_tokens=length))[0]
+            for length in (5, 8, 20, 32)
+        }
+        assert len(runs) == 1
+        long = answers[32].segments
+        for length, answer in answers.items():
+            for ours, theirs in zip(answer.segments[: length // 8], long, strict=False):
+                assert ours.threshold == pytest.approx(theirs.threshold, abs=1e-4)
+        own.generate("A film", sampling=TINY.replace(max_tokens=33))
+        assert len(runs) == 2
+
+
+def test_several_samplings_share_one_test_in_one_call(
+    engine: StarsEngine, cache: Path, runs: list[int]
+) -> None:
+    """Thresholds are those of each pair of test and sampling, not of the test alone."""
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    samplings = [TINY.replace(temperature=t) for t in (0.8, 1.5)]
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as own:
+        together = own.generate(["A film"] * 3, sampling=[*samplings, samplings[0]], align=AUTO)
+        assert len(runs) == 2
+        alone = [own.generate("A film", sampling=s, align=AUTO)[0] for s in samplings]
+    assert len(runs) == 2
+    hashes = [result.schedule_hash for result in together]
+    assert hashes == [alone[0].schedule_hash, alone[1].schedule_hash, alone[0].schedule_hash]
+    assert hashes[0] != hashes[1]
+    assert [r.token_ids for r in together[:2]] == [r.token_ids for r in alone]
+
+
+class NoThreads(ThreadPoolExecutor):
+    """An event loop's threads, of which none is to be taken."""
+
+    def submit(self, *args: object, **kwargs: object) -> object:
+        raise AssertionError("a thread of the event loop was taken")
+
+
+class Held:
+    """A reward model that waits, from the second segment on, until it is let go."""
+
+    reads_ids = True
+
+    def __init__(self, inner: RewardModel) -> None:
+        self._inner, self.go, self.longest = inner, threading.Event(), 0
+        self.reached = threading.Event()
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
+        self.longest = max(self.longest, *(len(item.token_ids) for item in inputs))
+        if self.longest > 8:
+            self.reached.set()
+            assert self.go.wait(60)
+        return self._inner.score(inputs)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):  # not for ever, where something is broken
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came about")
+
+
+def pilots() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "stars-calibration"]
+
+
+async def test_who_gives_up_waiting_is_free_at_once(
+    engine: StarsEngine, cache: Path, runs: list[int]
+) -> None:
+    """Nobody takes a thread of the event loop; the pilot goes on for the one who is left."""
+    reward = Held(engine.reward)
+    asyncio.get_running_loop().set_default_executor(NoThreads())
+    with StarsEngine(
+        StarsConfig(align=AUTO, sampling=TINY), model=engine.model, reward=reward
+    ) as own:
+        calls = [asyncio.create_task(own.agenerate("A")) for _ in range(40)]
+        reading = asyncio.create_task(_collect(own))
+        await until(reward.reached.is_set)
+        for call in [*calls[1:], reading]:
+            call.cancel()
+        gone = await asyncio.gather(*calls[1:], reading, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in gone)
+        assert not calls[0].done()  # the reward is still being waited for
+        reward.go.set()
+        [answer] = await calls[0]
+    assert answer.text
+    assert len(runs) == 1
+
+
+async def test_a_pilot_that_nobody_waits_for_stops_at_its_next_stage(
+    engine: StarsEngine, cache: Path, runs: list[int]
+) -> None:
+    reward = Held(engine.reward)
+    config = StarsConfig(align=AUTO, sampling=TINY.replace(max_tokens=32, min_tokens=32))
+    with StarsEngine(config, model=engine.model, reward=reward) as own:
+        call = asyncio.create_task(own.agenerate("A"))
+        await until(reward.reached.is_set)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        reward.go.set()
+        await until(lambda: not pilots())
+        assert reward.longest <= 16  # two of four stages
+        [answer] = await own.agenerate("A")  # who comes later has thresholds made anew
+    assert answer.text
+    assert len(runs) == 2
+
+
+def test_waiting_for_another_process_is_told(
+    cache: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kept, "TELL_AFTER_S", 0.0)
+    monkeypatch.setattr(kept, "TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(kept, "LOOK_S", 0.05)
+    config = StarsConfig(align=AUTO, sampling=TINY)
+    with StarsEngine(config) as engine, ThreadPoolExecutor(1) as pool:
+        engine.generate("A")
+        [file] = cache.glob("*.yaml")
+        file.unlink()
+        file.with_suffix(".pid").write_text("4321")
+        with StarsEngine(config) as other:
+            with FileLock(file.with_suffix(".lock")):
+                answer = pool.submit(other.generate, "A")
+                while caplog.text.count("process 4321") < 2:
+                    time.sleep(0.01)
+                assert not answer.done()
+            assert answer.result()
+    assert str(file.with_suffix(".lock")) in caplog.text
+    assert "timeout_s" in caplog.text
+    assert len(runs) == 2
+    assert not file.with_suffix(".pid").exists()

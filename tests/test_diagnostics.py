@@ -21,7 +21,7 @@ from stars_engine import (
 )
 from stars_engine.loop import stars
 from stars_engine.rollout import Rollout
-from stars_engine.runtime.diagnostics import Diagnostics, standard_checks
+from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_checks
 from stars_engine.schedules import Line
 from stars_engine.testing import TableReward, TabularModel
 from tests.conftest import make_rollout
@@ -197,6 +197,26 @@ def test_a_further_check_has_its_place(caplog: pytest.LogCaptureFixture) -> None
 def test_rates_of_nothing_are_nan() -> None:
     assert math.isnan(EngineStats().forced_rate)
     assert EngineStats(num_segments=8, num_forced=2).forced_rate == 0.25
+
+
+def test_first_drafts_that_end_the_answer_are_measured_by_their_own_line() -> None:
+    """Endings earn 5 more here, as their own line knows."""
+    model = TabularModel(("a", "b", "b."), lambda ids: (0.5, 0.0, 0.5))
+    reward = TableReward({"": 0.0, "a": 1.0, "b": 5.0, "aa": 2.0, "ab": 6.0})
+    plain = Line(intercept=1.0, slope=1.0, offset=-9.0, sigma=2.0)
+    ending = plain.replace(intercept=5.0)
+    for terminals, expected in (((ending,), {0.0}), ((), {0.0, 2.0})):
+        schedule = CalibratedSchedule(stages=(plain,), terminals=terminals, segment_len=1)
+        found = set()
+        for seed in range(20):
+            rollout = make_rollout(
+                align=AlignParams(schedule=schedule),
+                sampling=SamplingParams(max_tokens=2, temperature=1.0, top_k=None, stop="."),
+                seed=seed,
+            )
+            list(stars([rollout], model, reward))
+            found |= set(deviations(rollout))
+        assert found == expected
 
 
 def test_rewards_off_their_calibration_are_told(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def line(a: float, b: float, c: float) -> Line:
 
 CALIBRATED = CalibratedSchedule(
     stages=(line(0.0, 0.5, 0.25), line(1.0, 2.0, -0.5)),
-    terminal=line(3.0, 0.0, 0.125),
+    terminals=(None, line(3.0, 0.0, 0.125)),
     segment_len=8,
     beta=0.5,
     max_attempts=12,
@@ -67,12 +68,41 @@ def test_calibrated_thresholds_are_lines_in_the_prefix_reward() -> None:
     where = {"num_tokens": 8, "max_tokens": 64, "prefix_reward": 2.0}
     taus = [CALIBRATED.threshold(Progress(segment_index=k, **where)) for k in (0, 1, 7)]
     assert taus == [1.25, 4.5, 4.5]  # past the last stage it holds
-    assert CALIBRATED.threshold(Progress(segment_index=0, ends_text=True, **where)) == 3.125
+    ending = CALIBRATED.threshold(Progress(segment_index=1, ends_text=True, **where))
+    assert ending == 3.125
+    assert CALIBRATED.threshold(Progress(segment_index=9, ends_text=True, **where)) == ending
+    early = Progress(segment_index=0, **where)
+    assert CALIBRATED.threshold(replace(early, ends_text=True)) == CALIBRATED.threshold(early)
+    with pytest.raises(ConfigError, match="1 terminals for 2 stages"):
+        CALIBRATED.replace(terminals=(None,))
     assert CALIBRATED.final_threshold(Progress(segment_index=0, **where)) == 4.5
     assert CALIBRATED.needs_prompt_reward
-    flat = CALIBRATED.replace(stages=(line(1.0, 0.0, 0.5),), terminal=None)
+    flat = CALIBRATED.replace(stages=(line(1.0, 0.0, 0.5),), terminals=())
     assert not flat.needs_prompt_reward
     assert flat.threshold(at(8)) == 1.5  # where the prefix's reward is nan
+
+
+def test_what_a_calibration_is_to_choose_is_not_shown_as_chosen() -> None:
+    for align in (preset("best"), preset("safe"), AlignParams()):
+        for shown in (repr(align), str(align)):
+            assert "segment_len=32" not in shown
+            assert "beta" not in shown.replace("relative_beta", "")
+            assert "max_attempts=20" in shown
+    assert "segment_len=32" in repr(preset("best", segment_len=32))
+    assert "segment_len=32, " in repr(preset("paper", target=1.0))
+    assert "beta=0.5" in repr(AlignParams(schedule=CALIBRATED))
+
+
+def test_another_schedule_inherits_nothing_that_a_calibrated_one_brought() -> None:
+    align = AlignParams(schedule=CALIBRATED, max_attempts=9, on_exhausted="stop")
+    auto = align.replace(schedule=AutoSchedule())
+    assert auto == AlignParams(schedule=AutoSchedule(), max_attempts=9, on_exhausted="stop")
+    assert auto.model_fields_set == {"schedule", "max_attempts", "on_exhausted"}
+    assert align.replace(schedule=AutoSchedule(segment_len=4)).schedule.segment_len == 4
+    ramp = align.replace(schedule=LinearSchedule(target=1, initial=0), segment_len=16)
+    assert (ramp.beta, ramp.segment_len, ramp.max_attempts) == (0.0, 16, 9)
+    again = align.replace(keep_rejected_text=True)
+    assert (again.segment_len, again.beta, again.max_attempts) == (8, 0.5, 9)
 
 
 def test_a_calibrated_schedule_brings_what_it_was_made_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from stars_engine.calibration.trust import (
     borders,
     correlation,
     innovations,
+    plain_curve,
     segment_trust,
 )
 
@@ -63,6 +65,20 @@ def test_prefixes_rank_as_the_walk_allows() -> None:
     )
     assert seen[-1].spearman == pytest.approx(1.0)
     assert [border.num_tokens for border in seen] == [8, 16, 24, 32]
+
+
+def test_the_curve_of_plain_answers_is_that_of_their_steps() -> None:
+    """Steps are normal and independent, whatever the prompt: acceptance is 1 - Phi(offset)."""
+    curve = plain_curve(random_walks(), max_attempts=20)
+    assert [point.offset_sigmas for point in curve] == [step / 4 for step in range(-4, 11)]
+    for point in curve:
+        tail = math.erfc(point.offset_sigmas / 2**0.5) / 2
+        assert point.acceptance == pytest.approx(tail, abs=0.02)
+        if point.offset_sigmas <= 1.5:
+            attempts = (1 - (1 - tail) ** 20) / tail
+            assert point.budget == pytest.approx(attempts, rel=0.1)
+            assert point.forced == pytest.approx((1 - tail) ** 20, abs=0.06)
+    assert plain_curve(random_walks().coarser(32), max_attempts=20) == ()
 
 
 def test_what_prompts_share_is_no_merit_of_the_reward() -> None:
@@ -115,6 +131,8 @@ def test_a_report_of_the_embedded_pair(
         "greedy lookahead of 8",
     }
     assert report == trust_report(engine, prompts, sampling=sampling, num_answers=6)
+    assert len(report.curve) == 15
+    assert "drafted over kept" in report.summary()
     text = report.summary()
     for line in report.advice:
         assert line in text

@@ -5,30 +5,51 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import suppress
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from filelock import FileLock
 from platformdirs import user_cache_path
 
-from stars_engine.calibration.calibrate import calibrate, default_segment_len
+from stars_engine.calibration.calibrate import calibrate, default_segment_len, pilot_end
 from stars_engine.calibration.host import Host
+from stars_engine.calibration.job import Job
+from stars_engine.calibration.kept import read_or_make
 from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
 from stars_engine.calibration.settings import dependencies, hash_of
-from stars_engine.config import AlignParams, CompositeReward, SamplingParams
-from stars_engine.errors import ConfigError
+from stars_engine.calibration.stamps import stamps
+from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule
-from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "STARS_CACHE_DIR"
-_LAYOUT = 1  # of what a kept calibration means; raised when an older one would mislead
+_SHORTEST, _STEP = 32, 4  # lengths that are calibrated for: 32, 128, 512, ... tokens
+_LAYOUT = 2  # of what a kept calibration means; raised when an older one would mislead
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Thresholds that a call waits for.
+
+    Attributes:
+        align: The test, with its `AutoSchedule`.
+        future: The thresholds; cancelling it is free at once, and ends a calibration that nobody
+            else waits for.
+    """
+
+    align: AlignParams
+    future: Future[CalibratedSchedule]
+
+    def fulfilled(self) -> AlignParams:
+        """Return the test with the thresholds, which are there, in the schedule's place."""
+        # What the test sets itself holds, also where the calibration carries another value.
+        own = {name: getattr(self.align, name) for name in ("segment_len", "max_attempts")}
+        return self.align.replace(schedule=self.future.result(), **own)
 
 
 class Calibrations:
@@ -39,10 +60,10 @@ class Calibrations:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._busy: dict[str, Lock] = defaultdict(Lock)
+        self._jobs: dict[str, Job] = {}
         self._known: dict[str, CalibratedSchedule] = {}
 
-    def resolve(
+    def ask(
         self,
         engine: Host,
         align: AlignParams,
@@ -50,10 +71,10 @@ class Calibrations:
         *,
         reward_key: str,
         portable: bool,
-    ) -> AlignParams:
-        """Return the test with calibrated thresholds in place of its `AutoSchedule`.
+    ) -> Wish:
+        """Have thresholds found in place of a test's `AutoSchedule`, with all who ask for the same.
 
-        Blocks while they are found; threads that ask for the same wait for the first.
+        Waits for nothing once the models are loaded.
 
         Args:
             engine: The handle that asks.
@@ -62,21 +83,41 @@ class Calibrations:
             reward_key: The reward model, within this runtime.
             portable: Whether names tell both models, so that a file may keep the result.
 
-        Raises:
-            RequestError: The reward failed on a pilot prompt.
+        Returns:
+            What to wait for. Its future fails with `RequestError` if the reward failed on a pilot
+            prompt.
         """
         auto = align.schedule
         assert isinstance(auto, AutoSchedule)
         settled = _with_segment_len(engine, align, auto)
+        sampling = _for_all_lengths(engine, sampling)
         wanted = _wanted(engine, settled, sampling, auto)
         key = hash_of([wanted, reward_key])
+
+        def work(host: Host, is_wanted: Callable[[], bool]) -> CalibratedSchedule:
+            path = _path_of(host, wanted) if portable else None
+            make = partial(_calibrate, host, settled, sampling, auto, path, is_wanted=is_wanted)
+            return make() if path is None else read_or_make(path, make, is_wanted)
+
         with self._lock:
-            busy = self._busy[key]
-        with busy:
-            if key not in self._known:
-                path = _path_of(engine, wanted) if portable else None
-                self._known[key] = _find(engine, settled, sampling, auto, path)
-        return settled.replace(schedule=self._known[key], **_explicit(settled))
+            if key in self._known:
+                known: Future[CalibratedSchedule] = Future()
+                known.set_result(self._known[key])
+                return Wish(settled, known)
+            job = self._jobs.get(key)
+            waiter = None if job is None else job.join(engine)
+            if waiter is None:
+                job = self._jobs[key] = Job(work, partial(self._note, key))
+                waiter = job.join(engine)
+                assert waiter is not None
+        return Wish(settled, waiter)
+
+    def _note(self, key: str, job: Job, schedule: CalibratedSchedule | None) -> None:
+        with self._lock:
+            if schedule is not None:
+                self._known[key] = schedule
+            if self._jobs.get(key) is job:
+                del self._jobs[key]
 
 
 def calibrations_of(owner: object) -> Calibrations:
@@ -97,9 +138,19 @@ def _with_segment_len(engine: Host, align: AlignParams, auto: AutoSchedule) -> A
     return align.replace(segment_len=default_segment_len(engine.reward, align))
 
 
-def _explicit(align: AlignParams) -> dict[str, Any]:
-    """What the test sets itself holds, also where the calibration carries another value."""
-    return {name: getattr(align, name) for name in ("segment_len", "max_attempts")}
+def _for_all_lengths(engine: Host, sampling: SamplingParams) -> SamplingParams:
+    """Return a proposal as long as the next of few lengths: thresholds for it serve shorter ones.
+
+    So a server whose requests differ in `max_tokens` calibrates a handful of times at most. Which
+    length it is depends on the request alone, not on what was calibrated before.
+    """
+    length = _SHORTEST
+    while length < sampling.max_tokens:
+        length *= _STEP
+    limit = engine.model.context_len
+    if limit is not None:
+        length = max(sampling.max_tokens, min(length, limit))
+    return sampling.replace(max_tokens=length, on_overflow="clamp")
 
 
 def _wanted(
@@ -110,7 +161,7 @@ def _wanted(
     return {
         **dependencies(engine.config, align, sampling),
         "max_tokens": sampling.max_tokens,
-        "on_exhausted": align.on_exhausted,
+        "on_exhausted": pilot_end(align),
         "target": [name, value],
         "relative_beta": auto.relative_beta,
         "prompts": hash_of(_pilot_prompts(engine, auto)),
@@ -126,44 +177,14 @@ def _pilot_prompts(engine: Host, auto: AutoSchedule) -> Sequence[str]:
     return neutral_prompts(chat=speaks_chat(engine), seed=auto.seed)[:count]
 
 
-def _find(
-    engine: Host,
-    align: AlignParams,
-    sampling: SamplingParams,
-    auto: AutoSchedule,
-    path: Path | None,
-) -> CalibratedSchedule:
-    """Read the kept calibration, or make it; one process makes it while others wait."""
-    if path is None:
-        return _calibrate(engine, align, sampling, auto, None)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        lock.acquire()
-    except OSError as error:
-        logger.warning("calibrations cannot be kept in %s: %s", path.parent, error)
-        return _calibrate(engine, align, sampling, auto, None)
-    try:
-        if path.exists():
-            try:
-                return CalibratedSchedule.from_file(path)
-            except ConfigError as error:
-                logger.warning("a kept calibration is made anew: %s", error)
-        schedule = _calibrate(engine, align, sampling, auto, path)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.yaml")
-        schedule.to_file(partial)
-        partial.replace(path)
-        return schedule
-    finally:
-        lock.release()
-
-
 def _calibrate(
     engine: Host,
     align: AlignParams,
     sampling: SamplingParams,
     auto: AutoSchedule,
     path: Path | None,
+    *,
+    is_wanted: Callable[[], bool],
 ) -> CalibratedSchedule:
     where = "as long as the engine is loaded" if path is None else f"in {path}"
     prompts = _pilot_prompts(engine, auto)
@@ -183,6 +204,7 @@ def _calibrate(
         sampling=sampling,
         seed=auto.seed,
         progress=lambda done, total: logger.info("calibration: stage %d of %d", done, total),
+        should_stop=lambda: not is_wanted(),
     )
     if schedule.predicted is not None:
         logger.warning(
@@ -190,42 +212,16 @@ def _calibrate(
             schedule.segment_len,
             schedule.predicted.budget.value,
         )
+        stopped = schedule.predicted.stopped
+        if stopped is not None and stopped.value > 0:
+            logger.warning(
+                "about %.1f%% of answers will stop before a segment of which no draw is accepted",
+                100 * stopped.value,
+            )
     return schedule
 
 
 def _path_of(engine: Host, wanted: dict[str, Any]) -> Path:
     folder = os.environ.get(CACHE_VARIABLE)
     root = Path(folder) if folder else user_cache_path("stars-engine", appauthor=False)
-    stamps = [_stamp(part) for part in _parts(engine)]
-    return root / "calibrations" / f"{hash_of([wanted, stamps])}.yaml"
-
-
-def _parts(engine: Host) -> list[Schema]:
-    """The language model, and the reward or the parts of a composite one."""
-    reward = engine.config.reward
-    rewards: list[Schema] = [reward]
-    if isinstance(reward, CompositeReward):
-        rewards = [part.reward for part in reward.parts.values()]
-    return [engine.config.model, *rewards]
-
-
-def _stamp(part: Schema) -> list[Any]:
-    """Tell what names stand for: other weights or code may be written where some were."""
-    found: list[Any] = []
-    function = getattr(part, "function", None)
-    if isinstance(function, str):
-        with suppress(ImportError, ValueError, OSError):
-            spec = find_spec(function.partition(":")[0])
-            if spec is not None and spec.origin is not None:
-                status = Path(spec.origin).stat()
-                found.append([spec.origin, status.st_size, status.st_mtime_ns])
-    for field in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
-        name = getattr(part, field, None)
-        folder = Path(name).expanduser() if name else None
-        if folder is not None and folder.is_dir():
-            found.append(str(folder.resolve()))
-            for file in sorted(folder.iterdir()):
-                if file.suffix in (".safetensors", ".json"):
-                    status = file.stat()
-                    found.append([file.name, status.st_size, status.st_mtime_ns])
-    return found
+    return root / "calibrations" / f"{hash_of([wanted, stamps(engine.config)])}.yaml"

@@ -12,12 +12,13 @@ from typing import Any
 from stars_engine.calibration.effort import effort_curve, pilot_effort
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.pilot import Pilot, opening_schedule, schedule_of
+from stars_engine.calibration.pilot import STOPPED, Pilot, opening_schedule, schedule_of
 from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
 from stars_engine.calibration.saved import SavedStages
 from stars_engine.calibration.settings import dependencies, hash_of
+from stars_engine.calibration.stamps import stamps
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import ConfigError, Problem, StarsWarning
+from stars_engine.errors import CalibrationStoppedError, ConfigError, Problem, StarsWarning
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schedules.auto import DEFAULT_BUDGET
 from stars_engine.types import Prompt, StarsResult
@@ -47,6 +48,7 @@ def calibrate(
     seed: int = 0,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> CalibratedSchedule:
     """Find thresholds for an engine's models, so that nobody sets them by hand.
 
@@ -67,36 +69,27 @@ def calibrate(
         relative_beta: Acceptance softness over the standard deviation of drafts' rewards; None:
             `align.beta`, which is in reward units.
         align: The test but for its thresholds; None: the engine's.
-        sampling: The proposal, and `max_tokens`, which sets the number of stages; None: the
-            engine's.
+        sampling: The proposal, and `max_tokens`, which sets the number of stages: those of whole
+            segments. Shorter answers get the same thresholds. None: the engine's.
         reward_prompt: What the reward reads in place of each prompt.
         num_drafts: Drafts of each prefix, up to `max_attempts`; None: 640 in all for each stage, at
             least 4.
         seed: Of the pilot.
         progress: Called with the stages done and the stages in all, on the engine's thread: it
             must be short. What it raises is logged.
-        checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it.
+        checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it,
+            unless weights' files or a function's source have changed since.
+        should_stop: Asked before each stage, like `progress`: true ends the calibration, for good.
 
     Raises:
         ConfigError: An argument is out of its range.
         RequestError: The reward failed on a pilot prompt.
+        CalibrationStoppedError: `should_stop` said so.
     """
     target = _target(budget, target_acceptance, target_forced)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
     align = _test(engine, align, segment_len, relative_beta)
-    if target.name == "budget" and target.value >= align.max_attempts:
-        raise _problem(
-            "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"
-        )
-    if sampling.temperature == 0:
-        raise _problem(
-            "temperature",
-            0,
-            "above 0, since at 0 all draws of a segment are equal; or give thresholds of your own, "
-            "ConstantSchedule(value=...)",
-        )
-    if align.max_attempts < 2:
-        raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
+    _check_settings(target, sampling, align)
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
     _check_number(len(prompts), engine.config.engine.max_active)
@@ -110,9 +103,11 @@ def calibrate(
         target,
         max_attempts=align.max_attempts,
         beta=align.beta if relative_beta is None else None,
+        stops=align.on_exhausted == "stop",
         relative_beta=relative_beta or 0.0,
     )
     made_for = dependencies(engine.config, align, sampling)
+    sampling = _of_whole_segments(sampling, align)
     pilot = {
         "target": {target.name: target.value},
         "relative_beta": relative_beta,
@@ -120,10 +115,12 @@ def calibrate(
         "prompts": hash_of([_as_text(prompt) for prompt in prompts]),
         "num_prompts": len(prompts),
         "num_drafts": num_drafts,
+        "on_exhausted": align.on_exhausted,
         "seed": seed,
     }
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
-    saved = SavedStages(checkpoint, {**made_for, "pilot": pilot})
+    stamped = {} if checkpoint is None else stamps(engine.config)
+    saved = SavedStages(checkpoint, {**made_for, "pilot": pilot, "stamps": stamped})
     saved.restore(fitter)
 
     def stage_done() -> None:
@@ -134,8 +131,17 @@ def calibrate(
         except Exception:  # it is called on the engine's thread, amid everybody's requests
             logger.exception("a finished stage could not be told or kept")
 
-    decoding = Pilot(fitter, num_rollouts=len(prompts), num_drafts=num_drafts, on_stage=stage_done)
+    decoding = Pilot(
+        fitter,
+        num_rollouts=len(prompts),
+        num_drafts=num_drafts,
+        max_rows=engine.config.engine.max_rows,
+        on_stage=stage_done,
+        should_stop=should_stop,
+    )
     with engine.pilot_lock:
+        if should_stop():
+            raise CalibrationStoppedError(STOPPED)
         results = engine.decode(
             prompts,
             decoding,
@@ -171,11 +177,14 @@ def default_segment_len(reward: Any, align: AlignParams) -> int:
 def _test(
     engine: Host, align: AlignParams | None, segment_len: int | None, relative_beta: float | None
 ) -> AlignParams:
-    """Return the test whose thresholds are sought; a pilot goes on where a user's answer ends."""
+    """Return the test whose thresholds are sought.
+
+    An answer that would raise or end with a fallback stops there, which costs the same.
+    """
     base = engine.config.align if align is None else align
     changes: dict[str, Any] = {
         "schedule": None,
-        "on_exhausted": base.on_exhausted if base.on_exhausted in ("best", "last") else "best",
+        "on_exhausted": pilot_end(base),
         "fallback_text": None,
         "terminal": "schedule",
         "deadline_s": None,
@@ -190,6 +199,20 @@ def _test(
     if relative_beta is not None and not 0 <= relative_beta < math.inf:
         raise _problem("relative_beta", relative_beta, "0 or more")
     return base.replace(**changes)
+
+
+def pilot_end(align: AlignParams) -> str:
+    """Return what a pilot does when no draw was accepted: as its user, but for what is said."""
+    return align.on_exhausted if align.on_exhausted in ("best", "last") else "stop"
+
+
+def _of_whole_segments(sampling: SamplingParams, align: AlignParams) -> SamplingParams:
+    """Leave out a last segment that `max_tokens` cuts short: other answers go on behind it."""
+    rest = sampling.max_tokens % align.segment_len
+    if align.segment_end != "length" or sampling.max_tokens < align.segment_len or not rest:
+        return sampling
+    length = sampling.max_tokens - rest
+    return sampling.replace(max_tokens=length, min_tokens=min(sampling.min_tokens, length))
 
 
 def _target(
@@ -212,6 +235,22 @@ def _target(
     if name != "budget" and not 0 < value < 1:
         raise _problem(name, value, "a number between 0 and 1")
     return Target(name, float(value))
+
+
+def _check_settings(target: Target, sampling: SamplingParams, align: AlignParams) -> None:
+    if target.name == "budget" and target.value >= align.max_attempts:
+        raise _problem(
+            "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"
+        )
+    if sampling.temperature == 0:
+        raise _problem(
+            "temperature",
+            0,
+            "above 0, since at 0 all draws of a segment are equal; or give thresholds of your own, "
+            "ConstantSchedule(value=...)",
+        )
+    if align.max_attempts < 2:
+        raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
 
 
 def _check_number(num_prompts: int, max_active: int) -> None:
@@ -241,7 +280,10 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
         )
     predicted = schedule.predicted
     target = schedule.made_for["pilot"]["target"]
+    stops = schedule.made_for["pilot"]["on_exhausted"] == "stop"
     for name, wanted in target.items():
+        if name == "target_forced" and stops:
+            continue  # none is forced: it is the share of segments that answers stop before
         found = getattr(predicted, name.removeprefix("target_")).value
         if abs(found - wanted) > 0.25 * max(wanted, 0.2):
             logger.warning(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.calibration.fit import Fitter
+from stars_engine.calibration.fit import OFFSETS, Fitter, Pool
 from stars_engine.schedules import CurvePoint, Effort, Estimate
 from stars_engine.types import StarsResult
 
@@ -18,61 +18,71 @@ _LEVEL = (2.5, 97.5)
 
 def observed_effort(results: Sequence[StarsResult], *, seed: int = 0) -> Effort:
     """Return what answers cost, with intervals by resampling prompts, whose answers are kin."""
-    counts = _counts(results)
-    return Effort(
-        acceptance=_ratio(counts[:, 0], counts[:, 1], seed),
-        budget=_ratio(counts[:, 2], counts[:, 3], seed),
-        forced=_ratio(counts[:, 4], counts[:, 5], seed),
-    )
+    return effort_of(_counts(results), seed=seed)
+
+
+def effort_of(counts: NDArray[np.float64], *, seed: int = 0) -> Effort:
+    """Return the same from `(prompts, 8)` counts, see `_counts`."""
+    pairs = [_ratio(counts[:, at], counts[:, at + 1], seed) for at in (0, 2, 4, 6)]
+    acceptance, budget, forced, stopped = pairs
+    return Effort(acceptance=acceptance, budget=budget, forced=forced, stopped=stopped)
 
 
 def pilot_effort(fitter: Fitter, results: Sequence[StarsResult]) -> Effort:
-    """Predict the effort on as many other prompts.
+    """Predict the effort on as many other prompts."""
+    return predict(fitter, _counts(results))
 
-    The values are expectations under the fitted stages; the intervals hold the chance of both the
-    pilot's prompts and the others', each as the pilot shows it.
+
+def predict(fitter: Fitter, counts: NDArray[np.float64]) -> Effort:
+    """Predict the effort on as many other prompts, from the pilot's `(prompts, 8)` counts.
+
+    The acceptance is that of all drafts. What attempts come to is taken from the pilot's answers
+    themselves, not from the distribution that the fit assumes over prefixes: rewards of few values
+    leave some prefixes hardly a chance, and the fit then expects too few attempts. The intervals
+    hold the chance of both the pilot's prompts and the others', each as the pilot shows it.
     """
-    observed = observed_effort(results)
-    mean = _mean_draws(fitter, None)
-    forced = _at_least_binomial(observed.forced, results)
+    observed = effort_of(counts)
+    assert observed.stopped is not None
+    forced = stopped = Estimate(value=0.0, low=0.0, high=0.0)
+    if fitter.stops:
+        num_answers = int(counts[:, 7].sum())
+        stopped = _doubled(_at_least_binomial(observed.stopped, num_answers), top=1.0)
+    else:
+        num_segments = int(counts[:, 5].sum())
+        forced = _doubled(_at_least_binomial(observed.forced, num_segments), top=1.0)
+    acceptance = _mean_draws(fitter, None).acceptance
     return Effort(
-        acceptance=_around(mean.acceptance, observed.acceptance, top=1.0),
-        budget=_around(mean.budget, observed.budget),
-        forced=_around(mean.forced, forced, top=1.0),
+        acceptance=_doubled(observed.acceptance, value=acceptance, top=1.0),
+        budget=_doubled(observed.budget),
+        forced=forced,
+        stopped=stopped,
     )
 
 
 def effort_curve(fitter: Fitter) -> tuple[CurvePoint, ...]:
     """Return what other offsets would come to on the pilot's prefixes."""
-    return tuple(_mean_draws(fitter, offset / 4) for offset in range(-4, 11))
+    return tuple(_mean_draws(fitter, offset) for offset in OFFSETS)
 
 
 def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
     """Average over stages, by the prefixes that came so far."""
-    weights = [len(stage.prefix_rewards) for stage in fitter.stages]
-    draws = [fitter.draws(index, offset_sigmas) for index in range(len(fitter.lines))]
-    limit = fitter.max_attempts
-
-    def mean(values: Sequence[float]) -> float:
-        return float(np.average(values, weights=weights))
-
-    return CurvePoint(
-        offset_sigmas=np.nan if offset_sigmas is None else offset_sigmas,
-        acceptance=mean([stage.acceptance for stage in draws]),
-        budget=mean([stage.attempts(limit) for stage in draws]),
-        forced=mean([stage.forced(limit) for stage in draws]),
+    pool = Pool(
+        [fitter.draws(index, offset_sigmas) for index in range(len(fitter.lines))],
+        [len(stage.prefix_rewards) for stage in fitter.stages],
+        stops=fitter.stops,
     )
+    return pool.at(np.nan if offset_sigmas is None else offset_sigmas, fitter.max_attempts)
 
 
-def _around(value: float, observed: Estimate, top: float = np.inf) -> Estimate:
+def _doubled(observed: Estimate, *, value: float | None = None, top: float = np.inf) -> Estimate:
     """Widen the pilot's own interval by sqrt(2): two samples of prompts differ by so much."""
+    value = observed.value if value is None else value
     half = (observed.high - observed.low) / 2 * np.sqrt(2)
     return Estimate(value=value, low=max(0.0, value - half), high=min(top, value + half))
 
 
-def _at_least_binomial(share: Estimate, results: Sequence[StarsResult]) -> Estimate:
-    """Widen a share's interval to that of independent segments: of none seen, some may come."""
-    count = sum(len(result.segments) for result in results)
+def _at_least_binomial(share: Estimate, count: int) -> Estimate:
+    """Widen a share's interval to that of independent cases: of none seen, some may come."""
     smoothed = (share.value * count + 1) / (count + 2)
     half = 1.96 * float(np.sqrt(smoothed * (1 - smoothed) / count)) if count else 0.0
     low, high = min(share.low, share.value - half), max(share.high, share.value + half)
@@ -80,11 +90,12 @@ def _at_least_binomial(share: Estimate, results: Sequence[StarsResult]) -> Estim
 
 
 def _counts(results: Sequence[StarsResult]) -> NDArray[np.float64]:
-    """Return `(prompts, 6)`, three pairs.
+    """Return `(prompts, 8)`, four pairs.
 
-    First draws' acceptance and segments begun; drafted and kept tokens; forced and kept segments.
+    First draws' acceptance and segments begun; drafted and kept tokens; forced and kept segments;
+    answers that end where no draw was accepted, and answers.
     """
-    by_prompt: dict[int, list[float]] = defaultdict(lambda: [0.0] * 6)
+    by_prompt: dict[int, list[float]] = defaultdict(lambda: [0.0] * 8)
     for result in results:
         row = by_prompt[result.prompt_index]
         begun = [segment.attempts for segment in result.segments if segment.attempts]
@@ -96,7 +107,9 @@ def _counts(results: Sequence[StarsResult]) -> NDArray[np.float64]:
         row[3] += result.usage.num_kept_tokens
         row[4] += result.usage.num_forced
         row[5] += sum(segment.verdict != "fallback" for segment in result.segments)
-    return np.array(list(by_prompt.values()), dtype=float).reshape(-1, 6)
+        row[6] += result.finish_reason in ("rejected", "fallback")
+        row[7] += 1
+    return np.array(list(by_prompt.values()), dtype=float).reshape(-1, 8)
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], seed: int) -> Estimate:

@@ -6,19 +6,21 @@ and moved, and equal acceptance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.schedules import Line
+from stars_engine.schedules import CurvePoint, Line
 
 Floats = NDArray[np.float64]
 
+OFFSETS = tuple(step / 4 for step in range(-4, 11))  # of curves, in standard deviations
 _FLAT = 0.1  # stages whose spreads differ by less than this share are pooled
 _MIN_TERMINAL = 32  # drafts that end the answer, below which they have no threshold of their own
+_MIN_PREFIXES = 8  # below which a stage keeps the line before it
 _HALVINGS = 60
 
 
@@ -129,6 +131,48 @@ class Draws:
         return float(self.rejections(max_attempts)[-1])
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Draws of several stages, averaged over their prefixes.
+
+    Attributes:
+        draws: Of each stage.
+        weights: Prefixes of each stage.
+        stops: Whether an answer ends before a segment of which no draw is accepted.
+    """
+
+    draws: Sequence[Draws]
+    weights: Sequence[int]
+    stops: bool
+
+    @property
+    def acceptance(self) -> float:
+        """Mean acceptance probability of a draft, 0 to 1."""
+        return self._mean(draws.acceptance for draws in self.draws)
+
+    def forced(self, max_attempts: int) -> float:
+        """Return the share of segments of which no draw is accepted."""
+        return self._mean(draws.forced(max_attempts) for draws in self.draws)
+
+    def budget(self, max_attempts: int) -> float:
+        """Return drafted over kept segments; where answers stop, their last draws are for none."""
+        drafted = self._mean(draws.attempts(max_attempts) for draws in self.draws)
+        kept = 1 - self.forced(max_attempts) if self.stops else 1.0
+        return drafted / kept if kept > 0 else np.inf
+
+    def at(self, offset_sigmas: float, max_attempts: int) -> CurvePoint:
+        """Return the point of a curve whose draws these are."""
+        return CurvePoint(
+            offset_sigmas=offset_sigmas,
+            acceptance=self.acceptance,
+            budget=self.budget(max_attempts),
+            forced=self.forced(max_attempts),
+        )
+
+    def _mean(self, values: Iterable[float]) -> float:
+        return float(np.average(list(values), weights=self.weights))
+
+
 @dataclass(slots=True)
 class Fitter:
     """Fits stage after stage, each on prefixes that the thresholds so far accepted.
@@ -138,6 +182,7 @@ class Fitter:
         max_attempts: Draws per segment at most.
         beta: Acceptance softness in reward units; None if `relative_beta` will set it.
         relative_beta: Softness over the standard deviation of the first stage's residuals.
+        stops: Whether an answer ends before a segment of which no draw is accepted.
         stages: Drafts so far.
         lines: Thresholds so far.
         terminals: After each stage, the threshold of drafts that end the answer; None while there
@@ -148,6 +193,7 @@ class Fitter:
     max_attempts: int
     beta: float | None = None
     relative_beta: float = 0.0
+    stops: bool = False
     stages: list[StageDrafts] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     terminals: list[Line | None] = field(default_factory=list)
@@ -158,7 +204,8 @@ class Fitter:
         if not self.lines and not np.isfinite(body).any():
             raise ValueError("no draft of the pilot has a finite reward that no floor vetoes")
         self.stages.append(drafts)
-        if np.isfinite(body).any():
+        num_prefixes = int(np.isfinite(body).any(1).sum())
+        if num_prefixes >= _MIN_PREFIXES or (num_prefixes and not self.lines):
             intercept, slope = regress(drafts.prefix_rewards, body)
             residuals = body - baseline(intercept, slope, drafts.prefix_rewards)[:, None]
             sigma = float(residuals[np.isfinite(residuals)].std())
@@ -167,7 +214,7 @@ class Fitter:
             offset = self._offset([*self._kindred(sigma), residuals])
             self.lines.append(Line(intercept=intercept, slope=slope, offset=offset, sigma=sigma))
         else:
-            self.lines.append(self.lines[-1])  # nothing to regress on
+            self.lines.append(self.lines[-1])  # too few answers are left to regress on
         self.terminals.append(self._fit_terminal())
 
     def draws(self, index: int, offset_sigmas: float | None = None) -> Draws:
@@ -175,7 +222,8 @@ class Fitter:
         assert self.beta is not None
         line = self.lines[index]
         offset = line.offset if offset_sigmas is None else offset_sigmas * line.sigma
-        return draws_of([self._residuals(index)], offset, self.beta)
+        [found] = draws_of([self._residuals(index)], offset, self.beta)
+        return found
 
     def _residuals(self, index: int) -> Floats:
         drafts, line = self.stages[index], self.lines[index]
@@ -198,15 +246,17 @@ class Fitter:
         beta, limit, wanted = self.beta, self.max_attempts, self.target.value
         found = np.concatenate([part[np.isfinite(part)] for part in residuals])
 
+        weights = [int((~np.isnan(part)).any(1).sum()) for part in residuals]
+
         def excess(offset: float) -> float:
-            draws = draws_of(residuals, offset, beta)
+            pool = Pool(draws_of(residuals, offset, beta), weights, stops=self.stops)
             match self.target.name:
                 case "budget":
-                    return draws.attempts(limit) - wanted
+                    return pool.budget(limit) - wanted
                 case "target_forced":
-                    return draws.forced(limit) - wanted
+                    return pool.forced(limit) - wanted
                 case _:
-                    return wanted - draws.acceptance
+                    return wanted - pool.acceptance
 
         return bisect(excess, found, beta)
 
@@ -257,8 +307,11 @@ def baseline(intercept: float, slope: float, prefix_rewards: Floats) -> Floats:
     return np.asarray(intercept + slope * prefix_rewards)
 
 
-def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> Draws:
-    """Return what drafts say of the draws under a threshold.
+def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> list[Draws]:
+    """Return what drafts say of the draws under a threshold, for each stage.
+
+    What prefixes differ by is taken to be the same in all of them, and is measured within stages:
+    were they thrown together, means of stages that differ would pass for prefixes that do.
 
     Args:
         residuals: Of one stage or several, each `(prefixes, drafts)`; nan where there is no draft,
@@ -266,27 +319,29 @@ def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> Draws:
         offset: How far above the baseline a draft must be, in reward units.
         beta: Acceptance softness, in reward units.
     """
-    means, counts, variances = [], [], []
+    means, squares, freedoms, noises = [], [], [], []
     for part in residuals:
         accepted = acceptances(part, offset, beta)
         drawn = ~np.isnan(part)
         number = drawn.sum(1)
         rows = number > 0
-        mean = np.where(drawn, accepted, 0).sum(1)[rows] / number[rows]
-        square = np.where(drawn, np.square(accepted), 0).sum(1)[rows] / number[rows]
-        means.append(mean)
-        counts.append(number[rows])
+        n = number[rows]
+        p = np.where(drawn, accepted, 0).sum(1)[rows] / n
+        square = np.where(drawn, np.square(accepted), 0).sum(1)[rows] / n
+        means.append(float(np.average(p, weights=n)))
+        squares.append(float(np.square(p - p.mean()).sum()))
+        freedoms.append(len(p) - 1)
         # Unbiased within a prefix; of a single draft there is none.
-        correction = number[rows] / np.maximum(number[rows] - 1, 1)
-        variances.append(np.where(number[rows] > 1, (square - mean**2) * correction, np.nan))
-    p, n, v = np.concatenate(means), np.concatenate(counts), np.concatenate(variances)
-    acceptance = float(np.average(p, weights=n))
-    known = np.isfinite(v)
-    if acceptance in (0.0, 1.0) or known.sum() < 2:
-        return Draws(acceptance, 0.0)
-    noise = float(v[known].mean() * (1 / n[known]).mean())
-    between = max(0.0, float(p[known].var(ddof=1)) - noise)
-    return Draws(acceptance, min(1.0, between / (acceptance * (1 - acceptance))))
+        several = n > 1
+        variances = ((square - p**2) * n / np.maximum(n - 1, 1))[several]
+        noises.append((variances.sum(), several.sum(), (1 / n).sum(), len(n)))
+    noise_sum, num_several, inverses, count = np.sum(noises, axis=0)
+    scale = float(np.mean([mean * (1 - mean) for mean in means]))
+    if scale == 0 or num_several < 2 or not sum(freedoms):
+        return [Draws(mean, 0.0) for mean in means]
+    noise = noise_sum / num_several * inverses / count
+    between = max(0.0, sum(squares) / sum(freedoms) - float(noise))
+    return [Draws(mean, min(1.0, between / scale)) for mean in means]
 
 
 def acceptances(residuals: Floats, offset: float, beta: float) -> Floats:

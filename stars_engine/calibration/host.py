@@ -39,6 +39,11 @@ class Host(Protocol):
         ...
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no more calls."""
+        ...
+
+    @property
     def pilot_lock(self) -> Lock:
         """Held by the one calibration that may run at a time."""
         ...

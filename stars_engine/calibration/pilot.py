@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
-from stars_engine.errors import RewardError
+from stars_engine.errors import CalibrationStoppedError, RewardError
 from stars_engine.loop import Stars
+from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Score
 from stars_engine.rollout import Rollout
 from stars_engine.schedules import CalibratedSchedule, LinearSchedule
 from stars_engine.trial import Trial
 from stars_engine.types import SegmentEvent
+
+STOPPED = "the calibration was told to stop before its last stage"
 
 
 class Pilot(Stars):
@@ -31,7 +34,9 @@ class Pilot(Stars):
         fitter: Fits stages; those it already has are the known ones.
         num_rollouts: How many take part.
         num_drafts: Drafts of each prefix that a stage is fitted to.
+        max_rows: Candidates drafted together at most; more come in several rounds.
         on_stage: Called when a stage has been fitted.
+        should_stop: Asked before each stage is fitted; once it is true, it stays so.
     """
 
     def __init__(
@@ -40,25 +45,52 @@ class Pilot(Stars):
         *,
         num_rollouts: int,
         num_drafts: int,
+        max_rows: int,
         on_stage: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._fitter, self._num_rollouts, self._num_drafts = fitter, num_rollouts, num_drafts
-        self._on_stage = on_stage
+        self._max_rows = max_rows
+        self._on_stage, self._should_stop = on_stage, should_stop
+        self._pieces: dict[Rollout, Trial] = {}  # of who is to draw more for the same stage
         self._trials: dict[Rollout, Trial | None] = {}  # by who takes part; the trial it is at
         self._schedules = [schedule_of(fitter, index) for index in range(len(fitter.lines))]
 
     def num_drafts(self, rollout: Rollout) -> int:
-        """Draw all that the stage is fitted to, at once; once it is, what the loop would."""
+        """Draw what the stage is fitted to, as fast as bounds allow; then, what the loop would."""
         self._trials.setdefault(rollout, None)
         if self._is_open(rollout):
-            return self._num_drafts
+            return min(self._num_drafts - self.first_draft(rollout), self._max_rows)
         return super().num_drafts(rollout)
+
+    def first_draft(self, rollout: Rollout) -> int:
+        """Go on behind the draws that wait for their stage."""
+        earlier = self._pieces.get(rollout)
+        return super().first_draft(rollout) if earlier is None else len(earlier.candidates)
+
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+        """Add drafts to those of earlier rounds."""
+        asked = self.num_drafts(rollout)
+        earlier = self._pieces.pop(rollout, None)
+        if earlier is None:
+            trial = super().open(rollout, candidates)
+        else:
+            rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
+            trial = earlier.extended(candidates, [rollout.reward_input(c) for c in candidates])
+        # Of drafts that fail the first ends what is drawn.
+        lacks = len(candidates) == asked and len(trial.candidates) < self._num_drafts
+        if lacks and self._is_open(rollout):
+            self._pieces[rollout] = trial
+        return trial
 
     def walk(self, trial: Trial) -> SegmentEvent | None:
         """Wait until the stage is fitted, then judge."""
         rollout = trial.rollout
         if self._is_open(rollout):
             if not trial.all_there:
+                return None
+            if self._pieces.get(rollout) is trial:
+                trial.closed = True  # for now: more drafts are to come
                 return None
             self._trials[rollout] = trial
             if not self._all_waiting():
@@ -83,6 +115,8 @@ class Pilot(Stars):
         )
 
     def _fit(self) -> None:
+        if self._should_stop():
+            raise CalibrationStoppedError(STOPPED)
         trials = [t for r, t in self._trials.items() if t is not None and not r.finished]
         try:
             self._fitter.add(_drafts_of(trials))
@@ -111,7 +145,7 @@ def schedule_of(
     assert fitter.beta is not None
     return CalibratedSchedule(
         stages=tuple(fitter.lines[: stage + 1]),
-        terminal=fitter.terminals[stage],
+        terminals=tuple(fitter.terminals[: stage + 1]),
         beta=fitter.beta,
         max_attempts=fitter.max_attempts,
         segment_len=segment_len,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.schedules import CalibratedSchedule
+from stars_engine.schedules import CalibratedSchedule, CurvePoint
 
 _SIZE = (6.4, 3.6)  # inches
 _ABOUT_BORDERS = (
@@ -66,11 +67,12 @@ def write_report(
         _svg(lambda axes: _plot_innovations(axes, report)),
         f"<p>{report.between_prompts:.0%} of the final reward's variance lies between prompts.</p>",
     ]
-    if schedule is not None and schedule.curve:
+    curve = schedule.curve if schedule is not None else report.curve
+    if curve:
         parts += [
             "<h2>What thresholds cost</h2>",
             f"<p>{_ABOUT_CURVE}</p>",
-            _svg(lambda axes: _plot_curve(axes, schedule)),
+            _svg(lambda axes: _plot_curve(axes, curve)),
         ]
     if verification is not None:
         parts += [
@@ -134,13 +136,13 @@ def _plot_innovations(axes: Any, report: TrustReport) -> None:
         axes.legend()
 
 
-def _plot_curve(axes: Any, schedule: CalibratedSchedule) -> None:
-    offsets = [point.offset_sigmas for point in schedule.curve]
-    axes.plot(offsets, [point.acceptance for point in schedule.curve], label="acceptance")
-    axes.plot(offsets, [point.forced for point in schedule.curve], label="forced")
+def _plot_curve(axes: Any, curve: Sequence[CurvePoint]) -> None:
+    offsets = [point.offset_sigmas for point in curve]
+    axes.plot(offsets, [point.acceptance for point in curve], label="acceptance")
+    axes.plot(offsets, [point.forced for point in curve], label="forced")
     axes.set(xlabel="standard deviations above the expected reward", ylim=(0, 1))
     costs = axes.twinx()
-    costs.plot(offsets, [p.budget for p in schedule.curve], "k--", label="drafted over kept")
+    costs.plot(offsets, [p.budget for p in curve], "k--", label="drafted over kept")
     costs.set(ylabel="drafted over kept tokens")
     lines, names = axes.get_legend_handles_labels()
     more, other = costs.get_legend_handles_labels()

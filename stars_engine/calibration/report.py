@@ -18,6 +18,7 @@ from stars_engine.calibration.trust import (
     SegmentTrust,
     between_prompts,
     borders,
+    plain_curve,
     segment_trust,
 )
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
@@ -25,7 +26,7 @@ from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.loading import load_reward
-from stars_engine.schedules import NoSchedule
+from stars_engine.schedules import CalibratedSchedule, CurvePoint, NoSchedule
 from stars_engine.schema import Schema
 from stars_engine.types import Prompt, RewardInput, RewardPrompt, StarsResult
 
@@ -57,6 +58,11 @@ class TrustReport(Schema):
         description="share of the final reward's variance that lies between prompts, 0 to 1"
     )
     remedies: tuple[Remedy, ...] = Field(default=(), description="other ways, measured")
+    curve: tuple[CurvePoint, ...] = Field(
+        default=(),
+        description="acceptance and cost over the offset above the expected reward: of the "
+        "calibration, if one was given, else by the plain answers at the recommended segment_len",
+    )
     recommended_segment_len: int = Field(description="segment length to begin with")
     recommended_budget: float = Field(description="drafted over kept tokens to begin with")
     worthwhile: bool = Field(description="whether STARS is expected to pass Best-of-N")
@@ -86,6 +92,13 @@ class TrustReport(Schema):
                 f"{r.trust.spearman_midway:17.2f}"
                 for r in self.remedies
             ]
+        if self.curve:
+            lines += ["", "above the expected reward   acceptance   drafted over kept   forced"]
+            lines += [
+                f"{p.offset_sigmas:+21.2f} sigma {p.acceptance:12.2f} {p.budget:19.2f} "
+                f"{p.forced:8.3f}"
+                for p in self.curve[::2]
+            ]
         return "\n".join([*lines, "", *self.advice])
 
     def _shown_borders(self) -> list[BorderTrust]:
@@ -100,6 +113,7 @@ def trust_report(
     judge: Judge | RewardConfig | str | None = None,
     num_answers: int = 8,
     remedies: bool = True,
+    schedule: CalibratedSchedule | None = None,
     sampling: SamplingParams | None = None,
     reward_prompt: RewardPrompts = None,
     seed: int = 2,
@@ -115,6 +129,8 @@ def trust_report(
             reward's own. A judge that did not guide is the better one.
         num_answers: Answers per prompt, at least 4.
         remedies: Also measure segments that end with sentences, and a greedy lookahead.
+        schedule: A calibration of the same models, whose curve of acceptance and cost is reported;
+            None: the curve by the plain answers, whose prefixes no threshold has accepted.
         sampling: The proposal and the length; None: the engine's.
         reward_prompt: What the reward reads in place of each prompt.
         seed: Of the answers.
@@ -165,6 +181,9 @@ def trust_report(
         segments=tuple(segments),
         between_prompts=shared,
         remedies=tuple(others),
+        curve=schedule.curve
+        if schedule is not None
+        else plain_curve(plain.coarser(length), max_attempts=AlignParams().max_attempts),
         recommended_segment_len=length,
         recommended_budget=_SHORT if length <= 16 else _LONG,
         worthwhile=worthwhile,

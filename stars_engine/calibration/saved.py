@@ -35,13 +35,26 @@ class SavedStages:
             return
         try:
             values = json.loads(self._path.read_text(encoding="utf-8"))
-            same = values["settings"] == self._settings
+            settings = dict(values["settings"])
             stages = [StageDrafts.from_values(stage) for stage in values["stages"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"{self._path} is no checkpoint of a calibration: {error}; delete it"
             raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
-        if not same:
-            logger.warning("%s belongs to another calibration and is replaced", self._path)
+        names = {**settings, **self._settings}
+        others = [name for name in names if settings.get(name) != self._settings.get(name)]
+        if others == ["stamps"]:
+            logger.warning(
+                "%s was begun with other weights or code (%s): the calibration starts afresh",
+                self._path,
+                ", ".join(_changed(settings.get("stamps"), self._settings["stamps"])),
+            )
+            return
+        if others:
+            logger.warning(
+                "%s belongs to another calibration (other %s) and is replaced",
+                self._path,
+                ", ".join(others),
+            )
             return
         for stage in stages:
             fitter.add(stage)
@@ -62,3 +75,9 @@ class SavedStages:
         """The calibration has ended: the file is of no more use."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _changed(then: Any, now: dict[str, Any]) -> list[str]:
+    """Name the models whose files or source are others."""
+    known = then if isinstance(then, dict) else {}
+    return [name for name in {**known, **now} if known.get(name) != now.get(name)]

@@ -32,6 +32,7 @@ _PROPOSAL = [
 # Of the test: what changes the rewards of drafts, or how many are drawn.
 _TEST = ["segment_len", "segment_end", "min_segment_len", "lookahead", "beta", "max_attempts"]
 # How answers look, but not which pilots were asked.
+_FAR = 2  # times the tokens it was made for, from where on a use is told of
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
 
 
@@ -89,7 +90,10 @@ def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 def warn_of_other_use(
     config: StarsConfig, align: AlignParams, sampling: SamplingParams | None
 ) -> None:
-    """Warn where calibrated thresholds are used with other settings than they were made for."""
+    """Warn where calibrated thresholds are used with other settings than they were made for.
+
+    Also for answers far longer than they were made for; shorter ones get the same thresholds.
+    """
     schedule = align.schedule
     if not isinstance(schedule, CalibratedSchedule) or not schedule.made_for:
         return
@@ -102,6 +106,16 @@ def warn_of_other_use(
             f"thresholds are used with other settings than they were calibrated for: "
             f"{'; '.join(found)}. They may be far off. Cure: calibrate for these settings, or take "
             "AutoSchedule()",
+            StarsWarning,
+            stacklevel=4,
+        )
+    measured = schedule.max_tokens
+    if sampling and measured and sampling.max_tokens > _FAR * measured:
+        # Without the request's own number: warnings of equal text are shown once.
+        warnings.warn(
+            f"thresholds that were calibrated up to {measured} tokens are used for answers of more "
+            f"than {_FAR * measured}: past their last stage they only hold. Cure: calibrate with a "
+            "larger max_tokens, or take AutoSchedule()",
             StarsWarning,
             stacklevel=4,
         )

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stars_engine.schedules import Estimate
+from stars_engine.calibration.fit import OFFSETS, Pool, baseline, draws_of, regress
+from stars_engine.schedules import CurvePoint, Estimate
 from stars_engine.schema import Schema
 
 Floats = NDArray[np.float64]
@@ -148,6 +149,41 @@ def innovations(answers: Answers) -> list[tuple[float, float]]:
         outcome = _centred_by(answers.outcomes[rows], prompts)
         found.append((correlation(new, outcome), len(rows) / len(answers.outcomes)))
     return found
+
+
+def plain_curve(answers: Answers, *, max_attempts: int) -> tuple[CurvePoint, ...]:
+    """Return what offsets above the expected reward would come to, by answers that accept all.
+
+    Each segment's reward is regressed on the one before it, as in a calibration; how prefixes
+    differ is seen in the answers to one prompt. First segments, which continue a prompt, are left
+    out. Nothing where too few answers have a second segment.
+    """
+    prompts = np.unique(answers.prompts)
+    parts, weights = [], []
+    for index in range(1, max(map(len, answers.rewards))):
+        rows = _reaching(answers, index)
+        if len(rows) < _MIN_ANSWERS:
+            break
+        old = np.array([answers.rewards[row][index - 1] for row in rows])
+        new = np.array([answers.rewards[row][index] for row in rows])
+        residuals = new - baseline(*regress(old, new[:, None]), old)
+        own = [residuals[answers.prompts[rows] == prompt] for prompt in prompts]
+        table = np.full((len(prompts), max(map(len, own))), np.nan)
+        for place, values in zip(table, own, strict=True):
+            place[: len(values)] = values
+        parts.append(table)
+        weights.append(len(rows))
+    if not parts:
+        return ()
+    spreads = [float(np.nanstd(part)) for part in parts]
+    points = []
+    for offset in OFFSETS:
+        draws = [
+            draws_of([part], offset * spread, 0.0)[0]
+            for part, spread in zip(parts, spreads, strict=True)
+        ]
+        points.append(Pool(draws, weights, stops=False).at(offset, max_attempts))
+    return tuple(points)
 
 
 def between_prompts(answers: Answers) -> float:

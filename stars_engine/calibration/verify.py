@@ -28,6 +28,8 @@ class Verification(Schema):
         lines = [f"{'':12} {'predicted':>24} {'observed':>24}"]
         for name in Effort.model_fields:
             seen = getattr(self.observed, name)
+            if seen is None:
+                continue
             expected = getattr(self.predicted, name) if self.predicted else None
             shown = expected.shown() if expected else "-"
             mark = "" if expected is None or expected.holds(seen.value) else "  outside"
@@ -66,6 +68,8 @@ def verify(
         raise ConfigError("verify", [Problem("prompts", message)])
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=num_answers)
     base = engine.config.align if align is None else align
+    if base.on_exhausted == "raise":  # the answers are the same, and are to be counted
+        base = base.replace(on_exhausted="stop")
     results = engine.generate(
         prompts,
         sampling=sampling,

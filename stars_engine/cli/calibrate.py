@@ -103,10 +103,12 @@ def calibrate_command(
             typer.echo(verification.summary())
         elif schedule.predicted is not None:
             for name in type(schedule.predicted).model_fields:
-                typer.echo(f"{name:12} {getattr(schedule.predicted, name).shown()}")
+                estimate = getattr(schedule.predicted, name)
+                if estimate is not None:
+                    typer.echo(f"{name:12} {estimate.shown()}")
         if report is not None:
             with messages.status("measuring trust"):
-                trust = trust_report(engine, pilot[:24], judge=as_reward(judge))
+                trust = trust_report(engine, pilot[:24], judge=as_reward(judge), schedule=schedule)
             typer.echo(trust.summary())
             _write(report, trust, schedule, verification)
             messages.say(f"report written to {report}")

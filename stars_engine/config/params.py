@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -229,11 +229,24 @@ class AlignParams(Schema):
         return {**schedule.carried, **values, "schedule": schedule}
 
     def replace(self, **changes: Any) -> Self:
-        """Return a validated copy; a calibrated schedule brings what it was made for."""
-        schedule = changes.get("schedule")
-        if isinstance(schedule, CalibratedSchedule):
-            changes = {**schedule.carried, **changes}
-        return super().replace(**changes)
+        """Return a validated copy; a calibrated schedule brings what it was made for.
+
+        Another schedule in its place does not inherit what the calibrated one brought.
+        """
+        old, new = self.schedule, changes.get("schedule", self.schedule)
+        if isinstance(new, CalibratedSchedule):
+            if new != old:
+                changes = {**new.carried, **changes}
+            return super().replace(**changes)
+        if not isinstance(old, CalibratedSchedule):
+            return super().replace(**changes)
+        brought = old.carried
+        own = {
+            name: getattr(self, name)
+            for name in self.model_fields_set
+            if name not in brought or getattr(self, name) != brought[name]
+        }
+        return type(self)(**{**own, **changes})
 
     @field_validator("beta")
     @classmethod
@@ -257,6 +270,14 @@ class AlignParams(Schema):
             for name in {"segment_len", "beta"} - self.model_fields_set:
                 values.pop(name, None)
         return values
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Leave out what is not settled yet: a number would be taken for the one used."""
+        left = {"segment_len", "beta"} - self.model_fields_set
+        open_ = self.schedule is None or isinstance(self.schedule, AutoSchedule)
+        for name, value in super().__repr_args__():
+            if not (open_ and name in left):
+                yield name, value
 
     @model_validator(mode="after")
     def _auto_agrees(self) -> Self:

@@ -6,6 +6,7 @@ Warnings go to the log, where the engine's thread can speak; `EngineStats` has t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -164,9 +165,13 @@ def deviations(rollout: Rollout) -> list[float]:
     if not isinstance(schedule, CalibratedSchedule):
         return []
     found = []
-    for index, segment in enumerate(rollout.segments):
-        line = schedule.stages[min(index, len(schedule.stages) - 1)]
-        first = segment.attempts[0] if segment.attempts else None
-        if first is not None and first.eligible and line.sigma > 0:
-            found.append((first.reward - first.threshold + line.offset) / line.sigma)
+    prefix_reward = rollout.prompt_reward
+    begun = [*((s.attempts, s.reward) for s in rollout.segments), (rollout.abandoned, None)]
+    for index, (attempts, reward) in enumerate(begun):
+        first = attempts[0] if attempts else None
+        if first is not None and first.eligible:
+            line = schedule.line(index, ends_text=first.ends_text)
+            if line.sigma > 0:
+                found.append((first.reward - line.baseline(prefix_reward)) / line.sigma)
+        prefix_reward = math.nan if reward is None else reward
     return found

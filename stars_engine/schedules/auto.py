@@ -28,7 +28,7 @@ class AutoSchedule(BaseSchedule):
         examples=[0.3],
     )
     target_forced: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="share of segments kept without acceptance", examples=[0.05]
+        default=None, description="share of segments of which no draw is accepted", examples=[0.05]
     )
     segment_len: int | Literal["auto"] = Field(
         default="auto",

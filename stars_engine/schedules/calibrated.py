@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stars_engine.files import Filed
 from stars_engine.schedules.base import BaseSchedule, Progress
@@ -69,6 +69,11 @@ class Effort(Schema):
     )
     budget: Estimate = Field(description="drafted tokens over kept tokens")
     forced: Estimate = Field(description="share of segments kept without acceptance")
+    stopped: Estimate | None = Field(
+        default=None,
+        description="share of answers that end where no draw was accepted, as "
+        "on_exhausted='stop' has it",
+    )
 
 
 class CurvePoint(Schema):
@@ -77,7 +82,10 @@ class CurvePoint(Schema):
     offset_sigmas: float = Field(description="offset over sigma of its stage", examples=[0.5])
     acceptance: float = Field(description="acceptance probability of a first draft, 0 to 1")
     budget: float = Field(description="drafted over kept tokens")
-    forced: float = Field(description="share of segments kept without acceptance, 0 to 1")
+    forced: float = Field(
+        description="share of segments of which no draw is accepted, 0 to 1: they are kept all the "
+        "same, or the answer stops before them"
+    )
 
 
 class CalibratedSchedule(Filed, BaseSchedule):
@@ -85,16 +93,20 @@ class CalibratedSchedule(Filed, BaseSchedule):
 
     The reward of the prefix is known to the loop, so each draft is judged by what it adds to what
     is there: easy prompts and hard ones spend alike. Made by `stars_engine.calibrate`.
+
+    A stage depends on those before it alone, not on `max_tokens`: thresholds made for long answers
+    are those made for short ones, and more. A last segment that `max_tokens` cuts short is judged
+    like a whole one.
     """
 
     kind: Literal["calibrated"] = "calibrated"
     stages: tuple[Line, ...] = Field(
         min_length=1, description="thresholds of segments 0, 1, 2, ...", repr=False
     )
-    terminal: Line | None = Field(
-        default=None,
-        description="threshold of a candidate with which the model ends the answer; None: that of "
-        "its segment",
+    terminals: tuple[Line | None, ...] = Field(
+        default=(),
+        description="thresholds of candidates with which the model ends the answer, in segments "
+        "0, 1, 2, ...; None: that of the segment",
         repr=False,
     )
     segment_len: int = Field(
@@ -116,6 +128,21 @@ class CalibratedSchedule(Filed, BaseSchedule):
         default=(), description="what other offsets would have come to, by the pilot", repr=False
     )
 
+    @model_validator(mode="after")
+    def _terminals_belong_to_stages(self) -> Self:
+        if len(self.terminals) not in (0, len(self.stages)):
+            raise ValueError(
+                f"{len(self.terminals)} terminals for {len(self.stages)} stages; give one for each "
+                "stage (None where there is none), or none at all"
+            )
+        return self
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Completion tokens up to which its stages were measured; None if that is not known."""
+        found = self.made_for.get("pilot", {}).get("max_tokens")
+        return found if isinstance(found, int) else None
+
     @property
     def carried(self) -> dict[str, Any]:
         """Settings of the test that it was made for; they hold where no others are given."""
@@ -131,17 +158,19 @@ class CalibratedSchedule(Filed, BaseSchedule):
     @property
     def needs_prompt_reward(self) -> bool:
         """True if the first segment is measured by RM(x, "")."""
-        return self.stages[0].slope != 0
+        lines = [self.stages[0], *self.terminals[:1]]
+        return any(line is not None and line.slope != 0 for line in lines)
 
-    def line(self, progress: Progress) -> Line:
-        """Return the stage that a candidate belongs to."""
-        if progress.ends_text and self.terminal is not None:
-            return self.terminal
-        return self.stages[min(progress.segment_index, len(self.stages) - 1)]
+    def line(self, segment_index: int, *, ends_text: bool) -> Line:
+        """Return what a candidate for a segment is measured by."""
+        index = min(segment_index, len(self.stages) - 1)
+        terminal = self.terminals[index] if ends_text and self.terminals else None
+        return self.stages[index] if terminal is None else terminal
 
     def threshold(self, progress: Progress) -> float:
         """See `BaseSchedule`."""
-        return self.line(progress).threshold(progress.prefix_reward)
+        line = self.line(progress.segment_index, ends_text=progress.ends_text)
+        return line.threshold(progress.prefix_reward)
 
     def final_threshold(self, progress: Progress) -> float:
         """Return what the last stage asks of a continuation of this prefix."""
