@@ -402,6 +402,40 @@ def test_predictions_hold_for_rewards_of_few_values(
     assert abs(np.mean(errors)) < 0.02
 
 
+@pytest.mark.parametrize("values", [(-1.0, 0.0), (0.0, 1.0), (0.2, 0.9), (-3.0, -0.5)])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("slope", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(
+    "target",
+    [Target("budget", 2.7), Target("target_acceptance", 0.3), Target("target_forced", 0.2)],
+)
+def test_the_best_value_is_always_accepted(
+    values: tuple[float, float], share: float, slope: float, target: Target
+) -> None:
+    """However common it is: a threshold above it would reject every draft."""
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        prefixes = np.array(values)[generator.integers(2, size=96)]
+        chance = np.clip(share + slope * (prefixes == values[1]) - slope / 2, 0, 1)
+        good = generator.random((96, 7)) < chance[:, None]
+        rewards = np.where(good, values[1], values[0])
+        lines = []
+        for scale, shift in ((1.0, 0.0), (100.0, 50.0)):
+            fitter = Fitter(target, max_attempts=20, beta=0.0)
+            no_ends = np.zeros((96, 7), dtype=bool)
+            fitter.add(StageDrafts(prefixes * scale + shift, rewards * scale + shift, no_ends))
+            [line] = fitter.lines
+            lines.append(line)
+            for prefix in set(prefixes.tolist()):
+                assert values[1] * scale + shift > line.threshold(prefix * scale + shift)
+        accepted = [
+            rewards * scale + shift
+            >= np.array([line.threshold(prefix * scale + shift) for prefix in prefixes])[:, None]
+            for line, (scale, shift) in zip(lines, ((1.0, 0.0), (100.0, 50.0)), strict=True)
+        ]
+        assert (accepted[0] == accepted[1]).all()
+
+
 def answers_in_a_world(seed: int, step: float, fitter: Fitter, *, fit: bool) -> np.ndarray:
     """Return counts of answers whose rewards are rounded random walks, harder for some prompts."""
     generator, count = np.random.default_rng(seed), 96

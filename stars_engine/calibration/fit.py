@@ -22,6 +22,8 @@ _FLAT = 0.1  # stages whose spreads differ by less than this share are pooled
 _MIN_TERMINAL = 32  # drafts that end the answer, below which they have no threshold of their own
 _MIN_PREFIXES = 8  # below which a stage keeps the line before it
 _HALVINGS = 60
+_COMMON = 0.1  # share of drafts with the highest reward from which it counts as a ceiling
+_ALIKE = 1e-6  # residuals nearer than this share of their range differ by rounding alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +213,12 @@ class Fitter:
             sigma = float(residuals[np.isfinite(residuals)].std())
             if self.beta is None:
                 self.beta = self.relative_beta * sigma
-            offset = self._offset([*self._kindred(sigma), residuals])
-            self.lines.append(Line(intercept=intercept, slope=slope, offset=offset, sigma=sigma))
+            ceiling = ceiling_of(body)
+            line = Line(intercept=intercept, slope=slope, offset=0, sigma=sigma, ceiling=ceiling)
+            own = residuals_of(line, drafts.prefix_rewards, body)
+            self.lines.append(
+                line.replace(offset=self._offset([*self._kindred(sigma), own], sigma))
+            )
         else:
             self.lines.append(self.lines[-1])  # too few answers are left to regress on
         self.terminals.append(self._fit_terminal())
@@ -226,9 +232,8 @@ class Fitter:
         return found
 
     def _residuals(self, index: int) -> Floats:
-        drafts, line = self.stages[index], self.lines[index]
-        at = baseline(line.intercept, line.slope, drafts.prefix_rewards)
-        return np.asarray(drafts.fitted - at[:, None])
+        drafts = self.stages[index]
+        return residuals_of(self.lines[index], drafts.prefix_rewards, drafts.fitted)
 
     def _kindred(self, sigma: float) -> list[Floats]:
         """Residuals of earlier stages that spread as wide: more draws make a steadier offset.
@@ -241,11 +246,10 @@ class Fitter:
             if abs(self.lines[index].sigma - sigma) <= _FLAT * sigma
         ]
 
-    def _offset(self, residuals: Sequence[Floats]) -> float:
+    def _offset(self, residuals: Sequence[Floats], sigma: float) -> float:
         assert self.beta is not None
         beta, limit, wanted = self.beta, self.max_attempts, self.target.value
-        found = np.concatenate([part[np.isfinite(part)] for part in residuals])
-
+        found = np.concatenate([part[part > -np.inf] for part in residuals])
         weights = [int((~np.isnan(part)).any(1).sum()) for part in residuals]
 
         def excess(offset: float) -> float:
@@ -258,7 +262,9 @@ class Fitter:
                 case _:
                     return wanted - pool.acceptance
 
-        return bisect(excess, found, beta)
+        if beta > 0:
+            return crossing(excess, found[np.isfinite(found)], beta)
+        return nearest_gap(excess, found, sigma)
 
     def _fit_terminal(self) -> Line | None:
         """Give drafts that end the answer a line of their own: they are judged by other words."""
@@ -269,13 +275,41 @@ class Fitter:
         rewards = np.concatenate(ends)
         known = np.isfinite(rewards).any(1)
         intercept, slope = regress(prefixes[known], rewards[known])
-        residuals = rewards[known] - baseline(intercept, slope, prefixes[known])[:, None]
-        return Line(
-            intercept=intercept,
-            slope=slope,
-            offset=self._offset([residuals]),
-            sigma=float(residuals[np.isfinite(residuals)].std()),
-        )
+        prefixes, rewards = prefixes[known], rewards[known]
+        residuals = rewards - baseline(intercept, slope, prefixes)[:, None]
+        sigma = float(residuals[np.isfinite(residuals)].std())
+        ceiling = ceiling_of(rewards)
+        line = Line(intercept=intercept, slope=slope, offset=0, sigma=sigma, ceiling=ceiling)
+        return line.replace(offset=self._offset([residuals_of(line, prefixes, rewards)], sigma))
+
+
+def residuals_of(line: Line, prefix_rewards: Floats, rewards: Floats) -> Floats:
+    """Return how far drafts are above the baseline; inf for those that no threshold rejects.
+
+    Args:
+        line: Baseline and ceiling.
+        prefix_rewards: `(prefixes,)`.
+        rewards: `(prefixes, drafts)`.
+    """
+    found = rewards - baseline(line.intercept, line.slope, prefix_rewards)[:, None]
+    if line.ceiling is None:
+        return np.asarray(found)
+    return np.where(rewards >= line.ceiling, np.inf, found)
+
+
+def ceiling_of(rewards: Floats) -> float | None:
+    """Return the middle between the highest reward and the next; None if few drafts reach it.
+
+    Many drafts of one highest reward mean that there is no more to be had. A threshold above it
+    would reject every draft of the prefixes that promise most.
+    """
+    found = rewards[np.isfinite(rewards)]
+    top, width = float(found.max()), float(np.ptp(found))
+    at_top = found >= top - _ALIKE * width
+    if width == 0 or at_top.mean() < _COMMON:
+        return None
+    below = float(found[~at_top].max())
+    return below + (top - below) / 2
 
 
 def regress(prefix_rewards: Floats, rewards: Floats) -> tuple[float, float]:
@@ -352,12 +386,8 @@ def acceptances(residuals: Floats, offset: float, beta: float) -> Floats:
     return np.where(np.isnan(gaps), np.nan, gaps >= 0)
 
 
-def bisect(rising: Callable[[float], float], residuals: Floats, beta: float) -> float:
-    """Return where a function that rises with the offset passes 0, within the residuals' range.
-
-    Under a hard test (beta 0) nothing changes between two neighbouring residuals: the middle of
-    that gap is returned, so that rounding cannot move a draw across the threshold.
-    """
+def crossing(rising: Callable[[float], float], residuals: Floats, beta: float) -> float:
+    """Return where a function that rises with the offset passes 0: of the soft test."""
     low, high = float(residuals.min()), float(residuals.max())
     width = high - low
     low, high = low - width - 10 * beta, high + width + 10 * beta
@@ -367,10 +397,35 @@ def bisect(rising: Callable[[float], float], residuals: Floats, beta: float) -> 
             low = middle
         else:
             high = middle
-    if beta > 0:
-        return high
-    ordered = np.unique(residuals)
-    place = int(np.searchsorted(ordered, high, side="left"))
-    if 0 < place < len(ordered):
-        return float(ordered[place - 1] + (ordered[place] - ordered[place - 1]) / 2)
     return high
+
+
+def nearest_gap(rising: Callable[[float], float], residuals: Floats, sigma: float) -> float:
+    """Return the offset at which a function that rises with it is nearest to 0: of the hard test.
+
+    Nothing changes between two neighbouring residuals: the middle of a gap is returned, so that
+    rounding cannot move a draw across the threshold. An offset above all residuals is out of the
+    question, since no draw would be acceptable: few values leave nothing between "all of the best"
+    and "none".
+
+    Args:
+        rising: The function.
+        residuals: Any number; inf for drafts that are accepted whatever the offset.
+        sigma: Standard deviation of the finite ones, or more; what is far below it is rounding.
+    """
+    ordered = np.unique(residuals[np.isfinite(residuals)])
+    apart = np.diff(ordered) > _ALIKE * sigma
+    middles = (ordered[:-1] + np.diff(ordered) / 2)[apart]
+    offsets = [float(ordered[0]) - sigma, *middles.tolist()]
+    if np.isinf(residuals).any():
+        offsets.append(float(ordered[-1]) + sigma)
+    low, high = 0, len(offsets) - 1  # the first at which the target is reached, if there is one
+    while low < high:
+        middle = (low + high) // 2
+        if rising(offsets[middle]) < 0:
+            low = middle + 1
+        else:
+            high = middle
+    near = offsets[max(0, low - 1) : low + 1]
+    distances = [abs(rising(offset)) for offset in near]
+    return float(near[distances.index(min(distances))])

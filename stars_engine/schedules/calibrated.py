@@ -12,7 +12,7 @@ from stars_engine.schema import Schema
 
 
 class Line(Schema):
-    """tau = intercept + slope * RM(x, prefix) + offset."""
+    """tau = intercept + slope * RM(x, prefix) + offset, and no higher than the ceiling."""
 
     intercept: float = Field(
         allow_inf_nan=False,
@@ -34,6 +34,14 @@ class Line(Schema):
         examples=[0.6],
     )
 
+    ceiling: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="highest threshold ever asked for, where the reward has a highest value: just "
+        "below it; reward units. None: there is no such value",
+        examples=[0.95],
+    )
+
     def baseline(self, prefix_reward: float) -> float:
         """Return the reward expected of a draft that continues a prefix."""
         if self.slope == 0:
@@ -42,7 +50,8 @@ class Line(Schema):
 
     def threshold(self, prefix_reward: float) -> float:
         """Return tau."""
-        return self.baseline(prefix_reward) + self.offset
+        tau = self.baseline(prefix_reward) + self.offset
+        return tau if self.ceiling is None or not tau > self.ceiling else self.ceiling
 
 
 class Estimate(Schema):
