@@ -25,8 +25,9 @@ from stars_engine import (
 )
 from stars_engine.backends.base import DraftRequest, PromptedModel
 from stars_engine.calibration import effort
+from stars_engine.calibration.draws import Draws, Pool, draws_of
 from stars_engine.calibration.effort import effort_of, observed_effort, predict
-from stars_engine.calibration.fit import Draws, Fitter, Pool, StageDrafts, Target, draws_of, regress
+from stars_engine.calibration.fit import Fitter, StageDrafts, Target, regress
 from stars_engine.config import EngineParams
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.types import RewardInput

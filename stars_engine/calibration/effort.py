@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.calibration.fit import OFFSETS, Fitter, Pool
+from stars_engine.calibration.draws import Pool
+from stars_engine.calibration.fit import OFFSETS, Fitter
 from stars_engine.schedules import CurvePoint, Effort, Estimate
 from stars_engine.types import StarsResult
 

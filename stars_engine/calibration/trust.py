@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stars_engine.calibration.fit import OFFSETS, Pool, baseline, draws_of, regress
+from stars_engine.calibration.draws import Pool, draws_of
+from stars_engine.calibration.fit import OFFSETS, baseline, regress
 from stars_engine.schedules import CurvePoint, Estimate
 from stars_engine.schema import Schema
 
