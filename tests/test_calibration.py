@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,26 @@ import pytest
 from stars_engine import (
     AlignParams,
     CalibratedSchedule,
+    CompositeReward,
     ConfigError,
     NoSchedule,
     RewardError,
+    RewardPart,
     SamplingParams,
     StarsConfig,
     StarsEngine,
     StarsWarning,
+    TokenIds,
     calibrate,
+    standardize,
+    trust_report,
     verify,
 )
 from stars_engine.backends.base import DraftRequest, PromptedModel
 from stars_engine.calibration import effort
 from stars_engine.calibration.effort import effort_of, observed_effort, predict
 from stars_engine.calibration.fit import Draws, Fitter, Pool, StageDrafts, Target, draws_of, regress
+from stars_engine.calibration.pilot import Pilot, opening_schedule
 from stars_engine.config import EngineParams
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.types import RewardInput
@@ -491,6 +498,10 @@ def test_a_reward_that_fails_in_the_pilot_is_told(engine: StarsEngine) -> None:
         ({"num_drafts": 21}, ["num_drafts", "21", "max_attempts=20"]),
         ({"sampling": SamplingParams(temperature=0)}, ["temperature", "above 0"]),
         ({"prompts": ["a"]}, ["prompts", "1", "at least 8"]),
+        ({"prompts": "a string of many characters"}, ["prompts", "one str", "a list", "Cure"]),
+        ({"prompts": TokenIds(range(9))}, ["prompts", "one TokenIds", "a list", "Cure"]),
+        ({"prompts": iter(OPENINGS)}, ["prompts", "list_iterator", "a list", "list(...)"]),
+        ({"prompts": [1] * 8}, ["prompts", "int", "index 0", "TokenIds", "Cure"]),
         ({"prompts": ["a"] * 300}, ["prompts", "300", "max_active=256"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -500,6 +511,34 @@ def test_arguments_out_of_range(engine: StarsEngine, arguments: dict, words: lis
         calibrate(engine, **{"prompts": OPENINGS, **arguments})
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("prompts", ["a string of many characters", [1] * 8, []])
+def test_whatever_takes_prompts_checks_them(
+    engine: StarsEngine, schedule: CalibratedSchedule, prompts: object
+) -> None:
+    part = RewardPart(reward=engine.config.reward)
+    reward = CompositeReward(parts={"a": part})
+    config = StarsConfig(model="stars:embedded-lm", reward=reward)
+    with StarsEngine(config) as composite:
+        for call in (
+            lambda: verify(engine, schedule, prompts),
+            lambda: trust_report(engine, prompts),
+            lambda: standardize(composite, prompts),
+        ):
+            with pytest.raises(ConfigError, match=r"prompts: .* is not allowed; "):
+                call()
+
+
+def test_a_pilot_waits_for_those_only_that_come(engine: StarsEngine) -> None:
+    """One string is one prompt to the engine, however long it is."""
+    fitter = Fitter(Target("budget", 2.0), max_attempts=4, beta=0.0, stops=False)
+    pilot = Pilot(fitter, num_drafts=4, max_rows=64)
+    align = AlignParams(segment_len=8, max_attempts=4, schedule=opening_schedule())
+    call = partial(engine.decode, OPENINGS[0], pilot, sampling=SAMPLING, align=align)
+    with ThreadPoolExecutor(1) as pool:
+        [result] = pool.submit(call).result(timeout=60)
+    assert len(result.segments) == len(fitter.lines) == 3
 
 
 def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(

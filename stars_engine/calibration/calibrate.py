@@ -13,7 +13,7 @@ from stars_engine.calibration.effort import effort_curve, pilot_effort
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot import STOPPED, Pilot, opening_schedule, schedule_of
-from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.calibration.saved import SavedStages
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.calibration.stamps import stamps
@@ -92,6 +92,7 @@ def calibrate(
     _check_settings(target, sampling, align)
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
+    prompts = checked_prompts("calibrate", prompts)
     _check_number(len(prompts), engine.config.engine.max_active)
     if num_drafts is None:
         num_drafts = max(4, math.ceil(_DRAFTS_PER_STAGE / len(prompts)))
@@ -133,7 +134,6 @@ def calibrate(
 
     decoding = Pilot(
         fitter,
-        num_rollouts=len(prompts),
         num_drafts=num_drafts,
         max_rows=engine.config.engine.max_rows,
         on_stage=stage_done,

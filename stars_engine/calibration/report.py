@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stars_engine.calibration.calibrate import default_segment_len
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.calibration.trust import (
     WORTHWHILE,
     Answers,
@@ -140,6 +140,7 @@ def trust_report(
     """
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:24]
+    prompts = checked_prompts("trust_report", prompts)
     if len(prompts) < 4 or num_answers < 4:
         name, count = (
             ("prompts", len(prompts)) if len(prompts) < 4 else ("num_answers", num_answers)
