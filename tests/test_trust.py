@@ -12,6 +12,7 @@ import pytest
 from stars_engine import (
     ClassifierReward,
     ConfigError,
+    RewardError,
     SamplingParams,
     StarsEngine,
     calibrate,
@@ -210,10 +211,45 @@ def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> N
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"prompts": ["a"]}, ["prompts", "1"]), ({"num_answers": 2}, ["num_answers", "2"])],
+    [
+        ({"prompts": ["a"]}, ["prompts", "1"]),
+        ({"num_answers": 2}, ["num_answers", "2"]),
+        ({"num_answers": "many"}, ["num_answers", "'many'", "4 or more"]),
+        ({"judge": 3}, ["judge", "3", "f(prompt, answer)"]),
+        ({"judge": SamplingParams()}, ["judge", "SamplingParams", "f(prompt, answer)"]),
+        ({"sampling": SamplingParams(max_tokens=3)}, ["sampling.max_tokens", "3", "4 or more"]),
+    ],
 )
-def test_too_few_to_tell(engine: StarsEngine, arguments: dict, words: list[str]) -> None:
+def test_what_cannot_tell_is_refused_before_the_pilot(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, arguments: dict, words: list[str]
+) -> None:
+    monkeypatch.setattr(StarsEngine, "generate", lambda *_, **__: pytest.fail("a pilot was run"))
     with pytest.raises(ConfigError) as caught:
         trust_report(engine, **{"prompts": ["a"] * 4, **arguments})
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (lambda prompt, answer: 1 / 0, "ZeroDivisionError"),
+        (lambda: 1.0, "TypeError"),
+        (lambda prompt, answer: "good", "ValueError"),
+    ],
+)
+def test_a_judge_that_fails_is_named(
+    engine: StarsEngine, prompts: list[str], judge: object, words: str
+) -> None:
+    sampling = SamplingParams(max_tokens=4)
+    with pytest.raises(RewardError, match=rf"the judge failed .*prompts\[0\]: {words}.*Cure"):
+        trust_report(
+            engine, prompts[:4], sampling=sampling, num_answers=4, remedies=False, judge=judge
+        )
+
+
+def test_the_shortest_answers_that_can_be_told_of(engine: StarsEngine, prompts: list[str]) -> None:
+    sampling = SamplingParams(max_tokens=4)
+    report = trust_report(engine, prompts[:4], sampling=sampling, num_answers=4, remedies=False)
+    assert [segment.segment_len for segment in report.segments] == [4]
+    assert report.summary()
