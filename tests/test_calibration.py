@@ -259,8 +259,21 @@ def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> N
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("name", ["nowhere/pilot.json", "folder"])
+def test_a_checkpoint_that_cannot_be_written_is_told_at_once(
+    engine: StarsEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(StarsEngine, "decode", lambda *_, **__: pytest.fail("a pilot was run"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=r"checkpoint file: .*directory.*; "):
+        calibrate(engine, OPENINGS, checkpoint=tmp_path / name, **QUICK)
+
+
 def test_an_interrupted_calibration_goes_on(
-    engine: StarsEngine, schedule: CalibratedSchedule, tmp_path: Path
+    engine: StarsEngine,
+    schedule: CalibratedSchedule,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
     stages: list[int] = []
@@ -277,6 +290,8 @@ def test_an_interrupted_calibration_goes_on(
     again = calibrate(engine, OPENINGS, progress=lambda done, _: stages.append(done), **arguments)
     assert_same(again, schedule)
     assert stages == [3]  # the first two were not measured again
+    assert again.stages[:2] == schedule.stages[:2]  # and are the same bit for bit
+    assert "goes on after 2 of 3 stages" in caplog.text
     file.write_text("{}")
     with pytest.raises(ConfigError, match=r"checkpoint.*delete it"):
         calibrate(engine, OPENINGS, **arguments)

@@ -78,11 +78,13 @@ def calibrate(
         progress: Called with the stages done and the stages in all, on the engine's thread: it
             must be short. What it raises is logged.
         checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it,
-            unless weights' files or a function's source have changed since.
+            and says so, unless weights' files or a function's source have changed since. Kept
+            stages are the same bit for bit. Later ones are up to float32 rounding: prefixes are
+            drafted again in smaller batches, which round otherwise.
         should_stop: Asked before each stage, like `progress`: true ends the calibration, for good.
 
     Raises:
-        ConfigError: An argument is out of its range.
+        ConfigError: An argument is out of its range, or `checkpoint` cannot be written.
         RequestError: The reward failed on a pilot prompt.
         CalibrationStoppedError: `should_stop` said so.
     """
@@ -122,7 +124,7 @@ def calibrate(
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
     stamped = {} if checkpoint is None else stamps(engine.config)
     saved = SavedStages(checkpoint, {**made_for, "pilot": pilot, "stamps": stamped})
-    saved.restore(fitter)
+    saved.restore(fitter, num_stages)
 
     def stage_done() -> None:
         try:
