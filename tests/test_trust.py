@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from pathlib import Path
@@ -137,12 +138,21 @@ def test_a_report_of_the_embedded_pair(
     text = report.summary()
     for line in report.advice:
         assert line in text
+    budget, share = report.recommended_budget, report.between_prompts
+    words = [
+        f"segment_len={report.recommended_segment_len} and budget={budget}",
+        f"{share:.0%} of the final reward's variance lies between prompts",
+    ]
+    for word in words:
+        assert word in text
     schedule = calibrate(
         engine, [*prompts, "A", "B"], segment_len=16, sampling=sampling, num_drafts=4
     )
     write_report(tmp_path / "r.html", report, schedule)
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == 4
+    for word in words:
+        assert html.escape(word) in page.partition("<pre>")[0]
     assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|<!DOCTYPE[^>]*>', "", page).replace(
         "http://www.w3.org", ""
     ).replace("http://purl.org", "").replace("http://creativecommons.org", "")
@@ -205,8 +215,10 @@ def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> N
     flat = [s.replace(advantage=s.advantage.replace(value=0.9)) for s in segments]
     length, worthwhile = _recommend(flat, 8)
     assert not worthwhile
-    [first, *_] = _advise(flat, [], length, 0.7, worthwhile=worthwhile)
+    [first, *others] = _advise(flat, [], length, 0.7, worthwhile=worthwhile)
     assert "best_of_n" in first
+    assert any("all the same" in line and "budget=" in line for line in others)
+    assert any("70%" in line and "calibrated" in line for line in others)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def trust_report(
         if schedule is not None
         else plain_curve(plain.coarser(length), max_attempts=AlignParams().max_attempts),
         recommended_segment_len=length,
-        recommended_budget=_SHORT if length <= 16 else _LONG,
+        recommended_budget=_budget(length),
         worthwhile=worthwhile,
         advice=tuple(_advise(segments, others, length, shared, worthwhile=worthwhile)),
     )
@@ -299,6 +299,10 @@ def _recommend(segments: Sequence[SegmentTrust], default: int) -> tuple[int, boo
     return chosen.segment_len, bool(chosen.advantage.value >= WORTHWHILE)
 
 
+def _budget(segment_len: int) -> float:
+    return _SHORT if segment_len <= 16 else _LONG
+
+
 def _advise(
     segments: Sequence[SegmentTrust],
     remedies: Sequence[Remedy],
@@ -329,16 +333,26 @@ def _advise(
             "tells how the answer ends. Use engine.best_of_n(...), a longer segment, or a reward "
             "that was trained on prefixes."
         )
+    begin = "Begin with" if worthwhile else "If STARS is to be tried all the same, begin with"
+    lines.append(
+        f"{begin} segment_len={length} and budget={_budget(length)}, which is tokens drafted "
+        "for each one kept."
+    )
     if chosen.spearman_midway < 0.3:
         lines.append(
             f"Half way the reward ranks answers to one prompt with a correlation of only "
             f"{chosen.spearman_midway:.2f} with the outcome."
         )
-    if shared > 0.5:
-        lines.append(
-            f"{shared:.0%} of the reward's variance lies between prompts: fixed thresholds would "
-            "force hard prompts and wave easy ones through. Use calibrated ones."
+    lines.append(
+        f"{shared:.0%} of the final reward's variance lies between prompts, the rest between "
+        "answers to one prompt"
+        + (
+            ": fixed thresholds would force hard prompts and wave easy ones through. Use "
+            "calibrated ones."
+            if shared > 0.5
+            else ", which is what a choice of answers can gain by."
         )
+    )
     if remedies:
         plain, *others = remedies
         best = max(others, key=lambda r: np.nan_to_num(r.trust.advantage.value, nan=-1.0))
