@@ -91,11 +91,16 @@ def calibrate(
     target = _target(budget, target_acceptance, target_forced)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
     align = _test(engine, align, segment_len, relative_beta)
-    _check_settings(target, sampling, align)
+    check_settings(target, sampling, align, engine.config.engine.max_active)
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
-    prompts = checked_prompts("calibrate", prompts)
-    _check_number(len(prompts), engine.config.engine.max_active)
+    prompts = checked_prompts("calibrate", prompts, least=MIN_PROMPTS)
+    if len(prompts) > (max_active := engine.config.engine.max_active):
+        raise _problem(
+            "prompts",
+            len(prompts),
+            f"at most EngineParams.max_active={max_active}, since pilots advance together",
+        )
     if num_drafts is None:
         num_drafts = max(4, math.ceil(_DRAFTS_PER_STAGE / len(prompts)))
         num_drafts = min(num_drafts, align.max_attempts)
@@ -239,7 +244,21 @@ def _target(
     return Target(name, float(value))
 
 
-def _check_settings(target: Target, sampling: SamplingParams, align: AlignParams) -> None:
+def check_settings(
+    target: Target, sampling: SamplingParams, align: AlignParams, max_active: int
+) -> None:
+    """Check what needs neither models nor prompts.
+
+    Raises:
+        ConfigError: No thresholds can be found with these settings.
+    """
+    if max_active < MIN_PROMPTS:
+        raise _problem(
+            "EngineParams.max_active",
+            max_active,
+            f"at least {MIN_PROMPTS}, since a calibration's pilots advance together, better 100; "
+            f"or give thresholds of your own, ConstantSchedule(value=...)",
+        )
     if target.name == "budget" and target.value >= align.max_attempts:
         raise _problem(
             "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"
@@ -253,17 +272,6 @@ def _check_settings(target: Target, sampling: SamplingParams, align: AlignParams
         )
     if align.max_attempts < 2:
         raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
-
-
-def _check_number(num_prompts: int, max_active: int) -> None:
-    if num_prompts < MIN_PROMPTS:
-        raise _problem("prompts", num_prompts, f"at least {MIN_PROMPTS} prompts; better 100")
-    if num_prompts > max_active:
-        raise _problem(
-            "prompts",
-            num_prompts,
-            f"at most EngineParams.max_active={max_active}, since pilots advance together",
-        )
 
 
 def _as_text(prompt: Prompt) -> str:
