@@ -43,6 +43,9 @@ class Plain:
     The reward of an answer cut by a bound is None.
     """
 
+    def expect(self, num_rollouts: int) -> None:
+        """Rollouts do not know of each other."""
+
     def num_drafts(self, rollout: Rollout) -> int:
         """One."""
         return 1

@@ -200,6 +200,7 @@ class StarsEngine(Handle):
         """
         call = self._call(prompts, sampling, align, reward_prompt)
         call.decoding = decoding
+        decoding.expect(call.num_answers)
         results: list[StarsResult] = self._wait(self._submit(call))
         return results
 

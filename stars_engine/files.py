@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -139,6 +140,21 @@ def check_suffix(path: Path, title: str) -> None:
     """
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise file_error(path, title, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
+
+
+def check_writable(path: Path, title: str) -> None:
+    """Check, before long work, that its result can be written; writes nothing.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise file_error(path, title, f"there is no directory {folder}; make it, or take another")
+    if path.is_dir():
+        raise file_error(path, title, "is a directory; give a file in it")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise file_error(path, title, "cannot be written: no permission; take another path")
 
 
 def file_error(path: Path, title: str, message: str) -> ConfigError:

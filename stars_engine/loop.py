@@ -40,6 +40,9 @@ def stars(
 class Stars:
     """A `Decoding`: each segment is drafted until one draw passes the threshold."""
 
+    def expect(self, num_rollouts: int) -> None:
+        """Rollouts do not know of each other."""
+
     def num_drafts(self, rollout: Rollout) -> int:
         """Draw `num_candidates` at once; the last round is cut at `max_attempts`."""
         return min(rollout.align.num_candidates, rollout.max_attempts - len(rollout.draws))

@@ -103,6 +103,10 @@ class Trial:
 class Decoding(Protocol):
     """How drafts become text: by rejection sampling (`loop.py`), or plainly (`baselines.py`)."""
 
+    def expect(self, num_rollouts: int) -> None:
+        """Note how many rollouts will come, before the first does."""
+        ...
+
     def num_drafts(self, rollout: Rollout) -> int:
         """Return how many draws of the next segment to make together."""
         ...

@@ -20,6 +20,8 @@ from stars_engine import (
     AlignParams,
     AutoSchedule,
     CalibratedSchedule,
+    ConfigError,
+    EngineParams,
     SamplingParams,
     StarsConfig,
     StarsEngine,
@@ -74,6 +76,29 @@ def test_thresholds_are_found_once_and_kept(
         assert answer.schedule_hash == kept.content_hash()
         second.generate("A film", align=AUTO.replace(max_attempts=5))
     assert len(runs) == 2  # other settings, other thresholds
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sampling": TINY.replace(temperature=0)}, ["temperature", "above 0"]),
+        ({"engine": EngineParams(max_active=4)}, ["max_active: 4 is not", "at least 8"]),
+    ],
+)
+def test_what_gives_no_thresholds_is_told_before_any_are_promised(
+    cache: Path,
+    runs: list[int],
+    caplog: pytest.LogCaptureFixture,
+    settings: dict,
+    words: list[str],
+) -> None:
+    config = StarsConfig(**{"align": AUTO, "sampling": TINY, **settings})
+    with StarsEngine(config) as own, pytest.raises(ConfigError) as caught:
+        own.generate("A film")
+    for word in [*words, "ConstantSchedule"]:
+        assert word in str(caught.value)
+    assert "calibrating" not in caplog.text
+    assert runs == []
 
 
 def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -> None:

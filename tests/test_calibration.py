@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,19 @@ import pytest
 from stars_engine import (
     AlignParams,
     CalibratedSchedule,
+    CompositeReward,
     ConfigError,
     NoSchedule,
     RewardError,
+    RewardPart,
     SamplingParams,
     StarsConfig,
     StarsEngine,
     StarsWarning,
+    TokenIds,
     calibrate,
+    standardize,
+    trust_report,
     verify,
 )
 from stars_engine.backends.base import DraftRequest, PromptedModel
@@ -28,6 +34,7 @@ from stars_engine.calibration import effort
 from stars_engine.calibration.draws import Draws, Pool, draws_of
 from stars_engine.calibration.effort import effort_of, observed_effort, predict
 from stars_engine.calibration.fit import Fitter, StageDrafts, Target, regress
+from stars_engine.calibration.pilot import Pilot, opening_schedule
 from stars_engine.config import EngineParams
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.types import RewardInput
@@ -253,8 +260,21 @@ def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> N
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("name", ["nowhere/pilot.json", "folder"])
+def test_a_checkpoint_that_cannot_be_written_is_told_at_once(
+    engine: StarsEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(StarsEngine, "decode", lambda *_, **__: pytest.fail("a pilot was run"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=r"checkpoint file: .*directory.*; "):
+        calibrate(engine, OPENINGS, checkpoint=tmp_path / name, **QUICK)
+
+
 def test_an_interrupted_calibration_goes_on(
-    engine: StarsEngine, schedule: CalibratedSchedule, tmp_path: Path
+    engine: StarsEngine,
+    schedule: CalibratedSchedule,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
     stages: list[int] = []
@@ -271,6 +291,8 @@ def test_an_interrupted_calibration_goes_on(
     again = calibrate(engine, OPENINGS, progress=lambda done, _: stages.append(done), **arguments)
     assert_same(again, schedule)
     assert stages == [3]  # the first two were not measured again
+    assert again.stages[:2] == schedule.stages[:2]  # and are the same bit for bit
+    assert "goes on after 2 of 3 stages" in caplog.text
     file.write_text("{}")
     with pytest.raises(ConfigError, match=r"checkpoint.*delete it"):
         calibrate(engine, OPENINGS, **arguments)
@@ -526,6 +548,10 @@ def test_a_reward_that_fails_in_the_pilot_is_told(engine: StarsEngine) -> None:
         ({"num_drafts": 21}, ["num_drafts", "21", "max_attempts=20"]),
         ({"sampling": SamplingParams(temperature=0)}, ["temperature", "above 0"]),
         ({"prompts": ["a"]}, ["prompts", "1", "at least 8"]),
+        ({"prompts": "a string of many characters"}, ["prompts", "one str", "a list", "Cure"]),
+        ({"prompts": TokenIds(range(9))}, ["prompts", "one TokenIds", "a list", "Cure"]),
+        ({"prompts": iter(OPENINGS)}, ["prompts", "list_iterator", "a list", "list(...)"]),
+        ({"prompts": [1] * 8}, ["prompts", "int", "index 0", "TokenIds", "Cure"]),
         ({"prompts": ["a"] * 300}, ["prompts", "300", "max_active=256"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -535,6 +561,34 @@ def test_arguments_out_of_range(engine: StarsEngine, arguments: dict, words: lis
         calibrate(engine, **{"prompts": OPENINGS, **arguments})
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("prompts", ["a string of many characters", [1] * 8, []])
+def test_whatever_takes_prompts_checks_them(
+    engine: StarsEngine, schedule: CalibratedSchedule, prompts: object
+) -> None:
+    part = RewardPart(reward=engine.config.reward)
+    reward = CompositeReward(parts={"a": part})
+    config = StarsConfig(model="stars:embedded-lm", reward=reward)
+    with StarsEngine(config) as composite:
+        for call in (
+            lambda: verify(engine, schedule, prompts),
+            lambda: trust_report(engine, prompts),
+            lambda: standardize(composite, prompts),
+        ):
+            with pytest.raises(ConfigError, match=r"prompts: .* is not allowed; "):
+                call()
+
+
+def test_a_pilot_waits_for_those_only_that_come(engine: StarsEngine) -> None:
+    """One string is one prompt to the engine, however long it is."""
+    fitter = Fitter(Target("budget", 2.0), max_attempts=4, beta=0.0, stops=False)
+    pilot = Pilot(fitter, num_drafts=4, max_rows=64)
+    align = AlignParams(segment_len=8, max_attempts=4, schedule=opening_schedule())
+    call = partial(engine.decode, OPENINGS[0], pilot, sampling=SAMPLING, align=align)
+    with ThreadPoolExecutor(1) as pool:
+        [result] = pool.submit(call).result(timeout=60)
+    assert len(result.segments) == len(fitter.lines) == 3
 
 
 def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(

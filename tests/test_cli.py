@@ -214,6 +214,40 @@ def test_thresholds_of_a_file_stay_with_its_pair(tmp_path: Path) -> None:
         assert "--threshold" in run.stderr
 
 
+@pytest.mark.parametrize("option", ["--out", "--report"])
+def test_where_results_go_is_looked_at_before_the_pilot(tmp_path: Path, option: str) -> None:
+    args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
+    run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
+    assert run.returncode == 2
+    assert "there is no directory" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_calibration_says_that_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A film\n" * 8)
+    args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", "--no-verify"]
+    args += ["--prompts", "prompts.txt", "--out", "s.yaml"]
+    script = (
+        "from stars_engine.calibration.saved import SavedStages\n"
+        "from stars_engine.cli import main\n"
+        "SavedStages.discard = lambda _: None  # as if interrupted after the last stage\n"
+        "main()\n"
+    )
+    first = subprocess.run(
+        [sys.executable, "-c", script, *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert first.returncode == 0, first.stderr
+    assert "goes on" not in first.stderr
+    again = stars(*args, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after 1 of 1 stages, which s.yaml.partial has kept" in again.stderr
+    assert not (tmp_path / "s.yaml.partial").exists()
+
+
 def test_messages_are_not_wrapped_where_no_terminal_is() -> None:
     args = ["generate", "A", "--beta", "-1"]
     run = subprocess.run(

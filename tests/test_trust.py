@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from stars_engine import (
     ClassifierReward,
     ConfigError,
+    RewardError,
     SamplingParams,
     StarsEngine,
     calibrate,
@@ -136,12 +138,21 @@ def test_a_report_of_the_embedded_pair(
     text = report.summary()
     for line in report.advice:
         assert line in text
+    budget, share = report.recommended_budget, report.between_prompts
+    words = [
+        f"segment_len={report.recommended_segment_len} and budget={budget}",
+        f"{share:.0%} of the final reward's variance lies between prompts",
+    ]
+    for word in words:
+        assert word in text
     schedule = calibrate(
         engine, [*prompts, "A", "B"], segment_len=16, sampling=sampling, num_drafts=4
     )
     write_report(tmp_path / "r.html", report, schedule)
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == 4
+    for word in words:
+        assert html.escape(word) in page.partition("<pre>")[0]
     assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|<!DOCTYPE[^>]*>', "", page).replace(
         "http://www.w3.org", ""
     ).replace("http://purl.org", "").replace("http://creativecommons.org", "")
@@ -204,16 +215,53 @@ def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> N
     flat = [s.replace(advantage=s.advantage.replace(value=0.9)) for s in segments]
     length, worthwhile = _recommend(flat, 8)
     assert not worthwhile
-    [first, *_] = _advise(flat, [], length, 0.7, worthwhile=worthwhile)
+    [first, *others] = _advise(flat, [], length, 0.7, worthwhile=worthwhile)
     assert "best_of_n" in first
+    assert any("all the same" in line and "budget=" in line for line in others)
+    assert any("70%" in line and "calibrated" in line for line in others)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"prompts": ["a"]}, ["prompts", "1"]), ({"num_answers": 2}, ["num_answers", "2"])],
+    [
+        ({"prompts": ["a"]}, ["prompts", "1"]),
+        ({"num_answers": 2}, ["num_answers", "2"]),
+        ({"num_answers": "many"}, ["num_answers", "'many'", "4 or more"]),
+        ({"judge": 3}, ["judge", "3", "f(prompt, answer)"]),
+        ({"judge": SamplingParams()}, ["judge", "SamplingParams", "f(prompt, answer)"]),
+        ({"sampling": SamplingParams(max_tokens=3)}, ["sampling.max_tokens", "3", "4 or more"]),
+    ],
 )
-def test_too_few_to_tell(engine: StarsEngine, arguments: dict, words: list[str]) -> None:
+def test_what_cannot_tell_is_refused_before_the_pilot(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, arguments: dict, words: list[str]
+) -> None:
+    monkeypatch.setattr(StarsEngine, "generate", lambda *_, **__: pytest.fail("a pilot was run"))
     with pytest.raises(ConfigError) as caught:
         trust_report(engine, **{"prompts": ["a"] * 4, **arguments})
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (lambda prompt, answer: 1 / 0, "ZeroDivisionError"),
+        (lambda: 1.0, "TypeError"),
+        (lambda prompt, answer: "good", "ValueError"),
+    ],
+)
+def test_a_judge_that_fails_is_named(
+    engine: StarsEngine, prompts: list[str], judge: object, words: str
+) -> None:
+    sampling = SamplingParams(max_tokens=4)
+    with pytest.raises(RewardError, match=rf"the judge failed .*prompts\[0\]: {words}.*Cure"):
+        trust_report(
+            engine, prompts[:4], sampling=sampling, num_answers=4, remedies=False, judge=judge
+        )
+
+
+def test_the_shortest_answers_that_can_be_told_of(engine: StarsEngine, prompts: list[str]) -> None:
+    sampling = SamplingParams(max_tokens=4)
+    report = trust_report(engine, prompts[:4], sampling=sampling, num_answers=4, remedies=False)
+    assert [segment.segment_len for segment in report.segments] == [4]
+    assert report.summary()

@@ -15,7 +15,13 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from stars_engine.calibration.calibrate import calibrate, default_segment_len, pilot_end
+from stars_engine.calibration.calibrate import (
+    calibrate,
+    check_settings,
+    default_segment_len,
+    pilot_end,
+)
+from stars_engine.calibration.fit import Target
 from stars_engine.calibration.host import Host
 from stars_engine.calibration.job import Job
 from stars_engine.calibration.kept import read_or_make
@@ -186,15 +192,17 @@ def _calibrate(
     *,
     is_wanted: Callable[[], bool],
 ) -> CalibratedSchedule:
+    name, value = auto.target
+    check_settings(Target(name, value), sampling, align, engine.config.engine.max_active)
     where = "as long as the engine is loaded" if path is None else f"in {path}"
     prompts = _pilot_prompts(engine, auto)
     logger.warning(
         "calibrating thresholds for %s=%s on %d pilot prompts; this is done once and kept %s",
-        *auto.target,
+        name,
+        value,
         len(prompts),
         where,
     )
-    name, value = auto.target
     schedule = calibrate(
         engine,
         prompts,

@@ -13,7 +13,7 @@ from stars_engine.calibration.effort import effort_curve, pilot_effort
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot import STOPPED, Pilot, opening_schedule, schedule_of
-from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.calibration.saved import SavedStages
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.calibration.stamps import stamps
@@ -78,21 +78,29 @@ def calibrate(
         progress: Called with the stages done and the stages in all, on the engine's thread: it
             must be short. What it raises is logged.
         checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it,
-            unless weights' files or a function's source have changed since.
+            and says so, unless weights' files or a function's source have changed since. Kept
+            stages are the same bit for bit. Later ones are up to float32 rounding: prefixes are
+            drafted again in smaller batches, which round otherwise.
         should_stop: Asked before each stage, like `progress`: true ends the calibration, for good.
 
     Raises:
-        ConfigError: An argument is out of its range.
+        ConfigError: An argument is out of its range, or `checkpoint` cannot be written.
         RequestError: The reward failed on a pilot prompt.
         CalibrationStoppedError: `should_stop` said so.
     """
     target = _target(budget, target_acceptance, target_forced)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
     align = _test(engine, align, segment_len, relative_beta)
-    _check_settings(target, sampling, align)
+    check_settings(target, sampling, align, engine.config.engine.max_active)
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
-    _check_number(len(prompts), engine.config.engine.max_active)
+    prompts = checked_prompts("calibrate", prompts, least=MIN_PROMPTS)
+    if len(prompts) > (max_active := engine.config.engine.max_active):
+        raise _problem(
+            "prompts",
+            len(prompts),
+            f"at most EngineParams.max_active={max_active}, since pilots advance together",
+        )
     if num_drafts is None:
         num_drafts = max(4, math.ceil(_DRAFTS_PER_STAGE / len(prompts)))
         num_drafts = min(num_drafts, align.max_attempts)
@@ -121,7 +129,7 @@ def calibrate(
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
     stamped = {} if checkpoint is None else stamps(engine.config)
     saved = SavedStages(checkpoint, {**made_for, "pilot": pilot, "stamps": stamped})
-    saved.restore(fitter)
+    saved.restore(fitter, num_stages)
 
     def stage_done() -> None:
         try:
@@ -133,7 +141,6 @@ def calibrate(
 
     decoding = Pilot(
         fitter,
-        num_rollouts=len(prompts),
         num_drafts=num_drafts,
         max_rows=engine.config.engine.max_rows,
         on_stage=stage_done,
@@ -237,7 +244,21 @@ def _target(
     return Target(name, float(value))
 
 
-def _check_settings(target: Target, sampling: SamplingParams, align: AlignParams) -> None:
+def check_settings(
+    target: Target, sampling: SamplingParams, align: AlignParams, max_active: int
+) -> None:
+    """Check what needs neither models nor prompts.
+
+    Raises:
+        ConfigError: No thresholds can be found with these settings.
+    """
+    if max_active < MIN_PROMPTS:
+        raise _problem(
+            "EngineParams.max_active",
+            max_active,
+            f"at least {MIN_PROMPTS}, since a calibration's pilots advance together, better 100; "
+            f"or give thresholds of your own, ConstantSchedule(value=...)",
+        )
     if target.name == "budget" and target.value >= align.max_attempts:
         raise _problem(
             "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"
@@ -251,17 +272,6 @@ def _check_settings(target: Target, sampling: SamplingParams, align: AlignParams
         )
     if align.max_attempts < 2:
         raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
-
-
-def _check_number(num_prompts: int, max_active: int) -> None:
-    if num_prompts < MIN_PROMPTS:
-        raise _problem("prompts", num_prompts, f"at least {MIN_PROMPTS} prompts; better 100")
-    if num_prompts > max_active:
-        raise _problem(
-            "prompts",
-            num_prompts,
-            f"at most EngineParams.max_active={max_active}, since pilots advance together",
-        )
 
 
 def _as_text(prompt: Prompt) -> str:

@@ -32,7 +32,6 @@ class Pilot(Stars):
 
     Args:
         fitter: Fits stages; those it already has are the known ones.
-        num_rollouts: How many take part.
         num_drafts: Drafts of each prefix that a stage is fitted to.
         max_rows: Candidates drafted together at most; more come in several rounds.
         on_stage: Called when a stage has been fitted.
@@ -43,18 +42,21 @@ class Pilot(Stars):
         self,
         fitter: Fitter,
         *,
-        num_rollouts: int,
         num_drafts: int,
         max_rows: int,
         on_stage: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._fitter, self._num_rollouts, self._num_drafts = fitter, num_rollouts, num_drafts
-        self._max_rows = max_rows
+        self._fitter, self._num_drafts, self._max_rows = fitter, num_drafts, max_rows
+        self._num_rollouts = 0
         self._on_stage, self._should_stop = on_stage, should_stop
         self._pieces: dict[Rollout, Trial] = {}  # of who is to draw more for the same stage
         self._trials: dict[Rollout, Trial | None] = {}  # by who takes part; the trial it is at
         self._schedules = [schedule_of(fitter, index) for index in range(len(fitter.lines))]
+
+    def expect(self, num_rollouts: int) -> None:
+        """Wait for so many, the engine's own count: others would never come."""
+        self._num_rollouts = num_rollouts
 
     def num_drafts(self, rollout: Rollout) -> int:
         """Draw what the stage is fitted to, as fast as bounds allow; then, what the loop would."""

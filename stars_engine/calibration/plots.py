@@ -65,7 +65,6 @@ def write_report(
         _svg(lambda axes: _plot_advantage(axes, report)),
         "<h2>What each segment adds</h2>",
         _svg(lambda axes: _plot_innovations(axes, report)),
-        f"<p>{report.between_prompts:.0%} of the final reward's variance lies between prompts.</p>",
     ]
     curve = schedule.curve if schedule is not None else report.curve
     if curve:

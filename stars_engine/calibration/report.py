@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import Field
 
 from stars_engine.calibration.calibrate import default_segment_len
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.calibration.trust import (
     WORTHWHILE,
     Answers,
@@ -23,7 +23,7 @@ from stars_engine.calibration.trust import (
 )
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.config.rewards import as_reward
-from stars_engine.errors import ConfigError, Problem, RewardError
+from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.loading import load_reward
 from stars_engine.schedules import CalibratedSchedule, CurvePoint, NoSchedule
@@ -36,6 +36,7 @@ _SHORT, _LONG = 2.7, 4.3  # budgets that were measured to do well with segments 
 _REMEDY_LEN, _LOOKAHEAD = 16, 8
 
 Judge = Callable[[str, str], float]
+_REWARDS = get_args(get_args(RewardConfig)[0])  # the kinds of config objects
 
 
 class Remedy(Schema):
@@ -136,19 +137,21 @@ def trust_report(
         seed: Of the answers.
 
     Raises:
-        ConfigError: There are too few prompts or answers, or the answers are too short.
+        ConfigError: There are too few prompts or answers, the answers are too short, or `judge` is
+            none.
+        RewardError: The judge failed, or returned something that is not a number.
     """
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:24]
-    if len(prompts) < 4 or num_answers < 4:
-        name, count = (
-            ("prompts", len(prompts)) if len(prompts) < 4 else ("num_answers", num_answers)
-        )
-        raise ConfigError("trust_report", [Problem(name, f"{count} is not allowed; 4 or more")])
+    prompts = checked_prompts("trust_report", prompts, least=4)
+    if not isinstance(num_answers, int) or num_answers < 4:
+        raise _problem("num_answers", f"{num_answers!r} is not allowed; a whole number, 4 or more")
     sampling = engine.sampling if sampling is None else sampling
     sampling = sampling.replace(seed=seed, n=num_answers)
-    judge = as_reward(judge) if isinstance(judge, str) else judge
-    opinion = _opinion_of(judge) if isinstance(judge, Schema) else judge
+    if sampling.max_tokens < GRID:
+        message = f"{sampling.max_tokens} is not allowed; {GRID} or more, better 32"
+        raise _problem("sampling.max_tokens", f"{message}: rewards are read every {GRID} tokens")
+    opinion = _judge(judge)
 
     def pilot(**settings: Any) -> Answers:
         align = AlignParams(schedule=NoSchedule(), num_candidates=1, **settings)
@@ -185,7 +188,7 @@ def trust_report(
         if schedule is not None
         else plain_curve(plain.coarser(length), max_attempts=AlignParams().max_attempts),
         recommended_segment_len=length,
-        recommended_budget=_SHORT if length <= 16 else _LONG,
+        recommended_budget=_budget(length),
         worthwhile=worthwhile,
         advice=tuple(_advise(segments, others, length, shared, worthwhile=worthwhile)),
     )
@@ -212,13 +215,13 @@ def _answers(
             continue
         outcome = own[-1]
         if judge is not None:
-            outcome = float(judge(_text(prompts[result.prompt_index]), result.text))
+            outcome = _opinion(judge, _text(prompts[result.prompt_index]), result)
         if np.isfinite(outcome):
             used.append(result)
             outcomes.append(outcome)
     if not used:
         message = "no answer has a finite outcome; raise max_tokens, or look at reward and judge"
-        raise ConfigError("trust_report", [Problem("sampling", message)])
+        raise _problem("sampling", message)
     rewards = [np.array(_rewards(result)) for result in used]
     tokens = [np.cumsum([len(s.token_ids) for s in result.segments]) for result in used]
     return Answers(
@@ -227,6 +230,37 @@ def _answers(
         [part.astype(float) for part in tokens],
         np.array(outcomes, dtype=float),
     )
+
+
+def _judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
+    """Return what judges whole answers, before anything is generated."""
+    judge = as_reward(judge) if isinstance(judge, str) else judge
+    if isinstance(judge, _REWARDS):
+        return _opinion_of(judge)
+    if judge is None or (callable(judge) and not isinstance(judge, type)):
+        return judge
+    raise _problem(
+        "judge",
+        f"{judge!r} is not allowed; a callable f(prompt, answer) -> number, a reward's config "
+        "object, a name, or None for the reward itself",
+    )
+
+
+def _opinion(judge: Judge, prompt: str, result: StarsResult) -> float:
+    """Ask for one opinion; what goes wrong in it is the judge's."""
+    try:
+        return float(judge(prompt, result.text))
+    except Exception as error:
+        raise RewardError(
+            f"the judge failed on an answer to prompts[{result.prompt_index}]: "
+            f"{describe_error(error)}. Cure: a judge is called f(prompt, answer) and returns a "
+            "number, or nan where it has no opinion",
+            result,
+        ) from error
+
+
+def _problem(field: str, message: str) -> ConfigError:
+    return ConfigError("trust_report", [Problem(field, message)])
 
 
 def _opinion_of(config: RewardConfig) -> Judge:
@@ -265,6 +299,10 @@ def _recommend(segments: Sequence[SegmentTrust], default: int) -> tuple[int, boo
     return chosen.segment_len, bool(chosen.advantage.value >= WORTHWHILE)
 
 
+def _budget(segment_len: int) -> float:
+    return _SHORT if segment_len <= 16 else _LONG
+
+
 def _advise(
     segments: Sequence[SegmentTrust],
     remedies: Sequence[Remedy],
@@ -295,16 +333,26 @@ def _advise(
             "tells how the answer ends. Use engine.best_of_n(...), a longer segment, or a reward "
             "that was trained on prefixes."
         )
+    begin = "Begin with" if worthwhile else "If STARS is to be tried all the same, begin with"
+    lines.append(
+        f"{begin} segment_len={length} and budget={_budget(length)}, which is tokens drafted "
+        "for each one kept."
+    )
     if chosen.spearman_midway < 0.3:
         lines.append(
             f"Half way the reward ranks answers to one prompt with a correlation of only "
             f"{chosen.spearman_midway:.2f} with the outcome."
         )
-    if shared > 0.5:
-        lines.append(
-            f"{shared:.0%} of the reward's variance lies between prompts: fixed thresholds would "
-            "force hard prompts and wave easy ones through. Use calibrated ones."
+    lines.append(
+        f"{shared:.0%} of the final reward's variance lies between prompts, the rest between "
+        "answers to one prompt"
+        + (
+            ": fixed thresholds would force hard prompts and wave easy ones through. Use "
+            "calibrated ones."
+            if shared > 0.5
+            else ", which is what a choice of answers can gain by."
         )
+    )
     if remedies:
         plain, *others = remedies
         best = max(others, key=lambda r: np.nan_to_num(r.trust.advantage.value, nan=-1.0))

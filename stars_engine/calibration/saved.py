@@ -9,6 +9,7 @@ from typing import Any
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.files import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +20,24 @@ class SavedStages:
     Args:
         path: The file; None keeps nothing.
         settings: Everything the calibration depends on; a file of another one is not used.
+
+    Raises:
+        ConfigError: The file could not be written.
     """
 
     def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
         self._path = None if path is None else Path(path)
+        if self._path is not None:
+            for file in (self._path, self._partial):
+                check_writable(file, "checkpoint")
         self._settings = json.loads(json.dumps(settings, default=str))
 
-    def restore(self, fitter: Fitter) -> None:
-        """Fit the stages that are kept, which gives what they gave before.
+    def restore(self, fitter: Fitter, num_stages: int) -> None:
+        """Fit the stages that are kept, which gives bit for bit what they gave before.
+
+        Args:
+            fitter: Takes them.
+            num_stages: How many there will be, for the message.
 
         Raises:
             ConfigError: The file cannot be read.
@@ -58,18 +69,28 @@ class SavedStages:
             return
         for stage in stages:
             fitter.add(stage)
-        logger.info("calibration goes on after %d stages from %s", len(stages), self._path)
+        logger.warning(  # one that nobody asked for would pass for a fresh one
+            "the calibration goes on after %d of %d stages, which %s has kept; delete it to begin "
+            "afresh",
+            len(stages),
+            max(num_stages, len(stages)),
+            self._path,
+        )
 
     def save(self, fitter: Fitter) -> None:
         """Keep the stages so far; a crash while writing leaves the file as it was."""
         if self._path is None:
             return
         stages = [stage.to_values() for stage in fitter.stages]
-        partial = self._path.with_name(self._path.name + ".new")
-        partial.write_text(
+        self._partial.write_text(
             json.dumps({"settings": self._settings, "stages": stages}), encoding="utf-8"
         )
-        partial.replace(self._path)
+        self._partial.replace(self._path)
+
+    @property
+    def _partial(self) -> Path:
+        assert self._path is not None
+        return self._path.with_name(self._path.name + ".new")
 
     def discard(self) -> None:
         """The calibration has ended: the file is of no more use."""

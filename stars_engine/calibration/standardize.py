@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.config import AlignParams, CompositeReward, SamplingParams
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schedules import NoSchedule
@@ -40,7 +40,8 @@ def standardize(
         seed: Of the answers.
 
     Raises:
-        ConfigError: The reward is no composite, or a part has no finite value or does not vary.
+        ConfigError: The reward is no composite, `prompts` is no list of prompts, or a part has no
+            finite value or does not vary.
     """
     reward = engine.config.reward
     if not isinstance(reward, CompositeReward):
@@ -48,6 +49,7 @@ def standardize(
         raise ConfigError("standardize", [Problem("reward", message)])
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:_DEFAULT_PROMPTS]
+    prompts = checked_prompts("standardize", prompts)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
     plain = AlignParams(schedule=NoSchedule(), segment_len=segment_len, num_candidates=1)
     results = engine.generate(prompts, sampling=sampling, align=plain, reward_prompt=reward_prompt)

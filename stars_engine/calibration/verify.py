@@ -8,8 +8,8 @@ from pydantic import Field
 
 from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.host import Host, RewardPrompts
+from stars_engine.calibration.prompts import checked_prompts
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import ConfigError, Problem
 from stars_engine.schedules import CalibratedSchedule, Effort
 from stars_engine.schema import Schema
 from stars_engine.types import Prompt
@@ -61,11 +61,9 @@ def verify(
         seed: Of these answers; another than the pilot's.
 
     Raises:
-        ConfigError: There are no prompts.
+        ConfigError: There are no prompts, or what is given is no list of prompts.
     """
-    if not prompts:
-        message = "none given; give prompts that the calibration has not seen"
-        raise ConfigError("verify", [Problem("prompts", message)])
+    prompts = checked_prompts("verify", prompts)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=num_answers)
     base = engine.config.align if align is None else align
     if base.on_exhausted == "raise":  # the answers are the same, and are to be counted

@@ -16,6 +16,7 @@ from stars_engine.cli.options import ConfigOption, ModelOption, RewardOption
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import needs_extra
+from stars_engine.files import check_suffix, check_writable
 
 _PILOT_SHARE = 0.6  # of the prompts; the others verify
 
@@ -67,9 +68,9 @@ def calibrate_command(
     from stars_engine.cli.generate import read_prompts
     from stars_engine.cli.threads import use_one_thread
     from stars_engine.engine import StarsEngine
-    from stars_engine.files import check_suffix
 
     check_suffix(out, "CalibratedSchedule")
+    check_writable(out, "CalibratedSchedule")
     _check_report(report, judge)
     sampling = given(max_tokens=max_tokens)
     settings = read_config(config, model, reward, sampling=sampling, align={})
@@ -120,8 +121,7 @@ def _check_report(report: Path | None, judge: str | None) -> None:
         if judge is not None:
             raise typer.BadParameter("--judge is for --report FILE; give both, or neither")
         return
-    if not report.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--report {report}: there is no such directory")
+    check_writable(report, "report")
     with needs_extra("eval"):
         import matplotlib as mpl  # noqa: F401 - only to see whether it is there
 
