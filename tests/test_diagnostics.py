@@ -10,6 +10,7 @@ import pytest
 
 from stars_engine import (
     AlignParams,
+    Attempt,
     CalibratedSchedule,
     ConstantSchedule,
     EngineStats,
@@ -20,7 +21,9 @@ from stars_engine import (
     StarsWarning,
 )
 from stars_engine.loop import stars
-from stars_engine.rollout import Rollout
+from stars_engine.reading import Candidate, Reading
+from stars_engine.rewards.base import Score
+from stars_engine.rollout import Draw, Rollout
 from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_checks
 from stars_engine.schedules import Line
 from stars_engine.testing import TableReward, TabularModel
@@ -80,9 +83,58 @@ def test_equal_draws_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFi
     for seed in range(6):
         own.generate("The", sampling=sampling.replace(seed=seed), align=align)
     [message] = warnings_in(caplog)
-    assert message.startswith("60 of 60 redrafts were the same")
+    assert message.startswith("60 of 60 redrafts were the same as an earlier draw")
     assert "temperature" in message
-    assert own.stats().num_repeated_draws == 90
+    assert own.stats().num_repeated_draws == own.stats().num_similar_draws == 90
+
+
+def test_nearly_equal_draws_are_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=8, max_attempts=16, on_exhausted="stop")
+    prompts = ["The", "The plot", "I think", "My"]
+    warm = SamplingParams(seed=1, temperature=1.0, top_k=None)
+    own.generate(prompts, sampling=warm, align=align)
+    assert own.stats().num_similar_draws == 0
+    assert not [text for text in warnings_in(caplog) if "redrafts" in text]
+    for seed in (1, 2):  # of all 180 redrafts
+        own.generate(prompts, sampling=SamplingParams(seed=seed, temperature=0.15), align=align)
+    stats = own.stats()
+    assert stats.num_repeated_draws < 60 < stats.num_similar_draws
+    [message] = [text for text in warnings_in(caplog) if "redrafts" in text]
+    assert "or nearly so" in message
+    assert "temperature" in message
+
+
+@pytest.mark.parametrize(
+    ("drafts", "num_similar"),
+    [
+        (["aaaaaaaa", "aaaabaaa"], 1),  # one of eight
+        (["aaaaaaaa", "aaaabaab"], 0),  # two of eight
+        (["aaaaaaa", "aaaabaa"], 0),  # one of seven
+        (["aaaaaaaa", "aaaaaaa"], 1),  # shorter by one
+        (["aaaaaaa", "aaaaaaab"], 1),  # longer by one
+        (["aaaaaaaa", "aaaaaab"], 0),  # shorter by one, and one differs
+        (["a" * 16, "b" * 16, "a" * 14 + "bb"], 1),  # like the first, unlike the one before
+    ],
+)
+def test_draws_are_similar_up_to_one_token_of_eight(drafts: list[str], num_similar: int) -> None:
+    rollout = make_rollout(
+        align=AlignParams(schedule=NEVER, segment_len=16),
+        sampling=SamplingParams(max_tokens=16, temperature=1.0),
+    )
+    for text in drafts:
+        ids = tuple(text.encode())
+        attempt = Attempt(
+            reward=0.0,
+            threshold=1.0,
+            acceptance_prob=0.0,
+            verdict="rejected",
+            eligible=True,
+            num_tokens=len(ids),
+        )
+        shown = Reading(len(ids), text, ids, None)
+        candidate = Candidate(ids, text, None, shown, 0, len(ids))
+        rollout.record(Draw(candidate, attempt), Score(0.0))
+    assert rollout.costs["num_similar_draws"] == num_similar
 
 
 def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,12 +129,12 @@ def standard_checks() -> list[Check]:
             "for this model, this reward and this segment_len; aim at about 30%",
         ),
         RateCheck(
-            repeated,
+            similar,
             min_seen=50,
-            is_wrong=lambda share: share > 0.50,
-            message="{cases} of {seen} redrafts were the same, token for token, as an earlier draw "
-            "of their segment ({share}): drafting again changes little. Cure: raise temperature, "
-            "top_k or top_p, or segment_len",
+            is_wrong=lambda share: share > 1 / 3,
+            message="{cases} of {seen} redrafts were the same as an earlier draw of their segment, "
+            "or nearly so ({share}): drafting again changes little. Cure: raise temperature, top_k "
+            "or top_p, or segment_len",
         ),
     ]
 
@@ -149,11 +149,11 @@ def accepted(rollout: Rollout) -> tuple[int, int]:
     return rollout.costs.get("num_accepted", 0), rollout.costs.get("num_attempts", 0)
 
 
-def repeated(rollout: Rollout) -> tuple[int, int]:
-    """Return draws equal to an earlier one of their segment, and all but the first of each."""
+def similar(rollout: Rollout) -> tuple[int, int]:
+    """Return draws nearly equal to an earlier one of their segment, and all but its first."""
     drawn = [segment.attempts for segment in rollout.segments] + [rollout.abandoned]
     num_redrafts = sum(max(0, len(attempts) - 1) for attempts in drawn)
-    return rollout.costs.get("num_repeated_draws", 0), num_redrafts
+    return rollout.costs.get("num_similar_draws", 0), num_redrafts
 
 
 def deviations(rollout: Rollout) -> list[float]:
