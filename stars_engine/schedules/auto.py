@@ -67,6 +67,12 @@ class AutoSchedule(BaseSchedule):
             raise ValueError(f"segment_len={self.segment_len} is not allowed; 'auto' or 1 and more")
         if self.prompts is not None and len(self.prompts) < 8:
             raise ValueError(f"{len(self.prompts)} prompts are too few for a pilot; 8 at least")
+        if self.prompts is not None and len(set(self.prompts)) == 1:
+            raise ValueError(
+                f"the {len(self.prompts)} prompts all are {self.prompts[0]!r}, which predicts "
+                "nothing about others; give prompts like those of later use. Thresholds for a "
+                "single prompt are made by stars_engine.calibrate"
+            )
         return self
 
     @property
