@@ -192,7 +192,7 @@ def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
 
 
 def _explain_unknown(cls: type[BaseModel], name: str) -> str:
-    if name in cls.hints:
+    if issubclass(cls, Schema) and name in cls.hints:
         return f"unknown field; {cls.hints[name]}"
     known = list(cls.model_fields)
     close = difflib.get_close_matches(name, known, n=1)

@@ -20,12 +20,13 @@ from stars_engine import (
     StarsEngine,
     StarsWarning,
 )
-from stars_engine.loop import stars
+from stars_engine.calibration.pilot import Pilot
+from stars_engine.loop import Stars, stars
 from stars_engine.reading import Candidate, Reading
 from stars_engine.rewards.base import Score
 from stars_engine.rollout import Draw, Rollout
 from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_checks
-from stars_engine.schedules import Line
+from stars_engine.schedules import Effort, Estimate, Line
 from stars_engine.testing import TableReward, TabularModel
 from tests.conftest import make_rollout
 
@@ -207,6 +208,40 @@ def test_forced_above_a_tenth_of_fifty() -> None:
     assert told([forced] * 5 + [kept] * 45) == []
     assert told([kept] * 44 + [forced] * 5) == []
     assert told([kept] * 44 + [forced] * 6) == ["6 of 50 segments were forced (12.0%)"]
+
+
+def test_forced_segments_that_were_asked_for_are_no_trouble() -> None:
+    """Half of all are predicted to be forced, three fifths at most."""
+    unknown = Estimate(value=1.0, low=1.0, high=1.0)
+    half = Estimate(value=0.5, low=0.4, high=0.6)
+    schedule = CalibratedSchedule(
+        stages=(Line(intercept=0.0, slope=0.0, offset=0.0, sigma=1.0),),
+        segment_len=1,
+        predicted=Effort(acceptance=unknown, budget=unknown, forced=half),
+    )
+    forced, kept = ended(""), ended("ab")
+    for rollout in (forced, kept):
+        rollout.align = rollout.align.replace(schedule=schedule)
+    assert told([kept] * 21 + [forced] * 29) == []
+    assert told([kept] * 19 + [forced] * 31) == [
+        "31 of 50 segments were forced (62.0%) where calibration foresees 60.0% at most"
+    ]
+
+
+def test_pilots_use_up_no_warning(
+    own: StarsEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
+    sampling = SamplingParams(seed=1, max_tokens=40, n=3, min_tokens=40)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stars, "is_pilot", True)
+        own.generate("The", sampling=sampling, align=align)
+    assert own.stats().num_forced == 60
+    assert warnings_in(caplog) == []
+    own.generate("The", sampling=sampling, align=align)
+    [message] = warnings_in(caplog)
+    assert message.startswith("60 of 60 segments were forced (100.0%): ")
+    assert Pilot.is_pilot
 
 
 def test_acceptance_below_a_twentieth_of_two_hundred() -> None:

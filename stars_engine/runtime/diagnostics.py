@@ -79,6 +79,45 @@ class RateCheck:
 
 
 @dataclass(slots=True)
+class ForcedCheck:
+    """Warns when more segments are forced than 10%, or than calibrations predict, if that is more.
+
+    Attributes:
+        min_seen: How many segments must be seen before their share means anything.
+        limit: Share that is no trouble whatever was predicted.
+    """
+
+    min_seen: int = 50
+    limit: float = 0.10
+    num_forced: int = 0
+    num_seen: int = 0
+    num_asked_for: float = 0.0  # beyond the limit
+
+    def observe(self, rollout: Rollout) -> str | None:
+        """See `Check`."""
+        forced, seen = rollout.costs.get("num_forced", 0), rollout.num_kept_segments
+        self.num_forced += forced
+        self.num_seen += seen
+        schedule = rollout.align.schedule
+        if isinstance(schedule, CalibratedSchedule) and schedule.predicted is not None:
+            self.num_asked_for += seen * max(0.0, schedule.predicted.forced.high - self.limit)
+        if self.num_seen < self.min_seen:
+            return None
+        if self.num_forced - self.num_asked_for <= self.limit * self.num_seen:
+            return None
+        share = self.num_forced / self.num_seen
+        predicted = ""
+        if self.num_asked_for:
+            expected = self.limit + self.num_asked_for / self.num_seen
+            predicted = f" where calibration foresees {expected:.1%} at most"
+        return (
+            f"{self.num_forced} of {self.num_seen} segments were forced ({share:.1%}){predicted}: "
+            "none of their draws was accepted, and one was kept all the same. Cure: lower the "
+            "thresholds, or raise beta or max_attempts; on_exhausted='stop' keeps no such segment"
+        )
+
+
+@dataclass(slots=True)
 class DriftCheck:
     """Warns when first drafts lie off what a calibration expects of them.
 
@@ -112,14 +151,7 @@ def standard_checks() -> list[Check]:
     """Return a new list of what every runtime looks out for."""
     return [
         DriftCheck(),
-        RateCheck(
-            forced,
-            min_seen=50,
-            is_wrong=lambda share: share > 0.10,
-            message="{cases} of {seen} segments were forced ({share}): none of their draws was "
-            "accepted, and one was kept all the same. Cure: lower the thresholds, or raise beta or "
-            "max_attempts; on_exhausted='stop' keeps no such segment",
-        ),
+        ForcedCheck(),
         RateCheck(
             accepted,
             min_seen=200,
@@ -137,11 +169,6 @@ def standard_checks() -> list[Check]:
             "or top_p, or segment_len",
         ),
     ]
-
-
-def forced(rollout: Rollout) -> tuple[int, int]:
-    """Return forced segments, and all that were judged and kept."""
-    return rollout.costs.get("num_forced", 0), rollout.num_kept_segments
 
 
 def accepted(rollout: Rollout) -> tuple[int, int]:
