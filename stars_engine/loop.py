@@ -38,7 +38,13 @@ def stars(
 
 
 class Stars:
-    """A `Decoding`: each segment is drafted until one draw passes the threshold."""
+    """A `Decoding`: each segment is drafted until one draw passes the threshold.
+
+    Attributes:
+        is_pilot: Whether thresholds are still being found: what drafts come to tells nothing yet.
+    """
+
+    is_pilot = False
 
     def expect(self, num_rollouts: int) -> None:
         """Rollouts do not know of each other."""

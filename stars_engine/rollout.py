@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,6 +190,7 @@ class Rollout:
             num_accepted=draw.attempt.verdict == "accepted",
             num_ineligible=not score.eligible,
             num_repeated_draws=ids in self._drawn,
+            num_similar_draws=any(_is_similar(ids, earlier) for earlier in self._drawn),
             num_drafted_tokens=len(ids),
             num_lookahead_tokens=num_lookahead,
         )
@@ -323,3 +324,16 @@ class Rollout:
             prompt_index=self.prompt_index,
             sample_index=self.sample_index,
         )
+
+
+def _is_similar(ids: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether two drafts differ in one position of eight at most."""
+    num_left = max(len(ids), len(others)) // 8 - abs(len(ids) - len(others))
+    if num_left < 0:
+        return False
+    for own, other in zip(ids, others, strict=False):
+        if own != other:
+            num_left -= 1
+            if num_left < 0:  # most differ early: the rest need not be looked at
+                return False
+    return True

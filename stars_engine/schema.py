@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,6 +30,9 @@ class Schema(BaseModel):
         ser_json_inf_nan="strings",
         protected_namespaces=(),
     )
+
+    # What to say of names that people try, where the most similar field is not what they mean.
+    hints: ClassVar[dict[str, str]] = {}
 
     def __init__(self, /, *unnamed: Any, **values: Any) -> None:
         if unnamed:
@@ -189,6 +192,8 @@ def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
 
 
 def _explain_unknown(cls: type[BaseModel], name: str) -> str:
+    if issubclass(cls, Schema) and name in cls.hints:
+        return f"unknown field; {cls.hints[name]}"
     known = list(cls.model_fields)
     close = difflib.get_close_matches(name, known, n=1)
     cure = f"did you mean `{close[0]}`?" if close else f"known fields: {', '.join(known)}."

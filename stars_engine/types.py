@@ -185,6 +185,8 @@ class Usage(Schema):
         num_reward_tokens: Tokens the reward model read for them; 0 for one without a tokenizer.
         num_attempts: Judged draws.
         num_repeated_draws: Those equal to an earlier one of their segment, token for token.
+        num_similar_draws: Those that differ from an earlier one of their segment in one position of
+            eight at most; the repeated ones are among them.
         num_accepted: Draws accepted by the test.
         num_forced: Segments kept without acceptance.
         num_ineligible: Draws with a non-finite or vetoed reward.
@@ -203,6 +205,7 @@ class Usage(Schema):
     num_reward_tokens: int = 0
     num_attempts: int = 0
     num_repeated_draws: int = 0
+    num_similar_draws: int = 0
     num_accepted: int = 0
     num_forced: int = 0
     num_ineligible: int = 0

@@ -109,7 +109,7 @@ def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -
         "StarsEngine\n"
         "torch.set_num_threads(1)\n"
         "logging.basicConfig(level=logging.WARNING)\n"
-        "auto = AutoSchedule(budget=2.0, prompts=['A film'] * 8, segment_len=8)\n"
+        "auto = AutoSchedule(budget=2.0, prompts=['A film', 'The film'] * 4, segment_len=8)\n"
         "sampling = SamplingParams(max_tokens=8, seed=5)\n"
         "config = StarsConfig(align=AlignParams(schedule=auto), sampling=sampling)\n"
         "with StarsEngine(config) as engine:\n"

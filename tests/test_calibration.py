@@ -673,6 +673,17 @@ def test_a_reward_without_a_number_fails_the_pilot_and_nobody_else(engine: Stars
         assert bystander.result()[0].finish_reason == "length"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about what is refused then
+def test_rewards_too_large_for_a_threshold_are_told_in_sentences(engine: StarsEngine) -> None:
+    config = StarsConfig(model="stars:embedded-lm", reward=lambda prompt, c: 1e300 * len(c))
+    with (
+        StarsEngine(config, model=engine.model) as own,
+        pytest.raises(RewardError, match=r"give no threshold.*Cure") as caught,
+    ):
+        calibrate(own, OPENINGS[:8], **QUICK)
+    assert ".." not in str(caught.value).replace("...", "")
+
+
 def test_a_target_between_the_values_of_a_reward_is_told(
     engine: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from stars_engine import (
     AlignParams,
+    Attempt,
     CalibratedSchedule,
     ConstantSchedule,
     EngineStats,
@@ -19,10 +20,13 @@ from stars_engine import (
     StarsEngine,
     StarsWarning,
 )
-from stars_engine.loop import stars
-from stars_engine.rollout import Rollout
+from stars_engine.calibration.pilot import Pilot
+from stars_engine.loop import Stars, stars
+from stars_engine.reading import Candidate, Reading
+from stars_engine.rewards.base import Score
+from stars_engine.rollout import Draw, Rollout
 from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_checks
-from stars_engine.schedules import Line
+from stars_engine.schedules import Effort, Estimate, Line
 from stars_engine.testing import TableReward, TabularModel
 from tests.conftest import make_rollout
 
@@ -80,9 +84,58 @@ def test_equal_draws_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFi
     for seed in range(6):
         own.generate("The", sampling=sampling.replace(seed=seed), align=align)
     [message] = warnings_in(caplog)
-    assert message.startswith("60 of 60 redrafts were the same")
+    assert message.startswith("60 of 60 redrafts were the same as an earlier draw")
     assert "temperature" in message
-    assert own.stats().num_repeated_draws == 90
+    assert own.stats().num_repeated_draws == own.stats().num_similar_draws == 90
+
+
+def test_nearly_equal_draws_are_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=8, max_attempts=16, on_exhausted="stop")
+    prompts = ["The", "The plot", "I think", "My"]
+    warm = SamplingParams(seed=1, temperature=1.0, top_k=None)
+    own.generate(prompts, sampling=warm, align=align)
+    assert own.stats().num_similar_draws == 0
+    assert not [text for text in warnings_in(caplog) if "redrafts" in text]
+    for seed in (1, 2):  # of all 180 redrafts
+        own.generate(prompts, sampling=SamplingParams(seed=seed, temperature=0.15), align=align)
+    stats = own.stats()
+    assert stats.num_repeated_draws < 60 < stats.num_similar_draws
+    [message] = [text for text in warnings_in(caplog) if "redrafts" in text]
+    assert "or nearly so" in message
+    assert "temperature" in message
+
+
+@pytest.mark.parametrize(
+    ("drafts", "num_similar"),
+    [
+        (["aaaaaaaa", "aaaabaaa"], 1),  # one of eight
+        (["aaaaaaaa", "aaaabaab"], 0),  # two of eight
+        (["aaaaaaa", "aaaabaa"], 0),  # one of seven
+        (["aaaaaaaa", "aaaaaaa"], 1),  # shorter by one
+        (["aaaaaaa", "aaaaaaab"], 1),  # longer by one
+        (["aaaaaaaa", "aaaaaab"], 0),  # shorter by one, and one differs
+        (["a" * 16, "b" * 16, "a" * 14 + "bb"], 1),  # like the first, unlike the one before
+    ],
+)
+def test_draws_are_similar_up_to_one_token_of_eight(drafts: list[str], num_similar: int) -> None:
+    rollout = make_rollout(
+        align=AlignParams(schedule=NEVER, segment_len=16),
+        sampling=SamplingParams(max_tokens=16, temperature=1.0),
+    )
+    for text in drafts:
+        ids = tuple(text.encode())
+        attempt = Attempt(
+            reward=0.0,
+            threshold=1.0,
+            acceptance_prob=0.0,
+            verdict="rejected",
+            eligible=True,
+            num_tokens=len(ids),
+        )
+        shown = Reading(len(ids), text, ids, None)
+        candidate = Candidate(ids, text, None, shown, 0, len(ids))
+        rollout.record(Draw(candidate, attempt), Score(0.0))
+    assert rollout.costs["num_similar_draws"] == num_similar
 
 
 def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,6 +208,40 @@ def test_forced_above_a_tenth_of_fifty() -> None:
     assert told([forced] * 5 + [kept] * 45) == []
     assert told([kept] * 44 + [forced] * 5) == []
     assert told([kept] * 44 + [forced] * 6) == ["6 of 50 segments were forced (12.0%)"]
+
+
+def test_forced_segments_that_were_asked_for_are_no_trouble() -> None:
+    """Half of all are predicted to be forced, three fifths at most."""
+    unknown = Estimate(value=1.0, low=1.0, high=1.0)
+    half = Estimate(value=0.5, low=0.4, high=0.6)
+    schedule = CalibratedSchedule(
+        stages=(Line(intercept=0.0, slope=0.0, offset=0.0, sigma=1.0),),
+        segment_len=1,
+        predicted=Effort(acceptance=unknown, budget=unknown, forced=half),
+    )
+    forced, kept = ended(""), ended("ab")
+    for rollout in (forced, kept):
+        rollout.align = rollout.align.replace(schedule=schedule)
+    assert told([kept] * 21 + [forced] * 29) == []
+    assert told([kept] * 19 + [forced] * 31) == [
+        "31 of 50 segments were forced (62.0%) where calibration foresees 60.0% at most"
+    ]
+
+
+def test_pilots_use_up_no_warning(
+    own: StarsEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
+    sampling = SamplingParams(seed=1, max_tokens=40, n=3, min_tokens=40)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stars, "is_pilot", True)
+        own.generate("The", sampling=sampling, align=align)
+    assert own.stats().num_forced == 60
+    assert warnings_in(caplog) == []
+    own.generate("The", sampling=sampling, align=align)
+    [message] = warnings_in(caplog)
+    assert message.startswith("60 of 60 segments were forced (100.0%): ")
+    assert Pilot.is_pilot
 
 
 def test_acceptance_below_a_twentieth_of_two_hundred() -> None:

@@ -265,9 +265,12 @@ def test_the_first_failing_part_is_told() -> None:
         def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
             raise OSError(self.name)
 
-    reward = composite(fine=(TableReward({}), {}), a=(Fails("a"), {}), b=(Fails("b"), {}))
-    with pytest.raises(RewardError, match="the reward a failed"):
+    reward = composite(fine=(TableReward({}), {}), zed=(Fails("a"), {}), b=(Fails("b"), {}))
+    with pytest.raises(
+        RewardError, match=r"^part 'zed' of the composite: the reward a failed"
+    ) as caught:
         reward.score([item("x")])
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 # --- models and functions together ---

@@ -56,11 +56,21 @@ def composite(part: Any) -> CompositeReward:
         (lambda: FunctionReward(function=len, on_failure="retry", retry_wait_s=-1), ["retry_wait_s", "-1", ">= 0"]),
         (lambda: FunctionReward(function=len, by="ids"), ["by", "'ids'", "'input'"]),
         (lambda: FunctionReward(function=len, timeout_s=0), ["timeout_s", "0", "> 0"]),
-        (lambda: ProcessReward(name_or_path="a"), ["step_separator, marker, head missing", "skywork-prm"]),
+        (lambda: ProcessReward(name_or_path="a"), ["step_separator, marker, head missing", "none of them", "skywork-prm"]),
+        (lambda: ProcessReward(name_or_path="a", marker="[S]"), ["step_separator, head missing", "got marker='[S]'"]),
+        (lambda: ClassifierReward(name_or_path="a", label=-1), ["label", "-1", "an integer >= 0 or text"]),
+        (lambda: ClassifierReward(name_or_path="a", floor=math.inf), ["floor", "inf", "every candidate is vetoed"]),
+        (lambda: composite({"reward": "a/b", "floor": math.inf}), ["parts.tone.floor", "inf", "vetoed"]),
+        (lambda: CompositeReward(parts={"a": "a/b"}, floor=math.inf), ["floor", "inf", "vetoed"]),
+        (
+            lambda: ClassifierReward(name_or_path="a", template="{question} {completion}"),
+            ["template", "{question} is no place", "The prompt is {prompt}"],
+        ),
+        (lambda: YesNoReward(name_or_path="a", instruction="{user}: {completion}?"), ["instruction", "{user}", "{policy}"]),
         (lambda: ProcessReward(name_or_path="a", convention="prm"), ["convention", "'prm'", "'math-shepherd'"]),
         (
             lambda: ProcessReward(name_or_path="a", convention="skywork-prm", head="tokens"),
-            ["positive and negative"],
+            ["positive and negative", "positive=None, negative=None"],
         ),
         (
             lambda: ProcessReward(name_or_path="a", convention="skywork-prm", positive="+"),
@@ -69,7 +79,7 @@ def composite(part: Any) -> CompositeReward:
         (lambda: ProcessReward(name_or_path="a", convention="math-shepherd", label=1), ["label=1", "head='classifier'"]),
         (
             lambda: ProcessReward(name_or_path="a", convention="math-shepherd", negative=" +"),
-            ["two different tokens"],
+            ["two different tokens", "positive=' +', negative=' +'"],
         ),
         (
             lambda: ProcessReward(name_or_path="a", convention="skywork-prm", aggregate="max"),
@@ -119,6 +129,12 @@ def test_one_clear_message(build: Callable[[], object], words: list[str]) -> Non
     assert "pydantic" not in message
     for word in words:
         assert word in message
+
+
+def test_braces_of_commands_and_of_data_are_text() -> None:
+    for text in (r"\boxed{answer}", '{"a": 1}', "{ }", "x{n}"):
+        template = f"Say {text}: {{prompt}} {{completion}}"
+        assert ClassifierReward(name_or_path="a", template=template).template == template
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])

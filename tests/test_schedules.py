@@ -122,7 +122,7 @@ def test_a_calibrated_schedule_brings_what_it_was_made_for() -> None:
         CosineSchedule(target=1.0, initial=-1.0),
         FunctionSchedule(function="tests.test_schedules:by_length"),
         CALIBRATED,
-        AutoSchedule(target_forced=0.05, segment_len=16, prompts=["a"] * 8),
+        AutoSchedule(target_forced=0.05, segment_len=16, prompts=list("abcdefgh")),
     ],
     ids=lambda schedule: schedule.kind,
 )
@@ -278,7 +278,9 @@ def test_presets() -> None:
         (lambda: AutoSchedule(budget=1.0), ["budget", "1.0", "> 1"]),
         (lambda: AutoSchedule(target_acceptance=1.5), ["target_acceptance", "1.5", "< 1"]),
         (lambda: AutoSchedule(budget=2, target_forced=0.1), ["budget and target_forced", "one"]),
+        (lambda: AutoSchedule(beta=0.3), ["beta", "unknown", "relative_beta", "AlignParams(beta="]),
         (lambda: AutoSchedule(segment_len=0), ["segment_len=0", "1 and more"]),
+        (lambda: AutoSchedule(prompts=("",) * 8), ["8 prompts all are ''", "nothing about others"]),
         (lambda: AutoSchedule(prompts=["a"]), ["1 prompts", "8 at least"]),
         (
             lambda: AlignParams(schedule=AutoSchedule(segment_len=8), segment_len=16),

@@ -38,6 +38,8 @@ class Pilot(Stars):
         should_stop: Asked before each stage is fitted; once it is true, it stays so.
     """
 
+    is_pilot = True
+
     def __init__(
         self,
         fitter: Fitter,
@@ -123,9 +125,10 @@ class Pilot(Stars):
         try:
             self._fitter.add(_drafts_of(trials))
         except ValueError as error:  # of the pilot alone: others share the round
+            reason = str(error).rstrip(".")
             raise RewardError(
-                f"the rewards of the pilot's drafts give no threshold: {error}. Cure: look at what "
-                "the reward says of unfinished answers, and at its floor"
+                f"the rewards of the pilot's drafts give no threshold: {reason}. Cure: look at "
+                "what the reward says of unfinished answers, and at its floor"
             ) from error
         self._schedules.append(schedule_of(self._fitter, len(self._schedules)))
         self._trials = dict.fromkeys(self._trials)

@@ -76,7 +76,7 @@ class CompositeRewardModel:
         for name in self._parts:
             answer = answers[name]
             if isinstance(answer, RewardError):
-                return answer
+                return _named(name, answer)
             scores[name] = answer
         vetoed = False
         total = 0.0
@@ -94,6 +94,13 @@ class CompositeRewardModel:
             truncated=any(score.truncated for score in scores.values()),
             parts={name: None if s.failed else s.value for name, s in scores.items()},
         )
+
+
+def _named(part: str, error: RewardError) -> RewardError:
+    """Say which part an error is of; its reward's own name may be that of many, like <lambda>."""
+    named = RewardError(f"part {part!r} of the composite: {error}")
+    named.__cause__ = error.__cause__
+    return named
 
 
 class _Nobody:

@@ -151,6 +151,11 @@ class Call:
         return isinstance(self.decoding, Stars)
 
     @property
+    def tells_of_settings(self) -> bool:
+        """Whether its answers show how settings fit; those of a pilot come before there are any."""
+        return isinstance(self.decoding, Stars) and not self.decoding.is_pilot
+
+    @property
     def wants_thresholds(self) -> bool:
         """Whether thresholds are still to be found for a test that it is put to."""
         return self.judged and any(

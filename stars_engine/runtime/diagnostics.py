@@ -79,6 +79,45 @@ class RateCheck:
 
 
 @dataclass(slots=True)
+class ForcedCheck:
+    """Warns when more segments are forced than 10%, or than calibrations predict, if that is more.
+
+    Attributes:
+        min_seen: How many segments must be seen before their share means anything.
+        limit: Share that is no trouble whatever was predicted.
+    """
+
+    min_seen: int = 50
+    limit: float = 0.10
+    num_forced: int = 0
+    num_seen: int = 0
+    num_asked_for: float = 0.0  # beyond the limit
+
+    def observe(self, rollout: Rollout) -> str | None:
+        """See `Check`."""
+        forced, seen = rollout.costs.get("num_forced", 0), rollout.num_kept_segments
+        self.num_forced += forced
+        self.num_seen += seen
+        schedule = rollout.align.schedule
+        if isinstance(schedule, CalibratedSchedule) and schedule.predicted is not None:
+            self.num_asked_for += seen * max(0.0, schedule.predicted.forced.high - self.limit)
+        if self.num_seen < self.min_seen:
+            return None
+        if self.num_forced - self.num_asked_for <= self.limit * self.num_seen:
+            return None
+        share = self.num_forced / self.num_seen
+        predicted = ""
+        if self.num_asked_for:
+            expected = self.limit + self.num_asked_for / self.num_seen
+            predicted = f" where calibration foresees {expected:.1%} at most"
+        return (
+            f"{self.num_forced} of {self.num_seen} segments were forced ({share:.1%}){predicted}: "
+            "none of their draws was accepted, and one was kept all the same. Cure: lower the "
+            "thresholds, or raise beta or max_attempts; on_exhausted='stop' keeps no such segment"
+        )
+
+
+@dataclass(slots=True)
 class DriftCheck:
     """Warns when first drafts lie off what a calibration expects of them.
 
@@ -112,14 +151,7 @@ def standard_checks() -> list[Check]:
     """Return a new list of what every runtime looks out for."""
     return [
         DriftCheck(),
-        RateCheck(
-            forced,
-            min_seen=50,
-            is_wrong=lambda share: share > 0.10,
-            message="{cases} of {seen} segments were forced ({share}): none of their draws was "
-            "accepted, and one was kept all the same. Cure: lower the thresholds, or raise beta or "
-            "max_attempts; on_exhausted='stop' keeps no such segment",
-        ),
+        ForcedCheck(),
         RateCheck(
             accepted,
             min_seen=200,
@@ -129,19 +161,14 @@ def standard_checks() -> list[Check]:
             "for this model, this reward and this segment_len; aim at about 30%",
         ),
         RateCheck(
-            repeated,
+            similar,
             min_seen=50,
-            is_wrong=lambda share: share > 0.50,
-            message="{cases} of {seen} redrafts were the same, token for token, as an earlier draw "
-            "of their segment ({share}): drafting again changes little. Cure: raise temperature, "
-            "top_k or top_p, or segment_len",
+            is_wrong=lambda share: share > 1 / 3,
+            message="{cases} of {seen} redrafts were the same as an earlier draw of their segment, "
+            "or nearly so ({share}): drafting again changes little. Cure: raise temperature, top_k "
+            "or top_p, or segment_len",
         ),
     ]
-
-
-def forced(rollout: Rollout) -> tuple[int, int]:
-    """Return forced segments, and all that were judged and kept."""
-    return rollout.costs.get("num_forced", 0), rollout.num_kept_segments
 
 
 def accepted(rollout: Rollout) -> tuple[int, int]:
@@ -149,11 +176,11 @@ def accepted(rollout: Rollout) -> tuple[int, int]:
     return rollout.costs.get("num_accepted", 0), rollout.costs.get("num_attempts", 0)
 
 
-def repeated(rollout: Rollout) -> tuple[int, int]:
-    """Return draws equal to an earlier one of their segment, and all but the first of each."""
+def similar(rollout: Rollout) -> tuple[int, int]:
+    """Return draws nearly equal to an earlier one of their segment, and all but its first."""
     drawn = [segment.attempts for segment in rollout.segments] + [rollout.abandoned]
     num_redrafts = sum(max(0, len(attempts) - 1) for attempts in drawn)
-    return rollout.costs.get("num_repeated_draws", 0), num_redrafts
+    return rollout.costs.get("num_similar_draws", 0), num_redrafts
 
 
 def deviations(rollout: Rollout) -> list[float]:

@@ -328,7 +328,7 @@ class Scheduler:
         for part in answer.parts:
             self._answers.pop(part, None)
         self._totals.add(answer.rollout, judged=answer.call.judged)
-        if answer.call.judged:
+        if answer.call.tells_of_settings:
             self._diagnostics.observe(answer.rollout)
         answer.call.note(answer, event)
 

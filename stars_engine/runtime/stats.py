@@ -34,6 +34,7 @@ class EngineStats(Schema):
         num_reward_calls: See `Usage`.
         num_attempts: See `Usage`.
         num_repeated_draws: See `Usage`.
+        num_similar_draws: See `Usage`.
         num_accepted: See `Usage`.
         num_forced: See `Usage`.
         num_ineligible: See `Usage`.
@@ -61,6 +62,7 @@ class EngineStats(Schema):
     num_reward_calls: int = 0
     num_attempts: int = 0
     num_repeated_draws: int = 0
+    num_similar_draws: int = 0
     num_accepted: int = 0
     num_forced: int = 0
     num_ineligible: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,11 @@ class AutoSchedule(BaseSchedule):
     Give at most one target; without one the budget is 2.7. The calibration runs once, says so, and
     is kept in the user's cache for the same models and settings.
     """
+
+    hints: ClassVar[dict[str, str]] = {
+        "beta": "use relative_beta, softness over the standard deviation of drafts' rewards; a "
+        "beta in reward units belongs to AlignParams(beta=...)."
+    }
 
     kind: Literal["auto"] = "auto"
     budget: Annotated[float, Field(gt=1)] | None = Field(
@@ -62,6 +67,12 @@ class AutoSchedule(BaseSchedule):
             raise ValueError(f"segment_len={self.segment_len} is not allowed; 'auto' or 1 and more")
         if self.prompts is not None and len(self.prompts) < 8:
             raise ValueError(f"{len(self.prompts)} prompts are too few for a pilot; 8 at least")
+        if self.prompts is not None and len(set(self.prompts)) == 1:
+            raise ValueError(
+                f"the {len(self.prompts)} prompts all are {self.prompts[0]!r}, which predicts "
+                "nothing about others; give prompts like those of later use. Thresholds for a "
+                "single prompt are made by stars_engine.calibrate"
+            )
         return self
 
     @property

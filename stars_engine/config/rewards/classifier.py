@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,7 +14,7 @@ class ClassifierReward(ModelReward):
     """A sequence classifier that reads the prompt and the whole answer so far."""
 
     kind: Literal["classifier"] = "classifier"
-    label: int | str | None = Field(
+    label: Annotated[int, Field(ge=0)] | str | None = Field(
         default=None,
         description="which logit, by index or label name; needed if there are several",
         examples=["POSITIVE"],

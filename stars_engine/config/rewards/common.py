@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +14,21 @@ from stars_engine.schema import Schema, not_nan
 DEFAULT_MAX_RETRIES = 2
 
 Template = Annotated[str, Field(min_length=1)]
+
+
+# A place stands by itself: what a command takes, as in \boxed{answer}, is text.
+_PLACE = re.compile(r"(?<![\w\\}])\{[A-Za-z_]+\}")
+
+
+def check_floor(floor: float | None) -> float | None:
+    """Return a floor that some reward may reach.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if floor == math.inf:
+        raise ValueError("no reward reaches it, so that every candidate is vetoed; a finite number")
+    return not_nan(floor, "a floor is a number or None")
 
 
 class Floored(Schema):
@@ -25,8 +42,8 @@ class Floored(Schema):
 
     @field_validator("floor")
     @classmethod
-    def _floor_not_nan(cls, floor: float | None) -> float | None:
-        return not_nan(floor, "a floor is a number or None")
+    def _floor_is_no_wall(cls, floor: float | None) -> float | None:
+        return check_floor(floor)
 
 
 class Failing(Floored):
@@ -87,6 +104,12 @@ def check_template(
             "a template holds {completion} exactly once, where the answer goes; for example "
             "'{prompt}\\n{completion}'"
         )
+    for place in _PLACE.findall(text):
+        if place not in ("{completion}", *may_hold):
+            raise ValueError(
+                f"{place} is no place that is filled in; a template holds {{completion}} and may "
+                f"hold {', '.join(may_hold)}. The prompt is {{prompt}}"
+            )
     for place in may_hold:
         if text.count(place) > 1:
             raise ValueError(f"a template holds {place} at most once")

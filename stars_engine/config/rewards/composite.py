@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from stars_engine.config.rewards.classifier import ClassifierReward
-from stars_engine.config.rewards.common import Floored
+from stars_engine.config.rewards.common import Floored, check_floor
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 from stars_engine.named import names_an_object
-from stars_engine.schema import Schema, not_nan
+from stars_engine.schema import Schema
 
 SingleReward = Annotated[
     ClassifierReward | ProcessReward | YesNoReward | FunctionReward, Field(discriminator="kind")
@@ -75,8 +75,8 @@ class RewardPart(Schema):
 
     @field_validator("floor")
     @classmethod
-    def _floor_not_nan(cls, floor: float | None) -> float | None:
-        return not_nan(floor, "a floor is a number or None")
+    def _floor_is_no_wall(cls, floor: float | None) -> float | None:
+        return check_floor(floor)
 
     def standardised(self, value: float) -> float:
         """Return what a value of this part adds to the sum; not finite if the value is not."""

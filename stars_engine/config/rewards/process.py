@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -94,7 +94,7 @@ class ProcessReward(ModelReward):
         "None: the convention's",
         examples=["classifier"],
     )
-    label: int | str | None = Field(
+    label: Annotated[int, Field(ge=0)] | str | None = Field(
         default=None,
         description="which label of the head means a good step; needed if there are several",
         examples=[1],
@@ -136,13 +136,19 @@ class ProcessReward(ModelReward):
         given = self.resolved()
         missing = [n for n in ("step_separator", "marker", "head") if getattr(given, n) is None]
         if missing:
+            found = [n for n in ("step_separator", "marker", "head") if n not in missing]
+            got = ", ".join(f"{name}={getattr(given, name)!r}" for name in found)
             raise ValueError(
                 f"{', '.join(missing)} missing: without a convention, step_separator, marker and "
-                f"head are given. Known conventions: {', '.join(CONVENTIONS)}"
+                f"head are given; got {got or 'none of them'}. Known conventions: "
+                f"{', '.join(CONVENTIONS)}"
             )
         words = [name for name in ("positive", "negative") if getattr(given, name) is not None]
         if given.head == "tokens" and (len(words) < 2 or given.positive == given.negative):
-            raise ValueError("head='tokens' needs two different tokens, positive and negative")
+            raise ValueError(
+                "head='tokens' needs two different tokens, positive and negative; got "
+                f"positive={given.positive!r}, negative={given.negative!r}"
+            )
         if given.head == "tokens" and given.label is not None:
             raise ValueError(f"label={given.label!r} belongs to head='classifier'; leave it out")
         if given.head == "classifier" and words:
