@@ -602,7 +602,8 @@ def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(
             engine, OPENINGS, target_acceptance=0.4, segment_len=4, sampling=sampling, num_drafts=6
         )
     short, cut, long = found.values()
-    assert [len(schedule.stages) for schedule in (short, cut, long)] == [3, 3, 6]
+    assert [len(short.stages), len(cut.stages)] == [3, 3]
+    assert 3 < len(long.stages) <= 6  # as many as some answer reaches before it ends
     assert any(short.terminals)
     for one, more in ((short, cut), (cut, long)):
         for name in ("stages", "terminals"):
