@@ -26,6 +26,7 @@ from stars_engine.types import Prompt, StarsResult
 logger = logging.getLogger(__name__)
 
 MIN_PROMPTS, DEFAULT_PROMPTS = 8, 96
+_FEW_PROMPTS = 50  # below which a missed target is no surprise
 _DRAFTS_PER_STAGE = 640  # fewer give acceptances of .21 to .51 where .3 was meant
 _SHARING_LEN, _FOREIGN_LEN = 8, 16
 
@@ -295,13 +296,17 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
         if name == "target_forced" and stops:
             continue  # none is forced: it is the share of segments that answers stop before
         found = getattr(predicted, name.removeprefix("target_")).value
-        if abs(found - wanted) > 0.25 * max(wanted, 0.2):
+        if not abs(found - wanted) <= 0.25 * max(wanted, 0.2):  # nan too
+            num_prompts = schedule.made_for["pilot"]["num_prompts"]
+            reason = (
+                "Rewards of few values leave no threshold in between. Cure: a finer reward, beta "
+                "above 0, or another target"
+                if num_prompts >= _FEW_PROMPTS
+                else f"{num_prompts} pilot prompts tell little, and rewards of few values leave no "
+                "threshold in between. Cure: 100 prompts and more, or a finer reward"
+            )
             logger.warning(
-                "the target %s=%s is not met: %.3f is predicted. Rewards of few values leave no "
-                "threshold in between. Cure: a finer reward, beta above 0, or another target",
-                name,
-                wanted,
-                found,
+                "the target %s=%s is not met: %.3f is predicted. %s", name, wanted, found, reason
             )
     if predicted is not None:
         logger.info("calibrated %d stages: %s", len(schedule.stages), schedule.predicted)
