@@ -29,6 +29,7 @@ from stars_engine import (
     TokenIds,
     TransformersModel,
 )
+from stars_engine.config.flat import with_fields
 
 FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
 
@@ -323,3 +324,10 @@ def test_json_schema_documents_every_field() -> None:
     for name, model in schema["$defs"].items():
         for field, about in model.get("properties", {}).items():
             assert field == "kind" or "description" in about, f"{name}.{field}"
+
+
+def test_one_field_changed_by_name_leaves_the_pairs_other_settings() -> None:
+    own = StarsConfig().align
+    changed = with_fields(StarsConfig(), {"max_attempts": 5}, owner="StarsLLM").align
+    assert changed == own.replace(max_attempts=5)
+    assert changed.segment_len == own.segment_len != AlignParams().segment_len

@@ -8,8 +8,8 @@ from typing import Any
 import typer
 
 from stars_engine.config import AlignParams, RewardConfig, StarsConfig, TransformersModel
-from stars_engine.config.embedded import embedded_align
 from stars_engine.config.presets import preset
+from stars_engine.config.root import embedded_align
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schema import Schema
 

@@ -50,9 +50,11 @@ def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -
                         )
                     ],
                 )
-            # Thresholds that come with the embedded pair are chosen anew for other settings.
-            own = part != "align" or "align" in config.model_fields_set
-            changes[part] = (current if own else kind()).replace(**given)
+            # The embedded pair's thresholds mean nothing to other models.
+            foreign = part == "align" and "align" not in config.model_fields_set
+            changes[part] = (kind() if foreign and _other_pair(changes) else current).replace(
+                **given
+            )
     return config.replace(**changes) if changes else config
 
 
@@ -70,3 +72,7 @@ def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
             problems.append(Problem(name, f"unknown field; {cure}"))
     if problems:
         raise ConfigError(owner, problems)
+
+
+def _other_pair(changes: Mapping[str, Any]) -> bool:
+    return bool(changes.keys() & {"model", "reward"})

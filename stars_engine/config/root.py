@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from importlib import resources
 from typing import Any, Literal, Self
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config.embedded import embedded_align, embedded_schedule
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
 from stars_engine.config.params import AlignParams, SamplingParams
@@ -22,6 +24,13 @@ from stars_engine.config.rewards import (
 from stars_engine.errors import Problem
 from stars_engine.files import Filed, find_object
 from stars_engine.schedules import AutoSchedule, BaseSchedule
+
+
+@cache
+def embedded_align() -> AlignParams:
+    """The alignment settings shipped with the embedded pair."""
+    text = (resources.files("stars_engine") / "embedded" / "align.yaml").read_text()
+    return AlignParams(**yaml.safe_load(text))
 
 
 class StarsConfig(Filed):
@@ -110,10 +119,9 @@ class StarsConfig(Filed):
         align = self.align if align is None else align
         if align.schedule is not None:
             return align
-        pair, given = self.uses_embedded_pair, "align" in self.model_fields_set
-        schedule = self.align.schedule if given or not pair else None
+        schedule = self.align.schedule
         if schedule is None:
-            schedule = embedded_schedule(align) if pair else AutoSchedule()
+            schedule = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
         # Made anew: what a calibrated schedule brings along yields to what the test itself sets.
         own = {name: getattr(align, name) for name in align.model_fields_set}
         return AlignParams(**{**own, "schedule": schedule})
