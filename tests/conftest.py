@@ -26,10 +26,19 @@ torch.set_num_threads(1)
 
 def shared_model(name: str) -> str:
     """Return the directory of a real small model, or skip where there is none."""
-    path = SHARED / "models" / name
-    if not path.is_dir():
-        pytest.skip(f"{name} is not here: set STARS_SHARED to a folder with models/{name}")
-    return str(path)
+    return str(_shared("models", name))
+
+
+def shared_data(name: str) -> Path:
+    """Return a file or folder of real data, or skip where there is none."""
+    return _shared("data", name)
+
+
+def _shared(kind: str, name: str) -> Path:
+    path = SHARED / kind / name
+    if not path.exists():
+        pytest.skip(f"{name} is not here: set STARS_SHARED to a folder with {kind}/{name}")
+    return path
 
 
 @pytest.fixture(scope="session")

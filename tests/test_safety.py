@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import SHARED
+from tests.conftest import shared_data
 from training.safety import figures, harmlessness, process, protocol, toxicity
 from training.safety.harmlessness_data import Pair, folds, read_pairs
 from training.safety.linear import LinearRegressor, bag_of_words
@@ -21,13 +21,6 @@ from training.safety.splits import deal, groups, runs
 from training.safety.toxicity_data import SHARES, read_rows, split_rows
 
 LM = Path(__file__).parents[1] / "stars_engine" / "embedded" / "lm"
-
-
-def shared_data(name: str) -> Path:
-    path = SHARED / "data" / name
-    if not path.exists():
-        pytest.skip(f"{name} is not here: set STARS_SHARED to a folder with data/{name}")
-    return path
 
 
 def shared_runs(parts: Sequence[Sequence[str]], length: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SHARED
+from tests.conftest import shared_data
 from training.duplicates import copies, exact_copies, normalised, repeated
 from training.pieces import beginning, with_passages
 from training.split import labelled_rows, numbers, openings
@@ -158,10 +158,7 @@ def test_what_is_not_there_is_refused(imdb: Path) -> None:
 
 
 def test_real_reviews_split_as_described() -> None:
-    imdb = SHARED / "data" / "imdb"
-    if not imdb.is_dir():
-        pytest.skip("set STARS_SHARED to a folder with data/imdb")
-    guide, labels = labelled_rows(imdb, "guide")
+    guide, labels = labelled_rows(shared_data("imdb"), "guide")
     assert 19_500 < len(guide) < 20_500
     assert 0.48 < np.mean(labels) < 0.52
 

@@ -1,10 +1,11 @@
 """Make the embedded pair, or one stage of it.
 
-    python -m training --imdb DIR [--stage lm|lm-report|reward|schedule] [--out DIR]
+    python -m training --imdb DIR [--stage lm|lm-report|reward] [--out DIR]
 
 `lm`: tokenizer and language model. `lm-report`: its bits per byte, beside a 5-gram model and the
-models of `--beside`. `reward`: the reward model, from the language model's weights. `schedule`: the
-thresholds. Seeds and step counts are fixed; a run that was cut off goes on from its checkpoint.
+models of `--beside`. `reward`: the reward model, from the language model's weights. Thresholds are
+chosen and written by `benchmarks/embedded_pair.py`. Seeds and step counts are fixed; a run that was
+cut off goes on from its checkpoint.
 What is measured goes to `metrics.json`.
 """
 
@@ -27,7 +28,6 @@ from training.lm_report import compare
 from training.records import record, say
 from training.reward import save_reward, train_reward
 from training.runs import Plan
-from training.schedule import make_schedule
 from training.split import labelled_rows
 
 EMBEDDED = Path(__file__).parent.parent / "stars_engine" / "embedded"
@@ -116,15 +116,10 @@ def _make_reward(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _make_schedule(args: argparse.Namespace) -> dict[str, Any]:
-    return make_schedule(args.imdb, args.out)
-
-
 _STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "lm": _make_lm,
     "lm-report": _report_lm,
     "reward": _make_reward,
-    "schedule": _make_schedule,
 }
 
 

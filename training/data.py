@@ -6,8 +6,8 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -43,43 +43,56 @@ def encode_rows(
     return [[bos_id, *encoding.ids, eos_id] for encoding in encodings]
 
 
+def epochs(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[int]]:
+    """Yield row indices in groups without end: `epoch` after `epoch`, each in another order."""
+    for number in count():
+        yield from epoch(rows, num_tokens=num_tokens, seed=seed + number)
+
+
 def epoch(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[int]]:
     """Yield row indices in groups: like lengths, at most `num_tokens` with padding, each once."""
-    rng = random.Random(seed)
-    order = list(range(len(rows)))
-    rng.shuffle(order)
-    groups: list[list[int]] = []
-    # Sorting inside pools keeps padding low and the order random.
-    for pool in chunks(order, 2000):
+
+    def within_budget(pool: list[int]) -> Iterator[list[int]]:
         group: list[int] = []
-        for index in sorted(pool, key=lambda index: len(rows[index])):
+        for index in pool:
             if group and (len(group) + 1) * len(rows[index]) > num_tokens:
-                groups.append(group)
+                yield group
                 group = []
             group.append(index)
-        groups.append(group)
-    rng.shuffle(groups)
-    yield from groups
+        yield group
+
+    yield from _groups(rows, random.Random(seed), 2000, within_budget)
 
 
 def batches(
     rows: Sequence[Row], *, batch_size: int, num_steps: int, seed: int
 ) -> Iterator[list[int]]:
     """Yield `num_steps` groups of `batch_size` row indices: epoch after epoch, like lengths."""
+
+    def of_equal_size(pool: list[int]) -> Iterator[list[int]]:
+        return (group for group in chunks(pool, batch_size) if len(group) == batch_size)
+
     rng = random.Random(seed)
     steps_left = num_steps
     while steps_left > 0:
-        order = list(range(len(rows)))
-        rng.shuffle(order)
-        groups = [
-            group
-            for pool in chunks(order, 50 * batch_size)
-            for group in chunks(sorted(pool, key=lambda index: len(rows[index])), batch_size)
-            if len(group) == batch_size
-        ]
-        rng.shuffle(groups)
+        groups = _groups(rows, rng, 50 * batch_size, of_equal_size)
         yield from groups[:steps_left]
         steps_left -= len(groups)
+
+
+def _groups(
+    rows: Sequence[Row],
+    rng: random.Random,
+    pool_size: int,
+    cut: Callable[[list[int]], Iterable[list[int]]],
+) -> list[list[int]]:
+    """Sort by length inside pools, which keeps padding low and the order random; cut; shuffle."""
+    order = list(range(len(rows)))
+    rng.shuffle(order)
+    pools = (sorted(pool, key=lambda i: len(rows[i])) for pool in chunks(order, pool_size))
+    groups = [group for pool in pools for group in cut(pool)]
+    rng.shuffle(groups)
+    return groups
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -18,7 +18,12 @@ def normalised(text: str) -> str:
 
     Texts of equal words are one text here; hash this, and copies have equal hashes.
     """
-    return " ".join(re.findall(r"\w+", re.sub(r"<br\s*/?>", " ", text).lower()))
+    return " ".join(words_of(re.sub(r"<br\s*/?>", " ", text)))
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
 
 
 def exact_copies(texts: Sequence[str], others: Sequence[str]) -> NDArray[np.bool]:

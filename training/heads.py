@@ -47,3 +47,22 @@ def prefix_logits(
     hidden = body(inputs_embeds=embedded, use_cache=False).last_hidden_state
     values: torch.Tensor = model.score(functional.dropout(hidden, dropout, training=dropout > 0))
     return values[..., 0]
+
+
+def prefix_loss(
+    logits: torch.Tensor, targets: Sequence[float], rows: Sequence[Row], *, rise: int
+) -> tuple[torch.Tensor, float]:
+    """Weighted cross-entropy summed over all prefixes of all rows, and the sum of the weights.
+
+    Args:
+        logits: Of `prefix_logits`.
+        targets: Probability of the positive label, of each row.
+        rows: Token ids, for their lengths.
+        rise: Tokens over which a prefix's weight grows from 0: the first ones cannot tell.
+    """
+    wanted = torch.tensor(targets)[:, None].expand_as(logits)
+    lengths = torch.tensor([len(row) for row in rows])
+    position = torch.arange(logits.shape[1])
+    weights = (position / rise).clamp(max=1) * (position < lengths[:, None])
+    losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return (losses * weights).sum(), weights.sum().item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.data import IGNORED, Row, chunks, epoch, pad
+from training.data import IGNORED, Row, chunks, epochs, pad
 from training.runs import Plan, train
 
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -102,14 +102,11 @@ def train_lm(
 def _batches(rows: Sequence[Row], plan: Plan) -> Iterator[list[Row]]:
     """Most steps read beginnings of reviews, where prompts are; the last ones up to the context."""
     num_short = int(SHARE_OF_SHORT_ROWS * plan.num_steps) * plan.accumulate
-    yield from islice(_endless([row[:SHORT_ROW_LEN] for row in rows], plan), num_short)
-    yield from _endless([row[:CONTEXT_LEN] for row in rows], plan)
-
-
-def _endless(rows: Sequence[Row], plan: Plan) -> Iterator[list[Row]]:
-    for number in count():
-        for group in epoch(rows, num_tokens=plan.micro_tokens, seed=plan.seed + number):
-            yield [rows[index] for index in group]
+    short, long = ([row[:length] for row in rows] for length in (SHORT_ROW_LEN, CONTEXT_LEN))
+    for group in islice(epochs(short, num_tokens=plan.micro_tokens, seed=plan.seed), num_short):
+        yield [short[index] for index in group]
+    for group in epochs(long, num_tokens=plan.micro_tokens, seed=plan.seed):
+        yield [long[index] for index in group]
 
 
 def nats(model: Callable[..., Any], rows: Sequence[Row]) -> tuple[torch.Tensor, int]:

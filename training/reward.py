@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
-from training.data import Row, epoch
-from training.heads import prefix_logits, with_head
+from training.data import Row, epochs
+from training.heads import prefix_logits, prefix_loss, with_head
 from training.lm import CONTEXT_LEN
 from training.runs import Plan, train
 
@@ -54,38 +51,22 @@ def train_reward(
     torch.manual_seed(plan.seed)
     model = with_head(language_model)
     body = torch.compile(model.model, dynamic=True) if compiled else model.model
-    pairs = [(row[:CONTEXT_LEN], target) for row, target in zip(rows, targets, strict=True)]
+    rows = [row[:CONTEXT_LEN] for row in rows]
+
+    def loss(group: list[int]) -> tuple[torch.Tensor, float]:
+        chosen = [rows[index] for index in group]
+        logits = prefix_logits(model, chosen, body=body, dropout=DROPOUT)
+        return prefix_loss(logits, [targets[index] for index in group], chosen, rise=RISE)
+
     seconds = train(
         model,
-        _batches(pairs, plan),
-        lambda chosen: _loss(model, body, chosen),
+        epochs(rows, num_tokens=plan.micro_tokens, seed=plan.seed),
+        loss,
         plan,
         checkpoint=checkpoint,
         log=log,
     )
     return model.eval(), seconds
-
-
-def _batches(pairs: Sequence[tuple[Row, float]], plan: Plan) -> Iterator[list[tuple[Row, float]]]:
-    rows = [row for row, _ in pairs]
-    for number in count():
-        for group in epoch(rows, num_tokens=plan.micro_tokens, seed=plan.seed + number):
-            yield [pairs[index] for index in group]
-
-
-def _loss(
-    model: LlamaForSequenceClassification,
-    body: Callable[..., Any],
-    chosen: Sequence[tuple[Row, float]],
-) -> tuple[torch.Tensor, float]:
-    """Weighted cross-entropy summed over all prefixes, and the sum of the weights."""
-    logits = prefix_logits(model, [row for row, _ in chosen], body=body, dropout=DROPOUT)
-    targets = torch.tensor([target for _, target in chosen])[:, None].expand_as(logits)
-    lengths = torch.tensor([len(row) for row, _ in chosen])
-    position = torch.arange(logits.shape[1])
-    weights = (position / RISE).clamp(max=1) * (position < lengths[:, None])
-    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (losses * weights).sum(), weights.sum().item()
 
 
 def save_reward(

@@ -32,8 +32,8 @@ _PROPOSAL = [
 # Of the test: what changes the rewards of drafts, or how many are drawn.
 _TEST = ["segment_len", "segment_end", "min_segment_len", "lookahead", "beta", "max_attempts"]
 # How answers look, but not which pilots were asked.
-_FAR = 2  # times the tokens it was made for, from where on a use is told of
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
+_FAR = 2  # times the tokens it was made for, from where on a use is told of
 
 
 def dependencies(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-
-def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation."""
-    return re.findall(r"\w+", text.lower())
+from training.duplicates import words_of
 
 
 def runs(text: str, length: int) -> set[tuple[str, ...]]:
     """Return every run of `length` words; of a shorter text, all of its words as one run."""
-    found = words(text)
+    found = words_of(text)
     return {tuple(found[i : i + length]) for i in range(max(1, len(found) - length + 1))}
 
 

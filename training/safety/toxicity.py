@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from training.data import batches, encode_rows
-from training.heads import prefix_logits
+from training.heads import prefix_logits, prefix_loss
 from training.safety import process
 from training.safety.figures import beside, shown
 from training.safety.linear import LinearRegressor, bag_of_words, words_and_pieces
@@ -21,6 +20,7 @@ from training.safety.toxicity_data import ScoredRow, as_continuation, scored_tex
 
 NUM_STEPS, BATCH_SIZE, LR, DROPOUT = 200, 64, 0.002, 0.2
 ROW_LEN = 96
+RISE = 4  # tokens
 PREFIX_LENS = (8, 16, 24)  # tokens: segment borders
 
 
@@ -48,16 +48,10 @@ def train(
 
     def loss(picked: Sequence[int]) -> torch.Tensor:
         chosen = [rows[index] for index in picked]
-        values = prefix_logits(model, chosen, dropout=DROPOUT)  # (batch, max_len)
-        harmless = 1 - torch.tensor([toxicity[index] for index in picked])
-        lengths = torch.tensor([len(row) for row in chosen])
-        position = torch.arange(values.shape[1])
-        # Nothing is known at the first token; weights grow over four and then stay level.
-        weights = (position / 4).clamp(max=1) * (position < lengths[:, None])
-        each = functional.binary_cross_entropy_with_logits(
-            values, harmless[:, None].expand_as(values), reduction="none"
-        )
-        return (each * weights).sum() / weights.sum()
+        values = prefix_logits(model, chosen, dropout=DROPOUT)
+        harmless = [1 - toxicity[index] for index in picked]
+        total, weight = prefix_loss(values, harmless, chosen, rise=RISE)
+        return total / weight
 
     picks = batches(rows, batch_size=BATCH_SIZE, num_steps=num_steps, seed=seed)
     return process.fit(model, [lambda picked=p: loss(picked) for p in picks], lr=LR, log=log)
