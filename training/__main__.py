@@ -56,8 +56,9 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile; needs a C++ compiler"
     )
+    parser.add_argument("--threads", type=int, default=1, help="of the processor; default: 1")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     transformers_logging.set_verbosity_error()
     if args.checkpoints is not None:
         args.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ def prefix_logits(
     *,
     body: Callable[..., Any] | None = None,
     dropout: float = 0.0,
+    word_dropout: float = 0.0,
 ) -> torch.Tensor:
     """The logit after each token of each row: `(num_rows, max_len)`.
 
@@ -40,8 +41,12 @@ def prefix_logits(
         rows: Token ids; shorter rows are padded on the right, which causal attention never sees.
         body: What stands for `model.model`, a compiled one for instance.
         dropout: On embeddings and last states; above 0 in training only.
+        word_dropout: Share of tokens whose embedding is left out whole, so that no verdict hangs on
+            one word (Iyyer et al. 2015); above 0 in training only.
     """
     embedded = model.model.embed_tokens(pad(rows, value=0))
+    kept = functional.dropout(torch.ones(embedded.shape[:2]), word_dropout, word_dropout > 0)
+    embedded = embedded * kept[..., None]
     embedded = functional.dropout(embedded, dropout, training=dropout > 0)
     body = model.model if body is None else body
     hidden = body(inputs_embeds=embedded, use_cache=False).last_hidden_state

@@ -18,6 +18,7 @@ from training.lm import CONTEXT_LEN
 from training.runs import Plan, train
 
 DROPOUT = 0.1
+WORD_DROPOUT = 0.1
 RISE = 16  # tokens over which the weight of a prefix grows: the first ones cannot tell
 
 
@@ -55,7 +56,9 @@ def train_reward(
 
     def loss(group: list[int]) -> tuple[torch.Tensor, float]:
         chosen = [rows[index] for index in group]
-        logits = prefix_logits(model, chosen, body=body, dropout=DROPOUT)
+        logits = prefix_logits(
+            model, chosen, body=body, dropout=DROPOUT, word_dropout=WORD_DROPOUT
+        )
         return prefix_loss(logits, [targets[index] for index in group], chosen, rise=RISE)
 
     seconds = train(
