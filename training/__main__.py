@@ -45,7 +45,7 @@ SEED = 20251103
 NUM_TOKENIZER_REVIEWS = 15_000
 LM_PLAN = Plan(num_steps=2100, lr=0.010, micro_tokens=2048, accumulate=4, seed=SEED)
 TEACHER_PLAN = Plan(num_steps=1650, lr=0.003, micro_tokens=2048, accumulate=4, seed=SEED)
-REWARD_PLAN = Plan(num_steps=2200, lr=0.003, micro_tokens=2048, accumulate=4, seed=SEED + 1)
+REWARD_PLAN = Plan(num_steps=1700, lr=0.003, micro_tokens=2048, accumulate=4, seed=SEED + 1)
 NUM_UNLABELLED = 30_000  # reviews that the teacher reads
 
 
