@@ -1,0 +1,199 @@
+"""A decoder whose candidates share their prefix's keys and values."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import takewhile
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from stars_engine.backends.attention import NAME, Rows, View, attending
+from stars_engine.backends.decoders import Branches, Forward, Prefix
+from stars_engine.backends.slots import ByLayer, OwnTokens, SlotPool
+
+CHUNK = 1024  # tokens of a prompt that are read at once
+
+
+class SharedPrefixDecoder:
+    """Keeps each prefix's keys and values once, in a slot, and reads only new tokens.
+
+    Args:
+        model: A causal language model of transformers whose attention goes through its
+            `AttentionInterface`.
+        context_len: Positions it has; None for no limit.
+    """
+
+    def __init__(self, model: Any, context_len: int | None = None) -> None:
+        self._forward = _SharingForward(model, context_len)
+        self._pool = SlotPool()
+        self._latest: SharedBranches | None = None
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
+        """See `Decoder`."""
+        prefixes = [Prefix([], len(prompt), torch.empty(0)) for prompt in prompts]
+        slots = self._pool.take(len(prefixes))
+        for prefix, slot in zip(prefixes, slots, strict=True):
+            self._hold(prefix, slot)
+        self._read(list(zip(prefixes, prompts, strict=True)))
+        return prefixes
+
+    def copy(self, prefix: Prefix) -> Prefix:
+        """See `Decoder`."""
+        [slot] = self._pool.take(1)
+        self._pool.copy(prefix.slot, slot, len(prefix.token_ids))
+        twin = Prefix(list(prefix.token_ids), prefix.num_prompt_tokens, prefix.next_logits)
+        self._hold(twin, slot)
+        return twin
+
+    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
+        """Copy what a candidate's row holds of the accepted tokens; read the rest, mostly one."""
+        rest: list[tuple[Prefix, Sequence[int]]] = []
+        for prefix, ids in kept:
+            row, count = self._latest.find(prefix, ids) if self._latest else (0, 0)
+            if self._latest and count:
+                self._append(prefix, ids[:count], *self._latest.states(row, count))
+            rest.append((prefix, ids[count:]))
+        self._latest = None
+        self._read(rest)
+
+    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
+        """See `Decoder`."""
+        self._latest = SharedBranches(self._forward, self._pool, rows, num_tokens)
+        return self._latest
+
+    def _hold(self, prefix: Prefix, slot: int) -> None:
+        prefix.slot = slot
+        weakref.finalize(prefix, self._pool.give_back, slot)
+
+    def _append(self, prefix: Prefix, ids: Sequence[int], keys: ByLayer, values: ByLayer) -> None:
+        length = len(prefix.token_ids)
+        self._pool.reserve(length + len(ids))
+        self._pool.write(prefix.slot, length, keys, values)
+        prefix.token_ids = [*prefix.token_ids, *ids]
+
+    def _read(self, new: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
+        """Append tokens to prefixes: equally many together, none beside a prefix without any."""
+        groups: dict[tuple[bool, int], list[tuple[Prefix, Sequence[int]]]] = defaultdict(list)
+        for prefix, ids in new:
+            groups[bool(prefix.token_ids), len(ids)].append((prefix, ids))
+        for (_, count), group in groups.items():
+            group.sort(key=lambda item: item[0].slot)
+            prefixes = [prefix for prefix, _ in group]
+            for start in range(0, count, CHUNK):
+                chunks = [list(ids[start : start + CHUNK]) for _, ids in group]
+                rows = SharedBranches(self._forward, self._pool, prefixes, len(chunks[0]))
+                logits = rows.read(torch.tensor(chunks, device=self._forward.device))
+                for row, (prefix, chunk) in enumerate(zip(prefixes, chunks, strict=True)):
+                    self._append(prefix, chunk, *rows.states(row, len(chunk)))
+                    prefix.next_logits = logits[row]
+
+
+class SharedBranches:
+    """Candidate rows on prefixes in slots.
+
+    A row that has ended runs on beside the others, at the last position of the context if need be:
+    what comes of it is not looked at.
+
+    Args:
+        forward: Passes through the model.
+        pool: Where the prefixes are.
+        prefixes: Of each row.
+        num_tokens: Tokens that each row reads at most.
+    """
+
+    def __init__(
+        self,
+        forward: _SharingForward,
+        pool: SlotPool,
+        prefixes: Sequence[Prefix],
+        num_tokens: int,
+    ) -> None:
+        self._forward = forward
+        self._prefixes = prefixes
+        self._own = OwnTokens(len(prefixes), num_tokens)
+        self._fed: list[torch.Tensor] = []  # (rows,) at each step
+        lengths = [len(prefix.token_ids) for prefix in prefixes]
+        self._starts = torch.tensor(lengths, device=forward.device)[:, None]
+        by_slot = dict(zip((prefix.slot for prefix in prefixes), lengths, strict=True))
+        slots = sorted(by_slot)
+        width = max(lengths)
+        keys, values = pool.read(slots, width) if width else ([], [])
+        self._view = View(
+            keys,
+            values,
+            [by_slot[slot] for slot in slots],
+            Rows.of([slots.index(prefix.slot) for prefix in prefixes], forward.device),
+        )
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Branches`."""
+        self._fed.append(tokens)
+        return self.read(tokens[:, None])
+
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append `(rows, count)` ids; return the logits after the last, `(rows, vocab)`."""
+        before, count = self._own.num_tokens, ids.shape[1]
+        positions = self._starts + torch.arange(before, before + count, device=ids.device)
+        view = replace(self._view, num_before=before)
+        logits = self._forward(ids, positions, self._own, view)
+        self._own.num_tokens += count
+        return logits
+
+    def find(self, prefix: Prefix, ids: Sequence[int]) -> tuple[int, int]:
+        """Return the row of a prefix that has read most of some tokens, and how many.
+
+        The last of them is left out: only what is read gives logits.
+        """
+        best = (0, 0)
+        for row, tokens in enumerate(self._read_ids):
+            if self._prefixes[row] is prefix:
+                pairs = zip(tokens, ids[:-1], strict=False)
+                count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                best = max(best, (row, count), key=itemgetter(1))
+        return best
+
+    def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return the keys and values of a row's first tokens."""
+        return self._own.row(row, count)
+
+    @cached_property
+    def _read_ids(self) -> list[list[int]]:
+        rows: list[list[int]] = torch.stack(self._fed, dim=1).tolist() if self._fed else []
+        return rows
+
+
+class _SharingForward:
+    """Passes through the model with our attention in place of its own.
+
+    Its configs name the attention; they are set back after each pass, since the model may be
+    somebody else's too.
+    """
+
+    def __init__(self, model: Any, context_len: int | None) -> None:
+        self._forward = Forward(model)
+        self._context_len = context_len
+        self.device = self._forward.device
+        configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+        self._configs = list(configs.values())
+
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor, own: OwnTokens, view: View
+    ) -> torch.Tensor:
+        """Read `(rows, count)` ids; return `(rows, vocab)` logits."""
+        if self._context_len is not None:
+            positions = positions.clamp(max=self._context_len - 1)
+        names = [config._attn_implementation_internal for config in self._configs]  # noqa: SLF001
+        try:
+            for config in self._configs:
+                config._attn_implementation_internal = NAME  # noqa: SLF001 - no public way is this quick
+            with attending(view):
+                return self._forward(ids, positions=positions, cache=own)
+        finally:
+            for config, name in zip(self._configs, names, strict=True):
+                config._attn_implementation_internal = name  # noqa: SLF001
