@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from operator import itemgetter
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 
-from stars_engine.backends.attention import NAME, Rows, View, attending
 from stars_engine.backends.decoders import Branches, Forward, Prefix
-from stars_engine.backends.slots import ByLayer, OwnTokens, SlotPool
+from stars_engine.caching.continuations import Continuations, SharingPass
+from stars_engine.caching.slots import ByLayer, SlotPool
 
 CHUNK = 1024  # tokens of a prompt that are read at once
 
@@ -30,7 +29,12 @@ class SharedPrefixDecoder:
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:
-        self._forward = _SharingForward(model, context_len)
+        forward = Forward(model)
+        self._forward = SharingPass(
+            model,
+            lambda ids, positions, cache: forward(ids, positions=positions, cache=cache),
+            context_len,
+        )
         self._pool = SlotPool()
         self._latest: SharedBranches | None = None
 
@@ -88,7 +92,7 @@ class SharedPrefixDecoder:
             for start in range(0, count, CHUNK):
                 chunks = [list(ids[start : start + CHUNK]) for _, ids in group]
                 rows = SharedBranches(self._forward, self._pool, prefixes, len(chunks[0]))
-                logits = rows.read(torch.tensor(chunks, device=self._forward.device))
+                logits = rows.read(chunks)
                 for row, (prefix, chunk) in enumerate(zip(prefixes, chunks, strict=True)):
                     self._append(prefix, chunk, *rows.states(row, len(chunk)))
                     prefix.next_logits = logits[row]
@@ -97,52 +101,35 @@ class SharedPrefixDecoder:
 class SharedBranches:
     """Candidate rows on prefixes in slots.
 
-    A row that has ended runs on beside the others, at the last position of the context if need be:
-    what comes of it is not looked at.
-
     Args:
-        forward: Passes through the model.
+        read: Passes through the model.
         pool: Where the prefixes are.
         prefixes: Of each row.
         num_tokens: Tokens that each row reads at most.
     """
 
     def __init__(
-        self,
-        forward: _SharingForward,
-        pool: SlotPool,
-        prefixes: Sequence[Prefix],
-        num_tokens: int,
+        self, read: SharingPass, pool: SlotPool, prefixes: Sequence[Prefix], num_tokens: int
     ) -> None:
-        self._forward = forward
+        self._read = read
         self._prefixes = prefixes
-        self._own = OwnTokens(len(prefixes), num_tokens)
-        self._fed: list[torch.Tensor] = []  # (rows,) at each step
-        lengths = [len(prefix.token_ids) for prefix in prefixes]
-        self._starts = torch.tensor(lengths, device=forward.device)[:, None]
-        by_slot = dict(zip((prefix.slot for prefix in prefixes), lengths, strict=True))
-        slots = sorted(by_slot)
-        width = max(lengths)
-        keys, values = pool.read(slots, width) if width else ([], [])
-        self._view = View(
-            keys,
-            values,
-            [by_slot[slot] for slot in slots],
-            Rows.of([slots.index(prefix.slot) for prefix in prefixes], forward.device),
+        self._rows = Continuations(
+            pool,
+            [prefix.slot for prefix in prefixes],
+            [len(prefix.token_ids) for prefix in prefixes],
+            num_tokens,
+            read.device,
         )
+        self._fed: list[torch.Tensor] = []  # (rows,) at each step
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Branches`."""
         self._fed.append(tokens)
         return self.read(tokens[:, None])
 
-    def read(self, ids: torch.Tensor) -> torch.Tensor:
+    def read(self, ids: Sequence[Sequence[int]] | torch.Tensor) -> torch.Tensor:
         """Append `(rows, count)` ids; return the logits after the last, `(rows, vocab)`."""
-        before, count = self._own.num_tokens, ids.shape[1]
-        positions = self._starts + torch.arange(before, before + count, device=ids.device)
-        view = replace(self._view, num_before=before)
-        logits = self._forward(ids, positions, self._own, view)
-        self._own.num_tokens += count
+        logits: torch.Tensor = self._read(self._rows, ids)
         return logits
 
     def find(self, prefix: Prefix, ids: Sequence[int]) -> tuple[int, int]:
@@ -160,40 +147,9 @@ class SharedBranches:
 
     def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
         """Return the keys and values of a row's first tokens."""
-        return self._own.row(row, count)
+        return self._rows.states(row, count)
 
     @cached_property
     def _read_ids(self) -> list[list[int]]:
         rows: list[list[int]] = torch.stack(self._fed, dim=1).tolist() if self._fed else []
         return rows
-
-
-class _SharingForward:
-    """Passes through the model with our attention in place of its own.
-
-    Its configs name the attention; they are set back after each pass, since the model may be
-    somebody else's too.
-    """
-
-    def __init__(self, model: Any, context_len: int | None) -> None:
-        self._forward = Forward(model)
-        self._context_len = context_len
-        self.device = self._forward.device
-        configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-        self._configs = list(configs.values())
-
-    def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, own: OwnTokens, view: View
-    ) -> torch.Tensor:
-        """Read `(rows, count)` ids; return `(rows, vocab)` logits."""
-        if self._context_len is not None:
-            positions = positions.clamp(max=self._context_len - 1)
-        names = [config._attn_implementation_internal for config in self._configs]  # noqa: SLF001
-        try:
-            for config in self._configs:
-                config._attn_implementation_internal = NAME  # noqa: SLF001 - no public way is this quick
-            with attending(view):
-                return self._forward(ids, positions=positions, cache=own)
-        finally:
-            for config, name in zip(self._configs, names, strict=True):
-                config._attn_implementation_internal = name  # noqa: SLF001
