@@ -13,6 +13,7 @@ from stars_engine.backends.forked import ForkingDecoder
 from stars_engine.backends.padded import PaddedDecoder
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.uncached import UncachedDecoder
+from stars_engine.caching.checking import ROUNDING, window_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,6 @@ LADDER: dict[str, Callable[[Any, int | None], Decoder]] = {
     "padded cache": PaddedDecoder,
     "forked cache": ForkingDecoder,
 }
-
-# Largest difference from plain logits that the self-check takes for rounding, relative to the
-# largest logit.
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
-_LONGEST_CHECK = 512  # tokens; a window or chunk beyond is not looked past
 
 
 def choose_decoder(model: Any, context_len: int | None) -> tuple[Decoder, str]:
@@ -50,7 +46,7 @@ def choose_decoder(model: Any, context_len: int | None) -> tuple[Decoder, str]:
         except Exception as error:  # noqa: BLE001 - architectures fail in ways of their own
             reasons.append(f"{name} raised {type(error).__name__}: {error}")
             continue
-        if difference <= _ROUNDING.get(model.dtype, 6e-2) * scale:
+        if difference <= ROUNDING.get(model.dtype, 6e-2) * scale:
             # A new one: the check's tensors are of no use any more.
             return kind(model, context_len), _described(name, reasons)
         reasons.append(f"{name}: logits differed by {difference:.2g} of {scale:.2g}")
@@ -73,7 +69,7 @@ def _compare(
     Three candidates on one prefix, two on another; both go on from one of theirs.
     """
     generator = torch.Generator().manual_seed(0)
-    longest = 12 + _reach(model)  # a prompt longer than what a layer sees
+    longest = 12 + window_of(model)  # a prompt longer than what a layer sees
     if context_len is not None:
         longest = min(longest, context_len - 9)
     lengths = [max(1, longest), max(1, longest - 5)]
@@ -97,10 +93,3 @@ def _compare(
             logits.append(torch.stack([prefix.next_logits for prefix in prefixes]))
         runs.append(torch.cat(logits).float())
     return (runs[0] - runs[1]).abs().max().item(), runs[1].abs().max().item()
-
-
-def _reach(model: Any) -> int:
-    """Tokens that a layer with a window or chunk sees, as far as the check can go."""
-    config = model.config.get_text_config()
-    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return max((n for n in found if isinstance(n, int) and n <= _LONGEST_CHECK), default=0)

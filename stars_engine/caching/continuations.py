@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from transformers import Cache
 
 from stars_engine.caching.attention import NAME, Rows, View, attending
 from stars_engine.caching.slots import ByLayer, OwnTokens, SlotPool
 
 Output = TypeVar("Output")
 
-Call = Callable[[torch.Tensor, torch.Tensor, Cache], Output]
+Call = Callable[..., Output]
 
 
 class SharingPass:
@@ -36,7 +35,9 @@ class SharingPass:
         configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
         self._configs = list(configs.values())
 
-    def __call__(self, rows: Continuations, ids: Sequence[Sequence[int]] | torch.Tensor) -> Any:
+    def __call__(
+        self, rows: Continuations, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
+    ) -> Any:
         """Have each row read more tokens, equally many; return what the call returns."""
         ids = torch.as_tensor(ids, device=self.device)
         positions = rows.positions(ids.shape[1])
@@ -47,7 +48,7 @@ class SharingPass:
             for config in self._configs:
                 config._attn_implementation_internal = NAME  # noqa: SLF001 - quicker than the setter
             with attending(rows.view()):
-                output = self._call(ids, positions, rows.own)
+                output = self._call(ids, positions, rows.own, **options)
         finally:
             for config, name in zip(self._configs, names, strict=True):
                 config._attn_implementation_internal = name  # noqa: SLF001
