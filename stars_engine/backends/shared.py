@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Forward, Prefix
+from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.slots import ByLayer, SlotPool
 
@@ -36,24 +37,25 @@ class SharedPrefixDecoder:
             context_len,
         )
         self._pool = SlotPool()
+        self._ids: dict[int, list[int]] = {}  # of what each slot holds, in use or not
         self._latest: SharedBranches | None = None
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
-        prefixes = [Prefix([], len(prompt), torch.empty(0)) for prompt in prompts]
-        slots = self._pool.take(len(prefixes))
-        for prefix, slot in zip(prefixes, slots, strict=True):
-            self._hold(prefix, slot)
-        self._read(list(zip(prefixes, prompts, strict=True)))
+        prefixes = []
+        for prompt in prompts:
+            slot, known = self._recall(list(prompt))
+            prefixes.append(self._hold(Prefix(known, len(prompt), torch.empty(0)), slot))
+        rest = [prompt[len(p.token_ids) :] for p, prompt in zip(prefixes, prompts, strict=True)]
+        self._read(list(zip(prefixes, rest, strict=True)))
         return prefixes
 
     def copy(self, prefix: Prefix) -> Prefix:
         """See `Decoder`."""
         [slot] = self._pool.take(1)
         self._pool.copy(prefix.slot, slot, len(prefix.token_ids))
-        twin = Prefix(list(prefix.token_ids), prefix.num_prompt_tokens, prefix.next_logits)
-        self._hold(twin, slot)
-        return twin
+        twin = Prefix(prefix.token_ids, prefix.num_prompt_tokens, prefix.next_logits)
+        return self._hold(twin, slot)
 
     def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
         """Copy what a candidate's row holds of the accepted tokens; read the rest, mostly one."""
@@ -71,15 +73,35 @@ class SharedPrefixDecoder:
         self._latest = SharedBranches(self._forward, self._pool, rows, num_tokens)
         return self._latest
 
-    def _hold(self, prefix: Prefix, slot: int) -> None:
+    def _hold(self, prefix: Prefix, slot: int) -> Prefix:
         prefix.slot = slot
+        self._ids[slot] = prefix.token_ids
         weakref.finalize(prefix, self._pool.give_back, slot)
+        return prefix
+
+    def _recall(self, prompt: list[int]) -> tuple[int, list[int]]:
+        """Return a slot for a prompt, and the tokens of it that are in there from earlier ones.
+
+        A slot that nobody uses any more is taken over; from others is copied. The last token is
+        read in any case, for its logits.
+        """
+        alike = [slot for slot, ids in self._ids.items() if ids[:LEAST] == prompt[:LEAST]]
+        common = {slot: num_common(self._ids[slot], prompt[:-1]) for slot in alike}
+        best = max(common, key=lambda slot: common[slot], default=None)
+        if best is None or common[best] < LEAST:
+            return self._pool.take(1)[0], []
+        known = prompt[: common[best]]
+        if self._pool.take_back(best):
+            return best, known
+        [slot] = self._pool.take(1)
+        self._pool.copy(best, slot, len(known))
+        return slot, known
 
     def _append(self, prefix: Prefix, ids: Sequence[int], keys: ByLayer, values: ByLayer) -> None:
         length = len(prefix.token_ids)
         self._pool.reserve(length + len(ids))
         self._pool.write(prefix.slot, length, keys, values)
-        prefix.token_ids = [*prefix.token_ids, *ids]
+        prefix.token_ids = self._ids[prefix.slot] = [*prefix.token_ids, *ids]
 
     def _read(self, new: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
         """Append tokens to prefixes: equally many together, none beside a prefix without any."""

@@ -6,6 +6,7 @@ nothing; accepting one copies its row behind the prefix.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,28 +22,34 @@ class SlotPool:
     """Keys and values of prefixes, by layer `(slots, kv_heads, capacity, head_dim)`.
 
     Slots and their capacity are doubled when they do not suffice; what is there is copied then.
-    Slots in use are few at the front, so that those of one round lie side by side.
+    A slot that is given back keeps its columns until somebody else takes it.
     """
 
     def __init__(self) -> None:
         self.keys: ByLayer = []
         self.values: ByLayer = []
-        self._free: list[int] = []
+        self._free: deque[int] = deque()  # never used ones, then as they were given back
         self._num_slots = 0
         self._capacity = _FIRST_WIDTH
 
     def take(self, count: int) -> list[int]:
-        """Return that many free slots, the first ones."""
+        """Return that many free slots: fresh ones, else those that were given back first."""
         while len(self._free) < count:
-            self._free += range(self._num_slots, 2 * self._num_slots or 1)
-            self._num_slots = 2 * self._num_slots or 1
-        self._free.sort()
-        taken, self._free = self._free[:count], self._free[count:]
+            fresh = range(self._num_slots, 2 * self._num_slots or 1)
+            self._free.extendleft(reversed(fresh))
+            self._num_slots += len(fresh)
         self._resize()
-        return taken
+        return [self._free.popleft() for _ in range(count)]
+
+    def take_back(self, slot: int) -> bool:
+        """Take a certain slot, with what is in it; False if somebody has it."""
+        if slot not in self._free:
+            return False
+        self._free.remove(slot)
+        return True
 
     def give_back(self, slot: int) -> None:
-        """Let others use a slot."""
+        """Let others use a slot; may be called from any thread."""
         self._free.append(slot)
 
     def reserve(self, length: int) -> None:

@@ -189,14 +189,13 @@ class ClassifierRewardModel:
         """Read only what is new, if the model is causal and a check finds the same values."""
         if self._score_head is None:
             return None, "whole texts (no causal head)"
-        if self._sharing is not Sharing.ANY:
-            return None, "whole texts (it scores a text by what is beside it)"
         return choose_reader(
             self._model,
             self._last_logits,
             self._logits,
             context_len=context_len,
             batch_size=self._config.batch_size,
+            sharing=self._sharing,
         )
 
     @torch.inference_mode()

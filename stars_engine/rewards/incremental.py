@@ -8,7 +8,6 @@ their own tokens. Nobody has to say which candidate was kept: rows that go on fr
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -17,13 +16,14 @@ import torch
 from transformers import Cache
 
 from stars_engine.caching.checking import ROUNDING, window_of
+from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.slots import SlotPool
+from stars_engine.rewards.sharing import Sharing
 
 logger = logging.getLogger(__name__)
 
 MAX_STEMS = 64  # answers that are remembered
-_LEAST = 16  # tokens in common that are worth a copy
 _RETRACTED = 32  # tokens that another tokenizer may take back when text goes on
 _CHUNK = 1024  # tokens of a stem that are read at once
 
@@ -106,7 +106,7 @@ class IncrementalReader:
         """Yield the indices of rows to read together: none is padded to more than twice itself."""
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-            too_long = batch and lengths[index] > 2 * lengths[batch[0]] + _LEAST
+            too_long = batch and lengths[index] > 2 * lengths[batch[0]] + LEAST
             if too_long or len(batch) == self._batch_size:
                 yield batch
                 batch = []
@@ -162,9 +162,9 @@ class IncrementalReader:
         whole = [m for stem in self._stems if (m := self._match_whole(stem, row)) is not None]
         best = max(whole, key=_count, default=None)
         if best is None or 2 * best.num < len(row):
-            parts = [Match(_num_common(stem.ids, row[:-1]), stem, None) for stem in self._stems]
+            parts = [Match(num_common(stem.ids, row[:-1]), stem, None) for stem in self._stems]
             best = max([*whole, *parts], key=_count, default=None)
-        enough = min(_LEAST, len(row) - 1)
+        enough = min(LEAST, len(row) - 1)
         return best if best is not None and best.num >= enough > 0 else None
 
     @staticmethod
@@ -176,7 +176,7 @@ class IncrementalReader:
         best = Match(size, stem, None)
         for tail in stem.tails:
             if len(row) > size + len(tail.ids):  # it has grown, so that candidate was kept
-                count = size + _num_common(tail.ids, row[size:])
+                count = size + num_common(tail.ids, row[size:])
                 best = max(best, Match(count, stem, tail), key=_count)
         return best
 
@@ -203,7 +203,7 @@ class IncrementalReader:
     def _begin(self, rows: Sequence[Ids]) -> Stem:
         """Read what rows have in common, in a slot of its own."""
         first = rows[0]
-        size = min([len(first), *(_num_common(first, row) for row in rows[1:])])
+        size = min([len(first), *(num_common(first, row) for row in rows[1:])])
         size = min(size, min(map(len, rows)) - 1)
         [slot] = self._pool.take(1)
         stem = self._keep(Stem(slot, []))
@@ -235,21 +235,12 @@ def _alike(indices: Sequence[int], rows: Sequence[Ids]) -> Iterator[list[int]]:
     """Yield rows that are read for the first time, neighbours with much in common together."""
     group: list[int] = []
     for index in indices:
-        if group and _num_common(rows[group[0]], rows[index]) < max(1, len(rows[index]) // 2):
+        if group and num_common(rows[group[0]], rows[index]) < max(1, len(rows[index]) // 2):
             yield group
             group = []
         group.append(index)
     if group:
         yield group
-
-
-def _num_common(first: Ids, second: Ids) -> int:
-    """Return how many tokens two rows begin with alike."""
-    most = min(len(first), len(second))
-    if first[:most] == second[:most]:
-        return most
-    # Slices compare at the speed of C: halve the range in which they begin to differ.
-    return bisect_left(range(most), 1, key=lambda size: first[: size + 1] != second[: size + 1])
 
 
 def _count(match: Match) -> int:
@@ -263,6 +254,7 @@ def choose_reader(
     *,
     context_len: int | None,
     batch_size: int,
+    sharing: Sharing,
 ) -> tuple[IncrementalReader | None, str]:
     """Return a reader, if what it finds is what plain passes find, and how texts are read.
 
@@ -272,7 +264,10 @@ def choose_reader(
         plain: Returns what comes of the last token of each whole row, `(rows, ...)`.
         context_len: Positions it has; None for no limit.
         batch_size: Rows of a pass at most.
+        sharing: Which rows may share a pass.
     """
+    if sharing is not Sharing.ANY:
+        return None, "whole texts (it scores a text by what is beside it)"
 
     def make() -> IncrementalReader:
         return IncrementalReader(model, call, context_len, batch_size=batch_size)
