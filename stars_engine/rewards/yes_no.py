@@ -161,7 +161,7 @@ class YesNoRewardModel:
         self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: torch.Tensor
     ) -> torch.Tensor:
         """See `incremental.CallLast`."""
-        places, at = last.unique(return_inverse=True)
+        places, at = torch.unique(last, return_inverse=True)
         options = {"logits_to_keep": places} if self._can_choose else {}
         logits: torch.Tensor = self._model(
             input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options
