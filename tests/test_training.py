@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from training.data import epoch
+from training.heads import Weights
 from training.ngram import NgramModel
 from training.optim import orthogonalised
+from training.reward import balanced, windows
 from training.runs import Plan, train
 
 STREAM = np.random.default_rng(0).integers(0, 5, 3000)
@@ -96,3 +98,20 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path) -> None
     resumed = run(None, tmp_path / "cut.pt")
     for first, second in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_prefixes_weigh_what_the_recipe_says() -> None:
+    weights = Weights(rise=4, fall=8, last=2.0).of(torch.tensor([3, 12]), width=12)
+    wanted = [min(t / 4, 1) / (1 + t / 8) for t in range(12)]
+    assert weights[0].tolist() == pytest.approx([*wanted[:2], wanted[2] + 2, *[0] * 9])
+    assert weights[1].tolist() == pytest.approx([*wanted[:11], wanted[11] + 2])
+
+
+def test_a_long_review_is_read_at_both_ends() -> None:
+    assert windows([1, 5, 6], 3) == [[1, 5, 6]]
+    assert windows([1, 5, 6, 7, 8], 3) == [[1, 5, 6], [1, 7, 8]]
+
+
+def test_as_many_reviews_are_taken_for_good_as_for_bad() -> None:
+    found = np.array([0.9, 0.8, 0.2, 0.7, 0.4, 0.95], np.float32)
+    assert balanced(found) == [0, 1, 2, 4]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -54,8 +54,32 @@ def prefix_logits(
     return values[..., 0]
 
 
+class Weights(NamedTuple):
+    """How much the prefixes of a row count in the loss.
+
+    Attributes:
+        rise: Tokens over which the weight grows from 0: the first ones cannot tell.
+        fall: Tokens after which it has fallen to a half, so that beginnings, which are few, count
+            as well as what comes after; None if it stays.
+        last: Weight of the row's last prefix beside its own: the verdict on all of it.
+    """
+
+    rise: int
+    fall: int | None = None
+    last: float = 0.0
+
+    def of(self, lengths: torch.Tensor, width: int) -> torch.Tensor:
+        """Return `(rows, width)` for rows of some lengths; 0 beyond."""
+        position = torch.arange(width)
+        weights = (position / self.rise).clamp(max=1)
+        if self.fall is not None:
+            weights = weights / (1 + position / self.fall)
+        inside = (position < lengths[:, None]) * weights
+        return inside + self.last * (position == lengths[:, None] - 1)
+
+
 def prefix_loss(
-    logits: torch.Tensor, targets: Sequence[float], rows: Sequence[Row], *, rise: int
+    logits: torch.Tensor, targets: Sequence[float], rows: Sequence[Row], weights: Weights
 ) -> tuple[torch.Tensor, float]:
     """Weighted cross-entropy summed over all prefixes of all rows, and the sum of the weights.
 
@@ -63,11 +87,9 @@ def prefix_loss(
         logits: Of `prefix_logits`.
         targets: Probability of the positive label, of each row.
         rows: Token ids, for their lengths.
-        rise: Tokens over which a prefix's weight grows from 0: the first ones cannot tell.
+        weights: Of the prefixes.
     """
     wanted = torch.tensor(targets)[:, None].expand_as(logits)
-    lengths = torch.tensor([len(row) for row in rows])
-    position = torch.arange(logits.shape[1])
-    weights = (position / rise).clamp(max=1) * (position < lengths[:, None])
+    each = weights.of(torch.tensor([len(row) for row in rows]), logits.shape[1])
     losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    return (losses * weights).sum(), weights.sum().item()
+    return (losses * each).sum(), each.sum().item()

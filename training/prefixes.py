@@ -14,7 +14,9 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from training.data import Row
 from training.pieces import beginning
+from training.reward import windows
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +36,8 @@ def read_prefixes(
         directory: A checkpoint with one logit, and its tokenizer.
         texts: What is read.
         lengths: In words; None for the whole text.
-        context: Tokens that are read at most, the first ones.
+        context: Tokens that are read at most: the first one, and the last of a longer text, as
+            rewards cut a prompt.
 
     Returns:
         `(len(texts), len(lengths))`.
@@ -116,14 +119,11 @@ def shown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], context: int) -> list[list[int]]:
-    encoded: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=context)[
-        "input_ids"
-    ]
-    return encoded
+def _encode(tokenizer: Any, texts: Sequence[str], context: int) -> list[Row]:
+    return [windows(row, context)[-1] for row in tokenizer(list(texts), verbose=False)["input_ids"]]
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+def _batches(rows: Sequence[Row]) -> list[list[int]]:
     """Return row indices, rows of like length together."""
     groups: dict[int, list[list[int]]] = defaultdict(lambda: [[]])
     for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
@@ -135,7 +135,7 @@ def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def _all_logits(model: Any, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+def _all_logits(model: Any, rows: Sequence[Row]) -> NDArray[np.float32]:
     width = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     # Causal attention never looks right, so right padding needs no mask.

@@ -190,7 +190,8 @@ def kept(
 
 def _of_files(directory: Path) -> list[str]:
     names = ("model.safetensors", "tokenizer.json", "config.json")
-    return [hashlib.blake2b((directory / name).read_bytes()).hexdigest() for name in names]
+    digests = [hashlib.blake2b((directory / name).read_bytes()).hexdigest() for name in names]
+    return [*digests, "the end of long texts"]  # how they were read
 
 
 def _named(length: int | None) -> str:

@@ -12,7 +12,7 @@ from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from training.data import batches, encode_rows
-from training.heads import prefix_logits, prefix_loss
+from training.heads import Weights, prefix_logits, prefix_loss
 from training.safety import process
 from training.safety.figures import beside, shown
 from training.safety.linear import LinearRegressor, bag_of_words, words_and_pieces
@@ -50,7 +50,7 @@ def train(
         chosen = [rows[index] for index in picked]
         values = prefix_logits(model, chosen, dropout=DROPOUT)
         harmless = [1 - toxicity[index] for index in picked]
-        total, weight = prefix_loss(values, harmless, chosen, rise=RISE)
+        total, weight = prefix_loss(values, harmless, chosen, Weights(rise=RISE))
         return total / weight
 
     picks = batches(rows, batch_size=BATCH_SIZE, num_steps=num_steps, seed=seed)
