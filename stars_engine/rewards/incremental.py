@@ -23,7 +23,7 @@ from stars_engine.rewards.sharing import Sharing
 
 logger = logging.getLogger(__name__)
 
-MAX_STEMS = 64  # answers that are remembered
+MAX_STEMS = 256  # answers that are remembered
 _RETRACTED = 32  # tokens that another tokenizer may take back when text goes on
 _CHUNK = 1024  # tokens of a stem that are read at once
 
@@ -41,19 +41,28 @@ class CallLast(Protocol):
 
 
 class Tail(NamedTuple):
-    """What a row had beyond its stem, still in memory."""
+    """What a row had beyond its stem, still in memory, and what came of its last token."""
 
     ids: Ids
     rows: Continuations
     row: int
+    output: torch.Tensor
 
 
 @dataclass(eq=False)
 class Stem:
-    """Tokens that are kept in a slot, and the rows last read beyond them."""
+    """Tokens that are kept in a slot, and the rows last read beyond them.
+
+    Attributes:
+        slot: Where their keys and values are.
+        ids: The tokens.
+        output: What came of the last one; None if that is not known.
+        tails: Rows read beyond them.
+    """
 
     slot: int
     ids: Ids
+    output: torch.Tensor | None = None
     tails: list[Tail] = field(default_factory=list)
 
 
@@ -93,7 +102,11 @@ class IncrementalReader:
         """Return what comes of the last token of each row, in order."""
         stems = self._find_stems(rows)
         lengths = [len(row) - len(stem.ids) for row, stem in zip(rows, stems, strict=True)]
-        results: dict[int, torch.Tensor] = {}
+        results = {
+            index: stem.output
+            for index, stem in enumerate(stems)
+            if lengths[index] == 0 and stem.output is not None
+        }
         for batch in self._batches(lengths):
             new = [rows[index][len(stems[index].ids) :] for index in batch]
             found = self._read_on([stems[index] for index in batch], new)
@@ -105,7 +118,8 @@ class IncrementalReader:
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Yield the indices of rows to read together: none is padded to more than twice itself."""
         batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        to_read = [index for index, length in enumerate(lengths) if length]
+        for index in sorted(to_read, key=lambda index: lengths[index]):
             too_long = batch and lengths[index] > 2 * lengths[batch[0]] + LEAST
             if too_long or len(batch) == self._batch_size:
                 yield batch
@@ -122,7 +136,7 @@ class IncrementalReader:
         last = torch.tensor([len(ids) - 1 for ids in new], device=self._pass.device)
         output: torch.Tensor = self._pass(rows, padded, last=last)
         for row, (stem, ids) in enumerate(zip(stems, new, strict=True)):
-            stem.tails.append(Tail(list(ids), rows, row))
+            stem.tails.append(Tail(list(ids), rows, row, output[row]))
             self.num_fed += len(ids)
         return output
 
@@ -134,8 +148,12 @@ class IncrementalReader:
     # --- stems ---
 
     def _find_stems(self, rows: Sequence[Ids]) -> list[Stem]:
-        """Return a stem for each row: tokens it begins with, but not all of them."""
-        matches = [self._match(row) for row in rows]
+        """Return a stem for each row: tokens it begins with; all of them if the rest is known."""
+        matches: list[Match | None] = []
+        for row in rows:  # neighbours are mostly candidates of one segment
+            recent = matches[-1] if matches else None
+            same = recent and self._match_whole(recent.stem, row)
+            matches.append(same or self._match(row))
         by_stem: dict[Stem, dict[int, list[int]]] = {}  # of each, its rows by the tail they know
         for index, match in enumerate(matches):
             if match is not None:
@@ -164,14 +182,15 @@ class IncrementalReader:
         if best is None or 2 * best.num < len(row):
             parts = [Match(num_common(stem.ids, row[:-1]), stem, None) for stem in self._stems]
             best = max([*whole, *parts], key=_count, default=None)
-        enough = min(LEAST, len(row) - 1)
-        return best if best is not None and best.num >= enough > 0 else None
+        enough = max(1, min(LEAST, len(row) // 4))
+        return best if best is not None and best.num >= enough else None
 
     @staticmethod
     def _match_whole(stem: Stem, row: Ids) -> Match | None:
-        """Match a row that begins with all of a stem, and goes on."""
+        """Match a row that begins with all of a stem."""
         size = len(stem.ids)
-        if not 0 < size < len(row) or row[size - 1] != stem.ids[-1] or row[:size] != stem.ids:
+        most = len(row) if stem.output is not None else len(row) - 1
+        if not 0 < size <= most or row[size - 1] != stem.ids[-1] or row[:size] != stem.ids:
             return None
         best = Match(size, stem, None)
         for tail in stem.tails:
@@ -186,32 +205,36 @@ class IncrementalReader:
         size = min(count, len(stem.ids))
         if not in_place or size < len(stem.ids) - _RETRACTED:
             stem = self._copy(stem, size)
-        if count != len(stem.ids):
-            stem.tails = []
+        if count == len(stem.ids):
+            return stem
+        stem.tails, stem.output = [], None
         del stem.ids[size:]
-        if tail is not None and count > size:
+        if tail is not None:
+            new = tail.ids[: count - size]
             self._pool.reserve(count)
-            self._pool.write(stem.slot, size, *tail.rows.states(tail.row, count - size))
-            stem.ids += tail.ids[: count - size]
+            self._pool.write(stem.slot, size, *tail.rows.states(tail.row, len(new)))
+            stem.ids += new
+            stem.output = tail.output if len(new) == len(tail.ids) else None
         return stem
 
     def _copy(self, stem: Stem, size: int) -> Stem:
         [slot] = self._pool.take(1)
         self._pool.copy(stem.slot, slot, size)
-        return self._keep(Stem(slot, stem.ids[:size]))
+        output = stem.output if size == len(stem.ids) else None
+        return self._keep(Stem(slot, stem.ids[:size], output))
 
     def _begin(self, rows: Sequence[Ids]) -> Stem:
         """Read what rows have in common, in a slot of its own."""
         first = rows[0]
         size = min([len(first), *(num_common(first, row) for row in rows[1:])])
-        size = min(size, min(map(len, rows)) - 1)
         [slot] = self._pool.take(1)
         stem = self._keep(Stem(slot, []))
         self._pool.reserve(size)
         for start in range(0, size, _CHUNK):
             ids = first[start : min(start + _CHUNK, size)]
             rows_ = self._rows([stem], len(ids))
-            self._pass(rows_, [ids], last=torch.tensor([len(ids) - 1], device=self._pass.device))
+            last = torch.tensor([len(ids) - 1], device=self._pass.device)
+            [stem.output] = self._pass(rows_, [ids], last=last)
             self._pool.write(slot, start, *rows_.states(0, len(ids)))
             stem.ids += ids
             self.num_fed += len(ids)
@@ -235,12 +258,16 @@ def _alike(indices: Sequence[int], rows: Sequence[Ids]) -> Iterator[list[int]]:
     """Yield rows that are read for the first time, neighbours with much in common together."""
     group: list[int] = []
     for index in indices:
-        if group and num_common(rows[group[0]], rows[index]) < max(1, len(rows[index]) // 2):
+        if group and not _is_alike(rows[group[0]], rows[index]):
             yield group
             group = []
         group.append(index)
     if group:
         yield group
+
+
+def _is_alike(first: Ids, second: Ids) -> bool:
+    return num_common(first, second) >= max(1, min(len(first), len(second)) // 2)
 
 
 def _count(match: Match) -> int:
