@@ -267,7 +267,9 @@ def _alike(indices: Sequence[int], rows: Sequence[Ids]) -> Iterator[list[int]]:
 
 
 def _is_alike(first: Ids, second: Ids) -> bool:
-    return num_common(first, second) >= max(1, min(len(first), len(second)) // 2)
+    """Whether rows look like candidates of one segment: what differs is short beside the rest."""
+    common = num_common(first, second)
+    return 0 < common and min(len(first), len(second)) - common <= max(64, common // 8)
 
 
 def _count(match: Match) -> int:
