@@ -208,9 +208,9 @@ class AlignParams(Schema):
         examples=[10.0],
     )
     num_candidates: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto",
-        description="drafted at once per round: so many, or what the acceptance so far and the "
-        "measured costs of rounds make quickest; changes speed, never text",
+        default=4,
+        description="drafted at once per round; 'auto': as many as are quickest, by the acceptance "
+        "so far and the measured costs of rounds; changes speed, never text",
         examples=[4],
     )
     keep_rejected_text: bool = Field(

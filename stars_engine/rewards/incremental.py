@@ -269,7 +269,7 @@ def _alike(indices: Sequence[int], rows: Sequence[Ids]) -> Iterator[list[int]]:
 def _is_alike(first: Ids, second: Ids) -> bool:
     """Whether rows look like candidates of one segment: what differs is short beside the rest."""
     common = num_common(first, second)
-    return 0 < common and min(len(first), len(second)) - common <= max(64, common // 8)
+    return common > 0 and min(len(first), len(second)) - common <= max(64, common // 8)
 
 
 def _count(match: Match) -> int:
