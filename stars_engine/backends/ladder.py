@@ -40,8 +40,8 @@ def choose_decoder(model: Any, context_len: int | None) -> tuple[Decoder, str]:
     plain = UncachedDecoder(model, context_len)
     reasons = []
     for name, kind in LADDER.items():
-        decoder = kind(model, context_len)
         try:
+            decoder = kind(model, context_len)
             difference, scale = _compare(decoder, plain, model, context_len)
         except Exception as error:  # noqa: BLE001 - architectures fail in ways of their own
             reasons.append(f"{name} raised {type(error).__name__}: {error}")

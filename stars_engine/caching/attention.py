@@ -85,12 +85,12 @@ class Rows:
         if self.places is None:
             return states
         grid = states.new_zeros(num_prefixes * self.most, *states.shape[1:])
-        grid[self.places] = states
+        grid[self.places.to(states.device)] = states
         return grid
 
     def from_grid(self, states: torch.Tensor) -> torch.Tensor:
         """Undo `to_grid`."""
-        return states if self.places is None else states[self.places]
+        return states if self.places is None else states[self.places.to(states.device)]
 
 
 @dataclass(slots=True)
@@ -111,9 +111,7 @@ class View:
     lengths: Sequence[int]
     rows: Rows
     num_before: int = 0
-    _masks: dict[tuple[int | None, int], tuple[int, torch.Tensor | None]] = field(
-        default_factory=dict, init=False
-    )
+    _masks: dict[object, tuple[int, torch.Tensor | None]] = field(default_factory=dict, init=False)
 
     def visible(
         self, window: int | None, num_new: int, device: torch.device
@@ -128,7 +126,8 @@ class View:
         Returns:
             The column, and `(prefixes, 1, 1, num_new, width - column)`, or None if all see all.
         """
-        if (window, num_new) not in self._masks:
+        key = window, num_new, device
+        if key not in self._masks:
             width = max(self.lengths)
             start = 0
             if window is not None:
@@ -143,8 +142,8 @@ class View:
                     steps = torch.arange(num_new, device=device)[:, None] + self.num_before
                     mask = mask & (columns > lengths + steps - window)
                 mask = mask.expand(-1, num_new, -1)[:, None, None]
-            self._masks[window, num_new] = start, mask
-        return self._masks[window, num_new]
+            self._masks[key] = start, mask
+        return self._masks[key]
 
     def _last_start(self, window: int, num_new: int) -> int:
         return max(self.lengths) + self.num_before + num_new - window

@@ -33,7 +33,11 @@ class SharingPass:
         self._context_len = context_len
         self.device: torch.device = model.get_input_embeddings().weight.device
         configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-        self._configs = list(configs.values())
+        self._configs = [
+            config
+            for config in configs.values()
+            if hasattr(config, "_attn_implementation_internal")
+        ]
 
     def __call__(
         self, rows: Continuations, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any

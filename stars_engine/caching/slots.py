@@ -15,14 +15,14 @@ from transformers import Cache
 
 ByLayer = list[torch.Tensor]
 
-_FIRST_WIDTH = 64  # tokens of a slot at first; doubled when it is too small
+_STEP = 64  # tokens; a slot's capacity is a multiple
 
 
 class SlotPool:
     """Keys and values of prefixes, by layer `(slots, kv_heads, capacity, head_dim)`.
 
-    Slots and their capacity are doubled when they do not suffice; what is there is copied then.
-    A slot that is given back keeps its columns until somebody else takes it.
+    Slots grow by half of their number, and in capacity by a quarter, when they do not suffice; what
+    is there is copied then, so growing costs little in all and wastes little room. A slot that is given back keeps its columns until somebody else takes it.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,15 @@ class SlotPool:
         self.values: ByLayer = []
         self._free: deque[int] = deque()  # never used ones, then as they were given back
         self._num_slots = 0
-        self._capacity = _FIRST_WIDTH
+        self._capacity = _STEP
 
     def take(self, count: int) -> list[int]:
         """Return that many free slots: fresh ones, else those that were given back first."""
-        while len(self._free) < count:
-            fresh = range(self._num_slots, 2 * self._num_slots or 1)
-            self._free.extendleft(reversed(fresh))
-            self._num_slots += len(fresh)
+        lacking = count - len(self._free)
+        if lacking > 0:
+            grown = self._num_slots + max(lacking, self._num_slots // 2)
+            self._free.extendleft(reversed(range(self._num_slots, grown)))
+            self._num_slots = grown
         self._resize()
         return [self._free.popleft() for _ in range(count)]
 
@@ -54,8 +55,9 @@ class SlotPool:
 
     def reserve(self, length: int) -> None:
         """Make every slot long enough for so many tokens."""
-        while self._capacity < length:
-            self._capacity *= 2
+        if length > self._capacity:
+            grown = max(length, self._capacity + self._capacity // 4)
+            self._capacity = -(-grown // _STEP) * _STEP
         self._resize()
 
     def read(self, slots: Sequence[int], width: int) -> tuple[ByLayer, ByLayer]:
