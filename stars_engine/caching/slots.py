@@ -22,7 +22,8 @@ class SlotPool:
     """Keys and values of prefixes, by layer `(slots, kv_heads, capacity, head_dim)`.
 
     Slots grow by half of their number, and in capacity by a quarter, when they do not suffice; what
-    is there is copied then, so growing costs little in all and wastes little room. A slot that is given back keeps its columns until somebody else takes it.
+    is there is copied then, so growing costs little in all and wastes little room. A slot that is
+    given back keeps its columns until somebody else takes it.
     """
 
     def __init__(self) -> None:
