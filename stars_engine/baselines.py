@@ -9,6 +9,7 @@ from stars_engine.backends.base import LanguageModel
 from stars_engine.config import AlignParams
 from stars_engine.errors import RewardError
 from stars_engine.noise import Noise
+from stars_engine.pacing import Load
 from stars_engine.reading import Candidate, Reading
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Draw, Rollout
@@ -46,7 +47,7 @@ class Plain:
     def expect(self, num_rollouts: int) -> None:
         """Rollouts do not know of each other."""
 
-    def num_drafts(self, rollout: Rollout) -> int:
+    def num_drafts(self, rollout: Rollout, load: Load) -> int:
         """One."""
         return 1
 

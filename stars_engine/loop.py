@@ -17,6 +17,7 @@ from stars_engine.acceptance import acceptance_prob, accepts
 from stars_engine.backends.base import LanguageModel
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RewardError, StarsWarning
+from stars_engine.pacing import Load, Prospects, best_count
 from stars_engine.reading import Candidate
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.rollout import Draw, Rollout
@@ -46,12 +47,19 @@ class Stars:
 
     is_pilot = False
 
+    def __init__(self) -> None:
+        self._prospects = Prospects()
+
     def expect(self, num_rollouts: int) -> None:
         """Rollouts do not know of each other."""
 
-    def num_drafts(self, rollout: Rollout) -> int:
-        """Draw `num_candidates` at once; the last round is cut at `max_attempts`."""
-        return min(rollout.align.num_candidates, rollout.max_attempts - len(rollout.draws))
+    def num_drafts(self, rollout: Rollout, load: Load) -> int:
+        """Draw `num_candidates` at once, or what is quickest; at most what is left of the draws."""
+        left = rollout.max_attempts - len(rollout.draws)
+        wanted = rollout.align.num_candidates
+        if wanted == "auto":
+            return best_count(self._prospects.acceptance, left, load)
+        return min(wanted, left)
 
     def first_draft(self, rollout: Rollout) -> int:
         """Go on behind the draws that were judged."""
@@ -81,6 +89,7 @@ class Stars:
                 raise answer
             draw = judge(rollout, trial.candidate, answer)
             rollout.record(draw, answer)
+            self._prospects.note(accepted=draw.attempt.verdict == "accepted")
             if draw.attempt.verdict == "accepted":
                 return rollout.keep(trial.candidate, "accepted", draw.attempt)
         if len(rollout.draws) < rollout.max_attempts:

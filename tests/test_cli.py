@@ -315,7 +315,13 @@ def test_bad_prompt_files_name_their_line(tmp_path: Path) -> None:
 def test_doctor_names_versions_and_models() -> None:
     run = stars("doctor")
     assert run.returncode == 0, run.stderr
-    for word in ("torch", "LlamaForCausalLM", "LlamaForSequenceClassification", "kv cache", "cpu"):
+    for word in (
+        "torch",
+        "LlamaForCausalLM",
+        "LlamaForSequenceClassification",
+        "shared prefix",
+        "cpu",
+    ):
         assert word in run.stdout
     for word in ("placement", "context"):
         assert run.stdout.count(word) == 2

@@ -114,7 +114,7 @@ def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> 
     tuned = TransformersBackend(
         TransformersModel(name_or_path=name, adapter_path=str(tmp_path / "adapter"))
     )
-    assert tuned.path == "kv cache"
+    assert tuned.path == "shared prefix"
     [a], [b] = plain.prefill([[3, 4]]), tuned.prefill([[3, 4]])
     assert (a.next_logits - b.next_logits).abs().max() > 1e-4
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()

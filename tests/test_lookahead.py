@@ -17,8 +17,9 @@ from stars_engine import (
     StarsEngine,
 )
 from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.backends.decoders import CachedDecoder, FullDecoder
+from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.baselines import best_of_n, vanilla
 from stars_engine.loop import stars
 from stars_engine.noise import CounterNoise
@@ -194,11 +195,11 @@ def test_rows_with_and_without_share_a_batch(engine: StarsEngine) -> None:
 
 def test_cached_and_uncached_read_on_alike(engine: StarsEngine) -> None:
     model = engine.model
-    assert isinstance(model.decoder, CachedDecoder)
+    assert isinstance(model.decoder, SharedPrefixDecoder)
     noise = CounterNoise(seed=4, prompt_ids=[1], sample_index=0)
     prompts = [[1, 40, 50], [1, 9, 8, 7, 100]]
     drafts = []
-    for decoder in (model.decoder, FullDecoder(model.model, model.context_len)):
+    for decoder in (model.decoder, UncachedDecoder(model.model, model.context_len)):
         with torch.inference_mode():
             slots = [decoder.start([prompt])[0] for prompt in prompts]
         other = TransformersBackend.__new__(TransformersBackend)

@@ -126,7 +126,10 @@ def test_raw_prompts_become_a_user_turn(
         replace(item, prompt=replace(item.prompt, messages=(turn(item.prompt.text),)))
         for item in raw
     ]
-    assert reward.score(raw) == reward.score(chats)
+    ours, theirs = reward.score(raw), reward.score(chats)
+    assert [score.num_tokens for score in ours] == [score.num_tokens for score in theirs]
+    values = [score.value for score in theirs]
+    assert [score.value for score in ours] == pytest.approx(values, abs=1e-5)
 
 
 @pytest.mark.parametrize("finished", [False, True])

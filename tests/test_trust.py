@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_nothing_varies() -> None:
     assert correlation(np.ones(5), np.arange(5.0)) == 0.0
 
 
+def numbers_in(value: object) -> Iterator[float]:
+    """Every number, in order: rewards differ in rounding by what was read before."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from numbers_in(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
     return ["The film was", "My brother", "This actor", "One scene", "The music", "I saw"]
@@ -132,7 +144,9 @@ def test_a_report_of_the_embedded_pair(
         "segments end with sentences",
         "greedy lookahead of 8",
     }
-    assert report == trust_report(engine, prompts, sampling=sampling, num_answers=6)
+    again = trust_report(engine, prompts, sampling=sampling, num_answers=6)
+    numbers = list(numbers_in(again.model_dump()))
+    assert list(numbers_in(report.model_dump())) == pytest.approx(numbers, abs=1e-4)
     assert len(report.curve) == 15
     assert "drafted over kept" in report.summary()
     text = report.summary()

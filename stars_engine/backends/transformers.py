@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.backends.decoders import CachedDecoder, Decoder, FullDecoder, Prefix
+from stars_engine.backends.decoders import Prefix
 from stars_engine.backends.facts import sampling_of
+from stars_engine.backends.ladder import choose_decoder
 from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
@@ -32,10 +33,6 @@ from stars_engine.sampling import NO_TOKEN
 logger = logging.getLogger(__name__)
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-# Largest difference between cached and plain logits that the self-check takes for rounding,
-# relative to the largest logit.
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
 
 
 class TransformersBackend:
@@ -59,16 +56,20 @@ class TransformersBackend:
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         self.end_ids = _end_ids(model, tokenizer)
         self._interrupted = False
-        self.decoder, self.path = self._choose_decoder()
+        self.decoder, self.path = choose_decoder(model, self.context_len)
 
     # --- LanguageModel ---
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
-        """Read prompts; equal ones are read once and share their tensors."""
+        """Read prompts; equal ones are read once."""
         distinct = list({tuple(prompt): None for prompt in prompts})
         read = dict(zip(distinct, self.decoder.start(distinct), strict=True))
-        return [_copy(read[tuple(prompt)]) for prompt in prompts]
+        first = {prompt: index for index, prompt in reversed(list(enumerate(map(tuple, prompts))))}
+        return [
+            read[prompt] if first[prompt] == index else self.decoder.copy(read[prompt])
+            for index, prompt in enumerate(map(tuple, prompts))
+        ]
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
@@ -78,6 +79,7 @@ class TransformersBackend:
         sampler = RowSampler(requests, logits, self.end_ids)
         rows = [Row(request) for request in requests]
         failures: dict[int, GenerationError] = {}
+        num_steps = max(len(request.uniforms) + request.lookahead for request in requests) - 1
         branches = None
         step = 0
         while True:
@@ -95,7 +97,7 @@ class TransformersBackend:
                     failures[index] = _nothing_to_draw(logits[index], row.request)
             if all(row.done for row in rows):
                 return [failures.get(index, row.draft) for index, row in enumerate(rows)]
-            branches = branches or self.decoder.branch(prefixes)
+            branches = branches or self.decoder.branch(prefixes, num_steps)
             logits = branches.step(tokens.clamp(min=0))
             step += 1
 
@@ -124,61 +126,6 @@ class TransformersBackend:
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
         return sampling_of(self.model.generation_config)
-
-    # --- choosing a decoder ---
-
-    def _choose_decoder(self) -> tuple[Decoder, str]:
-        """Use the KV cache if it gives what a plain forward does, else do without.
-
-        Recurrent and hybrid models keep states that cannot be padded or copied by columns.
-        """
-        full = FullDecoder(self.model, self.context_len)
-        cached = CachedDecoder(self.model, self.context_len)
-        try:
-            difference, scale = self._compare(cached, full)
-        except Exception as error:  # noqa: BLE001 - architectures fail in ways of their own
-            reason = f"the KV cache raised {type(error).__name__}: {error}"
-        else:
-            if difference <= _ROUNDING.get(self.model.dtype, 6e-2) * scale:
-                return cached, "kv cache"
-            reason = f"logits differed by {difference:.2g} of {scale:.2g}"
-        logger.warning(
-            "%s runs without a KV cache, which is slow: %s", type(self.model).__name__, reason
-        )
-        return full, f"no cache ({reason})"
-
-    @torch.inference_mode()
-    def _compare(self, cached: Decoder, full: Decoder) -> tuple[float, float]:
-        """Return the largest difference between two decoders' logits, and the largest logit."""
-        generator = torch.Generator().manual_seed(0)
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None) or 0
-        longest = 12 + (window if window <= 512 else 0)  # a prompt longer than a small window
-        if self.context_len is not None:
-            longest = min(longest, self.context_len - 6)
-        lengths = [max(1, longest - 5), max(1, longest)]
-        ids = torch.randint(self.vocab_size, (2, longest + 6), generator=generator).tolist()
-        prompts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-        kept = [row[length : length + 3] for row, length in zip(ids, lengths, strict=True)]
-        steps = [row[length + 3 : length + 6] for row, length in zip(ids, lengths, strict=True)]
-        runs = []
-        for decoder in (cached, full):
-            prefixes = decoder.start(prompts)
-            decoder.extend(list(zip(prefixes, kept, strict=True)))
-            logits = [torch.stack([prefix.next_logits for prefix in prefixes])]
-            branches = decoder.branch(prefixes)
-            logits += [
-                branches.step(torch.tensor(column, device=logits[0].device))
-                for column in zip(*steps, strict=True)
-            ]
-            runs.append(torch.stack(logits).float())
-        return (runs[0] - runs[1]).abs().max().item(), runs[1].abs().max().item()
-
-
-def _copy(prefix: Prefix) -> Prefix:
-    # The tensors are shared: `extend` replaces them and never writes into them.
-    return Prefix(
-        prefix.token_ids, prefix.num_prompt_tokens, prefix.next_logits, list(prefix.layers)
-    )
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -10,6 +10,7 @@ import numpy as np
 from stars_engine.calibration.fit import Fitter, StageDrafts
 from stars_engine.errors import CalibrationStoppedError, RewardError
 from stars_engine.loop import Stars
+from stars_engine.pacing import Load
 from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Score
 from stars_engine.rollout import Rollout
@@ -49,6 +50,7 @@ class Pilot(Stars):
         on_stage: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        super().__init__()
         self._fitter, self._num_drafts, self._max_rows = fitter, num_drafts, max_rows
         self._num_rollouts = 0
         self._on_stage, self._should_stop = on_stage, should_stop
@@ -60,12 +62,16 @@ class Pilot(Stars):
         """Wait for so many, the engine's own count: others would never come."""
         self._num_rollouts = num_rollouts
 
-    def num_drafts(self, rollout: Rollout) -> int:
+    def num_drafts(self, rollout: Rollout, load: Load) -> int:
         """Draw what the stage is fitted to, as fast as bounds allow; then, what the loop would."""
         self._trials.setdefault(rollout, None)
-        if self._is_open(rollout):
-            return min(self._num_drafts - self.first_draft(rollout), self._max_rows)
-        return super().num_drafts(rollout)
+        return self._num_open(rollout) or super().num_drafts(rollout, load)
+
+    def _num_open(self, rollout: Rollout) -> int:
+        """Return how many drafts the stage asks for at once; 0 if it is fitted."""
+        if not self._is_open(rollout):
+            return 0
+        return min(self._num_drafts - self.first_draft(rollout), self._max_rows)
 
     def first_draft(self, rollout: Rollout) -> int:
         """Go on behind the draws that wait for their stage."""
@@ -74,7 +80,7 @@ class Pilot(Stars):
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
         """Add drafts to those of earlier rounds."""
-        asked = self.num_drafts(rollout)
+        asked = self._num_open(rollout)
         earlier = self._pieces.pop(rollout, None)
         if earlier is None:
             trial = super().open(rollout, candidates)

@@ -141,9 +141,12 @@ def generate(
         int | None, typer.Option(help=shown(AlignParams, "max_attempts", "Draws per segment."))
     ] = None,
     num_candidates: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help=shown(AlignParams, "num_candidates", "Drafted at once; changes speed, never text.")
+            metavar="INTEGER|auto",
+            help=shown(
+                AlignParams, "num_candidates", "Drafted at once; changes speed, never text."
+            ),
         ),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="A constant threshold.")] = None,
@@ -203,7 +206,7 @@ def generate(
         lookahead=lookahead,
         beta=beta,
         max_attempts=max_attempts,
-        num_candidates=num_candidates,
+        num_candidates=_count(num_candidates),
         terminal=terminal,
         on_exhausted=on_exhausted,
         fallback_text=fallback_text,
@@ -234,3 +237,8 @@ def doctor(
 
 
 app.command("calibrate")(calibrate_command)
+
+
+def _count(text: str | None) -> int | str | None:
+    """Read a number where there is one; what else is allowed, the config says."""
+    return int(text) if text is not None and text.isdecimal() else text

@@ -207,10 +207,10 @@ class AlignParams(Schema):
         description="seconds; end with what is accepted at the first round that begins later",
         examples=[10.0],
     )
-    num_candidates: int = Field(
+    num_candidates: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default=4,
-        ge=1,
-        description="drafted at once per round; changes speed, never text",
+        description="drafted at once per round; 'auto': as many as are quickest, by the acceptance "
+        "so far and the measured costs of rounds; changes speed, never text",
         examples=[4],
     )
     keep_rejected_text: bool = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Cache
 
 from stars_engine.chat.answers import encode_answer, frame
 from stars_engine.chat.template import Rendered, encode_rendered, has_template
@@ -16,6 +16,7 @@ from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import in_batches, pad
 from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.incremental import IncrementalReader, choose_reader
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
@@ -55,6 +56,7 @@ class ClassifierRewardModel:
         self._reader = Reader(
             codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
         )
+        self._incremental, self.path = self._choose_path(limit)
 
     def about(self) -> dict[str, str]:
         """Return what it is, for people."""
@@ -72,14 +74,25 @@ class ClassifierRewardModel:
             "placement": f"{self._model.device}, {self._model.dtype}",
             "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
             "reads": reads,
+            "path": self.path,
         }
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
-        """Score whole sequences, like lengths together."""
+        """Score whole sequences: only what is new of them is read, where the model allows it."""
         rows = [self._read(item) for item in inputs]
-        lengths = [len(row.ids) for row in rows]
-        values = in_batches(rows, lengths, self._config.batch_size, self._values, self._sharing)
+        if not rows:
+            return []
+        if self._incremental is not None:
+            values = self._values(torch.stack(self._incremental.read([row.ids for row in rows])))
+        else:
+            values = in_batches(
+                rows,
+                [len(row.ids) for row in rows],
+                self._config.batch_size,
+                lambda batch: self._values(self._logits([row.ids for row in batch])),
+                self._sharing,
+            )
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
             for value, row in zip(values, rows, strict=True)
@@ -139,8 +152,7 @@ class ClassifierRewardModel:
 
     # --- the forward pass ---
 
-    def _values(self, rows: Sequence[Row]) -> list[float]:
-        logits = self._logits([row.ids for row in rows])
+    def _values(self, logits: torch.Tensor) -> list[float]:
         values: list[float] = read_label(
             logits, self._label, self._config.output, independent=self._independent
         ).tolist()
@@ -161,6 +173,30 @@ class ClassifierRewardModel:
         rows_at = torch.arange(len(rows), device=hidden.device)
         scores: torch.Tensor = self._score_head(hidden[rows_at, last])
         return scores
+
+    def _last_logits(
+        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: torch.Tensor
+    ) -> torch.Tensor:
+        """See `incremental.CallLast`."""
+        hidden = self._model.base_model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        assert self._score_head is not None
+        scores: torch.Tensor = self._score_head(hidden[torch.arange(len(ids)), last])
+        return scores
+
+    def _choose_path(self, context_len: int | None) -> tuple[IncrementalReader | None, str]:
+        """Read only what is new, if the model is causal and a check finds the same values."""
+        if self._score_head is None:
+            return None, "whole texts (no causal head)"
+        return choose_reader(
+            self._model,
+            self._last_logits,
+            self._logits,
+            context_len=context_len,
+            batch_size=self._config.batch_size,
+            sharing=self._sharing,
+        )
 
     @torch.inference_mode()
     def _head_agrees(self) -> bool:

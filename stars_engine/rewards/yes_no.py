@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Cache
 
 from stars_engine.chat.template import Rendered, encode_rendered, has_template, render
 from stars_engine.codec import Codec
@@ -16,6 +16,7 @@ from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import in_batches, last_logits, pad
 from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.incremental import choose_reader
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
 from stars_engine.types import Message, RewardInput, RewardPrompt
@@ -60,6 +61,14 @@ class YesNoRewardModel:
         self._reader = Reader(
             codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
         )
+        self._incremental, self.path = choose_reader(
+            model,
+            self._last_logits,
+            self._logits,
+            context_len=limit,
+            batch_size=config.batch_size,
+            sharing=self._sharing,
+        )
 
     def about(self) -> dict[str, str]:
         """Return what it is, for people."""
@@ -70,19 +79,25 @@ class YesNoRewardModel:
             "placement": f"{model.device}, {model.dtype}",
             "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
             "reads": f"text, through {how}; {judging.positive!r} against {judging.negative!r}",
+            "path": self.path,
         }
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
         rows = [self._read(item) for item in inputs]
-        values = in_batches(
-            rows,
-            [len(row.ids) for row in rows],
-            self._config.batch_size,
-            self._values,
-            self._sharing,
-        )
+        if not rows:
+            return []
+        if self._incremental is not None:
+            values = self._values(torch.stack(self._incremental.read([row.ids for row in rows])))
+        else:
+            values = in_batches(
+                rows,
+                [len(row.ids) for row in rows],
+                self._config.batch_size,
+                lambda batch: self._values(self._logits([row.ids for row in batch])),
+                self._sharing,
+            )
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
             for value, row in zip(values, rows, strict=True)
@@ -129,8 +144,8 @@ class YesNoRewardModel:
 
     # --- the forward pass ---
 
-    def _values(self, rows: Sequence[Row]) -> list[float]:
-        logits = self._logits([row.ids for row in rows]).double()
+    def _values(self, logits: torch.Tensor) -> list[float]:
+        logits = logits.double()
         values: list[float] = (logits[:, 0] - logits[:, 1]).tolist()
         return values
 
@@ -141,6 +156,17 @@ class YesNoRewardModel:
         logits = last_logits(self._model, batch, positions, can_choose=self._can_choose)
         at = [positions.index(len(row) - 1) for row in rows]
         return logits[torch.arange(len(rows)), at][:, self._words]
+
+    def _last_logits(
+        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: torch.Tensor
+    ) -> torch.Tensor:
+        """See `incremental.CallLast`."""
+        places, at = torch.unique(last, return_inverse=True)
+        options = {"logits_to_keep": places} if self._can_choose else {}
+        logits: torch.Tensor = self._model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options
+        ).logits
+        return logits[torch.arange(len(ids)), at if self._can_choose else last][:, self._words]
 
     @torch.inference_mode()
     def _find_sharing(self) -> Sharing:

@@ -140,6 +140,6 @@ def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
 
 def _within(max_rows: int, align: AlignParams) -> AlignParams:
     """Draft no more candidates at once than a round holds; text does not depend on it."""
-    if align.num_candidates <= max_rows:
+    if align.num_candidates == "auto" or align.num_candidates <= max_rows:
         return align
     return align.replace(num_candidates=max_rows)

@@ -279,7 +279,7 @@ class Scheduler:
             rollout, reward = call.waiting[0], call.reward_model
             assert reward is not None
             entry = Entry(rollout, reward, self._answers[rollout].decoding)
-            rows = entry.decoding.num_drafts(rollout)
+            rows = self._rounds.num_drafts(entry)
             if num_rows and num_rows + rows > self._params.max_rows:
                 break
             num_rows, num_ready, num_passed = num_rows + rows, num_ready + 1, 0

@@ -1,0 +1,177 @@
+"""A decoder whose candidates share their prefix's keys and values."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import takewhile
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from stars_engine.backends.decoders import Branches, Forward, Prefix
+from stars_engine.caching.common import LEAST, num_common
+from stars_engine.caching.continuations import Continuations, SharingPass
+from stars_engine.caching.slots import ByLayer, SlotPool
+
+CHUNK = 1024  # tokens of a prompt that are read at once
+
+
+class SharedPrefixDecoder:
+    """Keeps each prefix's keys and values once, in a slot, and reads only new tokens.
+
+    Args:
+        model: A causal language model of transformers whose attention goes through its
+            `AttentionInterface`.
+        context_len: Positions it has; None for no limit.
+    """
+
+    def __init__(self, model: Any, context_len: int | None = None) -> None:
+        forward = Forward(model)
+        self._forward = SharingPass(
+            model,
+            lambda ids, positions, cache: forward(ids, positions=positions, cache=cache),
+            context_len,
+        )
+        self._pool = SlotPool()
+        self._ids: dict[int, list[int]] = {}  # of what each slot holds, in use or not
+        self._latest: SharedBranches | None = None
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
+        """See `Decoder`."""
+        prefixes = []
+        for prompt in prompts:
+            slot, known = self._recall(list(prompt))
+            prefixes.append(self._hold(Prefix(known, len(prompt), torch.empty(0)), slot))
+        rest = [prompt[len(p.token_ids) :] for p, prompt in zip(prefixes, prompts, strict=True)]
+        self._read(list(zip(prefixes, rest, strict=True)))
+        return prefixes
+
+    def copy(self, prefix: Prefix) -> Prefix:
+        """See `Decoder`."""
+        [slot] = self._pool.take(1)
+        self._pool.copy(prefix.slot, slot, len(prefix.token_ids))
+        twin = Prefix(prefix.token_ids, prefix.num_prompt_tokens, prefix.next_logits)
+        return self._hold(twin, slot)
+
+    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
+        """Copy what a candidate's row holds of the accepted tokens; read the rest, mostly one."""
+        rest: list[tuple[Prefix, Sequence[int]]] = []
+        for prefix, ids in kept:
+            row, count = self._latest.find(prefix, ids) if self._latest else (0, 0)
+            if self._latest and count:
+                self._append(prefix, ids[:count], *self._latest.states(row, count))
+            rest.append((prefix, ids[count:]))
+        self._latest = None
+        self._read(rest)
+
+    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
+        """See `Decoder`."""
+        self._latest = SharedBranches(self._forward, self._pool, rows, num_tokens)
+        return self._latest
+
+    def _hold(self, prefix: Prefix, slot: int) -> Prefix:
+        prefix.slot = slot
+        self._ids[slot] = prefix.token_ids
+        weakref.finalize(prefix, self._pool.give_back, slot)
+        return prefix
+
+    def _recall(self, prompt: list[int]) -> tuple[int, list[int]]:
+        """Return a slot for a prompt, and the tokens of it that are in there from earlier ones.
+
+        A slot that nobody uses any more is taken over; from others is copied. The last token is
+        read in any case, for its logits.
+        """
+        alike = [slot for slot, ids in self._ids.items() if ids[:LEAST] == prompt[:LEAST]]
+        common = {slot: num_common(self._ids[slot], prompt[:-1]) for slot in alike}
+        best = max(common, key=lambda slot: common[slot], default=None)
+        if best is None or common[best] < LEAST:
+            return self._pool.take(1)[0], []
+        known = prompt[: common[best]]
+        if self._pool.take_back(best):
+            return best, known
+        [slot] = self._pool.take(1)
+        self._pool.copy(best, slot, len(known))
+        return slot, known
+
+    def _append(self, prefix: Prefix, ids: Sequence[int], keys: ByLayer, values: ByLayer) -> None:
+        length = len(prefix.token_ids)
+        self._pool.reserve(length + len(ids))
+        self._pool.write(prefix.slot, length, keys, values)
+        prefix.token_ids = self._ids[prefix.slot] = [*prefix.token_ids, *ids]
+
+    def _read(self, new: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
+        """Append tokens to prefixes: equally many together, none beside a prefix without any."""
+        groups: dict[tuple[bool, int], list[tuple[Prefix, Sequence[int]]]] = defaultdict(list)
+        for prefix, ids in new:
+            groups[bool(prefix.token_ids), len(ids)].append((prefix, ids))
+        for (_, count), group in groups.items():
+            group.sort(key=lambda item: item[0].slot)
+            prefixes = [prefix for prefix, _ in group]
+            for start in range(0, count, CHUNK):
+                chunks = [list(ids[start : start + CHUNK]) for _, ids in group]
+                rows = SharedBranches(self._forward, self._pool, prefixes, len(chunks[0]))
+                logits = rows.read(chunks)
+                for row, (prefix, chunk) in enumerate(zip(prefixes, chunks, strict=True)):
+                    self._append(prefix, chunk, *rows.states(row, len(chunk)))
+                    prefix.next_logits = logits[row]
+
+
+class SharedBranches:
+    """Candidate rows on prefixes in slots.
+
+    Args:
+        read: Passes through the model.
+        pool: Where the prefixes are.
+        prefixes: Of each row.
+        num_tokens: Tokens that each row reads at most.
+    """
+
+    def __init__(
+        self, read: SharingPass, pool: SlotPool, prefixes: Sequence[Prefix], num_tokens: int
+    ) -> None:
+        self._read = read
+        self._prefixes = prefixes
+        self._rows = Continuations(
+            pool,
+            [prefix.slot for prefix in prefixes],
+            [len(prefix.token_ids) for prefix in prefixes],
+            num_tokens,
+            read.device,
+        )
+        self._fed: list[torch.Tensor] = []  # (rows,) at each step
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Branches`."""
+        self._fed.append(tokens)
+        return self.read(tokens[:, None])
+
+    def read(self, ids: Sequence[Sequence[int]] | torch.Tensor) -> torch.Tensor:
+        """Append `(rows, count)` ids; return the logits after the last, `(rows, vocab)`."""
+        logits: torch.Tensor = self._read(self._rows, ids)
+        return logits
+
+    def find(self, prefix: Prefix, ids: Sequence[int]) -> tuple[int, int]:
+        """Return the row of a prefix that has read most of some tokens, and how many.
+
+        The last of them is left out: only what is read gives logits.
+        """
+        best = (0, 0)
+        for row, tokens in enumerate(self._read_ids):
+            if self._prefixes[row] is prefix:
+                pairs = zip(tokens, ids[:-1], strict=False)
+                count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                best = max(best, (row, count), key=itemgetter(1))
+        return best
+
+    def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return the keys and values of a row's first tokens."""
+        return self._rows.states(row, count)
+
+    @cached_property
+    def _read_ids(self) -> list[list[int]]:
+        rows: list[list[int]] = torch.stack(self._fed, dim=1).tolist() if self._fed else []
+        return rows

@@ -1,0 +1,1 @@
+"""Keys and values of prefixes, kept once and shared by what branches off them."""

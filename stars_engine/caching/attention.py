@@ -1,0 +1,305 @@
+"""Attention of many candidates to prefixes that they share.
+
+The keys of a prefix are read once for all its candidates, whose queries are folded into one long
+query, and the keys of each candidate's own tokens apart from them. Each part gives the softmax over
+its own keys and the log of the sum of their exponentials; weighted by the latter, the parts add up
+to the softmax over all keys. Nothing is copied, concatenated or masked out for a candidate.
+
+The function stands in transformers' `AttentionInterface`, which hands it sliding windows, soft caps
+and sinks; what it is not handed (position biases, masks of a model's own) it refuses, or the
+self-check at load finds it out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "stars_shared_prefix"
+
+_REFUSED = ("position_bias", "alibi", "head_mask", "block_indices")
+_active = threading.local()
+
+# The fused kernel gives the log-sum-exp too; it is private, so it may be missing one day.
+_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+_FUSED_FROM = 128  # keys; below, the kernel's own costs are larger than what it saves
+
+Part = tuple[torch.Tensor, torch.Tensor]  # output (..., D) and log-sum-exp (...)
+
+
+class Scores(NamedTuple):
+    """How a layer scores keys.
+
+    Attributes:
+        scale: Factor of the products.
+        window: Tokens that a query sees at most, itself included; None for all.
+        softcap: Bound, by tanh; None for none.
+    """
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def can_fuse(self, query: torch.Tensor, value: torch.Tensor) -> bool:
+        """Whether the fused kernel can do it."""
+        same = query.shape[-1] == value.shape[-1]
+        return _flash is not None and self.softcap is None and query.device.type == "cpu" and same
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How the rows of a batch belong to prefixes.
+
+    Attributes:
+        most: Rows of one prefix at most.
+        places: Where each row stands in a grid of `most` rows for each prefix, `(rows,)`; None if
+            the rows fill it in order.
+    """
+
+    most: int
+    places: torch.Tensor | None
+
+    @classmethod
+    def of(cls, prefixes: Sequence[int], device: torch.device) -> Self:
+        """Arrange rows by the index of each one's prefix."""
+        most = max(Counter(prefixes).values())
+        nexts = [itertools.count(index * most) for index in range(max(prefixes) + 1)]
+        places = [next(nexts[prefix]) for prefix in prefixes]
+        if places == list(range((max(prefixes) + 1) * most)):
+            return cls(most, None)
+        return cls(most, torch.tensor(places, device=device))
+
+    def to_grid(self, states: torch.Tensor, num_prefixes: int) -> torch.Tensor:
+        """Put rows in their places: `(rows, ...)` to `(prefixes * most, ...)`."""
+        if self.places is None:
+            return states
+        grid = states.new_zeros(num_prefixes * self.most, *states.shape[1:])
+        grid[self.places.to(states.device)] = states
+        return grid
+
+    def from_grid(self, states: torch.Tensor) -> torch.Tensor:
+        """Undo `to_grid`."""
+        return states if self.places is None else states[self.places.to(states.device)]
+
+
+@dataclass(slots=True)
+class View:
+    """What the rows of one forward pass attend to beside their own tokens.
+
+    Attributes:
+        keys: By layer, `(prefixes, kv_heads, width, head_dim)`, padded on the right; empty where no
+            prefix has a token.
+        values: Like `keys`.
+        lengths: Tokens of each prefix; the largest is `width`.
+        rows: Whose candidates the rows are.
+        num_before: Own tokens of each row before this pass.
+    """
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    lengths: Sequence[int]
+    rows: Rows
+    num_before: int = 0
+    _masks: dict[object, tuple[int, torch.Tensor | None]] = field(default_factory=dict, init=False)
+
+    def visible(
+        self, window: int | None, num_new: int, device: torch.device
+    ) -> tuple[int, torch.Tensor | None]:
+        """Return the first column that any query sees, and which of the others each one does.
+
+        Args:
+            window: Tokens that a query sees at most, itself included; None for all.
+            num_new: Queries of each row.
+            device: Of the mask.
+
+        Returns:
+            The column, and `(prefixes, 1, 1, num_new, width - column)`, or None if all see all.
+        """
+        key = window, num_new, device
+        if key not in self._masks:
+            width = max(self.lengths)
+            start = 0
+            if window is not None:
+                start = min(max(0, min(self.lengths) + self.num_before - window + 1), width)
+            ragged = min(self.lengths) < width
+            mask = None
+            if ragged or (window is not None and self._last_start(window, num_new) > start):
+                lengths = torch.tensor(self.lengths, device=device)[:, None, None]
+                columns = torch.arange(start, width, device=device)
+                mask = columns < lengths
+                if window is not None:
+                    steps = torch.arange(num_new, device=device)[:, None] + self.num_before
+                    mask = mask & (columns > lengths + steps - window)
+                mask = mask.expand(-1, num_new, -1)[:, None, None]
+            self._masks[key] = start, mask
+        return self._masks[key]
+
+    def _last_start(self, window: int, num_new: int) -> int:
+        return max(self.lengths) + self.num_before + num_new - window
+
+
+@contextmanager
+def attending(view: View) -> Iterator[None]:
+    """Let forward passes of this thread attend to a view."""
+    _active.view = view
+    try:
+        yield
+    finally:
+        _active.view = None
+
+
+def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend to the prefix of the active view and to own tokens, causally.
+
+    Args:
+        module: The attention layer.
+        query: `(rows, heads, num_new, head_dim)`.
+        key: Of all own tokens, `(rows, kv_heads, num_own, head_dim)`; the last `num_new` are new.
+        value: Like `key`.
+        attention_mask: None: there is nothing to mask.
+        scaling: Of the scores.
+        sliding_window: Tokens that a query sees at most, itself included.
+        softcap: Bound of the scores, by tanh.
+        s_aux: Score of a sink for each head, which takes weight and gives nothing.
+        **others: Of no meaning here, or refused.
+
+    Returns:
+        `(rows, num_new, heads, head_dim)`, and no weights.
+    """
+    view: View | None = getattr(_active, "view", None)
+    if view is None:  # somebody else's pass through the same model, at the same time
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **others
+        )
+    refused = [name for name in _REFUSED if others.get(name) is not None]
+    if refused or attention_mask is not None:
+        raise NotImplementedError(f"attention with {', '.join(refused) or 'a mask of its own'}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = Scores(scale, sliding_window, softcap)
+    parts = [_own(query, key, value, scores)]
+    if view.keys:
+        parts += _shared(view, module.layer_idx, query, scores)
+    if s_aux is not None:
+        sink = s_aux.float().reshape(1, -1, 1).expand(parts[0][1].shape)
+        parts.append((torch.zeros_like(parts[0][0]), sink))
+    return _merge(parts).to(query.dtype).transpose(1, 2), None
+
+
+def _shared(view: View, layer: int, query: torch.Tensor, scores: Scores) -> list[Part]:
+    """Attend to the prefixes, all queries of a prefix in one; nothing if none is in reach."""
+    _, heads, num_new, dim = query.shape
+    start, mask = view.visible(scores.window, num_new, query.device)
+    keys = view.keys[layer][:, :, start:]
+    values = view.values[layer][:, :, start:]
+    num_prefixes, kv_heads, width, _ = keys.shape
+    if width == 0:
+        return []
+    most, groups = view.rows.most, heads // kv_heads
+    grid = view.rows.to_grid(query, num_prefixes)
+    folded = grid.view(num_prefixes, most, kv_heads, groups, num_new, dim).transpose(1, 2)
+    folded = folded.reshape(num_prefixes, kv_heads, most * groups * num_new, dim)
+    if mask is not None:
+        mask = mask.expand(num_prefixes, 1, most * groups, num_new, width)
+        mask = mask.reshape(num_prefixes, 1, most * groups * num_new, width)
+    output, lse = _attend(folded, keys, values, scores, mask)
+    unfolded = (num_prefixes, kv_heads, most, groups, num_new)
+    output = (
+        output.view(*unfolded, -1).transpose(1, 2).reshape(-1, heads, num_new, values.shape[-1])
+    )
+    lse = lse.view(unfolded).transpose(1, 2).reshape(-1, heads, num_new)
+    return [(view.rows.from_grid(output), view.rows.from_grid(lse))]
+
+
+def _own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> Part:
+    """Attend to a row's own tokens, each query to those up to its own."""
+    rows, heads, num_new, dim = query.shape
+    kv_heads, num_own = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    window = scores.window
+    windowed = window is not None and num_own > window
+    if num_new == num_own > 1 and not windowed and scores.can_fuse(query, value):
+        key, value = (_repeat(states, groups) for states in (key, value))
+        output, lse = _flash(query, key, value, is_causal=True, scale=scores.scale)
+        return output, lse
+    folded = query.reshape(rows, kv_heads, groups * num_new, dim)
+    mask = None
+    if num_new > 1 or windowed:
+        columns = torch.arange(num_own, device=query.device)
+        places = columns[num_own - num_new :, None]
+        mask = columns <= places
+        if window is not None:
+            mask = mask & (columns > places - window)
+        mask = mask.expand(groups, num_new, num_own).reshape(1, 1, groups * num_new, num_own)
+    output, lse = _attend(folded, key, value, scores, mask)
+    return output.view(rows, heads, num_new, -1), lse.view(rows, heads, num_new)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scores: Scores,
+    mask: torch.Tensor | None,
+) -> Part:
+    """Attend from `(batch, heads, queries, dim)` to all keys that a mask leaves."""
+    if mask is None and key.shape[2] >= _FUSED_FROM and scores.can_fuse(query, value):
+        output, lse = _flash(query, key, value, scale=scores.scale)
+        return output, lse
+    raw = (query @ key.mT).float() * scores.scale
+    if scores.softcap is not None:
+        raw = torch.tanh(raw / scores.softcap) * scores.softcap
+    if mask is not None:
+        raw = raw.masked_fill(~mask, float("-inf"))
+    lse = raw.logsumexp(-1)
+    # A query that sees nothing has no weights: exp(-inf), not exp(nan).
+    weights = (raw - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
+    return weights.to(value.dtype) @ value, lse
+
+
+def _merge(parts: Sequence[Part]) -> torch.Tensor:
+    """Weight outputs by their shares of the sum of exponentials."""
+    if len(parts) == 1:
+        return parts[0][0]
+    shares = torch.stack([lse for _, lse in parts]).softmax(0)
+    output = parts[0][0] * shares[0][..., None]
+    for (part, _), share in zip(parts[1:], shares[1:], strict=True):
+        output = output + part * share[..., None]
+    return output
+
+
+def _repeat(states: torch.Tensor, groups: int) -> torch.Tensor:
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """Build no mask for our own passes, and what `sdpa` needs for others' at the same time."""
+    if getattr(_active, "view", None) is not None:
+        return None
+    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionMaskInterface.register(NAME, _no_mask)

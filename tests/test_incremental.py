@@ -1,0 +1,169 @@
+"""Rewards that read only what is new: equal to plain passes, and no token read twice."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from stars_engine import (
+    AlignParams,
+    ClassifierReward,
+    ConstantSchedule,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    YesNoReward,
+)
+from stars_engine.rewards import incremental
+from stars_engine.rewards.classifier import ClassifierRewardModel
+from stars_engine.rewards.incremental import IncrementalReader
+from stars_engine.rewards.yes_no import YesNoRewardModel
+from tests.backend_parts import FAMILIES, SMALL
+
+Ids = list[int]
+
+
+def random_model(family: str, auto: Any, **more: Any) -> Any:
+    torch.manual_seed(0)
+    fields = {**SMALL, **FAMILIES.get(family, {}), "vocab_size": 4096, **more}
+    if family == "falcon":  # its head size is computed
+        del fields["head_dim"]
+    return auto.from_config(CONFIG_MAPPING[family](**fields)).eval()
+
+
+def classifier(family: str, tokenizer: object) -> ClassifierRewardModel:
+    model = random_model(family, AutoModelForSequenceClassification, num_labels=1)
+    return ClassifierRewardModel(ClassifierReward(model=model, tokenizer=tokenizer))
+
+
+def reader_of(reward: ClassifierRewardModel | YesNoRewardModel) -> IncrementalReader:
+    assert reward._incremental is not None, reward.path
+    return reward._incremental
+
+
+def check(reward: ClassifierRewardModel | YesNoRewardModel, rows: list[Ids]) -> None:
+    """Each row as one plain pass over it, alone."""
+    with torch.inference_mode():
+        ours = torch.stack(reader_of(reward).read(rows))
+        plain = torch.cat([reward._logits([row]) for row in rows])
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "gemma2", "qwen3", "gpt2", "gpt_neox", "opt", "phi3"]
+)
+def test_families_that_read_only_what_is_new(family: str, tokenizer: object) -> None:
+    reward = classifier(family, tokenizer)
+    assert reward.path == "new tokens only"
+    check(reward, [[1, *range(3, 30), token] for token in (5, 6, 7)])
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon"])
+def test_others_say_why_they_read_everything(family: str, tokenizer: object) -> None:
+    reward = classifier(family, tokenizer)
+    assert reward._incremental is None
+    assert reward.path.startswith("whole texts (")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_rows_come(seed: int, tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that grow, are taken back, share prompts, start anew, come again, in any company."""
+    monkeypatch.setattr(incremental, "MAX_STEMS", 4)
+    rng = random.Random(seed)
+    reward = classifier("llama", tokenizer)
+
+    def ids(count: int) -> Ids:
+        return [rng.randrange(3, 60) for _ in range(count)]
+
+    prompts = [ids(rng.randrange(1, 40)) for _ in range(3)]
+    answers = [[*rng.choice(prompts)] for _ in range(6)]
+    for _ in range(12):
+        chosen = rng.sample(range(6), rng.randrange(1, 6))
+        candidates = {
+            index: [
+                [*answers[index], *ids(rng.randrange(1, 9))] for _ in range(rng.randrange(1, 5))
+            ]
+            for index in chosen
+        }
+        check(reward, [row for rows in candidates.values() for row in rows])
+        for index, rows in candidates.items():
+            happens = rng.random()
+            if happens < 0.6:
+                answers[index] = rng.choice(rows)
+            elif happens < 0.7:  # another tokenizer takes some back
+                answers[index] = [*answers[index][: -rng.randrange(1, 4)], *ids(3)][:90]
+            elif happens < 0.8:
+                answers[index] = [*rng.choice(prompts)]
+            if len(answers[index]) > 100:
+                answers[index] = [*rng.choice(prompts)]
+
+
+def test_a_candidates_tokens_are_read_once(tokenizer: object) -> None:
+    reader = reader_of(classifier("llama", tokenizer))
+    prompt = [1, *range(3, 40)]
+    reader.read([prompt])
+    assert (reader.num_fed, reader.num_prefills) == (len(prompt), 1)
+    kept = prompt
+    for segment in range(3):
+        rows = [[*kept, *[10 + segment + k] * 8] for k in range(4)]
+        reader.read(rows)
+        reader.read([[*kept, *[30 + segment] * 8]])  # a second round of the same segment
+        assert reader.num_fed == len(prompt) + (segment + 1) * 5 * 8
+        kept = rows[2]
+    assert reader.num_prefills == 1
+
+
+def test_known_rows_are_not_read_again(tokenizer: object) -> None:
+    reader = reader_of(classifier("llama", tokenizer))
+    prompt = [1, *range(3, 40)]
+    [first] = reader.read([prompt])
+    fed = reader.num_fed
+    assert torch.equal(reader.read([prompt])[0], first)
+    assert reader.num_fed == fed
+
+
+def test_two_answers_to_one_prompt_share_it_and_part(tokenizer: object) -> None:
+    reward = classifier("llama", tokenizer)
+    reader = reader_of(reward)
+    prompt = [1, *range(3, 40)]
+    one, two = [*prompt, *[5] * 8], [*prompt, *[6] * 8]
+    check(reward, [one, two])
+    check(reward, [[*one, *[7] * 8], [*two, *[8] * 8], [*two, *[9] * 8]])
+    assert (reader.num_fed, reader.num_prefills) == (len(prompt) + 5 * 8, 1)
+
+
+def test_a_judge_that_answers_yes_or_no(tokenizer: object) -> None:
+    model = random_model("llama", AutoModelForCausalLM)
+    config = YesNoReward(model=model, tokenizer=tokenizer, template="{prompt}{completion} good?")
+    reward = YesNoRewardModel(config)
+    stem = [1, *range(3, 40)]
+    rows = [[*stem, *[50 + k] * 6, 9, 9] for k in range(3)]
+    check(reward, rows)
+    check(reward, [[*stem, *[51] * 6, *[60 + k] * 6, 9, 9] for k in range(3)])
+    assert reader_of(reward).num_fed == len(stem) + 3 * 8 + 3 * 8
+
+
+@pytest.mark.parametrize("num_candidates", [1, 4])
+def test_the_engine_has_each_candidate_read_once(num_candidates: int) -> None:
+    """Prompt and candidates: nothing else is read, whatever is accepted."""
+    align = AlignParams(
+        schedule=ConstantSchedule(value=1.0),
+        segment_len=8,
+        max_attempts=4,
+        num_candidates=num_candidates,
+        on_exhausted="last",
+    )
+    with StarsEngine(StarsConfig(align=align)) as engine:
+        reader = reader_of(engine.reward)
+        [result] = engine.generate("The film was", sampling=SamplingParams(max_tokens=48, seed=3))
+        usage = result.usage
+        drafted = usage.num_drafted_tokens + usage.num_surplus_tokens
+        assert usage.num_attempts > len(result.segments)
+        prompt = len(engine.model.codec.encode_prompt("The film was"))
+        assert reader.num_fed == prompt + drafted
+        assert reader.num_prefills == 1

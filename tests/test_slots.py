@@ -1,0 +1,130 @@
+"""Prefixes are read once, kept once, and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from stars_engine import SamplingParams
+from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.shared import SharedPrefixDecoder
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.caching.attention import Rows
+from tests.backend_parts import random_backend
+
+SAMPLING = SamplingParams(top_k=None, logit_bias={2: -float("inf")})
+PROMPT = [1, *range(3, 40)]
+
+
+@pytest.fixture
+def backend(tokenizer: object) -> TransformersBackend:
+    return random_backend("llama", tokenizer)
+
+
+class Fed:
+    """Counts the tokens that a model reads."""
+
+    def __init__(self, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        original = backend.model.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.shapes.append(tuple(kwargs["input_ids"].shape))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(backend.model, "forward", forward)
+
+    def take(self) -> list[tuple[int, int]]:
+        shapes, self.shapes = self.shapes, []
+        return shapes
+
+
+def requests(slot: object, count: int, size: int = 6) -> list[DraftRequest]:
+    return [
+        DraftRequest(slot, [(0.37 * (k + 1) * (i + 2)) % 1 for i in range(size)], SAMPLING)
+        for k in range(count)
+    ]
+
+
+def pool_of(backend: TransformersBackend) -> Any:
+    assert isinstance(backend.decoder, SharedPrefixDecoder)
+    return backend.decoder._pool
+
+
+def test_a_segment_costs_its_steps_and_one_token(
+    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = Fed(backend, monkeypatch)
+    [slot] = backend.prefill([PROMPT])
+    assert fed.take() == [(1, len(PROMPT))]
+    drafts = backend.draft(requests(slot, 4))
+    assert fed.take() == [(4, 1)] * 5  # the last token is not read unless it is kept
+    backend.commit([(slot, drafts[2].token_ids)])
+    assert fed.take() == [(1, 1)]
+    assert slot.token_ids == [*PROMPT, *drafts[2].token_ids]
+
+
+def test_what_is_kept_is_what_reading_it_again_would_give(backend: TransformersBackend) -> None:
+    slot, other = backend.prefill([PROMPT, PROMPT[:20]])
+    drafts = backend.draft([*requests(slot, 3), *requests(other, 2)])
+    backend.commit([(slot, drafts[1].token_ids), (other, drafts[4].token_ids)])
+    [again] = backend.prefill([[*slot.token_ids]])
+    torch.testing.assert_close(slot.next_logits, again.next_logits, atol=1e-5, rtol=1e-5)
+    assert backend.draft(requests(slot, 3)) == backend.draft(requests(again, 3))
+
+
+def test_the_prefix_is_kept_once_however_many_candidates(backend: TransformersBackend) -> None:
+    [slot] = backend.prefill([PROMPT])
+    before = pool_of(backend).num_bytes
+    for count in (1, 4, 16):
+        backend.draft(requests(slot, count))
+        assert pool_of(backend).num_bytes == before
+
+
+def test_a_prompt_that_was_read_before_is_not_read_again(
+    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [slot] = backend.prefill([PROMPT])
+    logits = slot.next_logits
+    fed = Fed(backend, monkeypatch)
+    [beside] = backend.prefill([PROMPT])  # copied: the first is in use
+    assert fed.take() == [(1, 1)]
+    del slot
+    [after] = backend.prefill([[*PROMPT, 50, 51]])
+    assert fed.take() == [(1, 2)]
+    torch.testing.assert_close(beside.next_logits, logits, atol=1e-5, rtol=1e-5)
+    del beside, after
+    backend.prefill([[7, 8, 9]])
+    assert fed.take() == [(1, 3)]
+
+
+def test_slots_are_used_again(backend: TransformersBackend) -> None:
+    for start in range(3, 30):
+        slots: Sequence[Any] = backend.prefill([[start, start + 1], [start + 2] * 20])
+        backend.draft([request for slot in slots for request in requests(slot, 2)])
+        del slots
+    assert pool_of(backend).keys[0].shape[0] <= 4
+
+
+def test_a_stolen_slot_does_not_change_who_had_it(backend: TransformersBackend) -> None:
+    """A new prompt takes over what an ended answer left; a live one is copied."""
+    [live] = backend.prefill([PROMPT])
+    wanted = backend.draft(requests(live, 2))
+    for end in (50, 51, 52):
+        [other] = backend.prefill([[*PROMPT[:30], end]])
+        backend.commit([(other, [40, 41])])
+    assert backend.draft(requests(live, 2)) == wanted
+
+
+def test_rows_find_their_places() -> None:
+    device = torch.device("cpu")
+    assert Rows.of([0, 0, 1, 1], device).places is None
+    rows = Rows.of([1, 0, 1], device)
+    assert rows.places is not None
+    assert (rows.most, rows.places.tolist()) == (2, [2, 0, 3])
+    states = torch.arange(3.0)[:, None]
+    assert rows.to_grid(states, 2)[:, 0].tolist() == [1, 0, 0, 2]
+    assert torch.equal(rows.from_grid(rows.to_grid(states, 2)), states)
