@@ -97,6 +97,6 @@ class Continuations:
         """Return what the next tokens attend to."""
         return replace(self._view, num_before=self.own.num_tokens)
 
-    def states(self, row: int, count: int, start: int = 0) -> tuple[ByLayer, ByLayer]:
-        """Return the keys and values of some of a row's own tokens, by layer."""
-        return self.own.row(row, start, start + count)
+    def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return the keys and values of a row's first own tokens, by layer."""
+        return self.own.first(row, count)

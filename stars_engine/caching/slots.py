@@ -150,10 +150,10 @@ class OwnTokens(Cache):
         """Tokens of a row before this pass; positions are given, so nobody counts by it."""
         return self.num_tokens
 
-    def row(self, row: int, start: int, end: int) -> tuple[ByLayer, ByLayer]:
-        """Return some columns of a row by layer, `(kv_heads, count, head_dim)`."""
+    def first(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return a row's first columns by layer, `(kv_heads, count, head_dim)`."""
         keys, values = (
-            [states[row, :, start:end] for states in part] for part in (self.keys, self.values)
+            [states[row, :, :count] for states in part] for part in (self.keys, self.values)
         )
         return keys, values
 

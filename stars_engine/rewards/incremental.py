@@ -224,7 +224,7 @@ class IncrementalReader:
         if tail is not None and own is not None:
             new = tail.ids[: count - size]
             self._pool.reserve(count)
-            self._pool.write(stem.slot, size, *own.row(tail.row, 0, len(new)))
+            self._pool.write(stem.slot, size, *own.first(tail.row, len(new)))
             stem.ids += new
             stem.output = tail.output if len(new) == len(tail.ids) else None
         return stem
