@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_STEMS = 256  # answers that are remembered
 _RETRACTED = 32  # tokens that another tokenizer may take back when text goes on
+_MOST_BYTES = 1 << 30  # of answers that wait for another question
 _REMEMBERED_PASSES = 8  # whose rows may still turn out to have been kept
 _CHUNK = 1024  # tokens of a stem that are read at once
 
@@ -101,13 +102,19 @@ class IncrementalReader:
         self._batch_size = batch_size
         self._pool = SlotPool()
         self._stems: list[Stem] = []  # the latest used last
+        self._stamp = self._pass.stamp()
         self._passes: deque[OwnTokens] = deque(maxlen=_REMEMBERED_PASSES)  # tails need them
         self.num_fed = 0
         self.num_prefills = 0
 
     def read(self, rows: Sequence[Ids]) -> list[torch.Tensor]:
         """Return what comes of the last token of each row, in order."""
-        stems = self._find_stems(rows)
+        self._forget_other_weights()
+        try:
+            stems = self._find_stems(rows)
+        except BaseException:  # what is half read is of no use
+            self._stamp = ()
+            raise
         lengths = [len(row) - len(stem.ids) for row, stem in zip(rows, stems, strict=True)]
         results = {
             index: stem.output
@@ -119,6 +126,13 @@ class IncrementalReader:
             found = self._read_on([stems[index] for index in batch], new)
             results |= zip(batch, found, strict=True)
         return [results[index] for index in range(len(rows))]
+
+    def _forget_other_weights(self) -> None:
+        stamp = self._pass.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._pool, self._stems = SlotPool(), []
+            self._passes.clear()
 
     # --- one pass ---
 
@@ -258,9 +272,10 @@ class IncrementalReader:
         return stem
 
     def _forget_all_but(self, used: Sequence[Stem]) -> None:
-        """Give up what has waited longest for a use, as far as there are too many."""
+        """Give up what has waited longest for a use, as far as there is too much of it."""
         waiting = [stem for stem in self._stems if stem not in used]
-        cut = max(0, len(waiting) - max(0, MAX_STEMS - len(used)))
+        most = min(MAX_STEMS, _MOST_BYTES // max(1, self._pool.bytes_per_slot))
+        cut = max(0, len(waiting) - max(0, most - len(used)))
         for stem in waiting[:cut]:
             self._pool.give_back(stem.slot)
         self._stems = [*waiting[cut:], *used]
