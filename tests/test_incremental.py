@@ -167,3 +167,16 @@ def test_the_engine_has_each_candidate_read_once(num_candidates: int) -> None:
         prompt = len(engine.model.codec.encode_prompt("The film was"))
         assert reader.num_fed == prompt + drafted
         assert reader.num_prefills == 1
+
+
+def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: object) -> None:
+    reward = classifier("llama", tokenizer)
+    reader = reader_of(reward)
+    prompt = [1, *range(3, 40)]
+    rejected = [[*prompt, *[50 + k] * 8] for k in range(20)]
+    for row in rejected:
+        check(reward, [row])
+    [stem] = [stem for stem in reader._stems if stem.tails]
+    assert len(stem.tails) <= incremental._REMEMBERED_PASSES
+    check(reward, [[*rejected[0], *[90] * 8]])
+    check(reward, [[*rejected[-1], *[91] * 8]])

@@ -21,8 +21,8 @@ def test_costs_lie_between_measurements() -> None:
     costs.note(8, 4.0)
     assert costs.of(5) == pytest.approx(2.5)
     assert costs.of(8) == 4.0
-    assert costs.of(1) == pytest.approx(1.0 / 1.1)
-    assert costs.of(15) == pytest.approx(4.0 * 2.4 / 1.7)
+    assert costs.of(1) == pytest.approx(0.8 * 1.0 / 1.1)
+    assert costs.of(15) == pytest.approx(0.8 * 4.0 * 2.4 / 1.7)
 
 
 def test_newer_measurements_count_more() -> None:

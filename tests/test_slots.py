@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.caching.attention import Rows
+from stars_engine.config import TransformersModel
 from tests.backend_parts import random_backend
 
 SAMPLING = SamplingParams(top_k=None, logit_bias={2: -float("inf")})
@@ -128,3 +130,86 @@ def test_rows_find_their_places() -> None:
     states = torch.arange(3.0)[:, None]
     assert rows.to_grid(states, 2)[:, 0].tolist() == [1, 0, 0, 2]
     assert torch.equal(rows.from_grid(rows.to_grid(states, 2)), states)
+
+
+# --- somebody else's model ---
+
+
+def test_other_weights_are_noticed(tokenizer: object) -> None:
+    """A model that is trained between two requests: nothing read before is used."""
+    backend = random_backend("llama", tokenizer)
+    prompt = [1, *range(3, 40)]
+    backend.prefill([prompt])
+    with torch.no_grad():
+        for parameter in backend.model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    [slot] = backend.prefill([prompt])
+    with torch.inference_mode():
+        plain = backend.model(torch.tensor([prompt])).logits[0, -1]
+    torch.testing.assert_close(slot.next_logits, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "implementation"),
+    [("llama", "sdpa"), ("llama", "eager"), ("gpt_oss", "eager"), ("gemma2", "eager")],
+)
+def test_others_may_use_the_model_at_the_same_time(
+    family: str, implementation: str, tokenizer: object
+) -> None:
+    """Two engines and their owner, on threads of their own: nobody sees the others' attention."""
+    backend = random_backend(family, tokenizer)
+    model = backend.model
+    model.config._attn_implementation_internal = implementation
+    ids = torch.tensor([[1, *range(3, 40)]])
+    with torch.inference_mode():
+        plain = model(ids).logits
+    [slot] = backend.prefill([ids[0].tolist()])
+    wanted = backend.draft(requests(slot, 3))
+    problems: list[str] = []
+
+    def owner() -> None:
+        with torch.inference_mode():
+            found = [model(ids).logits for _ in range(60)]
+        problems.extend("owner" for logits in found if not torch.allclose(logits, plain, atol=1e-5))
+
+    def engine() -> None:
+        own = TransformersBackend(backend_config(model, tokenizer))
+        for _ in range(12):
+            [mine] = own.prefill([ids[0].tolist()])
+            if own.draft(requests(mine, 3)) != wanted:
+                problems.append("engine")
+
+    threads = [threading.Thread(target=work) for work in (owner, engine, engine)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert model.config._attn_implementation == implementation
+
+
+def backend_config(model: Any, tokenizer: object) -> TransformersModel:
+    return TransformersModel(model=model, tokenizer=tokenizer)
+
+
+# --- when memory ends ---
+
+
+def test_room_that_cannot_be_had_costs_its_request_alone(
+    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [slot] = backend.prefill([PROMPT])
+    wanted = backend.draft(requests(slot, 3))
+    real = torch.Tensor.new_zeros
+
+    def scarce(self: torch.Tensor, *shape: int, **options: Any) -> torch.Tensor:
+        if len(shape) == 4 and shape[2] > 64:
+            raise RuntimeError("out of memory")
+        return real(self, *shape, **options)
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", scarce)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backend.prefill([[5] * 100])
+    assert backend.draft(requests(slot, 3)) == wanted
+    [other] = backend.prefill([[7, 8, 9]])
+    assert backend.draft(requests(other, 2))

@@ -17,7 +17,7 @@ from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.slots import ByLayer, SlotPool
 
-CHUNK = 1024  # tokens of a prompt that are read at once
+MOST_TOKENS = 2048  # of prompts, read in one pass
 
 
 class SharedPrefixDecoder:
@@ -36,12 +36,17 @@ class SharedPrefixDecoder:
             lambda ids, positions, cache: forward(ids, positions=positions, cache=cache),
             context_len,
         )
+        # Without a fused kernel the scores of a pass are in memory, all at once.
+        self._most_tokens = MOST_TOKENS if self._forward.device.type == "cpu" else MOST_TOKENS // 4
         self._pool = SlotPool()
         self._ids: dict[int, list[int]] = {}  # of what each slot holds, in use or not
         self._latest: SharedBranches | None = None
+        self._live: weakref.WeakSet[Prefix] = weakref.WeakSet()
+        self._stamp = self._forward.stamp()
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
+        self._forget_other_weights()
         prefixes = []
         for prompt in prompts:
             slot, known = self._recall(list(prompt))
@@ -76,8 +81,19 @@ class SharedPrefixDecoder:
     def _hold(self, prefix: Prefix, slot: int) -> Prefix:
         prefix.slot = slot
         self._ids[slot] = prefix.token_ids
+        self._live.add(prefix)
         weakref.finalize(prefix, self._pool.give_back, slot)
         return prefix
+
+    def _forget_other_weights(self) -> None:
+        """What was read with other weights is of no use to new prompts."""
+        stamp = self._forward.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._ids.clear()
+            self._latest = None
+            if not self._live:
+                self._pool = SlotPool()
 
     def _recall(self, prompt: list[int]) -> tuple[int, list[int]]:
         """Return a slot for a prompt, and the tokens of it that are in there from earlier ones.
@@ -110,14 +126,21 @@ class SharedPrefixDecoder:
             groups[bool(prefix.token_ids), len(ids)].append((prefix, ids))
         for (_, count), group in groups.items():
             group.sort(key=lambda item: item[0].slot)
-            prefixes = [prefix for prefix, _ in group]
-            for start in range(0, count, CHUNK):
-                chunks = [list(ids[start : start + CHUNK]) for _, ids in group]
-                rows = SharedBranches(self._forward, self._pool, prefixes, len(chunks[0]))
-                logits = rows.read(chunks)
-                for row, (prefix, chunk) in enumerate(zip(prefixes, chunks, strict=True)):
-                    self._append(prefix, chunk, *rows.states(row, len(chunk)))
-                    prefix.next_logits = logits[row]
+            size = max(1, self._most_tokens // max(1, count))
+            for first in range(0, len(group), size):
+                self._read_together(group[first : first + size], count)
+
+    def _read_together(self, group: Sequence[tuple[Prefix, Sequence[int]]], count: int) -> None:
+        """Append tokens to prefixes, equally many, in pieces that bound the memory of a pass."""
+        prefixes = [prefix for prefix, _ in group]
+        size = max(1, self._most_tokens // len(group))
+        for start in range(0, count, size):
+            chunks = [list(ids[start : start + size]) for _, ids in group]
+            rows = SharedBranches(self._forward, self._pool, prefixes, len(chunks[0]))
+            logits = rows.read(chunks)
+            for row, (prefix, chunk) in enumerate(zip(prefixes, chunks, strict=True)):
+                self._append(prefix, chunk, *rows.states(row, len(chunk)))
+                prefix.next_logits = logits[row]
 
 
 class SharedBranches:
@@ -134,7 +157,7 @@ class SharedBranches:
         self, read: SharingPass, pool: SlotPool, prefixes: Sequence[Prefix], num_tokens: int
     ) -> None:
         self._read = read
-        self._prefixes = prefixes
+        self._prefixes = [weakref.ref(prefix) for prefix in prefixes]  # they may end before this
         self._rows = Continuations(
             pool,
             [prefix.slot for prefix in prefixes],
@@ -146,8 +169,9 @@ class SharedBranches:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Branches`."""
+        logits = self.read(tokens[:, None])
         self._fed.append(tokens)
-        return self.read(tokens[:, None])
+        return logits
 
     def read(self, ids: Sequence[Sequence[int]] | torch.Tensor) -> torch.Tensor:
         """Append `(rows, count)` ids; return the logits after the last, `(rows, vocab)`."""
@@ -161,7 +185,7 @@ class SharedBranches:
         """
         best = (0, 0)
         for row, tokens in enumerate(self._read_ids):
-            if self._prefixes[row] is prefix:
+            if self._prefixes[row]() is prefix:
                 pairs = zip(tokens, ids[:-1], strict=False)
                 count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
                 best = max(best, (row, count), key=itemgetter(1))

@@ -13,20 +13,21 @@ self-check at load finds it out.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "stars_shared_prefix"
-
+_PREFIX = "stars_shared_prefix_"
 _REFUSED = ("position_bias", "alibi", "head_mask", "block_indices")
 _active = threading.local()
 
@@ -188,11 +189,7 @@ def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
     Returns:
         `(rows, num_new, heads, head_dim)`, and no weights.
     """
-    view: View | None = getattr(_active, "view", None)
-    if view is None:  # somebody else's pass through the same model, at the same time
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **others
-        )
+    view: View = _active.view
     refused = [name for name in _REFUSED if others.get(name) is not None]
     if refused or attention_mask is not None:
         raise NotImplementedError(f"attention with {', '.join(refused) or 'a mask of its own'}")
@@ -202,7 +199,7 @@ def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
     if view.keys:
         parts += _shared(view, module.layer_idx, query, scores)
     if s_aux is not None:
-        sink = s_aux.float().reshape(1, -1, 1).expand(parts[0][1].shape)
+        sink = _precise(s_aux).reshape(1, -1, 1).expand(parts[0][1].shape)
         parts.append((torch.zeros_like(parts[0][0]), sink))
     return _merge(parts).to(query.dtype).transpose(1, 2), None
 
@@ -267,7 +264,7 @@ def _attend(
     if mask is None and key.shape[2] >= _FUSED_FROM and scores.can_fuse(query, value):
         output, lse = _flash(query, key, value, scale=scores.scale)
         return output, lse
-    raw = (query @ key.mT).float() * scores.scale
+    raw = _precise((query * scores.scale) @ key.mT)
     if scores.softcap is not None:
         raw = torch.tanh(raw / scores.softcap) * scores.softcap
     if mask is not None:
@@ -293,13 +290,42 @@ def _repeat(states: torch.Tensor, groups: int) -> torch.Tensor:
     return states if groups == 1 else states.repeat_interleave(groups, dim=1)
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """Build no mask for our own passes, and what `sdpa` needs for others' at the same time."""
+def _precise(states: torch.Tensor) -> torch.Tensor:
+    return states if states.dtype == torch.float64 else states.float()
+
+
+# --- names in transformers' registries ---
+
+_names: dict[str, str] = {}  # of ours, by the implementation that each stands in for
+
+
+def name_for(original: str | None) -> str:
+    """Return the name under which our attention stands in for another implementation.
+
+    While a config has the name, other threads may pass through the same model: for them it does
+    what the other implementation does, masks included.
+    """
+    key = original or "eager"
+    if key.startswith(_PREFIX):
+        return key
+    if key not in _names:
+        name = f"{_PREFIX}{len(_names)}"
+        AttentionInterface.register(name, partial(_attend_or, key))
+        AttentionMaskInterface.register(name, partial(_mask_or, key))
+        _names[key] = name
+    return _names[key]
+
+
+def _attend_or(original: str, module: Any, *args: Any, **kwargs: Any) -> Any:
+    if getattr(_active, "view", None) is not None:
+        return shared_prefix_attention(module, *args, **kwargs)
+    # A family's own eager attention is in its module, not in the registry.
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get(original, eager)(module, *args, **kwargs)
+
+
+def _mask_or(original: str, *args: Any, **kwargs: Any) -> Any:
     if getattr(_active, "view", None) is not None:
         return None
-    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
-    return mask
-
-
-AttentionInterface.register(NAME, shared_prefix_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+    build = ALL_MASK_ATTENTION_FUNCTIONS.get(original)
+    return None if build is None else build(*args, **kwargs)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
-from stars_engine.caching.attention import NAME, Rows, View, attending
+from stars_engine.caching.attention import Rows, View, attending, name_for
 from stars_engine.caching.slots import ByLayer, OwnTokens, SlotPool
+
+
+class _Turn:
+    """Whose pass through a model it is."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
+_turns: weakref.WeakValueDictionary[int, _Turn] = weakref.WeakValueDictionary()  # by config
+_making = threading.Lock()
 
 Output = TypeVar("Output")
 
@@ -19,8 +33,8 @@ Call = Callable[..., Output]
 class SharingPass:
     """Runs a model with our attention in place of its own.
 
-    Its configs name the attention; they are set back after each pass, since the model may be
-    somebody else's too.
+    Its configs name the attention during a pass and are set back after it, since the model may be
+    somebody else's too. Passes of ours through one model wait for each other.
 
     Args:
         model: Of transformers.
@@ -38,6 +52,10 @@ class SharingPass:
             for config in configs.values()
             if hasattr(config, "_attn_implementation_internal")
         ]
+        self._parameters = list(model.parameters())
+        self._adapters = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
+        with _making:
+            self._turn = _turns.setdefault(id(model.config), _Turn())
 
     def __call__(
         self, rows: Continuations, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
@@ -47,17 +65,31 @@ class SharingPass:
         positions = rows.positions(ids.shape[1])
         if self._context_len is not None:  # rows that have ended run on beside the others
             positions = positions.clamp(max=self._context_len - 1)
+        with self._turn.lock, self._own_attention(), attending(rows.view()):
+            output = self._call(ids, positions, rows.own, **options)
+        rows.own.num_tokens += ids.shape[1]
+        return output
+
+    @contextmanager
+    def _own_attention(self) -> Iterator[None]:
+        # The internal attribute: the public setter looks through all modules each time.
         names = [config._attn_implementation_internal for config in self._configs]  # noqa: SLF001
         try:
-            for config in self._configs:
-                config._attn_implementation_internal = NAME  # noqa: SLF001 - quicker than the setter
-            with attending(rows.view()):
-                output = self._call(ids, positions, rows.own, **options)
+            for config, name in zip(self._configs, names, strict=True):
+                config._attn_implementation_internal = name_for(name)  # noqa: SLF001
+            yield
         finally:
             for config, name in zip(self._configs, names, strict=True):
                 config._attn_implementation_internal = name  # noqa: SLF001
-        rows.own.num_tokens += ids.shape[1]
-        return output
+
+    def stamp(self) -> tuple[object, ...]:
+        """Return what changes when the weights do: trained, loaded, moved, adapters switched."""
+        weights = [
+            (p.data_ptr(), 0 if p.is_inference() else p._version)  # noqa: SLF001
+            for p in self._parameters
+        ]
+        adapters = [(m._disable_adapters, str(m._active_adapter)) for m in self._adapters]  # noqa: SLF001
+        return (*weights, *adapters)
 
 
 class Continuations:
@@ -97,6 +129,6 @@ class Continuations:
         """Return what the next tokens attend to."""
         return replace(self._view, num_before=self.own.num_tokens)
 
-    def states(self, row: int, count: int, start: int = 0) -> tuple[ByLayer, ByLayer]:
-        """Return the keys and values of some of a row's own tokens, by layer."""
-        return self.own.row(row, start, start + count)
+    def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return the keys and values of a row's first own tokens, by layer."""
+        return self.own.first(row, count)

@@ -38,9 +38,9 @@ class SlotPool:
         lacking = count - len(self._free)
         if lacking > 0:
             grown = self._num_slots + max(lacking, self._num_slots // 2)
+            self._resize(grown, self._capacity)
             self._free.extendleft(reversed(range(self._num_slots, grown)))
             self._num_slots = grown
-        self._resize()
         return [self._free.popleft() for _ in range(count)]
 
     def take_back(self, slot: int) -> bool:
@@ -58,8 +58,9 @@ class SlotPool:
         """Make every slot long enough for so many tokens."""
         if length > self._capacity:
             grown = max(length, self._capacity + self._capacity // 4)
-            self._capacity = -(-grown // _STEP) * _STEP
-        self._resize()
+            grown = -(-grown // _STEP) * _STEP
+            self._resize(self._num_slots, grown)
+            self._capacity = grown
 
     def read(self, slots: Sequence[int], width: int) -> tuple[ByLayer, ByLayer]:
         """Return the first `width` columns of slots by layer: keys and values.
@@ -89,6 +90,11 @@ class SlotPool:
                 states[target, :, :length] = states[source, :, :length]
 
     @property
+    def bytes_per_slot(self) -> int:
+        """Memory that one slot takes; 0 before anything is written."""
+        return self.num_bytes // max(1, self._num_slots)
+
+    @property
     def num_bytes(self) -> int:
         """Memory held."""
         return sum(states.nbytes for part in self._parts() for states in part)
@@ -100,13 +106,15 @@ class SlotPool:
         heads, _, dim = like.shape
         return like.new_zeros(self._num_slots, heads, self._capacity, dim)
 
-    def _resize(self) -> None:
+    def _resize(self, num_slots: int, capacity: int) -> None:
+        """Make room, layer by layer; where memory ends, what is there stays good."""
         for part in self._parts():
             for layer, old in enumerate(part):
-                num, _, width, _ = old.shape
-                if (num, width) != (self._num_slots, self._capacity):
-                    part[layer] = self._empty(old[0])
-                    part[layer][:num, :, :width] = old
+                num, heads, width, dim = old.shape
+                if num < num_slots or width < capacity:
+                    new = old.new_zeros(max(num, num_slots), heads, max(width, capacity), dim)
+                    new[:num, :, :width] = old
+                    part[layer] = new
 
 
 class OwnTokens(Cache):
@@ -150,10 +158,10 @@ class OwnTokens(Cache):
         """Tokens of a row before this pass; positions are given, so nobody counts by it."""
         return self.num_tokens
 
-    def row(self, row: int, start: int, end: int) -> tuple[ByLayer, ByLayer]:
-        """Return some columns of a row by layer, `(kv_heads, count, head_dim)`."""
+    def first(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return a row's first columns by layer, `(kv_heads, count, head_dim)`."""
         keys, values = (
-            [states[row, :, start:end] for states in part] for part in (self.keys, self.values)
+            [states[row, :, :count] for states in part] for part in (self.keys, self.values)
         )
         return keys, values
 

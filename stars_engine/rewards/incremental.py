@@ -8,6 +8,8 @@ their own tokens. Nobody has to say which candidate was kept: rows that go on fr
 from __future__ import annotations
 
 import logging
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -18,13 +20,15 @@ from transformers import Cache
 from stars_engine.caching.checking import ROUNDING, window_of
 from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
-from stars_engine.caching.slots import SlotPool
+from stars_engine.caching.slots import OwnTokens, SlotPool
 from stars_engine.rewards.sharing import Sharing
 
 logger = logging.getLogger(__name__)
 
 MAX_STEMS = 256  # answers that are remembered
 _RETRACTED = 32  # tokens that another tokenizer may take back when text goes on
+_MOST_BYTES = 1 << 30  # of answers that wait for another question
+_REMEMBERED_PASSES = 8  # whose rows may still turn out to have been kept
 _CHUNK = 1024  # tokens of a stem that are read at once
 
 Ids = list[int]
@@ -41,10 +45,13 @@ class CallLast(Protocol):
 
 
 class Tail(NamedTuple):
-    """What a row had beyond its stem, still in memory, and what came of its last token."""
+    """What a row had beyond its stem, and what came of its last token.
+
+    Its keys and values are those of one row of a pass, for as long as that is remembered.
+    """
 
     ids: Ids
-    rows: Continuations
+    own: weakref.ref[OwnTokens]
     row: int
     output: torch.Tensor
 
@@ -95,12 +102,19 @@ class IncrementalReader:
         self._batch_size = batch_size
         self._pool = SlotPool()
         self._stems: list[Stem] = []  # the latest used last
+        self._stamp = self._pass.stamp()
+        self._passes: deque[OwnTokens] = deque(maxlen=_REMEMBERED_PASSES)  # tails need them
         self.num_fed = 0
         self.num_prefills = 0
 
     def read(self, rows: Sequence[Ids]) -> list[torch.Tensor]:
         """Return what comes of the last token of each row, in order."""
-        stems = self._find_stems(rows)
+        self._forget_other_weights()
+        try:
+            stems = self._find_stems(rows)
+        except BaseException:  # what is half read is of no use
+            self._stamp = ()
+            raise
         lengths = [len(row) - len(stem.ids) for row, stem in zip(rows, stems, strict=True)]
         results = {
             index: stem.output
@@ -112,6 +126,13 @@ class IncrementalReader:
             found = self._read_on([stems[index] for index in batch], new)
             results |= zip(batch, found, strict=True)
         return [results[index] for index in range(len(rows))]
+
+    def _forget_other_weights(self) -> None:
+        stamp = self._pass.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._pool, self._stems = SlotPool(), []
+            self._passes.clear()
 
     # --- one pass ---
 
@@ -135,8 +156,11 @@ class IncrementalReader:
         padded = [[*ids, *[0] * (width - len(ids))] for ids in new]  # behind: nobody sees it
         last = torch.tensor([len(ids) - 1 for ids in new], device=self._pass.device)
         output: torch.Tensor = self._pass(rows, padded, last=last)
+        self._passes.append(rows.own)
+        own = weakref.ref(rows.own)
         for row, (stem, ids) in enumerate(zip(stems, new, strict=True)):
-            stem.tails.append(Tail(list(ids), rows, row, output[row]))
+            alive = [tail for tail in stem.tails if tail.own() is not None]
+            stem.tails = [*alive, Tail(list(ids), own, row, output[row])]
             self.num_fed += len(ids)
         return output
 
@@ -194,7 +218,8 @@ class IncrementalReader:
             return None
         best = Match(size, stem, None)
         for tail in stem.tails:
-            if len(row) > size + len(tail.ids):  # it has grown, so that candidate was kept
+            # The row has grown, so that candidate was kept.
+            if len(row) > size + len(tail.ids) and tail.own() is not None:
                 count = size + num_common(tail.ids, row[size:])
                 best = max(best, Match(count, stem, tail), key=_count)
         return best
@@ -209,10 +234,11 @@ class IncrementalReader:
             return stem
         stem.tails, stem.output = [], None
         del stem.ids[size:]
-        if tail is not None:
+        own = tail.own() if tail is not None else None
+        if tail is not None and own is not None:
             new = tail.ids[: count - size]
             self._pool.reserve(count)
-            self._pool.write(stem.slot, size, *tail.rows.states(tail.row, len(new)))
+            self._pool.write(stem.slot, size, *own.first(tail.row, len(new)))
             stem.ids += new
             stem.output = tail.output if len(new) == len(tail.ids) else None
         return stem
@@ -246,9 +272,10 @@ class IncrementalReader:
         return stem
 
     def _forget_all_but(self, used: Sequence[Stem]) -> None:
-        """Give up what has waited longest for a use, as far as there are too many."""
+        """Give up what has waited longest for a use, as far as there is too much of it."""
         waiting = [stem for stem in self._stems if stem not in used]
-        cut = max(0, len(waiting) - max(0, MAX_STEMS - len(used)))
+        most = min(MAX_STEMS, _MOST_BYTES // max(1, self._pool.bytes_per_slot))
+        cut = max(0, len(waiting) - max(0, most - len(used)))
         for stem in waiting[:cut]:
             self._pool.give_back(stem.slot)
         self._stems = [*waiting[cut:], *used]
