@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -20,7 +21,14 @@ from benchmarks.embedded_pair import (
     markdown,
 )
 from benchmarks.half import Half, guards_hold
-from stars_engine import AlignParams, ConstantSchedule, NoSchedule, SamplingParams, StarsEngine
+from stars_engine import (
+    AlignParams,
+    ConstantSchedule,
+    NoSchedule,
+    SamplingParams,
+    StarsEngine,
+    StarsResult,
+)
 from training.linear import LinearClassifier
 
 PROMPTS = ["This movie", "I saw this", "The plot of", "What a film"]
@@ -63,13 +71,22 @@ def silent(engine: StarsEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sta
     return engine
 
 
+def assert_same(kept: Sequence[Answer], results: Sequence[StarsResult]) -> None:
+    """Equal, rewards up to rounding: what was read before is not read again."""
+    fresh = [Answer.of(result) for result in results]
+    assert [replace(answer, reward=0.0) for answer in kept] == [
+        replace(answer, reward=0.0) for answer in fresh
+    ]
+    rewards = [answer.reward for answer in fresh]
+    assert [answer.reward for answer in kept] == pytest.approx(rewards, abs=1e-5)
+
+
 def test_answers_are_kept_as_they_came(arms: Arms, engine: StarsEngine) -> None:
     kept = arms.vanilla(PROMPTS, SHORT.replace(n=2))
-    results = engine.vanilla(PROMPTS, sampling=SHORT.replace(n=2))
-    assert kept == [Answer.of(result) for result in results]
+    assert_same(kept, engine.vanilla(PROMPTS, sampling=SHORT.replace(n=2)))
     align = AlignParams(schedule=ConstantSchedule(value=0.5), segment_len=4)
     kept = arms.stars(PROMPTS, SHORT, align)
-    assert kept == [Answer.of(r) for r in engine.generate(PROMPTS, sampling=SHORT, align=align)]
+    assert_same(kept, engine.generate(PROMPTS, sampling=SHORT, align=align))
     assert sum(answer.num_drafted for answer in kept) > sum(len(answer.ids) for answer in kept)
 
 
