@@ -84,18 +84,15 @@ def _make_lm(args: argparse.Namespace) -> dict[str, Any]:
     random.Random(SEED).shuffle(texts)
     tokenizer = fit_tokenizer(texts[:NUM_TOKENIZER_REVIEWS])
     config = model_config(tokenizer)
-    ends = {"bos_id": config.bos_token_id, "eos_id": config.eos_token_id}
-    rows = encode_rows(texts, tokenizer, **ends)
+    pretrained = as_pretrained(tokenizer)
     model, seconds = train_lm(
-        rows,
+        _encode(texts, pretrained),
         config,
         LM_PLAN,
-        compiled=args.compile,
-        checkpoint=_checkpoint(args, "lm"),
-        log=say,
+        **_running(args, "lm"),
     )
     figures = {**_plan(LM_PLAN), "parameters": model.num_parameters(), "seconds": seconds}
-    save_lm(model, as_pretrained(tokenizer), args.out / "lm")
+    save_lm(model, pretrained, args.out / "lm")
     return figures
 
 
@@ -113,9 +110,7 @@ def _make_teacher(args: argparse.Namespace) -> dict[str, Any]:
         labels,
         TEACHER_PLAN,
         TEACHER_WEIGHTS,
-        compiled=args.compile,
-        checkpoint=_checkpoint(args, "teacher"),
-        log=say,
+        **_running(args, "teacher"),
     )
     found = verdicts(model, _unlabelled(args, tokenizer))
     np.save(_verdicts_file(args), found)
@@ -140,9 +135,7 @@ def _make_reward(args: argparse.Namespace) -> dict[str, Any]:
         targets,
         REWARD_PLAN,
         WEIGHTS,
-        compiled=args.compile,
-        checkpoint=_checkpoint(args, "reward"),
-        log=say,
+        **_running(args, "reward"),
     )
     save_reward(model, tokenizer, args.out / "reward")
     figures = {"parameters": model.num_parameters(), "rows": len(rows), "seconds": seconds}
@@ -184,8 +177,10 @@ _STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def _checkpoint(args: argparse.Namespace, name: str) -> Path | None:
-    return None if args.checkpoints is None else args.checkpoints / f"{name}.pt"
+def _running(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Return what the command line says of every training run."""
+    checkpoint = None if args.checkpoints is None else args.checkpoints / f"{name}.pt"
+    return {"compiled": args.compile, "checkpoint": checkpoint, "log": say}
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

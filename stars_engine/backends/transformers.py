@@ -65,9 +65,9 @@ class TransformersBackend:
         """Read prompts; equal ones are read once."""
         distinct = list({tuple(prompt): None for prompt in prompts})
         read = dict(zip(distinct, self.decoder.start(distinct), strict=True))
-        first = {prompt: index for index, prompt in reversed(list(enumerate(map(tuple, prompts))))}
+        last = {tuple(prompt): index for index, prompt in enumerate(prompts)}
         return [
-            read[prompt] if first[prompt] == index else self.decoder.copy(read[prompt])
+            read[prompt] if last[prompt] == index else self.decoder.copy(read[prompt])
             for index, prompt in enumerate(map(tuple, prompts))
         ]
 

@@ -192,7 +192,7 @@ def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
     view: View = _active.view
     refused = [name for name in _REFUSED if others.get(name) is not None]
     if refused or attention_mask is not None:
-        raise NotImplementedError(f"attention with {', '.join(refused) or 'a mask of its own'}")
+        raise ValueError(f"no prefix is shared under {', '.join(refused) or 'a mask'} of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scale, sliding_window, softcap)
     parts = [_own(query, key, value, scores)]

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -25,10 +25,6 @@ class _Turn:
 _turns: weakref.WeakValueDictionary[int, _Turn] = weakref.WeakValueDictionary()  # by config
 _making = threading.Lock()
 
-Output = TypeVar("Output")
-
-Call = Callable[..., Output]
-
 
 class SharingPass:
     """Runs a model with our attention in place of its own.
@@ -42,7 +38,7 @@ class SharingPass:
         context_len: Positions it has; None for no limit.
     """
 
-    def __init__(self, model: Any, call: Call[Output], context_len: int | None) -> None:
+    def __init__(self, model: Any, call: Callable[..., Any], context_len: int | None) -> None:
         self._call = call
         self._context_len = context_len
         self.device: torch.device = model.get_input_embeddings().weight.device

@@ -14,9 +14,9 @@ from stars_engine.config import ClassifierReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
-from stars_engine.rewards.batching import in_batches, pad
+from stars_engine.rewards.batching import pad
 from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.incremental import IncrementalReader, choose_reader
+from stars_engine.rewards.incremental import IncrementalReader, choose_reader, read_rows
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
@@ -83,19 +83,16 @@ class ClassifierRewardModel:
         rows = [self._read(item) for item in inputs]
         if not rows:
             return []
-        if self._incremental is not None:
-            values = self._values(torch.stack(self._incremental.read([row.ids for row in rows])))
-        else:
-            values = in_batches(
-                rows,
-                [len(row.ids) for row in rows],
-                self._config.batch_size,
-                lambda batch: self._values(self._logits([row.ids for row in batch])),
-                self._sharing,
-            )
+        outputs = read_rows(
+            self._incremental,
+            [row.ids for row in rows],
+            self._logits,
+            batch_size=self._config.batch_size,
+            sharing=self._sharing,
+        )
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
-            for value, row in zip(values, rows, strict=True)
+            for value, row in zip(self._values(outputs), rows, strict=True)
         ]
 
     # --- reading ---

@@ -21,6 +21,7 @@ from stars_engine.caching.checking import ROUNDING, window_of
 from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.slots import OwnTokens, SlotPool
+from stars_engine.rewards.batching import in_batches
 from stars_engine.rewards.sharing import Sharing
 
 logger = logging.getLogger(__name__)
@@ -258,10 +259,10 @@ class IncrementalReader:
         self._pool.reserve(size)
         for start in range(0, size, _CHUNK):
             ids = first[start : min(start + _CHUNK, size)]
-            rows_ = self._rows([stem], len(ids))
+            piece = self._rows([stem], len(ids))
             last = torch.tensor([len(ids) - 1], device=self._pass.device)
-            [stem.output] = self._pass(rows_, [ids], last=last)
-            self._pool.write(slot, start, *rows_.states(0, len(ids)))
+            [stem.output] = self._pass(piece, [ids], last=last)
+            self._pool.write(slot, start, *piece.states(0, len(ids)))
             stem.ids += ids
             self.num_fed += len(ids)
         self.num_prefills += 1
@@ -301,6 +302,31 @@ def _is_alike(first: Ids, second: Ids) -> bool:
 
 def _count(match: Match) -> int:
     return match.num
+
+
+def read_rows(
+    reader: IncrementalReader | None,
+    rows: Sequence[Ids],
+    plain: Callable[[Sequence[Ids]], torch.Tensor],
+    *,
+    batch_size: int,
+    sharing: Sharing,
+) -> torch.Tensor:
+    """Return what comes of the last token of each row, `(rows, ...)`, by a reader or plainly.
+
+    Args:
+        reader: Reads only what is new; None: every row is read whole.
+        rows: At least one.
+        plain: Reads some rows whole, as one batch.
+        batch_size: Rows of a batch at most.
+        sharing: Which rows may share a batch.
+    """
+    if reader is not None:
+        return torch.stack(reader.read(rows))
+    lengths = [len(row) for row in rows]
+    return torch.stack(
+        in_batches(rows, lengths, batch_size, lambda batch: list(plain(batch)), sharing)
+    )
 
 
 def choose_reader(
