@@ -2,17 +2,47 @@
 
 Order: penalties, bias, minimum length, temperature, top-k, top-p, min-p. Tokens that tie with the
 last one kept are kept too, so that the proposal does not depend on a sort's order.
+
+Truncation leaves few tokens of many, and whatever is done to a whole vocabulary in float64 costs as
+much as a layer of a small model: so those few are found first, where that is exact, and the rest of
+the arithmetic is done on them alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch.nn import functional
 
 from stars_engine.config import SamplingParams
 
 NO_TOKEN = -1
+_BLOCK_LEN = 64
+_NUCLEUS_LEN = 255  # tokens that are tried first for a top-p
+
+
+class Proposal(NamedTuple):
+    """What tokens are drafted from.
+
+    Attributes:
+        probs: `(rows, choices)`, float64 where the device has it. A row from which no token can be
+            drawn (all are banned, or a logit is nan) is nan or 0 throughout.
+        ids: `(rows, choices)`, the token of each choice, ascending; None if choices are the
+            vocabulary.
+    """
+
+    probs: torch.Tensor
+    ids: torch.Tensor | None = None
+
+    def draw(self, uniforms: torch.Tensor) -> torch.Tensor:
+        """Return the token at each uniform's quantile, or `NO_TOKEN`: `(rows,)`."""
+        places = inverse_cdf(self.probs, uniforms)
+        if self.ids is None:
+            return places
+        tokens = self.ids.gather(1, places.clamp(min=0)[:, None])[:, 0]
+        return tokens.where(places != NO_TOKEN, NO_TOKEN)
 
 
 def propose(
@@ -22,8 +52,10 @@ def propose(
     counts: torch.Tensor | None = None,
     in_prompt: torch.Tensor | None = None,
     banned_ids: Sequence[int] = (),
-) -> torch.Tensor:
+) -> Proposal:
     """Return the distribution that tokens are drafted from.
+
+    At temperature 0 all probability is on the likeliest token (the one of lowest id on ties).
 
     Args:
         logits: `(rows, vocab)`, of the base model, any floating dtype.
@@ -32,34 +64,97 @@ def propose(
             penalty is set.
         in_prompt: `(rows, vocab)` bool, tokens of the prompt; needed for a repetition penalty.
         banned_ids: Tokens that cannot be drawn here, such as end of text before `min_tokens`.
-
-    Returns:
-        `(rows, vocab)` probabilities, float64 where the device has it. At temperature 0 all
-        probability is on the likeliest token (the one of lowest id on ties). Where no token can be
-        drawn (all are banned, or a logit is nan) a row is nan or 0 throughout.
     """
-    logits = logits.to(precise_dtype(logits.device))
+    precise = precise_dtype(logits.device)
     if uses_penalties(sampling):
         assert counts is not None
         assert in_prompt is not None
-        logits = penalize(logits, counts, in_prompt, sampling)
+        logits = penalize(logits.to(precise), counts, in_prompt, sampling)
     if sampling.logit_bias:
-        logits = add_bias(logits, sampling.logit_bias)
+        logits = add_bias(logits.to(precise), sampling.logit_bias)
     if banned_ids:
         logits = logits.clone()
         logits[:, list(banned_ids)] = -torch.inf
     if sampling.temperature == 0:
         top = logits.max(-1, keepdim=True)
-        share = top.values.isfinite().to(logits)  # nothing, where nothing is likeliest
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), share)
-    logits = logits / sampling.temperature
+        # Nothing, where nothing is likeliest. `argmax` takes the first on ties, `max` any.
+        return Proposal(top.values.isfinite().to(precise), logits.argmax(-1, keepdim=True))
+    few = _shortlist(logits, sampling)
+    ids = log_total = None
+    if few is not None:
+        logits, ids, log_total = few
+    logits = logits.to(precise) / sampling.temperature
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
+        logits = keep_top_p(logits, sampling.top_p, log_total)
     if sampling.min_p > 0:
         logits = keep_min_p(logits, sampling.min_p)
-    return logits.softmax(-1)
+    return Proposal(logits.softmax(-1), ids)
+
+
+class _Few(NamedTuple):
+    """The tokens that truncation can keep, in the order of their ids.
+
+    Attributes:
+        values: `(rows, few)`, their logits.
+        ids: `(rows, few)`.
+        log_total: `(rows, 1)`, log-sum-exp of all logits over the temperature; None for a top-k,
+            which does not ask for it.
+    """
+
+    values: torch.Tensor
+    ids: torch.Tensor
+    log_total: torch.Tensor | None
+
+
+def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> _Few | None:
+    """Return all that top-k, or else top-p, can keep; None where that is not known to be few.
+
+    Not on a GPU: asking whether it is known would wait for it at every token.
+    """
+    if logits.device.type != "cpu" or (sampling.top_k is None and sampling.top_p == 1):
+        return None
+    size = _NUCLEUS_LEN if sampling.top_k is None else sampling.top_k
+    if size >= logits.shape[-1]:
+        return None
+    values, ids = largest(logits, size + 1)
+    values, ids, beyond = values[:, :-1], ids[:, :-1], values[:, -1:]
+    log_total = None
+    if sampling.top_k is not None:
+        last = values[:, -1:]
+        known = ((beyond < last) | (last == -torch.inf)).all()  # no tie has been left out
+    else:
+        precise = precise_dtype(logits.device)
+        scaled, above = values.to(precise) / sampling.temperature, values > beyond
+        log_total = (logits.to(precise) / sampling.temperature).logsumexp(-1, keepdim=True)
+        mass = ((scaled - log_total).exp() * above).sum(-1)
+        known = (mass >= sampling.top_p).all()
+    if not known:
+        return None
+    order = ids.argsort(-1)
+    return _Few(values.gather(1, order), ids.gather(1, order), log_total)
+
+
+def largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest logits of each row, falling, and their ids: both `(rows, count)`.
+
+    Blocks whose own largest is not among the `count` largest of blocks hold none of them, so few
+    are looked into. Which ones are found among equals is undefined, as with `topk`.
+    """
+    num_tokens = logits.shape[-1]
+    num_blocks = -(-num_tokens // _BLOCK_LEN)
+    if num_blocks <= 2 * count:
+        found = logits.topk(count)
+        return found.values, found.indices
+    if behind := num_blocks * _BLOCK_LEN - num_tokens:
+        logits = functional.pad(logits, (0, behind), value=-torch.inf)
+    blocks = logits.view(len(logits), num_blocks, _BLOCK_LEN)
+    chosen = blocks.amax(-1).topk(count).indices
+    inside = blocks.gather(1, chosen[..., None].expand(-1, -1, _BLOCK_LEN)).flatten(1)
+    values, places = inside.topk(count)
+    within = places % _BLOCK_LEN
+    return values, chosen.gather(1, places // _BLOCK_LEN) * _BLOCK_LEN + within
 
 
 def inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -120,10 +215,20 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     return logits.masked_fill(logits < kth, -torch.inf)
 
 
-def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
-    """Keep the fewest likeliest tokens that hold probability `p`, and ties with the last."""
+def keep_top_p(
+    logits: torch.Tensor, p: float, log_total: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Keep the fewest likeliest tokens that hold probability `p`, and ties with the last.
+
+    Args:
+        logits: `(rows, choices)`.
+        p: Probability.
+        log_total: `(rows, 1)`, log-sum-exp of all logits, if there are more than these.
+    """
     ordered = logits.sort(descending=True).values
-    probs = ordered.softmax(-1)
+    if log_total is None:
+        log_total = ordered.logsumexp(-1, keepdim=True)
+    probs = (ordered - log_total).exp()
     mass_before = probs.cumsum(-1) - probs
     num_kept = (mass_before < p).sum(-1, keepdim=True)
     last_kept = ordered.gather(-1, (num_kept - 1).clamp(min=0))  # 0 are kept where one is nan

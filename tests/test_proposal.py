@@ -20,9 +20,10 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
+from stars_engine import sampling as proposals
 from stars_engine.backends.base import DraftRequest
 from stars_engine.errors import ConfigError
-from stars_engine.sampling import inverse_cdf, propose
+from stars_engine.sampling import Proposal, inverse_cdf, largest, propose
 from tests.backend_parts import random_backend
 
 
@@ -55,8 +56,73 @@ def test_proposal_equals_the_processors_of_transformers(sampling: SamplingParams
     if sampling.min_p:
         processors.append(MinPLogitsWarper(sampling.min_p))
     expected = processors(torch.cat([prompt, completion], 1), logits.clone()).softmax(-1)
-    got = propose(logits, sampling, counts=counts, in_prompt=in_prompt)
+    got = _whole(propose(logits, sampling, counts=counts, in_prompt=in_prompt), 50)
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-9)
+
+
+def _whole(proposal: Proposal, vocab_size: int) -> torch.Tensor:
+    """Probabilities of the whole vocabulary."""
+    if proposal.ids is None:
+        return proposal.probs
+    assert (proposal.ids.diff() > 0).all()  # ascending, none twice
+    whole = torch.zeros(len(proposal.probs), vocab_size, dtype=proposal.probs.dtype)
+    return whole.scatter(1, proposal.ids, proposal.probs)
+
+
+TRUNCATED = [
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_k": 40, "top_p": 0.9, "min_p": 0.02},
+    {"top_k": None, "top_p": 0.95},
+    {"top_k": None, "top_p": 0.3, "min_p": 0.02},
+    {"top_k": 40, "temperature": 0.3, "logit_bias": {3: 4.0}},
+]
+
+
+@pytest.mark.parametrize("values", TRUNCATED, ids=str)
+@pytest.mark.parametrize("vocab_size", [300, 5003])
+def test_a_shortlist_changes_nothing(values: dict, vocab_size: int, monkeypatch) -> None:
+    """Few choices or the whole vocabulary: the same probabilities, the same draws."""
+    torch.manual_seed(3)
+    sampling = SamplingParams(**values)
+    smooth, rough = torch.randn(5, vocab_size) * 3, torch.randn(5, vocab_size).bfloat16()
+    banned = smooth.masked_fill(torch.rand(5, vocab_size) < 0.995, -torch.inf)
+    banned[:, 7] = 0.0
+    uniforms = torch.rand(5, dtype=torch.float64)
+    for logits in (smooth, rough.float(), banned, smooth.round()):
+        few = propose(logits, sampling)
+        with monkeypatch.context() as patch:
+            patch.setattr(proposals, "_shortlist", lambda *args: None)
+            whole = propose(logits, sampling)
+        assert whole.ids is None
+        torch.testing.assert_close(_whole(few, vocab_size), whole.probs, atol=1e-12, rtol=1e-9)
+        assert few.draw(uniforms).equal(whole.draw(uniforms))
+
+
+def test_a_shortlist_is_made_where_there_are_no_ties() -> None:
+    logits = torch.randn(5, 5003, generator=torch.Generator().manual_seed(1)) * 9
+    sizes = [propose(logits, SamplingParams(**values)).probs.shape[1] for values in TRUNCATED]
+    assert max(sizes) < 300
+    ties = propose(logits.round(), SamplingParams(top_k=40))
+    assert ties.ids is None
+
+
+@pytest.mark.parametrize("vocab_size", [10, 640, 5003])
+def test_the_largest_are_found_in_blocks(vocab_size: int) -> None:
+    logits = torch.randn(4, vocab_size, generator=torch.Generator().manual_seed(2))
+    logits[1, ::2] = -torch.inf
+    values, ids = largest(logits, 9)
+    assert values.equal(logits.topk(9).values)
+    assert values.equal(logits.gather(1, ids))
+
+
+def test_nothing_is_drawn_where_there_is_nothing() -> None:
+    logits = torch.randn(3, 5003, generator=torch.Generator().manual_seed(2))
+    logits[0], logits[1, 77] = -torch.inf, torch.nan
+    uniforms = torch.full((3,), 0.5)
+    for values in (*TRUNCATED, {"top_k": None}, {"temperature": 0}):
+        tokens = propose(logits, SamplingParams(**values | {"logit_bias": {}})).draw(uniforms)
+        assert (tokens >= 0).tolist() == [False, False, True]
 
 
 def test_presence_and_frequency_count_the_completion_only() -> None:
@@ -65,7 +131,7 @@ def test_presence_and_frequency_count_the_completion_only() -> None:
     )
     logits = torch.zeros(1, 3)
     counts, in_prompt = torch.tensor([[0, 1, 2]]), torch.tensor([[True, False, False]])
-    got = propose(logits, sampling, counts=counts, in_prompt=in_prompt)
+    got = propose(logits, sampling, counts=counts, in_prompt=in_prompt).probs
     expected = torch.tensor([[0.0, -0.75, -1.0]], dtype=torch.float64).softmax(-1)
     torch.testing.assert_close(got, expected)
 
@@ -73,11 +139,11 @@ def test_presence_and_frequency_count_the_completion_only() -> None:
 def test_bias_bans_and_temperature_0() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 0.0]])
     greedy = propose(logits, SamplingParams(temperature=0))
-    assert greedy.tolist() == [[0, 1, 0, 0]]  # the lowest id of equals
+    assert _whole(greedy, 4).tolist() == [[0, 1, 0, 0]]  # the lowest id of equals
     biased = SamplingParams(temperature=0, logit_bias={3: 9.0})
-    assert propose(logits, biased).argmax().item() == 3
+    assert _whole(propose(logits, biased), 4).argmax().item() == 3
     banned = propose(logits, SamplingParams(top_k=None, temperature=1.0), banned_ids=[1, 2])
-    assert banned[0, 1:3].tolist() == [0, 0]
+    assert banned.probs[0, 1:3].tolist() == [0, 0]
 
 
 def test_inverse_cdf_never_draws_the_impossible() -> None:

@@ -11,7 +11,7 @@ import torch
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import Prefix
 from stars_engine.config import SamplingParams
-from stars_engine.sampling import inverse_cdf, precise_dtype, propose, uses_penalties
+from stars_engine.sampling import precise_dtype, propose, uses_penalties
 
 
 class Row:
@@ -92,8 +92,9 @@ class RowSampler:
             if group.position + step < sampling.min_tokens:
                 banned = (*self._end_ids, *sampling.stop_token_ids)
             greedy = [uniforms[row] is None for row in group.indices]
-            probs = group.propose(logits[group.rows], banned, greedy)
-            drawn = inverse_cdf(probs, quantiles[group.rows])
+            alone = len(group.indices) == len(tokens)  # no row is to be picked out
+            own = (logits, quantiles) if alone else (logits[group.rows], quantiles[group.rows])
+            drawn = group.draw(*own, banned, greedy)
             tokens[group.rows] = drawn
             if group.counts is not None:
                 # A row with no token has ended; what is counted in it is of no use.
@@ -127,10 +128,14 @@ class _Group:
                 [_count(p.token_ids[: p.num_prompt_tokens], vocab_size) > 0 for p in prefixes]
             )
 
-    def propose(
-        self, logits: torch.Tensor, banned_ids: Sequence[int], greedy: Sequence[bool]
+    def draw(
+        self,
+        logits: torch.Tensor,
+        quantiles: torch.Tensor,
+        banned_ids: Sequence[int],
+        greedy: Sequence[bool],
     ) -> torch.Tensor:
-        """Return each row's distribution: the proposal, or all of it on the likeliest token."""
+        """Return each row's token: drawn from the proposal, or the likeliest."""
         choices = [
             propose(
                 logits,
@@ -138,7 +143,7 @@ class _Group:
                 counts=self.counts,
                 in_prompt=self.in_prompt,
                 banned_ids=banned_ids,
-            )
+            ).draw(quantiles)
             for sampling, wanted in (
                 (self.sampling, not all(greedy)),
                 (self._greedy_sampling, any(greedy)),
@@ -148,7 +153,7 @@ class _Group:
         if len(choices) == 1:
             return choices[0]
         drawn, likeliest = choices
-        return torch.where(torch.tensor(greedy, device=logits.device)[:, None], likeliest, drawn)
+        return torch.where(torch.tensor(greedy, device=logits.device), likeliest, drawn)
 
     @cached_property
     def _greedy_sampling(self) -> SamplingParams:
