@@ -15,8 +15,8 @@ from training.data import epoch
 from training.heads import Weights
 from training.ngram import NgramModel
 from training.optim import orthogonalised
-from training.reward import balanced, windows
 from training.runs import Plan, train
+from training.teaching import balanced, windows
 
 STREAM = np.random.default_rng(0).integers(0, 5, 3000)
 
@@ -113,5 +113,5 @@ def test_a_long_review_is_read_at_both_ends() -> None:
 
 
 def test_as_many_reviews_are_taken_for_good_as_for_bad() -> None:
-    found = np.array([0.9, 0.8, 0.2, 0.7, 0.4, 0.95], np.float32)
+    found = np.array([0.9, 0.8, -0.2, 0.7, -0.4, 0.95])
     assert balanced(found) == [0, 1, 2, 4]

@@ -1,13 +1,14 @@
 """Make the embedded pair, or one stage of it.
 
-    python -m training --imdb DIR [--stage lm|lm-report|teacher|reward] [--out DIR]
+    python -m training --imdb DIR --work DIR [--stage STAGE] [--out DIR]
 
 `lm`: tokenizer and language model. `lm-report`: its bits per byte, beside a 5-gram model and the
-models of `--beside`. `teacher`: a reward model from the language model's weights, trained on
-labelled reviews, and its verdicts on reviews without a label. `reward`: the reward model, from the
-language model's weights again, trained on both. Thresholds are chosen and written by
-`benchmarks/embedded_pair.py`. Seeds and step counts are fixed; a run that was cut off goes on from
-its checkpoint. What is measured goes to `metrics.json`.
+models of `--beside`. Three stages of the reward model follow. `teacher`: from the language model's
+weights, trained on labelled reviews; its verdicts on reviews without a label. `student`: from the
+language model's weights again, trained on both. `reward`: from the mean of the two, trained on
+longer rows, and on verdicts of the teacher together with a bag of words. Thresholds are chosen and
+written by `benchmarks/embedded_pair.py`. Seeds and step counts are fixed; a run that was cut off
+goes on from what is in `--work`. What is measured goes to `metrics.json`.
 """
 
 from __future__ import annotations
@@ -20,33 +21,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from numpy.typing import NDArray
+from scipy.special import expit
+from transformers import (
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
-from training.data import encode_rows, read_reviews, training_reviews
-from training.lm import as_pretrained, model_config, save_lm, train_lm
+from training.data import Row, encode_rows, read_reviews, training_reviews
+from training.heads import Weights, with_head
+from training.linear import LinearClassifier
+from training.lm import CONTEXT_LEN, as_pretrained, model_config, save_lm, train_lm
 from training.lm import train_tokenizer as fit_tokenizer
 from training.lm_report import compare
 from training.records import record, say
-from training.reward import (
-    TEACHER_WEIGHTS,
-    WEIGHTS,
-    balanced,
-    save_reward,
-    train_reward,
-    verdicts,
-    windows,
-)
+from training.reward import load_reward, save_reward, train_reward
 from training.runs import Plan
 from training.split import labelled_rows
+from training.teaching import balanced, mean_of, verdicts, windows, with_words
 
 EMBEDDED = Path(__file__).parent.parent / "stars_engine" / "embedded"
 SEED = 20251103
 NUM_TOKENIZER_REVIEWS = 15_000
 LM_PLAN = Plan(num_steps=2100, lr=0.010, micro_tokens=2048, accumulate=4, seed=SEED)
 TEACHER_PLAN = Plan(num_steps=1650, lr=0.003, micro_tokens=2048, accumulate=4, seed=SEED)
-REWARD_PLAN = Plan(num_steps=1700, lr=0.003, micro_tokens=2048, accumulate=4, seed=SEED + 1)
-NUM_UNLABELLED = 30_000  # reviews that the teacher reads
+TEACHER_WEIGHTS = Weights(rise=16)
+STUDENT_PLAN = Plan(num_steps=1700, lr=0.003, micro_tokens=2048, accumulate=4, seed=SEED + 1)
+STUDENT_WEIGHTS = Weights(rise=16, fall=64, last=8.0)
+NUM_STUDENT_UNLABELLED = 30_000
+REWARD_PLAN = Plan(num_steps=1500, lr=0.002, micro_tokens=2048, accumulate=4, seed=11)
+REWARD_WEIGHTS = Weights(rise=16, fall=192, last=16.0)
+REWARD_CONTEXT_LEN = 1024  # 98 of 100 reviews whole
+WORDS_STRENGTH = 10.0  # of the bag of words, as in the report
 
 
 def main() -> None:
@@ -60,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="where the pair is written")
     parser.add_argument("--stage", choices=["all", *_STAGES], default="all")
     parser.add_argument(
-        "--checkpoints", type=Path, help="folder to go on from and to write to; default: none"
+        "--work", type=Path, required=True, help="what is made on the way, and gone on from"
     )
     parser.add_argument(
         "--beside", type=Path, nargs="*", default=[], help="other language models for lm-report"
@@ -72,8 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers_logging.set_verbosity_error()
-    if args.checkpoints is not None:
-        args.checkpoints.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
     for name, stage in _STAGES.items():
         if args.stage in ("all", name):
             record(args.out, name, stage(args))
@@ -104,42 +111,70 @@ def _report_lm(args: argparse.Namespace) -> dict[str, Any]:
 def _make_teacher(args: argparse.Namespace) -> dict[str, Any]:
     tokenizer, language_model = _load_lm(args.out / "lm")
     rows, labels = _labelled(args, tokenizer)
-    model, seconds = train_reward(
-        language_model,
-        rows,
-        labels,
-        TEACHER_PLAN,
-        TEACHER_WEIGHTS,
-        **_running(args, "teacher"),
+    model = with_head(language_model)
+    rows = [row[:CONTEXT_LEN] for row in rows]
+    seconds = train_reward(
+        model, rows, labels, TEACHER_PLAN, TEACHER_WEIGHTS, **_running(args, "teacher")
     )
-    found = verdicts(model, _unlabelled(args, tokenizer))
-    np.save(_verdicts_file(args), found)
-    figures = {"reviews": len(rows), "read": len(found), "seconds": seconds}
-    return {**_plan(TEACHER_PLAN), **figures}
+    found = verdicts(model, _encode(_unlabelled(args), tokenizer), CONTEXT_LEN)
+    np.save(args.work / _VERDICTS, found)
+    save_reward(model, tokenizer, args.work / "teacher")
+    return {**_plan(TEACHER_PLAN), "rows": len(rows), "read": len(found), "seconds": seconds}
+
+
+def _make_student(args: argparse.Namespace) -> dict[str, Any]:
+    tokenizer, language_model = _load_lm(args.out / "lm")
+    found = _made(args, _VERDICTS, "teacher", np.load)[:NUM_STUDENT_UNLABELLED]
+    model = with_head(language_model)
+    rows, targets = _both(args, tokenizer, found, CONTEXT_LEN)
+    seconds = train_reward(
+        model, rows, targets, STUDENT_PLAN, STUDENT_WEIGHTS, **_running(args, "student")
+    )
+    save_reward(model, tokenizer, args.work / "student")
+    return {**_plan(STUDENT_PLAN), "rows": len(rows), "seconds": seconds}
 
 
 def _make_reward(args: argparse.Namespace) -> dict[str, Any]:
-    tokenizer, language_model = _load_lm(args.out / "lm")
-    labelled, labels = _labelled(args, tokenizer)
-    found = np.load(_verdicts_file(args))
-    unlabelled = _unlabelled(args, tokenizer)
-    told = [(unlabelled[index], float(found[index])) for index in balanced(found)]
-    rows, targets = [], []
-    for row, target in [*zip(labelled, labels, strict=True), *told]:
-        for window in windows(row):
-            rows.append(window)
-            targets.append(target)
-    model, seconds = train_reward(
-        language_model,
-        rows,
-        targets,
-        REWARD_PLAN,
-        WEIGHTS,
-        **_running(args, "reward"),
+    tokenizer, _ = _load_lm(args.out / "lm")
+    teacher = _made(args, "teacher", "teacher", load_reward)
+    model = mean_of(teacher, _made(args, "student", "student", load_reward))
+    model.config.max_position_embeddings = REWARD_CONTEXT_LEN
+    words = LinearClassifier.fit(*labelled_rows(args.imdb, "guide"), strength=WORDS_STRENGTH)
+    found = with_words(_made(args, _VERDICTS, "teacher", np.load), words, _unlabelled(args))
+    rows, targets = _both(args, tokenizer, found, REWARD_CONTEXT_LEN)
+    seconds = train_reward(
+        model, rows, targets, REWARD_PLAN, REWARD_WEIGHTS, **_running(args, "reward")
     )
     save_reward(model, tokenizer, args.out / "reward")
     figures = {"parameters": model.num_parameters(), "rows": len(rows), "seconds": seconds}
-    return {**_plan(REWARD_PLAN), **figures, "reviews": len(labelled) + len(told)}
+    return {**_plan(REWARD_PLAN), **figures}
+
+
+def _both(
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerFast,
+    log_odds: NDArray[np.float64],
+    context_len: int,
+) -> tuple[list[Row], list[float]]:
+    """Return windows of labelled reviews and of those that verdicts were given on."""
+    chosen = balanced(log_odds)
+    unlabelled = _encode([_unlabelled(args)[index] for index in chosen], tokenizer)
+    labelled, labels = _labelled(args, tokenizer)
+    targets = [*labels, *expit(log_odds[chosen]).tolist()]
+    pairs = [
+        (window, target)
+        for row, target in zip([*labelled, *unlabelled], targets, strict=True)
+        for window in windows(row, context_len)
+    ]
+    return [window for window, _ in pairs], [target for _, target in pairs]
+
+
+def _made(args: argparse.Namespace, file: str, stage: str, read: Callable[[Path], Any]) -> Any:
+    """Read what an earlier stage wrote."""
+    path = args.work / file
+    if not path.exists():
+        raise SystemExit(f"{path} is not there. Cure: run --stage {stage} with this --work first")
+    return read(path)
 
 
 def _load_lm(directory: Path) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
@@ -154,9 +189,8 @@ def _labelled(
     return _encode(texts, tokenizer), [float(label) for label in labels]
 
 
-def _unlabelled(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    texts = read_reviews(args.imdb / "train_unsup.jsonl.gz")
-    return _encode(texts[:NUM_UNLABELLED], tokenizer)
+def _unlabelled(args: argparse.Namespace) -> list[str]:
+    return read_reviews(args.imdb / "train_unsup.jsonl.gz")
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -164,23 +198,19 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[i
     return encode_rows(texts, tokenizer.backend_tokenizer, **ends)
 
 
-def _verdicts_file(args: argparse.Namespace) -> Path:
-    directory: Path = args.checkpoints or args.out
-    return directory / "verdicts.npy"
-
-
+_VERDICTS = "verdicts.npy"  # log-odds by the teacher
 _STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "lm": _make_lm,
     "lm-report": _report_lm,
     "teacher": _make_teacher,
+    "student": _make_student,
     "reward": _make_reward,
 }
 
 
 def _running(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Return what the command line says of every training run."""
-    checkpoint = None if args.checkpoints is None else args.checkpoints / f"{name}.pt"
-    return {"compiled": args.compile, "checkpoint": checkpoint, "log": say}
+    return {"compiled": args.compile, "checkpoint": args.work / f"{name}.pt", "log": say}
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from training.data import Row
 from training.pieces import beginning
-from training.reward import windows
+from training.teaching import windows
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,11 @@ _BATCH_TOKENS = 8192
 
 
 def read_prefixes(
-    directory: Path, texts: Sequence[str], lengths: Sequence[int | None], *, context: int = 512
+    directory: Path,
+    texts: Sequence[str],
+    lengths: Sequence[int | None],
+    *,
+    context: int | None = None,
 ) -> Floats:
     """Return a causal classifier's logit after the beginning of each text, as `score` would.
 
@@ -36,14 +40,15 @@ def read_prefixes(
         directory: A checkpoint with one logit, and its tokenizer.
         texts: What is read.
         lengths: In words; None for the whole text.
-        context: Tokens that are read at most: the first one, and the last of a longer text, as
-            rewards cut a prompt.
+        context: Tokens that are read at most, by default as many as the model can: the first one,
+            and the last of a longer text, as rewards cut a prompt.
 
     Returns:
         `(len(texts), len(lengths))`.
     """
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    context = context or model.config.max_position_embeddings
     whole = _encode(tokenizer, texts, context)
     rows = list(whole)
     wanted: list[list[tuple[int, int, int]]] = [[] for _ in rows]  # of each: token, text, column
