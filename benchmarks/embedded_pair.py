@@ -9,9 +9,11 @@ before; the model may do so in every arm alike, as in use, and length is a guard
 tokens over the mean tokens of a plain answer; one draft at a time, so that there is no surplus.
 
 Thresholds are calibrated for a budget on openings of training reviews. Of the candidates whose
-guards hold and which spend at most --max-times on the select half, the one of highest judge reward
-is reported, and written to OUT/align.yaml. What a quarter of Best-of-16's tokens gives at
-segment_len 32, and a sixth at 8, is reported whatever was chosen, under --aim-seeds of the seeds.
+guards hold, which spend at most --max-times on the select half, and force at most a tenth of their
+segments, beyond which the engine itself warns, the one of highest judge reward is reported, and
+written to OUT/align.yaml; a ramp for other segments goes to OUT/ramp.yaml. What a quarter of
+Best-of-16's tokens gives at segment_len 32, and a sixth at 8, is reported whatever was chosen,
+under --aim-seeds of the seeds.
 
 Best-of-N is the exact expectation over subsets of the plain answers; between two N it is linear.
 Wins are counted against every plain answer to the same prompt. Intervals: bootstrap over prompts.
@@ -33,22 +35,22 @@ import yaml
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.answers import Arms
-from benchmarks.comparison import best_of
 from benchmarks.half import COMPARED, Half, guards_hold
 from stars_engine import (
     AlignParams,
     EngineParams,
-    LinearSchedule,
     NoSchedule,
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.schedules import BaseSchedule
 from training.judge import load_judge
 from training.split import openings
 
 EMBEDDED = Path(__file__).parent.parent / "stars_engine" / "embedded"
 NUM_PILOTS = 128
 FIRST_SEED = 11
+MOST_FORCED = 0.1
 _COLUMNS = (
     "arm",
     "tokens x",
@@ -87,8 +89,8 @@ class Arm:
         return f"budget {self.budget:.1f}, segment_len {self.segment_len}"
 
 
-QUARTER, SIXTH = Arm(32, 16 / 4), Arm(8, 16 / 6)
-CANDIDATES = (SIXTH, Arm(8, 4.0), Arm(16, 4.0), QUARTER, Arm(16, None))
+QUARTER, SIXTH, RAMP = Arm(32, 16 / 4), Arm(8, 16 / 6), Arm(16, None)
+CANDIDATES = (SIXTH, Arm(8, 4.0), Arm(16, 4.0), QUARTER, RAMP)
 
 
 def main() -> None:
@@ -155,7 +157,11 @@ class Pair:
             print(f"{arm.name}: {json.dumps(rows[arm.name])}", flush=True)
         tried = {arm: rows[arm.name] for arm in CANDIDATES}
         self._chosen = best(tried, rows["vanilla"], self._options.max_times)
-        (self._options.out / "align.yaml").write_text(as_shipped(self.settings(self._chosen)))
+        for file, text in (
+            ("align.yaml", as_shipped(self.settings(self._chosen))),
+            ("ramp.yaml", yaml.safe_dump(_plain(half.ramp(8)), sort_keys=False)),
+        ):
+            (self._options.out / file).write_text(text)
         return {"chosen": self._chosen.name, "select": rows}
 
     def report(self) -> dict[str, Any]:
@@ -173,8 +179,7 @@ class Pair:
         """Return an arm's settings, its thresholds found or read again."""
         half = self._select
         if arm.budget is None:
-            target = float(best_of(min(16, half.num_plain), half.guide, half.guide).mean())
-            schedule: Any = LinearSchedule(target=round(target, 2), initial_weight=0.5)
+            schedule: Any = half.ramp(16)
         else:
             schedule = self._arms.thresholds(
                 self._pilots, half.sampling, segment_len=arm.segment_len, budget=arm.budget
@@ -204,7 +209,9 @@ def best(tried: dict[Arm, dict[str, Any]], plain: dict[str, Any], max_times: flo
     allowed = [
         arm
         for arm, figures in tried.items()
-        if guards_hold(figures, plain) and figures["times"][0] <= max_times
+        if guards_hold(figures, plain)
+        and figures["times"][0] <= max_times
+        and figures["forced"] <= MOST_FORCED
     ]
     if not allowed:
         raise SystemExit(f"no candidate keeps its guards at {max_times} times an answer's tokens")
@@ -212,11 +219,19 @@ def best(tried: dict[Arm, dict[str, Any]], plain: dict[str, Any], max_times: flo
 
 
 def as_shipped(align: AlignParams) -> str:
-    """Return settings as YAML, without what belongs to the run and not to the text."""
+    """Return settings as YAML, without what belongs to the run and not to the text.
+
+    Other sampling than the calibration's is what people try first, and no reason to warn them.
+    """
     values = align.model_dump(mode="json", exclude_defaults=True, exclude={"num_candidates"})
-    assert align.schedule is not None
-    values["schedule"] = align.schedule.model_dump(mode="json", exclude_none=True)
+    values["schedule"] = _plain(align.schedule)
+    values["schedule"].get("made_for", {}).pop("sampling", None)
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def _plain(schedule: BaseSchedule | None) -> dict[str, Any]:
+    assert schedule is not None
+    return schedule.model_dump(mode="json", exclude_none=True)
 
 
 def markdown(rows: dict[str, dict[str, Any]]) -> str:

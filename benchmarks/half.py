@@ -20,7 +20,7 @@ from benchmarks.comparison import (
     over_prompts,
     win_rate,
 )
-from stars_engine import AlignParams, SamplingParams
+from stars_engine import AlignParams, LinearSchedule, SamplingParams
 from training.linear import LinearClassifier
 
 COMPARED = (4, 8, 16)
@@ -116,6 +116,11 @@ class Half:
             / sum(answer.num_segments for answer in answers),
             **self._guards(answers),
         }
+
+    def ramp(self, n: int) -> LinearSchedule:
+        """Return thresholds that rise to the mean guide reward of Best-of-n."""
+        target = float(best_of(min(n, self.num_plain), self.guide, self.guide).mean())
+        return LinearSchedule(target=round(target, 2), initial_weight=0.5)
 
     def plain_figures(self) -> dict[str, Any]:
         """Return those of plain sampling; guards on one answer to each prompt and seed."""

@@ -30,6 +30,7 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.config.flat import with_fields
+from stars_engine.config.root import embedded_align, embedded_ramp
 
 FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
 
@@ -324,6 +325,22 @@ def test_json_schema_documents_every_field() -> None:
     for name, model in schema["$defs"].items():
         for field, about in model.get("properties", {}).items():
             assert field == "kind" or "description" in about, f"{name}.{field}"
+
+
+def test_other_segments_get_the_pairs_ramp() -> None:
+    """Thresholds that were measured for segments of one length mean nothing to another."""
+    config, own, ramp = StarsConfig(), embedded_align(), embedded_ramp()
+    assert config.with_thresholds() == own
+    for align in (AlignParams(segment_len=7), own.replace(segment_len=7)):
+        other = config.with_thresholds(align)
+        assert (other.schedule, other.segment_len) == (ramp, 7)
+    assert config.with_thresholds(AlignParams(beta=0.5)).schedule == ramp
+    assert config.with_thresholds(AlignParams(lookahead=4)).schedule == ramp
+    for align in (AlignParams(max_attempts=3), AlignParams(segment_len=own.segment_len)):
+        found = config.with_thresholds(align)
+        assert (found.schedule, found.segment_len) == (own.schedule, own.segment_len)
+    given = AlignParams(schedule=ConstantSchedule(value=1.0), segment_len=7)
+    assert config.with_thresholds(given) == given
 
 
 def test_one_field_changed_by_name_leaves_the_pairs_other_settings() -> None:

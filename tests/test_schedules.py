@@ -253,7 +253,7 @@ def test_other_models_without_thresholds_get_them_found() -> None:
     assert config.with_thresholds().segment_len == AlignParams().segment_len
     mixed = StarsConfig(model="a/b", reward="c/d", align=AlignParams(max_attempts=7))
     assert mixed.with_thresholds().schedule == AutoSchedule()
-    assert StarsConfig().with_thresholds().schedule.kind == "linear"  # shipped with the pair
+    assert StarsConfig().with_thresholds().schedule.kind == "calibrated"  # shipped with the pair
     assert AutoSchedule().target == ("budget", 2.7)
 
 

@@ -158,7 +158,8 @@ def _both(
 ) -> tuple[list[Row], list[float]]:
     """Return windows of labelled reviews and of those that verdicts were given on."""
     chosen = balanced(log_odds)
-    unlabelled = _encode([_unlabelled(args)[index] for index in chosen], tokenizer)
+    texts = _unlabelled(args)
+    unlabelled = _encode([texts[index] for index in chosen], tokenizer)
     labelled, labels = _labelled(args, tokenizer)
     targets = [*labels, *expit(log_odds[chosen]).tolist()]
     pairs = [

@@ -69,6 +69,7 @@ def save_reward(
     model: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, directory: Path
 ) -> None:
     """Write float16 safetensors, config and tokenizer."""
+    tokenizer.model_max_length = model.config.max_position_embeddings
     model.to(torch.float16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, Literal, Self
@@ -23,14 +23,29 @@ from stars_engine.config.rewards import (
 )
 from stars_engine.errors import Problem
 from stars_engine.files import Filed, find_object
-from stars_engine.schedules import AutoSchedule, BaseSchedule
+from stars_engine.schedules import AutoSchedule, BaseSchedule, LinearSchedule
 
 
 @cache
 def embedded_align() -> AlignParams:
     """The alignment settings shipped with the embedded pair."""
-    text = (resources.files("stars_engine") / "embedded" / "align.yaml").read_text()
-    return AlignParams(**yaml.safe_load(text))
+    return AlignParams(**_embedded("align.yaml"))
+
+
+@cache
+def embedded_ramp() -> LinearSchedule:
+    """Thresholds of the embedded pair for segments other than those it was calibrated for."""
+    return LinearSchedule(**_embedded("ramp.yaml"))
+
+
+def _embedded(file: str) -> dict[str, Any]:
+    text = (resources.files("stars_engine") / "embedded" / file).read_text()
+    values: dict[str, Any] = yaml.safe_load(text)
+    return values
+
+
+# What thresholds that were measured segment by segment depend on.
+_MEASURED_WITH = ("segment_len", "beta", "segment_end", "min_segment_len", "lookahead")
 
 
 class StarsConfig(Filed):
@@ -114,17 +129,25 @@ class StarsConfig(Filed):
     def with_thresholds(self, align: AlignParams | None = None) -> AlignParams:
         """Return the test with a schedule in place: its own, the config's, or the pair's.
 
-        Thresholds of a pair of models for which none are given are left to the engine to find.
+        Thresholds of a pair of models for which none are given are left to the engine to find. The
+        embedded pair's were measured for its own segments; others get a ramp.
         """
         align = self.align if align is None else align
+        default = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
+        schedule = align.schedule or self.align.schedule or default
+        own = {name: getattr(align, name) for name in align.model_fields_set}
+        if self.uses_embedded_pair and schedule == default and _measured_otherwise(own):
+            return align.replace(schedule=embedded_ramp())
         if align.schedule is not None:
             return align
-        schedule = self.align.schedule
-        if schedule is None:
-            schedule = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
         # Made anew: what a calibrated schedule brings along yields to what the test itself sets.
-        own = {name: getattr(align, name) for name in align.model_fields_set}
         return AlignParams(**{**own, "schedule": schedule})
+
+
+def _measured_otherwise(own: Mapping[str, Any]) -> bool:
+    """Whether the embedded pair's thresholds were measured with other settings than these."""
+    shipped = embedded_align()
+    return any(own[name] != getattr(shipped, name) for name in _MEASURED_WITH if name in own)
 
 
 def _objects_in(
