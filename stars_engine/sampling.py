@@ -20,7 +20,7 @@ from stars_engine.config import SamplingParams
 
 NO_TOKEN = -1
 _BLOCK_LEN = 64
-_NUCLEUS_LEN = 255  # tokens that are tried first for a top-p
+_NUCLEUS_LENS = (255, 4095)  # tokens that are tried for a top-p, one after the other
 
 
 class Proposal(NamedTuple):
@@ -115,25 +115,39 @@ def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> _Few | None:
     """
     if logits.device.type != "cpu" or (sampling.top_k is None and sampling.top_p == 1):
         return None
-    size = _NUCLEUS_LEN if sampling.top_k is None else sampling.top_k
-    if size >= logits.shape[-1]:
-        return None
-    values, ids = largest(logits, size + 1)
-    values, ids, beyond = values[:, :-1], ids[:, :-1], values[:, -1:]
-    log_total = None
     if sampling.top_k is not None:
-        last = values[:, -1:]
-        known = ((beyond < last) | (last == -torch.inf)).all()  # no tie has been left out
-    else:
-        precise = precise_dtype(logits.device)
-        scaled, above = values.to(precise) / sampling.temperature, values > beyond
-        log_total = (logits.to(precise) / sampling.temperature).logsumexp(-1, keepdim=True)
-        mass = ((scaled - log_total).exp() * above).sum(-1)
-        known = (mass >= sampling.top_p).all()
-    if not known:
+        return _top_k(logits, sampling.top_k)
+    scaled = logits.to(precise_dtype(logits.device)) / sampling.temperature
+    log_total = scaled.logsumexp(-1, keepdim=True)
+    found = (_nucleus(logits, scaled, log_total, sampling.top_p, n) for n in _NUCLEUS_LENS)
+    return next((few for few in found if few is not None), None)
+
+
+def _top_k(logits: torch.Tensor, k: int) -> _Few | None:
+    if k >= logits.shape[-1]:
         return None
-    order = ids.argsort(-1)
-    return _Few(values.gather(1, order), ids.gather(1, order), log_total)
+    values, ids = largest(logits, k + 1)
+    last, beyond = values[:, -2], values[:, -1]
+    no_tie_beyond = (beyond < last) | (last == -torch.inf)
+    return _by_id(values, ids, None) if no_tie_beyond.all() else None
+
+
+def _nucleus(
+    logits: torch.Tensor, scaled: torch.Tensor, log_total: torch.Tensor, p: float, num_tokens: int
+) -> _Few | None:
+    """Return the likeliest tokens if those above the last of them hold probability `p`."""
+    if num_tokens >= logits.shape[-1]:
+        return None
+    values, ids = largest(logits, num_tokens + 1)
+    probs = (scaled.gather(1, ids) - log_total).exp()
+    mass = (probs * (values > values[:, -1:])).sum(-1)
+    return _by_id(values, ids, log_total) if (mass >= p).all() else None
+
+
+def _by_id(values: torch.Tensor, ids: torch.Tensor, log_total: torch.Tensor | None) -> _Few:
+    """Leave out the last, and put the others in the order of their ids."""
+    ids, order = ids[:, :-1].sort()
+    return _Few(values.gather(1, order), ids, log_total)
 
 
 def largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,10 +55,11 @@ def identity(part: Schema) -> dict[str, Any]:
     Of a directory the last part of its path counts. Objects in memory count by their type or name.
     """
     values: dict[str, Any] = {}
-    for name in type(part).model_fields:
+    for name, field in type(part).model_fields.items():
         value = getattr(part, name)
-        if name not in part.model_fields_set and name not in ("kind", "name_or_path"):
-            continue
+        is_default = value == field.get_default(call_default_factory=True)
+        if is_default and name not in ("kind", "name_or_path"):
+            continue  # whether or not a file says so
         if name in ("device", "device_map", "batch_size", "max_concurrency", "timeout_s"):
             continue  # where and how fast, not what
         values[name] = _plain(value)
