@@ -221,13 +221,13 @@ def best(tried: dict[Arm, dict[str, Any]], plain: dict[str, Any], max_times: flo
 def as_shipped(align: AlignParams) -> str:
     """Return settings as YAML, without what belongs to the run and not to the text.
 
-    Other sampling than the calibration's, raw prompts and longer answers are what people try first,
-    and no reason to warn them.
+    Other sampling than the calibration's, another dtype, raw prompts and longer answers are what
+    people try first, and no reason to warn them.
     """
     values = align.model_dump(mode="json", exclude_defaults=True, exclude={"num_candidates"})
     values["schedule"] = _plain(align.schedule)
     made_for = values["schedule"].get("made_for", {})
-    for name in ("sampling", "prompt_format", "pilot"):
+    for name in ("model", "sampling", "prompt_format", "pilot"):
         made_for.pop(name, None)
     return yaml.safe_dump(values, sort_keys=False)
 

@@ -123,7 +123,7 @@ def qwen(qwen_tokenizer: PreTrainedTokenizerFast) -> Qwen2ForTokenClassification
 
 
 PROMPT = "The acting in this movie"
-SETTINGS = {"max_tokens": 40, "seed": 7}
+SETTINGS = {"max_tokens": 32, "seed": 7}
 
 
 @pytest.fixture(scope="module")

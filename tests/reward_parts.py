@@ -62,7 +62,8 @@ def real_borders(engine: StarsEngine) -> list[RewardInput]:
         model="stars:embedded-lm",
         reward=FunctionReward(function=record, by="input", max_concurrency=1),
         align=AlignParams(schedule=NoSchedule(), segment_len=7, num_candidates=1),
-        sampling=SamplingParams(seed=11, max_tokens=49, n=4),
+        # Some answers are to end before the limit.
+        sampling=SamplingParams(seed=11, max_tokens=49, n=4, logit_bias={2: 2.0}),
     )
     with StarsEngine(config, model=engine.model) as mine:
         mine.generate(OPENINGS)

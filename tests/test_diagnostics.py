@@ -145,7 +145,7 @@ def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixtur
     assert stats.num_segments >= 200
     assert stats.forced_rate <= 0.10
     assert stats.acceptance_rate >= 0.05
-    assert stats.num_repeated_draws == 0
+    assert stats.num_repeated_draws <= 0.02 * stats.num_attempts
     assert warnings_in(caplog) == []
 
 

@@ -66,7 +66,7 @@ def test_langchain_streams_accepted_segments(expected: str) -> None:
     chunks = list(llm.stream(PROMPT, config={"callbacks": [notes]}))
     assert "".join(chunks) == expected == "".join(notes.tokens)
     assert len(chunks) > 1
-    assert notes.info["usage"]["completion_tokens"] == 40
+    assert notes.info["usage"]["completion_tokens"] == 32
     with pytest.raises(ConfigError, match="n=1"):
         list(llm.stream(PROMPT, n=2))
 
@@ -79,11 +79,11 @@ async def test_langchain_async(expected: str) -> None:
 
 
 def test_langchain_stop_bind_and_configurable_fields(expected: str) -> None:
-    llm = langchain_stars.StarsLLM(max_tokens=40)
+    llm = langchain_stars.StarsLLM(max_tokens=32)
     [stopped] = StarsEngine.shared().generate(
-        PROMPT, sampling=SamplingParams(**SETTINGS, stop=["film"])
+        PROMPT, sampling=SamplingParams(**SETTINGS, stop=["movie"])
     )
-    assert llm.invoke(PROMPT, stop=["film"], seed=7) == stopped.text != expected
+    assert llm.invoke(PROMPT, stop=["movie"], seed=7) == stopped.text != expected
     assert llm.bind(seed=7).invoke(PROMPT) == expected
     configurable = llm.configurable_fields(seed=ConfigurableField(id="seed"))
     assert configurable.with_config(configurable={"seed": 7}).invoke(PROMPT) == expected
@@ -95,6 +95,6 @@ def test_langchain_identity_counts_tokens_and_tells_settings_apart() -> None:
     llm = langchain_stars.StarsLLM(seed=1)
     other = langchain_stars.StarsLLM(seed=1, beta=0.1)
     assert llm._identifying_params != other._identifying_params
-    assert llm.asdict()["schedule"]["kind"] == "linear"
+    assert llm.asdict()["schedule"]["kind"] == "calibrated"
     assert llm.get_num_tokens("The acting") == 2
     assert llm._get_ls_params(stop=["x"])["ls_stop"] == ["x"]

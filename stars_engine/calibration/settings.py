@@ -33,6 +33,11 @@ _PROPOSAL = [
 _TEST = ["segment_len", "segment_end", "min_segment_len", "lookahead", "beta", "max_attempts"]
 # How answers look, but not which pilots were asked.
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
+# Where and how fast a model runs, and what is done if it fails.
+_HOW_NOT_WHAT = (
+    *("device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
+    *("on_failure", "max_retries"),
+)
 _FAR = 2  # times the tokens it was made for, from where on a use is told of
 
 
@@ -60,8 +65,8 @@ def identity(part: Schema) -> dict[str, Any]:
         is_default = value == field.get_default(call_default_factory=True)
         if is_default and name not in ("kind", "name_or_path"):
             continue  # whether or not a file says so
-        if name in ("device", "device_map", "batch_size", "max_concurrency", "timeout_s"):
-            continue  # where and how fast, not what
+        if name in _HOW_NOT_WHAT:
+            continue
         values[name] = _plain(value)
     if isinstance(part, Checkpoint):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
