@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_runtime")
 
 def test_llamaindex_metadata_is_the_models_own() -> None:
     metadata = llamaindex_stars.StarsLLM(**SETTINGS).metadata
-    assert (metadata.context_window, metadata.num_output) == (512, 40)
+    assert (metadata.context_window, metadata.num_output) == (512, 32)
     assert not metadata.is_chat_model
     assert metadata.model_name == "stars:embedded-lm"
 
