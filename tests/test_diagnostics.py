@@ -140,12 +140,14 @@ def test_draws_are_similar_up_to_one_token_of_eight(drafts: list[str], num_simil
 
 def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     sampling = SamplingParams(seed=1, n=20)
-    own.generate(["The plot", "The"], sampling=sampling)
+    # Of eight tokens, the segments that the pair ships with, a few are drawn twice by chance.
+    align = own.config.align.replace(segment_len=16)
+    own.generate(["The plot", "The"], sampling=sampling, align=align)
     stats = own.stats()
     assert stats.num_segments >= 200
     assert stats.forced_rate <= 0.10
     assert stats.acceptance_rate >= 0.05
-    assert stats.num_repeated_draws <= 0.02 * stats.num_attempts
+    assert stats.num_repeated_draws == 0
     assert warnings_in(caplog) == []
 
 
