@@ -43,6 +43,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.runtime.diagnostics import ForcedCheck
 from stars_engine.schedules import BaseSchedule
 from training.judge import load_judge
 from training.split import openings
@@ -50,7 +51,7 @@ from training.split import openings
 EMBEDDED = Path(__file__).parent.parent / "stars_engine" / "embedded"
 NUM_PILOTS = 128
 FIRST_SEED = 11
-MOST_FORCED = 0.1
+MOST_FORCED = ForcedCheck().limit
 _COLUMNS = (
     "arm",
     "tokens x",

@@ -76,9 +76,9 @@ def propose(
         logits = logits.clone()
         logits[:, list(banned_ids)] = -torch.inf
     if sampling.temperature == 0:
-        top = logits.max(-1, keepdim=True)
-        # Nothing, where nothing is likeliest. `argmax` takes the first on ties, `max` any.
-        return Proposal(top.values.isfinite().to(precise), logits.argmax(-1, keepdim=True))
+        likeliest = logits.argmax(-1, keepdim=True)  # the first on ties
+        # Nothing, where nothing is likeliest.
+        return Proposal(logits.gather(1, likeliest).isfinite().to(precise), likeliest)
     few = _shortlist(logits, sampling)
     ids = log_total = None
     if few is not None:

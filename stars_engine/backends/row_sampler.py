@@ -92,10 +92,10 @@ class RowSampler:
             if group.position + step < sampling.min_tokens:
                 banned = (*self._end_ids, *sampling.stop_token_ids)
             greedy = [uniforms[row] is None for row in group.indices]
-            alone = len(group.indices) == len(tokens)  # no row is to be picked out
-            own = (logits, quantiles) if alone else (logits[group.rows], quantiles[group.rows])
-            drawn = group.draw(*own, banned, greedy)
-            tokens[group.rows] = drawn
+            # A single group is all rows: picking them out would copy the logits.
+            rows = slice(None) if len(self._groups) == 1 else group.rows
+            drawn = group.draw(logits[rows], quantiles[rows], banned, greedy)
+            tokens[rows] = drawn
             if group.counts is not None:
                 # A row with no token has ended; what is counted in it is of no use.
                 column = drawn.clamp(min=0)[:, None]
