@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.conftest import shared_data
+from training.heads import load_with_head
 from training.safety import figures, harmlessness, process, protocol, toxicity
 from training.safety.harmlessness_data import Pair, folds, read_pairs
 from training.safety.linear import LinearRegressor, bag_of_words
@@ -98,7 +99,7 @@ def test_the_toxicity_reward_learns_from_scores_and_knows_prefixes() -> None:
         sentence.insert(2, "horrible" if marked else "lovely")
         texts.append(" " + " ".join(sentence))
         scores.append(0.9 if marked else 0.1)
-    model, tokenizer = process.load(LM)
+    model, tokenizer = load_with_head(LM)
     rows = toxicity.encode(texts, tokenizer)
     untrained = process.all_logits(model, rows[:2])
     assert all(value == 0 for row in untrained for value in row)  # a head of zeros
@@ -117,7 +118,7 @@ def test_the_harmlessness_reward_learns_which_of_two_is_preferred() -> None:
     for _ in range(48):
         rest = " ".join(rng.sample(words, 6))
         pairs.append(Pair("\n\nHuman: tell me\n\nAssistant:", f" No, {rest}", f" Yes, {rest}"))
-    model, tokenizer = process.load(LM)
+    model, tokenizer = load_with_head(LM)
     encoded = [harmlessness.EncodedPair(pair, tokenizer) for pair in pairs]
     loss = harmlessness.train(model, encoded, num_steps=30, seed=1, log=lambda _: None)
     assert loss < math.log(2) - 0.05
@@ -135,7 +136,7 @@ def test_the_harmlessness_reward_learns_which_of_two_is_preferred() -> None:
 
 
 def test_logits_of_a_row_do_not_depend_on_its_neighbours() -> None:
-    model, tokenizer = process.load(LM)
+    model, tokenizer = load_with_head(LM)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.score.weight)
     model.eval()

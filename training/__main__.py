@@ -21,23 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import expit
-from transformers import (
-    AutoTokenizer,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from training.data import Row, encode_rows, read_reviews, training_reviews
-from training.heads import Weights, with_head
-from training.linear import LinearClassifier
+from training.heads import Weights, load_with_head
+from training.linear import Floats, LinearClassifier
 from training.lm import CONTEXT_LEN, as_pretrained, model_config, save_lm, train_lm
 from training.lm import train_tokenizer as fit_tokenizer
 from training.lm_report import compare
 from training.records import record, say
 from training.reward import load_reward, save_reward, train_reward
+from training.reward_report import STRENGTHS
 from training.runs import Plan
 from training.split import labelled_rows
 from training.teaching import balanced, mean_of, verdicts, windows, with_words
@@ -54,7 +50,6 @@ NUM_STUDENT_UNLABELLED = 30_000
 REWARD_PLAN = Plan(num_steps=1500, lr=0.002, micro_tokens=2048, accumulate=4, seed=11)
 REWARD_WEIGHTS = Weights(rise=16, fall=192, last=16.0)
 REWARD_CONTEXT_LEN = 1024  # 98 of 100 reviews whole
-WORDS_STRENGTH = 10.0  # of the bag of words, as in the report
 
 
 def main() -> None:
@@ -109,9 +104,8 @@ def _report_lm(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _make_teacher(args: argparse.Namespace) -> dict[str, Any]:
-    tokenizer, language_model = _load_lm(args.out / "lm")
+    model, tokenizer = load_with_head(args.out / "lm")
     rows, labels = _labelled(args, tokenizer)
-    model = with_head(language_model)
     rows = [row[:CONTEXT_LEN] for row in rows]
     seconds = train_reward(
         model, rows, labels, TEACHER_PLAN, TEACHER_WEIGHTS, **_running(args, "teacher")
@@ -123,10 +117,9 @@ def _make_teacher(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _make_student(args: argparse.Namespace) -> dict[str, Any]:
-    tokenizer, language_model = _load_lm(args.out / "lm")
+    model, tokenizer = load_with_head(args.out / "lm")
     found = _made(args, _VERDICTS, "teacher", np.load)[:NUM_STUDENT_UNLABELLED]
-    model = with_head(language_model)
-    rows, targets = _both(args, tokenizer, found, CONTEXT_LEN)
+    rows, targets = _both(args, tokenizer, _unlabelled(args), found, CONTEXT_LEN)
     seconds = train_reward(
         model, rows, targets, STUDENT_PLAN, STUDENT_WEIGHTS, **_running(args, "student")
     )
@@ -135,13 +128,14 @@ def _make_student(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _make_reward(args: argparse.Namespace) -> dict[str, Any]:
-    tokenizer, _ = _load_lm(args.out / "lm")
+    tokenizer = AutoTokenizer.from_pretrained(args.out / "lm")
     teacher = _made(args, "teacher", "teacher", load_reward)
     model = mean_of(teacher, _made(args, "student", "student", load_reward))
     model.config.max_position_embeddings = REWARD_CONTEXT_LEN
-    words = LinearClassifier.fit(*labelled_rows(args.imdb, "guide"), strength=WORDS_STRENGTH)
-    found = with_words(_made(args, _VERDICTS, "teacher", np.load), words, _unlabelled(args))
-    rows, targets = _both(args, tokenizer, found, REWARD_CONTEXT_LEN)
+    guide, strength = labelled_rows(args.imdb, "guide"), STRENGTHS["whole reviews"]
+    words, texts = LinearClassifier.fit(*guide, strength=strength), _unlabelled(args)
+    found = with_words(_made(args, _VERDICTS, "teacher", np.load), words, texts)
+    rows, targets = _both(args, tokenizer, texts, found, REWARD_CONTEXT_LEN)
     seconds = train_reward(
         model, rows, targets, REWARD_PLAN, REWARD_WEIGHTS, **_running(args, "reward")
     )
@@ -153,12 +147,12 @@ def _make_reward(args: argparse.Namespace) -> dict[str, Any]:
 def _both(
     args: argparse.Namespace,
     tokenizer: PreTrainedTokenizerFast,
-    log_odds: NDArray[np.float64],
+    texts: list[str],
+    log_odds: Floats,
     context_len: int,
 ) -> tuple[list[Row], list[float]]:
-    """Return windows of labelled reviews and of those that verdicts were given on."""
+    """Return windows of labelled reviews and of texts that verdicts were given on."""
     chosen = balanced(log_odds)
-    texts = _unlabelled(args)
     unlabelled = _encode([texts[index] for index in chosen], tokenizer)
     labelled, labels = _labelled(args, tokenizer)
     targets = [*labels, *expit(log_odds[chosen]).tolist()]
@@ -176,11 +170,6 @@ def _made(args: argparse.Namespace, file: str, stage: str, read: Callable[[Path]
     if not path.exists():
         raise SystemExit(f"{path} is not there. Cure: run --stage {stage} with this --work first")
     return read(path)
-
-
-def _load_lm(directory: Path) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory)
-    return tokenizer, LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
 def _labelled(

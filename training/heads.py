@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from training.data import Row, pad
 
@@ -24,6 +30,14 @@ def with_head(language_model: LlamaForCausalLM) -> LlamaForSequenceClassificatio
     model.model.load_state_dict(language_model.model.state_dict())
     nn.init.zeros_(model.score.weight)
     return model
+
+
+def load_with_head(
+    lm_directory: Path,
+) -> tuple[LlamaForSequenceClassification, PreTrainedTokenizerFast]:
+    """Return a classifier with the body of the language model in a directory, and its tokenizer."""
+    language_model = LlamaForCausalLM.from_pretrained(lm_directory, dtype=torch.float32)
+    return with_head(language_model), AutoTokenizer.from_pretrained(lm_directory)
 
 
 def prefix_logits(

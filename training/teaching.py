@@ -6,14 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import LlamaForSequenceClassification
 
 from training.data import Row
 from training.heads import prefix_logits
-from training.linear import LinearClassifier
-
-Floats = NDArray[np.float64]
+from training.linear import Floats, LinearClassifier
 
 _BATCH_TOKENS = 4096
 # Of the network's log-odds, which are three times too sure of themselves on reviews it has not

@@ -15,7 +15,7 @@ from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from training.data import batches
-from training.heads import prefix_logits
+from training.heads import load_with_head, prefix_logits
 from training.safety import process
 from training.safety.figures import mean_interval
 from training.safety.harmlessness_data import Pair
@@ -172,7 +172,7 @@ def fitted(
     pairs: Sequence[Pair], lm_directory: Path, *, seed: int, log: Callable[[str], None]
 ) -> tuple[LlamaForSequenceClassification, Tokenizer]:
     """Return a reward trained on `pairs`, and its tokenizer."""
-    model, tokenizer = process.load(lm_directory)
+    model, tokenizer = load_with_head(lm_directory)
     encoded = [EncodedPair(pair, tokenizer) for pair in pairs]
     encoded = [e for e in encoded if e.differs < min(map(len, e.sides))]  # cut where they differ
     num_steps = NUM_EPOCHS * len(encoded) // BATCH_SIZE

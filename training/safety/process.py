@@ -1,4 +1,4 @@
-"""What both rewards of the second axis are: loaded, fitted and saved."""
+"""What both rewards of the second axis are: fitted and saved."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from training.heads import prefix_logits, with_head
+from training.heads import prefix_logits
 
 WARMUP = 0.15  # of the steps
 BODY_RATE = 0.3  # of the rate of embeddings and head
-
-
-def load(lm_directory: Path) -> tuple[LlamaForSequenceClassification, Tokenizer]:
-    """Return a classifier with the language model's body and a head of zeros, and its tokenizer."""
-    language_model = LlamaForCausalLM.from_pretrained(lm_directory, dtype=torch.float32)
-    return with_head(language_model), AutoTokenizer.from_pretrained(lm_directory)
 
 
 @torch.inference_mode()

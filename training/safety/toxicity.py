@@ -12,7 +12,7 @@ from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from training.data import batches, encode_rows
-from training.heads import Weights, prefix_logits, prefix_loss
+from training.heads import Weights, load_with_head, prefix_logits, prefix_loss
 from training.safety import process
 from training.safety.figures import beside, shown
 from training.safety.linear import LinearRegressor, bag_of_words, words_and_pieces
@@ -118,7 +118,7 @@ def make(
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train the reward, write it, and return what it, its baseline and the judge show held out."""
-    model, tokenizer = process.load(lm_directory)
+    model, tokenizer = load_with_head(lm_directory)
     texts, scores = scored_texts(parts["reward"])
     rows = encode(texts, tokenizer)
     loss = train(model, rows, scores, num_steps=NUM_STEPS, seed=seed, log=log)
