@@ -10,12 +10,21 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification
 
-from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsConfig, StarsEngine
+from stars_engine import (
+    AlignParams,
+    CalibratedSchedule,
+    NoSchedule,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    calibrate,
+)
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.noise import CounterNoise
 from stars_engine.rollout import Rollout
 from stars_engine.types import RewardInput, RewardPrompt
+from tests.calibration_parts import OPENINGS, QUICK
 from tests.reward_parts import CHATML, byte_tokenizer, real_borders, small
 
 SHARED = Path(os.environ.get("STARS_SHARED", Path(__file__).parents[2] / "shared"))
@@ -96,6 +105,12 @@ def make_rollout(
         seed=seed,
         sample_index=sample_index,
     )
+
+
+@pytest.fixture(scope="session")
+def schedule(engine: StarsEngine) -> CalibratedSchedule:
+    """Thresholds that a calibration found for the embedded pair."""
+    return calibrate(engine, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from stars_engine import (
 from stars_engine.calibration import auto, kept
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.types import RewardInput
-from tests.test_calibration import OPENINGS, Scaled
+from tests.calibration_parts import OPENINGS, Scaled
 
 AUTO = AlignParams(
     schedule=AutoSchedule(budget=2.0, prompts=OPENINGS[:8], segment_len=8), max_attempts=6

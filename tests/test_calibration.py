@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -33,30 +32,7 @@ from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.pilot import Pilot, opening_schedule
 from stars_engine.config import EngineParams
-from stars_engine.rewards.base import RewardModel, Score
-from stars_engine.types import RewardInput
-
-OPENINGS = [
-    f"{who} {what}"
-    for who in ("The film", "My brother", "This actor", "One scene", "The music")
-    for what in ("was", "tried to", "never quite", "looked")
-]
-# No answer ends before its last token, so that all stages have all prefixes.
-SAMPLING = SamplingParams(max_tokens=24, min_tokens=24)
-QUICK = {"segment_len": 8, "sampling": SAMPLING, "num_drafts": 6}
-
-
-class Scaled:
-    """A reward model seen through another scale."""
-
-    def __init__(self, inner: RewardModel, factor: float, shift: float = 0.0) -> None:
-        self._inner, self._factor, self._shift = inner, factor, shift
-        self.reads_ids = True
-
-    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
-        scores = self._inner.score(inputs)
-        values = [s.value if isinstance(s, Score) else s for s in scores]
-        return [Score(value * self._factor + self._shift) for value in values]
+from tests.calibration_parts import OPENINGS, QUICK, SAMPLING, Scaled, assert_same
 
 
 class Counting:
@@ -73,23 +49,7 @@ class Counting:
         return self._inner.draft(requests)
 
 
-def assert_same(a: CalibratedSchedule, b: CalibratedSchedule) -> None:
-    """Equal up to the rounding of float32.
-
-    Other batches round otherwise, and so do prefixes that were read before, in other pieces.
-    """
-    assert len(a.stages) == len(b.stages)
-    for ours, theirs in zip(a.stages, b.stages, strict=True):
-        assert ours.model_dump() == pytest.approx(theirs.model_dump(), abs=1e-4)
-    assert a.made_for == b.made_for
-
-
 # --- the pilot ---
-
-
-@pytest.fixture(scope="module")
-def schedule(engine: StarsEngine) -> CalibratedSchedule:
-    return calibrate(engine, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
 
 
 def test_the_pilot_is_the_real_loop(
@@ -149,95 +109,6 @@ def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> N
     ):
         found = list(pool.map(lambda s: calibrate(small, OPENINGS[:8], seed=s, **short), range(3)))
     assert len(found) == 3
-
-
-@pytest.mark.parametrize("name", ["nowhere/pilot.json", "folder"])
-def test_a_checkpoint_that_cannot_be_written_is_told_at_once(
-    engine: StarsEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(StarsEngine, "decode", lambda *_, **__: pytest.fail("a pilot was run"))
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match=r"checkpoint file: .*directory.*; "):
-        calibrate(engine, OPENINGS, checkpoint=tmp_path / name, **QUICK)
-
-
-def test_an_interrupted_calibration_goes_on(
-    engine: StarsEngine,
-    schedule: CalibratedSchedule,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
-    stages: list[int] = []
-
-    def interrupted(done: int, total: int) -> None:
-        assert total == 3
-        if done == 2:
-            kept.write_bytes(file.read_bytes())
-
-    arguments = {"target_acceptance": 0.4, "seed": 4, "checkpoint": file, **QUICK}
-    first = calibrate(engine, OPENINGS, progress=interrupted, **arguments)
-    assert_same(first, schedule)
-    assert not file.exists()  # it has ended
-    kept.replace(file)
-    again = calibrate(engine, OPENINGS, progress=lambda done, _: stages.append(done), **arguments)
-    assert_same(again, schedule)
-    assert stages == [3]  # the first two were not measured again
-    assert again.stages[:2] == first.stages[:2]  # and are the same bit for bit
-    assert "goes on after 2 of 3 stages" in caplog.text
-    file.write_text("{}")
-    with pytest.raises(ConfigError, match=r"checkpoint.*delete it"):
-        calibrate(engine, OPENINGS, **arguments)
-
-
-def test_a_checkpoint_of_another_calibration_is_not_used(
-    engine: StarsEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
-    few = {"sampling": SAMPLING.replace(max_tokens=8, min_tokens=8), "segment_len": 8}
-    calibrate(
-        engine,
-        OPENINGS[:8],
-        checkpoint=file,
-        progress=lambda *_: kept.write_bytes(file.read_bytes()),
-        **few,
-    )
-    kept.replace(file)
-    calibrate(engine, OPENINGS[:8], checkpoint=file, seed=9, **few)
-    assert "another calibration" in caplog.text
-
-
-def test_a_checkpoint_of_other_code_is_not_used(
-    engine: StarsEngine,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The reward's name is the same, and its file is another: the first stage is of no use."""
-    module = tmp_path / "opinions_of_today.py"
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module.write_text("def opinion(prompt, completion):\n    return len(completion)\n")
-    file, kept = tmp_path / "pilot.json", tmp_path / "kept.json"
-    config = StarsConfig(model="stars:embedded-lm", reward="opinions_of_today:opinion")
-    arguments = {**QUICK, "sampling": SAMPLING.replace(max_tokens=16, min_tokens=16)}
-    stages: list[int] = []
-
-    def told(done: int, _: int) -> None:
-        stages.append(done)
-        if done == 1:
-            kept.write_bytes(file.read_bytes())
-
-    with StarsEngine(config, model=engine.model) as own:
-        for comment in ("", "# a remark\n"):
-            module.write_text(module.read_text() + comment)
-            if kept.exists():
-                kept.replace(file)
-            calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
-        assert stages == [1, 2, 1, 2]
-        assert "other weights or code (reward): the calibration starts afresh" in caplog.text
-        kept.replace(file)
-        calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
-    assert stages == [1, 2, 1, 2, 2]
 
 
 @pytest.mark.parametrize("relative_beta", [0.0, 0.25])
