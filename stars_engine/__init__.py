@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from stars_engine.calibration.verify import Verification, verify
     from stars_engine.config import (
         AlignParams,
+        ChoiceGrammar,
         ClassifierReward,
         CompositeReward,
+        EbnfGrammar,
         EngineParams,
         FunctionReward,
+        JsonGrammar,
         ProcessReward,
+        RegexGrammar,
         RewardPart,
         SamplingParams,
         StarsConfig,
@@ -77,8 +81,9 @@ _HOMES = {
     "stars_engine.calibration.verify": "Verification verify",
     "stars_engine.config.presets": "preset",
     "stars_engine.config": (
-        "AlignParams ClassifierReward CompositeReward EngineParams FunctionReward ProcessReward "
-        "RewardPart SamplingParams StarsConfig TransformersModel YesNoReward"
+        "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
+        "FunctionReward JsonGrammar ProcessReward RegexGrammar RewardPart SamplingParams "
+        "StarsConfig TransformersModel YesNoReward"
     ),
     "stars_engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -105,12 +110,14 @@ __all__ = [
     "CalibratedSchedule",
     "CalibrationStoppedError",
     "Chat",
+    "ChoiceGrammar",
     "ClassifierReward",
     "CompositeReward",
     "ConfigError",
     "ConstantSchedule",
     "ContextOverflowError",
     "CosineSchedule",
+    "EbnfGrammar",
     "EngineClosedError",
     "EngineForkedError",
     "EngineParams",
@@ -118,6 +125,7 @@ __all__ = [
     "FunctionReward",
     "FunctionSchedule",
     "GenerationError",
+    "JsonGrammar",
     "LinearSchedule",
     "Message",
     "MissingExtraError",
@@ -127,6 +135,7 @@ __all__ = [
     "ProcessReward",
     "PromptError",
     "QueueFullError",
+    "RegexGrammar",
     "RenderedPrompt",
     "RequestError",
     "RewardError",

@@ -124,6 +124,19 @@ class Codec:
         before = next((start for start in befores if whole.startswith(start)), None)
         return self.decode(ids[:num_ids]) if before is None else whole[len(before) :], num_ids
 
+    def vocabulary(self, size: int) -> tuple[list[bytes], list[int]]:
+        """Return what each token id below `size` stands for, and which are control tokens.
+
+        Of a control token the bytes are its name; of an id without a token, nothing.
+        """
+        known = min(size, len(self.tokenizer))
+        pieces = self._bytes.pieces(range(known))
+        control = sorted(token for token in self._control_ids if token < known)
+        names = self.tokenizer.convert_ids_to_tokens(control)
+        for token, name in zip(control, names, strict=True):
+            pieces[token] = name.encode()
+        return [*pieces, *[b""] * (size - known)], control
+
     # --- identity ---
 
     def fingerprint(self) -> str:

@@ -1,7 +1,7 @@
 """The proposal: logits to probabilities, and one uniform to one token. Pure functions of tensors.
 
-Order: penalties, bias, minimum length, temperature, top-k, top-p, min-p. Tokens that tie with the
-last one kept are kept too, so that the proposal does not depend on a sort's order.
+Order: penalties, bias, minimum length, grammar, temperature, top-k, top-p, min-p. Tokens that tie
+with the last one kept are kept too, so that the proposal does not depend on a sort's order.
 
 Truncation leaves few tokens of many, and whatever is done to a whole vocabulary in float64 costs as
 much as a layer of a small model: so those few are found first, where that is exact, and the rest of
@@ -52,6 +52,7 @@ def propose(
     counts: torch.Tensor | None = None,
     in_prompt: torch.Tensor | None = None,
     banned_ids: Sequence[int] = (),
+    allowed: torch.Tensor | None = None,
 ) -> Proposal:
     """Return the distribution that tokens are drafted from.
 
@@ -64,6 +65,7 @@ def propose(
             penalty is set.
         in_prompt: `(rows, vocab)` bool, tokens of the prompt; needed for a repetition penalty.
         banned_ids: Tokens that cannot be drawn here, such as end of text before `min_tokens`.
+        allowed: `(rows, vocab)` bool, the only tokens that can be drawn here.
     """
     precise = precise_dtype(logits.device)
     if uses_penalties(sampling):
@@ -75,6 +77,8 @@ def propose(
     if banned_ids:
         logits = logits.clone()
         logits[:, list(banned_ids)] = -torch.inf
+    if allowed is not None:
+        logits = logits.where(allowed, -torch.inf)
     if sampling.temperature == 0:
         likeliest = logits.argmax(-1, keepdim=True)  # the first on ties
         # Nothing, where nothing is likeliest.

@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
+_SPACE = "\u2581"  # SentencePiece's
 _MAX_WAITING = 3  # a character has at most four bytes, so at most three tokens wait for the last
 
 
@@ -29,6 +30,10 @@ class TokenBytes(Protocol):
 
     def readable(self, ids: Sequence[int]) -> list[int]:
         """Return ids that the tokenizer's decoder reads as these are to be read."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """Return what each token adds to a text that has begun; nothing for those left out."""
         ...
 
 
@@ -46,7 +51,7 @@ def bytes_of_tokens(tokenizer: Any, decode: Callable[[list[int]], str]) -> Token
     is_read = 0x41 in ids and decode([ids[0x41]]) == "A"
     if is_read and ids.keys() >= set(REPLACEMENT.encode()):
         return ByteFallback(tokenizer, ids)
-    return Opaque(decode) if backend is None else Whole()
+    return Opaque(decode) if backend is None else Whole(decode)
 
 
 class ByteLevel:
@@ -63,6 +68,10 @@ class ByteLevel:
     def readable(self, ids: Sequence[int]) -> list[int]:
         """See `TokenBytes`."""
         return list(ids)
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """See `TokenBytes`."""
+        return [self._piece(token) for token in ids]
 
     def _piece(self, token: int) -> bytes:
         if token not in self._pieces:
@@ -83,6 +92,7 @@ class ByteFallback:
     """
 
     def __init__(self, tokenizer: Any, ids: dict[int, int]) -> None:
+        self._tokenizer = tokenizer
         self._left_out = _left_out(tokenizer)
         self._ids = ids
         self._bytes = {token: byte for byte, token in ids.items()}
@@ -103,6 +113,15 @@ class ByteFallback:
                 readable += run
         return readable
 
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """See `TokenBytes`."""
+        names = self._tokenizer.convert_ids_to_tokens(list(ids))
+        own = map(self._piece, ids)
+        return [
+            (name or "").replace(_SPACE, " ").encode() if piece is None else piece
+            for name, piece in zip(names, own, strict=True)
+        ]
+
     def _piece(self, token: int) -> bytes | None:
         if token in self._left_out:
             return b""
@@ -112,6 +131,9 @@ class ByteFallback:
 class Whole:
     """No token is a piece of a character."""
 
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+
     def num_waiting(self, ids: Sequence[int]) -> int:
         """See `TokenBytes`."""
         return 0
@@ -119,6 +141,10 @@ class Whole:
     def readable(self, ids: Sequence[int]) -> list[int]:
         """See `TokenBytes`."""
         return list(ids)
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """See `TokenBytes`."""
+        return _pieces_by_decoding(ids, self._decode)
 
 
 class Opaque:
@@ -142,6 +168,10 @@ class Opaque:
         """See `TokenBytes`."""
         return list(ids)
 
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """See `TokenBytes`."""
+        return _pieces_by_decoding(ids, self._decode)
+
 
 def _num_waiting(ids: Sequence[int], piece: Callable[[int], bytes | None]) -> int:
     """Count the tokens, from the last, that reach back to where an unfinished character begins."""
@@ -162,6 +192,15 @@ def _num_waiting(ids: Sequence[int], piece: Callable[[int], bytes | None]) -> in
         waiting -= sizes[count]
         count += 1
     return count
+
+
+def _pieces_by_decoding(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[bytes]:
+    """Return what each token adds to the text of one before it."""
+    anchor = next((token for token in ids if decode([token]).strip().isalpha()), None)
+    if anchor is None:
+        return [decode([token]).encode() for token in ids]
+    before = decode([anchor])
+    return [decode([anchor, token]).removeprefix(before).encode() for token in ids]
 
 
 def _decoder_kinds(backend: Any) -> set[str]:

@@ -82,6 +82,15 @@ class LanguageModel(Protocol):
         """Append an accepted segment's ids to each slot."""
         ...
 
+    def check_grammar(self, sampling: SamplingParams) -> None:
+        """Do nothing if the settings have no grammar, or one that drafts will keep to.
+
+        Raises:
+            ConfigError: It is none, or cannot be kept to.
+            MissingExtraError: What it is read with is not installed.
+        """
+        ...
+
     def is_end(self, token: int, sampling: SamplingParams) -> bool:
         """Return whether the token ends the text."""
         ...

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from transformers import Cache
 
+from stars_engine.grammars import GrammarState
+
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
 
 
@@ -28,6 +30,7 @@ class Prefix:
         layers: Keys and values by layer, where a `PaddedDecoder` keeps them.
         cache: The cache of a `ForkingDecoder`.
         slot: Where a `SharedPrefixDecoder` keeps them.
+        grammar: Where in its request's grammar the completion is.
     """
 
     token_ids: list[int]
@@ -36,6 +39,7 @@ class Prefix:
     layers: list[KeysValues] = field(default_factory=list)
     cache: Cache | None = None
     slot: int = -1
+    grammar: GrammarState | None = None
 
 
 class Branches(Protocol):

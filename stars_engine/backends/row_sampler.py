@@ -11,6 +11,7 @@ import torch
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import Prefix
 from stars_engine.config import SamplingParams
+from stars_engine.grammars import Grammars
 from stars_engine.sampling import precise_dtype, propose, uses_penalties
 
 
@@ -19,11 +20,14 @@ class Row:
 
     Attributes:
         request: What is asked for.
+        grammar: Where in its grammar it is, if it has one.
         done: Whether it has all its tokens. It runs on beside the others; what it draws is dropped.
     """
 
     def __init__(self, request: DraftRequest) -> None:
         self.request = request
+        prefix: Prefix = request.slot
+        self.grammar = None if prefix.grammar is None else prefix.grammar.fork()
         self.done = False
         self._ids: list[int] = []
         self._num_candidate = len(request.uniforms)
@@ -44,6 +48,8 @@ class Row:
         """Add the next token."""
         self._ids.append(token)
         self.done = is_end or len(self._ids) == self._num_candidate + self.request.lookahead
+        if self.grammar is not None and not is_end:
+            self.grammar.consume([token])
 
     @property
     def draft(self) -> Draft:
@@ -53,13 +59,24 @@ class Row:
 
 
 class RowSampler:
-    """Draws one token per row and step; rows with the same settings are filtered together."""
+    """Draws one token per row and step; rows with the same settings are filtered together.
+
+    Args:
+        requests: What each row is to be.
+        logits: `(rows, vocab)`, those before the first step.
+        end_ids: The model's end-of-text tokens.
+        grammars: What grammars are read with; None if no row has one.
+    """
 
     def __init__(
-        self, requests: Sequence[DraftRequest], logits: torch.Tensor, end_ids: frozenset[int]
+        self,
+        requests: Sequence[DraftRequest],
+        logits: torch.Tensor,
+        end_ids: frozenset[int],
+        grammars: Grammars | None,
     ) -> None:
         device, vocab_size = logits.device, logits.shape[-1]
-        self._end_ids = end_ids
+        self._end_ids, self._grammars = end_ids, grammars
         self._groups: list[_Group] = []
         by_sampling: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, request in enumerate(requests):
@@ -72,14 +89,13 @@ class RowSampler:
             group = _Group(rows, sampling, position, prefixes, vocab_size)
             self._groups.append(group.to(device))
 
-    def draw(
-        self, logits: torch.Tensor, uniforms: Sequence[float | None], step: int
-    ) -> torch.Tensor:
-        """Return `(rows,)` tokens from `(rows, vocab)` logits and one uniform per row.
+    def draw(self, logits: torch.Tensor, rows: Sequence[Row], step: int) -> torch.Tensor:
+        """Return `(rows,)` tokens from `(rows, vocab)` logits and what each row is drawn by.
 
         A row without a uniform gets its likeliest token. `NO_TOKEN` stands where a row's logits and
         settings leave nothing to draw from.
         """
+        uniforms = [row.uniform for row in rows]
         quantiles = torch.tensor(
             [uniform or 0.0 for uniform in uniforms],
             dtype=precise_dtype(logits.device),
@@ -93,14 +109,23 @@ class RowSampler:
                 banned = (*self._end_ids, *sampling.stop_token_ids)
             greedy = [uniforms[row] is None for row in group.indices]
             # A single group is all rows: picking them out would copy the logits.
-            rows = slice(None) if len(self._groups) == 1 else group.rows
-            drawn = group.draw(logits[rows], quantiles[rows], banned, greedy)
-            tokens[rows] = drawn
+            own = slice(None) if len(self._groups) == 1 else group.rows
+            allowed = self._allowed([rows[row] for row in group.indices], sampling)
+            drawn = group.draw(logits[own], quantiles[own], banned, greedy, allowed)
+            tokens[own] = drawn
             if group.counts is not None:
                 # A row with no token has ended; what is counted in it is of no use.
                 column = drawn.clamp(min=0)[:, None]
                 group.counts.scatter_add_(1, column, torch.ones_like(column))
         return tokens
+
+    def _allowed(self, rows: Sequence[Row], sampling: SamplingParams) -> torch.Tensor | None:
+        """Return what grammars allow, `(rows, vocab)`; rows that are done have none to keep to."""
+        if sampling.grammar is None:
+            return None
+        assert self._grammars is not None
+        states = [None if row.done else row.grammar for row in rows]
+        return torch.from_numpy(self._grammars.allowed(states, sampling.stop_token_ids))
 
 
 class _Group:
@@ -134,8 +159,10 @@ class _Group:
         quantiles: torch.Tensor,
         banned_ids: Sequence[int],
         greedy: Sequence[bool],
+        allowed: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return each row's token: drawn from the proposal, or the likeliest."""
+        allowed = None if allowed is None else allowed.to(logits.device)
         choices = [
             propose(
                 logits,
@@ -143,6 +170,7 @@ class _Group:
                 counts=self.counts,
                 in_prompt=self.in_prompt,
                 banned_ids=banned_ids,
+                allowed=allowed,
             ).draw(quantiles)
             for sampling, wanted in (
                 (self.sampling, not all(greedy)),

@@ -19,7 +19,15 @@ from stars_engine.backends.ladder import choose_decoder
 from stars_engine.backends.row_sampler import Row, RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.errors import GenerationError, Interrupted, ModelLoadError, needs_extra
+from stars_engine.errors import (
+    ConfigError,
+    GenerationError,
+    Interrupted,
+    ModelLoadError,
+    Problem,
+    needs_extra,
+)
+from stars_engine.grammars import Grammars
 from stars_engine.hub import (
     check_exists,
     context_len,
@@ -55,6 +63,7 @@ class TransformersBackend:
         self.context_len = context_len(model.config, tokenizer)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         self.end_ids = _end_ids(model, tokenizer)
+        self._grammars: Grammars | None = None  # its library is an extra: made when it is needed
         self._interrupted = False
         self.decoder, self.path = choose_decoder(model, self.context_len)
 
@@ -76,7 +85,9 @@ class TransformersBackend:
         """Draft all candidates and their lookaheads together, one token of each row per step."""
         prefixes = [request.slot for request in requests]
         logits = torch.stack([prefix.next_logits for prefix in prefixes])  # (rows, vocab)
-        sampler = RowSampler(requests, logits, self.end_ids)
+        for request in requests:
+            self._start_grammar(request)
+        sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
         rows = [Row(request) for request in requests]
         failures: dict[int, GenerationError] = {}
         num_steps = max(len(request.uniforms) + request.lookahead for request in requests) - 1
@@ -85,7 +96,7 @@ class TransformersBackend:
         while True:
             if self._interrupted:
                 raise Interrupted
-            tokens = sampler.draw(logits, [row.uniform for row in rows], step)  # (rows,)
+            tokens = sampler.draw(logits, rows, step)  # (rows,)
             for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
                 if row.done:
                     continue
@@ -94,7 +105,7 @@ class TransformersBackend:
                     continue
                 row.done = True
                 if not row.in_lookahead:  # a lookahead just ends there
-                    failures[index] = _nothing_to_draw(logits[index], row.request)
+                    failures[index] = _nothing_to_draw(logits[index], row)
             if all(row.done for row in rows):
                 return [failures.get(index, row.draft) for index, row in enumerate(rows)]
             branches = branches or self.decoder.branch(prefixes, num_steps)
@@ -106,6 +117,33 @@ class TransformersBackend:
         """Append accepted segments; each is read once more, in one pass."""
         if kept:
             self.decoder.extend(kept)
+        for prefix, ids in kept:
+            if prefix.grammar is not None:
+                prefix.grammar.consume(ids)
+
+    def check_grammar(self, sampling: SamplingParams) -> None:
+        """See `LanguageModel`."""
+        if sampling.grammar is not None:
+            self.grammars.start(sampling.grammar)
+            if not self.end_ids and not sampling.stop_token_ids:
+                message = (
+                    "the model has no end-of-text token, so an answer that is complete could not "
+                    "end. Cure: stop_token_ids=[...]"
+                )
+                raise ConfigError("SamplingParams", [Problem("grammar", message)])
+
+    @property
+    def grammars(self) -> Grammars:
+        """Grammars over the model's vocabulary."""
+        if self._grammars is None:
+            self._grammars = Grammars(*self.codec.vocabulary(self.vocab_size), self.end_ids)
+        return self._grammars
+
+    def _start_grammar(self, request: DraftRequest) -> None:
+        prefix, grammar = request.slot, request.sampling.grammar
+        if grammar is not None and prefix.grammar is None:
+            prefix.grammar = self.grammars.start(grammar)
+            prefix.grammar.consume(prefix.token_ids[prefix.num_prompt_tokens :])
 
     def interrupt(self) -> None:
         """Give up drafting for good, at the next token; may be called from any thread."""
@@ -143,12 +181,18 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset()
 
 
-def _nothing_to_draw(logits: torch.Tensor, request: DraftRequest) -> GenerationError:
+def _nothing_to_draw(logits: torch.Tensor, row: Row) -> GenerationError:
+    request = row.request
     prefix: Prefix = request.slot
     position = len(prefix.token_ids) - prefix.num_prompt_tokens
     if (logits.isnan() | (logits == torch.inf)).any():  # -inf is how models say never
         reason = (
             "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
+        )
+    elif row.grammar is not None:
+        told = row.grammar.error or "no token that the other settings leave goes on from here"
+        reason = (
+            f"the grammar leaves none ({told}). Cure: check the grammar, logit_bias and min_tokens"
         )
     else:
         reason = (

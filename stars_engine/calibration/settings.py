@@ -25,6 +25,7 @@ _PROPOSAL = [
     "presence_penalty",
     "frequency_penalty",
     "logit_bias",
+    "grammar",
     "min_tokens",
     "stop",
     "stop_token_ids",

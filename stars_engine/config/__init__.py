@@ -1,6 +1,13 @@
 """Config objects: frozen, validated without I/O, readable from and writable to YAML and JSON."""
 
 from stars_engine.config.engine import EngineParams
+from stars_engine.config.grammars import (
+    ChoiceGrammar,
+    EbnfGrammar,
+    Grammar,
+    JsonGrammar,
+    RegexGrammar,
+)
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
 from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.rewards import (
@@ -18,11 +25,16 @@ __all__ = [
     "EMBEDDED_LM",
     "EMBEDDED_REWARD",
     "AlignParams",
+    "ChoiceGrammar",
     "ClassifierReward",
     "CompositeReward",
+    "EbnfGrammar",
     "EngineParams",
     "FunctionReward",
+    "Grammar",
+    "JsonGrammar",
     "ProcessReward",
+    "RegexGrammar",
     "RewardConfig",
     "RewardPart",
     "SamplingParams",

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from stars_engine.config.grammars import Grammar, as_grammar
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
 from stars_engine.schema import Schema
 
@@ -71,6 +72,12 @@ class SamplingParams(Schema):
     logit_bias: dict[int, float] | None = Field(
         default=None, description="added to logits; keys are token ids", examples=[{13: -5.0}]
     )
+    grammar: Grammar | None = Field(
+        default=None,
+        description="what the answer must be: JSON of a schema, or a text of a regular expression, "
+        "a list of choices or a context-free grammar; no other token is drafted",
+        examples=[{"kind": "choice", "choices": ["yes", "no"]}],
+    )
     min_tokens: int = Field(
         default=0, ge=0, description="no end of text before this many tokens", examples=[16]
     )
@@ -106,6 +113,11 @@ class SamplingParams(Schema):
         if "" in stop:
             raise ValueError("an empty stop string would end every answer before it begins")
         return stop
+
+    @field_validator("grammar", mode="before")
+    @classmethod
+    def _of_a_model(cls, grammar: Any) -> Any:
+        return as_grammar(grammar)
 
     @field_validator("logit_bias")
     @classmethod

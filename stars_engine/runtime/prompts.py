@@ -64,10 +64,12 @@ def read_question(
 
     Raises:
         PromptError: The prompt cannot be used.
-        ConfigError: A setting names tokens that the model does not have.
+        ConfigError: A setting names tokens that the model does not have, or a grammar is none.
+        MissingExtraError: There is a grammar, and nothing to read it with.
     """
     sampling = question.sampling or model.default_sampling()
     check_token_ids(sampling, model.vocab_size)
+    model.check_grammar(sampling)
     resolved = resolve_prompt(
         question.prompt,
         model.codec,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.config import SamplingParams
+from stars_engine.grammars import Grammars, GrammarState
 from stars_engine.rewards.base import Score
 from stars_engine.types import RewardInput
 
@@ -29,13 +31,14 @@ class ToySlot:
 
     token_ids: list[int] = field(default_factory=list)
     num_prompt_tokens: int = 0
+    grammar: GrammarState | None = None
 
 
 class TabularModel:
     """A `LanguageModel` given by a table: completion so far to next-token probabilities.
 
-    Each token is one piece of text. Of the sampling settings only the stop conditions act, and
-    temperature 0, which takes the likeliest token.
+    Each token is one piece of text. Of the sampling settings only the stop conditions act, a
+    grammar, and temperature 0, which takes the likeliest token.
 
     Args:
         pieces: Text of each token; the token `end_id` has none.
@@ -58,6 +61,13 @@ class TabularModel:
         self.context_len = context_len
         self.vocab_size = len(pieces)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars over the pieces."""
+        ends = [] if self.end_id is None else [self.end_id]
+        pieces = ["" if token in ends else piece for token, piece in enumerate(self.pieces)]
+        return Grammars([piece.encode() for piece in pieces], ends, ends)
+
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[ToySlot]:
         """See `LanguageModel`."""
         return [ToySlot(list(prompt), len(prompt)) for prompt in prompts]
@@ -70,6 +80,13 @@ class TabularModel:
         """See `LanguageModel`."""
         for slot, ids in kept:
             slot.token_ids += ids
+            if slot.grammar is not None:
+                slot.grammar.consume(ids)
+
+    def check_grammar(self, sampling: SamplingParams) -> None:
+        """See `LanguageModel`."""
+        if sampling.grammar is not None:
+            self.grammars.start(sampling.grammar)
 
     def is_end(self, token: int, sampling: SamplingParams) -> bool:
         """See `LanguageModel`."""
@@ -85,11 +102,18 @@ class TabularModel:
 
     def _draft(self, request: DraftRequest) -> Draft:
         slot: ToySlot = request.slot
+        if request.sampling.grammar is not None and slot.grammar is None:
+            slot.grammar = self.grammars.start(request.sampling.grammar)
+        grammar = None if slot.grammar is None else slot.grammar.fork()
         completion = slot.token_ids[slot.num_prompt_tokens :]
         drafted: list[int] = []
         uniforms: list[float | None] = [*request.uniforms, *[None] * request.lookahead]
         for uniform in uniforms:
             probs = self.next_probs((*completion, *drafted))
+            if grammar is not None:
+                [allowed] = self.grammars.allowed([grammar], request.sampling.stop_token_ids)
+                probs = [prob * may for prob, may in zip(probs, allowed.tolist(), strict=True)]
+                probs = [prob / sum(probs) for prob in probs]
             if uniform is None or request.sampling.temperature == 0:
                 token = max(range(len(probs)), key=probs.__getitem__)  # the first of equals
             elif isinstance(uniform, Choice):
@@ -100,6 +124,8 @@ class TabularModel:
             drafted.append(token)
             if self.is_end(token, request.sampling):
                 break
+            if grammar is not None:
+                grammar.consume([token])
         cut = len(request.uniforms)
         return Draft(tuple(drafted[:cut]), tuple(drafted[cut:]))
 

@@ -1,0 +1,185 @@
+"""Which tokens a grammar allows after those so far: one state per prefix, forked per candidate.
+
+A grammar masks the proposal: tokens that lead nowhere have probability 0, the others keep their
+ratios (before temperature and truncation, so that these never leave nothing). The text may end
+exactly where the grammar is complete. llguidance computes the masks (Geng et al. 2025,
+arXiv 2501.10868).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stars_engine.config import Grammar
+from stars_engine.errors import ConfigError, Problem, needs_extra
+
+_MAX_KEPT = 64  # compiled grammars
+# Masks of all tokens that lead on: of a text that is sure to follow, not of one spelling only.
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+_BLANKS = r"\x20|\x0A[\x20\x09]{0,32}"  # were there no bound, small models would write no more
+
+
+class GrammarState:
+    """Where in its grammar a text is. Forks are independent of each other."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def fork(self) -> GrammarState:
+        """Return a state of the same text, which goes its own way."""
+        return GrammarState(self._matcher.deep_copy())
+
+    def consume(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the text; those that the grammar does not allow leave it in error."""
+        self._matcher.consume_tokens(list(tokens))
+
+    @property
+    def error(self) -> str:
+        """What went wrong: a token that was not allowed, or a text too complex; else empty."""
+        return str(self._matcher.get_error()).partition("\n<state>")[0].strip()
+
+    def fill(self, bits: NDArray[np.int32]) -> None:
+        """Write one bit for each token, 1 if it may come next."""
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+
+
+class Grammars:
+    """Grammars over one vocabulary, compiled once.
+
+    Args:
+        pieces: Bytes of each token, of control tokens their names.
+        control_ids: The control tokens: allowed where a grammar names them, and nowhere else.
+        end_ids: What ends a text, allowed exactly where its grammar is complete.
+
+    Raises:
+        MissingExtraError: llguidance is not installed.
+    """
+
+    def __init__(
+        self, pieces: Sequence[bytes], control_ids: Sequence[int], end_ids: Iterable[int]
+    ) -> None:
+        with needs_extra("grammar"):
+            import llguidance  # noqa: PLC0415 - an extra of its own
+            from llguidance.gbnf_to_lark import any_to_lark  # noqa: PLC0415
+
+        self._library, self._to_lark = llguidance, any_to_lark
+        self._end_ids = list(end_ids)
+        self._num_tokens = len(pieces)
+        # One token that does not exist stands for the end: a model may have several, or none.
+        vocabulary = _Vocabulary([*pieces, b"<end>"], [*control_ids, len(pieces)])
+        self._tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(vocabulary), eos_token=len(pieces)
+        )
+        self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
+
+    def start(self, grammar: Grammar) -> GrammarState:
+        """Return the state of an empty text.
+
+        Raises:
+            ConfigError: The grammar is none, or uses what is not supported.
+        """
+        key = grammar.content_hash()
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(grammar)
+        self._compiled.move_to_end(key)
+        while len(self._compiled) > _MAX_KEPT:
+            self._compiled.popitem(last=False)
+        return self._compiled[key].fork()
+
+    def allowed(
+        self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
+    ) -> NDArray[np.bool_]:
+        """Return which tokens may come next: `(len(states), num_tokens)`; all where there is none.
+
+        Args:
+            states: Where each text is.
+            stop_token_ids: More tokens that end a text.
+        """
+        bits = np.full((len(states), self._num_tokens // 32 + 1), -1, dtype=np.int32)
+        held = [(row, state) for row, state in enumerate(states) if state is not None]
+        for row, state in held:
+            state.fill(bits[row])
+        flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little").view(np.bool_)
+        ends = [*self._end_ids, *stop_token_ids]
+        for row, state in held:
+            flags[row, ends] = flags[row, self._num_tokens]
+            if state.error:  # where it would end the text as if it were complete
+                flags[row] = False
+        return flags[:, : self._num_tokens]
+
+    def _compile(self, grammar: Grammar) -> GrammarState:
+        try:
+            source = self._rules(grammar) + _OPTIONS
+        except Exception as error:  # noqa: BLE001 - of a parser with exceptions of its own
+            raise _unusable(grammar, str(error)) from None
+        matcher = self._library.LLMatcher(self._tokenizer, source, log_level=0)
+        if matcher.is_error():
+            raise _unusable(grammar, matcher.get_error())
+        return GrammarState(matcher)
+
+    def _rules(self, grammar: Grammar) -> str:
+        """Return a grammar in llguidance's variant of Lark's syntax."""
+        match grammar.kind:
+            case "json":
+                spaces: dict[str, Any] = {"whitespace_pattern": _BLANKS}
+                if grammar.compact:
+                    spaces = {"whitespace_flexible": False}
+                schema = grammar.json_schema
+                if not (grammar.extra_properties or _has_parts(schema)):
+                    schema = _closed(schema)
+                return f"start: %json {json.dumps({**schema, 'x-guidance': spaces})}"
+            case "regex":
+                return f"start: /{self._library.regex_to_lark(grammar.pattern)}/"
+            case "choice":
+                return "start: " + " | ".join(json.dumps(choice) for choice in grammar.choices)
+            case "ebnf":
+                return str(self._to_lark(grammar.text))
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer. It is never to encode: no token is forced."""
+
+    def __init__(self, tokens: list[bytes], special_token_ids: list[int]) -> None:
+        self.tokens, self.special_token_ids = tokens, special_token_ids
+        self.eos_token_id, self.bos_token_id = len(tokens) - 1, None
+
+    def __call__(self, text: object) -> list[int]:
+        return []
+
+
+def _closed(schema: Any) -> Any:
+    """Let objects have the properties that are named, and no others, where nothing is said."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(value) for name, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and "patternProperties" not in schema:
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _has_parts(schema: Any) -> bool:
+    """Whether some object is described in several places, where none may exclude the others'."""
+    if isinstance(schema, list):
+        return any(map(_has_parts, schema))
+    if not isinstance(schema, dict):
+        return False
+    beside = {"anyOf", "oneOf", "$ref"} & schema.keys() and "properties" in schema
+    return "allOf" in schema or bool(beside) or any(map(_has_parts, schema.values()))
+
+
+def _unusable(grammar: Grammar, reason: str) -> ConfigError:
+    told = re.split(r"\n\s*\d+ \| ", reason)[0]  # without lines of the source
+    if grammar.kind != "ebnf":
+        told = re.sub(r"^at \d+\(\d+\): ", "", told)
+    told = " ".join(told.split())
+    message = f"the {grammar.kind} grammar cannot be used: {told[:400]}. Cure: change it there"
+    return ConfigError("SamplingParams", [Problem("grammar", message)])
