@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stars_engine import AlignParams, EngineParams, SamplingParams
+from stars_engine import AlignParams, EngineParams, JsonGrammar, SamplingParams
 from stars_engine.schema import Schema, _allowed
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def test_python_blocks_run(
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, block in blocks(page, "python"):
         # Blank lines before it, so that a traceback points into the page.
-        exec(compile("\n" * line + block, str(page), "exec"), namespace)
+        exec(compile("\n" * line + block, str(page), "exec", dont_inherit=True), namespace)
 
 
 @pytest.mark.parametrize("command", stars_commands())
@@ -88,8 +88,16 @@ def field_table(kind: type[Schema]) -> str:
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("kind", [SamplingParams, AlignParams, EngineParams])
-def test_field_tables_are_those_of_the_code(kind: type[Schema]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (SamplingParams, "configuration.md"),
+        (AlignParams, "configuration.md"),
+        (EngineParams, "configuration.md"),
+        (JsonGrammar, "grammars.md"),
+    ],
+)
+def test_field_tables_are_those_of_the_code(kind: type[Schema], name: str) -> None:
     table = field_table(kind)
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert table in page, f"put this into docs/configuration.md:\n{table}"
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert table in page, f"put this into docs/{name}:\n{table}"

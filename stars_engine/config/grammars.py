@@ -16,14 +16,13 @@ class JsonGrammar(Schema):
     kind: Literal["json"] = "json"
     json_schema: dict[str, Any] = Field(
         default={"type": "object"},
-        description="JSON schema of the answer, or a pydantic model; the default is any object",
+        description="JSON schema of the answer, or a pydantic model; as it stands: any object",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
     )
     compact: bool = Field(
         default=False,
-        description="nothing between the parts; else one space, or a line break with an indentation",
+        description="no blanks between the parts; else one space, or a line break and indentation",
     )
-
     extra_properties: bool = Field(
         default=False,
         description="objects may have properties beyond those that the schema names, where it does "
