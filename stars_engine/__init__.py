@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         StarsError,
         StarsWarning,
     )
+    from stars_engine.messages import Chat, InvalidToolCall, Message, Tool, ToolCall
     from stars_engine.runtime.stats import EngineStats
     from stars_engine.schedules import (
         AutoSchedule,
@@ -64,8 +65,6 @@ if TYPE_CHECKING:
     )
     from stars_engine.types import (
         Attempt,
-        Chat,
-        Message,
         RenderedPrompt,
         Segment,
         SegmentEvent,
@@ -96,9 +95,8 @@ _HOMES = {
         "AutoSchedule CalibratedSchedule ConstantSchedule CosineSchedule FunctionSchedule "
         "LinearSchedule NoSchedule PerSegmentSchedule"
     ),
-    "stars_engine.types": (
-        "Attempt Chat Message RenderedPrompt Segment SegmentEvent StarsResult TokenIds Usage"
-    ),
+    "stars_engine.messages": "Chat InvalidToolCall Message Tool ToolCall",
+    "stars_engine.types": "Attempt RenderedPrompt Segment SegmentEvent StarsResult TokenIds Usage",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -125,6 +123,7 @@ __all__ = [
     "FunctionReward",
     "FunctionSchedule",
     "GenerationError",
+    "InvalidToolCall",
     "JsonGrammar",
     "LinearSchedule",
     "Message",
@@ -150,6 +149,8 @@ __all__ = [
     "StarsResult",
     "StarsWarning",
     "TokenIds",
+    "Tool",
+    "ToolCall",
     "TransformersModel",
     "TrustReport",
     "Usage",

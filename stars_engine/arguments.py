@@ -8,9 +8,10 @@ from typing import TypeVar
 from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.errors import ConfigError, Problem, PromptError
+from stars_engine.messages import Chat
 from stars_engine.runtime.calls import Question
 from stars_engine.schema import Schema
-from stars_engine.types import Chat, Prompt
+from stars_engine.types import Prompt
 
 Prompts = Prompt | Sequence[Prompt]
 RewardPrompts = str | Chat | Sequence[str | Chat | None] | None

@@ -24,7 +24,8 @@ from stars_engine.errors import ConfigError, Problem, needs_extra
 _MAX_KEPT = 64  # compiled grammars
 # Masks of all tokens that lead on: of a text that is sure to follow, not of one spelling only.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-_BLANKS = r"\x20|\x0A[\x20\x09]{0,32}"  # were there no bound, small models would write no more
+# Were there no bound, small models would write no more.
+_BLANKS = {"whitespace_pattern": r"\x20|\x0A[\x20\x09]{0,32}"}
 
 
 class GrammarState:
@@ -130,19 +131,28 @@ class Grammars:
         """Return a grammar in llguidance's variant of Lark's syntax."""
         match grammar.kind:
             case "json":
-                spaces: dict[str, Any] = {"whitespace_pattern": _BLANKS}
-                if grammar.compact:
-                    spaces = {"whitespace_flexible": False}
+                blanks = {"whitespace_flexible": False} if grammar.compact else _BLANKS
                 schema = grammar.json_schema
-                if not (grammar.extra_properties or _has_parts(schema)):
-                    schema = _closed(schema)
-                return f"start: %json {json.dumps({**schema, 'x-guidance': spaces})}"
+                return "start: " + json_rule(schema, blanks, closed=not grammar.extra_properties)
             case "regex":
                 return f"start: /{self._library.regex_to_lark(grammar.pattern)}/"
             case "choice":
                 return "start: " + " | ".join(json.dumps(choice) for choice in grammar.choices)
             case "ebnf":
                 return str(self._to_lark(grammar.text))
+
+
+def json_rule(schema: dict[str, Any], blanks: dict[str, Any], *, closed: bool = True) -> str:
+    """Return what stands for JSON of a schema in a rule of llguidance's variant of Lark's syntax.
+
+    Args:
+        schema: The JSON schema.
+        blanks: What may stand between the parts, in llguidance's words.
+        closed: Whether objects have the properties that are named, and no others.
+    """
+    if closed and not _has_parts(schema):
+        schema = _closed(schema)
+    return f"%json {json.dumps({**schema, 'x-guidance': blanks})}"
 
 
 class _Vocabulary:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from stars_engine.messages import Chat, Message
 from stars_engine.schema import Schema
 
 FinishReason = Literal[
@@ -16,26 +17,6 @@ Verdict = Literal["accepted", "rejected", "forced", "fallback"]
 
 
 # --- prompts -------------------------------------------------------------------------------------
-
-
-class Message(Schema):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant", "tool"] = Field(
-        description="who speaks", examples=["user"]
-    )
-    content: str = Field(description="what is said, as text", examples=["Hello!"])
-
-
-class Chat(Schema):
-    """A conversation, rendered by the model's own chat template."""
-
-    messages: tuple[Message, ...] = Field(
-        min_length=1, description="the turns so far", examples=[[{"role": "user", "content": "Hi"}]]
-    )
-
-    def __init__(self, messages: Any = (), /, **values: Any) -> None:
-        super().__init__(**({"messages": messages} | values))
 
 
 class TokenIds(Schema):

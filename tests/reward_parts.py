@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 
 from stars_engine import AlignParams, FunctionReward, NoSchedule, SamplingParams, StarsConfig
 from stars_engine.engine import StarsEngine
-from stars_engine.types import Message, RewardInput
+from stars_engine.messages import Message
+from stars_engine.types import RewardInput
 
 OPENINGS = [
     f"{subject} {verb}"

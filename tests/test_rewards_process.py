@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from stars_engine import ModelLoadError, ProcessReward, StarsWarning
+from stars_engine.messages import Message
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.testing import check_reward_model
-from stars_engine.types import Message, RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt
 from tests.reward_parts import (
     as_chats,
     in_steps,

@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from stars_engine import ModelLoadError, StarsWarning, YesNoReward
+from stars_engine.messages import Message
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from stars_engine.testing import check_reward_model
-from stars_engine.types import Message, RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt
 from tests.reward_parts import (
     HEADERS,
     TURNS,

@@ -7,8 +7,9 @@ from threading import Lock
 from typing import Any, Protocol
 
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.messages import Chat
 from stars_engine.trial import Decoding
-from stars_engine.types import Chat, Prompt, StarsResult
+from stars_engine.types import Prompt, StarsResult
 
 RewardPrompts = Sequence[str | Chat | None] | None
 

@@ -8,7 +8,8 @@ from random import Random
 
 from stars_engine.calibration.host import Host
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.types import Chat, Prompt, RenderedPrompt, TokenIds
+from stars_engine.messages import Chat
+from stars_engine.types import Prompt, RenderedPrompt, TokenIds
 
 _KINDS = (str, Chat, TokenIds, RenderedPrompt)
 

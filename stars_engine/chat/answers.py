@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from stars_engine.chat.template import Rendered, encode_rendered, free_mark, render
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
-from stars_engine.types import Message
+from stars_engine.messages import Message
 
 
 def encode_answer(

@@ -9,7 +9,8 @@ from typing import Literal
 from stars_engine.chat.template import encode_chat, has_template
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
-from stars_engine.types import Chat, Message, Prompt, RenderedPrompt, RewardPrompt, TokenIds
+from stars_engine.messages import Chat, Message
+from stars_engine.types import Prompt, RenderedPrompt, RewardPrompt, TokenIds
 
 PromptFormat = Literal["auto", "chat", "raw"]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
-from stars_engine.types import Message
+from stars_engine.messages import Message
 
 # Noncharacters of Unicode: never part of text that is meant to be exchanged.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]

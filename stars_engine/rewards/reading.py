@@ -14,8 +14,9 @@ from stars_engine.chat.answers import acceptable
 from stars_engine.codec import Codec
 from stars_engine.errors import RewardError, StarsWarning
 from stars_engine.hub import context_len
+from stars_engine.messages import Message
 from stars_engine.token_bytes import REPLACEMENT
-from stars_engine.types import Message, RewardPrompt
+from stars_engine.types import RewardPrompt
 
 _PLACES = re.compile(r"(\{bos\}|\{prompt\}|\{completion\})")
 _MAX_REMEMBERED = 256  # conversations and how they are merged

@@ -13,13 +13,14 @@ from stars_engine.codec import Codec
 from stars_engine.config import YesNoReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.hub import load_model, load_tokenizer
+from stars_engine.messages import Message
 from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import last_logits, pad
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.incremental import choose_reader, read_rows
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
-from stars_engine.types import Message, RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt
 
 
 class YesNoRewardModel:

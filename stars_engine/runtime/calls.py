@@ -16,12 +16,13 @@ from stars_engine.baselines import keep_best, samples_of, unjudged
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import EngineClosedError, describe_error
 from stars_engine.loop import Stars
+from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Rollout
 from stars_engine.runtime.futures import CallFuture, reject, resolve
 from stars_engine.schedules import AutoSchedule
 from stars_engine.trial import Decoding
-from stars_engine.types import Chat, FinishReason, Prompt, SegmentEvent, StarsResult
+from stars_engine.types import FinishReason, Prompt, SegmentEvent, StarsResult
 
 PromptFormat = Literal["auto", "chat", "raw"]
 Outcome = StarsResult | Exception

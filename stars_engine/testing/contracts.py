@@ -9,9 +9,10 @@ from dataclasses import replace
 from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
+from stars_engine.messages import Message
 from stars_engine.noise import CounterNoise
 from stars_engine.rewards.base import RewardModel, Score, as_number
-from stars_engine.types import Message, RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt
 
 _LEN = 6  # tokens of the drafts that a backend is checked by
 

@@ -1,0 +1,100 @@
+"""What an answer may be where there are tools: text, calls, or either."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from stars_engine.chat.formats import PYTHON_TAG, ToolFormat
+from stars_engine.codec import Codec
+from stars_engine.config import EbnfGrammar
+from stars_engine.grammars import json_rule
+from stars_engine.messages import Tool
+
+_ANYTHING = r"/(.|\n)*/"
+# As json.dumps writes, and so what models have learnt to write.
+_BLANKS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# A thought ends at its first closing tag.
+_THOUGHT = r"thought[lazy]: /<think>(.|\n)*?<\/think>\s{0,4}/"
+_REST_OF_THOUGHT = r"thought[lazy]: /(.|\n)*?<\/think>\s{0,4}/"
+
+
+def tool_grammar(
+    tools: tuple[Tool, ...],
+    form: ToolFormat,
+    codec: Codec,
+    *,
+    must_call: bool,
+    several: bool,
+    thoughts: str = "none",
+) -> EbnfGrammar:
+    """Return the grammar of answers that call tools in a model's own format.
+
+    Args:
+        tools: Those that may be called, at least one.
+        form: How calls are written.
+        codec: The tokenizer: which markers are control tokens.
+        must_call: Whether text alone is no answer.
+        several: Whether there may be several calls, where the format has a way to write them.
+        thoughts: "none"; "may" where a thought may stand before the answer; "begun" where the
+            prompt has begun one.
+    """
+    rules = []
+    names = []
+    for index, tool in enumerate(tools):
+        parameters = {"type": "object", **tool.parameters}
+        rules.append(f"arguments_{index}: {json_rule(parameters, _BLANKS)}")
+        parts = [_spelt(form.head_of(tool.name), codec), f"arguments_{index}"]
+        rules.append(f"call_{index}: " + " ".join([*parts, _spelt(form.tail, codec)]))
+        names.append(f"call_{index}")
+    rules.append("call: " + " | ".join(names))
+    more = f" ({_spelt(form.between, codec)} call)*" if several and form.between else ""
+    inner = f"call{more} {_spelt(form.end, codec)}"
+    begin = _spelt(form.begin, codec)
+    if PYTHON_TAG in codec.control_tokens and not form.marker and not form.begin:
+        begin = f"{_spelt(PYTHON_TAG, codec)}?"
+    rules.append(f"calls: {begin} {inner}")
+    start = "calls"
+    if not must_call:
+        start, more_rules = _text_or_calls(form, codec, inner)
+        rules += more_rules
+    if thoughts != "none":
+        rules.append(_THOUGHT if thoughts == "may" else _REST_OF_THOUGHT)
+        start = f"thought{'?' if thoughts == 'may' else ''} ({start})"
+    return EbnfGrammar(text="\n".join([f"start: {start}", *rules]))
+
+
+def _text_or_calls(form: ToolFormat, codec: Codec, inner: str) -> tuple[str, list[str]]:
+    if not form.marker:
+        first = "".join(rf"\s*{_escaped(piece)}" for piece in _pieces(form.first))
+        text = rf"TEXT: {_ANYTHING} & ~/{first}(.|\n)*/"
+        return "TEXT | calls", [text]
+    if form.marker in codec.control_tokens:
+        return "TEXT calls? | calls", [f"TEXT: {_ANYTHING}"]
+    marker = _escaped(form.marker)
+    return f"TEXT | before {inner}", [
+        rf"TEXT: {_ANYTHING} & ~/(.|\n)*{marker}(.|\n)*/",
+        rf"before[lazy]: /(.|\n)*?{_escaped(form.begin)}/",
+    ]
+
+
+def _pieces(first: str) -> list[str]:
+    """Cut `{"name"` where JSON may have blanks."""
+    return [first[0], first[1:]]
+
+
+def _spelt(text: str, codec: Codec) -> str:
+    """Return text as a sequence in a rule; control tokens are the tokens themselves."""
+    parts = []
+    for piece, is_control in codec.split_control_tokens(text):
+        if is_control:
+            parts.append(f"<[{codec.tokenizer.convert_tokens_to_ids(piece)}]>")
+        else:
+            parts.append(json.dumps(piece))
+    return " ".join(parts)
+
+
+def _escaped(text: str) -> str:
+    """Return text as a part of a regular expression between slashes."""
+    text = re.sub(r"[][\\.^$|?*+(){}/]", r"\\\g<0>", text)
+    return text.replace("\n", r"\n")

@@ -1,0 +1,216 @@
+"""Conversations: messages, tools, calls of tools and their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from stars_engine.schema import Schema
+
+ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+CHOICES = ("auto", "none", "required")
+
+
+class ToolCall(Schema):
+    """What an assistant asks a tool."""
+
+    name: str = Field(min_length=1, description="which tool", examples=["weather"])
+    arguments: dict[str, Any] = Field(
+        default={}, description="what it is given", examples=[{"city": "Oslo"}]
+    )
+    id: str = Field(default="", description="what its result refers to")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        return _without_function(value)
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _parsed(cls, arguments: Any) -> Any:
+        if not isinstance(arguments, str):
+            return arguments
+        try:
+            return json.loads(arguments or "{}")
+        except ValueError as error:
+            raise ValueError(f"the arguments are no JSON: {error}") from None
+
+
+class InvalidToolCall(Schema):
+    """What was written as a call of a tool and is none."""
+
+    text: str = Field(description="as the model wrote it")
+    error: str = Field(description="what is wrong with it")
+    name: str | None = Field(default=None, description="which tool, where that is told")
+
+
+class Tool(Schema):
+    """A tool that an assistant may call."""
+
+    name: ToolName = Field(description="what it is called by", examples=["weather"])
+    description: str = Field(default="", description="what it is for, told to the model")
+    parameters: dict[str, Any] = Field(
+        default={"type": "object", "properties": {}},
+        description="JSON schema of its arguments, an object",
+        examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        if isinstance(value, type) and hasattr(value, "model_json_schema"):
+            schema = value.model_json_schema()
+            about = schema.pop("description", "")
+            return {"name": value.__name__, "description": about, "parameters": schema}
+        return _without_function(value)
+
+
+class Message(Schema):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"] = Field(
+        description="who speaks", examples=["user"]
+    )
+    content: str = Field(description="what is said, as text", examples=["Hello!"])
+    reasoning: str | None = Field(
+        default=None, description="what an assistant thought before it answered"
+    )
+    tool_calls: tuple[ToolCall, ...] = Field(
+        default=(), description="what an assistant asks of tools"
+    )
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = Field(
+        default=(), description="what it wrote as such and is none"
+    )
+    tool_call_id: str | None = Field(
+        default=None, description="which call a tool's message is the result of"
+    )
+    name: str | None = Field(default=None, description="which tool a tool's message is of")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_only_call(cls, value: Any) -> Any:
+        """An assistant that calls tools need not say anything."""
+        if isinstance(value, Mapping) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_of_parts(cls, content: Any) -> Any:
+        if not isinstance(content, list | tuple):
+            return content
+        return "".join(map(_text_of, content))
+
+    @model_validator(mode="after")
+    def _roles_fit(self) -> Message:
+        own = {"reasoning", "tool_calls", "invalid_tool_calls"}
+        for role, names in (("assistant", own), ("tool", {"tool_call_id", "name"})):
+            for name in sorted(names):
+                if getattr(self, name) and self.role != role:
+                    raise ValueError(f"{name} is for the role {role!r}, and this is {self.role!r}")
+        return self
+
+
+class Chat(Schema):
+    """A conversation, rendered by the model's own chat template."""
+
+    messages: tuple[Message, ...] = Field(
+        min_length=1, description="the turns so far", examples=[[{"role": "user", "content": "Hi"}]]
+    )
+    tools: tuple[Tool, ...] = Field(
+        default=(), description="what the assistant may call; JSON schemas or pydantic models"
+    )
+    tool_choice: str = Field(
+        default="auto",
+        description="'auto': text or calls; 'none': text; 'required', or 'any': at least one call; "
+        "a tool's name: one call of this tool",
+    )
+    parallel_tool_calls: bool = Field(
+        default=True, description="several calls in one answer, where the model's format has them"
+    )
+    constrain_tools: bool = Field(
+        default=True,
+        description="a grammar lets no call be drafted but of the tools, with valid arguments; "
+        "false drafts freely, and what is no call comes back as an invalid one",
+    )
+    continue_final_message: bool = Field(
+        default=False, description="the answer goes on with the last message, an assistant's"
+    )
+
+    def __init__(self, messages: Any = (), /, **values: Any) -> None:
+        super().__init__(**({"messages": messages} | values))
+
+    @field_validator("tools")
+    @classmethod
+    def _told_apart(cls, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+        names = [tool.name for tool in tools]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tools are called {name!r}; give each a name of its own")
+            if name in (*CHOICES, "any"):
+                raise ValueError(f"no tool can be called {name!r}: it is a tool_choice")
+        return tools
+
+    @model_validator(mode="after")
+    def _fits(self) -> Chat:
+        names = [tool.name for tool in self.tools]
+        if self.tool_choice not in (*CHOICES, "any", *names):
+            allowed = ", ".join(map(repr, (*CHOICES, *names)))
+            raise ValueError(f"tool_choice {self.tool_choice!r} is none of {allowed}")
+        if self.must_call and not self.tools:
+            raise ValueError(f"tool_choice {self.tool_choice!r} needs tools to choose from")
+        if self.must_call and not self.constrain_tools:
+            raise ValueError(
+                f"tool_choice {self.tool_choice!r} is kept by a grammar, and constrain_tools is "
+                "False. Cure: leave one of them out"
+            )
+        if self.continue_final_message:
+            self._check_begun(self.messages[-1])
+        return self
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is to be a call."""
+        return self.tool_choice not in ("auto", "none")
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools that the answer may call."""
+        if self.tool_choice == "none":
+            return ()
+        if self.tool_choice in (*CHOICES, "any"):
+            return self.tools
+        return tuple(tool for tool in self.tools if tool.name == self.tool_choice)
+
+    def _check_begun(self, last: Message) -> None:
+        if last.role != "assistant" or last.tool_calls or not last.content:
+            raise ValueError(
+                "continue_final_message goes on with what an assistant began to say, and the last "
+                "message is none. Cure: end with a message of role 'assistant' with a content"
+            )
+        if self.must_call:
+            raise ValueError("an answer that goes on with text cannot begin with a call of a tool")
+
+
+def _without_function(value: Any) -> Any:
+    """Take a tool or a call out of the envelope that the OpenAI format has around it."""
+    if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
+        rest = {name: value[name] for name in value if name not in ("type", "function")}
+        strict = {name: inner for name, inner in value["function"].items() if name != "strict"}
+        return {**rest, **strict}
+    return value
+
+
+def _text_of(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise ValueError(
+        f"a part of the content is of type {kind!r}, and these models read text alone. Cure: leave "
+        "images, sound and files out, or describe them in words"
+    )
