@@ -69,7 +69,7 @@ class Stars:
         """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it."""
         inputs = [rollout.reward_input(candidate) for candidate in candidates]
         if rollout.needs_prompt_reward:
-            inputs.insert(0, RewardInput(rollout.reward_prompt, "", ()))
+            inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.begun, ()))
         rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
         return Trial(rollout, candidates, inputs)
 

@@ -191,6 +191,8 @@ class Chat(Schema):
                 "continue_final_message goes on with what an assistant began to say, and the last "
                 "message is none. Cure: end with a message of role 'assistant' with a content"
             )
+        if len(self.messages) == 1:
+            raise ValueError("continue_final_message needs a message that is answered")
         if self.must_call:
             raise ValueError("an answer that goes on with text cannot begin with a call of a tool")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
+from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RequestError
 from stars_engine.noise import Noise
@@ -48,6 +49,8 @@ class Rollout:
         align: The test; its schedule is set.
         noise: Where all of the rollout's randomness comes from.
         seed: Reported in the result.
+        begun: What the assistant had begun to say; the reward model reads it with the completion.
+        replies: Reads the completion as an assistant's message; None if it is none.
         slot: The language model's record of the prefix, once prefilled.
         token_ids: The completion so far.
         text: Its text; what `segments` have emitted plus what is held back.
@@ -67,6 +70,8 @@ class Rollout:
     seed: int = 0
     prompt_index: int = 0
     sample_index: int = 0
+    begun: str = ""
+    replies: ReplyReader | None = None
     slot: Any = None
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -176,7 +181,8 @@ class Rollout:
     def reward_input(self, candidate: Candidate) -> RewardInput:
         """Ask for the reward of the whole completion with this candidate."""
         shown = candidate.shown
-        return RewardInput(self.reward_prompt, shown.text, shown.ids, shown.finish_reason == "stop")
+        text = self.begun + shown.text
+        return RewardInput(self.reward_prompt, text, shown.ids, shown.finish_reason == "stop")
 
     # --- moving on ---
 
@@ -292,10 +298,16 @@ class Rollout:
             duration_s=self.ended_s - self.started_s,
             **self.costs,
         )
+        message, reason = None, self.finish_reason
+        if self.replies is not None:
+            message = self.replies.read(self.prompt_ids, self.token_ids, self.text)
+            if reason == "stop" and message.tool_calls:
+                reason = "tool_calls"
         return StarsResult(
             text=self.text,
             token_ids=tuple(self.token_ids),
-            finish_reason=self.finish_reason,
+            finish_reason=reason,
+            message=message,
             reward=self.reward,
             segments=tuple(self.segments),
             abandoned_attempts=self.abandoned,

@@ -11,7 +11,15 @@ from stars_engine.messages import Chat, Message
 from stars_engine.schema import Schema
 
 FinishReason = Literal[
-    "stop", "length", "rejected", "fallback", "cancelled", "deadline", "budget", "error"
+    "stop",
+    "length",
+    "tool_calls",
+    "rejected",
+    "fallback",
+    "cancelled",
+    "deadline",
+    "budget",
+    "error",
 ]
 Verdict = Literal["accepted", "rejected", "forced", "fallback"]
 
@@ -211,8 +219,9 @@ class StarsResult(Schema):
     Attributes:
         text: The answer; never contains the prompt, a stop string or half a character.
         token_ids: The completion's ids, those that ended it (end-of-text, stop string) included.
-        finish_reason: "stop" (the model ended the answer, or a stop string did), "length",
-            "rejected", "fallback", "cancelled", "deadline", "budget" or "error".
+        finish_reason: "stop" (the model ended the answer, or a stop string did), "tool_calls" (it
+            did so, and its message calls tools), "length", "rejected", "fallback", "cancelled",
+            "deadline", "budget" or "error".
         reward: Reward of the final text; None if nothing was scored. With a lookahead, an answer
             that did not end by itself or at the token limit has that of text and lookahead.
         segments: The kept segments in order.
@@ -222,6 +231,8 @@ class StarsResult(Schema):
         prompt_index: Position of the prompt in the call.
         sample_index: Which of the `n` samples of the prompt this is.
         schedule_hash: Hash of the threshold schedule.
+        message: The answer to a conversation as a message: its content without reasoning and calls
+            of tools, which it holds apart. None for prompts that are text to continue.
         schema_version: Version of this record's layout.
     """
 
@@ -236,6 +247,7 @@ class StarsResult(Schema):
     prompt_index: int = 0
     sample_index: int = 0
     schedule_hash: str = ""
+    message: Message | None = None
     schema_version: Literal[1] = 1
 
 

@@ -172,8 +172,18 @@ def test_prompt_format_rules_strings(codec: Codec) -> None:
     assert resolve_prompt("hi", make_codec(None)).token_ids == raw.token_ids
     assert chat.for_reward.text == raw.for_reward.text == "hi"
     assert chat.for_reward.messages == (turn("hi"),)
-    with pytest.raises(PromptError, match="chat template"):
-        resolve_prompt("hi", make_codec(None), prompt_format="chat")
+
+
+def test_without_a_template_conversations_are_transcripts(caplog: pytest.LogCaptureFixture) -> None:
+    codec = make_codec(None)
+    first = resolve_prompt("hi", codec, prompt_format="chat")
+    assert list(first.token_ids) == codec.encode_prompt("User: hi\n\nAssistant:")
+    assert first.stop == ("\n\nUser:",)
+    chat = Chat([turn("hi"), turn("ho", "assistant")], continue_final_message=True)
+    begun = resolve_prompt(chat, codec)
+    assert list(begun.token_ids) == codec.encode_prompt("User: hi\n\nAssistant: ho")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # announced once
+    assert "TransformersModel(chat_template=...)" in caplog.text
 
 
 def test_other_forms(codec: Codec) -> None:

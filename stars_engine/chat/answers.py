@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stars_engine.chat.template import Rendered, encode_rendered, free_mark, render
+from stars_engine.chat.turns import texts_of, tools_of, turns_of
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
-from stars_engine.messages import Message
+from stars_engine.messages import Message, Tool
 
 
 def encode_answer(
-    codec: Codec, messages: Sequence[Message], completion: str, *, end_of_turn: bool
+    codec: Codec,
+    messages: Sequence[Message],
+    completion: str,
+    *,
+    end_of_turn: bool,
+    tools: Sequence[Tool] = (),
 ) -> list[int]:
     """Encode a conversation and the assistant's answer to it.
 
@@ -24,16 +30,17 @@ def encode_answer(
         messages: The conversation, as `acceptable` returns it.
         completion: The answer; control tokens in it are text.
         end_of_turn: Whether what the template writes after an answer follows.
+        tools: What the template is to tell of tools.
 
     Raises:
         PromptError: The template rejects the messages, or hides where an answer ends.
     """
-    head, tail = frame(codec, messages)
+    head, tail = frame(codec, messages, tools)
     if not completion:
         # Templates may leave out a turn without a content.
         text = head.text + tail if end_of_turn else head.text
         return encode_rendered(codec, Rendered(text, head.mark))
-    text, mark = render(codec, [*messages, _answer(completion)], add_generation_prompt=False)
+    text, mark = render(codec, [*messages, _answer(completion)], tools, add_generation_prompt=False)
     if not text.endswith(tail):
         raise _hidden(completion)
     if not end_of_turn:
@@ -41,17 +48,19 @@ def encode_answer(
     return encode_rendered(codec, Rendered(text, mark))
 
 
-def frame(codec: Codec, messages: Sequence[Message]) -> tuple[Rendered, str]:
+def frame(
+    codec: Codec, messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> tuple[Rendered, str]:
     """Return what the template writes before an answer, and after it.
 
     Raises:
         PromptError: The template rejects the messages, or hides where an answer is.
     """
     # A word that no content holds, between marks that no template trims.
-    mark = free_mark([message.content for message in messages])
+    mark = free_mark(texts_of([turns_of(messages), tools_of(tools)]))
     probe = f"{mark}answer{mark}"
     turns = [*messages, _answer(probe)]
-    text = render(codec, turns, add_generation_prompt=False, mark=mark).text
+    text = render(codec, turns, tools, add_generation_prompt=False, mark=mark).text
     before, found, after = text.rpartition(probe)
     if not found:
         raise _hidden(probe)

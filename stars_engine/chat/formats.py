@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -12,7 +13,6 @@ from stars_engine.codec import Codec
 from stars_engine.messages import InvalidToolCall, Tool, ToolCall
 
 _DECODER = json.JSONDecoder()
-_BLANK = re.compile(r"\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,15 @@ GENERIC = ToolFormat(
     first='{"tool_calls"',
 )
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
-MARKERS = (HERMES.marker, "</tool_call>", MISTRAL.marker, "[ARGS]", PYTHON_TAG)
+MARKERS = (
+    HERMES.marker,
+    "</tool_call>",
+    MISTRAL.marker,
+    "[ARGS]",
+    PYTHON_TAG,
+    "<think>",
+    "</think>",
+)
 
 
 def format_of(template: str | None) -> ToolFormat:
@@ -179,13 +187,13 @@ def _whole(text: str, form: ToolFormat) -> list[str]:
 
 def _items(text: str) -> list[str]:
     """Cut a JSON list into its items as written; what cannot be read is one piece to its end."""
-    start = _BLANK.match(text).end()  # type: ignore[union-attr] - it matches nothing at all, too
+    start = _after_blank(text, 0)
     if text[start : start + 1] != "[":
         return [text.strip()]
     items: list[str] = []
     start += 1
     while True:
-        start = _BLANK.match(text, start).end()  # type: ignore[union-attr]
+        start = _after_blank(text, start)
         if text[start : start + 1] in ("]", ""):
             rest = text[start + 1 :].strip(" \n}")
             return [*items, rest] if rest else items
@@ -194,8 +202,12 @@ def _items(text: str) -> list[str]:
         except ValueError:
             return [*items, text[start:]]
         items.append(text[start:end])
-        start = _BLANK.match(text, end).end()  # type: ignore[union-attr]
+        start = _after_blank(text, end)
         start += text[start : start + 1] == ","
+
+
+def _after_blank(text: str, start: int) -> int:
+    return len(text) - len(text[start:].lstrip())
 
 
 def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidToolCall:
@@ -232,7 +244,7 @@ def _id_of(index: int, text: str) -> str:
     return sha256(f"{index}:{text}".encode()).hexdigest()[:9]
 
 
-def marked_text(codec: Codec, prompt_ids: tuple[int, ...], ids: tuple[int, ...], text: str) -> str:
+def marked_text(codec: Codec, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
     """Return an answer's text with the markers in it that are control tokens, which have no text.
 
     Args:

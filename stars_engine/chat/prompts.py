@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
-from stars_engine.chat.template import encode_chat, has_template
+from stars_engine.chat.conversations import ResolvedPrompt, read_conversation, transcript
+from stars_engine.chat.formats import GENERIC
+from stars_engine.chat.template import has_template
+from stars_engine.chat.turns import spoken
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
 from stars_engine.messages import Chat, Message
 from stars_engine.types import Prompt, RenderedPrompt, RewardPrompt, TokenIds
 
 PromptFormat = Literal["auto", "chat", "raw"]
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedPrompt:
-    """A prompt as the models read it.
-
-    Attributes:
-        token_ids: Ids for the language model, at least one.
-        for_reward: The same prompt, or its replacement, for the reward model.
-    """
-
-    token_ids: tuple[int, ...]
-    for_reward: RewardPrompt
 
 
 def resolve_prompt(
@@ -47,13 +37,22 @@ def resolve_prompt(
     Raises:
         PromptError: The prompt is of another type, or empty where the model needs a token.
     """
-    ids, own = _encode(prompt, codec, prompt_format)
-    if not ids:
+    if isinstance(prompt, str) and _is_turn(prompt_format, codec):
+        _check_text(prompt, "the prompt")
+        prompt = Chat([Message(role="user", content=prompt)])
+    if isinstance(prompt, Chat):
+        _check_messages(prompt.messages)
+        resolved = read_conversation(prompt, codec)
+    else:
+        resolved = ResolvedPrompt(*_encode(prompt, codec))
+    if not resolved.token_ids:
         raise PromptError(
             "the prompt is empty and this model has no begin-of-text token to start from. Cure: "
             "give at least one character"
         )
-    return ResolvedPrompt(tuple(ids), own if reward_prompt is None else _replacement(reward_prompt))
+    if reward_prompt is None:
+        return resolved
+    return replace(resolved, for_reward=_replacement(reward_prompt))
 
 
 def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -69,32 +68,30 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)
 
 
-def _encode(
-    prompt: Prompt, codec: Codec, prompt_format: PromptFormat
-) -> tuple[Sequence[int], RewardPrompt]:
+def _is_turn(prompt_format: PromptFormat, codec: Codec) -> bool:
+    """Whether a string is what a user says, and not text to continue."""
+    return prompt_format == "chat" or (prompt_format == "auto" and has_template(codec))
+
+
+def _encode(prompt: Prompt, codec: Codec) -> tuple[tuple[int, ...], RewardPrompt]:
     match prompt:
         case str():
             _check_text(prompt, "the prompt")
-            if prompt_format == "chat" or (prompt_format == "auto" and has_template(codec)):
-                return _encode(Chat([Message(role="user", content=prompt)]), codec, prompt_format)
             ids = codec.encode_prompt(prompt) or codec.empty_prompt()
-            return ids, RewardPrompt(prompt, tuple(ids))
-        case Chat():
-            _check_messages(prompt.messages)
-            ids = encode_chat(codec, prompt.messages)
-            return ids, RewardPrompt(transcript(prompt.messages), tuple(ids), prompt.messages)
+            return tuple(ids), RewardPrompt(prompt, tuple(ids))
         case RenderedPrompt():
             _check_text(prompt.text, "the rendered prompt")
             _check_messages(prompt.messages or ())
             ids = codec.encode_rendered(prompt.text) or codec.empty_prompt()
             if prompt.messages is not None:
-                seen = RewardPrompt(transcript(prompt.messages), tuple(ids), prompt.messages)
+                told = spoken(prompt.messages, GENERIC)
+                seen = RewardPrompt(transcript(told), tuple(ids), told)
             else:
                 seen = RewardPrompt(codec.decode(ids), tuple(ids))
-            return ids, seen
+            return tuple(ids), seen
         case TokenIds():
             ids = list(prompt.ids) or codec.empty_prompt()
-            return ids, RewardPrompt(codec.decode(ids), tuple(ids))
+            return tuple(ids), RewardPrompt(codec.decode(ids), tuple(ids))
     raise PromptError(_wrong_type(prompt))
 
 
@@ -105,7 +102,8 @@ def _replacement(prompt: str | Chat) -> RewardPrompt:
             return RewardPrompt(prompt)
         case Chat():
             _check_messages(prompt.messages)
-            return RewardPrompt(transcript(prompt.messages), messages=prompt.messages)
+            told = spoken(prompt.messages, GENERIC)
+            return RewardPrompt(transcript(told), messages=told)
     raise PromptError(
         f"reward_prompt is {type(prompt).__name__}; give a string or Chat([...]), or None"
     )
@@ -126,13 +124,6 @@ def _check_text(text: str, what: str) -> None:
             "which is no character. Cure: text.encode('utf-16', 'surrogatepass').decode('utf-16', "
             "'replace')"
         ) from None
-
-
-def transcript(messages: Sequence[Message]) -> str:
-    """Return a conversation as plain text; a lone user turn is just its content."""
-    if len(messages) == 1 and messages[0].role == "user":
-        return messages[0].content
-    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in messages)
 
 
 def _wrong_type(prompt: object) -> str:

@@ -8,11 +8,16 @@ and taken out again once the template's own control tokens have been parsed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
+from stars_engine.chat.turns import mapped, texts_of, tools_of, turns_of
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
-from stars_engine.messages import Message
+from stars_engine.messages import Message, Tool
+
+# Values that templates compare with, and no control tokens.
+_WORDS = frozenset({"system", "user", "assistant", "tool", "function"})
 
 # Noncharacters of Unicode: never part of text that is meant to be exchanged.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -35,7 +40,7 @@ def has_template(codec: Codec) -> bool:
     return bool(getattr(codec.tokenizer, "chat_template", None))
 
 
-def encode_chat(codec: Codec, messages: Sequence[Message]) -> list[int]:
+def encode_chat(codec: Codec, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
     """Render messages, ready for the assistant to answer, and encode them.
 
     Equal to `apply_chat_template` unless a content holds a control token.
@@ -48,12 +53,13 @@ def encode_chat(codec: Codec, messages: Sequence[Message]) -> list[int]:
             "a conversation needs a chat template and this model's tokenizer has none. Cure: pass "
             "a string, set prompt_format='raw', or give TransformersModel(chat_template=...)"
         )
-    return encode_rendered(codec, render(codec, messages, add_generation_prompt=True))
+    return encode_rendered(codec, render(codec, messages, tools, add_generation_prompt=True))
 
 
 def render(
     codec: Codec,
     messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
     *,
     add_generation_prompt: bool,
     mark: str | None = None,
@@ -63,20 +69,22 @@ def render(
     Args:
         codec: The tokenizer with the template.
         messages: The conversation.
+        tools: What the template is to tell of tools.
         add_generation_prompt: Whether an assistant's turn begins at the end.
         mark: What to put inside control tokens; the default is one that no content holds.
 
     Raises:
         PromptError: The template rejects the messages, or they hold every noncharacter.
     """
-    mark = mark or free_mark([message.content for message in messages])
-    turns = [
-        {"role": message.role, "content": defuse(message.content, codec.control_tokens, mark)}
-        for message in messages
-    ]
+    turns, listed = turns_of(messages), tools_of(tools)
+    mark = mark or free_mark(texts_of([turns, listed]))
+    harmless = partial(_harmless, control_tokens=codec.control_tokens, mark=mark)
     try:
         text: str = codec.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            mapped(turns, harmless),
+            tools=mapped(listed, harmless),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
     except Exception as error:  # templates raise whatever they like
         if (line := getattr(error, "lineno", None)) is not None:  # of Jinja's syntax errors alone
@@ -117,6 +125,21 @@ def free_mark(contents: Sequence[str]) -> str:
             "control tokens. Cure: take them out, they are no characters"
         )
     return mark
+
+
+def knows_tools(codec: Codec) -> bool:
+    """Return whether the chat template tells the model of tools."""
+    probe = Tool(name="a_tool_that_nobody_has")
+    turn = Message(role="user", content="Hello")
+    try:
+        text = render(codec, [turn], [probe], add_generation_prompt=True).text
+    except PromptError:
+        return False
+    return probe.name in text
+
+
+def _harmless(text: str, control_tokens: Sequence[str], mark: str) -> str:
+    return text if text in _WORDS else defuse(text, control_tokens, mark)
 
 
 def defuse(content: str, control_tokens: Sequence[str], mark: str) -> str:

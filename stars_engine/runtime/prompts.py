@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.chat.prompts import ResolvedPrompt, resolve_prompt
+from stars_engine.chat.conversations import ResolvedPrompt
+from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import (
     ConfigError,
@@ -69,14 +70,14 @@ def read_question(
     """
     sampling = question.sampling or model.default_sampling()
     check_token_ids(sampling, model.vocab_size)
-    model.check_grammar(sampling)
     resolved = resolve_prompt(
         question.prompt,
         model.codec,
         prompt_format=call.prompt_format,
         reward_prompt=question.reward_prompt,
     )
-    fitted = fit(resolved, sampling, model)
+    fitted = fit(resolved, with_chat(sampling, resolved), model)
+    model.check_grammar(fitted)
     seed = fresh_seed() if sampling.seed is None else sampling.seed
     ids = resolved.token_ids
     return [
@@ -89,10 +90,31 @@ def read_question(
             seed=seed,
             prompt_index=prompt_index,
             sample_index=sample_index,
+            begun=resolved.begun,
+            replies=resolved.replies,
             started_s=call.submitted_s,
         )
         for sample_index in range(sampling.n)
     ]
+
+
+def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:
+    """Return settings with what a conversation asks of the answer.
+
+    Raises:
+        ConfigError: A grammar and tools both say what the answer is to be.
+    """
+    if prompt.stop:
+        sampling = sampling.replace(stop=(*sampling.stop, *prompt.stop))
+    if prompt.grammar is None:
+        return sampling
+    if sampling.grammar is not None:
+        message = (
+            "the tools of the conversation say what the answer may be, and so does this grammar. "
+            "Cure: Chat(tool_choice='none'), or no grammar"
+        )
+        raise ConfigError("SamplingParams", [Problem("grammar", message)])
+    return sampling.replace(grammar=prompt.grammar)
 
 
 def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) -> SamplingParams:

@@ -1,0 +1,150 @@
+"""Conversations as prompts: through the model's template, with tools, or as a plain transcript."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from stars_engine.chat.answers import acceptable, encode_answer
+from stars_engine.chat.formats import GENERIC, ToolFormat, format_of
+from stars_engine.chat.replies import CLOSING, OPENING, ReplyReader
+from stars_engine.chat.template import (
+    encode_rendered,
+    has_template,
+    knows_tools,
+    render,
+)
+from stars_engine.chat.tool_grammars import tool_grammar
+from stars_engine.chat.turns import in_words, spoken
+from stars_engine.codec import Codec
+from stars_engine.config import EbnfGrammar
+from stars_engine.messages import Chat, Message
+from stars_engine.types import RewardPrompt
+
+logger = logging.getLogger(__name__)
+
+Thoughts = Literal["none", "may", "begun"]
+_USER_TURN = "\n\nUser:"
+_announced: WeakKeyDictionary[Codec, bool] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedPrompt:
+    """A prompt as the models read it.
+
+    Attributes:
+        token_ids: Ids for the language model, at least one.
+        for_reward: The same prompt, or its replacement, for the reward model.
+        begun: What the assistant has begun to say, at the end of `token_ids`.
+        grammar: What the answer may be, where tools rule that.
+        stop: Strings that end the answer, beside those of the request.
+        replies: Reads the answers to a conversation; None for text to continue.
+    """
+
+    token_ids: tuple[int, ...]
+    for_reward: RewardPrompt
+    begun: str = ""
+    grammar: EbnfGrammar | None = None
+    stop: tuple[str, ...] = ()
+    replies: ReplyReader | None = None
+
+
+def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
+    """Encode a conversation, and tell what may be answered.
+
+    The model's template renders messages, tools and calls. Where it knows no tools, they are told
+    in words, and calls are JSON; where there is no template, the conversation is a transcript.
+
+    Raises:
+        PromptError: The template rejects the messages.
+    """
+    form = GENERIC
+    messages, tools = chat.messages, chat.tools if chat.callable_tools else ()
+    if has_template(codec) and (not _uses_tools(chat) or knows_tools(codec)):
+        form = format_of(_template(codec))
+    elif _uses_tools(chat):
+        messages, tools = in_words(chat, form), ()
+        if has_template(codec):
+            messages = acceptable(codec, messages)
+    *before, last = messages
+    begun = last.content if chat.continue_final_message else ""
+    stop: tuple[str, ...] = ()
+    thoughts: Thoughts = "none"
+    if not has_template(codec):
+        _announce_transcript(codec)
+        ids, stop = codec.encode_prompt(_as_transcript(messages, begun)), (_USER_TURN,)
+    elif begun:
+        ids = encode_answer(codec, before, begun, tools=tools, end_of_turn=False)
+    else:
+        rendered = render(codec, messages, tools, add_generation_prompt=True)
+        ids, thoughts = encode_rendered(codec, rendered), _thoughts(rendered.text, codec)
+    told = spoken(before if begun else chat.messages, form)
+    return ResolvedPrompt(
+        token_ids=tuple(ids),
+        for_reward=RewardPrompt(transcript(told), tuple(ids), told),
+        begun=begun,
+        grammar=_grammar(chat, form, codec, thoughts),
+        stop=stop,
+        replies=ReplyReader(codec, form, chat.callable_tools, in_thought=thoughts == "begun"),
+    )
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """Return a conversation as plain text; a lone user turn is just its content."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in messages)
+
+
+def _uses_tools(chat: Chat) -> bool:
+    return bool(chat.callable_tools) or any(
+        message.role == "tool" or message.tool_calls for message in chat.messages
+    )
+
+
+def _grammar(chat: Chat, form: ToolFormat, codec: Codec, thoughts: Thoughts) -> EbnfGrammar | None:
+    if not (chat.callable_tools and chat.constrain_tools):
+        return None
+    one = chat.tool_choice == chat.callable_tools[0].name  # chosen by its name
+    return tool_grammar(
+        chat.callable_tools,
+        form,
+        codec,
+        must_call=chat.must_call,
+        several=chat.parallel_tool_calls and not one,
+        thoughts=thoughts,
+    )
+
+
+def _thoughts(rendered: str, codec: Codec) -> Thoughts:
+    """Tell whether the answer may begin with a thought, or the prompt has begun one."""
+    end = rendered.rstrip()
+    if end.endswith(OPENING):
+        return "begun"
+    return "may" if CLOSING in _template(codec) and not end.endswith(CLOSING) else "none"
+
+
+def _template(codec: Codec) -> str:
+    template = codec.tokenizer.chat_template or ""
+    return "\n".join(template.values()) if isinstance(template, dict) else template
+
+
+def _as_transcript(messages: Sequence[Message], begun: str) -> str:
+    if begun:
+        *before, last = messages
+        return _as_transcript(before, "") + f" {last.content}"
+    turns = (f"{message.role.capitalize()}: {message.content}" for message in messages)
+    return "\n\n".join([*turns, "Assistant:"])
+
+
+def _announce_transcript(codec: Codec) -> None:
+    if codec not in _announced:
+        _announced[codec] = True
+        logger.warning(
+            "the model's tokenizer has no chat template: conversations are read as a plain "
+            "transcript (User: ... Assistant: ...). Cure: TransformersModel(chat_template=...), or "
+            "a model trained for conversations"
+        )

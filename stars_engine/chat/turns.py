@@ -1,0 +1,106 @@
+"""Messages as chat templates take them, also templates that know nothing of tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stars_engine.chat.formats import ToolFormat
+from stars_engine.messages import Chat, Message, Tool, ToolCall
+
+Turn = dict[str, Any]
+
+
+def turns_of(messages: Sequence[Message]) -> list[Turn]:
+    """Return messages with the keys that published templates read."""
+    return [_turn(message) for message in messages]
+
+
+def tools_of(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
+    """Return tools with the keys that published templates read; None if there are none."""
+    listed = [{"type": "function", "function": tool.model_dump()} for tool in tools]
+    return listed or None
+
+
+def in_words(chat: Chat, form: ToolFormat) -> tuple[Message, ...]:
+    """Return a conversation whose tools, calls and results are text, for templates without them."""
+    messages = spoken(chat.messages, form)
+    if not chat.tools or chat.tool_choice == "none":
+        return messages
+    told = _instructions(chat.tools, form)
+    if messages[0].role == "system":
+        first = messages[0].replace(content=f"{messages[0].content}\n\n{told}")
+        return (first, *messages[1:])
+    return (Message(role="system", content=told), *messages)
+
+
+def spoken(messages: Sequence[Message], form: ToolFormat) -> tuple[Message, ...]:
+    """Return messages with calls and results as text: of assistants, and of users."""
+    return tuple(_said(message, form) for message in messages)
+
+
+def texts_of(value: Any) -> list[str]:
+    """Return all strings in turns or tools, keys included."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in texts_of(part)]
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in texts_of(part)]
+    return []
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Return turns or tools with all strings changed, but for the keys that templates look for."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_key(key, change): mapped(part, change) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [mapped(part, change) for part in value]
+    return value
+
+
+def _key(key: Any, change: Callable[[str], str]) -> Any:
+    return change(key) if isinstance(key, str) and not key.isidentifier() else key
+
+
+def _turn(message: Message) -> Turn:
+    written = [message.content, *(call.text for call in message.invalid_tool_calls)]
+    turn: Turn = {"role": message.role, "content": "\n".join(filter(None, written))}
+    if message.reasoning is not None:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+    for name in ("tool_call_id", "name"):
+        if (value := getattr(message, name)) is not None:
+            turn[name] = value
+    return turn
+
+
+def _call(call: ToolCall) -> Turn:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"type": "function", **({"id": call.id} if call.id else {}), "function": function}
+
+
+def _said(message: Message, form: ToolFormat) -> Message:
+    if message.role == "tool":
+        of = f" of {message.name}" if message.name else ""
+        return Message(role="user", content=f"Result{of}: {message.content}")
+    parts = [message.content, *(call.text for call in message.invalid_tool_calls)]
+    if message.tool_calls:
+        parts.append(form.write([(call.name, call.arguments) for call in message.tool_calls]))
+    return Message(role=message.role, content="\n".join(filter(None, parts)))
+
+
+def _instructions(tools: Sequence[Tool], form: ToolFormat) -> str:
+    listed = "\n".join(
+        json.dumps({"name": t.name, "description": t.description, "parameters": t.parameters})
+        for t in tools
+    )
+    example = form.write([("name of the tool", {})])
+    return (
+        f"You may call these tools:\n{listed}\n\nTo call a tool, answer with nothing but JSON of "
+        f"this form, and the arguments that its parameters describe:\n{example}"
+    )
