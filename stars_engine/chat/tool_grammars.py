@@ -15,8 +15,8 @@ _ANYTHING = r"/(.|\n)*/"
 # As json.dumps writes, and so what models have learnt to write.
 _BLANKS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # A thought ends at its first closing tag.
-_THOUGHT = r"thought[lazy]: /<think>(.|\n)*?<\/think>\s{0,4}/"
-_REST_OF_THOUGHT = r"thought[lazy]: /(.|\n)*?<\/think>\s{0,4}/"
+_THOUGHT = r"thought[lazy]: /<think>(.|\n)*?<\/think>/"
+_REST_OF_THOUGHT = r"thought[lazy]: /(.|\n)*?<\/think>/"
 
 
 def tool_grammar(
@@ -60,7 +60,9 @@ def tool_grammar(
         rules += more_rules
     if thoughts != "none":
         rules.append(_THOUGHT if thoughts == "may" else _REST_OF_THOUGHT)
-        start = f"thought{'?' if thoughts == 'may' else ''} ({start})"
+        rules.append(r"BLANK: /\s{1,4}/")
+        before = "(thought BLANK?)?" if thoughts == "may" else "thought BLANK?"
+        start = f"{before} ({start})"
     return EbnfGrammar(text="\n".join([f"start: {start}", *rules]))
 
 
@@ -72,9 +74,10 @@ def _text_or_calls(form: ToolFormat, codec: Codec, inner: str) -> tuple[str, lis
     if form.marker in codec.control_tokens:
         return "TEXT calls? | calls", [f"TEXT: {_ANYTHING}"]
     marker = _escaped(form.marker)
-    return f"TEXT | before {inner}", [
+    rest = _spelt(form.begin.removeprefix(form.marker), codec)
+    return f"TEXT | before {rest} {inner}", [
         rf"TEXT: {_ANYTHING} & ~/(.|\n)*{marker}(.|\n)*/",
-        rf"before[lazy]: /(.|\n)*?{_escaped(form.begin)}/",
+        rf"before[lazy]: /(.|\n)*?{marker}/",
     ]
 
 

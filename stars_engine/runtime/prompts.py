@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.conversations import ResolvedPrompt
 from stars_engine.chat.prompts import resolve_prompt
-from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
 from stars_engine.errors import (
     ConfigError,
     ContextOverflowError,
@@ -16,6 +16,7 @@ from stars_engine.errors import (
     PromptError,
     StarsError,
 )
+from stars_engine.messages import Tool
 from stars_engine.noise import CounterNoise, fresh_seed
 from stars_engine.rollout import Rollout
 from stars_engine.runtime.calls import Answer, Call, Question
@@ -77,7 +78,12 @@ def read_question(
         reward_prompt=question.reward_prompt,
     )
     fitted = fit(resolved, with_chat(sampling, resolved), model)
-    model.check_grammar(fitted)
+    try:
+        model.check_grammar(fitted)
+    except ConfigError:
+        if resolved.grammar is not None and resolved.replies is not None:
+            check_tools(resolved.replies.tools, sampling, model)
+        raise
     seed = fresh_seed() if sampling.seed is None else sampling.seed
     ids = resolved.token_ids
     return [
@@ -115,6 +121,24 @@ def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParam
         )
         raise ConfigError("SamplingParams", [Problem("grammar", message)])
     return sampling.replace(grammar=prompt.grammar)
+
+
+def check_tools(tools: Sequence[Tool], sampling: SamplingParams, model: PromptedModel) -> None:
+    """Name the tool whose parameters no grammar can keep to.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for tool in tools:
+        try:
+            model.check_grammar(sampling.replace(grammar=JsonGrammar(json_schema=tool.parameters)))
+        except ConfigError as error:
+            reason = error.problems[0].message.partition(". Cure:")[0]
+            message = (
+                f"{reason}. Cure: leave that out of the parameters of {tool.name!r}, or "
+                "Chat(constrain_tools=False) to have calls drafted freely"
+            )
+            raise ConfigError("Chat", [Problem("tools", message)]) from None
 
 
 def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) -> SamplingParams:

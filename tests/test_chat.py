@@ -1,0 +1,465 @@
+"""Conversations with tools: rendered, constrained, read back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+from stars_engine import (
+    AlignParams,
+    Chat,
+    ConfigError,
+    ConstantSchedule,
+    Message,
+    NoSchedule,
+    PromptError,
+    RegexGrammar,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    Tool,
+    ToolCall,
+    TransformersModel,
+)
+from stars_engine.chat.conversations import read_conversation
+from stars_engine.chat.formats import (
+    GENERIC,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_NAMED,
+    ToolFormat,
+    format_of,
+    read_calls,
+)
+from stars_engine.chat.template import encode_chat
+from stars_engine.chat.turns import tools_of, turns_of
+from stars_engine.codec import Codec
+from stars_engine.grammars import Grammars
+from stars_engine.types import StarsResult
+from tests.chat_templates import FAMILIES, random_llama, tokenizer_of
+
+FORMATS = [HERMES, MISTRAL, MISTRAL_NAMED, LLAMA, GENERIC]
+WEATHER = Tool(
+    name="weather",
+    description="Tells the weather.",
+    parameters={
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 6},
+            "days": {"$ref": "#/$defs/days"},
+        },
+        "required": ["city", "days"],
+        "$defs": {"days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    },
+)
+CLOCK = Tool(name="clock")
+TOOLS = (WEATHER, CLOCK)
+SYSTEM = Message(role="system", content="Be kind.")
+USER = Message(role="user", content="How warm is it in Oslo?")
+CALL = ToolCall(name="weather", arguments={"city": "Oslo", "days": 1}, id="abcdef123")
+CALLED = Message(role="assistant", content="", tool_calls=(CALL,))
+RESULT = Message(role="tool", content='{"celsius": 7}', tool_call_id="abcdef123", name="weather")
+WITH_TOOLS = ["hermes", "thinking", "llama", "mistral"]
+
+
+def engine_of(name: str | None, **align: Any) -> StarsEngine:
+    tokenizer = tokenizer_of(name)
+    return StarsEngine(
+        StarsConfig(
+            model=TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer),
+            reward=lambda _, completion: float(len(completion) % 3),
+            align=AlignParams(**{"schedule": NoSchedule(), "segment_len": 8, **align}),
+            sampling=SamplingParams(max_tokens=400, seed=0, temperature=1.0, top_k=None),
+        )
+    )
+
+
+def answer(engine: StarsEngine, chat: Chat, seed: int = 0, **sampling: Any) -> StarsResult:
+    [result] = engine.generate(chat, sampling=engine.sampling.replace(seed=seed, **sampling))
+    return result
+
+
+# --- rendering ---
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rendering_equals_apply_chat_template(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    conversations: list[tuple[list[Message], tuple[Tool, ...]]] = [
+        ([USER], ()),
+        ([USER, Message(role="assistant", content="Cold. 🥶"), USER], ()),
+    ]
+    if name != "gemma":
+        conversations.append(([SYSTEM, USER], ()))
+    if name in WITH_TOOLS:
+        conversations += [([USER], TOOLS), ([SYSTEM, USER, CALLED, RESULT, USER], TOOLS)]
+    for messages, tools in conversations:
+        expected = tokenizer.apply_chat_template(
+            turns_of(messages),
+            tools=tools_of(tools),
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        chat = Chat(messages, tools=tools, constrain_tools=False)
+        assert list(read_conversation(chat, Codec(tokenizer)).token_ids) == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_control_tokens_in_what_is_said_change_no_border_of_roles(name: str) -> None:
+    """In contents, names and descriptions of tools, arguments, results."""
+    tokenizer = tokenizer_of(name)
+    codec = Codec(tokenizer)
+    control = set(tokenizer.convert_tokens_to_ids(list(codec.control_tokens)))
+    every = "".join(codec.control_tokens)
+
+    def borders(said: str) -> list[int]:
+        messages = [Message(role="user", content=f"a{said}b")]
+        tools: tuple[Tool, ...] = ()
+        if name in WITH_TOOLS:
+            called = CALL.replace(arguments={said: said})
+            messages += [
+                CALLED.replace(tool_calls=(called,)),
+                RESULT.replace(content=said),
+                Message(role="user", content=said),
+            ]
+            tools = (WEATHER.replace(description=said),)
+        ids = encode_chat(codec, messages, tools)
+        assert codec.decode(ids).count(said) >= len(messages)
+        return [token for token in ids if token in control]
+
+    assert borders(every) == borders("x")
+
+
+def test_in_words_where_the_template_knows_no_tools() -> None:
+    codec = Codec(tokenizer_of("gemma"))
+    chat = Chat([SYSTEM, USER, CALLED, RESULT], tools=TOOLS, constrain_tools=False)
+    text = codec.decode(read_conversation(chat, codec).token_ids)
+    for part in ("Be kind.", "Tells the weather.", '"tool_calls": [', "Result of weather: {"):
+        assert part in text
+    assert text.count("model\n") == 2  # the call, and the answer to come
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "gemma", None])
+def test_an_answer_goes_on_with_what_was_begun(name: str | None) -> None:
+    tokenizer = tokenizer_of(name)
+    begun = Message(role="assistant", content="It is <|im_end|> ve")
+    chat = Chat([USER, begun], continue_final_message=True)
+    resolved = read_conversation(chat, Codec(tokenizer))
+    assert Codec(tokenizer).decode(resolved.token_ids).endswith("It is <|im_end|> ve")
+    assert resolved.begun == begun.content
+    assert resolved.for_reward.messages == (USER,)
+    if name not in (None, "mistral"):  # whose template trims nothing but adds a space
+        plain = begun.replace(content="It is ve")
+        expected = tokenizer.apply_chat_template(
+            turns_of([USER, plain]), continue_final_message=True, return_dict=False
+        )
+        chat = Chat([USER, plain], continue_final_message=True)
+        assert list(read_conversation(chat, Codec(tokenizer)).token_ids) == expected
+
+
+def test_the_reward_reads_what_was_begun() -> None:
+    read: list[str] = []
+    tokenizer = tokenizer_of("hermes")
+    engine = StarsEngine(
+        StarsConfig(
+            model=TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer),
+            reward=lambda _, completion: float(read.append(completion) or 0),  # type: ignore[func-returns-value]
+            align=AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4),
+            sampling=SamplingParams(max_tokens=8, seed=0),
+        )
+    )
+    begun = Message(role="assistant", content="It is")
+    [result] = engine.generate(Chat([USER, begun], continue_final_message=True))
+    assert read
+    assert all(completion.startswith("It is") for completion in read)
+    assert not result.text.startswith("It is")
+
+
+def test_without_a_template_the_answer_ends_before_the_user_speaks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with engine_of(None) as engine, caplog.at_level(logging.WARNING):
+        result = answer(engine, Chat([USER]), max_tokens=8)
+    assert "plain transcript" in caplog.text
+    assert result.message is not None
+    assert result.message.content == result.text
+
+
+# --- formats ---
+
+
+def test_formats_are_told_by_the_template() -> None:
+    formats = {name: format_of(family.template).name for name, family in FAMILIES.items()}
+    assert formats == {
+        "hermes": "hermes",
+        "thinking": "hermes",
+        "llama": "llama",
+        "mistral": "mistral",
+        "gemma": "generic",
+        "phi": "generic",
+    }
+    assert format_of("[TOOL_CALLS]{{ name }}[ARGS]").name == "mistral, named"
+    assert format_of(None) is GENERIC
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_what_is_written_is_read(form: ToolFormat) -> None:
+    calls = [("weather", {"city": 'Ål "X"', "days": 2}), ("clock", {})]
+    if form.between is None:
+        calls = calls[:1]
+    read = read_calls(form.write(calls), form, TOOLS)
+    assert [(call.name, call.arguments) for call in read.valid] == calls
+    assert len({call.id for call in read.valid}) == len(calls)
+    assert all(call.id.isalnum() and len(call.id) == 9 for call in read.valid)
+    assert not read.invalid
+    assert not read.content
+
+
+BROKEN = [
+    '{"name": "weather", "arguments": {"city": "Os',
+    '{"name": "nobody", "arguments": {}}',
+    '{"name": "clock", "arguments": [1]}',
+    '{"name": 3}',
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_malformed_calls_are_kept(broken: str) -> None:
+    for text, form in (
+        (f"Well.\n<tool_call>\n{broken}\n</tool_call>", HERMES),
+        (f"Well.\n<tool_call>\n{broken}", HERMES),
+        (f"Well.[TOOL_CALLS] [{broken}]", MISTRAL),
+        (f"Well.[TOOL_CALLS]{broken}", MISTRAL_NAMED),
+        (broken, LLAMA),
+        (f'{{"tool_calls": [{broken}]}}', GENERIC),
+    ):
+        read = read_calls(text, form, TOOLS)
+        assert not read.valid
+        [kept] = read.invalid
+        assert broken in kept.text
+        assert kept.error
+        assert read.content == ("Well." if form.marker else "")
+
+
+def test_text_is_no_call() -> None:
+    for form in FORMATS:
+        for text in ("Hello.", '{"a": 1}', "", "[1, 2]"):
+            assert read_calls(text, form, TOOLS).content == text
+
+
+def test_one_good_call_among_bad_ones() -> None:
+    good, bad = '{"name": "clock", "arguments": {}}', '{"name": "nobody"}'
+    read = read_calls(f"[TOOL_CALLS] [{bad}, {good}, {bad}]", MISTRAL, TOOLS)
+    assert [call.name for call in read.valid] == ["clock"]
+    assert [call.name for call in read.invalid] == ["nobody", "nobody"]
+
+
+# --- answers of a model that cannot speak ---
+
+
+def check_calls(result: StarsResult, names: set[str]) -> None:
+    message = result.message
+    assert message is not None
+    assert result.finish_reason == "tool_calls"
+    assert message.tool_calls
+    assert not message.invalid_tool_calls
+    assert not message.content
+    for call in message.tool_calls:
+        assert call.name in names
+        [tool] = [tool for tool in TOOLS if tool.name == call.name]
+        jsonschema.validate(call.arguments, tool.parameters)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, None])
+def test_forced_calls_are_of_the_tool_and_valid(name: str | None) -> None:
+    with engine_of(name, max_attempts=2) as engine:
+        for choice in ("weather", "clock"):
+            chat = Chat([USER], tools=TOOLS, tool_choice=choice)
+            for seed in range(3):
+                # A model that cannot speak would never end a thought.
+                closing = engine.model.codec.tokenizer.convert_tokens_to_ids("</think>")
+                bias = {closing: 100.0} if name == "thinking" else None
+                result = answer(engine, chat, seed, logit_bias=bias)
+                check_calls(result, {choice})
+                assert len(result.message.tool_calls) == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "gemma"])
+def test_required_calls_may_be_several_unless_forbidden(name: str) -> None:
+    counts = []
+    with engine_of(name) as engine:
+        for seed in range(8):
+            for parallel in (True, False):
+                chat = Chat(
+                    [USER], tools=TOOLS, tool_choice="required", parallel_tool_calls=parallel
+                )
+                result = answer(engine, chat, seed, max_tokens=900)
+                check_calls(result, {"weather", "clock"})
+                assert result.message is not None
+                counts.append((parallel, len(result.message.tool_calls)))
+    assert {count for parallel, count in counts if not parallel} == {1}
+    assert max(count for _, count in counts) > 1
+
+
+def accepts(chat: Chat, codec: Codec, text: str) -> bool:
+    """Whether the grammar of a conversation's answers has this one."""
+    grammar = read_conversation(chat, codec).grammar
+    assert grammar is not None
+    pieces, control = codec.vocabulary(len(codec.tokenizer))
+    end = codec.tokenizer.eos_token_id
+    grammars = Grammars(pieces, control, [end])
+    state = grammars.start(grammar)
+    for token in codec.encode_rendered(text):
+        if not grammars.allowed([state])[0, token]:
+            return False
+        state.consume([token])
+    return bool(grammars.allowed([state])[0, end])
+
+
+@pytest.mark.parametrize("name", [*WITH_TOOLS, "gemma", None])
+def test_auto_is_text_or_calls(name: str | None) -> None:
+    codec = Codec(tokenizer_of(name))
+    form = format_of(codec.tokenizer.chat_template)
+    chat = Chat([USER], tools=TOOLS)
+    one, two = [("clock", {})], [("clock", {}), ("weather", {"city": "Ål", "days": 3})]
+    assert accepts(chat, codec, "Well, {it} <is> warm.\n")
+    assert accepts(chat, codec, "")
+    assert accepts(chat, codec, form.write(one))
+    assert accepts(chat, codec, form.write(two)) == (form is not LLAMA)
+    assert accepts(chat, codec, "Well.\n" + form.write(one))  # without a marker, all of it is text
+    for wrong in ([("nobody", {})], [("clock", {"a": 1})], [("weather", {"city": "Oslo"})]):
+        assert not accepts(chat, codec, form.write(wrong))
+    begun = form.marker or form.first
+    assert not accepts(chat, codec, begun + "no call")
+
+    must = Chat([USER], tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    assert accepts(must, codec, form.write(one))
+    assert not accepts(must, codec, form.write(two))
+    assert not accepts(must, codec, "Well.")
+    if name == "thinking":
+        assert accepts(must, codec, "<think>Hm.</think>\n\n" + form.write(one))
+        assert not accepts(must, codec, "<think>Hm.</think>\n\nWell.")
+
+
+def test_none_is_text() -> None:
+    with engine_of("hermes") as engine:
+        chat = Chat([USER], tools=TOOLS, tool_choice="none")
+        result = answer(engine, chat, max_tokens=8)
+        assert read_conversation(chat, engine.model.codec).grammar is None
+    assert result.message is not None
+    assert not result.message.tool_calls
+
+
+def test_unconstrained_calls_are_read_all_the_same() -> None:
+    forced = RegexGrammar(pattern=r'<tool_call>\{"name": "nobody", "arguments": \{\}\}</tool_call>')
+    with engine_of("hermes") as engine:
+        chat = Chat([USER], tools=TOOLS, constrain_tools=False)
+        result = answer(engine, chat, grammar=forced)
+    assert result.message is not None
+    [invalid] = result.message.invalid_tool_calls
+    assert invalid.name == "nobody"
+    assert result.finish_reason == "stop"
+
+
+def test_reasoning_is_kept_apart() -> None:
+    forced = RegexGrammar(pattern="<think>\nHm, cold[.]\n</think>\n\nSeven[.]")
+    with engine_of("thinking") as engine:
+        result = answer(engine, Chat([USER]), grammar=forced)
+        assert result.message == Message(role="assistant", content="Seven.", reasoning="Hm, cold.")
+        assert result.text.startswith("<think>")
+
+
+def test_a_whole_turn_with_a_tool() -> None:
+    with engine_of("mistral") as engine:
+        chat = Chat([USER], tools=TOOLS, tool_choice="weather")
+        called = answer(engine, chat).message
+        assert called is not None
+        [call] = called.tool_calls
+        result = Message(role="tool", content="7", tool_call_id=call.id)
+        said = answer(engine, Chat([USER, called, result], tools=TOOLS, tool_choice="none"))
+    assert said.message is not None
+
+
+# --- what is refused ---
+
+
+class Query(BaseModel):
+    """Looks something up."""
+
+    words: list[str]
+
+
+def test_tools_of_other_forms() -> None:
+    schema = {"type": "object", "properties": {}}
+    wrapped = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
+    chat = Chat([USER], tools=[wrapped, Query])
+    assert [tool.name for tool in chat.tools] == ["f", "Query"]
+    assert chat.tools[1].description == "Looks something up."
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    message = Message.model_validate({"role": "assistant", "content": None, "tool_calls": [call]})
+    assert message.tool_calls == (ToolCall(name="f", arguments={"a": 1}, id="1"),)
+    assert Message.model_validate_json(message.model_dump_json()) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"tool_choice": "nobody", "tools": [CLOCK]}, "'nobody' is none of .*'clock'"),
+        ({"tool_choice": "required"}, "needs tools"),
+        ({"tools": [CLOCK, CLOCK]}, "two tools are called 'clock'"),
+        ({"tools": [{"name": "auto"}]}, "no tool can be called 'auto'"),
+        ({"tools": [{"name": "a b"}]}, "tools.0.name"),
+        ({"tools": [CLOCK], "tool_choice": "any", "constrain_tools": False}, "constrain_tools"),
+        ({"continue_final_message": True}, "the last message is none"),
+    ],
+)
+def test_chats_that_are_none(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Chat([USER], **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"role": "user", "content": [{"type": "image_url"}]}, "image_url.*text alone"),
+        ({"role": "user", "content": "a", "tool_call_id": "1"}, "for the role 'tool'"),
+        ({"role": "user", "content": "a", "tool_calls": [CALL]}, "for the role 'assistant'"),
+        ({"role": "user"}, "content"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}, "no JSON"),
+    ],
+)
+def test_messages_that_are_none(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Message(**values)
+
+
+def test_tools_and_a_grammar_both() -> None:
+    with engine_of("hermes") as engine, pytest.raises(ConfigError, match="tool_choice='none'"):
+        answer(engine, Chat([USER], tools=TOOLS), grammar=RegexGrammar(pattern="a"))
+
+
+def test_a_schema_that_no_grammar_can_keep_names_the_cure() -> None:
+    odd = Tool(name="odd", parameters={"properties": {"a": {"type": "array", "uniqueItems": True}}})
+    with engine_of("hermes") as engine:
+        with pytest.raises(ConfigError, match=r"uniqueItems.*constrain_tools=False"):
+            answer(engine, Chat([USER], tools=[odd]))
+        assert answer(engine, Chat([USER], tools=[odd], constrain_tools=False), max_tokens=4)
+
+
+def test_templates_that_refuse_messages_say_so() -> None:
+    with engine_of("llama") as engine, pytest.raises(PromptError, match="single tool-calls"):
+        answer(engine, Chat([USER, CALLED.replace(tool_calls=(CALL, CALL)), RESULT], tools=TOOLS))
+
+
+def test_messages_are_in_the_json_of_results() -> None:
+    with engine_of("gemma") as engine:
+        result = answer(engine, Chat([USER], tools=TOOLS, tool_choice="clock"))
+    again = StarsResult.model_validate_json(result.model_dump_json())
+    assert again == result
+    assert json.loads(result.model_dump_json())["message"]["tool_calls"][0]["name"] == "clock"
