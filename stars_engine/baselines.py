@@ -111,6 +111,8 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
             sampling=rollout.sampling,
             align=align,
             noise=StreamNoise(rollout.noise, stream),
+            begun=rollout.begun,
+            replies=rollout.replies,
             started_s=rollout.started_s,
         )
         for stream in range(n)

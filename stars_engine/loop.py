@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import takewhile
 
 from stars_engine.acceptance import acceptance_prob, accepts
 from stars_engine.backends.base import LanguageModel
@@ -55,6 +56,8 @@ class Stars:
 
     def num_drafts(self, rollout: Rollout, load: Load) -> int:
         """Draw `num_candidates` at once, or what is quickest; at most what is left of the draws."""
+        if rollout.in_passage:
+            return 1
         left = rollout.max_attempts - len(rollout.draws)
         wanted = rollout.align.num_candidates
         if wanted == "auto":
@@ -66,12 +69,17 @@ class Stars:
         return len(rollout.draws)
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
-        """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it."""
-        inputs = [rollout.reward_input(candidate) for candidate in candidates]
-        if rollout.needs_prompt_reward:
-            inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.begun, ()))
+        """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it.
+
+        A candidate that need not be judged is accepted if those before it are not.
+        """
         rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
-        return Trial(rollout, candidates, inputs)
+        judged = list(takewhile(lambda candidate: not rollout.passes(candidate), candidates))
+        passed = candidates[len(judged)] if len(judged) < len(candidates) else None
+        inputs = [rollout.reward_input(candidate) for candidate in judged]
+        if judged and rollout.needs_prompt_reward:
+            inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.begun, ()))
+        return Trial(rollout, judged, inputs, passed)
 
     def walk(self, trial: Trial) -> SegmentEvent | None:
         """Judge candidates in index order and keep the first accepted.
@@ -92,9 +100,22 @@ class Stars:
             self._prospects.note(accepted=draw.attempt.verdict == "accepted")
             if draw.attempt.verdict == "accepted":
                 return rollout.keep(trial.candidate, "accepted", draw.attempt)
+        if trial.passed is not None:
+            return self._pass(trial, trial.passed)
         if len(rollout.draws) < rollout.max_attempts:
             return None
         return settle(rollout)
+
+    def _pass(self, trial: Trial, candidate: Candidate) -> SegmentEvent | None:
+        """Keep a candidate that is not judged, once those before it are rejected."""
+        rollout = trial.rollout
+        if not trial.all_used:
+            return None
+        if rollout.over_budget:
+            return rollout.finish("budget")
+        num_kept = len(candidate.token_ids)
+        rollout.count(num_drafted_tokens=num_kept, num_surplus_tokens=-num_kept)
+        return rollout.keep(candidate, "unjudged", None)
 
 
 def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:

@@ -181,8 +181,38 @@ class Rollout:
     def reward_input(self, candidate: Candidate) -> RewardInput:
         """Ask for the reward of the whole completion with this candidate."""
         shown = candidate.shown
-        text = self.begun + shown.text
-        return RewardInput(self.reward_prompt, text, shown.ids, shown.finish_reason == "stop")
+        text, ids = shown.text, shown.ids
+        if self.align.judge == "answer" and self.replies is not None:
+            text, ids = self.replies.judged(self.prompt_ids, ids, text)
+        finished = shown.finish_reason == "stop"
+        return RewardInput(self.reward_prompt, self.begun + text, ids, finished)
+
+    def passes(self, candidate: Candidate) -> bool:
+        """Whether a candidate is kept unjudged: reasoning, calls of tools, JSON by a grammar."""
+        if self.align.judge == "all":
+            return False
+        if self.sampling.grammar is not None and self.sampling.grammar.kind == "json":
+            return True
+        if self.replies is None:
+            return False
+        before = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
+        ids = (*self.token_ids, *candidate.token_ids)
+        after = self.replies.marked(self.prompt_ids, ids, candidate.text)
+        begin, end = self.replies.prose(after)
+        # A candidate without text, an end of text, is part of what stands before it.
+        start = len(before) - (len(before) == len(after))
+        if candidate.finish_reason == "stop" and begin == end == len(after):
+            return False  # an answer that says nothing
+        return bool(after) and (len(after) <= begin or start >= end)
+
+    @property
+    def in_passage(self) -> bool:
+        """Whether the next segment will hardly be judged: the answer is in a thought or a call."""
+        if self.align.judge == "all" or self.replies is None or not self.token_ids:
+            return False
+        marked = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
+        begin, end = self.replies.prose(marked)
+        return len(marked) <= begin or end < len(marked)
 
     # --- moving on ---
 

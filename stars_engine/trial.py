@@ -24,17 +24,23 @@ class Trial:
         candidates: Its drafts, in the order of their attempts.
         inputs: What the reward model is asked, in order. The last ones are the candidates'; one
             before them asks about the prompt alone.
+        passed: A further candidate that need not be judged, should these be rejected.
 
     Attributes:
         closed: Whether further answers are of no use.
     """
 
-    __slots__ = ("_answers", "_num_used", "candidates", "closed", "inputs", "rollout")
+    __slots__ = ("_answers", "_num_used", "candidates", "closed", "inputs", "passed", "rollout")
 
     def __init__(
-        self, rollout: Rollout, candidates: Sequence[Candidate], inputs: Sequence[RewardInput]
+        self,
+        rollout: Rollout,
+        candidates: Sequence[Candidate],
+        inputs: Sequence[RewardInput],
+        passed: Candidate | None = None,
     ) -> None:
         self.rollout = rollout
+        self.passed = passed
         self.candidates = candidates
         self.inputs = inputs
         self._answers: list[Answer | None] = [None] * len(inputs)

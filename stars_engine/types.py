@@ -21,7 +21,7 @@ FinishReason = Literal[
     "budget",
     "error",
 ]
-Verdict = Literal["accepted", "rejected", "forced", "fallback"]
+Verdict = Literal["accepted", "rejected", "forced", "fallback", "unjudged"]
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -135,8 +135,9 @@ class Segment(Schema):
             carried into the next segment.
         token_ids: The segment's ids, those that ended the answer included.
         reward: RM(prompt, text up to here + lookahead); None where nothing was judged.
-        verdict: "accepted", "forced" or "fallback".
-        attempts: Every draw in order, the kept one included.
+        verdict: "accepted", "forced", "fallback", or "unjudged" for reasoning, calls of tools and
+            JSON that a grammar rules (`AlignParams.judge`).
+        attempts: Every judged draw in order, the kept one included.
     """
 
     text: str
@@ -154,7 +155,7 @@ class Segment(Schema):
 
     @property
     def num_attempts(self) -> int:
-        """Draws made for this segment, the kept one included."""
+        """Judged draws of this segment, the kept one included."""
         return len(self.attempts)
 
 

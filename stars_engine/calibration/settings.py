@@ -31,7 +31,15 @@ _PROPOSAL = [
     "stop_token_ids",
 ]
 # Of the test: what changes the rewards of drafts, or how many are drawn.
-_TEST = ["segment_len", "segment_end", "min_segment_len", "lookahead", "beta", "max_attempts"]
+_TEST = [
+    "segment_len",
+    "segment_end",
+    "min_segment_len",
+    "lookahead",
+    "beta",
+    "max_attempts",
+    "judge",
+]
 # How answers look, but not which pilots were asked.
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
 # Where and how fast a model runs, and what is done if it fails.

@@ -164,6 +164,15 @@ def read_calls(text: str, form: ToolFormat, tools: tuple[Tool, ...]) -> Calls:
     return Calls(content, tuple(valid), tuple(invalid))
 
 
+def start_of_calls(text: str, form: ToolFormat) -> int:
+    """Return where in an answer its calls begin; its length if there are none."""
+    if form.marker:
+        found = text.find(form.marker)
+        return len(text) if found < 0 else found
+    begun = form is LLAMA and text.lstrip().startswith(PYTHON_TAG)
+    return 0 if begun or _begins(text, form) else len(text)
+
+
 def _begins(text: str, form: ToolFormat) -> bool:
     return re.sub(r"\s+", "", text[:200]).startswith(re.sub(r"\s+", "", form.first))
 

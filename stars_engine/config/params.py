@@ -190,6 +190,11 @@ class AlignParams(Schema):
         "read; they are never kept; only with segment_end='length'",
         examples=[16],
     )
+    judge: Literal["answer", "all"] = Field(
+        default="answer",
+        description="'answer': reasoning, calls of tools and JSON that a grammar rules are kept "
+        "unjudged, and the reward model does not read them; 'all': everything is judged",
+    )
     max_attempts: int = Field(
         default=20, ge=1, description="draws per segment, the first included", examples=[20]
     )
