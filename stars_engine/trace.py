@@ -53,7 +53,7 @@ def tokens_in_words(usage: Usage) -> str:
 
 def _describe(segment: Segment) -> str:
     if segment.reward is None or segment.threshold is None:
-        return f"{segment.verdict}, not judged"
+        return "unjudged" if segment.verdict == "unjudged" else f"{segment.verdict}, not judged"
     rejected = [_reward(a) for a in segment.attempts if a.verdict == "rejected"]
     kept = next((a for a in segment.attempts if a.verdict != "rejected"), None)
     reward = f"{segment.reward:.3g}" if kept is None else _reward(kept)

@@ -54,12 +54,15 @@ def dependencies(
     config: StarsConfig, align: AlignParams, sampling: SamplingParams
 ) -> dict[str, Any]:
     """Return, as plain values, what thresholds for these settings depend on."""
+    tested = _chosen(align, _TEST)
+    if align.judge == "answer":
+        del tested["judge"]  # files written before there was a choice say nothing of it
     return {
         "model": identity(config.model),
         "reward": identity(config.reward),
         "prompt_format": config.prompt_format,
         "sampling": _chosen(sampling, _PROPOSAL),
-        "align": _chosen(align, _TEST),
+        "align": tested,
     }
 
 
