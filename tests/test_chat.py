@@ -145,6 +145,17 @@ def test_in_words_where_the_template_knows_no_tools() -> None:
     assert text.count("model\n") == 2  # the call, and the answer to come
 
 
+def test_in_words_where_the_template_has_a_format_of_its_own() -> None:
+    tokenizer = tokenizer_of("phi")
+    tokenizer.chat_template = "{{ tools | tojson }}<|call|>" + FAMILIES["phi"].template
+    codec = Codec(tokenizer)
+    chat = Chat([USER], tools=TOOLS, tool_choice="clock")
+    text = codec.decode(read_conversation(chat, codec).token_ids)
+    assert text.startswith("null")
+    assert '{"tool_calls": [{"name"' in text
+    assert accepts(chat, codec, GENERIC.write([("clock", {})]))
+
+
 @pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "gemma", None])
 def test_an_answer_goes_on_with_what_was_begun(name: str | None) -> None:
     tokenizer = tokenizer_of(name)
@@ -206,6 +217,7 @@ def test_formats_are_told_by_the_template() -> None:
     }
     assert format_of("[TOOL_CALLS]{{ name }}[ARGS]").name == "mistral, named"
     assert format_of(None) is GENERIC
+    assert format_of("<tool_call><function={{ name }}>") is GENERIC
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)

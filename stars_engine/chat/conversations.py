@@ -55,17 +55,17 @@ class ResolvedPrompt:
 def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
     """Encode a conversation, and tell what may be answered.
 
-    The model's template renders messages, tools and calls. Where it knows no tools, they are told
-    in words, and calls are JSON; where there is no template, the conversation is a transcript.
+    The model's template renders messages, tools and calls. Where it knows no tools, or calls in no
+    format of ours, they are told in words, and calls are JSON; where there is no template, the
+    conversation is a transcript.
 
     Raises:
         PromptError: The template rejects the messages.
     """
-    form = GENERIC
+    form = format_of(_template(codec))
     messages, tools = chat.messages, chat.tools if chat.callable_tools else ()
-    if has_template(codec) and (not _uses_tools(chat) or knows_tools(codec)):
-        form = format_of(_template(codec))
-    elif _uses_tools(chat):
+    if _uses_tools(chat) and (form is GENERIC or not knows_tools(codec)):
+        form = GENERIC
         messages, tools = in_words(chat, form), ()
         if has_template(codec):
             messages = acceptable(codec, messages)

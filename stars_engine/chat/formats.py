@@ -107,11 +107,11 @@ MARKERS = (
 
 
 def format_of(template: str | None) -> ToolFormat:
-    """Return the format that a chat template writes calls in; the generic one if in none."""
+    """Return the format that a chat template writes calls in; the generic one if in none here."""
     text = template or ""
     if MISTRAL.marker in text:
         return MISTRAL_NAMED if "[ARGS]" in text else MISTRAL
-    if HERMES.marker in text:
+    if HERMES.marker in text and "<function=" not in text:  # calls in XML
         return HERMES
     if PYTHON_TAG in text or ('"parameters": ' in text and "ipython" in text):
         return LLAMA
