@@ -68,13 +68,17 @@ class Stars:
         """Go on behind the draws that were judged."""
         return len(rollout.draws)
 
+    def passes(self, rollout: Rollout, candidate: Candidate) -> bool:
+        """Whether a candidate is accepted without a reward."""
+        return rollout.passes(candidate)
+
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
         """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it.
 
         A candidate that need not be judged is accepted if those before it are not.
         """
         rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
-        judged = list(takewhile(lambda candidate: not rollout.passes(candidate), candidates))
+        judged = list(takewhile(lambda candidate: not self.passes(rollout, candidate), candidates))
         passed = candidates[len(judged)] if len(judged) < len(candidates) else None
         inputs = [rollout.reward_input(candidate) for candidate in judged]
         if judged and rollout.needs_prompt_reward:

@@ -12,6 +12,7 @@ import pytest
 from stars_engine import (
     AlignmentError,
     AlignParams,
+    AutoSchedule,
     Chat,
     ConstantSchedule,
     JsonGrammar,
@@ -20,6 +21,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
     TransformersModel,
+    calibrate,
 )
 from stars_engine.chat.formats import HERMES
 from stars_engine.chat.replies import ReplyReader
@@ -218,6 +220,19 @@ def test_json_by_a_grammar_is_not_judged() -> None:
                 "A list:", sampling=sampling, align=engine.config.align.replace(judge="all")
             )
     assert read
+
+
+def test_calibration_of_answers_with_thoughts_ends() -> None:
+    """All drafts of a stage have a reward there, those within a thought that of no prose."""
+    with engine_of([], schedule=AutoSchedule()) as engine:
+        sampling = engine.sampling.replace(grammar=THOUGHT, max_tokens=48)
+        chats = [Chat([USER, {"role": "user", "content": str(n)}]) for n in range(8)]
+        found = calibrate(
+            engine, chats, target_acceptance=0.5, segment_len=8, sampling=sampling, seed=0
+        )
+        align = engine.config.align.replace(schedule=found, segment_len=8, beta=found.beta)
+        [result] = engine.generate(Chat([USER]), sampling=sampling, align=align)
+    assert result.segments[0].verdict == "unjudged"
 
 
 def test_an_empty_answer_is_judged() -> None:

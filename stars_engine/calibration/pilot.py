@@ -78,6 +78,10 @@ class Pilot(Stars):
         earlier = self._pieces.get(rollout)
         return super().first_draft(rollout) if earlier is None else len(earlier.candidates)
 
+    def passes(self, rollout: Rollout, candidate: Candidate) -> bool:
+        """None: a stage is fitted to the rewards of all of its drafts."""
+        return False
+
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
         """Add drafts to those of earlier rounds."""
         asked = self._num_open(rollout)
