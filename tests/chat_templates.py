@@ -227,6 +227,7 @@ def random_llama(tokenizer: Any) -> LlamaForCausalLM:
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
+        max_position_embeddings=8192,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from typing import Any
 
 import jsonschema
@@ -43,6 +44,7 @@ from stars_engine.codec import Codec
 from stars_engine.grammars import Grammars
 from stars_engine.types import StarsResult
 from tests.chat_templates import FAMILIES, random_llama, tokenizer_of
+from tests.test_grammars import random_schema
 
 FORMATS = [HERMES, MISTRAL, MISTRAL_NAMED, LLAMA, GENERIC]
 WEATHER = Tool(
@@ -300,6 +302,35 @@ def test_forced_calls_are_of_the_tool_and_valid(name: str | None) -> None:
                 result = answer(engine, chat, seed, logit_bias=bias)
                 check_calls(result, {choice})
                 assert len(result.message.tool_calls) == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_forced_calls_with_random_schemas(name: str) -> None:
+    rng = random.Random(0)
+    ended = 0
+    with engine_of(name) as engine:
+        closing = engine.model.codec.tokenizer.convert_tokens_to_ids("</think>")
+        sampling = engine.sampling.replace(
+            logit_bias={closing: 100.0} if name == "thinking" else None, max_tokens=600
+        )
+        tools = []
+        for index in range(25):
+            schema = {"type": "array"}
+            while schema["type"] != "object":
+                schema = {"type": "none", **random_schema(rng)}
+            tools.append(Tool(name=f"tool_{index}", parameters=schema))
+        chats = [Chat([USER], tools=[CLOCK, tool], tool_choice=tool.name) for tool in tools]
+        for tool, result in zip(tools, engine.generate(chats, sampling=sampling), strict=True):
+            if result.finish_reason == "length":
+                continue
+            ended += 1
+            assert result.message is not None
+            [call] = result.message.tool_calls
+            assert call.name == tool.name
+            jsonschema.validate(
+                call.arguments, tool.parameters, cls=jsonschema.Draft202012Validator
+            )
+    assert ended >= 20
 
 
 @pytest.mark.parametrize("name", ["hermes", "mistral", "gemma"])

@@ -292,6 +292,7 @@ def test_the_text_is_the_same_whatever_the_batch(
             lookahead=lookahead,
             num_candidates=num_candidates,
             max_attempts=5,
+            judge="all",
         )
         return [make_rollout(align=align, sampling=SAMPLING, sample_index=i) for i in indices]
 
