@@ -27,6 +27,7 @@ from stars_engine import (
     ToolCall,
     TransformersModel,
 )
+from stars_engine.chat.calls import read_calls
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.chat.formats import (
     GENERIC,
@@ -36,7 +37,6 @@ from stars_engine.chat.formats import (
     MISTRAL_NAMED,
     ToolFormat,
     format_of,
-    read_calls,
 )
 from stars_engine.chat.template import encode_chat
 from stars_engine.chat.turns import tools_of, turns_of

@@ -44,6 +44,9 @@ class PlainReader(ReplyReader):
     def marked(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
         return text
 
+    def _seen(self, marker: str) -> str:
+        return marker
+
     def _text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
         return "".join(PIECES[token] for token in ids)
 
@@ -115,7 +118,7 @@ def test_the_law_with_thoughts_that_are_not_judged(num_candidates: int) -> None:
 
     def run(noise: TreeNoise) -> tuple[str, str]:
         rollout = make_rollout(align=align, sampling=sampling, noise=noise)
-        rollout.replies = PlainReader(None, HERMES)  # type: ignore[arg-type]
+        rollout.replies = PlainReader(None, HERMES, (), "may")  # type: ignore[arg-type]
         for _ in stars([rollout], model, TableReward(REWARDS)):
             pass
         return rollout.result().text, rollout.result().finish_reason

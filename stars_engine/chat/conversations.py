@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 from stars_engine.chat.answers import acceptable, encode_answer
-from stars_engine.chat.formats import GENERIC, ToolFormat, format_of
-from stars_engine.chat.replies import CLOSING, OPENING, ReplyReader
+from stars_engine.chat.formats import (
+    CLOSING,
+    GENERIC,
+    MISTRAL,
+    MISTRAL_NAMED,
+    OPENING,
+    ToolFormat,
+    format_of,
+)
+from stars_engine.chat.replies import ReplyReader, Thoughts
 from stars_engine.chat.template import (
     encode_rendered,
     has_template,
@@ -18,7 +25,7 @@ from stars_engine.chat.template import (
     render,
 )
 from stars_engine.chat.tool_grammars import tool_grammar
-from stars_engine.chat.turns import in_words, spoken
+from stars_engine.chat.turns import in_words, linked, spoken, with_short_ids
 from stars_engine.codec import Codec
 from stars_engine.config import EbnfGrammar
 from stars_engine.messages import Chat, Message
@@ -26,7 +33,6 @@ from stars_engine.types import RewardPrompt
 
 logger = logging.getLogger(__name__)
 
-Thoughts = Literal["none", "may", "begun"]
 _USER_TURN = "\n\nUser:"
 _announced: WeakKeyDictionary[Codec, bool] = WeakKeyDictionary()
 
@@ -63,12 +69,14 @@ def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
         PromptError: The template rejects the messages.
     """
     form = format_of(_template(codec))
-    messages, tools = chat.messages, chat.tools if chat.callable_tools else ()
+    messages, tools = linked(chat.messages), chat.tools if chat.callable_tools else ()
     if _uses_tools(chat) and (form is GENERIC or not knows_tools(codec)):
         form = GENERIC
         messages, tools = in_words(chat, form), ()
         if has_template(codec):
             messages = acceptable(codec, messages)
+    elif form in (MISTRAL, MISTRAL_NAMED):
+        messages = with_short_ids(messages)
     *before, last = messages
     begun = last.content if chat.continue_final_message else ""
     stop: tuple[str, ...] = ()
@@ -78,6 +86,10 @@ def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
         ids, stop = codec.encode_prompt(_as_transcript(messages, begun)), (_USER_TURN,)
     elif begun:
         ids = encode_answer(codec, before, begun, tools=tools, end_of_turn=False)
+        if begun.rfind(OPENING) > begun.rfind(CLOSING) and CLOSING in _template(codec):
+            thoughts = "begun"
+        if not codec.decode(ids).endswith(begun):
+            begun = begun.strip()  # as the template does
     else:
         rendered = render(codec, messages, tools, add_generation_prompt=True)
         ids, thoughts = encode_rendered(codec, rendered), _thoughts(rendered.text, codec)
@@ -88,7 +100,7 @@ def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
         begun=begun,
         grammar=_grammar(chat, form, codec, thoughts),
         stop=stop,
-        replies=ReplyReader(codec, form, chat.callable_tools, in_thought=thoughts == "begun"),
+        replies=ReplyReader(codec, form, chat.callable_tools, thoughts, chat.must_call),
     )
 
 

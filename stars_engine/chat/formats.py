@@ -1,18 +1,16 @@
-"""How models write calls of tools: told by the chat template, read back from an answer."""
+"""How models write calls of tools, as the chat template tells."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stars_engine.codec import Codec
-from stars_engine.messages import InvalidToolCall, Tool, ToolCall
 
-_DECODER = json.JSONDecoder()
+BLANKS = " \t\r\n"  # those of JSON
+_PLACE = "\ufdd0"  # stands before a marker that is a control token, and never in text
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +24,10 @@ class ToolFormat:
         begin: What stands before the first call, the marker at its start.
         between: What stands between two calls; None for a format with one call to an answer.
         end: What stands after the last.
-        key: What the arguments are called, beside `name`; empty where the name stands before them.
+        key: What the arguments are called, beside `name`.
+        infix: What stands between name and arguments, in a format without a key.
         first: The first characters of calls that have no marker.
+        tag: What may stand before those.
     """
 
     name: str
@@ -36,20 +36,22 @@ class ToolFormat:
     between: str | None
     end: str
     key: str = "arguments"
+    infix: str = ""
     first: str = ""
+    tag: str = ""
 
     def head_of(self, name: str) -> str:
         """Return what stands before the arguments of a call."""
-        if not self.key:
-            return f"{name}[ARGS]"
+        if self.infix:
+            return f"{name}{self.infix}"
         return f'{{"name": {json.dumps(name)}, "{self.key}": '
 
     @property
     def tail(self) -> str:
         """What stands behind the arguments of a call."""
-        return "}" if self.key else ""
+        return "" if self.infix else "}"
 
-    def write(self, calls: list[tuple[str, dict[str, Any]]]) -> str:
+    def write(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> str:
         """Return an answer that calls tools, each with its arguments."""
         between = self.between or ""
         written = (
@@ -75,7 +77,7 @@ MISTRAL_NAMED = ToolFormat(
     begin="[TOOL_CALLS]",
     between="[TOOL_CALLS]",
     end="",
-    key="",
+    infix="[ARGS]",
 )
 LLAMA = ToolFormat(
     name="llama",
@@ -85,6 +87,7 @@ LLAMA = ToolFormat(
     end="",
     key="parameters",
     first='{"name"',
+    tag="<|python_tag|>",
 )
 GENERIC = ToolFormat(
     name="generic",
@@ -94,167 +97,41 @@ GENERIC = ToolFormat(
     end="]}",
     first='{"tool_calls"',
 )
-PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
-MARKERS = (
-    HERMES.marker,
-    "</tool_call>",
-    MISTRAL.marker,
-    "[ARGS]",
-    PYTHON_TAG,
-    "<think>",
-    "</think>",
-)
+OPENING, CLOSING = "<think>", "</think>"
+CALL_END = "</tool_call>"
+_MARKERS = (HERMES.marker, CALL_END, MISTRAL.marker, MISTRAL_NAMED.infix, LLAMA.tag)
 
 
 def format_of(template: str | None) -> ToolFormat:
     """Return the format that a chat template writes calls in; the generic one if in none here."""
     text = template or ""
     if MISTRAL.marker in text:
-        return MISTRAL_NAMED if "[ARGS]" in text else MISTRAL
+        return MISTRAL_NAMED if MISTRAL_NAMED.infix in text else MISTRAL
     if HERMES.marker in text and "<function=" not in text:  # calls in XML
         return HERMES
-    if PYTHON_TAG in text or ('"parameters": ' in text and "ipython" in text):
+    if LLAMA.tag in text or ('"parameters": ' in text and "ipython" in text):
         return LLAMA
     return GENERIC
 
 
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """What an answer holds.
-
-    Attributes:
-        content: What it says beside its calls.
-        valid: Calls of tools that there are, with arguments that are an object.
-        invalid: All else that was written as a call: nothing of it is lost.
-    """
-
-    content: str
-    valid: tuple[ToolCall, ...] = ()
-    invalid: tuple[InvalidToolCall, ...] = ()
+# --- markers that are control tokens, which have no text ---
 
 
-def read_calls(text: str, form: ToolFormat, tools: tuple[Tool, ...]) -> Calls:
-    """Read an answer's calls.
-
-    Args:
-        text: The answer, with the format's markers in it.
-        form: How they are written.
-        tools: What may be called.
-    """
-    if form is LLAMA:
-        text = text.replace(PYTHON_TAG, "", 1) if text.lstrip().startswith(PYTHON_TAG) else text
-    if form.marker:
-        content, found, rest = text.partition(form.marker)
-        if not found:
-            return Calls(text)
-        pieces = _after_marker(rest, form)
-        content = content.rstrip()
-    else:
-        if not _begins(text, form):
-            return Calls(text)
-        content, pieces = "", _whole(text, form)
-    valid: list[ToolCall] = []
-    invalid: list[InvalidToolCall] = []
-    for piece in pieces:
-        call = _read(piece, form, {tool.name for tool in tools})
-        if isinstance(call, InvalidToolCall):
-            invalid.append(call)
-        else:
-            valid.append(call.replace(id=_id_of(len(valid), text)))
-    return Calls(content, tuple(valid), tuple(invalid))
+def as_seen(marker: str, codec: Codec) -> str:
+    """Return what `marked_text` has for a marker: nothing that a text could hold by itself."""
+    return _PLACE + marker if marker in codec.control_tokens else marker
 
 
-def start_of_calls(text: str, form: ToolFormat) -> int:
-    """Return where in an answer its calls begin; its length if there are none."""
-    if form.marker:
-        found = text.find(form.marker)
-        return len(text) if found < 0 else found
-    begun = form is LLAMA and text.lstrip().startswith(PYTHON_TAG)
-    return 0 if begun or _begins(text, form) else len(text)
-
-
-def _begins(text: str, form: ToolFormat) -> bool:
-    return re.sub(r"\s+", "", text[:200]).startswith(re.sub(r"\s+", "", form.first))
-
-
-def _after_marker(rest: str, form: ToolFormat) -> list[str]:
-    """Return the calls behind the first marker, as written."""
-    pieces = rest.split(form.marker)
-    if form is HERMES:
-        return [piece.replace("</tool_call>", "").strip() for piece in pieces]
-    if form is MISTRAL:
-        return [found for piece in pieces for found in _items(piece)]
-    return [piece.strip() for piece in pieces]
-
-
-def _whole(text: str, form: ToolFormat) -> list[str]:
-    if form is LLAMA:
-        return [text.strip()]
-    inside = text[text.index("[") :] if "[" in text else text
-    return _items(inside)
-
-
-def _items(text: str) -> list[str]:
-    """Cut a JSON list into its items as written; what cannot be read is one piece to its end."""
-    start = _after_blank(text, 0)
-    if text[start : start + 1] != "[":
-        return [text.strip()]
-    items: list[str] = []
-    start += 1
-    while True:
-        start = _after_blank(text, start)
-        if text[start : start + 1] in ("]", ""):
-            rest = text[start + 1 :].strip(" \n}")
-            return [*items, rest] if rest else items
-        try:
-            _, end = _DECODER.raw_decode(text, start)
-        except ValueError:
-            return [*items, text[start:]]
-        items.append(text[start:end])
-        start = _after_blank(text, end)
-        start += text[start : start + 1] == ","
-
-
-def _after_blank(text: str, start: int) -> int:
-    return len(text) - len(text[start:].lstrip())
-
-
-def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidToolCall:
-    name: Any = None
-    arguments: Any = {}
-    try:
-        if form.key:
-            value = json.loads(piece)
-            if isinstance(value, dict):
-                name = value.get("name")
-                # Models trained on one format may write another's key.
-                arguments = value.get("arguments", value.get("parameters", {}))
-        else:
-            name, _, written = piece.partition("[ARGS]")
-            arguments = json.loads(written)
-    except ValueError as error:
-        return InvalidToolCall(text=piece, name=name, error=f"it is no JSON: {error}")
-    if not isinstance(name, str) or name not in names:
-        known = ", ".join(sorted(names)) or "none"
-        return InvalidToolCall(
-            text=piece,
-            name=name if isinstance(name, str) else None,
-            error=f"there is no tool {name!r}; there are: {known}",
-        )
-    if not isinstance(arguments, dict):
-        return InvalidToolCall(
-            text=piece, name=name, error=f"its arguments are no object: {arguments!r}"
-        )
-    return ToolCall(name=name, arguments=arguments)
-
-
-def _id_of(index: int, text: str) -> str:
-    """Return nine letters and digits, as Mistral's templates ask for; equal answers, equal ids."""
-    return sha256(f"{index}:{text}".encode()).hexdigest()[:9]
+def format_as_seen(form: ToolFormat, codec: Codec) -> ToolFormat:
+    """Return a format with its markers as `marked_text` has them."""
+    marker, infix, tag = (
+        as_seen(part, codec) if part else "" for part in (form.marker, form.infix, form.tag)
+    )
+    return replace(form, marker=marker, infix=infix, tag=tag)
 
 
 def marked_text(codec: Codec, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
-    """Return an answer's text with the markers in it that are control tokens, which have no text.
+    """Return an answer's text with the markers in it that are control tokens.
 
     Args:
         codec: The model's tokenizer.
@@ -263,8 +140,8 @@ def marked_text(codec: Codec, prompt_ids: Sequence[int], ids: Sequence[int], tex
         text: Its text, which may end before a stop string.
     """
     markers = {
-        codec.tokenizer.convert_tokens_to_ids(marker): marker
-        for marker in MARKERS
+        codec.tokenizer.convert_tokens_to_ids(marker): _PLACE + marker
+        for marker in (*_MARKERS, OPENING, CLOSING)
         if marker in codec.control_tokens
     }
     places = [(place, markers[token]) for place, token in enumerate(ids) if token in markers]
@@ -273,3 +150,8 @@ def marked_text(codec: Codec, prompt_ids: Sequence[int], ids: Sequence[int], tex
         if at <= len(text):
             text = text[:at] + marker + text[at:]
     return text
+
+
+def unmarked(text: str) -> str:
+    """Return a piece of marked text as it is shown: a marker is its name."""
+    return text.replace(_PLACE, "")

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from stars_engine.chat.formats import Calls, ToolFormat, marked_text, read_calls, start_of_calls
+from stars_engine.chat.calls import Calls, may_be_a_call, read_calls, start_of_calls
+from stars_engine.chat.formats import (
+    CLOSING,
+    OPENING,
+    ToolFormat,
+    as_seen,
+    format_as_seen,
+    marked_text,
+    unmarked,
+)
 from stars_engine.codec import Codec
 from stars_engine.messages import Message, Tool
 
-OPENING, CLOSING = "<think>", "</think>"
+# Whether an answer may begin with a thought, or the prompt has begun one.
+Thoughts = Literal["none", "may", "begun"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +31,28 @@ class ReplyReader:
         codec: The language model's tokenizer.
         form: How the model writes calls.
         tools: What it may call; without any, nothing is read as a call.
-        in_thought: Whether the prompt ends within a thought.
+        thoughts: Whether it writes thoughts.
+        must_call: Whether nothing but calls can be answered.
     """
 
     codec: Codec
     form: ToolFormat
     tools: tuple[Tool, ...] = ()
-    in_thought: bool = False
-
-    def marked(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
-        """Return an answer's text with the markers in it that are control tokens."""
-        return marked_text(self.codec, prompt_ids, ids, text)
+    thoughts: Thoughts = "none"
+    must_call: bool = False
 
     def read(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> Message:
         """Return an answer as a message: finished or not, nothing of it is lost."""
-        reasoning, rest = self._thought(self.marked(prompt_ids, ids, text))
-        calls = read_calls(rest, self.form, self.tools) if self.tools else Calls(rest)
+        marked = self.marked(prompt_ids, ids, text)
+        reasoning, rest = None, marked
+        if self._thinks(marked):
+            begun = marked.lstrip().removeprefix(self._seen(OPENING))
+            thought, _, rest = begun.partition(self._seen(CLOSING))
+            reasoning, rest = unmarked(thought).strip(), rest.lstrip("\n")
+        calls = Calls(unmarked(rest))
+        if self.tools:
+            salt = ",".join(map(str, prompt_ids))
+            calls = read_calls(rest, self._form_as_seen(), self.tools, salt=salt)
         return Message(
             role="assistant",
             content=calls.content,
@@ -58,39 +75,48 @@ class ReplyReader:
             for size in range(len(ids))
         ]
         kept = (token for start, token in zip(starts, ids, strict=True) if begin <= start < end)
-        return marked[begin:end], tuple(kept)
+        return unmarked(marked[begin:end]), tuple(kept)
 
-    def _text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-        return self.codec.completion_text(prompt_ids, ids)[0]
+    def marked(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
+        """Return an answer's text with the markers in it that are control tokens."""
+        return marked_text(self.codec, prompt_ids, ids, text)
 
     def prose(self, marked: str) -> tuple[int, int]:
         """Return where, in an answer with its markers, the prose begins and ends.
 
-        Before it stands reasoning, behind it stand calls. What is prose now stays prose as the
-        answer goes on, but for the first characters of a call that has no marker.
+        Before it stands reasoning, behind it stand calls. What could be the beginning of either is
+        none so far.
         """
         begin, begun = 0, marked.lstrip()
-        if begun and OPENING.startswith(begun):
-            return len(marked), len(marked)  # as it seems
+        if self.thoughts != "none" and begun and self._seen(OPENING).startswith(begun):
+            return len(marked), len(marked)
         if self._thinks(marked):
-            end = marked.find(CLOSING)
-            begin = len(marked) if end < 0 else end + len(CLOSING)
+            end = marked.find(self._seen(CLOSING))
+            begin = len(marked) if end < 0 else end + len(self._seen(CLOSING))
             begin += len(marked[begin:]) - len(marked[begin:].lstrip())
         if not self.tools:
             return begin, len(marked)
-        return begin, begin + start_of_calls(marked[begin:], self.form)
+        form, rest = self._form_as_seen(), marked[begin:]
+        if self.must_call or may_be_a_call(rest, form):
+            return begin, begin
+        return begin, begin + start_of_calls(rest, form)
 
-    def _thinks(self, text: str) -> bool:
-        return self.in_thought or text.lstrip().startswith(OPENING)
+    def _thinks(self, marked: str) -> bool:
+        if self.thoughts == "none":
+            return False
+        return self.thoughts == "begun" or marked.lstrip().startswith(self._seen(OPENING))
 
     def _without_beginning(self, marked: str, begin: int, end: int) -> int:
         """Return where prose ends if what may be the beginning of a marker is none of it."""
-        marker = self.form.marker if self.tools else ""
+        marker = self._form_as_seen().marker if self.tools else ""
         sizes = range(min(len(marker) - 1, end - begin), 0, -1)
         return next((end - n for n in sizes if marked[begin:end].endswith(marker[:n])), end)
 
-    def _thought(self, text: str) -> tuple[str | None, str]:
-        if not self._thinks(text):
-            return None, text
-        thought, _, rest = text.lstrip().removeprefix(OPENING).partition(CLOSING)
-        return thought.strip(), rest.lstrip("\n")
+    def _text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+        return self.codec.completion_text(prompt_ids, ids)[0]
+
+    def _seen(self, marker: str) -> str:
+        return as_seen(marker, self.codec)
+
+    def _form_as_seen(self) -> ToolFormat:
+        return format_as_seen(self.form, self.codec)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from stars_engine.chat.formats import PYTHON_TAG, ToolFormat
+from stars_engine.chat.formats import CLOSING, OPENING, ToolFormat
+from stars_engine.chat.replies import Thoughts
 from stars_engine.codec import Codec
 from stars_engine.config import EbnfGrammar
 from stars_engine.grammars import json_rule
@@ -14,9 +15,7 @@ from stars_engine.messages import Tool
 _ANYTHING = r"/(.|\n)*/"
 # As json.dumps writes, and so what models have learnt to write.
 _BLANKS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# A thought ends at its first closing tag.
-_THOUGHT = r"thought[lazy]: /<think>(.|\n)*?<\/think>/"
-_REST_OF_THOUGHT = r"thought[lazy]: /(.|\n)*?<\/think>/"
+_BLANK = r"[ \t\r\n]"
 
 
 def tool_grammar(
@@ -26,7 +25,7 @@ def tool_grammar(
     *,
     must_call: bool,
     several: bool,
-    thoughts: str = "none",
+    thoughts: Thoughts = "none",
 ) -> EbnfGrammar:
     """Return the grammar of answers that call tools in a model's own format.
 
@@ -42,7 +41,7 @@ def tool_grammar(
     rules = []
     names = []
     for index, tool in enumerate(tools):
-        parameters = {"type": "object", **tool.parameters}
+        parameters = {**tool.parameters, "type": "object"}
         rules.append(f"arguments_{index}: {json_rule(parameters, _BLANKS)}")
         parts = [_spelt(form.head_of(tool.name), codec), f"arguments_{index}"]
         rules.append(f"call_{index}: " + " ".join([*parts, _spelt(form.tail, codec)]))
@@ -51,32 +50,47 @@ def tool_grammar(
     more = f" ({_spelt(form.between, codec)} call)*" if several and form.between else ""
     inner = f"call{more} {_spelt(form.end, codec)}"
     begin = _spelt(form.begin, codec)
-    if PYTHON_TAG in codec.control_tokens and not form.marker and not form.begin:
-        begin = f"{_spelt(PYTHON_TAG, codec)}?"
+    if form.tag in codec.control_tokens:
+        begin = f"{_spelt(form.tag, codec)}?"
     rules.append(f"calls: {begin} {inner}")
     start = "calls"
     if not must_call:
-        start, more_rules = _text_or_calls(form, codec, inner)
+        start, more_rules = _text_or_calls(form, codec, inner, thinks=thoughts == "may")
         rules += more_rules
     if thoughts != "none":
-        rules.append(_THOUGHT if thoughts == "may" else _REST_OF_THOUGHT)
-        rules.append(r"BLANK: /\s{1,4}/")
+        rules += [*_thought(codec, begun=thoughts == "begun"), f"BLANK: /{_BLANK}{{1,4}}/"]
         before = "(thought BLANK?)?" if thoughts == "may" else "thought BLANK?"
         start = f"{before} ({start})"
     return EbnfGrammar(text="\n".join([f"start: {start}", *rules]))
 
 
-def _text_or_calls(form: ToolFormat, codec: Codec, inner: str) -> tuple[str, list[str]]:
+def _thought(codec: Codec, *, begun: bool) -> list[str]:
+    """Return the rules of a thought, which ends at its first closing tag."""
+    if CLOSING in codec.control_tokens:
+        opening = "" if begun else _spelt(OPENING, codec)
+        return [f"thought: {opening} inner {_spelt(CLOSING, codec)}", f"inner: {_ANYTHING}"]
+    opening = "" if begun else _escaped(OPENING)
+    return [rf"thought[lazy]: /{opening}(.|\n)*?{_escaped(CLOSING)}/"]
+
+
+def _text_or_calls(
+    form: ToolFormat, codec: Codec, inner: str, *, thinks: bool
+) -> tuple[str, list[str]]:
+    # Text never reads like a call, nor like a thought: these have rules of their own.
+    text = _ANYTHING
+    if thinks and OPENING not in codec.control_tokens:
+        text += rf" & ~/{_BLANK}*{_escaped(OPENING)}(.|\n)*/"
     if not form.marker:
-        first = "".join(rf"\s*{_escaped(piece)}" for piece in _pieces(form.first))
-        text = rf"TEXT: {_ANYTHING} & ~/{first}(.|\n)*/"
-        return "TEXT | calls", [text]
+        first = "".join(f"{_BLANK}*{_escaped(piece)}" for piece in _pieces(form.first))
+        if form.tag and form.tag not in codec.control_tokens:
+            first = f"{_BLANK}*({_escaped(form.tag)})?{first}"
+        return "TEXT | calls", [rf"TEXT: {text} & ~/{first}(.|\n)*/"]
     if form.marker in codec.control_tokens:
-        return "TEXT calls? | calls", [f"TEXT: {_ANYTHING}"]
+        return "TEXT calls? | calls", [f"TEXT: {text}"]
     marker = _escaped(form.marker)
     rest = _spelt(form.begin.removeprefix(form.marker), codec)
     return f"TEXT | before {rest} {inner}", [
-        rf"TEXT: {_ANYTHING} & ~/(.|\n)*{marker}(.|\n)*/",
+        rf"TEXT: {text} & ~/(.|\n)*{marker}(.|\n)*/",
         rf"before[lazy]: /(.|\n)*?{marker}/",
     ]
 

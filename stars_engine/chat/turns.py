@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 from stars_engine.chat.formats import ToolFormat
@@ -38,6 +39,43 @@ def in_words(chat: Chat, form: ToolFormat) -> tuple[Message, ...]:
 def spoken(messages: Sequence[Message], form: ToolFormat) -> tuple[Message, ...]:
     """Return messages with calls and results as text: of assistants, and of users."""
     return tuple(_said(message, form) for message in messages)
+
+
+def linked(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return messages whose results say of which call they are, in the order of the calls."""
+    open_calls: list[ToolCall] = []
+    found = []
+    for message in messages:
+        open_calls = list(message.tool_calls) if message.role == "assistant" else open_calls
+        answered = [call for call in open_calls if message.tool_call_id in (None, "", call.id)]
+        if message.role != "tool" or not answered:
+            found.append(message)
+            continue
+        open_calls.remove(answered[0])
+        told = message.tool_call_id or answered[0].id or None
+        found.append(message.replace(tool_call_id=told, name=message.name or answered[0].name))
+    return tuple(found)
+
+
+def with_short_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return messages whose ids are nine letters and digits, as Mistral's templates ask."""
+    numbered = []
+    for index, message in enumerate(messages):
+        calls = tuple(
+            call.replace(id=_short(call.id or f"{index}.{number}"))
+            for number, call in enumerate(message.tool_calls)
+        )
+        changes: dict[str, Any] = {"tool_calls": calls} if calls else {}
+        if message.tool_call_id:
+            changes["tool_call_id"] = _short(message.tool_call_id)
+        numbered.append(message.replace(**changes) if changes else message)
+    return linked(numbered)
+
+
+def _short(name: str) -> str:
+    if len(name) == 9 and name.isascii() and name.isalnum():
+        return name
+    return sha256(name.encode()).hexdigest()[:9]
 
 
 def texts_of(value: Any) -> list[str]:
