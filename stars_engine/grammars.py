@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,8 @@ class Grammars:
                 schema = grammar.json_schema
                 return "start: " + json_rule(schema, blanks, closed=not grammar.extra_properties)
             case "regex":
+                if len(grammar.pattern) - len(grammar.pattern.rstrip("\\")) & 1:
+                    raise ValueError("the pattern ends in a backslash that escapes nothing")
                 return f"start: /{self._library.regex_to_lark(grammar.pattern)}/"
             case "choice":
                 return "start: " + " | ".join(json.dumps(choice) for choice in grammar.choices)
@@ -166,13 +168,37 @@ class _Vocabulary:
         return []
 
 
+# Where a schema holds others: by name, in a list, or one. Elsewhere stand values, such as `const`.
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_SINGLE = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then")
+
+
+def _inner(schema: dict[str, Any]) -> Iterator[tuple[str, str | int | None, Any]]:
+    """Yield the schemas right within a schema, each with where it stands."""
+    for key in _BY_NAME:
+        if isinstance(schema.get(key), dict):
+            yield from ((key, name, value) for name, value in schema[key].items())
+    for key in _IN_LISTS:
+        if isinstance(schema.get(key), list):
+            yield from ((key, index, value) for index, value in enumerate(schema[key]))
+    for key in (*_SINGLE, "else"):
+        if isinstance(schema.get(key), dict):
+            yield key, None, schema[key]
+
+
 def _closed(schema: Any) -> Any:
     """Let objects have the properties that are named, and no others, where nothing is said."""
-    if isinstance(schema, list):
-        return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {name: _closed(value) for name, value in schema.items()}
+    closed = dict(schema)
+    for key, place, value in _inner(schema):
+        if place is None:
+            closed[key] = _closed(value)
+            continue
+        if closed[key] is schema[key]:
+            closed[key] = schema[key].copy()
+        closed[key][place] = _closed(value)
     if isinstance(schema.get("properties"), dict) and "patternProperties" not in schema:
         closed.setdefault("additionalProperties", False)
     return closed
@@ -180,12 +206,10 @@ def _closed(schema: Any) -> Any:
 
 def _has_parts(schema: Any) -> bool:
     """Whether some object is described in several places, where none may exclude the others'."""
-    if isinstance(schema, list):
-        return any(map(_has_parts, schema))
     if not isinstance(schema, dict):
         return False
     beside = {"anyOf", "oneOf", "$ref"} & schema.keys() and "properties" in schema
-    return "allOf" in schema or bool(beside) or any(map(_has_parts, schema.values()))
+    return "allOf" in schema or bool(beside) or any(_has_parts(v) for _, _, v in _inner(schema))
 
 
 def _unusable(grammar: Grammar, reason: str) -> ConfigError:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from stars_engine.schema import Schema
+from stars_engine.schema import Schema, is_json
 
-ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+_NAME = r"[a-zA-Z0-9_.-]{1,64}"
 CHOICES = ("auto", "none", "required")
 
 
@@ -32,11 +33,14 @@ class ToolCall(Schema):
     @classmethod
     def _parsed(cls, arguments: Any) -> Any:
         if not isinstance(arguments, str):
-            return arguments
+            return is_json({} if arguments is None else arguments, "arguments")
         try:
-            return json.loads(arguments or "{}")
-        except ValueError as error:
+            return is_json(json.loads(arguments or "{}"), "arguments")
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the arguments are no JSON: {error}") from None
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.id, json.dumps(self.arguments, sort_keys=True)))
 
 
 class InvalidToolCall(Schema):
@@ -50,7 +54,7 @@ class InvalidToolCall(Schema):
 class Tool(Schema):
     """A tool that an assistant may call."""
 
-    name: ToolName = Field(description="what it is called by", examples=["weather"])
+    name: str = Field(description="what it is called by", examples=["weather"])
     description: str = Field(default="", description="what it is for, told to the model")
     parameters: dict[str, Any] = Field(
         default={"type": "object", "properties": {}},
@@ -66,6 +70,28 @@ class Tool(Schema):
             about = schema.pop("description", "")
             return {"name": value.__name__, "description": about, "parameters": schema}
         return _without_function(value)
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_written(cls, name: str) -> str:
+        if not re.fullmatch(_NAME, name):
+            raise ValueError("allowed: 1 to 64 letters, digits, '_', '-' and '.'")
+        return name
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _of_an_object(cls, schema: Any) -> Any:
+        if schema is None:
+            return {"type": "object", "properties": {}}
+        if isinstance(schema, Mapping) and schema.get("type", "object") != "object":
+            raise ValueError(
+                f"arguments are an object, and this is the schema of {schema['type']!r}. Cure: "
+                "{'type': 'object', 'properties': {'value': ...}}"
+            )
+        return is_json(schema, "a schema")
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.description, json.dumps(self.parameters, sort_keys=True)))
 
 
 class Message(Schema):
@@ -143,6 +169,14 @@ class Chat(Schema):
     def __init__(self, messages: Any = (), /, **values: Any) -> None:
         super().__init__(**({"messages": messages} | values))
 
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _named(cls, choice: Any) -> Any:
+        """Of the OpenAI format."""
+        if isinstance(choice, Mapping) and isinstance(choice.get("function"), Mapping):
+            return choice["function"].get("name")
+        return "auto" if choice is None else choice
+
     @field_validator("tools")
     @classmethod
     def _told_apart(cls, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
@@ -158,8 +192,11 @@ class Chat(Schema):
     def _fits(self) -> Chat:
         names = [tool.name for tool in self.tools]
         if self.tool_choice not in (*CHOICES, "any", *names):
-            allowed = ", ".join(map(repr, (*CHOICES, *names)))
-            raise ValueError(f"tool_choice {self.tool_choice!r} is none of {allowed}")
+            allowed = ", ".join(map(repr, (*CHOICES, "any", *names)))
+            raise ValueError(
+                f"tool_choice {self.tool_choice!r} is none of {allowed}. Cure: one of these, or a "
+                "tool of this name"
+            )
         if self.must_call and not self.tools:
             raise ValueError(f"tool_choice {self.tool_choice!r} needs tools to choose from")
         if self.must_call and not self.constrain_tools:
@@ -186,10 +223,12 @@ class Chat(Schema):
         return tuple(tool for tool in self.tools if tool.name == self.tool_choice)
 
     def _check_begun(self, last: Message) -> None:
-        if last.role != "assistant" or last.tool_calls or not last.content:
+        other = last.tool_calls or last.invalid_tool_calls or last.reasoning
+        if last.role != "assistant" or other or not last.content:
             raise ValueError(
                 "continue_final_message goes on with what an assistant began to say, and the last "
-                "message is none. Cure: end with a message of role 'assistant' with a content"
+                "message is none. Cure: end with a message of role 'assistant' with a content and "
+                "nothing else (a thought may stand in the content)"
             )
         if len(self.messages) == 1:
             raise ValueError("continue_final_message needs a message that is answered")

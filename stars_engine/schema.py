@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 import types
 import typing
@@ -87,6 +88,19 @@ class Schema(BaseModel):
         """
         values = self.model_dump_json(fallback=_name_of)
         return hashlib.sha256(values.encode()).hexdigest()[:12]
+
+
+def is_json(value: Any, meaning: str) -> Any:
+    """Return a value that can be written as JSON: no infinities, no halves of surrogate pairs.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{meaning} must be JSON: {error}") from None
+    return value
 
 
 def not_nan(value: float | None, meaning: str) -> float | None:

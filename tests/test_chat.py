@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 from typing import Any
 
 import jsonschema
@@ -27,7 +28,6 @@ from stars_engine import (
     ToolCall,
     TransformersModel,
 )
-from stars_engine.chat.calls import read_calls
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.chat.formats import (
     GENERIC,
@@ -35,7 +35,6 @@ from stars_engine.chat.formats import (
     LLAMA,
     MISTRAL,
     MISTRAL_NAMED,
-    ToolFormat,
     format_of,
 )
 from stars_engine.chat.template import encode_chat
@@ -202,76 +201,6 @@ def test_without_a_template_the_answer_ends_before_the_user_speaks(
     assert "plain transcript" in caplog.text
     assert result.message is not None
     assert result.message.content == result.text
-
-
-# --- formats ---
-
-
-def test_formats_are_told_by_the_template() -> None:
-    formats = {name: format_of(family.template).name for name, family in FAMILIES.items()}
-    assert formats == {
-        "hermes": "hermes",
-        "thinking": "hermes",
-        "llama": "llama",
-        "mistral": "mistral",
-        "gemma": "generic",
-        "phi": "generic",
-    }
-    assert format_of("[TOOL_CALLS]{{ name }}[ARGS]").name == "mistral, named"
-    assert format_of(None) is GENERIC
-    assert format_of("<tool_call><function={{ name }}>") is GENERIC
-
-
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_what_is_written_is_read(form: ToolFormat) -> None:
-    calls = [("weather", {"city": 'Ål "X"', "days": 2}), ("clock", {})]
-    if form.between is None:
-        calls = calls[:1]
-    read = read_calls(form.write(calls), form, TOOLS)
-    assert [(call.name, call.arguments) for call in read.valid] == calls
-    assert len({call.id for call in read.valid}) == len(calls)
-    assert all(call.id.isalnum() and len(call.id) == 9 for call in read.valid)
-    assert not read.invalid
-    assert not read.content
-
-
-BROKEN = [
-    '{"name": "weather", "arguments": {"city": "Os',
-    '{"name": "nobody", "arguments": {}}',
-    '{"name": "clock", "arguments": [1]}',
-    '{"name": 3}',
-]
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-def test_malformed_calls_are_kept(broken: str) -> None:
-    for text, form in (
-        (f"Well.\n<tool_call>\n{broken}\n</tool_call>", HERMES),
-        (f"Well.\n<tool_call>\n{broken}", HERMES),
-        (f"Well.[TOOL_CALLS] [{broken}]", MISTRAL),
-        (f"Well.[TOOL_CALLS]{broken}", MISTRAL_NAMED),
-        (broken, LLAMA),
-        (f'{{"tool_calls": [{broken}]}}', GENERIC),
-    ):
-        read = read_calls(text, form, TOOLS)
-        assert not read.valid
-        [kept] = read.invalid
-        assert broken in kept.text
-        assert kept.error
-        assert read.content == ("Well." if form.marker else "")
-
-
-def test_text_is_no_call() -> None:
-    for form in FORMATS:
-        for text in ("Hello.", '{"a": 1}', "", "[1, 2]"):
-            assert read_calls(text, form, TOOLS).content == text
-
-
-def test_one_good_call_among_bad_ones() -> None:
-    good, bad = '{"name": "clock", "arguments": {}}', '{"name": "nobody"}'
-    read = read_calls(f"[TOOL_CALLS] [{bad}, {good}, {bad}]", MISTRAL, TOOLS)
-    assert [call.name for call in read.valid] == ["clock"]
-    assert [call.name for call in read.invalid] == ["nobody", "nobody"]
 
 
 # --- answers of a model that cannot speak ---
@@ -457,7 +386,9 @@ def test_tools_of_other_forms() -> None:
         ({"tool_choice": "required"}, "needs tools"),
         ({"tools": [CLOCK, CLOCK]}, "two tools are called 'clock'"),
         ({"tools": [{"name": "auto"}]}, "no tool can be called 'auto'"),
-        ({"tools": [{"name": "a b"}]}, "tools.0.name"),
+        ({"tools": [{"name": "a b"}]}, "tools.0.name.*allowed: 1 to 64 letters"),
+        ({"tools": [{"name": "f", "parameters": {"type": "array"}}]}, "arguments are an object"),
+        ({"tools": [{"name": "f", "parameters": {"default": {1, 2}}}]}, "must be JSON"),
         ({"tools": [CLOCK], "tool_choice": "any", "constrain_tools": False}, "constrain_tools"),
         ({"continue_final_message": True}, "the last message is none"),
     ],
@@ -475,11 +406,85 @@ def test_chats_that_are_none(values: dict[str, Any], told: str) -> None:
         ({"role": "user", "content": "a", "tool_calls": [CALL]}, "for the role 'assistant'"),
         ({"role": "user"}, "content"),
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}, "no JSON"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": {1}}}]}, "be JSON"),
     ],
 )
 def test_messages_that_are_none(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         Message(**values)
+
+
+def test_frozen_objects_can_be_hashed() -> None:
+    chat = Chat([USER, CALLED], tools=TOOLS)
+    assert len({chat, Chat([USER, CALLED], tools=TOOLS), Chat([USER])}) == 2
+    assert len({SamplingParams(grammar=Query), SamplingParams(grammar=Query)}) == 1
+
+
+def test_openai_forms_of_a_choice() -> None:
+    named = {"type": "function", "function": {"name": "clock"}}
+    assert Chat([USER], tools=TOOLS, tool_choice=named).tool_choice == "clock"
+    assert Chat([USER], tools=TOOLS, tool_choice=None).tool_choice == "auto"
+
+
+def test_ids_are_found_and_fit_the_template() -> None:
+    calls = (CALL.replace(id="call_abc123456"), ToolCall(name="clock"))
+    results = [RESULT.replace(tool_call_id=None, name=None), Message(role="tool", content="9")]
+    chat = Chat([USER, CALLED.replace(tool_calls=calls), *results, USER], tools=TOOLS)
+    codec = Codec(tokenizer_of("mistral"))
+    text = codec.tokenizer.decode(read_conversation(chat, codec).token_ids)
+    written = re.findall(r'"(?:call_)?id": "(\w{9})"', text)
+    assert len(written) == 4
+    assert written[:2] == written[2:]
+    assert len(set(written)) == 2
+
+
+def test_a_reward_prompt_has_no_tools() -> None:
+    with engine_of("hermes") as engine, pytest.raises(PromptError, match="tool_choice, tools"):
+        engine.generate("a", reward_prompt=Chat([USER], tools=TOOLS, tool_choice="auto"))
+
+
+def test_a_thought_that_was_begun_goes_on() -> None:
+    forced = RegexGrammar(pattern="see[.]</think>Hi[.]")
+    with engine_of("thinking") as engine:
+        begun = Message(role="assistant", content="<think>\nLet me")
+        chat = Chat([USER, begun], continue_final_message=True)
+        result = answer(engine, chat, grammar=forced)
+    assert result.message == Message(role="assistant", content="Hi.", reasoning="see.")
+
+
+def test_thoughts_are_read_where_the_template_has_them() -> None:
+    forced = RegexGrammar(pattern="<think> is an HTML-like tag[.]")
+    with engine_of("phi") as engine:
+        result = answer(engine, Chat([USER]), grammar=forced)
+    assert result.message == Message(role="assistant", content="<think> is an HTML-like tag.")
+
+
+def test_thoughts_between_control_tokens() -> None:
+    tokenizer = tokenizer_of("thinking")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    codec = Codec(tokenizer)
+    one = HERMES.write([("clock", {})])
+    for choice in ("auto", "clock"):
+        chat = Chat([USER], tools=TOOLS, tool_choice=choice)
+        assert accepts(chat, codec, f"<think>Hm.</think>\n\n{one}")
+        assert accepts(chat, codec, one)
+    assert accepts(Chat([USER], tools=TOOLS), codec, "<think>Hm.</think>Well.")
+    assert not accepts(Chat([USER], tools=TOOLS), codec, "<think>Hm.")
+    ids = codec.encode_rendered(f"<think>Hm.</think>\n\n{one}")
+    replies = read_conversation(Chat([USER], tools=TOOLS), codec).replies
+    assert replies is not None
+    read = replies.read((), ids, codec.completion_text((), ids)[0])
+    assert (read.reasoning, read.content) == ("Hm.", "")
+    assert [call.name for call in read.tool_calls] == ["clock"]
+
+
+@pytest.mark.parametrize("name", ["gemma", "phi", "hermes", None])
+def test_forced_calls_are_never_rejected(name: str | None) -> None:
+    hard: dict[str, Any] = {"schedule": ConstantSchedule(value=1e9), "on_exhausted": "raise"}
+    with engine_of(name, **hard) as engine:
+        result = answer(engine, Chat([USER], tools=TOOLS, tool_choice="clock"))
+    assert {segment.verdict for segment in result.segments} == {"unjudged"}
+    assert result.reward is None
 
 
 def test_tools_and_a_grammar_both() -> None:

@@ -366,6 +366,7 @@ def test_nothing_left_to_draw_is_told(backend: Any) -> None:
         ({"$ref": "#/$defs/x", "$defs": {"x": {"properties": {"a": {"const": 1}}}}}, True),
         # One part must not forbid what another asks for.
         ({"allOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"b": {}}}]}, False),
+        ({"properties": {"a": {"const": 1}, "allOf": {}}}, True),  # a name, no keyword
         ({"type": "object"}, False),
     ],
 )
@@ -385,6 +386,14 @@ def test_objects_have_only_the_properties_that_are_named(
     assert is_allowed(b'{"a": 1, "c": 1}', grammar) == (not is_closed)
     assert is_allowed(b'{"a": 1, "c": 1}', grammar.replace(extra_properties=True))
     assert "additionalProperties" not in str(schema) or not is_closed  # left as it was given
+
+
+def test_values_in_a_schema_are_no_schemas() -> None:
+    grammars = Grammars([bytes([byte]) for byte in range(256)], [], [])
+    for schema in ({"const": {"properties": {"a": 1}}}, {"enum": [{"properties": {"a": 1}}]}):
+        state = grammars.start(JsonGrammar(json_schema=schema, compact=True))
+        state.consume(list(b'{"properties":{"a":1}}'))
+        assert not state.error
 
 
 # --- the engine ---
@@ -412,6 +421,7 @@ def test_the_engine_takes_a_pydantic_model(engine: StarsEngine) -> None:
         (RegexGrammar(pattern="(?=a)b"), "look-around"),
         (JsonGrammar(json_schema={"not": {}}), r"Unimplemented keys: \[\"not\"\]"),
         (JsonGrammar(json_schema={"type": "text"}), "Invalid type: text"),
+        (RegexGrammar(pattern="a\\"), "backslash that escapes nothing"),
         (EbnfGrammar(text="start: other"), "ebnf grammar cannot be used: .*other"),
         (EbnfGrammar(text="nothing"), "ebnf grammar cannot be used"),
     ],

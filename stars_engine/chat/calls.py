@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -19,6 +19,8 @@ from stars_engine.chat.formats import (
     unmarked,
 )
 from stars_engine.messages import InvalidToolCall, Tool, ToolCall
+
+_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str 
         return Calls(unmarked(text))
     scanner = _Scanner(text[start:])
     said, pieces = _cut(scanner, form)
+    pieces = [piece for piece in pieces if piece]
     if not pieces:  # the marks of a call, and none between them
         pieces, said = [scanner.text], ""
     names = {tool.name for tool in tools}
@@ -201,7 +204,19 @@ _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refused)
 def _loads(written: str) -> Any:
     value = _DECODER.decode(written)
     json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        level = [part for whole in level for part in _parts(whole)]
     return value
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _without_blanks(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from stars_engine.chat.conversations import ResolvedPrompt, read_conversation, transcript
 from stars_engine.chat.formats import GENERIC
 from stars_engine.chat.template import has_template
-from stars_engine.chat.turns import spoken
+from stars_engine.chat.turns import spoken, texts_of, turns_of
 from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
 from stars_engine.messages import Chat, Message
@@ -42,6 +42,9 @@ def resolve_prompt(
         prompt = Chat([Message(role="user", content=prompt)])
     if isinstance(prompt, Chat):
         _check_messages(prompt.messages)
+        for tool in prompt.tools:
+            for text in texts_of(tool.model_dump()):
+                _check_text(text, f"the tool {tool.name}")
         resolved = read_conversation(prompt, codec)
     else:
         resolved = ResolvedPrompt(*_encode(prompt, codec))
@@ -101,6 +104,11 @@ def _replacement(prompt: str | Chat) -> RewardPrompt:
             _check_text(prompt, "reward_prompt")
             return RewardPrompt(prompt)
         case Chat():
+            if ignored := prompt.model_fields_set - {"messages"}:
+                raise PromptError(
+                    f"reward_prompt is a Chat with {', '.join(sorted(ignored))}, of no use to a "
+                    "reward model. Cure: Chat(messages)"
+                )
             _check_messages(prompt.messages)
             told = spoken(prompt.messages, GENERIC)
             return RewardPrompt(transcript(told), messages=told)
@@ -111,7 +119,8 @@ def _replacement(prompt: str | Chat) -> RewardPrompt:
 
 def _check_messages(messages: Sequence[Message]) -> None:
     for index, message in enumerate(messages):
-        _check_text(message.content, f"the content of message {index}")
+        for text in texts_of(turns_of([message])):
+            _check_text(text, f"the content of message {index}")
 
 
 def _check_text(text: str, what: str) -> None:

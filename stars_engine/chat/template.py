@@ -93,9 +93,10 @@ def render(
                 "TransformersModel(chat_template=...), or give one if it is the tokenizer's own"
             ) from error
         roles = ", ".join(message.role for message in messages)
+        calls = ", or the calls of tools and their ids" if "tool" in f"{turns}" else ""
         raise PromptError(
             f"the model's chat template rejects these messages ({error}). Cure: change the roles "
-            f"or their order; they are: {roles}"
+            f"or their order{calls}; they are: {roles}"
         ) from error
     return Rendered(text, mark)
 

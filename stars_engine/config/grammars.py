@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from stars_engine.schema import Schema
+from stars_engine.schema import Schema, is_json
 
 
 class JsonGrammar(Schema):
@@ -32,7 +32,10 @@ class JsonGrammar(Schema):
     @field_validator("json_schema", mode="before")
     @classmethod
     def _of_a_model(cls, value: Any) -> Any:
-        return schema_of(value)
+        return is_json(schema_of(value), "a schema")
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash())
 
 
 class RegexGrammar(Schema):
