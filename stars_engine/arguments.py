@@ -10,6 +10,7 @@ from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.errors import ConfigError, Problem, PromptError
 from stars_engine.messages import Chat
 from stars_engine.runtime.calls import Question
+from stars_engine.schedules import AutoSchedule, NoSchedule
 from stars_engine.schema import Schema
 from stars_engine.types import Prompt
 
@@ -47,11 +48,20 @@ def questions_of(
     samplings = _each("sampling", SamplingParams, sampling, own, count)
     aligns = _each("align", AlignParams, align, config.align, count)
     return tuple(
-        Question(prompt, shown, proposal, config.with_thresholds(test))
+        Question(prompt, shown, proposal, _needed(config.with_thresholds(test), proposal))
         for prompt, shown, proposal, test in zip(
             prompt_list, _one_each(reward_prompt, count), samplings, aligns, strict=True
         )
     )
+
+
+def _needed(align: AlignParams, sampling: SamplingParams | None) -> AlignParams:
+    """Return the test without thresholds to be found, where nothing will be judged by them."""
+    if sampling is None or not align.judges_none_of(sampling):
+        return align
+    if not isinstance(align.schedule, AutoSchedule):
+        return align
+    return align.replace(schedule=NoSchedule())
 
 
 def _each(

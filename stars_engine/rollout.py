@@ -191,7 +191,7 @@ class Rollout:
         """Whether a candidate is kept unjudged: reasoning, calls of tools, JSON by a grammar."""
         if self.align.judge == "all":
             return False
-        if self.sampling.grammar is not None and self.sampling.grammar.kind == "json":
+        if self.align.judges_none_of(self.sampling):
             return True
         if self.replies is None:
             return False

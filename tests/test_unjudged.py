@@ -217,6 +217,8 @@ def test_json_by_a_grammar_is_not_judged() -> None:
         sampling = engine.sampling.replace(grammar=grammar)
         [result] = engine.generate("A list:", sampling=sampling)
         assert result.reward is None
+        unknown = engine.config.align.replace(schedule=AutoSchedule())  # nothing is calibrated
+        engine.generate("A list:", sampling=sampling, align=unknown)
         assert not read
         with pytest.raises(AlignmentError):
             engine.generate(

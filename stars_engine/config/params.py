@@ -319,6 +319,11 @@ class AlignParams(Schema):
             )
         return self
 
+    def judges_none_of(self, sampling: SamplingParams) -> bool:
+        """Whether no segment of answers drafted so is judged: JSON that a grammar rules."""
+        grammar = sampling.grammar
+        return self.judge == "answer" and grammar is not None and grammar.kind == "json"
+
     @property
     def shortest_segment(self) -> int:
         """Tokens before a sentence may end the segment."""
