@@ -253,7 +253,12 @@ def test_other_models_without_thresholds_get_them_found() -> None:
     assert config.with_thresholds().segment_len == AlignParams().segment_len
     mixed = StarsConfig(model="a/b", reward="c/d", align=AlignParams(max_attempts=7))
     assert mixed.with_thresholds().schedule == AutoSchedule()
-    assert StarsConfig().with_thresholds().schedule.kind == "calibrated"  # shipped with the pair
+    shipped = StarsConfig().with_thresholds()
+    assert (shipped.schedule.kind, shipped.segment_len) == ("linear", 16)
+    softer = StarsConfig().with_thresholds(AlignParams(max_attempts=7))
+    assert (softer.schedule, softer.segment_len) == (shipped.schedule, 16)  # what it was made for
+    longer = StarsConfig().with_thresholds(AlignParams(segment_len=32))
+    assert longer.schedule != shipped.schedule
     assert AutoSchedule().target == ("budget", 2.7)
 
 

@@ -71,15 +71,13 @@ def balanced(log_odds: Floats) -> list[int]:
 
 
 @torch.no_grad()
-def mean_of(
-    first: LlamaForSequenceClassification, second: LlamaForSequenceClassification
-) -> LlamaForSequenceClassification:
-    """Return the first with the mean of both models' weights.
+def mean_of(models: Sequence[LlamaForSequenceClassification]) -> LlamaForSequenceClassification:
+    """Return the first model with the mean of all models' weights.
 
     Models trained from the same weights in different ways lie in one valley, and between them is
     better than either (Wortsman et al. 2022, "Model soups").
     """
-    others = second.state_dict()
-    for name, weights in first.named_parameters():
-        weights.lerp_(others[name], 0.5)
-    return first
+    found = [model.state_dict() for model in models]
+    for name, weights in models[0].named_parameters():
+        weights.copy_(torch.stack([weights_of[name] for weights_of in found]).mean(0))
+    return models[0]
