@@ -11,7 +11,7 @@ tokens over the mean tokens of a plain answer; one draft at a time, so that ther
 Thresholds are calibrated for a budget on openings of training reviews. Of the candidates whose
 guards hold, which spend at most --max-times on the select half, and force at most a tenth of their
 segments, beyond which the engine itself warns, the one of highest judge reward is reported, and
-written to OUT/align.yaml; a ramp for other segments goes to OUT/ramp.yaml. What a quarter of
+written to OUT/align.yaml, or that of --ship in its place; a ramp for other segments goes to OUT/ramp.yaml. What a quarter of
 Best-of-16's tokens gives at segment_len 32, and a sixth at 8, is reported whatever was chosen,
 under --aim-seeds of the seeds.
 
@@ -158,8 +158,10 @@ class Pair:
             print(f"{arm.name}: {json.dumps(rows[arm.name])}", flush=True)
         tried = {arm: rows[arm.name] for arm in CANDIDATES}
         self._chosen = best(tried, rows["vanilla"], self._options.max_times)
+        named = {arm.name: arm for arm in CANDIDATES}
+        shipped = named[self._options.ship or self._chosen.name]
         for file, text in (
-            ("align.yaml", as_shipped(self.settings(self._chosen))),
+            ("align.yaml", as_shipped(self.settings(shipped))),
             ("ramp.yaml", yaml.safe_dump(_plain(half.ramp(8)), sort_keys=False)),
         ):
             (self._options.out / file).write_text(text)
@@ -286,6 +288,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--max-times", type=float, default=4.5, help="of the chosen arm")
     parser.add_argument("--max-tokens", type=int, default=128, help="of every answer")
     parser.add_argument("--aim-seeds", type=int, default=1, help="of the arms that are not chosen")
+    names = [arm.name for arm in CANDIDATES]
+    parser.add_argument("--ship", choices=names, help="in place of the chosen arm")
     parser.add_argument("--until", choices=["plain", "select", "report"], default="report")
     return parser.parse_args()
 

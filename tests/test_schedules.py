@@ -254,9 +254,9 @@ def test_other_models_without_thresholds_get_them_found() -> None:
     mixed = StarsConfig(model="a/b", reward="c/d", align=AlignParams(max_attempts=7))
     assert mixed.with_thresholds().schedule == AutoSchedule()
     shipped = StarsConfig().with_thresholds()
-    assert (shipped.schedule.kind, shipped.segment_len) == ("linear", 16)
-    softer = StarsConfig().with_thresholds(AlignParams(max_attempts=7))
-    assert (softer.schedule, softer.segment_len) == (shipped.schedule, 16)  # what it was made for
+    assert (shipped.schedule.kind, shipped.segment_len) == ("calibrated", 8)
+    softer = StarsConfig().with_thresholds(AlignParams(beta=0.5))
+    assert (softer.schedule, softer.segment_len) == (shipped.schedule, 8)  # what it was made for
     longer = StarsConfig().with_thresholds(AlignParams(segment_len=32))
     assert longer.schedule != shipped.schedule
     assert AutoSchedule().target == ("budget", 2.7)

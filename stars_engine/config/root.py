@@ -139,7 +139,6 @@ class StarsConfig(Filed):
         if self.uses_embedded_pair and schedule == default:
             if _measured_otherwise(own):
                 return align.replace(schedule=embedded_ramp())
-            own = {"segment_len": embedded_align().segment_len, **own}
         if align.schedule is not None:
             return align
         # Made anew: what a calibrated schedule brings along yields to what the test itself sets.
