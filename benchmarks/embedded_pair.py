@@ -11,9 +11,9 @@ tokens over the mean tokens of a plain answer; one draft at a time, so that ther
 Thresholds are calibrated for a budget on openings of training reviews. Of the candidates whose
 guards hold, which spend at most --max-times on the select half, and force at most a tenth of their
 segments, beyond which the engine itself warns, the one of highest judge reward is reported, and
-written to OUT/align.yaml, or that of --ship in its place; a ramp for other segments goes to OUT/ramp.yaml. What a quarter of
-Best-of-16's tokens gives at segment_len 32, and a sixth at 8, is reported whatever was chosen,
-under --aim-seeds of the seeds.
+written to OUT/align.yaml, or that of --ship in its place; a ramp for other segments goes to
+OUT/ramp.yaml. What a quarter of Best-of-16's tokens gives at segment_len 32, and a sixth at 8, is
+reported whatever was chosen, under --aim-seeds of the seeds.
 
 Best-of-N is the exact expectation over subsets of the plain answers; between two N it is linear.
 Wins are counted against every plain answer to the same prompt. Intervals: bootstrap over prompts.

@@ -136,9 +136,8 @@ class StarsConfig(Filed):
         default = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
         schedule = align.schedule or self.align.schedule or default
         own = {name: getattr(align, name) for name in align.model_fields_set}
-        if self.uses_embedded_pair and schedule == default:
-            if _measured_otherwise(own):
-                return align.replace(schedule=embedded_ramp())
+        if self.uses_embedded_pair and schedule == default and _measured_otherwise(own):
+            return align.replace(schedule=embedded_ramp())
         if align.schedule is not None:
             return align
         # Made anew: what a calibrated schedule brings along yields to what the test itself sets.
