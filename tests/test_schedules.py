@@ -255,8 +255,8 @@ def test_other_models_without_thresholds_get_them_found() -> None:
     assert mixed.with_thresholds().schedule == AutoSchedule()
     shipped = StarsConfig().with_thresholds()
     assert (shipped.schedule.kind, shipped.segment_len) == ("calibrated", 8)
-    softer = StarsConfig().with_thresholds(AlignParams(beta=0.5))
-    assert (softer.schedule, softer.segment_len) == (shipped.schedule, 8)  # what it was made for
+    other = StarsConfig().with_thresholds(AlignParams(on_exhausted="last"))
+    assert (other.schedule, other.segment_len) == (shipped.schedule, 8)  # what it was made for
     longer = StarsConfig().with_thresholds(AlignParams(segment_len=32))
     assert longer.schedule != shipped.schedule
     assert AutoSchedule().target == ("budget", 2.7)
