@@ -257,6 +257,8 @@ def test_other_models_without_thresholds_get_them_found() -> None:
     assert (shipped.schedule.kind, shipped.segment_len) == ("calibrated", 8)
     other = StarsConfig().with_thresholds(AlignParams(on_exhausted="last"))
     assert (other.schedule, other.segment_len) == (shipped.schedule, 8)  # what it was made for
+    softer = StarsConfig().with_thresholds(AlignParams(beta=0.1))
+    assert (softer.schedule.kind, softer.segment_len, softer.beta) == ("linear", 8, 0.1)
     longer = StarsConfig().with_thresholds(AlignParams(segment_len=32))
     assert longer.schedule != shipped.schedule
     assert AutoSchedule().target == ("budget", 2.7)

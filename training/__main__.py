@@ -7,9 +7,9 @@ models of `--beside`. Three stages of the reward model follow. `teacher`: from t
 weights, trained on labelled reviews; its verdicts on reviews without a label. `student`: from the
 language model's weights again, trained on both. `reward`: from the mean of the two, trained on
 longer rows, and on verdicts of the teacher together with a bag of words, in runs that go on from
-each other; the mean of the last ones' weights is shipped. Thresholds are chosen and
-written by `benchmarks/embedded_pair.py`. Seeds and step counts are fixed; a run that was cut off
-goes on from what is in `--work`. What is measured goes to `metrics.json`.
+each other; the mean of the last ones' weights is shipped. Thresholds are chosen and written by
+`benchmarks/embedded_pair.py`. Seeds and step counts are fixed; a run that was cut off goes on from
+what is in `--work`. What the stages measure goes to `metrics.json`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ REWARD_RUNS = (
 )
 # The last run counts twice: of two means this one was ahead on dev reviews, by 0.04 points.
 REWARD_MEAN = ("second", "third", "fourth", "fourth")
-REWARD_CONTEXT_LEN = 1024  # 98 of 100 reviews whole
+REWARD_CONTEXT_LEN = 1024  # 96 of 100 reviews whole
 
 
 def main() -> None:

@@ -137,7 +137,8 @@ class StarsConfig(Filed):
         schedule = align.schedule or self.align.schedule or default
         own = {name: getattr(align, name) for name in align.model_fields_set}
         if self.uses_embedded_pair and schedule == default and _measured_otherwise(own):
-            return align.replace(schedule=embedded_ramp())
+            ramp = {"segment_len": embedded_align().segment_len, **own, "schedule": embedded_ramp()}
+            return AlignParams(**ramp)
         if align.schedule is not None:
             return align
         # Made anew: what a calibrated schedule brings along yields to what the test itself sets.
