@@ -13,6 +13,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ class Grammars:
         )
         # Rows side by side; by itself it would leave a fifth of the processors alone.
         self._threads = llguidance.LLExecutor(num_threads=min(os.cpu_count() or 1, 32))
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="stars-grammar")
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
 
     def start(self, grammar: Grammar) -> GrammarState:
@@ -116,6 +118,12 @@ class Grammars:
             if state.error:  # where it would end the text as if it were complete
                 flags[row] = False
         return flags[:, : self._num_tokens]
+
+    def allowed_soon(
+        self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
+    ) -> Future[NDArray[np.bool_]]:
+        """Have `allowed` found beside other work; the states are not to be changed before."""
+        return self._beside.submit(self.allowed, states, stop_token_ids)
 
     def _compile(self, grammar: Grammar) -> GrammarState:
         try:

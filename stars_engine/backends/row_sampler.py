@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import Prefix
@@ -92,6 +95,8 @@ class RowSampler:
     def draw(self, logits: torch.Tensor, rows: Sequence[Row], step: int) -> torch.Tensor:
         """Return `(rows,)` tokens from `(rows, vocab)` logits and what each row is drawn by.
 
+        Masks are those of the last `prepare`.
+
         A row without a uniform gets its likeliest token. `NO_TOKEN` stands where a row's logits and
         settings leave nothing to draw from.
         """
@@ -110,8 +115,7 @@ class RowSampler:
             greedy = [uniforms[row] is None for row in group.indices]
             # A single group is all rows: picking them out would copy the logits.
             own = slice(None) if len(self._groups) == 1 else group.rows
-            allowed = self._allowed([rows[row] for row in group.indices], sampling)
-            drawn = group.draw(logits[own], quantiles[own], banned, greedy, allowed)
+            drawn = group.draw(logits[own], quantiles[own], banned, greedy)
             tokens[own] = drawn
             if group.counts is not None:
                 # A row with no token has ended; what is counted in it is of no use.
@@ -119,13 +123,16 @@ class RowSampler:
                 group.counts.scatter_add_(1, column, torch.ones_like(column))
         return tokens
 
-    def _allowed(self, rows: Sequence[Row], sampling: SamplingParams) -> torch.Tensor | None:
-        """Return what grammars allow, `(rows, vocab)`; rows that are done have none to keep to."""
-        if sampling.grammar is None:
-            return None
-        assert self._grammars is not None
-        states = [None if row.done else row.grammar for row in rows]
-        return torch.from_numpy(self._grammars.allowed(states, sampling.stop_token_ids))
+    def prepare(self, rows: Sequence[Row]) -> None:
+        """Have the masks of the next step made while the model reads: tokens alone rule them."""
+        for group in self._groups:
+            if group.sampling.grammar is None:
+                continue
+            assert self._grammars is not None
+            # Rows that are done have no grammar to keep to.
+            states = [None if rows[row].done else rows[row].grammar for row in group.indices]
+            stop_token_ids = group.sampling.stop_token_ids
+            group.allowed = self._grammars.allowed_soon(states, stop_token_ids)
 
 
 class _Group:
@@ -143,6 +150,7 @@ class _Group:
         self.rows = torch.tensor(rows)
         self.sampling = sampling
         self.position = position
+        self.allowed: Future[NDArray[np.bool_]] | None = None  # (rows, vocab), by grammars
         self.counts: torch.Tensor | None = None  # (rows, vocab), of the completion
         self.in_prompt: torch.Tensor | None = None  # (rows, vocab)
         if uses_penalties(sampling):
@@ -159,10 +167,11 @@ class _Group:
         quantiles: torch.Tensor,
         banned_ids: Sequence[int],
         greedy: Sequence[bool],
-        allowed: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return each row's token: drawn from the proposal, or the likeliest."""
-        allowed = None if allowed is None else allowed.to(logits.device)
+        allowed = None
+        if self.allowed is not None:
+            allowed = torch.from_numpy(self.allowed.result()).to(logits.device)
         choices = [
             propose(
                 logits,

@@ -89,6 +89,7 @@ class TransformersBackend:
             self._start_grammar(request)
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
         rows = [Row(request) for request in requests]
+        sampler.prepare(rows)
         failures: dict[int, GenerationError] = {}
         num_steps = max(len(request.uniforms) + request.lookahead for request in requests) - 1
         branches = None
@@ -108,6 +109,7 @@ class TransformersBackend:
                     failures[index] = _nothing_to_draw(logits[index], row)
             if all(row.done for row in rows):
                 return [failures.get(index, row.draft) for index, row in enumerate(rows)]
+            sampler.prepare(rows)
             branches = branches or self.decoder.branch(prefixes, num_steps)
             logits = branches.step(tokens.clamp(min=0))
             step += 1
