@@ -160,8 +160,8 @@ def json_rule(schema: dict[str, Any], blanks: dict[str, Any], *, closed: bool = 
         blanks: What may stand between the parts, in llguidance's words.
         closed: Whether objects have the properties that are named, and no others.
     """
-    if closed and not _has_parts(schema):
-        schema = _closed(schema)
+    if closed:
+        schema = _closed(schema, _refs_of_parts(schema))
     return f"%json {json.dumps({**schema, 'x-guidance': blanks})}"
 
 
@@ -195,29 +195,64 @@ def _inner(schema: dict[str, Any]) -> Iterator[tuple[str, str | int | None, Any]
             yield key, None, schema[key]
 
 
-def _closed(schema: Any) -> Any:
-    """Let objects have the properties that are named, and no others, where nothing is said."""
+def _in_parts(schema: dict[str, Any]) -> bool:
+    """Whether an object is described in several places, where none may exclude the others'."""
+    described = {"properties", "patternProperties", "required"} & schema.keys()
+    beside = {"anyOf", "oneOf", "$ref", "if", "dependentSchemas"} & schema.keys()
+    return "allOf" in schema or bool(described and beside)
+
+
+def _is_part(key: str) -> bool:
+    """Whether what stands there describes the same object as what is around it."""
+    return key in ("allOf", "anyOf", "oneOf", "if", "then", "else", "not", "dependentSchemas")
+
+
+def _refs_of_parts(root: Any) -> set[str]:
+    """Return which definitions are parts of some object."""
+    found: set[str] = set()
+
+    def walk(schema: Any, *, is_part: bool) -> None:
+        if not isinstance(schema, dict):
+            return
+        parted = is_part or _in_parts(schema)
+        if parted and isinstance(schema.get("$ref"), str):
+            found.add(schema["$ref"])
+        for key, place, value in _inner(schema):
+            named = f"#/{key}/{place}" in found
+            walk(value, is_part=named or (parted and _is_part(key)))
+
+    size = -1
+    while size < len(found):  # a definition that is a part may refer to another
+        size = len(found)
+        walk(root, is_part="#" in found)
+    return found
+
+
+def _closed(schema: Any, refs: set[str], *, is_part: bool = False) -> Any:
+    """Let objects have the properties that are named, and no others, where nothing is said.
+
+    An object that is described in several places stays open, as do these places.
+    """
     if not isinstance(schema, dict):
         return schema
+    parted = is_part or "#" in refs or _in_parts(schema)
     closed = dict(schema)
     for key, place, value in _inner(schema):
+        named = f"#/{key}/{place}" in refs
+        inner = _closed(value, refs - {"#"}, is_part=named or (parted and _is_part(key)))
         if place is None:
-            closed[key] = _closed(value)
+            closed[key] = inner
             continue
         if closed[key] is schema[key]:
             closed[key] = schema[key].copy()
-        closed[key][place] = _closed(value)
-    if isinstance(schema.get("properties"), dict) and "patternProperties" not in schema:
+        closed[key][place] = inner
+    if (
+        isinstance(schema.get("properties"), dict)
+        and "patternProperties" not in schema
+        and not parted
+    ):
         closed.setdefault("additionalProperties", False)
     return closed
-
-
-def _has_parts(schema: Any) -> bool:
-    """Whether some object is described in several places, where none may exclude the others'."""
-    if not isinstance(schema, dict):
-        return False
-    beside = {"anyOf", "oneOf", "$ref"} & schema.keys() and "properties" in schema
-    return "allOf" in schema or bool(beside) or any(_has_parts(v) for _, _, v in _inner(schema))
 
 
 def _unusable(grammar: Grammar, reason: str) -> ConfigError:

@@ -82,7 +82,7 @@ class Stars:
         passed = candidates[len(judged)] if len(judged) < len(candidates) else None
         inputs = [rollout.reward_input(candidate) for candidate in judged]
         if judged and rollout.needs_prompt_reward:
-            inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.begun, ()))
+            inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.judged_beginning, ()))
         return Trial(rollout, judged, inputs, passed)
 
     def walk(self, trial: Trial) -> SegmentEvent | None:

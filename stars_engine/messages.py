@@ -40,7 +40,7 @@ class ToolCall(Schema):
             raise ValueError(f"the arguments are no JSON: {error}") from None
 
     def __hash__(self) -> int:
-        return hash((self.name, self.id, json.dumps(self.arguments, sort_keys=True)))
+        return hash((self.name, self.id))  # equal arguments may be written differently
 
 
 class InvalidToolCall(Schema):
@@ -91,7 +91,7 @@ class Tool(Schema):
         return is_json(schema, "a schema")
 
     def __hash__(self) -> int:
-        return hash((self.name, self.description, json.dumps(self.parameters, sort_keys=True)))
+        return hash((self.name, self.description))
 
 
 class Message(Schema):
@@ -118,10 +118,11 @@ class Message(Schema):
     @model_validator(mode="before")
     @classmethod
     def _may_only_call(cls, value: Any) -> Any:
-        """An assistant that calls tools need not say anything."""
-        if isinstance(value, Mapping) and value.get("tool_calls") and value.get("content") is None:
-            return {**value, "content": ""}
-        return value
+        """An assistant that calls tools need not say anything; None is nothing."""
+        if not isinstance(value, Mapping):
+            return value
+        given = {name: part for name, part in value.items() if part is not None}
+        return {"content": "", **given} if given.get("tool_calls") else given
 
     @field_validator("content", mode="before")
     @classmethod

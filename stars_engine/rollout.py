@@ -50,6 +50,7 @@ class Rollout:
         noise: Where all of the rollout's randomness comes from.
         seed: Reported in the result.
         begun: What the assistant had begun to say; the reward model reads it with the completion.
+        fallback: Of the text, what was put in place of an answer.
         replies: Reads the completion as an assistant's message; None if it is none.
         slot: The language model's record of the prefix, once prefilled.
         token_ids: The completion so far.
@@ -71,6 +72,7 @@ class Rollout:
     prompt_index: int = 0
     sample_index: int = 0
     begun: str = ""
+    fallback: str = ""
     replies: ReplyReader | None = None
     slot: Any = None
     token_ids: list[int] = field(default_factory=list)
@@ -185,7 +187,14 @@ class Rollout:
         if self.align.judge == "answer" and self.replies is not None:
             text, ids = self.replies.judged(self.prompt_ids, ids, text)
         finished = shown.finish_reason == "stop"
-        return RewardInput(self.reward_prompt, self.begun + text, ids, finished)
+        return RewardInput(self.reward_prompt, self.judged_beginning + text, ids, finished)
+
+    @property
+    def judged_beginning(self) -> str:
+        """What the reward model reads of what the assistant had begun to say."""
+        if self.align.judge == "all" or self.replies is None:
+            return self.begun
+        return self.replies.prose_of_begun(self.begun)
 
     def passes(self, candidate: Candidate) -> bool:
         """Whether a candidate is kept unjudged: reasoning, calls of tools, JSON by a grammar."""
@@ -208,8 +217,14 @@ class Rollout:
     @property
     def in_passage(self) -> bool:
         """Whether the next segment will hardly be judged: the answer is in a thought or a call."""
-        if self.align.judge == "all" or self.replies is None or not self.token_ids:
+        if self.align.judge == "all":
             return False
+        if self.align.judges_none_of(self.sampling):
+            return True
+        if self.replies is None:
+            return False
+        if not self.token_ids:
+            return self.replies.must_call or self.replies.thoughts == "begun"
         marked = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
         begin, end = self.replies.prose(marked)
         return len(marked) <= begin or end < len(marked)
@@ -275,6 +290,7 @@ class Rollout:
         segment = None
         if fallback_text is not None:
             self.text += fallback_text
+            self.fallback = fallback_text
             self.reward = None  # nobody judged the text with the fallback in it
             segment = Segment(
                 text=rest + fallback_text,
@@ -330,7 +346,9 @@ class Rollout:
         )
         message, reason = None, self.finish_reason
         if self.replies is not None:
-            message = self.replies.read(self.prompt_ids, self.token_ids, self.text)
+            text = self.text.removesuffix(self.fallback) if self.fallback else self.text
+            message = self.replies.read(self.prompt_ids, self.token_ids, text)
+            message = message.replace(content=message.content + self.fallback)
             if reason == "stop" and message.tool_calls:
                 reason = "tool_calls"
         return StarsResult(

@@ -130,7 +130,7 @@ def test_what_is_said_behind_calls_is_content() -> None:
     assert not read.invalid
     assert read.content == "Well.\nDone.\nBye."
     read = read_calls(MISTRAL.write([("clock", {})]) + " Done.", MISTRAL, TOOLS)
-    assert (len(read.valid), read.content) == (1, "\nDone.")
+    assert (len(read.valid), read.content) == (1, "Done.")
 
 
 @pytest.mark.parametrize(
@@ -194,3 +194,49 @@ def test_equal_answers_to_other_prompts_have_other_ids() -> None:
     text = LLAMA.write([("clock", {})])
     ids = {read_calls(text, LLAMA, TOOLS, salt=salt).valid[0].id for salt in ("1,2", "1,3")}
     assert len(ids) == 2
+
+
+def test_closing_tags_are_no_content() -> None:
+    tokenizer = tokenizer_of("hermes")
+    tags = {"additional_special_tokens": ["<tool_call>", "</tool_call>"]}
+    tokenizer.add_special_tokens(tags)
+    codec = Codec(tokenizer)
+    form = format_as_seen(HERMES, codec)
+    ids = codec.encode_rendered("Hi\n" + HERMES.write([("clock", {}), ("clock", {})]))
+    text = codec.completion_text((), ids)[0]
+    read = read_calls(marked_text(codec, (), ids, text), form, TOOLS)
+    assert (len(read.valid), read.content, read.invalid) == (2, "Hi", ())
+    whole = HERMES.write([("clock", {})])
+    for size in range(1, len("\n</tool_call>")):
+        read = read_calls(whole[:-size], HERMES, TOOLS)
+        assert (len(read.valid), read.content, read.invalid) == (1, "", ())
+
+
+def test_calls_without_a_marker_of_their_own() -> None:
+    one, bad = '{"name": "clock", "arguments": {}}', '{"name": "nobody"}'
+    read = read_calls(f"<tool_call>{one} {bad}</tool_call> Well.", HERMES, TOOLS)
+    assert [call.name for call in read.valid] == ["clock"]
+    assert [call.text for call in read.invalid] == [bad]
+    assert read.content == "Well."
+    read = read_calls(f"{one}; {one} Well.", LLAMA, TOOLS)
+    assert (len(read.valid), read.content) == (2, "Well.")
+
+
+def test_control_tokens_within_arguments_are_their_names() -> None:
+    codec = Codec(tokenizer_of("mistral"))
+    written = MISTRAL.write([("clock", {"c": "[TOOL_CALLS] x"})])
+    ids = codec.encode_rendered(written)
+    text = codec.completion_text((), ids)[0]
+    [call] = read_calls(
+        marked_text(codec, (), ids, text), format_as_seen(MISTRAL, codec), TOOLS
+    ).valid
+    assert call.arguments == {"c": "[TOOL_CALLS] x"}
+
+
+def test_keys_that_only_look_like_those_of_calls() -> None:
+    for text, form in (
+        ('{"na me": 1}', LLAMA),
+        ('{"to ol_calls": 1}', GENERIC),
+        ('"name": 1', LLAMA),
+    ):
+        assert read_calls(text, form, TOOLS) == Calls(text)

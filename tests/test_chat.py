@@ -487,6 +487,64 @@ def test_forced_calls_are_never_rejected(name: str | None) -> None:
     assert result.reward is None
 
 
+def test_a_fallback_is_content_wherever_the_answer_stood() -> None:
+    begun = Message(role="assistant", content="<think>I")
+    fallback = {"on_exhausted": "fallback", "fallback_text": "SORRY"}
+    with engine_of("thinking", schedule=ConstantSchedule(value=1e9), **fallback) as engine:
+        chat = Chat([USER, begun], continue_final_message=True)
+        forced = RegexGrammar(pattern="[a-z]{12}</think>[A-Z]{12}")
+        result = answer(engine, chat, grammar=forced)
+    assert result.message is not None
+    assert result.finish_reason == "fallback"
+    assert result.message.content.endswith("SORRY")
+    assert "SORRY" not in (result.message.reasoning or "")
+
+
+@pytest.mark.parametrize("begun", ["<think>I wonder", "<think>I wonder</think>The film"])
+def test_the_reward_does_not_read_a_thought_that_was_begun(begun: str) -> None:
+    read: list[str] = []
+    tokenizer = tokenizer_of("thinking")
+    engine = StarsEngine(
+        StarsConfig(
+            model=TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer),
+            reward=lambda _, completion: float(read.append(completion) or 0),  # type: ignore[func-returns-value]
+            align=AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4),
+        )
+    )
+    pattern = "hm[.]{9}</think>[A-Z]{12}" if begun.endswith("wonder") else "[A-Z]{12}"
+    sampling = SamplingParams(grammar=RegexGrammar(pattern=pattern), max_tokens=60, seed=0)
+    chat = Chat([USER, Message(role="assistant", content=begun)], continue_final_message=True)
+    [result] = engine.generate(chat, sampling=sampling)
+    assert read
+    assert all("wonder" not in completion for completion in read)
+    assert result.message is not None
+    prose = begun.rpartition("</think>")[2].replace("<think>I wonder", "")
+    assert prose + result.message.content in read
+
+
+def test_what_goes_on_with_text_needs_a_marker_for_calls() -> None:
+    begun = Message(role="assistant", content="The JSON is ")
+    for name in ("llama", "gemma"):
+        chat = Chat([USER, begun], tools=TOOLS, continue_final_message=True)
+        with engine_of(name) as engine:
+            result = answer(engine, chat, grammar=RegexGrammar(pattern='[{]"name": "Bob"[}]'))
+        assert result.message == Message(role="assistant", content='{"name": "Bob"}')
+
+
+def test_a_forced_call_that_is_cut_off_is_an_invalid_one() -> None:
+    with engine_of("gemma") as engine:
+        chat = Chat([USER], tools=TOOLS, tool_choice="clock")
+        result = answer(engine, chat, max_tokens=6)
+    assert result.message is not None
+    assert not result.message.content
+    assert [call.text for call in result.message.invalid_tool_calls] == [result.text]
+
+
+def test_none_is_nothing() -> None:
+    dumped = {"role": "assistant", "content": "x", "tool_calls": None, "refusal": None}
+    assert Message(**dumped) == Message(role="assistant", content="x")
+
+
 def test_tools_and_a_grammar_both() -> None:
     with engine_of("hermes") as engine, pytest.raises(ConfigError, match="tool_choice='none'"):
         answer(engine, Chat([USER], tools=TOOLS), grammar=RegexGrammar(pattern="a"))

@@ -367,6 +367,11 @@ def test_nothing_left_to_draw_is_told(backend: Any) -> None:
         # One part must not forbid what another asks for.
         ({"allOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"b": {}}}]}, False),
         ({"properties": {"a": {"const": 1}, "allOf": {}}}, True),  # a name, no keyword
+        (
+            {"$ref": "#/$defs/x", "required": ["a"], "$defs": {"x": {"properties": {"a": {}}}}},
+            False,
+        ),
+        ({"properties": {"a": {}, "b": {"allOf": [{"properties": {"y": {}}}]}}}, True),
         ({"type": "object"}, False),
     ],
 )

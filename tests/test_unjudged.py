@@ -217,6 +217,7 @@ def test_json_by_a_grammar_is_not_judged() -> None:
         sampling = engine.sampling.replace(grammar=grammar)
         [result] = engine.generate("A list:", sampling=sampling)
         assert result.reward is None
+        assert result.usage.num_surplus_tokens == 0  # nothing is drafted in vain
         unknown = engine.config.align.replace(schedule=AutoSchedule())  # nothing is calibrated
         engine.generate("A list:", sampling=sampling, align=unknown)
         assert not read

@@ -11,11 +11,11 @@ from typing import Any
 
 from stars_engine.chat.formats import (
     BLANKS,
-    CALL_END,
     GENERIC,
     LLAMA,
     MISTRAL,
     ToolFormat,
+    is_control,
     unmarked,
 )
 from stars_engine.messages import InvalidToolCall, Tool, ToolCall
@@ -43,10 +43,16 @@ def start_of_calls(text: str, form: ToolFormat) -> int:
     if form.marker:
         found = text.find(form.marker)
         return len(text) if found < 0 else found
-    begun = text.lstrip(BLANKS)
-    if form.tag:
-        begun = begun.removeprefix(form.tag).lstrip(BLANKS)
-    return 0 if _without_blanks(begun).startswith(form.first) else len(text)
+    scanner = _Scanner(text)
+    scanner.skip()
+    if form.tag and scanner.take(form.tag):
+        if is_control(form.tag):
+            return 0
+        scanner.skip()
+    if not scanner.take("{"):
+        return len(text)
+    scanner.skip()
+    return 0 if scanner.take(form.first[1:]) else len(text)
 
 
 def may_be_a_call(text: str, form: ToolFormat) -> bool:
@@ -84,7 +90,7 @@ def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str 
             number = f"{len(valid)}:{salt}:{text}"
             # Nine letters and digits, as Mistral's templates ask for; equal answers, equal ids.
             valid.append(call.replace(id=sha256(number.encode()).hexdigest()[:9]))
-    content = text[:start].rstrip() + (f"\n{said}" if said else "")
+    content = "\n".join(filter(None, (text[:start].rstrip(), said)))
     return Calls(unmarked(content), tuple(valid), tuple(invalid))
 
 
@@ -96,9 +102,15 @@ def _cut(scanner: _Scanner, form: ToolFormat) -> tuple[str, list[str]]:
         scanner.skip()
         scanner.take(form.tag)
         scanner.skip()
-        piece = scanner.json() or scanner.rest()
-        return scanner.rest().strip(), [piece]
-    said, pieces = [], []
+        pieces = [scanner.json() or scanner.rest()]
+        scanner.skip()
+        while scanner.take(";") or scanner.peek == "{":  # calls that the format has no way for
+            scanner.skip()
+            pieces.append(scanner.json() or scanner.rest())
+            scanner.skip()
+        return scanner.rest().strip(), pieces
+    said: list[str] = []
+    pieces = []
     while not scanner.at_end:
         if not scanner.take(form.marker):
             said.append(scanner.until(form.marker).strip())
@@ -107,7 +119,7 @@ def _cut(scanner: _Scanner, form: ToolFormat) -> tuple[str, list[str]]:
         if form.name == MISTRAL.name:
             pieces += _items(scanner, form.marker)
         else:
-            pieces.append(_single(scanner, form))
+            pieces += _single(scanner, form)
     return "\n".join(filter(None, said)), pieces
 
 
@@ -141,23 +153,31 @@ def _items(scanner: _Scanner, marker: str) -> list[str]:
         scanner.take(",")
 
 
-def _single(scanner: _Scanner, form: ToolFormat) -> str:
+def _single(scanner: _Scanner, form: ToolFormat) -> list[str]:
+    """Return the call behind a marker as written, and what else stands before its end."""
     start = scanner.place
     if form.infix:
         found = scanner.text.find(form.infix, start)
         ahead = scanner.text.find(form.marker, start)
         if found < 0 or 0 <= ahead < found:
-            return scanner.until(form.marker)
+            return [scanner.until(form.marker)]
         scanner.place = found + len(form.infix)
         scanner.skip()
     if scanner.json() is None:
-        scanner.until(form.marker)
-        return scanner.text[start : scanner.place].strip().removesuffix(CALL_END).strip()
-    piece = scanner.text[start : scanner.place]
+        piece = scanner.text[start : scanner.place] + scanner.until(form.marker)
+        return [piece.strip().removesuffix(form.close).strip()]
+    pieces = [scanner.text[start : scanner.place]]
     scanner.skip()
-    scanner.take(CALL_END)
+    if form.close and not scanner.take(form.close):
+        left = scanner.text[scanner.place :]
+        end, ahead = left.find(form.close), left.find(form.marker)
+        if form.close.startswith(left):  # cut off
+            scanner.rest()
+        elif end >= 0 and not 0 <= ahead < end:
+            pieces.append(scanner.until(form.close).strip())
+            scanner.take(form.close)
     scanner.skip()
-    return piece
+    return pieces
 
 
 def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidToolCall:
@@ -166,9 +186,9 @@ def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidTo
     try:
         if form.infix:
             name, _, written = piece.partition(form.infix)
-            arguments = _loads(written)
+            arguments = _loads(unmarked(written))
         else:
-            value = _loads(piece)
+            value = _loads(unmarked(piece))
             if isinstance(value, dict):
                 name = value.get("name")
                 # Models trained on one format may write another's key.

@@ -74,7 +74,9 @@ def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
         form = GENERIC
         messages, tools = in_words(chat, form), ()
         if has_template(codec):
-            messages = acceptable(codec, messages)
+            num_begun = int(chat.continue_final_message)
+            whole = messages[: len(messages) - num_begun]
+            messages = (*acceptable(codec, whole), *messages[len(messages) - num_begun :])
     elif form in (MISTRAL, MISTRAL_NAMED):
         messages = with_short_ids(messages)
     *before, last = messages
@@ -86,21 +88,23 @@ def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
         ids, stop = codec.encode_prompt(_as_transcript(messages, begun)), (_USER_TURN,)
     elif begun:
         ids = encode_answer(codec, before, begun, tools=tools, end_of_turn=False)
-        if begun.rfind(OPENING) > begun.rfind(CLOSING) and CLOSING in _template(codec):
-            thoughts = "begun"
+        if CLOSING in _template(codec):
+            thoughts = "begun" if begun.rfind(OPENING) > begun.rfind(CLOSING) else "may"
         if not codec.decode(ids).endswith(begun):
             begun = begun.strip()  # as the template does
     else:
         rendered = render(codec, messages, tools, add_generation_prompt=True)
         ids, thoughts = encode_rendered(codec, rendered), _thoughts(rendered.text, codec)
-    told = spoken(before if begun else chat.messages, form)
+    told = spoken(chat.messages[:-1] if begun else chat.messages, form)
+    # Only a marker tells a call within an answer that goes on with text.
+    tools_left = () if begun and not form.marker else chat.callable_tools
     return ResolvedPrompt(
         token_ids=tuple(ids),
         for_reward=RewardPrompt(transcript(told), tuple(ids), told),
         begun=begun,
-        grammar=_grammar(chat, form, codec, thoughts),
+        grammar=_grammar(chat, form, codec, thoughts) if tools_left else None,
         stop=stop,
-        replies=ReplyReader(codec, form, chat.callable_tools, thoughts, chat.must_call),
+        replies=ReplyReader(codec, form, tools_left, thoughts, chat.must_call),
     )
 
 

@@ -28,6 +28,7 @@ class ToolFormat:
         infix: What stands between name and arguments, in a format without a key.
         first: The first characters of calls that have no marker.
         tag: What may stand before those.
+        close: What stands behind each call.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ToolFormat:
     infix: str = ""
     first: str = ""
     tag: str = ""
+    close: str = ""
 
     def head_of(self, name: str) -> str:
         """Return what stands before the arguments of a call."""
@@ -67,6 +69,7 @@ HERMES = ToolFormat(
     begin="<tool_call>\n",
     between="\n</tool_call>\n<tool_call>\n",
     end="\n</tool_call>",
+    close="</tool_call>",
 )
 MISTRAL = ToolFormat(
     name="mistral", marker="[TOOL_CALLS]", begin="[TOOL_CALLS][", between=", ", end="]"
@@ -98,8 +101,7 @@ GENERIC = ToolFormat(
     first='{"tool_calls"',
 )
 OPENING, CLOSING = "<think>", "</think>"
-CALL_END = "</tool_call>"
-_MARKERS = (HERMES.marker, CALL_END, MISTRAL.marker, MISTRAL_NAMED.infix, LLAMA.tag)
+_MARKERS = (HERMES.marker, HERMES.close, MISTRAL.marker, MISTRAL_NAMED.infix, LLAMA.tag)
 
 
 def format_of(template: str | None) -> ToolFormat:
@@ -124,10 +126,9 @@ def as_seen(marker: str, codec: Codec) -> str:
 
 def format_as_seen(form: ToolFormat, codec: Codec) -> ToolFormat:
     """Return a format with its markers as `marked_text` has them."""
-    marker, infix, tag = (
-        as_seen(part, codec) if part else "" for part in (form.marker, form.infix, form.tag)
-    )
-    return replace(form, marker=marker, infix=infix, tag=tag)
+    names = ("marker", "infix", "tag", "close")
+    parts = {name: getattr(form, name) for name in names}
+    return replace(form, **{n: as_seen(part, codec) for n, part in parts.items() if part})
 
 
 def marked_text(codec: Codec, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
@@ -150,6 +151,11 @@ def marked_text(codec: Codec, prompt_ids: Sequence[int], ids: Sequence[int], tex
         if at <= len(text):
             text = text[:at] + marker + text[at:]
     return text
+
+
+def is_control(marker: str) -> bool:
+    """Whether a marker as seen is a control token, which no text is taken for."""
+    return marker.startswith(_PLACE)
 
 
 def unmarked(text: str) -> str:

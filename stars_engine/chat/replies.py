@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from stars_engine.chat.calls import Calls, may_be_a_call, read_calls, start_of_calls
 from stars_engine.chat.formats import (
+    BLANKS,
     CLOSING,
     OPENING,
     ToolFormat,
@@ -17,7 +19,7 @@ from stars_engine.chat.formats import (
     unmarked,
 )
 from stars_engine.codec import Codec
-from stars_engine.messages import Message, Tool
+from stars_engine.messages import InvalidToolCall, Message, Tool
 
 # Whether an answer may begin with a thought, or the prompt has begun one.
 Thoughts = Literal["none", "may", "begun"]
@@ -46,13 +48,16 @@ class ReplyReader:
         marked = self.marked(prompt_ids, ids, text)
         reasoning, rest = None, marked
         if self._thinks(marked):
-            begun = marked.lstrip().removeprefix(self._seen(OPENING))
+            begun = marked.lstrip(BLANKS).removeprefix(self._seen(OPENING))
             thought, _, rest = begun.partition(self._seen(CLOSING))
             reasoning, rest = unmarked(thought).strip(), rest.lstrip("\n")
         calls = Calls(unmarked(rest))
         if self.tools:
             salt = ",".join(map(str, prompt_ids))
             calls = read_calls(rest, self._form_as_seen(), self.tools, salt=salt)
+            if self.must_call and not (calls.valid or calls.invalid) and rest.strip():
+                broken = InvalidToolCall(text=unmarked(rest), error="it ends before a call begins")
+                calls = Calls("", invalid=(broken,))
         return Message(
             role="assistant",
             content=calls.content,
@@ -70,12 +75,18 @@ class ReplyReader:
         end = self._without_beginning(marked, begin, end)
         if (begin, end) == (0, len(marked)):
             return text, tuple(ids)
-        starts = [
-            len(self.marked(prompt_ids, ids[:size], self._text(prompt_ids, ids[:size])))
-            for size in range(len(ids))
-        ]
-        kept = (token for start, token in zip(starts, ids, strict=True) if begin <= start < end)
-        return unmarked(marked[begin:end]), tuple(kept)
+
+        def start_of(size: int) -> int:
+            return len(self.marked(prompt_ids, ids[:size], self._text(prompt_ids, ids[:size])))
+
+        first, last = (bisect_left(range(len(ids)), place, key=start_of) for place in (begin, end))
+        return unmarked(marked[begin:end]), tuple(ids[first:last])
+
+    def prose_of_begun(self, begun: str) -> str:
+        """Return the prose of what an answer was begun with: what follows its thought."""
+        if self.thoughts == "none" or OPENING not in begun:
+            return begun
+        return begun.rpartition(CLOSING)[2].lstrip() if self.thoughts != "begun" else ""
 
     def marked(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
         """Return an answer's text with the markers in it that are control tokens."""
@@ -87,7 +98,7 @@ class ReplyReader:
         Before it stands reasoning, behind it stand calls. What could be the beginning of either is
         none so far.
         """
-        begin, begun = 0, marked.lstrip()
+        begin, begun = 0, marked.lstrip(BLANKS)
         if self.thoughts != "none" and begun and self._seen(OPENING).startswith(begun):
             return len(marked), len(marked)
         if self._thinks(marked):
@@ -104,7 +115,7 @@ class ReplyReader:
     def _thinks(self, marked: str) -> bool:
         if self.thoughts == "none":
             return False
-        return self.thoughts == "begun" or marked.lstrip().startswith(self._seen(OPENING))
+        return self.thoughts == "begun" or marked.lstrip(BLANKS).startswith(self._seen(OPENING))
 
     def _without_beginning(self, marked: str, begin: int, end: int) -> int:
         """Return where prose ends if what may be the beginning of a marker is none of it."""
