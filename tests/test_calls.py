@@ -18,8 +18,8 @@ from stars_engine.chat.formats import (
     marked_text,
 )
 from stars_engine.codec import Codec
+from tests.chat_parts import TOOLS
 from tests.chat_templates import FAMILIES, tokenizer_of
-from tests.test_chat import TOOLS
 
 FORMATS = [HERMES, MISTRAL, MISTRAL_NAMED, LLAMA, GENERIC]
 

@@ -28,9 +28,9 @@ from stars_engine.chat.replies import ReplyReader
 from stars_engine.loop import stars
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
+from tests.chat_parts import CLOCK, USER
 from tests.chat_templates import random_llama, tokenizer_of
 from tests.conftest import make_rollout
-from tests.test_chat import CLOCK, USER
 
 PIECES = ("<think>", "</think>", "a", "b", "")
 END = 4
