@@ -119,6 +119,12 @@ class Grammars:
                 flags[row] = False
         return flags[:, : self._num_tokens]
 
+    def allows(self, state: GrammarState, token: int, stop_token_ids: Sequence[int] = ()) -> bool:
+        """Return whether one token may come next: what `allowed` says of it, for a few of them."""
+        if token in self._end_ids or token in stop_token_ids:
+            return not state.error and bool(state.matcher.is_accepting())
+        return bool(state.matcher.validate_tokens([token]) == 1)
+
     def allowed_soon(
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
     ) -> Future[NDArray[np.bool_]]:

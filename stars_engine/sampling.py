@@ -10,7 +10,7 @@ the arithmetic is done on them alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,60 +45,10 @@ class Proposal(NamedTuple):
         return tokens.where(places != NO_TOKEN, NO_TOKEN)
 
 
-def propose(
-    logits: torch.Tensor,
-    sampling: SamplingParams,
-    *,
-    counts: torch.Tensor | None = None,
-    in_prompt: torch.Tensor | None = None,
-    banned_ids: Sequence[int] = (),
-    allowed: torch.Tensor | None = None,
-) -> Proposal:
-    """Return the distribution that tokens are drafted from.
-
-    At temperature 0 all probability is on the likeliest token (the one of lowest id on ties).
-
-    Args:
-        logits: `(rows, vocab)`, of the base model, any floating dtype.
-        sampling: Filters and penalties, the same for all rows.
-        counts: `(rows, vocab)`, how often each token is in the completion so far; needed if any
-            penalty is set.
-        in_prompt: `(rows, vocab)` bool, tokens of the prompt; needed for a repetition penalty.
-        banned_ids: Tokens that cannot be drawn here, such as end of text before `min_tokens`.
-        allowed: `(rows, vocab)` bool, the only tokens that can be drawn here.
-    """
-    precise = precise_dtype(logits.device)
-    if uses_penalties(sampling):
-        assert counts is not None
-        assert in_prompt is not None
-        logits = penalize(logits.to(precise), counts, in_prompt, sampling)
-    if sampling.logit_bias:
-        logits = add_bias(logits.to(precise), sampling.logit_bias)
-    if banned_ids:
-        logits = logits.clone()
-        logits[:, list(banned_ids)] = -torch.inf
-    if allowed is not None:
-        logits = logits.where(allowed, -torch.inf)
-    if sampling.temperature == 0:
-        likeliest = logits.argmax(-1, keepdim=True)  # the first on ties
-        # Nothing, where nothing is likeliest.
-        return Proposal(logits.gather(1, likeliest).isfinite().to(precise), likeliest)
-    few = _shortlist(logits, sampling)
-    ids = log_total = None
-    if few is not None:
-        logits, ids, log_total = few
-    logits = logits.to(precise) / sampling.temperature
-    if sampling.top_k is not None:
-        logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p, log_total)
-    if sampling.min_p > 0:
-        logits = keep_min_p(logits, sampling.min_p)
-    return Proposal(logits.softmax(-1), ids)
-
-
-class _Few(NamedTuple):
+class Few(NamedTuple):
     """The tokens that truncation can keep, in the order of their ids.
+
+    Some may be no choice at all: of value -inf.
 
     Attributes:
         values: `(rows, few)`, their logits.
@@ -112,12 +62,73 @@ class _Few(NamedTuple):
     log_total: torch.Tensor | None
 
 
-def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> _Few | None:
+def propose(
+    logits: torch.Tensor,
+    sampling: SamplingParams,
+    *,
+    counts: torch.Tensor | None = None,
+    in_prompt: torch.Tensor | None = None,
+    banned_ids: Sequence[int] = (),
+    allowed: Callable[[torch.Tensor, int | None], torch.Tensor | Few] | None = None,
+) -> Proposal:
+    """Return the distribution that tokens are drafted from.
+
+    At temperature 0 all probability is on the likeliest token (the one of lowest id on ties).
+
+    Args:
+        logits: `(rows, vocab)`, of the base model, any floating dtype.
+        sampling: Filters and penalties, the same for all rows.
+        counts: `(rows, vocab)`, how often each token is in the completion so far; needed if any
+            penalty is set.
+        in_prompt: `(rows, vocab)` bool, tokens of the prompt; needed for a repetition penalty.
+        banned_ids: Tokens that cannot be drawn here, such as end of text before `min_tokens`.
+        allowed: The only tokens that can be drawn here, from the logits up to here and how many of
+            the likeliest are asked for (None: all). Either `(rows, vocab)` bool, or those alone.
+    """
+    precise = precise_dtype(logits.device)
+    if uses_penalties(sampling):
+        assert counts is not None
+        assert in_prompt is not None
+        logits = penalize(logits.to(precise), counts, in_prompt, sampling)
+    if sampling.logit_bias:
+        logits = add_bias(logits.to(precise), sampling.logit_bias)
+    if banned_ids:
+        logits = logits.clone()
+        logits[:, list(banned_ids)] = -torch.inf
+    few = None
+    if allowed is not None:
+        found = allowed(logits, 1 if sampling.temperature == 0 else sampling.top_k)
+        few = found if isinstance(found, Few) else None
+        logits = logits if isinstance(found, Few) else logits.where(found, -torch.inf)
+    few = few or _shortlist(logits, sampling)
+    logits, ids, log_total = few or (logits, None, None)
+    if sampling.temperature == 0:
+        return _likeliest(logits, ids)
+    logits = logits.to(precise) / sampling.temperature
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p, log_total)
+    if sampling.min_p > 0:
+        logits = keep_min_p(logits, sampling.min_p)
+    return Proposal(logits.softmax(-1), ids)
+
+
+def _likeliest(logits: torch.Tensor, ids: torch.Tensor | None) -> Proposal:
+    """Return the likeliest token of each row, the first on ties, or nothing where none is."""
+    first = logits.argmax(-1, keepdim=True)
+    is_any = logits.gather(1, first).isfinite().to(precise_dtype(logits.device))
+    return Proposal(is_any, first if ids is None else ids.gather(1, first))
+
+
+def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> Few | None:
     """Return all that top-k, or else top-p, can keep; None where that is not known to be few.
 
     Not on a GPU: asking whether it is known would wait for it at every token.
     """
-    if logits.device.type != "cpu" or (sampling.top_k is None and sampling.top_p == 1):
+    if logits.device.type != "cpu" or sampling.temperature == 0:
+        return None
+    if sampling.top_k is None and sampling.top_p == 1:
         return None
     if sampling.top_k is not None:
         return _top_k(logits, sampling.top_k)
@@ -127,7 +138,7 @@ def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> _Few | None:
     return next((few for few in found if few is not None), None)
 
 
-def _top_k(logits: torch.Tensor, k: int) -> _Few | None:
+def _top_k(logits: torch.Tensor, k: int) -> Few | None:
     if k >= logits.shape[-1]:
         return None
     values, ids = largest(logits, k + 1)
@@ -138,7 +149,7 @@ def _top_k(logits: torch.Tensor, k: int) -> _Few | None:
 
 def _nucleus(
     logits: torch.Tensor, scaled: torch.Tensor, log_total: torch.Tensor, p: float, num_tokens: int
-) -> _Few | None:
+) -> Few | None:
     """Return the likeliest tokens if those above the last of them hold probability `p`."""
     if num_tokens >= logits.shape[-1]:
         return None
@@ -148,10 +159,10 @@ def _nucleus(
     return _by_id(values, ids, log_total) if (mass >= p).all() else None
 
 
-def _by_id(values: torch.Tensor, ids: torch.Tensor, log_total: torch.Tensor | None) -> _Few:
+def _by_id(values: torch.Tensor, ids: torch.Tensor, log_total: torch.Tensor | None) -> Few:
     """Leave out the last, and put the others in the order of their ids."""
     ids, order = ids[:, :-1].sort()
-    return _Few(values.gather(1, order), ids, log_total)
+    return Few(values.gather(1, order), ids, log_total)
 
 
 def largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -204,7 +204,11 @@ FAMILIES = {
 
 def tokenizer_of(name: str | None) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer with a family's template; None for one without."""
-    family = FAMILIES[name] if name else Family("", ("<|end|>",), "<|end|>")
+    return tokenizer_of_family(FAMILIES[name] if name else Family("", ("<|end|>",), "<|end|>"))
+
+
+def tokenizer_of_family(family: Family) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with a template and its control tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import Prefix
+from stars_engine.backends.masks import Masks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
 from stars_engine.sampling import precise_dtype, propose, uses_penalties
@@ -79,7 +77,7 @@ class RowSampler:
         grammars: Grammars | None,
     ) -> None:
         device, vocab_size = logits.device, logits.shape[-1]
-        self._end_ids, self._grammars = end_ids, grammars
+        self._end_ids = end_ids
         self._groups: list[_Group] = []
         by_sampling: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, request in enumerate(requests):
@@ -89,8 +87,11 @@ class RowSampler:
         for (_, position), rows in by_sampling.items():
             prefixes = [requests[row].slot for row in rows]
             sampling = requests[rows[0]].sampling
-            group = _Group(rows, sampling, position, prefixes, vocab_size)
-            self._groups.append(group.to(device))
+            group = _Group(rows, sampling, position, prefixes, vocab_size).to(device)
+            if sampling.grammar is not None:
+                assert grammars is not None
+                group.masks = Masks(grammars, sampling, len(rows))
+            self._groups.append(group)
 
     def draw(self, logits: torch.Tensor, rows: Sequence[Row], step: int) -> torch.Tensor:
         """Return `(rows,)` tokens from `(rows, vocab)` logits and what each row is drawn by.
@@ -124,15 +125,12 @@ class RowSampler:
         return tokens
 
     def prepare(self, rows: Sequence[Row]) -> None:
-        """Have the masks of the next step made while the model reads: tokens alone rule them."""
+        """Have the masks of the next step made while the model reads."""
         for group in self._groups:
-            if group.sampling.grammar is None:
-                continue
-            assert self._grammars is not None
-            # Rows that are done have no grammar to keep to.
-            states = [None if rows[row].done else rows[row].grammar for row in group.indices]
-            stop_token_ids = group.sampling.stop_token_ids
-            group.allowed = self._grammars.allowed_soon(states, stop_token_ids)
+            if group.masks is not None:
+                # Rows that are done have no grammar to keep to.
+                states = [None if rows[row].done else rows[row].grammar for row in group.indices]
+                group.masks.prepare(states)
 
 
 class _Group:
@@ -150,7 +148,7 @@ class _Group:
         self.rows = torch.tensor(rows)
         self.sampling = sampling
         self.position = position
-        self.allowed: Future[NDArray[np.bool_]] | None = None  # (rows, vocab), by grammars
+        self.masks: Masks | None = None
         self.counts: torch.Tensor | None = None  # (rows, vocab), of the completion
         self.in_prompt: torch.Tensor | None = None  # (rows, vocab)
         if uses_penalties(sampling):
@@ -169,9 +167,6 @@ class _Group:
         greedy: Sequence[bool],
     ) -> torch.Tensor:
         """Return each row's token: drawn from the proposal, or the likeliest."""
-        allowed = None
-        if self.allowed is not None:
-            allowed = torch.from_numpy(self.allowed.result()).to(logits.device)
         choices = [
             propose(
                 logits,
@@ -179,7 +174,7 @@ class _Group:
                 counts=self.counts,
                 in_prompt=self.in_prompt,
                 banned_ids=banned_ids,
-                allowed=allowed,
+                allowed=None if self.masks is None else self.masks.allowed,
             ).draw(quantiles)
             for sampling, wanted in (
                 (self.sampling, not all(greedy)),
