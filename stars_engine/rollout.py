@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
+from stars_engine.chat.deltas import Deltas
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RequestError
@@ -90,6 +91,7 @@ class Rollout:
     started_s: float = field(default_factory=time.monotonic)
     ended_s: float = math.nan
     _num_emitted: int = 0
+    _deltas: Deltas | None = None
     _drawn: set[tuple[int, ...]] = field(default_factory=set)  # draws of the segment at hand
 
     # --- what the loop asks ---
@@ -377,10 +379,22 @@ class Rollout:
         self.slot = None  # frees the prefix's memory
 
     def _event(self, text: str, segment: Segment | None) -> SegmentEvent:
+        result = self.result() if self.finished else None
+        content = reasoning = None
+        if self.replies is not None:
+            self._deltas = self._deltas or Deltas(self.replies, self.prompt_ids)
+            if result is not None and result.message is not None:
+                content, reasoning = self._deltas.end(result.message)
+            else:
+                content, reasoning = self._deltas.add(
+                    self.token_ids, self.text[: self._num_emitted]
+                )
         return SegmentEvent(
             text=text,
+            content=content,
+            reasoning=reasoning,
             segment=segment,
-            result=self.result() if self.finished else None,
+            result=result,
             prompt_index=self.prompt_index,
             sample_index=self.sample_index,
         )

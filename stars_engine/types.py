@@ -257,6 +257,9 @@ class SegmentEvent(Schema):
 
     Attributes:
         text: Text that became final; may be empty. Texts add up to the result's text.
+        content: What this adds to the content of the answer's message, and
+        reasoning: to its reasoning. Calls of tools are in neither. None for prompts that are text
+            to continue.
         segment: The kept segment; None on a last event that only ends the answer.
         result: The whole result, on the last event of each answer.
         prompt_index: Position of the prompt in the call.
@@ -264,6 +267,8 @@ class SegmentEvent(Schema):
     """
 
     text: str
+    content: str | None = None
+    reasoning: str | None = None
     segment: Segment | None = None
     result: StarsResult | None = None
     prompt_index: int = 0

@@ -66,13 +66,33 @@ class ReplyReader:
             invalid_tool_calls=calls.invalid,
         )
 
+    def said(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> tuple[str, str]:
+        """Return the content and the reasoning of an unfinished answer that are sure to stay."""
+        reasoning, rest = "", self.marked(prompt_ids, ids, text)
+        opening, closing = self._seen(OPENING), self._seen(CLOSING)
+        begun = rest.lstrip(BLANKS)
+        if self.thoughts == "may" and opening.startswith(begun):
+            return "", ""
+        if self._thinks(rest):
+            thought, closed, rest = begun.removeprefix(opening).partition(closing)
+            thought = thought if closed else thought[: _end_without(closing, thought)]
+            reasoning, rest = unmarked(thought).lstrip(), rest.lstrip("\n")
+        if self.tools:
+            form = self._form_as_seen()
+            if self.must_call or may_be_a_call(rest, form):
+                return "", reasoning
+            rest = rest[: start_of_calls(rest, form)]
+            rest = rest[: _end_without(form.marker, rest)]
+        return unmarked(rest), reasoning
+
     def judged(
         self, prompt_ids: Sequence[int], ids: Sequence[int], text: str
     ) -> tuple[str, tuple[int, ...]]:
         """Return the prose of an answer, as text and as the ids of the tokens that begin in it."""
         marked = self.marked(prompt_ids, ids, text)
         begin, end = self.prose(marked)
-        end = self._without_beginning(marked, begin, end)
+        if self.tools:
+            end = begin + _end_without(self._form_as_seen().marker, marked[begin:end])
         if (begin, end) == (0, len(marked)):
             return text, tuple(ids)
 
@@ -117,12 +137,6 @@ class ReplyReader:
             return False
         return self.thoughts == "begun" or marked.lstrip(BLANKS).startswith(self._seen(OPENING))
 
-    def _without_beginning(self, marked: str, begin: int, end: int) -> int:
-        """Return where prose ends if what may be the beginning of a marker is none of it."""
-        marker = self._form_as_seen().marker if self.tools else ""
-        sizes = range(min(len(marker) - 1, end - begin), 0, -1)
-        return next((end - n for n in sizes if marked[begin:end].endswith(marker[:n])), end)
-
     def _text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
         return self.codec.completion_text(prompt_ids, ids)[0]
 
@@ -131,3 +145,9 @@ class ReplyReader:
 
     def _form_as_seen(self) -> ToolFormat:
         return format_as_seen(self.form, self.codec)
+
+
+def _end_without(marker: str, text: str) -> int:
+    """Return where a text ends if what may be the beginning of a marker is none of it."""
+    sizes = range(min(len(marker) - 1, len(text)), 0, -1)
+    return len(text) - next((size for size in sizes if text.endswith(marker[:size])), 0)
