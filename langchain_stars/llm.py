@@ -1,33 +1,42 @@
-"""`StarsLLM`: LangChain's arguments in, the engine's answers out."""
+"""`StarsLLM`: LangChain's prompts in, the engine's answers out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import LangSmithParams
-from langchain_core.language_models.llms import BaseLLM
-from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import ConfigDict
-
-from stars_engine import SegmentEvent, StarsConfig, StarsResult
-from stars_engine.adapting import (
-    EngineFields,
-    account_of,
-    identity,
-    refuse_several_answers,
-    usage_of,
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+    Callbacks,
 )
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
+
+from langchain_stars.fields import StarsFields, name_of_model
+from langchain_stars.messages import read_messages
+from langchain_stars.outputs import generation_chunk_of, generation_of
+from langchain_stars.refusals import as_refusal
+from stars_engine import Chat, StarsConfig, StarsResult
+from stars_engine.adapting import refuse_several_answers, usage_of
+
+_OF_RUN = ("tags", "metadata", "run_name", "run_id")
 
 
-class StarsLLM(EngineFields, BaseLLM):
+class StarsLLM(StarsFields, BaseLLM):
     """A language model of the local machine, steered by a reward model while it writes.
 
     Every field of `StarsConfig`'s parts may be given by its name, here or per call (`bind`,
     `invoke`, `configurable_fields`); unknown names raise. All instances in a process share one
-    engine per language model, and concurrent calls share its rounds.
+    engine per language model, and concurrent calls share its rounds. Prompts that are messages go
+    through the model's chat template.
 
     Per call there is also `reward_prompt`: what the reward model reads in place of the prompt, such
     as the question without its documents.
@@ -37,34 +46,79 @@ class StarsLLM(EngineFields, BaseLLM):
         >>> llm.invoke("The acting in this movie")
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    _kind: ClassVar[Literal["llm", "chat"]] = "llm"
 
-    @property
-    def _llm_type(self) -> str:
-        return "stars"
+    # --- what LangChain does around an answer ---
 
-    @property
-    def _identifying_params(self) -> Mapping[str, Any]:
-        return identity(self.settings())
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer prompts as one batch of the engine; what the call gives is in the cache's key."""
+        with self._identified_by(_without_run(kwargs)):
+            return super().generate(prompts, stop, callbacks, **kwargs)
 
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        kwargs.pop("reward_prompt", None)
-        settings = self._settings(stop, kwargs)
-        params = LangSmithParams(
-            ls_provider="stars",
-            ls_model_name=settings.model.name_or_path or "in memory",
-            ls_model_type="llm",
-        )
-        if settings.sampling != "model":
-            params["ls_temperature"] = settings.sampling.temperature
-            params["ls_max_tokens"] = settings.sampling.max_tokens
-            if settings.sampling.stop:
-                params["ls_stop"] = list(settings.sampling.stop)
-        return params
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Do the same without blocking the event loop."""
+        with self._identified_by(_without_run(kwargs)):
+            return await super().agenerate(prompts, stop, callbacks, **kwargs)
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """Return the model's own token ids of a text, without begin-of-text."""
-        return self.engine().model.codec.encode(text)
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answer inputs as one batch of the engine.
+
+        With `return_exceptions` each is a call of its own, so that one that fails leaves the others
+        alone; the engine runs them in shared rounds.
+        """
+        if not return_exceptions:
+            return super().batch(inputs, config, **kwargs)
+        configs = get_config_list(config, len(inputs))
+        for one in configs:
+            one.setdefault("max_concurrency", None)
+            one["max_concurrency"] = one["max_concurrency"] or max(1, len(inputs))
+        return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Do the same without blocking the event loop."""
+        if not return_exceptions:
+            return await super().abatch(inputs, config, **kwargs)
+        return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
+
+    def generate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
+        """Answer prompts; those that are messages go through the chat template."""
+        return super().generate_prompt([_kept(prompt) for prompt in prompts], *args, **kwargs)
+
+    async def agenerate_prompt(
+        self, prompts: list[PromptValue], *args: Any, **kwargs: Any
+    ) -> LLMResult:
+        """Do the same without blocking the event loop."""
+        prompts = [_kept(prompt) for prompt in prompts]
+        return await super().agenerate_prompt(prompts, *args, **kwargs)
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        return _kept(super()._convert_input(model_input))
 
     # --- whole answers ---
 
@@ -76,7 +130,8 @@ class StarsLLM(EngineFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings, call = self._call(stop, kwargs)
-        results = self.engine(settings).generate(prompts, **call)
+        with as_refusal():
+            results = self.engine(settings).generate(_read_all(prompts), **call)
         return _llm_result(results, len(prompts), settings)
 
     async def _agenerate(
@@ -87,7 +142,8 @@ class StarsLLM(EngineFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings, call = self._call(stop, kwargs)
-        results = await self.engine(settings).agenerate(prompts, **call)
+        with as_refusal():
+            results = await self.engine(settings).agenerate(_read_all(prompts), **call)
         return _llm_result(results, len(prompts), settings)
 
     # --- accepted segments as they come ---
@@ -101,9 +157,10 @@ class StarsLLM(EngineFields, BaseLLM):
     ) -> Iterator[GenerationChunk]:
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
-        with closing(self.engine(settings).stream(prompt, **call)) as events:
+        [asked] = _read_all([prompt])
+        with as_refusal(), closing(self.engine(settings).stream(asked, **call)) as events:
             for event in events:
-                chunk = _chunk(event)
+                chunk = generation_chunk_of(event)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -117,44 +174,62 @@ class StarsLLM(EngineFields, BaseLLM):
     ) -> AsyncIterator[GenerationChunk]:
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
-        async with self.engine(settings).astream(prompt, **call) as events:
-            async for event in events:
-                chunk = _chunk(event)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        [asked] = _read_all([prompt])
+        with as_refusal():
+            async with self.engine(settings).astream(asked, **call) as events:
+                async for event in events:
+                    chunk = generation_chunk_of(event)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
-    # --- settings ---
 
-    def _settings(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> StarsConfig:
-        return self.settings(**kwargs, **({} if stop is None else {"stop": stop}))
+class _ConversationText(str):  # noqa: SLOT000 - it has a field
+    """A conversation on its way through LangChain, which lets text pass alone."""
 
-    def _call(
-        self, stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[StarsConfig, dict[str, Any]]:
-        """Return the settings of one call, and the engine's arguments."""
-        reward_prompt = kwargs.pop("reward_prompt", None)
-        settings = self._settings(stop, kwargs)
-        call: dict[str, Any] = {"align": settings.align, "reward_prompt": reward_prompt}
-        if settings.sampling != "model":
-            call["sampling"] = settings.sampling
-        return settings, call
+    messages: list[BaseMessage]
+
+    def __new__(cls, messages: Sequence[BaseMessage]) -> Self:
+        turns = [
+            turn.model_dump(mode="json", exclude_defaults=True) for turn in read_messages(messages)
+        ]
+        text = super().__new__(cls, json.dumps({"messages": turns}, ensure_ascii=False))
+        text.messages = list(messages)
+        return text
+
+
+class _Conversation(ChatPromptValue):
+    """Messages as a prompt whose text still knows them."""
+
+    def to_string(self) -> str:
+        return _ConversationText(self.messages)
+
+
+def _kept(prompt: PromptValue) -> PromptValue:
+    if isinstance(prompt, ChatPromptValue) and not isinstance(prompt, _Conversation):
+        return _Conversation(messages=prompt.messages)
+    return prompt
+
+
+def _read_all(prompts: Sequence[str]) -> list[str | Chat]:
+    return [
+        Chat(read_messages(prompt.messages)) if isinstance(prompt, _ConversationText) else prompt
+        for prompt in prompts
+    ]
+
+
+def _without_run(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in _OF_RUN}
 
 
 def _llm_result(results: list[StarsResult], num_prompts: int, settings: StarsConfig) -> LLMResult:
     generations: list[list[Generation]] = [[] for _ in range(num_prompts)]
     totals: dict[str, int] = {}
     for result in results:
-        generation = Generation(text=result.text, generation_info=account_of(result))
-        generations[result.prompt_index].append(generation)
+        generations[result.prompt_index].append(generation_of(result))
         for name, count in usage_of(result).items():
             totals[name] = totals.get(name, 0) + count
     return LLMResult(
         generations=generations,
-        llm_output={"token_usage": totals, "model_name": settings.model.name_or_path},
+        llm_output={"token_usage": totals, "model_name": name_of_model(settings)},
     )
-
-
-def _chunk(event: SegmentEvent) -> GenerationChunk:
-    info = None if event.result is None else account_of(event.result)
-    return GenerationChunk(text=event.text, generation_info=info)

@@ -195,6 +195,13 @@ def usage_of(result: StarsResult) -> dict[str, int]:
     }
 
 
+def num_rejected_tokens(result: StarsResult) -> int:
+    """Return how many tokens of judged drafts were thrown away."""
+    attempts = [attempt for segment in result.segments for attempt in segment.attempts]
+    attempts += result.abandoned_attempts
+    return sum(attempt.num_tokens for attempt in attempts if attempt.verdict == "rejected")
+
+
 def account_of(result: StarsResult) -> dict[str, Any]:
     """Return how an answer came about, as plain values: finish reason, reward, usage, segments."""
     return {

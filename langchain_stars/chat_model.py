@@ -1,0 +1,232 @@
+"""`ChatStars`: LangChain's messages and tools in, the engine's answers out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, ClassVar, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput, ModelProfile
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema
+from pydantic import Field
+
+from langchain_stars.fields import StarsFields, name_of_model
+from langchain_stars.messages import read_messages, read_tool_choice, read_tools
+from langchain_stars.outputs import chat_chunk_of, chat_generation_of
+from langchain_stars.refusals import as_refusal
+from langchain_stars.structured import (
+    METHODS,
+    grammar_of_response_format,
+    json_grammar,
+    parser_of,
+    reading,
+)
+from stars_engine import Chat, ConfigError, StarsConfig, StarsResult
+from stars_engine.adapting import refuse_several_answers, usage_of
+from stars_engine.errors import Problem
+
+_OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")
+_OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})
+
+
+class ChatStars(StarsFields, BaseChatModel):
+    """A chat model of the local machine, steered by a reward model while it writes.
+
+    Every field of `StarsConfig`'s parts may be given by its name, here or per call; unknown names
+    raise. Per call there are also `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools`
+    and `continue_final_message` of `stars_engine.Chat`, `response_format` as OpenAI has it, and
+    `reward_prompt`: what the reward model reads in place of the conversation.
+
+    Example:
+        >>> chat = ChatStars(max_tokens=48, seed=7)
+        >>> chat.invoke([("user", "How was the film?")])
+    """
+
+    _kind: ClassVar[Literal["llm", "chat"]] = "chat"
+
+    streaming: bool = Field(
+        default=False, description="let `invoke` stream too, for callbacks that follow it"
+    )
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        return {
+            "text_inputs": True,
+            "text_outputs": True,
+            "image_inputs": False,
+            "audio_inputs": False,
+            "video_inputs": False,
+            "pdf_inputs": False,
+            "tool_calling": True,
+            "tool_choice": True,
+            # An answer keeps to tools or to a schema, not to either of both.
+            "structured_output": False,
+            "temperature": True,
+        }
+
+    # --- whole answers ---
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        settings, chat, call = self._ask(messages, stop, kwargs)
+        with as_refusal():
+            return _chat_result(self.engine(settings).generate(chat, **call), settings)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        settings, chat, call = self._ask(messages, stop, kwargs)
+        with as_refusal():
+            return _chat_result(await self.engine(settings).agenerate(chat, **call), settings)
+
+    # --- accepted segments as they come ---
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        settings, chat, call = self._ask(messages, stop, kwargs)
+        refuse_several_answers(settings)
+        with as_refusal(), closing(self.engine(settings).stream(chat, **call)) as events:
+            for event in events:
+                chunk = chat_chunk_of(event, settings)
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        settings, chat, call = self._ask(messages, stop, kwargs)
+        refuse_several_answers(settings)
+        with as_refusal():
+            async with self.engine(settings).astream(chat, **call) as events:
+                async for event in events:
+                    chunk = chat_chunk_of(event, settings)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    # --- tools and schemas ---
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: Any = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return this model with tools that it may call.
+
+        Args:
+            tools: Functions, pydantic models, TypedDicts, schemas or `BaseTool`s.
+            tool_choice: "auto", "none", "any" or "required", True, a tool's name, or the OpenAI
+                format. It is kept to: a grammar lets nothing else be written.
+            strict: Arguments keep to their schema anyhow; False lets the model write freely
+                (`constrain_tools`), which `tool_choice` then cannot force.
+            **kwargs: Further keywords of each call: `parallel_tool_calls`, any setting.
+        """
+        formatted = read_tools(tools)
+        choice = read_tool_choice(tool_choice, [tool["function"]["name"] for tool in formatted])
+        if strict is False and choice in ("auto", "none"):
+            kwargs.setdefault("constrain_tools", False)
+        return self.bind(tools=formatted, tool_choice=choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Any | None = None,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Return this model with answers that are objects of a schema.
+
+        Args:
+            schema: A pydantic model (of version 1 or 2), a TypedDict, or a JSON schema with a
+                title. None, with `json_mode`, is any object.
+            method: "json_schema" and "json_mode" let nothing but JSON of the schema be written,
+                "function_calling" a call of a tool with these arguments.
+            include_raw: Return a dictionary of `raw`, `parsed` and `parsing_error` instead.
+            strict: False lets objects have properties beyond the schema's.
+            **kwargs: Further keywords of each call.
+
+        Raises:
+            ValueError: The method is none, or there is no schema.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method={method!r} is none. Allowed: {', '.join(METHODS)}")
+        if schema is None and method != "json_mode":
+            raise ValueError(f"method={method!r} needs a schema; without one there is json_mode")
+        stated = {"kwargs": {"method": method, "strict": strict}, "schema": _stated(schema)}
+        if method == "function_calling":
+            [tool] = read_tools([schema])
+            name = tool["function"]["name"]
+            model = self.bind_tools(
+                [tool], tool_choice=name, ls_structured_output_format=stated, **kwargs
+            )
+        else:
+            grammar = json_grammar(schema, strict=strict)
+            model = self.bind(grammar=grammar, ls_structured_output_format=stated, **kwargs)
+        return reading(model, parser_of(schema, method), include_raw=include_raw)
+
+    # --- settings ---
+
+    def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in kwargs.items() if name not in _OF_CALL}
+
+    def _ask(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[StarsConfig, Chat, dict[str, Any]]:
+        """Return the settings of one call, its conversation, and the engine's arguments."""
+        if (wanted := kwargs.get("response_format")) is not None:
+            grammar = grammar_of_response_format(wanted)
+            if "grammar" in kwargs and grammar is not None:
+                message = "response_format and grammar both say what the answer is to be. Cure: one"
+                raise ConfigError("ChatStars", [Problem("response_format", message)])
+            kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
+        settings, call = self._call(stop, kwargs)
+        given = {name: kwargs[name] for name in _OF_CHAT if kwargs.get(name) is not None}
+        tools = read_tools(kwargs.get("tools") or ())
+        if "tool_choice" in given:
+            names = [tool["function"]["name"] for tool in tools]
+            given["tool_choice"] = read_tool_choice(given["tool_choice"], names)
+        return settings, Chat(read_messages(messages), tools=tools, **given), call
+
+
+def _stated(schema: Any) -> Any:
+    return schema if schema is None else convert_to_json_schema(schema)
+
+
+def _chat_result(results: list[StarsResult], settings: StarsConfig) -> ChatResult:
+    totals: dict[str, int] = {}
+    for result in results:
+        for name, count in usage_of(result).items():
+            totals[name] = totals.get(name, 0) + count
+    return ChatResult(
+        generations=[chat_generation_of(result, settings) for result in results],
+        llm_output={"token_usage": totals, "model_name": name_of_model(settings)},
+    )

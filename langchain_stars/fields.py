@@ -1,0 +1,124 @@
+"""What `StarsLLM` and `ChatStars` have in common: settings, identity, token counts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar, Literal
+
+from langchain_core.language_models import LangSmithParams
+from pydantic import ConfigDict
+
+from stars_engine import ConfigError, StarsConfig
+from stars_engine.adapting import EngineFields, identity
+from stars_engine.errors import Problem, StarsWarning
+
+_REMOTE = ("api_key", "max_retries")
+
+
+class StarsFields(EngineFields):
+    """Fields of an adapter, with LangChain's names for some: `timeout` is `deadline_s`."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    _kind: ClassVar[Literal["llm", "chat"]]
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**_without_remote(_own_names(values, type(self).__name__)))
+
+    @property
+    def _llm_type(self) -> str:
+        return "stars"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        owner, kwargs = _call_under_way.get()
+        return self._identity(kwargs if owner is self else {})
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the model's own token ids of a text, without begin-of-text."""
+        return self.engine().model.codec.encode(text)
+
+    @contextmanager
+    def _identified_by(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Let what a call gives be part of the identity: LangChain's caches leave it out."""
+        token = _call_under_way.set((self, kwargs))
+        try:
+            yield
+        finally:
+            _call_under_way.reset(token)
+
+    def _identity(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        kwargs = dict(kwargs)
+        reward_prompt = kwargs.pop("reward_prompt", None)
+        stated = identity(self._settings(None, kwargs))
+        return stated if reward_prompt is None else {**stated, "reward_prompt": reward_prompt}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        settings = self._settings(stop, self._of_engine(kwargs))
+        params = LangSmithParams(
+            ls_provider="stars",
+            ls_model_name=name_of_model(settings),
+            ls_model_type=self._kind,
+        )
+        if settings.sampling != "model":
+            params["ls_temperature"] = settings.sampling.temperature
+            params["ls_max_tokens"] = settings.sampling.max_tokens
+            if settings.sampling.stop:
+                params["ls_stop"] = list(settings.sampling.stop)
+        return params
+
+    def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return, of the keywords of a call, those that are settings."""
+        return {name: value for name, value in kwargs.items() if name != "reward_prompt"}
+
+    def _settings(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> StarsConfig:
+        given = _own_names(kwargs, type(self).__name__)
+        return self.settings(**given, **({} if stop is None else {"stop": stop}))
+
+    def _call(
+        self, stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> tuple[StarsConfig, dict[str, Any]]:
+        """Return the settings of one call, and the engine's arguments."""
+        settings = self._settings(stop, self._of_engine(kwargs))
+        call: dict[str, Any] = {
+            "align": settings.align,
+            "reward_prompt": kwargs.get("reward_prompt"),
+        }
+        if settings.sampling != "model":
+            call["sampling"] = settings.sampling
+        return settings, call
+
+
+_call_under_way: ContextVar[tuple[StarsFields | None, Mapping[str, Any]]] = ContextVar(
+    "call_under_way", default=(None, {})
+)
+
+
+def name_of_model(settings: StarsConfig) -> str:
+    """Return what a model is told by in traces and accounts."""
+    return settings.model.name_or_path or "in memory"
+
+
+def _own_names(values: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Return fields by our names."""
+    given = dict(values)
+    if "timeout" in given:
+        seconds = given.pop("timeout")
+        if given.setdefault("deadline_s", seconds) != seconds:
+            message = f"timeout={seconds} is LangChain's name for deadline_s, and that is "
+            message += f"{given['deadline_s']}. Cure: give one of them"
+            raise ConfigError(owner, [Problem("timeout", message)])
+    return given
+
+
+def _without_remote(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only remote models need, and say so."""
+    for name in _REMOTE:
+        if values.pop(name, None) is not None:
+            message = (
+                f"{name} is for models behind a network; this one runs here. Cure: leave it out"
+            )
+            warnings.warn(message, StarsWarning, stacklevel=4)
+    return values
