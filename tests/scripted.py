@@ -33,9 +33,7 @@ class ScriptedModel(PreTrainedModel):
 
     config_class = ScriptedConfig
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, script: Script, assistant: str
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, script: Script, assistant: str) -> None:
         super().__init__(
             ScriptedConfig(
                 vocab_size=len(tokenizer),
@@ -60,7 +58,9 @@ class ScriptedModel(PreTrainedModel):
         for row, ids in enumerate(input_ids.tolist()):
             seen = ids
             if attention_mask is not None:
-                seen = [i for i, is_on in zip(ids, attention_mask[row].tolist(), strict=True) if is_on]
+                seen = [
+                    i for i, is_on in zip(ids, attention_mask[row].tolist(), strict=True) if is_on
+                ]
             logits[row, -1, self._next(seen)] = 50.0
         return CausalLMOutput(logits=logits)  # type: ignore[arg-type]
 

@@ -1,0 +1,105 @@
+"""A hundred prompts at once, with a progress bar, into JSON lines with their rewards. Offline.
+
+All of them share the engine's rounds. One that fails leaves the others alone. Run it with
+`python examples/langchain_batch.py`; with models and prompts (one a line) of your own:
+
+    python examples/langchain_batch.py --model NAME --reward NAME --target 8 \
+        --prompts FILE --output answers.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from langchain_stars import StarsLLM
+
+SUBJECTS = [
+    "acting",
+    "music",
+    "plot",
+    "ending",
+    "camera",
+    "script",
+    "cast",
+    "director",
+    "story",
+    "hero",
+]
+OPENINGS = [
+    "The {} in this movie",
+    "I thought the {}",
+    "What I liked about the {}",
+    "Without its {}, this film",
+    "My friends said the {}",
+    "The {} reminded me",
+    "Everything but the {}",
+    "At first the {}",
+    "Let me begin with the {}:",
+    "Nobody talks about the {}, but",
+]
+
+
+def main() -> None:
+    """Answer all prompts, and write what came of them."""
+    args = arguments()
+    prompts = [opening.format(subject) for opening in OPENINGS for subject in SUBJECTS]
+    if args.prompts is not None:
+        prompts = args.prompts.read_text(encoding="utf-8").splitlines()
+    llm = StarsLLM(max_tokens=16, seed=7, **models(args))
+    records = asyncio.run(answer_all(llm, prompts))
+    with args.output.open("w", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    rewards = [record["reward"] for record in records if record.get("reward") is not None]
+    print(f"{len(records)} lines in {args.output}, {len(records) - len(rewards)} of them failed")
+    print("reward: mean", round(statistics.mean(rewards), 2), "least", round(min(rewards), 2))
+    llm.close()
+
+
+async def answer_all(llm: StarsLLM, prompts: list[str]) -> list[dict[str, Any]]:
+    """Return one record per prompt, in their order."""
+    with tqdm(total=len(prompts), unit="answer") as bar:
+
+        async def answer(prompt: str) -> dict[str, Any]:
+            try:
+                [[generation]] = (await llm.agenerate([prompt])).generations
+            except Exception as error:  # noqa: BLE001 - of whatever kind, it has a line
+                return {"prompt": prompt, "error": str(error)}
+            finally:
+                bar.update()
+            info = generation.generation_info
+            told = {name: info[name] for name in ("reward", "finish_reason", "num_forced", "usage")}
+            return {"prompt": prompt, "text": generation.text, **told}
+
+        return await asyncio.gather(*map(answer, prompts))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=Path, help="a file with one prompt a line")
+    parser.add_argument("--output", type=Path, default=Path("answers.jsonl"))
+    parser.add_argument("--model", help="a language model: hub name or directory")
+    parser.add_argument("--reward", help="a reward model: hub name or directory")
+    parser.add_argument("--target", type=float, help="the reward to rise to")
+    return parser.parse_args()
+
+
+def models(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a model; none means the embedded pair."""
+    if args.model is None and args.reward is None:
+        return {}
+    schedule = {"kind": "linear", "target": args.target}
+    return {"model": args.model, "reward": args.reward, "schedule": schedule}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Answers from documents, each steered by what a reward model thinks of it. Offline.
+
+Reads the text files of a folder, splits and embeds them, looks up what a question is about, and
+streams an answer with its sources. The reward model judges the answer to the question alone, not to
+the documents. Run it with `python examples/langchain_rag.py`; with models and texts of your own:
+
+    python examples/langchain_rag.py --model NAME --reward NAME --target 8 \
+        --documents FOLDER --question "What ...?"
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import wordllama
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import Runnable, RunnablePassthrough
+from langchain_qdrant import QdrantVectorStore
+from langchain_text_splitters import RecursiveCharacterTextSplitter
+
+from langchain_stars import StarsLLM
+
+FILMS = Path(__file__).parent / "films"
+PROMPT = PromptTemplate.from_template("{context}\n\n{question} I think that")
+
+
+class WordEmbeddings(Embeddings):
+    """The word vectors that come with the package `wordllama`."""
+
+    def __init__(self) -> None:
+        folder = Path(wordllama.__file__).parent
+        self._vectors = wordllama.WordLlama.load(dim=256, cache_dir=folder, disable_download=True)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return the vectors of texts."""
+        return self._vectors.embed(texts, norm=True).tolist()
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of one text."""
+        return self.embed_documents([text])[0]
+
+
+class Account(BaseCallbackHandler):
+    """Keeps how the last answer came about."""
+
+    def on_llm_end(self, response: Any, **_: Any) -> None:
+        """Note it."""
+        self.info = response.generations[0][0].generation_info
+
+
+def main() -> None:
+    """Answer one question."""
+    args = arguments()
+    logging.getLogger().setLevel(logging.WARNING)  # wordllama turns it up
+    store = QdrantVectorStore.from_documents(
+        passages(args.documents), WordEmbeddings(), location=":memory:", collection_name="texts"
+    )
+    llm = StarsLLM(max_tokens=40, seed=7, **models(args))
+    chain = RunnablePassthrough.assign(
+        documents=itemgetter("question") | store.as_retriever(search_kwargs={"k": 2})
+    ) | RunnablePassthrough.assign(answer=answerer(llm))
+
+    account = Account()
+    documents: list[Document] = []
+    print(args.question, "I think that", end="")
+    for piece in chain.stream({"question": args.question}, config={"callbacks": [account]}):
+        documents += piece.get("documents", [])
+        print(piece.get("answer", ""), end="", flush=True)
+    print("\n\nsources:", *sorted({document.metadata["source"] for document in documents}))
+    print("reward:", round(account.info["reward"], 2), "usage:", account.info["usage"])
+    llm.close()
+
+
+def passages(folder: Path) -> list[Document]:
+    """Return the texts of a folder in pieces, each with its file's name."""
+    texts = [
+        Document(path.read_text(encoding="utf-8"), metadata={"source": path.name})
+        for path in sorted(folder.glob("*.txt"))
+    ]
+    return RecursiveCharacterTextSplitter(chunk_size=250, chunk_overlap=0).split_documents(texts)
+
+
+def answerer(llm: StarsLLM) -> Any:
+    """Return what turns documents and a question into an answer."""
+
+    def answer(given: dict[str, Any]) -> Runnable[Any, str]:
+        context = "\n\n".join(document.page_content for document in given["documents"])
+        asked = PROMPT.partial(context=context)
+        # The reward model is shown the question in place of the whole prompt.
+        return asked | llm.bind(reward_prompt=f"{given['question']} I think that")
+
+    return answer
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", type=Path, default=FILMS, help="a folder of *.txt")
+    parser.add_argument("--question", default="How was the acting in Harbour Lights?")
+    parser.add_argument("--model", help="a language model: hub name or directory")
+    parser.add_argument("--reward", help="a reward model: hub name or directory")
+    parser.add_argument("--target", type=float, help="the reward to rise to")
+    return parser.parse_args()
+
+
+def models(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a model; none means the embedded pair."""
+    if args.model is None and args.reward is None:
+        return {}
+    schedule = {"kind": "linear", "target": args.target}
+    return {"model": args.model, "reward": args.reward, "schedule": schedule}
+
+
+if __name__ == "__main__":
+    main()
