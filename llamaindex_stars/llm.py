@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -16,27 +16,47 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
+    ToolCallBlock,
 )
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import BaseTool
 from llama_index.core.types import TokenAsyncGen
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from llamaindex_stars.prompts import chat_prompt, completion_prompt
-from stars_engine import SegmentEvent, StarsConfig, StarsEngine, StarsResult
-from stars_engine.adapting import EngineFields, account_of, refuse_several_answers, usage_of
+from llamaindex_stars.responses import (
+    achats_of,
+    acompletions_of,
+    chat_of,
+    chats_of,
+    completion_of,
+    completions_of,
+)
+from stars_engine import StarsConfig, StarsEngine
+from stars_engine.adapting import EngineFields, refuse_several_answers
 from stars_engine.types import Prompt
 
+_OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")
 
-class StarsLLM(EngineFields, CustomLLM):
+
+class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     """A language model of the local machine, steered by a reward model while it writes.
 
     Every field of `StarsConfig`'s parts may be given by its name, here or per call; unknown names
     raise. All instances in a process share one engine per language model, and concurrent calls
     share its rounds.
 
-    Per call there is also `reward_prompt`: what the reward model reads in place of the prompt, such
-    as the question without its documents.
+    Per call there are also `reward_prompt`: what the reward model reads in place of the prompt,
+    such as the question without its documents; and for conversations `tools`, `tool_choice`,
+    `parallel_tool_calls` and `constrain_tools` of `stars_engine.Chat`.
+
+    Where prompt and `max_tokens` exceed the context, the answer may be as long as there is room
+    (`on_overflow="clamp"`, unless it is set): LlamaIndex fills prompts up to `context_window`.
 
     Example:
         >>> llm = StarsLLM(max_tokens=48, seed=7)
@@ -60,6 +80,8 @@ class StarsLLM(EngineFields, CustomLLM):
         return LLMMetadata(
             num_output=sampling.max_tokens,
             is_chat_model=facts.has_chat_template,
+            # A grammar writes valid calls for any model.
+            is_function_calling_model=find_spec("llguidance") is not None,
             model_name=settings.model.name_or_path or "in memory",
             **limits,
         )
@@ -71,6 +93,15 @@ class StarsLLM(EngineFields, CustomLLM):
             return super().to_payload()
         name = settings.model.name_or_path or "in memory"
         return {"class_name": self.class_name(), "model_name": name}
+
+    @property
+    def tokenizer_fn(self) -> Callable[[str], list[int]]:
+        """The model's own tokenizer, for `Settings.tokenizer`; the first use loads it."""
+
+        def encode(text: str) -> list[int]:
+            return self.engine().model.codec.encode(text)
+
+        return encode
 
     async def apredict(self, *args: Any, **kwargs: Any) -> str:
         """See `LLM.apredict`; the model is loaded without blocking the event loop."""
@@ -88,7 +119,7 @@ class StarsLLM(EngineFields, CustomLLM):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt; `prompt_format` rules what an unformatted string is."""
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return _completion(engine.generate(**call)[0])
+        return completion_of(engine.generate(**call)[0])
 
     @llm_completion_callback()
     async def acomplete(
@@ -96,7 +127,7 @@ class StarsLLM(EngineFields, CustomLLM):
     ) -> CompletionResponse:
         """Answer a prompt without blocking the event loop."""
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return _completion((await engine.agenerate(**call))[0])
+        return completion_of((await engine.agenerate(**call))[0])
 
     @llm_completion_callback()
     def stream_complete(
@@ -104,7 +135,7 @@ class StarsLLM(EngineFields, CustomLLM):
     ) -> CompletionResponseGen:
         """Yield the answer so far with each accepted segment."""
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return _completions(engine, call)
+        return completions_of(engine, call)
 
     @llm_completion_callback()
     async def astream_complete(
@@ -112,7 +143,7 @@ class StarsLLM(EngineFields, CustomLLM):
     ) -> CompletionResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return _acompletions(engine, call)
+        return acompletions_of(engine, call)
 
     # --- chats ---
 
@@ -121,21 +152,21 @@ class StarsLLM(EngineFields, CustomLLM):
         """Answer a conversation, through the model's own chat template."""
         self.load()
         engine, call = self._chat_call(messages, kwargs)
-        return _as_chat(_completion(engine.generate(**call)[0]))
+        return chat_of(engine.generate(**call)[0])
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
         await self.aload()
         engine, call = self._chat_call(messages, kwargs)
-        return _as_chat(_completion((await engine.agenerate(**call))[0]))
+        return chat_of((await engine.agenerate(**call))[0])
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
         self.load()
         engine, call = self._chat_call(messages, kwargs)
-        return _chats(engine, call)
+        return chats_of(engine, call)
 
     @llm_chat_callback()
     async def astream_chat(
@@ -144,7 +175,101 @@ class StarsLLM(EngineFields, CustomLLM):
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
         await self.aload()
         engine, call = self._chat_call(messages, kwargs)
-        return _achats(engine, call)
+        return achats_of(engine, call)
+
+    # --- tools ---
+
+    def _prepare_chat_with_tools(  # noqa: PLR0917 - LlamaIndex's arguments
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of a chat with tools; the history stays as it is."""
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            if isinstance(user_msg, str):
+                user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+            messages.append(user_msg)
+        choice = kwargs.pop("tool_choice", None)  # programs give None
+        return {
+            "messages": messages,
+            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tool_choice": choice or ("required" if tool_required and tools else "auto"),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """Return the calls of an answer.
+
+        Raises:
+            ValueError: It has none, and one is asked for.
+        """
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        if not calls and error_on_no_tool_call:
+            invalid = response.message.additional_kwargs.get("invalid_tool_calls")
+            reason = f"what was written as one is none: {invalid}" if invalid else "it is text"
+            raise ValueError(
+                f"the answer calls no tool ({reason}). Cure: tool_required=True, or more max_tokens"
+            )
+        return [
+            ToolSelection(
+                tool_id=call.tool_call_id or "",
+                tool_name=call.tool_name,
+                tool_kwargs=call.tool_kwargs,
+            )
+            for call in calls
+        ]
+
+    def _structured_stream_call(  # type: ignore[override]  # narrower
+        self,
+        output_cls: type[BaseModel],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[BaseModel, None, None]:
+        """Yield the object once it is whole: LlamaIndex's own leaves the call to the model."""
+        asked = self._structured_call(output_cls, prompt, prompt_args)
+        for response in self.stream_chat_with_tools(**asked, **(llm_kwargs or {})):
+            yield from self._objects(response, output_cls)
+
+    async def _structured_astream_call(  # type: ignore[override]  # narrower
+        self,
+        output_cls: type[BaseModel],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[BaseModel, None]:
+        """Do the same without blocking the event loop."""
+        asked = self._structured_call(output_cls, prompt, prompt_args)
+        responses = await self.astream_chat_with_tools(**asked, **(llm_kwargs or {}))
+
+        async def objects() -> AsyncGenerator[BaseModel, None]:
+            async for response in responses:
+                for made in self._objects(response, output_cls):
+                    yield made
+
+        return objects()
+
+    def _structured_call(
+        self, output_cls: type[BaseModel], prompt: PromptTemplate, prompt_args: dict[str, Any]
+    ) -> dict[str, Any]:
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        tool = get_function_tool(output_cls)
+        return {"tools": [tool], "chat_history": messages, "tool_required": True}
+
+    def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
+        """Return the object that an answer holds; none as long as it is unfinished."""
+        is_whole = response.raw is not None
+        calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
+        return [output_cls(**call.tool_kwargs) for call in calls]
 
     # --- settings ---
 
@@ -160,9 +285,12 @@ class StarsLLM(EngineFields, CustomLLM):
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> tuple[StarsEngine, dict[str, Any]]:
         reward_prompt = kwargs.pop("reward_prompt", None)
+        tools = {name: kwargs.pop(name) for name in _OF_CHAT if name in kwargs}
         settings = self.settings(**kwargs)
         has_template = self.engine(settings).has_chat_template
-        prompt, settings = chat_prompt(self, messages, settings, has_template=has_template)
+        prompt, settings = chat_prompt(
+            self, messages, settings, has_template=has_template, tools=tools
+        )
         return self._call(prompt, settings, reward_prompt)
 
     def _call(
@@ -171,66 +299,8 @@ class StarsLLM(EngineFields, CustomLLM):
         """Return the engine, and its arguments."""
         refuse_several_answers(settings)
         call = {"prompts": prompt, "align": settings.align, "reward_prompt": reward_prompt}
-        if settings.sampling != "model":
-            call["sampling"] = settings.sampling
+        if (sampling := settings.sampling) != "model":
+            if "on_overflow" not in sampling.model_fields_set:
+                sampling = sampling.replace(on_overflow="clamp")
+            call["sampling"] = sampling
         return self.engine(settings), call
-
-
-# --- responses ---
-
-
-def _completions(
-    engine: StarsEngine, call: dict[str, Any]
-) -> Generator[CompletionResponse, None, None]:
-    text = ""
-    with closing(engine.stream(**call)) as events:
-        for event in events:
-            text += event.text
-            yield _partial(text, event)
-
-
-async def _acompletions(
-    engine: StarsEngine, call: dict[str, Any]
-) -> AsyncGenerator[CompletionResponse, None]:
-    text = ""
-    async with engine.astream(**call) as events:
-        async for event in events:
-            text += event.text
-            yield _partial(text, event)
-
-
-def _chats(engine: StarsEngine, call: dict[str, Any]) -> ChatResponseGen:
-    with closing(_completions(engine, call)) as completions:
-        for completion in completions:
-            yield _as_chat(completion)
-
-
-async def _achats(engine: StarsEngine, call: dict[str, Any]) -> ChatResponseAsyncGen:
-    async with aclosing(_acompletions(engine, call)) as completions:
-        async for completion in completions:
-            yield _as_chat(completion)
-
-
-def _completion(result: StarsResult) -> CompletionResponse:
-    return CompletionResponse(
-        text=result.text, raw=account_of(result), additional_kwargs=usage_of(result)
-    )
-
-
-def _partial(text: str, event: SegmentEvent) -> CompletionResponse:
-    result = event.result
-    return CompletionResponse(
-        text=text,
-        delta=event.text,
-        raw=None if result is None else account_of(result),
-        additional_kwargs={} if result is None else usage_of(result),
-    )
-
-
-def _as_chat(completion: CompletionResponse) -> ChatResponse:
-    return ChatResponse(
-        message=ChatMessage(role=MessageRole.ASSISTANT, content=completion.text),
-        delta=completion.delta,
-        raw=completion.raw,
-        additional_kwargs=completion.additional_kwargs,
-    )

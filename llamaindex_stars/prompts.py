@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic
-from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 
-from stars_engine import Chat, Message, PromptError, RenderedPrompt, StarsConfig
+from stars_engine import Chat, Message, PromptError, RenderedPrompt, StarsConfig, ToolCall
 from stars_engine.types import Prompt
 
 _ROLES = {
@@ -35,34 +42,78 @@ def completion_prompt(
 
 
 def chat_prompt(
-    llm: LLM, messages: Sequence[ChatMessage], settings: StarsConfig, *, has_template: bool
+    llm: LLM,
+    messages: Sequence[ChatMessage],
+    settings: StarsConfig,
+    *,
+    has_template: bool,
+    tools: Mapping[str, Any],
 ) -> tuple[Prompt, StarsConfig]:
     """Return a conversation's prompt, and settings under which it is read as meant.
 
     It goes through the user's `messages_to_prompt`, else the model's chat template, else
-    LlamaIndex's own plain transcript.
+    LlamaIndex's own plain transcript. Tools, and a model without a template, make it a `Chat`.
+
+    Args:
+        llm: Whose functions for prompts count.
+        messages: The conversation.
+        settings: Of the call.
+        has_template: Whether the model has a chat template.
+        tools: What of `stars_engine.Chat` the call gives.
 
     Raises:
-        PromptError: A message holds something other than text.
+        PromptError: A message holds something other than text, calls and their results, or tools
+            are to go through a `messages_to_prompt`.
     """
-    turns = [Message(role=_role(message.role), content=_text(message)) for message in messages]
+    turns = [read_message(message) for message in messages]
+    uses_tools = bool(tools.get("tools")) or any(turn.tool_calls for turn in turns)
     assert llm.messages_to_prompt is not None
     if llm.messages_to_prompt is not generic:
+        if tools.get("tools"):
+            raise PromptError(
+                "tools go through the model's chat template, and messages_to_prompt takes its "
+                "place. Cure: no messages_to_prompt, or no tools"
+            )
         return RenderedPrompt(llm.messages_to_prompt(messages), messages=turns), settings
-    if has_template:
-        return Chat(turns), settings
+    if has_template or uses_tools:
+        return Chat(turns, **tools), settings
     return generic(messages), settings.replace(prompt_format="raw")
 
 
-def _role(role: MessageRole) -> str:
-    return _ROLES.get(role, role.value)
+def read_message(message: ChatMessage) -> Message:
+    """Return a message as the engine has it.
 
-
-def _text(message: ChatMessage) -> str:
+    Raises:
+        PromptError: It holds something other than text, thoughts, calls and their results.
+    """
+    role = _ROLES.get(message.role, message.role.value)
+    text, thoughts, calls = [], [], []
     for block in message.blocks:
-        if not isinstance(block, TextBlock):
-            raise PromptError(
-                f"a message holds {type(block).__name__}; this model reads text only. Cure: leave "
-                "it out, or put it into words"
-            )
-    return message.content or ""
+        match block:
+            case TextBlock():
+                text.append(block.text)
+            case ThinkingBlock():
+                thoughts.append(block.content or "")
+            case ToolCallBlock():
+                calls.append(
+                    ToolCall(
+                        name=block.tool_name,
+                        arguments=block.tool_kwargs,
+                        id=block.tool_call_id or "",
+                    )
+                )
+            case _:
+                raise PromptError(
+                    f"a message holds {type(block).__name__}; this model reads text only. Cure: "
+                    "leave it out, or put it into words"
+                )
+    told = message.additional_kwargs
+    is_tool = role == "tool"
+    return Message(
+        role=role,
+        content="\n".join(text),
+        reasoning="\n".join(filter(None, thoughts)) or None,
+        tool_calls=calls or told.get("tool_calls") or (),
+        tool_call_id=told.get("tool_call_id") if is_tool else None,
+        name=told.get("name") if is_tool else None,
+    )

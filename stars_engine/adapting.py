@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr, field_serializer
 
 from stars_engine.config import StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, with_fields
@@ -99,6 +99,22 @@ class EngineFields(BaseModel):
             values["config"] = StarsConfig(**values["config"])
         super().__init__(**values)
         self.settings()  # bad values are told now, not at the first call
+
+    @field_serializer("config")
+    def _what_was_given(self, config: StarsConfig) -> dict[str, Any]:
+        """Dump what was given, so that what is made of it has the same defaults, not their values.
+
+        Other models go with other thresholds, and adapters have defaults of their own.
+        """
+        dumped = config.model_dump()
+        given = {name: dumped[name] for name in dumped if name in config.model_fields_set}
+        if "sampling" in given and config.sampling != "model":
+            given["sampling"] = {
+                name: given["sampling"][name]
+                for name in given["sampling"]
+                if name in config.sampling.model_fields_set
+            }
+        return given
 
     @classmethod
     def from_file(cls, path: str | Path, **values: Any) -> Self:

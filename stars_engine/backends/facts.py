@@ -36,7 +36,8 @@ def read_facts(config: TransformersModel) -> ModelFacts | None:
         return None
     tokenizer = load_tokenizer(config)
     if config.model is not None:
-        declared, generation = config.model.config, config.model.generation_config
+        declared = config.model.config
+        generation = getattr(config.model, "generation_config", None)  # not every class has one
     else:
         declared = read_config(config)
         generation = _read_generation_config(config, declared)

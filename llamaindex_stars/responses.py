@@ -1,0 +1,114 @@
+"""The engine's answers as LlamaIndex's: completions and chats, whole and as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from contextlib import closing
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    ContentBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from stars_engine import Message, SegmentEvent, StarsEngine, StarsResult
+from stars_engine.adapting import account_of, usage_of
+
+
+def completion_of(result: StarsResult) -> CompletionResponse:
+    """Return an answer as text; in conversations without its thought."""
+    return CompletionResponse(
+        text=result.text if result.message is None else result.message.content,
+        raw=account_of(result),
+        additional_kwargs=usage_of(result),
+    )
+
+
+def chat_of(result: StarsResult) -> ChatResponse:
+    """Return an answer as a message, with its thought and its calls of tools."""
+    message = result.message
+    if message is None:
+        message = Message(role="assistant", content=result.text)
+    return ChatResponse(
+        message=_chat_message(message), raw=account_of(result), additional_kwargs=usage_of(result)
+    )
+
+
+def completions_of(
+    engine: StarsEngine, call: dict[str, Any]
+) -> Generator[CompletionResponse, None, None]:
+    """Yield the answer so far with each accepted segment."""
+    text = ""
+    with closing(engine.stream(**call)) as events:
+        for event in events:
+            text += _delta(event)
+            yield _completion_so_far(text, event)
+
+
+async def acompletions_of(
+    engine: StarsEngine, call: dict[str, Any]
+) -> AsyncGenerator[CompletionResponse, None]:
+    """Do the same without blocking the event loop."""
+    text = ""
+    async with engine.astream(**call) as events:
+        async for event in events:
+            text += _delta(event)
+            yield _completion_so_far(text, event)
+
+
+def chats_of(engine: StarsEngine, call: dict[str, Any]) -> Generator[ChatResponse, None, None]:
+    """Yield the message so far with each accepted segment; the last one has its calls."""
+    text = thought = ""
+    with closing(engine.stream(**call)) as events:
+        for event in events:
+            text, thought = text + _delta(event), thought + (event.reasoning or "")
+            yield _chat_so_far(text, thought, event)
+
+
+async def achats_of(
+    engine: StarsEngine, call: dict[str, Any]
+) -> AsyncGenerator[ChatResponse, None]:
+    """Do the same without blocking the event loop."""
+    text = thought = ""
+    async with engine.astream(**call) as events:
+        async for event in events:
+            text, thought = text + _delta(event), thought + (event.reasoning or "")
+            yield _chat_so_far(text, thought, event)
+
+
+def _delta(event: SegmentEvent) -> str:
+    return event.text if event.content is None else event.content
+
+
+def _completion_so_far(text: str, event: SegmentEvent) -> CompletionResponse:
+    if event.result is None:
+        return CompletionResponse(text=text, delta=_delta(event))
+    return completion_of(event.result).model_copy(update={"delta": _delta(event)})
+
+
+def _chat_so_far(text: str, thought: str, event: SegmentEvent) -> ChatResponse:
+    if event.result is None:
+        message = Message(role="assistant", content=text, reasoning=thought or None)
+        return ChatResponse(message=_chat_message(message), delta=_delta(event))
+    return chat_of(event.result).model_copy(update={"delta": _delta(event)})
+
+
+def _chat_message(message: Message) -> ChatMessage:
+    blocks: list[ContentBlock] = []
+    if message.reasoning:
+        blocks.append(ThinkingBlock(content=message.reasoning))
+    blocks.append(TextBlock(text=message.content))
+    blocks += [
+        ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
+        for call in message.tool_calls
+    ]
+    told = {}
+    if message.invalid_tool_calls:
+        told["invalid_tool_calls"] = [call.model_dump() for call in message.invalid_tool_calls]
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=told)

@@ -1,0 +1,352 @@
+"""Every caller in LlamaIndex, run for real: how often it asks the engine, with how many tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from llama_index.core import Document, PromptTemplate, Settings, VectorStoreIndex
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
+from llama_index.core.llms import ChatMessage, MessageRole
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.rate_limiter import TokenBucketRateLimiter
+from llama_index.core.tools import FunctionTool
+from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from pydantic import BaseModel, Field
+
+from llamaindex_stars import StarsLLM
+from stars_engine import AlignmentError, ContextOverflowError, TransformersModel
+from tests.chat_templates import random_llama, tokenizer_of
+from tests.scripted import ScriptedModel
+from tests.test_async import Ticks
+
+# What LlamaIndex's workflows ask of pydantic models.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:is_running called from within a step"),
+    # Of a loop that it makes for its own synchronous calls, and leaves open.
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <(function BaseEventLoop|socket)"),
+]
+
+ASSISTANT = "<|im_start|>assistant\n"
+NEVER = {"kind": "constant", "value": 1e6}
+[QUOTE] = tokenizer_of("hermes").encode('"', add_special_tokens=False)
+
+
+class Letters(BaseEmbedding):
+    """Counts letters."""
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return [1.0 + text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str = Field(max_length=8)
+    size: int = Field(ge=0, le=9)
+
+
+def judge(prompt: str, completion: str) -> float:
+    return 1.0 + len(completion) % 3
+
+
+def of(model: TransformersModel, **given: Any) -> StarsLLM:
+    fields = {"schedule": {"kind": "none"}, "segment_len": 8, "max_tokens": 24, "seed": 0}
+    return StarsLLM(model=model, reward=judge, **(fields | given))
+
+
+@pytest.fixture(scope="module")
+def speechless() -> Iterator[Callable[..., StarsLLM]]:
+    tokenizer = tokenizer_of("hermes")
+    model = TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
+    kept = of(model).load()
+    yield lambda **given: of(model, **given)
+    kept.close()
+
+
+def saying(script: Callable[[str], str], **fields: Any) -> StarsLLM:
+    tokenizer = tokenizer_of("hermes")
+    model = ScriptedModel(tokenizer, script, ASSISTANT)
+    return of(TransformersModel(model=model, tokenizer=tokenizer), max_tokens=200, **fields)
+
+
+def num_requests(llm: StarsLLM) -> int:
+    stats = llm.engine().stats()
+    return stats.num_finished + stats.num_failed + stats.num_cancelled
+
+
+@pytest.fixture(scope="module")
+def index() -> VectorStoreIndex:
+    documents = [Document(text=f"City number {i} has {i} towers.") for i in range(6)]
+    return VectorStoreIndex.from_documents(documents, embed_model=Letters())
+
+
+# --- query and chat engines ---
+
+
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+def test_queries(speechless: Callable[..., StarsLLM], index: VectorStoreIndex, mode: Any) -> None:
+    llm = speechless()
+    engine = index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=2)
+    before = num_requests(llm)
+    response = engine.query("How many towers?")
+    expected = {"refine": 2}.get(mode, 1)  # one more for each further document
+    assert num_requests(llm) - before == expected
+    assert str(response)
+    assert len(response.source_nodes) == 2
+
+
+async def test_async_queries_never_block_and_share_rounds(
+    speechless: Callable[..., StarsLLM], index: VectorStoreIndex
+) -> None:
+    llm = speechless()
+    engine = index.as_query_engine(llm=llm, similarity_top_k=1)
+    before = llm.engine().stats()
+    async with Ticks() as ticks:
+        alone = str(await engine.aquery("How many towers?"))
+        assert ticks.count > 3
+    alone_rounds = llm.engine().stats().num_rounds - before.num_rounds
+    middle = llm.engine().stats().num_rounds
+    answers = await asyncio.gather(*[engine.aquery("How many towers?") for _ in range(8)])
+    assert {str(answer) for answer in answers} == {alone}
+    assert llm.engine().stats().num_rounds - middle < 4 * alone_rounds
+    streaming = index.as_query_engine(llm=llm, similarity_top_k=1, streaming=True)
+    assert "".join(streaming.query("How many towers?").response_gen) == alone
+    response: Any = await streaming.aquery("How many towers?")
+    assert "".join([piece async for piece in response.async_response_gen()]) == alone
+
+
+def test_the_second_turn_of_a_chat_engine(index: VectorStoreIndex) -> None:
+    """Its question is condensed by a bare `complete`, which is a turn of a user here."""
+    seen: list[str] = []
+
+    def script(conversation: str) -> str:
+        seen.append(conversation)
+        return "How tall are they?" if "standalone" in conversation.lower() else "Two."
+
+    llm = saying(script)
+    engine = index.as_chat_engine(
+        chat_mode="condense_plus_context",
+        llm=llm,
+        memory=ChatMemoryBuffer.from_defaults(token_limit=4_000, tokenizer_fn=llm.tokenizer_fn),
+    )
+    llm.load()
+    seen.clear()  # what the decoders were tried on
+    assert str(engine.chat("How many towers?")) == "Two."
+    before = num_requests(llm)
+    engine.chat("And how tall?")
+    assert num_requests(llm) - before == 2  # the question, then the answer
+    assert all("<|im_start|>user" in conversation for conversation in seen)
+    assert not any("user: <|im_start|>" in conversation for conversation in seen)
+
+
+# --- structured output, tools ---
+
+
+def test_structured_prediction(speechless: Callable[..., StarsLLM]) -> None:
+    llm = speechless(max_tokens=200, logit_bias={QUOTE: 4.0})
+    prompt = PromptTemplate("Name a city near {place}.")
+    before = num_requests(llm)
+    assert isinstance(llm.structured_predict(City, prompt, place="Oslo"), City)
+    assert num_requests(llm) - before == 1
+    found = asyncio.run(llm.astructured_predict(City, prompt, place="Oslo"))
+    assert isinstance(found, City)
+    assert list(llm.stream_structured_predict(City, prompt, place="Oslo")) == [found]
+
+    async def streamed() -> list[Any]:
+        stream = await llm.astream_structured_predict(City, prompt, place="Oslo")
+        return [made async for made in stream]
+
+    assert asyncio.run(streamed()) == [found]
+    response = llm.as_structured_llm(City).complete("Name a city.")
+    assert isinstance(response.raw, City)
+
+
+def temperature(city: str) -> str:
+    """Tells how warm a city is."""
+    return f"{city} has 7 degrees"
+
+
+def test_forced_calls_leave_the_history_alone(speechless: Callable[..., StarsLLM]) -> None:
+    llm = speechless(max_tokens=200, logit_bias={QUOTE: 4.0})
+    tool = FunctionTool.from_defaults(temperature)
+    history = [ChatMessage("Hello"), ChatMessage("Hi", role=MessageRole.ASSISTANT)]
+    response = llm.chat_with_tools(
+        [tool], user_msg="How warm?", chat_history=history, tool_required=True
+    )
+    assert len(history) == 2
+    [call] = llm.get_tool_calls_from_response(response)
+    assert call.tool_name == "temperature"
+    assert set(call.tool_kwargs) == {"city"}
+    *_, last = llm.stream_chat_with_tools(
+        [tool], user_msg="How warm?", chat_history=history, tool_required=True
+    )
+    assert llm.get_tool_calls_from_response(last)[0].tool_kwargs == call.tool_kwargs
+    with pytest.raises(ValueError, match="calls no tool"):
+        llm.get_tool_calls_from_response(llm.chat([ChatMessage("Hello")]))
+    assert "7 degrees" in str(
+        llm.predict_and_call([tool], user_msg="How warm?", tool_required=True)
+    )
+
+
+def agent_script(conversation: str) -> str:
+    if "7 degrees" in conversation.rpartition("<|im_start|>user")[2]:
+        return "It has 7 degrees."
+    call = json.dumps({"name": "temperature", "arguments": {"city": "Oslo"}})
+    return f"<tool_call>\n{call}\n</tool_call>"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_function_agents_and_workflows_of_them(streaming: bool) -> None:
+    llm = saying(agent_script)
+    agent = FunctionAgent(
+        name="warmth", description="d", tools=[temperature], llm=llm, streaming=streaming
+    )
+    before = num_requests(llm)
+    async with Ticks() as ticks:
+        assert str(await agent.run("How warm is Oslo?")) == "It has 7 degrees."
+        assert ticks.count > 3
+    assert num_requests(llm) - before == 2
+    flow = AgentWorkflow(agents=[agent], root_agent="warmth")
+    before = num_requests(llm)
+    assert str(await flow.run("How warm is Oslo?")) == "It has 7 degrees."
+    assert num_requests(llm) - before == 2
+
+
+async def test_react_agents() -> None:
+    def script(conversation: str) -> str:
+        if "Observation:" in conversation.rpartition("<|im_start|>user")[2]:
+            return "Thought: I can answer without using any more tools.\nAnswer: 7 degrees."
+        call = 'Action: temperature\nAction Input: {"city": "Oslo"}'
+        return f"Thought: I need to use a tool.\n{call}"
+
+    llm = saying(script)
+    before = num_requests(llm)
+    agent = ReActAgent(tools=[temperature], llm=llm)
+    assert str(await agent.run("How warm is Oslo?")) == "7 degrees."
+    assert num_requests(llm) - before == 2
+
+
+# --- accounts, events, limits ---
+
+
+@pytest.mark.parametrize("way", ["complete", "chat", "acomplete", "achat", "predict"])
+def test_each_call_is_counted_once(speechless: Callable[..., StarsLLM], way: str) -> None:
+    counter = TokenCountingHandler(tokenizer=speechless().tokenizer_fn)
+    takes: list[float] = []
+
+    class Limiter(TokenBucketRateLimiter):
+        def acquire(self, num_tokens: int = 0) -> None:
+            takes.append(0)
+
+        async def async_acquire(self, num_tokens: int = 0) -> None:
+            takes.append(0)
+
+    llm = speechless(
+        callback_manager=CallbackManager([counter]), rate_limiter=Limiter(requests_per_minute=600)
+    )
+    asked: Any = "Hello" if "complete" in way else [ChatMessage("Hello")]
+    asked = PromptTemplate("Hello") if way == "predict" else asked
+    response = getattr(llm, way)(asked)
+    if way.startswith("a"):
+        response = asyncio.run(response)
+    assert len(takes) == 1
+    assert len(counter.llm_token_counts) == 1
+    if way != "predict":
+        usage = response.additional_kwargs
+        [count] = counter.llm_token_counts
+        assert (count.prompt_token_count, count.completion_token_count) == (
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+        )
+
+
+def test_events_carry_the_trace(speechless: Callable[..., StarsLLM]) -> None:
+    class Notes(BaseEventHandler):
+        ended: list[Any] = []  # noqa: RUF012 - a pydantic field
+
+        def handle(self, event: Any, **_: Any) -> None:
+            if isinstance(event, LLMChatEndEvent):
+                self.ended.append(event)
+
+    notes, dispatcher = Notes(), get_dispatcher()
+    dispatcher.add_event_handler(notes)
+    try:
+        response = speechless().chat([ChatMessage("Hello")])
+    finally:
+        dispatcher.event_handlers.remove(notes)
+    [event] = notes.ended
+    assert event.response.raw["segments"] == response.raw["segments"]
+    json.dumps(response.raw)
+    json.dumps(response.additional_kwargs)
+
+
+def test_answers_are_as_long_as_there_is_room(speechless: Callable[..., StarsLLM]) -> None:
+    llm = speechless(max_tokens=8_000)
+    context = llm.metadata.context_window
+    long = "x" * (context - 60)
+    response = llm.complete(long)
+    assert response.additional_kwargs["total_tokens"] == context
+    with pytest.raises(ContextOverflowError):
+        llm.complete("x" * context)
+    with pytest.raises(ContextOverflowError):
+        speechless(max_tokens=8_000, on_overflow="raise").complete(long)
+
+
+def test_copies_by_way_of_plain_values() -> None:
+    llm = StarsLLM(max_tokens=8, seed=4, temperature=0.5)
+    stated = llm.to_dict()
+    assert "sampling" not in stated["config"]  # what nobody gave
+    for again in (StarsLLM.from_dict(stated), pickle.loads(pickle.dumps(llm))):
+        assert again.settings() == llm.settings()
+        assert again.complete("This movie").text == llm.complete("This movie").text
+    llm.close()
+
+
+async def test_a_workflow_branches_on_refusals(speechless: Callable[..., StarsLLM]) -> None:
+    class Guarded(Workflow):
+        @step
+        async def answer(self, event: StartEvent) -> StopEvent:
+            llm = speechless(schedule=NEVER, max_attempts=2, on_exhausted="raise")
+            try:
+                said = await llm.achat([ChatMessage(event.question)])
+            except AlignmentError:
+                return StopEvent(result="a person")
+            return StopEvent(result=said.message.content)
+
+    assert await Guarded().run(question="How warm?") == "a person"
+
+
+def test_thoughts_are_kept_apart() -> None:
+    tokenizer = tokenizer_of("thinking")
+    model = ScriptedModel(tokenizer, lambda _: "<think>\nWinter.\n</think>\n\nCold.", ASSISTANT)
+    llm = of(TransformersModel(model=model, tokenizer=tokenizer))
+    message = llm.chat([ChatMessage("How warm?")]).message
+    *_, last = llm.stream_chat([ChatMessage("How warm?")])
+    for got in (message, last.message):
+        assert got.content == "Cold."
+        assert [block.block_type for block in got.blocks] == ["thinking", "text"]
+    assert llm.complete("How warm?").text == "Cold."
+
+
+def test_the_tokenizer_counts_as_the_model_does(speechless: Callable[..., StarsLLM]) -> None:
+    assert len(speechless().tokenizer_fn("né 🥶")) == len("né 🥶".encode())
+    assert Settings.tokenizer is not None
+    assert re.fullmatch(r"in memory", speechless().metadata.model_name)
