@@ -1,0 +1,98 @@
+"""Two kinds of agents whose words are aligned while they are written. Offline.
+
+A `FunctionAgent` calls tools through the model's own format, a `ReActAgent` by words that a grammar
+keeps in form: both work with a model that never learnt either. Run it with
+`python examples/llamaindex_agent.py`; a chat model of your own chooses its tools by itself:
+
+    python examples/llamaindex_agent.py --model NAME --reward NAME --target 8
+"""
+
+import argparse
+import asyncio
+from typing import Any, Literal
+
+from llama_index.core.agent import ReActChatFormatter
+from llama_index.core.agent.workflow import FunctionAgent, ReActAgent, ToolCallResult
+from llama_index.core.llms import ChatMessage, ChatResponseAsyncGen, MessageRole
+from llama_index.core.tools import BaseTool
+
+from llamaindex_stars import StarsLLM
+from stars_engine import EbnfGrammar
+
+Film = Literal["Harbour Lights", "The Long Winter", "Paper Moonlight"]
+STARS = {"Harbour Lights": 5, "The Long Winter": 4, "Paper Moonlight": 2}
+# A thought and a call, or a thought and the answer.
+STEPS = EbnfGrammar(
+    text=r"""
+start: "Thought: " LINE "\n" (call | "Answer: " LINE)
+call: "Action: rating\nAction Input: {\"film\": \"" FILM "\"}"
+FILM: "Harbour Lights" | "The Long Winter" | "Paper Moonlight"
+LINE: /[A-Za-z ,']{20,80}\./
+"""
+)
+
+
+def rating(film: Film) -> str:
+    """How good a film is."""
+    return f"{film} has {STARS[film]} of 5 stars."
+
+
+class ToolFirst(StarsLLM):
+    """Has a tool called first, then an answer: what the small model does not know to do."""
+
+    async def astream_chat_with_tools(
+        self, tools: list[BaseTool], chat_history: list[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """Stream an answer to a conversation with tools."""
+        called = any(message.role == MessageRole.TOOL for message in chat_history)
+        kwargs["tool_choice"] = "none" if called else "required"
+        return await super().astream_chat_with_tools(tools, chat_history=chat_history, **kwargs)
+
+
+async def main() -> None:
+    """Ask both."""
+    args = arguments()
+    is_small = args.model is None
+    fields = {"max_tokens": 64, "seed": 7, **models(args)}
+    llm = (ToolFirst if is_small else StarsLLM)(**fields)
+    await show(FunctionAgent(tools=[rating], llm=llm), args.question)
+    stepping = StarsLLM(**fields, grammar=STEPS, judge="all") if is_small else llm
+    # The usual words to such agents are longer than all that the small model reads.
+    words = {"formatter": ReActChatFormatter(system_header="{tool_desc}")} if is_small else {}
+    await show(ReActAgent(tools=[rating], llm=stepping, **words), args.question)
+    told = (await llm.achat([ChatMessage(args.question)])).raw
+    print("reward:", round(told["reward"], 2), "usage:", told["usage"])
+    llm.close()
+    stepping.close()
+
+
+async def show(agent: FunctionAgent | ReActAgent, question: str) -> None:
+    """Run an agent, and print what it does."""
+    print(type(agent).__name__)
+    run = agent.run(question, max_iterations=40)
+    async for event in run.stream_events():
+        if isinstance(event, ToolCallResult):
+            print("  calls: ", event.tool_name, event.tool_kwargs, "->", event.tool_output)
+    print("  answer:", " ".join(str(await run).split()))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--question", default="Is Harbour Lights any good?")
+    parser.add_argument("--model", help="a language model: hub name or directory")
+    parser.add_argument("--reward", help="a reward model: hub name or directory")
+    parser.add_argument("--target", type=float, help="the reward to rise to")
+    return parser.parse_args()
+
+
+def models(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a model; none means the embedded pair."""
+    if args.model is None and args.reward is None:
+        return {}
+    schedule = {"kind": "linear", "target": args.target}
+    return {"model": args.model, "reward": args.reward, "schedule": schedule}
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

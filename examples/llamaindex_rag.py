@@ -1,0 +1,102 @@
+"""Answers from an index, each steered by what a reward model thinks of it. Offline.
+
+Reads a folder, embeds its texts, streams an answer with its sources, and then answers several
+questions at once from an event loop. Run it with `python examples/llamaindex_rag.py`; with models
+and texts of your own:
+
+    python examples/llamaindex_rag.py --model NAME --reward NAME --target 8 \
+        --documents FOLDER --question "What ...?"
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import wordllama
+from llama_index.core import PromptTemplate, Settings, SimpleDirectoryReader, VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.node_parser import SentenceSplitter
+
+from llamaindex_stars import StarsLLM
+
+FILMS = Path(__file__).parent / "films"
+PROMPT = PromptTemplate("{context_str}\n\n{query_str} I think that")
+
+
+class WordEmbeddings(BaseEmbedding):
+    """The word vectors that come with the package `wordllama`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        folder = Path(wordllama.__file__).parent
+        self._vectors = wordllama.WordLlama.load(dim=256, cache_dir=folder, disable_download=True)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._vectors.embed([text], norm=True)[0].tolist()
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, query)
+
+
+def main() -> None:
+    """Answer one question as a stream, then three at once."""
+    args = arguments()
+    logging.getLogger().setLevel(logging.ERROR)  # wordllama turns it up
+    llm = StarsLLM(max_tokens=40, seed=7, **models(args))
+    Settings.tokenizer = llm.tokenizer_fn  # prompts are filled up by the model's own count
+    index = VectorStoreIndex.from_documents(
+        SimpleDirectoryReader(args.documents, required_exts=[".txt"]).load_data(),
+        embed_model=WordEmbeddings(),
+        transformations=[SentenceSplitter(chunk_size=100, chunk_overlap=0)],
+    )
+    fields = {"llm": llm, "similarity_top_k": 2, "text_qa_template": PROMPT}
+    fields["response_mode"] = "simple_summarize"  # the small model's context has no room to refine
+
+    streaming = index.as_query_engine(streaming=True, **fields)
+    response: Any = streaming.query(args.question)
+    print(args.question, "I think that", end="")
+    for accepted in response.response_gen:
+        print(accepted, end="", flush=True)
+    print("\n\nsources:", *sorted({node.metadata["file_name"] for node in response.source_nodes}))
+
+    engine = index.as_query_engine(**fields)
+    films = ("Harbour Lights", "The Long Winter", "Paper Moonlight")
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*(engine.aquery(f"How was {film}?") for film in films))
+
+    for film, answer in zip(films, asyncio.run(ask_all()), strict=True):
+        print(f"{film}: I think that{answer}")
+    told = llm.complete("The acting in Harbour Lights").raw
+    print("reward:", round(told["reward"], 2), "usage:", told["usage"])
+    llm.close()
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", type=Path, default=FILMS, help="a folder of *.txt")
+    parser.add_argument("--question", default="How was the acting in Harbour Lights?")
+    parser.add_argument("--model", help="a language model: hub name or directory")
+    parser.add_argument("--reward", help="a reward model: hub name or directory")
+    parser.add_argument("--target", type=float, help="the reward to rise to")
+    return parser.parse_args()
+
+
+def models(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a model; none means the embedded pair."""
+    if args.model is None and args.reward is None:
+        return {}
+    schedule = {"kind": "linear", "target": args.target}
+    return {"model": args.model, "reward": args.reward, "schedule": schedule}
+
+
+if __name__ == "__main__":
+    main()
