@@ -69,7 +69,7 @@ def test_readme_has_exactly_two_set_up_commands() -> None:
     commands = [block.strip() for _, block in blocks(ROOT / "README.md", "bash")]
     assert [command.rsplit("bin/", 1)[1] for command in commands] == [
         "stars demo",
-        "python -m pytest",
+        "python -m pytest -n 2",
     ]
 
 
