@@ -52,14 +52,18 @@ def main() -> None:
     prompts = [opening.format(subject) for opening in OPENINGS for subject in SUBJECTS]
     if args.prompts is not None:
         prompts = args.prompts.read_text(encoding="utf-8").splitlines()
+    args.output.touch()  # fail now, if it cannot be written
     llm = StarsLLM(max_tokens=16, seed=7, **models(args))
     records = asyncio.run(answer_all(llm, prompts))
     with args.output.open("w", encoding="utf-8") as lines:
         for record in records:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    failed = [record["error"] for record in records if "error" in record]
+    print(f"{len(records)} lines in {args.output}, {len(failed)} of them failed")
+    if len(failed) == len(records):
+        raise SystemExit(f"all failed; the first one: {failed[0]}")
     rewards = [record["reward"] for record in records if record.get("reward") is not None]
-    print(f"{len(records)} lines in {args.output}, {len(records) - len(rewards)} of them failed")
     print("reward: mean", round(statistics.mean(rewards), 2), "least", round(min(rewards), 2))
     llm.close()
 
@@ -90,12 +94,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
     parser.add_argument("--target", type=float, help="the reward to rise to")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if len({given.model is None, given.reward is None, given.target is None}) > 1:
+        parser.error("--model, --reward and --target go together")
+    return given
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of a model; none means the embedded pair."""
-    if args.model is None and args.reward is None:
+    if args.model is None:
         return {}
     schedule = {"kind": "linear", "target": args.target}
     return {"model": args.model, "reward": args.reward, "schedule": schedule}

@@ -83,12 +83,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
     parser.add_argument("--target", type=float, help="the reward to rise to")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if len({given.model is None, given.reward is None, given.target is None}) > 1:
+        parser.error("--model, --reward and --target go together")
+    return given
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of a model; none means the embedded pair."""
-    if args.model is None and args.reward is None:
+    if args.model is None:
         return {}
     schedule = {"kind": "linear", "target": args.target}
     return {"model": args.model, "reward": args.reward, "schedule": schedule}

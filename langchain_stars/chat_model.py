@@ -11,12 +11,12 @@ from langchain_core.language_models import LanguageModelInput, ModelProfile
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import Field
 
-from langchain_stars.fields import StarsFields, name_of_model
+from langchain_stars.fields import StarsFields, all_at_once, name_of_model
 from langchain_stars.messages import read_messages, read_tool_choice, read_tools
 from langchain_stars.outputs import chat_chunk_of, chat_generation_of
 from langchain_stars.refusals import as_refusal
@@ -26,9 +26,11 @@ from langchain_stars.structured import (
     json_grammar,
     parser_of,
     reading,
+    schema_of,
 )
 from stars_engine import Chat, ConfigError, StarsConfig, StarsResult
-from stars_engine.adapting import refuse_several_answers, usage_of
+from stars_engine.adapting import asettled, refuse_several_answers, settled, usage_of
+from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
 
 _OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")
@@ -53,6 +55,30 @@ class ChatStars(StarsFields, BaseChatModel):
     streaming: bool = Field(
         default=False, description="let `invoke` stream too, for callbacks that follow it"
     )
+
+    @property
+    def model_name(self) -> str:
+        """What the model is told by; LangChain's agents ask."""
+        return name_of_model(self.settings())
+
+    def get_num_tokens_from_messages(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Return how many tokens a conversation is, as the model's chat template has it."""
+        chat = Chat(read_messages(messages), tools=read_tools(tools or ()), constrain_tools=False)
+        return len(read_conversation(chat, self.engine().model.codec).token_ids)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Answer all inputs in shared rounds, unless `max_concurrency` says otherwise."""
+        configs = all_at_once(config, len(inputs))
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile:
         return {
@@ -105,7 +131,7 @@ class ChatStars(StarsFields, BaseChatModel):
         settings, chat, call = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
         with as_refusal(), closing(self.engine(settings).stream(chat, **call)) as events:
-            for event in events:
+            for event in settled(events):
                 chunk = chat_chunk_of(event, settings)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -122,7 +148,7 @@ class ChatStars(StarsFields, BaseChatModel):
         refuse_several_answers(settings)
         with as_refusal():
             async with self.engine(settings).astream(chat, **call) as events:
-                async for event in events:
+                async for event in asettled(events):
                     chunk = chat_chunk_of(event, settings)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -171,7 +197,7 @@ class ChatStars(StarsFields, BaseChatModel):
             method: "json_schema" and "json_mode" let nothing but JSON of the schema be written,
                 "function_calling" a call of a tool with these arguments.
             include_raw: Return a dictionary of `raw`, `parsed` and `parsing_error` instead.
-            strict: False lets objects have properties beyond the schema's.
+            strict: False lets objects have properties beyond the schema's; not those of calls.
             **kwargs: Further keywords of each call.
 
         Raises:
@@ -181,8 +207,14 @@ class ChatStars(StarsFields, BaseChatModel):
             raise ValueError(f"method={method!r} is none. Allowed: {', '.join(METHODS)}")
         if schema is None and method != "json_mode":
             raise ValueError(f"method={method!r} needs a schema; without one there is json_mode")
+        kwargs.setdefault("stop", [])  # the object's own would end JSON where it may hold them
         stated = {"kwargs": {"method": method, "strict": strict}, "schema": _stated(schema)}
         if method == "function_calling":
+            if schema_of(schema).get("type") != "object":
+                raise ValueError(
+                    "method='function_calling' needs the schema of an object, and this is of "
+                    f"{schema_of(schema).get('type')!r}. Cure: method='json_schema'"
+                )
             [tool] = read_tools([schema])
             name = tool["function"]["name"]
             model = self.bind_tools(

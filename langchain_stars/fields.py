@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, Literal
 
 from langchain_core.language_models import LangSmithParams
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict
 
 from stars_engine import ConfigError, StarsConfig
@@ -94,6 +96,17 @@ class StarsFields(EngineFields):
 _call_under_way: ContextVar[tuple[StarsFields | None, Mapping[str, Any]]] = ContextVar(
     "call_under_way", default=(None, {})
 )
+
+
+def all_at_once(
+    config: RunnableConfig | list[RunnableConfig] | None, num_inputs: int
+) -> list[RunnableConfig]:
+    """Return configs by which LangChain's threads, which only wait here, are as many as inputs."""
+    configs = get_config_list(config, num_inputs)
+    for one in configs:
+        if one.get("max_concurrency") is None:
+            one["max_concurrency"] = max(1, num_inputs)
+    return configs
 
 
 def name_of_model(settings: StarsConfig) -> str:

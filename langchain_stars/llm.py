@@ -18,14 +18,13 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
 
-from langchain_stars.fields import StarsFields, name_of_model
+from langchain_stars.fields import StarsFields, all_at_once, name_of_model
 from langchain_stars.messages import read_messages
 from langchain_stars.outputs import generation_chunk_of, generation_of
 from langchain_stars.refusals import as_refusal
 from stars_engine import Chat, StarsConfig, StarsResult
-from stars_engine.adapting import refuse_several_answers, usage_of
+from stars_engine.adapting import asettled, refuse_several_answers, settled, usage_of
 
 _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 
@@ -87,10 +86,7 @@ class StarsLLM(StarsFields, BaseLLM):
         """
         if not return_exceptions:
             return super().batch(inputs, config, **kwargs)
-        configs = get_config_list(config, len(inputs))
-        for one in configs:
-            one.setdefault("max_concurrency", None)
-            one["max_concurrency"] = one["max_concurrency"] or max(1, len(inputs))
+        configs = all_at_once(config, len(inputs))
         return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
 
     async def abatch(
@@ -159,7 +155,7 @@ class StarsLLM(StarsFields, BaseLLM):
         refuse_several_answers(settings)
         [asked] = _read_all([prompt])
         with as_refusal(), closing(self.engine(settings).stream(asked, **call)) as events:
-            for event in events:
+            for event in settled(events):
                 chunk = generation_chunk_of(event)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -177,7 +173,7 @@ class StarsLLM(StarsFields, BaseLLM):
         [asked] = _read_all([prompt])
         with as_refusal():
             async with self.engine(settings).astream(asked, **call) as events:
-                async for event in events:
+                async for event in asettled(events):
                     chunk = generation_chunk_of(event)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -193,7 +189,9 @@ class _ConversationText(str):  # noqa: SLOT000 - it has a field
         turns = [
             turn.model_dump(mode="json", exclude_defaults=True) for turn in read_messages(messages)
         ]
-        text = super().__new__(cls, json.dumps({"messages": turns}, ensure_ascii=False))
+        # A noncharacter before it: caches must not take it for a text that reads the same.
+        told = "\ufdd0" + json.dumps({"messages": turns}, ensure_ascii=False)
+        text = super().__new__(cls, told)
         text.messages = list(messages)
         return text
 

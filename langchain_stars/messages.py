@@ -15,6 +15,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
 
 from stars_engine import InvalidToolCall, Message, PromptError, ToolCall
 
@@ -29,6 +30,14 @@ _NO_CONTENT = {
     "invalid_tool_call",
     "tool_use",
     "function_call",
+    "refusal",  # which tells why, and was never said
+    "server_tool_call",
+    "server_tool_call_chunk",
+    "server_tool_result",
+    "web_search_call",
+    "code_interpreter_call",
+    "file_search_call",
+    "non_standard",
 }
 
 
@@ -46,7 +55,7 @@ def read_messages(messages: Iterable[BaseMessage]) -> list[Message]:
 
 def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
     """Return tools of any kind (functions, models, schemas, `BaseTool`) in the OpenAI format."""
-    return [convert_to_openai_tool(tool) for tool in tools]
+    return [_read_tool(tool) for tool in tools]
 
 
 def read_tool_choice(choice: Any, names: Sequence[str]) -> str:
@@ -60,21 +69,35 @@ def read_tool_choice(choice: Any, names: Sequence[str]) -> str:
     Raises:
         PromptError: It is none of these.
     """
-    if isinstance(choice, Mapping):
-        inner = choice.get("function", choice)
-        kind = choice.get("type")
-        choice = inner.get("name") if kind in ("function", "tool") else kind
     if choice is None or choice is False:
         return "auto"
+    if isinstance(choice, Mapping):
+        inner = choice.get("function", choice)
+        named = inner.get("name") if isinstance(inner, Mapping) else None
+        choice = named or (choice.get("type") if len(choice) == 1 else choice)
     if choice is True:
         return names[0] if len(names) == 1 else "required"
     allowed = ("auto", "none", "any", "required", *names)
-    if choice not in allowed:
+    if not isinstance(choice, str) or choice not in allowed:
         raise PromptError(
             f"tool_choice={choice!r} is neither a tool nor a way to choose. Allowed: "
             f"{', '.join(map(repr, allowed))}, True, False and None"
         )
-    return str(choice)
+    return choice
+
+
+def _read_tool(tool: Any) -> dict[str, Any]:
+    if isinstance(tool, type) and issubclass(tool, BaseModel):
+        schema = tool.model_json_schema()  # LangChain's conversion cuts recursive ones
+        about = {"name": tool.__name__, "description": schema.pop("description", "")}
+        return {"type": "function", "function": {**about, "parameters": schema}}
+    made = convert_to_openai_tool(tool)
+    if "function" not in made:
+        raise PromptError(
+            f"the tool {made.get('name') or made.get('type')!r} runs on its provider's servers, "
+            "and this model runs here. Cure: a function, a pydantic model or a BaseTool"
+        )
+    return made
 
 
 def _read(message: BaseMessage) -> Message:
@@ -94,7 +117,7 @@ def _read(message: BaseMessage) -> Message:
                 ],
                 invalid_tool_calls=[
                     InvalidToolCall(
-                        text=call["args"] or call["name"] or "",
+                        text=_as_written(call["args"]) or call["name"] or "",
                         error=call["error"] or "it is none",
                         name=call["name"],
                     )
@@ -120,7 +143,10 @@ def _content_of(message: AIMessage) -> Any:
     if isinstance(message.content, str):
         return message.content
     parts: list[Any] = [part for part in message.content if _kind_of(part) not in _NO_CONTENT]
-    return [part["refusal"] if _kind_of(part) == "refusal" else part for part in parts]
+    return [
+        {"type": "text", "text": part["text"]} if _kind_of(part) == "output_text" else part
+        for part in parts
+    ]
 
 
 def _reasoning_of(message: AIMessage) -> str:
@@ -138,6 +164,15 @@ def _result_of(message: ToolMessage) -> Any:
         return message.content
     parts: list[Any] = message.content
     return [json.dumps(part["json"]) if _kind_of(part) == "json" else part for part in parts]
+
+
+def _as_written(args: str | None) -> str:
+    """Return an invalid call's text; streams have it as a JSON string, see `outputs`."""
+    try:
+        text = json.loads(args or "")
+    except ValueError:
+        return args or ""
+    return text if isinstance(text, str) else args or ""
 
 
 def _kind_of(part: Any) -> Any:

@@ -67,7 +67,7 @@ def refusal_in(result: StarsResult) -> str | None:
 
 def blocks_of(text: str, refusal: str) -> list[str | dict[Any, Any]]:
     """Return a content that ends in a refusal."""
-    said: list[str | dict[Any, Any]] = [{"type": "text", "text": text}] if text else []
+    said: list[str | dict[Any, Any]] = [text] if text else []  # as sums of chunks have it
     return [*said, {"type": "refusal", "refusal": refusal}]
 
 

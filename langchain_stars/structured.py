@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from operator import itemgetter
 from typing import Any, Literal, cast
@@ -23,6 +24,7 @@ from langchain_core.runnables import (
 )
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from langchain_stars.refusals import StarsRefusalError, refusal_of
 from stars_engine import JsonGrammar
@@ -44,7 +46,14 @@ def json_grammar(schema: Any, *, strict: bool | None) -> JsonGrammar:
 
 
 def schema_of(schema: Any) -> dict[str, Any]:
-    """Return the JSON schema, without the name and description that LangChain puts around it."""
+    """Return the JSON schema: LangChain's own conversion cuts recursion, and what is no object."""
+    if isinstance(schema, dict):
+        inner = schema.get("function", schema)
+        inner = inner.get("parameters", inner.get("schema", inner))
+        if isinstance(inner, dict):
+            return {name: value for name, value in inner.items() if name not in ("name", "strict")}
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
     found = dict(convert_to_json_schema(schema))
     for name in ("name", "strict"):
         found.pop(name, None)
@@ -94,43 +103,65 @@ def reading(
     model: Runnable[Any, AIMessage], parser: BaseOutputParser[Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
     """Return a model whose answers are parsed."""
-    checked = RunnableGenerator(_checked, _achecked) | parser
+    by_call = isinstance(parser, PydanticToolsParser | JsonOutputKeyToolsParser)
+
+    def checked(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+        said = ""
+        for message in messages:
+            said += str(message.text)
+            _check(message, said, by_call=by_call)
+            yield message
+
+    async def achecked(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+        said = ""
+        async for message in messages:
+            said += str(message.text)
+            _check(message, said, by_call=by_call)
+            yield message
+
+    parsing = RunnableGenerator(checked, achecked) | parser
     if not include_raw:
-        return model | checked
+        return model | parsing
     parsed = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | checked, parsing_error=lambda _: None
+        parsed=itemgetter("raw") | parsing, parsing_error=lambda _: None
     )
     unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=model) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
 
 
-def _check(message: BaseMessage) -> None:
-    """Raise where an answer has an end of its own: parsers would take what there is for all.
+_BOUNDS = {
+    "length": "max_tokens",
+    "deadline": "deadline_s",
+    "budget": "max_drafted_tokens",
+    "stop": "a stop string",
+}
+
+
+def _check(message: BaseMessage, said: str, *, by_call: bool) -> None:
+    """Raise where an answer ended before it was whole: parsers would take what there is for all.
 
     Raises:
         StarsRefusalError: No draft was accepted.
-        OutputParserException: A bound cut the answer off.
+        OutputParserException: A bound, or a stop string, cut the answer off.
     """
     refusal = refusal_of(message)
     if refusal is not None:
         raise StarsRefusalError(f"the answer was refused: {refusal}", raw_message=message)
     reason = message.response_metadata.get("finish_reason")
-    if reason in ("length", "deadline", "budget"):
-        bound = {"length": "max_tokens", "deadline": "deadline_s", "budget": "max_drafted_tokens"}
-        raise OutputParserException(
-            f"the answer was cut off by {bound[reason]} before its JSON was complete. Cure: more "
-            "of it, or a schema with bounds (maxLength, maxItems)",
-            llm_output=str(message.text),
-        )
+    if reason is None or not isinstance(message, AIMessage):
+        return  # more is to come
+    if (bool(message.tool_calls) if by_call else _is_json(said)) or reason not in _BOUNDS:
+        return
+    raise OutputParserException(
+        f"the answer was cut off by {_BOUNDS[reason]} before its JSON was complete. Cure: more "
+        "room, or a schema with bounds (maxLength, maxItems); no stop string that JSON may hold",
+        llm_output=said,
+    )
 
 
-def _checked(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    for message in messages:
-        _check(message)
-        yield message
-
-
-async def _achecked(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-    async for message in messages:
-        _check(message)
-        yield message
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -18,7 +18,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from stars_engine import Message, SegmentEvent, StarsEngine, StarsResult
-from stars_engine.adapting import account_of, usage_of
+from stars_engine.adapting import account_of, asettled, settled, usage_of
 
 
 def completion_of(result: StarsResult) -> CompletionResponse:
@@ -46,7 +46,7 @@ def completions_of(
     """Yield the answer so far with each accepted segment."""
     text = ""
     with closing(engine.stream(**call)) as events:
-        for event in events:
+        for event in settled(events):
             text += _delta(event)
             yield _completion_so_far(text, event)
 
@@ -57,7 +57,7 @@ async def acompletions_of(
     """Do the same without blocking the event loop."""
     text = ""
     async with engine.astream(**call) as events:
-        async for event in events:
+        async for event in asettled(events):
             text += _delta(event)
             yield _completion_so_far(text, event)
 
@@ -66,7 +66,7 @@ def chats_of(engine: StarsEngine, call: dict[str, Any]) -> Generator[ChatRespons
     """Yield the message so far with each accepted segment; the last one has its calls."""
     text = thought = ""
     with closing(engine.stream(**call)) as events:
-        for event in events:
+        for event in settled(events):
             text, thought = text + _delta(event), thought + (event.reasoning or "")
             yield _chat_so_far(text, thought, event)
 
@@ -77,7 +77,7 @@ async def achats_of(
     """Do the same without blocking the event loop."""
     text = thought = ""
     async with engine.astream(**call) as events:
-        async for event in events:
+        async for event in asettled(events):
             text, thought = text + _delta(event), thought + (event.reasoning or "")
             yield _chat_so_far(text, thought, event)
 

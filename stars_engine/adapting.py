@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, Field, PrivateAttr, field_serializer
 
@@ -14,7 +17,7 @@ from stars_engine.config.flat import FLAT_FIELDS, with_fields
 from stars_engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schema import Schema
-from stars_engine.types import StarsResult
+from stars_engine.types import SegmentEvent, StarsResult
 
 
 class Unset(StrEnum):
@@ -170,6 +173,11 @@ class EngineFields(BaseModel):
         for engine in engines:
             engine.close()
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name in ("config", *sorted(FLAT_FIELDS)):
+            if name in self.model_fields_set and not _is_unset(getattr(self, name)):
+                yield name, getattr(self, name)
+
     # Copies have engines of their own: closing one leaves the others what they have.
 
     def __copy__(self) -> Self:
@@ -186,7 +194,7 @@ class EngineFields(BaseModel):
 def identity(settings: StarsConfig) -> dict[str, Any]:
     """Return what tells one configuration from another, flat, for cache keys and traces.
 
-    Callables and models in memory appear as Python shows them.
+    Callables and models in memory have numbers of their own in this process.
     """
     values: dict[str, Any] = {}
     for name in ("model", "reward"):
@@ -219,8 +227,11 @@ def num_rejected_tokens(result: StarsResult) -> int:
 
 
 def account_of(result: StarsResult) -> dict[str, Any]:
-    """Return how an answer came about, as plain values: finish reason, reward, usage, segments."""
-    return {
+    """Return how an answer came about, as plain values: finish reason, reward, usage, segments.
+
+    Numbers that are not finite, such as the threshold of no schedule, are None.
+    """
+    told = {
         "finish_reason": result.finish_reason,
         "reward": result.reward,
         "seed": result.seed,
@@ -229,6 +240,32 @@ def account_of(result: StarsResult) -> dict[str, Any]:
         "usage": usage_of(result),
         "segments": [segment.model_dump(mode="json") for segment in result.segments],
     }
+    account: dict[str, Any] = _finite(told)
+    return account
+
+
+def settled(events: Iterable[SegmentEvent]) -> Iterator[SegmentEvent]:
+    """Yield the events of one answer; its end only where no error follows, which has its result."""
+    end = None
+    for event in events:
+        if event.result is None:
+            yield event
+        else:
+            end = event
+    if end is not None:
+        yield end
+
+
+async def asettled(events: AsyncIterable[SegmentEvent]) -> AsyncGenerator[SegmentEvent, None]:
+    """Do the same for `async for`."""
+    end = None
+    async for event in events:
+        if event.result is None:
+            yield event
+        else:
+            end = event
+    if end is not None:
+        yield end
 
 
 def refuse_several_answers(settings: StarsConfig) -> None:
@@ -249,16 +286,43 @@ def _same_parts(a: StarsConfig, b: StarsConfig) -> bool:
 
 
 def _plain(value: object) -> Any:
-    """Return a config object as mappings, with what is live as Python shows it."""
+    """Return a config object as plain values; what is live is told apart by a number of its own."""
     if isinstance(value, Schema):
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
-    return repr(value) if _is_live(value) else value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{name} in memory, number {_number_of(value)}"
 
 
-def _is_live(value: object) -> bool:
-    return value is not None and not isinstance(value, str | int | float | Mapping)
+_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_kept_alive: dict[int, tuple[Any, int]] = {}  # what cannot be referred to weakly
+_next_number = count(1)
+
+
+def _number_of(value: object) -> int:
+    """Return a number that no other object of this process ever has."""
+    try:
+        if value not in _numbers:
+            _numbers[value] = next(_next_number)
+        return _numbers[value]
+    except TypeError:  # neither weak references nor hashes
+        if id(value) not in _kept_alive:
+            _kept_alive[id(value)] = (value, next(_next_number))
+        return _kept_alive[id(value)][1]
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None for numbers that strict JSON has no way to write."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_unset(value: object) -> bool:

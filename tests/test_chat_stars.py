@@ -15,6 +15,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
@@ -55,6 +56,13 @@ class City(BaseModel):
 
     name: str = Field(max_length=8)
     size: int = Field(ge=0, le=9)
+
+
+class Node(BaseModel):
+    """A tree."""
+
+    v: int
+    kids: list[Node] = Field(default=[], max_length=1)
 
 
 def judge(prompt: str, completion: str) -> float:
@@ -216,6 +224,7 @@ def test_messages_are_read_whatever_their_form() -> None:
         True,
         {"type": "function", "function": {"name": "weather"}},
         {"type": "tool", "name": "weather"},
+        {"function": {"name": "weather"}},
     ],
 )
 def test_a_chosen_tool_is_called(speechless: Callable[..., Any], choice: Any) -> None:
@@ -230,6 +239,11 @@ def test_a_chosen_tool_is_called(speechless: Callable[..., Any], choice: Any) ->
 def test_tool_choices_that_are_none(speechless: Callable[..., Any]) -> None:
     with pytest.raises(PromptError, match="'wether' is neither a tool"):
         speechless().bind_tools([weather], tool_choice="wether")
+    for empty in ({}, {"type": "tool"}, {"type": "function", "function": {}}):
+        with pytest.raises(PromptError, match="neither a tool nor a way"):
+            speechless().bind_tools([weather], tool_choice=empty)
+    with pytest.raises(PromptError, match="'web_search' runs on its provider's servers"):
+        speechless().bind_tools([{"type": "web_search"}])
     bound = speechless().bind_tools([weather], tool_choice="none")
     assert not bound.invoke(ASKED).tool_calls
     with pytest.raises(ConfigError, match="needs tools to choose from"):
@@ -258,6 +272,8 @@ def test_calls_that_are_none_are_not_lost_and_not_made() -> None:
             assert message.tool_calls == []
             [invalid] = message.invalid_tool_calls
             assert "arguments" in (invalid["args"] or "")
+            [read] = read_messages([message])
+            assert '"arguments": {' in read.invalid_tool_calls[0].text
 
 
 def test_an_agent_loop_through_the_real_engine(speechless: Callable[..., Any]) -> None:
@@ -326,6 +342,51 @@ def test_json_that_was_cut_off_is_told(speechless: Callable[..., Any]) -> None:
     assert isinstance(told["parsing_error"], OutputParserException)
 
 
+def test_schemas_are_kept_as_they_are() -> None:
+    """No object, a recursive model: LangChain's conversion leaves nothing of them."""
+    numbers = {"title": "Numbers", "type": "array", "items": {"enum": [1, 2]}, "minItems": 1}
+    assert saying("[2, 1]").with_structured_output(numbers).invoke(ASKED) == [2, 1]
+    with pytest.raises(ValueError, match="needs the schema of an object"):
+        saying("[2]").with_structured_output(numbers, method="function_calling")
+    tree = '{"v": 1, "kids": [{"v": 2, "kids": []}]}'
+    assert saying(tree).with_structured_output(Node).invoke(ASKED).kids[0].v == 2
+    call = f'<tool_call>\n{{"name": "Node", "arguments": {tree}}}\n</tool_call>'
+    [made] = saying(call).bind_tools([Node], tool_choice="Node").invoke(ASKED).tool_calls
+    assert Node(**made["args"]).kids[0].v == 2
+
+
+def test_stops_do_not_cut_json() -> None:
+    chat = saying('{"name": "Oslo", "size": 3}', stop=[","])
+    structured = chat.with_structured_output(City.model_json_schema())
+    assert structured.invoke(ASKED) == {"name": "Oslo", "size": 3}
+    for method in ("json_schema", "function_calling"):
+        with pytest.raises(OutputParserException, match="cut off by a stop string"):
+            chat.with_structured_output(City, method=method).invoke(ASKED, stop=['"'])
+    exact = saying('{"name": "Oslo", "size": 3}', max_tokens=27)
+    assert exact.with_structured_output(City).invoke(ASKED).size == 3
+
+
+def test_json_of_a_model_whose_template_begins_a_thought() -> None:
+    tokenizer = tokenizer_of("thinking")
+    begun = "<|im_start|>assistant\n<think>\n"
+    template: Any = tokenizer.chat_template
+    tokenizer.chat_template = template.replace("'<|im_start|>assistant\\n'", repr(begun))
+    assert tokenizer.chat_template != template
+    model = TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
+    fields = {"schedule": {"kind": "none"}, "max_tokens": 120, "seed": 0, "logit_bias": CLOSING}
+    chat = ChatStars(model=model, reward=judge, **fields)
+    assert isinstance(chat.with_structured_output(City).invoke(ASKED), City)
+    assert chat.invoke(ASKED).additional_kwargs["reasoning_content"]
+
+
+def test_agents_with_a_schema(speechless: Callable[..., Any]) -> None:
+    chat = speechless(max_tokens=200, logit_bias=CLOSING)
+    agent = create_agent(chat, [], response_format=ToolStrategy(City))
+    assert isinstance(agent.invoke({"messages": ASKED[1:]})["structured_response"], City)
+    plain = create_agent(chat, [], response_format=City)
+    assert isinstance(plain.invoke({"messages": ASKED[1:]})["structured_response"], City)
+
+
 # --- refusals ---
 
 
@@ -352,6 +413,9 @@ def test_refusals_can_be_branched_on(speechless: Callable[..., Any]) -> None:
             ask()
         assert isinstance(caught.value, AlignmentError)
         assert caught.value.result is not None
+    # A stream that fails has not ended before: another model may take its place.
+    both = raising.with_fallbacks([speechless()], exceptions_to_handle=(StarsRefusalError,))
+    assert whole(both.stream(ASKED)).text == speechless().invoke(ASKED).text
     # JSON by a grammar is judged here, or nothing could be refused.
     structured = speechless(on_exhausted="stop", judge="all", **never).with_structured_output(City)
     with pytest.raises(StarsRefusalError, match="refused"):
@@ -381,6 +445,20 @@ def test_caches_tell_calls_apart(speechless: Callable[..., Any]) -> None:
         again = [run() for run in runs]
         assert llm.engine().stats().num_rounds == rounds
         assert [_text(a) for a in first] == [_text(b) for b in again]
+
+
+def test_models_in_memory_are_told_apart(speechless: Callable[..., Any]) -> None:
+    tokenizer = tokenizer_of("hermes")
+    models = [
+        TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer) for _ in range(2)
+    ]
+    made = [ChatStars(model=model, reward=judge, schedule={"kind": "none"}) for model in models]
+    assert made[0]._identifying_params != made[1]._identifying_params
+    assert made[0]._identifying_params == made[0].model_copy()._identifying_params
+    llm = speechless(StarsLLM, cache=InMemoryCache())
+    llm.invoke([HumanMessage("Hi")])
+    [key, _] = next(iter(llm.cache._cache))
+    assert llm.invoke(key.removeprefix("\ufdd0")) != llm.invoke([HumanMessage("Hi")])
 
 
 def _text(answer: Any) -> str:
@@ -486,6 +564,15 @@ def test_rejected_text_reaches_no_callback(speechless: Callable[..., Any]) -> No
         quiet = Notes()
         llm.batch([ASKED] * 2, config={"callbacks": [quiet]})
         assert quiet.tokens == []
+
+
+def test_conversations_are_counted_as_the_template_has_them(
+    speechless: Callable[..., Any],
+) -> None:
+    usage = speechless().invoke(ASKED).usage_metadata
+    assert speechless().get_num_tokens_from_messages(ASKED) == usage["input_tokens"]
+    usage = speechless().bind_tools([weather]).invoke(ASKED).usage_metadata
+    assert speechless().get_num_tokens_from_messages(ASKED, [weather]) == usage["input_tokens"]
 
 
 def test_tokens_are_counted_by_the_models_own_tokenizer(speechless: Callable[..., Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 from stars_engine.chat.answers import acceptable, encode_answer
@@ -105,6 +105,25 @@ def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
         grammar=_grammar(chat, form, codec, thoughts) if tools_left else None,
         stop=stop,
         replies=ReplyReader(codec, form, tools_left, thoughts, chat.must_call),
+    )
+
+
+def without_thought(prompt: ResolvedPrompt) -> ResolvedPrompt:
+    """Return a prompt whose template has begun a thought with the thought closed.
+
+    For answers of a grammar, which has no place for one.
+    """
+    replies = prompt.replies
+    if replies is None or replies.thoughts != "begun" or prompt.begun:
+        return prompt
+    closing = replies.codec.encode_rendered(f"\n{CLOSING}\n\n")
+    ids = (*prompt.token_ids, *closing)
+    seen = prompt.for_reward
+    return replace(
+        prompt,
+        token_ids=ids,
+        for_reward=seen if seen.token_ids is None else replace(seen, token_ids=ids),
+        replies=replace(replies, thoughts="none"),
     )
 
 

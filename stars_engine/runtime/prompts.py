@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.chat.conversations import ResolvedPrompt
+from stars_engine.chat.conversations import ResolvedPrompt, without_thought
 from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
 from stars_engine.errors import (
@@ -77,6 +77,8 @@ def read_question(
         prompt_format=call.prompt_format,
         reward_prompt=question.reward_prompt,
     )
+    if sampling.grammar is not None:
+        resolved = without_thought(resolved)
     fitted = fit(resolved, with_chat(sampling, resolved), model)
     try:
         model.check_grammar(fitted)
