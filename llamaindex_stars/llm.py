@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -25,10 +26,10 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
-from llama_index.core.types import TokenAsyncGen
+from llama_index.core.types import PydanticProgramMode, TokenAsyncGen
 from pydantic import BaseModel, ConfigDict
 
-from llamaindex_stars.prompts import chat_prompt, completion_prompt
+from llamaindex_stars.prompts import chat_prompt, completion_prompt, is_own_template
 from llamaindex_stars.responses import (
     achats_of,
     acompletions_of,
@@ -37,8 +38,9 @@ from llamaindex_stars.responses import (
     completion_of,
     completions_of,
 )
-from stars_engine import StarsConfig, StarsEngine
+from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.adapting import EngineFields, refuse_several_answers
+from stars_engine.errors import Problem
 from stars_engine.types import Prompt
 
 _OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")
@@ -76,12 +78,17 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         settings = self.settings()
         facts = self.engine(settings).facts
         sampling = facts.default_sampling() if settings.sampling == "model" else settings.sampling
-        limits = {} if facts.context_len is None else {"context_window": facts.context_len}
+        num_output, limits = sampling.max_tokens, {}
+        if facts.context_len is not None:
+            limits = {"context_window": facts.context_len}
+            if _clamped(sampling).on_overflow == "clamp":
+                num_output = min(num_output, facts.context_len // 4)  # what prompts leave free
         return LLMMetadata(
-            num_output=sampling.max_tokens,
+            num_output=num_output,
             is_chat_model=facts.has_chat_template,
-            # A grammar writes valid calls for any model.
-            is_function_calling_model=find_spec("llguidance") is not None,
+            # A grammar writes valid calls for any model, in the format of its template.
+            is_function_calling_model=not is_own_template(self)
+            and find_spec("llguidance") is not None,
             model_name=settings.model.name_or_path or "in memory",
             **limits,
         )
@@ -150,21 +157,21 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation, through the model's own chat template."""
-        self.load()
+        self._engine_of(kwargs).load()
         engine, call = self._chat_call(messages, kwargs)
         return chat_of(engine.generate(**call)[0])
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
-        await self.aload()
+        await self._engine_of(kwargs).aload()
         engine, call = self._chat_call(messages, kwargs)
         return chat_of((await engine.agenerate(**call))[0])
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
-        self.load()
+        self._engine_of(kwargs).load()
         engine, call = self._chat_call(messages, kwargs)
         return chats_of(engine, call)
 
@@ -173,7 +180,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
-        await self.aload()
+        await self._engine_of(kwargs).aload()
         engine, call = self._chat_call(messages, kwargs)
         return achats_of(engine, call)
 
@@ -236,8 +243,13 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         **prompt_args: Any,
     ) -> Generator[BaseModel, None, None]:
         """Yield the object once it is whole: LlamaIndex's own leaves the call to the model."""
-        asked = self._structured_call(output_cls, prompt, prompt_args)
-        for response in self.stream_chat_with_tools(**asked, **(llm_kwargs or {})):
+        if not self._predicts_by_calls:
+            yield from super()._structured_stream_call(  # type: ignore[misc]
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+            return
+        asked = self._structured_call(output_cls, prompt, llm_kwargs, prompt_args)
+        for response in self.stream_chat_with_tools(**asked):
             yield from self._objects(response, output_cls)
 
     async def _structured_astream_call(  # type: ignore[override]  # narrower
@@ -248,8 +260,13 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         **prompt_args: Any,
     ) -> AsyncGenerator[BaseModel, None]:
         """Do the same without blocking the event loop."""
-        asked = self._structured_call(output_cls, prompt, prompt_args)
-        responses = await self.astream_chat_with_tools(**asked, **(llm_kwargs or {}))
+        if not self._predicts_by_calls:
+            stream: AsyncGenerator[Any, None] = await super()._structured_astream_call(
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+            return stream
+        asked = self._structured_call(output_cls, prompt, llm_kwargs, prompt_args)
+        responses = await self.astream_chat_with_tools(**asked)
 
         async def objects() -> AsyncGenerator[BaseModel, None]:
             async for response in responses:
@@ -258,12 +275,22 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
 
         return objects()
 
+    @property
+    def _predicts_by_calls(self) -> bool:
+        modes = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
+        return self.pydantic_program_mode in modes and self.metadata.is_function_calling_model
+
     def _structured_call(
-        self, output_cls: type[BaseModel], prompt: PromptTemplate, prompt_args: dict[str, Any]
+        self,
+        output_cls: type[BaseModel],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
     ) -> dict[str, Any]:
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         tool = get_function_tool(output_cls)
-        return {"tools": [tool], "chat_history": messages, "tool_required": True}
+        asked = {"tools": [tool], "chat_history": messages, "tool_required": True}
+        return {**(llm_kwargs or {}), **asked}
 
     def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
         """Return the object that an answer holds; none as long as it is unfinished."""
@@ -271,7 +298,32 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
         return [output_cls(**call.tool_kwargs) for call in calls]
 
+    # --- copies ---
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled; LlamaIndex would leave out what cannot be, and go on without.
+
+        Raises:
+            ConfigError: A field is a live object that cannot be pickled.
+        """
+        for name in EngineFields.model_fields.keys() & self.model_fields_set:
+            try:
+                pickle.dumps(getattr(self, name))
+            except Exception as error:
+                message = (
+                    f"it cannot be pickled ({error}). Cure: models by name, and a callable as "
+                )
+                message += "FunctionReward(function='module:name')"
+                raise ConfigError("StarsLLM", [Problem(name, message)]) from error
+        return super(StarsLLM, self.model_copy()).__getstate__()  # which drops engines
+
     # --- settings ---
+
+    def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
+        """Return the engine of a call."""
+        others = ("reward_prompt", *_OF_CHAT)
+        given = {name: value for name, value in kwargs.items() if name not in others}
+        return self.engine(self.settings(**given))
 
     def _completion_call(
         self, text: str, formatted: bool, kwargs: dict[str, Any]
@@ -297,10 +349,16 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         self, prompt: Prompt, settings: StarsConfig, reward_prompt: Any
     ) -> tuple[StarsEngine, dict[str, Any]]:
         """Return the engine, and its arguments."""
-        refuse_several_answers(settings)
+        refuse_several_answers(settings, cure="n=1")
+        engine, sampling = self.engine(settings), settings.sampling
+        if sampling == "model":
+            sampling = engine.facts.default_sampling()
         call = {"prompts": prompt, "align": settings.align, "reward_prompt": reward_prompt}
-        if (sampling := settings.sampling) != "model":
-            if "on_overflow" not in sampling.model_fields_set:
-                sampling = sampling.replace(on_overflow="clamp")
-            call["sampling"] = sampling
-        return self.engine(settings), call
+        return engine, {**call, "sampling": _clamped(sampling)}
+
+
+def _clamped(sampling: SamplingParams) -> SamplingParams:
+    """Return settings that take the room there is, unless they say otherwise."""
+    if "on_overflow" in sampling.model_fields_set:
+        return sampling
+    return sampling.replace(on_overflow="clamp")

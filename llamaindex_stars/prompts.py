@@ -67,17 +67,23 @@ def chat_prompt(
     """
     turns = [read_message(message) for message in messages]
     uses_tools = bool(tools.get("tools")) or any(turn.tool_calls for turn in turns)
-    assert llm.messages_to_prompt is not None
-    if llm.messages_to_prompt is not generic:
+    if is_own_template(llm):
+        assert llm.messages_to_prompt is not None
         if tools.get("tools"):
             raise PromptError(
                 "tools go through the model's chat template, and messages_to_prompt takes its "
-                "place. Cure: no messages_to_prompt, or no tools"
+                "place. Cure: no messages_to_prompt, or no tools (for structured output, "
+                "pydantic_program_mode='llm')"
             )
         return RenderedPrompt(llm.messages_to_prompt(messages), messages=turns), settings
     if has_template or uses_tools:
         return Chat(turns, **tools), settings
     return generic(messages), settings.replace(prompt_format="raw")
+
+
+def is_own_template(llm: LLM) -> bool:
+    """Whether a user's function renders conversations."""
+    return llm.messages_to_prompt is not generic
 
 
 def read_message(message: ChatMessage) -> Message:

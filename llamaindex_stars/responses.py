@@ -95,8 +95,12 @@ def _completion_so_far(text: str, event: SegmentEvent) -> CompletionResponse:
 def _chat_so_far(text: str, thought: str, event: SegmentEvent) -> ChatResponse:
     if event.result is None:
         message = Message(role="assistant", content=text, reasoning=thought or None)
-        return ChatResponse(message=_chat_message(message), delta=_delta(event))
-    return chat_of(event.result).model_copy(update={"delta": _delta(event)})
+        response = ChatResponse(message=_chat_message(message), delta=_delta(event))
+    else:
+        response = chat_of(event.result).model_copy(update={"delta": _delta(event)})
+    if event.reasoning:  # where LlamaIndex's agents look for it
+        response.additional_kwargs["thinking_delta"] = event.reasoning
+    return response
 
 
 def _chat_message(message: Message) -> ChatMessage:

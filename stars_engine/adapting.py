@@ -268,14 +268,14 @@ async def asettled(events: AsyncIterable[SegmentEvent]) -> AsyncGenerator[Segmen
         yield end
 
 
-def refuse_several_answers(settings: StarsConfig) -> None:
-    """Streams of frameworks carry one answer.
+def refuse_several_answers(settings: StarsConfig, *, cure: str = "n=1, or no stream") -> None:
+    """Streams of frameworks carry one answer, as do all responses of some.
 
     Raises:
         ConfigError: `n` is above 1.
     """
     if settings.sampling != "model" and settings.sampling.n > 1:
-        message = f"{settings.sampling.n} answers cannot be streamed as one; use n=1, or no stream"
+        message = f"{settings.sampling.n} answers cannot be given as one. Cure: {cure}"
         raise ConfigError("stream", [Problem("n", message)])
 
 

@@ -25,7 +25,13 @@ from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel, Field
 
 from llamaindex_stars import StarsLLM
-from stars_engine import AlignmentError, ContextOverflowError, TransformersModel
+from stars_engine import (
+    AlignmentError,
+    ConfigError,
+    ContextOverflowError,
+    PromptError,
+    TransformersModel,
+)
 from tests.chat_templates import random_llama, tokenizer_of
 from tests.scripted import ScriptedModel
 from tests.test_async import Ticks
@@ -320,6 +326,57 @@ def test_copies_by_way_of_plain_values() -> None:
     llm.close()
 
 
+def test_what_cannot_be_pickled_is_told_and_stays(speechless: Callable[..., StarsLLM]) -> None:
+    llm = StarsLLM(model="stars:embedded-lm", reward=lambda p, c: -1.0, schedule={"kind": "none"})
+    with pytest.raises(ConfigError, match=r"reward: it cannot be pickled .* Cure"):
+        pickle.dumps(llm)
+    assert llm.complete("This movie", max_tokens=4).raw["reward"] == -1.0
+    with pytest.raises(ConfigError, match="n=1"):
+        speechless(n=2).complete("Hello")
+    llm.close()
+
+
+def test_prompts_of_ones_own_leave_no_tools(speechless: Callable[..., StarsLLM]) -> None:
+    llm = speechless(messages_to_prompt=lambda messages: "x")
+    assert not llm.metadata.is_function_calling_model
+    assert speechless().metadata.is_function_calling_model
+    with pytest.raises(PromptError, match="pydantic_program_mode"):
+        llm.chat([ChatMessage("Hello")], tools=[FunctionTool.from_defaults(temperature)])
+
+
+def test_the_program_mode_rules_streams_too() -> None:
+    llm = saying(lambda _: '{"name": "Oslo", "size": 3}', pydantic_program_mode="llm")
+    prompt = PromptTemplate("Name a city near {place}.")
+    assert llm.structured_predict(City, prompt, place="x") == City(name="Oslo", size=3)
+    [*_, last] = llm.stream_structured_predict(City, prompt, place="x")
+    assert City(**last.model_dump()) == City(name="Oslo", size=3)
+
+
+def test_a_call_with_a_model_of_its_own_loads_no_other() -> None:
+    llm = StarsLLM(model="no/such", reward="no/such", schedule={"kind": "none"}, max_tokens=4)
+    given = {"model": "stars:embedded-lm", "reward": judge}
+    assert llm.chat([ChatMessage("Hello")], **given).message.content
+    assert asyncio.run(llm.achat([ChatMessage("Hello")], **given)).message.content
+    llm.close()
+
+
+@pytest.mark.parametrize("sampling", ["given", "model"])
+def test_room_is_left_for_prompts(index: VectorStoreIndex, sampling: str) -> None:
+    config = {"sampling": "model"} if sampling == "model" else {}
+    given = {} if sampling == "model" else {"max_tokens": 1_000}
+    llm = StarsLLM(config=config, **given)
+    assert llm.metadata.num_output <= llm.metadata.context_window // 4
+    engine = index.as_query_engine(
+        llm=llm,
+        similarity_top_k=1,
+        response_mode="simple_summarize",
+        text_qa_template=PromptTemplate("{context_str} {query_str}"),
+    )
+    assert str(engine.query("How?"))
+    assert llm.complete("a film " * 225).additional_kwargs["total_tokens"] == 512
+    llm.close()
+
+
 async def test_a_workflow_branches_on_refusals(speechless: Callable[..., StarsLLM]) -> None:
     class Guarded(Workflow):
         @step
@@ -342,6 +399,10 @@ def test_thoughts_are_kept_apart() -> None:
     *_, last = llm.stream_chat([ChatMessage("How warm?")])
     for got in (message, last.message):
         assert got.content == "Cold."
+    parts = llm.stream_chat([ChatMessage("How warm?")])
+    thought = [part.additional_kwargs.get("thinking_delta", "") for part in parts]
+    assert "".join(thought) == "Winter."
+    for got in (message, last.message):
         assert [block.block_type for block in got.blocks] == ["thinking", "text"]
     assert llm.complete("How warm?").text == "Cold."
 
