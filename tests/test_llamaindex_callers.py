@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +17,12 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
+from llama_index.core.instrumentation.events.llm import (
+    LLMChatEndEvent,
+    LLMChatStartEvent,
+    LLMCompletionEndEvent,
+    LLMCompletionStartEvent,
+)
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.rate_limiter import TokenBucketRateLimiter
@@ -25,13 +31,16 @@ from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel, Field
 
 from llamaindex_stars import StarsLLM
+from llamaindex_stars.prompts import read_message
 from stars_engine import (
     AlignmentError,
     ConfigError,
     ContextOverflowError,
+    Message,
     PromptError,
     TransformersModel,
 )
+from stars_engine.chat.turns import turns_of
 from tests.chat_templates import random_llama, tokenizer_of
 from tests.scripted import ScriptedModel
 from tests.test_async import Ticks
@@ -93,7 +102,51 @@ def saying(script: Callable[[str], str], **fields: Any) -> StarsLLM:
     return of(TransformersModel(model=model, tokenizer=tokenizer), max_tokens=200, **fields)
 
 
-def num_requests(llm: StarsLLM) -> int:
+class Asked(BaseEventHandler):
+    """Notes what LlamaIndex asked of a model, and how many tokens that was."""
+
+    chats: list[LLMChatStartEvent] = Field(default_factory=list)
+    bare: list[LLMCompletionStartEvent] = Field(default_factory=list)
+    num_tokens: list[int] = Field(default_factory=list)
+
+    def handle(self, event: Any, **_: Any) -> None:
+        if isinstance(event, LLMChatStartEvent):
+            self.chats.append(event)
+        elif isinstance(event, LLMCompletionStartEvent):
+            self.bare.append(event)
+        elif isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent):
+            assert event.response is not None
+            self.num_tokens.append(event.response.raw["usage"]["prompt_tokens"])
+
+
+@contextmanager
+def asks(llm: StarsLLM, num_requests: int) -> Iterator[None]:
+    """Check how often the engine is asked, and that prompts are what the model's template makes."""
+    asked, dispatcher = Asked(), get_dispatcher()
+    dispatcher.add_event_handler(asked)
+    before = num_ended(llm)
+    try:
+        yield
+    finally:
+        dispatcher.event_handlers.remove(asked)
+    assert num_ended(llm) - before == num_requests
+    tokenizer = tokenizer_of("hermes")
+    expected = []
+    for event in (*asked.chats, *asked.bare):
+        if isinstance(event, LLMChatStartEvent):
+            turns = turns_of([read_message(message) for message in event.messages])
+            tools = event.additional_kwargs.get("tools")
+        else:
+            turns, tools = turns_of([Message(role="user", content=event.prompt)]), None
+        ids = tokenizer.apply_chat_template(
+            turns, tools=tools or None, add_generation_prompt=True, return_dict=False
+        )
+        expected.append(len(ids))
+    assert len(expected) == num_requests
+    assert sorted(expected) == sorted(asked.num_tokens)
+
+
+def num_ended(llm: StarsLLM) -> int:
     stats = llm.engine().stats()
     return stats.num_finished + stats.num_failed + stats.num_cancelled
 
@@ -111,10 +164,8 @@ def index() -> VectorStoreIndex:
 def test_queries(speechless: Callable[..., StarsLLM], index: VectorStoreIndex, mode: Any) -> None:
     llm = speechless()
     engine = index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=2)
-    before = num_requests(llm)
-    response = engine.query("How many towers?")
-    expected = {"refine": 2}.get(mode, 1)  # one more for each further document
-    assert num_requests(llm) - before == expected
+    with asks(llm, 2 if mode == "refine" else 1):  # one more for each further document
+        response = engine.query("How many towers?")
     assert str(response)
     assert len(response.source_nodes) == 2
 
@@ -134,9 +185,11 @@ async def test_async_queries_never_block_and_share_rounds(
     assert {str(answer) for answer in answers} == {alone}
     assert llm.engine().stats().num_rounds - middle < 4 * alone_rounds
     streaming = index.as_query_engine(llm=llm, similarity_top_k=1, streaming=True)
-    assert "".join(streaming.query("How many towers?").response_gen) == alone
-    response: Any = await streaming.aquery("How many towers?")
-    assert "".join([piece async for piece in response.async_response_gen()]) == alone
+    with asks(llm, 1):
+        assert "".join(streaming.query("How many towers?").response_gen) == alone
+    with asks(llm, 1):
+        response: Any = await streaming.aquery("How many towers?")
+        assert "".join([piece async for piece in response.async_response_gen()]) == alone
 
 
 def test_the_second_turn_of_a_chat_engine(index: VectorStoreIndex) -> None:
@@ -156,9 +209,8 @@ def test_the_second_turn_of_a_chat_engine(index: VectorStoreIndex) -> None:
     llm.load()
     seen.clear()  # what the decoders were tried on
     assert str(engine.chat("How many towers?")) == "Two."
-    before = num_requests(llm)
-    engine.chat("And how tall?")
-    assert num_requests(llm) - before == 2  # the question, then the answer
+    with asks(llm, 2):  # the question, then the answer
+        engine.chat("And how tall?")
     assert all("<|im_start|>user" in conversation for conversation in seen)
     assert not any("user: <|im_start|>" in conversation for conversation in seen)
 
@@ -169,9 +221,8 @@ def test_the_second_turn_of_a_chat_engine(index: VectorStoreIndex) -> None:
 def test_structured_prediction(speechless: Callable[..., StarsLLM]) -> None:
     llm = speechless(max_tokens=200, logit_bias={QUOTE: 4.0})
     prompt = PromptTemplate("Name a city near {place}.")
-    before = num_requests(llm)
-    assert isinstance(llm.structured_predict(City, prompt, place="Oslo"), City)
-    assert num_requests(llm) - before == 1
+    with asks(llm, 1):
+        assert isinstance(llm.structured_predict(City, prompt, place="Oslo"), City)
     found = asyncio.run(llm.astructured_predict(City, prompt, place="Oslo"))
     assert isinstance(found, City)
     assert list(llm.stream_structured_predict(City, prompt, place="Oslo")) == [found]
@@ -225,15 +276,13 @@ async def test_function_agents_and_workflows_of_them(streaming: bool) -> None:
     agent = FunctionAgent(
         name="warmth", description="d", tools=[temperature], llm=llm, streaming=streaming
     )
-    before = num_requests(llm)
-    async with Ticks() as ticks:
-        assert str(await agent.run("How warm is Oslo?")) == "It has 7 degrees."
-        assert ticks.count > 3
-    assert num_requests(llm) - before == 2
+    with asks(llm, 2):
+        async with Ticks() as ticks:
+            assert str(await agent.run("How warm is Oslo?")) == "It has 7 degrees."
+            assert ticks.count > 3
     flow = AgentWorkflow(agents=[agent], root_agent="warmth")
-    before = num_requests(llm)
-    assert str(await flow.run("How warm is Oslo?")) == "It has 7 degrees."
-    assert num_requests(llm) - before == 2
+    with asks(llm, 2):
+        assert str(await flow.run("How warm is Oslo?")) == "It has 7 degrees."
 
 
 async def test_react_agents() -> None:
@@ -244,10 +293,9 @@ async def test_react_agents() -> None:
         return f"Thought: I need to use a tool.\n{call}"
 
     llm = saying(script)
-    before = num_requests(llm)
     agent = ReActAgent(tools=[temperature], llm=llm)
-    assert str(await agent.run("How warm is Oslo?")) == "7 degrees."
-    assert num_requests(llm) - before == 2
+    with asks(llm, 2):
+        assert str(await agent.run("How warm is Oslo?")) == "7 degrees."
 
 
 # --- accounts, events, limits ---
