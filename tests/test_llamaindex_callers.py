@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import pickle
 import re
@@ -49,13 +50,24 @@ from tests.test_async import Ticks
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:is_running called from within a step"),
-    # Of a loop that it makes for its own synchronous calls, and leaves open.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <(function BaseEventLoop|socket)"),
 ]
 
 ASSISTANT = "<|im_start|>assistant\n"
 NEVER = {"kind": "constant", "value": 1e6}
 [QUOTE] = tokenizer_of("hermes").encode('"', add_special_tokens=False)
+
+
+@pytest.fixture(autouse=True)
+def current_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """LlamaIndex's synchronous calls take the current loop, or make one that nobody closes."""
+    if inspect.iscoroutinefunction(request.function):
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    loop.close()
+    asyncio.set_event_loop(None)
 
 
 class Letters(BaseEmbedding):
@@ -421,7 +433,8 @@ def test_room_is_left_for_prompts(index: VectorStoreIndex, sampling: str) -> Non
         text_qa_template=PromptTemplate("{context_str} {query_str}"),
     )
     assert str(engine.query("How?"))
-    assert llm.complete("a film " * 225).additional_kwargs["total_tokens"] == 512
+    usage = llm.complete("a film " * 225).additional_kwargs  # it may end before
+    assert 512 - 128 < usage["prompt_tokens"] < usage["total_tokens"] <= 512
     llm.close()
 
 

@@ -206,7 +206,12 @@ def test_identities_show_what_is_live() -> None:
         model="a/b", reward=CompositeReward(parts={"f": len, "c": "c/d"}), align=FIXED
     )
     parts = identity(config)["reward"]["parts"]
-    assert parts["f"]["reward"]["function"] == repr(len)
+    shown = parts["f"]["reward"]["function"]
+    assert shown.startswith("len in memory, number ")
+    again = CompositeReward(parts={"f": len, "g": max, "c": "c/d"})
+    others = identity(config.replace(reward=again))["reward"]["parts"]
+    assert others["f"]["reward"]["function"] == shown  # the same object
+    assert others["g"]["reward"]["function"].split()[-1] != shown.split()[-1]
     assert parts["c"]["reward"]["name_or_path"] == "c/d"
     assert parts["c"]["weight"] == 1.0
 
