@@ -16,9 +16,9 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import Field
 
-from langchain_stars.fields import StarsFields, all_at_once, name_of_model
+from langchain_stars.fields import StarsFields, all_at_once
 from langchain_stars.messages import read_messages, read_tool_choice, read_tools
-from langchain_stars.outputs import chat_chunk_of, chat_generation_of
+from langchain_stars.outputs import chat_chunk_of, chat_generation_of, llm_output_of
 from langchain_stars.refusals import as_refusal
 from langchain_stars.structured import (
     METHODS,
@@ -29,7 +29,7 @@ from langchain_stars.structured import (
     schema_of,
 )
 from stars_engine import Chat, ConfigError, StarsConfig, StarsResult
-from stars_engine.adapting import asettled, refuse_several_answers, settled, usage_of
+from stars_engine.adapting import asettled, name_of_model, refuse_several_answers, settled
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
 
@@ -210,10 +210,10 @@ class ChatStars(StarsFields, BaseChatModel):
         kwargs.setdefault("stop", [])  # the object's own would end JSON where it may hold them
         stated = {"kwargs": {"method": method, "strict": strict}, "schema": _stated(schema)}
         if method == "function_calling":
-            if schema_of(schema).get("type") != "object":
+            if (kind := schema_of(schema).get("type")) != "object":
                 raise ValueError(
                     "method='function_calling' needs the schema of an object, and this is of "
-                    f"{schema_of(schema).get('type')!r}. Cure: method='json_schema'"
+                    f"{kind!r}. Cure: method='json_schema'"
                 )
             [tool] = read_tools([schema])
             name = tool["function"]["name"]
@@ -254,11 +254,7 @@ def _stated(schema: Any) -> Any:
 
 
 def _chat_result(results: list[StarsResult], settings: StarsConfig) -> ChatResult:
-    totals: dict[str, int] = {}
-    for result in results:
-        for name, count in usage_of(result).items():
-            totals[name] = totals.get(name, 0) + count
     return ChatResult(
         generations=[chat_generation_of(result, settings) for result in results],
-        llm_output={"token_usage": totals, "model_name": name_of_model(settings)},
+        llm_output=llm_output_of(results, settings),
     )

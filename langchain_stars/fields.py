@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from langchain_core.language_models import LangSmithParams
@@ -14,7 +12,7 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict
 
 from stars_engine import ConfigError, StarsConfig
-from stars_engine.adapting import EngineFields, identity
+from stars_engine.adapting import EngineFields, identity, name_of_model
 from stars_engine.errors import Problem, StarsWarning
 
 _REMOTE = ("api_key", "max_retries")
@@ -35,27 +33,11 @@ class StarsFields(EngineFields):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        owner, kwargs = _call_under_way.get()
-        return self._identity(kwargs if owner is self else {})
+        return identity(self.settings())
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the model's own token ids of a text, without begin-of-text."""
         return self.engine().model.codec.encode(text)
-
-    @contextmanager
-    def _identified_by(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """Let what a call gives be part of the identity: LangChain's caches leave it out."""
-        token = _call_under_way.set((self, kwargs))
-        try:
-            yield
-        finally:
-            _call_under_way.reset(token)
-
-    def _identity(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        kwargs = dict(kwargs)
-        reward_prompt = kwargs.pop("reward_prompt", None)
-        stated = identity(self._settings(None, kwargs))
-        return stated if reward_prompt is None else {**stated, "reward_prompt": reward_prompt}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         settings = self._settings(stop, self._of_engine(kwargs))
@@ -93,11 +75,6 @@ class StarsFields(EngineFields):
         return settings, call
 
 
-_call_under_way: ContextVar[tuple[StarsFields | None, Mapping[str, Any]]] = ContextVar(
-    "call_under_way", default=(None, {})
-)
-
-
 def all_at_once(
     config: RunnableConfig | list[RunnableConfig] | None, num_inputs: int
 ) -> list[RunnableConfig]:
@@ -107,11 +84,6 @@ def all_at_once(
         if one.get("max_concurrency") is None:
             one["max_concurrency"] = max(1, num_inputs)
     return configs
-
-
-def name_of_model(settings: StarsConfig) -> str:
-    """Return what a model is told by in traces and accounts."""
-    return settings.model.name_or_path or "in memory"
 
 
 def _own_names(values: Mapping[str, Any], owner: str) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Literal, Self
 
 from langchain_core.callbacks import (
@@ -19,12 +20,12 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langchain_stars.fields import StarsFields, all_at_once, name_of_model
+from langchain_stars.fields import StarsFields, all_at_once
 from langchain_stars.messages import read_messages
-from langchain_stars.outputs import generation_chunk_of, generation_of
+from langchain_stars.outputs import generation_chunk_of, generation_of, llm_output_of
 from langchain_stars.refusals import as_refusal
 from stars_engine import Chat, StarsConfig, StarsResult
-from stars_engine.adapting import asettled, refuse_several_answers, settled, usage_of
+from stars_engine.adapting import asettled, identity, refuse_several_answers, settled
 
 _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 
@@ -57,7 +58,7 @@ class StarsLLM(StarsFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         """Answer prompts as one batch of the engine; what the call gives is in the cache's key."""
-        with self._identified_by(_without_run(kwargs)):
+        with self._identified_by(kwargs):
             return super().generate(prompts, stop, callbacks, **kwargs)
 
     async def agenerate(
@@ -68,7 +69,7 @@ class StarsLLM(StarsFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         """Do the same without blocking the event loop."""
-        with self._identified_by(_without_run(kwargs)):
+        with self._identified_by(kwargs):
             return await super().agenerate(prompts, stop, callbacks, **kwargs)
 
     def batch(
@@ -112,6 +113,25 @@ class StarsLLM(StarsFields, BaseLLM):
         """Do the same without blocking the event loop."""
         prompts = [_kept(prompt) for prompt in prompts]
         return await super().agenerate_prompt(prompts, *args, **kwargs)
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        owner, kwargs = _call_under_way.get()
+        if owner is not self:
+            return super()._identifying_params
+        stated = identity(self._settings(None, self._of_engine(kwargs)))
+        reward_prompt = kwargs.get("reward_prompt")
+        return stated if reward_prompt is None else {**stated, "reward_prompt": reward_prompt}
+
+    @contextmanager
+    def _identified_by(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Let what a call gives be part of the identity: LangChain's caches leave it out."""
+        given = {name: value for name, value in kwargs.items() if name not in _OF_RUN}
+        token = _call_under_way.set((self, given))
+        try:
+            yield
+        finally:
+            _call_under_way.reset(token)
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         return _kept(super()._convert_input(model_input))
@@ -180,6 +200,11 @@ class StarsLLM(StarsFields, BaseLLM):
                     yield chunk
 
 
+_call_under_way: ContextVar[tuple[StarsLLM | None, Mapping[str, Any]]] = ContextVar(
+    "call_under_way", default=(None, {})
+)
+
+
 class _ConversationText(str):  # noqa: SLOT000 - it has a field
     """A conversation on its way through LangChain, which lets text pass alone."""
 
@@ -216,18 +241,8 @@ def _read_all(prompts: Sequence[str]) -> list[str | Chat]:
     ]
 
 
-def _without_run(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in _OF_RUN}
-
-
 def _llm_result(results: list[StarsResult], num_prompts: int, settings: StarsConfig) -> LLMResult:
     generations: list[list[Generation]] = [[] for _ in range(num_prompts)]
-    totals: dict[str, int] = {}
     for result in results:
         generations[result.prompt_index].append(generation_of(result))
-        for name, count in usage_of(result).items():
-            totals[name] = totals.get(name, 0) + count
-    return LLMResult(
-        generations=generations,
-        llm_output={"token_usage": totals, "model_name": name_of_model(settings)},
-    )
+    return LLMResult(generations=generations, llm_output=llm_output_of(results, settings))

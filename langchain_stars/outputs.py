@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -17,10 +19,9 @@ from langchain_core.outputs import (
 )
 from langchain_core.utils.json import parse_partial_json
 
-from langchain_stars.fields import name_of_model
 from langchain_stars.refusals import HAS_REFUSAL_BLOCKS, blocks_of, refusal_in
 from stars_engine import Message, SegmentEvent, StarsConfig, StarsResult
-from stars_engine.adapting import account_of, num_rejected_tokens
+from stars_engine.adapting import account_of, name_of_model, num_rejected_tokens, usage_of
 
 _NORMALIZED = {
     "stop": "stop",
@@ -117,6 +118,14 @@ def usage_metadata_of(result: StarsResult) -> UsageMetadata:
         total_tokens=usage.num_prompt_tokens + usage.num_kept_tokens,
         output_token_details=details,  # type: ignore[typeddict-item]
     )
+
+
+def llm_output_of(results: Sequence[StarsResult], settings: StarsConfig) -> dict[str, Any]:
+    """Return what LangChain has of all answers to one call: their usage, and the model."""
+    totals: Counter[str] = Counter()
+    for result in results:
+        totals.update(usage_of(result))
+    return {"token_usage": dict(totals), "model_name": name_of_model(settings)}
 
 
 def metadata_of(result: StarsResult, settings: StarsConfig) -> dict[str, Any]:

@@ -47,17 +47,15 @@ def json_grammar(schema: Any, *, strict: bool | None) -> JsonGrammar:
 
 def schema_of(schema: Any) -> dict[str, Any]:
     """Return the JSON schema: LangChain's own conversion cuts recursion, and what is no object."""
-    if isinstance(schema, dict):
-        inner = schema.get("function", schema)
-        inner = inner.get("parameters", inner.get("schema", inner))
-        if isinstance(inner, dict):
-            return {name: value for name, value in inner.items() if name not in ("name", "strict")}
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema.model_json_schema()
-    found = dict(convert_to_json_schema(schema))
-    for name in ("name", "strict"):
-        found.pop(name, None)
-    return found
+    found: Any = schema
+    if isinstance(schema, dict):
+        found = schema.get("function", schema)
+        found = found.get("parameters", found.get("schema", found))
+    if not isinstance(found, dict):
+        found = convert_to_json_schema(schema)
+    return {name: value for name, value in found.items() if name not in ("name", "strict")}
 
 
 def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:

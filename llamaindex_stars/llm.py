@@ -39,7 +39,7 @@ from llamaindex_stars.responses import (
     completions_of,
 )
 from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
-from stars_engine.adapting import EngineFields, refuse_several_answers
+from stars_engine.adapting import EngineFields, name_of_model, refuse_several_answers
 from stars_engine.errors import Problem
 from stars_engine.types import Prompt
 
@@ -89,7 +89,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
             # A grammar writes valid calls for any model, in the format of its template.
             is_function_calling_model=not is_own_template(self)
             and find_spec("llguidance") is not None,
-            model_name=settings.model.name_or_path or "in memory",
+            model_name=name_of_model(settings),
             **limits,
         )
 
@@ -98,8 +98,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         settings = self.settings()
         if self.engine(settings).is_loaded:
             return super().to_payload()
-        name = settings.model.name_or_path or "in memory"
-        return {"class_name": self.class_name(), "model_name": name}
+        return {"class_name": self.class_name(), "model_name": name_of_model(settings)}
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[int]]:

@@ -191,6 +191,11 @@ class EngineFields(BaseModel):
         return copied
 
 
+def name_of_model(settings: StarsConfig) -> str:
+    """Return what a model is told by in traces and accounts."""
+    return settings.model.name_or_path or "in memory"
+
+
 def identity(settings: StarsConfig) -> dict[str, Any]:
     """Return what tells one configuration from another, flat, for cache keys and traces.
 

@@ -1,4 +1,7 @@
-"""A model that says what a script tells it: real weights of none, the real engine around it."""
+"""Models that adapters are asked on: one says what a script tells it, one cannot speak.
+
+The first has no weights to speak of; around both is the real engine.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,27 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 
+from stars_engine import TransformersModel
+from tests.chat_templates import random_llama, tokenizer_of
+
 Script = Callable[[str], str]
+
+ASSISTANT = "<|im_start|>assistant\n"  # what the templates of these families write before an answer
+NEVER = {"kind": "constant", "value": 1e6}  # thresholds that nothing reaches
+[_QUOTE] = tokenizer_of("hermes").encode('"', add_special_tokens=False)
+CLOSING = {_QUOTE: 4.0}  # a bias, or random strings would hardly ever end
+
+
+def speechless(family: str = "hermes") -> TransformersModel:
+    """Return a random model that cannot speak."""
+    tokenizer = tokenizer_of(family)
+    return TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
+
+
+def scripted(script: Script, family: str = "hermes") -> TransformersModel:
+    """Return a model that says what it is told."""
+    tokenizer = tokenizer_of(family)
+    return TransformersModel(model=ScriptedModel(tokenizer, script), tokenizer=tokenizer)
 
 
 class ScriptedConfig(PretrainedConfig):
@@ -28,12 +51,11 @@ class ScriptedModel(PreTrainedModel):
     Args:
         tokenizer: A byte-level one.
         script: From a conversation as rendered, up to where the assistant begins, to its answer.
-        assistant: What the template writes right before an answer.
     """
 
     config_class = ScriptedConfig
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, script: Script, assistant: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, script: Script) -> None:
         super().__init__(
             ScriptedConfig(
                 vocab_size=len(tokenizer),
@@ -43,7 +65,7 @@ class ScriptedModel(PreTrainedModel):
             )
         )
         self.embeddings = torch.nn.Embedding(len(tokenizer), 1)  # tells the vocabulary
-        self._tokenizer, self._script, self._assistant = tokenizer, script, assistant
+        self._tokenizer, self._script = tokenizer, script
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.embeddings
@@ -65,7 +87,7 @@ class ScriptedModel(PreTrainedModel):
         return CausalLMOutput(logits=logits)  # type: ignore[arg-type]
 
     def _next(self, ids: list[int]) -> int:
-        mark = self._encode(self._assistant)
+        mark = self._encode(ASSISTANT)
         starts = (n for n in range(len(ids), 0, -1) if ids[max(0, n - len(mark)) : n] == mark)
         start = next(starts, 0)
         answer = self._encode(self._script(self._tokenizer.decode(ids[: start - len(mark)])))

@@ -35,14 +35,11 @@ from langchain_stars import ChatStars, StarsLLM, StarsRefusalError, refusal_of
 from langchain_stars.messages import read_messages
 from stars_engine import AlignmentError, Chat, ConfigError, PromptError, TransformersModel
 from tests.chat_templates import random_llama, tokenizer_of
-from tests.scripted import ScriptedModel
+from tests.scripted import CLOSING, NEVER, scripted
+from tests.scripted import speechless as speechless_model
 from tests.test_async import Ticks
 
-ASSISTANT = "<|im_start|>assistant\n"
 ASKED = [SystemMessage("Be kind."), HumanMessage("How warm is it?")]
-[_QUOTE] = tokenizer_of("hermes").encode('"', add_special_tokens=False)
-CLOSING = {_QUOTE: 4.0}  # or random strings would hardly ever end
-NEVER = {"kind": "constant", "value": 1e6}
 
 
 @tool
@@ -72,8 +69,7 @@ def judge(prompt: str, completion: str) -> float:
 @pytest.fixture(scope="module")
 def speechless() -> Iterator[Callable[..., ChatStars]]:
     """Chats of one model that cannot speak."""
-    tokenizer = tokenizer_of("hermes")
-    model = TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
+    model = speechless_model()
     fields = {"schedule": {"kind": "none"}, "segment_len": 8, "max_tokens": 40, "seed": 0}
 
     def make(kind: Any = ChatStars, **given: Any) -> Any:
@@ -84,15 +80,10 @@ def speechless() -> Iterator[Callable[..., ChatStars]]:
     kept.close()
 
 
-def saying(answer: str | Callable[[str], str], family: str = "hermes", **fields: Any) -> ChatStars:
+def saying(answer: str, family: str = "hermes", **fields: Any) -> ChatStars:
     """Return a chat of a model that says what it is told."""
-    tokenizer = tokenizer_of(family)
-    script = answer if callable(answer) else lambda _: answer
-    model = TransformersModel(
-        model=ScriptedModel(tokenizer, script, ASSISTANT), tokenizer=tokenizer
-    )
     given = {"schedule": {"kind": "none"}, "segment_len": 8, **fields}
-    return ChatStars(model=model, reward=judge, **given)
+    return ChatStars(model=scripted(lambda _: answer, family), reward=judge, **given)
 
 
 def whole(chunks: Any) -> AIMessageChunk:
@@ -448,10 +439,7 @@ def test_caches_tell_calls_apart(speechless: Callable[..., Any]) -> None:
 
 
 def test_models_in_memory_are_told_apart(speechless: Callable[..., Any]) -> None:
-    tokenizer = tokenizer_of("hermes")
-    models = [
-        TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer) for _ in range(2)
-    ]
+    models = [speechless_model(), speechless_model()]
     made = [ChatStars(model=model, reward=judge, schedule={"kind": "none"}) for model in models]
     assert made[0]._identifying_params != made[1]._identifying_params
     assert made[0]._identifying_params == made[0].model_copy()._identifying_params

@@ -16,7 +16,7 @@ from llama_index.core.llms import ChatMessage
 import langchain_stars
 import llamaindex_stars
 from stars_engine import ConfigError, ContextOverflowError, TransformersModel
-from tests.chat_templates import random_llama, tokenizer_of
+from tests.scripted import speechless
 
 FIELDS = {
     "schedule": {"kind": "constant", "value": 1.5},
@@ -82,8 +82,7 @@ KINDS = [langchain_stars.StarsLLM, langchain_stars.ChatStars, llamaindex_stars.S
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[TransformersModel]:
-    tokenizer = tokenizer_of("hermes")
-    model = TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
+    model = speechless()
     kept = langchain_stars.ChatStars(model=model, reward=judge, **FIELDS).load()
     loads = kept.engine().stats().num_loads
     yield model

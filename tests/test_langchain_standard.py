@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from typing import Any
 
 import pytest
@@ -13,11 +12,8 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from langchain_stars import ChatStars
-from stars_engine import TransformersModel
-from tests.chat_templates import random_llama, tokenizer_of
-from tests.scripted import ScriptedModel
+from tests.scripted import CLOSING, scripted, speechless
 
-ASSISTANT = "<|im_start|>assistant\n"
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     (r"magic_function_no_args\(\)", "magic_function_no_args", {}),
     (r"magic_function\(3\)", "magic_function", {"input": 3}),
@@ -55,20 +51,7 @@ def judge(prompt: str, completion: str) -> float:
     return 1.0
 
 
-@cache
-def scripted() -> TransformersModel:
-    tokenizer = tokenizer_of("hermes")
-    model = ScriptedModel(tokenizer, script, ASSISTANT)
-    return TransformersModel(model=model, tokenizer=tokenizer)
-
-
-@cache
-def speechless() -> TransformersModel:
-    tokenizer = tokenizer_of("hermes")
-    return TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
-
-
-[QUOTE] = tokenizer_of("hermes").encode('"', add_special_tokens=False)
+SCRIPTED, SPEECHLESS = scripted(script), speechless()
 SETTINGS = {"reward": judge, "schedule": {"kind": "none"}, "segment_len": 32}
 
 
@@ -79,7 +62,7 @@ class _OfChatStars:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": scripted(), **SETTINGS}
+        return {"model": SCRIPTED, **SETTINGS}
 
     @property
     def supports_json_mode(self) -> bool:
@@ -103,11 +86,11 @@ class TestSpeechless(_OfChatStars, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
-            "model": speechless(),
+            "model": SPEECHLESS,
             "max_tokens": 300,
             "temperature": 1.0,
             "seed": 0,
-            "logit_bias": {QUOTE: 4.0},  # or its strings would hardly ever end
+            "logit_bias": CLOSING,
             **SETTINGS,
         }
 

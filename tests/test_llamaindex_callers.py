@@ -42,8 +42,9 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.chat.turns import turns_of
-from tests.chat_templates import random_llama, tokenizer_of
-from tests.scripted import ScriptedModel
+from tests.chat_templates import tokenizer_of
+from tests.scripted import CLOSING, NEVER, scripted
+from tests.scripted import speechless as speechless_model
 from tests.test_async import Ticks
 
 # What LlamaIndex's workflows ask of pydantic models.
@@ -51,10 +52,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:is_running called from within a step"),
 ]
-
-ASSISTANT = "<|im_start|>assistant\n"
-NEVER = {"kind": "constant", "value": 1e6}
-[QUOTE] = tokenizer_of("hermes").encode('"', add_special_tokens=False)
 
 
 @pytest.fixture(autouse=True)
@@ -101,17 +98,14 @@ def of(model: TransformersModel, **given: Any) -> StarsLLM:
 
 @pytest.fixture(scope="module")
 def speechless() -> Iterator[Callable[..., StarsLLM]]:
-    tokenizer = tokenizer_of("hermes")
-    model = TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
+    model = speechless_model()
     kept = of(model).load()
     yield lambda **given: of(model, **given)
     kept.close()
 
 
 def saying(script: Callable[[str], str], **fields: Any) -> StarsLLM:
-    tokenizer = tokenizer_of("hermes")
-    model = ScriptedModel(tokenizer, script, ASSISTANT)
-    return of(TransformersModel(model=model, tokenizer=tokenizer), max_tokens=200, **fields)
+    return of(scripted(script), max_tokens=200, **fields)
 
 
 class Asked(BaseEventHandler):
@@ -231,7 +225,7 @@ def test_the_second_turn_of_a_chat_engine(index: VectorStoreIndex) -> None:
 
 
 def test_structured_prediction(speechless: Callable[..., StarsLLM]) -> None:
-    llm = speechless(max_tokens=200, logit_bias={QUOTE: 4.0})
+    llm = speechless(max_tokens=200, logit_bias=CLOSING)
     prompt = PromptTemplate("Name a city near {place}.")
     with asks(llm, 1):
         assert isinstance(llm.structured_predict(City, prompt, place="Oslo"), City)
@@ -254,7 +248,7 @@ def temperature(city: str) -> str:
 
 
 def test_forced_calls_leave_the_history_alone(speechless: Callable[..., StarsLLM]) -> None:
-    llm = speechless(max_tokens=200, logit_bias={QUOTE: 4.0})
+    llm = speechless(max_tokens=200, logit_bias=CLOSING)
     tool = FunctionTool.from_defaults(temperature)
     history = [ChatMessage("Hello"), ChatMessage("Hi", role=MessageRole.ASSISTANT)]
     response = llm.chat_with_tools(
@@ -453,9 +447,7 @@ async def test_a_workflow_branches_on_refusals(speechless: Callable[..., StarsLL
 
 
 def test_thoughts_are_kept_apart() -> None:
-    tokenizer = tokenizer_of("thinking")
-    model = ScriptedModel(tokenizer, lambda _: "<think>\nWinter.\n</think>\n\nCold.", ASSISTANT)
-    llm = of(TransformersModel(model=model, tokenizer=tokenizer))
+    llm = of(scripted(lambda _: "<think>\nWinter.\n</think>\n\nCold.", "thinking"))
     message = llm.chat([ChatMessage("How warm?")]).message
     *_, last = llm.stream_chat([ChatMessage("How warm?")])
     for got in (message, last.message):
