@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from transformers import Cache
 
+from stars_engine.caching.packing import PackedLinears
 from stars_engine.grammars import GrammarState
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
@@ -80,10 +82,12 @@ class Forward:
 
     Args:
         model: A causal language model of transformers, with an adapter or without.
+        packed: Whether its linear layers multiply by packed weights, where they can.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, packed: bool = False) -> None:
         self._model = model
+        self._packed = PackedLinears(model) if packed else nullcontext
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         self._accepts = set(inspect.signature(base.forward).parameters)
         # Models without attention name their states in a way of their own.
@@ -107,8 +111,9 @@ class Forward:
         }
         if cache is not None:
             options[self._cache_name] = cache
-        output = self._model(
-            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **options
-        )
+        with self._packed():
+            output = self._model(
+                input_ids=ids, attention_mask=mask, use_cache=cache is not None, **options
+            )
         logits: torch.Tensor = output.logits[:, -1]
         return logits

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stars_engine.caching.attention import Rows, View, attending, name_for
+from stars_engine.caching.packing import PackedLinears
 from stars_engine.caching.slots import ByLayer, OwnTokens, SlotPool
 
 
@@ -48,6 +49,7 @@ class SharingPass:
             for config in configs.values()
             if hasattr(config, "_attn_implementation_internal")
         ]
+        self._packed = PackedLinears(model)
         self._parameters = list(model.parameters())
         self._adapters = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
         with _making:
@@ -61,7 +63,7 @@ class SharingPass:
         positions = rows.positions(ids.shape[1])
         if self._context_len is not None:  # rows that have ended run on beside the others
             positions = positions.clamp(max=self._context_len - 1)
-        with self._turn.lock, self._own_attention(), attending(rows.view()):
+        with self._turn.lock, self._own_attention(), self._packed(), attending(rows.view()):
             output = self._call(ids, positions, rows.own, **options)
         rows.own.num_tokens += ids.shape[1]
         return output

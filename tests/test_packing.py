@@ -1,0 +1,148 @@
+"""Linear layers with packed weights: the same products, in our passes alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch.nn.utils import parametrizations
+
+from stars_engine.caching import packing
+from stars_engine.caching.packing import PackedLinears
+
+
+def layers(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(24, 40), torch.nn.Linear(40, 16, bias=False)
+    return torch.nn.Sequential(first, torch.nn.Tanh(), second).to(dtype)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each packed product."""
+    rows: list[int] = []
+    multiply = packing._multiply
+    for dtype in packing._DTYPES:  # tried out before anything is counted
+        packing._works(dtype)
+
+    def count(states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        rows.append(states.shape[0])
+        return multiply(states, *others)
+
+    monkeypatch.setattr(packing, "_multiply", count)
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 24), (8, 1, 24), (2, 7, 24), (3, 24)])
+@torch.inference_mode()
+def test_products_are_those_of_the_layers(
+    shape: tuple[int, ...], dtype: torch.dtype, counted: list[int]
+) -> None:
+    model, states = layers(dtype), torch.randn(*shape, generator=torch.Generator()).to(dtype)
+    plain = model(states)
+    with PackedLinears(model)():
+        found = model(states)
+    assert counted == [shape[0]] * 2
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found, plain, atol=tolerance, rtol=tolerance)
+
+
+@torch.no_grad()
+def test_a_changed_weight_is_packed_again() -> None:
+    model, states = layers(), torch.randn(2, 24)
+    packed = PackedLinears(model)
+    with packed():
+        model(states)
+    model[0].weight.mul_(-2)
+    model[2].weight = torch.nn.Parameter(torch.randn(16, 40))
+    plain = model(states)
+    with packed():
+        torch.testing.assert_close(model(states), plain, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_two_users_of_a_model_share_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made, lay_out = layers(), [], packing._lay_out
+    monkeypatch.setattr(packing, "_lay_out", lambda weight: made.append(1) or lay_out(weight))
+    for _ in range(3):
+        with PackedLinears(model)():
+            model(torch.randn(1, 24))
+    assert len(made) == 2
+
+
+def test_other_threads_pass_through_the_layers_own_weights(counted: list[int]) -> None:
+    model, states = layers(), torch.randn(2, 24)
+    plain = model(states)
+    found = []
+    with PackedLinears(model)():
+        thread = threading.Thread(target=lambda: found.append(model(states)))
+        thread.start()
+        thread.join()
+    assert counted == []
+    assert torch.equal(found[0], plain)
+    found[0].sum().backward()  # with gradients, as ever
+    assert model[0].weight.grad is not None
+
+
+def test_nothing_is_left_on_the_model() -> None:
+    model = layers()
+    before = [dict(layer.__dict__) for layer in model]
+    with pytest.raises(ZeroDivisionError), torch.inference_mode(), PackedLinears(model)():
+        raise ZeroDivisionError
+    assert [dict(layer.__dict__) for layer in model] == before
+    pickle.dumps(copy.deepcopy(model))
+
+
+@torch.inference_mode()
+def test_layers_with_ways_of_their_own_are_left_alone(counted: list[int]) -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    hooked = torch.nn.Linear(24, 24)
+    hooked.forward = lambda states: states + 1  # type: ignore[method-assign]
+    model = torch.nn.Sequential(
+        Own(24, 24),
+        parametrizations.weight_norm(torch.nn.Linear(24, 24)),
+        torch.nn.Linear(24, 24).double(),
+        hooked,
+    )
+    states = torch.randn(2, 24)
+    with PackedLinears(model)():
+        model[:2](states)
+        assert torch.equal(hooked(states), states + 1)
+        model[2](states.double())
+    assert counted == []
+    assert "forward" in hooked.__dict__
+
+
+@torch.inference_mode()
+def test_a_model_too_large_for_a_copy_stays_as_it_is(
+    counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_most_bytes", lambda: 4 * (24 * 40 + 40 * 16) - 1)
+    model = layers()
+    with PackedLinears(model)():
+        model(torch.randn(1, 24))
+    assert counted == []
+
+
+@torch.inference_mode()
+def test_without_the_kernel_nothing_is_packed(
+    counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(weight: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(packing, "_lay_out", missing)
+    packing._works.cache_clear()
+    try:
+        model = layers()
+        with PackedLinears(model)():
+            model(torch.randn(1, 24))
+    finally:
+        packing._works.cache_clear()
+    assert counted == []
