@@ -172,7 +172,10 @@ def settle(rollout: Rollout) -> SegmentEvent:
         return rollout.finish("rejected")
     if align.on_exhausted == "last":
         return rollout.force(eligible[-1])
-    return rollout.force(max(eligible, key=lambda index: _margin(rollout.draws[index].attempt)))
+    best = max(eligible, key=lambda index: _margin(rollout.draws[index].attempt))
+    return rollout.force(
+        next(i for i in eligible if _is_twin(rollout.draws[i], rollout.draws[best]))
+    )
 
 
 def start_schedule(rollout: Rollout, answer: Score | RewardError) -> None:
@@ -206,6 +209,14 @@ def _margin(attempt: Attempt) -> tuple[Fraction | float, float]:
     if math.isinf(attempt.threshold):
         return -attempt.threshold, attempt.reward
     return Fraction(attempt.reward) - Fraction(attempt.threshold), 0.0
+
+
+def _is_twin(draw: Draw, other: Draw) -> bool:
+    """Whether two draws are one text, scored apart: which one is larger is then rounding."""
+    same = draw.candidate.token_ids == other.candidate.token_ids
+    return same and math.isclose(
+        draw.attempt.reward, other.attempt.reward, rel_tol=1e-5, abs_tol=1e-5
+    )
 
 
 def warn_of_greedy(settings: Iterable[tuple[SamplingParams, AlignParams]]) -> None:

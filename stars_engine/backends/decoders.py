@@ -40,7 +40,7 @@ class Prefix:
     next_logits: torch.Tensor
     layers: list[KeysValues] = field(default_factory=list)
     cache: Cache | None = None
-    slot: int = -1
+    slot: Any = None
     grammar: GrammarState | None = None
 
 

@@ -15,7 +15,7 @@ import torch
 from stars_engine.backends.decoders import Branches, Forward, Prefix
 from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
-from stars_engine.caching.slots import ByLayer, SlotPool
+from stars_engine.caching.slots import ByLayer, Slot, SlotPool
 
 MOST_TOKENS = 2048  # of prompts, read in one pass
 
@@ -39,26 +39,23 @@ class SharedPrefixDecoder:
         # Without a fused kernel the scores of a pass are in memory, all at once.
         self._most_tokens = MOST_TOKENS if self._forward.device.type == "cpu" else MOST_TOKENS // 4
         self._pool = SlotPool()
-        self._ids: dict[int, list[int]] = {}  # of what each slot holds, in use or not
         self._latest: SharedBranches | None = None
-        self._live: weakref.WeakSet[Prefix] = weakref.WeakSet()
         self._stamp = self._forward.stamp()
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
         self._forget_other_weights()
-        prefixes = []
-        for prompt in prompts:
-            slot, known = self._recall(list(prompt))
-            prefixes.append(self._hold(Prefix(known, len(prompt), torch.empty(0)), slot))
+        prefixes = [
+            self._hold(Prefix(slot.ids, len(prompt), torch.empty(0)), slot)
+            for prompt, slot in zip(prompts, self._recall(prompts), strict=True)
+        ]
         rest = [prompt[len(p.token_ids) :] for p, prompt in zip(prefixes, prompts, strict=True)]
         self._read(list(zip(prefixes, rest, strict=True)))
         return prefixes
 
     def copy(self, prefix: Prefix) -> Prefix:
         """See `Decoder`."""
-        [slot] = self._pool.take(1)
-        self._pool.copy(prefix.slot, slot, len(prefix.token_ids))
+        slot = self._copy(prefix.slot, len(prefix.token_ids))
         twin = Prefix(prefix.token_ids, prefix.num_prompt_tokens, prefix.next_logits)
         return self._hold(twin, slot)
 
@@ -78,10 +75,8 @@ class SharedPrefixDecoder:
         self._latest = SharedBranches(self._forward, self._pool, rows, num_tokens)
         return self._latest
 
-    def _hold(self, prefix: Prefix, slot: int) -> Prefix:
+    def _hold(self, prefix: Prefix, slot: Slot) -> Prefix:
         prefix.slot = slot
-        self._ids[slot] = prefix.token_ids
-        self._live.add(prefix)
         weakref.finalize(prefix, self._pool.give_back, slot)
         return prefix
 
@@ -90,34 +85,52 @@ class SharedPrefixDecoder:
         stamp = self._forward.stamp()
         if stamp != self._stamp:
             self._stamp = stamp
-            self._ids.clear()
+            self._pool.forget()
             self._latest = None
-            if not self._live:
-                self._pool = SlotPool()
 
-    def _recall(self, prompt: list[int]) -> tuple[int, list[int]]:
-        """Return a slot for a prompt, and the tokens of it that are in there from earlier ones.
+    def _recall(self, prompts: Sequence[Sequence[int]]) -> list[Slot]:
+        """Return a slot for each prompt, with the tokens of it that are there from earlier ones.
 
         A slot that nobody uses any more is taken over; from others is copied. The last token is
         read in any case, for its logits.
         """
-        alike = [slot for slot, ids in self._ids.items() if ids[:LEAST] == prompt[:LEAST]]
-        common = {slot: num_common(self._ids[slot], prompt[:-1]) for slot in alike}
+        found: dict[int, Slot] = {}
+        try:
+            for index, prompt in enumerate(prompts):
+                slot, known = self._find(list(prompt))
+                if slot is None:
+                    continue
+                if self._pool.take_back(slot):
+                    slot.ids = slot.ids[:known]
+                else:
+                    slot = self._copy(slot, known)
+                found[index] = slot
+            others = [index for index in range(len(prompts)) if index not in found]
+            found |= zip(others, self._pool.take([len(prompts[i]) for i in others]), strict=True)
+        except BaseException:
+            for slot in found.values():
+                self._pool.give_back(slot)
+            raise
+        return [found[index] for index in range(len(prompts))]
+
+    def _find(self, prompt: list[int]) -> tuple[Slot | None, int]:
+        """Return the slot that has most of a prompt, and how many tokens; None if hardly any."""
+        common = {
+            slot: num_common(slot.ids, prompt[:-1])
+            for slot in self._pool.slots()
+            if not slot.stale and slot.ids[:LEAST] == prompt[:LEAST]
+        }
         best = max(common, key=lambda slot: common[slot], default=None)
-        if best is None or common[best] < LEAST:
-            return self._pool.take(1)[0], []
-        known = prompt[: common[best]]
-        if self._pool.take_back(best):
-            return best, known
-        [slot] = self._pool.take(1)
-        self._pool.copy(best, slot, len(known))
-        return slot, known
+        return (None, 0) if best is None or common[best] < LEAST else (best, common[best])
+
+    def _copy(self, slot: Slot, length: int) -> Slot:
+        [other] = self._pool.take([length])
+        self._pool.copy(slot, other, length)
+        return other
 
     def _append(self, prefix: Prefix, ids: Sequence[int], keys: ByLayer, values: ByLayer) -> None:
-        length = len(prefix.token_ids)
-        self._pool.reserve(length + len(ids))
-        self._pool.write(prefix.slot, length, keys, values)
-        prefix.token_ids = self._ids[prefix.slot] = [*prefix.token_ids, *ids]
+        self._pool.write(prefix.slot, keys, values, ids)
+        prefix.token_ids = prefix.slot.ids
 
     def _read(self, new: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
         """Append tokens to prefixes: equally many together, none beside a prefix without any."""
@@ -125,7 +138,6 @@ class SharedPrefixDecoder:
         for prefix, ids in new:
             groups[bool(prefix.token_ids), len(ids)].append((prefix, ids))
         for (_, count), group in groups.items():
-            group.sort(key=lambda item: item[0].slot)
             size = max(1, self._most_tokens // max(1, count))
             for first in range(0, len(group), size):
                 self._read_together(group[first : first + size], count)

@@ -12,20 +12,19 @@ self-check at load finds it out.
 
 from __future__ import annotations
 
-import itertools
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from stars_engine.caching.views import Prefixes, View
 
 _PREFIX = "stars_shared_prefix_"
 _REFUSED = ("position_bias", "alibi", "head_mask", "block_indices")
@@ -56,98 +55,6 @@ class Scores(NamedTuple):
         """Whether the fused kernel can do it."""
         same = query.shape[-1] == value.shape[-1]
         return _flash is not None and self.softcap is None and query.device.type == "cpu" and same
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """How the rows of a batch belong to prefixes.
-
-    Attributes:
-        most: Rows of one prefix at most.
-        places: Where each row stands in a grid of `most` rows for each prefix, `(rows,)`; None if
-            the rows fill it in order.
-    """
-
-    most: int
-    places: torch.Tensor | None
-
-    @classmethod
-    def of(cls, prefixes: Sequence[int], device: torch.device) -> Self:
-        """Arrange rows by the index of each one's prefix."""
-        most = max(Counter(prefixes).values())
-        nexts = [itertools.count(index * most) for index in range(max(prefixes) + 1)]
-        places = [next(nexts[prefix]) for prefix in prefixes]
-        if places == list(range((max(prefixes) + 1) * most)):
-            return cls(most, None)
-        return cls(most, torch.tensor(places, device=device))
-
-    def to_grid(self, states: torch.Tensor, num_prefixes: int) -> torch.Tensor:
-        """Put rows in their places: `(rows, ...)` to `(prefixes * most, ...)`."""
-        if self.places is None:
-            return states
-        grid = states.new_zeros(num_prefixes * self.most, *states.shape[1:])
-        grid[self.places.to(states.device)] = states
-        return grid
-
-    def from_grid(self, states: torch.Tensor) -> torch.Tensor:
-        """Undo `to_grid`."""
-        return states if self.places is None else states[self.places.to(states.device)]
-
-
-@dataclass(slots=True)
-class View:
-    """What the rows of one forward pass attend to beside their own tokens.
-
-    Attributes:
-        keys: By layer, `(prefixes, kv_heads, width, head_dim)`, padded on the right; empty where no
-            prefix has a token.
-        values: Like `keys`.
-        lengths: Tokens of each prefix; the largest is `width`.
-        rows: Whose candidates the rows are.
-        num_before: Own tokens of each row before this pass.
-    """
-
-    keys: Sequence[torch.Tensor]
-    values: Sequence[torch.Tensor]
-    lengths: Sequence[int]
-    rows: Rows
-    num_before: int = 0
-    _masks: dict[object, tuple[int, torch.Tensor | None]] = field(default_factory=dict, init=False)
-
-    def visible(
-        self, window: int | None, num_new: int, device: torch.device
-    ) -> tuple[int, torch.Tensor | None]:
-        """Return the first column that any query sees, and which of the others each one does.
-
-        Args:
-            window: Tokens that a query sees at most, itself included; None for all.
-            num_new: Queries of each row.
-            device: Of the mask.
-
-        Returns:
-            The column, and `(prefixes, 1, 1, num_new, width - column)`, or None if all see all.
-        """
-        key = window, num_new, device
-        if key not in self._masks:
-            width = max(self.lengths)
-            start = 0
-            if window is not None:
-                start = min(max(0, min(self.lengths) + self.num_before - window + 1), width)
-            ragged = min(self.lengths) < width
-            mask = None
-            if ragged or (window is not None and self._last_start(window, num_new) > start):
-                lengths = torch.tensor(self.lengths, device=device)[:, None, None]
-                columns = torch.arange(start, width, device=device)
-                mask = columns < lengths
-                if window is not None:
-                    steps = torch.arange(num_new, device=device)[:, None] + self.num_before
-                    mask = mask & (columns > lengths + steps - window)
-                mask = mask.expand(-1, num_new, -1)[:, None, None]
-            self._masks[key] = start, mask
-        return self._masks[key]
-
-    def _last_start(self, window: int, num_new: int) -> int:
-        return max(self.lengths) + self.num_before + num_new - window
 
 
 @contextmanager
@@ -195,9 +102,8 @@ def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
         raise ValueError(f"no prefix is shared under {', '.join(refused) or 'a mask'} of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scale, sliding_window, softcap)
-    parts = [_own(query, key, value, scores)]
-    if view.keys:
-        parts += _shared(view, module.layer_idx, query, scores)
+    parts = [_own(view, query, key, value, scores)]
+    parts += _shared(view, module.layer_idx, query, scores)
     if s_aux is not None:
         sink = _precise(s_aux).reshape(1, -1, 1).expand(parts[0][1].shape)
         parts.append((torch.zeros_like(parts[0][0]), sink))
@@ -205,16 +111,40 @@ def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
 
 
 def _shared(view: View, layer: int, query: torch.Tensor, scores: Scores) -> list[Part]:
-    """Attend to the prefixes, all queries of a prefix in one; nothing if none is in reach."""
+    """Attend to the prefixes; nothing if none is in reach."""
+    found = [
+        (prefixes.members, _to_prefixes(prefixes, view.num_before, layer, query, scores))
+        for prefixes in view.prefixes
+    ]
+    within = [(members, part) for members, part in found if part is not None]
+    if len(within) == 1 and within[0][0] is None:
+        return [within[0][1]]
+    if not within:
+        return []
+    rows, heads, num_new, _ = query.shape
+    like = within[0][1]
+    output = like[0].new_zeros(rows, heads, num_new, like[0].shape[-1])
+    lse = like[1].new_full((rows, heads, num_new), -torch.inf)  # of a row without a prefix
+    for members, part in within:
+        output[members], lse[members] = part
+    return [(output, lse)]
+
+
+def _to_prefixes(
+    prefixes: Prefixes, num_before: int, layer: int, query: torch.Tensor, scores: Scores
+) -> Part | None:
+    """Attend to prefixes in one tensor, all queries of a prefix in one; None if out of reach."""
+    if prefixes.members is not None:
+        query = query[prefixes.members.to(query.device)]
     _, heads, num_new, dim = query.shape
-    start, mask = view.visible(scores.window, num_new, query.device)
-    keys = view.keys[layer][:, :, start:]
-    values = view.values[layer][:, :, start:]
+    start, mask = prefixes.visible(scores.window, num_before, num_new, query.device)
+    keys = prefixes.keys[layer][:, :, start:]
+    values = prefixes.values[layer][:, :, start:]
     num_prefixes, kv_heads, width, _ = keys.shape
     if width == 0:
-        return []
-    most, groups = view.rows.most, heads // kv_heads
-    grid = view.rows.to_grid(query, num_prefixes)
+        return None
+    most, groups = prefixes.rows.most, heads // kv_heads
+    grid = prefixes.rows.to_grid(query, num_prefixes)
     folded = grid.view(num_prefixes, most, kv_heads, groups, num_new, dim).transpose(1, 2)
     folded = folded.reshape(num_prefixes, kv_heads, most * groups * num_new, dim)
     if mask is not None:
@@ -226,28 +156,24 @@ def _shared(view: View, layer: int, query: torch.Tensor, scores: Scores) -> list
         output.view(*unfolded, -1).transpose(1, 2).reshape(-1, heads, num_new, values.shape[-1])
     )
     lse = lse.view(unfolded).transpose(1, 2).reshape(-1, heads, num_new)
-    return [(view.rows.from_grid(output), view.rows.from_grid(lse))]
+    return prefixes.rows.from_grid(output), prefixes.rows.from_grid(lse)
 
 
-def _own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> Part:
+def _own(
+    view: View, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+) -> Part:
     """Attend to a row's own tokens, each query to those up to its own."""
     rows, heads, num_new, dim = query.shape
     kv_heads, num_own = key.shape[1], key.shape[2]
     groups = heads // kv_heads
-    window = scores.window
-    windowed = window is not None and num_own > window
+    mask = view.own_mask(scores.window, num_new, num_own, query.device)
+    windowed = scores.window is not None and num_own > scores.window
     if num_new == num_own > 1 and not windowed and scores.can_fuse(query, value):
         key, value = (_repeat(states, groups) for states in (key, value))
         output, lse = _flash(query, key, value, is_causal=True, scale=scores.scale)
         return output, lse
     folded = query.reshape(rows, kv_heads, groups * num_new, dim)
-    mask = None
-    if num_new > 1 or windowed:
-        columns = torch.arange(num_own, device=query.device)
-        places = columns[num_own - num_new :, None]
-        mask = columns <= places
-        if window is not None:
-            mask = mask & (columns > places - window)
+    if mask is not None:
         mask = mask.expand(groups, num_new, num_own).reshape(1, 1, groups * num_new, num_own)
     output, lse = _attend(folded, key, value, scores, mask)
     return output.view(rows, heads, num_new, -1), lse.view(rows, heads, num_new)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from stars_engine.caching.attention import Rows, View, attending, name_for
+from stars_engine.caching.attention import attending, name_for
+from stars_engine.caching.own import OwnTokens
 from stars_engine.caching.packing import PackedLinears
-from stars_engine.caching.slots import ByLayer, OwnTokens, SlotPool
+from stars_engine.caching.slots import ByLayer, Slot, SlotPool
+from stars_engine.caching.views import Prefixes, Rows, View
 
 
 class _Turn:
@@ -104,19 +106,15 @@ class Continuations:
     def __init__(
         self,
         pool: SlotPool,
-        slots: Sequence[int],
+        slots: Sequence[Slot],
         lengths: Sequence[int],
         num_tokens: int,
         device: torch.device,
     ) -> None:
         self.own = OwnTokens(len(slots), num_tokens)
         self._starts = torch.tensor(lengths, device=device)[:, None]
-        by_slot = dict(zip(slots, lengths, strict=True))
-        distinct = sorted(by_slot)
-        width = max(lengths)
-        keys, values = pool.read(distinct, width) if width else ([], [])
-        rows = Rows.of([distinct.index(slot) for slot in slots], device)
-        self._view = View(keys, values, [by_slot[slot] for slot in distinct], rows)
+        by_slot = {slot: length for slot, length in zip(slots, lengths, strict=True) if length > 0}
+        self._view = View(_side_by_side(pool, slots, by_slot, device))
 
     def positions(self, count: int) -> torch.Tensor:
         """Return `(rows, count)`, of the next tokens."""
@@ -130,3 +128,28 @@ class Continuations:
     def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
         """Return the keys and values of a row's first own tokens, by layer."""
         return self.own.first(row, count)
+
+
+def _side_by_side(
+    pool: SlotPool, slots: Sequence[Slot], lengths: Mapping[Slot, int], device: torch.device
+) -> list[Prefixes]:
+    """Return what rows attend to, by the tensors in which their prefixes stand.
+
+    Args:
+        pool: Of the slots.
+        slots: Of each row.
+        lengths: Of each prefix that is not empty.
+        device: Of the model.
+    """
+    if not lengths:
+        return []
+    distinct = list(lengths)
+    found = []
+    for order, keys, values in pool.side_by_side(distinct, list(lengths.values())):
+        places = {distinct[index]: place for place, index in enumerate(order)}
+        members = [row for row, slot in enumerate(slots) if slot in places]
+        rows = Rows.of([places[slots[row]] for row in members], device)
+        chosen = None if len(members) == len(slots) else torch.tensor(members, device=device)
+        within = [lengths[distinct[index]] for index in order]
+        found.append(Prefixes(keys, values, within, rows, chosen))
+    return found

@@ -1,170 +1,329 @@
-"""Keys and values of committed prefixes, one slot each, and of the candidates that branch off.
+"""Keys and values of committed prefixes, one slot each.
 
 A prefix is stored once, whatever the number of its candidates. Rejecting a candidate is doing
 nothing; accepting one copies its row behind the prefix.
+
+Slots of one capacity stand beside each other in *blocks*, so that prefixes of like length are one
+tensor. A slot that is given back keeps its columns until its room is needed.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 import torch
-from transformers import Cache
+
+from stars_engine.memory import is_out_of_memory, release_unused
+
+logger = logging.getLogger(__name__)
 
 ByLayer = list[torch.Tensor]
 
-_STEP = 64  # tokens; a slot's capacity is a multiple
+_LEAST = 64  # tokens of the smallest slot
+_MOST_COPIED = 4096  # tokens of prefixes that are put side by side for a round
 
 
-class SlotPool:
-    """Keys and values of prefixes, by layer `(slots, kv_heads, capacity, head_dim)`.
+class Block:
+    """Tensors of some slots of one capacity.
 
-    Slots grow by half of their number, and in capacity by a quarter, when they do not suffice; what
-    is there is copied then, so growing costs little in all and wastes little room. A slot that is
-    given back keeps its columns until somebody else takes it.
+    Attributes:
+        num_slots: How many.
+        capacity: Tokens of each.
+        keys: By layer, `(num_slots, kv_heads, capacity, head_dim)`; none before the first write.
+        values: Like `keys`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_slots: int, capacity: int) -> None:
+        self.num_slots, self.capacity = num_slots, capacity
         self.keys: ByLayer = []
         self.values: ByLayer = []
-        self._free: deque[int] = deque()  # never used ones, then as they were given back
-        self._num_slots = 0
-        self._capacity = _STEP
-
-    def take(self, count: int) -> list[int]:
-        """Return that many free slots: fresh ones, else those that were given back first."""
-        lacking = count - len(self._free)
-        if lacking > 0:
-            grown = self._num_slots + max(lacking, self._num_slots // 2)
-            self._resize(grown, self._capacity)
-            self._free.extendleft(reversed(range(self._num_slots, grown)))
-            self._num_slots = grown
-        return [self._free.popleft() for _ in range(count)]
-
-    def take_back(self, slot: int) -> bool:
-        """Take a certain slot, with what is in it; False if somebody has it."""
-        if slot not in self._free:
-            return False
-        self._free.remove(slot)
-        return True
-
-    def give_back(self, slot: int) -> None:
-        """Let others use a slot; may be called from any thread."""
-        self._free.append(slot)
-
-    def reserve(self, length: int) -> None:
-        """Make every slot long enough for so many tokens."""
-        if length > self._capacity:
-            grown = max(length, self._capacity + self._capacity // 4)
-            grown = -(-grown // _STEP) * _STEP
-            self._resize(self._num_slots, grown)
-            self._capacity = grown
-
-    def read(self, slots: Sequence[int], width: int) -> tuple[ByLayer, ByLayer]:
-        """Return the first `width` columns of slots by layer: keys and values.
-
-        Neighbours are a view of the pool; others are copied.
-        """
-        first, last = slots[0], slots[-1]
-        if list(slots) == list(range(first, last + 1)):
-            chosen: Any = slice(first, last + 1)
-        else:
-            chosen = torch.tensor(slots)
-        keys, values = ([states[chosen, :, :width] for states in part] for part in self._parts())
-        return keys, values
-
-    def write(self, slot: int, start: int, keys: ByLayer, values: ByLayer) -> None:
-        """Put new columns, by layer `(kv_heads, count, head_dim)`, into a slot."""
-        if not self.keys:
-            self.keys, self.values = ([self._empty(new) for new in part] for part in (keys, values))
-        for part, new_part in zip(self._parts(), (keys, values), strict=True):
-            for states, new in zip(part, new_part, strict=True):
-                states[slot, :, start : start + new.shape[1]] = new
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first columns of a slot into another."""
-        for part in self._parts():
-            for states in part:
-                states[target, :, :length] = states[source, :, :length]
-
-    @property
-    def bytes_per_slot(self) -> int:
-        """Memory that one slot takes; 0 before anything is written."""
-        return self.num_bytes // max(1, self._num_slots)
 
     @property
     def num_bytes(self) -> int:
         """Memory held."""
-        return sum(states.nbytes for part in self._parts() for states in part)
+        return sum(states.nbytes for part in self.parts() for states in part)
 
-    def _parts(self) -> tuple[ByLayer, ByLayer]:
+    def parts(self) -> tuple[ByLayer, ByLayer]:
+        """Return keys and values."""
         return self.keys, self.values
 
-    def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        heads, _, dim = like.shape
-        return like.new_zeros(self._num_slots, heads, self._capacity, dim)
-
-    def _resize(self, num_slots: int, capacity: int) -> None:
-        """Make room, layer by layer; where memory ends, what is there stays good."""
-        for part in self._parts():
-            for layer, old in enumerate(part):
-                num, heads, width, dim = old.shape
-                if num < num_slots or width < capacity:
-                    new = old.new_zeros(max(num, num_slots), heads, max(width, capacity), dim)
-                    new[:num, :, :width] = old
-                    part[layer] = new
+    def allocate(self, like: tuple[ByLayer, ByLayer]) -> None:
+        """Make the tensors, for states of the same heads, dimensions, type and device."""
+        # Zeros: what a mask hides is multiplied by 0, and must not be nan.
+        self.keys, self.values = (
+            [
+                new.new_zeros(self.num_slots, new.shape[0], self.capacity, new.shape[2])
+                for new in part
+            ]
+            for part in like
+        )
 
 
-class OwnTokens(Cache):
-    """A cache of the rows' own tokens alone; it returns those up to the newest.
+class Slot:
+    """Room for one prefix; another place when it has outgrown its own.
 
-    Args:
-        num_rows: Rows.
-        capacity: Tokens of a row at most.
+    Attributes:
+        block: Where it is.
+        index: Its row there.
+        ids: The tokens whose keys and values it holds, in use or not.
+        stale: Whether they are of no use to others: what was read with other weights.
     """
 
-    def __init__(self, num_rows: int, capacity: int) -> None:
-        super().__init__(layers=[])
-        self.num_tokens = 0
-        self.keys: ByLayer = []
-        self.values: ByLayer = []
-        self._num_rows, self._capacity = num_rows, capacity
+    __slots__ = ("__weakref__", "block", "ids", "index", "stale")
 
-    def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        layer_idx: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a layer's new keys and values; return all of the rows' own."""
-        end = self.num_tokens + key_states.shape[2]
-        if layer_idx == len(self.keys):
-            if end == self._capacity:  # all there will ever be
-                self.keys.append(key_states)
-                self.values.append(value_states)
-                return key_states, value_states
-            self.keys.append(self._empty(key_states))
-            self.values.append(self._empty(value_states))
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[:, :, self.num_tokens : end] = key_states
-        values[:, :, self.num_tokens : end] = value_states
-        return keys[:, :, :end], values[:, :, :end]
+    def __init__(self, block: Block, index: int) -> None:
+        self.block, self.index = block, index
+        self.ids: list[int] = []
+        self.stale = False
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of a row before this pass; positions are given, so nobody counts by it."""
-        return self.num_tokens
 
-    def first(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
-        """Return a row's first columns by layer, `(kv_heads, count, head_dim)`."""
-        keys, values = (
-            [states[row, :, :count] for states in part] for part in (self.keys, self.values)
-        )
+class SlotPool:
+    """Slots of a model.
+
+    Args:
+        max_bytes: What slots in use and unused ones may take together before the latter are let go
+            of; None: they are kept until memory ends.
+    """
+
+    def __init__(self, max_bytes: int | None = None) -> None:
+        self.max_bytes = max_bytes
+        self._blocks: list[Block] = []
+        self._slots: list[Slot] = []
+        self._free: dict[int, deque[Slot]] = defaultdict(deque)  # by capacity, longest free first
+        self._given_back: deque[Slot] = deque()  # from any thread
+        self._like: tuple[ByLayer, ByLayer] | None = None  # one token's states, for their shapes
+
+    # --- having and giving back ---
+
+    def take(self, lengths: Sequence[int]) -> list[Slot]:
+        """Return a slot for so many tokens and some more for each length; their `ids` are old.
+
+        Raises:
+            RuntimeError: Memory has ended; nothing is taken.
+        """
+        wanted = [capacity_for(length + max(16, length // 8)) for length in lengths]
+        self._collect()
+        taken: list[Slot] = []
+        try:
+            for capacity in dict.fromkeys(wanted):
+                lacking = wanted.count(capacity) - len(self._free[capacity])
+                if lacking > 0:
+                    self._add_block(lacking, capacity)
+            for capacity in wanted:
+                taken.append(self._free[capacity].popleft())  # noqa: PERF401 - may fail midway
+        except BaseException:
+            self._given_back += taken
+            raise
+        for slot in taken:
+            slot.ids, slot.stale = [], False
+        return taken
+
+    def take_back(self, slot: Slot) -> bool:
+        """Take a certain slot, with what is in it; False if somebody has it."""
+        self._collect()
+        free = self._free[slot.block.capacity]
+        if slot not in free:
+            return False
+        free.remove(slot)
+        return True
+
+    def give_back(self, slot: Slot) -> None:
+        """Let others use a slot; may be called from any thread."""
+        self._given_back.append(slot)
+
+    def reserve(self, slot: Slot, length: int) -> None:
+        """Make a slot long enough for so many tokens; what is in it stays.
+
+        Raises:
+            RuntimeError: Memory has ended; the slot is as it was.
+        """
+        if length <= slot.block.capacity:
+            return
+        [other] = self.take([length])
+        self.copy(slot, other, len(slot.ids))
+        # They change places, so that whoever has the slot has the longer one.
+        slot.block, other.block = other.block, slot.block
+        slot.index, other.index = other.index, slot.index
+        other.stale = slot.stale
+        self.give_back(other)
+
+    def slots(self) -> Iterator[Slot]:
+        """Yield all slots, in use or not."""
+        return iter(self._slots)
+
+    def forget(self) -> None:
+        """Call what slots hold stale, as long as somebody has them and afterwards."""
+        for slot in self._slots:
+            slot.stale = True
+
+    # --- reading and writing ---
+
+    def write(self, slot: Slot, keys: ByLayer, values: ByLayer, ids: Sequence[int]) -> None:
+        """Append columns, by layer `(kv_heads, count, head_dim)`, of so many tokens to a slot.
+
+        Raises:
+            RuntimeError: Memory has ended; the slot is as it was.
+        """
+        start, end = len(slot.ids), len(slot.ids) + len(ids)
+        if self._like is None:
+            self._like = tuple([new[:, :1].clone() for new in part] for part in (keys, values))  # type: ignore[assignment]
+        self.reserve(slot, end)
+        if not slot.block.keys:
+            self._allocate(slot.block)
+        for part, new_part in zip(slot.block.parts(), (keys, values), strict=True):
+            for states, new in zip(part, new_part, strict=True):
+                states[slot.index, :, start:end] = new
+        slot.ids = [*slot.ids, *ids]
+
+    def copy(self, source: Slot, target: Slot, length: int) -> None:
+        """Copy the first columns of a slot into another, which is long enough."""
+        target.ids = source.ids[:length]
+        if not length:  # there may be no tensors yet
+            return
+        for part, new_part in zip(source.block.parts(), target.block.parts(), strict=True):
+            for states, new in zip(part, new_part, strict=True):
+                new[target.index, :, :length] = states[source.index, :, :length]
+
+    def side_by_side(
+        self, slots: Sequence[Slot], lengths: Sequence[int]
+    ) -> Iterator[tuple[list[int], ByLayer, ByLayer]]:
+        """Yield tensors in which slots stand beside each other, each slot in one of them.
+
+        Neighbours in a block are a view of it. Others are copied if they are few tokens; if not,
+        each block is apart, so that a long prefix is never copied, nor a short one padded to it.
+
+        Args:
+            slots: No two of them the same.
+            lengths: Columns of each that are wanted; the others are not to be looked at.
+
+        Yields:
+            Indices of slots in the order in which they stand there, keys and values by layer:
+            `(slots, kv_heads, width, head_dim)`, `width` being the longest one's length.
+        """
+        order = sorted(range(len(slots)), key=lambda i: (id(slots[i].block), slots[i].index))
+        runs = _runs(order, slots)
+        width = max(lengths)
+        if len(runs) > 1 and len(slots) * width <= _MOST_COPIED:
+            yield order, *self._copies([slots[i] for i in order], [lengths[i] for i in order])
+            return
+        for run in runs:
+            first, last = slots[run[0]], slots[run[-1]]
+            width = max(lengths[i] for i in run)
+            keys, values = (
+                [states[first.index : last.index + 1, :, :width] for states in part]
+                for part in first.block.parts()
+            )
+            yield run, keys, values
+
+    def _copies(self, slots: Sequence[Slot], lengths: Sequence[int]) -> tuple[ByLayer, ByLayer]:
+        assert self._like is not None
+        both = []
+        for which, part in enumerate(self._like):
+            rows = [
+                new.new_zeros(len(slots), new.shape[0], max(lengths), new.shape[2]) for new in part
+            ]
+            for place, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+                for new, states in zip(rows, slot.block.parts()[which], strict=True):
+                    new[place, :, :length] = states[slot.index, :, :length]
+            both.append(rows)
+        keys, values = both
         return keys, values
 
-    def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        _, heads, _, dim = like.shape
-        return like.new_empty(self._num_rows, heads, self._capacity, dim)
+    # --- memory ---
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of one token's keys and values; 0 before anything is written."""
+        return 0 if self._like is None else sum(new.nbytes for part in self._like for new in part)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held."""
+        return sum(block.num_bytes for block in self._blocks)
+
+    def drop_unused(self, num_bytes: int | None = None) -> None:
+        """Let go of blocks that nobody uses, the longest unused first.
+
+        Args:
+            num_bytes: To be set free at least, if there is so much; None: all.
+        """
+        self._collect()
+        free = [slot for slots in self._free.values() for slot in slots]
+        unused = defaultdict(list)
+        for slot in free:
+            unused[slot.block].append(slot)
+        for block in self._blocks.copy():
+            if num_bytes is not None and num_bytes <= 0:
+                return
+            if len(unused[block]) == block.num_slots:
+                num_bytes = None if num_bytes is None else num_bytes - block.num_bytes
+                self._drop(block)
+
+    def _drop(self, block: Block) -> None:
+        self._blocks.remove(block)
+        self._slots = [slot for slot in self._slots if slot.block is not block]
+        kept = [slot for slot in self._free[block.capacity] if slot.block is not block]
+        self._free[block.capacity] = deque(kept)
+
+    def _collect(self) -> None:
+        while self._given_back:
+            slot = self._given_back.popleft()
+            self._free[slot.block.capacity].append(slot)
+
+    def _add_block(self, lacking: int, capacity: int) -> None:
+        """Add slots: so many, and half of those of their kind, so that growing costs little."""
+        same = sum(block.num_slots for block in self._blocks if block.capacity == capacity)
+        num_slots = max(lacking, same // 2)
+        over = self._bytes_over(num_slots * capacity)
+        if over > 0:
+            self.drop_unused(over)
+            num_slots = lacking
+        block = Block(num_slots, capacity)
+        if self._like is not None:
+            self._allocate(block)
+        self._blocks.append(block)
+        fresh = [Slot(block, index) for index in range(num_slots)]
+        self._slots += fresh
+        self._free[capacity].extendleft(reversed(fresh))
+
+    def _bytes_over(self, num_tokens: int) -> int:
+        """Return by how much more tokens would exceed what slots may take."""
+        if self.max_bytes is None:
+            return 0
+        return self.num_bytes + num_tokens * self.bytes_per_token - self.max_bytes
+
+    def _allocate(self, block: Block) -> None:
+        assert self._like is not None
+        try:
+            block.allocate(self._like)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.drop_unused()
+            release_unused()
+            block.allocate(self._like)
+
+
+def capacity_for(length: int) -> int:
+    """Return the capacity of a slot for so many tokens: 64, 96, 128, 192, 256, 384, ..."""
+    for power in count():
+        for capacity in (_LEAST << power, 3 * (_LEAST // 2) << power):
+            if capacity >= length:
+                return capacity
+    raise AssertionError
+
+
+def _runs(order: Sequence[int], slots: Sequence[Slot]) -> list[list[int]]:
+    """Return the indices of slots, ordered by block and place, in runs of neighbours."""
+    runs: list[list[int]] = []
+    for index in order:
+        before = slots[runs[-1][-1]] if runs else None
+        slot = slots[index]
+        if before and before.block is slot.block and before.index + 1 == slot.index:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs

@@ -20,7 +20,8 @@ from transformers import Cache
 from stars_engine.caching.checking import ROUNDING, window_of
 from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
-from stars_engine.caching.slots import OwnTokens, SlotPool
+from stars_engine.caching.own import OwnTokens
+from stars_engine.caching.slots import Slot, SlotPool
 from stars_engine.rewards.batching import in_batches
 from stars_engine.rewards.sharing import Sharing
 
@@ -68,7 +69,7 @@ class Stem:
         tails: Rows read beyond them.
     """
 
-    slot: int
+    slot: Slot
     ids: Ids
     output: torch.Tensor | None = None
     tails: list[Tail] = field(default_factory=list)
@@ -101,6 +102,7 @@ class IncrementalReader:
     ) -> None:
         self._pass = SharingPass(model, call, context_len)
         self._batch_size = batch_size
+        self._max_bytes = _MOST_BYTES
         self._pool = SlotPool()
         self._stems: list[Stem] = []  # the latest used last
         self._stamp = self._pass.stamp()
@@ -238,14 +240,14 @@ class IncrementalReader:
         own = tail.own() if tail is not None else None
         if tail is not None and own is not None:
             new = tail.ids[: count - size]
-            self._pool.reserve(count)
-            self._pool.write(stem.slot, size, *own.first(tail.row, len(new)))
+            stem.slot.ids = stem.slot.ids[:size]
+            self._pool.write(stem.slot, *own.first(tail.row, len(new)), new)
             stem.ids += new
             stem.output = tail.output if len(new) == len(tail.ids) else None
         return stem
 
     def _copy(self, stem: Stem, size: int) -> Stem:
-        [slot] = self._pool.take(1)
+        [slot] = self._pool.take([size])
         self._pool.copy(stem.slot, slot, size)
         output = stem.output if size == len(stem.ids) else None
         return self._keep(Stem(slot, stem.ids[:size], output))
@@ -254,15 +256,14 @@ class IncrementalReader:
         """Read what rows have in common, in a slot of its own."""
         first = rows[0]
         size = min([len(first), *(num_common(first, row) for row in rows[1:])])
-        [slot] = self._pool.take(1)
+        [slot] = self._pool.take([size])
         stem = self._keep(Stem(slot, []))
-        self._pool.reserve(size)
         for start in range(0, size, _CHUNK):
             ids = first[start : min(start + _CHUNK, size)]
             piece = self._rows([stem], len(ids))
             last = torch.tensor([len(ids) - 1], device=self._pass.device)
             [stem.output] = self._pass(piece, [ids], last=last)
-            self._pool.write(slot, start, *piece.states(0, len(ids)))
+            self._pool.write(slot, *piece.states(0, len(ids)), ids)
             stem.ids += ids
             self.num_fed += len(ids)
         self.num_prefills += 1
@@ -275,8 +276,10 @@ class IncrementalReader:
     def _forget_all_but(self, used: Sequence[Stem]) -> None:
         """Give up what has waited longest for a use, as far as there is too much of it."""
         waiting = [stem for stem in self._stems if stem not in used]
-        most = min(MAX_STEMS, _MOST_BYTES // max(1, self._pool.bytes_per_slot))
-        cut = max(0, len(waiting) - max(0, most - len(used)))
+        num_bytes = [len(stem.ids) * self._pool.bytes_per_token for stem in waiting]
+        cut = max(0, len(waiting) - max(0, MAX_STEMS - len(used)))
+        while sum(num_bytes[cut:]) > self._max_bytes:
+            cut += 1
         for stem in waiting[:cut]:
             self._pool.give_back(stem.slot)
         self._stems = [*waiting[cut:], *used]

@@ -1,0 +1,138 @@
+"""What the rows of a pass attend to: prefixes that they share, and their own tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How the rows of a batch belong to prefixes.
+
+    Attributes:
+        most: Rows of one prefix at most.
+        places: Where each row stands in a grid of `most` rows for each prefix, `(rows,)`; None if
+            the rows fill it in order.
+    """
+
+    most: int
+    places: torch.Tensor | None
+
+    @classmethod
+    def of(cls, prefixes: Sequence[int], device: torch.device) -> Self:
+        """Arrange rows by the index of each one's prefix."""
+        most = max(Counter(prefixes).values())
+        nexts = [itertools.count(index * most) for index in range(max(prefixes) + 1)]
+        places = [next(nexts[prefix]) for prefix in prefixes]
+        if places == list(range((max(prefixes) + 1) * most)):
+            return cls(most, None)
+        return cls(most, torch.tensor(places, device=device))
+
+    def to_grid(self, states: torch.Tensor, num_prefixes: int) -> torch.Tensor:
+        """Put rows in their places: `(rows, ...)` to `(prefixes * most, ...)`."""
+        if self.places is None:
+            return states
+        grid = states.new_zeros(num_prefixes * self.most, *states.shape[1:])
+        grid[self.places.to(states.device)] = states
+        return grid
+
+    def from_grid(self, states: torch.Tensor) -> torch.Tensor:
+        """Undo `to_grid`."""
+        return states if self.places is None else states[self.places.to(states.device)]
+
+
+Mask = tuple[int, torch.Tensor | None]
+
+
+@dataclass(slots=True)
+class Prefixes:
+    """Prefixes that stand in one tensor, and the rows that go on from them.
+
+    Attributes:
+        keys: By layer, `(prefixes, kv_heads, width, head_dim)`, padded on the right.
+        values: Like `keys`.
+        lengths: Tokens of each prefix, at most `width`.
+        rows: How these rows belong to the prefixes.
+        members: Which rows of the batch they are, `(rows,)`; None: all of them.
+    """
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    lengths: Sequence[int]
+    rows: Rows
+    members: torch.Tensor | None = None
+    _masks: dict[object, Mask] = field(default_factory=dict, init=False)
+
+    def visible(
+        self, window: int | None, num_before: int, num_new: int, device: torch.device
+    ) -> Mask:
+        """Return the first column that any query sees, and which of the others each one does.
+
+        Args:
+            window: Tokens that a query sees at most, itself included; None for all.
+            num_before: Own tokens of each row before its queries.
+            num_new: Queries of each row.
+            device: Of the mask.
+
+        Returns:
+            The column, and `(prefixes, 1, 1, num_new, width - column)`, or None if all see all.
+        """
+        key = (num_new, device) if window is None else (window, num_before, num_new, device)
+        if key not in self._masks:
+            self._masks[key] = self._find_visible(window, num_before, num_new, device)
+        return self._masks[key]
+
+    def _find_visible(
+        self, window: int | None, num_before: int, num_new: int, device: torch.device
+    ) -> Mask:
+        width, start = self.keys[0].shape[2], 0
+        if window is not None:
+            start = min(max(0, min(self.lengths) + num_before - window + 1), width)
+        columns = torch.arange(start, width, device=device)
+        mask = None
+        if min(self.lengths) < width:
+            mask = columns < torch.tensor(self.lengths, device=device)[:, None, None]
+        if window is not None and max(self.lengths) + num_before + num_new - window > start:
+            lengths = torch.tensor(self.lengths, device=device)[:, None, None]
+            steps = torch.arange(num_new, device=device)[:, None] + num_before
+            in_window = columns > lengths + steps - window
+            mask = in_window if mask is None else mask & in_window
+        return start, None if mask is None else mask.expand(-1, num_new, -1)[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the rows of one forward pass attend to beside their own new tokens.
+
+    Attributes:
+        prefixes: Those that stand in one tensor together; rows of no prefix are in none of them.
+        num_before: Own tokens of each row before this pass.
+    """
+
+    prefixes: Sequence[Prefixes]
+    num_before: int = 0
+
+    def own_mask(
+        self, window: int | None, num_new: int, num_own: int, device: torch.device
+    ) -> torch.Tensor | None:
+        """Return which own tokens each query sees, `(num_new, num_own)`; None if all see all.
+
+        Args:
+            window: Tokens that a query sees at most, itself included; None for all.
+            num_new: Queries of each row, of its last tokens.
+            num_own: Own tokens of each row.
+            device: Of the mask.
+        """
+        windowed = window is not None and num_own > window
+        if num_new == 1 and not windowed:
+            return None
+        columns = torch.arange(num_own, device=device)
+        places = columns[num_own - num_new :, None]
+        mask = columns <= places
+        return mask & (columns > places - window) if window is not None else mask

@@ -1,0 +1,77 @@
+"""When memory ends: how that is told, and going on with less at a time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_SAYS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+@runtime_checkable
+class KeepsCache(Protocol):
+    """A model that keeps what it has read, for whoever asks next."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of what is kept of one token; 0 if nothing is, or before anything was read."""
+        ...
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """Bound what is kept of texts, in use or not; None: nothing is let go of."""
+        ...
+
+    def drop_unused(self) -> None:
+        """Let go of what no text in progress needs."""
+        ...
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory has ended, on whatever device."""
+    if isinstance(error, MemoryError):
+        return True
+    # torch raises a RuntimeError on the CPU, and a kind of its own on others.
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _SAYS)
+
+
+def in_halves(
+    run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], *, what: str
+) -> list[Result]:
+    """Run items together; where memory ends, each half of them apart, and so on.
+
+    Args:
+        run: Gives a result for each item; may be run again after it has failed.
+        items: At least one.
+        what: They are, for the log.
+
+    Raises:
+        RuntimeError: Memory ends with a single item.
+    """
+    try:
+        return list(run(items))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(items) == 1:
+            raise
+        logger.warning("memory ended with %d %s at once: half of them at a time", len(items), what)
+    # Outside the handler: its error holds the tensors of the failed run.
+    release_unused()
+    half = len(items) // 2
+    return [
+        *in_halves(run, items[:half], what=what),
+        *in_halves(run, items[half:], what=what),
+    ]
+
+
+def release_unused() -> None:
+    """Give memory that torch holds for later back to its device."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
