@@ -76,6 +76,19 @@ class Decoder(Protocol):
         """
         ...
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of what is kept of one token; 0 if nothing is, or not by the token."""
+        return 0
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """Bound what is kept of texts, in use or not. Most keep none that are not."""
+        return
+
+    def drop_unused(self) -> None:
+        """Let go of what no prefix needs. Most keep nothing else."""
+        return
+
 
 class Forward:
     """One call of the model for the logits after the last token, with what it understands.

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
-from stars_engine.backends.decoders import Branches, Forward, Prefix
+from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
 
 
-class ForkingDecoder:
+class ForkingDecoder(Decoder):
     """Keeps a cache of transformers' own for each prefix.
 
     Args:

@@ -47,8 +47,8 @@ def choose_decoder(model: Any, context_len: int | None) -> tuple[Decoder, str]:
             reasons.append(f"{name} raised {type(error).__name__}: {error}")
             continue
         if difference <= ROUNDING.get(model.dtype, 6e-2) * scale:
-            # A new one: the check's tensors are of no use any more.
-            return kind(model, context_len), _described(name, reasons)
+            decoder.drop_unused()  # the check's own; what it has shown of sizes stays
+            return decoder, _described(name, reasons)
         reasons.append(f"{name}: logits differed by {difference:.2g} of {scale:.2g}")
     logger.warning(
         "%s runs without a KV cache, which is slow: %s", type(model).__name__, "; ".join(reasons)

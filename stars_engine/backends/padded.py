@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from stars_engine.backends.decoders import Branches, Forward, KeysValues, Prefix
+from stars_engine.backends.decoders import Branches, Decoder, Forward, KeysValues, Prefix
 
 
-class PaddedDecoder:
+class PaddedDecoder(Decoder):
     """Keeps every prefix's keys and values; only new tokens are read.
 
     Prefixes of different lengths share a batch by padding on the left, with a mask and explicit
@@ -25,6 +25,7 @@ class PaddedDecoder:
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:
+        self._bytes_per_token = 0
         self._forward = Forward(model, packed=True)
         self._context_len = context_len
 
@@ -51,6 +52,13 @@ class PaddedDecoder:
                 prefix.token_ids = [*prefix.token_ids, *new_ids]
                 prefix.next_logits = logits[row]
                 prefix.layers = rows.row_layers(row, len(prefix.token_ids))
+                num_bytes = sum(part.nbytes for layer in prefix.layers for part in layer)
+                self._bytes_per_token = num_bytes // len(prefix.token_ids)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See `Decoder`."""
+        return self._bytes_per_token
 
     def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
         """See `Decoder`."""

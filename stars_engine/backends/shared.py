@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stars_engine.backends.decoders import Branches, Forward, Prefix
+from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
 from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.slots import ByLayer, Slot, SlotPool
@@ -20,7 +20,7 @@ from stars_engine.caching.slots import ByLayer, Slot, SlotPool
 MOST_TOKENS = 2048  # of prompts, read in one pass
 
 
-class SharedPrefixDecoder:
+class SharedPrefixDecoder(Decoder):
     """Keeps each prefix's keys and values once, in a slot, and reads only new tokens.
 
     Args:
@@ -74,6 +74,20 @@ class SharedPrefixDecoder:
         """See `Decoder`."""
         self._latest = SharedBranches(self._forward, self._pool, rows, num_tokens)
         return self._latest
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See `Decoder`."""
+        return self._pool.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """See `Decoder`. What is read of prompts is kept for others that begin alike."""
+        self._pool.max_bytes = max_bytes
+
+    def drop_unused(self) -> None:
+        """See `Decoder`."""
+        self._latest = None
+        self._pool.drop_unused()
 
     def _hold(self, prefix: Prefix, slot: Slot) -> Prefix:
         prefix.slot = slot

@@ -147,6 +147,21 @@ class TransformersBackend:
             prefix.grammar = self.grammars.start(grammar)
             prefix.grammar.consume(prefix.token_ids[prefix.num_prompt_tokens :])
 
+    # --- memory ---
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See `KeepsCache`."""
+        return self.decoder.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """See `KeepsCache`."""
+        self.decoder.limit_cache(max_bytes)
+
+    def drop_unused(self) -> None:
+        """See `KeepsCache`."""
+        self.decoder.drop_unused()
+
     def interrupt(self) -> None:
         """Give up drafting for good, at the next token; may be called from any thread."""
         self._interrupted = True

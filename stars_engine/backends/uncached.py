@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from stars_engine.backends.decoders import Branches, Forward, Prefix
+from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
 
 
-class UncachedDecoder:
+class UncachedDecoder(Decoder):
     """Keeps nothing: reads each row whole at each step. For models without a KV cache of ours.
 
     Rows of one length share a batch, so nothing is padded.

@@ -25,6 +25,21 @@ class EngineParams(Schema):
         "that wait for a function's reward count apart, for each reward",
         examples=[256],
     )
+    max_prefix_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that prompts in progress and their answers (by their max_tokens) may "
+        "come to together; requests beyond wait, and one that exceeds it alone is refused",
+        examples=[200_000],
+    )
+    max_cache_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="memory for keys and values of the language model's texts, in progress or kept "
+        "for later, and as much again for each reward model that keeps what it has read; requests "
+        "beyond wait, and one that exceeds it alone is refused",
+        examples=[8 * 2**30],
+    )
     max_waiting: int = Field(
         default=1024,
         ge=1,

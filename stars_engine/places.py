@@ -1,0 +1,142 @@
+"""Which rollouts have their prefix in memory, and which wait until there is room for it again.
+
+Where memory ends, no request fails for others' sake: some wait without a prefix, which is read
+again when another has ended. That costs time and changes no text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from stars_engine.backends.base import LanguageModel
+from stars_engine.errors import GenerationError
+from stars_engine.memory import KeepsCache, is_out_of_memory, release_unused
+from stars_engine.rollout import Rollout
+
+logger = logging.getLogger(__name__)
+
+
+class Places:
+    """The prefixes of rollouts.
+
+    Args:
+        model: Reads them.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._waiting: deque[Rollout] = deque()  # the first in line is the next to have a place
+        self._next_below = 0  # rollouts with a place; with fewer, there may be room
+
+    @property
+    def num_waiting(self) -> int:
+        """How many have none."""
+        return len(self._waiting)
+
+    def enter(self, rollouts: Sequence[Rollout], num_inside: int) -> list[Rollout]:
+        """Read the prefixes of newcomers; return them, or nobody if they have to wait.
+
+        Args:
+            rollouts: Newcomers.
+            num_inside: Rollouts that have a place.
+        """
+        if self._waiting:  # nobody passes those in line
+            self._waiting += rollouts
+            return []
+        if self._read(rollouts) is None:
+            return list(rollouts)
+        self._make_wait(rollouts, num_inside)
+        return []
+
+    def leave(self, rollouts: Sequence[Rollout], num_inside: int) -> None:
+        """Take their places from rollouts; they are the first in line for others.
+
+        Args:
+            rollouts: Whose prefixes are let go of.
+            num_inside: Rollouts that still have a place.
+        """
+        for rollout in rollouts:
+            rollout.slot = None
+        self._waiting.extendleft(reversed(rollouts))
+        self._next_below = num_inside
+        release_unused()
+        logger.warning(
+            "memory ended: %d requests wait until another has ended, and are read again then",
+            len(rollouts),
+        )
+
+    def call_in(self, num_inside: int) -> tuple[list[Rollout], list[tuple[Rollout, Exception]]]:
+        """Read prefixes of those in line, as far as there is room since somebody has ended.
+
+        Args:
+            num_inside: Rollouts that have a place.
+
+        Returns:
+            Who has a place now, and who cannot have one though nobody else does, with the error.
+        """
+        self._waiting = deque(rollout for rollout in self._waiting if not rollout.finished)
+        entered: list[Rollout] = []
+        while self._waiting and (num_inside == 0 or num_inside < self._next_below):
+            rollout = self._waiting.popleft()
+            error = self._read([rollout])
+            if error is None:
+                entered.append(rollout)
+                num_inside += 1
+            elif num_inside:
+                self._waiting.appendleft(rollout)
+                self._next_below = num_inside
+            else:
+                return entered, [(rollout, no_room(rollout, error))]
+        return entered, []
+
+    def _make_wait(self, rollouts: Sequence[Rollout], num_inside: int) -> None:
+        self._waiting += rollouts
+        self._next_below = num_inside
+        logger.warning(
+            "memory ended while %d prompts were read beside %d requests in progress: they wait",
+            len(rollouts),
+            num_inside,
+        )
+
+    def _read(self, rollouts: Sequence[Rollout]) -> Exception | None:
+        """Read prompts, and what had been accepted when a place was taken; or say why not."""
+        try:
+            self._try_to_read(rollouts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = error.with_traceback(None)  # its frames hold tensors
+        else:
+            return None
+        for rollout in rollouts:
+            rollout.slot = None
+        make_room(self._model)
+        return problem
+
+    def _try_to_read(self, rollouts: Sequence[Rollout]) -> None:
+        slots = self._model.prefill([rollout.prompt_ids for rollout in rollouts])
+        for rollout, slot in zip(rollouts, slots, strict=True):
+            rollout.slot = slot
+        begun = [(r.slot, list(r.token_ids)) for r in rollouts if r.token_ids]
+        if begun:
+            self._model.commit(begun)
+
+
+def make_room(model: object) -> None:
+    """Let go of what no text in progress needs."""
+    if isinstance(model, KeepsCache):
+        model.drop_unused()
+    release_unused()
+
+
+def no_room(rollout: Rollout, cause: Exception) -> GenerationError:
+    """Return the error of a rollout for which memory is too small with nothing beside it."""
+    error = GenerationError(
+        f"memory ended with a prompt of {len(rollout.prompt_ids)} tokens, {len(rollout.token_ids)} "
+        f"of its answer, and nothing beside them ({cause}). Cure: a shorter prompt, smaller "
+        "segments, or a smaller dtype of the model"
+    )
+    error.__cause__ = cause
+    return error
