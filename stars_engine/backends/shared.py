@@ -14,8 +14,9 @@ import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
 from stars_engine.caching.common import LEAST, num_common
-from stars_engine.caching.continuations import Continuations, SharingPass
+from stars_engine.caching.continuations import Continuations, ReadingRows, SharingPass
 from stars_engine.caching.slots import ByLayer, Slot, SlotPool
+from stars_engine.caching.static import StaticRows, StaticSteps
 
 MOST_TOKENS = 2048  # of prompts, read in one pass
 
@@ -27,9 +28,10 @@ class SharedPrefixDecoder(Decoder):
         model: A causal language model of transformers whose attention goes through its
             `AttentionInterface`.
         context_len: Positions it has; None for no limit.
+        static: Whether drafts are of fixed shapes, in CUDA graphs where there is a GPU.
     """
 
-    def __init__(self, model: Any, context_len: int | None = None) -> None:
+    def __init__(self, model: Any, context_len: int | None = None, *, static: bool = False) -> None:
         forward = Forward(model)
         self._forward = SharingPass(
             model,
@@ -39,6 +41,7 @@ class SharedPrefixDecoder(Decoder):
         # Without a fused kernel the scores of a pass are in memory, all at once.
         self._most_tokens = MOST_TOKENS if self._forward.device.type == "cpu" else MOST_TOKENS // 4
         self._pool = SlotPool()
+        self._steps = StaticSteps(self._forward, self._pool) if static else None
         self._latest: SharedBranches | None = None
         self._stamp = self._forward.stamp()
 
@@ -72,7 +75,9 @@ class SharedPrefixDecoder(Decoder):
 
     def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
-        self._latest = SharedBranches(self._forward, self._pool, rows, num_tokens)
+        slots, lengths = [p.slot for p in rows], [len(p.token_ids) for p in rows]
+        begun = self._steps.begin(slots, lengths, num_tokens) if self._steps else None
+        self._latest = SharedBranches(self._forward, self._pool, rows, num_tokens, begun)
         return self._latest
 
     @property
@@ -87,6 +92,8 @@ class SharedPrefixDecoder(Decoder):
     def drop_unused(self) -> None:
         """See `Decoder`."""
         self._latest = None
+        if self._steps:
+            self._steps.forget()
         self._pool.drop_unused()
 
     def _hold(self, prefix: Prefix, slot: Slot) -> Prefix:
@@ -177,14 +184,21 @@ class SharedBranches:
         pool: Where the prefixes are.
         prefixes: Of each row.
         num_tokens: Tokens that each row reads at most.
+        static: The same rows in fixed shapes, which read one token at a time.
     """
 
     def __init__(
-        self, read: SharingPass, pool: SlotPool, prefixes: Sequence[Prefix], num_tokens: int
+        self,
+        read: SharingPass,
+        pool: SlotPool,
+        prefixes: Sequence[Prefix],
+        num_tokens: int,
+        static: StaticRows | None = None,
     ) -> None:
         self._read = read
         self._prefixes = [weakref.ref(prefix) for prefix in prefixes]  # they may end before this
-        self._rows = Continuations(
+        self._static = static
+        self._rows: ReadingRows = static or Continuations(
             pool,
             [prefix.slot for prefix in prefixes],
             [len(prefix.token_ids) for prefix in prefixes],
@@ -195,7 +209,7 @@ class SharedBranches:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Branches`."""
-        logits = self.read(tokens[:, None])
+        logits = self._static.step(tokens) if self._static else self.read(tokens[:, None])
         self._fed.append(tokens)
         return logits
 

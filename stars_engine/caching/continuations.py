@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -27,6 +27,27 @@ class _Turn:
 
 _turns: weakref.WeakValueDictionary[int, _Turn] = weakref.WeakValueDictionary()  # by config
 _making = threading.Lock()
+
+
+class ReadingRows(Protocol):
+    """Rows that read on."""
+
+    @property
+    def own(self) -> OwnTokens:
+        """What they have read."""
+        ...
+
+    def positions(self, count: int) -> torch.Tensor:
+        """Return `(rows, count)`, of the next tokens."""
+        ...
+
+    def view(self) -> View:
+        """Return what the next tokens attend to."""
+        ...
+
+    def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return the keys and values of a row's first own tokens, by layer."""
+        ...
 
 
 class SharingPass:
@@ -58,7 +79,7 @@ class SharingPass:
             self._turn = _turns.setdefault(id(model.config), _Turn())
 
     def __call__(
-        self, rows: Continuations, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
+        self, rows: ReadingRows, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
     ) -> Any:
         """Have each row read more tokens, equally many; return what the call returns."""
         ids = torch.as_tensor(ids, device=self.device)

@@ -207,7 +207,9 @@ class SlotPool:
         runs = _runs(order, slots)
         width = max(lengths)
         if len(runs) > 1 and len(slots) * width <= _MOST_COPIED:
-            yield order, *self._copies([slots[i] for i in order], [lengths[i] for i in order])
+            keys, values = self.empty(len(slots), width)
+            self.copy_out([slots[i] for i in order], [lengths[i] for i in order], keys, values)
+            yield order, keys, values
             return
         for run in runs:
             first, last = slots[run[0]], slots[run[-1]]
@@ -218,19 +220,21 @@ class SlotPool:
             )
             yield run, keys, values
 
-    def _copies(self, slots: Sequence[Slot], lengths: Sequence[int]) -> tuple[ByLayer, ByLayer]:
+    def empty(self, num_prefixes: int, width: int) -> tuple[ByLayer, ByLayer]:
+        """Return room of its own for prefixes, by layer `(num_prefixes, heads, width, dim)`."""
         assert self._like is not None
-        both = []
-        for which, part in enumerate(self._like):
-            rows = [
-                new.new_zeros(len(slots), new.shape[0], max(lengths), new.shape[2]) for new in part
-            ]
-            for place, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
-                for new, states in zip(rows, slot.block.parts()[which], strict=True):
+        block = Block(num_prefixes, width)
+        block.allocate(self._like)
+        return block.parts()
+
+    def copy_out(
+        self, slots: Sequence[Slot], lengths: Sequence[int], keys: ByLayer, values: ByLayer
+    ) -> None:
+        """Copy the first columns of slots into room of the caller's, one after the other."""
+        for place, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+            for part, new_part in zip(slot.block.parts(), (keys, values), strict=True):
+                for states, new in zip(part, new_part, strict=True):
                     new[place, :, :length] = states[slot.index, :, :length]
-            both.append(rows)
-        keys, values = both
-        return keys, values
 
     # --- memory ---
 
