@@ -1,13 +1,15 @@
-"""Small random models of real families."""
+"""Small random models of real families, and what is counted of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 
@@ -30,7 +32,10 @@ FAMILIES = {
     "qwen3": {},
     "mistral": {"sliding_window": 8},
     "gemma2": {"sliding_window": 8},
-    "gemma3_text": {"sliding_window": 8},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "gpt_neox": {},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -48,7 +53,7 @@ FAMILIES = {
         "num_local_experts": 4,
         "layer_types": ["sliding_attention", "full_attention"],
     },
-    "cohere2": {"sliding_window": 8},
+    "cohere2": {"sliding_window": 8, "logit_scale": 1.0},
     "stablelm": {},
     "deepseek_v3": {
         "num_key_value_heads": 4,
@@ -87,11 +92,50 @@ FAMILIES = {
 }
 
 
-def random_backend(family: str, tokenizer: object, **more: object) -> TransformersBackend:
+def random_model(
+    family: str, auto: Any = AutoModelForCausalLM, *, scale: float = 1.0, **more: object
+) -> Any:
+    """As transformers makes it: all tokens about equally likely, whatever came before.
+
+    Its matrices times `scale` say that what came before matters.
+    """
     torch.manual_seed(0)
     fields = {**SMALL, **FAMILIES.get(family, {}), **more}
     if family in ("falcon", "stablelm"):  # its head size is computed
         del fields["head_dim"]
-    config = CONFIG_MAPPING[family](**fields)
-    model = AutoModelForCausalLM.from_config(config)
+    model = auto.from_config(CONFIG_MAPPING[family](**fields)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if scale != 1 and parameter.dim() > 1:
+                parameter.mul_(scale)
+    return model
+
+
+def random_backend(
+    family: str, tokenizer: object, *, scale: float = 1.0, **more: object
+) -> TransformersBackend:
+    model = random_model(family, scale=scale, **more)
     return TransformersBackend(TransformersModel(model=model, tokenizer=tokenizer))
+
+
+class Fed:
+    """Counts the tokens that a model reads."""
+
+    def __init__(self, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        original = backend.model.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.shapes.append(tuple(kwargs["input_ids"].shape))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(backend.model, "forward", forward)
+
+    def take(self) -> list[tuple[int, int]]:
+        shapes, self.shapes = self.shapes, []
+        return shapes
+
+
+def pool_of(backend: TransformersBackend) -> Any:
+    assert isinstance(backend.decoder, SharedPrefixDecoder)
+    return backend.decoder._pool

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoModelForSequenceClassification
 
 from stars_engine import (
     AlignParams,
@@ -17,28 +17,24 @@ from stars_engine import (
     SamplingParams,
     StarsConfig,
     StarsEngine,
+    TokenIds,
     YesNoReward,
 )
 from stars_engine.rewards import incremental
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.incremental import IncrementalReader
 from stars_engine.rewards.yes_no import YesNoRewardModel
-from tests.backend_parts import FAMILIES, SMALL
+from tests.backend_parts import Fed, pool_of, random_backend, random_model
 
 Ids = list[int]
 
 
-def random_model(family: str, auto: Any, **more: Any) -> Any:
-    torch.manual_seed(0)
-    fields = {**SMALL, **FAMILIES.get(family, {}), "vocab_size": 4096, **more}
-    if family == "falcon":  # its head size is computed
-        del fields["head_dim"]
-    return auto.from_config(CONFIG_MAPPING[family](**fields)).eval()
-
-
-def classifier(family: str, tokenizer: object) -> ClassifierRewardModel:
-    model = random_model(family, AutoModelForSequenceClassification, num_labels=1)
-    return ClassifierRewardModel(ClassifierReward(model=model, tokenizer=tokenizer))
+def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardModel:
+    model = random_model(
+        family, AutoModelForSequenceClassification, vocab_size=4096, num_labels=1, **more
+    )
+    config = ClassifierReward(model=model, tokenizer=tokenizer, read="ids")
+    return ClassifierRewardModel(config)
 
 
 def reader_of(reward: ClassifierRewardModel | YesNoRewardModel) -> IncrementalReader:
@@ -63,7 +59,7 @@ def test_families_that_read_only_what_is_new(family: str, tokenizer: object) -> 
     check(reward, [[1, *range(3, 30), token] for token in (5, 6, 7)])
 
 
-@pytest.mark.parametrize("family", ["bloom", "falcon"])
+@pytest.mark.parametrize("family", ["bloom", "falcon", "deepseek_v3", "qwen3_next"])
 def test_others_say_why_they_read_everything(family: str, tokenizer: object) -> None:
     reward = classifier(family, tokenizer)
     assert reward._incremental is None
@@ -138,7 +134,7 @@ def test_two_answers_to_one_prompt_share_it_and_part(tokenizer: object) -> None:
 
 
 def test_a_judge_that_answers_yes_or_no(tokenizer: object) -> None:
-    model = random_model("llama", AutoModelForCausalLM)
+    model = random_model("llama", vocab_size=4096)
     config = YesNoReward(model=model, tokenizer=tokenizer, template="{prompt}{completion} good?")
     reward = YesNoRewardModel(config)
     stem = [1, *range(3, 40)]
@@ -167,6 +163,58 @@ def test_the_engine_has_each_candidate_read_once(num_candidates: int) -> None:
         prompt = len(engine.model.codec.encode_prompt("The film was"))
         assert reader.num_fed == prompt + drafted
         assert reader.num_prefills == 1
+
+
+@pytest.fixture
+def pair(tokenizer: object) -> Iterator[StarsEngine]:
+    """A language model and a reward model, both with caches that count; answers never end early."""
+    align = AlignParams(
+        schedule=ConstantSchedule(value=0.0), segment_len=4, max_attempts=16, on_exhausted="last"
+    )
+    sampling = SamplingParams(max_tokens=12, top_k=None, seed=6, logit_bias={2: -float("inf")})
+    config = StarsConfig(align=align, sampling=sampling)
+    backend = random_backend("llama", tokenizer)
+    reward = classifier("llama", tokenizer, scale=10.0)
+    with StarsEngine(config, model=backend, reward=reward) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("num_candidates", [1, 4])
+def test_a_prompt_is_read_once_by_each_model(
+    pair: StarsEngine, num_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never again: a second request with it costs the language model one token of it."""
+    fed = Fed(pair.model, monkeypatch)
+    reader = reader_of(pair.reward)
+    prompt = TokenIds([1, *range(3, 40)])
+    align = pair.config.align.replace(num_candidates=num_candidates)
+    num_fed = 0
+    # Under these seeds no two drafts begin alike; what they share is not read again either.
+    for prompt_len, seed in ((38, 6), (1, 7), (1, 8)):
+        sampling = pair.sampling.replace(seed=seed)
+        [result] = pair.generate(prompt, sampling=sampling, align=align)
+        usage = result.usage
+        drafted = usage.num_drafted_tokens + usage.num_surplus_tokens
+        assert usage.num_attempts > len(result.segments) == 3
+        first, *others = fed.take()
+        assert first == (1, prompt_len)
+        # Of each draft all but the last token; of the segments kept before the end, that one.
+        assert sum(rows * count for rows, count in others) == drafted * 3 // 4 + 2
+        assert all(count == 1 for _, count in others)
+        num_fed += drafted + (38 if seed == 6 else 0)
+        assert (reader.num_fed, reader.num_prefills) == (num_fed, 1)
+
+
+def test_kept_memory_does_not_grow_with_candidates(pair: StarsEngine) -> None:
+    """Neither model's prefixes: more candidates are more rows of a round, and those end with it."""
+    sizes = []
+    for num_candidates in (1, 16, 1):
+        align = pair.config.align.replace(num_candidates=num_candidates)
+        pair.generate(TokenIds([1, *range(3, 40)]), align=align)
+        pools = (pool_of(pair.model), reader_of(pair.reward)._pool)
+        sizes.append([pool.num_bytes for pool in pools])
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert min(sizes[0]) > 0
 
 
 def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: object) -> None:

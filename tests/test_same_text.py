@@ -8,7 +8,7 @@ import torch
 
 from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsEngine
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.types import StarsResult
+from tests.account_parts import account
 
 PROMPTS = [
     "This movie",
@@ -21,31 +21,6 @@ PROMPTS = [
     "It was the best of times, it was the worst of times, and the film",
 ]
 SEEDED = SamplingParams(seed=5, max_tokens=40)
-
-
-class Close(list[float]):
-    """Numbers that are equal up to rounding; digits cut off would differ at their borders."""
-
-    def __eq__(self, other: object) -> bool:
-        assert isinstance(other, list)
-        return len(self) == len(other) and np.allclose(self, other, rtol=0, atol=1e-4)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def account(result: StarsResult) -> dict[str, object]:
-    """Everything but speed: surplus drafts and seconds."""
-    fast = {"num_surplus_tokens", "num_surplus_rewards", "duration_s"}
-    dump = result.model_dump(exclude={"usage": fast, "prompt_index": True})
-    # Rounding differs with the shape of a batch; whatever is decided on it must not.
-    return {
-        "text": dump["text"],
-        "token_ids": dump["token_ids"],
-        "finish_reason": dump["finish_reason"],
-        "usage": dump["usage"],
-        "verdicts": [[a["verdict"] for a in s["attempts"]] for s in dump["segments"]],
-        "rewards": Close(a["reward"] for s in dump["segments"] for a in s["attempts"]),
-    }
 
 
 def with_m(engine: StarsEngine, m: int) -> AlignParams:

@@ -11,11 +11,10 @@ import torch
 
 from stars_engine import SamplingParams
 from stars_engine.backends.base import DraftRequest
-from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.caching.views import Rows
 from stars_engine.config import TransformersModel
-from tests.backend_parts import random_backend
+from tests.backend_parts import Fed, pool_of, random_backend
 
 SAMPLING = SamplingParams(top_k=None, logit_bias={2: -float("inf")})
 PROMPT = [1, *range(3, 40)]
@@ -26,34 +25,11 @@ def backend(tokenizer: object) -> TransformersBackend:
     return random_backend("llama", tokenizer)
 
 
-class Fed:
-    """Counts the tokens that a model reads."""
-
-    def __init__(self, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.shapes: list[tuple[int, int]] = []
-        original = backend.model.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            self.shapes.append(tuple(kwargs["input_ids"].shape))
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(backend.model, "forward", forward)
-
-    def take(self) -> list[tuple[int, int]]:
-        shapes, self.shapes = self.shapes, []
-        return shapes
-
-
 def requests(slot: object, count: int, size: int = 6) -> list[DraftRequest]:
     return [
         DraftRequest(slot, [(0.37 * (k + 1) * (i + 2)) % 1 for i in range(size)], SAMPLING)
         for k in range(count)
     ]
-
-
-def pool_of(backend: TransformersBackend) -> Any:
-    assert isinstance(backend.decoder, SharedPrefixDecoder)
-    return backend.decoder._pool
 
 
 def test_a_segment_costs_its_steps_and_one_token(
