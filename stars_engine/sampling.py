@@ -108,7 +108,7 @@ def propose(
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p, log_total)
+        logits = keep_top_p(logits, sampling.top_p, log_total, most=sampling.top_k)
     if sampling.min_p > 0:
         logits = keep_min_p(logits, sampling.min_p)
     return Proposal(logits.softmax(-1), ids)
@@ -245,7 +245,11 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(
-    logits: torch.Tensor, p: float, log_total: torch.Tensor | None = None
+    logits: torch.Tensor,
+    p: float,
+    log_total: torch.Tensor | None = None,
+    *,
+    most: int | None = None,
 ) -> torch.Tensor:
     """Keep the fewest likeliest tokens that hold probability `p`, and ties with the last.
 
@@ -253,10 +257,15 @@ def keep_top_p(
         logits: `(rows, choices)`.
         p: Probability.
         log_total: `(rows, 1)`, log-sum-exp of all logits, if there are more than these.
+        most: Choices of a row at most, but for ties with the last of them: so many are put in
+            order, and not a whole vocabulary. If the ties hold the border, it is their value.
     """
-    ordered = logits.sort(descending=True).values
     if log_total is None:
-        log_total = ordered.logsumexp(-1, keepdim=True)
+        log_total = logits.logsumexp(-1, keepdim=True)
+    if most is not None and most < logits.shape[-1]:
+        ordered = logits.topk(most).values
+    else:
+        ordered = logits.sort(descending=True).values
     probs = (ordered - log_total).exp()
     mass_before = probs.cumsum(-1) - probs
     num_kept = (mass_before < p).sum(-1, keepdim=True)

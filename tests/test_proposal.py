@@ -23,7 +23,14 @@ from stars_engine import (
 from stars_engine import sampling as proposals
 from stars_engine.backends.base import DraftRequest
 from stars_engine.errors import ConfigError
-from stars_engine.sampling import Proposal, inverse_cdf, largest, propose
+from stars_engine.sampling import (
+    Proposal,
+    inverse_cdf,
+    keep_top_k,
+    keep_top_p,
+    largest,
+    propose,
+)
 from tests.backend_parts import random_backend
 
 
@@ -105,6 +112,15 @@ def test_a_shortlist_is_made_where_there_are_no_ties() -> None:
     assert max(sizes) < 300
     ties = propose(logits.round(), SamplingParams(top_k=40))
     assert ties.ids is None
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
+def test_a_nucleus_among_the_top_k_needs_no_more_than_these_in_order(p: float) -> None:
+    """However many tie with the last of them."""
+    logits = torch.randn(6, 900, generator=torch.Generator().manual_seed(4)).double()
+    logits[1], logits[2] = logits[1].round(), 0.0
+    kept = keep_top_k(logits, 40)
+    assert keep_top_p(kept, p, most=40).equal(keep_top_p(kept, p))
 
 
 @pytest.mark.parametrize("vocab_size", [10, 640, 5003])

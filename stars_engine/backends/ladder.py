@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from stars_engine.caching.checking import ROUNDING, window_of
 
 logger = logging.getLogger(__name__)
 
+ON_GPU = "shared prefix in CUDA graphs"
+
 LADDER: dict[str, Callable[[Any, int | None], Decoder]] = {
+    ON_GPU: partial(SharedPrefixDecoder, static=True),
     "shared prefix": SharedPrefixDecoder,
     "padded cache": PaddedDecoder,
     "forked cache": ForkingDecoder,
@@ -40,6 +44,8 @@ def choose_decoder(model: Any, context_len: int | None) -> tuple[Decoder, str]:
     plain = UncachedDecoder(model, context_len)
     reasons = []
     for name, kind in LADDER.items():
+        if name == ON_GPU and not _is_on_one_gpu(model):
+            continue
         try:
             decoder = kind(model, context_len)
             difference, scale = _compare(decoder, plain, model, context_len)
@@ -54,6 +60,11 @@ def choose_decoder(model: Any, context_len: int | None) -> tuple[Decoder, str]:
         "%s runs without a KV cache, which is slow: %s", type(model).__name__, "; ".join(reasons)
     )
     return plain, _described("no cache", reasons)
+
+
+def _is_on_one_gpu(model: Any) -> bool:
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(devices) == 1 and devices.pop().type == "cuda"
 
 
 def _described(name: str, reasons: list[str]) -> str:

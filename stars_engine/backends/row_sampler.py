@@ -8,55 +8,13 @@ from functools import cached_property
 
 import torch
 
-from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.decoders import Prefix
+from stars_engine.backends.drafting import Row
 from stars_engine.backends.masks import Masks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
 from stars_engine.sampling import precise_dtype, propose, uses_penalties
-
-
-class Row:
-    """One candidate in the making, then its lookahead.
-
-    Attributes:
-        request: What is asked for.
-        grammar: Where in its grammar it is, if it has one.
-        done: Whether it has all its tokens. It runs on beside the others; what it draws is dropped.
-    """
-
-    def __init__(self, request: DraftRequest) -> None:
-        self.request = request
-        prefix: Prefix = request.slot
-        self.grammar = None if prefix.grammar is None else prefix.grammar.fork()
-        self.done = False
-        self._ids: list[int] = []
-        self._num_candidate = len(request.uniforms)
-
-    @property
-    def in_lookahead(self) -> bool:
-        """Whether the candidate itself is complete."""
-        return len(self._ids) >= self._num_candidate
-
-    @property
-    def uniform(self) -> float | None:
-        """What the next token is drawn by; None to take the likeliest."""
-        if self.done:  # as the rows beside it
-            return None if self.request.lookahead else 0.0
-        return None if self.in_lookahead else self.request.uniforms[len(self._ids)]
-
-    def append(self, token: int, *, is_end: bool) -> None:
-        """Add the next token."""
-        self._ids.append(token)
-        self.done = is_end or len(self._ids) == self._num_candidate + self.request.lookahead
-        if self.grammar is not None and not is_end:
-            self.grammar.consume([token])
-
-    @property
-    def draft(self) -> Draft:
-        """What has come of it."""
-        cut = self._num_candidate
-        return Draft(tuple(self._ids[:cut]), tuple(self._ids[cut:]))
 
 
 class RowSampler:
@@ -78,6 +36,13 @@ class RowSampler:
     ) -> None:
         device, vocab_size = logits.device, logits.shape[-1]
         self._end_ids = end_ids
+        self._num_candidate = [len(request.uniforms) for request in requests]
+        num_steps = max(len(request.uniforms) + request.lookahead for request in requests)
+        self._quantiles = torch.tensor(  # (rows, steps)
+            [[*r.uniforms, *[0.0] * (num_steps - len(r.uniforms))] for r in requests],
+            dtype=precise_dtype(device),
+            device=device,
+        )
         self._groups: list[_Group] = []
         by_sampling: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, request in enumerate(requests):
@@ -98,22 +63,23 @@ class RowSampler:
 
         Masks are those of the last `prepare`.
 
-        A row without a uniform gets its likeliest token. `NO_TOKEN` stands where a row's logits and
+        A row in its lookahead gets its likeliest token. `NO_TOKEN` stands where a row's logits and
         settings leave nothing to draw from.
         """
-        uniforms = [row.uniform for row in rows]
-        quantiles = torch.tensor(
-            [uniform or 0.0 for uniform in uniforms],
-            dtype=precise_dtype(logits.device),
-            device=logits.device,
-        )
+        quantiles = self._quantiles[:, step]
+        looks_ahead = [step >= count for count in self._num_candidate]
+        # What a row that is done draws is dropped: it does as the rows beside it.
+        open_rows = [index for index, row in enumerate(rows) if not row.done]
+        is_ahead = {looks_ahead[index] for index in open_rows}
+        if len(is_ahead) == 1:
+            looks_ahead = [*is_ahead] * len(rows)
         tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         for group in self._groups:
             sampling = group.sampling
             banned: tuple[int, ...] = ()
             if group.position + step < sampling.min_tokens:
                 banned = (*self._end_ids, *sampling.stop_token_ids)
-            greedy = [uniforms[row] is None for row in group.indices]
+            greedy = [looks_ahead[row] for row in group.indices]
             # A single group is all rows: picking them out would copy the logits.
             own = slice(None) if len(self._groups) == 1 else group.rows
             drawn = group.draw(logits[own], quantiles[own], banned, greedy)

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import Prefix
+from stars_engine.backends.drafting import Drafting
 from stars_engine.backends.facts import sampling_of
 from stars_engine.backends.ladder import choose_decoder
-from stars_engine.backends.row_sampler import Row, RowSampler
+from stars_engine.backends.row_sampler import RowSampler
 from stars_engine.codec import Codec
 from stars_engine.config import SamplingParams, TransformersModel
 from stars_engine.errors import (
@@ -36,7 +37,6 @@ from stars_engine.hub import (
     load_tokenizer,
     resolve,
 )
-from stars_engine.sampling import NO_TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -88,31 +88,21 @@ class TransformersBackend:
         for request in requests:
             self._start_grammar(request)
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
-        rows = [Row(request) for request in requests]
-        sampler.prepare(rows)
-        failures: dict[int, GenerationError] = {}
+        drafting = Drafting(requests, self.is_end, logits.device)
+        sampler.prepare(drafting.rows)
         num_steps = max(len(request.uniforms) + request.lookahead for request in requests) - 1
         branches = None
-        step = 0
-        while True:
+        for step in range(num_steps + 1):
             if self._interrupted:
                 raise Interrupted
-            tokens = sampler.draw(logits, rows, step)  # (rows,)
-            for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-                if row.done:
-                    continue
-                if token != NO_TOKEN:
-                    row.append(token, is_end=self.is_end(token, row.request.sampling))
-                    continue
-                row.done = True
-                if not row.in_lookahead:  # a lookahead just ends there
-                    failures[index] = _nothing_to_draw(logits[index], row)
-            if all(row.done for row in rows):
-                return [failures.get(index, row.draft) for index, row in enumerate(rows)]
-            sampler.prepare(rows)
+            tokens = sampler.draw(logits, drafting.rows, step)  # (rows,)
+            drafting.note(tokens, logits, is_last=step == num_steps)
+            if drafting.done:
+                break
+            sampler.prepare(drafting.rows)
             branches = branches or self.decoder.branch(prefixes, num_steps)
             logits = branches.step(tokens.clamp(min=0))
-            step += 1
+        return drafting.drafts()
 
     @torch.inference_mode()
     def commit(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
@@ -196,30 +186,6 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
         if known:
             return known
     return frozenset()
-
-
-def _nothing_to_draw(logits: torch.Tensor, row: Row) -> GenerationError:
-    request = row.request
-    prefix: Prefix = request.slot
-    position = len(prefix.token_ids) - prefix.num_prompt_tokens
-    if (logits.isnan() | (logits == torch.inf)).any():  # -inf is how models say never
-        reason = (
-            "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
-        )
-    elif row.grammar is not None:
-        told = row.grammar.error or "no token that the other settings leave goes on from here"
-        reason = (
-            f"the grammar leaves none ({told}). Cure: check the grammar, logit_bias and min_tokens"
-        )
-    else:
-        reason = (
-            "the sampling settings leave none. Cure: check logit_bias, min_tokens with "
-            f"stop_token_ids, and temperature={request.sampling.temperature}"
-        )
-    return GenerationError(
-        f"there is no token to draw in the segment that begins at token {position} of the answer: "
-        f"{reason}. The request ends here; others are not affected"
-    )
 
 
 def _add_adapter(model: Any, path: str) -> Any:

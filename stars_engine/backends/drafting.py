@@ -1,0 +1,147 @@
+"""Candidates in the making: what was drawn for each row, and when all of them are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.backends.decoders import Prefix
+from stars_engine.config import SamplingParams
+from stars_engine.errors import GenerationError
+from stars_engine.sampling import NO_TOKEN
+
+
+class Row:
+    """One candidate in the making, then its lookahead.
+
+    Attributes:
+        request: What is asked for.
+        grammar: Where in its grammar it is, if it has one.
+        done: Whether it has all its tokens. It runs on beside the others; what it draws is dropped.
+    """
+
+    def __init__(self, request: DraftRequest) -> None:
+        self.request = request
+        prefix: Prefix = request.slot
+        self.grammar = None if prefix.grammar is None else prefix.grammar.fork()
+        self.done = False
+        self._ids: list[int] = []
+        self._num_candidate = len(request.uniforms)
+
+    @property
+    def in_lookahead(self) -> bool:
+        """Whether the candidate itself is complete."""
+        return len(self._ids) >= self._num_candidate
+
+    def append(self, token: int, *, is_end: bool) -> None:
+        """Add the next token."""
+        self._ids.append(token)
+        self.done = is_end or len(self._ids) == self._num_candidate + self.request.lookahead
+        if self.grammar is not None and not is_end:
+            self.grammar.consume([token])
+
+    @property
+    def draft(self) -> Draft:
+        """What has come of it."""
+        cut = self._num_candidate
+        return Draft(tuple(self._ids[:cut]), tuple(self._ids[cut:]))
+
+
+class _Drawn(NamedTuple):
+    """What was drawn at one step.
+
+    Attributes:
+        tokens: `(rows,)`.
+        logits: `(rows, vocab)`, or the largest of each row: `(rows, 1)`.
+    """
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+
+
+class Drafting:
+    """The rows of one batch.
+
+    Tokens stay on their device for some steps; rows with a grammar need each at once.
+
+    Args:
+        requests: What each row is to be.
+        is_end: Whether a token ends the text.
+        device: Of the tokens.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[DraftRequest],
+        is_end: Callable[[int, SamplingParams], bool],
+        device: torch.device,
+    ) -> None:
+        self.rows = [Row(request) for request in requests]
+        self._is_end = is_end
+        at_once = any(row.grammar is not None for row in self.rows)
+        self._most_unseen = 1 if at_once else steps_unseen(device)
+        self._unseen: list[_Drawn] = []
+        self._failures: dict[int, GenerationError] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows are known to be complete."""
+        return all(row.done for row in self.rows)
+
+    def note(self, tokens: torch.Tensor, logits: torch.Tensor, *, is_last: bool) -> None:
+        """Take in what was drawn, `(rows,)`, from `(rows, vocab)` logits, and look at times."""
+        if self._most_unseen > 1:
+            logits = logits.amax(-1, keepdim=True)  # nan where one is
+        self._unseen.append(_Drawn(tokens, logits))
+        if is_last or len(self._unseen) == self._most_unseen:
+            self._look()
+
+    def drafts(self) -> list[Draft | GenerationError]:
+        """Return what has come of each row."""
+        return [self._failures.get(index, row.draft) for index, row in enumerate(self.rows)]
+
+    def _look(self) -> None:
+        steps = torch.stack([drawn.tokens for drawn in self._unseen]).tolist()
+        for tokens, drawn in zip(steps, self._unseen, strict=True):
+            for index, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
+                if row.done:
+                    continue
+                if token != NO_TOKEN:
+                    row.append(token, is_end=self._is_end(token, row.request.sampling))
+                    continue
+                row.done = True
+                if not row.in_lookahead:  # a lookahead just ends there
+                    self._failures[index] = _nothing_to_draw(drawn.logits[index], row)
+        self._unseen.clear()
+
+
+def steps_unseen(device: torch.device) -> int:
+    """Return how many steps are taken between two looks at what was drawn: they wait for a GPU."""
+    return 1 if device.type == "cpu" else 8
+
+
+def _nothing_to_draw(logits: torch.Tensor, row: Row) -> GenerationError:
+    request = row.request
+    prefix: Prefix = request.slot
+    position = len(prefix.token_ids) - prefix.num_prompt_tokens
+    if not (logits < torch.inf).all():  # or nan; -inf is how models say never
+        reason = (
+            "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
+        )
+    elif row.grammar is not None:
+        told = row.grammar.error or "no token that the other settings leave goes on from here"
+        reason = (
+            f"the grammar leaves none ({told}). Cure: check the grammar, logit_bias and min_tokens"
+        )
+    else:
+        reason = (
+            "the sampling settings leave none. Cure: check logit_bias, min_tokens with "
+            f"stop_token_ids, and temperature={request.sampling.temperature}"
+        )
+    return GenerationError(
+        f"there is no token to draw in the segment that begins at token {position} of the answer: "
+        f"{reason}. The request ends here; others are not affected"
+    )

@@ -1,0 +1,148 @@
+"""Decode steps of fixed shapes, as CUDA graphs replay them: here one kernel after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from stars_engine import SamplingParams
+from stars_engine.backends import drafting, ladder
+from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.backends.ladder import ON_GPU, choose_decoder
+from stars_engine.backends.shared import SharedPrefixDecoder
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.backends.uncached import UncachedDecoder
+from stars_engine.caching import static
+from stars_engine.caching.static import shape_for
+from stars_engine.errors import GenerationError
+from tests.backend_parts import random_backend
+
+SHARING = [
+    *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox"),
+    *("opt", "phi3", "olmo2", "granite", "mixtral", "qwen3_moe", "gpt_oss", "cohere2", "stablelm"),
+]
+PLAIN = SamplingParams(top_k=20, top_p=0.9)
+PENALIZED = SamplingParams(repetition_penalty=1.3, presence_penalty=0.5, min_tokens=3)
+LENGTHS = (37, 5, 18)
+
+
+def with_static(backend: TransformersBackend) -> TransformersBackend:
+    backend.decoder = SharedPrefixDecoder(backend.model, backend.context_len, static=True)
+    return backend
+
+
+def requests(slots: Sequence[object], counts: Sequence[int], turn: int) -> list[DraftRequest]:
+    return [
+        DraftRequest(
+            slot,
+            [(0.37 * (k + 1) * (i + 2) + 0.11 * turn) % 1 for i in range(6)],
+            (PLAIN, PENALIZED)[k % 2],
+            lookahead=2,
+        )
+        for slot, count in zip(slots, counts, strict=True)
+        for k in range(count)
+    ]
+
+
+def run(backend: TransformersBackend) -> list[object]:
+    """Three rounds on three prefixes, with other numbers of candidates in each."""
+    slots = backend.prefill([[1 + (7 * i) % 60 for i in range(n)] for n in LENGTHS])
+    found: list[object] = []
+    for turn, counts in enumerate([(3, 1, 2), (1, 4, 4), (3, 1, 2)]):
+        drafts = backend.draft(requests(slots, counts, turn))
+        found.append(drafts)
+        first = [sum(counts[:index]) for index in range(3)]
+        kept = [drafts[index] for index in first]
+        backend.commit(
+            [(s, d.token_ids) for s, d in zip(slots, kept, strict=True) if isinstance(d, Draft)]
+        )
+        found.append([list(slot.token_ids) for slot in slots])
+    return found
+
+
+@pytest.mark.parametrize("unseen", [1, 4])
+@pytest.mark.parametrize("family", SHARING)
+def test_drafts_are_those_without_any_cache(
+    family: str, unseen: int, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at after each token, and after some, as on a GPU."""
+    backend = random_backend(family, tokenizer)
+    backend.decoder = UncachedDecoder(backend.model, backend.context_len)
+    wanted = run(backend)
+    monkeypatch.setattr(drafting, "steps_unseen", lambda device: unseen)
+    assert run(with_static(backend)) == wanted
+
+
+def test_rounds_of_like_numbers_share_buffers(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    original = static.StaticRows
+
+    def make(*arguments: object) -> object:
+        made.append(arguments[-1])
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(static, "StaticRows", make)
+    backend = with_static(random_backend("llama", tokenizer))
+    run(backend)
+    assert len(made) == len(set(made)) == 2  # of the first and third round, and of the second
+    assert {shape.num_prefixes for shape in made} == {4}
+    backend.drop_unused()
+    run(backend)
+    assert len(made) == 4
+
+
+def test_prefixes_too_large_to_copy_are_read_where_they_are(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static, "_MOST_COPIED", 0)
+    backend = random_backend("llama", tokenizer)
+    wanted = run(backend)
+    assert run(with_static(backend)) == wanted
+
+
+def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
+    backend = with_static(random_backend("llama", tokenizer))
+    prefixes = backend.prefill([[1, 2, 3], [4] * 70, [5], [6]])
+    slots = [prefix.slot for prefix in prefixes]
+    shape = shape_for([slots[0]] * 5 + [slots[1]], [3] * 5 + [70], 7)
+    assert shape == (8, 2, 8, 96, 7)
+    shape = shape_for(slots * 9, [3, 70, 1, 1] * 9, 7)
+    assert shape.num_rows == 40
+    assert shape.num_prefixes * shape.most >= shape.num_rows
+
+
+def test_a_row_with_nothing_to_draw_fails_alone_though_it_is_seen_late(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafting, "steps_unseen", lambda device: 4)
+    backend = with_static(random_backend("llama", tokenizer))
+    [slot] = backend.prefill([[1, 2, 3]])
+    banned = SamplingParams(logit_bias=dict.fromkeys(range(64), -float("inf")))
+    uniforms = [0.3] * 6
+    drafts = backend.draft(
+        [DraftRequest(slot, uniforms, banned), DraftRequest(slot, uniforms, PLAIN)]
+    )
+    assert isinstance(drafts[0], GenerationError)
+    assert "the sampling settings leave none" in str(drafts[0])
+    assert drafts[1] == backend.draft([DraftRequest(slot, uniforms, PLAIN)])[0]
+
+
+def test_graphs_are_tried_first_where_there_is_a_gpu(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    assert backend.path == "shared prefix"
+    monkeypatch.setattr(ladder, "_is_on_one_gpu", lambda model: True)
+    _, path = choose_decoder(backend.model, backend.context_len)
+    assert path == ON_GPU
+
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(static.StaticRows, "_run", fail)
+    _, path = choose_decoder(backend.model, backend.context_len)
+    assert path.startswith("shared prefix (shared prefix in CUDA graphs raised RuntimeError")
