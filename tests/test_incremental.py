@@ -203,3 +203,23 @@ def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: ob
     assert len(stem.tails) <= incremental._REMEMBERED_PASSES
     check(reward, [[*rejected[0], *[90] * 8]])
     check(reward, [[*rejected[-1], *[91] * 8]])
+
+
+def test_siblings_that_begin_alike_are_not_taken_for_kept(tokenizer: object) -> None:
+    """A longer candidate of the same segment, then one that goes on from the first."""
+    reader = reader_of(classifier("llama", tokenizer))
+    prompt = [1, *range(3, 40)]
+    first = [*prompt, 5, *[6] * 7]
+    read(reader, [first, [*prompt, *[7] * 8]])
+    read(reader, [[*prompt, 5, *[8] * 9]])
+    read(reader, [[*first, *[9] * 8]])
+    assert reader.num_fed == len(prompt) + 2 * 8 + 10 + 8
+    assert reader.num_prefills == 1
+
+
+def test_what_a_template_puts_behind_an_answer_hides_no_growth(tokenizer: object) -> None:
+    reader = reader_of(classifier("llama", tokenizer))
+    prompt, behind = [1, *range(3, 40)], [*range(60, 90)]
+    read(reader, [[*prompt, *[5] * 8, *behind], [*prompt, *[6] * 8, *behind]])
+    read(reader, [[*prompt, *[6] * 8, *[7] * 8, *behind]])
+    assert reader.num_fed == len(prompt) + 3 * (8 + 30)

@@ -56,7 +56,7 @@ class Stem:
         return (
             0 < size <= len(row.ids)
             and row.ids[size - 1] == self.ids[-1]
-            and (row.ids[:size] == self.ids)
+            and row.ids[:size] == self.ids
         )
 
     def match(self, row: Row) -> Match:
@@ -67,9 +67,9 @@ class Stem:
             return best
         rest = row.ids[size:]
         for tail in self.tails:
-            num = _num_known(row, size + num_common(tail.ids, rest), tail.outputs)
-            # If the row has grown, that candidate was kept.
-            kept = len(rest) > len(tail.ids) and tail.own() is not None
+            common = num_common(tail.ids, rest)
+            num = _num_known(row, size + common, tail.outputs)
+            kept = tail.own() is not None and _has_grown(tail.ids, rest, common)
             if kept or num == len(row.ids):
                 best = max(best, Match(num, self, tail), key=count_of)
         return best
@@ -114,6 +114,18 @@ def _is_alike(first: Ids, second: Ids) -> bool:
     """Whether rows look like candidates of one segment: what differs is short beside the rest."""
     common = num_common(first, second)
     return common > 0 and min(len(first), len(second)) - common <= max(64, common // 8)
+
+
+def _has_grown(before: Ids, after: Ids, common: int) -> bool:
+    """Whether the second is the first grown longer, so that candidate was kept.
+
+    Siblings begin alike by chance. Most of a candidate that was kept is there, but for what a
+    template or a step's marker puts behind either, and for what another tokenizer took back.
+    """
+    if len(after) <= len(before):
+        return False
+    behind = num_common(before[common:][::-1], after[common:][::-1])
+    return 2 * common >= len(before) - behind
 
 
 def _num_known(row: Row, common: int, outputs: Outputs) -> int:
