@@ -23,10 +23,13 @@ from stars_engine import (
 from stars_engine.rewards import incremental
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.incremental import IncrementalReader
+from stars_engine.rewards.process import ProcessRewardModel
+from stars_engine.rewards.reading import Row
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from tests.backend_parts import Fed, pool_of, random_backend, random_model
 
 Ids = list[int]
+Reward = ClassifierRewardModel | ProcessRewardModel | YesNoRewardModel
 
 
 def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardModel:
@@ -37,17 +40,23 @@ def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardM
     return ClassifierRewardModel(config)
 
 
-def reader_of(reward: ClassifierRewardModel | YesNoRewardModel) -> IncrementalReader:
+def reader_of(reward: Reward) -> IncrementalReader:
     assert reward._incremental is not None, reward.path
     return reward._incremental
 
 
-def check(reward: ClassifierRewardModel | YesNoRewardModel, rows: list[Ids]) -> None:
+def read(reader: IncrementalReader, rows: list[Ids]) -> list[torch.Tensor]:
+    return reader.read([Row(ids) for ids in rows])
+
+
+def check(reward: Reward, rows: list[Ids] | list[Row]) -> None:
     """Each row as one plain pass over it, alone."""
+    marked = [row if isinstance(row, Row) else Row(row) for row in rows]
     with torch.inference_mode():
-        ours = torch.stack(reader_of(reward).read(rows))
-        plain = torch.cat([reward._logits([row]) for row in rows])
-    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+        ours = reader_of(reward).read(marked)
+        plain = [reward._read_whole([row])[0] for row in marked]
+    assert [len(output) for output in ours] == [len(row.points) for row in marked]
+    torch.testing.assert_close(torch.cat(ours), torch.cat(plain), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +75,21 @@ def test_others_say_why_they_read_everything(family: str, tokenizer: object) -> 
     assert reward.path.startswith("whole texts (")
 
 
+def random_ids(rng: random.Random, count: int) -> Ids:
+    return [rng.randrange(3, 60) for _ in range(count)]
+
+
+def grown(rng: random.Random, row: Row) -> Row:
+    """More tokens; the last point moves or stays, or all of them are others."""
+    longer = [*row.ids, *random_ids(rng, rng.randrange(1, 9))]
+    end = len(longer) - 1
+    marks = {*row.marks[: len(row.marks) - rng.randrange(2)]}
+    if rng.random() < 0.1:
+        marks = {*rng.sample(range(end + 1), min(3, end))}
+    inner = rng.sample(range(len(row.ids), end + 1), rng.randrange(2))
+    return Row(longer, (*sorted({*marks, *inner} - {end}), end))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_rows_come(seed: int, tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that grow, are taken back, share prompts, start anew, come again, in any company."""
@@ -73,17 +97,12 @@ def test_whatever_rows_come(seed: int, tokenizer: object, monkeypatch: pytest.Mo
     rng = random.Random(seed)
     reward = classifier("llama", tokenizer)
 
-    def ids(count: int) -> Ids:
-        return [rng.randrange(3, 60) for _ in range(count)]
-
-    prompts = [ids(rng.randrange(1, 40)) for _ in range(3)]
-    answers = [[*rng.choice(prompts)] for _ in range(6)]
+    prompts = [random_ids(rng, rng.randrange(1, 40)) for _ in range(3)]
+    answers = [Row(rng.choice(prompts)) for _ in range(6)]
     for _ in range(12):
         chosen = rng.sample(range(6), rng.randrange(1, 6))
         candidates = {
-            index: [
-                [*answers[index], *ids(rng.randrange(1, 9))] for _ in range(rng.randrange(1, 5))
-            ]
+            index: [grown(rng, answers[index]) for _ in range(rng.randrange(1, 5))]
             for index in chosen
         }
         check(reward, [row for rows in candidates.values() for row in rows])
@@ -92,23 +111,27 @@ def test_whatever_rows_come(seed: int, tokenizer: object, monkeypatch: pytest.Mo
             if happens < 0.6:
                 answers[index] = rng.choice(rows)
             elif happens < 0.7:  # another tokenizer takes some back
-                answers[index] = [*answers[index][: -rng.randrange(1, 4)], *ids(3)][:90]
+                shorter = [*answers[index].ids[: -rng.randrange(1, 4)], *random_ids(rng, 3)][:90]
+                marks = [mark for mark in answers[index].marks if mark < len(shorter) - 1]
+                answers[index] = Row(shorter, (*marks, len(shorter) - 1))
             elif happens < 0.8:
-                answers[index] = [*rng.choice(prompts)]
-            if len(answers[index]) > 100:
-                answers[index] = [*rng.choice(prompts)]
+                answers[index] = Row(rng.choice(prompts))
+            elif happens < 0.9:  # some are asked for again, as they were
+                check(reward, rows)
+            if len(answers[index].ids) > 100:
+                answers[index] = Row(rng.choice(prompts))
 
 
 def test_a_candidates_tokens_are_read_once(tokenizer: object) -> None:
     reader = reader_of(classifier("llama", tokenizer))
     prompt = [1, *range(3, 40)]
-    reader.read([prompt])
+    read(reader, [prompt])
     assert (reader.num_fed, reader.num_prefills) == (len(prompt), 1)
     kept = prompt
     for segment in range(3):
         rows = [[*kept, *[10 + segment + k] * 8] for k in range(4)]
-        reader.read(rows)
-        reader.read([[*kept, *[30 + segment] * 8]])  # a second round of the same segment
+        read(reader, rows)
+        read(reader, [[*kept, *[30 + segment] * 8]])  # a second round of the same segment
         assert reader.num_fed == len(prompt) + (segment + 1) * 5 * 8
         kept = rows[2]
     assert reader.num_prefills == 1
@@ -117,9 +140,9 @@ def test_a_candidates_tokens_are_read_once(tokenizer: object) -> None:
 def test_known_rows_are_not_read_again(tokenizer: object) -> None:
     reader = reader_of(classifier("llama", tokenizer))
     prompt = [1, *range(3, 40)]
-    [first] = reader.read([prompt])
+    [first] = read(reader, [prompt])
     fed = reader.num_fed
-    assert torch.equal(reader.read([prompt])[0], first)
+    assert torch.equal(read(reader, [prompt])[0], first)
     assert reader.num_fed == fed
 
 
@@ -228,3 +251,23 @@ def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: ob
     assert len(stem.tails) <= incremental._REMEMBERED_PASSES
     check(reward, [[*rejected[0], *[90] * 8]])
     check(reward, [[*rejected[-1], *[91] * 8]])
+
+
+def test_siblings_that_begin_alike_are_not_taken_for_kept(tokenizer: object) -> None:
+    """A longer candidate of the same segment, then one that goes on from the first."""
+    reader = reader_of(classifier("llama", tokenizer))
+    prompt = [1, *range(3, 40)]
+    first = [*prompt, 5, *[6] * 7]
+    read(reader, [first, [*prompt, *[7] * 8]])
+    read(reader, [[*prompt, 5, *[8] * 9]])
+    read(reader, [[*first, *[9] * 8]])
+    assert reader.num_fed == len(prompt) + 2 * 8 + 10 + 8
+    assert reader.num_prefills == 1
+
+
+def test_what_a_template_puts_behind_an_answer_hides_no_growth(tokenizer: object) -> None:
+    reader = reader_of(classifier("llama", tokenizer))
+    prompt, behind = [1, *range(3, 40)], [*range(60, 90)]
+    read(reader, [[*prompt, *[5] * 8, *behind], [*prompt, *[6] * 8, *behind]])
+    read(reader, [[*prompt, *[6] * 8, *[7] * 8, *behind]])
+    assert reader.num_fed == len(prompt) + 3 * (8 + 30)

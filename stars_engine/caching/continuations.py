@@ -60,9 +60,16 @@ class SharingPass:
         model: Of transformers.
         call: Has it read `(rows, count)` ids at `(rows, count)` positions with a cache.
         context_len: Positions it has; None for no limit.
+        head: What the call has beside the model, if anything; its weights count too.
     """
 
-    def __init__(self, model: Any, call: Callable[..., Any], context_len: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        call: Callable[..., Any],
+        context_len: int | None,
+        head: torch.nn.Module | None = None,
+    ) -> None:
         self._call = call
         self._context_len = context_len
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -73,7 +80,7 @@ class SharingPass:
             if hasattr(config, "_attn_implementation_internal")
         ]
         self._packed = PackedLinears(model)
-        self._parameters = list(model.parameters())
+        self._parameters = [*model.parameters(), *(head.parameters() if head is not None else ())]
         self._adapters = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
         with _making:
             self._turn = _turns.setdefault(id(model.config), _Turn())

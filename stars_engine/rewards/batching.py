@@ -1,39 +1,73 @@
-"""Rows of token ids in batches of like length."""
+"""Rows of token ids in batches of like length, and what comes of some of their tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from stars_engine.rewards.reading import Row
 from stars_engine.rewards.sharing import Sharing, batches
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Batch(NamedTuple):
-    """Rows padded on the right.
+class CallAt(Protocol):
+    """Has a model read, and returns what comes of some tokens of each row."""
 
-    Attributes:
-        input_ids: (rows, tokens).
-        attention_mask: (rows, tokens), 1 where a token is the row's own.
-        lengths: (rows,), at least 1.
+    def __call__(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Read `input_ids` and other inputs of the model as they are.
+
+        Args:
+            columns: `(rows, count)`, of the tokens that are asked for; some of them twice.
+            inputs: `input_ids` `(rows, tokens)`, and what goes with them.
+
+        Returns:
+            `(rows, count, ...)`.
+        """
+        ...
+
+
+ReadWhole = Callable[[Sequence[Row]], Sequence[torch.Tensor]]  # `(points, ...)` of each row
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Put rows of different lengths into one batch, padded on the right.
+
+    Returns:
+        `input_ids` and `attention_mask`, `(rows, tokens)` each.
     """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    lengths: torch.Tensor
-
-
-def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Batch:
-    """Put rows of different lengths into one batch."""
     width = max(len(row) for row in rows)
     padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-    return Batch(torch.tensor(padded, device=device), mask, lengths)
+    return {"input_ids": torch.tensor(padded, device=device), "attention_mask": mask}
+
+
+def pad_columns(columns: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Return `(rows, count)`: each row's columns, at least one, the last as often as it takes."""
+    count = max(map(len, columns))
+    padded = [[*row, *[row[-1]] * (count - len(row))] for row in columns]
+    return torch.tensor(padded, device=device)
+
+
+def at_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return `(rows, count, ...)` of `(rows, tokens, ...)`."""
+    columns = columns.to(states.device)
+    return states[torch.arange(len(columns), device=states.device)[:, None], columns]
+
+
+def read_whole(
+    call: CallAt, rows: Sequence[Row], pad_id: int, device: torch.device
+) -> list[torch.Tensor]:
+    """Read rows whole, as one batch; return what comes of each row's points, `(points, ...)`."""
+    columns = pad_columns([row.points for row in rows], device)
+    outputs = call(columns, **pad([row.ids for row in rows], pad_id, device))
+    return [output[: len(row.points)] for output, row in zip(outputs, rows, strict=True)]
 
 
 def in_batches(
@@ -48,26 +82,3 @@ def in_batches(
     for batch in batches(lengths, batch_size, sharing):
         results |= zip(batch, run([items[index] for index in batch]), strict=True)
     return [results[index] for index in range(len(items))]
-
-
-def last_logits(
-    model: torch.nn.Module, batch: Batch, positions: Sequence[int], *, can_choose: bool
-) -> torch.Tensor:
-    """Return a causal model's logits at some positions only.
-
-    Args:
-        model: The model.
-        batch: What it reads.
-        positions: Where, ascending; the same for all rows.
-        can_choose: Whether `forward` takes `logits_to_keep`; without it logits of all tokens are
-            computed.
-
-    Returns:
-        (rows, positions, vocabulary).
-    """
-    keep = torch.tensor(positions, device=batch.input_ids.device)
-    options = {"logits_to_keep": keep} if can_choose else {}
-    logits: torch.Tensor = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **options
-    ).logits
-    return logits if can_choose else logits[:, keep]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, Cache
+from transformers import AutoModelForSequenceClassification
 
 from stars_engine.chat.answers import encode_answer, frame
 from stars_engine.chat.template import Rendered, encode_rendered, has_template
@@ -14,7 +15,7 @@ from stars_engine.config import ClassifierReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
-from stars_engine.rewards.batching import pad
+from stars_engine.rewards.batching import at_columns, pad, read_whole
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.incremental import IncrementalReader, choose_reader, read_rows
 from stars_engine.rewards.labels import names_of, pick_label, read_label
@@ -85,14 +86,14 @@ class ClassifierRewardModel:
             return []
         outputs = read_rows(
             self._incremental,
-            [row.ids for row in rows],
-            self._logits,
+            rows,
+            self._read_whole,
             batch_size=self._config.batch_size,
             sharing=self._sharing,
         )
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
-            for value, row in zip(self._values(outputs), rows, strict=True)
+            for value, row in zip(self._values(torch.cat(outputs)), rows, strict=True)
         ]
 
     # --- reading ---
@@ -157,29 +158,21 @@ class ClassifierRewardModel:
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return (rows, labels)."""
-        batch = pad(rows, self._tokenizer.pad_token_id or 0, self._device)
-        if self._score_head is None:
-            logits: torch.Tensor = self._model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask
-            ).logits
-            return logits
-        hidden = self._model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state
-        last = (batch.lengths - 1).to(hidden.device)
-        rows_at = torch.arange(len(rows), device=hidden.device)
-        scores: torch.Tensor = self._score_head(hidden[rows_at, last])
-        return scores
+        return torch.cat(self._read_whole([Row(list(row)) for row in rows]))
 
-    def _last_logits(
-        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: torch.Tensor
-    ) -> torch.Tensor:
-        """See `incremental.CallLast`."""
-        hidden = self._model.base_model(
-            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+    def _read_whole(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Return (1, labels) of each row."""
+        pad_id = self._tokenizer.pad_token_id or 0
+        if self._score_head is not None:
+            return read_whole(self._call, rows, pad_id, self._device)
+        inputs = pad([row.ids for row in rows], pad_id, self._device)
+        return list(self._model(**inputs).logits[:, None])
+
+    def _call(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Apply the head to some tokens; see `batching.CallAt`."""
+        hidden = self._model.base_model(**inputs).last_hidden_state
         assert self._score_head is not None
-        scores: torch.Tensor = self._score_head(hidden[torch.arange(len(ids)), last])
+        scores: torch.Tensor = self._score_head(at_columns(hidden, columns))
         return scores
 
     def _choose_path(self, context_len: int | None) -> tuple[IncrementalReader | None, str]:
@@ -188,8 +181,8 @@ class ClassifierRewardModel:
             return None, "whole texts (no causal head)"
         return choose_reader(
             self._model,
-            self._last_logits,
-            self._logits,
+            self._call,
+            self._read_whole,
             context_len=context_len,
             batch_size=self._config.batch_size,
             sharing=self._sharing,

@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.hub import load_model, read_config, resolve
-from stars_engine.rewards.batching import Batch
+from stars_engine.rewards.batching import at_columns
 
 _HEAD = re.compile(r"^(?:score|v_head|value_head|reward_head|classifier)\.(.+)$")
 _VALUE_HEAD_FILE = "value_head.safetensors"
@@ -38,18 +38,24 @@ class TokenHead:
     """
 
     def __init__(self, model: Any, head: torch.nn.Module | None) -> None:
-        self.model, self._head = model, head
+        self.model, self.head = model, head
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Return (rows, tokens, labels)."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._head is None:
+    def __call__(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Return `(rows, count, labels)`; see `batching.CallAt`.
+
+        Raises:
+            ValueError: The model does not return labels of each token.
+        """
+        if self.head is None:
             # Not `output[0]`: of a model without a head these are its hidden states.
-            logits: torch.Tensor = self.model(**inputs).logits
-            return logits
-        hidden = self.model(**inputs).last_hidden_state
-        weight = next(self._head.parameters())
-        scores: torch.Tensor = self._head(hidden.to(weight.device, weight.dtype))
+            logits = self.model(**inputs).logits
+            shape = inputs["input_ids"].shape
+            if logits.ndim != 3 or logits.shape[:2] != shape:
+                raise ValueError(f"it returns {tuple(logits.shape)} for {tuple(shape)}")
+            return at_columns(logits, columns)
+        hidden = at_columns(self.model(**inputs).last_hidden_state, columns)
+        weight = next(self.head.parameters())
+        scores: torch.Tensor = self.head(hidden.to(weight.device, weight.dtype))
         return scores
 
 

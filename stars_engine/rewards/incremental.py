@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -21,9 +20,11 @@ from stars_engine.caching.checking import ROUNDING, window_of
 from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.own import OwnTokens
-from stars_engine.caching.slots import Slot, SlotPool
-from stars_engine.rewards.batching import in_batches
+from stars_engine.caching.slots import SlotPool
+from stars_engine.rewards.batching import CallAt, ReadWhole, in_batches, pad_columns
+from stars_engine.rewards.reading import Row
 from stars_engine.rewards.sharing import Sharing
+from stars_engine.rewards.stems import Ids, Match, Outputs, Stem, Tail, alike, before, count_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,55 +33,6 @@ _RETRACTED = 32  # tokens that another tokenizer may take back when text goes on
 _MOST_BYTES = 1 << 30  # of answers that wait for another question
 _REMEMBERED_PASSES = 8  # whose rows may still turn out to have been kept
 _CHUNK = 1024  # tokens of a stem that are read at once
-
-Ids = list[int]
-
-
-class CallLast(Protocol):
-    """Has a model read, and returns what comes of each row's last token."""
-
-    def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: torch.Tensor
-    ) -> torch.Tensor:
-        """Read `(rows, count)` ids; return `(rows, ...)`, of token `last[row]` of each row."""
-        ...
-
-
-class Tail(NamedTuple):
-    """What a row had beyond its stem, and what came of its last token.
-
-    Its keys and values are those of one row of a pass, for as long as that is remembered.
-    """
-
-    ids: Ids
-    own: weakref.ref[OwnTokens]
-    row: int
-    output: torch.Tensor
-
-
-@dataclass(eq=False)
-class Stem:
-    """Tokens that are kept in a slot, and the rows last read beyond them.
-
-    Attributes:
-        slot: Where their keys and values are.
-        ids: The tokens.
-        output: What came of the last one; None if that is not known.
-        tails: Rows read beyond them.
-    """
-
-    slot: Slot
-    ids: Ids
-    output: torch.Tensor | None = None
-    tails: list[Tail] = field(default_factory=list)
-
-
-class Match(NamedTuple):
-    """What is known of a row: `num` tokens, of a stem and perhaps one of its tails."""
-
-    num: int
-    stem: Stem
-    tail: Tail | None
 
 
 class IncrementalReader:
@@ -91,6 +43,7 @@ class IncrementalReader:
         call: One pass through it.
         context_len: Positions it has; None for no limit.
         batch_size: Rows of a pass at most.
+        head: What the call has beside the model, if anything.
 
     Attributes:
         num_fed: Tokens read so far, padding not included.
@@ -98,9 +51,15 @@ class IncrementalReader:
     """
 
     def __init__(
-        self, model: Any, call: CallLast, context_len: int | None, *, batch_size: int
+        self,
+        model: Any,
+        call: CallAt,
+        context_len: int | None,
+        *,
+        batch_size: int,
+        head: torch.nn.Module | None = None,
     ) -> None:
-        self._pass = SharingPass(model, call, context_len)
+        self._pass = SharingPass(model, _with_cache(call), context_len, head)
         self._batch_size = batch_size
         self._max_bytes = _MOST_BYTES
         self._pool = SlotPool()
@@ -110,40 +69,59 @@ class IncrementalReader:
         self.num_fed = 0
         self.num_prefills = 0
 
-    def read(self, rows: Sequence[Ids]) -> list[torch.Tensor]:
-        """Return what comes of the last token of each row, in order."""
+    def read(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Return what comes of each row's points, `(points, ...)`, in order."""
         self._forget_other_weights()
         try:
-            stems = self._find_stems(rows)
+            matches = self._match_all(rows)
+            known = {i: m for i, m in enumerate(matches) if m.num == len(rows[i].ids)}
+            outputs = {index: match.outputs for index, match in known.items()}
+            stems = self._grow_all({i: m for i, m in enumerate(matches) if i not in known})
         except BaseException:  # what is half read is of no use
             self._stamp = ()
             raise
-        lengths = [len(row) - len(stem.ids) for row, stem in zip(rows, stems, strict=True)]
-        results = {
-            index: stem.output
-            for index, stem in enumerate(stems)
-            if lengths[index] == 0 and stem.output is not None
-        }
+        used = [*(match.stem for match in known.values()), *stems.values()]
+        self._forget_all_but(list(dict.fromkeys(used)))
+        lengths = {index: len(rows[index].ids) - len(stem.ids) for index, stem in stems.items()}
         for batch in self._batches(lengths):
-            new = [rows[index][len(stems[index].ids) :] for index in batch]
-            found = self._read_on([stems[index] for index in batch], new)
-            results |= zip(batch, found, strict=True)
-        return [results[index] for index in range(len(rows))]
+            read = self._read_on([stems[i] for i in batch], [rows[i] for i in batch])
+            outputs |= zip(batch, read, strict=True)
+        return [
+            torch.stack([outputs[index][point] for point in row.points])
+            for index, row in enumerate(rows)
+        ]
 
     def _forget_other_weights(self) -> None:
         stamp = self._pass.stamp()
         if stamp != self._stamp:
             self._stamp = stamp
-            self._pool, self._stems = SlotPool(), []
+            self._pool, self._stems = SlotPool(self._pool.max_bytes), []
             self._passes.clear()
+
+    # --- memory ---
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of what is kept of one token; 0 before anything was read."""
+        return self._pool.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """Bound what is kept of texts; None: as much as is usual."""
+        self._pool.max_bytes = max_bytes
+        self._max_bytes = _MOST_BYTES if max_bytes is None else max_bytes
+
+    def drop_unused(self) -> None:
+        """Let go of everything: whatever is asked for again is read again."""
+        self._passes.clear()
+        self._forget_all_but([], max_stems=0)
+        self._pool.drop_unused()
 
     # --- one pass ---
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+    def _batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Yield the indices of rows to read together: none is padded to more than twice itself."""
         batch: list[int] = []
-        to_read = [index for index, length in enumerate(lengths) if length]
-        for index in sorted(to_read, key=lambda index: lengths[index]):
+        for index in sorted(lengths, key=lambda index: lengths[index]):
             too_long = batch and lengths[index] > 2 * lengths[batch[0]] + LEAST
             if too_long or len(batch) == self._batch_size:
                 yield batch
@@ -152,120 +130,122 @@ class IncrementalReader:
         if batch:
             yield batch
 
-    def _read_on(self, stems: Sequence[Stem], new: Sequence[Ids]) -> torch.Tensor:
-        """Read tokens after stems, and keep them as tails."""
-        width = max(map(len, new))
-        rows = self._rows(stems, width)
-        padded = [[*ids, *[0] * (width - len(ids))] for ids in new]  # behind: nobody sees it
-        last = torch.tensor([len(ids) - 1 for ids in new], device=self._pass.device)
-        output: torch.Tensor = self._pass(rows, padded, last=last)
-        self._passes.append(rows.own)
-        own = weakref.ref(rows.own)
-        for row, (stem, ids) in enumerate(zip(stems, new, strict=True)):
+    def _read_on(self, stems: Sequence[Stem], rows: Sequence[Row]) -> list[Outputs]:
+        """Read rows beyond their stems, and keep that as tails."""
+        starts = [len(stem.ids) for stem in stems]
+        new = [row.ids[start:] for row, start in zip(rows, starts, strict=True)]
+        points = [
+            [point for point in row.points if point >= start]
+            for row, start in zip(rows, starts, strict=True)
+        ]
+        read, outputs = self._read_after(stems, new, points)
+        self._passes.append(read.own)
+        own = weakref.ref(read.own)
+        for index, (stem, ids) in enumerate(zip(stems, new, strict=True)):
             alive = [tail for tail in stem.tails if tail.own() is not None]
-            stem.tails = [*alive, Tail(list(ids), own, row, output[row])]
-            self.num_fed += len(ids)
-        return output
+            stem.tails = [*alive, Tail(ids, own, index, outputs[index])]
+        return outputs
 
-    def _rows(self, stems: Sequence[Stem], width: int) -> Continuations:
-        slots = [stem.slot for stem in stems]
-        lengths = [len(stem.ids) for stem in stems]
-        return Continuations(self._pool, slots, lengths, width, self._pass.device)
+    def _read_after(
+        self, stems: Sequence[Stem], new: Sequence[Ids], points: Sequence[Sequence[int]]
+    ) -> tuple[Continuations, list[Outputs]]:
+        """Read tokens after stems; add what comes of some, one at least, to what stems know."""
+        width = max(map(len, new))
+        starts = [len(stem.ids) for stem in stems]
+        rows = Continuations(
+            self._pool, [stem.slot for stem in stems], starts, width, self._pass.device
+        )
+        padded = [[*ids, *[0] * (width - len(ids))] for ids in new]  # behind: nobody sees it
+        columns = [[p - start for p in each] for each, start in zip(points, starts, strict=True)]
+        found = self._pass(rows, padded, columns=pad_columns(columns, self._pass.device))
+        self.num_fed += sum(map(len, new))
+        return rows, [
+            {**stem.outputs, **dict(zip(each, output[: len(each)], strict=True))}
+            for stem, each, output in zip(stems, points, found, strict=True)
+        ]
 
     # --- stems ---
 
-    def _find_stems(self, rows: Sequence[Ids]) -> list[Stem]:
-        """Return a stem for each row: tokens it begins with; all of them if the rest is known."""
-        matches: list[Match | None] = []
-        for row in rows:  # neighbours are mostly candidates of one segment
-            recent = matches[-1] if matches else None
-            same = recent and self._match_whole(recent.stem, row)
-            matches.append(same or self._match(row))
+    def _match_all(self, rows: Sequence[Row]) -> list[Match]:
+        """Find what is known of each row; where that is not enough, read its beginning."""
+        found: dict[int, Match] = {}
+        recent: Match | None = None
+        for index, row in enumerate(rows):
+            # Neighbours are mostly candidates of one segment.
+            near = [recent.stem] if recent is not None and recent.stem.begins(row) else []
+            recent = self._match(row, near) or self._match(row, self._stems)
+            if recent is not None:
+                found[index] = recent
+        fresh = [index for index in range(len(rows)) if index not in found]
+        for group in alike(fresh, rows):
+            stem = self._begin([rows[index] for index in group])
+            found |= {index: stem.match(rows[index]) for index in group}
+        return [found[index] for index in range(len(rows))]
+
+    @staticmethod
+    def _match(row: Row, stems: Sequence[Stem]) -> Match | None:
+        """Find the stem that has most of a row; None if none has enough."""
+        size = len(row.ids)
+        whole = [stem.match(row) for stem in stems if stem.begins(row)]
+        best = max(whole, key=count_of, default=None)
+        if best is None or 2 * best.num < size:
+            parts = [stem.match(row) for stem in stems]
+            best = max([*whole, *parts], key=count_of, default=None)
+        return best if best is not None and best.num >= max(1, min(LEAST, size // 4)) else None
+
+    def _grow_all(self, matches: Mapping[int, Match]) -> dict[int, Stem]:
+        """Return a stem for each row: tokens that it begins with, and goes on from."""
         by_stem: dict[Stem, dict[int, list[int]]] = {}  # of each, its rows by the tail they know
-        for index, match in enumerate(matches):
-            if match is not None:
-                by_stem.setdefault(match.stem, {}).setdefault(id(match.tail), []).append(index)
+        for index, match in matches.items():
+            by_stem.setdefault(match.stem, {}).setdefault(id(match.tail), []).append(index)
         found: dict[int, Stem] = {}
         for groups in by_stem.values():
             known = [
-                (min(filter(None, (matches[i] for i in group)), key=_count), group)
+                (min((matches[index] for index in group), key=count_of), group)
                 for group in groups.values()
             ]
-            known.sort(key=lambda item: _count(item[0]))
+            known.sort(key=lambda item: count_of(item[0]))
             # Who knows most goes on in the stem's own slot, after the others have copied it.
             for match, group in known:
                 stem = self._grow(match, in_place=group is known[-1][1])
                 found |= dict.fromkeys(group, stem)
-        fresh = [index for index, match in enumerate(matches) if match is None]
-        for group in _alike(fresh, rows):
-            found |= dict.fromkeys(group, self._begin([rows[index] for index in group]))
-        self._forget_all_but(list(dict.fromkeys(found.values())))
-        return [found[index] for index in range(len(rows))]
-
-    def _match(self, row: Ids) -> Match | None:
-        """Find the stem that has most of a row; None if none has enough."""
-        whole = [m for stem in self._stems if (m := self._match_whole(stem, row)) is not None]
-        best = max(whole, key=_count, default=None)
-        if best is None or 2 * best.num < len(row):
-            parts = [Match(num_common(stem.ids, row[:-1]), stem, None) for stem in self._stems]
-            best = max([*whole, *parts], key=_count, default=None)
-        enough = max(1, min(LEAST, len(row) // 4))
-        return best if best is not None and best.num >= enough else None
-
-    @staticmethod
-    def _match_whole(stem: Stem, row: Ids) -> Match | None:
-        """Match a row that begins with all of a stem."""
-        size = len(stem.ids)
-        most = len(row) if stem.output is not None else len(row) - 1
-        if not 0 < size <= most or row[size - 1] != stem.ids[-1] or row[:size] != stem.ids:
-            return None
-        best = Match(size, stem, None)
-        for tail in stem.tails:
-            # The row has grown, so that candidate was kept.
-            if len(row) > size + len(tail.ids) and tail.own() is not None:
-                count = size + num_common(tail.ids, row[size:])
-                best = max(best, Match(count, stem, tail), key=_count)
-        return best
+        return found
 
     def _grow(self, match: Match, *, in_place: bool) -> Stem:
         """Bring a stem to what is known of its rows."""
         count, stem, tail = match
+        outputs = match.outputs
         size = min(count, len(stem.ids))
         if not in_place or size < len(stem.ids) - _RETRACTED:
             stem = self._copy(stem, size)
         if count == len(stem.ids):
             return stem
-        stem.tails, stem.output = [], None
-        del stem.ids[size:]
+        stem.slot.ids = stem.ids[:size]
         own = tail.own() if tail is not None else None
         if tail is not None and own is not None:
             new = tail.ids[: count - size]
-            stem.slot.ids = stem.slot.ids[:size]
             self._pool.write(stem.slot, *own.first(tail.row, len(new)), new)
-            stem.ids += new
-            stem.output = tail.output if len(new) == len(tail.ids) else None
+        stem.tails, stem.outputs = [], before(outputs, len(stem.ids))
         return stem
 
     def _copy(self, stem: Stem, size: int) -> Stem:
         [slot] = self._pool.take([size])
         self._pool.copy(stem.slot, slot, size)
-        output = stem.output if size == len(stem.ids) else None
-        return self._keep(Stem(slot, stem.ids[:size], output))
+        return self._keep(Stem(slot, before(stem.outputs, size)))
 
-    def _begin(self, rows: Sequence[Ids]) -> Stem:
+    def _begin(self, rows: Sequence[Row]) -> Stem:
         """Read what rows have in common, in a slot of its own."""
-        first = rows[0]
-        size = min([len(first), *(num_common(first, row) for row in rows[1:])])
+        first = rows[0].ids
+        size = min([len(first), *(num_common(first, row.ids) for row in rows[1:])])
+        points = {point for row in rows for point in row.points}
         [slot] = self._pool.take([size])
-        stem = self._keep(Stem(slot, []))
+        stem = self._keep(Stem(slot))
         for start in range(0, size, _CHUNK):
-            ids = first[start : min(start + _CHUNK, size)]
-            piece = self._rows([stem], len(ids))
-            last = torch.tensor([len(ids) - 1], device=self._pass.device)
-            [stem.output] = self._pass(piece, [ids], last=last)
-            self._pool.write(slot, *piece.states(0, len(ids)), ids)
-            stem.ids += ids
-            self.num_fed += len(ids)
+            end = min(start + _CHUNK, size)
+            wanted = sorted(points.intersection(range(start, end)) | {end - 1})  # one at least
+            read, [outputs] = self._read_after([stem], [first[start:end]], [wanted])
+            self._pool.write(slot, *read.states(0, end - start), first[start:end])
+            stem.outputs = outputs
         self.num_prefills += 1
         return stem
 
@@ -273,11 +253,11 @@ class IncrementalReader:
         self._stems.append(stem)
         return stem
 
-    def _forget_all_but(self, used: Sequence[Stem]) -> None:
+    def _forget_all_but(self, used: Sequence[Stem], max_stems: int = MAX_STEMS) -> None:
         """Give up what has waited longest for a use, as far as there is too much of it."""
         waiting = [stem for stem in self._stems if stem not in used]
         num_bytes = [len(stem.ids) * self._pool.bytes_per_token for stem in waiting]
-        cut = max(0, len(waiting) - max(0, MAX_STEMS - len(used)))
+        cut = max(0, len(waiting) - max(0, max_stems - len(used)))
         while sum(num_bytes[cut:]) > self._max_bytes:
             cut += 1
         for stem in waiting[:cut]:
@@ -285,77 +265,66 @@ class IncrementalReader:
         self._stems = [*waiting[cut:], *used]
 
 
-def _alike(indices: Sequence[int], rows: Sequence[Ids]) -> Iterator[list[int]]:
-    """Yield rows that are read for the first time, neighbours with much in common together."""
-    group: list[int] = []
-    for index in indices:
-        if group and not _is_alike(rows[group[0]], rows[index]):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
+def _with_cache(call: CallAt) -> Callable[..., torch.Tensor]:
+    """Return a pass as `SharingPass` makes it."""
 
+    def read(
+        ids: torch.Tensor, positions: torch.Tensor, cache: Cache, columns: torch.Tensor
+    ) -> torch.Tensor:
+        inputs = {"input_ids": ids, "position_ids": positions}
+        return call(columns, past_key_values=cache, use_cache=True, **inputs)
 
-def _is_alike(first: Ids, second: Ids) -> bool:
-    """Whether rows look like candidates of one segment: what differs is short beside the rest."""
-    common = num_common(first, second)
-    return common > 0 and min(len(first), len(second)) - common <= max(64, common // 8)
-
-
-def _count(match: Match) -> int:
-    return match.num
+    return read
 
 
 def read_rows(
     reader: IncrementalReader | None,
-    rows: Sequence[Ids],
-    plain: Callable[[Sequence[Ids]], torch.Tensor],
+    rows: Sequence[Row],
+    plain: ReadWhole,
     *,
     batch_size: int,
     sharing: Sharing,
-) -> torch.Tensor:
-    """Return what comes of the last token of each row, `(rows, ...)`, by a reader or plainly.
+) -> list[torch.Tensor]:
+    """Return what comes of each row's points, `(points, ...)`, by a reader or plainly.
 
     Args:
         reader: Reads only what is new; None: every row is read whole.
-        rows: At least one.
+        rows: The rows.
         plain: Reads some rows whole, as one batch.
         batch_size: Rows of a batch at most.
         sharing: Which rows may share a batch.
     """
     if reader is not None:
-        return torch.stack(reader.read(rows))
-    lengths = [len(row) for row in rows]
-    return torch.stack(
-        in_batches(rows, lengths, batch_size, lambda batch: list(plain(batch)), sharing)
-    )
+        return reader.read(rows)
+    return in_batches(rows, [len(row.ids) for row in rows], batch_size, plain, sharing)
 
 
 def choose_reader(
     model: Any,
-    call: CallLast,
-    plain: Callable[[Sequence[Ids]], torch.Tensor],
+    call: CallAt,
+    plain: ReadWhole,
     *,
     context_len: int | None,
     batch_size: int,
     sharing: Sharing,
+    head: torch.nn.Module | None = None,
 ) -> tuple[IncrementalReader | None, str]:
     """Return a reader, if what it finds is what plain passes find, and how texts are read.
 
     Args:
         model: A causal model of transformers.
         call: One pass through it, with a cache.
-        plain: Returns what comes of the last token of each whole row, `(rows, ...)`.
+        plain: Reads rows whole, as one batch; returns what comes of their points.
         context_len: Positions it has; None for no limit.
         batch_size: Rows of a pass at most.
         sharing: Which rows may share a pass.
+        head: What the call has beside the model, if anything.
     """
     if sharing is not Sharing.ANY:
         return None, "whole texts (it scores a text by what is beside it)"
 
     def make() -> IncrementalReader:
-        return IncrementalReader(model, call, context_len, batch_size=batch_size)
+        return IncrementalReader(model, call, context_len, batch_size=batch_size, head=head)
 
     problem = _find_problem(make(), plain, model, context_len)
     if problem is not None:
@@ -366,10 +335,7 @@ def choose_reader(
 
 @torch.inference_mode()
 def _find_problem(
-    reader: IncrementalReader,
-    plain: Callable[[Sequence[Ids]], torch.Tensor],
-    model: Any,
-    context_len: int | None,
+    reader: IncrementalReader, plain: ReadWhole, model: Any, context_len: int | None
 ) -> str | None:
     """Compare with plain passes on random ids; return what is wrong."""
     generator = torch.Generator().manual_seed(0)
@@ -384,17 +350,23 @@ def _find_problem(
         ids: Ids = torch.randint(vocab_size, (count,), generator=generator).tolist()
         return ids
 
-    kept = [random_ids(size), random_ids(size - size // 4)]
+    def grown(ids: Ids, marks: tuple[int, ...], count: int) -> Row:
+        end = len(ids) + count - 1
+        return Row([*ids, *random_ids(count)], (*marks, end - 1, end))
+
+    kept: list[tuple[Ids, tuple[int, ...]]]
+    kept = [(random_ids(length), (length // 2,)) for length in (size, size - size // 4)]
     try:
         for _ in range(3):
-            rows = [[*ids, *random_ids(count)] for ids in kept for count in (4, 3, 4)]
-            ours = torch.stack(reader.read(rows)).float()
-            plainly = torch.cat([plain([row]) for row in rows]).float()
+            rows = [grown(*each, count) for each in kept for count in (4, 3, 4)]
+            ours = torch.cat(reader.read(rows)).float()
+            plainly = torch.cat([found for row in rows for found in plain([row])]).float()
             difference = (ours - plainly).abs().max().item()
             scale = plainly.abs().max().item()
             if not difference <= ROUNDING.get(model.dtype, 6e-2) * max(scale, 0.1):
                 return f"values differed by {difference:.2g} of {scale:.2g}"
-            kept = [rows[1], rows[5]]
+            # The last point of one stays, that of the other moves.
+            kept = [(rows[1].ids, rows[1].marks), (rows[5].ids[:-1], rows[5].marks[:-1])]
     except Exception as error:  # noqa: BLE001 - architectures fail in ways of their own
         return f"{type(error).__name__}: {error}"
     return None

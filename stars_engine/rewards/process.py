@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
-from stars_engine.rewards.batching import Batch, in_batches, last_logits, pad
+from stars_engine.rewards.batching import CallAt, read_whole
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.heads import load_token_head
+from stars_engine.rewards.incremental import choose_reader, read_rows
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
+from stars_engine.rewards.words import NextWords
 from stars_engine.types import RewardInput, RewardPrompt
 
 _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -55,33 +57,44 @@ class ProcessRewardModel:
         if text is None and not has_template(codec):
             text = "{prompt}{completion}"
         self._template = None if text is None else TextTemplate(text, codec)
-        self._scorer: _LabelScorer | _WordScorer
+        self._call: CallAt
+        model: Any
+        head = None
         if convention.head == "tokens":
-            assert convention.positive is not None
-            assert convention.negative is not None
-            good = self._one_token("positive", convention.positive)
-            bad = self._one_token("negative", convention.negative)
-            self._scorer = _WordScorer(load_model(config, AutoModelForCausalLM), good, bad)
+            words = self._two_words()
+            model = load_model(config, AutoModelForCausalLM)
+            self._call = NextWords(model, words)
         else:
-            self._scorer = _LabelScorer(config, self.name)
-        model: Any = self._scorer.model
+            self._call = labels = load_token_head(config)
+            model, head = labels.model, labels.head
+        self._model = model
         self._device = model.get_input_embeddings().weight.device
-        self._scorer.check(self._pad([[self._marker] * 3]), self.name)
+        self._label = self._find_label()
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._reader = Reader(
             codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
         )
+        self._incremental, self.path = choose_reader(
+            model,
+            self._call,
+            self._read_whole,
+            context_len=limit,
+            batch_size=config.batch_size,
+            sharing=self._sharing,
+            head=head,
+        )
 
     def about(self) -> dict[str, str]:
         """Return what it is, for people."""
-        model: Any = self._scorer.model
+        model = self._model
         how = "its own chat template" if self._template is None else "a template"
         return {
             "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
             "placement": f"{model.device}, {model.dtype}",
             "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
             "reads": f"text, through {how}, {self._convention.marker!r} after each step",
+            "path": self.path,
         }
 
     def steps(self, item: RewardInput) -> list[str]:
@@ -113,14 +126,17 @@ class ProcessRewardModel:
     @torch.inference_mode()
     def _score_steps(self, inputs: Sequence[RewardInput]) -> list[tuple[list[float], Row]]:
         rows = [self._read(item) for item in inputs]
-        scores = in_batches(
+        if not rows:
+            return []
+        outputs = read_rows(
+            self._incremental,
             rows,
-            [len(row.ids) for row in rows],
-            self._config.batch_size,
-            self._run,
-            self._sharing,
+            self._read_whole,
+            batch_size=self._config.batch_size,
+            sharing=self._sharing,
         )
-        return list(zip(scores, rows, strict=True))
+        values = iter(read_label(torch.cat(outputs), self._label, "probability").tolist())
+        return [(list(islice(values, len(row.points))), row) for row in rows]
 
     # --- reading ---
 
@@ -146,6 +162,19 @@ class ProcessRewardModel:
         shown = defuse(step.replace(head.mark, ""), self._codec.control_tokens, head.mark)
         return encode_rendered(self._codec, Rendered(head.text + shown, head.mark))
 
+    def _two_words(self) -> list[int]:
+        """Return the ids of the good word and of the bad one."""
+        convention = self._convention
+        assert convention.positive is not None
+        assert convention.negative is not None
+        good = self._one_token("positive", convention.positive)
+        bad = self._one_token("negative", convention.negative)
+        if good == bad:
+            raise ModelLoadError(
+                f"positive and negative are the same token of {self.name}. Cure: two others"
+            )
+        return [good, bad]
+
     def _one_token(self, field: str, text: str) -> int:
         """Return the id of a control token, or of text that is one token after other text."""
         if text in self._codec.control_tokens:
@@ -162,84 +191,34 @@ class ProcessRewardModel:
 
     # --- the forward pass ---
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> Batch:
-        return pad(rows, self._tokenizer.pad_token_id or 0, self._device)
-
-    def _run(self, rows: Sequence[Row]) -> list[list[float]]:
-        batch = self._pad([row.ids for row in rows])
-        logits = self._scorer.logits(batch, [row.marks for row in rows])
-        return [read_label(each, self._scorer.label, "probability").tolist() for each in logits]
+    def _read_whole(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Return (marks, labels) of each row."""
+        return read_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
 
     @torch.inference_mode()
-    def _find_sharing(self) -> Sharing:
-        def run(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-            return torch.cat(self._scorer.logits(self._pad(rows), [(len(r) - 1,) for r in rows]))
-
-        short, long = ([*self._codec.encode_prompt(text), self._marker] for text in PROBES)
-        dtype = self._scorer.model.dtype
-        return find_sharing(run, short, long, name=self.name, dtype=dtype)
-
-
-class _LabelScorer:
-    """Reads the labels of a head on each token."""
-
-    def __init__(self, config: ProcessReward, name: str) -> None:
-        self._head = load_token_head(config)
-        self._given = config.resolved().label
-        self._name = name
-        self.label = 0
-        self.model = self._head.model
-
-    @torch.inference_mode()
-    def check(self, batch: Batch, name: str) -> None:
+    def _find_label(self) -> int:
         """Check on a probe that there are labels for each token, and that the wanted one is.
 
         Raises:
             ModelLoadError: There are not.
         """
+        if self._convention.head == "tokens":
+            return 0  # the good word
         try:
-            logits = self._head.logits(batch)
+            [logits] = self._read_whole([Row([self._marker] * 3)])
         except Exception as error:
-            raise _no_head(name, error) from error
-        if logits.ndim != 3 or logits.shape[:2] != batch.input_ids.shape:
-            raise _no_head(name, f"it returns {tuple(logits.shape)} for {batch.input_ids.shape}")
-        known = names_of(self.model.config)
+            raise _no_head(self.name, error) from error
+        known = names_of(self._model.config)
         names = {index: known.get(index, str(index)) for index in range(logits.shape[-1])}
-        self.label = pick_label(names, self._given, name)
+        return pick_label(names, self._convention.label, self.name)
 
-    def logits(self, batch: Batch, marks: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return (marks, labels) of each row."""
-        logits = self._head.logits(batch)
-        return [logits[index, list(places)] for index, places in enumerate(marks)]
+    @torch.inference_mode()
+    def _find_sharing(self) -> Sharing:
+        def run(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+            return torch.cat(self._read_whole([Row(list(row)) for row in rows]))
 
-
-class _WordScorer:
-    """Reads two next tokens, the good one and the bad one, as if they were the only labels."""
-
-    def __init__(self, model: Any, good: int, bad: int) -> None:
-        self.label = 0
-        self.model = model
-        self._words = [good, bad]
-        self._can_choose = "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    def check(self, batch: Batch, name: str) -> None:
-        """See `_LabelScorer`.
-
-        Raises:
-            ModelLoadError: The two words begin with the same token.
-        """
-        if self._words[0] == self._words[1]:
-            raise ModelLoadError(
-                f"positive and negative are the same token of {name}. Cure: two others"
-            )
-
-    def logits(self, batch: Batch, marks: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """See `_LabelScorer`."""
-        positions = sorted({place for places in marks for place in places})
-        logits = last_logits(self.model, batch, positions, can_choose=self._can_choose)
-        logits = logits[..., self._words]  # (rows, positions, 2)
-        at = {place: index for index, place in enumerate(positions)}
-        return [logits[index, [at[p] for p in places]] for index, places in enumerate(marks)]
+        short, long = ([*self._codec.encode_prompt(text), self._marker] for text in PROBES)
+        return find_sharing(run, short, long, name=self.name, dtype=self._model.dtype)
 
 
 def _no_head(name: str, found: object) -> ModelLoadError:

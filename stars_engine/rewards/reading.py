@@ -28,13 +28,19 @@ class Row:
 
     Attributes:
         ids: Token ids, at least one.
-        marks: Positions at which scores are read; empty where that is the end.
+        marks: Positions at which scores are read, ascending, the last one at the end; empty where
+            that is the only one.
         truncated: Whether the prompt was cut.
     """
 
     ids: list[int]
     marks: tuple[int, ...] = ()
     truncated: bool = False
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Positions at which scores are read, at least one."""
+        return self.marks or (len(self.ids) - 1,)
 
 
 class TextTemplate:

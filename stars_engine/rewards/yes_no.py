@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, Cache
+from transformers import AutoModelForCausalLM
 
 from stars_engine.chat.template import Rendered, encode_rendered, has_template, render
 from stars_engine.codec import Codec
@@ -15,11 +14,12 @@ from stars_engine.errors import ModelLoadError
 from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.messages import Message
 from stars_engine.rewards.base import Score, with_floor
-from stars_engine.rewards.batching import last_logits, pad
+from stars_engine.rewards.batching import read_whole
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.incremental import choose_reader, read_rows
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
+from stars_engine.rewards.words import NextWords
 from stars_engine.types import RewardInput, RewardPrompt
 
 
@@ -45,18 +45,18 @@ class YesNoRewardModel:
                 f"{self.name} has no chat template to ask through. Cure: template='...{{prompt}}..."
                 "{completion}...', the judge's whole input"
             )
-        self._words = [
+        words = [
             self._first_token("positive", judging.positive),
             self._first_token("negative", judging.negative),
         ]
-        if self._words[0] == self._words[1]:
+        if words[0] == words[1]:
             raise ModelLoadError(
                 f"positive={judging.positive!r} and negative={judging.negative!r} begin with the "
                 f"same token of {self.name}. Cure: two answers that differ from the first token on"
             )
         self._model = model = load_model(config, AutoModelForCausalLM)
         self._device = model.get_input_embeddings().weight.device
-        self._can_choose = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._call = NextWords(model, words)
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._reader = Reader(
@@ -64,8 +64,8 @@ class YesNoRewardModel:
         )
         self._incremental, self.path = choose_reader(
             model,
-            self._last_logits,
-            self._logits,
+            self._call,
+            self._read_whole,
             context_len=limit,
             batch_size=config.batch_size,
             sharing=self._sharing,
@@ -91,14 +91,14 @@ class YesNoRewardModel:
             return []
         outputs = read_rows(
             self._incremental,
-            [row.ids for row in rows],
-            self._logits,
+            rows,
+            self._read_whole,
             batch_size=self._config.batch_size,
             sharing=self._sharing,
         )
         return [
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
-            for value, row in zip(self._values(outputs), rows, strict=True)
+            for value, row in zip(self._values(torch.cat(outputs)), rows, strict=True)
         ]
 
     # --- reading ---
@@ -149,22 +149,11 @@ class YesNoRewardModel:
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return (rows, 2): of the positive word and of the negative, after each row."""
-        batch = pad(rows, self._tokenizer.pad_token_id or 0, self._device)
-        positions = sorted({len(row) - 1 for row in rows})
-        logits = last_logits(self._model, batch, positions, can_choose=self._can_choose)
-        at = [positions.index(len(row) - 1) for row in rows]
-        return logits[torch.arange(len(rows)), at][:, self._words]
+        return torch.cat(self._read_whole([Row(list(row)) for row in rows]))
 
-    def _last_logits(
-        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: torch.Tensor
-    ) -> torch.Tensor:
-        """See `incremental.CallLast`."""
-        places, at = torch.unique(last, return_inverse=True)
-        options = {"logits_to_keep": places} if self._can_choose else {}
-        logits: torch.Tensor = self._model(
-            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options
-        ).logits
-        return logits[torch.arange(len(ids)), at if self._can_choose else last][:, self._words]
+    def _read_whole(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Return (1, 2) of each row."""
+        return read_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
 
     @torch.inference_mode()
     def _find_sharing(self) -> Sharing:
