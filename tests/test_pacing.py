@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from random import Random
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.pacing import COSTS, Cost, measure
 from stars_engine import AlignParams, ConstantSchedule, SamplingParams, StarsEngine
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.errors import GenerationError
@@ -29,8 +30,6 @@ from stars_engine.pacing.probe import logger as probe_logger
 from stars_engine.rounds import Entry, Rounds
 from stars_engine.testing import TableReward, TabularModel
 from tests.conftest import make_rollout
-
-Cost = Callable[[int], float]
 
 
 def linear(slope: float) -> Cost:
@@ -213,58 +212,16 @@ def test_when_every_row_costs_its_share_each_has_one() -> None:
 # --- whether it pays: rounds simulated ---
 
 
-def simulated(
-    choose: Callable[[Sequence[tuple[int, Chances]]], Sequence[int]], cost: Cost, seed: int
-) -> float:
-    """Seconds that 8 rollouts of 20 segments take, in rounds, as in `Rounds` but without models.
-
-    Args:
-        choose: Gets number and chances of each rollout that is left; says how many each drafts.
-        cost: Of a round.
-        seed: Of acceptance. Draw i of a segment is the same whatever is chosen.
-    """
-    usual = (0.95, 0.8, 0.6, 0.5, 0.4, 0.25, 0.15, 0.1)
-    rngs = [Random(100 * seed + index) for index in range(8)]
-    draws = [
-        [_first_accepted(rng, p) for _ in range(20)] for rng, p in zip(rngs, usual, strict=True)
-    ]
-    rejected, seconds = [0] * 8, 0.0
-    while any(draws):
-        here = [(i, Chances(1, 20 - rejected[i], p)) for i, p in enumerate(usual) if draws[i]]
-        counts = [min(c, x.most) for c, (_, x) in zip(choose(here), here, strict=True)]
-        seconds += cost(sum(counts))
-        for (i, _), count in zip(here, counts, strict=True):
-            rejected[i] += count
-            if rejected[i] >= draws[i][0]:
-                draws[i].pop(0)
-                rejected[i] = 0
-    return seconds
-
-
-def _first_accepted(rng: Random, acceptance: float) -> int:
-    """Number of draws until one is accepted, or attempts are spent."""
-    return next((n for n in range(1, 20) if rng.random() < acceptance), 20)
-
-
-@pytest.mark.parametrize(
-    ("cost", "least_gain"),
-    [
-        (Curve({1: 1.0, 2: 1.5, 8: 1.6, 16: 2.1, 64: 5.0, 160: 12.0}), 1.2),  # a CPU, bumpy
-        (Curve({1: 1.0, 160: 1.0 + 0.01 * 159}), 1.15),  # a GPU below its knee
-        (Curve({1: 1.0, 160: 1.0 + 0.2 * 159}), 1.15),  # rows are dear
-    ],
-    ids=["bumpy", "cheap rows", "dear rows"],
-)
-def test_simulated_rounds_cost_less_than_with_equal_shares(cost: Cost, least_gain: float) -> None:
+@pytest.mark.parametrize("max_rows", [128, 16])
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+def test_simulated_rounds_take_less_time(cost: Cost, max_rows: int) -> None:
     """Less than with the best of all equal shares, which nobody knows before."""
-    seeds = range(10)
-
-    def total(choose: Callable[[Sequence[tuple[int, Chances]]], Sequence[int]]) -> float:
-        return sum(simulated(choose, cost, seed) for seed in seeds)
-
-    ours = total(lambda here: allot([chances for _, chances in here], cost))
-    equal = {share: total(lambda here, m=share: [m] * len(here)) for share in range(1, 21)}
-    assert min(equal.values()) / ours > least_gain
+    ways = measure(cost, max_rows, range(10))
+    assert ways["dealt out, known"] * 1.1 < ways["equal shares"]
+    assert ways["dealt out, known"] < ways["each for itself, known"] * 1.05
+    for call in ("learnt, 1st call", "learnt, 3rd call"):
+        assert ways[call] < ways["equal shares"]
+        assert ways[call] < ways["one posterior, each for itself"]
 
 
 # --- prospects ---

@@ -16,7 +16,7 @@ from stars_engine.schedules import BaseSchedule
 from stars_engine.trial import NumDrafts
 from stars_engine.types import SegmentEvent
 
-_NUM_RECALLED = 4  # segments of an answer by which its next one is judged
+_NUM_RECALLED = 8  # segments of an answer by which its next one is judged
 
 
 class Turn(NamedTuple):

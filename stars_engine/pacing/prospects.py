@@ -7,8 +7,8 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 _PRIOR = 3.0  # draws that what is known from elsewhere counts for
-_SURPRISE = 2.0  # acceptances before an answer is taken to differ from others by its own record
-_FADING = 0.7  # what an earlier segment of it counts, against the next
+_SURPRISE = 1.0  # acceptance before an answer is taken to differ from others by its own record
+_FADING = 0.85  # what an earlier segment of it counts, against the next
 _MEMORY = 200.0  # draws of one segment index that are remembered; those before them fade
 _MOST_SETTINGS = 64  # remembered; those unused for longest are forgotten
 _NUM_SINGLE = 8  # segment indices with an estimate of their own; the others in powers of two
