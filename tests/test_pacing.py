@@ -429,6 +429,14 @@ def test_a_fixed_number_stays_as_it_is_beside_others() -> None:
     assert [counts[0] for counts in model.asked[:2]] == [4, 2]  # six attempts in all
 
 
+def test_nobody_is_kept_out_of_a_round_by_those_who_could_use_more_rows() -> None:
+    model = Toy(can_probe=False)
+    texts = written(model, *["auto"] * 14, 2, threshold=9.0)
+    assert [len(counts) for counts in model.asked[:1]] == [15]
+    assert max(map(sum, model.asked)) <= 16
+    assert texts == written(Toy(), *[1] * 15, threshold=9.0)
+
+
 def test_what_one_call_has_found_the_next_one_begins_with() -> None:
     pacer, model = Pacer(), Toy(can_probe=False)
     pacer._costs.note(1, 1.0)
