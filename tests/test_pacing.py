@@ -350,6 +350,12 @@ def test_a_probe_of_a_slow_model_is_short(seconds: float, monkeypatch: pytest.Mo
     assert bool(found) == (seconds < 1)
 
 
+def test_a_probe_whose_text_ends_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Timed(lambda _: 0.01)
+    monkeypatch.setattr(model, "draft", lambda requests: [Draft((0,)) for _ in requests])
+    assert probed(model, monkeypatch, None) == {}
+
+
 class Toy(TabularModel):
     """Two tokens; tells the numbers of rows it was asked for, and can fail on strange prefixes."""
 

@@ -7,6 +7,7 @@ import time
 
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.config import SamplingParams
+from stars_engine.errors import GenerationError
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,14 @@ def _time(model: LanguageModel, requests: list[DraftRequest]) -> float:
 
     Raises:
         GenerationError: Nothing can be drafted.
+        ValueError: The text ended early, so the time tells nothing.
     """
     started_s = time.perf_counter()
-    for draft in model.draft(requests):
-        if isinstance(draft, Exception):
+    drafts = model.draft(requests)
+    seconds = time.perf_counter() - started_s
+    for draft, request in zip(drafts, requests, strict=True):
+        if isinstance(draft, GenerationError):
             raise draft
-    return time.perf_counter() - started_s
+        if len(draft.token_ids) < len(request.uniforms):
+            raise ValueError("a draft of the probe ended early")
+    return seconds
