@@ -54,6 +54,7 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.baselines import Plain
 from stars_engine.loop import Stars
 from stars_engine.noise import CounterNoise
+from stars_engine.pacing import Pacer
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rollout import Rollout
 from stars_engine.rounds import Entry, Rounds
@@ -112,6 +113,7 @@ class Pair:
         rm_config = LlamaConfig(**shape, **RM, num_key_value_heads=1, num_labels=1)
         rm = LlamaForSequenceClassification(rm_config).to(dtype).eval()
         self._reward_model = rm
+        self._pacer = Pacer()  # as an engine has one for as long as its model is loaded
         self.lm = TransformersBackend(TransformersModel(model=lm, tokenizer=tokenizer))
         self.rm = ClassifierRewardModel(
             ClassifierReward(model=rm, tokenizer=tokenizer, read="ids"),
@@ -146,7 +148,8 @@ class Pair:
             noise = CounterNoise(seed=seed + index, prompt_ids=ids, sample_index=0)
             rollout = Rollout(ids, prompt, sampling, align, noise)
             entries.append(Entry(rollout, reward, decoding))
-        rounds = Rounds(self.lm, max_rows=128)
+        pacer = self._pacer if num_candidates == "auto" else None
+        rounds = Rounds(self.lm, max_rows=128, pacer=pacer)
 
         def read() -> None:
             rounds.join(entries)

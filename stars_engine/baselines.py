@@ -9,12 +9,11 @@ from stars_engine.backends.base import LanguageModel
 from stars_engine.config import AlignParams
 from stars_engine.errors import RewardError
 from stars_engine.noise import Noise
-from stars_engine.pacing import Load
 from stars_engine.reading import Candidate, Reading
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rollout import Draw, Rollout
 from stars_engine.rounds import run_rounds
-from stars_engine.trial import Trial
+from stars_engine.trial import NumDrafts, Trial
 from stars_engine.types import Attempt, FinishReason, SegmentEvent, Verdict
 
 
@@ -47,9 +46,9 @@ class Plain:
     def expect(self, num_rollouts: int) -> None:
         """Rollouts do not know of each other."""
 
-    def num_drafts(self, rollout: Rollout, load: Load) -> int:
+    def num_drafts(self, rollout: Rollout) -> NumDrafts:
         """One."""
-        return 1
+        return NumDrafts(1, 1, sure=True)
 
     def first_draft(self, rollout: Rollout) -> int:
         """The first."""

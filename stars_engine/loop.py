@@ -18,13 +18,12 @@ from stars_engine.acceptance import acceptance_prob, accepts
 from stars_engine.backends.base import LanguageModel
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RewardError, StarsWarning
-from stars_engine.pacing import Load, Prospects, best_count
 from stars_engine.reading import Candidate
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.rollout import Draw, Rollout
 from stars_engine.rounds import run_rounds
 from stars_engine.schedules import NoSchedule
-from stars_engine.trial import Trial
+from stars_engine.trial import NumDrafts, Trial
 from stars_engine.types import Attempt, RewardInput, SegmentEvent, Verdict
 
 
@@ -48,21 +47,18 @@ class Stars:
 
     is_pilot = False
 
-    def __init__(self) -> None:
-        self._prospects = Prospects()
-
     def expect(self, num_rollouts: int) -> None:
         """Rollouts do not know of each other."""
 
-    def num_drafts(self, rollout: Rollout, load: Load) -> int:
+    def num_drafts(self, rollout: Rollout) -> NumDrafts:
         """Draw `num_candidates` at once, or what is quickest; at most what is left of the draws."""
         if rollout.in_passage:
-            return 1
+            return NumDrafts(1, 1, sure=True)
         left = rollout.max_attempts - len(rollout.draws)
         wanted = rollout.align.num_candidates
         if wanted == "auto":
-            return best_count(self._prospects.acceptance, left, load)
-        return min(wanted, left)
+            return NumDrafts(1, left)
+        return NumDrafts(min(wanted, left), min(wanted, left))
 
     def first_draft(self, rollout: Rollout) -> int:
         """Go on behind the draws that were judged."""
@@ -101,7 +97,6 @@ class Stars:
                 raise answer
             draw = judge(rollout, trial.candidate, answer)
             rollout.record(draw, answer)
-            self._prospects.note(accepted=draw.attempt.verdict == "accepted")
             if draw.attempt.verdict == "accepted":
                 return rollout.keep(trial.candidate, "accepted", draw.attempt)
         if trial.passed is not None:

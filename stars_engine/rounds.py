@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import GenerationError, RequestError
-from stars_engine.pacing import Load, RoundCosts
+from stars_engine.pacing import Pacer, Turn
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.questions import Asked, answer_now, spread
 from stars_engine.rollout import Rollout
-from stars_engine.trial import Decoding, Trial
+from stars_engine.trial import Decoding, NumDrafts, Trial
 from stars_engine.types import SegmentEvent
 
 MAX_ACTIVE = 32  # rollouts in flight in `run_rounds`; the others wait for a place
@@ -56,17 +56,23 @@ class Rounds:
         model: Drafts for all of them.
         scorer: Has questions answered, at once or before a later round.
         max_rows: Candidates drafted together at most.
+        pacer: What earlier rounds have taught about speed.
     """
 
     def __init__(
-        self, model: LanguageModel, scorer: Scorer = answer_now, *, max_rows: int | None = None
+        self,
+        model: LanguageModel,
+        scorer: Scorer = answer_now,
+        *,
+        max_rows: int | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
         self._model, self._scorer, self._max_rows = model, scorer, max_rows
         self._active: dict[Rollout, Entry] = {}
         self._ready: deque[Entry] = deque()  # longest waiting first
         self._trials: list[OpenTrial] = []
         self._events: Events = []
-        self._costs = RoundCosts()
+        self._pacer = pacer or Pacer()
         self.num_rounds = 0
 
     @property
@@ -90,14 +96,19 @@ class Rounds:
 
     @property
     def num_ready_rows(self) -> int:
-        """Candidates that the rollouts ready to draft ask for."""
+        """Candidates that the rollouts ready to draft ask for at least."""
         return sum(self.num_drafts(entry) for entry in tuple(self._ready))
 
     def num_drafts(self, entry: Entry) -> int:
-        """Return how many candidates an entry drafts if its turn is now."""
-        load = Load(self._costs, max(1, len(self._ready)))
-        count = entry.decoding.num_drafts(entry.rollout, load)
-        return count if self._max_rows is None else min(count, self._max_rows)
+        """Return how many candidates an entry drafts at least if its turn is now."""
+        return self._bounds(entry).least
+
+    def _bounds(self, entry: Entry) -> NumDrafts:
+        bounds = entry.decoding.num_drafts(entry.rollout)
+        if self._max_rows is None:
+            return bounds
+        least, most = min(bounds.least, self._max_rows), min(bounds.most, self._max_rows)
+        return bounds._replace(least=least, most=most)
 
     def join(self, newcomers: Sequence[Entry]) -> None:
         """Read prompts and take their rollouts in."""
@@ -119,8 +130,8 @@ class Rounds:
             self._trials += trials
             self._scorer(spread(_questions(trials)))
             seconds = time.perf_counter() - started_s
-            row_len = group[0][0].rollout.align.row_len
-            self._costs.note(sum(count for _, count in group), seconds / row_len)
+            num_rows = sum(count for _, count in group)
+            self._pacer.note_round([entry.rollout for entry, _ in group], num_rows, seconds)
         self._walk()
         return self.take_events()
 
@@ -155,22 +166,24 @@ class Rounds:
         Returns:
             Each with the number of its candidates.
         """
-        group: list[tuple[Entry, int]] = []
+        group: list[tuple[Entry, NumDrafts]] = []
         others: deque[Entry] = deque()
         num_rows = 0
         for entry in self._ready:
-            rows = self.num_drafts(entry)
+            bounds = self._bounds(entry)
             fits = not group or (
                 entry.rollout.align.row_len == group[0][0].rollout.align.row_len
-                and (self._max_rows is None or num_rows + rows <= self._max_rows)
+                and (self._max_rows is None or num_rows + bounds.least <= self._max_rows)
             )
             if fits:
-                group.append((entry, rows))
-                num_rows += rows
+                group.append((entry, bounds))
+                num_rows += bounds.least
             else:
                 others.append(entry)
         self._ready = others
-        return group
+        turns = [Turn(entry.rollout, entry.reward, bounds) for entry, bounds in group]
+        counts = self._pacer.counts(turns, self._model, self._max_rows)
+        return [(entry, count) for (entry, _), count in zip(group, counts, strict=True)]
 
     def _walk(self) -> None:
         """Use the answers that are there, and commit what was kept.
@@ -195,6 +208,7 @@ class Rounds:
         except RequestError as error:
             event = rollout.fail(error)
         if event is not None:
+            self._pacer.note_event(rollout, entry.reward, event)
             self._events.append((rollout, event))
         trial.closed = trial.closed or event is not None or trial.all_used
         if trial.closed and not rollout.finished:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from stars_engine.pacing import Load
 from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Answer
 from stars_engine.rewards.questions import Question
@@ -107,6 +106,20 @@ class Trial:
         return self.candidates[self._num_used - 1 - len(self.inputs) + len(self.candidates)]
 
 
+class NumDrafts(NamedTuple):
+    """How many draws of the next segment may be made together.
+
+    Attributes:
+        least: In any case.
+        most: At most; the same if there is no choice.
+        sure: Whether the rollout moves on by them, whatever their rewards.
+    """
+
+    least: int
+    most: int
+    sure: bool = False
+
+
 class Decoding(Protocol):
     """How drafts become text: by rejection sampling (`loop.py`), or plainly (`baselines.py`)."""
 
@@ -114,13 +127,8 @@ class Decoding(Protocol):
         """Note how many rollouts will come, before the first does."""
         ...
 
-    def num_drafts(self, rollout: Rollout, load: Load) -> int:
-        """Return how many draws of the next segment to make together.
-
-        Args:
-            rollout: Whose segment it is.
-            load: What rounds cost at the moment.
-        """
+    def num_drafts(self, rollout: Rollout) -> NumDrafts:
+        """Return how many draws of the next segment to make together."""
         ...
 
     def first_draft(self, rollout: Rollout) -> int:

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import product
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from benchmarks.pacing import COSTS, Cost, measure
 from stars_engine import AlignParams, ConstantSchedule, SamplingParams, StarsEngine
-from stars_engine.pacing import Load, Prospects, RoundCosts, best_count
+from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.errors import GenerationError
+from stars_engine.loop import Stars
+from stars_engine.pacing import (
+    Chances,
+    Curve,
+    Pacer,
+    Prospects,
+    RoundCosts,
+    SegmentDraws,
+    allot,
+    probe_costs,
+)
+from stars_engine.pacing.probe import logger as probe_logger
+from stars_engine.rounds import Entry, Rounds
+from stars_engine.testing import TableReward, TabularModel
+from tests.conftest import make_rollout
 
 
-def linear(slope: float) -> Load:
-    costs = RoundCosts()
-    for rows in (1, 2, 4, 8, 16, 32, 64):
-        costs.note(rows, 1 + slope * (rows - 1))
-    return Load(costs)
+def linear(slope: float) -> Cost:
+    return Curve({rows: 1 + slope * (rows - 1) for rows in (1, 2, 4, 8, 16, 32, 64, 128)})
+
+
+def bumpy(seed: int, most: int) -> Cost:
+    """Costs that rise by steps of any height, or not at all."""
+    rng, seconds, points = Random(seed), 1.0, {}
+    for rows in range(1, most + 1):
+        points[rows] = seconds
+        seconds += rng.choice([0.0, 0.01, 0.1, 0.5])
+    return Curve(points)
+
+
+# --- costs ---
 
 
 def test_costs_lie_between_measurements() -> None:
@@ -33,32 +66,397 @@ def test_newer_measurements_count_more() -> None:
     assert costs.of(4) == pytest.approx(2.0, abs=1e-3)
 
 
+def test_a_slow_round_among_others_is_not_heeded() -> None:
+    costs = RoundCosts()
+    for seconds in (1.0, 40.0, 1.1, 1.0, 30.0):
+        costs.note(4, seconds)
+    assert costs.of(4) == 1.1
+
+
+def test_a_number_that_was_slow_once_is_tried_again() -> None:
+    costs = RoundCosts()
+    costs.note(8, 40.0)
+    for _ in range(500):
+        costs.note(4, 1.0)
+    assert costs.of(8) == 40.0
+    costs.note(4, 1.0)
+    assert costs.of(8) == pytest.approx(0.8 * 1.7 / 1.3)
+
+
+def test_costs_at_one_length_have_the_form_of_those_at_the_nearest() -> None:
+    costs = RoundCosts()
+    costs.probed = {1: 5.0, 2: 9.0, 8: 10.0}
+    assert costs.of(8) / costs.of(1) == pytest.approx(2.0)  # nothing else is known
+    costs.note(1, 0.1, num_tokens=70)
+    costs.note(4, 0.3, num_tokens=70)
+    costs.note(4, 3.0, num_tokens=5000)
+    assert costs.of(4, num_tokens=200) == 0.3  # from 64 to 255 tokens
+    assert costs.of(1, num_tokens=200) == 0.1
+    assert costs.of(1, num_tokens=5000) == pytest.approx(1.0)
+    assert costs.of(1, num_tokens=20_000) == pytest.approx(1.0)
+    assert costs.of(1, num_tokens=0) == 0.1
+    # What rounds have not shown yet, the probe has: 4 rows lie between its 2 and 8.
+    four = 9.0 + 1.0 / 3
+    assert costs.of(2, num_tokens=70) == pytest.approx(0.1 * 9.0 / 5.0)
+    assert costs.of(8, num_tokens=70) == pytest.approx(0.3 * 10.0 / four)
+
+
+# --- one rollout ---
+
+
+def quickest(acceptance: float, most: int, cost: Cost) -> int:
+    """The least expected cost until acceptance, all numbers tried."""
+    return min(range(1, most + 1), key=lambda m: cost(m) / (1 - (1 - acceptance) ** m))
+
+
+def alone(acceptance: float, most: int, cost: Cost) -> int:
+    [count] = allot([Chances(1, most, acceptance)], cost)
+    return count
+
+
 @pytest.mark.parametrize("slope", [0.0, 0.05, 0.2, 1.0])
 @pytest.mark.parametrize("acceptance", [0.05, 0.2, 0.5, 0.9])
 def test_no_other_number_is_expected_to_be_quicker(slope: float, acceptance: float) -> None:
-    load = linear(slope)
+    cost = linear(slope)
 
     def expected(count: int) -> float:
-        return load.cost(count) / (1 - (1 - acceptance) ** count)
+        return cost(count) / (1 - (1 - acceptance) ** count)
 
-    chosen = best_count(acceptance, 20, load)
-    assert expected(chosen) == min(expected(count) for count in (1, 2, 3, 4, 6, 8, 10, 12, 16, 20))
+    chosen = alone(acceptance, 20, cost)
+    assert expected(chosen) == pytest.approx(min(map(expected, range(1, 21))), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_alone_it_is_the_least_expected_cost_until_acceptance(seed: int) -> None:
+    rng, cost = Random(seed), bumpy(seed, 20)
+    for acceptance in (rng.random() ** 2, rng.random()):
+        most = rng.randint(1, 20)
+        assert alone(acceptance, most, cost) == quickest(acceptance, most, cost)
 
 
 def test_free_rows_are_all_used_and_dear_ones_are_not() -> None:
-    assert best_count(0.2, 20, linear(0.0)) == 20
-    assert best_count(0.2, 20, linear(1.0)) == 1
-    assert best_count(0.2, 5, linear(0.0)) == 5
-    crowded = Load(linear(0.2).costs, num_rollouts=16)
-    assert best_count(0.2, 20, crowded) < best_count(0.2, 20, linear(0.2))
+    assert alone(0.2, 20, linear(0.0)) == 20
+    assert alone(0.2, 20, linear(1.0)) == 1
+    assert alone(0.2, 5, linear(0.0)) == 5
+    crowd = allot([Chances(1, 20, 0.2)] * 16, linear(0.2))
+    assert max(crowd) < alone(0.2, 20, linear(0.2))
+
+
+def test_a_dear_second_row_does_not_hide_cheap_ones_behind_it() -> None:
+    """Two rows cost as much as eight: one by one, the second would not pay."""
+    cost = Curve({1: 1.0, 2: 1.9, 8: 1.9})
+    assert cost(2) / (1 - 0.8**2) > cost(1) / 0.2
+    assert alone(0.2, 8, cost) == 8
+
+
+# --- several rollouts ---
+
+
+def rate(rollouts: Sequence[Chances], counts: Sequence[int], cost: Cost) -> float:
+    """Draws expected to be used per second: each unless one before it is accepted."""
+    used = (
+        (1 - chances.acceptance) ** earlier
+        for chances, count in zip(rollouts, counts, strict=True)
+        for earlier in range(count)
+    )
+    return sum(used) / cost(sum(counts))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_allotment_brings_more(seed: int) -> None:
+    rng, cost = Random(seed), bumpy(seed, 12)
+    fixed = rng.randint(1, 3)
+    rollouts = [Chances(fixed, fixed, rng.random())]
+    rollouts += [Chances(1, rng.randint(1, 5), rng.random() ** 2) for _ in range(3)]
+    for max_rows in (6, 9, None):
+        counts = allot(rollouts, cost, max_rows)
+        assert sum(counts) <= (max_rows or 18)
+        assert counts[0] == fixed
+        possible = product(*(range(r.least, r.most + 1) for r in rollouts))
+        best = max(
+            rate(rollouts, others, cost)
+            for others in possible
+            if max_rows is None or sum(others) <= max_rows
+        )
+        assert rate(rollouts, counts, cost) == pytest.approx(best, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equal_shares_never_bring_more(seed: int) -> None:
+    rng, cost = Random(seed), bumpy(seed, 128)
+    rollouts = [Chances(1, 20, rng.random()) for _ in range(rng.choice([2, 8, 40]))]
+    got = rate(rollouts, allot(rollouts, cost, 128), cost)
+    for share in range(1, min(20, 128 // len(rollouts)) + 1):
+        assert got >= rate(rollouts, [share] * len(rollouts), cost) * (1 - 1e-12)
+
+
+def test_rows_go_to_those_that_are_rejected() -> None:
+    easy, hard = Chances(1, 20, 0.95), Chances(1, 20, 0.1)
+    counts = allot([easy, hard] * 4, linear(0.02), 64)
+    assert set(counts[::2]) == {1}
+    assert min(counts[1::2]) >= 4
+
+
+def test_bounds_are_kept() -> None:
+    assert allot([], linear(0.1)) == []
+    assert allot([Chances(5, 5, 0.5), Chances(3, 3, 0.1)], linear(0.0), 4) == [5, 3]
+    assert allot([Chances(1, 2, 0.1), Chances(1, 20, 0.3)], linear(0.0)) == [2, 20]
+    assert sum(allot([Chances(1, 20, 0.1)] * 5, linear(0.0), 17)) == 17
+    assert allot([Chances(1, 20, 0.3)] * 128, linear(0.5), 128) == [1] * 128
+
+
+def test_when_every_row_costs_its_share_each_has_one() -> None:
+    assert allot([Chances(1, 20, 0.3)] * 40, lambda rows: rows + 0.0, 128) == [1] * 40
+
+
+# --- whether it pays: rounds simulated ---
+
+
+@pytest.mark.parametrize("max_rows", [128, 16])
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+def test_simulated_rounds_take_less_time(cost: Cost, max_rows: int) -> None:
+    """Less than with the best of all equal shares, which nobody knows before."""
+    ways = measure(cost, max_rows, range(10))
+    assert ways["dealt out, known"] * 1.1 < ways["equal shares"]
+    assert ways["dealt out, known"] < ways["each for itself, known"] * 1.05
+    for call in ("learnt, 1st call", "learnt, 3rd call"):
+        assert ways[call] < ways["equal shares"]
+        assert ways[call] < ways["one posterior, each for itself"]
+
+
+# --- prospects ---
+
+
+def acceptance(prospects: Prospects, *history: tuple[int, int, bool], settings: str = "a") -> float:
+    return prospects.acceptance(settings, [SegmentDraws(*draws) for draws in history])
 
 
 def test_prospects_follow_what_is_seen() -> None:
     prospects = Prospects()
-    assert prospects.acceptance == pytest.approx(1 / 3)
+    assert acceptance(prospects, (0, 0, False)) == pytest.approx(1 / 3)
     for _ in range(97):
-        prospects.note(accepted=False)
-    assert prospects.acceptance == pytest.approx(0.01)
+        prospects.note("a", SegmentDraws(0, 1, accepted=False))
+    assert acceptance(prospects, (0, 0, False)) == pytest.approx(0.01)
+
+
+def test_each_segment_index_has_prospects_of_its_own() -> None:
+    prospects = Prospects()
+    for _ in range(30):
+        prospects.note("a", SegmentDraws(0, 1, accepted=True))
+        prospects.note("a", SegmentDraws(1, 2, accepted=True))
+        prospects.note("a", SegmentDraws(2, 10, accepted=True))
+    found = [acceptance(prospects, (index, 0, False)) for index in (0, 1, 2, 3, 50)]
+    assert found[0] > 0.9
+    assert found[1] == pytest.approx(0.5, abs=0.05)
+    assert found[2] == pytest.approx(0.1, abs=0.03)
+    assert found[3] == found[4] == found[2]  # as at the last that was seen
+
+
+def test_other_settings_begin_where_all_have_been() -> None:
+    prospects = Prospects()
+    for _ in range(50):
+        prospects.note("a", SegmentDraws(0, 10, accepted=True))
+    assert acceptance(prospects, (0, 0, False), settings="b") == pytest.approx(0.1, abs=0.01)
+    for _ in range(10):
+        prospects.note("b", SegmentDraws(0, 1, accepted=True))
+    assert acceptance(prospects, (0, 0, False), settings="b") > 0.7
+    assert acceptance(prospects, (0, 0, False)) == pytest.approx(0.1, abs=0.03)
+
+
+def test_what_is_long_past_fades() -> None:
+    prospects = Prospects()
+    for _ in range(1000):
+        prospects.note("a", SegmentDraws(0, 1, accepted=True))
+    for _ in range(20):
+        prospects.note("a", SegmentDraws(0, 20, accepted=False))
+    assert acceptance(prospects, (0, 0, False)) < 0.2
+
+
+def test_settings_beyond_the_latest_are_forgotten() -> None:
+    prospects = Prospects()
+    for _ in range(50):
+        prospects.note("a", SegmentDraws(0, 1, accepted=True))
+    for index in range(64):
+        prospects.note(f"other {index}", SegmentDraws(0, 20, accepted=False))
+    assert acceptance(prospects, (0, 0, False)) < 0.1
+
+
+def test_an_answer_is_judged_by_its_own_record_too() -> None:
+    prospects = Prospects()
+    for index in range(6):
+        for _ in range(30):
+            prospects.note("a", SegmentDraws(index, 2, accepted=True))
+    usual = acceptance(prospects, (3, 0, False))
+    at_hand = [acceptance(prospects, (3, count, False)) for count in range(10)]
+    assert at_hand[0] == usual
+    assert at_hand == sorted(at_hand, reverse=True)
+    assert at_hand[-1] < usual / 2
+    easy = acceptance(prospects, (0, 1, True), (1, 1, True), (2, 1, True), (3, 0, False))
+    hard = acceptance(prospects, (0, 9, True), (1, 12, True), (2, 20, False), (3, 0, False))
+    assert hard < usual / 2 < usual < easy <= 0.99
+    late = acceptance(prospects, (0, 20, False), (1, 1, True), (2, 1, True), (3, 0, False))
+    soon = acceptance(prospects, (0, 1, True), (1, 1, True), (2, 20, False), (3, 0, False))
+    assert soon < late < usual  # the latest segments tell most
+
+
+# --- the probe ---
+
+
+class Timed:
+    """A language model that takes, by a clock of its own, what it is told to."""
+
+    def __init__(self, cost: Cost, context_len: int | None = None) -> None:
+        self.vocab_size, self.context_len, self.now_s = 50, context_len, 0.0
+        self.asked: list[int] = []
+        self.prompts: list[Sequence[int]] = []
+        self._cost = cost
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[object]:
+        self.prompts += prompts
+        return [object() for _ in prompts]
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
+        self.asked.append(len(requests))
+        self.now_s += self._cost(len(requests))
+        return [Draft((0,) * len(request.uniforms)) for request in requests]
+
+
+def probed(model: Any, monkeypatch: pytest.MonkeyPatch, max_rows: int | None) -> dict[int, float]:
+    clock = SimpleNamespace(perf_counter=model.perf_counter)
+    monkeypatch.setattr("stars_engine.pacing.probe.time", clock)
+    return probe_costs(model, max_rows)
+
+
+def test_a_probe_times_a_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Timed(lambda rows: 0.01 * rows)
+    assert probed(model, monkeypatch, None) == pytest.approx(
+        {rows: 0.01 * rows for rows in (1, 2, 4, 8, 16)}
+    )
+    assert max(map(max, model.prompts)) < model.vocab_size
+    assert probed(Timed(lambda _: 0.01), monkeypatch, 7).keys() == {1, 2, 4}
+    small = Timed(lambda _: 0.01, context_len=6)
+    assert len(probed(small, monkeypatch, 2)) == 2
+    assert len(small.prompts[0]) + 4 <= 6
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 5.0, 60.0])
+def test_a_probe_of_a_slow_model_is_short(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Timed(lambda rows: seconds * (1 + 0.3 * math.log2(rows)))
+    found = probed(model, monkeypatch, None)
+    assert model.now_s <= max(2.0, seconds)  # one draft is made in any case
+    assert bool(found) == (seconds < 1)
+
+
+def test_a_probe_whose_text_ends_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Timed(lambda _: 0.01)
+    monkeypatch.setattr(model, "draft", lambda requests: [Draft((0,)) for _ in requests])
+    assert probed(model, monkeypatch, None) == {}
+
+
+class Toy(TabularModel):
+    """Two tokens; tells the numbers of rows it was asked for, and can fail on strange prefixes."""
+
+    def __init__(self, *, can_probe: bool = True) -> None:
+        super().__init__(("a", "b"), lambda _: (0.5, 0.5))
+        self.asked: list[list[int]] = []
+        self._can_probe = can_probe
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        if not self._can_probe and len(prompts[0]) > 1:
+            raise RuntimeError("out of memory")
+        return super().prefill(prompts)
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        slots = [id(request.slot) for request in requests]
+        self.asked.append([slots.count(slot) for slot in dict.fromkeys(slots)])
+        return super().draft(requests)
+
+
+def written(
+    model: Toy, *counts: int | str, threshold: float = 0.5, pacer: Pacer | None = None
+) -> list[str]:
+    """Texts of rollouts with so many candidates at once, in rounds together."""
+    reward = TableReward({"a": 1.0, "ab": 1.0, "aba": 1.0}, default=0.0)
+    entries = [
+        Entry(
+            make_rollout(
+                align=AlignParams(
+                    schedule=ConstantSchedule(value=threshold),
+                    segment_len=1,
+                    max_attempts=6,
+                    num_candidates=count,
+                ),
+                sampling=SamplingParams(max_tokens=3, temperature=1.0, top_k=None),
+                seed=index,
+            ),
+            reward,
+            Stars(),
+        )
+        for index, count in enumerate(counts)
+    ]
+    rounds = Rounds(model, max_rows=16, pacer=pacer)
+    rounds.join(entries)
+    assert rounds.num_ready_rows == sum(1 if count == "auto" else count for count in counts)
+    num_rounds = 0
+    while rounds.num_active:
+        rounds.step()
+        num_rounds += 1
+    assert rounds.num_rounds == num_rounds
+    return [entry.rollout.text for entry in entries]
+
+
+def test_a_probe_is_made_only_where_there_is_a_choice_and_once() -> None:
+    fixed, chosen = Toy(), Toy()
+    pacer = Pacer()
+    texts = written(fixed, 3, 1, pacer=pacer)
+    assert fixed.asked[0] == [3, 1]
+    assert written(chosen, "auto", 1, pacer=pacer) == texts
+    num_probing = 1 + 2 * 5
+    assert chosen.asked[:num_probing] == [[n] for n in (1, 1, 1, 2, 2, 4, 4, 8, 8, 16, 16)]
+    again = Toy()
+    assert written(again, "auto", "auto", pacer=pacer) == texts
+    assert len(again.asked[0]) == 2
+
+
+def test_a_probe_that_fails_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger=probe_logger.name):
+        texts = written(Toy(can_probe=False), "auto", "auto")
+    assert texts == written(Toy(), 1, 1)
+    assert not caplog.records
+
+
+def test_a_fixed_number_stays_as_it_is_beside_others() -> None:
+    model = Toy(can_probe=False)
+    written(model, 4, "auto", "auto", threshold=9.0)
+    assert all(counts[0] == 4 for counts in model.asked[:1])
+    assert [counts[0] for counts in model.asked[:2]] == [4, 2]  # six attempts in all
+
+
+def test_nobody_is_kept_out_of_a_round_by_those_who_could_use_more_rows() -> None:
+    model = Toy(can_probe=False)
+    texts = written(model, *["auto"] * 14, 2, threshold=9.0)
+    assert [len(counts) for counts in model.asked[:1]] == [15]
+    assert max(map(sum, model.asked)) <= 16
+    assert texts == written(Toy(), *[1] * 15, threshold=9.0)
+
+
+def test_what_one_call_has_found_the_next_one_begins_with() -> None:
+    pacer, model = Pacer(), Toy(can_probe=False)
+    pacer._costs.note(1, 1.0)
+    pacer._costs.note(16, 2.0)
+    pacer.note_round = lambda *_: None  # type: ignore[method-assign]  # costs as they are
+    written(model, "auto", threshold=9.0, pacer=pacer)
+    first = model.asked[0]
+    for _ in range(3):
+        model.asked.clear()
+        written(model, "auto", threshold=9.0, pacer=pacer)
+    assert first < model.asked[0] == [6]  # nothing is ever accepted
+
+
+# --- with the embedded pair ---
 
 
 def test_texts_are_those_of_one_at_a_time(engine: StarsEngine) -> None:
@@ -74,3 +472,26 @@ def test_texts_are_those_of_one_at_a_time(engine: StarsEngine) -> None:
         for count in (1, "auto")
     }
     assert found["auto"] == found[1]
+
+
+def test_what_was_learnt_outlives_a_failed_round(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacers: list[Pacer] = []
+    real = Pacer.counts
+
+    def spy(self: Pacer, *args: Any) -> list[int]:
+        pacers.append(self)
+        return real(self, *args)
+
+    monkeypatch.setattr(Pacer, "counts", spy)
+    align = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=8, num_candidates="auto")
+    sampling = SamplingParams(seed=5, max_tokens=8)
+    engine.generate("The film", sampling=sampling, align=align)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "draft", lambda _: 1 / 0)
+        with pytest.raises(GenerationError, match="division by zero"):
+            engine.generate("The film", sampling=sampling, align=align)
+    engine.generate("The film", sampling=sampling, align=align)
+    assert len(pacers) >= 3
+    assert all(pacer is pacers[0] for pacer in pacers)

@@ -10,12 +10,11 @@ import numpy as np
 from stars_engine.calibration.fit import Fitter, StageDrafts
 from stars_engine.errors import CalibrationStoppedError, RewardError
 from stars_engine.loop import Stars
-from stars_engine.pacing import Load
 from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Score
 from stars_engine.rollout import Rollout
 from stars_engine.schedules import CalibratedSchedule, LinearSchedule
-from stars_engine.trial import Trial
+from stars_engine.trial import NumDrafts, Trial
 from stars_engine.types import SegmentEvent
 
 STOPPED = "the calibration was told to stop before its last stage"
@@ -50,7 +49,6 @@ class Pilot(Stars):
         on_stage: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__()
         self._fitter, self._num_drafts, self._max_rows = fitter, num_drafts, max_rows
         self._num_rollouts = 0
         self._on_stage, self._should_stop = on_stage, should_stop
@@ -62,10 +60,11 @@ class Pilot(Stars):
         """Wait for so many, the engine's own count: others would never come."""
         self._num_rollouts = num_rollouts
 
-    def num_drafts(self, rollout: Rollout, load: Load) -> int:
+    def num_drafts(self, rollout: Rollout) -> NumDrafts:
         """Draw what the stage is fitted to, as fast as bounds allow; then, what the loop would."""
         self._trials.setdefault(rollout, None)
-        return self._num_open(rollout) or super().num_drafts(rollout, load)
+        count = self._num_open(rollout)
+        return NumDrafts(count, count, sure=True) if count else super().num_drafts(rollout)
 
     def _num_open(self, rollout: Rollout) -> int:
         """Return how many drafts the stage asks for at once; 0 if it is fitted."""

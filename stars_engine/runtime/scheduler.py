@@ -14,6 +14,7 @@ from threading import Event
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.errors import GenerationError, Interrupted, describe_error
+from stars_engine.pacing import Pacer
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.questions import Asked, answer_now
 from stars_engine.rollout import Rollout
@@ -61,6 +62,7 @@ class Scheduler:
         self._open: set[Call] = set()  # that have come in
         self._calls: deque[Call] = deque()  # with rollouts waiting, the next in turn first
         self._rounds: Rounds | None = None
+        self._pacer = Pacer()
         self._num_rounds = 0  # of rounds that failed or were closed
         self._answers: dict[Rollout, Answer] = {}  # by the rollouts that are run for them
         self.offload = Offload(self.post)
@@ -248,7 +250,7 @@ class Scheduler:
     # --- rollouts ---
 
     def _new_rounds(self, model: PromptedModel) -> Rounds:
-        return Rounds(model, self._score, max_rows=self._params.max_rows)
+        return Rounds(model, self._score, max_rows=self._params.max_rows, pacer=self._pacer)
 
     def _may_go(self, call: Call, places: Mapping[int, int]) -> bool:
         """Whether its next rollout may begin when another may draft.
