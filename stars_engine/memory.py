@@ -42,32 +42,45 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in said for words in _SAYS)
 
 
-def in_halves(
-    run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], *, what: str
+def in_smaller_batches(
+    run: Callable[[Sequence[Item]], Sequence[Result]],
+    items: Sequence[Item],
+    *,
+    what: str,
+    make_room: Callable[[int], None],
 ) -> list[Result]:
-    """Run items together; where memory ends, each half of them apart, and so on.
+    """Run items together; where memory ends, in batches of half as many, and so on.
 
     Args:
         run: Gives a result for each item; may be run again after it has failed.
-        items: At least one.
+        items: What to run.
         what: They are, for the log.
+        make_room: Lets go of what is not needed; told how many items will be tried at once.
 
     Raises:
         RuntimeError: Memory ends with a single item.
+        MemoryError: The same.
     """
-    try:
-        return list(run(items))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(items) == 1:
-            raise
-        logger.warning("memory ended with %d %s at once: half of them at a time", len(items), what)
-    # Outside the handler: its error holds the tensors of the failed run.
+    size = max(1, len(items))
+    while True:
+        try:
+            starts = range(0, len(items), size)
+            return [result for start in starts for result in run(items[start : start + size])]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+        # Outside the handler: its error holds the tensors of the failed run.
+        size = -(-size // 2)
+        logger.warning("memory ended: from now on %d %s at once", size, what)
+        make_room(size)
+
+
+def make_room(*models: object) -> None:
+    """Have models let go of what no text in progress needs."""
+    for model in models:
+        if isinstance(model, KeepsCache):
+            model.drop_unused()
     release_unused()
-    half = len(items) // 2
-    return [
-        *in_halves(run, items[:half], what=what),
-        *in_halves(run, items[half:], what=what),
-    ]
 
 
 def release_unused() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import GenerationError
-from stars_engine.memory import KeepsCache, is_out_of_memory, release_unused
+from stars_engine.memory import is_out_of_memory
 from stars_engine.rollout import Rollout
 
 logger = logging.getLogger(__name__)
@@ -23,10 +23,11 @@ class Places:
 
     Args:
         model: Reads them.
+        make_room: Lets go of what no text in progress needs.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
+    def __init__(self, model: LanguageModel, make_room: Callable[[], None]) -> None:
+        self._model, self._make_room = model, make_room
         self._waiting: deque[Rollout] = deque()  # the first in line is the next to have a place
         self._next_below = 0  # rollouts with a place; with fewer, there may be room
 
@@ -61,7 +62,7 @@ class Places:
             rollout.slot = None
         self._waiting.extendleft(reversed(rollouts))
         self._next_below = num_inside
-        release_unused()
+        self._make_room()
         logger.warning(
             "memory ended: %d requests wait until another has ended, and are read again then",
             len(rollouts),
@@ -112,7 +113,7 @@ class Places:
             return None
         for rollout in rollouts:
             rollout.slot = None
-        make_room(self._model)
+        self._make_room()
         return problem
 
     def _try_to_read(self, rollouts: Sequence[Rollout]) -> None:
@@ -122,13 +123,6 @@ class Places:
         begun = [(r.slot, list(r.token_ids)) for r in rollouts if r.token_ids]
         if begun:
             self._model.commit(begun)
-
-
-def make_room(model: object) -> None:
-    """Let go of what no text in progress needs."""
-    if isinstance(model, KeepsCache):
-        model.drop_unused()
-    release_unused()
 
 
 def no_room(rollout: Rollout, cause: Exception) -> GenerationError:

@@ -102,6 +102,11 @@ class Rollout:
         return self.finish_reason is not None
 
     @property
+    def num_tokens_at_most(self) -> int:
+        """Tokens of the prompt and of the longest answer."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+    @property
     def next_len(self) -> int:
         """Tokens of the next segment at most: fewer at the token limit."""
         return min(self.align.segment_len, self.sampling.max_tokens - len(self.token_ids))

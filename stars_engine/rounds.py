@@ -6,13 +6,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from stars_engine.backends.base import LanguageModel
+from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.errors import GenerationError, RequestError
+from stars_engine.memory import in_smaller_batches, is_out_of_memory, make_room
 from stars_engine.pacing import Pacer, Turn
+from stars_engine.places import Places, no_room
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.questions import Asked, answer_now, spread
+from stars_engine.rewards.questions import Asked, answer_now, single_models, spread
 from stars_engine.rollout import Rollout
 from stars_engine.trial import Decoding, NumDrafts, Trial
 from stars_engine.types import SegmentEvent
@@ -49,7 +51,8 @@ class Rounds:
     """Rollouts in flight, moved on together; newcomers join between rounds.
 
     Rollouts that draft equally many tokens share a round, so that every row of it is equally long;
-    others have their turn in the next. A rollout whose rewards are slow to come waits apart.
+    others have their turn in the next. A rollout whose rewards are slow to come waits apart, and so
+    does one for whose prefix there is no memory beside the others.
     After an error of the model the rounds are of no more use; `active` tells who was in them.
 
     Args:
@@ -73,6 +76,7 @@ class Rounds:
         self._trials: list[OpenTrial] = []
         self._events: Events = []
         self._pacer = pacer or Pacer()
+        self._places = Places(model, self._make_room)
         self.num_rounds = 0
 
     @property
@@ -88,7 +92,12 @@ class Rounds:
     @property
     def num_ready(self) -> int:
         """Rollouts that wait for nothing but their turn; the others are out on trial."""
-        return len(self._ready)
+        return len(self._ready) if self._num_inside else self._places.num_waiting
+
+    @property
+    def _num_inside(self) -> int:
+        """Rollouts whose prefix is in memory."""
+        return len(self._active) - self._places.num_waiting
 
     def num_by_reward(self) -> Counter[int]:
         """Return how many rollouts are in flight with each reward model, by its identity."""
@@ -113,20 +122,19 @@ class Rounds:
     def join(self, newcomers: Sequence[Entry]) -> None:
         """Read prompts and take their rollouts in."""
         if newcomers:
-            slots = self._model.prefill([entry.rollout.prompt_ids for entry in newcomers])
-            for entry, slot in zip(newcomers, slots, strict=True):
-                entry.rollout.slot = slot
-                self._active[entry.rollout] = entry
-            self._ready += newcomers
+            entered = self._places.enter([e.rollout for e in newcomers], self._num_inside)
+            self._active |= {entry.rollout: entry for entry in newcomers}
+            self._ready += [self._active[rollout] for rollout in entered]
 
     def step(self) -> Events:
         """Go one round: draft, score, walk, commit."""
         self._end_at_bounds()
+        self._call_in()
         group = self._next_group()
         if group:
             self.num_rounds += 1
             started_s = time.perf_counter()
-            trials = self._draft(group)
+            trials = self._try_to_draft(group)
             self._trials += trials
             self._scorer(spread(_questions(trials)))
             seconds = time.perf_counter() - started_s
@@ -160,6 +168,18 @@ class Rounds:
         if self._events:
             self.forget_finished()
 
+    def _call_in(self) -> None:
+        """Let those in that waited for memory, where there is some now."""
+        if self._places.num_waiting:
+            entered, failed = self._places.call_in(self._num_inside)
+            self._ready += [self._active[rollout] for rollout in entered]
+            for rollout, error in failed:
+                self._fail(rollout, error)
+
+    def _fail(self, rollout: Rollout, error: Exception) -> None:
+        self._events.append((rollout, rollout.fail(error)))
+        self.forget_finished()
+
     def _next_group(self) -> list[tuple[Entry, int]]:
         """Take out the ready rollouts that draft as many tokens as the longest waiting one.
 
@@ -190,16 +210,37 @@ class Rounds:
 
         Decodings may let rollouts wait for each other, so one that moves on can set others free.
         """
-        kept: list[tuple[Any, list[int]]] = []
+        kept: list[tuple[Rollout, list[int]]] = []
         moving = True
         while moving:
             trials = [item for item in self._trials if not item.trial.closed]
             moving = sum(self._judge(item, kept) for item in trials) > 0
         self.forget_finished()
         if kept:
-            self._model.commit(kept)
+            self._commit(kept)
 
-    def _judge(self, item: OpenTrial, kept: list[tuple[Any, list[int]]]) -> bool:
+    def _commit(self, kept: Sequence[tuple[Rollout, list[int]]]) -> None:
+        """Append what was kept; where memory ends, these rollouts are read again later."""
+        try:
+            self._model.commit([(rollout.slot, ids) for rollout, ids in kept])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return
+        self._leave([rollout for rollout, _ in kept])
+
+    def _leave(self, rollouts: Sequence[Rollout]) -> None:
+        """Have rollouts wait until there is memory for them."""
+        self._ready = deque(entry for entry in self._ready if entry.rollout not in rollouts)
+        self._places.leave(rollouts, self._num_inside - len(rollouts))
+
+    def _make_room(self) -> None:
+        rewards = {id(entry.reward): entry.reward for entry in self._active.values()}
+        parts = [part for reward in rewards.values() for part in single_models(reward)]
+        make_room(self._model, *parts)
+
+    def _judge(self, item: OpenTrial, kept: list[tuple[Rollout, list[int]]]) -> bool:
         """Judge one trial as far as its answers go; return whether its rollout moved on."""
         entry, trial = item
         rollout, length = entry.rollout, len(entry.rollout.token_ids)
@@ -214,8 +255,34 @@ class Rounds:
         if trial.closed and not rollout.finished:
             self._ready.append(entry)
             if len(rollout.token_ids) > length:
-                kept.append((rollout.slot, rollout.token_ids[length:]))
+                kept.append((rollout, rollout.token_ids[length:]))
         return event is not None
+
+    def _try_to_draft(self, group: Sequence[tuple[Entry, int]]) -> list[OpenTrial]:
+        """Draft; where memory ends with a single row, all that can wait do."""
+        try:
+            return self._draft(group)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = error.with_traceback(None)  # its frames hold tensors
+        first, *others = [entry for entry, _ in group]
+        others += self._ready
+        if others:
+            self._ready = deque([first])
+            self._leave([entry.rollout for entry in others])
+        elif self._num_inside > 1:  # some are out on trial
+            self._leave([first.rollout])
+        else:
+            self._fail(first.rollout, no_room(first.rollout, problem))
+        return []
+
+    def _draft_rows(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
+        def shrink(num_rows: int) -> None:
+            self._max_rows = num_rows
+            self._make_room()
+
+        return in_smaller_batches(self._model.draft, requests, what="candidates", make_room=shrink)
 
     def _draft(self, group: Sequence[tuple[Entry, int]]) -> list[OpenTrial]:
         """Draft each rollout's next draws, all in one batch.
@@ -227,7 +294,7 @@ class Rounds:
         for entry, count in group:
             first = entry.decoding.first_draft(entry.rollout)
             requests.append([entry.rollout.draft_request(first + i) for i in range(count)])
-        drafts = iter(self._model.draft([request for rows in requests for request in rows]))
+        drafts = iter(self._draft_rows([request for rows in requests for request in rows]))
         trials = []
         for (entry, _), rows in zip(group, requests, strict=True):
             drafted = list(islice(drafts, len(rows)))

@@ -21,6 +21,7 @@ from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.own import OwnTokens
 from stars_engine.caching.slots import SlotPool
+from stars_engine.memory import in_smaller_batches, make_room
 from stars_engine.rewards.batching import CallAt, ReadWhole, in_batches, pad_columns
 from stars_engine.rewards.reading import Row
 from stars_engine.rewards.sharing import Sharing
@@ -265,6 +266,27 @@ class IncrementalReader:
         self._stems = [*waiting[cut:], *used]
 
 
+class KeepsRead:
+    """A reward model that keeps what it has read, if its reader does; see `KeepsCache`."""
+
+    _incremental: IncrementalReader | None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of what is kept of one token."""
+        return 0 if self._incremental is None else self._incremental.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """Bound what is kept."""
+        if self._incremental is not None:
+            self._incremental.limit_cache(max_bytes)
+
+    def drop_unused(self) -> None:
+        """Let go of what is kept."""
+        if self._incremental is not None:
+            self._incremental.drop_unused()
+
+
 def _with_cache(call: CallAt) -> Callable[..., torch.Tensor]:
     """Return a pass as `SharingPass` makes it."""
 
@@ -294,9 +316,13 @@ def read_rows(
         batch_size: Rows of a batch at most.
         sharing: Which rows may share a batch.
     """
-    if reader is not None:
-        return reader.read(rows)
-    return in_batches(rows, [len(row.ids) for row in rows], batch_size, plain, sharing)
+
+    def run(some: Sequence[Row]) -> list[torch.Tensor]:
+        if reader is not None:
+            return reader.read(some)
+        return in_batches(some, [len(row.ids) for row in some], batch_size, plain, sharing)
+
+    return in_smaller_batches(run, rows, what="texts", make_room=lambda _: make_room(reader))
 
 
 def choose_reader(
@@ -323,14 +349,14 @@ def choose_reader(
     if sharing is not Sharing.ANY:
         return None, "whole texts (it scores a text by what is beside it)"
 
-    def make() -> IncrementalReader:
-        return IncrementalReader(model, call, context_len, batch_size=batch_size, head=head)
-
-    problem = _find_problem(make(), plain, model, context_len)
+    reader = IncrementalReader(model, call, context_len, batch_size=batch_size, head=head)
+    problem = _find_problem(reader, plain, model, context_len)
     if problem is not None:
         logger.warning("%s reads texts whole, which is slower: %s", type(model).__name__, problem)
         return None, f"whole texts ({problem})"
-    return make(), "new tokens only"
+    reader.drop_unused()  # the check's own; what it has shown of sizes stays
+    reader.num_fed = reader.num_prefills = 0
+    return reader, "new tokens only"
 
 
 @torch.inference_mode()

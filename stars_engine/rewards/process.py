@@ -20,7 +20,7 @@ from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import CallAt, read_whole
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.heads import load_token_head
-from stars_engine.rewards.incremental import choose_reader, read_rows
+from stars_engine.rewards.incremental import KeepsRead, choose_reader, read_rows
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
@@ -35,7 +35,7 @@ _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-class ProcessRewardModel:
+class ProcessRewardModel(KeepsRead):
     """Puts a marker after each step and reads there how probably the step is good.
 
     An answer without a step yet is scored by a marker after the prompt.

@@ -16,14 +16,14 @@ from stars_engine.messages import Message
 from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import read_whole
 from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.incremental import choose_reader, read_rows
+from stars_engine.rewards.incremental import KeepsRead, choose_reader, read_rows
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
 from stars_engine.rewards.words import NextWords
 from stars_engine.types import RewardInput, RewardPrompt
 
 
-class YesNoRewardModel:
+class YesNoRewardModel(KeepsRead):
     """log p(positive) - log p(negative) of the token that follows the judge's prompt.
 
     Args:

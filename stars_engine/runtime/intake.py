@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable
 
 from stars_engine.backends.base import PromptedModel
+from stars_engine.config import EngineParams
 from stars_engine.rewards.base import RewardModel
+from stars_engine.runtime.bounds import most_tokens
 from stars_engine.runtime.calls import Call, RewardSource
 from stars_engine.runtime.futures import resolve
 from stars_engine.runtime.gate import Gate
@@ -25,14 +27,18 @@ class Intake:
         gate: Which calls come through.
         get_models: Loads what a source needs, for who asked at that time.
         on_read: Called with each call whose rollouts may begin to wait for a place.
-        max_rows: Bounds how many candidates a rollout drafts at once.
+        params: Bounds how many candidates a rollout drafts at once, and how long it may be.
     """
 
     def __init__(
-        self, gate: Gate, get_models: GetModels, on_read: Callable[[Call], None], *, max_rows: int
+        self,
+        gate: Gate,
+        get_models: GetModels,
+        on_read: Callable[[Call], None],
+        params: EngineParams,
     ) -> None:
         self._gate, self._get_models, self._on_read = gate, get_models, on_read
-        self._max_rows = max_rows
+        self._params = params
         self._reading: deque[Call] = deque()
 
     @property
@@ -48,7 +54,12 @@ class Intake:
             self._fail(call, error)
             return
         call.reward_model = reward
-        call.reading = read_prompts(call, model, max_rows=self._max_rows)
+        call.reading = read_prompts(
+            call,
+            model,
+            max_rows=self._params.max_rows,
+            max_tokens=most_tokens(self._params, model),
+        )
         self._reading.append(call)
 
     def withdraw(self, call: Call) -> None:

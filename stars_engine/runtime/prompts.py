@@ -23,7 +23,9 @@ from stars_engine.runtime.calls import Answer, Call, Question
 from stars_engine.types import RewardPrompt
 
 
-def read_prompts(call: Call, model: PromptedModel, *, max_rows: int) -> Iterator[None]:
+def read_prompts(
+    call: Call, model: PromptedModel, *, max_rows: int, max_tokens: int | None = None
+) -> Iterator[None]:
     """Read a call's prompts one by one, so that others need not wait for a long list of them.
 
     Each becomes answers in the making, or the error that it would meet.
@@ -32,6 +34,7 @@ def read_prompts(call: Call, model: PromptedModel, *, max_rows: int) -> Iterator
     for prompt_index, question in enumerate(call.questions):
         try:
             rollouts = read_question(question, call, model, prompt_index, max_rows=max_rows)
+            check_room(rollouts, max_tokens)
         except StarsError as error:
             for offset in range(question.num_answers):
                 call.put_outcome(index + offset, error)
@@ -169,6 +172,22 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
         f"the prompt has {len(prompt.token_ids)} tokens and max_tokens is "
         f"{sampling.max_tokens}; the model reads {limit} in all. Cure: {cure}"
     )
+
+
+def check_room(rollouts: Sequence[Rollout], max_tokens: int | None) -> None:
+    """Check that each may be in progress, alone if need be.
+
+    Raises:
+        ContextOverflowError: It is longer than all texts in progress may be together.
+    """
+    for rollout in rollouts:
+        if max_tokens is not None and rollout.num_tokens_at_most > max_tokens:
+            raise ContextOverflowError(
+                f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
+                f"{rollout.sampling.max_tokens}; the engine keeps {max_tokens} tokens in all at a "
+                "time. Cure: shorten the prompt, lower max_tokens, or raise "
+                "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
+            )
 
 
 def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:

@@ -14,11 +14,13 @@ from threading import Event
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.errors import GenerationError, Interrupted, describe_error
+from stars_engine.memory import KeepsCache
 from stars_engine.pacing import Pacer
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.questions import Asked, answer_now
+from stars_engine.rewards.questions import Asked, answer_now, single_models
 from stars_engine.rollout import Rollout
 from stars_engine.rounds import Entry, Events, Rounds
+from stars_engine.runtime.bounds import most_tokens
 from stars_engine.runtime.calls import Answer, Call, RewardSource, closed_at_work
 from stars_engine.runtime.diagnostics import Diagnostics
 from stars_engine.runtime.futures import reject, resolve
@@ -58,7 +60,7 @@ class Scheduler:
         self._models = Models(load)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.gate = Gate(params.max_waiting, lambda call: self.post(partial(self._take, call)))
-        self._intake = Intake(self.gate, self._get_models, self._enqueue, max_rows=params.max_rows)
+        self._intake = Intake(self.gate, self._get_models, self._enqueue, params)
         self._open: set[Call] = set()  # that have come in
         self._calls: deque[Call] = deque()  # with rollouts waiting, the next in turn first
         self._rounds: Rounds | None = None
@@ -235,7 +237,11 @@ class Scheduler:
     ) -> tuple[PromptedModel, RewardModel]:
         if self._stop.is_set():
             raise closed_at_work(self._cause)
-        return self._models.get(source, asked_s=asked_s)
+        model, reward = self._models.get(source, asked_s=asked_s)
+        for each in (model, *single_models(reward)):
+            if isinstance(each, KeepsCache):
+                each.limit_cache(self._params.max_cache_bytes)
+        return model, reward
 
     def _enqueue(self, call: Call) -> None:
         """All prompts are read: the rollouts wait for a place."""
@@ -269,6 +275,8 @@ class Scheduler:
         if self._rounds is None or not self._calls:
             return
         num_rows, num_ready = self._rounds.num_ready_rows, self._rounds.num_ready
+        num_tokens = sum(rollout.num_tokens_at_most for rollout in self._rounds.active)
+        max_tokens = most_tokens(self._params, self._models.model)
         places = self._rounds.num_by_reward()
         entries: list[Entry] = []
         num_passed = 0
@@ -284,7 +292,11 @@ class Scheduler:
             rows = self._rounds.num_drafts(entry)
             if num_rows and num_rows + rows > self._params.max_rows:
                 break
+            tokens = rollout.num_tokens_at_most
+            if num_tokens and max_tokens is not None and num_tokens + tokens > max_tokens:
+                break
             num_rows, num_ready, num_passed = num_rows + rows, num_ready + 1, 0
+            num_tokens += tokens
             places[id(reward)] += 1
             entries.append(entry)
             call.waiting.popleft()
