@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from stars_engine.backends.base import LanguageModel
-from stars_engine.errors import GenerationError
+from stars_engine.errors import GenerationError, describe_error
 from stars_engine.memory import is_out_of_memory
 from stars_engine.rollout import Rollout
 
@@ -29,7 +29,7 @@ class Places:
     def __init__(self, model: LanguageModel, make_room: Callable[[], None]) -> None:
         self._model, self._make_room = model, make_room
         self._waiting: deque[Rollout] = deque()  # the first in line is the next to have a place
-        self._next_below = 0  # rollouts with a place; with fewer, there may be room
+        self._too_many = 0  # rollouts with a place, as many as there was no memory for
 
     @property
     def num_waiting(self) -> int:
@@ -61,7 +61,7 @@ class Places:
         for rollout in rollouts:
             rollout.slot = None
         self._waiting.extendleft(reversed(rollouts))
-        self._next_below = num_inside
+        self._too_many = num_inside + len(rollouts)
         self._make_room()
         logger.warning(
             "memory ended: %d requests wait until another has ended, and are read again then",
@@ -69,7 +69,7 @@ class Places:
         )
 
     def call_in(self, num_inside: int) -> tuple[list[Rollout], list[tuple[Rollout, Exception]]]:
-        """Read prefixes of those in line, as far as there is room since somebody has ended.
+        """Read prefixes of those in line, as far as there is room.
 
         Args:
             num_inside: Rollouts that have a place.
@@ -79,22 +79,24 @@ class Places:
         """
         self._waiting = deque(rollout for rollout in self._waiting if not rollout.finished)
         entered: list[Rollout] = []
-        while self._waiting and (num_inside == 0 or num_inside < self._next_below):
+        while self._waiting and (num_inside == 0 or num_inside + 1 < self._too_many):
             rollout = self._waiting.popleft()
             error = self._read([rollout])
+            if error and not num_inside:  # once more, in the room that was made
+                error = self._read([rollout])
             if error is None:
                 entered.append(rollout)
                 num_inside += 1
             elif num_inside:
                 self._waiting.appendleft(rollout)
-                self._next_below = num_inside
+                self._too_many = num_inside + 1
             else:
                 return entered, [(rollout, no_room(rollout, error))]
         return entered, []
 
     def _make_wait(self, rollouts: Sequence[Rollout], num_inside: int) -> None:
         self._waiting += rollouts
-        self._next_below = num_inside
+        self._too_many = num_inside + len(rollouts)
         logger.warning(
             "memory ended while %d prompts were read beside %d requests in progress: they wait",
             len(rollouts),
@@ -128,9 +130,10 @@ class Places:
 def no_room(rollout: Rollout, cause: Exception) -> GenerationError:
     """Return the error of a rollout for which memory is too small with nothing beside it."""
     error = GenerationError(
-        f"memory ended with a prompt of {len(rollout.prompt_ids)} tokens, {len(rollout.token_ids)} "
-        f"of its answer, and nothing beside them ({cause}). Cure: a shorter prompt, smaller "
-        "segments, or a smaller dtype of the model"
+        f"memory ended ({describe_error(cause)}) with a prompt of {len(rollout.prompt_ids)} "
+        f"tokens, {len(rollout.token_ids)} of its answer, no other request beside it and "
+        "max_rows=1. Cure: a shorter prompt, shorter segments, or a smaller dtype of the model. "
+        "The request ends here; others are not affected"
     )
     error.__cause__ = cause
     return error

@@ -1,0 +1,405 @@
+"""When memory ends: less at a time, later, the same text; budgets that keep it from ending."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from stars_engine import (
+    AlignParams,
+    ConfigError,
+    ConstantSchedule,
+    EngineParams,
+    GenerationError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsResult,
+)
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.caching.slots import SlotPool, capacity_for
+from stars_engine.errors import ContextOverflowError
+from stars_engine.memory import in_smaller_batches, is_out_of_memory
+from tests.account_parts import account
+from tests.backend_parts import pool_of
+
+PROMPTS = ["The film", "I went to see it on a rainy day and", "Nobody", "A", "One more of them"]
+SAMPLING = SamplingParams(seed=11, max_tokens=24)
+ALIGN = AlignParams(schedule=ConstantSchedule(value=1.0), segment_len=8, num_candidates=4)
+FULL = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory"
+
+
+class Scarce:
+    """A model on a machine with little memory: for prefixes, for rows, or at chosen commits.
+
+    Args:
+        model: The model.
+        num_prefixes: That fit at once.
+        num_rows: That fit at once.
+        failing: Commits that find no memory, counted from 0.
+    """
+
+    def __init__(
+        self,
+        model: TransformersBackend,
+        *,
+        num_prefixes: int = 100,
+        num_rows: int = 100,
+        failing: Sequence[int] = (),
+    ) -> None:
+        self._model = model
+        self._num_prefixes, self._num_rows, self._failing = num_prefixes, num_rows, failing
+        self._live: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.num_commits = self.num_prefills = self.most_live = 0
+        self.row_counts: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        if len(self._live) + len(prompts) > self._num_prefixes:
+            gc.collect()
+        if len(self._live) + len(prompts) > self._num_prefixes:
+            raise RuntimeError(FULL)
+        self.num_prefills += len(prompts)
+        slots = self._model.prefill(prompts)
+        self._live.update(slots)
+        self.most_live = max(self.most_live, len(self._live))
+        return slots
+
+    def draft(self, requests: Sequence[Any]) -> Any:
+        if len(requests) > self._num_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.row_counts.append(len(requests))
+        return self._model.draft(requests)
+
+    def commit(self, kept: Sequence[Any]) -> None:
+        self.num_commits += 1
+        if self.num_commits - 1 in self._failing:
+            raise RuntimeError(FULL)
+        self._model.commit(kept)
+
+
+@pytest.fixture
+def run(engine: StarsEngine) -> Iterator[Callable[..., list[StarsResult]]]:
+    def run(model: object = engine.model, **options: Any) -> list[StarsResult]:
+        config = engine.config.replace(
+            sampling=SAMPLING, align=ALIGN, engine=EngineParams(**options)
+        )
+        with StarsEngine(config, model=model, reward=engine.reward) as mine:  # type: ignore[arg-type]
+            return mine.generate(PROMPTS, return_exceptions=True)
+
+    yield run
+    engine.model.limit_cache(None)
+    engine.reward.limit_cache(None)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def wanted(run: Callable[..., list[StarsResult]]) -> list[dict[str, object]]:
+    return [account(result) for result in run()]
+
+
+def test_fewer_rows_at_a_time(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scarce = Scarce(engine.model, num_rows=6)
+    assert [account(result) for result in run(scarce)] == wanted
+    assert max(scarce.row_counts) <= 6
+    assert "memory ended: from now on 5 candidates at once" in caplog.text
+    # 20, 10, 5: said once each, and not tried again.
+    assert caplog.text.count("candidates at once") == 2
+
+
+@pytest.mark.parametrize("num_prefixes", [1, 2, 4])
+def test_requests_wait_for_memory(
+    num_prefixes: int,
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scarce = Scarce(engine.model, num_prefixes=num_prefixes)
+    assert [account(result) for result in run(scarce)] == wanted
+    assert scarce.most_live == num_prefixes
+    assert scarce.num_prefills == len(PROMPTS)  # nobody is read twice
+    assert "memory ended while 5 prompts were read" in caplog.text
+
+
+@pytest.mark.parametrize("failing", [(0,), (2, 3, 7), range(0, 30, 2)], ids=str)
+def test_what_was_accepted_is_read_again_when_there_is_memory(
+    failing: Sequence[int],
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+) -> None:
+    scarce = Scarce(engine.model, failing=failing)
+    assert [account(result) for result in run(scarce)] == wanted
+    assert scarce.num_prefills > len(PROMPTS)
+
+
+def test_one_row_too_many_makes_the_others_wait(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even one candidate has room beside three prefixes."""
+    scarce = Scarce(engine.model)
+    draft = scarce.draft
+
+    def tight(requests: Sequence[Any]) -> Any:
+        gc.collect()
+        if len(scarce._live) >= 3:
+            raise MemoryError
+        return draft(requests)
+
+    monkeypatch.setattr(scarce, "draft", tight)
+    assert [account(result) for result in run(scarce)] == wanted
+    assert scarce.num_prefills > len(PROMPTS)
+
+
+def test_a_request_too_large_for_the_machine_fails_alone(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = max(len(engine.model.codec.encode_prompt(prompt)) for prompt in PROMPTS)
+    scarce = Scarce(engine.model)
+    prefill = scarce.prefill
+
+    def tight(prompts: Sequence[Sequence[int]]) -> list[Any]:
+        if any(len(prompt) == long for prompt in prompts):
+            raise RuntimeError(FULL)
+        return prefill(prompts)
+
+    monkeypatch.setattr(scarce, "prefill", tight)
+    results = run(scarce)
+    assert isinstance(results[1], GenerationError)
+    assert "memory ended" in str(results[1])
+    assert f"a prompt of {long} tokens" in str(results[1])
+    others = [0, 2, 3, 4]
+    assert [account(results[index]) for index in others] == [wanted[index] for index in others]
+
+
+def test_waiting_for_memory_ends_at_the_deadline(engine: StarsEngine) -> None:
+    scarce = Scarce(engine.model, num_prefixes=1)
+    align = ALIGN.replace(deadline_s=0.0001)
+    config = engine.config.replace(sampling=SAMPLING, align=align)
+    with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        results = mine.generate(PROMPTS)
+        assert {result.finish_reason for result in results} == {"deadline"}
+        assert mine.stats().num_active == 0
+
+
+def test_a_reward_model_reads_fewer_texts_at_a_time(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reader = engine.reward._incremental  # type: ignore[attr-defined]
+    read = reader.read
+
+    def tight(rows: Sequence[Any]) -> Any:
+        if len(rows) > 3:
+            raise RuntimeError(FULL)
+        return read(rows)
+
+    monkeypatch.setattr(reader, "read", tight)
+    assert [account(result) for result in run()] == wanted
+    assert "memory ended: from now on 3 texts at once" in caplog.text
+
+
+# --- budgets ---
+
+
+@pytest.mark.parametrize("num_at_once", [1, 2])
+def test_requests_beyond_the_budget_of_tokens_wait(
+    num_at_once: int,
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+) -> None:
+    longest = 24 + max(len(engine.model.codec.encode_prompt(prompt)) for prompt in PROMPTS)
+    scarce = Scarce(engine.model)
+    found = run(scarce, max_prefix_tokens=num_at_once * longest)
+    assert [account(result) for result in found] == wanted
+    assert scarce.most_live == num_at_once
+
+
+def test_requests_beyond_the_budget_of_bytes_wait(
+    run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]], engine: StarsEngine
+) -> None:
+    engine.model.drop_unused()
+    engine.reward.drop_unused()  # type: ignore[attr-defined]
+    pool = pool_of(engine.model)
+    limit = 3 * 64 * pool.bytes_per_token
+    scarce = Scarce(engine.model)
+    seen = []
+    commit = scarce.commit
+
+    def watched(kept: Sequence[Any]) -> None:
+        commit(kept)
+        seen.append(pool.num_bytes)
+
+    scarce.commit = watched  # type: ignore[method-assign]
+    assert [account(result) for result in run(scarce, max_cache_bytes=limit)] == wanted
+    assert 1 < scarce.most_live < len(PROMPTS)
+    assert max(seen) <= limit
+
+
+def test_a_request_beyond_the_budget_by_itself_is_refused(
+    run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]]
+) -> None:
+    results = run(max_prefix_tokens=30)
+    [refused] = [result for result in results if isinstance(result, Exception)]
+    assert results.index(refused) == 1
+    assert isinstance(refused, ContextOverflowError)
+    assert "keeps 30 tokens in all" in str(refused)
+    assert "Cure: shorten the prompt, lower max_tokens, or raise EngineParams(max_pref" in str(
+        refused
+    )
+
+
+@pytest.mark.parametrize("name", ["max_prefix_tokens", "max_cache_bytes"])
+def test_a_budget_of_nothing_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.*1"):
+        StarsConfig(engine={name: 0})
+
+
+# --- the pool ---
+
+
+def fill(pool: SlotPool, length: int) -> Any:
+    [slot] = pool.take([length])
+    states = [torch.full((2, length, 4), float(length))]
+    pool.write(slot, states, states, [length] * length)
+    return slot
+
+
+def test_a_long_prefix_makes_no_short_one_longer() -> None:
+    pool = SlotPool()
+    slots = [fill(pool, length) for length in (10, 20, 3000)]
+    assert [slot.block.capacity for slot in slots] == [64, 64, 4096]
+    assert pool.num_bytes == (64 + 64 + 4096) * pool.bytes_per_token
+
+
+def test_a_prefix_that_grows_moves_with_all_it_holds() -> None:
+    pool = SlotPool()
+    slot, other = fill(pool, 40), fill(pool, 41)
+    for _ in range(5):
+        more = [torch.full((2, 30, 4), 7.0)]
+        pool.write(slot, more, more, [7] * 30)
+    assert slot.ids == [40] * 40 + [7] * 150
+    [(_, [keys], [values])] = pool.side_by_side([slot], [190])
+    assert keys[0, 1, :, 2].tolist() == values[0, 0, :, 1].tolist() == [40.0] * 40 + [7.0] * 150
+    assert other.ids == [41] * 41
+
+
+def test_unused_slots_are_used_again_then_let_go() -> None:
+    pool = SlotPool()
+    first = fill(pool, 30)
+    place = first.block, first.index
+    pool.give_back(first)
+    second = fill(pool, 33)
+    assert (second.block, second.index) == place
+    before = pool.num_bytes
+    pool.give_back(fill(pool, 500))
+    pool.drop_unused()
+    assert pool.num_bytes == before
+    assert second.ids == [33] * 33
+
+
+def test_within_a_budget_the_longest_unused_is_let_go_first() -> None:
+    pool = SlotPool()
+    kept = fill(pool, 50)
+    pool.max_bytes = pool.bytes_per_token * (96 + 192 + 384 + 768)
+    old, newer = fill(pool, 140), fill(pool, 300)
+    pool.give_back(old)
+    pool.give_back(newer)
+    fill(pool, 600)
+    assert pool.num_bytes <= pool.max_bytes
+    fill(pool, 120)  # in the oldest one's place, which is long enough
+    alive = {id(slot) for slot in pool.slots()}
+    assert id(kept) in alive
+    fill(pool, 610)
+    assert id(newer) not in {id(slot) for slot in pool.slots()}
+
+
+def test_prefixes_stand_side_by_side_or_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SlotPool()
+    lengths = [20, 30, 100, 25, 300]
+    slots = [fill(pool, length) for length in lengths]
+    for most in (10_000, 0):
+        monkeypatch.setattr("stars_engine.caching.slots._MOST_COPIED", most)
+        seen: dict[int, float] = {}
+        tensors = list(pool.side_by_side(slots, lengths))
+        for order, [keys], _ in tensors:
+            for place, index in enumerate(order):
+                seen[index] = keys[place, 0, : lengths[index], 0].tolist()
+        assert seen == {i: [float(n)] * n for i, n in enumerate(lengths)}
+        assert (len(tensors) == 1) is (most > 0)
+
+
+def test_capacities_leave_a_third_unused_at_most() -> None:
+    capacities = sorted({capacity_for(length) for length in range(1, 5000)})
+    assert capacities[:6] == [64, 96, 128, 192, 256, 384]
+    assert all(later <= 1.5 * earlier for earlier, later in zip(capacities, capacities[1:]))  # noqa: B905, RUF007
+
+
+# --- what says that memory has ended ---
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), True),
+        (RuntimeError(FULL), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=str,
+)
+def test_out_of_memory_is_known_on_every_device(error: Exception, answer: bool) -> None:
+    assert is_out_of_memory(error) is answer
+
+
+def test_smaller_batches_until_they_fit(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[int] = []
+
+    def run(items: Sequence[int]) -> list[int]:
+        tried.append(len(items))
+        if len(items) > 3:
+            raise MemoryError
+        return [-item for item in items]
+
+    rooms: list[int] = []
+    with caplog.at_level(logging.WARNING):
+        found = in_smaller_batches(run, range(10), what="things", make_room=rooms.append)
+    assert found == [-item for item in range(10)]
+    assert tried == [10, 5, 3, 3, 3, 1]
+    assert rooms == [5, 3]
+    assert in_smaller_batches(run, [], what="things", make_room=rooms.append) == []
+
+
+def test_other_errors_and_single_items_are_not_tried_again() -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        raise RuntimeError(FULL if len(items) == 1 else "another thing")
+
+    with pytest.raises(RuntimeError, match="another thing"):
+        in_smaller_batches(run, [1, 2], what="things", make_room=lambda _: None)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        in_smaller_batches(run, [1], what="things", make_room=lambda _: None)
