@@ -86,6 +86,8 @@ class EngineFields(BaseModel):
 
     max_rows: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     max_active: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_prefix_tokens: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_cache_bytes: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     max_waiting: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")

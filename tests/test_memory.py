@@ -307,34 +307,51 @@ def test_a_prefix_that_grows_moves_with_all_it_holds() -> None:
     assert other.ids == [41] * 41
 
 
-def test_unused_slots_are_used_again_then_let_go() -> None:
+def test_what_others_can_go_on_from_is_kept_within_the_budget() -> None:
     pool = SlotPool()
     first = fill(pool, 30)
-    place = first.block, first.index
+    pool.max_bytes = 2 * 64 * pool.bytes_per_token
     pool.give_back(first)
     second = fill(pool, 33)
-    assert (second.block, second.index) == place
-    before = pool.num_bytes
-    pool.give_back(fill(pool, 500))
+    assert first.ids == [30] * 30
+    pool.give_back(second)
+    third = fill(pool, 34)  # in the place of the longest unused
+    assert third is first
+    assert second.ids == [33] * 33
+    assert pool.num_bytes == pool.max_bytes
+
+
+def test_what_nobody_can_go_on_from_is_used_again_first() -> None:
+    pool = SlotPool()
+    long, short, stale = fill(pool, 40), fill(pool, 3), fill(pool, 45)
+    pool.forget()
+    long.stale = False
+    for slot in (long, stale, short):
+        pool.give_back(slot)
+    assert {id(slot) for slot in pool.take([5, 5])} == {id(short), id(stale)}
+    assert long.ids == [40] * 40
+
+
+def test_unused_blocks_are_let_go_and_those_in_use_stay() -> None:
+    pool = SlotPool()
+    kept, other = fill(pool, 30), fill(pool, 500)
+    before = pool.num_bytes - 768 * pool.bytes_per_token
+    pool.give_back(other)
     pool.drop_unused()
     assert pool.num_bytes == before
-    assert second.ids == [33] * 33
+    assert kept.ids == [30] * 30
 
 
-def test_within_a_budget_the_longest_unused_is_let_go_first() -> None:
+def test_what_was_given_back_first_is_let_go_first() -> None:
     pool = SlotPool()
-    kept = fill(pool, 50)
-    pool.max_bytes = pool.bytes_per_token * (96 + 192 + 384 + 768)
-    old, newer = fill(pool, 140), fill(pool, 300)
-    pool.give_back(old)
-    pool.give_back(newer)
-    fill(pool, 600)
-    assert pool.num_bytes <= pool.max_bytes
-    fill(pool, 120)  # in the oldest one's place, which is long enough
+    kept, early, late = fill(pool, 50), fill(pool, 140), fill(pool, 300)
+    pool.max_bytes = pool.num_bytes + 200 * pool.bytes_per_token
+    pool.give_back(late)
+    pool.give_back(early)
+    fill(pool, 200)
     alive = {id(slot) for slot in pool.slots()}
-    assert id(kept) in alive
-    fill(pool, 610)
-    assert id(newer) not in {id(slot) for slot in pool.slots()}
+    assert id(late) not in alive
+    assert {id(kept), id(early)} <= alive
 
 
 def test_prefixes_stand_side_by_side_or_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,11 @@ def layers(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
     return torch.nn.Sequential(first, torch.nn.Tanh(), second).to(dtype)
 
 
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_LEAST", 0)
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each packed product."""
@@ -117,6 +122,15 @@ def test_layers_with_ways_of_their_own_are_left_alone(counted: list[int]) -> Non
         model[2](states.double())
     assert counted == []
     assert "forward" in hooked.__dict__
+
+
+@torch.inference_mode()
+def test_a_small_layer_stays_as_it_is(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_LEAST", 24 * 40)
+    model = layers()
+    with PackedLinears(model)():
+        model(torch.randn(1, 24))
+    assert counted == [1]  # the first is large enough, the second is not
 
 
 @torch.inference_mode()

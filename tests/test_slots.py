@@ -80,11 +80,25 @@ def test_a_prompt_that_was_read_before_is_not_read_again(
 
 
 def test_slots_are_used_again(backend: TransformersBackend) -> None:
+    """Within a budget; without one, what others may go on from is kept."""
+    backend.limit_cache(4 * 64 * backend.bytes_per_token)
     for start in range(3, 30):
         slots: Sequence[Any] = backend.prefill([[start, start + 1], [start + 2] * 20])
         backend.draft([request for slot in slots for request in requests(slot, 2)])
         del slots
     assert len(list(pool_of(backend).slots())) <= 4
+
+
+def test_a_prompt_is_known_though_others_came_between(
+    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[start, *PROMPT] for start in range(40, 50)]
+    for prompt in prompts:
+        backend.prefill([prompt])
+    fed = Fed(backend, monkeypatch)
+    for prompt in prompts:
+        backend.prefill([prompt])
+    assert fed.take() == [(1, 1)] * len(prompts)
 
 
 def test_a_stolen_slot_does_not_change_who_had_it(backend: TransformersBackend) -> None:

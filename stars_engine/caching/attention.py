@@ -195,9 +195,10 @@ def _attend(
         raw = torch.tanh(raw / scores.softcap) * scores.softcap
     if mask is not None:
         raw = raw.masked_fill(~mask, float("-inf"))
-    lse = raw.logsumexp(-1)
-    # A query that sees nothing has no weights: exp(-inf), not exp(nan).
-    weights = (raw - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
+    lse = total = raw.logsumexp(-1)
+    if mask is not None:  # a query that sees nothing has no weights: exp(-inf), not exp(nan)
+        total = lse.clamp(min=torch.finfo(torch.float32).min)
+    weights = (raw - total[..., None]).exp()
     return weights.to(value.dtype) @ value, lse
 
 

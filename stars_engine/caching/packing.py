@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LEAST = 1 << 16  # weights of a layer: below, the kernel costs more than it saves
 _SHARE_OF_MEMORY = 4  # a packed model takes a fourth of the machine's memory at most
 _ROWS = 8  # that the layout is made for; others are multiplied nearly as fast
 
@@ -41,8 +42,8 @@ _packed: weakref.WeakKeyDictionary[torch.nn.Linear, _Packed] = weakref.WeakKeyDi
 class PackedLinears:
     """The linear layers of a model, with packed weights during passes of this thread.
 
-    Layers that are no plain ones (quantized, parametrized, hooked, on another device) stay as they
-    are, and so does a model for whose copy there is too little memory.
+    Layers that are small, or no plain ones (quantized, parametrized, hooked, on another device),
+    stay as they are, and so does a model for whose copy there is too little memory.
 
     Args:
         model: Any module.
@@ -75,7 +76,7 @@ def _can_pack(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     if type(module) is not torch.nn.Linear or "forward" in module.__dict__:
         return False
     weight: Any = module.weight
-    if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
+    if weight.device.type != "cpu" or weight.dtype not in _DTYPES or weight.numel() < _LEAST:
         return False
     return _works(weight.dtype)
 

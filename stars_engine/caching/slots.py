@@ -10,12 +10,14 @@ tensor. A slot that is given back keeps its columns until its room is needed.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count as counting
+from itertools import takewhile
 
 import torch
 
+from stars_engine.caching.common import LEAST
 from stars_engine.memory import is_out_of_memory, release_unused
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 ByLayer = list[torch.Tensor]
 
 _LEAST = 64  # tokens of the smallest slot
+_MOST_KEPT = 1 << 30  # bytes of all slots, up to which none is used again for another text
 _MOST_COPIED = 4096  # tokens of prefixes that are put side by side for a round
 
 
@@ -85,12 +88,12 @@ class SlotPool:
 
     Args:
         max_bytes: What slots in use and unused ones may take together before the latter are let go
-            of; None: they are kept until memory ends.
+            of; None: they are kept until memory ends, and used again beyond 1 GiB.
     """
 
     def __init__(self, max_bytes: int | None = None) -> None:
         self.max_bytes = max_bytes
-        self._blocks: list[Block] = []
+        self._blocks: list[Block] = []  # the latest given back last
         self._slots: list[Slot] = []
         self._free: dict[int, deque[Slot]] = defaultdict(deque)  # by capacity, longest free first
         self._given_back: deque[Slot] = deque()  # from any thread
@@ -99,24 +102,16 @@ class SlotPool:
     # --- having and giving back ---
 
     def take(self, lengths: Sequence[int]) -> list[Slot]:
-        """Return a slot for so many tokens and some more for each length; their `ids` are old.
+        """Return an empty slot for so many tokens, and some more, for each length.
 
         Raises:
             RuntimeError: Memory has ended; nothing is taken.
         """
         wanted = [capacity_for(length + max(16, length // 8)) for length in lengths]
         self._collect()
-        taken: list[Slot] = []
-        try:
-            for capacity in dict.fromkeys(wanted):
-                lacking = wanted.count(capacity) - len(self._free[capacity])
-                if lacking > 0:
-                    self._add_block(lacking, capacity)
-            for capacity in wanted:
-                taken.append(self._free[capacity].popleft())  # noqa: PERF401 - may fail midway
-        except BaseException:
-            self._given_back += taken
-            raise
+        for capacity, count in Counter(wanted).items():
+            self._provide(count, capacity)
+        taken = [self._free[capacity].popleft() for capacity in wanted]
         for slot in taken:
             slot.ids, slot.stale = [], False
         return taken
@@ -249,7 +244,7 @@ class SlotPool:
         return sum(block.num_bytes for block in self._blocks)
 
     def drop_unused(self, num_bytes: int | None = None) -> None:
-        """Let go of blocks that nobody uses, the longest unused first.
+        """Let go of blocks that nobody uses, those first that were given back first.
 
         Args:
             num_bytes: To be set free at least, if there is so much; None: all.
@@ -273,18 +268,38 @@ class SlotPool:
         self._free[block.capacity] = deque(kept)
 
     def _collect(self) -> None:
+        """Put slots that were given back in line: first what nobody can go on from."""
         while self._given_back:
             slot = self._given_back.popleft()
-            self._free[slot.block.capacity].append(slot)
+            self._blocks.remove(slot.block)  # the latest used last
+            self._blocks.append(slot.block)
+            line = self._free[slot.block.capacity]
+            if _is_of_use(slot):
+                line.append(slot)
+            else:
+                line.appendleft(slot)
+
+    def _provide(self, count: int, capacity: int) -> None:
+        """See that so many slots are free; what others can go on from is kept as long as may be."""
+        free = self._free[capacity]
+        num_blank = sum(1 for _ in takewhile(lambda slot: not _is_of_use(slot), free))
+        lacking = count - num_blank
+        if lacking <= 0:
+            return
+        if self._bytes_over(lacking * capacity, self.max_bytes or _MOST_KEPT) > 0:
+            lacking = count - len(free)
+        if lacking > 0:
+            self._add_block(lacking, capacity)
 
     def _add_block(self, lacking: int, capacity: int) -> None:
-        """Add slots: so many, and half of those of their kind, so that growing costs little."""
+        """Add slots: so many, and half of those in use, so that growing costs little."""
         same = sum(block.num_slots for block in self._blocks if block.capacity == capacity)
-        num_slots = max(lacking, same // 2)
-        over = self._bytes_over(num_slots * capacity)
-        if over > 0:
-            self.drop_unused(over)
-            num_slots = lacking
+        num_slots = max(lacking, (same - len(self._free[capacity])) // 2)
+        if self.max_bytes is not None:
+            over = self._bytes_over(num_slots * capacity, self.max_bytes)
+            if over > 0:
+                self.drop_unused(over)
+                num_slots = lacking
         block = Block(num_slots, capacity)
         if self._like is not None:
             self._allocate(block)
@@ -293,11 +308,9 @@ class SlotPool:
         self._slots += fresh
         self._free[capacity].extendleft(reversed(fresh))
 
-    def _bytes_over(self, num_tokens: int) -> int:
-        """Return by how much more tokens would exceed what slots may take."""
-        if self.max_bytes is None:
-            return 0
-        return self.num_bytes + num_tokens * self.bytes_per_token - self.max_bytes
+    def _bytes_over(self, num_tokens: int, max_bytes: int) -> int:
+        """Return by how much more tokens would exceed a bound."""
+        return self.num_bytes + num_tokens * self.bytes_per_token - max_bytes
 
     def _allocate(self, block: Block) -> None:
         assert self._like is not None
@@ -311,9 +324,14 @@ class SlotPool:
             block.allocate(self._like)
 
 
+def _is_of_use(slot: Slot) -> bool:
+    """Whether another text may go on from what it holds."""
+    return not slot.stale and len(slot.ids) >= LEAST
+
+
 def capacity_for(length: int) -> int:
     """Return the capacity of a slot for so many tokens: 64, 96, 128, 192, 256, 384, ..."""
-    for power in count():
+    for power in counting():
         for capacity in (_LEAST << power, 3 * (_LEAST // 2) << power):
             if capacity >= length:
                 return capacity
