@@ -24,14 +24,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from stars_engine.caching.kernels import Kernel, kernel_for
 from stars_engine.caching.views import Prefixes, View
 
 _PREFIX = "stars_shared_prefix_"
 _REFUSED = ("position_bias", "alibi", "head_mask", "block_indices")
 _active = threading.local()
-
-# The fused kernel gives the log-sum-exp too; it is private, so it may be missing one day.
-_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 _FUSED_FROM = 128  # keys; below, the kernel's own costs are larger than what it saves
 
@@ -51,10 +49,11 @@ class Scores(NamedTuple):
     window: int | None
     softcap: float | None
 
-    def can_fuse(self, query: torch.Tensor, value: torch.Tensor) -> bool:
-        """Whether the fused kernel can do it."""
-        same = query.shape[-1] == value.shape[-1]
-        return _flash is not None and self.softcap is None and query.device.type == "cpu" and same
+    def kernel(self, query: torch.Tensor, value: torch.Tensor) -> Kernel | None:
+        """Return the fused kernel for such scores, if there is one."""
+        if self.softcap is not None or query.shape[-1] != value.shape[-1]:
+            return None
+        return kernel_for(query)
 
 
 @contextmanager
@@ -168,10 +167,9 @@ def _own(
     groups = heads // kv_heads
     mask = view.own_mask(scores.window, num_new, num_own, query.device)
     windowed = scores.window is not None and num_own > scores.window
-    if num_new == num_own > 1 and not windowed and scores.can_fuse(query, value):
+    if num_new == num_own > 1 and not windowed and (kernel := scores.kernel(query, value)):
         key, value = (_repeat(states, groups) for states in (key, value))
-        output, lse = _flash(query, key, value, is_causal=True, scale=scores.scale)
-        return output, lse
+        return kernel(query, key, value, scale=scores.scale, causal=True)
     folded = query.reshape(rows, kv_heads, groups * num_new, dim)
     if mask is not None:
         mask = mask.expand(groups, num_new, num_own).reshape(1, 1, groups * num_new, num_own)
@@ -187,9 +185,9 @@ def _attend(
     mask: torch.Tensor | None,
 ) -> Part:
     """Attend from `(batch, heads, queries, dim)` to all keys that a mask leaves."""
-    if mask is None and key.shape[2] >= _FUSED_FROM and scores.can_fuse(query, value):
-        output, lse = _flash(query, key, value, scale=scores.scale)
-        return output, lse
+    is_long = mask is None and key.shape[2] >= _FUSED_FROM
+    if is_long and (kernel := scores.kernel(query, value)):
+        return kernel(query, key, value, scale=scores.scale, causal=False)
     raw = _precise((query * scores.scale) @ key.mT)
     if scores.softcap is not None:
         raw = torch.tanh(raw / scores.softcap) * scores.softcap
