@@ -225,9 +225,10 @@ class AlignParams(Schema):
         examples=[10.0],
     )
     num_candidates: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default=4,
+        default="auto",
         description="drafted at once per round; 'auto': as many as are quickest, by the acceptance "
-        "so far and the measured costs of rounds; changes speed, never text",
+        "so far and the measured costs of rounds, and 4 at most where the reward is a function; "
+        "changes speed, never text",
         examples=[4],
     )
     keep_rejected_text: bool = Field(

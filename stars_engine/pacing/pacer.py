@@ -10,12 +10,14 @@ from stars_engine.pacing.allotment import Chances, allot
 from stars_engine.pacing.costs import RoundCosts
 from stars_engine.pacing.probe import probe_costs
 from stars_engine.pacing.prospects import Prospects, SegmentDraws
-from stars_engine.rewards.base import RewardModel
+from stars_engine.rewards.base import OffloadedReward, RewardModel
+from stars_engine.rewards.questions import single_models
 from stars_engine.rollout import Rollout
 from stars_engine.schedules import BaseSchedule
 from stars_engine.trial import NumDrafts
 from stars_engine.types import SegmentEvent
 
+_MOST_OUTSIDE = 4  # candidates, where rewards are other people's functions
 _NUM_RECALLED = 8  # segments of an answer by which its next one is judged
 
 
@@ -52,6 +54,7 @@ class Pacer:
 
         Where there is a choice for the first time, the model is probed.
         """
+        turns = [_within_outside(turn) for turn in turns]
         if all(turn.bounds.least == turn.bounds.most for turn in turns):
             return [turn.bounds.least for turn in turns]
         if not self._has_probed:
@@ -96,6 +99,17 @@ class Pacer:
         if self._hashed is None or self._hashed[0] is not align.schedule:
             self._hashed = align.schedule, align.schedule.content_hash()
         return id(reward), self._hashed[1], align.beta, align.segment_len
+
+
+def _within_outside(turn: Turn) -> Turn:
+    """Bound what is asked of rewards that are called outside of rounds.
+
+    What they take is not measured, they may cost money, and their other callers wait.
+    """
+    if not any(isinstance(part, OffloadedReward) for part in single_models(turn.reward)):
+        return turn
+    least, most = turn.bounds.least, min(turn.bounds.most, _MOST_OUTSIDE)
+    return turn._replace(bounds=turn.bounds._replace(most=max(least, most)))
 
 
 def _num_tokens(rollouts: Sequence[Rollout]) -> int:
