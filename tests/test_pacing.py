@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from benchmarks.pacing import COSTS, Cost, measure
-from stars_engine import AlignParams, ConstantSchedule, SamplingParams, StarsEngine
+from stars_engine import (
+    AlignParams,
+    ConstantSchedule,
+    FunctionReward,
+    SamplingParams,
+    StarsEngine,
+)
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.errors import GenerationError
 from stars_engine.loop import Stars
@@ -23,12 +29,15 @@ from stars_engine.pacing import (
     Prospects,
     RoundCosts,
     SegmentDraws,
+    Turn,
     allot,
     probe_costs,
 )
 from stars_engine.pacing.probe import logger as probe_logger
+from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.rounds import Entry, Rounds
 from stars_engine.testing import TableReward, TabularModel
+from stars_engine.trial import NumDrafts
 from tests.conftest import make_rollout
 
 
@@ -433,6 +442,23 @@ def test_a_fixed_number_stays_as_it_is_beside_others() -> None:
     written(model, 4, "auto", "auto", threshold=9.0)
     assert all(counts[0] == 4 for counts in model.asked[:1])
     assert [counts[0] for counts in model.asked[:2]] == [4, 2]  # six attempts in all
+
+
+def test_functions_are_asked_of_four_candidates_at_most() -> None:
+    """What they take is not measured; who asks for more by number gets it."""
+    table = TableReward({}, default=0.0)
+    function = FunctionRewardModel(FunctionReward(function=lambda prompt, completion: 0.0))
+    free = Pacer()
+    for rows in (1, 2, 4, 8, 16, 32):
+        free._costs.note(rows, 1.0)
+    rollout = make_rollout(align=AlignParams(schedule=ConstantSchedule(value=9.0)))
+    for reward, bounds, wanted in (
+        (table, NumDrafts(1, 20), 20),
+        (function, NumDrafts(1, 20), 4),
+        (function, NumDrafts(1, 2), 2),
+        (function, NumDrafts(6, 6), 6),
+    ):
+        assert free.counts([Turn(rollout, reward, bounds)], Toy(can_probe=False), 64) == [wanted]
 
 
 def test_nobody_is_kept_out_of_a_round_by_those_who_could_use_more_rows() -> None:
