@@ -104,6 +104,23 @@ def test_prefixes_too_large_to_copy_are_read_where_they_are(
     assert run(with_static(backend)) == wanted
 
 
+def test_shapes_unused_for_long_are_let_go_of(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = with_static(random_backend("llama", tokenizer))
+    wanted = run(backend)
+    decoder = backend.decoder
+    assert isinstance(decoder, SharedPrefixDecoder)
+    assert decoder._steps is not None
+    shapes = list(decoder._steps._by_shape)
+    assert len(shapes) == 2
+    per_shape = 4 * shapes[0].width * backend.bytes_per_token
+    monkeypatch.setattr(static, "_MOST_COPIED", 2 * per_shape - 1)
+    decoder._steps.forget()
+    assert run(backend) == wanted
+    assert len(decoder._steps._by_shape) == 1
+
+
 def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
     backend = with_static(random_backend("llama", tokenizer))
     prefixes = backend.prefill([[1, 2, 3], [4] * 70, [5], [6]])

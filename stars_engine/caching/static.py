@@ -22,8 +22,8 @@ from stars_engine.caching.own import OwnTokens
 from stars_engine.caching.slots import ByLayer, Slot, SlotPool, capacity_for
 from stars_engine.caching.views import Mask, Prefixes, Rows, View
 
-_MOST_COPIED = 2 << 30  # bytes of prefixes: beyond, a round's copy would take too long
-_MOST_SHAPES = 8  # that are kept: each has buffers of its own
+_MOST_COPIED = 2 << 30  # bytes of prefixes, of all shapes that are kept
+_MOST_SHAPES = 32  # that are kept
 _WARM_UPS = 2
 
 
@@ -218,15 +218,26 @@ class StaticSteps:
     ) -> StaticRows | None:
         """Return rows that continue prefixes; None if their prefixes are too much to copy."""
         shape = shape_for(slots, lengths, num_tokens)
-        num_copied = shape.num_prefixes * shape.width * self._pool.bytes_per_token
-        if not shape.num_tokens or num_copied > _MOST_COPIED:
+        if not shape.num_tokens or self._num_bytes(shape) > _MOST_COPIED:
             return None
-        rows = self._by_shape.pop(shape, None) or StaticRows(self._read, self._pool, shape)
+        rows = self._by_shape.pop(shape, None)
+        if rows is None:
+            self._make_room(self._num_bytes(shape))
+            rows = StaticRows(self._read, self._pool, shape)
         self._by_shape[shape] = rows
-        while len(self._by_shape) > _MOST_SHAPES:
-            del self._by_shape[next(iter(self._by_shape))]
         rows.begin(slots, lengths)
         return rows
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Let go of shapes, the longest unused first, until one more may be kept."""
+        while self._by_shape and (
+            len(self._by_shape) >= _MOST_SHAPES
+            or sum(map(self._num_bytes, self._by_shape)) + num_bytes > _MOST_COPIED
+        ):
+            del self._by_shape[next(iter(self._by_shape))]
+
+    def _num_bytes(self, shape: Shape) -> int:
+        return shape.num_prefixes * shape.width * self._pool.bytes_per_token
 
     def forget(self) -> None:
         """Let go of all buffers and graphs."""
