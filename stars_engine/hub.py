@@ -199,7 +199,7 @@ def context_len(config: Any, tokenizer: Any) -> int | None:
     if border is None or (limit is not None and limit <= border):
         return limit
     logger.warning(
-        "%s reads %d tokens at most, not %s: its rotary factors (longrope) change beyond, for all "
+        "%s reads %d tokens at most, not %s: its rotary factors change beyond, for all "
         "rows of a batch at once",
         getattr(config, "model_type", "the model"),
         border,
@@ -218,7 +218,10 @@ def _declared_len(text_config: Any, tokenizer: Any) -> int | None:
 
 
 def _longrope_border(text_config: Any) -> int | None:
-    """Return up to which length LongRoPE uses its first set of factors, if the model has it."""
+    """Return up to which length rotary factors do not depend on the longest row, if beyond they do.
+
+    LongRoPE has two sets of them; dynamic ones grow with the text.
+    """
     given = getattr(text_config, "rope_parameters", None)
     given = given or getattr(text_config, "rope_scaling", None)
     if not isinstance(given, dict):
@@ -229,7 +232,7 @@ def _longrope_border(text_config: Any) -> int | None:
     borders = [
         one.get("original_max_position_embeddings", fallback)
         for one in sets
-        if one.get("rope_type", one.get("type")) in ("longrope", "su")
+        if one.get("rope_type", one.get("type")) in ("longrope", "su", "dynamic")
     ]
     return min((border for border in borders if isinstance(border, int)), default=None)
 

@@ -32,6 +32,10 @@ class KeepsCache(Protocol):
         """Let go of what no text in progress needs."""
         ...
 
+    def look_at_weights(self) -> None:
+        """Forget what was read with other weights; called when requests begin."""
+        ...
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory has ended, on whatever device."""
@@ -48,6 +52,7 @@ def in_smaller_batches(
     *,
     what: str,
     make_room: Callable[[int], None],
+    most: int | None = None,
 ) -> list[Result]:
     """Run items together; where memory ends, in batches of half as many, and so on.
 
@@ -56,23 +61,33 @@ def in_smaller_batches(
         items: What to run.
         what: They are, for the log.
         make_room: Lets go of what is not needed; told how many items will be tried at once.
+        most: Items at once to begin with; None for all.
 
     Raises:
-        RuntimeError: Memory ends with a single item.
+        RuntimeError: Memory ends with a single item, in the room that was made.
         MemoryError: The same.
     """
-    size = max(1, len(items))
+    size = max(1, min(most or len(items), len(items)))
+    is_last_try = False
     while True:
         try:
             starts = range(0, len(items), size)
             return [result for start in starts for result in run(items[start : start + size])]
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or size == 1:
+            if not is_out_of_memory(error) or is_last_try:
                 raise
         # Outside the handler: its error holds the tensors of the failed run.
-        size = -(-size // 2)
-        logger.warning("memory ended: from now on %d %s at once", size, what)
+        is_last_try = size == 1
+        if size > 1:
+            size = -(-size // 2)
+            logger.warning("memory ended: from now on %d %s at once", size, what)
         make_room(size)
+
+
+def bare(error: Exception) -> Exception:
+    """Return an error without what it came from: frames hold tensors, and errors each other."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def make_room(*models: object) -> None:

@@ -1,25 +1,38 @@
-"""Which rollouts have their prefix in memory, and which wait until there is room for it again.
+"""Which rollouts have their prefix in memory, and which wait until there is room for it.
 
 Where memory ends, no request fails for others' sake: some wait without a prefix, which is read
-again when another has ended. That costs time and changes no text.
+when another has ended. That costs time and changes no text.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import GenerationError, describe_error
-from stars_engine.memory import is_out_of_memory
+from stars_engine.memory import bare, is_out_of_memory
 from stars_engine.rollout import Rollout
 
 logger = logging.getLogger(__name__)
 
 
+class Entered(NamedTuple):
+    """Who was called in.
+
+    Attributes:
+        rollouts: Have a place now.
+        failed: Cannot have one though nobody else does, with the error.
+    """
+
+    rollouts: list[Rollout]
+    failed: list[tuple[Rollout, Exception]]
+
+
 class Places:
-    """The prefixes of rollouts.
+    """The prefixes of rollouts. Who has a place has a `slot`.
 
     Args:
         model: Reads them.
@@ -28,27 +41,24 @@ class Places:
 
     def __init__(self, model: LanguageModel, make_room: Callable[[], None]) -> None:
         self._model, self._make_room = model, make_room
-        self._waiting: deque[Rollout] = deque()  # the first in line is the next to have a place
-        self._too_many = 0  # rollouts with a place, as many as there was no memory for
+        self._line: deque[Rollout] = deque()
+        # Who found no room the last time, and how many had a place then.
+        self._refused: tuple[Rollout, int] | None = None
 
-    @property
-    def num_waiting(self) -> int:
-        """How many have none."""
-        return len(self._waiting)
+    def num_waiting(self, busy: Collection[Rollout] = ()) -> int:
+        """Return how many wait for a place, but for those that do not need one yet."""
+        return sum(rollout not in busy for rollout in self._line)
 
-    def enter(self, rollouts: Sequence[Rollout], num_inside: int) -> list[Rollout]:
-        """Read the prefixes of newcomers; return them, or nobody if they have to wait.
-
-        Args:
-            rollouts: Newcomers.
-            num_inside: Rollouts that have a place.
-        """
-        if self._waiting:  # nobody passes those in line
-            self._waiting += rollouts
+    def enter(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Read the prefixes of newcomers; return them, or nobody if they have to wait."""
+        if self._line:  # nobody passes those in line
+            self._line += rollouts
             return []
         if self._read(rollouts) is None:
             return list(rollouts)
-        self._make_wait(rollouts, num_inside)
+        self._line += rollouts
+        self._refused = None  # one at a time may do
+        logger.warning("memory ended while %d prompts were read: they wait", len(rollouts))
         return []
 
     def leave(self, rollouts: Sequence[Rollout], num_inside: int) -> None:
@@ -58,64 +68,75 @@ class Places:
             rollouts: Whose prefixes are let go of.
             num_inside: Rollouts that still have a place.
         """
-        for rollout in rollouts:
-            rollout.slot = None
-        self._waiting.extendleft(reversed(rollouts))
-        self._too_many = num_inside + len(rollouts)
-        self._make_room()
-        logger.warning(
-            "memory ended: %d requests wait until another has ended, and are read again then",
-            len(rollouts),
-        )
+        self._let_go(rollouts)
+        self._line.extendleft(reversed(rollouts))
+        self._refused = self._line[0], num_inside
 
-    def call_in(self, num_inside: int) -> tuple[list[Rollout], list[tuple[Rollout, Exception]]]:
+    def lend(self, rollouts: Sequence[Rollout]) -> None:
+        """Take their places from rollouts that need none for now; they are the last in line.
+
+        Without it those who wait for each other, as pilots of a calibration do, would never end.
+        """
+        self._let_go(rollouts)
+        self._line.extend(rollouts)
+        self._refused = None
+
+    def call_in(self, num_inside: int, busy: Collection[Rollout]) -> Entered:
         """Read prefixes of those in line, as far as there is room.
 
         Args:
             num_inside: Rollouts that have a place.
-
-        Returns:
-            Who has a place now, and who cannot have one though nobody else does, with the error.
+            busy: Rollouts that do not need one yet.
         """
-        self._waiting = deque(rollout for rollout in self._waiting if not rollout.finished)
         entered: list[Rollout] = []
-        while self._waiting and (num_inside == 0 or num_inside + 1 < self._too_many):
-            rollout = self._waiting.popleft()
+        for rollout in [rollout for rollout in self._line if rollout not in busy]:
+            if self._is_vain(rollout, num_inside):
+                break
             error = self._read([rollout])
-            if error and not num_inside:  # once more, in the room that was made
+            if error is not None and not num_inside:  # once more, in the room that was made
                 error = self._read([rollout])
             if error is None:
                 entered.append(rollout)
                 num_inside += 1
             elif num_inside:
-                self._waiting.appendleft(rollout)
-                self._too_many = num_inside + 1
+                self._refused = rollout, num_inside
+                break
             else:
-                return entered, [(rollout, no_room(rollout, error))]
-        return entered, []
+                self._line.remove(rollout)
+                return Entered(entered, [(rollout, no_room(rollout, error))])
+            self._line.remove(rollout)
+        return Entered(entered, [])
 
-    def _make_wait(self, rollouts: Sequence[Rollout], num_inside: int) -> None:
-        self._waiting += rollouts
-        self._too_many = num_inside + len(rollouts)
-        logger.warning(
-            "memory ended while %d prompts were read beside %d requests in progress: they wait",
-            len(rollouts),
-            num_inside,
-        )
+    def forget_finished(self) -> None:
+        """Let those go that have ended, whoever ended them."""
+        self._line = deque(rollout for rollout in self._line if not rollout.finished)
+
+    def _is_vain(self, rollout: Rollout, num_inside: int) -> bool:
+        """Whether one found no room, and nobody has left since."""
+        if not num_inside or self._refused is None:
+            return False
+        return self._refused[0] is rollout and num_inside >= self._refused[1]
+
+    def _let_go(self, rollouts: Sequence[Rollout]) -> None:
+        for rollout in rollouts:
+            rollout.slot = None
+        self._make_room()
+        logger.warning("memory ended: %d requests wait, and are read again then", len(rollouts))
 
     def _read(self, rollouts: Sequence[Rollout]) -> Exception | None:
         """Read prompts, and what had been accepted when a place was taken; or say why not."""
+        problem: Exception | None = None
         try:
             self._try_to_read(rollouts)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            problem = error.with_traceback(None)  # its frames hold tensors
-        else:
-            return None
-        for rollout in rollouts:
-            rollout.slot = None
-        self._make_room()
+            problem = error
+        if problem is not None:
+            bare(problem)
+            for rollout in rollouts:
+                rollout.slot = None
+            self._make_room()
         return problem
 
     def _try_to_read(self, rollouts: Sequence[Rollout]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.errors import GenerationError, RequestError
-from stars_engine.memory import in_smaller_batches, is_out_of_memory, make_room
+from stars_engine.memory import KeepsCache, bare, in_smaller_batches, is_out_of_memory, make_room
 from stars_engine.pacing import Pacer, Turn
 from stars_engine.places import Places, no_room
 from stars_engine.rewards.base import RewardModel
@@ -77,6 +77,7 @@ class Rounds:
         self._events: Events = []
         self._pacer = pacer or Pacer()
         self._places = Places(model, self._make_room)
+        self._rows_at_once: int | None = None  # since memory has ended
         self.num_rounds = 0
 
     @property
@@ -92,12 +93,17 @@ class Rounds:
     @property
     def num_ready(self) -> int:
         """Rollouts that wait for nothing but their turn; the others are out on trial."""
-        return len(self._ready) if self._num_inside else self._places.num_waiting
+        return len(self._ready) or self._places.num_waiting(self._busy)
 
     @property
     def _num_inside(self) -> int:
         """Rollouts whose prefix is in memory."""
-        return len(self._active) - self._places.num_waiting
+        return sum(rollout.slot is not None for rollout in self._active)
+
+    @property
+    def _busy(self) -> set[Rollout]:
+        """Rollouts whose drafts are out on trial."""
+        return {item.entry.rollout for item in self._trials if not item.trial.closed}
 
     def num_by_reward(self) -> Counter[int]:
         """Return how many rollouts are in flight with each reward model, by its identity."""
@@ -122,7 +128,10 @@ class Rounds:
     def join(self, newcomers: Sequence[Entry]) -> None:
         """Read prompts and take their rollouts in."""
         if newcomers:
-            entered = self._places.enter([e.rollout for e in newcomers], self._num_inside)
+            for part in self._reward_parts(newcomers):
+                if isinstance(part, KeepsCache):
+                    part.look_at_weights()
+            entered = self._places.enter([entry.rollout for entry in newcomers])
             self._active |= {entry.rollout: entry for entry in newcomers}
             self._ready += [self._active[rollout] for rollout in entered]
 
@@ -137,9 +146,10 @@ class Rounds:
             trials = self._try_to_draft(group)
             self._trials += trials
             self._scorer(spread(_questions(trials)))
-            seconds = time.perf_counter() - started_s
-            num_rows = sum(count for _, count in group)
-            self._pacer.note_round([entry.rollout for entry, _ in group], num_rows, seconds)
+            if trials:
+                seconds = time.perf_counter() - started_s
+                num_rows = sum(count for _, count in group)
+                self._pacer.note_round([entry.rollout for entry, _ in group], num_rows, seconds)
         self._walk()
         return self.take_events()
 
@@ -156,6 +166,7 @@ class Rounds:
         for item in self._trials:
             item.trial.closed = item.trial.closed or item.entry.rollout.finished
         self._trials = [item for item in self._trials if not item.trial.closed]
+        self._places.forget_finished()
 
     def _end_at_bounds(self) -> None:
         """End the rollouts that may not draw again, or have no time left to wait for rewards."""
@@ -170,11 +181,15 @@ class Rounds:
 
     def _call_in(self) -> None:
         """Let those in that waited for memory, where there is some now."""
-        if self._places.num_waiting:
-            entered, failed = self._places.call_in(self._num_inside)
-            self._ready += [self._active[rollout] for rollout in entered]
-            for rollout, error in failed:
-                self._fail(rollout, error)
+        busy = self._busy
+        if not self._places.num_waiting(busy):
+            return
+        entered, failed = self._places.call_in(self._num_inside, busy)
+        self._ready += [self._active[rollout] for rollout in entered]
+        for rollout, error in failed:
+            self._fail(rollout, error)
+        if not self._ready and self._places.num_waiting(busy):
+            self._places.lend([rollout for rollout in busy if rollout.slot is not None])
 
     def _fail(self, rollout: Rollout, error: Exception) -> None:
         self._events.append((rollout, rollout.fail(error)))
@@ -186,6 +201,8 @@ class Rounds:
         Returns:
             Each with the number of its candidates.
         """
+        limits = [n for n in (self._max_rows, self._rows_at_once) if n is not None]
+        max_rows = min(limits, default=None)
         group: list[tuple[Entry, NumDrafts]] = []
         others: deque[Entry] = deque()
         num_rows = 0
@@ -193,7 +210,7 @@ class Rounds:
             bounds = self._bounds(entry)
             fits = not group or (
                 entry.rollout.align.row_len == group[0][0].rollout.align.row_len
-                and (self._max_rows is None or num_rows + bounds.least <= self._max_rows)
+                and (max_rows is None or num_rows + bounds.least <= max_rows)
             )
             if fits:
                 group.append((entry, bounds))
@@ -202,7 +219,7 @@ class Rounds:
                 others.append(entry)
         self._ready = others
         turns = [Turn(entry.rollout, entry.reward, bounds) for entry, bounds in group]
-        counts = self._pacer.counts(turns, self._model, self._max_rows)
+        counts = self._pacer.counts(turns, self._model, max_rows)
         return [(entry, count) for (entry, _), count in zip(group, counts, strict=True)]
 
     def _walk(self) -> None:
@@ -236,9 +253,12 @@ class Rounds:
         self._places.leave(rollouts, self._num_inside - len(rollouts))
 
     def _make_room(self) -> None:
-        rewards = {id(entry.reward): entry.reward for entry in self._active.values()}
-        parts = [part for reward in rewards.values() for part in single_models(reward)]
-        make_room(self._model, *parts)
+        make_room(self._model, *self._reward_parts(self._active.values()))
+
+    @staticmethod
+    def _reward_parts(entries: Iterable[Entry]) -> list[RewardModel]:
+        rewards = {id(entry.reward): entry.reward for entry in entries}
+        return [part for reward in rewards.values() for part in single_models(reward)]
 
     def _judge(self, item: OpenTrial, kept: list[tuple[Rollout, list[int]]]) -> bool:
         """Judge one trial as far as its answers go; return whether its rollout moved on."""
@@ -252,7 +272,8 @@ class Rounds:
             self._pacer.note_event(rollout, entry.reward, event)
             self._events.append((rollout, event))
         trial.closed = trial.closed or event is not None or trial.all_used
-        if trial.closed and not rollout.finished:
+        # Who has lent its place is in line for another.
+        if trial.closed and not rollout.finished and rollout.slot is not None:
             self._ready.append(entry)
             if len(rollout.token_ids) > length:
                 kept.append((rollout, rollout.token_ids[length:]))
@@ -265,7 +286,7 @@ class Rounds:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            problem = error.with_traceback(None)  # its frames hold tensors
+            problem = bare(error)
         first, *others = [entry for entry, _ in group]
         others += self._ready
         if others:
@@ -279,10 +300,17 @@ class Rounds:
 
     def _draft_rows(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
         def shrink(num_rows: int) -> None:
-            self._max_rows = num_rows
+            if num_rows < len(requests):
+                self._rows_at_once = num_rows
             self._make_room()
 
-        return in_smaller_batches(self._model.draft, requests, what="candidates", make_room=shrink)
+        return in_smaller_batches(
+            self._model.draft,
+            requests,
+            what="candidates",
+            make_room=shrink,
+            most=self._rows_at_once,
+        )
 
     def _draft(self, group: Sequence[tuple[Entry, int]]) -> list[OpenTrial]:
         """Draft each rollout's next draws, all in one batch.

@@ -11,6 +11,7 @@ the arithmetic is done on them alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -93,8 +94,9 @@ def propose(
     if sampling.logit_bias:
         logits = add_bias(logits.to(precise), sampling.logit_bias)
     if banned_ids:
-        logits = logits.clone()
-        logits[:, list(banned_ids)] = -torch.inf
+        logits = logits.index_fill(
+            1, on_device(tuple(banned_ids), torch.long, logits.device), -torch.inf
+        )
     few = None
     if allowed is not None:
         found = allowed(logits, 1 if sampling.temperature == 0 else sampling.top_k)
@@ -232,10 +234,15 @@ def penalize(
 
 def add_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
     """Add to the logits of single tokens."""
-    logits = logits.clone()
-    values = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
-    logits[:, list(bias)] += values
-    return logits
+    ids = on_device(tuple(bias), torch.long, logits.device)
+    values = on_device(tuple(bias.values()), logits.dtype, logits.device)
+    return logits.index_add(1, ids, values.expand(len(logits), -1))
+
+
+@lru_cache(maxsize=64)
+def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return a tensor that is made once: to copy it at every token would wait for a GPU."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:

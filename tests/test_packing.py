@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -73,8 +75,9 @@ def test_a_changed_weight_is_packed_again() -> None:
 def test_two_users_of_a_model_share_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, made, lay_out = layers(), [], packing._lay_out
     monkeypatch.setattr(packing, "_lay_out", lambda weight: made.append(1) or lay_out(weight))
-    for _ in range(3):
-        with PackedLinears(model)():
+    users = [PackedLinears(model) for _ in range(3)]
+    for packed in users:
+        with packed():
             model(torch.randn(1, 24))
     assert len(made) == 2
 
@@ -91,6 +94,48 @@ def test_other_threads_pass_through_the_layers_own_weights(counted: list[int]) -
     assert torch.equal(found[0], plain)
     found[0].sum().backward()  # with gradients, as ever
     assert model[0].weight.grad is not None
+
+
+@torch.inference_mode()
+def test_a_copy_made_in_the_middle_goes_its_own_way() -> None:
+    model, states = layers(), torch.randn(2, 24)
+    with PackedLinears(model)():
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for other in copies:
+        torch.testing.assert_close(other(states), model(states), atol=1e-5, rtol=1e-5)
+        for layer in (other[0], other[2]):
+            layer.weight.zero_()
+        other[0].bias.zero_()
+        assert other(states).abs().max() == 0
+        assert model(states).abs().max() > 0
+
+
+@torch.inference_mode()
+def test_a_layer_that_is_hooked_later_keeps_its_hook(counted: list[int]) -> None:
+    model = layers()
+    packed = PackedLinears(model)
+    model[0].forward = lambda states: torch.zeros(2, 40)  # type: ignore[method-assign]
+    with packed():
+        assert model(torch.randn(2, 24)).abs().max() == 0
+    assert "forward" in model[0].__dict__
+    assert counted == [2]
+
+
+@torch.inference_mode()
+def test_what_is_packed_goes_with_the_last_who_uses_it() -> None:
+    model = layers()
+    users = [PackedLinears(model) for _ in range(2)]
+    for packed in users:
+        with packed():
+            model(torch.randn(1, 24))
+    held = weakref.ref(users[0]._forwards[model[0]].packed)
+    assert held() is users[1]._forwards[model[0]].packed
+    users.pop()
+    assert held() is not None
+    users.clear()
+    del packed
+    gc.collect()
+    assert held() is None
 
 
 def test_nothing_is_left_on_the_model() -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from transformers import Cache
 
-from stars_engine.caching.packing import PackedLinears
 from stars_engine.grammars import GrammarState
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
@@ -95,12 +93,10 @@ class Forward:
 
     Args:
         model: A causal language model of transformers, with an adapter or without.
-        packed: Whether its linear layers multiply by packed weights, where they can.
     """
 
-    def __init__(self, model: Any, *, packed: bool = False) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        self._packed = PackedLinears(model) if packed else nullcontext
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         self._accepts = set(inspect.signature(base.forward).parameters)
         # Models without attention name their states in a way of their own.
@@ -124,9 +120,8 @@ class Forward:
         }
         if cache is not None:
             options[self._cache_name] = cache
-        with self._packed():
-            output = self._model(
-                input_ids=ids, attention_mask=mask, use_cache=cache is not None, **options
-            )
+        output = self._model(
+            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **options
+        )
         logits: torch.Tensor = output.logits[:, -1]
         return logits

@@ -26,7 +26,7 @@ class ForkingDecoder(Decoder):
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:
-        self._forward = Forward(model, packed=True)
+        self._forward = Forward(model)
         self._context_len = context_len
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:

@@ -14,7 +14,7 @@ from stars_engine.backends.drafting import Row
 from stars_engine.backends.masks import Masks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
-from stars_engine.sampling import precise_dtype, propose, uses_penalties
+from stars_engine.sampling import on_device, precise_dtype, propose, uses_penalties
 
 
 class RowSampler:
@@ -151,7 +151,7 @@ class _Group:
         if len(choices) == 1:
             return choices[0]
         drawn, likeliest = choices
-        return torch.where(torch.tensor(greedy, device=logits.device), likeliest, drawn)
+        return torch.where(on_device(tuple(greedy), torch.bool, logits.device), likeliest, drawn)
 
     @cached_property
     def _greedy_sampling(self) -> SamplingParams:

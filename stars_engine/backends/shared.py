@@ -16,6 +16,7 @@ from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
 from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, ReadingRows, SharingPass
 from stars_engine.caching.slots import ByLayer, Slot, SlotPool
+from stars_engine.caching.stamps import Change
 from stars_engine.caching.static import StaticRows, StaticSteps
 
 MOST_TOKENS = 2048  # of prompts, read in one pass
@@ -41,9 +42,9 @@ class SharedPrefixDecoder(Decoder):
         # Without a fused kernel the scores of a pass are in memory, all at once.
         self._most_tokens = MOST_TOKENS if self._forward.device.type == "cpu" else MOST_TOKENS // 4
         self._pool = SlotPool()
+        self._static = static
         self._steps = StaticSteps(self._forward, self._pool) if static else None
         self._latest: SharedBranches | None = None
-        self._stamp = self._forward.stamp()
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
@@ -103,11 +104,15 @@ class SharedPrefixDecoder(Decoder):
 
     def _forget_other_weights(self) -> None:
         """What was read with other weights is of no use to new prompts."""
-        stamp = self._forward.stamp()
-        if stamp != self._stamp:
-            self._stamp = stamp
-            self._pool.forget()
-            self._latest = None
+        change = self._forward.change(thoroughly=True)
+        if change is Change.NONE:
+            return
+        if change is Change.KIND:  # what there is cannot stand beside what is to come
+            self._pool = SlotPool(self._pool.max_bytes)
+        self._pool.forget()
+        self._latest = None
+        if self._static:
+            self._steps = StaticSteps(self._forward, self._pool)
 
     def _recall(self, prompts: Sequence[Sequence[int]]) -> list[Slot]:
         """Return a slot for each prompt, with the tokens of it that are there from earlier ones.
@@ -122,7 +127,7 @@ class SharedPrefixDecoder(Decoder):
                 if slot is None:
                     continue
                 if self._pool.take_back(slot):
-                    slot.ids = slot.ids[:known]
+                    self._pool.trim(slot, known)
                 else:
                     slot = self._copy(slot, known)
                 found[index] = slot

@@ -125,7 +125,9 @@ def _shared(view: View, layer: int, query: torch.Tensor, scores: Scores) -> list
     output = like[0].new_zeros(rows, heads, num_new, like[0].shape[-1])
     lse = like[1].new_full((rows, heads, num_new), -torch.inf)  # of a row without a prefix
     for members, part in within:
-        output[members], lse[members] = part
+        assert members is not None
+        places = members.to(query.device)
+        output[places], lse[places] = part
     return [(output, lse)]
 
 

@@ -15,6 +15,7 @@ from stars_engine.caching.attention import attending, name_for
 from stars_engine.caching.own import OwnTokens
 from stars_engine.caching.packing import PackedLinears
 from stars_engine.caching.slots import ByLayer, Slot, SlotPool
+from stars_engine.caching.stamps import Change, Watch
 from stars_engine.caching.views import Prefixes, Rows, View
 
 
@@ -79,11 +80,12 @@ class SharingPass:
             for config in configs.values()
             if hasattr(config, "_attn_implementation_internal")
         ]
+        self._model = model
+        self._watch = Watch([model] if head is None else [model, head])
         self._packed = PackedLinears(model)
-        self._parameters = [*model.parameters(), *(head.parameters() if head is not None else ())]
-        self._adapters = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
         with _making:
             self._turn = _turns.setdefault(id(model.config), _Turn())
+        self.turn = self._turn.lock
 
     def __call__(
         self, rows: ReadingRows, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
@@ -93,7 +95,7 @@ class SharingPass:
         positions = rows.positions(ids.shape[1])
         if self._context_len is not None:  # rows that have ended run on beside the others
             positions = positions.clamp(max=self._context_len - 1)
-        with self._turn.lock, self._own_attention(), self._packed(), attending(rows.view()):
+        with self.turn, self._own_attention(), self._packed(), attending(rows.view()):
             output = self._call(ids, positions, rows.own, **options)
         rows.own.num_tokens += ids.shape[1]
         return output
@@ -110,14 +112,12 @@ class SharingPass:
             for config, name in zip(self._configs, names, strict=True):
                 config._attn_implementation_internal = name  # noqa: SLF001
 
-    def stamp(self) -> tuple[object, ...]:
-        """Return what changes when the weights do: trained, loaded, moved, adapters switched."""
-        weights = [
-            (p.data_ptr(), 0 if p.is_inference() else p._version)  # noqa: SLF001
-            for p in self._parameters
-        ]
-        adapters = [(m._disable_adapters, str(m._active_adapter)) for m in self._adapters]  # noqa: SLF001
-        return (*weights, *adapters)
+    def change(self, *, thoroughly: bool) -> Change:
+        """Return what has become of the weights since the last call; see `Watch.change`."""
+        change = self._watch.change(thoroughly=thoroughly)
+        if change is not Change.NONE:
+            self._packed = PackedLinears(self._model, anew=True)
+        return change
 
 
 class Continuations:

@@ -14,8 +14,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, NamedTuple, TypeGuard
+from functools import cache, partial
+from typing import Any, TypeGuard
 
 import torch
 from torch.nn import functional
@@ -28,39 +28,46 @@ _ROWS = 8  # that the layout is made for; others are multiplied nearly as fast
 _passing = threading.local()
 
 
-class _Packed(NamedTuple):
+class _Packed:
     """A packed weight, and what tells whether it still is the layer's."""
 
-    state: tuple[int, int]
-    weight: torch.Tensor
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        self.state = _state_of(layer)
+        self.weight = _lay_out(layer.weight.detach())
 
 
-# By layer: two engines on one model share what is packed.
-_packed: weakref.WeakKeyDictionary[torch.nn.Linear, _Packed] = weakref.WeakKeyDictionary()
+# By layer: engines on one model share what is packed, as long as one of them is there.
+_packed: weakref.WeakKeyDictionary[torch.nn.Linear, weakref.ref[_Packed]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class PackedLinears:
     """The linear layers of a model, with packed weights during passes of this thread.
 
     Layers that are small, or no plain ones (quantized, parametrized, hooked, on another device),
-    stay as they are, and so does a model for whose copy there is too little memory.
+    stay as they are, and so does a model for whose copy there is too little memory. A weight that
+    is changed through `.data` is not noticed: whoever finds it out makes a new one of these.
 
     Args:
         model: Any module.
+        anew: Whether what others have packed may be of other weights.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *, anew: bool = False) -> None:
         layers = [module for module in model.modules() if _can_pack(module)]
         num_bytes = sum(layer.weight.nbytes for layer in layers)
         self._layers = layers if num_bytes <= _most_bytes() else []
+        self._forwards: dict[torch.nn.Linear, _Forward] = {}
+        for layer in self._layers if anew else []:
+            _packed.pop(layer, None)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Let the layers multiply by packed weights; other threads see the layers' own."""
-        if not self._layers:
-            yield
-            return
-        forwards = [(layer, _forward_of(layer)) for layer in self._layers]
+        # Who has been given a way of its own meanwhile keeps it.
+        layers = [layer for layer in self._layers if "forward" not in layer.__dict__]
+        forwards = [(layer, self._forward_of(layer)) for layer in layers]
         _passing.now = True
         try:
             for layer, forward in forwards:
@@ -68,8 +75,46 @@ class PackedLinears:
             yield
         finally:
             _passing.now = False
-            for layer, _ in forwards:
-                layer.__dict__.pop("forward", None)
+            for layer, forward in forwards:
+                if layer.__dict__.get("forward") is forward:
+                    del layer.__dict__["forward"]
+
+    def _forward_of(self, layer: torch.nn.Linear) -> _Forward:
+        state = _state_of(layer)
+        known = self._forwards.get(layer)
+        if known is None or known.packed.state != state:
+            packed = _packed.get(layer, _nothing)()  # another engine's
+            if packed is None or packed.state != state:
+                packed = _Packed(layer)
+                _packed[layer] = weakref.ref(packed)
+            known = self._forwards[layer] = _Forward(layer, packed)
+        return known
+
+
+class _Forward:
+    """Multiplies by a packed weight in our passes, and as the layer does in those of others.
+
+    A copy of the layer that is made or pickled meanwhile gets the latter alone.
+    """
+
+    def __init__(self, layer: torch.nn.Linear, packed: _Packed) -> None:
+        self._layer, self.packed = layer, packed
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        layer = self._layer
+        if getattr(_passing, "now", False) and states.dtype == layer.weight.dtype:
+            return _multiply(states, self.packed.weight, layer.bias)
+        return functional.linear(states, layer.weight, layer.bias)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return partial(torch.nn.Linear.forward, memo[id(self._layer)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (torch.nn.Linear.forward, self._layer)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _can_pack(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
@@ -81,26 +126,9 @@ def _can_pack(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     return _works(weight.dtype)
 
 
-def _forward_of(layer: torch.nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what multiplies by the packed weight in our passes, by the layer's own in others'."""
-    weight, bias = layer.weight, layer.bias
-    packed = _pack(layer)
-
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        if getattr(_passing, "now", False) and states.dtype == weight.dtype:
-            return _multiply(states, packed, bias)
-        return functional.linear(states, weight, bias)
-
-    return forward
-
-
-def _pack(layer: torch.nn.Linear) -> torch.Tensor:
+def _state_of(layer: torch.nn.Linear) -> tuple[int, int]:
     weight = layer.weight
-    state = weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
-    known = _packed.get(layer)
-    if known is None or known.state != state:
-        known = _packed[layer] = _Packed(state, _lay_out(weight.detach()))
-    return known.weight
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
 
 
 # These operations are private (torch's own compiler uses them), so they may be missing one day.

@@ -13,7 +13,6 @@ import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from itertools import count as counting
-from itertools import takewhile
 
 import torch
 
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 ByLayer = list[torch.Tensor]
 
 _LEAST = 64  # tokens of the smallest slot
-_MOST_KEPT = 1 << 30  # bytes of all slots, up to which none is used again for another text
+_MOST_KEPT = 1 << 30  # bytes of unused slots that are kept, if no bound is given
 _MOST_COPIED = 4096  # tokens of prefixes that are put side by side for a round
 
 
@@ -88,7 +87,7 @@ class SlotPool:
 
     Args:
         max_bytes: What slots in use and unused ones may take together before the latter are let go
-            of; None: they are kept until memory ends, and used again beyond 1 GiB.
+            of; None: 1 GiB of unused ones is kept, as long as there is memory.
     """
 
     def __init__(self, max_bytes: int | None = None) -> None:
@@ -109,12 +108,18 @@ class SlotPool:
         """
         wanted = [capacity_for(length + max(16, length // 8)) for length in lengths]
         self._collect()
-        for capacity, count in Counter(wanted).items():
-            self._provide(count, capacity)
-        taken = [self._free[capacity].popleft() for capacity in wanted]
-        for slot in taken:
-            slot.ids, slot.stale = [], False
-        return taken
+        taken: dict[int, deque[Slot]] = defaultdict(deque)
+        try:
+            for capacity, count in Counter(wanted).items():
+                self._provide(count, capacity, taken[capacity])
+        except BaseException:
+            self._given_back += [slot for slots in taken.values() for slot in slots]
+            raise
+        found = [taken[capacity].popleft() for capacity in wanted]
+        for slot in found:
+            self.trim(slot, 0)
+            slot.stale = False
+        return found
 
     def take_back(self, slot: Slot) -> bool:
         """Take a certain slot, with what is in it; False if somebody has it."""
@@ -142,8 +147,16 @@ class SlotPool:
         # They change places, so that whoever has the slot has the longer one.
         slot.block, other.block = other.block, slot.block
         slot.index, other.index = other.index, slot.index
-        other.stale = slot.stale
+        other.stale = True  # the rest of it would be kept twice
         self.give_back(other)
+
+    def trim(self, slot: Slot, length: int) -> None:
+        """Forget all but the first columns of a slot."""
+        if length < len(slot.ids):
+            # What a mask hides is multiplied by 0, and must not be nan.
+            for states in slot.block.values:
+                states[slot.index, :, length : len(slot.ids)] = 0
+            slot.ids = slot.ids[:length]
 
     def slots(self) -> Iterator[Slot]:
         """Yield all slots, in use or not."""
@@ -175,9 +188,12 @@ class SlotPool:
 
     def copy(self, source: Slot, target: Slot, length: int) -> None:
         """Copy the first columns of a slot into another, which is long enough."""
+        self.trim(target, 0)
         target.ids = source.ids[:length]
         if not length:  # there may be no tensors yet
             return
+        if not target.block.keys:
+            self._allocate(target.block)
         for part, new_part in zip(source.block.parts(), target.block.parts(), strict=True):
             for states, new in zip(part, new_part, strict=True):
                 new[target.index, :, :length] = states[source.index, :, :length]
@@ -225,11 +241,18 @@ class SlotPool:
     def copy_out(
         self, slots: Sequence[Slot], lengths: Sequence[int], keys: ByLayer, values: ByLayer
     ) -> None:
-        """Copy the first columns of slots into room of the caller's, one after the other."""
+        """Copy the first columns of slots into room of the caller's, one after the other.
+
+        Values of all other columns are 0 afterwards: see `trim`.
+        """
         for place, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
             for part, new_part in zip(slot.block.parts(), (keys, values), strict=True):
                 for states, new in zip(part, new_part, strict=True):
                     new[place, :, :length] = states[slot.index, :, :length]
+            for new in values:
+                new[place, :, length:] = 0
+        for new in values:
+            new[len(slots) :] = 0
 
     # --- memory ---
 
@@ -279,27 +302,30 @@ class SlotPool:
             else:
                 line.appendleft(slot)
 
-    def _provide(self, count: int, capacity: int) -> None:
-        """See that so many slots are free; what others can go on from is kept as long as may be."""
+    def _provide(self, count: int, capacity: int, taken: deque[Slot]) -> None:
+        """Take so many slots; what others can go on from is kept as long as may be.
+
+        What is taken is out of the line at once: room is made of what is in it.
+        """
         free = self._free[capacity]
-        num_blank = sum(1 for _ in takewhile(lambda slot: not _is_of_use(slot), free))
-        lacking = count - num_blank
-        if lacking <= 0:
-            return
-        if self._bytes_over(lacking * capacity, self.max_bytes or _MOST_KEPT) > 0:
-            lacking = count - len(free)
+        while len(taken) < count and free and not _is_of_use(free[0]):
+            taken.append(free.popleft())
+        if self._bytes_over((count - len(taken)) * capacity) > 0:
+            while len(taken) < count and free:
+                taken.append(free.popleft())
+        lacking = count - len(taken)
         if lacking > 0:
             self._add_block(lacking, capacity)
+            taken += [self._free[capacity].popleft() for _ in range(lacking)]
 
     def _add_block(self, lacking: int, capacity: int) -> None:
         """Add slots: so many, and half of those in use, so that growing costs little."""
         same = sum(block.num_slots for block in self._blocks if block.capacity == capacity)
         num_slots = max(lacking, (same - len(self._free[capacity])) // 2)
-        if self.max_bytes is not None:
-            over = self._bytes_over(num_slots * capacity, self.max_bytes)
-            if over > 0:
-                self.drop_unused(over)
-                num_slots = lacking
+        over = self._bytes_over(num_slots * capacity)
+        if over > 0:
+            self.drop_unused(over)
+            num_slots = lacking
         block = Block(num_slots, capacity)
         if self._like is not None:
             self._allocate(block)
@@ -308,9 +334,12 @@ class SlotPool:
         self._slots += fresh
         self._free[capacity].extendleft(reversed(fresh))
 
-    def _bytes_over(self, num_tokens: int, max_bytes: int) -> int:
-        """Return by how much more tokens would exceed a bound."""
-        return self.num_bytes + num_tokens * self.bytes_per_token - max_bytes
+    def _bytes_over(self, num_tokens: int) -> int:
+        """Return how much would have to be let go of for so many more tokens."""
+        if self.max_bytes is not None:
+            return self.num_bytes + num_tokens * self.bytes_per_token - self.max_bytes
+        num_unused = sum(slot.block.capacity for slots in self._free.values() for slot in slots)
+        return num_unused * self.bytes_per_token - _MOST_KEPT
 
     def _allocate(self, block: Block) -> None:
         assert self._like is not None
@@ -319,9 +348,11 @@ class SlotPool:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self.drop_unused()
-            release_unused()
-            block.allocate(self._like)
+        else:
+            return
+        self.drop_unused()
+        release_unused()
+        block.allocate(self._like)
 
 
 def _is_of_use(slot: Slot) -> bool:

@@ -11,6 +11,7 @@ kernel after the other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from stars_engine.caching.continuations import SharingPass
 from stars_engine.caching.own import OwnTokens
 from stars_engine.caching.slots import ByLayer, Slot, SlotPool, capacity_for
 from stars_engine.caching.views import Mask, Prefixes, Rows, View
+from stars_engine.memory import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 _MOST_COPIED = 2 << 30  # bytes of prefixes, of all shapes that are kept
 _MOST_SHAPES = 32  # that are kept
@@ -155,6 +159,8 @@ class StaticRows:
         self._starts.zero_()[: len(slots)] = torch.tensor(lengths)
         self._position.zero_()
         self._ids.zero_()
+        for states in self.own.values:  # what a mask hides is multiplied by 0, and must not be nan
+            states.zero_()
         if self._read.device.type == "cuda" and self._graph is None:
             self._capture()
 
@@ -189,6 +195,7 @@ class StaticRows:
         return logits
 
     def _capture(self) -> None:
+        """Record a step; other threads may use the device meanwhile, but not the model."""
         stream: Any = torch.cuda.Stream(self._read.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._read.device))
         with torch.cuda.stream(stream):
@@ -196,7 +203,8 @@ class StaticRows:
                 self._run()
         torch.cuda.current_stream(self._read.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        mode = "thread_local"
+        with self._read.turn, torch.cuda.graph(graph, capture_error_mode=mode):
             self._logits = self._run()
         self._graph = graph
 
@@ -212,20 +220,31 @@ class StaticSteps:
     def __init__(self, read: SharingPass, pool: SlotPool) -> None:
         self._read, self._pool = read, pool
         self._by_shape: dict[Shape, StaticRows] = {}  # the latest used last
+        self._has_worked = self._is_off = False
 
     def begin(
         self, slots: Sequence[Slot], lengths: Sequence[int], num_tokens: int
     ) -> StaticRows | None:
         """Return rows that continue prefixes; None if their prefixes are too much to copy."""
         shape = shape_for(slots, lengths, num_tokens)
-        if not shape.num_tokens or self._num_bytes(shape) > _MOST_COPIED:
+        if self._is_off or not shape.num_tokens or self._num_bytes(shape) > _MOST_COPIED:
             return None
         rows = self._by_shape.pop(shape, None)
-        if rows is None:
-            self._make_room(self._num_bytes(shape))
-            rows = StaticRows(self._read, self._pool, shape)
+        try:
+            if rows is None:
+                self._make_room(self._num_bytes(shape))
+                rows = StaticRows(self._read, self._pool, shape)
+            rows.begin(slots, lengths)
+        except Exception as error:
+            # The check at load has to know; afterwards there is another way.
+            if not self._has_worked or is_out_of_memory(error):
+                raise
+            logger.warning("no more steps of fixed shapes: they failed at %s", shape, exc_info=True)
+            self._is_off = True
+            self.forget()
+            return None
         self._by_shape[shape] = rows
-        rows.begin(slots, lengths)
+        self._has_worked = True
         return rows
 
     def _make_room(self, num_bytes: int) -> None:

@@ -21,6 +21,7 @@ from stars_engine.caching.common import LEAST, num_common
 from stars_engine.caching.continuations import Continuations, SharingPass
 from stars_engine.caching.own import OwnTokens
 from stars_engine.caching.slots import SlotPool
+from stars_engine.caching.stamps import Change
 from stars_engine.memory import in_smaller_batches, make_room
 from stars_engine.rewards.batching import CallAt, ReadWhole, in_batches, pad_columns
 from stars_engine.rewards.reading import Row
@@ -65,21 +66,20 @@ class IncrementalReader:
         self._max_bytes = _MOST_BYTES
         self._pool = SlotPool()
         self._stems: list[Stem] = []  # the latest used last
-        self._stamp = self._pass.stamp()
         self._passes: deque[OwnTokens] = deque(maxlen=_REMEMBERED_PASSES)  # tails need them
         self.num_fed = 0
         self.num_prefills = 0
 
     def read(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Return what comes of each row's points, `(points, ...)`, in order."""
-        self._forget_other_weights()
+        self.look_at_weights(thoroughly=False)
         try:
             matches = self._match_all(rows)
             known = {i: m for i, m in enumerate(matches) if m.num == len(rows[i].ids)}
             outputs = {index: match.outputs for index, match in known.items()}
             stems = self._grow_all({i: m for i, m in enumerate(matches) if i not in known})
         except BaseException:  # what is half read is of no use
-            self._stamp = ()
+            self._begin_anew()
             raise
         used = [*(match.stem for match in known.values()), *stems.values()]
         self._forget_all_but(list(dict.fromkeys(used)))
@@ -92,12 +92,14 @@ class IncrementalReader:
             for index, row in enumerate(rows)
         ]
 
-    def _forget_other_weights(self) -> None:
-        stamp = self._pass.stamp()
-        if stamp != self._stamp:
-            self._stamp = stamp
-            self._pool, self._stems = SlotPool(self._pool.max_bytes), []
-            self._passes.clear()
+    def look_at_weights(self, *, thoroughly: bool = True) -> None:
+        """Forget what was read with other weights; see `Watch.change`."""
+        if self._pass.change(thoroughly=thoroughly) is not Change.NONE:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pool, self._stems = SlotPool(self._pool.max_bytes), []
+        self._passes.clear()
 
     # --- memory ---
 
@@ -221,7 +223,7 @@ class IncrementalReader:
             stem = self._copy(stem, size)
         if count == len(stem.ids):
             return stem
-        stem.slot.ids = stem.ids[:size]
+        self._pool.trim(stem.slot, size)
         own = tail.own() if tail is not None else None
         if tail is not None and own is not None:
             new = tail.ids[: count - size]
@@ -285,6 +287,11 @@ class KeepsRead:
         """Let go of what is kept."""
         if self._incremental is not None:
             self._incremental.drop_unused()
+
+    def look_at_weights(self) -> None:
+        """Forget what was read with other weights."""
+        if self._incremental is not None:
+            self._incremental.look_at_weights()
 
 
 def _with_cache(call: CallAt) -> Callable[..., torch.Tensor]:

@@ -1,24 +1,73 @@
-"""How many tokens an engine's requests may come to, by its settings and what its model keeps."""
+"""How much of an engine's budgets requests take, and whether one more fits beside the others."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
 from stars_engine.config import EngineParams
 from stars_engine.memory import KeepsCache
+from stars_engine.rollout import Rollout
 
-# Of the memory that slots take, what is in them at least: they are longer than their texts.
-_FILLED = 0.6
+_LEAST_SLOT = 64  # tokens of the smallest slot
 
 
-def most_tokens(params: EngineParams, model: object) -> int | None:
-    """Return how many tokens prompts and answers in progress may be together; None for any number.
+@dataclass
+class Taken:
+    """What requests in progress take.
+
+    Attributes:
+        places: By reward model, by its identity.
+        num_tokens: Of prompts and answers, at most.
+        num_slot_tokens: Of the slots that they grow to, at most.
+    """
+
+    places: Counter[int] = field(default_factory=Counter)
+    num_tokens: int = 0
+    num_slot_tokens: int = 0
+
+    @classmethod
+    def by(cls, rollouts: Iterable[Rollout], places: Mapping[int, int]) -> Taken:
+        """Return what rollouts take together."""
+        taken = cls(Counter(places))
+        for rollout in rollouts:
+            taken.add(rollout)
+        return taken
+
+    def add(self, rollout: Rollout) -> None:
+        """Count one more, its place apart."""
+        self.num_tokens += rollout.num_tokens_at_most
+        self.num_slot_tokens += _slot_tokens(rollout)
+
+
+class Budget:
+    """What may be taken.
 
     Args:
         params: The settings.
         model: The language model, loaded.
     """
-    limits = [] if params.max_prefix_tokens is None else [params.max_prefix_tokens]
-    if params.max_cache_bytes is not None and isinstance(model, KeepsCache):
-        bytes_per_token = model.bytes_per_token
-        if bytes_per_token:
-            limits.append(int(params.max_cache_bytes * _FILLED) // bytes_per_token)
-    return min(limits, default=None)
+
+    def __init__(self, params: EngineParams, model: object) -> None:
+        self.max_tokens = params.max_prefix_tokens
+        self.max_slot_tokens: int | None = None
+        bytes_per_token = model.bytes_per_token if isinstance(model, KeepsCache) else 0
+        if params.max_cache_bytes is not None and bytes_per_token:
+            self.max_slot_tokens = params.max_cache_bytes // bytes_per_token
+
+    def holds(self, rollout: Rollout, taken: Taken) -> bool:
+        """Whether a request fits beside what is taken."""
+        num_tokens = taken.num_tokens + rollout.num_tokens_at_most
+        num_slot_tokens = taken.num_slot_tokens + _slot_tokens(rollout)
+        return (self.max_tokens is None or num_tokens <= self.max_tokens) and (
+            self.max_slot_tokens is None or num_slot_tokens <= self.max_slot_tokens
+        )
+
+
+def _slot_tokens(rollout: Rollout) -> int:
+    """Return the tokens of the slot that a rollout grows to, at most."""
+    length = rollout.num_tokens_at_most
+    wanted = length + max(16, length // 8)
+    # Capacities are half as long again as the one before.
+    return _LEAST_SLOT if wanted <= _LEAST_SLOT else wanted * 3 // 2

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.rewards.base import RewardModel
-from stars_engine.runtime.bounds import most_tokens
+from stars_engine.runtime.bounds import Budget
 from stars_engine.runtime.calls import Call, RewardSource
 from stars_engine.runtime.futures import resolve
 from stars_engine.runtime.gate import Gate
@@ -58,7 +58,7 @@ class Intake:
             call,
             model,
             max_rows=self._params.max_rows,
-            max_tokens=most_tokens(self._params, model),
+            budget=Budget(self._params, model),
         )
         self._reading.append(call)
 

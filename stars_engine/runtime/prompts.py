@@ -19,12 +19,13 @@ from stars_engine.errors import (
 from stars_engine.messages import Tool
 from stars_engine.noise import CounterNoise, fresh_seed
 from stars_engine.rollout import Rollout
+from stars_engine.runtime.bounds import Budget, Taken
 from stars_engine.runtime.calls import Answer, Call, Question
 from stars_engine.types import RewardPrompt
 
 
 def read_prompts(
-    call: Call, model: PromptedModel, *, max_rows: int, max_tokens: int | None = None
+    call: Call, model: PromptedModel, *, max_rows: int, budget: Budget | None = None
 ) -> Iterator[None]:
     """Read a call's prompts one by one, so that others need not wait for a long list of them.
 
@@ -34,7 +35,8 @@ def read_prompts(
     for prompt_index, question in enumerate(call.questions):
         try:
             rollouts = read_question(question, call, model, prompt_index, max_rows=max_rows)
-            check_room(rollouts, max_tokens)
+            if budget is not None:
+                check_room(rollouts, budget)
         except StarsError as error:
             for offset in range(question.num_answers):
                 call.put_outcome(index + offset, error)
@@ -174,19 +176,20 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
     )
 
 
-def check_room(rollouts: Sequence[Rollout], max_tokens: int | None) -> None:
+def check_room(rollouts: Sequence[Rollout], budget: Budget) -> None:
     """Check that each may be in progress, alone if need be.
 
     Raises:
         ContextOverflowError: It is longer than all texts in progress may be together.
     """
     for rollout in rollouts:
-        if max_tokens is not None and rollout.num_tokens_at_most > max_tokens:
+        if not budget.holds(rollout, Taken()):
+            limits = [n for n in (budget.max_tokens, budget.max_slot_tokens) if n is not None]
             raise ContextOverflowError(
                 f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
-                f"{rollout.sampling.max_tokens}; the engine keeps {max_tokens} tokens in all at a "
-                "time. Cure: shorten the prompt, lower max_tokens, or raise "
-                "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
+                f"{rollout.sampling.max_tokens}; the engine keeps {min(limits)} tokens in all at a "
+                "time, free room in its slots included. Cure: shorten the prompt, lower "
+                "max_tokens, or raise EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
             )
 
 

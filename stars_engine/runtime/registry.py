@@ -96,8 +96,10 @@ def _other_bounds(asked: EngineParams, running: EngineParams) -> list[Problem]:
             f"{getattr(asked, name)} is not what the shared engine runs with, "
             f"{getattr(running, name)}; leave it out, give the same, or close the other handles",
         )
-        for name in ("max_rows", "max_active", "max_waiting", "keep_alive_s")
-        if name in asked.model_fields_set and getattr(asked, name) != getattr(running, name)
+        for name in EngineParams.model_fields
+        if name != "on_full"  # each handle's own
+        and name in asked.model_fields_set
+        and getattr(asked, name) != getattr(running, name)
     ]
 
 

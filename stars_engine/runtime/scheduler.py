@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -20,7 +20,7 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.questions import Asked, answer_now, single_models
 from stars_engine.rollout import Rollout
 from stars_engine.rounds import Entry, Events, Rounds
-from stars_engine.runtime.bounds import most_tokens
+from stars_engine.runtime.bounds import Budget, Taken
 from stars_engine.runtime.calls import Answer, Call, RewardSource, closed_at_work
 from stars_engine.runtime.diagnostics import Diagnostics
 from stars_engine.runtime.futures import reject, resolve
@@ -163,8 +163,10 @@ class Scheduler:
             return True
         if self._rounds is None:
             return False
-        places = self._rounds.num_by_reward()
-        return self._rounds.num_ready > 0 or any(self._may_go(call, places) for call in self._calls)
+        if self._rounds.num_ready > 0:
+            return True
+        taken = self._taken(self._rounds)
+        return any(self._may_go(call, taken) for call in self._calls)
 
     def _keep_watch(self) -> float:
         """End what is past its time; return how long at most nothing more can be.
@@ -258,31 +260,35 @@ class Scheduler:
     def _new_rounds(self, model: PromptedModel) -> Rounds:
         return Rounds(model, self._score, max_rows=self._params.max_rows, pacer=self._pacer)
 
-    def _may_go(self, call: Call, places: Mapping[int, int]) -> bool:
+    def _taken(self, rounds: Rounds) -> Taken:
+        return Taken.by(rounds.active, rounds.num_by_reward())
+
+    def _may_go(self, call: Call, taken: Taken) -> bool:
         """Whether its next rollout may begin when another may draft.
 
         Those that wait for a slow reward do not take places from others: each reward has as many of
-        its own.
-
-        Args:
-            call: The call.
-            places: Taken by rollouts of each reward model, by its identity.
+        its own. Pilots of a calibration wait for each other, so no budget may keep one out.
         """
-        return self.gate.may_go(call) and places[id(call.reward_model)] < self._params.max_active
+        if not self.gate.may_go(call):
+            return False
+        if taken.places[id(call.reward_model)] >= self._params.max_active:
+            return False
+        rollout = call.waiting[0]
+        is_pilot = getattr(self._answers[rollout].decoding, "is_pilot", False)
+        budget = Budget(self._params, self._models.model)
+        return is_pilot or not taken.num_tokens or budget.holds(rollout, taken)
 
     def _admit(self) -> None:
         """Fill the free places, one rollout of each call in turn."""
         if self._rounds is None or not self._calls:
             return
         num_rows, num_ready = self._rounds.num_ready_rows, self._rounds.num_ready
-        num_tokens = sum(rollout.num_tokens_at_most for rollout in self._rounds.active)
-        max_tokens = most_tokens(self._params, self._models.model)
-        places = self._rounds.num_by_reward()
+        taken = self._taken(self._rounds)
         entries: list[Entry] = []
         num_passed = 0
         while num_passed < len(self._calls) and num_ready < self._params.max_active:
             call = self._calls[0]
-            if not self._may_go(call, places):
+            if not self._may_go(call, taken):
                 self._calls.rotate(-1)
                 num_passed += 1
                 continue
@@ -292,12 +298,9 @@ class Scheduler:
             rows = self._rounds.num_drafts(entry)
             if num_rows and num_rows + rows > self._params.max_rows:
                 break
-            tokens = rollout.num_tokens_at_most
-            if num_tokens and max_tokens is not None and num_tokens + tokens > max_tokens:
-                break
             num_rows, num_ready, num_passed = num_rows + rows, num_ready + 1, 0
-            num_tokens += tokens
-            places[id(reward)] += 1
+            taken.add(rollout)
+            taken.places[id(reward)] += 1
             entries.append(entry)
             call.waiting.popleft()
             self._calls.rotate(-1)
