@@ -21,13 +21,19 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
     StarsResult,
+    calibrate,
 )
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.caching.slots import SlotPool, capacity_for
 from stars_engine.errors import ContextOverflowError
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
+from stars_engine.places import Places
+from stars_engine.testing import TabularModel
 from tests.account_parts import account
 from tests.backend_parts import pool_of
+from tests.calibration_parts import OPENINGS, QUICK
+from tests.conftest import make_rollout
+from tests.test_runtime import wait_until
 
 PROMPTS = ["The film", "I went to see it on a rainy day and", "Nobody", "A", "One more of them"]
 SAMPLING = SamplingParams(seed=11, max_tokens=24)
@@ -191,6 +197,81 @@ def test_a_request_too_large_for_the_machine_fails_alone(
     assert [account(results[index]) for index in others] == [wanted[index] for index in others]
 
 
+def test_giving_one_up_that_waits_fails_no_other_that_waits(engine: StarsEngine) -> None:
+    scarce = Scarce(engine.model, num_prefixes=1)
+    config = engine.config.replace(sampling=SAMPLING.replace(max_tokens=60), align=ALIGN)
+    with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        calls = [mine.submit(prompt) for prompt in PROMPTS[:3]]
+        wait_until(lambda: mine.stats().num_active == 3)
+        calls[1].cancel()
+        assert calls[0].result(timeout=60)[0].finish_reason in ("length", "stop")
+        assert calls[2].result(timeout=60)[0].finish_reason in ("length", "stop")
+
+
+def test_a_single_candidate_is_tried_again_in_the_room_that_is_made(engine: StarsEngine) -> None:
+    class Full(Scarce):
+        num_dropped = 0
+
+        def drop_unused(self) -> None:
+            self.num_dropped += 1
+
+        def draft(self, requests: Sequence[Any]) -> Any:
+            if not self.num_dropped:
+                raise MemoryError
+            return super().draft(requests)
+
+    full = Full(engine.model)
+    config = engine.config.replace(sampling=SAMPLING, align=ALIGN.replace(num_candidates=1))
+    with StarsEngine(config, model=full, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        assert mine.generate(PROMPTS[0])[0].finish_reason in ("length", "stop")
+    assert full.num_dropped == 1
+
+
+def test_one_that_does_not_fit_holds_nobody_up_for_longer_than_it_waits() -> None:
+    """What a large prompt has shown to be too many is not so for the small ones behind it."""
+    room, read = 10, []
+    rollouts = [make_rollout(prompt_ids=(1,) * size) for size in (3, 3, 9, 3, 3, 3)]
+
+    class Model(TabularModel):
+        def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+            inside = sum(len(r.prompt_ids) for r in rollouts if r.slot is not None)
+            if inside + sum(map(len, prompts)) > room:
+                raise MemoryError
+            read.append(len(prompts[0]))
+            return super().prefill(prompts)
+
+    places = Places(Model(("a",), lambda _: (1.0,)), lambda: None)
+    assert places.enter(rollouts) == []
+    assert places.call_in(0, ()).rollouts == rollouts[:2]
+    assert places.call_in(2, ()).rollouts == []  # the large one, in vain; not tried again
+    for rollout in rollouts[:2]:
+        rollout.slot = None
+    assert places.call_in(0, ()).rollouts == [rollouts[2]]
+    rollouts[2].slot = None
+    assert places.call_in(0, ()).rollouts == rollouts[3:]
+    assert read == [3, 3, 9, 3, 3, 3]
+
+
+@pytest.mark.parametrize("scarce", ["prefixes", "rows", "tokens"])
+def test_pilots_that_wait_for_each_other_find_what_they_would(
+    scarce: str, engine: StarsEngine
+) -> None:
+    def fitted(model: object, **options: int) -> list[float]:
+        config = engine.config.replace(engine=EngineParams(**options))
+        with StarsEngine(config, model=model, reward=engine.reward) as mine:  # type: ignore[arg-type]
+            found = calibrate(mine, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
+        return [value for stage in found.stages for value in (stage.intercept, stage.offset)]
+
+    wanted = fitted(engine.model)
+    if scarce == "prefixes":
+        found = fitted(Scarce(engine.model, num_prefixes=4))
+    elif scarce == "rows":
+        found = fitted(Scarce(engine.model, num_rows=4))
+    else:
+        found = fitted(engine.model, max_prefix_tokens=200)
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
 def test_waiting_for_memory_ends_at_the_deadline(engine: StarsEngine) -> None:
     scarce = Scarce(engine.model, num_prefixes=1)
     align = ALIGN.replace(deadline_s=0.0001)
@@ -319,6 +400,31 @@ def test_what_others_can_go_on_from_is_kept_within_the_budget() -> None:
     assert third is first
     assert second.ids == [33] * 33
     assert pool.num_bytes == pool.max_bytes
+
+
+@pytest.mark.parametrize("lengths", [[100, 400], [400, 100, 100, 30], [30, 30, 400]])
+def test_room_is_not_made_of_what_was_just_taken(lengths: list[int]) -> None:
+    pool = SlotPool()
+    for length in lengths:
+        pool.give_back(fill(pool, length))
+    pool.max_bytes = pool.bytes_per_token * 10
+    slots = pool.take(lengths)
+    assert len({id(slot) for slot in slots}) == len(lengths)
+    assert all(slot.block.capacity >= n for slot, n in zip(slots, lengths, strict=True))
+
+
+def test_nan_of_one_prefix_stays_in_it() -> None:
+    pool = SlotPool()
+    bad = fill(pool, 40)
+    bad.block.keys[0][bad.index], bad.block.values[0][bad.index] = torch.nan, torch.nan
+    place = bad.block, bad.index
+    pool.max_bytes = pool.num_bytes
+    pool.give_back(bad)
+    again = fill(pool, 3)
+    assert (again.block, again.index) == place
+    [(_, _, [values])] = pool.side_by_side([again], [3])
+    assert again.block.values[0][again.index, :, :40].isfinite().all()
+    assert values.isfinite().all()
 
 
 def test_what_nobody_can_go_on_from_is_used_again_first() -> None:

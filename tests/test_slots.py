@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from stars_engine import SamplingParams
 from stars_engine.backends.base import DraftRequest
@@ -137,6 +138,53 @@ def test_other_weights_are_noticed(tokenizer: object) -> None:
     with torch.inference_mode():
         plain = backend.model(torch.tensor([prompt])).logits[0, -1]
     torch.testing.assert_close(slot.next_logits, plain, atol=1e-4, rtol=1e-4)
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+
+
+def write_data(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.3)
+
+
+def scale(model: Any) -> None:
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            layer.scaling["default"] = 9.0
+
+
+CHANGES: dict[str, tuple[bool, Callable[[Any], object]]] = {  # whether there is an adapter before
+    "data": (False, write_data),
+    "adapter added": (False, lambda model: model.add_adapter(lora())),
+    "adapter scaled": (True, scale),
+    "adapter merged": (True, lambda model: model.merge_adapter()),  # peft writes through `.data`
+    "merged and scaled": (True, lambda model: (scale(model), model.merge_adapter())),
+    "type": (False, lambda model: model.to(torch.bfloat16)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_that_leave_no_version_are_noticed(name: str, tokenizer: object) -> None:
+    has_adapter, change = CHANGES[name]
+    model = random_backend("llama", tokenizer).model
+    if has_adapter:
+        model = get_peft_model(model, lora())
+    backend = TransformersBackend(backend_config(model, tokenizer))
+    prompt = [1, *range(3, 40)]
+    [before] = backend.prefill([prompt])
+    old = before.next_logits
+    with torch.no_grad():
+        change(model)
+    del before
+    [slot] = backend.prefill([prompt])
+    with torch.inference_mode():
+        plain = model(torch.tensor([prompt])).logits[0, -1]
+    tolerance = 5e-2 if name == "type" else 1e-4
+    torch.testing.assert_close(slot.next_logits, plain, atol=tolerance, rtol=tolerance)
+    if name not in ("adapter merged", "type"):
+        assert not torch.allclose(slot.next_logits, old, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ class Forward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        # A PeftModel has one; a model that has been given adapters is one itself.
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._accepts = set(inspect.signature(base.forward).parameters)
         # Models without attention name their states in a way of their own.
         self._cache_name = "cache_params" if "cache_params" in self._accepts else "past_key_values"

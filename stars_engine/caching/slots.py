@@ -108,6 +108,8 @@ class SlotPool:
         """
         wanted = [capacity_for(length + max(16, length // 8)) for length in lengths]
         self._collect()
+        if (over := self._bytes_over(0)) > 0:
+            self.drop_unused(over)
         taken: dict[int, deque[Slot]] = defaultdict(deque)
         try:
             for capacity, count in Counter(wanted).items():

@@ -11,6 +11,7 @@ from stars_engine.memory import KeepsCache
 from stars_engine.rollout import Rollout
 
 _LEAST_SLOT = 64  # tokens of the smallest slot
+_FILLED = 0.85  # of the memory: a prefix that has outgrown its slot has two for a moment
 
 
 @dataclass
@@ -54,7 +55,8 @@ class Budget:
         self.max_slot_tokens: int | None = None
         bytes_per_token = model.bytes_per_token if isinstance(model, KeepsCache) else 0
         if params.max_cache_bytes is not None and bytes_per_token:
-            self.max_slot_tokens = params.max_cache_bytes // bytes_per_token
+            usable = int(_FILLED * params.max_cache_bytes)
+            self.max_slot_tokens = usable // bytes_per_token
 
     def holds(self, rollout: Rollout, taken: Taken) -> bool:
         """Whether a request fits beside what is taken."""
