@@ -21,7 +21,8 @@ _BUDGET_S = 2.0  # for all of it
 def probe_costs(model: LanguageModel, max_rows: int | None = None) -> dict[int, float]:
     """Time short drafts of 1, 2, 4, 8 and 16 rows on a prefix of no meaning.
 
-    Nothing of it is kept, and no randomness is used. Numbers that would take it beyond two seconds
+    No randomness is used, and nothing of it is kept but what a prefix of 64 tokens leaves in the
+    model's cache until others need the room. Numbers that would take it beyond two seconds
     are left out, as far as can be told from those before.
 
     Args:

@@ -16,8 +16,9 @@ from stars_engine.errors import ModelLoadError
 from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import at_columns, pad, read_whole
+from stars_engine.rewards.choosing import KeepsRead, choose_reader, read_rows
 from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.incremental import IncrementalReader, KeepsRead, choose_reader, read_rows
+from stars_engine.rewards.incremental import IncrementalReader
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing

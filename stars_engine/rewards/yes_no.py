@@ -15,8 +15,8 @@ from stars_engine.hub import load_model, load_tokenizer
 from stars_engine.messages import Message
 from stars_engine.rewards.base import Score, with_floor
 from stars_engine.rewards.batching import read_whole
+from stars_engine.rewards.choosing import KeepsRead, choose_reader, read_rows
 from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.incremental import KeepsRead, choose_reader, read_rows
 from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
 from stars_engine.rewards.words import NextWords
