@@ -32,6 +32,11 @@ class KeepsCache(Protocol):
         """Let go of what no text in progress needs."""
         ...
 
+
+@runtime_checkable
+class WatchesWeights(Protocol):
+    """A model that keeps what it has read, and whose weights may change."""
+
     def look_at_weights(self) -> None:
         """Forget what was read with other weights; called when requests begin."""
         ...

@@ -90,7 +90,7 @@ class Places:
         """
         entered: list[Rollout] = []
         for rollout in [rollout for rollout in self._line if rollout not in busy]:
-            if self._is_vain(rollout, num_inside):
+            if not self.may_try(num_inside, busy):
                 break
             error = self._read([rollout])
             if error is not None and not num_inside:  # once more, in the room that was made
@@ -107,15 +107,16 @@ class Places:
             self._line.remove(rollout)
         return Entered(entered, [])
 
+    def may_try(self, num_inside: int, busy: Collection[Rollout]) -> bool:
+        """Whether the first in line found room, or somebody has left since it found none."""
+        first = next((rollout for rollout in self._line if rollout not in busy), None)
+        if first is None or not num_inside or self._refused is None:
+            return first is not None
+        return self._refused[0] is not first or num_inside < self._refused[1]
+
     def forget_finished(self) -> None:
         """Let those go that have ended, whoever ended them."""
         self._line = deque(rollout for rollout in self._line if not rollout.finished)
-
-    def _is_vain(self, rollout: Rollout, num_inside: int) -> bool:
-        """Whether one found no room, and nobody has left since."""
-        if not num_inside or self._refused is None:
-            return False
-        return self._refused[0] is rollout and num_inside >= self._refused[1]
 
     def _let_go(self, rollouts: Sequence[Rollout]) -> None:
         for rollout in rollouts:

@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.errors import GenerationError, RequestError
-from stars_engine.memory import KeepsCache, bare, in_smaller_batches, is_out_of_memory, make_room
+from stars_engine.memory import (
+    WatchesWeights,
+    bare,
+    in_smaller_batches,
+    is_out_of_memory,
+    make_room,
+)
 from stars_engine.pacing import Pacer, Turn
 from stars_engine.places import Places, no_room
 from stars_engine.rewards.base import RewardModel
@@ -93,12 +99,25 @@ class Rounds:
     @property
     def num_ready(self) -> int:
         """Rollouts that wait for nothing but their turn; the others are out on trial."""
-        return len(self._ready) or self._places.num_waiting(self._busy)
+        return len(self._ready) or self._num_to_call_in
 
     @property
     def _num_inside(self) -> int:
         """Rollouts whose prefix is in memory."""
         return sum(rollout.slot is not None for rollout in self._active)
+
+    @property
+    def _num_to_call_in(self) -> int:
+        """Rollouts that wait for memory, if there may be some."""
+        busy = self._busy
+        may_try = self._lendable or self._places.may_try(self._num_inside, busy)
+        return self._places.num_waiting(busy) if may_try else 0
+
+    @property
+    def _lendable(self) -> list[Rollout]:
+        """Rollouts that need no place: all their drafts are judged, and they wait for others."""
+        waiting = [item for item in self._trials if not item.trial.closed and item.trial.all_there]
+        return [item.entry.rollout for item in waiting if item.entry.rollout.slot is not None]
 
     @property
     def _busy(self) -> set[Rollout]:
@@ -129,7 +148,7 @@ class Rounds:
         """Read prompts and take their rollouts in."""
         if newcomers:
             for part in self._reward_parts(newcomers):
-                if isinstance(part, KeepsCache):
+                if isinstance(part, WatchesWeights):
                     part.look_at_weights()
             entered = self._places.enter([entry.rollout for entry in newcomers])
             self._active |= {entry.rollout: entry for entry in newcomers}
@@ -137,8 +156,8 @@ class Rounds:
 
     def step(self) -> Events:
         """Go one round: draft, score, walk, commit."""
-        self._end_at_bounds()
         self._call_in()
+        self._end_at_bounds()
         group = self._next_group()
         if group:
             self.num_rounds += 1
@@ -151,6 +170,7 @@ class Rounds:
                 num_rows = sum(count for _, count in group)
                 self._pacer.note_round([entry.rollout for entry, _ in group], num_rows, seconds)
         self._walk()
+        self._lend()
         return self.take_events()
 
     def take_events(self) -> Events:
@@ -188,8 +208,13 @@ class Rounds:
         self._ready += [self._active[rollout] for rollout in entered]
         for rollout, error in failed:
             self._fail(rollout, error)
-        if not self._ready and self._places.num_waiting(busy):
-            self._places.lend([rollout for rollout in busy if rollout.slot is not None])
+
+    def _lend(self) -> None:
+        """Take places from those who wait for others, where these wait for a place."""
+        busy = self._busy
+        stuck = not self._ready and self._places.num_waiting(busy)
+        if stuck and not self._places.may_try(self._num_inside, busy) and self._lendable:
+            self._places.lend(self._lendable)
 
     def _fail(self, rollout: Rollout, error: Exception) -> None:
         self._events.append((rollout, rollout.fail(error)))

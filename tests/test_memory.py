@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from stars_engine import (
     calibrate,
 )
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.caching.slots import SlotPool, capacity_for
+from stars_engine.caching.common import capacity_for
+from stars_engine.caching.slots import SlotPool
 from stars_engine.errors import ContextOverflowError
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
 from stars_engine.places import Places
@@ -250,6 +253,47 @@ def test_one_that_does_not_fit_holds_nobody_up_for_longer_than_it_waits() -> Non
     rollouts[2].slot = None
     assert places.call_in(0, ()).rollouts == rollouts[3:]
     assert read == [3, 3, 9, 3, 3, 3]
+
+
+def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
+    """A budget that it fills by itself; small ones keep coming."""
+    small, large = SAMPLING.replace(max_tokens=24), SAMPLING.replace(max_tokens=100)
+    params = EngineParams(max_prefix_tokens=120)
+    config = engine.config.replace(sampling=small, align=ALIGN, engine=params)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        calls = [mine.submit(prompt) for prompt in PROMPTS]
+        waiting = mine.submit("A", sampling=large)
+        for _ in range(200):
+            if waiting.done():
+                break
+            calls = [call for call in calls if not call.done()]
+            calls += [mine.submit("A") for _ in range(5 - len(calls))]
+            wait(calls, return_when=FIRST_COMPLETED)
+        assert waiting.done()
+
+
+def test_who_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> None:
+    def slow(prompt: str, completion: str) -> float:
+        time.sleep(0.002)
+        return float(len(completion) % 3)
+
+    scarce = Scarce(engine.model, num_prefixes=2)
+    config = StarsConfig(model="stars:embedded-lm", sampling=SAMPLING, align=ALIGN, reward=slow)
+    with StarsEngine(config, model=scarce) as mine:  # type: ignore[arg-type]
+        mine.generate(PROMPTS)
+    assert scarce.num_prefills == len(PROMPTS)
+
+
+def test_what_is_read_again_is_bounded_as_before(engine: StarsEngine) -> None:
+    align = ALIGN.replace(max_drafted_tokens=16)
+    drafted = []
+    for failing in ((), (1,)):
+        scarce = Scarce(engine.model, failing=failing)
+        config = engine.config.replace(sampling=SAMPLING, align=align)
+        with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+            [result] = mine.vanilla(PROMPTS[0])
+        drafted.append((result.text, result.usage.num_drafted_tokens))
+    assert drafted[0] == drafted[1]
 
 
 @pytest.mark.parametrize("scarce", ["prefixes", "rows", "tokens"])

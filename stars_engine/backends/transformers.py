@@ -152,9 +152,6 @@ class TransformersBackend:
         """See `KeepsCache`."""
         self.decoder.drop_unused()
 
-    def look_at_weights(self) -> None:
-        """See `KeepsCache`. Prompts are not read before the decoder has looked."""
-
     def interrupt(self) -> None:
         """Give up drafting for good, at the next token; may be called from any thread."""
         self._interrupted = True

@@ -73,7 +73,7 @@ class SharingPass:
     ) -> None:
         self._call = call
         self._context_len = context_len
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self._embedding = model.get_input_embeddings()
         configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
         self._configs = [
             config
@@ -86,6 +86,12 @@ class SharingPass:
         with _making:
             self._turn = _turns.setdefault(id(model.config), _Turn())
         self.turn = self._turn.lock
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go: where the model is now."""
+        device: torch.device = self._embedding.weight.device
+        return device
 
     def __call__(
         self, rows: ReadingRows, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
@@ -116,7 +122,7 @@ class SharingPass:
         """Return what has become of the weights since the last call; see `Watch.change`."""
         change = self._watch.change(thoroughly=thoroughly)
         if change is not Change.NONE:
-            self._packed = PackedLinears(self._model, anew=True)
+            self._packed = PackedLinears(self._model)
         return change
 
 

@@ -20,6 +20,8 @@ from typing import Any, TypeGuard
 import torch
 from torch.nn import functional
 
+from stars_engine.caching.stamps import some_elements
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST = 1 << 16  # weights of a layer: below, the kernel costs more than it saves
 _SHARE_OF_MEMORY = 4  # a packed model takes a fourth of the machine's memory at most
@@ -32,8 +34,12 @@ class _Packed:
     """A packed weight, and what tells whether it still is the layer's."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
-        self.state = _state_of(layer)
+        self.state, self.elements = _state_of(layer), some_elements([layer.weight])
         self.weight = _lay_out(layer.weight.detach())
+
+    def is_of(self, layer: torch.nn.Linear) -> bool:
+        """Whether it is what packing the layer now would give."""
+        return self.state == _state_of(layer) and self.elements == some_elements([layer.weight])
 
 
 # By layer: engines on one model share what is packed, as long as one of them is there.
@@ -51,22 +57,19 @@ class PackedLinears:
 
     Args:
         model: Any module.
-        anew: Whether what others have packed may be of other weights.
     """
 
-    def __init__(self, model: torch.nn.Module, *, anew: bool = False) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         layers = [module for module in model.modules() if _can_pack(module)]
         num_bytes = sum(layer.weight.nbytes for layer in layers)
         self._layers = layers if num_bytes <= _most_bytes() else []
         self._forwards: dict[torch.nn.Linear, _Forward] = {}
-        for layer in self._layers if anew else []:
-            _packed.pop(layer, None)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Let the layers multiply by packed weights; other threads see the layers' own."""
         # Who has been given a way of its own meanwhile keeps it.
-        layers = [layer for layer in self._layers if "forward" not in layer.__dict__]
+        layers = [layer for layer in self._layers if _is_plain(layer)]
         forwards = [(layer, self._forward_of(layer)) for layer in layers]
         _passing.now = True
         try:
@@ -80,11 +83,10 @@ class PackedLinears:
                     del layer.__dict__["forward"]
 
     def _forward_of(self, layer: torch.nn.Linear) -> _Forward:
-        state = _state_of(layer)
         known = self._forwards.get(layer)
-        if known is None or known.packed.state != state:
+        if known is None or known.packed.state != _state_of(layer):
             packed = _packed.get(layer, _nothing)()  # another engine's
-            if packed is None or packed.state != state:
+            if packed is None or not packed.is_of(layer):
                 packed = _Packed(layer)
                 _packed[layer] = weakref.ref(packed)
             known = self._forwards[layer] = _Forward(layer, packed)
@@ -118,12 +120,19 @@ def _nothing() -> None:
 
 
 def _can_pack(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
-    if type(module) is not torch.nn.Linear or "forward" in module.__dict__:
+    if type(module) is not torch.nn.Linear or not _is_plain(module):
         return False
     weight: Any = module.weight
     if weight.device.type != "cpu" or weight.dtype not in _DTYPES or weight.numel() < _LEAST:
         return False
     return _works(weight.dtype)
+
+
+def _is_plain(layer: torch.nn.Module) -> bool:
+    """Whether nobody has given a layer another way; that of a copy of ours is the same."""
+    forward = layer.__dict__.get("forward")
+    is_copied = isinstance(forward, partial) and forward.func is torch.nn.Linear.forward
+    return forward is None or is_copied
 
 
 def _state_of(layer: torch.nn.Linear) -> tuple[int, int]:

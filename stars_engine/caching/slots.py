@@ -12,18 +12,16 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from itertools import count as counting
 
 import torch
 
-from stars_engine.caching.common import LEAST
+from stars_engine.caching.common import LEAST, capacity_of_slot
 from stars_engine.memory import is_out_of_memory, release_unused
 
 logger = logging.getLogger(__name__)
 
 ByLayer = list[torch.Tensor]
 
-_LEAST = 64  # tokens of the smallest slot
 _MOST_KEPT = 1 << 30  # bytes of unused slots that are kept, if no bound is given
 _MOST_COPIED = 4096  # tokens of prefixes that are put side by side for a round
 
@@ -106,7 +104,7 @@ class SlotPool:
         Raises:
             RuntimeError: Memory has ended; nothing is taken.
         """
-        wanted = [capacity_for(length + max(16, length // 8)) for length in lengths]
+        wanted = [capacity_of_slot(length) for length in lengths]
         self._collect()
         if (over := self._bytes_over(0)) > 0:
             self.drop_unused(over)
@@ -360,15 +358,6 @@ class SlotPool:
 def _is_of_use(slot: Slot) -> bool:
     """Whether another text may go on from what it holds."""
     return not slot.stale and len(slot.ids) >= LEAST
-
-
-def capacity_for(length: int) -> int:
-    """Return the capacity of a slot for so many tokens: 64, 96, 128, 192, 256, 384, ..."""
-    for power in counting():
-        for capacity in (_LEAST << power, 3 * (_LEAST // 2) << power):
-            if capacity >= length:
-                return capacity
-    raise AssertionError
 
 
 def _runs(order: Sequence[int], slots: Sequence[Slot]) -> list[list[int]]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 _LOOKED_AT = 4  # elements of each weight
+_MOST_LOOKED_AT = 1024  # weights, about: of more, every second or third
 
 
 class Change(Enum):
@@ -28,7 +29,7 @@ class Watch:
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self._modules = modules
-        self._stamp, self._elements = self._look(), self._some_elements()
+        self._stamp, self._elements = self._look(), some_elements(self._weights())
 
     @torch.no_grad()
     def change(self, *, thoroughly: bool) -> Change:
@@ -43,7 +44,7 @@ class Watch:
         if self._stamp.kind != before.kind:
             change = Change.KIND
         if thoroughly or change is not Change.NONE:
-            elements, self._elements = self._elements, self._some_elements()
+            elements, self._elements = self._elements, some_elements(self._weights())
             if change is Change.NONE and elements != self._elements:
                 change = Change.VALUES
         return change
@@ -59,16 +60,6 @@ class Watch:
             tuple(_adapters(self._modules)),
         )
 
-    def _some_elements(self) -> list[float]:
-        """Return some elements of each weight, fetched from each device at once."""
-        found: dict[torch.device, list[torch.Tensor]] = {}
-        for weight in self._weights():
-            if weight.numel() and weight.is_contiguous() and weight.device.type != "meta":
-                flat = weight.detach().view(-1)
-                step = max(1, (len(flat) - 1) // (_LOOKED_AT - 1))
-                found.setdefault(weight.device, []).append(flat[::step][:_LOOKED_AT].float())
-        return [value for some in found.values() for value in torch.cat(some).tolist()]
-
 
 class _Stamp(NamedTuple):
     """What changes when weights do, mostly.
@@ -82,6 +73,23 @@ class _Stamp(NamedTuple):
     kind: tuple[object, ...]
     weights: tuple[object, ...]
     adapters: tuple[object, ...]
+
+
+def some_elements(weights: Sequence[torch.Tensor]) -> bytes:
+    """Return some elements of weights, in bits; those of each device are fetched at once."""
+    found: dict[torch.device, list[torch.Tensor]] = {}
+    for weight in weights[:: 1 + len(weights) // _MOST_LOOKED_AT]:
+        if weight.numel() and weight.device.type != "meta":
+            found.setdefault(weight.device, []).append(_some_of(weight.detach()).float())
+    return b"".join(torch.cat(some).cpu().numpy().tobytes() for some in found.values())
+
+
+def _some_of(weight: torch.Tensor) -> torch.Tensor:
+    step = max(1, (weight.numel() - 1) // (_LOOKED_AT - 1))
+    if weight.is_contiguous():
+        return weight.view(-1)[::step][:_LOOKED_AT]
+    places = torch.arange(0, weight.numel(), step)[:_LOOKED_AT]
+    return weight[torch.unravel_index(places, weight.shape)]
 
 
 def _version(weight: torch.Tensor) -> int:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stars_engine.caching.common import capacity_for
 from stars_engine.caching.continuations import SharingPass
 from stars_engine.caching.own import OwnTokens
-from stars_engine.caching.slots import ByLayer, Slot, SlotPool, capacity_for
+from stars_engine.caching.slots import ByLayer, Slot, SlotPool
 from stars_engine.caching.views import Mask, Prefixes, Rows, View
 from stars_engine.memory import is_out_of_memory
 

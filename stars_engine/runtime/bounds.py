@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from stars_engine.caching.common import capacity_of_slot
 from stars_engine.config import EngineParams
 from stars_engine.memory import KeepsCache
 from stars_engine.rollout import Rollout
-
-_LEAST_SLOT = 64  # tokens of the smallest slot
-_FILLED = 0.85  # of the memory: a prefix that has outgrown its slot has two for a moment
 
 
 @dataclass
@@ -55,8 +53,16 @@ class Budget:
         self.max_slot_tokens: int | None = None
         bytes_per_token = model.bytes_per_token if isinstance(model, KeepsCache) else 0
         if params.max_cache_bytes is not None and bytes_per_token:
-            usable = int(_FILLED * params.max_cache_bytes)
-            self.max_slot_tokens = usable // bytes_per_token
+            self.max_slot_tokens = params.max_cache_bytes // bytes_per_token
+
+    def told(self) -> str:
+        """Return what may be in progress at a time."""
+        slots = f"{self.max_slot_tokens} tokens in slots, which are longer than their texts"
+        bounds = [
+            None if self.max_tokens is None else f"{self.max_tokens} tokens in all",
+            None if self.max_slot_tokens is None else slots,
+        ]
+        return " and ".join(filter(None, bounds))
 
     def holds(self, rollout: Rollout, taken: Taken) -> bool:
         """Whether a request fits beside what is taken."""
@@ -68,8 +74,7 @@ class Budget:
 
 
 def _slot_tokens(rollout: Rollout) -> int:
-    """Return the tokens of the slot that a rollout grows to, at most."""
-    length = rollout.num_tokens_at_most
-    wanted = length + max(16, length // 8)
-    # Capacities are half as long again as the one before.
-    return _LEAST_SLOT if wanted <= _LEAST_SLOT else wanted * 3 // 2
+    """Return the tokens of a rollout's slot, and of the one that it may grow out of."""
+    first = capacity_of_slot(len(rollout.prompt_ids))
+    last = capacity_of_slot(rollout.num_tokens_at_most)
+    return last if first == last else first + last

@@ -184,12 +184,11 @@ def check_room(rollouts: Sequence[Rollout], budget: Budget) -> None:
     """
     for rollout in rollouts:
         if not budget.holds(rollout, Taken()):
-            limits = [n for n in (budget.max_tokens, budget.max_slot_tokens) if n is not None]
             raise ContextOverflowError(
                 f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
-                f"{rollout.sampling.max_tokens}; the engine keeps {min(limits)} tokens in all at a "
-                "time, free room in its slots included. Cure: shorten the prompt, lower "
-                "max_tokens, or raise EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
+                f"{rollout.sampling.max_tokens}; the engine keeps {budget.told()} at a time. Cure: "
+                "shorten the prompt, lower max_tokens, or raise "
+                "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
             )
 
 

@@ -165,8 +165,14 @@ class Scheduler:
             return False
         if self._rounds.num_ready > 0:
             return True
-        taken = self._taken(self._rounds)
-        return any(self._may_go(call, taken) for call in self._calls)
+        taken, is_full = self._taken(self._rounds), False
+        for call in self._calls:
+            if self._has_place(call, taken):
+                fits = self._fits(call, taken, is_full=is_full)
+                if fits:
+                    return True
+                is_full = True
+        return False
 
     def _keep_watch(self) -> float:
         """End what is past its time; return how long at most nothing more can be.
@@ -263,32 +269,44 @@ class Scheduler:
     def _taken(self, rounds: Rounds) -> Taken:
         return Taken.by(rounds.active, rounds.num_by_reward())
 
-    def _may_go(self, call: Call, taken: Taken) -> bool:
-        """Whether its next rollout may begin when another may draft.
+    def _has_place(self, call: Call, taken: Taken) -> bool:
+        """Whether there is a place for its next rollout; if not, others may pass it.
 
         Those that wait for a slow reward do not take places from others: each reward has as many of
-        its own. Pilots of a calibration wait for each other, so no budget may keep one out.
+        its own.
         """
-        if not self.gate.may_go(call):
-            return False
-        if taken.places[id(call.reward_model)] >= self._params.max_active:
-            return False
+        has_place = taken.places[id(call.reward_model)] < self._params.max_active
+        return has_place and self.gate.may_go(call)
+
+    def _fits(self, call: Call, taken: Taken, *, is_full: bool) -> bool:
+        """Whether there is room for its next rollout; if not, nobody passes it, or it never came.
+
+        Pilots of a calibration wait for each other, so no budget may keep one out.
+
+        Args:
+            call: The call.
+            taken: By those in progress.
+            is_full: Whether there was none for one before it.
+        """
         rollout = call.waiting[0]
-        is_pilot = getattr(self._answers[rollout].decoding, "is_pilot", False)
+        if getattr(self._answers[rollout].decoding, "is_pilot", False):
+            return True
         budget = Budget(self._params, self._models.model)
-        return is_pilot or not taken.num_tokens or budget.holds(rollout, taken)
+        return not is_full and (not taken.num_tokens or budget.holds(rollout, taken))
 
     def _admit(self) -> None:
         """Fill the free places, one rollout of each call in turn."""
         if self._rounds is None or not self._calls:
             return
         num_rows, num_ready = self._rounds.num_ready_rows, self._rounds.num_ready
-        taken = self._taken(self._rounds)
+        taken, is_full = self._taken(self._rounds), False
         entries: list[Entry] = []
         num_passed = 0
         while num_passed < len(self._calls) and num_ready < self._params.max_active:
             call = self._calls[0]
-            if not self._may_go(call, taken):
+            has_place = self._has_place(call, taken)
+            if not has_place or not self._fits(call, taken, is_full=is_full):
+                is_full = is_full or has_place
                 self._calls.rotate(-1)
                 num_passed += 1
                 continue
