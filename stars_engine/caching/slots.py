@@ -322,10 +322,9 @@ class SlotPool:
         """Add slots: so many, and half of those in use, so that growing costs little."""
         same = sum(block.num_slots for block in self._blocks if block.capacity == capacity)
         num_slots = max(lacking, (same - len(self._free[capacity])) // 2)
-        over = self._bytes_over(num_slots * capacity)
-        if over > 0:
-            self.drop_unused(over)
+        if self._bytes_over(num_slots * capacity) > 0:
             num_slots = lacking
+            self.drop_unused(max(0, self._bytes_over(lacking * capacity)))
         block = Block(num_slots, capacity)
         if self._like is not None:
             self._allocate(block)
