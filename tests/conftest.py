@@ -100,7 +100,7 @@ def make_rollout(
         prompt_ids=tuple(prompt_ids),
         reward_prompt=RewardPrompt("", tuple(prompt_ids)),
         sampling=sampling or SamplingParams(temperature=1.0, top_k=None),
-        align=align or AlignParams(schedule=NoSchedule()),
+        align=align or AlignParams(schedule=NoSchedule(), num_candidates=4),
         noise=noise or CounterNoise(seed=seed, prompt_ids=prompt_ids, sample_index=sample_index),
         seed=seed,
         sample_index=sample_index,

@@ -105,7 +105,7 @@ def speechless() -> Iterator[Callable[..., StarsLLM]]:
 
 
 def saying(script: Callable[[str], str], **fields: Any) -> StarsLLM:
-    return of(scripted(script), max_tokens=200, **fields)
+    return of(scripted(script), max_tokens=200, num_candidates=4, **fields)
 
 
 class Asked(BaseEventHandler):
