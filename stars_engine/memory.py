@@ -51,6 +51,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in said for words in _SAYS)
 
 
+def want_of_memory(run: Callable[[], object]) -> Exception | None:
+    """Do something; return the error if memory ended meanwhile, without what it came from.
+
+    Whoever makes room does so afterwards: within a handler the error still holds tensors.
+    """
+    try:
+        run()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return bare(error)
+    return None
+
+
 def in_smaller_batches(
     run: Callable[[Sequence[Item]], Sequence[Result]],
     items: Sequence[Item],

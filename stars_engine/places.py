@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.errors import GenerationError, describe_error
-from stars_engine.memory import bare, is_out_of_memory
+from stars_engine.memory import want_of_memory
 from stars_engine.rollout import Rollout
 
 logger = logging.getLogger(__name__)
@@ -122,19 +122,12 @@ class Places:
         for rollout in rollouts:
             rollout.slot = None
         self._make_room()
-        logger.warning("memory ended: %d requests wait, and are read again then", len(rollouts))
+        logger.warning("memory ended: %d requests wait, and are read again later", len(rollouts))
 
     def _read(self, rollouts: Sequence[Rollout]) -> Exception | None:
         """Read prompts, and what had been accepted when a place was taken; or say why not."""
-        problem: Exception | None = None
-        try:
-            self._try_to_read(rollouts)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            problem = error
+        problem = want_of_memory(lambda: self._try_to_read(rollouts))
         if problem is not None:
-            bare(problem)
             for rollout in rollouts:
                 rollout.slot = None
             self._make_room()

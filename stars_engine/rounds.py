@@ -16,6 +16,7 @@ from stars_engine.memory import (
     in_smaller_batches,
     is_out_of_memory,
     make_room,
+    want_of_memory,
 )
 from stars_engine.pacing import Pacer, Turn
 from stars_engine.places import Places, no_room
@@ -98,7 +99,10 @@ class Rounds:
 
     @property
     def num_ready(self) -> int:
-        """Rollouts that wait for nothing but their turn; the others are out on trial."""
+        """Rollouts that wait for nothing but their turn, or for memory that there may be.
+
+        The others are out on trial.
+        """
         return len(self._ready) or self._num_to_call_in
 
     @property
@@ -121,7 +125,7 @@ class Rounds:
 
     @property
     def _busy(self) -> set[Rollout]:
-        """Rollouts whose drafts are out on trial."""
+        """Rollouts whose drafts are out on trial: they need no place before it has ended."""
         return {item.entry.rollout for item in self._trials if not item.trial.closed}
 
     def num_by_reward(self) -> Counter[int]:
@@ -263,14 +267,11 @@ class Rounds:
 
     def _commit(self, kept: Sequence[tuple[Rollout, list[int]]]) -> None:
         """Append what was kept; where memory ends, these rollouts are read again later."""
-        try:
-            self._model.commit([(rollout.slot, ids) for rollout, ids in kept])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        else:
-            return
-        self._leave([rollout for rollout, _ in kept])
+        problem = want_of_memory(
+            lambda: self._model.commit([(rollout.slot, ids) for rollout, ids in kept])
+        )
+        if problem is not None:
+            self._leave([rollout for rollout, _ in kept])
 
     def _leave(self, rollouts: Sequence[Rollout]) -> None:
         """Have rollouts wait until there is memory for them."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from stars_engine.caching.common import LEAST, capacity_of_slot
-from stars_engine.memory import is_out_of_memory, release_unused
+from stars_engine.memory import release_unused, want_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Slot:
         block: Where it is.
         index: Its row there.
         ids: The tokens whose keys and values it holds, in use or not.
-        stale: Whether they are of no use to others: what was read with other weights.
+        stale: Whether they are of no use to others: read with other weights, or grown out of.
     """
 
     __slots__ = ("__weakref__", "block", "ids", "index", "stale")
@@ -342,16 +342,11 @@ class SlotPool:
 
     def _allocate(self, block: Block) -> None:
         assert self._like is not None
-        try:
-            block.allocate(self._like)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        else:
-            return
-        self.drop_unused()
-        release_unused()
-        block.allocate(self._like)
+        like = self._like
+        if want_of_memory(lambda: block.allocate(like)) is not None:
+            self.drop_unused()
+            release_unused()
+            block.allocate(like)
 
 
 def _is_of_use(slot: Slot) -> bool:
