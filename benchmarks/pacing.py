@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from stars_engine.pacing import Chances, Curve, Prospects, SegmentDraws, allot
+from stars_engine.core.autotune import Chances, Curve, Prospects, SegmentDraws, allot
 
 Cost = Callable[[int], float]
 Choose = Callable[[Sequence["Walker"], Cost, int], Sequence[int]]

@@ -28,14 +28,14 @@ from stars_engine import (
     SamplingParams,
     TransformersModel,
 )
+from stars_engine.algorithm.baselines import Plain
+from stars_engine.algorithm.noise import CounterNoise
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.stars import Stars
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.baselines import Plain
-from stars_engine.loop import Stars
-from stars_engine.noise import CounterNoise
-from stars_engine.pacing import Pacer
+from stars_engine.core.autotune import Pacer
+from stars_engine.core.engine_core import Entry, Rounds
 from stars_engine.rewards.classifier import ClassifierRewardModel
-from stars_engine.rollout import Rollout
-from stars_engine.rounds import Entry, Rounds
 from stars_engine.types import RewardInput, RewardPrompt
 
 MAX_ATTEMPTS = 20

@@ -29,9 +29,9 @@ from langchain_stars.structured import (
     schema_of,
 )
 from stars_engine import Chat, ConfigError, StarsConfig, StarsResult
-from stars_engine.adapting import asettled, name_of_model, refuse_several_answers, settled
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
+from stars_engine.integrations import asettled, name_of_model, refuse_several_answers, settled
 
 _OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")
 _OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})

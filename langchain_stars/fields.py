@@ -12,8 +12,8 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict
 
 from stars_engine import ConfigError, StarsConfig
-from stars_engine.adapting import EngineFields, identity, name_of_model
 from stars_engine.errors import Problem, StarsWarning
+from stars_engine.integrations import EngineFields, identity, name_of_model
 
 _REMOTE = ("api_key", "max_retries")
 

@@ -25,7 +25,7 @@ from langchain_stars.messages import read_messages
 from langchain_stars.outputs import generation_chunk_of, generation_of, llm_output_of
 from langchain_stars.refusals import as_refusal
 from stars_engine import Chat, StarsConfig, StarsResult
-from stars_engine.adapting import asettled, identity, refuse_several_answers, settled
+from stars_engine.integrations import asettled, identity, refuse_several_answers, settled
 
 _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 

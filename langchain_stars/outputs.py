@@ -21,7 +21,7 @@ from langchain_core.utils.json import parse_partial_json
 
 from langchain_stars.refusals import HAS_REFUSAL_BLOCKS, blocks_of, refusal_in
 from stars_engine import Message, SegmentEvent, StarsConfig, StarsResult
-from stars_engine.adapting import account_of, name_of_model, num_rejected_tokens, usage_of
+from stars_engine.integrations import account_of, name_of_model, num_rejected_tokens, usage_of
 
 _NORMALIZED = {
     "stop": "stop",

@@ -39,8 +39,8 @@ from llamaindex_stars.responses import (
     completions_of,
 )
 from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
-from stars_engine.adapting import EngineFields, name_of_model, refuse_several_answers
 from stars_engine.errors import Problem
+from stars_engine.integrations import EngineFields, name_of_model, refuse_several_answers
 from stars_engine.types import Prompt
 
 _OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")

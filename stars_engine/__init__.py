@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         YesNoReward,
     )
     from stars_engine.config.presets import preset
-    from stars_engine.engine import StarsEngine
+    from stars_engine.engine.engine import StarsEngine
     from stars_engine.errors import (
         AlignmentError,
         CalibrationStoppedError,
@@ -84,7 +84,7 @@ _HOMES = {
         "FunctionReward JsonGrammar ProcessReward RegexGrammar RewardPart SamplingParams "
         "StarsConfig TransformersModel YesNoReward"
     ),
-    "stars_engine.engine": "StarsEngine",
+    "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
     "stars_engine.errors": (
         "AlignmentError CalibrationStoppedError ConfigError ContextOverflowError "

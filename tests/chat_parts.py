@@ -19,8 +19,8 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.chat.conversations import read_conversation
-from stars_engine.codec import Codec
 from stars_engine.grammars import Grammars
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import StarsResult
 from tests.chat_templates import random_llama, tokenizer_of
 

@@ -19,10 +19,10 @@ from stars_engine import (
     StarsEngine,
     calibrate,
 )
+from stars_engine.algorithm.noise import CounterNoise
+from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
-from stars_engine.noise import CounterNoise
-from stars_engine.rollout import Rollout
 from stars_engine.types import RewardInput, RewardPrompt
 from tests.calibration_parts import OPENINGS, QUICK
 from tests.reward_parts import CHATML, byte_tokenizer, real_borders, small

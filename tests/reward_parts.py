@@ -21,7 +21,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from stars_engine import AlignParams, FunctionReward, NoSchedule, SamplingParams, StarsConfig
-from stars_engine.engine import StarsEngine
+from stars_engine.engine.engine import StarsEngine
 from stars_engine.messages import Message
 from stars_engine.types import RewardInput
 

@@ -23,8 +23,8 @@ from stars_engine import (
     SamplingParams,
     StarsConfig,
 )
-from stars_engine.adapting import MAX_ENGINES, UNSET, EngineFields
 from stars_engine.config.flat import FLAT_FIELDS
+from stars_engine.integrations import MAX_ENGINES, UNSET, EngineFields
 from tests.conftest import PROMPT, SETTINGS
 
 ROOT = Path(__file__).parents[1]

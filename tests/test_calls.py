@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from stars_engine import ToolCall
-from stars_engine.chat.calls import Calls, may_be_a_call, read_calls
 from stars_engine.chat.formats import (
     GENERIC,
     HERMES,
@@ -17,7 +16,8 @@ from stars_engine.chat.formats import (
     format_of,
     marked_text,
 )
-from stars_engine.codec import Codec
+from stars_engine.chat.tool_calls import Calls, may_be_a_call, read_calls
+from stars_engine.tokenization.codec import Codec
 from tests.chat_parts import TOOLS
 from tests.chat_templates import FAMILIES, tokenizer_of
 

@@ -31,7 +31,7 @@ from stars_engine.chat.formats import (
 )
 from stars_engine.chat.template import encode_chat
 from stars_engine.chat.turns import tools_of, turns_of
-from stars_engine.codec import Codec
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import StarsResult
 from tests.chat_parts import (
     CALL,

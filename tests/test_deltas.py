@@ -10,7 +10,7 @@ from stars_engine import Chat, NoSchedule, TokenIds
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.chat.deltas import Deltas, Said
 from stars_engine.chat.formats import CLOSING, GENERIC, OPENING, format_of
-from stars_engine.codec import Codec
+from stars_engine.tokenization.codec import Codec
 from tests.chat_parts import SYSTEM, TOOLS, USER, engine_of
 from tests.chat_templates import FAMILIES, tokenizer_of
 

@@ -101,7 +101,7 @@ def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> 
 
     config = StarsConfig(align=NEVER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.handle._load_model", lambda config: Gone()())
+        patch.setattr("stars_engine.engine.handle._load_model", lambda config: Gone()())
         with StarsEngine(config) as mine, ThreadPoolExecutor(8) as pool:
             errors = list(pool.map(lambda _: _error_of(mine), range(8)))
             assert all(isinstance(error, ModelLoadError) for error in errors)
@@ -119,7 +119,7 @@ def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> No
 
     model = TransformersModel(name_or_path="stars:embedded-lm", dtype="float64")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.handle._load_model", load)
+        patch.setattr("stars_engine.engine.handle._load_model", load)
         handles = [
             StarsEngine.shared(StarsConfig(model=model, reward=lambda p, c: 1.0, align=NEVER))
             for _ in range(4)
@@ -147,7 +147,7 @@ def test_a_failed_load_keeps_nothing_in_memory(engine: StarsEngine) -> None:
             raise ModelLoadError("no such model") from error
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.handle._load_model", load)
+        patch.setattr("stars_engine.engine.handle._load_model", load)
         with StarsEngine(StarsConfig(align=NEVER)) as mine:
             assert isinstance(_error_of(mine), ModelLoadError)
             gc.collect()

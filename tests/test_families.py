@@ -20,7 +20,7 @@ from stars_engine import (
     StarsEngine,
     TokenIds,
 )
-from stars_engine.backends.ladder import LADDER
+from stars_engine.backends.selection import LADDER
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.rewards.classifier import ClassifierRewardModel

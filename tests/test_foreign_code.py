@@ -25,9 +25,9 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
-from stars_engine.loop import stars
-from stars_engine.runtime.scheduler import Scheduler
-from stars_engine.runtime.workers import Task, Workers
+from stars_engine.algorithm.stars import stars
+from stars_engine.runtime.engine_thread import Scheduler
+from stars_engine.runtime.worker_pool import Task, Workers
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput
@@ -153,7 +153,7 @@ def test_loading_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(config: object) -> None:
         raise SystemExit(3)
 
-    monkeypatch.setattr("stars_engine.handle._load_model", leave)
+    monkeypatch.setattr("stars_engine.engine.handle._load_model", leave)
     with StarsEngine() as mine:
         with pytest.raises(ModelLoadError, match="SystemExit: 3"):
             mine.submit("a").result(timeout=AT_ONCE_S)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stars_engine import AlignParams, EngineClosedError, NoSchedule, QueueFullError
-from stars_engine.runtime.calls import Call, Question, RewardSource
-from stars_engine.runtime.gate import Gate
+from stars_engine.runtime.admission_queue import Gate
+from stars_engine.runtime.request_group import Call, Question, RewardSource
 
 SOURCE = RewardSource("none", lambda model: None)  # type: ignore[arg-type, return-value]
 ALIGN = AlignParams(schedule=NoSchedule())

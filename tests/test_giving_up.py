@@ -113,7 +113,7 @@ async def test_closing_a_stream_does_not_wait_for_a_load(engine: StarsEngine) ->
     release = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         load = lambda config: release.wait(30) and engine.model  # noqa: E731
-        patch.setattr("stars_engine.handle._load_model", load)
+        patch.setattr("stars_engine.engine.handle._load_model", load)
         mine = StarsEngine(StarsConfig(align=EVERYTHING))
         stream = mine.astream("a", sampling=SHORT)
         step = asyncio.create_task(anext(stream))
@@ -194,7 +194,7 @@ def test_cancel_before_the_first_step_loads_nothing() -> None:
         return [event async for event in stream]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.handle._load_model", load)
+        patch.setattr("stars_engine.engine.handle._load_model", load)
         with StarsEngine(StarsConfig(align=EVERYTHING)) as mine:
             [event] = asyncio.run(main())
     result = event.result

@@ -31,13 +31,13 @@ from stars_engine import (
     StarsEngine,
     TransformersModel,
 )
-from stars_engine.codec import Codec
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.stars import stars
 from stars_engine.config import Grammar
 from stars_engine.grammars import Grammars
-from stars_engine.loop import stars
-from stars_engine.rollout import Rollout
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import StarsResult
 from tests.backend_parts import random_backend
 from tests.conftest import make_rollout

@@ -22,9 +22,9 @@ from stars_engine import (
 )
 from stars_engine.rewards import incremental
 from stars_engine.rewards.classifier import ClassifierRewardModel
+from stars_engine.rewards.encoding import Row
 from stars_engine.rewards.incremental import IncrementalReader
 from stars_engine.rewards.process import ProcessRewardModel
-from stars_engine.rewards.reading import Row
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from tests.backend_parts import Fed, pool_of, random_backend, random_model
 

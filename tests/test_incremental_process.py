@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from stars_engine import ProcessReward
-from stars_engine.caching.common import num_common
+from stars_engine.kv_cache.prefixes import num_common
+from stars_engine.rewards.encoding import Row
 from stars_engine.rewards.process import ProcessRewardModel
-from stars_engine.rewards.reading import Row
 from stars_engine.types import RewardInput, RewardPrompt
 from tests.reward_parts import small
 from tests.test_incremental import check, random_model, reader_of

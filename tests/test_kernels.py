@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from stars_engine.caching import kernels
-from stars_engine.caching.kernels import kernel_for
+from stars_engine.kv_cache import kernels
+from stars_engine.kv_cache.fused_kernels import kernel_for
 from tests.backend_parts import random_backend
 
 

@@ -19,11 +19,11 @@ from stars_engine import (
     StarsResult,
     StarsWarning,
 )
+from stars_engine.algorithm.baselines import best_of_n
+from stars_engine.algorithm.noise import CounterNoise
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.stars import stars
 from stars_engine.backends.base import Draft
-from stars_engine.baselines import best_of_n
-from stars_engine.loop import stars
-from stars_engine.noise import CounterNoise
-from stars_engine.rollout import Rollout
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.testing.toy import ToySlot
@@ -391,7 +391,7 @@ def test_best_of_n_says_rejected_where_samples_were_scored() -> None:
 
 def test_a_deadline_ends_with_what_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr("stars_engine.rollout.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("stars_engine.algorithm.rollout.time.monotonic", lambda: next(clock))
     align = settings(2, deadline_s=1.5)
     rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=90, **ALWAYS))
     rollout.started_s = 0.0

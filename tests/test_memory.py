@@ -26,9 +26,9 @@ from stars_engine import (
     calibrate,
 )
 from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.core.places import Places
 from stars_engine.errors import ContextOverflowError
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
-from stars_engine.places import Places
 from stars_engine.testing import TabularModel
 from tests.account_parts import account
 from tests.backend_parts import pool_of

@@ -19,10 +19,10 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
+from stars_engine.algorithm.stars import Stars
+from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.errors import GenerationError
-from stars_engine.loop import Stars
-from stars_engine.pacing import (
+from stars_engine.core.autotune import (
     Chances,
     Curve,
     Pacer,
@@ -33,11 +33,11 @@ from stars_engine.pacing import (
     allot,
     probe_costs,
 )
-from stars_engine.pacing.probe import logger as probe_logger
+from stars_engine.core.autotune.cost_probe import logger as probe_logger
+from stars_engine.core.engine_core import Entry, Rounds
+from stars_engine.errors import GenerationError
 from stars_engine.rewards.function import FunctionRewardModel
-from stars_engine.rounds import Entry, Rounds
 from stars_engine.testing import TableReward, TabularModel
-from stars_engine.trial import NumDrafts
 from tests.conftest import make_rollout
 
 
@@ -335,7 +335,7 @@ class Timed:
 
 def probed(model: Any, monkeypatch: pytest.MonkeyPatch, max_rows: int | None) -> dict[int, float]:
     clock = SimpleNamespace(perf_counter=model.perf_counter)
-    monkeypatch.setattr("stars_engine.pacing.probe.time", clock)
+    monkeypatch.setattr("stars_engine.core.autotune.cost_probe.time", clock)
     return probe_costs(model, max_rows)
 
 

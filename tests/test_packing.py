@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
-from stars_engine.caching import packing
-from stars_engine.caching.packing import PackedLinears
+from stars_engine.kv_cache import packing
+from stars_engine.kv_cache.packed_linear import PackedLinears
 
 
 def layers(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from stars_engine.caching.common import capacity_for
-from stars_engine.caching.slots import SlotPool
+from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.kv_cache.prefixes import capacity_for
 
 
 def fill(pool: SlotPool, length: int) -> Any:
@@ -114,7 +114,7 @@ def test_prefixes_stand_side_by_side_or_apart(monkeypatch: pytest.MonkeyPatch) -
     lengths = [20, 30, 100, 25, 300]
     slots = [fill(pool, length) for length in lengths]
     for most in (10_000, 0):
-        monkeypatch.setattr("stars_engine.caching.slots._MOST_COPIED", most)
+        monkeypatch.setattr("stars_engine.kv_cache.pool._MOST_COPIED", most)
         seen: dict[int, float] = {}
         tensors = list(pool.side_by_side(slots, lengths))
         for order, [keys], _ in tensors:

@@ -12,7 +12,7 @@ from stars_engine import Chat, Message, PromptError, RenderedPrompt, TokenIds
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.chat.prompts import as_prompt_list, resolve_prompt, transcript
 from stars_engine.chat.template import encode_chat
-from stars_engine.codec import Codec
+from stars_engine.tokenization.codec import Codec
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (

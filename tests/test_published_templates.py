@@ -14,7 +14,7 @@ from stars_engine.chat.conversations import read_conversation
 from stars_engine.chat.formats import format_of
 from stars_engine.chat.template import encode_chat
 from stars_engine.chat.turns import tools_of, turns_of
-from stars_engine.codec import Codec
+from stars_engine.tokenization.codec import Codec
 from tests.chat_parts import CALL, CALLED, CLOCK, RESULT, SYSTEM, TOOLS, USER, WEATHER
 from tests.chat_templates import Family, tokenizer_of_family
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stars_engine import ConstantSchedule, LinearSchedule, NoSchedule, PerSegmentSchedule
-from stars_engine.acceptance import acceptance_prob, accepts
-from stars_engine.noise import CounterNoise, fresh_seed
+from stars_engine.algorithm.acceptance import acceptance_prob, accepts
+from stars_engine.algorithm.noise import CounterNoise, fresh_seed
 from stars_engine.schedules import Progress
-from stars_engine.text import ends_sentence, find_stop, held_back
+from stars_engine.tokenization.text import ends_sentence, find_stop, held_back
 
 GOLDEN_TOKENS = [0.7518752936969219, 0.8357426132455874]
 GOLDEN_ACCEPTANCE = 0.5720862417999556

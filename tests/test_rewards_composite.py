@@ -27,7 +27,7 @@ from stars_engine import (
     StarsResult,
     standardize,
 )
-from stars_engine.loop import stars
+from stars_engine.algorithm.stars import stars
 from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.composite import CompositeRewardModel

@@ -21,10 +21,10 @@ from stars_engine import (
     StarsEngine,
     YesNoReward,
 )
-from stars_engine.adapting import identity
 from stars_engine.cli.doctor import _describe_reward
 from stars_engine.config.rewards.process import CONVENTIONS
 from stars_engine.config.rewards.yes_no import PRESETS
+from stars_engine.integrations import identity
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.runtime.registry import key_of
 

@@ -23,7 +23,7 @@ from stars_engine import (
     StarsEngine,
     StarsResult,
 )
-from stars_engine.loop import stars
+from stars_engine.algorithm.stars import stars
 from stars_engine.rewards.base import Score, score_each
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.failures import MAX_WAIT_S, FailurePolicy, Patience

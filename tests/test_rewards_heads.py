@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from stars_engine import ModelLoadError, ProcessReward
-from stars_engine.rewards.heads import build_head
 from stars_engine.rewards.process import ProcessRewardModel
+from stars_engine.rewards.value_heads import build_head
 from stars_engine.types import RewardInput, RewardPrompt
 from tests.reward_parts import random_head, save_with_head, small
 

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from stars_engine import ClassifierReward, ProcessReward, YesNoReward
+from stars_engine.rewards.batch_invariance import Sharing, batches, find_sharing
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.process import ProcessRewardModel
-from stars_engine.rewards.sharing import Sharing, batches, find_sharing
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from stars_engine.testing import check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt

@@ -28,11 +28,11 @@ from stars_engine import (
     StarsWarning,
 )
 from stars_engine.chat.answers import acceptable, encode_answer
-from stars_engine.codec import Codec
 from stars_engine.messages import Message
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.testing import check_reward_model
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt
 from tests.reward_parts import (
     CHATML,

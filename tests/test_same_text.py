@@ -83,7 +83,7 @@ def test_reject_rewind_redraft_is_a_fresh_draft(engine: StarsEngine) -> None:
     [result] = engine.generate("The plot", sampling=SamplingParams(seed=4, max_tokens=48))
     assert result.usage.num_attempts > len(result.segments)
     kept = list(result.token_ids)
-    from stars_engine.noise import CounterNoise
+    from stars_engine.algorithm.noise import CounterNoise
 
     ids = engine.model.codec.encode_prompt("The plot")
     noise = CounterNoise(seed=4, prompt_ids=ids, sample_index=0)
@@ -200,7 +200,7 @@ def test_greedy_vanilla_is_generate(name: str, request: pytest.FixtureRequest) -
 
 
 def test_two_prompts_under_one_seed_are_uncorrelated() -> None:
-    from stars_engine.noise import CounterNoise
+    from stars_engine.algorithm.noise import CounterNoise
 
     def uniforms(prompt: list[int]) -> list[float]:
         noise = CounterNoise(seed=0, prompt_ids=prompt, sample_index=0)

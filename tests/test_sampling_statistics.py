@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stars_engine import AlignParams, ConstantSchedule, SamplingParams, loop
-from stars_engine.acceptance import acceptance_prob
+from stars_engine.algorithm.acceptance import acceptance_prob
+from stars_engine.algorithm.noise import CounterNoise
+from stars_engine.algorithm.verification import Trial
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
-from stars_engine.noise import CounterNoise
-from stars_engine.trial import Trial
 from stars_engine.types import SegmentEvent
 from tests.conftest import make_rollout
 
@@ -130,7 +130,7 @@ def p_value(counts: Counter, law: dict[tuple[int, ...], float]) -> float:
 @pytest.fixture(scope="module", autouse=True)
 def _many_at_once() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr("stars_engine.rounds.MAX_ACTIVE", 2000)
+    patch.setattr("stars_engine.core.engine_core.MAX_ACTIVE", 2000)
     yield
     patch.undo()
 

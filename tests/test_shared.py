@@ -43,7 +43,7 @@ def loads(engine: StarsEngine) -> Iterator[list[StarsConfig]]:
         return engine.model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.handle._load_model", load)
+        patch.setattr("stars_engine.engine.handle._load_model", load)
         yield loaded
         close_shared()
     assert not registry._runtimes

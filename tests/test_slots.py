@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from stars_engine import SamplingParams
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.caching.views import Rows
 from stars_engine.config import TransformersModel
+from stars_engine.kv_cache.layout import Rows
 from tests.backend_parts import Fed, pool_of, random_backend
 
 SAMPLING = SamplingParams(top_k=None, logit_bias={2: -float("inf")})

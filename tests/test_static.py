@@ -10,13 +10,13 @@ import torch
 from stars_engine import SamplingParams
 from stars_engine.backends import drafting, ladder
 from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.backends.ladder import ON_GPU, choose_decoder
+from stars_engine.backends.selection import ON_GPU, choose_decoder
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
-from stars_engine.caching import static
-from stars_engine.caching.static import shape_for
 from stars_engine.errors import GenerationError
+from stars_engine.kv_cache import static
+from stars_engine.kv_cache.cuda_graphs import shape_for
 from tests.backend_parts import random_backend
 
 SHARING = [

@@ -26,7 +26,7 @@ from stars_engine.chat.formats import (
     LLAMA,
     format_of,
 )
-from stars_engine.codec import Codec
+from stars_engine.tokenization.codec import Codec
 from tests.chat_parts import (
     CLOCK,
     TOOLS,

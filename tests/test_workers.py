@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stars_engine.runtime.workers import LEAST_HUNG, Task, Workers, working_for
+from stars_engine.runtime.worker_pool import LEAST_HUNG, Task, Workers, working_for
 from tests.test_runtime import wait_until
 
 

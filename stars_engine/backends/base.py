@@ -10,7 +10,7 @@ from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
 
 if TYPE_CHECKING:
-    from stars_engine.codec import Codec
+    from stars_engine.tokenization.codec import Codec
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import transformers
 
 from stars_engine.backends.base import ModelFacts
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.hub import context_len, load_tokenizer, read_config, resolve
+from stars_engine.loading import context_len, load_tokenizer, read_config, resolve
 
 # Keywords of from_pretrained that say how weights are kept. Any other may change the config.
 _OF_WEIGHTS = {

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
-from stars_engine.caching.common import LEAST, num_common
-from stars_engine.caching.continuations import Continuations, ReadingRows, SharingPass
-from stars_engine.caching.slots import ByLayer, Slot, SlotPool
-from stars_engine.caching.stamps import Change
-from stars_engine.caching.static import StaticRows, StaticSteps
+from stars_engine.kv_cache.cuda_graphs import StaticRows, StaticSteps
+from stars_engine.kv_cache.forward_pass import Continuations, ReadingRows, SharingPass
+from stars_engine.kv_cache.pool import ByLayer, Slot, SlotPool
+from stars_engine.kv_cache.prefixes import LEAST, num_common
+from stars_engine.kv_cache.weight_fingerprint import Change
 
 MOST_TOKENS = 2048  # of prompts, read in one pass
 

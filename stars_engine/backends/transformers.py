@@ -16,9 +16,8 @@ from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.decoders import Prefix
 from stars_engine.backends.drafting import Drafting
 from stars_engine.backends.facts import sampling_of
-from stars_engine.backends.ladder import choose_decoder
 from stars_engine.backends.row_sampler import RowSampler
-from stars_engine.codec import Codec
+from stars_engine.backends.selection import choose_decoder
 from stars_engine.config import SamplingParams, TransformersModel
 from stars_engine.errors import (
     ConfigError,
@@ -29,7 +28,7 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars
-from stars_engine.hub import (
+from stars_engine.loading import (
     check_exists,
     context_len,
     first_line,
@@ -37,6 +36,7 @@ from stars_engine.hub import (
     load_tokenizer,
     resolve,
 )
+from stars_engine.tokenization.codec import Codec
 
 logger = logging.getLogger(__name__)
 

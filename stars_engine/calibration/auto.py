@@ -15,19 +15,19 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from stars_engine.calibration.cache import read_or_make
 from stars_engine.calibration.calibrate import (
     calibrate,
     check_settings,
     default_segment_len,
     pilot_end,
 )
+from stars_engine.calibration.fingerprints import stamps
 from stars_engine.calibration.fit import Target
 from stars_engine.calibration.host import Host
-from stars_engine.calibration.job import Job
-from stars_engine.calibration.kept import read_or_make
-from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.pilot_prompts import neutral_prompts, speaks_chat
 from stars_engine.calibration.settings import dependencies, hash_of
-from stars_engine.calibration.stamps import stamps
+from stars_engine.calibration.single_flight import Job
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stars_engine.calibration.checkpoint import SavedStages
 from stars_engine.calibration.effort import effort_curve, pilot_effort
+from stars_engine.calibration.fingerprints import stamps
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot import STOPPED, Pilot, opening_schedule, schedule_of
-from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
-from stars_engine.calibration.saved import SavedStages
+from stars_engine.calibration.pilot_prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.calibration.settings import dependencies, hash_of
-from stars_engine.calibration.stamps import stamps
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import CalibrationStoppedError, ConfigError, Problem, StarsWarning
 from stars_engine.schedules import CalibratedSchedule

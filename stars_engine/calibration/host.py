@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Any, Protocol
 
+from stars_engine.algorithm.verification import Decoding
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.messages import Chat
-from stars_engine.trial import Decoding
 from stars_engine.types import Prompt, StarsResult
 
 RewardPrompts = Sequence[str | Chat | None] | None

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from stars_engine.algorithm.candidate import Candidate
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.stars import Stars
+from stars_engine.algorithm.verification import NumDrafts, Trial
 from stars_engine.calibration.fit import Fitter, StageDrafts
 from stars_engine.errors import CalibrationStoppedError, RewardError
-from stars_engine.loop import Stars
-from stars_engine.reading import Candidate
 from stars_engine.rewards.base import Score
-from stars_engine.rollout import Rollout
 from stars_engine.schedules import CalibratedSchedule, LinearSchedule
-from stars_engine.trial import NumDrafts, Trial
 from stars_engine.types import SegmentEvent
 
 STOPPED = "the calibration was told to stop before its last stage"

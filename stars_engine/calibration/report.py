@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stars_engine.calibration.calibrate import default_segment_len
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
+from stars_engine.calibration.pilot_prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.calibration.trust import (
     WORTHWHILE,
     Answers,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.prompts import checked_prompts, neutral_prompts, speaks_chat
+from stars_engine.calibration.pilot_prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.config import AlignParams, CompositeReward, SamplingParams
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schedules import NoSchedule

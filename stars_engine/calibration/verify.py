@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.prompts import checked_prompts
+from stars_engine.calibration.pilot_prompts import checked_prompts
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.schedules import CalibratedSchedule, Effort
 from stars_engine.schema import Schema

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from stars_engine.chat.template import Rendered, encode_rendered, free_mark, render
 from stars_engine.chat.turns import texts_of, tools_of, turns_of
-from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
 from stars_engine.messages import Message, Tool
+from stars_engine.tokenization.codec import Codec
 
 
 def encode_answer(

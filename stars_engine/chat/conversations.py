@@ -26,9 +26,9 @@ from stars_engine.chat.template import (
 )
 from stars_engine.chat.tool_grammars import tool_grammar
 from stars_engine.chat.turns import in_words, linked, spoken, with_short_ids
-from stars_engine.codec import Codec
 from stars_engine.config import EbnfGrammar
 from stars_engine.messages import Chat, Message
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardPrompt
 
 logger = logging.getLogger(__name__)

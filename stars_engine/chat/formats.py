@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stars_engine.codec import Codec
+from stars_engine.tokenization.codec import Codec
 
 BLANKS = " \t\r\n"  # those of JSON
 _PLACE = "\ufdd0"  # stands before a marker that is a control token, and never in text

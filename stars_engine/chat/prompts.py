@@ -10,9 +10,9 @@ from stars_engine.chat.conversations import ResolvedPrompt, read_conversation, t
 from stars_engine.chat.formats import GENERIC
 from stars_engine.chat.template import has_template
 from stars_engine.chat.turns import spoken, texts_of, turns_of
-from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
 from stars_engine.messages import Chat, Message
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import Prompt, RenderedPrompt, RewardPrompt, TokenIds
 
 PromptFormat = Literal["auto", "chat", "raw"]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stars_engine.chat.calls import Calls, may_be_a_call, read_calls, start_of_calls
 from stars_engine.chat.formats import (
     BLANKS,
     CLOSING,
@@ -18,8 +17,9 @@ from stars_engine.chat.formats import (
     marked_text,
     unmarked,
 )
-from stars_engine.codec import Codec
+from stars_engine.chat.tool_calls import Calls, may_be_a_call, read_calls, start_of_calls
 from stars_engine.messages import InvalidToolCall, Message, Tool
+from stars_engine.tokenization.codec import Codec
 
 # Whether an answer may begin with a thought, or the prompt has begun one.
 Thoughts = Literal["none", "may", "begun"]

@@ -12,9 +12,9 @@ from functools import partial
 from typing import NamedTuple
 
 from stars_engine.chat.turns import mapped, texts_of, tools_of, turns_of
-from stars_engine.codec import Codec
 from stars_engine.errors import PromptError
 from stars_engine.messages import Message, Tool
+from stars_engine.tokenization.codec import Codec
 
 # Values that templates compare with, and no control tokens.
 _WORDS = frozenset({"system", "user", "assistant", "tool", "function"})

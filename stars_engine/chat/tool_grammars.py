@@ -7,10 +7,10 @@ import re
 
 from stars_engine.chat.formats import CLOSING, OPENING, ToolFormat
 from stars_engine.chat.replies import Thoughts
-from stars_engine.codec import Codec
 from stars_engine.config import EbnfGrammar
 from stars_engine.grammars import json_rule
 from stars_engine.messages import Tool
+from stars_engine.tokenization.codec import Codec
 
 _ANYTHING = r"/(.|\n)*/"
 # As json.dumps writes, and so what models have learnt to write.

@@ -62,12 +62,12 @@ def calibrate_command(
 ) -> None:
     """Find thresholds for a language model and a reward model. Resumes where it was interrupted."""
     from stars_engine.calibration.calibrate import calibrate
-    from stars_engine.calibration.prompts import neutral_prompts, speaks_chat
+    from stars_engine.calibration.pilot_prompts import neutral_prompts, speaks_chat
     from stars_engine.calibration.report import trust_report
     from stars_engine.calibration.verify import verify as check
     from stars_engine.cli.generate import read_prompts
     from stars_engine.cli.threads import use_one_thread
-    from stars_engine.engine import StarsEngine
+    from stars_engine.engine.engine import StarsEngine
 
     check_suffix(out, "CalibratedSchedule")
     check_writable(out, "CalibratedSchedule")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import SamplingParams, StarsConfig
-from stars_engine.engine import StarsEngine
+from stars_engine.engine.engine import StarsEngine
 from stars_engine.types import Segment, SegmentEvent, StarsResult
 
 DEMO_PROMPTS = [

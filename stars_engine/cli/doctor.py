@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stars_engine.config import StarsConfig
-from stars_engine.engine import StarsEngine
+from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import needs_extra
 from stars_engine.rewards.composite import CompositeRewardModel
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stars_engine.cli.messages import messages
 from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import StarsConfig
-from stars_engine.engine import StarsEngine
+from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import PromptError
 from stars_engine.trace import tokens_in_words, write_jsonl
 from stars_engine.types import SegmentEvent, StarsResult

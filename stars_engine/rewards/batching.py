@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from stars_engine.rewards.reading import Row
-from stars_engine.rewards.sharing import Sharing, batches
+from stars_engine.rewards.batch_invariance import Sharing, batches
+from stars_engine.rewards.encoding import Row
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -10,18 +10,18 @@ from transformers import AutoModelForSequenceClassification
 
 from stars_engine.chat.answers import encode_answer, frame
 from stars_engine.chat.template import Rendered, encode_rendered, has_template
-from stars_engine.codec import Codec
 from stars_engine.config import ClassifierReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.hub import load_model, load_tokenizer
+from stars_engine.loading import load_model, load_tokenizer
 from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import at_columns, pad, read_whole
-from stars_engine.rewards.choosing import KeepsRead, choose_reader, read_rows
+from stars_engine.rewards.encoding import Reader, Row, TextTemplate, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.incremental import IncrementalReader
 from stars_engine.rewards.labels import names_of, pick_label, read_label
-from stars_engine.rewards.reading import Reader, Row, TextTemplate, context_of
-from stars_engine.rewards.sharing import PROBES, Sharing, find_sharing
+from stars_engine.rewards.self_check import KeepsRead, choose_reader, read_rows
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt
 
 

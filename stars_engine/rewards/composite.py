@@ -8,7 +8,7 @@ from functools import partial
 from stars_engine.config import CompositeReward
 from stars_engine.errors import RewardError
 from stars_engine.rewards.base import Answer, RewardModel, Score
-from stars_engine.rewards.questions import Asked, Question, answer_now
+from stars_engine.rewards.reward_requests import Asked, Question, answer_now
 from stars_engine.types import RewardInput
 
 

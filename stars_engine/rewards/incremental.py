@@ -16,14 +16,23 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from stars_engine.caching.common import LEAST, num_common
-from stars_engine.caching.continuations import Continuations, SharingPass
-from stars_engine.caching.own import OwnTokens
-from stars_engine.caching.slots import SlotPool
-from stars_engine.caching.stamps import Change
+from stars_engine.kv_cache.forward_pass import Continuations, SharingPass
+from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.kv_cache.prefixes import LEAST, num_common
+from stars_engine.kv_cache.scratch import OwnTokens
+from stars_engine.kv_cache.weight_fingerprint import Change
 from stars_engine.rewards.batching import CallAt, pad_columns
-from stars_engine.rewards.reading import Row
-from stars_engine.rewards.stems import Ids, Match, Outputs, Stem, Tail, alike, before, count_of
+from stars_engine.rewards.cached_prefixes import (
+    Ids,
+    Match,
+    Outputs,
+    Stem,
+    Tail,
+    alike,
+    before,
+    count_of,
+)
+from stars_engine.rewards.encoding import Row
 
 logger = logging.getLogger(__name__)
 

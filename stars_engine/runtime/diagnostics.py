@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from stars_engine.rollout import Rollout
+from stars_engine.algorithm.rollout import Rollout
 from stars_engine.schedules import CalibratedSchedule
 
 logger = logging.getLogger(__name__)

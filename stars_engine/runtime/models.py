@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from stars_engine.backends.base import PromptedModel
 from stars_engine.errors import Interrupted, ModelLoadError, describe_error
 from stars_engine.rewards.base import RewardModel, describe
-from stars_engine.runtime.calls import RewardSource
+from stars_engine.runtime.request_group import RewardSource
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from stars_engine.config import EngineParams
 from stars_engine.errors import EngineClosedError, Interrupted, StarsError
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime import exits
-from stars_engine.runtime.calls import Call, RewardSource
+from stars_engine.runtime.engine_thread import Scheduler
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.futures import CallFuture
-from stars_engine.runtime.scheduler import Scheduler
+from stars_engine.runtime.request_group import Call, RewardSource
 from stars_engine.runtime.stats import EngineStats
 
 logger = logging.getLogger(__name__)

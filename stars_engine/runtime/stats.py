@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from stars_engine.rollout import Rollout
+from stars_engine.algorithm.rollout import Rollout
 from stars_engine.runtime.diagnostics import deviations
 from stars_engine.schema import Schema
 

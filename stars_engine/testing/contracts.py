@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
 from stars_engine.messages import Message
-from stars_engine.noise import CounterNoise
 from stars_engine.rewards.base import RewardModel, Score, as_number
 from stars_engine.types import RewardInput, RewardPrompt
 

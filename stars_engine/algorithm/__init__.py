@@ -1,0 +1,1 @@
+"""The STARS algorithm: drafts in, verdicts out. No model, no queue."""

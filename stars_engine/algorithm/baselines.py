@@ -1,0 +1,183 @@
+"""Plain sampling and Best-of-N, by the same models, noise and signature as the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from stars_engine.algorithm.candidate import Candidate, Reading
+from stars_engine.algorithm.noise import Noise
+from stars_engine.algorithm.rollout import Draw, Rollout
+from stars_engine.algorithm.verification import NumDrafts, Trial
+from stars_engine.backends.base import LanguageModel
+from stars_engine.config import AlignParams
+from stars_engine.core.engine_core import run_rounds
+from stars_engine.errors import RewardError
+from stars_engine.rewards.base import RewardModel
+from stars_engine.types import Attempt, FinishReason, SegmentEvent, Verdict
+
+
+def vanilla(
+    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
+) -> Iterator[SegmentEvent]:
+    """Sample without judging; the finished answer is scored once, so that arms compare.
+
+    An answer cut by a bound (`max_drafted_tokens`, `deadline_s`) is not scored: its reward is None.
+    Equal, token for token, to STARS that accepts everything: both use attempt stream 0.
+    """
+    for rollout in rollouts:
+        rollout.align = unjudged(rollout.align)
+    return run_rounds(rollouts, model, reward, Plain())
+
+
+def unjudged(align: AlignParams) -> AlignParams:
+    """Return settings without what only a judge of segments needs: borders and lookahead."""
+    if align.segment_end == "length" and not align.lookahead:
+        return align
+    return align.replace(segment_end="length", min_segment_len=None, lookahead=0)
+
+
+class Plain:
+    """A `Decoding`: the first draft is kept; only a whole answer is scored.
+
+    The reward of an answer cut by a bound is None.
+    """
+
+    def expect(self, num_rollouts: int) -> None:
+        """Rollouts do not know of each other."""
+
+    def num_drafts(self, rollout: Rollout) -> NumDrafts:
+        """One."""
+        return NumDrafts(1, 1, sure=True)
+
+    def first_draft(self, rollout: Rollout) -> int:
+        """The first."""
+        return 0
+
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+        """Ask for the reward of a draft that ends the answer."""
+        [candidate] = candidates
+        ends = candidate.finish_reason is not None
+        inputs = [rollout.reward_input(candidate)] if ends else []
+        return Trial(rollout, candidates, inputs)
+
+    def walk(self, trial: Trial) -> SegmentEvent | None:
+        """Keep the draft, once its reward is known if it is asked for."""
+        rollout, [candidate] = trial.rollout, trial.candidates
+        if not trial.all_used:
+            answer = trial.next_answer()
+            if answer is None:
+                return None
+            if isinstance(answer, RewardError):
+                raise answer
+            rollout.reward, rollout.reward_parts = answer.value, answer.parts
+            rollout.count(num_surplus_rewards=-1, num_ineligible=not answer.eligible)
+            rollout.count_reward(answer)
+        num_kept = len(candidate.token_ids)
+        num_behind = candidate.num_generated_tokens - num_kept  # a stop string
+        rollout.count(num_drafted_tokens=num_kept, num_surplus_tokens=num_behind)
+        return rollout.keep(candidate, "accepted", None)
+
+
+def best_of_n(
+    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel, *, n: int
+) -> Iterator[SegmentEvent]:
+    """Sample `n` whole answers per rollout and keep the one of highest reward, first on ties.
+
+    Sample i is attempt stream i. The result has one segment, the answer, whose attempts are the n
+    samples, which share `max_drafted_tokens` equally. If no sample has an eligible reward, the
+    answer is empty and "rejected", or "budget" or "deadline" if that bound let none be scored.
+    """
+    groups = [samples_of(rollout, n) for rollout in rollouts]
+    for _ in vanilla([sample for group in groups for sample in group], model, reward):
+        pass
+    for rollout, group in zip(rollouts, groups, strict=True):
+        yield keep_best(rollout, group)
+
+
+def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
+    """Return the plain rollouts whose best will be the answer.
+
+    Each has its share of the tokens that may be drafted, at least one.
+    """
+    align, limit = unjudged(rollout.align), rollout.align.max_drafted_tokens
+    if limit is not None:
+        align = align.replace(max_drafted_tokens=max(1, limit // n))
+    return [
+        Rollout(
+            prompt_ids=rollout.prompt_ids,
+            reward_prompt=rollout.reward_prompt,
+            sampling=rollout.sampling,
+            align=align,
+            noise=StreamNoise(rollout.noise, stream),
+            begun=rollout.begun,
+            replies=rollout.replies,
+            started_s=rollout.started_s,
+        )
+        for stream in range(n)
+    ]
+
+
+def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
+    """Make the best of the ended samples the rollout's answer."""
+    failed = next((sample.error for sample in samples if sample.error is not None), None)
+    if failed is not None:
+        return rollout.fail(failed)
+    for sample in samples:
+        for name, amount in sample.costs.items():
+            rollout.count(**{name: amount})
+    eligible = [sample for sample in samples if _is_eligible(sample)]
+    best = max(eligible, key=_reward_of, default=None)
+    for sample in samples:
+        rollout.draws.append(_as_draw(sample, "accepted" if sample is best else "rejected"))
+    rollout.count(num_attempts=len(samples), num_accepted=best is not None)
+    if best is None:
+        return rollout.finish(_why_none(samples))
+    draw = rollout.draws[samples.index(best)]
+    return rollout.keep(draw.candidate, "accepted", draw.attempt)
+
+
+class StreamNoise:
+    """The noise of one attempt stream, whatever attempt is asked for."""
+
+    def __init__(self, noise: Noise, stream: int) -> None:
+        self._noise, self._stream = noise, stream
+
+    def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:
+        """See `Noise`."""
+        return self._noise.token_uniforms(position=position, attempt=self._stream, count=count)
+
+    def acceptance_uniform(self, *, position: int, attempt: int) -> float:
+        """See `Noise`."""
+        return self._noise.acceptance_uniform(position=position, attempt=self._stream)
+
+
+def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:
+    ids = tuple(sample.token_ids)
+    attempt = Attempt(
+        reward=_reward_of(sample),
+        threshold=math.nan,  # nothing was asked of it
+        acceptance_prob=math.nan,
+        verdict=verdict,
+        eligible=_is_eligible(sample),
+        num_tokens=len(ids),
+        parts=None if sample.reward_parts is None else dict(sample.reward_parts),
+        text=sample.text if sample.align.keep_rejected_text else None,
+    )
+    whole = Reading(len(ids), sample.text, ids, sample.finish_reason)
+    return Draw(Candidate(ids, sample.text, sample.finish_reason, whole, 0, len(ids)), attempt)
+
+
+def _why_none(samples: Sequence[Rollout]) -> FinishReason:
+    """A bound, if no sample came so far as to be scored; else none was good enough."""
+    bounds = [s.finish_reason for s in samples if s.finish_reason in ("budget", "deadline")]
+    scored = any(sample.reward is not None for sample in samples)
+    return "rejected" if scored or not bounds else bounds[0]
+
+
+def _is_eligible(sample: Rollout) -> bool:
+    return sample.reward is not None and not sample.costs.get("num_ineligible", 0)
+
+
+def _reward_of(sample: Rollout) -> float:
+    return math.nan if sample.reward is None else sample.reward

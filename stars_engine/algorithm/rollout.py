@@ -1,0 +1,418 @@
+"""One request's trajectory and state."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stars_engine.algorithm.candidate import Candidate, Reader
+from stars_engine.algorithm.noise import Noise
+from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
+from stars_engine.chat.deltas import Deltas
+from stars_engine.chat.replies import ReplyReader
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.errors import AlignmentError, RequestError
+from stars_engine.rewards.base import Score
+from stars_engine.schedules import Progress
+from stars_engine.tokenization.text import held_back
+from stars_engine.types import (
+    Attempt,
+    FinishReason,
+    RewardInput,
+    RewardPrompt,
+    Segment,
+    SegmentEvent,
+    StarsResult,
+    Usage,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A judged candidate."""
+
+    candidate: Candidate
+    attempt: Attempt
+
+
+@dataclass(slots=True, eq=False)
+class Rollout:
+    """One request's trajectory: what was asked, what is kept so far, what it has cost.
+
+    Attributes:
+        prompt_ids: The prompt, at least one token.
+        reward_prompt: The prompt as the reward model sees it.
+        sampling: The proposal; `max_tokens` fits the context.
+        align: The test; its schedule is set.
+        noise: Where all of the rollout's randomness comes from.
+        seed: Reported in the result.
+        begun: What the assistant had begun to say; the reward model reads it with the completion.
+        fallback: Of the text, what was put in place of an answer.
+        replies: Reads the completion as an assistant's message; None if it is none.
+        slot: The language model's record of the prefix, once prefilled.
+        token_ids: The completion so far.
+        text: Its text; what `segments` have emitted plus what is held back.
+        draws: Judged draws of the segment at hand.
+        prompt_reward: RM(x, ""), where the schedule needs it.
+        prefix_reward: RM(x, completion so far), with the lookahead that was read behind it.
+        reward: RM(x, completion), where it was asked.
+        reward_parts: What the parts of a composite reward add to it.
+        error: What ended the request, if anything failed.
+    """
+
+    prompt_ids: tuple[int, ...]
+    reward_prompt: RewardPrompt
+    sampling: SamplingParams
+    align: AlignParams
+    noise: Noise
+    seed: int = 0
+    prompt_index: int = 0
+    sample_index: int = 0
+    begun: str = ""
+    fallback: str = ""
+    replies: ReplyReader | None = None
+    slot: Any = None
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    segments: list[Segment] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    abandoned: tuple[Attempt, ...] = ()
+    prompt_reward: float = math.nan
+    prefix_reward: float = math.nan
+    reward: float | None = None
+    reward_parts: Mapping[str, float | None] | None = None
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    costs: dict[str, int] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.monotonic)
+    ended_s: float = math.nan
+    _num_emitted: int = 0
+    _deltas: Deltas | None = None
+    _drawn: set[tuple[int, ...]] = field(default_factory=set)  # draws of the segment at hand
+
+    # --- what the loop asks ---
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer has ended."""
+        return self.finish_reason is not None
+
+    @property
+    def num_tokens_at_most(self) -> int:
+        """Tokens of the prompt and of the longest answer."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+    @property
+    def next_len(self) -> int:
+        """Tokens of the next segment at most: fewer at the token limit."""
+        return min(self.align.segment_len, self.sampling.max_tokens - len(self.token_ids))
+
+    @property
+    def num_kept_segments(self) -> int:
+        """Segments kept so far; a fallback is none."""
+        return sum(segment.verdict != "fallback" for segment in self.segments)
+
+    @property
+    def max_attempts(self) -> int:
+        """Draws per segment; at temperature 0 all would be equal, so one is made."""
+        return 1 if self.sampling.temperature == 0 else self.align.max_attempts
+
+    @property
+    def needs_prompt_reward(self) -> bool:
+        """Whether RM(x, "") is still to be computed for the schedule."""
+        assert self.align.schedule is not None
+        return self.align.schedule.needs_prompt_reward and math.isnan(self.prompt_reward)
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether one more draw could exceed `max_drafted_tokens`."""
+        limit = self.align.max_drafted_tokens
+        drafted = self.costs.get("num_drafted_tokens", 0)
+        return limit is not None and drafted + self.next_len > limit
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until `deadline_s` has passed since the request began; None if there is none."""
+        limit = self.align.deadline_s
+        return None if limit is None else self.started_s + limit - time.monotonic()
+
+    @property
+    def past_deadline(self) -> bool:
+        """Whether the deadline has passed."""
+        remaining = self.remaining_s
+        return remaining is not None and remaining <= 0
+
+    def progress(self, candidate: Candidate) -> Progress:
+        """Return where the answer would stand with this candidate."""
+        return Progress(
+            segment_index=len(self.segments),
+            num_tokens=len(self.token_ids) + len(candidate.token_ids),
+            max_tokens=self.sampling.max_tokens,
+            prefix_reward=self.prefix_reward,
+            prompt_reward=self.prompt_reward,
+            ends_text=candidate.finish_reason == "stop",
+        )
+
+    def draft_request(self, attempt: int) -> DraftRequest:
+        """Ask for one draw of the next segment."""
+        position, count = len(self.token_ids), self.next_len
+        uniforms = self.noise.token_uniforms(
+            position=position, attempt=self._stream(attempt), count=count
+        )
+        room = self.sampling.max_tokens - position - count
+        return DraftRequest(self.slot, uniforms, self.sampling, min(self.align.lookahead, room))
+
+    def _stream(self, attempt: int) -> int:
+        """Return the stream of token uniforms that one draw of the next segment reads.
+
+        Segments of one length read uniforms of positions of their own. Where they end at borders,
+        a rejected draw may have been judged by tokens at positions that the next segment draws
+        again, and that segment must not depend on them: so streams are counted through the answer,
+        by the draws that failed the test before. Nothing rejected is stream 0, as in plain
+        sampling.
+        """
+        if self.align.segment_end == "length":
+            return attempt
+        failed = self.costs.get("num_attempts", 0) - self.costs.get("num_accepted", 0)
+        return failed - len(self.draws) + attempt  # those of this segment have all failed
+
+    def read(self, draft: Draft, model: LanguageModel) -> Candidate:
+        """Read a draft as a continuation."""
+        reader = Reader(
+            model, self.prompt_ids, self.token_ids, self.text, self.sampling, self.align
+        )
+        return reader.read(draft)
+
+    def reward_input(self, candidate: Candidate) -> RewardInput:
+        """Ask for the reward of the whole completion with this candidate."""
+        shown = candidate.shown
+        text, ids = shown.text, shown.ids
+        if self.align.judge == "answer" and self.replies is not None:
+            text, ids = self.replies.judged(self.prompt_ids, ids, text)
+        finished = shown.finish_reason == "stop"
+        return RewardInput(self.reward_prompt, self.judged_beginning + text, ids, finished)
+
+    @property
+    def judged_beginning(self) -> str:
+        """What the reward model reads of what the assistant had begun to say."""
+        if self.align.judge == "all" or self.replies is None:
+            return self.begun
+        return self.replies.prose_of_begun(self.begun)
+
+    def passes(self, candidate: Candidate) -> bool:
+        """Whether a candidate is kept unjudged: reasoning, calls of tools, JSON by a grammar."""
+        if self.align.judge == "all":
+            return False
+        if self.align.judges_none_of(self.sampling):
+            return True
+        if self.replies is None:
+            return False
+        before = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
+        ids = (*self.token_ids, *candidate.token_ids)
+        after = self.replies.marked(self.prompt_ids, ids, candidate.text)
+        begin, end = self.replies.prose(after)
+        # A candidate without text, an end of text, is part of what stands before it.
+        start = len(before) - (len(before) == len(after))
+        if candidate.finish_reason == "stop" and begin == end == len(after):
+            return False  # an answer that says nothing
+        return bool(after) and (len(after) <= begin or start >= end)
+
+    @property
+    def in_passage(self) -> bool:
+        """Whether the next segment will hardly be judged: the answer is in a thought or a call."""
+        if self.align.judge == "all":
+            return False
+        if self.align.judges_none_of(self.sampling):
+            return True
+        if self.replies is None:
+            return False
+        if not self.token_ids:
+            return self.replies.must_call or self.replies.thoughts == "begun"
+        marked = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
+        begin, end = self.replies.prose(marked)
+        return len(marked) <= begin or end < len(marked)
+
+    # --- moving on ---
+
+    def record(self, draw: Draw, score: Score) -> None:
+        """Count a judged draw, surplus no longer, and remember it until its segment is settled."""
+        ids, num_lookahead = draw.candidate.token_ids, draw.candidate.num_lookahead_tokens
+        self.count(
+            num_surplus_tokens=-len(ids) - num_lookahead,
+            num_surplus_rewards=-1,
+            num_attempts=1,
+            num_accepted=draw.attempt.verdict == "accepted",
+            num_ineligible=not score.eligible,
+            num_repeated_draws=ids in self._drawn,
+            num_similar_draws=any(_is_similar(ids, earlier) for earlier in self._drawn),
+            num_drafted_tokens=len(ids),
+            num_lookahead_tokens=num_lookahead,
+        )
+        self.count_reward(score)
+        self.draws.append(draw)
+        self._drawn.add(ids)
+
+    def keep(self, candidate: Candidate, verdict: Verdict, attempt: Attempt | None) -> SegmentEvent:
+        """Append a candidate to the completion."""
+        self.token_ids += candidate.token_ids
+        self.text = candidate.text
+        if attempt is not None:
+            self.prefix_reward = self.reward = attempt.reward
+            self.reward_parts = attempt.parts
+        if candidate.finish_reason is not None:
+            held = 0
+        else:
+            held = held_back(self.text, self.sampling.stop)
+        segment = Segment(
+            text=self._emit(len(self.text) - held),
+            token_ids=candidate.token_ids,
+            reward=attempt.reward if attempt else None,
+            threshold=attempt.threshold if attempt else None,
+            acceptance_prob=attempt.acceptance_prob if attempt else None,
+            verdict=verdict,
+            attempts=tuple(draw.attempt for draw in self.draws),
+        )
+        self.segments.append(segment)
+        self.draws.clear()
+        self._drawn.clear()
+        self.count(num_forced=verdict == "forced")
+        if candidate.finish_reason is not None:
+            self._end(candidate.finish_reason)
+        return self._event(segment.text, segment)
+
+    def force(self, index: int) -> SegmentEvent:
+        """Keep a rejected draw all the same, and flag it."""
+        draw = self.draws[index]
+        attempt = draw.attempt.replace(verdict="forced")
+        self.draws[index] = Draw(draw.candidate, attempt)
+        return self.keep(draw.candidate, "forced", attempt)
+
+    def finish(self, reason: FinishReason, *, fallback_text: str | None = None) -> SegmentEvent:
+        """End the answer before the segment at hand; what was held back becomes final."""
+        rest = self._emit(len(self.text))
+        segment = None
+        if fallback_text is not None:
+            self.text += fallback_text
+            self.fallback = fallback_text
+            self.reward = None  # nobody judged the text with the fallback in it
+            segment = Segment(
+                text=rest + fallback_text,
+                token_ids=(),
+                reward=None,
+                threshold=None,
+                acceptance_prob=None,
+                verdict="fallback",
+                attempts=tuple(draw.attempt for draw in self.draws),
+            )
+            self.segments.append(segment)
+            rest = segment.text
+        else:
+            self.abandoned = tuple(draw.attempt for draw in self.draws)
+            if rest:
+                last = self.segments[-1]
+                self.segments[-1] = last.replace(text=last.text + rest)
+        self.draws.clear()
+        self._end(reason)
+        return self._event(rest, segment)
+
+    def fail(self, error: Exception) -> SegmentEvent:
+        """End the answer with an error that carries what was accepted."""
+        self.error = error
+        event = self.finish("rejected" if isinstance(error, AlignmentError) else "error")
+        if isinstance(error, RequestError):
+            error.result = event.result
+        return event
+
+    def count(self, **amounts: int) -> None:
+        """Add to the costs, by the names of `Usage`."""
+        for name, amount in amounts.items():
+            self.costs[name] = self.costs.get(name, 0) + amount
+
+    def count_reward(self, score: Score) -> None:
+        """Count a reward that was looked at."""
+        self.count(
+            num_reward_calls=1,
+            num_reward_tokens=score.num_tokens,
+            num_reward_failures=score.failed,
+            num_truncated_rewards=score.truncated,
+        )
+
+    def result(self) -> StarsResult:
+        """Return the account of an ended rollout."""
+        assert self.finish_reason is not None
+        assert self.align.schedule is not None
+        usage = Usage(
+            num_prompt_tokens=len(self.prompt_ids),
+            num_kept_tokens=len(self.token_ids),
+            duration_s=self.ended_s - self.started_s,
+            **self.costs,
+        )
+        message, reason = None, self.finish_reason
+        if self.replies is not None:
+            text = self.text.removesuffix(self.fallback) if self.fallback else self.text
+            message = self.replies.read(self.prompt_ids, self.token_ids, text)
+            message = message.replace(content=message.content + self.fallback)
+            if reason == "stop" and message.tool_calls:
+                reason = "tool_calls"
+        return StarsResult(
+            text=self.text,
+            token_ids=tuple(self.token_ids),
+            finish_reason=reason,
+            message=message,
+            reward=self.reward,
+            segments=tuple(self.segments),
+            abandoned_attempts=self.abandoned,
+            usage=usage,
+            seed=self.seed,
+            prompt_index=self.prompt_index,
+            sample_index=self.sample_index,
+            schedule_hash=self.align.schedule.content_hash(),
+        )
+
+    def _emit(self, upto: int) -> str:
+        text = self.text[self._num_emitted : upto]
+        self._num_emitted = max(self._num_emitted, upto)
+        return text
+
+    def _end(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        self.ended_s = time.monotonic()
+        self.slot = None  # frees the prefix's memory
+
+    def _event(self, text: str, segment: Segment | None) -> SegmentEvent:
+        result = self.result() if self.finished else None
+        content = reasoning = None
+        if self.replies is not None:
+            self._deltas = self._deltas or Deltas(self.replies, self.prompt_ids)
+            if result is not None and result.message is not None:
+                content, reasoning = self._deltas.end(result.message)
+            else:
+                content, reasoning = self._deltas.add(
+                    self.token_ids, self.text[: self._num_emitted]
+                )
+        return SegmentEvent(
+            text=text,
+            content=content,
+            reasoning=reasoning,
+            segment=segment,
+            result=result,
+            prompt_index=self.prompt_index,
+            sample_index=self.sample_index,
+        )
+
+
+def _is_similar(ids: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether two drafts differ in one position of eight at most."""
+    num_left = max(len(ids), len(others)) // 8 - abs(len(ids) - len(others))
+    if num_left < 0:
+        return False
+    for own, other in zip(ids, others, strict=False):
+        if own != other:
+            num_left -= 1
+            if num_left < 0:  # most differ early: the rest need not be looked at
+                return False
+    return True

@@ -1,0 +1,227 @@
+"""STARS: segment-level rejection sampling guided by a reward model (arXiv 2511.03827).
+
+For each segment: draft candidates, score the whole text so far, accept the first that passes the
+threshold, or settle when all attempts are spent. Candidates are drafted in parallel and walked *in
+index order*, each with a uniform of its own, which is the law of drawing one at a time. Taking the
+best of several accepted ones, or keeping an unused draft for later, would be another law.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import takewhile
+
+from stars_engine.algorithm.acceptance import acceptance_prob, accepts
+from stars_engine.algorithm.candidate import Candidate
+from stars_engine.algorithm.rollout import Draw, Rollout
+from stars_engine.algorithm.verification import NumDrafts, Trial
+from stars_engine.backends.base import LanguageModel
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.core.engine_core import run_rounds
+from stars_engine.errors import AlignmentError, RewardError, StarsWarning
+from stars_engine.rewards.base import RewardModel, Score
+from stars_engine.schedules import NoSchedule
+from stars_engine.types import Attempt, RewardInput, SegmentEvent, Verdict
+
+
+def stars(
+    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
+) -> Iterator[SegmentEvent]:
+    """Align rollouts; yield each segment as it is kept, the last of a rollout with its result.
+
+    A rollout that fails ends with its `error` set and does not disturb the others.
+    """
+    warn_of_greedy((rollout.sampling, rollout.align) for rollout in rollouts)
+    return run_rounds(rollouts, model, reward, Stars())
+
+
+class Stars:
+    """A `Decoding`: each segment is drafted until one draw passes the threshold.
+
+    Attributes:
+        is_pilot: Whether thresholds are still being found: what drafts come to tells nothing yet.
+    """
+
+    is_pilot = False
+
+    def expect(self, num_rollouts: int) -> None:
+        """Rollouts do not know of each other."""
+
+    def num_drafts(self, rollout: Rollout) -> NumDrafts:
+        """Draw `num_candidates` at once, or what is quickest; at most what is left of the draws."""
+        if rollout.in_passage:
+            return NumDrafts(1, 1, sure=True)
+        left = rollout.max_attempts - len(rollout.draws)
+        wanted = rollout.align.num_candidates
+        if wanted == "auto":
+            return NumDrafts(1, left)
+        return NumDrafts(min(wanted, left), min(wanted, left))
+
+    def first_draft(self, rollout: Rollout) -> int:
+        """Go on behind the draws that were judged."""
+        return len(rollout.draws)
+
+    def passes(self, rollout: Rollout, candidate: Candidate) -> bool:
+        """Whether a candidate is accepted without a reward."""
+        return rollout.passes(candidate)
+
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+        """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it.
+
+        A candidate that need not be judged is accepted if those before it are not.
+        """
+        rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
+        judged = list(takewhile(lambda candidate: not self.passes(rollout, candidate), candidates))
+        passed = candidates[len(judged)] if len(judged) < len(candidates) else None
+        inputs = [rollout.reward_input(candidate) for candidate in judged]
+        if judged and rollout.needs_prompt_reward:
+            inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.judged_beginning, ()))
+        return Trial(rollout, judged, inputs, passed)
+
+    def walk(self, trial: Trial) -> SegmentEvent | None:
+        """Judge candidates in index order and keep the first accepted.
+
+        Candidates after it are never looked at: neither their rewards nor their errors count.
+        """
+        rollout = trial.rollout
+        while (answer := trial.next_answer()) is not None:
+            if rollout.needs_prompt_reward:
+                start_schedule(rollout, answer)
+                continue
+            if rollout.over_budget:
+                return rollout.finish("budget")
+            if isinstance(answer, RewardError):
+                raise answer
+            draw = judge(rollout, trial.candidate, answer)
+            rollout.record(draw, answer)
+            if draw.attempt.verdict == "accepted":
+                return rollout.keep(trial.candidate, "accepted", draw.attempt)
+        if trial.passed is not None:
+            return self._pass(trial, trial.passed)
+        if len(rollout.draws) < rollout.max_attempts:
+            return None
+        return settle(rollout)
+
+    def _pass(self, trial: Trial, candidate: Candidate) -> SegmentEvent | None:
+        """Keep a candidate that is not judged, once those before it are rejected."""
+        rollout = trial.rollout
+        if not trial.all_used:
+            return None
+        if rollout.over_budget:
+            return rollout.finish("budget")
+        num_kept = len(candidate.token_ids)
+        rollout.count(num_drafted_tokens=num_kept, num_surplus_tokens=-num_kept)
+        return rollout.keep(candidate, "unjudged", None)
+
+
+def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
+    """Put one candidate to the test: accept with probability min(1, exp((r - tau) / beta))."""
+    tau = threshold_of(rollout, candidate)
+    probability = acceptance_prob(score.value, tau, rollout.align.beta) if score.eligible else 0.0
+    uniform = rollout.noise.acceptance_uniform(
+        position=len(rollout.token_ids), attempt=len(rollout.draws)
+    )
+    verdict: Verdict = "accepted" if accepts(uniform, probability) else "rejected"
+    attempt = Attempt(
+        reward=score.value,
+        threshold=tau,
+        acceptance_prob=probability,
+        verdict=verdict,
+        eligible=score.eligible,
+        num_tokens=len(candidate.token_ids),
+        parts=None if score.parts is None else dict(score.parts),
+        ends_text=candidate.finish_reason == "stop",
+        text=candidate.text[len(rollout.text) :] if rollout.align.keep_rejected_text else None,
+    )
+    return Draw(candidate, attempt)
+
+
+def threshold_of(rollout: Rollout, candidate: Candidate) -> float:
+    """Return tau: the schedule's, or what `terminal` says for one that ends the answer."""
+    schedule, terminal = rollout.align.schedule, rollout.align.terminal
+    assert schedule is not None
+    progress = rollout.progress(candidate)
+    if candidate.finish_reason is None or terminal == "schedule":
+        return schedule.threshold(progress)
+    if terminal == "target":
+        return schedule.final_threshold(progress)
+    return float(terminal)
+
+
+def settle(rollout: Rollout) -> SegmentEvent:
+    """Apply `on_exhausted` to a segment of which no draw was accepted."""
+    align = rollout.align
+    eligible = [index for index, draw in enumerate(rollout.draws) if draw.attempt.eligible]
+    if align.on_exhausted == "raise":
+        raise AlignmentError(
+            f"no candidate of segment {len(rollout.segments)} was accepted in "
+            f"{rollout.max_attempts} attempts. Cure: lower the thresholds, raise max_attempts or "
+            "beta, or set on_exhausted; the error's `result` holds what was accepted"
+        )
+    if align.on_exhausted == "fallback":
+        return rollout.finish("fallback", fallback_text=align.fallback_text)
+    if align.on_exhausted == "stop" or not eligible:
+        return rollout.finish("rejected")
+    if align.on_exhausted == "last":
+        return rollout.force(eligible[-1])
+    best = max(eligible, key=lambda index: _margin(rollout.draws[index].attempt))
+    return rollout.force(
+        next(i for i in eligible if _is_twin(rollout.draws[i], rollout.draws[best]))
+    )
+
+
+def start_schedule(rollout: Rollout, answer: Score | RewardError) -> None:
+    """Note RM(x, ""), from which the schedule starts.
+
+    Raises:
+        RewardError: It could not be computed, or is no finite number.
+    """
+    if isinstance(answer, RewardError):
+        raise answer
+    rollout.count_reward(answer)
+    if answer.failed:
+        raise RewardError(
+            "the reward failed for the prompt alone, from which the schedule starts, and there is "
+            "no candidate to reject. Cure: mend the reward, or LinearSchedule(initial=...) in "
+            "place of initial_weight"
+        )
+    if not math.isfinite(answer.value):
+        raise RewardError(
+            f"the reward of the prompt alone is {answer.value}, and the schedule starts from it. "
+            "Cure: LinearSchedule(initial=...) in place of initial_weight"
+        )
+    rollout.prompt_reward = rollout.prefix_reward = answer.value
+
+
+def _margin(attempt: Attempt) -> tuple[Fraction | float, float]:
+    """Order by r - tau (`max` keeps the first of equals); by r alone where tau is infinite.
+
+    Without rounding: beside a huge tau, rewards that differ would tie.
+    """
+    if math.isinf(attempt.threshold):
+        return -attempt.threshold, attempt.reward
+    return Fraction(attempt.reward) - Fraction(attempt.threshold), 0.0
+
+
+def _is_twin(draw: Draw, other: Draw) -> bool:
+    """Whether two draws are one text, scored apart: which one is larger is then rounding."""
+    same = draw.candidate.token_ids == other.candidate.token_ids
+    return same and math.isclose(
+        draw.attempt.reward, other.attempt.reward, rel_tol=1e-5, abs_tol=1e-5
+    )
+
+
+def warn_of_greedy(settings: Iterable[tuple[SamplingParams, AlignParams]]) -> None:
+    """Say once that rejection cannot help where all draws are equal."""
+    for sampling, align in settings:
+        if sampling.temperature == 0 and not isinstance(align.schedule, NoSchedule):
+            warnings.warn(
+                "temperature is 0: all draws of a segment are equal, so each is drawn once, "
+                "judged, and then on_exhausted applies. Cure: a temperature above 0",
+                StarsWarning,
+                stacklevel=3,
+            )
+            return

@@ -1,0 +1,1 @@
+"""The engine core: requests in flight, one step at a time."""

@@ -1,0 +1,1 @@
+"""The public engine: prompts in, results out."""

@@ -1,0 +1,205 @@
+"""A hold on a runtime: which models it runs with, how to reach them, and when it is let go."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from functools import partial
+from threading import Lock
+from typing import Any, Self
+
+from stars_engine.backends.base import ModelFacts, PromptedModel
+from stars_engine.chat.template import has_template
+from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.errors import EngineClosedError, needs_extra
+from stars_engine.rewards.base import RewardModel
+from stars_engine.rewards.loading import load_reward
+from stars_engine.runtime.registry import key_of, shared_runtime
+from stars_engine.runtime.request_group import RewardSource
+from stars_engine.runtime.runtime import Runtime
+from stars_engine.runtime.stats import EngineStats
+from stars_engine.runtime.waiting import wait_for
+from stars_engine.schedules import AutoSchedule
+
+
+class Handle:
+    """Keeps a runtime while it is open; see `StarsEngine`, which is one."""
+
+    _facts_by_files: ModelFacts | None = None
+
+    def __init__(
+        self,
+        config: StarsConfig | None = None,
+        *,
+        model: PromptedModel | None = None,
+        reward: RewardModel | None = None,
+    ) -> None:
+        config = StarsConfig() if config is None else config
+        own_parts = model is not None or reward is not None
+        if own_parts and "align" not in config.model_fields_set:
+            # The default thresholds are the embedded pair's, and mean nothing to other models.
+            config = config.replace(align=AlignParams(schedule=AutoSchedule()))
+        load = partial(_load_model, config) if model is None else lambda: model
+        source = _reward_source(config) if reward is None else _own_reward(reward)
+        runtime = Runtime(load, config.engine)
+        runtime.acquire(source.key)
+        self._open(config, runtime, source, again=None if own_parts else type(self))
+
+    @classmethod
+    def shared(cls, config: StarsConfig | None = None) -> Self:
+        """Return a light handle on the runtime that has this config's language model loaded.
+
+        The models are loaded once, whoever asks first; sampling, thresholds and reward are the
+        handle's own.
+
+        Raises:
+            ConfigError: `config.engine` sets bounds other than those the runtime runs with.
+        """
+        config = StarsConfig() if config is None else config
+        source = _reward_source(config)
+        runtime = shared_runtime(config, partial(_load_model, config), source.key)
+        engine = cls.__new__(cls)
+        engine._open(config, runtime, source, again=cls.shared)  # noqa: SLF001 - its own class
+        return engine
+
+    # --- models ---
+
+    def load(self) -> Self:
+        """Load both models now; later calls return at once."""
+        self._models()
+        return self
+
+    async def aload(self) -> Self:
+        """Load both models now, without blocking the event loop."""
+        self._check_open()
+        await asyncio.wrap_future(self._runtime.load(self._source))
+        return self
+
+    @property
+    def model(self) -> PromptedModel:
+        """The language model, loaded on first use."""
+        return self._models()[0]
+
+    @property
+    def reward(self) -> RewardModel:
+        """The reward model, loaded on first use."""
+        return self._models()[1]
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether both models are loaded, so that asking for them waits for nothing."""
+        return not self.closed and self._runtime.loaded(self._source) is not None
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Sampling where a call gives none: the config's, or the model's own."""
+        if self.config.sampling == "model":
+            return self.facts.default_sampling()
+        return self.config.sampling
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the language model is like: of the loaded one, else by its files without weights."""
+        self._check_open()
+        if not self.is_loaded and self._again is not None:
+            if self._facts_by_files is None:
+                with needs_extra("local"):
+                    from stars_engine.backends.facts import read_facts
+                self._facts_by_files = read_facts(self.config.model)
+            if self._facts_by_files is not None:
+                return self._facts_by_files
+        model = self.model
+        return ModelFacts(model.context_len, has_template(model.codec), model.default_sampling)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the language model brings a chat template."""
+        return self.facts.has_chat_template
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._finalizer.alive
+
+    @property
+    def pilot_lock(self) -> Lock:
+        """Held by the one calibration that may run on the runtime at a time."""
+        return self._runtime.pilot_lock
+
+    def stats(self) -> EngineStats:
+        """Return what the runtime is doing and has done, for all its handles."""
+        return self._runtime.stats()
+
+    def close(self) -> None:
+        """Let go of the models; further calls raise `EngineClosedError`.
+
+        The last handle of a runtime ends it: what is in progress fails with `EngineClosedError`.
+        """
+        if self._finalizer.detach() is not None:
+            self._runtime.release(self._source.key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Handle], tuple[StarsConfig]]:
+        if self._again is None:
+            raise TypeError(
+                "an engine with a model or reward of your own cannot be pickled or copied. Cure: "
+                "make it anew with StarsEngine(config, model=..., reward=...)"
+            )
+        return self._again, (self.config,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        make, arguments = self.__reduce__()
+        return make(*arguments)
+
+    # --- inside ---
+
+    def _open(
+        self,
+        config: StarsConfig,
+        runtime: Runtime,
+        source: RewardSource,
+        *,
+        again: Callable[..., Handle] | None,
+    ) -> None:
+        self.config = config
+        self._runtime, self._source = runtime, source
+        self._again = again  # makes an equal handle, for copies and pickles
+        self._finalizer = weakref.finalize(self, runtime.release_later, source.key)
+        self._finalizer.atexit = False
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
+        self._runtime.check_process()
+
+    def _models(self) -> tuple[PromptedModel, RewardModel]:
+        self._check_open()
+        loaded = self._runtime.loaded(self._source)
+        if loaded is not None:  # without a word to the thread, which may be in a long round
+            return loaded
+        self._runtime.check_may_wait()
+        models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
+        return models
+
+
+def _load_model(config: StarsConfig) -> PromptedModel:
+    with needs_extra("local"):
+        from stars_engine.backends.transformers import TransformersBackend
+    return TransformersBackend(config.model)
+
+
+def _reward_source(config: StarsConfig) -> RewardSource:
+    def load(model: PromptedModel) -> RewardModel:
+        return load_reward(config.reward, model.codec.fingerprint())
+
+    return RewardSource(key_of(config.reward), load)
+
+
+def _own_reward(reward: RewardModel) -> RewardSource:
+    return RewardSource(f"own {id(reward)}", lambda _: reward)

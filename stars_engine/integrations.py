@@ -1,0 +1,336 @@
+"""What the adapters to other frameworks have in common: fields, and the engine they lead to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel, Field, PrivateAttr, field_serializer
+
+from stars_engine.config import StarsConfig
+from stars_engine.config.flat import FLAT_FIELDS, with_fields
+from stars_engine.engine.engine import StarsEngine
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schema import Schema
+from stars_engine.types import SegmentEvent, StarsResult
+
+
+class Unset(StrEnum):
+    """The value of a field that is left to the config. None would not do: it is a value of some."""
+
+    UNSET = "as in config"
+
+
+UNSET = Unset.UNSET
+
+MAX_ENGINES = 8  # that an object keeps of calls with models of their own
+
+
+class EngineFields(BaseModel):
+    """Fields of an adapter: a whole config, and each of its settings by its own name.
+
+    A field that is given counts more than the config. Values are checked as `StarsConfig` checks
+    them; models are loaded at the first call, once for all adapters in the process.
+    """
+
+    config: StarsConfig = Field(
+        default_factory=StarsConfig, description="models, thresholds and sampling"
+    )
+    model: Any = Field(
+        default=UNSET, repr=False, description="a name, TransformersModel, or settings of one"
+    )
+    reward: Any = Field(
+        default=UNSET, repr=False, description="a name, a callable, or a reward's config object"
+    )
+    prompt_format: Any = Field(
+        default=UNSET, repr=False, description="auto, chat or raw; see StarsConfig"
+    )
+
+    max_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    temperature: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    top_k: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    top_p: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    min_p: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    repetition_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    presence_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    frequency_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    logit_bias: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    grammar: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    min_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    stop: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    stop_token_ids: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    seed: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    n: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+    on_overflow: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
+
+    schedule: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    beta: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    segment_end: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    min_segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    lookahead: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    judge: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    max_attempts: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    on_exhausted: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    fallback_text: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    terminal: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    max_drafted_tokens: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    deadline_s: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    num_candidates: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    keep_rejected_text: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+
+    max_rows: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_active: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_prefix_tokens: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_cache_bytes: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_waiting: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+
+    _engines: list[StarsEngine] = PrivateAttr(default_factory=list)  # the last used last
+
+    def __init__(self, **values: Any) -> None:
+        known = type(self).model_fields
+        aliases = {field.alias for field in known.values()}
+        unknown = [name for name in values if name not in known and name not in aliases]
+        if unknown:
+            with_fields(StarsConfig(), dict.fromkeys(unknown), owner=type(self).__name__)
+        if isinstance(values.get("config"), Mapping):
+            values["config"] = StarsConfig(**values["config"])
+        super().__init__(**values)
+        self.settings()  # bad values are told now, not at the first call
+
+    @field_serializer("config")
+    def _what_was_given(self, config: StarsConfig) -> dict[str, Any]:
+        """Dump what was given, so that what is made of it has the same defaults, not their values.
+
+        Other models go with other thresholds, and adapters have defaults of their own.
+        """
+        dumped = config.model_dump()
+        given = {name: dumped[name] for name in dumped if name in config.model_fields_set}
+        if "sampling" in given and config.sampling != "model":
+            given["sampling"] = {
+                name: given["sampling"][name]
+                for name in given["sampling"]
+                if name in config.sampling.model_fields_set
+            }
+        return given
+
+    @classmethod
+    def from_file(cls, path: str | Path, **values: Any) -> Self:
+        """Make one by a config file; further fields count more than the file.
+
+        Raises:
+            ConfigError: The file is missing or unreadable, or a value is not allowed.
+        """
+        return cls(config=StarsConfig.from_file(path), **values)
+
+    def settings(self, **overrides: Any) -> StarsConfig:
+        """Return the config that all fields add up to, and what a call gives.
+
+        Raises:
+            ConfigError: A name is unknown, or a value is not allowed.
+        """
+        own = {name: getattr(self, name) for name in self.model_fields_set & FLAT_FIELDS}
+        own = {name: value for name, value in own.items() if not _is_unset(value)}
+        return with_fields(self.config, {**own, **overrides}, owner=type(self).__name__)
+
+    def engine(self, settings: StarsConfig | None = None) -> StarsEngine:
+        """Return the shared engine for these settings; only its models and bounds matter here.
+
+        The object holds it, and those of the last few other settings that calls gave.
+        """
+        settings = self.settings() if settings is None else settings
+        engines = [engine for engine in self._engines if not engine.closed]
+        found = next((e for e in engines if _same_parts(e.config, settings)), None)
+        if found is None:
+            found = StarsEngine.shared(settings)
+            if len(engines) >= MAX_ENGINES:
+                own = self.settings()
+                others = [engine for engine in engines if not _same_parts(engine.config, own)]
+                engines.remove(others[0])
+        else:
+            engines.remove(found)
+        self._engines = [*engines, found]
+        return found
+
+    def load(self) -> Self:
+        """Load the models now; later calls return at once."""
+        self.engine().load()
+        return self
+
+    async def aload(self) -> Self:
+        """Load the models now, without blocking the event loop."""
+        await self.engine().aload()
+        return self
+
+    def close(self) -> None:
+        """Let go of the engine; the next call gets it anew."""
+        engines, self._engines = self._engines, []
+        for engine in engines:
+            engine.close()
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name in ("config", *sorted(FLAT_FIELDS)):
+            if name in self.model_fields_set and not _is_unset(getattr(self, name)):
+                yield name, getattr(self, name)
+
+    # Copies have engines of their own: closing one leaves the others what they have.
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._engines = []  # noqa: SLF001 - its own class
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        copied._engines = []  # noqa: SLF001 - likewise
+        return copied
+
+
+def name_of_model(settings: StarsConfig) -> str:
+    """Return what a model is told by in traces and accounts."""
+    return settings.model.name_or_path or "in memory"
+
+
+def identity(settings: StarsConfig) -> dict[str, Any]:
+    """Return what tells one configuration from another, flat, for cache keys and traces.
+
+    Callables and models in memory have numbers of their own in this process.
+    """
+    values: dict[str, Any] = {}
+    for name in ("model", "reward"):
+        values[name] = _plain(getattr(settings, name))
+    values["prompt_format"] = settings.prompt_format
+    sampling = settings.sampling
+    values |= {"sampling": sampling} if sampling == "model" else sampling.model_dump(mode="json")
+    return values | settings.align.model_dump(mode="json")
+
+
+def usage_of(result: StarsResult) -> dict[str, int]:
+    """Return token counts by the names that most frameworks know, and what alignment cost."""
+    usage = result.usage
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_kept_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_kept_tokens,
+        "drafted_tokens": usage.num_drafted_tokens,
+        "lookahead_tokens": usage.num_lookahead_tokens,
+        "surplus_tokens": usage.num_surplus_tokens,
+        "reward_calls": usage.num_reward_calls,
+    }
+
+
+def num_rejected_tokens(result: StarsResult) -> int:
+    """Return how many tokens of judged drafts were thrown away."""
+    attempts = [attempt for segment in result.segments for attempt in segment.attempts]
+    attempts += result.abandoned_attempts
+    return sum(attempt.num_tokens for attempt in attempts if attempt.verdict == "rejected")
+
+
+def account_of(result: StarsResult) -> dict[str, Any]:
+    """Return how an answer came about, as plain values: finish reason, reward, usage, segments.
+
+    Numbers that are not finite, such as the threshold of no schedule, are None.
+    """
+    told = {
+        "finish_reason": result.finish_reason,
+        "reward": result.reward,
+        "seed": result.seed,
+        "num_forced": result.usage.num_forced,
+        "acceptance_rate": result.usage.acceptance_rate,
+        "usage": usage_of(result),
+        "segments": [segment.model_dump(mode="json") for segment in result.segments],
+    }
+    account: dict[str, Any] = _finite(told)
+    return account
+
+
+def settled(events: Iterable[SegmentEvent]) -> Iterator[SegmentEvent]:
+    """Yield the events of one answer; its end only where no error follows, which has its result."""
+    end = None
+    for event in events:
+        if event.result is None:
+            yield event
+        else:
+            end = event
+    if end is not None:
+        yield end
+
+
+async def asettled(events: AsyncIterable[SegmentEvent]) -> AsyncGenerator[SegmentEvent, None]:
+    """Do the same for `async for`."""
+    end = None
+    async for event in events:
+        if event.result is None:
+            yield event
+        else:
+            end = event
+    if end is not None:
+        yield end
+
+
+def refuse_several_answers(settings: StarsConfig, *, cure: str = "n=1, or no stream") -> None:
+    """Streams of frameworks carry one answer, as do all responses of some.
+
+    Raises:
+        ConfigError: `n` is above 1.
+    """
+    if settings.sampling != "model" and settings.sampling.n > 1:
+        message = f"{settings.sampling.n} answers cannot be given as one. Cure: {cure}"
+        raise ConfigError("stream", [Problem("n", message)])
+
+
+def _same_parts(a: StarsConfig, b: StarsConfig) -> bool:
+    """Whether one engine serves both; prompts of one engine are all read in one way."""
+    names = ("model", "reward", "engine", "prompt_format")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
+
+
+def _plain(value: object) -> Any:
+    """Return a config object as plain values; what is live is told apart by a number of its own."""
+    if isinstance(value, Schema):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{name} in memory, number {_number_of(value)}"
+
+
+_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_kept_alive: dict[int, tuple[Any, int]] = {}  # what cannot be referred to weakly
+_next_number = count(1)
+
+
+def _number_of(value: object) -> int:
+    """Return a number that no other object of this process ever has."""
+    try:
+        if value not in _numbers:
+            _numbers[value] = next(_next_number)
+        return _numbers[value]
+    except TypeError:  # neither weak references nor hashes
+        if id(value) not in _kept_alive:
+            _kept_alive[id(value)] = (value, next(_next_number))
+        return _kept_alive[id(value)][1]
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None for numbers that strict JSON has no way to write."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_unset(value: object) -> bool:
+    return isinstance(value, str) and value == UNSET

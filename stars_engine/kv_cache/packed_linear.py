@@ -1,0 +1,181 @@
+"""Linear layers of a CPU whose weights are laid out once for the kernel that multiplies few rows.
+
+torch lays a matrix out anew for each product of more than one row, which takes longer than to
+multiply: two candidates cost twice as much as one, and eight hardly more than two. With weights
+laid out beforehand, a decode step of eight rows costs little more than a step of one.
+
+The packed copies stand beside the model's own weights and are made again when those change.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, TypeGuard
+
+import torch
+from torch.nn import functional
+
+from stars_engine.kv_cache.weight_fingerprint import some_elements
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LEAST = 1 << 16  # weights of a layer: below, the kernel costs more than it saves
+_SHARE_OF_MEMORY = 4  # a packed model takes a fourth of the machine's memory at most
+_ROWS = 8  # that the layout is made for; others are multiplied nearly as fast
+
+_passing = threading.local()
+
+
+class _Packed:
+    """A packed weight, and what tells whether it still is the layer's."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        self.state, self.elements = _state_of(layer), some_elements([layer.weight])
+        self.weight = _lay_out(layer.weight.detach())
+
+    def is_of(self, layer: torch.nn.Linear) -> bool:
+        """Whether it is what packing the layer now would give."""
+        return self.state == _state_of(layer) and self.elements == some_elements([layer.weight])
+
+
+# By layer: engines on one model share what is packed, as long as one of them is there.
+_packed: weakref.WeakKeyDictionary[torch.nn.Linear, weakref.ref[_Packed]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class PackedLinears:
+    """The linear layers of a model, with packed weights during passes of this thread.
+
+    Layers that are small, or no plain ones (quantized, parametrized, hooked, on another device),
+    stay as they are, and so does a model for whose copy there is too little memory. A weight that
+    is changed through `.data` is not noticed: whoever finds it out makes a new one of these.
+
+    Args:
+        model: Any module.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        layers = [module for module in model.modules() if _can_pack(module)]
+        num_bytes = sum(layer.weight.nbytes for layer in layers)
+        self._layers = layers if num_bytes <= _most_bytes() else []
+        self._forwards: dict[torch.nn.Linear, _Forward] = {}
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Let the layers multiply by packed weights; other threads see the layers' own."""
+        # Who has been given a way of its own meanwhile keeps it.
+        layers = [layer for layer in self._layers if _is_plain(layer)]
+        forwards = [(layer, self._forward_of(layer)) for layer in layers]
+        _passing.now = True
+        try:
+            for layer, forward in forwards:
+                layer.__dict__["forward"] = forward  # around `Module.__setattr__`, which is slow
+            yield
+        finally:
+            _passing.now = False
+            for layer, forward in forwards:
+                if layer.__dict__.get("forward") is forward:
+                    del layer.__dict__["forward"]
+
+    def _forward_of(self, layer: torch.nn.Linear) -> _Forward:
+        known = self._forwards.get(layer)
+        if known is None or known.packed.state != _state_of(layer):
+            packed = _packed.get(layer, _nothing)()  # another engine's
+            if packed is None or not packed.is_of(layer):
+                packed = _Packed(layer)
+                _packed[layer] = weakref.ref(packed)
+            known = self._forwards[layer] = _Forward(layer, packed)
+        return known
+
+
+class _Forward:
+    """Multiplies by a packed weight in our passes, and as the layer does in those of others.
+
+    A copy of the layer that is made or pickled meanwhile gets the latter alone.
+    """
+
+    def __init__(self, layer: torch.nn.Linear, packed: _Packed) -> None:
+        self._layer, self.packed = layer, packed
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        layer = self._layer
+        if getattr(_passing, "now", False) and states.dtype == layer.weight.dtype:
+            return _multiply(states, self.packed.weight, layer.bias)
+        return functional.linear(states, layer.weight, layer.bias)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return partial(torch.nn.Linear.forward, memo[id(self._layer)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (torch.nn.Linear.forward, self._layer)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _can_pack(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    if type(module) is not torch.nn.Linear or not _is_plain(module):
+        return False
+    weight: Any = module.weight
+    if weight.device.type != "cpu" or weight.dtype not in _DTYPES or weight.numel() < _LEAST:
+        return False
+    return _works(weight.dtype)
+
+
+def _is_plain(layer: torch.nn.Module) -> bool:
+    """Whether nobody has given a layer another way; that of a copy of ours is the same."""
+    forward = layer.__dict__.get("forward")
+    is_copied = isinstance(forward, partial) and forward.func is torch.nn.Linear.forward
+    return forward is None or is_copied
+
+
+def _state_of(layer: torch.nn.Linear) -> tuple[int, int]:
+    weight = layer.weight
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
+
+
+# These operations are private (torch's own compiler uses them), so they may be missing one day.
+
+
+def _lay_out(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)  # noqa: SLF001
+    return packed
+
+
+def _multiply(states: torch.Tensor, packed: torch.Tensor, bias: Any) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
+        states, packed, bias, "none", [], ""
+    )
+    return product
+
+
+@cache
+@torch.no_grad()
+def _works(dtype: torch.dtype) -> bool:
+    """Whether packed products are there for a type, and are right."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (
+        torch.randn(size, generator=generator).to(dtype) for size in ((2, 3, 48), (80, 48))
+    )
+    bias = weight[:, 0].contiguous()
+    try:
+        found = _multiply(states, _lay_out(weight), bias)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    wanted = functional.linear(states.double(), weight.double(), bias.double())
+    rounding = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}[dtype]
+    return found.shape == wanted.shape and torch.allclose(found.double(), wanted, atol=rounding)
+
+
+def _most_bytes() -> int:
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        memory = 16 << 30
+    return memory // _SHARE_OF_MEMORY

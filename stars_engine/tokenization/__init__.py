@@ -1,0 +1,1 @@
+"""Tokenizers: text to token ids, and token ids to text."""
