@@ -28,10 +28,9 @@ from stars_engine import (
     SamplingParams,
     TransformersModel,
 )
-from stars_engine.algorithm.baselines import Plain
 from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import Stars
+from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.core.autotune import Pacer
 from stars_engine.core.engine_core import Entry, Rounds
@@ -162,7 +161,7 @@ class Pair:
         )
         sampling = SAMPLING.replace(max_tokens=num_tokens)
         reward: Any = Nothing() if plain else Coin(self.rm, setting.acceptance)
-        decoding = Plain() if plain else Stars()
+        decoding = PlainDecoding() if plain else StarsDecoding()
         entries = []
         for index in range(setting.num_prompts):
             ids = self.prompt(setting.length, seed + index)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from stars_engine.errors import RewardError
 from stars_engine.messages import Chat, Message
 from stars_engine.schema import Schema
 
@@ -93,6 +96,35 @@ class RewardInput:
     text: str
     token_ids: tuple[int, ...]
     finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One reward.
+
+    Attributes:
+        value: The reward; a non-finite one rejects its candidate.
+        vetoed: True if a floor forbids the candidate whatever the threshold.
+        num_tokens: Tokens the reward model read for it.
+        failed: True if there is no reward because the model failed, and its policy is to reject.
+        truncated: True if the prompt was cut to fit the reward model's context.
+        parts: Of a composite, the value of each part by name; None for one that failed.
+    """
+
+    value: float
+    vetoed: bool = False
+    num_tokens: int = 0
+    failed: bool = False
+    truncated: bool = False
+    parts: Mapping[str, float | None] | None = None
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the candidate may be accepted or forced at all."""
+        return math.isfinite(self.value) and not self.vetoed
+
+
+RewardOutcome = Score | RewardError
 
 
 # --- results -------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from stars_engine import CalibratedSchedule, SamplingParams
-from stars_engine.rewards.base import RewardModel, Score
-from stars_engine.types import RewardInput
+from stars_engine.rewards.base import RewardModel
+from stars_engine.types import RewardInput, Score
 
 OPENINGS = [
     f"{who} {what}"

@@ -27,8 +27,8 @@ from stars_engine import (
     StarsEngine,
 )
 from stars_engine.calibration import auto, kept
-from stars_engine.rewards.base import RewardModel, Score
-from stars_engine.types import RewardInput
+from stars_engine.rewards.base import RewardModel
+from stars_engine.types import RewardInput, Score
 from tests.calibration_parts import OPENINGS, Scaled
 
 AUTO = AlignParams(

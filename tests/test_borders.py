@@ -18,10 +18,9 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
-from stars_engine.algorithm.baselines import vanilla
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import stars
 from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.core.offline import stars, vanilla
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.types import RewardInput, StarsResult
 from tests.conftest import make_rollout

@@ -22,12 +22,12 @@ from stars_engine import (
 )
 from stars_engine.algorithm.candidate import Candidate, Reading
 from stars_engine.algorithm.rollout import Draw, Rollout
-from stars_engine.algorithm.stars import Stars, stars
+from stars_engine.algorithm.stars import stars
 from stars_engine.calibration.pilot import Pilot
-from stars_engine.rewards.base import Score
 from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_checks
 from stars_engine.schedules import Effort, Estimate, Line
 from stars_engine.testing import TableReward, TabularModel
+from stars_engine.types import Score
 from tests.conftest import make_rollout
 
 NEVER = ConstantSchedule(value=1e9)

@@ -25,7 +25,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
-from stars_engine.algorithm.stars import stars
+from stars_engine.core.offline import stars
 from stars_engine.runtime.engine_thread import Scheduler
 from stars_engine.runtime.worker_pool import Task, Workers
 from stars_engine.schedules import FunctionSchedule, Progress

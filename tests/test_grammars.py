@@ -32,8 +32,8 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import stars
 from stars_engine.config import Grammar
+from stars_engine.core.offline import stars
 from stars_engine.grammars import Grammars
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise

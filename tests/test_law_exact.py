@@ -15,7 +15,7 @@ from itertools import pairwise
 import pytest
 
 from stars_engine import AlignParams, PerSegmentSchedule, SamplingParams
-from stars_engine.algorithm.stars import stars
+from stars_engine.core.offline import stars
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise

@@ -16,13 +16,12 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
-from stars_engine.algorithm.baselines import best_of_n, vanilla
 from stars_engine.algorithm.noise import CounterNoise
-from stars_engine.algorithm.stars import stars
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
+from stars_engine.core.offline import best_of_n, stars, vanilla
 from stars_engine.testing import TabularModel, check_backend
 from stars_engine.trace import transcript
 from stars_engine.types import RewardInput, StarsResult

@@ -19,11 +19,10 @@ from stars_engine import (
     StarsResult,
     StarsWarning,
 )
-from stars_engine.algorithm.baselines import best_of_n
 from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import stars
 from stars_engine.backends.base import Draft
+from stars_engine.core.offline import best_of_n, stars
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.testing.toy import ToySlot

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from stars_engine.core.places import Places
 
 from stars_engine import (
     AlignParams,
@@ -26,7 +27,6 @@ from stars_engine import (
     calibrate,
 )
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.core.places import Places
 from stars_engine.errors import ContextOverflowError
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
 from stars_engine.testing import TabularModel

@@ -19,7 +19,7 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
-from stars_engine.algorithm.stars import Stars
+from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.core.autotune import (
@@ -402,7 +402,7 @@ def written(
                 seed=index,
             ),
             reward,
-            Stars(),
+            StarsDecoding(),
         )
         for index, count in enumerate(counts)
     ]

@@ -27,15 +27,15 @@ from stars_engine import (
     StarsResult,
     standardize,
 )
-from stars_engine.algorithm.stars import stars
-from stars_engine.rewards.base import RewardModel, Score
+from stars_engine.core.offline import stars
+from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.composite import CompositeRewardModel
 from stars_engine.rewards.loading import load_reward
 from stars_engine.runtime.registry import key_of
 from stars_engine.testing import TableReward, TabularModel, check_reward_model
 from stars_engine.trace import transcript
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt, Score
 from tests.conftest import make_rollout
 
 TONE = ClassifierReward(name_or_path="stars:embedded-reward")

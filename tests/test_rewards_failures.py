@@ -23,13 +23,13 @@ from stars_engine import (
     StarsEngine,
     StarsResult,
 )
-from stars_engine.algorithm.stars import stars
-from stars_engine.rewards.base import Score, score_each
+from stars_engine.core.offline import stars
+from stars_engine.rewards.base import score_each
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.failures import MAX_WAIT_S, FailurePolicy, Patience
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TabularModel
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt, Score
 from tests.conftest import make_rollout
 
 ANY = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4, max_attempts=3)

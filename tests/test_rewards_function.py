@@ -23,10 +23,10 @@ from stars_engine import (
     StarsEngine,
 )
 from stars_engine.messages import Chat
-from stars_engine.rewards.base import Score, score_each
+from stars_engine.rewards.base import score_each
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import check_reward_model
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt, Score
 
 
 def politeness(prompt: str, completion: str) -> float:

@@ -23,7 +23,7 @@ from stars_engine import (
     StarsEngine,
     preset,
 )
-from stars_engine.algorithm.stars import stars
+from stars_engine.core.offline import stars
 from stars_engine.schedules import Line, Progress
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise

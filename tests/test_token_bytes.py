@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stars_engine import AlignParams, NoSchedule, SamplingParams
-from stars_engine.algorithm.stars import stars
 from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.tokenization.codec import Codec
 from tests.conftest import make_rollout

@@ -23,9 +23,9 @@ from stars_engine import (
     TransformersModel,
     calibrate,
 )
-from stars_engine.algorithm.stars import stars
 from stars_engine.chat.formats import HERMES
 from stars_engine.chat.replies import ReplyReader
+from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
 from tests.chat_parts import CLOCK, USER

@@ -1,33 +1,17 @@
-"""Plain sampling and Best-of-N, by the same models, noise and signature as the loop."""
+"""Plain sampling and Best-of-N, by the same models and the same noise as STARS."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from stars_engine.algorithm.candidate import Candidate, Reading
 from stars_engine.algorithm.noise import Noise
 from stars_engine.algorithm.rollout import Draw, Rollout
-from stars_engine.algorithm.verification import NumDrafts, Trial
-from stars_engine.backends.base import LanguageModel
+from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.config import AlignParams
-from stars_engine.core.engine_core import run_rounds
 from stars_engine.errors import RewardError
-from stars_engine.rewards.base import RewardModel
 from stars_engine.types import Attempt, FinishReason, SegmentEvent, Verdict
-
-
-def vanilla(
-    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
-) -> Iterator[SegmentEvent]:
-    """Sample without judging; the finished answer is scored once, so that arms compare.
-
-    An answer cut by a bound (`max_drafted_tokens`, `deadline_s`) is not scored: its reward is None.
-    Equal, token for token, to STARS that accepts everything: both use attempt stream 0.
-    """
-    for rollout in rollouts:
-        rollout.align = unjudged(rollout.align)
-    return run_rounds(rollouts, model, reward, Plain())
 
 
 def unjudged(align: AlignParams) -> AlignParams:
@@ -37,66 +21,48 @@ def unjudged(align: AlignParams) -> AlignParams:
     return align.replace(segment_end="length", min_segment_len=None, lookahead=0)
 
 
-class Plain:
-    """A `Decoding`: the first draft is kept; only a whole answer is scored.
+class PlainDecoding:
+    """The `DecodingStrategy` that keeps the first draft and scores only the whole answer.
 
-    The reward of an answer cut by a bound is None.
+    The reward of an answer cut by a bound (`max_drafted_tokens`, `deadline_s`) is None. Token for
+    token equal to STARS that accepts everything: both use attempt stream 0.
     """
-
-    def expect(self, num_rollouts: int) -> None:
-        """Rollouts do not know of each other."""
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
         """One."""
-        return NumDrafts(1, 1, sure=True)
+        return NumDrafts(1, 1)
 
     def first_draft(self, rollout: Rollout) -> int:
         """The first."""
         return 0
 
-    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
         """Ask for the reward of a draft that ends the answer."""
         [candidate] = candidates
         ends = candidate.finish_reason is not None
         inputs = [rollout.reward_input(candidate)] if ends else []
-        return Trial(rollout, candidates, inputs)
+        return DraftVerification(rollout, candidates, inputs)
 
-    def walk(self, trial: Trial) -> SegmentEvent | None:
+    def verify(self, verification: DraftVerification) -> SegmentEvent | None:
         """Keep the draft, once its reward is known if it is asked for."""
-        rollout, [candidate] = trial.rollout, trial.candidates
-        if not trial.all_used:
-            answer = trial.next_answer()
-            if answer is None:
+        rollout, [candidate] = verification.rollout, verification.candidates
+        if not verification.all_used:
+            outcome = verification.next_outcome()
+            if outcome is None:
                 return None
-            if isinstance(answer, RewardError):
-                raise answer
-            rollout.reward, rollout.reward_parts = answer.value, answer.parts
-            rollout.count(num_surplus_rewards=-1, num_ineligible=not answer.eligible)
-            rollout.count_reward(answer)
+            if isinstance(outcome, RewardError):
+                raise outcome
+            rollout.reward, rollout.reward_parts = outcome.value, outcome.parts
+            rollout.count(num_surplus_rewards=-1, num_ineligible=not outcome.eligible)
+            rollout.count_reward(outcome)
         num_kept = len(candidate.token_ids)
         num_behind = candidate.num_generated_tokens - num_kept  # a stop string
         rollout.count(num_drafted_tokens=num_kept, num_surplus_tokens=num_behind)
         return rollout.keep(candidate, "accepted", None)
 
 
-def best_of_n(
-    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel, *, n: int
-) -> Iterator[SegmentEvent]:
-    """Sample `n` whole answers per rollout and keep the one of highest reward, first on ties.
-
-    Sample i is attempt stream i. The result has one segment, the answer, whose attempts are the n
-    samples, which share `max_drafted_tokens` equally. If no sample has an eligible reward, the
-    answer is empty and "rejected", or "budget" or "deadline" if that bound let none be scored.
-    """
-    groups = [samples_of(rollout, n) for rollout in rollouts]
-    for _ in vanilla([sample for group in groups for sample in group], model, reward):
-        pass
-    for rollout, group in zip(rollouts, groups, strict=True):
-        yield keep_best(rollout, group)
-
-
 def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
-    """Return the plain rollouts whose best will be the answer.
+    """Return the plain rollouts whose best will be the answer: sample i is attempt stream i.
 
     Each has its share of the tokens that may be drafted, at least one.
     """
@@ -119,7 +85,12 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
 
 
 def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
-    """Make the best of the ended samples the rollout's answer."""
+    """Make the best of the ended samples the rollout's answer: the highest reward, first on ties.
+
+    The result has one segment, the answer, whose attempts are the samples. If no sample has an
+    eligible reward, the answer is empty and "rejected", or "budget" or "deadline" if that bound let
+    none be scored.
+    """
     failed = next((sample.error for sample in samples if sample.error is not None), None)
     if failed is not None:
         return rollout.fail(failed)

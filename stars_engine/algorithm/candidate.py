@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from stars_engine.backends.base import Draft, LanguageModel
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.tokenization.text import ends_sentence, find_stop
 from stars_engine.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a language model drafted for one request.
+
+    Attributes:
+        token_ids: The candidate; shorter than was asked for only if it ends the text.
+        lookahead_ids: Its greedy continuation, as temperature 0 would draw it (the likeliest token
+            under penalties and biases, the lowest id on ties): as many tokens as were asked for,
+            fewer up to and including one that ends the text, or where no token can be drawn. Empty
+            for a candidate that ends the text.
+    """
+
+    token_ids: tuple[int, ...]
+    lookahead_ids: tuple[int, ...] = ()
+
+
+class Detokenizer(Protocol):
+    """The part of a language model that turns its tokens into text."""
+
+    def is_end(self, token: int, sampling: SamplingParams) -> bool:
+        """Return whether the token ends the text."""
+        ...
+
+    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
+        """Decode a completion up to its last whole character; see `Codec.completion_text`."""
+        ...
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Encode text that continues other text."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +82,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class DraftReader:
     """Reads drafts that continue one prefix.
 
     Attributes:
@@ -62,7 +94,7 @@ class Reader:
         align: Where segments end.
     """
 
-    model: LanguageModel
+    model: Detokenizer
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
     text: str

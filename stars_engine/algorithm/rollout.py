@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from stars_engine.algorithm.candidate import Candidate, Reader
+from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftReader
 from stars_engine.algorithm.noise import Noise
-from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
 from stars_engine.chat.deltas import Deltas
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RequestError
-from stars_engine.rewards.base import Score
 from stars_engine.schedules import Progress
 from stars_engine.tokenization.text import held_back
 from stars_engine.types import (
@@ -23,6 +20,7 @@ from stars_engine.types import (
     FinishReason,
     RewardInput,
     RewardPrompt,
+    Score,
     Segment,
     SegmentEvent,
     StarsResult,
@@ -53,7 +51,6 @@ class Rollout:
         begun: What the assistant had begun to say; the reward model reads it with the completion.
         fallback: Of the text, what was put in place of an answer.
         replies: Reads the completion as an assistant's message; None if it is none.
-        slot: The language model's record of the prefix, once prefilled.
         token_ids: The completion so far.
         text: Its text; what `segments` have emitted plus what is held back.
         draws: Judged draws of the segment at hand.
@@ -75,7 +72,6 @@ class Rollout:
     begun: str = ""
     fallback: str = ""
     replies: ReplyReader | None = None
-    slot: Any = None
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     segments: list[Segment] = field(default_factory=list)
@@ -157,14 +153,17 @@ class Rollout:
             ends_text=candidate.finish_reason == "stop",
         )
 
-    def draft_request(self, attempt: int) -> DraftRequest:
-        """Ask for one draw of the next segment."""
-        position, count = len(self.token_ids), self.next_len
-        uniforms = self.noise.token_uniforms(
-            position=position, attempt=self._stream(attempt), count=count
+    def token_uniforms(self, attempt: int) -> Sequence[float]:
+        """Return the uniforms of one draw of the next segment, one per token."""
+        return self.noise.token_uniforms(
+            position=len(self.token_ids), attempt=self._stream(attempt), count=self.next_len
         )
-        room = self.sampling.max_tokens - position - count
-        return DraftRequest(self.slot, uniforms, self.sampling, min(self.align.lookahead, room))
+
+    @property
+    def next_lookahead(self) -> int:
+        """Tokens of the lookahead behind the next segment: fewer at the token limit."""
+        room = self.sampling.max_tokens - len(self.token_ids) - self.next_len
+        return min(self.align.lookahead, room)
 
     def _stream(self, attempt: int) -> int:
         """Return the stream of token uniforms that one draw of the next segment reads.
@@ -177,12 +176,14 @@ class Rollout:
         """
         if self.align.segment_end == "length":
             return attempt
-        failed = self.costs.get("num_attempts", 0) - self.costs.get("num_accepted", 0)
-        return failed - len(self.draws) + attempt  # those of this segment have all failed
+        rejected = (
+            len(segment.attempts) - (segment.verdict == "accepted") for segment in self.segments
+        )
+        return sum(rejected) + attempt
 
-    def read(self, draft: Draft, model: LanguageModel) -> Candidate:
+    def read(self, draft: Draft, model: Detokenizer) -> Candidate:
         """Read a draft as a continuation."""
-        reader = Reader(
+        reader = DraftReader(
             model, self.prompt_ids, self.token_ids, self.text, self.sampling, self.align
         )
         return reader.read(draft)
@@ -235,6 +236,22 @@ class Rollout:
         marked = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
         begin, end = self.replies.prose(marked)
         return len(marked) <= begin or end < len(marked)
+
+    def fork(self) -> Rollout:
+        """Return a rollout that continues the same text with costs of its own."""
+        return replace(
+            self,
+            token_ids=list(self.token_ids),
+            segments=list(self.segments),
+            draws=[],
+            abandoned=(),
+            finish_reason=None,
+            error=None,
+            costs={},
+            ended_s=math.nan,
+            _deltas=None,
+            _drawn=set(),
+        )
 
     # --- moving on ---
 
@@ -381,7 +398,6 @@ class Rollout:
     def _end(self, reason: FinishReason) -> None:
         self.finish_reason = reason
         self.ended_s = time.monotonic()
-        self.slot = None  # frees the prefix's memory
 
     def _event(self, text: str, segment: Segment | None) -> SegmentEvent:
         result = self.result() if self.finished else None

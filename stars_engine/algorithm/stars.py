@@ -10,50 +10,34 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import takewhile
 
 from stars_engine.algorithm.acceptance import acceptance_prob, accepts
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Draw, Rollout
-from stars_engine.algorithm.verification import NumDrafts, Trial
-from stars_engine.backends.base import LanguageModel
+from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.core.engine_core import run_rounds
 from stars_engine.errors import AlignmentError, RewardError, StarsWarning
-from stars_engine.rewards.base import RewardModel, Score
 from stars_engine.schedules import NoSchedule
-from stars_engine.types import Attempt, RewardInput, SegmentEvent, Verdict
+from stars_engine.types import (
+    Attempt,
+    RewardInput,
+    RewardOutcome,
+    Score,
+    SegmentEvent,
+    Verdict,
+)
 
 
-def stars(
-    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
-) -> Iterator[SegmentEvent]:
-    """Align rollouts; yield each segment as it is kept, the last of a rollout with its result.
-
-    A rollout that fails ends with its `error` set and does not disturb the others.
-    """
-    warn_of_greedy((rollout.sampling, rollout.align) for rollout in rollouts)
-    return run_rounds(rollouts, model, reward, Stars())
-
-
-class Stars:
-    """A `Decoding`: each segment is drafted until one draw passes the threshold.
-
-    Attributes:
-        is_pilot: Whether thresholds are still being found: what drafts come to tells nothing yet.
-    """
-
-    is_pilot = False
-
-    def expect(self, num_rollouts: int) -> None:
-        """Rollouts do not know of each other."""
+class StarsDecoding:
+    """The `DecodingStrategy` of STARS: each segment is drafted until one draw is accepted."""
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
         """Draw `num_candidates` at once, or what is quickest; at most what is left of the draws."""
         if rollout.in_passage:
-            return NumDrafts(1, 1, sure=True)
+            return NumDrafts(1, 1)
         left = rollout.max_attempts - len(rollout.draws)
         wanted = rollout.align.num_candidates
         if wanted == "auto":
@@ -68,47 +52,49 @@ class Stars:
         """Whether a candidate is accepted without a reward."""
         return rollout.passes(candidate)
 
-    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
         """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it.
 
         A candidate that need not be judged is accepted if those before it are not.
         """
         rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
         judged = list(takewhile(lambda candidate: not self.passes(rollout, candidate), candidates))
-        passed = candidates[len(judged)] if len(judged) < len(candidates) else None
+        unscored = candidates[len(judged)] if len(judged) < len(candidates) else None
         inputs = [rollout.reward_input(candidate) for candidate in judged]
         if judged and rollout.needs_prompt_reward:
             inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.judged_beginning, ()))
-        return Trial(rollout, judged, inputs, passed)
+        return DraftVerification(rollout, judged, inputs, unscored)
 
-    def walk(self, trial: Trial) -> SegmentEvent | None:
+    def verify(self, verification: DraftVerification) -> SegmentEvent | None:
         """Judge candidates in index order and keep the first accepted.
 
         Candidates after it are never looked at: neither their rewards nor their errors count.
         """
-        rollout = trial.rollout
-        while (answer := trial.next_answer()) is not None:
+        rollout = verification.rollout
+        while (outcome := verification.next_outcome()) is not None:
             if rollout.needs_prompt_reward:
-                start_schedule(rollout, answer)
+                start_schedule(rollout, outcome)
                 continue
             if rollout.over_budget:
                 return rollout.finish("budget")
-            if isinstance(answer, RewardError):
-                raise answer
-            draw = judge(rollout, trial.candidate, answer)
-            rollout.record(draw, answer)
+            if isinstance(outcome, RewardError):
+                raise outcome
+            draw = judge(rollout, verification.candidate, outcome)
+            rollout.record(draw, outcome)
             if draw.attempt.verdict == "accepted":
-                return rollout.keep(trial.candidate, "accepted", draw.attempt)
-        if trial.passed is not None:
-            return self._pass(trial, trial.passed)
+                return rollout.keep(verification.candidate, "accepted", draw.attempt)
+        if verification.unscored is not None:
+            return self._keep_unscored(verification, verification.unscored)
         if len(rollout.draws) < rollout.max_attempts:
             return None
         return settle(rollout)
 
-    def _pass(self, trial: Trial, candidate: Candidate) -> SegmentEvent | None:
+    def _keep_unscored(
+        self, verification: DraftVerification, candidate: Candidate
+    ) -> SegmentEvent | None:
         """Keep a candidate that is not judged, once those before it are rejected."""
-        rollout = trial.rollout
-        if not trial.all_used:
+        rollout = verification.rollout
+        if not verification.all_used:
             return None
         if rollout.over_budget:
             return rollout.finish("budget")
@@ -169,31 +155,31 @@ def settle(rollout: Rollout) -> SegmentEvent:
         return rollout.force(eligible[-1])
     best = max(eligible, key=lambda index: _margin(rollout.draws[index].attempt))
     return rollout.force(
-        next(i for i in eligible if _is_twin(rollout.draws[i], rollout.draws[best]))
+        next(i for i in eligible if _is_near_duplicate(rollout.draws[i], rollout.draws[best]))
     )
 
 
-def start_schedule(rollout: Rollout, answer: Score | RewardError) -> None:
+def start_schedule(rollout: Rollout, outcome: RewardOutcome) -> None:
     """Note RM(x, ""), from which the schedule starts.
 
     Raises:
         RewardError: It could not be computed, or is no finite number.
     """
-    if isinstance(answer, RewardError):
-        raise answer
-    rollout.count_reward(answer)
-    if answer.failed:
+    if isinstance(outcome, RewardError):
+        raise outcome
+    rollout.count_reward(outcome)
+    if outcome.failed:
         raise RewardError(
             "the reward failed for the prompt alone, from which the schedule starts, and there is "
             "no candidate to reject. Cure: mend the reward, or LinearSchedule(initial=...) in "
             "place of initial_weight"
         )
-    if not math.isfinite(answer.value):
+    if not math.isfinite(outcome.value):
         raise RewardError(
-            f"the reward of the prompt alone is {answer.value}, and the schedule starts from it. "
+            f"the reward of the prompt alone is {outcome.value}, and the schedule starts from it. "
             "Cure: LinearSchedule(initial=...) in place of initial_weight"
         )
-    rollout.prompt_reward = rollout.prefix_reward = answer.value
+    rollout.prompt_reward = rollout.prefix_reward = outcome.value
 
 
 def _margin(attempt: Attempt) -> tuple[Fraction | float, float]:
@@ -206,7 +192,7 @@ def _margin(attempt: Attempt) -> tuple[Fraction | float, float]:
     return Fraction(attempt.reward) - Fraction(attempt.threshold), 0.0
 
 
-def _is_twin(draw: Draw, other: Draw) -> bool:
+def _is_near_duplicate(draw: Draw, other: Draw) -> bool:
     """Whether two draws are one text, scored apart: which one is larger is then rounding."""
     same = draw.candidate.token_ids == other.candidate.token_ids
     return same and math.isclose(

@@ -1,11 +1,12 @@
-"""What the loop asks of a language model."""
+"""What the engine asks of a language model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stars_engine.algorithm.candidate import Detokenizer, Draft
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
 
@@ -13,45 +14,58 @@ if TYPE_CHECKING:
     from stars_engine.tokenization.codec import Codec
 
 
-@dataclass(frozen=True, slots=True)
-class DraftRequest:
-    """One candidate to be drafted.
+class PrefixHandle:
+    """What a language model keeps of one request's prefix from one draft to the next.
+
+    It is a hint that makes finding the prefix fast. Drafts never depend on it: with an empty or
+    outdated handle the model finds the prefix elsewhere in its cache, or computes it again.
 
     Attributes:
-        slot: The prefix to continue, from `prefill`.
+        cached: The model's own record of the prefix; None if it has none.
+    """
+
+    __slots__ = ("__weakref__", "cached")
+
+    def __init__(self) -> None:
+        self.cached: Any = None
+
+    def release(self) -> None:
+        """Let the model reuse the memory of the prefix."""
+        self.cached = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """One candidate to draft.
+
+    Attributes:
+        token_ids: The prefix to continue: the prompt and all accepted segments.
+        num_prompt_tokens: How many of them are the prompt, at least one.
         uniforms: One uniform in [0, 1) per token to draft; their number is the candidate's length
             unless the model ends the text before.
         sampling: Filters and penalties.
         lookahead: Tokens by which the candidate is continued for the reward model to read.
+        handle: Belongs to the request whose prefix it is; its candidates share it.
     """
 
-    slot: Any
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
     uniforms: Sequence[float]
     sampling: SamplingParams
     lookahead: int = 0
+    handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens accepted so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a model drafted for one request.
+class LanguageModel(Detokenizer, Protocol):
+    """A model that drafts candidates after prefixes.
 
-    Attributes:
-        token_ids: The candidate; shorter than its uniforms only if it ends in a token of `is_end`.
-        lookahead_ids: Its greedy continuation, as temperature 0 would draw it (the likeliest token
-            under penalties and biases, the lowest id on ties): `lookahead` tokens, fewer up to and
-            including a token of `is_end`, or where no token can be drawn. Empty for a candidate
-            that ends the text.
-    """
-
-    token_ids: tuple[int, ...]
-    lookahead_ids: tuple[int, ...] = ()
-
-
-class LanguageModel(Protocol):
-    """A model that drafts candidates after committed prefixes.
-
-    A *slot* is the model's own record of one prefix. `draft` never changes it, so rejecting a
-    candidate is doing nothing; only `commit` moves it on.
+    It is stateless: a request brings its whole prefix. What the model has computed of it before is
+    cached, and changes how long a draft takes, never what is drafted.
     """
 
     @property
@@ -64,10 +78,6 @@ class LanguageModel(Protocol):
         """Token ids are below this."""
         ...
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
-        """Read prompts, of at least one token each, and return a slot for each."""
-        ...
-
     def draft(self, requests: Sequence[DraftRequest]) -> Sequence[Draft | GenerationError]:
         """Draft all candidates together.
 
@@ -78,10 +88,6 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def commit(self, kept: Sequence[tuple[Any, Sequence[int]]]) -> None:
-        """Append an accepted segment's ids to each slot."""
-        ...
-
     def check_grammar(self, sampling: SamplingParams) -> None:
         """Do nothing if the settings have no grammar, or one that drafts will keep to.
 
@@ -89,18 +95,6 @@ class LanguageModel(Protocol):
             ConfigError: It is none, or cannot be kept to.
             MissingExtraError: What it is read with is not installed.
         """
-        ...
-
-    def is_end(self, token: int, sampling: SamplingParams) -> bool:
-        """Return whether the token ends the text."""
-        ...
-
-    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """Decode a completion up to its last whole character; see `Codec.completion_text`."""
-        ...
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """Encode text that goes on from other text."""
         ...
 
 

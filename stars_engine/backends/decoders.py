@@ -25,21 +25,21 @@ class Prefix:
 
     Attributes:
         token_ids: Prompt and accepted segments.
-        num_prompt_tokens: How many of them are the prompt.
         next_logits: `(vocab,)`, the model's logits after the last of them.
         layers: Keys and values by layer, where a `PaddedDecoder` keeps them.
         cache: The cache of a `ForkingDecoder`.
         slot: Where a `SharedPrefixDecoder` keeps them.
         grammar: Where in its request's grammar the completion is.
+        num_in_grammar: Tokens of the prefix that the grammar has consumed, the prompt included.
     """
 
     token_ids: list[int]
-    num_prompt_tokens: int
     next_logits: torch.Tensor
     layers: list[KeysValues] = field(default_factory=list)
     cache: Cache | None = None
     slot: Any = None
     grammar: GrammarState | None = None
+    num_in_grammar: int = 0
 
 
 class Branches(Protocol):

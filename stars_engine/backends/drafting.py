@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.backends.decoders import Prefix
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends.base import DraftRequest
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
+from stars_engine.grammars import GrammarState
 from stars_engine.sampling import NO_TOKEN
 
 
@@ -23,10 +24,9 @@ class Row:
         done: Whether it has all its tokens. It runs on beside the others; what it draws is dropped.
     """
 
-    def __init__(self, request: DraftRequest) -> None:
+    def __init__(self, request: DraftRequest, grammar: GrammarState | None) -> None:
         self.request = request
-        prefix: Prefix = request.slot
-        self.grammar = None if prefix.grammar is None else prefix.grammar.fork()
+        self.grammar = None if grammar is None else grammar.fork()
         self.done = False
         self._ids: list[int] = []
         self._num_candidate = len(request.uniforms)
@@ -69,6 +69,7 @@ class Drafting:
 
     Args:
         requests: What each row is to be.
+        grammars: Where in its grammar each request is.
         is_end: Whether a token ends the text.
         device: Of the tokens.
     """
@@ -76,10 +77,11 @@ class Drafting:
     def __init__(
         self,
         requests: Sequence[DraftRequest],
+        grammars: Sequence[GrammarState | None],
         is_end: Callable[[int, SamplingParams], bool],
         device: torch.device,
     ) -> None:
-        self.rows = [Row(request) for request in requests]
+        self.rows = [Row(*item) for item in zip(requests, grammars, strict=True)]
         self._is_end = is_end
         at_once = any(row.grammar is not None for row in self.rows)
         self._most_unseen = 1 if at_once else steps_unseen(device)
@@ -125,8 +127,7 @@ def steps_unseen(device: torch.device) -> int:
 
 def _nothing_to_draw(logits: torch.Tensor, row: Row) -> GenerationError:
     request = row.request
-    prefix: Prefix = request.slot
-    position = len(prefix.token_ids) - prefix.num_prompt_tokens
+    position = request.num_completion_tokens
     if not (logits < torch.inf).all():  # or nan; -inf is how models say never
         reason = (
             "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"

@@ -36,7 +36,7 @@ class ForkingDecoder(Decoder):
             cache = DynamicCache(config=self._forward.config.get_text_config())
             ids = torch.tensor([list(prompt)], device=self._forward.device)
             logits = self._forward(ids, cache=cache)
-            prefixes.append(Prefix(list(prompt), len(prompt), logits[0], cache=cache))
+            prefixes.append(Prefix(list(prompt), logits[0], cache=cache))
         return prefixes
 
     def copy(self, prefix: Prefix) -> Prefix:

@@ -31,7 +31,7 @@ class PaddedDecoder(Decoder):
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
-        prefixes = [Prefix([], len(prompt), torch.empty(0)) for prompt in prompts]
+        prefixes = [Prefix([], torch.empty(0)) for _ in prompts]
         self.extend(list(zip(prefixes, prompts, strict=True)))
         return prefixes
 

@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 
 from stars_engine.backends.base import DraftRequest
-from stars_engine.backends.decoders import Prefix
 from stars_engine.backends.drafting import Row
 from stars_engine.backends.masks import Masks
 from stars_engine.config import SamplingParams
@@ -47,12 +46,12 @@ class RowSampler:
         by_sampling: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, request in enumerate(requests):
             # Rows at different positions reach min_tokens at different steps.
-            position = _num_completion_tokens(request) if request.sampling.min_tokens else 0
+            position = request.num_completion_tokens if request.sampling.min_tokens else 0
             by_sampling[id(request.sampling), position].append(row)
         for (_, position), rows in by_sampling.items():
-            prefixes = [requests[row].slot for row in rows]
-            sampling = requests[rows[0]].sampling
-            group = _Group(rows, sampling, position, prefixes, vocab_size).to(device)
+            asked = [requests[row] for row in rows]
+            sampling = asked[0].sampling
+            group = _Group(rows, sampling, position, asked, vocab_size).to(device)
             if sampling.grammar is not None:
                 assert grammars is not None
                 group.masks = Masks(grammars, sampling, len(rows))
@@ -107,7 +106,7 @@ class _Group:
         rows: list[int],
         sampling: SamplingParams,
         position: int,
-        prefixes: Sequence[Prefix],
+        requests: Sequence[DraftRequest],
         vocab_size: int,
     ) -> None:
         self.indices = rows
@@ -119,10 +118,10 @@ class _Group:
         self.in_prompt: torch.Tensor | None = None  # (rows, vocab)
         if uses_penalties(sampling):
             self.counts = torch.stack(
-                [_count(p.token_ids[p.num_prompt_tokens :], vocab_size) for p in prefixes]
+                [_count(r.token_ids[r.num_prompt_tokens :], vocab_size) for r in requests]
             )
             self.in_prompt = torch.stack(
-                [_count(p.token_ids[: p.num_prompt_tokens], vocab_size) > 0 for p in prefixes]
+                [_count(r.token_ids[: r.num_prompt_tokens], vocab_size) > 0 for r in requests]
             )
 
     def draw(
@@ -166,8 +165,3 @@ class _Group:
 
 def _count(ids: Sequence[int], vocab_size: int) -> torch.Tensor:
     return torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=vocab_size)
-
-
-def _num_completion_tokens(request: DraftRequest) -> int:
-    prefix: Prefix = request.slot
-    return len(prefix.token_ids) - prefix.num_prompt_tokens

@@ -50,8 +50,7 @@ class SharedPrefixDecoder(Decoder):
         """See `Decoder`."""
         self._forget_other_weights()
         prefixes = [
-            self._hold(Prefix(slot.ids, len(prompt), torch.empty(0)), slot)
-            for prompt, slot in zip(prompts, self._recall(prompts), strict=True)
+            self._hold(Prefix(slot.ids, torch.empty(0)), slot) for slot in self._recall(prompts)
         ]
         rest = [prompt[len(p.token_ids) :] for p, prompt in zip(prefixes, prompts, strict=True)]
         self._read(list(zip(prefixes, rest, strict=True)))
@@ -60,8 +59,8 @@ class SharedPrefixDecoder(Decoder):
     def copy(self, prefix: Prefix) -> Prefix:
         """See `Decoder`."""
         slot = self._copy(prefix.slot, len(prefix.token_ids))
-        twin = Prefix(prefix.token_ids, prefix.num_prompt_tokens, prefix.next_logits)
-        return self._hold(twin, slot)
+        other = Prefix(prefix.token_ids, prefix.next_logits)
+        return self._hold(other, slot)
 
     def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
         """Copy what a candidate's row holds of the accepted tokens; read the rest, mostly one."""

@@ -12,7 +12,8 @@ import huggingface_hub
 import torch
 from transformers import AutoModelForCausalLM
 
-from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends.base import DraftRequest, PrefixHandle
 from stars_engine.backends.decoders import Prefix
 from stars_engine.backends.drafting import Drafting
 from stars_engine.backends.facts import sampling_of
@@ -27,7 +28,7 @@ from stars_engine.errors import (
     Problem,
     needs_extra,
 )
-from stars_engine.grammars import Grammars
+from stars_engine.grammars import Grammars, GrammarState
 from stars_engine.loading import (
     check_exists,
     context_len,
@@ -70,25 +71,13 @@ class TransformersBackend:
     # --- LanguageModel ---
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
-        """Read prompts; equal ones are read once."""
-        distinct = list({tuple(prompt): None for prompt in prompts})
-        read = dict(zip(distinct, self.decoder.start(distinct), strict=True))
-        last = {tuple(prompt): index for index, prompt in enumerate(prompts)}
-        return [
-            read[prompt] if last[prompt] == index else self.decoder.copy(read[prompt])
-            for index, prompt in enumerate(map(tuple, prompts))
-        ]
-
-    @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
         """Draft all candidates and their lookaheads together, one token of each row per step."""
-        prefixes = [request.slot for request in requests]
+        prefixes = self._compute_prefixes(requests)
         logits = torch.stack([prefix.next_logits for prefix in prefixes])  # (rows, vocab)
-        for request in requests:
-            self._start_grammar(request)
+        grammars = self._grammar_states(requests, prefixes)
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
-        drafting = Drafting(requests, self.is_end, logits.device)
+        drafting = Drafting(requests, grammars, self.is_end, logits.device)
         sampler.prepare(drafting.rows)
         num_steps = max(len(request.uniforms) + request.lookahead for request in requests) - 1
         branches = None
@@ -103,15 +92,6 @@ class TransformersBackend:
             branches = branches or self.decoder.branch(prefixes, num_steps)
             logits = branches.step(tokens.clamp(min=0))
         return drafting.drafts()
-
-    @torch.inference_mode()
-    def commit(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
-        """Append accepted segments; each is read once more, in one pass."""
-        if kept:
-            self.decoder.extend(kept)
-        for prefix, ids in kept:
-            if prefix.grammar is not None:
-                prefix.grammar.consume(ids)
 
     def check_grammar(self, sampling: SamplingParams) -> None:
         """See `LanguageModel`."""
@@ -131,11 +111,48 @@ class TransformersBackend:
             self._grammars = Grammars(*self.codec.vocabulary(self.vocab_size), self.end_ids)
         return self._grammars
 
-    def _start_grammar(self, request: DraftRequest) -> None:
-        prefix, grammar = request.slot, request.sampling.grammar
-        if grammar is not None and prefix.grammar is None:
-            prefix.grammar = self.grammars.start(grammar)
-            prefix.grammar.consume(prefix.token_ids[prefix.num_prompt_tokens :])
+    def _compute_prefixes(self, requests: Sequence[DraftRequest]) -> list[Prefix]:
+        """Return each request's prefix; what is not computed of it yet is computed now."""
+        known: list[tuple[Prefix, Sequence[int]]] = []
+        fresh: dict[PrefixHandle, tuple[int, ...]] = {}
+        for request in {request.handle: request for request in requests}.values():
+            prefix, ids = request.handle.cached, tuple(request.token_ids)
+            size = len(prefix.token_ids) if isinstance(prefix, Prefix) else 0
+            if size and list(ids[:size]) == prefix.token_ids:
+                if size < len(ids):
+                    known.append((prefix, ids[size:]))
+            else:
+                request.handle.release()
+                fresh[request.handle] = ids
+        if known:
+            self.decoder.extend(known)
+        distinct = list(dict.fromkeys(fresh.values()))
+        computed = (
+            dict(zip(distinct, self.decoder.start(distinct), strict=True)) if distinct else {}
+        )
+        used: set[tuple[int, ...]] = set()
+        for handle, ids in fresh.items():
+            handle.cached = self.decoder.copy(computed[ids]) if ids in used else computed[ids]
+            used.add(ids)
+        return [request.handle.cached for request in requests]
+
+    def _grammar_states(
+        self, requests: Sequence[DraftRequest], prefixes: Sequence[Prefix]
+    ) -> list[GrammarState | None]:
+        """Return where in its grammar each request is; None if it has none."""
+        states: list[GrammarState | None] = []
+        for request, prefix in zip(requests, prefixes, strict=True):
+            grammar, completion = request.sampling.grammar, request.token_ids
+            if grammar is None:
+                states.append(None)
+                continue
+            if prefix.grammar is None:
+                prefix.grammar = self.grammars.start(grammar)
+                prefix.num_in_grammar = request.num_prompt_tokens
+            prefix.grammar.consume(completion[prefix.num_in_grammar :])
+            prefix.num_in_grammar = len(completion)
+            states.append(prefix.grammar)
+        return states
 
     # --- memory ---
 

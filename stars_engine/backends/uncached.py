@@ -30,9 +30,7 @@ class UncachedDecoder(Decoder):
     def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """See `Decoder`."""
         logits = self.read([list(prompt) for prompt in prompts])
-        return [
-            Prefix(list(prompt), len(prompt), logits[row]) for row, prompt in enumerate(prompts)
-        ]
+        return [Prefix(list(prompt), logits[row]) for row, prompt in enumerate(prompts)]
 
     def copy(self, prefix: Prefix) -> Prefix:
         """See `Decoder`."""

@@ -177,7 +177,7 @@ def _wanted(
 
 
 def _pilot_prompts(engine: Host, auto: AutoSchedule) -> Sequence[str]:
-    count = min(auto.num_prompts, engine.config.engine.max_active)  # pilots advance together
+    count = auto.num_prompts
     if auto.prompts is not None:
         return auto.prompts[:count]
     return neutral_prompts(chat=speaks_chat(engine), seed=auto.seed)[:count]
@@ -193,7 +193,7 @@ def _calibrate(
     is_wanted: Callable[[], bool],
 ) -> CalibratedSchedule:
     name, value = auto.target
-    check_settings(Target(name, value), sampling, align, engine.config.engine.max_active)
+    check_settings(Target(name, value), sampling, align)
     where = "as long as the engine is loaded" if path is None else f"in {path}"
     prompts = _pilot_prompts(engine, auto)
     logger.warning(

@@ -14,11 +14,11 @@ from stars_engine.calibration.effort import effort_curve, pilot_effort
 from stars_engine.calibration.fingerprints import stamps
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.pilot import STOPPED, Pilot, opening_schedule, schedule_of
+from stars_engine.calibration.pilot import Pilot, schedule_of
 from stars_engine.calibration.pilot_prompts import checked_prompts, neutral_prompts, speaks_chat
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import CalibrationStoppedError, ConfigError, Problem, StarsWarning
+from stars_engine.errors import ConfigError, Problem, StarsWarning
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schedules.auto import DEFAULT_BUDGET
 from stars_engine.types import Prompt, StarsResult
@@ -76,8 +76,7 @@ def calibrate(
         num_drafts: Drafts of each prefix, up to `max_attempts`; None: 640 in all for each stage, at
             least 4.
         seed: Of the pilot.
-        progress: Called with the stages done and the stages in all, on the engine's thread: it
-            must be short. What it raises is logged.
+        progress: Called with the stages done and the stages in all. What it raises is logged.
         checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it,
             and says so, unless weights' files or a function's source have changed since. Kept
             stages are the same bit for bit. Later ones are up to float32 rounding: prefixes are
@@ -92,16 +91,10 @@ def calibrate(
     target = _target(budget, target_acceptance, target_forced)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
     align = _test(engine, align, segment_len, relative_beta)
-    check_settings(target, sampling, align, engine.config.engine.max_active)
+    check_settings(target, sampling, align)
     if prompts is None:
         prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
     prompts = checked_prompts("calibrate", prompts, least=MIN_PROMPTS)
-    if len(prompts) > (max_active := engine.config.engine.max_active):
-        raise _problem(
-            "prompts",
-            len(prompts),
-            f"at most EngineParams.max_active={max_active}, since pilots advance together",
-        )
     if num_drafts is None:
         num_drafts = max(4, math.ceil(_DRAFTS_PER_STAGE / len(prompts)))
         num_drafts = min(num_drafts, align.max_attempts)
@@ -137,26 +130,13 @@ def calibrate(
             saved.save(fitter)
             if progress is not None:
                 progress(len(fitter.lines), max(num_stages, len(fitter.lines)))
-        except Exception:  # it is called on the engine's thread, amid everybody's requests
-            logger.exception("a finished stage could not be told or kept")
+        except Exception:
+            logger.exception("A finished stage could not be reported or saved")
 
-    decoding = Pilot(
-        fitter,
-        num_drafts=num_drafts,
-        max_rows=engine.config.engine.max_rows,
-        on_stage=stage_done,
-        should_stop=should_stop,
+    running = Pilot(
+        engine, fitter, num_drafts=num_drafts, on_stage=stage_done, should_stop=should_stop
     )
-    with engine.pilot_lock:
-        if should_stop():
-            raise CalibrationStoppedError(STOPPED)
-        results = engine.decode(
-            prompts,
-            decoding,
-            sampling=sampling,
-            align=align.replace(schedule=opening_schedule()),
-            reward_prompt=reward_prompt,
-        )
+    results = running.run(prompts, sampling=sampling, align=align, reward_prompt=reward_prompt)
     assert fitter.beta is not None
     made_for["align"]["beta"] = fitter.beta
     schedule = schedule_of(
@@ -245,21 +225,12 @@ def _target(
     return Target(name, float(value))
 
 
-def check_settings(
-    target: Target, sampling: SamplingParams, align: AlignParams, max_active: int
-) -> None:
+def check_settings(target: Target, sampling: SamplingParams, align: AlignParams) -> None:
     """Check what needs neither models nor prompts.
 
     Raises:
         ConfigError: No thresholds can be found with these settings.
     """
-    if max_active < MIN_PROMPTS:
-        raise _problem(
-            "EngineParams.max_active",
-            max_active,
-            f"at least {MIN_PROMPTS}, since a calibration's pilots advance together, better 100; "
-            f"or give thresholds of your own, ConstantSchedule(value=...)",
-        )
     if target.name == "budget" and target.value >= align.max_attempts:
         raise _problem(
             "budget", target.value, f"above 1 and below max_attempts={align.max_attempts}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any, Protocol
 
-from stars_engine.algorithm.verification import Decoding
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.messages import Chat
 from stars_engine.types import Prompt, StarsResult
@@ -44,11 +44,6 @@ class Host(Protocol):
         """Whether it takes no more calls."""
         ...
 
-    @property
-    def pilot_lock(self) -> Lock:
-        """Held by the one calibration that may run at a time."""
-        ...
-
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -63,11 +58,15 @@ class Host(Protocol):
     def decode(
         self,
         prompts: Sequence[Prompt],
-        decoding: Decoding,
+        decoding: DecodingStrategy,
         *,
         sampling: SamplingParams | None = None,
         align: AlignParams | None = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
         """Run a decoding of one's own."""
+        ...
+
+    def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
+        """Run a decoding of one's own on answers that have begun."""
         ...

@@ -1,155 +1,226 @@
-"""The pilot: the real loop on pilot prompts, which stops at each segment to fit its threshold."""
+"""The pilot: answers to pilot prompts, with thresholds fitted segment by segment."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import Stars
-from stars_engine.algorithm.verification import NumDrafts, Trial
+from stars_engine.algorithm.stars import StarsDecoding, judge, settle
+from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.calibration.fit import Fitter, StageDrafts
+from stars_engine.calibration.host import Host, RewardPrompts
+from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import CalibrationStoppedError, RewardError
-from stars_engine.rewards.base import Score
 from stars_engine.schedules import CalibratedSchedule, LinearSchedule
-from stars_engine.types import SegmentEvent
-
-STOPPED = "the calibration was told to stop before its last stage"
+from stars_engine.types import Prompt, RewardOutcome, Score, SegmentEvent, StarsResult
 
 
-class Pilot(Stars):
-    """A `Decoding`: rollouts wait for each other at every segment, with their drafts on trial.
+@dataclass(slots=True)
+class PrefixDrafts:
+    """Drafts of one prefix's next segment, with their rewards.
 
-    When all are there, the segment's threshold is fitted to the drafts' rewards; then each rollout
-    is judged by it, in the order of its draws, and goes on as under any schedule. So every stage is
-    fitted on prefixes that the thresholds before it accepted, by the law itself.
-
-    Stages that are known from an earlier run are not waited for: the same seed leads to the same
-    prefixes.
-
-    Args:
-        fitter: Fits stages; those it already has are the known ones.
-        num_drafts: Drafts of each prefix that a stage is fitted to.
-        max_rows: Candidates drafted together at most; more come in several rounds.
-        on_stage: Called when a stage has been fitted.
-        should_stop: Asked before each stage is fitted; once it is true, it stays so.
+    Attributes:
+        rollout: The prefix.
+        prefix_reward: Its reward; nan if it has none.
+        candidates: The drafts, in the order of their attempts.
+        outcomes: What the reward model made of them.
     """
 
-    is_pilot = True
+    rollout: Rollout
+    prefix_reward: float
+    candidates: list[Candidate] = field(default_factory=list)
+    outcomes: list[RewardOutcome] = field(default_factory=list)
+
+
+class StageDecoding:
+    """The `DecodingStrategy` of one stage: drafts of one segment are drawn, scored, and collected.
+
+    Segments before it that are still open are kept or rejected under their own thresholds, as in
+    any answer. An answer ends here when its drafts are collected.
+
+    Args:
+        fitter: Has fitted the segments before it.
+        num_drafts: Drafts of each prefix.
+        max_rows: Candidates drafted together at most.
+
+    Attributes:
+        collected: What was drafted, by the index of the prompt.
+        rollouts: All answers, by the index of the prompt.
+    """
+
+    def __init__(self, fitter: Fitter, *, num_drafts: int, max_rows: int) -> None:
+        self.collected: dict[int, PrefixDrafts] = {}
+        self.rollouts: dict[int, Rollout] = {}
+        self._index = len(fitter.lines)
+        self._schedules = [schedule_of(fitter, index) for index in range(self._index)]
+        self._num_drafts, self._max_rows = num_drafts, max_rows
+        self._law = _ScoreAll()
+
+    def num_drafts(self, rollout: Rollout) -> NumDrafts:
+        """Draw what the stage is fitted to as fast as bounds allow; before it, what STARS would."""
+        self.rollouts[rollout.prompt_index] = rollout
+        if not self._collects(rollout):
+            return self._law.num_drafts(rollout)
+        count = min(self._num_drafts - self.first_draft(rollout), self._max_rows)
+        return NumDrafts(count, count)
+
+    def first_draft(self, rollout: Rollout) -> int:
+        """Return the attempt number of the next draw of the segment."""
+        if not self._collects(rollout):
+            return self._law.first_draft(rollout)
+        drafts = self.collected.get(rollout.prompt_index)
+        return 0 if drafts is None else len(drafts.candidates)
+
+    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
+        """Ask for all rewards, and for RM(x, "") before the first segment."""
+        return self._law.open(rollout, candidates)
+
+    def verify(self, verification: DraftVerification) -> SegmentEvent | None:
+        """Collect drafts whose rewards have all arrived; before the stage, judge them."""
+        rollout = verification.rollout
+        if not verification.all_arrived:
+            return None
+        if len(verification.inputs) > len(verification.candidates):
+            _take_prompt_reward(rollout, verification.next_outcome())
+        if not self._collects(rollout):
+            use_schedule(rollout, self._schedules[len(rollout.segments)])
+            return self._law.verify(verification)
+        drafts = self.collected.setdefault(
+            rollout.prompt_index, PrefixDrafts(rollout, rollout.prefix_reward)
+        )
+        asked = self.num_drafts(rollout).least
+        drafts.candidates += verification.candidates
+        while (outcome := verification.next_outcome()) is not None:
+            drafts.outcomes.append(outcome)
+        # Fewer than were asked for: one of them failed, and is the last of this prefix.
+        failed = len(verification.candidates) < asked
+        if len(drafts.candidates) < self._num_drafts and not failed:
+            return None
+        return rollout.finish("length")
+
+    def _collects(self, rollout: Rollout) -> bool:
+        return len(rollout.segments) == self._index
+
+
+class _ScoreAll(StarsDecoding):
+    """STARS, where every draft is scored: thresholds are fitted to the rewards of all."""
+
+    def passes(self, rollout: Rollout, candidate: Candidate) -> bool:
+        return False
+
+
+class Pilot:
+    """Runs the pilot's answers stage by stage, one call of the engine for each.
+
+    A stage drafts the next segment of every prefix, fits its threshold to the drafts' rewards, and
+    judges them under it, in the order of their draws. So every stage is fitted on prefixes which
+    the thresholds before it accepted, by the law itself.
+
+    Args:
+        engine: Drafts and scores.
+        fitter: Fits stages. Those that it already has are not fitted again: the same seed leads to
+            the same prefixes.
+        num_drafts: Drafts of each prefix that a stage is fitted to.
+        on_stage: Called when a stage has been fitted.
+        should_stop: Asked before each stage; true ends the pilot.
+    """
 
     def __init__(
         self,
+        engine: Host,
         fitter: Fitter,
         *,
         num_drafts: int,
-        max_rows: int,
         on_stage: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._fitter, self._num_drafts, self._max_rows = fitter, num_drafts, max_rows
-        self._num_rollouts = 0
+        self._engine, self._fitter, self._num_drafts = engine, fitter, num_drafts
         self._on_stage, self._should_stop = on_stage, should_stop
-        self._pieces: dict[Rollout, Trial] = {}  # of who is to draw more for the same stage
-        self._trials: dict[Rollout, Trial | None] = {}  # by who takes part; the trial it is at
-        self._schedules = [schedule_of(fitter, index) for index in range(len(fitter.lines))]
+        self._rollouts: dict[int, Rollout] = {}  # the latest part of each answer, by prompt
+        self._costs: dict[int, Counter[str]] = {}  # of the parts before it
 
-    def expect(self, num_rollouts: int) -> None:
-        """Wait for so many, the engine's own count: others would never come."""
-        self._num_rollouts = num_rollouts
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        sampling: SamplingParams,
+        align: AlignParams,
+        reward_prompt: RewardPrompts = None,
+    ) -> list[StarsResult]:
+        """Return the pilot's answers.
 
-    def num_drafts(self, rollout: Rollout) -> NumDrafts:
-        """Draw what the stage is fitted to, as fast as bounds allow; then, what the loop would."""
-        self._trials.setdefault(rollout, None)
-        count = self._num_open(rollout)
-        return NumDrafts(count, count, sure=True) if count else super().num_drafts(rollout)
-
-    def _num_open(self, rollout: Rollout) -> int:
-        """Return how many drafts the stage asks for at once; 0 if it is fitted."""
-        if not self._is_open(rollout):
-            return 0
-        return min(self._num_drafts - self.first_draft(rollout), self._max_rows)
-
-    def first_draft(self, rollout: Rollout) -> int:
-        """Go on behind the draws that wait for their stage."""
-        earlier = self._pieces.get(rollout)
-        return super().first_draft(rollout) if earlier is None else len(earlier.candidates)
-
-    def passes(self, rollout: Rollout, candidate: Candidate) -> bool:
-        """None: a stage is fitted to the rewards of all of its drafts."""
-        return False
-
-    def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> Trial:
-        """Add drafts to those of earlier rounds."""
-        asked = self._num_open(rollout)
-        earlier = self._pieces.pop(rollout, None)
-        if earlier is None:
-            trial = super().open(rollout, candidates)
-        else:
-            rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
-            trial = earlier.extended(candidates, [rollout.reward_input(c) for c in candidates])
-        # Of drafts that fail the first ends what is drawn.
-        lacks = len(candidates) == asked and len(trial.candidates) < self._num_drafts
-        if lacks and self._is_open(rollout):
-            self._pieces[rollout] = trial
-        return trial
-
-    def walk(self, trial: Trial) -> SegmentEvent | None:
-        """Wait until the stage is fitted, then judge."""
-        rollout = trial.rollout
-        if self._is_open(rollout):
-            if not trial.all_there:
-                return None
-            if self._pieces.get(rollout) is trial:
-                trial.closed = True  # for now: more drafts are to come
-                return None
-            self._trials[rollout] = trial
-            if not self._all_waiting():
-                return None
-            self._fit()
-        if len(trial.inputs) > len(trial.candidates) and trial.num_used == 0:
-            self._take_prompt_reward(trial)
-        schedule = self._schedules[len(rollout.segments)]
-        if rollout.align.schedule is not schedule:
-            own = {"segment_len": rollout.align.segment_len, "beta": schedule.beta}
-            rollout.align = rollout.align.replace(schedule=schedule, **own)
-        return super().walk(trial)
-
-    def _is_open(self, rollout: Rollout) -> bool:
-        """Whether the rollout is at a stage that is still to be fitted."""
-        return len(rollout.segments) >= len(self._fitter.lines)
-
-    def _all_waiting(self) -> bool:
-        unfinished = [rollout for rollout in self._trials if not rollout.finished]
-        return len(self._trials) == self._num_rollouts and all(
-            self._trials[rollout] is not None for rollout in unfinished
+        Raises:
+            CalibrationStoppedError: `should_stop` said so.
+            RequestError: The reward failed on a pilot prompt, or gives no threshold.
+        """
+        stage = self._next_stage()
+        self._engine.decode(
+            prompts,
+            stage,
+            sampling=sampling,
+            align=align.replace(schedule=opening_schedule()),
+            reward_prompt=reward_prompt,
         )
+        self._rollouts = dict(stage.rollouts)
+        while stage.collected:
+            self._fit(stage)
+            going_on = [self._continue(drafts) for drafts in stage.collected.values()]
+            going_on = [rollout for rollout in going_on if not rollout.finished]
+            if not going_on:
+                break
+            stage = self._next_stage()
+            self._engine.resume(going_on, stage)
+        return [self._result(index) for index in sorted(self._rollouts)]
 
-    def _fit(self) -> None:
+    def _next_stage(self) -> StageDecoding:
         if self._should_stop():
-            raise CalibrationStoppedError(STOPPED)
-        trials = [t for r, t in self._trials.items() if t is not None and not r.finished]
+            raise CalibrationStoppedError("the calibration was stopped before its last stage")
+        max_rows = self._engine.config.engine.max_rows
+        return StageDecoding(self._fitter, num_drafts=self._num_drafts, max_rows=max_rows)
+
+    def _fit(self, stage: StageDecoding) -> None:
         try:
-            self._fitter.add(_drafts_of(trials))
-        except ValueError as error:  # of the pilot alone: others share the round
+            self._fitter.add(_rewards_of(list(stage.collected.values())))
+        except ValueError as error:
             reason = str(error).rstrip(".")
             raise RewardError(
                 f"the rewards of the pilot's drafts give no threshold: {reason}. Cure: look at "
                 "what the reward says of unfinished answers, and at its floor"
             ) from error
-        self._schedules.append(schedule_of(self._fitter, len(self._schedules)))
-        self._trials = dict.fromkeys(self._trials)
         self._on_stage()
 
-    @staticmethod
-    def _take_prompt_reward(trial: Trial) -> None:
-        """Note RM(x, "") where there is one; a reward that cannot judge nothing is no failure."""
-        answer = trial.next_answer()
-        if isinstance(answer, Score) and answer.eligible:
-            trial.rollout.prompt_reward = trial.rollout.prefix_reward = answer.value
-        trial.rollout.count(num_reward_calls=1)
+    def _continue(self, drafts: PrefixDrafts) -> Rollout:
+        """Judge the drafts of a prefix under the threshold that was just fitted to them."""
+        rollout = drafts.rollout.fork()
+        index = rollout.prompt_index
+        self._costs.setdefault(index, Counter()).update(drafts.rollout.costs)
+        self._rollouts[index] = rollout
+        use_schedule(rollout, schedule_of(self._fitter, len(rollout.segments)))
+        for candidate, outcome in zip(drafts.candidates, drafts.outcomes, strict=True):
+            if isinstance(outcome, RewardError):
+                rollout.fail(outcome)
+                raise outcome
+            draw = judge(rollout, candidate, outcome)
+            rollout.record(draw, outcome)
+            if draw.attempt.verdict == "accepted":
+                rollout.keep(candidate, "accepted", draw.attempt)
+                return rollout
+        if len(rollout.draws) >= rollout.max_attempts:
+            settle(rollout)
+        return rollout
+
+    def _result(self, index: int) -> StarsResult:
+        """Return an answer with the costs of all its parts."""
+        rollout = self._rollouts[index]
+        for name, amount in self._costs.get(index, Counter()).items():
+            rollout.count(**{name: amount})
+        return rollout.result()
 
 
 def schedule_of(
@@ -167,29 +238,37 @@ def schedule_of(
     )
 
 
+def use_schedule(rollout: Rollout, schedule: CalibratedSchedule) -> None:
+    """Judge the rollout's next segment under a schedule, in segments of its own length."""
+    if rollout.align.schedule is not schedule:
+        own = {"segment_len": rollout.align.segment_len, "beta": schedule.beta}
+        rollout.align = rollout.align.replace(schedule=schedule, **own)
+
+
 def opening_schedule() -> LinearSchedule:
     """Return a schedule that asks for RM(x, "") and is replaced before anything is judged."""
     return LinearSchedule(target=0, initial_weight=0)
 
 
-def _drafts_of(trials: list[Trial]) -> StageDrafts:
-    """Collect the rewards of drafts on trial, one row for each prefix."""
-    prefix_rewards, rewards, ends_text = [], [], []
-    for trial in trials:
-        answers = trial.answers
-        first = len(answers) - len(trial.candidates)
-        prefix = answers[0] if first else None
-        known = prefix.value if isinstance(prefix, Score) else trial.rollout.prefix_reward
-        prefix_rewards.append(known)
-        rewards.append([_value(answer) for answer in answers[first:]])
-        ends_text.append([c.finish_reason == "stop" for c in trial.candidates])
-    width = max(map(len, rewards))  # fewer where a draft failed
-    return StageDrafts(
-        np.array(prefix_rewards, dtype=float),
-        np.array([row + [np.nan] * (width - len(row)) for row in rewards], dtype=float),
-        np.array([row + [False] * (width - len(row)) for row in ends_text], dtype=bool),
-    )
+def _take_prompt_reward(rollout: Rollout, outcome: RewardOutcome | None) -> None:
+    """Set RM(x, ""); a reward that cannot score an empty answer has not failed."""
+    if isinstance(outcome, Score) and outcome.eligible:
+        rollout.prompt_reward = rollout.prefix_reward = outcome.value
+    rollout.count(num_reward_calls=1)
 
 
-def _value(answer: object) -> float:
-    return answer.value if isinstance(answer, Score) and answer.eligible else np.nan
+def _rewards_of(stage: Sequence[PrefixDrafts]) -> StageDrafts:
+    """Return the rewards of a stage's drafts, one row for each prefix."""
+    width = max(len(drafts.candidates) for drafts in stage)  # fewer where a draft failed
+    rewards = np.full((len(stage), width), np.nan)
+    ends_text = np.zeros((len(stage), width), dtype=bool)
+    for row, drafts in enumerate(stage):
+        count = len(drafts.candidates)
+        rewards[row, :count] = [_value(outcome) for outcome in drafts.outcomes]
+        ends_text[row, :count] = [item.finish_reason == "stop" for item in drafts.candidates]
+    prefix_rewards = np.array([drafts.prefix_reward for drafts in stage], dtype=float)
+    return StageDrafts(prefix_rewards, rewards, ends_text)
+
+
+def _value(outcome: RewardOutcome) -> float:
+    return outcome.value if isinstance(outcome, Score) and outcome.eligible else np.nan

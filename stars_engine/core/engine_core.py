@@ -1,180 +1,89 @@
-"""Rounds: rollouts in flight are drafted, scored, judged and committed together."""
+"""The engine core: requests in flight, one segment of each at a step.
+
+A step asks the scheduler for a batch, drafts candidates for it, has them scored, and verifies those
+whose rewards have arrived. Every draft brings its whole prefix, so nothing has to be undone when a
+candidate is rejected, and a request can be drafted anywhere.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice, takewhile
+from typing import cast
 
+from stars_engine.algorithm.candidate import Draft
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.verification import Decoding, NumDrafts, Trial
-from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
-from stars_engine.core.autotune import Pacer, Turn
-from stars_engine.core.places import Places, no_room
-from stars_engine.errors import GenerationError, RequestError
+from stars_engine.algorithm.verification import DraftVerification
+from stars_engine.backends.base import LanguageModel
+from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.drafting import Drafter, DraftOutcome
+from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
+from stars_engine.core.scheduler import Scheduler
+from stars_engine.errors import GenerationError, RequestError, describe_error
 from stars_engine.memory import (
     WatchesWeights,
     bare,
-    in_smaller_batches,
     is_out_of_memory,
     make_room,
-    want_of_memory,
 )
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.reward_requests import Asked, answer_now, single_models, spread
+from stars_engine.rewards.reward_requests import Asked, Question, answer_now, single_models, spread
 from stars_engine.types import SegmentEvent
-
-MAX_ACTIVE = 32  # rollouts in flight in `run_rounds`; the others wait for a place
-
-
-class Entry(NamedTuple):
-    """A rollout in flight, and by whom its drafts are judged and how.
-
-    Attributes:
-        rollout: The rollout.
-        reward: Its reward model.
-        decoding: How its drafts become text.
-    """
-
-    rollout: Rollout
-    reward: RewardModel
-    decoding: Decoding
-
-
-class OpenTrial(NamedTuple):
-    """An entry's drafts on trial."""
-
-    entry: Entry
-    trial: Trial
-
 
 Scorer = Callable[[Sequence[Asked]], None]
 Events = list[tuple[Rollout, SegmentEvent]]
 
 
-class Rounds:
-    """Rollouts in flight, moved on together; newcomers join between rounds.
-
-    Rollouts that draft equally many tokens share a round, so that every row of it is equally long;
-    others have their turn in the next. A rollout whose rewards are slow to come waits apart, and so
-    does one for whose prefix there is no memory beside the others.
-    After an error of the model the rounds are of no more use; `active` tells who was in them.
+class EngineCore:
+    """Drafts, scores and verifies the requests that its scheduler runs.
 
     Args:
-        model: Drafts for all of them.
-        scorer: Has questions answered, at once or before a later round.
-        max_rows: Candidates drafted together at most.
-        pacer: What earlier rounds have taught about speed.
+        model: Drafts for all requests.
+        scheduler: Owns the requests.
+        scorer: Has rewards computed, at once or before a later step.
+        autotuner: What earlier steps have taught about speed.
+
+    Attributes:
+        num_steps: Steps that drafted something.
     """
 
     def __init__(
         self,
         model: LanguageModel,
+        scheduler: Scheduler | None = None,
         scorer: Scorer = answer_now,
-        *,
-        max_rows: int | None = None,
-        pacer: Pacer | None = None,
+        autotuner: CandidateAutotuner | None = None,
     ) -> None:
-        self._model, self._scorer, self._max_rows = model, scorer, max_rows
-        self._active: dict[Rollout, Entry] = {}
-        self._ready: deque[Entry] = deque()  # longest waiting first
-        self._trials: list[OpenTrial] = []
+        self.scheduler = scheduler or Scheduler()
+        self._model, self._scorer = model, scorer
+        self._autotuner = autotuner or CandidateAutotuner()
+        self._drafter = Drafter(model, self._free_unused)
+        self._requests: dict[Rollout, Request] = {}
         self._events: Events = []
-        self._pacer = pacer or Pacer()
-        self._places = Places(model, self._make_room)
-        self._rows_at_once: int | None = None  # since memory has ended
-        self.num_rounds = 0
+        self.num_steps = 0
+
+    def add(self, queue: RequestQueue) -> None:
+        """Let the requests of one caller wait for their turn."""
+        self._requests |= {request.rollout: request for request in queue.waiting}
+        self.scheduler.add(queue)
 
     @property
-    def active(self) -> list[Rollout]:
-        """Rollouts in flight."""
-        return list(self._active)
-
-    @property
-    def num_active(self) -> int:
-        """How many they are."""
-        return len(self._active)
-
-    @property
-    def num_ready(self) -> int:
-        """Rollouts that wait for nothing but their turn, or for memory that there may be.
-
-        The others are out on trial.
-        """
-        return len(self._ready) or self._num_to_call_in
-
-    @property
-    def _num_inside(self) -> int:
-        """Rollouts whose prefix is in memory."""
-        return sum(rollout.slot is not None for rollout in self._active)
-
-    @property
-    def _num_to_call_in(self) -> int:
-        """Rollouts that wait for memory, if there may be some."""
-        busy = self._busy
-        may_try = self._lendable or self._places.may_try(self._num_inside, busy)
-        return self._places.num_waiting(busy) if may_try else 0
-
-    @property
-    def _lendable(self) -> list[Rollout]:
-        """Rollouts that need no place: all their drafts are judged, and they wait for others."""
-        waiting = [item for item in self._trials if not item.trial.closed and item.trial.all_there]
-        return [item.entry.rollout for item in waiting if item.entry.rollout.slot is not None]
-
-    @property
-    def _busy(self) -> set[Rollout]:
-        """Rollouts whose drafts are out on trial: they need no place before it has ended."""
-        return {item.entry.rollout for item in self._trials if not item.trial.closed}
-
-    def num_by_reward(self) -> Counter[int]:
-        """Return how many rollouts are in flight with each reward model, by its identity."""
-        return Counter(id(entry.reward) for entry in self._active.values())
-
-    @property
-    def num_ready_rows(self) -> int:
-        """Candidates that the rollouts ready to draft ask for at least."""
-        return sum(self.num_drafts(entry) for entry in tuple(self._ready))
-
-    def num_drafts(self, entry: Entry) -> int:
-        """Return how many candidates an entry drafts at least if its turn is now."""
-        return self._bounds(entry).least
-
-    def _bounds(self, entry: Entry) -> NumDrafts:
-        bounds = entry.decoding.num_drafts(entry.rollout)
-        if self._max_rows is None:
-            return bounds
-        least, most = min(bounds.least, self._max_rows), min(bounds.most, self._max_rows)
-        return bounds._replace(least=least, most=most)
-
-    def join(self, newcomers: Sequence[Entry]) -> None:
-        """Read prompts and take their rollouts in."""
-        if newcomers:
-            for part in self._reward_parts(newcomers):
-                if isinstance(part, WatchesWeights):
-                    part.look_at_weights()
-            entered = self._places.enter([entry.rollout for entry in newcomers])
-            self._active |= {entry.rollout: entry for entry in newcomers}
-            self._ready += [self._active[rollout] for rollout in entered]
+    def has_unfinished(self) -> bool:
+        """Whether any request has not finished."""
+        return bool(self._requests)
 
     def step(self) -> Events:
-        """Go one round: draft, score, walk, commit."""
-        self._call_in()
-        self._end_at_bounds()
-        group = self._next_group()
-        if group:
-            self.num_rounds += 1
-            started_s = time.perf_counter()
-            trials = self._try_to_draft(group)
-            self._trials += trials
-            self._scorer(spread(_questions(trials)))
-            if trials:
-                seconds = time.perf_counter() - started_s
-                num_rows = sum(count for _, count in group)
-                self._pacer.note_round([entry.rollout for entry, _ in group], num_rows, seconds)
-        self._walk()
-        self._lend()
+        """Draft a segment for each request of a batch, and verify what has been scored."""
+        self.end_overdue()
+        started_s = time.perf_counter()
+        batch = self._allocate(self.scheduler.schedule())
+        drafted = self._draft(batch)
+        opened = [self._open(request, drafts) for request, drafts in drafted]
+        self._scorer(spread(item for asked in opened for item in asked))
+        self._note_step(batch, time.perf_counter() - started_s)
+        self._verify()
         return self.take_events()
 
     def take_events(self) -> Events:
@@ -182,204 +91,177 @@ class Rounds:
         events, self._events = self._events, []
         return events
 
-    def forget_finished(self) -> None:
-        """Let go of rollouts that have ended, whoever ended them."""
-        for rollout in [rollout for rollout in self._active if rollout.finished]:
-            del self._active[rollout]
-        self._ready = deque(entry for entry in self._ready if not entry.rollout.finished)
-        for item in self._trials:
-            item.trial.closed = item.trial.closed or item.entry.rollout.finished
-        self._trials = [item for item in self._trials if not item.trial.closed]
-        self._places.forget_finished()
-
-    def _end_at_bounds(self) -> None:
-        """End the rollouts that may not draw again, or have no time left to wait for rewards."""
-        for rollout in self._active:
+    def end_overdue(self) -> None:
+        """End requests whose deadline has passed, and those that may not draft any more."""
+        for request in tuple(self._requests.values()):
+            rollout = request.rollout
             if rollout.past_deadline:
-                self._events.append((rollout, rollout.finish("deadline")))
-        for entry in self._ready:
-            if not entry.rollout.finished and entry.rollout.over_budget:
-                self._events.append((entry.rollout, entry.rollout.finish("budget")))
-        if self._events:
-            self.forget_finished()
+                self._end(request, rollout.finish("deadline"))
+            elif request.verification is None and rollout.over_budget:
+                self._end(request, rollout.finish("budget"))
 
-    def _call_in(self) -> None:
-        """Let those in that waited for memory, where there is some now."""
-        busy = self._busy
-        if not self._places.num_waiting(busy):
-            return
-        entered, failed = self._places.call_in(self._num_inside, busy)
-        self._ready += [self._active[rollout] for rollout in entered]
-        for rollout, error in failed:
-            self._fail(rollout, error)
+    @property
+    def next_deadline_s(self) -> float | None:
+        """Seconds until the next deadline; None if there is none."""
+        times = [rollout.remaining_s for rollout in self._requests]
+        return min((seconds for seconds in times if seconds is not None), default=None)
 
-    def _lend(self) -> None:
-        """Take places from those who wait for others, where these wait for a place."""
-        busy = self._busy
-        stuck = not self._ready and self._places.num_waiting(busy)
-        if stuck and not self._places.may_try(self._num_inside, busy) and self._lendable:
-            self._places.lend(self._lendable)
+    def abort(self, rollouts: Sequence[Rollout]) -> None:
+        """Forget requests that their caller has ended."""
+        self.scheduler.remove_waiting(rollouts)
+        for rollout in rollouts:
+            request = self._requests.pop(rollout, None)
+            if request is not None:
+                self.scheduler.finish(request)
 
-    def _fail(self, rollout: Rollout, error: Exception) -> None:
-        self._events.append((rollout, rollout.fail(error)))
-        self.forget_finished()
+    # --- drafting ---
 
-    def _next_group(self) -> list[tuple[Entry, int]]:
-        """Take out the ready rollouts that draft as many tokens as the longest waiting one.
-
-        Returns:
-            Each with the number of its candidates.
-        """
-        limits = [n for n in (self._max_rows, self._rows_at_once) if n is not None]
-        max_rows = min(limits, default=None)
-        group: list[tuple[Entry, NumDrafts]] = []
-        others: deque[Entry] = deque()
-        num_rows = 0
-        for entry in self._ready:
-            bounds = self._bounds(entry)
-            fits = not group or (
-                entry.rollout.align.row_len == group[0][0].rollout.align.row_len
-                and (max_rows is None or num_rows + bounds.least <= max_rows)
-            )
-            if fits:
-                group.append((entry, bounds))
-                num_rows += bounds.least
-            else:
-                others.append(entry)
-        self._ready = others
-        turns = [Turn(entry.rollout, entry.reward, bounds) for entry, bounds in group]
-        counts = self._pacer.counts(turns, self._model, max_rows)
-        return [(entry, count) for (entry, _), count in zip(group, counts, strict=True)]
-
-    def _walk(self) -> None:
-        """Use the answers that are there, and commit what was kept.
-
-        Decodings may let rollouts wait for each other, so one that moves on can set others free.
-        """
-        kept: list[tuple[Rollout, list[int]]] = []
-        moving = True
-        while moving:
-            trials = [item for item in self._trials if not item.trial.closed]
-            moving = sum(self._judge(item, kept) for item in trials) > 0
-        self.forget_finished()
-        if kept:
-            self._commit(kept)
-
-    def _commit(self, kept: Sequence[tuple[Rollout, list[int]]]) -> None:
-        """Append what was kept; where memory ends, these rollouts are read again later."""
-        problem = want_of_memory(
-            lambda: self._model.commit([(rollout.slot, ids) for rollout, ids in kept])
+    def _allocate(self, requests: Sequence[Request]) -> list[ScheduledRequest]:
+        """Choose how many candidates each request drafts."""
+        self._invalidate_changed_weights(requests)
+        limits = [n for n in (self.scheduler.max_rows, self._drafter.max_rows) if n is not None]
+        bounds = [self.scheduler.num_drafts(request) for request in requests]
+        counts = self._autotuner.allocate(
+            requests, bounds, self._model, max_rows=min(limits, default=None)
         )
-        if problem is not None:
-            self._leave([rollout for rollout, _ in kept])
+        return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
 
-    def _leave(self, rollouts: Sequence[Rollout]) -> None:
-        """Have rollouts wait until there is memory for them."""
-        self._ready = deque(entry for entry in self._ready if entry.rollout not in rollouts)
-        self._places.leave(rollouts, self._num_inside - len(rollouts))
-
-    def _make_room(self) -> None:
-        make_room(self._model, *self._reward_parts(self._active.values()))
-
-    @staticmethod
-    def _reward_parts(entries: Iterable[Entry]) -> list[RewardModel]:
-        rewards = {id(entry.reward): entry.reward for entry in entries}
-        return [part for reward in rewards.values() for part in single_models(reward)]
-
-    def _judge(self, item: OpenTrial, kept: list[tuple[Rollout, list[int]]]) -> bool:
-        """Judge one trial as far as its answers go; return whether its rollout moved on."""
-        entry, trial = item
-        rollout, length = entry.rollout, len(entry.rollout.token_ids)
-        try:
-            event = entry.decoding.walk(trial)
-        except RequestError as error:
-            event = rollout.fail(error)
-        if event is not None:
-            self._pacer.note_event(rollout, entry.reward, event)
-            self._events.append((rollout, event))
-        trial.closed = trial.closed or event is not None or trial.all_used
-        # Who has lent its place is in line for another.
-        if trial.closed and not rollout.finished and rollout.slot is not None:
-            self._ready.append(entry)
-            if len(rollout.token_ids) > length:
-                kept.append((rollout, rollout.token_ids[length:]))
-        return event is not None
-
-    def _try_to_draft(self, group: Sequence[tuple[Entry, int]]) -> list[OpenTrial]:
-        """Draft; where memory ends with a single row, all that can wait do."""
-        try:
-            return self._draft(group)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            problem = bare(error)
-        first, *others = [entry for entry, _ in group]
-        others += self._ready
-        if others:
-            self._ready = deque([first])
-            self._leave([entry.rollout for entry in others])
-        elif self._num_inside > 1:  # some are out on trial
-            self._leave([first.rollout])
-        else:
-            self._fail(first.rollout, no_room(first.rollout, problem))
+    def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
+        """Draft each request's candidates together; preempt requests when memory runs out."""
+        while batch:
+            asked = [request.draft_requests(count) for request, count in batch]
+            try:
+                outcomes = iter(self._drafter.draft([draw for draws in asked for draw in draws]))
+                return [(request, list(islice(outcomes, count))) for request, count in batch]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = bare(error)
+            batch = self._make_room(batch, problem)
         return []
 
-    def _draft_rows(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
-        def shrink(num_rows: int) -> None:
-            if num_rows < len(requests):
-                self._rows_at_once = num_rows
-            self._make_room()
+    def _make_room(
+        self, batch: Sequence[ScheduledRequest], problem: Exception
+    ) -> list[ScheduledRequest]:
+        left = self.scheduler.preempt([request for request, _ in batch])
+        if not left:
+            for request, _ in batch:
+                self._end(request, request.rollout.fail(_no_room(request.rollout, problem)))
+        self._free_unused()
+        return [item for item in batch if item.request in left]
 
-        return in_smaller_batches(
-            self._model.draft,
-            requests,
-            what="candidates",
-            make_room=shrink,
-            most=self._rows_at_once,
-        )
+    def _note_step(self, batch: Sequence[ScheduledRequest], seconds: float) -> None:
+        """Learn what a step costs, unless a prompt was computed in it."""
+        if not batch:
+            return
+        self.num_steps += 1
+        if all(request.started for request, _ in batch):
+            num_rows = sum(count for _, count in batch)
+            rollouts = [request.rollout for request, _ in batch]
+            self._autotuner.note_step(rollouts, num_rows, seconds)
+        for request, _ in batch:
+            request.started = True
 
-    def _draft(self, group: Sequence[tuple[Entry, int]]) -> list[OpenTrial]:
-        """Draft each rollout's next draws, all in one batch.
+    def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[Asked]:
+        """Begin to verify a request's drafts; return what the reward model is asked.
 
-        Draws before a rollout's first failed one go on trial. The failure itself counts when it is
-        the next draw, so that the outcome does not depend on how many are drafted at once.
+        Drafts before the first failed one are verified. The failure itself counts when it is the
+        next draw, so that the outcome does not depend on how many are drafted at once.
         """
-        requests = []
-        for entry, count in group:
-            first = entry.decoding.first_draft(entry.rollout)
-            requests.append([entry.rollout.draft_request(first + i) for i in range(count)])
-        drafts = iter(self._draft_rows([request for rows in requests for request in rows]))
-        trials = []
-        for (entry, _), rows in zip(group, requests, strict=True):
-            drafted = list(islice(drafts, len(rows)))
-            candidates = []
-            for draft in drafted:
-                if isinstance(draft, GenerationError):
-                    break
-                candidates.append(entry.rollout.read(draft, self._model))
-            if not candidates:
-                [error, *_] = drafted
-                assert isinstance(error, GenerationError)
-                self._events.append((entry.rollout, entry.rollout.fail(error)))
+        rollout, first = request.rollout, outcomes[0]
+        if isinstance(first, GenerationError):
+            self._end(request, rollout.fail(first))
+            return []
+        drafts = takewhile(lambda outcome: isinstance(outcome, Draft), outcomes)
+        try:
+            candidates = [rollout.read(cast("Draft", draft), self._model) for draft in drafts]
+            verification = request.decoding.open(rollout, candidates)
+        except RequestError as error:
+            self._end(request, rollout.fail(error))
+            return []
+        except Exception as error:  # noqa: BLE001 - tokenizers and strategies are others' code
+            self._end(request, rollout.fail(_unreadable(error)))
+            return []
+        request.verification = verification
+        self.scheduler.wait_for_reward(request)
+        return [
+            Asked(
+                request.reward,
+                Question(item, partial(verification.set_outcome, index), verification),
+            )
+            for index, item in enumerate(verification.inputs)
+        ]
+
+    # --- verifying ---
+
+    def _verify(self) -> None:
+        """Use the rewards that have arrived."""
+        for request in self.scheduler.waiting_for_reward:
+            verification = request.verification
+            assert verification is not None
+            event = self._verify_one(request, verification)
+            if event is None and not verification.all_used:
                 continue
-            trials.append(OpenTrial(entry, entry.decoding.open(entry.rollout, candidates)))
-        return trials
+            verification.closed = True
+            if request.rollout.finished:
+                assert event is not None
+                self._end(request, event)
+            else:
+                self.scheduler.run_again(request)
+                if event is not None:
+                    self._events.append((request.rollout, event))
+
+    def _verify_one(self, request: Request, verification: DraftVerification) -> SegmentEvent | None:
+        try:
+            event = request.decoding.verify(verification)
+        except RequestError as error:
+            event = request.rollout.fail(error)
+        if event is not None:
+            self._autotuner.note_event(request.rollout, request.reward, event)
+        return event
+
+    # --- ending ---
+
+    def _end(self, request: Request, event: SegmentEvent) -> None:
+        self._events.append((request.rollout, event))
+        if not request.started:
+            self.scheduler.remove_waiting([request.rollout])
+        self.scheduler.finish(request)
+        self._requests.pop(request.rollout, None)
+
+    # --- memory ---
+
+    def _free_unused(self) -> None:
+        make_room(self._model, *_reward_parts(self.scheduler.in_progress))
+
+    @staticmethod
+    def _invalidate_changed_weights(requests: Sequence[Request]) -> None:
+        """Reward models forget what they computed with other weights, when a request starts."""
+        for part in _reward_parts([request for request in requests if not request.started]):
+            if isinstance(part, WatchesWeights):
+                part.look_at_weights()
 
 
-def _questions(trials: Sequence[OpenTrial]) -> Iterator[Asked]:
-    for entry, trial in trials:
-        for question in trial.questions():
-            yield Asked(entry.reward, question)
+def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:
+    rewards = {id(request.reward): request.reward for request in requests}
+    return [part for reward in rewards.values() for part in single_models(reward)]
 
 
-def run_rounds(
-    rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel, decoding: Decoding
-) -> Iterator[SegmentEvent]:
-    """Run rounds until every rollout has ended; newcomers join where others have left."""
-    waiting = deque(Entry(rollout, reward, decoding) for rollout in rollouts)
-    rounds = Rounds(model)
-    while waiting or rounds.num_active:
-        places = MAX_ACTIVE - rounds.num_active
-        rounds.join([waiting.popleft() for _ in range(min(len(waiting), places))])
-        for _, event in rounds.step():
-            yield event
+def _no_room(rollout: Rollout, cause: Exception) -> GenerationError:
+    error = GenerationError(
+        f"out of memory with a single running request ({describe_error(cause)}): a prompt of "
+        f"{len(rollout.prompt_ids)} tokens, {len(rollout.token_ids)} of its answer, one candidate. "
+        "Cure: shorten the prompt, use shorter segments, or a smaller dtype. "
+        "The request ends here; others are not affected"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _unreadable(cause: Exception) -> GenerationError:
+    error = GenerationError(
+        f"a draft could not be read: {describe_error(cause)}. Cure: fix the tokenizer or the "
+        "decoding strategy that raised this. The request ends here; others are not affected"
+    )
+    error.__cause__ = cause
+    return error

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
-from stars_engine.algorithm.baselines import Plain
+from stars_engine.algorithm.baselines import PlainDecoding
+from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import warn_of_greedy
-from stars_engine.algorithm.verification import Decoding
+from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import Wish, calibrations_of
 from stars_engine.calibration.settings import warn_of_other_use
 from stars_engine.engine.handle import Handle
-from stars_engine.engine.inputs import Aligns, Prompts, RewardPrompts, Samplings, questions_of
+from stars_engine.engine.inputs import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
-from stars_engine.runtime.request_group import Call, Mailbox, Outcome, Question
+from stars_engine.runtime.request_group import Mailbox, Outcome, PromptRequest, RequestGroup
 from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
 from stars_engine.types import StarsResult
@@ -97,10 +98,10 @@ class StarsEngine(Handle):
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
             RequestError: A request failed; its `result` holds what was accepted.
         """
-        call = self._call(prompts, sampling, align, reward_prompt)
-        call.return_exceptions = return_exceptions
-        self._settle_thresholds(call)
-        return self._wait(self._submit(call))
+        group = self._call(prompts, sampling, align, reward_prompt)
+        group.return_exceptions = return_exceptions
+        self._settle_thresholds(group)
+        return self._wait(self._submit(group))
 
     async def agenerate(
         self,
@@ -112,11 +113,11 @@ class StarsEngine(Handle):
         return_exceptions: bool = False,
     ) -> Any:
         """Do what `generate` does without blocking the event loop; cancelling it ends the work."""
-        call = self._call(prompts, sampling, align, reward_prompt)
-        call.return_exceptions = return_exceptions
-        call.is_abandoned = asyncio.get_running_loop().is_closed
-        await self._asettle_thresholds(call)
-        return await asyncio.wrap_future(self._submit(call).future)
+        group = self._call(prompts, sampling, align, reward_prompt)
+        group.return_exceptions = return_exceptions
+        group.is_abandoned = asyncio.get_running_loop().is_closed
+        await self._asettle_thresholds(group)
+        return await asyncio.wrap_future(self._submit(group).future)
 
     def submit(
         self,
@@ -133,13 +134,13 @@ class StarsEngine(Handle):
         "raise". Callbacks of the future run on the engine's thread: they must be short, and not
         call the engine.
         """
-        call = self._call(prompts, sampling, align, reward_prompt)
-        call.return_exceptions = return_exceptions
-        self._settle_thresholds(call)
-        self._submit(call)
+        group = self._call(prompts, sampling, align, reward_prompt)
+        group.return_exceptions = return_exceptions
+        self._settle_thresholds(group)
+        self._submit(group)
         if self.config.engine.on_full == "wait":
-            self._wait_for(call.entered, call)
-        return call.future
+            self._wait_for(group.entered, group)
+        return group.future
 
     def stream(
         self,
@@ -155,11 +156,11 @@ class StarsEngine(Handle):
         are those of `generate`; prompts are checked at once, and the error of a failed request is
         raised when the other answers have ended.
         """
-        call = self._call(prompts, sampling, align, reward_prompt)
-        call.mailbox = Mailbox()
-        self._settle_thresholds(call)
-        stream = SegmentStream(self._submit(call), self._runtime.end_call)
-        self._wait_for(call.prepared, call)
+        group = self._call(prompts, sampling, align, reward_prompt)
+        group.mailbox = Mailbox()
+        self._settle_thresholds(group)
+        stream = SegmentStream(self._submit(group), self._runtime.end_group)
+        self._wait_for(group.prepared, group)
         return stream
 
     def astream(
@@ -174,34 +175,42 @@ class StarsEngine(Handle):
 
         The work begins with the first step.
         """
-        call = self._call(prompts, sampling, align, reward_prompt)
-        call.mailbox = Mailbox()
+        group = self._call(prompts, sampling, align, reward_prompt)
+        group.mailbox = Mailbox()
 
         async def begin() -> None:
-            call.is_abandoned = asyncio.get_running_loop().is_closed
-            if not call.ended:
-                await self._asettle_thresholds(call)
-            self._submit(call)
+            group.is_abandoned = asyncio.get_running_loop().is_closed
+            if not group.ended:
+                await self._asettle_thresholds(group)
+            self._submit(group)
 
-        return AsyncSegmentStream(call, begin, self._runtime.end_call)
+        return AsyncSegmentStream(group, begin, self._runtime.end_group)
 
     def decode(
         self,
         prompts: Prompts,
-        decoding: Decoding,
+        decoding: DecodingStrategy,
         *,
         sampling: Samplings = None,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Make text of drafts in another way than STARS does; see `Decoding`.
+        """Make text of drafts in another way than STARS does; see `DecodingStrategy`.
 
         It runs on the engine's thread, in rounds with everybody else's answers.
         """
-        call = self._call(prompts, sampling, align, reward_prompt)
-        call.decoding = decoding
-        decoding.expect(call.num_answers)
-        results: list[StarsResult] = self._wait(self._submit(call))
+        group = self._call(prompts, sampling, align, reward_prompt)
+        group.decoding = decoding
+        results: list[StarsResult] = self._wait(self._submit(group))
+        return results
+
+    def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
+        """Continue answers that have begun, see `Rollout.fork`; otherwise like `decode`."""
+        self._check_open()
+        group = RequestGroup(
+            (), self._source, decoding=decoding, owner=self, resumed=tuple(rollouts)
+        )
+        results: list[StarsResult] = self._wait(self._submit(group))
         return results
 
     def vanilla(
@@ -212,7 +221,7 @@ class StarsEngine(Handle):
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
         """Sample plainly, by the noise of `generate`; the final text's reward is reported."""
-        return self.decode(prompts, Plain(), sampling=sampling, reward_prompt=reward_prompt)
+        return self.decode(prompts, PlainDecoding(), sampling=sampling, reward_prompt=reward_prompt)
 
     def best_of_n(
         self,
@@ -225,92 +234,94 @@ class StarsEngine(Handle):
         """Sample `n` whole answers per prompt and return the one of highest reward."""
         if n < 1:
             raise ValueError(f"n={n}: Best-of-N needs at least 1 sample; for example n=16")
-        call = self._call(prompts, sampling, None, reward_prompt)
-        call.decoding, call.num_samples = Plain(), n
-        results: list[StarsResult] = self._wait(self._submit(call))
+        group = self._call(prompts, sampling, None, reward_prompt)
+        group.decoding, group.num_samples = PlainDecoding(), n
+        results: list[StarsResult] = self._wait(self._submit(group))
         return results
 
     # --- inside ---
 
     def _call(
         self, prompts: Prompts, sampling: Samplings, align: Aligns, reward_prompt: RewardPrompts
-    ) -> Call:
+    ) -> RequestGroup:
         self._check_open()
-        questions = questions_of(
+        requests = prompt_requests(
             self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
         )
-        return Call(questions, self._source, prompt_format=self.config.prompt_format, owner=self)
+        return RequestGroup(
+            requests, self._source, prompt_format=self.config.prompt_format, owner=self
+        )
 
-    def _settle_thresholds(self, call: Call) -> None:
+    def _settle_thresholds(self, group: RequestGroup) -> None:
         """Put calibrated thresholds in the place of each `AutoSchedule`; may take minutes.
 
         A request's time, and its deadline, begin afterwards.
         """
-        if not call.wants_thresholds:
+        if not group.wants_thresholds:
             return
         self._runtime.check_may_wait()
-        wishes = self._ask_for_thresholds(call)
+        wishes = self._ask_for_thresholds(group)
         with _none_left_waiting(wishes):
             for wish in wishes.values():
                 wait_for(wish.future)
-        _put_thresholds(call, wishes)
+        _put_thresholds(group, wishes)
 
-    async def _asettle_thresholds(self, call: Call) -> None:
+    async def _asettle_thresholds(self, group: RequestGroup) -> None:
         """Do the same without a thread that waits; cancelling it is free at once."""
-        if not call.wants_thresholds:
+        if not group.wants_thresholds:
             return
         await self.aload()  # what is to be found depends on the models
-        wishes = self._ask_for_thresholds(call)
+        wishes = self._ask_for_thresholds(group)
         with _none_left_waiting(wishes):
             for wish in wishes.values():
                 await asyncio.wrap_future(wish.future)
-        _put_thresholds(call, wishes)
+        _put_thresholds(group, wishes)
 
-    def _ask_for_thresholds(self, call: Call) -> Wishes:
+    def _ask_for_thresholds(self, group: RequestGroup) -> Wishes:
         portable = self._again is not None and not (
             self.config.model.is_live or self.config.reward.is_live
         )
         wishes: Wishes = {}
-        for question in call.questions:
-            if isinstance(question.align.schedule, AutoSchedule) and (
-                _wish_key(question) not in wishes
+        for request in group.prompts:
+            if isinstance(request.align.schedule, AutoSchedule) and (
+                _wish_key(request) not in wishes
             ):
-                wishes[_wish_key(question)] = calibrations_of(self._runtime).ask(
+                wishes[_wish_key(request)] = calibrations_of(self._runtime).ask(
                     self,
-                    question.align,
-                    question.sampling or self.sampling,
+                    request.align,
+                    request.sampling or self.sampling,
                     reward_key=self._source.key,
                     portable=portable,
                 )
         return wishes
 
-    def _submit(self, call: Call) -> Call:
+    def _submit(self, group: RequestGroup) -> RequestGroup:
         self._runtime.check_may_wait()
-        if call.judged:
+        if group.judged:
             warn_of_greedy(
-                (question.sampling, question.align)
-                for question in call.questions
-                if question.sampling is not None
+                (request.sampling, request.align)
+                for request in group.prompts
+                if request.sampling is not None
             )
-            for question in call.questions:
-                warn_of_other_use(self.config, question.align, question.sampling)
-        self._runtime.submit(call, wait=self.config.engine.on_full == "wait")
-        return call
+            for request in group.prompts:
+                warn_of_other_use(self.config, request.align, request.sampling)
+        self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
+        return group
 
-    def _wait(self, call: Call) -> Any:
-        return self._wait_for(call.future, call)
+    def _wait(self, group: RequestGroup) -> Any:
+        return self._wait_for(group.future, group)
 
-    def _wait_for(self, future: Future[Any], call: Call) -> Any:
+    def _wait_for(self, future: Future[Any], group: RequestGroup) -> Any:
         try:
             return wait_for(future)
         except BaseException:  # a KeyboardInterrupt among them: nobody waits any more
-            call.cancel()
+            group.cancel()
             raise
 
 
-def _wish_key(question: Question) -> tuple[int, int]:
+def _wish_key(request: PromptRequest) -> tuple[int, int]:
     """Tell pairs of test and sampling apart; prompts of one call share the objects."""
-    return id(question.align), id(question.sampling)
+    return id(request.align), id(request.sampling)
 
 
 @contextmanager
@@ -324,11 +335,11 @@ def _none_left_waiting(wishes: Wishes) -> Iterator[None]:
         raise
 
 
-def _put_thresholds(call: Call, wishes: Wishes) -> None:
+def _put_thresholds(group: RequestGroup, wishes: Wishes) -> None:
     """Put what was found in the place of each `AutoSchedule`; the call's time begins now."""
     found = {key: wish.fulfilled() for key, wish in wishes.items()}
-    call.questions = tuple(
-        dataclasses.replace(question, align=found.get(_wish_key(question), question.align))
-        for question in call.questions
+    group.prompts = tuple(
+        dataclasses.replace(request, align=found.get(_wish_key(request), request.align))
+        for request in group.prompts
     )
-    call.submitted_s = time.monotonic()
+    group.submitted_s = time.monotonic()

@@ -6,7 +6,6 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from functools import partial
-from threading import Lock
 from typing import Any, Self
 
 from stars_engine.backends.base import ModelFacts, PromptedModel
@@ -121,11 +120,6 @@ class Handle:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return not self._finalizer.alive
-
-    @property
-    def pilot_lock(self) -> Lock:
-        """Held by the one calibration that may run on the runtime at a time."""
-        return self._runtime.pilot_lock
 
     def stats(self) -> EngineStats:
         """Return what the runtime is doing and has done, for all its handles."""

@@ -9,7 +9,7 @@ from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.errors import ConfigError, Problem, PromptError
 from stars_engine.messages import Chat
-from stars_engine.runtime.request_group import Question
+from stars_engine.runtime.request_group import PromptRequest
 from stars_engine.schedules import AutoSchedule, NoSchedule
 from stars_engine.schema import Schema
 from stars_engine.types import Prompt
@@ -21,14 +21,14 @@ Aligns = AlignParams | Sequence[AlignParams] | None
 Params = TypeVar("Params", bound=Schema)
 
 
-def questions_of(
+def prompt_requests(
     config: StarsConfig,
     prompts: Prompts,
     *,
     sampling: Samplings,
     align: Aligns,
     reward_prompt: RewardPrompts,
-) -> tuple[Question, ...]:
+) -> tuple[PromptRequest, ...]:
     """Return one question per prompt, with all that it needs.
 
     Args:
@@ -48,7 +48,7 @@ def questions_of(
     samplings = _each("sampling", SamplingParams, sampling, own, count)
     aligns = _each("align", AlignParams, align, config.align, count)
     return tuple(
-        Question(prompt, shown, proposal, _needed(config.with_thresholds(test), proposal))
+        PromptRequest(prompt, shown, proposal, _needed(config.with_thresholds(test), proposal))
         for prompt, shown, proposal, test in zip(
             prompt_list, _one_each(reward_prompt, count), samplings, aligns, strict=True
         )

@@ -11,7 +11,7 @@ from typing import Self
 
 from stars_engine.errors import StarsError
 from stars_engine.runtime.forks import check_process
-from stars_engine.runtime.request_group import Call
+from stars_engine.runtime.request_group import RequestGroup
 from stars_engine.runtime.waiting import wait_for
 from stars_engine.types import SegmentEvent
 
@@ -19,9 +19,9 @@ from stars_engine.types import SegmentEvent
 class _Stream:
     """What both kinds have in common: one reader, and two ways to end."""
 
-    def __init__(self, call: Call, end: Callable[[Call], None]) -> None:
-        assert call.mailbox is not None
-        self._call, self._mailbox = call, call.mailbox
+    def __init__(self, group: RequestGroup, end: Callable[[RequestGroup], None]) -> None:
+        assert group.mailbox is not None
+        self._call, self._mailbox = group, group.mailbox
         self._end = end
         self._reader = Lock()
         self._over = False
@@ -76,7 +76,7 @@ class SegmentStream(_Stream):
     raised; its `result` holds what was emitted.
 
     Args:
-        call: The call whose events these are.
+        group: The call whose events these are.
         end: Has a call end where it stands.
     """
 
@@ -108,15 +108,18 @@ class AsyncSegmentStream(_Stream):
     """The same for `async for`; the work begins with the first step.
 
     Args:
-        call: The call whose events these will be.
+        group: The call whose events these will be.
         begin: Begins the work.
         end: Has a call end where it stands.
     """
 
     def __init__(
-        self, call: Call, begin: Callable[[], Awaitable[None]], end: Callable[[Call], None]
+        self,
+        group: RequestGroup,
+        begin: Callable[[], Awaitable[None]],
+        end: Callable[[RequestGroup], None],
     ) -> None:
-        super().__init__(call, end)
+        super().__init__(group, end)
         self._begin = begin
         self._begun = False
 

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from stars_engine.errors import RewardError, is_for_program
+from stars_engine.errors import is_for_program
 from stars_engine.rewards.failures import FailurePolicy, Patience, failure
-from stars_engine.types import RewardInput
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One reward.
-
-    Attributes:
-        value: The reward; a non-finite one rejects its candidate.
-        vetoed: True if a floor forbids the candidate whatever the threshold.
-        num_tokens: Tokens the reward model read for it.
-        failed: True if there is no reward because the model failed, and its policy is to reject.
-        truncated: True if the prompt was cut to fit the reward model's context.
-        parts: Of a composite, the value of each part by name; None for one that failed.
-    """
-
-    value: float
-    vetoed: bool = False
-    num_tokens: int = 0
-    failed: bool = False
-    truncated: bool = False
-    parts: Mapping[str, float | None] | None = None
-
-    @property
-    def eligible(self) -> bool:
-        """Whether the candidate may be accepted or forced at all."""
-        return math.isfinite(self.value) and not self.vetoed
-
-
-Answer = Score | RewardError
+from stars_engine.types import RewardInput, RewardOutcome, Score
 
 
 class RewardModel(Protocol):
@@ -70,7 +41,7 @@ class OffloadedReward(RewardModel, Protocol):
 
 def score_each(
     reward: RewardModel, inputs: Sequence[RewardInput], patience: Patience | None = None
-) -> list[Answer]:
+) -> list[RewardOutcome]:
     """Score all inputs in one call; where that fails, each alone, to find the ones that do.
 
     What then fails is settled by the reward's own `failures`, a `FailurePolicy`; without one it
@@ -104,7 +75,9 @@ def score_each(
         return outcomes
 
 
-def settle(reward: RewardModel, error: BaseException, num_calls: int | None = None) -> Answer:
+def settle(
+    reward: RewardModel, error: BaseException, num_calls: int | None = None
+) -> RewardOutcome:
     """Turn a failure that is not mended by asking again into what the policy makes of it."""
     policy = failures_of(reward)
     if policy.rejects:
@@ -160,7 +133,7 @@ def describe(reward: RewardModel) -> str:
     return getattr(reward, "name", None) or type(reward).__name__
 
 
-def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Answer]:
+def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[RewardOutcome]:
     scores = reward.score(inputs)
     check_count(scores, inputs)
     return [_as_score(score) for score in scores]

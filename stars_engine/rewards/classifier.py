@@ -13,7 +13,7 @@ from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.config import ClassifierReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading import load_model, load_tokenizer
-from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import at_columns, pad, read_whole
 from stars_engine.rewards.encoding import Reader, Row, TextTemplate, context_of
@@ -22,7 +22,7 @@ from stars_engine.rewards.incremental import IncrementalReader
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.self_check import KeepsRead, choose_reader, read_rows
 from stars_engine.tokenization.codec import Codec
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt, Score
 
 
 class ClassifierRewardModel(KeepsRead):

@@ -7,9 +7,9 @@ from functools import partial
 
 from stars_engine.config import CompositeReward
 from stars_engine.errors import RewardError
-from stars_engine.rewards.base import Answer, RewardModel, Score
+from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import Asked, Question, answer_now
-from stars_engine.types import RewardInput
+from stars_engine.types import RewardInput, RewardOutcome, Score
 
 
 class CompositeRewardModel:
@@ -34,7 +34,7 @@ class CompositeRewardModel:
         Raises:
             RewardError: A part failed.
         """
-        answers: dict[int, Answer] = {}
+        answers: dict[int, RewardOutcome] = {}
         asked: list[Asked] = []
         for index, item in enumerate(inputs):
             asked += self.divide(Question(item, partial(answers.__setitem__, index), _Nobody()))
@@ -49,9 +49,9 @@ class CompositeRewardModel:
 
     def divide(self, question: Question) -> list[Asked]:
         """See `GatheringReward`."""
-        answers: dict[str, Answer] = {}
+        answers: dict[str, RewardOutcome] = {}
 
-        def note(name: str, answer: Answer) -> None:
+        def note(name: str, answer: RewardOutcome) -> None:
             if name not in answers:
                 answers[name] = answer
                 if len(answers) == len(self._parts):
@@ -70,7 +70,7 @@ class CompositeRewardModel:
         """Return the parts by name."""
         return dict(self._parts)
 
-    def _combine(self, answers: Mapping[str, Answer]) -> Answer:
+    def _combine(self, answers: Mapping[str, RewardOutcome]) -> RewardOutcome:
         """Return the sum, or the error of the first part, in order, that met one."""
         scores: dict[str, Score] = {}
         for name in self._parts:

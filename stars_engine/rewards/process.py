@@ -15,7 +15,7 @@ from stars_engine.chat.template import Rendered, defuse, encode_rendered, has_te
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading import load_model, load_tokenizer
-from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import CallAt, read_whole
 from stars_engine.rewards.encoding import Reader, Row, TextTemplate, context_of
@@ -25,7 +25,7 @@ from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.self_check import KeepsRead, choose_reader, read_rows
 from stars_engine.rewards.value_heads import load_token_head
 from stars_engine.tokenization.codec import Codec
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt, Score
 
 _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "last": lambda steps: steps[-1],

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from stars_engine.rewards.base import Answer, RewardModel, score_each
-from stars_engine.types import RewardInput
+from stars_engine.rewards.base import RewardModel, score_each
+from stars_engine.types import RewardInput, RewardOutcome
 
 
 class Asker(Protocol):
@@ -35,7 +35,7 @@ class Question:
     """
 
     input: RewardInput
-    reply: Callable[[Answer], None]
+    reply: Callable[[RewardOutcome], None]
     asker: Asker
 
 
@@ -78,7 +78,7 @@ def single_models(reward: RewardModel) -> Sequence[RewardModel]:
 
 
 def answer_now(asked: Sequence[Asked]) -> None:
-    """Answer questions on this thread, all of one reward model in one batch."""
+    """RewardOutcome questions on this thread, all of one reward model in one batch."""
     for reward, questions in by_reward(asked):
         answers = score_each(reward, [question.input for question in questions])
         for question, answer in zip(questions, answers, strict=True):

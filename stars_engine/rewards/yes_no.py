@@ -12,7 +12,7 @@ from stars_engine.config import YesNoReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading import load_model, load_tokenizer
 from stars_engine.messages import Message
-from stars_engine.rewards.base import Score, with_floor
+from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import read_whole
 from stars_engine.rewards.encoding import Reader, Row, TextTemplate, context_of
@@ -20,7 +20,7 @@ from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.label_tokens import NextWords
 from stars_engine.rewards.self_check import KeepsRead, choose_reader, read_rows
 from stars_engine.tokenization.codec import Codec
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.types import RewardInput, RewardPrompt, Score
 
 
 class YesNoRewardModel(KeepsRead):

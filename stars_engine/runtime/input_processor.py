@@ -8,23 +8,23 @@ from collections.abc import Callable
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
+from stars_engine.core.budget import MemoryBudget
 from stars_engine.rewards.base import RewardModel
-from stars_engine.runtime.admission_queue import Gate
-from stars_engine.runtime.budgets import Budget
+from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.futures import resolve
 from stars_engine.runtime.prompt_processing import read_prompts, unread_answers
-from stars_engine.runtime.request_group import Call, RewardSource
+from stars_engine.runtime.request_group import RequestGroup, RewardSource
 
 READING_S = 0.02  # spent on reading prompts between two rounds, so that a long list holds up nobody
 
 GetModels = Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]]
 
 
-class Intake:
+class InputProcessor:
     """Loads what calls need and reads their prompts, a few at a time. For the engine's thread only.
 
     Args:
-        gate: Which calls come through.
+        admission: Which calls come through.
         get_models: Loads what a source needs, for who asked at that time.
         on_read: Called with each call whose rollouts may begin to wait for a place.
         params: Bounds how many candidates a rollout drafts at once, and how long it may be.
@@ -32,71 +32,74 @@ class Intake:
 
     def __init__(
         self,
-        gate: Gate,
+        admission: AdmissionQueue,
         get_models: GetModels,
-        on_read: Callable[[Call], None],
+        on_read: Callable[[RequestGroup], None],
         params: EngineParams,
     ) -> None:
-        self._gate, self._get_models, self._on_read = gate, get_models, on_read
+        self._admission, self._get_models, self._on_read = admission, get_models, on_read
         self._params = params
-        self._reading: deque[Call] = deque()
+        self._reading: deque[RequestGroup] = deque()
 
     @property
-    def reading(self) -> list[Call]:
+    def reading(self) -> list[RequestGroup]:
         """Calls whose prompts are being read."""
         return list(self._reading)
 
-    def take(self, call: Call) -> None:
+    def take(self, group: RequestGroup) -> None:
         """A call has come in: load what it needs and begin to read its prompts."""
         try:
-            model, reward = self._get_models(call.reward, call.submitted_s)
+            model, reward = self._get_models(group.reward, group.submitted_s)
         except Exception as error:  # noqa: BLE001 - loading runs other people's code
-            self._fail(call, error)
+            self._fail(group, error)
             return
-        call.reward_model = reward
-        call.reading = read_prompts(
-            call,
+        group.reward_model = reward
+        group.reading = read_prompts(
+            group,
             model,
             max_rows=self._params.max_rows,
-            budget=Budget(self._params, model),
+            budget=MemoryBudget(
+                model,
+                max_tokens=self._params.max_prefix_tokens,
+                max_bytes=self._params.max_cache_bytes,
+            ),
         )
-        self._reading.append(call)
+        self._reading.append(group)
 
-    def withdraw(self, call: Call) -> None:
+    def withdraw(self, group: RequestGroup) -> None:
         """Read no further; the call gets answers that were never begun."""
-        if call in self._reading:
-            self._reading.remove(call)
-        call.begin_anew(unread_answers(call))
+        if group in self._reading:
+            self._reading.remove(group)
+        group.begin_anew(unread_answers(group))
 
     def read_on(self) -> None:
         """Read for a moment, in turn."""
         until_s = time.monotonic() + READING_S
         while self._reading and time.monotonic() < until_s:
-            call = self._reading.popleft()
-            assert call.reading is not None
+            group = self._reading.popleft()
+            assert group.reading is not None
             try:
-                done = next(call.reading, "done") == "done"
+                done = next(group.reading, "done") == "done"
             except Exception as error:  # noqa: BLE001 - tokenizers are other people's code
-                self._fail(call, error)
+                self._fail(group, error)
                 continue
             if done:
-                self._end(call)
+                self._end(group)
             else:
-                self._reading.append(call)
+                self._reading.append(group)
 
-    def _end(self, call: Call) -> None:
+    def _end(self, group: RequestGroup) -> None:
         """All prompts are read: the call fails as a whole, or its rollouts wait for a place."""
-        call.reading = None
-        error = call.first_error
-        if error is not None and not call.return_exceptions:
-            self._fail(call, error)
+        group.reading = None
+        error = group.first_error
+        if error is not None and not group.return_exceptions:
+            self._fail(group, error)
             return
-        parts = [part for answer in call.answers for part in answer.parts]
-        self._gate.drop(call, call.num_rollouts - len(parts))
-        call.waiting.extend(parts)
-        resolve(call.prepared, None)
-        self._on_read(call)
+        parts = [part for answer in group.outputs for part in answer.parts]
+        self._admission.drop(group, group.num_rollouts - len(parts))
+        resolve(group.prepared, None)
+        self._on_read(group)
 
-    def _fail(self, call: Call, error: Exception) -> None:
-        self._gate.forget(call)
-        call.fail(error)
+    def _fail(self, group: RequestGroup, error: Exception) -> None:
+        self._admission.forget(group)
+        group.fail(error)

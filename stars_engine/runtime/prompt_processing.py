@@ -11,6 +11,7 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.conversations import ResolvedPrompt, without_thought
 from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
+from stars_engine.core.budget import MemoryBudget, Reserved
 from stars_engine.errors import (
     ConfigError,
     ContextOverflowError,
@@ -19,53 +20,59 @@ from stars_engine.errors import (
     StarsError,
 )
 from stars_engine.messages import Tool
-from stars_engine.runtime.budgets import Budget, Taken
-from stars_engine.runtime.request_group import Answer, Call, Question
+from stars_engine.runtime.request_group import PromptRequest, RequestGroup, RequestOutput
 from stars_engine.types import RewardPrompt
 
 
 def read_prompts(
-    call: Call, model: PromptedModel, *, max_rows: int, budget: Budget | None = None
+    group: RequestGroup, model: PromptedModel, *, max_rows: int, budget: MemoryBudget | None = None
 ) -> Iterator[None]:
     """Read a call's prompts one by one, so that others need not wait for a long list of them.
 
     Each becomes answers in the making, or the error that it would meet.
     """
+    group.outputs += [RequestOutput(group, *item) for item in enumerate(group.resumed)]
     index = 0
-    for prompt_index, question in enumerate(call.questions):
+    for prompt_index, request in enumerate(group.prompts):
         try:
-            rollouts = read_question(question, call, model, prompt_index, max_rows=max_rows)
+            rollouts = read_prompt(request, group, model, prompt_index, max_rows=max_rows)
             if budget is not None:
                 check_room(rollouts, budget)
         except StarsError as error:
-            for offset in range(question.num_answers):
-                call.put_outcome(index + offset, error)
+            for offset in range(request.num_answers):
+                group.put_outcome(index + offset, error)
         else:
-            call.answers += [
-                Answer(call, index + offset, rollout) for offset, rollout in enumerate(rollouts)
+            group.outputs += [
+                RequestOutput(group, index + offset, rollout)
+                for offset, rollout in enumerate(rollouts)
             ]
-        index += question.num_answers
+        index += request.num_answers
         yield
 
 
-def unread_answers(call: Call) -> list[Answer]:
+def unread_answers(group: RequestGroup) -> list[RequestOutput]:
     """Return answers for a call that ends before its prompts are read: the model never saw them."""
     nothing = RewardPrompt("", ())
-    rollouts = []
-    for prompt_index, question in enumerate(call.questions):
-        sampling = question.sampling or SamplingParams()
+    rollouts = list(group.resumed)
+    for prompt_index, request in enumerate(group.prompts):
+        sampling = request.sampling or SamplingParams()
         seed = fresh_seed() if sampling.seed is None else sampling.seed
-        for sample_index in range(question.num_answers):
+        for sample_index in range(request.num_answers):
             noise = CounterNoise(seed=seed, prompt_ids=(), sample_index=sample_index)
-            rollout = Rollout((), nothing, sampling, question.align, noise, seed)
+            rollout = Rollout((), nothing, sampling, request.align, noise, seed)
             rollout.prompt_index, rollout.sample_index = prompt_index, sample_index
-            rollout.started_s = call.submitted_s
+            rollout.started_s = group.submitted_s
             rollouts.append(rollout)
-    return [Answer(call, index, rollout) for index, rollout in enumerate(rollouts)]
+    return [RequestOutput(group, index, rollout) for index, rollout in enumerate(rollouts)]
 
 
-def read_question(
-    question: Question, call: Call, model: PromptedModel, prompt_index: int, *, max_rows: int
+def read_prompt(
+    request: PromptRequest,
+    group: RequestGroup,
+    model: PromptedModel,
+    prompt_index: int,
+    *,
+    max_rows: int,
 ) -> list[Rollout]:
     """Return the rollouts of one prompt, `n` of them.
 
@@ -74,13 +81,13 @@ def read_question(
         ConfigError: A setting names tokens that the model does not have, or a grammar is none.
         MissingExtraError: There is a grammar, and nothing to read it with.
     """
-    sampling = question.sampling or model.default_sampling()
+    sampling = request.sampling or model.default_sampling()
     check_token_ids(sampling, model.vocab_size)
     resolved = resolve_prompt(
-        question.prompt,
+        request.prompt,
         model.codec,
-        prompt_format=call.prompt_format,
-        reward_prompt=question.reward_prompt,
+        prompt_format=group.prompt_format,
+        reward_prompt=request.reward_prompt,
     )
     if sampling.grammar is not None:
         resolved = without_thought(resolved)
@@ -98,14 +105,14 @@ def read_question(
             prompt_ids=ids,
             reward_prompt=resolved.for_reward,
             sampling=fitted,
-            align=_within(max_rows, question.align),
+            align=_within(max_rows, request.align),
             noise=CounterNoise(seed=seed, prompt_ids=ids, sample_index=sample_index),
             seed=seed,
             prompt_index=prompt_index,
             sample_index=sample_index,
             begun=resolved.begun,
             replies=resolved.replies,
-            started_s=call.submitted_s,
+            started_s=group.submitted_s,
         )
         for sample_index in range(sampling.n)
     ]
@@ -176,18 +183,18 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
     )
 
 
-def check_room(rollouts: Sequence[Rollout], budget: Budget) -> None:
+def check_room(rollouts: Sequence[Rollout], budget: MemoryBudget) -> None:
     """Check that each may be in progress, alone if need be.
 
     Raises:
         ContextOverflowError: It is longer than all texts in progress may be together.
     """
     for rollout in rollouts:
-        if not budget.holds(rollout, Taken()):
+        if not budget.holds(rollout, Reserved()):
             raise ContextOverflowError(
                 f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
-                f"{rollout.sampling.max_tokens}; the engine keeps {budget.told()} at a time. Cure: "
-                "shorten the prompt, lower max_tokens, or raise "
+                f"{rollout.sampling.max_tokens}; the engine keeps {budget.describe()} at a time. "
+                "Cure: shorten the prompt, lower max_tokens, or raise "
                 "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
             )
 

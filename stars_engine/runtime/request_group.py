@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Literal
 
-from stars_engine.algorithm.baselines import keep_best, samples_of, unjudged
+from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import Stars
-from stars_engine.algorithm.verification import Decoding
+from stars_engine.algorithm.stars import StarsDecoding
+from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.core.request import RequestQueue
 from stars_engine.errors import EngineClosedError, describe_error
 from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
@@ -42,7 +43,7 @@ class RewardSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PromptRequest:
     """One prompt with its settings.
 
     Attributes:
@@ -63,23 +64,23 @@ class Question:
         return 1 if self.sampling is None else self.sampling.n
 
 
-class Answer:
+class RequestOutput:
     """One answer in the making.
 
     Attributes:
-        call: Whose it is.
+        group: Whose it is.
         index: Its place among the answers of its call.
         rollout: Its trajectory.
         parts: The rollouts that are run for it: its own, or the samples of Best-of-N.
         decoding: How drafts of the parts become text.
     """
 
-    def __init__(self, call: Call, index: int, rollout: Rollout) -> None:
-        if not call.judged:
+    def __init__(self, group: RequestGroup, index: int, rollout: Rollout) -> None:
+        if isinstance(group.decoding, PlainDecoding):
             rollout.align = unjudged(rollout.align)
-        self.call, self.index, self.rollout = call, index, rollout
-        self.parts = samples_of(rollout, call.num_samples) if call.num_samples else [rollout]
-        self.decoding = call.decoding
+        self.group, self.index, self.rollout = group, index, rollout
+        self.parts = samples_of(rollout, group.num_samples) if group.num_samples else [rollout]
+        self.decoding = group.decoding
         self._num_ended = 0
 
     def note(self, part: Rollout, event: SegmentEvent) -> SegmentEvent | None:
@@ -98,11 +99,11 @@ class Answer:
 
 
 @dataclass(eq=False, slots=True)
-class Call:
-    """Questions asked together; their answers are given together, or streamed.
+class RequestGroup:
+    """Requests of one caller; their outputs are returned together, or streamed.
 
     Attributes:
-        questions: One per prompt.
+        prompts: The prompts with their settings.
         reward: The reward model.
         prompt_format: What a string prompt is.
         decoding: How drafts become text.
@@ -115,16 +116,17 @@ class Call:
         future: The outcomes, in order.
         entered: Done when all its rollouts have found room in the queue.
         prepared: Done when all prompts have been read, before any work.
-        waiting: Rollouts that wait for a place.
+        queue: Its requests in the scheduler, until they start.
         reading: Reads the prompts, one a step, until they are all read.
         reward_model: What `reward` loaded.
-        answers: Those that began, in order.
+        outputs: Those that began, in order.
+        resumed: Answers that have begun already and go on, in place of prompts.
     """
 
-    questions: tuple[Question, ...]
+    prompts: tuple[PromptRequest, ...]
     reward: RewardSource
     prompt_format: PromptFormat = "auto"
-    decoding: Decoding = field(default_factory=Stars)
+    decoding: DecodingStrategy = field(default_factory=StarsDecoding)
     num_samples: int = 0
     return_exceptions: bool = False
     owner: object = None
@@ -135,32 +137,28 @@ class Call:
     entered: CallFuture[None] = field(default_factory=CallFuture)
     prepared: CallFuture[None] = field(default_factory=CallFuture)
     submitted_s: float = field(default_factory=time.monotonic)
-    waiting: deque[Rollout] = field(default_factory=deque)
+    queue: RequestQueue | None = None
     reading: Iterator[None] | None = None
     reward_model: RewardModel | None = None
-    answers: list[Answer] = field(default_factory=list)
+    outputs: list[RequestOutput] = field(default_factory=list)
+    resumed: tuple[Rollout, ...] = ()
     _outcomes: dict[int, Outcome] = field(default_factory=dict)
 
     @property
     def num_answers(self) -> int:
         """Answers asked for."""
-        return sum(question.num_answers for question in self.questions)
+        return len(self.resumed) + sum(request.num_answers for request in self.prompts)
 
     @property
     def judged(self) -> bool:
         """Whether segments are put to the test; those of the baselines are not."""
-        return isinstance(self.decoding, Stars)
-
-    @property
-    def tells_of_settings(self) -> bool:
-        """Whether its answers show how settings fit; those of a pilot come before there are any."""
-        return isinstance(self.decoding, Stars) and not self.decoding.is_pilot
+        return isinstance(self.decoding, StarsDecoding)
 
     @property
     def wants_thresholds(self) -> bool:
         """Whether thresholds are still to be found for a test that it is put to."""
         return self.judged and any(
-            isinstance(question.align.schedule, AutoSchedule) for question in self.questions
+            isinstance(request.align.schedule, AutoSchedule) for request in self.prompts
         )
 
     @property
@@ -171,14 +169,14 @@ class Call:
     @property
     def remaining_s(self) -> float | None:
         """Seconds until the deadlines of all its questions have passed; None if they never will."""
-        limits = [question.align.deadline_s for question in self.questions]
+        limits = [request.align.deadline_s for request in self.prompts]
         latest_s = max((math.inf if limit is None else limit for limit in limits), default=math.inf)
         return None if latest_s == math.inf else self.submitted_s + latest_s - time.monotonic()
 
     @property
-    def open_answers(self) -> list[Answer]:
+    def open_outputs(self) -> list[RequestOutput]:
         """Answers that have not ended."""
-        return [answer for answer in self.answers if not answer.rollout.finished]
+        return [answer for answer in self.outputs if not answer.rollout.finished]
 
     @property
     def is_over(self) -> bool:
@@ -186,12 +184,12 @@ class Call:
         all_there = len(self._outcomes) == self.num_answers
         return self.future.done() and (all_there or not self.future.cancelled())
 
-    def begin_anew(self, answers: list[Answer]) -> None:
+    def begin_anew(self, outputs: list[RequestOutput]) -> None:
         """Put other answers in the place of those that were being prepared."""
-        self.reading, self.answers = None, answers
+        self.reading, self.outputs = None, outputs
         self._outcomes.clear()
 
-    def note(self, answer: Answer, event: SegmentEvent) -> None:
+    def note(self, answer: RequestOutput, event: SegmentEvent) -> None:
         """Pass an event on; give the outcomes when the last answer has ended."""
         if self.mailbox is not None:
             self.mailbox.put(event)

@@ -8,7 +8,6 @@ from functools import partial
 from threading import Thread
 
 from stars_engine.rewards.base import (
-    Answer,
     OffloadedReward,
     RewardModel,
     describe,
@@ -18,13 +17,14 @@ from stars_engine.rewards.base import (
 )
 from stars_engine.rewards.failures import Patience, RewardTimeoutError
 from stars_engine.rewards.reward_requests import Asked, Question, by_reward, single_models
-from stars_engine.runtime.worker_pool import Task, Workers, working_for
+from stars_engine.runtime.worker_pool import Task, WorkerPool, working_for
+from stars_engine.types import RewardOutcome
 
 CLOSING_S = 1.0  # how long the end of an engine waits for a reward that is still busy
 GRACE_S = 1.0  # for a reward that ends its overdue calls itself
 
 
-class Offload:
+class RewardExecutor:
     """Sends questions to the workers of each reward, and their answers back.
 
     Args:
@@ -33,7 +33,7 @@ class Offload:
 
     def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
-        self._workers: dict[int, tuple[OffloadedReward, Workers]] = {}
+        self._workers: dict[int, tuple[OffloadedReward, WorkerPool]] = {}
 
     def takes(self, reward: RewardModel) -> bool:
         """Whether a reward model is called on threads of its own."""
@@ -48,7 +48,7 @@ class Offload:
                     self._submit(reward, part)
 
     def write_off_overdue(self) -> float | None:
-        """Answer for rewards that take too long; see `Workers`."""
+        """RewardOutcome for rewards that take too long; see `WorkerPool`."""
         times = [workers.write_off_overdue() for _, workers in self._workers.values()]
         return min((time for time in times if time is not None), default=None)
 
@@ -88,7 +88,7 @@ class Offload:
         """Have questions answered by a worker; `num_spent` calls for them have failed already."""
         if id(reward) not in self._workers:
             name = f"reward-{describe(reward)}"
-            workers = Workers(name, reward.max_concurrency, mark=self)
+            workers = WorkerPool(name, reward.max_concurrency, mark=self)
             self._workers[id(reward)] = reward, workers
         _, workers = self._workers[id(reward)]
         asker = questions[0].asker
@@ -140,7 +140,7 @@ def _by_asker(questions: Sequence[Question]) -> list[list[Question]]:
     return list(groups.values())
 
 
-def _reply(questions: Sequence[Question], answers: Sequence[Answer]) -> None:
+def _reply(questions: Sequence[Question], answers: Sequence[RewardOutcome]) -> None:
     for question, answer in zip(questions, answers, strict=True):
         question.reply(answer)
 

@@ -17,10 +17,10 @@ from stars_engine.config import EngineParams
 from stars_engine.errors import EngineClosedError, Interrupted, StarsError
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime import exits
-from stars_engine.runtime.engine_thread import Scheduler
+from stars_engine.runtime.engine_thread import EngineLoop
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.futures import CallFuture
-from stars_engine.runtime.request_group import Call, RewardSource
+from stars_engine.runtime.request_group import RequestGroup, RewardSource
 from stars_engine.runtime.stats import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Runtime:
         on_close: Callable[[Runtime], None] = lambda _: None,
     ) -> None:
         self.params = params
-        self._scheduler = Scheduler(load, params, sweep=self.sweep)
+        self._loop = EngineLoop(load, params, sweep=self.sweep)
         self._keep_alive_s = keep_alive_s
         self._on_close = on_close
         self._handles: Counter[str] = Counter()  # by the reward they use
@@ -56,8 +56,6 @@ class Runtime:
         self._unused_until_s: dict[str, float] = {}  # rewards without a handle
         self._thread: Thread | None = None
         self._lock = Lock()
-        # Rollouts of a pilot wait for each other: two pilots could starve each other of places.
-        self.pilot_lock = Lock()
         self._closed = False
         self._pid = os.getpid()
         exits.register(self)
@@ -97,7 +95,7 @@ class Runtime:
         """
         if os.getpid() == self._pid:
             self._forgotten.append(reward_key)
-            self._scheduler.post(lambda: None)  # to have it counted
+            self._loop.post(lambda: None)  # to have it counted
 
     def sweep(self, *, wait: bool = False) -> float | None:
         """Let go of what nobody uses any more.
@@ -121,7 +119,7 @@ class Runtime:
             self.close(wait=wait)
             return None
         for key in gone:
-            self._scheduler.post(partial(self._scheduler.forget_reward, key))
+            self._loop.post(partial(self._loop.forget_reward, key))
         return min((s - now_s for key, s in idle.items() if key not in gone), default=None)
 
     def close(
@@ -134,9 +132,9 @@ class Runtime:
             self._closed = True
             thread = self._thread
         self._on_close(self)
-        self._scheduler.stop(at_once=at_once)
+        self._loop.stop(at_once=at_once)
         if thread is None:
-            self._scheduler.send_all_home(None)
+            self._loop.fail_all(None)
         elif wait and thread is not current_thread():
             thread.join(timeout_s)
 
@@ -144,11 +142,13 @@ class Runtime:
     def threads(self) -> list[Thread]:
         """Its thread, and those of its rewards, that are alive."""
         own = [] if self._thread is None else [self._thread]
-        return [thread for thread in (*own, *self._scheduler.offload.threads) if thread.is_alive()]
+        return [
+            thread for thread in (*own, *self._loop.reward_executor.threads) if thread.is_alive()
+        ]
 
     # --- work ---
 
-    def submit(self, call: Call, *, wait: bool) -> None:
+    def submit(self, group: RequestGroup, *, wait: bool) -> None:
         """Take a call on.
 
         Raises:
@@ -159,9 +159,9 @@ class Runtime:
         self.check_process()
         with self._lock:
             self._begin()
-            self._scheduler.gate.enter(call, wait=wait)
-            self._calls[call.reward.key] += 1
-        call.future.add_done_callback(partial(self._note_end, call))
+            self._loop.admission.enter(group, wait=wait)
+            self._calls[group.reward.key] += 1
+        group.future.add_done_callback(partial(self._note_end, group))
 
     def load(self, source: RewardSource) -> Future[Any]:
         """Have both models loaded; the future gives them."""
@@ -170,24 +170,24 @@ class Runtime:
         with self._lock:
             self._begin()
             asked_s = time.monotonic()
-            self._scheduler.post(partial(self._scheduler.load, source, asked_s, done))
+            self._loop.post(partial(self._loop.load, source, asked_s, done))
         return done
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded, without waiting for anything."""
         self.check_process()
-        return self._scheduler.loaded(source)
+        return self._loop.loaded(source)
 
-    def end_call(self, call: Call) -> None:
+    def end_group(self, group: RequestGroup) -> None:
         """Have a call end where it stands; its answers say `cancelled`."""
         self.check_process()
-        call.ended = True  # also if it has not begun
-        self._scheduler.post(partial(self._scheduler.end_call, call))
+        group.ended = True  # also if it has not begun
+        self._loop.post(partial(self._loop.end_group, group))
 
     def stats(self) -> EngineStats:
         """Return what is going on."""
         self.check_process()
-        return self._scheduler.stats()
+        return self._loop.stats()
 
     def check_process(self) -> None:
         """Refuse to be used in a forked process.
@@ -208,7 +208,7 @@ class Runtime:
                 "the engine was called from its own thread, by a reward model or a future's "
                 "callback, and would wait for itself. Cure: call it from another thread"
             )
-        if self._scheduler.offload.is_asking:
+        if self._loop.reward_executor.is_asking:
             raise StarsError(
                 "the engine was called by a reward that it was waiting for, and could wait for "
                 "itself. Cure: give the reward an engine of its own, StarsEngine(config)"
@@ -216,11 +216,11 @@ class Runtime:
 
     # --- inside ---
 
-    def _note_end(self, call: Call, future: Future[Any]) -> None:
-        call.owner = None  # now the handle may go, without waiting for a garbage collection
+    def _note_end(self, group: RequestGroup, future: Future[Any]) -> None:
+        group.owner = None  # now the handle may go, without waiting for a garbage collection
         if future.cancelled():
-            self.end_call(call)
-        self._scheduler.post(partial(self._count_call_out, call.reward.key))
+            self.end_group(group)
+        self._loop.post(partial(self._count_call_out, group.reward.key))
 
     def _count_call_out(self, reward_key: str) -> None:
         with self._lock:
@@ -248,7 +248,7 @@ class Runtime:
         """What the thread does. Whatever ends it, everybody is told and nobody let in any more."""
         cause = None
         try:
-            self._scheduler.run()
+            self._loop.run()
         except BaseException as error:
             if not isinstance(error, Interrupted):
                 logger.exception("the engine's thread fails; all requests end with an error")
@@ -262,7 +262,7 @@ class Runtime:
                 with self._lock:
                     self._closed = True
                 self._on_close(self)
-                self._scheduler.send_all_home(cause)
+                self._loop.fail_all(cause)
             except Interrupted:  # the process is ending, and cannot wait for this either
                 continue
             return

@@ -20,8 +20,8 @@ class EngineStats(Schema):
         num_in_line: Requests of calls that stand outside the full queue.
         num_waiting: Requests in the queue.
         num_active: Requests in progress.
-        num_rows: Candidates that the next rounds draft for them.
-        num_rounds: Rounds drafted.
+        num_rows: Candidates that the next steps draft for them.
+        num_steps: Steps that drafted something.
         num_loads: Times a language model was loaded.
         num_finished: Answers that ended in their own way.
         num_failed: Answers that ended with an error.
@@ -49,7 +49,7 @@ class EngineStats(Schema):
     num_waiting: int = 0
     num_active: int = 0
     num_rows: int = 0
-    num_rounds: int = 0
+    num_steps: int = 0
     num_loads: int = 0
     num_finished: int = 0
     num_failed: int = 0

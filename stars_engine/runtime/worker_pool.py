@@ -73,7 +73,7 @@ class Task:
         return started_s + self.timeout_s - time.monotonic()
 
 
-class Workers:
+class WorkerPool:
     """A bounded pool of daemon threads.
 
     Owners take turns, and the further tasks of one that has a task in progress leave a quarter of

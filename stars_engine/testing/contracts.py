@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from stars_engine.algorithm.candidate import Draft
 from stars_engine.algorithm.noise import CounterNoise
-from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
+from stars_engine.backends.base import DraftRequest, LanguageModel, PrefixHandle
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
 from stars_engine.messages import Message
-from stars_engine.rewards.base import RewardModel, Score, as_number
-from stars_engine.types import RewardInput, RewardPrompt
+from stars_engine.rewards.base import RewardModel, as_number
+from stars_engine.types import RewardInput, RewardPrompt, Score
 
 _LEN = 6  # tokens of the drafts that a backend is checked by
 
@@ -67,14 +68,16 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
     prompts = [[1], [1, 2, 3, 1, 2], [2, 1, 3]] if prompts is None else prompts
     sampling = SamplingParams(top_k=None, temperature=1.0)
 
-    def request(slot: object, index: int, attempt: int, position: int = 0) -> DraftRequest:
-        noise = CounterNoise(seed=1, prompt_ids=prompts[index], sample_index=0)
-        uniforms = noise.token_uniforms(position=position, attempt=attempt, count=_LEN)
-        return DraftRequest(slot, uniforms, sampling, lookahead=2 * attempt)  # the first has none
+    def request(index: int, kept: Sequence[int], attempt: int) -> DraftRequest:
+        prompt = prompts[index]
+        noise = CounterNoise(seed=1, prompt_ids=prompt, sample_index=0)
+        uniforms = noise.token_uniforms(position=len(kept), attempt=attempt, count=_LEN)
+        handle = handles[index]
+        ids, lookahead = [*prompt, *kept], 2 * attempt  # the first has none
+        return DraftRequest(ids, len(prompt), uniforms, sampling, lookahead, handle)
 
-    slots = model.prefill(prompts)
-    assert len(slots) == len(prompts), "prefill returns one slot per prompt"
-    asked = [request(slot, i, attempt) for i, slot in enumerate(slots) for attempt in range(3)]
+    handles = [PrefixHandle() for _ in prompts]
+    asked = [request(index, (), attempt) for index in range(len(prompts)) for attempt in range(3)]
     together = _drafts(model, asked)
     for one, draft in zip(asked, together, strict=True):
         _check_form(model, one, draft)
@@ -82,16 +85,19 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
         assert _drafts(model, [one]) == [draft], message
         [plain] = _drafts(model, [replace(one, lookahead=0)])
         assert plain == Draft(draft.token_ids), "the lookahead changes the candidate before it"
-    _check_lookahead(model, prompts, asked, together)
-    kept = [together[3 * i].token_ids for i in range(len(prompts))]
-    going_on = [i for i, ids in enumerate(kept) if not model.is_end(ids[-1], sampling)]
-    model.commit([(slots[i], kept[i]) for i in going_on])
-    fresh = model.prefill([[*prompts[i], *kept[i]] for i in going_on])
-    for index, slot in zip(going_on, fresh, strict=True):
-        after_commit = _drafts(model, [request(slots[index], index, 1, _LEN)])
-        after_prefill = _drafts(model, [request(slot, index, 1, _LEN)])
-        message = "draft, reject, redraft and commit is not the same as reading the text afresh"
-        assert after_commit == after_prefill, message
+    _check_lookahead(model, asked, together)
+    for index in range(len(prompts)):
+        kept = together[3 * index].token_ids
+        if model.is_end(kept[-1], sampling):
+            continue
+        [cached] = _drafts(model, [request(index, kept, 1)])
+        handles[index].release()
+        [again] = _drafts(model, [request(index, kept, 1)])
+        [fresh] = _drafts(model, [replace(request(index, kept, 1), handle=PrefixHandle())])
+        assert cached == again == fresh, "a draft depends on what is cached of its prefix"
+        handles[index] = handles[index - 1]
+        [stale] = _drafts(model, [request(index, kept, 1)])
+        assert stale == fresh, "a handle of another prefix changes a draft"
 
 
 def _check_form(model: LanguageModel, request: DraftRequest, draft: Draft) -> None:
@@ -107,19 +113,20 @@ def _check_form(model: LanguageModel, request: DraftRequest, draft: Draft) -> No
 
 
 def _check_lookahead(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    requests: Sequence[DraftRequest],
-    drafts: Sequence[Draft],
+    model: LanguageModel, requests: Sequence[DraftRequest], drafts: Sequence[Draft]
 ) -> None:
     """Check that each lookahead is what temperature 0 draws behind its candidate."""
-    for index, (request, draft) in enumerate(zip(requests, drafts, strict=True)):
+    for request, draft in zip(requests, drafts, strict=True):
         if draft.lookahead_ids:
-            slots = model.prefill([[*prompts[index // 3]]])
-            model.commit([(slots[0], draft.token_ids)])
-            uniforms = [0.5] * request.lookahead
-            greedy = request.sampling.replace(temperature=0)
-            [alone] = _drafts(model, [DraftRequest(slots[0], uniforms, greedy)])
+            greedy = replace(
+                request,
+                token_ids=[*request.token_ids, *draft.token_ids],
+                uniforms=[0.5] * request.lookahead,
+                sampling=request.sampling.replace(temperature=0),
+                lookahead=0,
+                handle=PrefixHandle(),
+            )
+            [alone] = _drafts(model, [greedy])
             message = "a lookahead is not the greedy continuation of its candidate"
             assert alone.token_ids == draft.lookahead_ids, message
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
-from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends.base import DraftRequest
 from stars_engine.config import SamplingParams
-from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.rewards.base import Score
-from stars_engine.types import RewardInput
+from stars_engine.grammars import Grammars
+from stars_engine.types import RewardInput, Score
 
 
 @runtime_checkable
@@ -23,15 +22,6 @@ class Choice(Protocol):
     def choose(self, probs: Sequence[float]) -> int:
         """Return the index of one outcome."""
         ...
-
-
-@dataclass(slots=True)
-class ToySlot:
-    """A prefix of the toy model."""
-
-    token_ids: list[int] = field(default_factory=list)
-    num_prompt_tokens: int = 0
-    grammar: GrammarState | None = None
 
 
 class TabularModel:
@@ -68,20 +58,9 @@ class TabularModel:
         pieces = ["" if token in ends else piece for token, piece in enumerate(self.pieces)]
         return Grammars([piece.encode() for piece in pieces], ends, ends)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[ToySlot]:
-        """See `LanguageModel`."""
-        return [ToySlot(list(prompt), len(prompt)) for prompt in prompts]
-
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """See `LanguageModel`."""
         return [self._draft(request) for request in requests]
-
-    def commit(self, kept: Sequence[tuple[ToySlot, Sequence[int]]]) -> None:
-        """See `LanguageModel`."""
-        for slot, ids in kept:
-            slot.token_ids += ids
-            if slot.grammar is not None:
-                slot.grammar.consume(ids)
 
     def check_grammar(self, sampling: SamplingParams) -> None:
         """See `LanguageModel`."""
@@ -101,11 +80,11 @@ class TabularModel:
         return [self.pieces.index(character) for character in text]
 
     def _draft(self, request: DraftRequest) -> Draft:
-        slot: ToySlot = request.slot
-        if request.sampling.grammar is not None and slot.grammar is None:
-            slot.grammar = self.grammars.start(request.sampling.grammar)
-        grammar = None if slot.grammar is None else slot.grammar.fork()
-        completion = slot.token_ids[slot.num_prompt_tokens :]
+        completion = request.token_ids[request.num_prompt_tokens :]
+        grammar = None
+        if request.sampling.grammar is not None:
+            grammar = self.grammars.start(request.sampling.grammar)
+            grammar.consume(completion)
         drafted: list[int] = []
         uniforms: list[float | None] = [*request.uniforms, *[None] * request.lookahead]
         for uniform in uniforms:

@@ -4,20 +4,19 @@ The number changes speed, never text: candidates are walked in index order, and 
 first accepted are never looked at.
 """
 
-from stars_engine.core.autotune.acceptance_estimates import Prospects, SegmentDraws
-from stars_engine.core.autotune.allocation import Chances, allot
-from stars_engine.core.autotune.autotuner import Pacer, Turn
+from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates, SegmentDraws
+from stars_engine.core.autotune.allocation import Chances, allocate_rows
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.autotune.cost_probe import probe_costs
-from stars_engine.core.autotune.step_costs import Curve, RoundCosts
+from stars_engine.core.autotune.step_costs import Curve, StepCosts
 
 __all__ = [
+    "AcceptanceEstimates",
+    "CandidateAutotuner",
     "Chances",
     "Curve",
-    "Pacer",
-    "Prospects",
-    "RoundCosts",
     "SegmentDraws",
-    "Turn",
-    "allot",
+    "StepCosts",
+    "allocate_rows",
     "probe_costs",
 ]

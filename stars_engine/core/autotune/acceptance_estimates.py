@@ -29,7 +29,7 @@ class SegmentDraws(NamedTuple):
     accepted: bool
 
 
-class Prospects:
+class AcceptanceEstimates:
     """Posteriors of acceptance, by settings and segment index.
 
     Thresholds rise with the index, so acceptance falls. Each index is a Beta posterior over what

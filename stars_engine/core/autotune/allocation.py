@@ -21,7 +21,7 @@ class Chances(NamedTuple):
     acceptance: float
 
 
-def allot(
+def allocate_rows(
     rollouts: Sequence[Chances], cost: Callable[[int], float], max_rows: int | None = None
 ) -> list[int]:
     """Return how many candidates each rollout drafts, for most draws that are used per second.

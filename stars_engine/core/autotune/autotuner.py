@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
 
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.backends.base import LanguageModel
-from stars_engine.core.autotune.acceptance_estimates import Prospects, SegmentDraws
-from stars_engine.core.autotune.allocation import Chances, allot
+from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates, SegmentDraws
+from stars_engine.core.autotune.allocation import Chances, allocate_rows
 from stars_engine.core.autotune.cost_probe import probe_costs
-from stars_engine.core.autotune.step_costs import RoundCosts
+from stars_engine.core.autotune.step_costs import StepCosts
+from stars_engine.core.request import Request
 from stars_engine.rewards.base import OffloadedReward, RewardModel
 from stars_engine.rewards.reward_requests import single_models
 from stars_engine.schedules import BaseSchedule
@@ -21,50 +21,51 @@ _MOST_OUTSIDE = 4  # candidates, where rewards are other people's functions
 _NUM_RECALLED = 8  # segments of an answer by which its next one is judged
 
 
-class Turn(NamedTuple):
-    """A rollout whose turn it is to draft.
+class CandidateAutotuner:
+    """Chooses how many candidates each request of a step drafts.
 
-    Attributes:
-        rollout: The rollout.
-        reward: Its reward model.
-        bounds: How many candidates it may draft.
-    """
-
-    rollout: Rollout
-    reward: RewardModel
-    bounds: NumDrafts
-
-
-class Pacer:
-    """Chooses how many candidates each rollout of a round drafts.
-
-    One goes with a model for as long as it is loaded: the second call with the same settings goes
-    on from what the first has found.
+    There is one for each loaded model: a second call with the same settings starts from what the
+    first has learnt.
     """
 
     def __init__(self) -> None:
-        self._costs, self._prospects = RoundCosts(), Prospects()
+        self._costs, self._estimates = StepCosts(), AcceptanceEstimates()
         self._has_probed = False
         self._hashed: tuple[BaseSchedule, str] | None = None  # the latest: mostly the next, too
 
-    def counts(
-        self, turns: Sequence[Turn], model: LanguageModel, max_rows: int | None
+    def allocate(
+        self,
+        requests: Sequence[Request],
+        bounds: Sequence[NumDrafts],
+        model: LanguageModel,
+        *,
+        max_rows: int | None,
     ) -> list[int]:
-        """Return how many candidates each of them drafts.
+        """Return how many candidates each request of a step drafts.
 
         Where there is a choice for the first time, the model is probed.
+
+        Args:
+            requests: The batch.
+            bounds: How many candidates each of them may draft.
+            model: The language model.
+            max_rows: Candidates in all, at most; None for no limit.
         """
-        turns = [_within_outside(turn) for turn in turns]
-        if all(turn.bounds.least == turn.bounds.most for turn in turns):
-            return [turn.bounds.least for turn in turns]
+        bounds = [_bounded(item, request) for item, request in zip(bounds, requests, strict=True)]
+        if all(least == most for least, most in bounds):
+            return [least for least, _ in bounds]
         if not self._has_probed:
             self._has_probed = True
             self._costs.probed = probe_costs(model, max_rows)
-        curve = self._costs.curve(_num_tokens([turn.rollout for turn in turns]))
-        return allot([self._chances(turn) for turn in turns], curve, max_rows)
+        curve = self._costs.curve(_num_tokens([request.rollout for request in requests]))
+        chances = [
+            Chances(*item, self._acceptance(request))
+            for item, request in zip(bounds, requests, strict=True)
+        ]
+        return allocate_rows(chances, curve, max_rows)
 
-    def note_round(self, rollouts: Sequence[Rollout], num_rows: int, seconds: float) -> None:
-        """Take in what a round took."""
+    def note_step(self, rollouts: Sequence[Rollout], num_rows: int, seconds: float) -> None:
+        """Learn from how long a step took."""
         per_token_s = seconds / rollouts[0].align.row_len
         self._costs.note(num_rows, per_token_s, _num_tokens(rollouts))
 
@@ -76,12 +77,11 @@ class Pacer:
             accepted = segment is not None and segment.verdict == "accepted"
             index = len(rollout.segments) - (segment is not None)
             draws = SegmentDraws(index, len(attempts), accepted)
-            self._prospects.note(self._settings(rollout, reward), draws)
+            self._estimates.note(self._settings(rollout, reward), draws)
 
-    def _chances(self, turn: Turn) -> Chances:
-        rollout, bounds = turn.rollout, turn.bounds
-        if bounds.sure:
-            return Chances(bounds.least, bounds.most, 1.0)
+    def _acceptance(self, request: Request) -> float:
+        """Return how probable it is that the next draw of a request is accepted."""
+        rollout = request.rollout
         first = max(0, len(rollout.segments) - _NUM_RECALLED)
         history = [
             SegmentDraws(first + offset, len(segment.attempts), segment.verdict == "accepted")
@@ -89,8 +89,8 @@ class Pacer:
             if segment.attempts
         ]
         history.append(SegmentDraws(len(rollout.segments), len(rollout.draws), accepted=False))
-        acceptance = self._prospects.acceptance(self._settings(rollout, turn.reward), history)
-        return Chances(bounds.least, bounds.most, acceptance)
+        settings = self._settings(rollout, request.reward)
+        return self._estimates.acceptance(settings, history)
 
     def _settings(self, rollout: Rollout, reward: RewardModel) -> Hashable:
         """Return what is equal for rollouts that are judged alike."""
@@ -101,15 +101,14 @@ class Pacer:
         return id(reward), self._hashed[1], align.beta, align.segment_len
 
 
-def _within_outside(turn: Turn) -> Turn:
-    """Bound what is asked of rewards that are called outside of rounds.
+def _bounded(bounds: NumDrafts, request: Request) -> NumDrafts:
+    """Bound what is asked of rewards that are called outside of steps.
 
-    What they take is not measured, they may cost money, and their other callers wait.
+    Their time is not measured, they may cost money, and their other callers wait.
     """
-    if not any(isinstance(part, OffloadedReward) for part in single_models(turn.reward)):
-        return turn
-    least, most = turn.bounds.least, min(turn.bounds.most, _MOST_OUTSIDE)
-    return turn._replace(bounds=turn.bounds._replace(most=max(least, most)))
+    if not any(isinstance(part, OffloadedReward) for part in single_models(request.reward)):
+        return bounds
+    return bounds._replace(most=max(bounds.least, min(bounds.most, _MOST_OUTSIDE)))
 
 
 def _num_tokens(rollouts: Sequence[Rollout]) -> int:

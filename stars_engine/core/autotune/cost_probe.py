@@ -47,8 +47,7 @@ def _fill(found: dict[int, float], model: LanguageModel, max_rows: int | None) -
     num_tokens = min(_NUM_TOKENS, room - 1)
     ends_s = time.perf_counter() + _BUDGET_S
     prompt = [index % model.vocab_size for index in range(room - num_tokens)]
-    [slot] = model.prefill([prompt])
-    request = DraftRequest(slot, (0.5,) * num_tokens, SamplingParams())
+    request = DraftRequest(prompt, len(prompt), (0.5,) * num_tokens, SamplingParams())
     last_s = _time(model, [request])  # with whatever is done once only
     for num_rows in _NUM_ROWS:
         if max_rows is not None and num_rows > max_rows:

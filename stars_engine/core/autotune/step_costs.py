@@ -51,7 +51,7 @@ class Curve:
         return min(around, key=lambda rows: max(rows / num_rows, num_rows / rows))
 
 
-class RoundCosts:
+class StepCosts:
     """Seconds that rounds take, as measured so far.
 
     Hardware is not linear: two rows may cost as much as eight. Measurements are kept by the number

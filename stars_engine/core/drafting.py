@@ -1,0 +1,91 @@
+"""Drafting a batch on a model that may run out of memory, or fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.errors import GenerationError, describe_error
+from stars_engine.memory import in_smaller_batches, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+DraftOutcome = Draft | GenerationError
+
+
+class Drafter:
+    """Drafts candidates: fewer at once when memory runs out, once more when the model fails.
+
+    Args:
+        model: The language model.
+        free_unused: Frees memory that no request needs.
+
+    Attributes:
+        max_rows: Candidates drafted at once since memory ran out; None if it has not.
+    """
+
+    def __init__(self, model: LanguageModel, free_unused: Callable[[], None]) -> None:
+        self._model, self._free_unused = model, free_unused
+        self.max_rows: int | None = None
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
+        """Return a draft for each request, or the error of the one that has none.
+
+        Raises:
+            RuntimeError: Memory runs out with a single candidate (torch's error).
+            MemoryError: The same.
+        """
+
+        def shrink(num_rows: int) -> None:
+            if num_rows < len(requests):
+                self.max_rows = num_rows
+            self._free_unused()
+
+        return in_smaller_batches(
+            self._draft_isolated,
+            requests,
+            what="candidates",
+            make_room=shrink,
+            most=self.max_rows,
+        )
+
+    def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
+        """Draft; where the model fails twice, draft halves, to find the requests it fails for."""
+        try:
+            return self._model.draft(requests)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            logger.warning(
+                "Drafting %d candidates failed; trying again", len(requests), exc_info=True
+            )
+        return self._draft_again(requests)
+
+    def _draft_again(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
+        for request in requests:
+            request.handle.release()  # nothing is known of it after a failure
+        try:
+            return self._model.draft(requests)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if len(requests) == 1:
+                logger.exception("Drafting a candidate failed")
+                return [_failure(error)]
+        half = len(requests) // 2
+        return [
+            outcome
+            for part in (requests[:half], requests[half:])
+            for outcome in self._draft_again(part)
+        ]
+
+
+def _failure(cause: Exception) -> GenerationError:
+    error = GenerationError(
+        f"the language model failed: {describe_error(cause)}. Cure: for want of "
+        "memory, lower EngineParams(max_rows=..., max_active=...), or shorten the prompt"
+    )
+    error.__cause__ = cause
+    return error

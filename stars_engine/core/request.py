@@ -1,0 +1,104 @@
+"""One answer in the engine core: its rollout, its reward model, and where it stands."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.verification import DecodingStrategy, DraftVerification
+from stars_engine.backends.base import DraftRequest, PrefixHandle
+from stars_engine.rewards.base import RewardModel
+
+
+class RequestStatus(Enum):
+    """Where a request stands. Only the scheduler changes it.
+
+    Attributes:
+        WAITING: Not started, or preempted: no prefix of it is cached.
+        RUNNING: In the next batch that drafts segments of its length.
+        WAITING_FOR_REWARD: Its drafts are being scored.
+        FINISHED: The answer has ended.
+    """
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    WAITING_FOR_REWARD = "waiting_for_reward"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One answer in the making.
+
+    Attributes:
+        rollout: What was asked, what is accepted so far, what it has cost.
+        reward: The reward model that scores it.
+        decoding: How drafts become text.
+        status: Where it stands.
+        handle: What the language model keeps of its prefix.
+        verification: Its drafts that are being scored, if there are any.
+        started: Whether its prompt has been computed.
+    """
+
+    rollout: Rollout
+    reward: RewardModel
+    decoding: DecodingStrategy
+    status: RequestStatus = RequestStatus.WAITING
+    handle: PrefixHandle = field(default_factory=PrefixHandle)
+    verification: DraftVerification | None = None
+    started: bool = False
+
+    @property
+    def holds_prefix(self) -> bool:
+        """Whether the language model keeps its prefix."""
+        return self.handle.cached is not None
+
+    def draft_requests(self, count: int) -> list[DraftRequest]:
+        """Return the requests for its next draws."""
+        rollout = self.rollout
+        first = self.decoding.first_draft(rollout)
+        prefix = (*rollout.prompt_ids, *rollout.token_ids)
+        return [
+            DraftRequest(
+                token_ids=prefix,
+                num_prompt_tokens=len(rollout.prompt_ids),
+                uniforms=rollout.token_uniforms(first + offset),
+                sampling=rollout.sampling,
+                lookahead=rollout.next_lookahead,
+                handle=self.handle,
+            )
+            for offset in range(count)
+        ]
+
+
+class ScheduledRequest(NamedTuple):
+    """A request in the batch of a step, and how many candidates it drafts."""
+
+    request: Request
+    num_candidates: int
+
+
+@dataclass(eq=False, slots=True)
+class RequestQueue:
+    """Requests of one caller that have not started; callers take turns.
+
+    Attributes:
+        waiting: The requests, first come first.
+        may_start: Whether its next request may start; if not, other queues go first.
+        on_start: Called when one of its requests starts.
+        on_drop: Called when one of its requests ends without having started.
+    """
+
+    waiting: deque[Request]
+    may_start: Callable[[], bool] = lambda: True
+    on_start: Callable[[], None] = lambda: None
+    on_drop: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, requests: Iterable[Request]) -> RequestQueue:
+        """Return a queue whose requests may all start."""
+        return cls(deque(requests))

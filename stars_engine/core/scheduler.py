@@ -1,0 +1,260 @@
+"""The scheduler: which requests run, which wait, and who gives way when memory runs out.
+
+It owns the status of every request. Callers take turns; a request that found no room in a budget is
+not overtaken, so large requests are not starved. Preemption is eviction: the youngest requests lose
+their cached prefixes, wait, and are computed again later. That costs time and changes no text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.verification import NumDrafts
+from stars_engine.core.budget import MemoryBudget, Reserved
+from stars_engine.core.request import Request, RequestQueue, RequestStatus
+
+logger = logging.getLogger(__name__)
+
+MAX_ACTIVE = 32  # requests in progress, unless the engine's settings say otherwise
+
+
+class Scheduler:
+    """Requests from their first turn to their last.
+
+    Args:
+        max_rows: Candidates drafted together at most; None for no limit.
+        max_active: Requests in progress of one reward model, and requests ready to draft, at most.
+        budget: What requests in progress may reserve.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_rows: int | None = None,
+        max_active: int = MAX_ACTIVE,
+        budget: MemoryBudget | None = None,
+    ) -> None:
+        self._max_active = max_active
+        self._budget = budget or MemoryBudget(None)
+        self._queues: deque[RequestQueue] = deque()  # not started; the next in turn first
+        self._preempted: deque[Request] = deque()  # oldest first
+        self._running: deque[Request] = deque()  # longest waiting for its turn first
+        self._waiting_for_reward: list[Request] = []
+        self._max_holding: int | None = None  # requests with a prefix, since memory ran out
+        self._ages: dict[Request, int] = {}  # of those in progress
+        self._num_started = 0
+        self.max_rows = max_rows
+
+    # --- what there is ---
+
+    @property
+    def in_progress(self) -> list[Request]:
+        """Requests that have started and not finished, oldest first."""
+        return list(self._ages)
+
+    @property
+    def waiting_for_reward(self) -> list[Request]:
+        """Requests whose drafts are being scored."""
+        return list(self._waiting_for_reward)
+
+    @property
+    def queues(self) -> list[RequestQueue]:
+        """Requests that have not started, by caller; the next in turn first."""
+        return list(self._queues)
+
+    @property
+    def num_ready_rows(self) -> int:
+        """Candidates that running requests draft at least."""
+        return sum(self.num_drafts(request).least for request in tuple(self._running))
+
+    def has_work(self) -> bool:
+        """Whether the next step can draft something."""
+        may_resume = bool(self._preempted) and self._has_room()
+        return bool(self._running) or may_resume or next(self._startable(), None) is not None
+
+    def num_drafts(self, request: Request) -> NumDrafts:
+        """Return how many candidates a request may draft in one step."""
+        least, most = request.decoding.num_drafts(request.rollout)
+        if self.max_rows is None:
+            return NumDrafts(least, most)
+        return NumDrafts(min(least, self.max_rows), min(most, self.max_rows))
+
+    # --- from one status to the next ---
+
+    def add(self, queue: RequestQueue) -> None:
+        """Let the requests of one caller wait for their turn."""
+        if queue.waiting:
+            self._queues.append(queue)
+
+    def schedule(self) -> list[Request]:
+        """Return the requests of the next step: all draft equally many tokens.
+
+        The one that has waited longest decides how many; the others have their turn in later steps.
+        They stay RUNNING until `wait_for_reward`, `preempt` or `finish`.
+        """
+        self._resume()
+        self._start()
+        if not self._running:
+            return []
+        row_len = self._running[0].rollout.align.row_len
+        batch: list[Request] = []
+        num_rows = 0
+        for request in self._running:
+            rows = self.num_drafts(request).least
+            fits = self.max_rows is None or num_rows + rows <= self.max_rows
+            if not batch or (request.rollout.align.row_len == row_len and fits):
+                batch.append(request)
+                num_rows += rows
+        return batch
+
+    def wait_for_reward(self, request: Request) -> None:
+        """The request's drafts are being scored."""
+        self._running.remove(request)
+        self._waiting_for_reward.append(request)
+        request.status = RequestStatus.WAITING_FOR_REWARD
+
+    def run_again(self, request: Request) -> None:
+        """The request's drafts are verified: it may draft again, as soon as its prefix fits."""
+        self._waiting_for_reward.remove(request)
+        request.verification = None
+        if request.holds_prefix or self._has_room():
+            self._running.append(request)
+            request.status = RequestStatus.RUNNING
+        else:  # evicted while its drafts were being scored
+            self._wait_for_memory(request)
+
+    def finish(self, request: Request) -> None:
+        """The answer has ended, whatever ended it."""
+        if request.verification is not None:
+            request.verification.closed = True
+            request.verification = None
+        if request.status is RequestStatus.RUNNING:
+            self._running.remove(request)
+        elif request.status is RequestStatus.WAITING_FOR_REWARD:
+            self._waiting_for_reward.remove(request)
+        elif request in self._ages:
+            self._preempted.remove(request)
+        if self._ages.pop(request, None) is not None and self._max_holding is not None:
+            self._max_holding += 1  # one more may try
+        request.handle.release()
+        request.status = RequestStatus.FINISHED
+
+    def remove_waiting(self, rollouts: Sequence[Rollout]) -> None:
+        """Drop requests that have not started."""
+        gone = set(rollouts)
+        for queue in tuple(self._queues):
+            left = deque(item for item in queue.waiting if item.rollout not in gone)
+            num_dropped = len(queue.waiting) - len(left)
+            queue.waiting = left
+            for _ in range(num_dropped):
+                queue.on_drop()
+            if not queue.waiting:
+                self._queues.remove(queue)
+
+    # --- memory ---
+
+    def preempt(self, batch: Sequence[Request]) -> list[Request]:
+        """Make room for a batch that ran out of memory.
+
+        Requests outside the batch give way first, then the younger half of the batch.
+
+        Returns:
+            What is left of the batch; nothing if a single request is alone in memory.
+        """
+        kept = set(batch)
+        others = [item for item in self._ages if item.holds_prefix and item not in kept]
+        if others:
+            victims = others
+        elif len(batch) > 1:
+            oldest_first = sorted(batch, key=self._ages.__getitem__)
+            victims = oldest_first[(len(batch) + 1) // 2 :]
+        else:
+            return []
+        for request in victims:
+            self._evict(request)
+        left = [request for request in batch if request not in victims]
+        self._max_holding = max(1, len(left))
+        logger.warning(
+            "Out of memory; preempting %d requests. They are computed again later", len(victims)
+        )
+        return left
+
+    def _evict(self, request: Request) -> None:
+        request.handle.release()
+        if request.status is RequestStatus.RUNNING:
+            self._running.remove(request)
+            self._wait_for_memory(request)
+
+    def _wait_for_memory(self, request: Request) -> None:
+        request.status = RequestStatus.WAITING
+        self._preempted = deque(sorted([*self._preempted, request], key=self._ages.__getitem__))
+
+    def _has_room(self) -> bool:
+        """Whether one more request may hold a prefix, as far as is known."""
+        if self._max_holding is None:
+            return True
+        scored = sum(request.holds_prefix for request in self._waiting_for_reward)
+        return len(self._running) + scored < self._max_holding
+
+    def _resume(self) -> None:
+        if not self._ages:
+            self._max_holding = None
+        while self._preempted and self._has_room():
+            request = self._preempted.popleft()
+            request.status = RequestStatus.RUNNING
+            self._running.append(request)
+
+    # --- starting ---
+
+    def _start(self) -> None:
+        """Start waiting requests, one of each caller in turn."""
+        num_rows = self.num_ready_rows
+        for queue in self._startable():
+            request = queue.waiting[0]
+            rows = self.num_drafts(request).least
+            if num_rows and self.max_rows is not None and num_rows + rows > self.max_rows:
+                return
+            num_rows += rows
+            queue.waiting.popleft()
+            self._queues.remove(queue)
+            if queue.waiting:
+                self._queues.append(queue)
+            self._num_started += 1
+            self._ages[request] = self._num_started
+            request.status = RequestStatus.RUNNING
+            self._running.append(request)
+            queue.on_start()
+
+    def _startable(self) -> Iterator[RequestQueue]:
+        """Yield queues whose next request may start now; each must start before the next is asked.
+
+        Requests that wait for a slow reward do not take places from those of other rewards: each
+        reward model has `max_active` of its own.
+        """
+        if self._preempted:
+            return  # they come first
+        is_full = False
+        passed: set[int] = set()
+        while len(self._running) < self._max_active:
+            reserved = Reserved.by(request.rollout for request in self._ages)
+            by_reward = Counter(id(request.reward) for request in self._ages)
+            for queue in tuple(self._queues):
+                request = queue.waiting[0]
+                has_place = by_reward[id(request.reward)] < self._max_active
+                if id(queue) in passed or not has_place or not queue.may_start():
+                    continue
+                if is_full or not self._fits(request, reserved):
+                    is_full = True
+                    continue
+                yield queue
+                break
+            else:
+                return
+
+    def _fits(self, request: Request, reserved: Reserved) -> bool:
+        return not self._ages or (
+            self._has_room() and self._budget.holds(request.rollout, reserved)
+        )
