@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import cast
 
 from stars_engine.algorithm.candidate import Draft
@@ -128,27 +128,36 @@ class EngineCore:
 
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft each request's candidates together; preempt requests when memory runs out."""
-        while batch:
-            asked = [request.draft_requests(count) for request, count in batch]
+        drafted: list[tuple[Request, list[DraftOutcome]]] = []
+        left = list(batch)
+        while left:
+            asked = [draw for request, count in left for draw in request.draft_requests(count)]
+            outcomes: list[DraftOutcome] = []
+            problem: Exception | None = None
             try:
-                outcomes = iter(self._drafter.draft([draw for draws in asked for draw in draws]))
-                return [(request, list(islice(outcomes, count))) for request, count in batch]
+                for outcome in self._drafter.draft(asked):
+                    outcomes.append(outcome)  # noqa: PERF402 - what precedes an error is used
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 problem = bare(error)
-            batch = self._make_room(batch, problem)
-        return []
+            while left and len(outcomes) >= left[0].num_candidates:
+                request, count = left.pop(0)
+                drafted.append((request, outcomes[:count]))
+                del outcomes[:count]
+            if problem is not None:
+                left = self._make_room(left, problem)
+        return drafted
 
     def _make_room(
         self, batch: Sequence[ScheduledRequest], problem: Exception
     ) -> list[ScheduledRequest]:
         left = self.scheduler.preempt([request for request, _ in batch])
-        if not left:
+        if left is None:
             for request, _ in batch:
                 self._end(request, request.rollout.fail(_no_room(request.rollout, problem)))
         self._free_unused()
-        return [item for item in batch if item.request in left]
+        return [item for item in batch if left and item.request in left]
 
     def _note_step(self, batch: Sequence[ScheduledRequest], seconds: float) -> None:
         """Learn what a step costs, unless a prompt was computed in it."""
