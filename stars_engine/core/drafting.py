@@ -73,7 +73,7 @@ class Drafter:
                 raise
             if len(requests) == 1:
                 logger.exception("Drafting a candidate failed")
-                return [_failure(error)]
+                return [model_failed(error)]
         half = len(requests) // 2
         return [
             outcome
@@ -82,7 +82,8 @@ class Drafter:
         ]
 
 
-def _failure(cause: Exception) -> GenerationError:
+def model_failed(cause: BaseException) -> GenerationError:
+    """Return the error of a request that the language model failed for."""
     error = GenerationError(
         f"the language model failed: {describe_error(cause)}. Cure: for want of "
         "memory, lower EngineParams(max_rows=..., max_active=...), or shorten the prompt"

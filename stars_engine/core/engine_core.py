@@ -82,7 +82,8 @@ class EngineCore:
         drafted = self._draft(batch)
         opened = [self._open(request, drafts) for request, drafts in drafted]
         self._scorer(spread(item for asked in opened for item in asked))
-        self._note_step(batch, time.perf_counter() - started_s)
+        if drafted:
+            self._note_step(batch, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
 
@@ -95,7 +96,7 @@ class EngineCore:
         """End requests whose deadline has passed, and those that may not draft any more."""
         for request in tuple(self._requests.values()):
             rollout = request.rollout
-            if rollout.past_deadline:
+            if request.past_deadline:
                 self._end(request, rollout.finish("deadline"))
             elif request.verification is None and rollout.over_budget:
                 self._end(request, rollout.finish("budget"))
@@ -103,7 +104,7 @@ class EngineCore:
     @property
     def next_deadline_s(self) -> float | None:
         """Seconds until the next deadline; None if there is none."""
-        times = [rollout.remaining_s for rollout in self._requests]
+        times = [request.remaining_s for request in self._requests.values()]
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     def abort(self, rollouts: Sequence[Rollout]) -> None:
@@ -152,8 +153,6 @@ class EngineCore:
 
     def _note_step(self, batch: Sequence[ScheduledRequest], seconds: float) -> None:
         """Learn what a step costs, unless a prompt was computed in it."""
-        if not batch:
-            return
         self.num_steps += 1
         if all(request.started for request, _ in batch):
             num_rows = sum(count for _, count in batch)

@@ -159,24 +159,20 @@ class Scheduler:
     def preempt(self, batch: Sequence[Request]) -> list[Request]:
         """Make room for a batch that ran out of memory.
 
-        Requests outside the batch give way first, then the younger half of the batch.
+        The youngest requests give way, half of them at a time: those outside the batch first.
 
         Returns:
             What is left of the batch; nothing if a single request is alone in memory.
         """
-        kept = set(batch)
-        others = [item for item in self._ages if item.holds_prefix and item not in kept]
-        if others:
-            victims = others
-        elif len(batch) > 1:
-            oldest_first = sorted(batch, key=self._ages.__getitem__)
-            victims = oldest_first[(len(batch) + 1) // 2 :]
-        else:
+        outside = [item for item in self._ages if item.holds_prefix and item not in set(batch)]
+        if not outside and len(batch) == 1:
             return []
+        oldest_first = outside or sorted(batch, key=self._ages.__getitem__)
+        victims = oldest_first[len(oldest_first) // 2 :]
         for request in victims:
             self._evict(request)
         left = [request for request in batch if request not in victims]
-        self._max_holding = max(1, len(left))
+        self._max_holding = len(left) + len(outside[: len(outside) // 2])
         logger.warning(
             "Out of memory; preempting %d requests. They are computed again later", len(victims)
         )
@@ -237,14 +233,13 @@ class Scheduler:
         if self._preempted:
             return  # they come first
         is_full = False
-        passed: set[int] = set()
         while len(self._running) < self._max_active:
             reserved = Reserved.by(request.rollout for request in self._ages)
             by_reward = Counter(id(request.reward) for request in self._ages)
             for queue in tuple(self._queues):
                 request = queue.waiting[0]
                 has_place = by_reward[id(request.reward)] < self._max_active
-                if id(queue) in passed or not has_place or not queue.may_start():
+                if not has_place or not queue.may_start():
                     continue
                 if is_full or not self._fits(request, reserved):
                     is_full = True
