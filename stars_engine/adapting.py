@@ -122,13 +122,20 @@ class EngineFields(BaseModel):
         return given
 
     @classmethod
-    def from_file(cls, path: str | Path, **values: Any) -> Self:
+    def from_file(cls, path: str | Path, *, allow_imports: bool = True, **values: Any) -> Self:
         """Make one by a config file; further fields count more than the file.
 
+        Args:
+            path: The file.
+            allow_imports: Whether the file may name Python code to run; see
+                `StarsConfig.from_file`.
+            **values: Further fields.
+
         Raises:
-            ConfigError: The file is missing or unreadable, or a value is not allowed.
+            ConfigError: The file is missing or unreadable, a value is not allowed, or the file
+                names code and may not.
         """
-        return cls(config=StarsConfig.from_file(path), **values)
+        return cls(config=StarsConfig.from_file(path, allow_imports=allow_imports), **values)
 
     def settings(self, **overrides: Any) -> StarsConfig:
         """Return the config that all fields add up to, and what a call gives.
