@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, Field, PrivateAttr, field_serializer
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_serializer
 
 from stars_engine.config import StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, with_fields
 from stars_engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.masking import MASK, masked
 from stars_engine.schema import Schema
 from stars_engine.types import SegmentEvent, StarsResult
 
@@ -103,7 +104,12 @@ class EngineFields(BaseModel):
         if isinstance(values.get("config"), Mapping):
             values["config"] = StarsConfig(**values["config"])
         super().__init__(**values)
-        self.settings()  # bad values are told now, not at the first call
+        settings = self.settings()  # bad values are told now, not at the first call
+        for name in ("model", "reward"):
+            given = getattr(self, name)
+            if isinstance(given, Mapping) and masked(given) != given:
+                # As a config object it keeps its secrets to itself.
+                setattr(self, name, getattr(settings, name))
 
     @field_serializer("config")
     def _what_was_given(self, config: StarsConfig) -> dict[str, Any]:
@@ -309,6 +315,8 @@ def _plain(value: object) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
+    if isinstance(value, SecretStr):
+        return MASK
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"{name} in memory, number {_number_of(value)}"
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from stars_engine.disk import file_error, shown_path, why_not, write_file
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.masking import redact
 from stars_engine.schema import Schema
 
 # Their keys are the caller's own: token ids, module names, devices.
@@ -129,7 +130,9 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError) as error:
-        raise file_error(path, title, f"is not valid {path.suffix[1:]}: {error}") from None
+        raise file_error(
+            path, title, f"is not valid {path.suffix[1:]}: {redact(str(error))}"
+        ) from None
     return values
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from stars_engine.backends.base import Draft, DraftRequest, LanguageModel
+from stars_engine.backends.base import Draft, DraftRequest, LanguageModel, checked_draft
 from stars_engine.errors import GenerationError, RequestError
 from stars_engine.memory import (
     WatchesWeights,
@@ -351,7 +351,10 @@ class Rounds:
         drafts = iter(self._draft_rows([request for rows in requests for request in rows]))
         trials = []
         for (entry, _), rows in zip(group, requests, strict=True):
-            drafted = list(islice(drafts, len(rows)))
+            drafted = [
+                checked_draft(draft, row, self._model)
+                for draft, row in zip(islice(drafts, len(rows)), rows, strict=True)
+            ]
             candidates = []
             for draft in drafted:
                 if isinstance(draft, GenerationError):
