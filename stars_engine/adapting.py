@@ -106,9 +106,7 @@ class EngineFields(BaseModel):
         super().__init__(**values)
         settings = self.settings()  # bad values are told now, not at the first call
         for name in ("model", "reward"):
-            given = getattr(self, name)
-            if isinstance(given, Mapping) and masked(given) != given:
-                # As a config object it keeps its secrets to itself.
+            if _tells_secrets(getattr(self, name)):
                 setattr(self, name, getattr(settings, name))
 
     @field_serializer("config")
@@ -152,6 +150,21 @@ class EngineFields(BaseModel):
         own = {name: getattr(self, name) for name in self.model_fields_set & FLAT_FIELDS}
         own = {name: value for name, value in own.items() if not _is_unset(value)}
         return with_fields(self.config, {**own, **overrides}, owner=type(self).__name__)
+
+    def without_plain_secrets(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keywords of a call with models that hold secrets as config objects.
+
+        Those keep their secrets to themselves, whatever a framework shows of the keywords.
+
+        Raises:
+            ConfigError: A value of such a model is not allowed.
+        """
+        open_ = {name for name in ("model", "reward") if _tells_secrets(given.get(name))}
+        if not open_:
+            return dict(given)
+        parts = {name: given[name] for name in ("model", "reward") if name in given}
+        settings = self.settings(**parts)
+        return {**given, **{name: getattr(settings, name) for name in open_}}
 
     def engine(self, settings: StarsConfig | None = None) -> StarsEngine:
         """Return the shared engine for these settings; only its models and bounds matter here.
@@ -345,6 +358,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tells_secrets(given: object) -> bool:
+    """Whether a mapping holds secrets, which all who see it can read."""
+    return isinstance(given, Mapping) and masked(given) != given
 
 
 def _is_unset(value: object) -> bool:

@@ -116,14 +116,16 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
     check_suffix(path, title)
     load = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
-        values = load(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # a name may be one that no file has
+        raise file_error(path, title, f"cannot be read: {why_not(error)}") from None
+    try:
+        values = load(data.decode())
         if values is None:
             values = {}
         if not isinstance(values, dict):
             raise file_error(path, title, f"holds {type(values).__name__}, not a mapping of fields")
         _check_keys(path, title, values)
-    except OSError as error:
-        raise file_error(path, title, f"cannot be read: {why_not(error)}") from None
     except RecursionError:
         message = "is nested too deeply, or within itself; write it flat"
         raise file_error(path, title, message) from None

@@ -212,7 +212,7 @@ def _adapter_directory(path: str, token: str | None) -> Path:
     directory = Path(path)
     if not directory.is_dir():  # on the hub: what is not fetched cannot be read by mistake
         wanted = ["adapter_config.json", _ADAPTER_WEIGHTS]
-        asked = {} if token is None else {"token": token}
+        asked: dict[str, Any] = {} if token is None else {"token": token}
         found = huggingface_hub.snapshot_download(path, allow_patterns=wanted, **asked)
         directory = Path(found)
     return directory

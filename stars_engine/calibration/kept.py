@@ -59,12 +59,13 @@ def read_or_make(
 
 
 def _read(path: Path) -> CalibratedSchedule | None:
+    if not os.path.lexists(path):  # which raises nothing, whatever the path
+        return None
     try:
-        if path.exists():
-            return CalibratedSchedule.from_file(path)
-    except (OSError, ValueError) as error:
+        return CalibratedSchedule.from_file(path)
+    except ConfigError as error:
         logger.warning("a kept calibration is made anew: %s", error)
-    return None
+        return None
 
 
 def _warn(path: Path, reason: str) -> None:
