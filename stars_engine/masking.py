@@ -78,9 +78,8 @@ def is_secret_name(name: object) -> bool:
 
 def redact(text: str, known: Iterable[str] = ()) -> str:
     """Return a text without the secrets in it: those that are known, and what looks like one."""
-    for secret in sorted({form for value in known for form in (value, quote(value))}, key=len)[
-        ::-1
-    ]:
+    forms = {form for value in known for form in (value, quote(value, safe=""))}
+    for secret in sorted(forms, key=len, reverse=True):
         if len(secret) > 3:  # a shorter one is part of any word
             text = text.replace(secret, MASK)
     for pattern in _ANYWHERE:

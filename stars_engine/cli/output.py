@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from typing import TextIO
 
 # C0 but for tabs and newlines, DEL and C1; line and paragraph separators; marks, embeddings,
 # overrides and isolates that change the direction of text.
@@ -23,8 +24,12 @@ def visible(text: str) -> str:
 
 def write(text: str, *, end: str = "\n") -> None:
     """Write to standard output: unchanged, or made visible where that is a terminal."""
-    sys.stdout.write((visible(text) if sys.stdout.isatty() else text) + end)
-    sys.stdout.flush()
+    if _real().isatty():
+        sys.stdout.write(visible(text) + end)  # while a progress bar is shown, this goes above it
+        sys.stdout.flush()
+    else:
+        _real().write(text + end)
+        _real().flush()
 
 
 def write_json(line: str) -> None:
@@ -33,13 +38,18 @@ def write_json(line: str) -> None:
     That is what the encoding of standard output lacks, and for a terminal every control character.
     """
     try:
-        line.encode(sys.stdout.encoding)
+        line.encode(_real().encoding)
     except UnicodeEncodeError:
         line = json.dumps(json.loads(line))
-    if sys.stdout.isatty():
+    if _real().isatty():
         line = _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    write(line)
+
+
+def _real() -> TextIO:
+    """Return standard output; progress bars put a stand-in of theirs in its place."""
+    real: TextIO = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    return real
 
 
 def _escape(found: re.Match[str]) -> str:
