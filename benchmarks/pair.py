@@ -138,9 +138,8 @@ class Pair:
                 self.reward_model = LlamaForSequenceClassification(rm_config).eval()
         finally:
             torch.set_default_dtype(default)
-        self._autotuner = (
-            CandidateAutotuner()
-        )  # as an engine has one for as long as its model is loaded
+        # As an engine has one for as long as its model is loaded.
+        self._autotuner = CandidateAutotuner()
         self.lm = TransformersBackend(TransformersModel(model=lm, tokenizer=tokenizer))
         self.rm = ClassifierRewardModel(
             ClassifierReward(model=self.reward_model, tokenizer=tokenizer, read="ids"),

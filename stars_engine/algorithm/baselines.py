@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from stars_engine.algorithm.candidate import Candidate, Reading
+from stars_engine.algorithm.candidate import Candidate, Draw, Reading
 from stars_engine.algorithm.noise import Noise
-from stars_engine.algorithm.rollout import Draw, Rollout
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.scoring import reward_input
 from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.config import AlignParams
 from stars_engine.errors import RewardError
@@ -40,7 +41,7 @@ class PlainDecoding:
         """Ask for the reward of a draft that ends the answer."""
         [candidate] = candidates
         ends = candidate.finish_reason is not None
-        inputs = [rollout.reward_input(candidate)] if ends else []
+        inputs = [reward_input(rollout, candidate)] if ends else []
         return DraftVerification(rollout, candidates, inputs)
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:
@@ -76,7 +77,7 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
             sampling=rollout.sampling,
             align=align,
             noise=StreamNoise(rollout.noise, stream),
-            begun=rollout.begun,
+            prefill=rollout.prefill,
             replies=rollout.replies,
             started_s=rollout.started_s,
         )

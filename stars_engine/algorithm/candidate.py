@@ -8,7 +8,7 @@ from typing import Protocol
 
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.tokenization.text import ends_sentence, find_stop
-from stars_engine.types import FinishReason
+from stars_engine.types import Attempt, FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,14 @@ class Candidate:
     shown: Reading
     num_lookahead_tokens: int
     num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A judged candidate."""
+
+    candidate: Candidate
+    attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftReader
+from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftReader, Draw
+from stars_engine.algorithm.diversity import count_repeats
 from stars_engine.algorithm.noise import Noise
 from stars_engine.chat.deltas import Deltas
 from stars_engine.chat.replies import ReplyReader
@@ -18,7 +19,6 @@ from stars_engine.tokenization.text import held_back
 from stars_engine.types import (
     Attempt,
     FinishReason,
-    RewardInput,
     RewardPrompt,
     Score,
     Segment,
@@ -27,14 +27,6 @@ from stars_engine.types import (
     Usage,
     Verdict,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """A judged candidate."""
-
-    candidate: Candidate
-    attempt: Attempt
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +40,7 @@ class Rollout:
         align: The test; its schedule is set.
         noise: Where all of the rollout's randomness comes from.
         seed: Reported in the result.
-        begun: What the assistant had begun to say; the reward model reads it with the completion.
+        prefill: Text of the answer that the prompt has begun; the reward model reads it, too.
         fallback: Of the text, what was put in place of an answer.
         replies: Reads the completion as an assistant's message; None if it is none.
         token_ids: The completion so far.
@@ -71,7 +63,7 @@ class Rollout:
     seed: int = 0
     prompt_index: int = 0
     sample_index: int = 0
-    begun: str = ""
+    prefill: str = ""
     fallback: str = ""
     replies: ReplyReader | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -134,18 +126,6 @@ class Rollout:
         drafted = self.costs.get("num_drafted_tokens", 0)
         return limit is not None and drafted + self.next_len > limit
 
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds until `deadline_s` has passed since the request began; None if there is none."""
-        limit = self.align.deadline_s
-        return None if limit is None else self.started_s + limit - time.monotonic()
-
-    @property
-    def past_deadline(self) -> bool:
-        """Whether the deadline has passed."""
-        remaining = self.remaining_s
-        return remaining is not None and remaining <= 0
-
     def progress(self, candidate: Candidate) -> Progress:
         """Return where the answer would stand with this candidate."""
         return Progress(
@@ -192,55 +172,6 @@ class Rollout:
         )
         return reader.read(draft)
 
-    def reward_input(self, candidate: Candidate) -> RewardInput:
-        """Ask for the reward of the whole completion with this candidate."""
-        shown = candidate.shown
-        text, ids = shown.text, shown.ids
-        if self.align.judge == "answer" and self.replies is not None:
-            text, ids = self.replies.judged(self.prompt_ids, ids, text)
-        finished = shown.finish_reason == "stop"
-        return RewardInput(self.reward_prompt, self.judged_beginning + text, ids, finished)
-
-    @property
-    def judged_beginning(self) -> str:
-        """What the reward model reads of what the assistant had begun to say."""
-        if self.align.judge == "all" or self.replies is None:
-            return self.begun
-        return self.replies.prose_of_begun(self.begun)
-
-    def passes(self, candidate: Candidate) -> bool:
-        """Whether a candidate is kept unjudged: reasoning, calls of tools, JSON by a grammar."""
-        if self.align.judge == "all":
-            return False
-        if self.align.judges_none_of(self.sampling):
-            return True
-        if self.replies is None:
-            return False
-        before = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
-        ids = (*self.token_ids, *candidate.token_ids)
-        after = self.replies.marked(self.prompt_ids, ids, candidate.text)
-        begin, end = self.replies.prose(after)
-        # A candidate without text, an end of text, is part of what stands before it.
-        start = len(before) - (len(before) == len(after))
-        if candidate.finish_reason == "stop" and begin == end == len(after):
-            return False  # an answer that says nothing
-        return bool(after) and (len(after) <= begin or start >= end)
-
-    @property
-    def in_passage(self) -> bool:
-        """Whether the next segment will hardly be judged: the answer is in a thought or a call."""
-        if self.align.judge == "all":
-            return False
-        if self.align.judges_none_of(self.sampling):
-            return True
-        if self.replies is None:
-            return False
-        if not self.token_ids:
-            return self.replies.must_call or self.replies.thoughts == "begun"
-        marked = self.replies.marked(self.prompt_ids, self.token_ids, self.text)
-        begin, end = self.replies.prose(marked)
-        return len(marked) <= begin or end < len(marked)
-
     def fork(self) -> Rollout:
         """Return a rollout that continues the same text with costs of its own."""
         return replace(
@@ -270,10 +201,9 @@ class Rollout:
             num_attempts=1,
             num_accepted=draw.attempt.verdict == "accepted",
             num_ineligible=not score.eligible,
-            num_repeated_draws=ids in self._drawn,
-            num_similar_draws=any(_is_similar(ids, earlier) for earlier in self._drawn),
             num_drafted_tokens=len(ids),
             num_lookahead_tokens=num_lookahead,
+            **count_repeats(ids, self._drawn),
         )
         self.count_reward(score)
         self.draws.append(draw)
@@ -365,7 +295,7 @@ class Rollout:
         )
 
     def result(self) -> StarsResult:
-        """Return the account of an ended rollout."""
+        """Return the account of an ended self."""
         assert self.finish_reason is not None
         assert self.align.schedule is not None
         usage = Usage(
@@ -413,9 +343,8 @@ class Rollout:
             if result is not None and result.message is not None:
                 content, reasoning = self._deltas.end(result.message)
             else:
-                content, reasoning = self._deltas.add(
-                    self.token_ids, self.text[: self._num_emitted]
-                )
+                emitted = self.text[: self._num_emitted]
+                content, reasoning = self._deltas.add(self.token_ids, emitted)
         return SegmentEvent(
             text=text,
             content=content,
@@ -425,16 +354,3 @@ class Rollout:
             prompt_index=self.prompt_index,
             sample_index=self.sample_index,
         )
-
-
-def _is_similar(ids: Sequence[int], others: Sequence[int]) -> bool:
-    """Whether two drafts differ in one position of eight at most."""
-    num_left = max(len(ids), len(others)) // 8 - abs(len(ids) - len(others))
-    if num_left < 0:
-        return False
-    for own, other in zip(ids, others, strict=False):
-        if own != other:
-            num_left -= 1
-            if num_left < 0:  # most differ early: the rest need not be looked at
-                return False
-    return True

@@ -15,15 +15,20 @@ from fractions import Fraction
 from itertools import takewhile
 
 from stars_engine.algorithm.acceptance import acceptance_prob, accepts
-from stars_engine.algorithm.candidate import Candidate
-from stars_engine.algorithm.rollout import Draw, Rollout
+from stars_engine.algorithm.candidate import Candidate, Draw
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.scoring import (
+    in_unscored_span,
+    is_unscored,
+    prompt_input,
+    reward_input,
+)
 from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RewardError, StarsWarning
 from stars_engine.schedules import NoSchedule
 from stars_engine.types import (
     Attempt,
-    RewardInput,
     RewardOutcome,
     Score,
     SegmentEvent,
@@ -36,7 +41,7 @@ class StarsDecoding:
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
         """Draw `num_candidates` at once, or what is quickest; at most what is left of the draws."""
-        if rollout.in_passage:
+        if in_unscored_span(rollout):
             return NumDrafts(1, 1)
         left = rollout.max_attempts - len(rollout.draws)
         wanted = rollout.align.num_candidates
@@ -48,9 +53,9 @@ class StarsDecoding:
         """Go on behind the draws that were judged."""
         return len(rollout.draws)
 
-    def passes(self, rollout: Rollout, candidate: Candidate) -> bool:
-        """Whether a candidate is accepted without a reward."""
-        return rollout.passes(candidate)
+    def is_unscored(self, rollout: Rollout, candidate: Candidate) -> bool:
+        """Whether a candidate is kept without a reward."""
+        return is_unscored(rollout, candidate)
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
         """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it.
@@ -58,11 +63,11 @@ class StarsDecoding:
         A candidate that need not be judged is accepted if those before it are not.
         """
         rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
-        judged = list(takewhile(lambda candidate: not self.passes(rollout, candidate), candidates))
+        judged = list(takewhile(lambda item: not self.is_unscored(rollout, item), candidates))
         unscored = candidates[len(judged)] if len(judged) < len(candidates) else None
-        inputs = [rollout.reward_input(candidate) for candidate in judged]
+        inputs = [reward_input(rollout, candidate) for candidate in judged]
         if judged and rollout.needs_prompt_reward:
-            inputs.insert(0, RewardInput(rollout.reward_prompt, rollout.judged_beginning, ()))
+            inputs.insert(0, prompt_input(rollout))
         return DraftVerification(rollout, judged, inputs, unscored)
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:

@@ -111,7 +111,7 @@ class StageDecoding:
 class _ScoreAll(StarsDecoding):
     """STARS, where every draft is scored: thresholds are fitted to the rewards of all."""
 
-    def passes(self, rollout: Rollout, candidate: Candidate) -> bool:
+    def is_unscored(self, rollout: Rollout, candidate: Candidate) -> bool:
         return False
 
 

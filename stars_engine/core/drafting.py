@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.errors import GenerationError, describe_error
 from stars_engine.memory import is_out_of_memory, iterate_in_smaller_batches
 
@@ -59,7 +60,7 @@ class Drafter:
     def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         """Draft; where the model fails twice, draft halves, to find the requests it fails for."""
         try:
-            return self._model.draft(requests)
+            return self._draft(requests)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -68,17 +69,26 @@ class Drafter:
             )
         return self._draft_again(requests)
 
+    def _draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
+        drafts = list(self._model.draft(requests))
+        if len(drafts) != len(requests):
+            raise ValueError(f"{len(drafts)} drafts for {len(requests)} requests")
+        return [
+            checked_draft(draft, request, self._model)
+            for draft, request in zip(drafts, requests, strict=True)
+        ]
+
     def _draft_again(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         for request in requests:
             request.handle.release()  # nothing is known of it after a failure
         try:
-            return self._model.draft(requests)
+            return self._draft(requests)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             if len(requests) == 1:
                 logger.exception("Drafting a candidate failed")
-                return [_failure(error)]
+                return [model_failed(error)]
         half = len(requests) // 2
         return [
             outcome
@@ -87,7 +97,8 @@ class Drafter:
         ]
 
 
-def _failure(cause: Exception) -> GenerationError:
+def model_failed(cause: BaseException) -> GenerationError:
+    """Return the error of a request that the language model failed for."""
     error = GenerationError(
         f"the language model failed: {describe_error(cause)}. Cure: for want of "
         "memory, lower EngineParams(max_rows=..., max_active=...), or shorten the prompt"

@@ -82,7 +82,7 @@ class EngineCore:
         drafted = self._draft(batch)
         opened = [self._open(request, drafts) for request, drafts in drafted]
         self._scorer(spread(item for asked in opened for item in asked))
-        self._note_step(batch, time.perf_counter() - started_s)
+        self._note_step(drafted, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
 
@@ -95,7 +95,7 @@ class EngineCore:
         """End requests whose deadline has passed, and those that may not draft any more."""
         for request in tuple(self._requests.values()):
             rollout = request.rollout
-            if rollout.past_deadline:
+            if request.past_deadline:
                 self._end(request, rollout.finish("deadline"))
             elif request.verification is None and rollout.over_budget:
                 self._end(request, rollout.finish("budget"))
@@ -103,7 +103,7 @@ class EngineCore:
     @property
     def next_deadline_s(self) -> float | None:
         """Seconds until the next deadline; None if there is none."""
-        times = [rollout.remaining_s for rollout in self._requests]
+        times = [request.remaining_s for request in self._requests.values()]
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     def abort(self, rollouts: Sequence[Rollout]) -> None:
@@ -159,16 +159,18 @@ class EngineCore:
         self._free_unused()
         return [item for item in batch if left and item.request in left]
 
-    def _note_step(self, batch: Sequence[ScheduledRequest], seconds: float) -> None:
+    def _note_step(
+        self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
+    ) -> None:
         """Learn what a step costs, unless a prompt was computed in it."""
-        if not batch:
+        if not drafted:
             return
         self.num_steps += 1
-        if all(request.started for request, _ in batch):
-            num_rows = sum(count for _, count in batch)
-            rollouts = [request.rollout for request, _ in batch]
+        if all(request.started for request, _ in drafted):
+            num_rows = sum(len(outcomes) for _, outcomes in drafted)
+            rollouts = [request.rollout for request, _ in drafted]
             self._autotuner.note_step(rollouts, num_rows, seconds)
-        for request, _ in batch:
+        for request, _ in drafted:
             request.started = True
 
     def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[Asked]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -51,6 +52,18 @@ class Request:
     handle: PrefixHandle = field(default_factory=PrefixHandle)
     verification: DraftVerification | None = None
     started: bool = False
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until `deadline_s` has passed since the request came in; None without one."""
+        limit = self.rollout.align.deadline_s
+        return None if limit is None else self.rollout.started_s + limit - time.monotonic()
+
+    @property
+    def past_deadline(self) -> bool:
+        """Whether the deadline has passed."""
+        remaining = self.remaining_s
+        return remaining is not None and remaining <= 0
 
     @property
     def holds_prefix(self) -> bool:

@@ -245,14 +245,13 @@ class Scheduler:
         if self._preempted:
             return  # they come first
         is_full = False
-        passed: set[int] = set()
         while len(self._running) < self._max_active:
             reserved = Reserved.by(request.rollout for request in self._ages)
             by_reward = Counter(id(request.reward) for request in self._ages)
             for queue in tuple(self._queues):
                 request = queue.waiting[0]
                 has_place = by_reward[id(request.reward)] < self._max_active
-                if id(queue) in passed or not has_place or not queue.may_start():
+                if not has_place or not queue.may_start():
                     continue
                 if is_full or not self._fits(request, reserved):
                     is_full = True

@@ -16,10 +16,11 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.budget import MemoryBudget
+from stars_engine.core.drafting import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
 from stars_engine.core.request import Request, RequestQueue
 from stars_engine.core.scheduler import Scheduler
-from stars_engine.errors import GenerationError, Interrupted, describe_error
+from stars_engine.errors import Interrupted
 from stars_engine.memory import KeepsCache
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import Asked, answer_now, single_models
@@ -313,7 +314,7 @@ class EngineLoop:
         for request in failed.scheduler.in_progress:
             rollout = request.rollout
             if rollout in self._outputs:
-                event = rollout.fail(_model_failed(cause))
+                event = rollout.fail(model_failed(cause))
                 self._deliver([(rollout, event)])
 
     def fail_all(self, cause: BaseException | None) -> None:
@@ -342,12 +343,3 @@ class EngineLoop:
             self._num_steps += self._core.num_steps
             self._core = None
         self._models.forget_all()
-
-
-def _model_failed(cause: BaseException) -> GenerationError:
-    error = GenerationError(
-        f"the language model failed: {describe_error(cause)}. Cure: for want of "
-        "memory, lower EngineParams(max_rows=..., max_active=...), or shorten the prompt"
-    )
-    error.__cause__ = cause
-    return error

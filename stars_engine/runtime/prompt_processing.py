@@ -110,7 +110,7 @@ def read_prompt(
             seed=seed,
             prompt_index=prompt_index,
             sample_index=sample_index,
-            begun=resolved.begun,
+            prefill=resolved.begun,
             replies=resolved.replies,
             started_s=group.submitted_s,
         )
