@@ -83,7 +83,6 @@ def test_thresholds_are_found_once_and_kept(
     ("settings", "words"),
     [
         ({"sampling": TINY.replace(temperature=0)}, ["temperature", "above 0"]),
-        ({"engine": EngineParams(max_active=4)}, ["max_active: 4 is not", "at least 8"]),
     ],
 )
 def test_what_gives_no_thresholds_is_told_before_any_are_promised(
@@ -100,6 +99,13 @@ def test_what_gives_no_thresholds_is_told_before_any_are_promised(
         assert word in str(caught.value)
     assert "calibrating" not in caplog.text
     assert runs == []
+
+
+def test_fewer_requests_at_once_than_pilot_prompts(cache: Path, runs: list[int]) -> None:
+    config = StarsConfig(align=AUTO, sampling=TINY, engine=EngineParams(max_active=2))
+    with StarsEngine(config) as own:
+        assert own.generate("A film")[0].text
+    assert len(runs) == 1
 
 
 def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -> None:
