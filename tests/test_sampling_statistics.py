@@ -150,7 +150,7 @@ def test_mutant_best_of_the_accepted_is_rejected(
             if draw.attempt.verdict == "accepted":
                 accepted.append(draw)
         if not accepted:
-            return loop.settle(rollout)
+            return loop.apply_on_exhausted(rollout)
         best = max(accepted, key=lambda draw: draw.attempt.reward)
         return rollout.keep(best.candidate, "accepted", best.attempt)
 
