@@ -1,4 +1,4 @@
-"""Files of config objects: plain values in YAML or JSON, or else what is wrong with them."""
+"""Config files: read and write config objects as YAML or JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pydantic import BaseModel
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schema import Schema
 
-# Their keys are the caller's own: token ids, module names, devices.
+# Fields whose keys are not field names: token ids, module names, devices.
 _FREE_FIELDS = {"logit_bias", "model_kwargs", "device_map"}
 
 
 class Filed(Schema):
-    """A config object that has files of its own."""
+    """A config object that can be read from and written to a file."""
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -32,10 +32,11 @@ class Filed(Schema):
         return cls.model_validate(read_values(Path(path), cls.__name__))
 
     def to_file(self, path: str | Path) -> None:
-        """Write a file that `from_file` reads back to an equal object.
+        """Write a file from which `from_file` reads an equal object.
 
         Raises:
-            ConfigError: It holds what no file can, the suffix is not known, or there is no writing.
+            ConfigError: A value cannot be written to a file, the suffix is unknown, or the file
+               cannot be written.
         """
         path, title = Path(path), type(self).__name__
         check_suffix(path, title)
@@ -45,19 +46,19 @@ class Filed(Schema):
         write_values(path, self)
 
     def _unwritable(self) -> Iterable[Problem]:
-        """Find what no file can hold."""
+        """Return a problem for each value that cannot be written to a file."""
         return ()
 
 
 def read_values(path: Path, title: str) -> dict[str, Any]:
-    """Read the fields that a file holds.
+    """Read the fields from a file.
 
     Args:
         path: The file, `.yaml`, `.yml` or `.json`.
-        title: What it should hold, for messages.
+        title: The name of the expected object, for error messages.
 
     Raises:
-        ConfigError: It is missing, unreadable, or holds something else.
+        ConfigError: The file is missing or unreadable, or is not a mapping of fields.
     """
     check_suffix(path, title)
     load = json.loads if path.suffix == ".json" else yaml.safe_load
@@ -82,7 +83,7 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
 
 
 def write_values(path: Path, config: BaseModel) -> None:
-    """Write an object's fields, all or nothing.
+    """Write the fields of an object; write nothing if one of them cannot be serialized.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -91,7 +92,7 @@ def write_values(path: Path, config: BaseModel) -> None:
     check_suffix(path, title)
     try:
         if path.suffix == ".json":
-            text = config.model_dump_json(indent=2) + "\n"  # infinities as strings: JSON has none
+            text = config.model_dump_json(indent=2) + "\n"  # infinities as strings, for JSON
         else:
             values = config.model_dump(mode="json")
             text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -106,9 +107,10 @@ def write_values(path: Path, config: BaseModel) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text with other than visible characters in it escaped, in double quotes.
+    """Writes strings with unprintable characters in double quotes, with escapes.
 
-    YAML folds more than newlines (U+0085, U+2028, U+2029), and lets no reader see some others.
+    YAML folds more line breaks than newlines (U+0085, U+2028, U+2029), and other characters would
+    be invisible.
     """
 
 
@@ -121,7 +123,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def find_object(value: Any) -> Any:
-    """Return something in a nest of lists and mappings that no file gives back; else None."""
+    """Return a value inside lists and mappings that a file would not preserve, or None."""
     if isinstance(value, list | dict):
         keys = [key for key in value if not isinstance(key, str)] if isinstance(value, dict) else []
         parts = value.values() if isinstance(value, dict) else value
@@ -133,37 +135,39 @@ def find_object(value: Any) -> Any:
 
 
 def check_suffix(path: Path, title: str) -> None:
-    """Check that the file is of a known kind.
+    """Check the suffix of a file.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The suffix is unknown.
     """
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise file_error(path, title, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
 
 
 def check_writable(path: Path, title: str) -> None:
-    """Check, before long work, that its result can be written; writes nothing.
+    """Check that a file can be written, before long work; does not write it.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: The file cannot be written.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise file_error(path, title, f"there is no directory {folder}; make it, or take another")
+        raise file_error(
+            path, title, f"directory {folder} does not exist; create it or use another"
+        )
     if path.is_dir():
-        raise file_error(path, title, "is a directory; give a file in it")
+        raise file_error(path, title, "is a directory; give the path of a file")
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise file_error(path, title, "cannot be written: no permission; take another path")
+        raise file_error(path, title, "cannot be written: permission denied; use another path")
 
 
 def file_error(path: Path, title: str, message: str) -> ConfigError:
-    """Make the error of a file."""
+    """Return the error for a file."""
     return ConfigError(f"{title} file", [Problem(str(path), message)])
 
 
 def _check_keys(path: Path, title: str, value: Any, trail: str = "") -> None:
-    """Refuse keys that are no text (YAML reads 1, null and yes as other things) but for ids."""
+    """Refuse keys that are not strings (YAML parses 1, null and yes), except in free fields."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             _check_keys(path, title, item, f"{trail}.{index}")
@@ -171,7 +175,7 @@ def _check_keys(path: Path, title: str, value: Any, trail: str = "") -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 where = f" under {trail[1:]}" if trail else ""
-                message = f"the key {key!r}{where} is no text; put it in quotes"
+                message = f"the key {key!r}{where} is not a string; put it in quotes"
                 raise file_error(path, title, message)
             if key not in _FREE_FIELDS:
                 _check_keys(path, title, item, f"{trail}.{key}")

@@ -1,4 +1,4 @@
-"""Results as records: JSON lines for machines, a transcript for people."""
+"""Results as records: JSON lines for programs, and a readable transcript."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stars_engine.types import Attempt, Segment, StarsResult, Usage
 
 
 def write_jsonl(results: Iterable[StarsResult], path: str | Path, *, append: bool = False) -> None:
-    """Write one result per line; `read_jsonl` gives them back."""
+    """Write one result per line; `read_jsonl` reads them back."""
     with Path(path).open("a" if append else "w", encoding="utf-8") as file:
         file.writelines(result.model_dump_json() + "\n" for result in results)
 
@@ -23,7 +23,7 @@ def read_jsonl(path: str | Path) -> Iterator[StarsResult]:
 
 
 def transcript(result: StarsResult) -> str:
-    """Return a readable account: every segment, what it took, and the totals."""
+    """Return a readable transcript: every segment with its attempts, and the totals."""
     lines = [
         f"{index:>3}  {_describe(segment)}\n     {segment.text!r}"
         for index, segment in enumerate(result.segments)
@@ -43,7 +43,7 @@ def transcript(result: StarsResult) -> str:
 
 
 def tokens_in_words(usage: Usage) -> str:
-    """Return how many tokens were kept of how many generated."""
+    """Return the numbers of kept, drafted and surplus tokens as text."""
     ahead = f"{usage.num_lookahead_tokens} read ahead, " if usage.num_lookahead_tokens else ""
     return (
         f"{usage.num_kept_tokens} tokens kept of {usage.num_drafted_tokens} drafted "
@@ -65,7 +65,7 @@ def _describe(segment: Segment) -> str:
 
 
 def _reward(attempt: Attempt) -> str:
-    """Write a reward, and the parts of a composite one."""
+    """Format a reward, and the parts of a composite reward."""
     if attempt.parts is None:
         return f"{attempt.reward:.3g}"
     parts = ", ".join(
