@@ -29,9 +29,9 @@ class Proposal(NamedTuple):
 
     Attributes:
         probs: `(rows, choices)`, float64 if the device supports it. If no token can be drawn from
-           a row (all are banned, or a logit is nan), all its values are nan or 0.
+            a row (all are banned, or a logit is nan), all its values are nan or 0.
         ids: `(rows, choices)`, the token id of each choice, ascending; None if the choices are the
-           whole vocabulary.
+            whole vocabulary.
     """
 
     probs: torch.Tensor
@@ -55,7 +55,7 @@ class Shortlist(NamedTuple):
         values: `(rows, tokens)`, their logits.
         ids: `(rows, tokens)`.
         log_total: `(rows, 1)`, log-sum-exp of all logits over the temperature; None for top-k,
-           which does not need it.
+            which does not need it.
     """
 
     values: torch.Tensor
@@ -80,12 +80,12 @@ def propose(
         logits: `(rows, vocab)`, of the base model, any floating dtype.
         sampling: Filters and penalties, the same for all rows.
         counts: `(rows, vocab)`, how often each token occurs in the completion so far; required if
-           a penalty is set.
+            a penalty is set.
         in_prompt: `(rows, vocab)` bool, tokens of the prompt; required for a repetition penalty.
         banned_ids: Tokens that must not be drawn, such as end of text before `min_tokens`.
         allowed: Returns the tokens that may be drawn. It takes the logits so far, and how many of
-           the likeliest tokens are needed (None: all). It returns a mask, `(rows, vocab)` bool,
-           or a shortlist.
+            the likeliest tokens are needed (None: all). It returns a mask, `(rows, vocab)` bool,
+            or a shortlist.
     """
     precise = precise_dtype(logits.device)
     if uses_penalties(sampling):
@@ -266,7 +266,7 @@ def keep_top_p(
         p: Probability.
         log_total: `(rows, 1)`, log-sum-exp of all logits, if `logits` holds only some of them.
         most: Maximum number of choices in a row, not counting ties with the last. Only that many
-           logits are sorted. If the cut falls among the ties, their value is the cut.
+            logits are sorted. If the cut falls among the ties, their value is the cut.
     """
     if log_total is None:
         log_total = logits.logsumexp(-1, keepdim=True)

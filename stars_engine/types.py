@@ -72,7 +72,7 @@ class RewardPrompt:
     Attributes:
         text: Plain text without control tokens.
         token_ids: The language model's ids of the prompt; None if the reward model gets another
-           prompt than the language model.
+            prompt than the language model.
         messages: The messages, if the prompt is a conversation.
     """
 
@@ -88,7 +88,7 @@ class RewardInput:
     Attributes:
         prompt: The prompt.
         text: Completion text, without stop strings and an incomplete last character. With
-           `AlignParams.lookahead` it includes the candidate's greedy continuation.
+            `AlignParams.lookahead` it includes the candidate's greedy continuation.
         token_ids: The same completion as ids of the language model, without end-of-text.
         finished: True if the model, or a stop string, ends the answer here.
     """
@@ -106,7 +106,7 @@ class Score:
     Attributes:
         value: The reward; a non-finite one rejects the candidate.
         vetoed: True if the reward is below a veto floor, which rejects the candidate whatever the
-           threshold.
+            threshold.
         num_tokens: Tokens that the reward model read.
         failed: True if the reward model failed and its policy is to reject the candidate.
         truncated: True if the prompt was truncated to fit the reward model's context.
@@ -141,10 +141,10 @@ class Attempt(Schema):
         acceptance_prob: min(1, exp((reward - threshold) / beta)); 0 for an ineligible candidate.
         verdict: "forced" marks a candidate that was kept although no draw was accepted.
         eligible: False if the reward is not finite or below a veto floor; such a candidate is
-           never forced.
+            never forced.
         num_tokens: Number of its tokens.
         parts: The value of each part of a composite reward, by name, in the part's own units; None
-           for a part that failed.
+            for a part that failed.
         text: Its text, if `keep_rejected_text` is set.
         ends_text: Whether the model, or a stop string, ends the answer with it.
     """
@@ -165,12 +165,12 @@ class Segment(Schema):
 
     Attributes:
         text: Text that became final with this segment. The texts of a result's segments add up
-           to its `text`. Incomplete characters, and text that may start a stop string, are
-           carried over to the next segment.
+            to its `text`. Incomplete characters, and text that may start a stop string, are
+            carried over to the next segment.
         token_ids: The segment's ids, including those that ended the answer.
         reward: RM(prompt, text up to here + lookahead); None if the segment was not judged.
         verdict: "accepted", "forced", "fallback", or "unjudged" for reasoning, tool calls and JSON
-           under a grammar (see `AlignParams.judge`).
+            under a grammar (see `AlignParams.judge`).
         attempts: All judged draws in order, including the kept one.
     """
 
@@ -202,15 +202,15 @@ class Usage(Schema):
         num_drafted_tokens: Tokens of all judged draws, including kept tokens.
         num_lookahead_tokens: Lookahead tokens that the reward model read after judged draws.
         num_surplus_tokens: All other generated tokens: those of parallel draws that were not used
-           because an earlier draw was accepted, and those after a sentence border or a stop
-           string.
+            because an earlier draw was accepted, and those after a sentence border or a stop
+            string.
         num_surplus_rewards: Rewards computed for draws that were not used.
         num_reward_calls: Completions that were scored and used.
         num_reward_tokens: Tokens that the reward model read for them; 0 without a tokenizer.
         num_attempts: Judged draws.
         num_repeated_draws: Judged draws equal to an earlier draw of their segment.
         num_similar_draws: Judged draws that differ from an earlier draw of their segment in at
-           most one position in eight, including repeated ones.
+            most one position in eight, including repeated ones.
         num_accepted: Accepted draws.
         num_forced: Segments that were kept without acceptance.
         num_ineligible: Draws with a non-finite or vetoed reward.
@@ -255,10 +255,10 @@ class StarsResult(Schema):
         text: The answer, without the prompt, stop strings and incomplete characters.
         token_ids: The completion's ids, including those that ended it (end-of-text, stop string).
         finish_reason: "stop" (the model, or a stop string, ended the answer), "tool_calls" (the
-           same, and the message calls tools), "length", "rejected", "fallback", "cancelled",
-           "deadline", "budget" or "error".
+            same, and the message calls tools), "length", "rejected", "fallback", "cancelled",
+            "deadline", "budget" or "error".
         reward: Reward of the final text; None if nothing was scored. With a lookahead, it includes
-           the lookahead unless the answer ended by itself or at the token limit.
+            the lookahead unless the answer ended by itself or at the token limit.
         segments: The kept segments in order.
         abandoned_attempts: Draws of a last segment that was not kept.
         usage: Cost in tokens, calls and seconds.
@@ -267,7 +267,7 @@ class StarsResult(Schema):
         sample_index: Which of the `n` samples of the prompt this is.
         schedule_hash: Hash of the threshold schedule.
         message: The answer to a conversation as a message, with content, reasoning and tool calls
-           in separate fields. None if the prompt is text to continue.
+            in separate fields. None if the prompt is text to continue.
         schema_version: Version of the schema of this record.
     """
 
@@ -292,7 +292,7 @@ class SegmentEvent(Schema):
     Attributes:
         text: Text that became final; may be empty. The texts add up to the result's text.
         content: Text added to the content of the answer's message; None if the prompt is text to
-           continue.
+            continue.
         reasoning: Text added to the reasoning of the message, likewise. Tool calls are in neither.
         segment: The kept segment; None on a last event that only ends the answer.
         result: The result, on the last event of each answer.

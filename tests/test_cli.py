@@ -228,9 +228,9 @@ def test_an_interrupted_calibration_says_that_it_goes_on(tmp_path: Path) -> None
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", "--no-verify"]
     args += ["--prompts", "prompts.txt", "--out", "s.yaml"]
     script = (
-        "from stars_engine.calibration.checkpoint import SavedStages\n"
+        "from stars_engine.calibration.checkpoint import StageCheckpoint\n"
         "from stars_engine.cli import main\n"
-        "SavedStages.discard = lambda _: None  # as if interrupted after the last stage\n"
+        "StageCheckpoint.discard = lambda _: None  # as if interrupted after the last stage\n"
         "main()\n"
     )
     first = subprocess.run(

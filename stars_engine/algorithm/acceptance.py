@@ -12,7 +12,7 @@ def acceptance_prob(reward: float, threshold: float, beta: float) -> float:
         reward: r, finite.
         threshold: tau; -inf accepts everything, +inf rejects everything.
         beta: Acceptance softness >= 0, in reward units. 0 is the hard test r >= tau; inf accepts
-           everything under a threshold below +inf.
+            everything under a threshold below +inf.
 
     Returns:
         A probability in [0, 1].

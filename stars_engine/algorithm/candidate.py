@@ -18,9 +18,9 @@ class Draft:
     Attributes:
         token_ids: The candidate. It is shorter than requested only if it ends the text.
         lookahead_ids: The greedy continuation of the candidate, as temperature 0 draws it: the
-           likeliest token under penalties and biases, the lowest id on ties. It is shorter than
-           requested if a token ends the text, which is included, or if no token can be drawn. It
-           is empty if the candidate ends the text.
+            likeliest token under penalties and biases, the lowest id on ties. It is shorter than
+            requested if a token ends the text, which is included, or if no token can be drawn. It
+            is empty if the candidate ends the text.
     """
 
     token_ids: tuple[int, ...]
@@ -50,7 +50,7 @@ class ParsedDraft:
     Attributes:
         size: Number of ids used: up to and including the one that ends the answer.
         text: The whole completion including them, cut before a stop string or an incomplete
-           character.
+            character.
         ids: The same completion as token ids.
         finish_reason: Why the answer would end here, or None.
     """

@@ -19,7 +19,7 @@ class DraftVerification:
         rollout: The rollout whose next segment is verified.
         candidates: The parsed drafts, in the order of their attempts.
         inputs: Inputs for the reward model, in order. The last ones belong to the candidates; one
-           before them, if any, scores the prompt alone.
+            before them, if any, scores the prompt alone.
         unscored: A further candidate that needs no reward; it is used if the others are rejected.
 
     Attributes:

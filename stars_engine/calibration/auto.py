@@ -45,7 +45,7 @@ class CalibrationRequest:
     Attributes:
         align: The acceptance settings, with their `AutoSchedule`.
         future: The thresholds. Cancelling it returns at once, and stops the calibration if no
-           other request waits for it.
+            other request waits for it.
     """
 
     align: AlignParams

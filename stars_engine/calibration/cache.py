@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from stars_engine.disk import shown_path, why_not
 from stars_engine.errors import CalibrationStoppedError, ConfigError
 from stars_engine.schedules import CalibratedSchedule
 
@@ -25,6 +26,8 @@ def load_or_create(
 ) -> CalibratedSchedule:
     """Load a cached calibration, or create and cache it.
 
+    If it cannot be written to disk, it is returned nevertheless, with a warning.
+
     Args:
         path: The file of the calibration.
         make: Runs the calibration.
@@ -37,20 +40,41 @@ def load_or_create(
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"), thread_local=False)
         _acquire(lock, path, is_wanted)
-    except OSError as error:
-        logger.warning("Cannot cache calibrations in %s: %s", path.parent, error)
-        return make()
+    except (OSError, NotImplementedError, ValueError) as error:  # some file systems have no locks
+        known = _read(path)  # a read-only cache may hold the calibration
+        if known is None:
+            reason = why_not(error) if isinstance(error, OSError | ValueError) else str(error)
+            _warn(path, reason)
+            known = make()
+        return known
     with _held(lock, path):
-        if path.exists():
+        known = _read(path)
+        if known is None:
+            known = make()
             try:
-                return CalibratedSchedule.from_file(path)
-            except ConfigError as error:
-                logger.warning("Replacing an invalid cached calibration: %s", error)
-        schedule = make()
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.yaml")
-        schedule.to_file(partial)
-        partial.replace(path)
-        return schedule
+                known.to_file(path)
+            except ConfigError as error:  # a failed write must not lose the calibration
+                _warn(path, str(error))
+        return known
+
+
+def _read(path: Path) -> CalibratedSchedule | None:
+    if not os.path.lexists(path):  # does not raise, whatever the path
+        return None
+    try:
+        return CalibratedSchedule.from_file(path)
+    except ConfigError as error:
+        logger.warning("Replacing an invalid cached calibration: %s", error)
+        return None
+
+
+def _warn(path: Path, reason: str) -> None:
+    logger.warning(
+        "The calibration cannot be cached in %s and is used only while the engine is loaded: %s; "
+        "or set STARS_CACHE_DIR to another directory",
+        shown_path(path),
+        reason,
+    )
 
 
 def _acquire(lock: FileLock, path: Path, is_wanted: Callable[[], bool]) -> None:

@@ -65,27 +65,27 @@ def calibrate(
     Args:
         engine: The `StarsEngine` to calibrate.
         prompts: Pilot prompts, at least 8 and preferably 100 or more, similar to those of later
-           use; None: a neutral set from the package.
+            use; None: a neutral set from the package.
         budget: Target: drafted tokens over kept tokens, above 1 and below `max_attempts`. The
-           default target is a budget of 2.7.
+            default target is a budget of 2.7.
         target_acceptance: Target: acceptance probability of a segment's first draft, in (0, 1).
         target_forced: Target: share of segments kept without acceptance, in (0, 1).
         segment_len: Tokens judged together; None: the value set in `align` or the engine's config,
-           else 8 for a reward model that reads the language model's token ids, else 16.
+            else 8 for a reward model that reads the language model's token ids, else 16.
         relative_beta: Acceptance softness over the standard deviation of drafts' rewards; None:
-           `align.beta`, which is in reward units.
+            `align.beta`, which is in reward units.
         align: The acceptance settings; their schedule is ignored. None: the engine's.
         sampling: The proposal. Its `max_tokens` sets the number of stages, which cover whole
-           segments. Shorter answers use the same thresholds. None: the engine's.
+            segments. Shorter answers use the same thresholds. None: the engine's.
         reward_prompt: Replaces each prompt for the reward model.
         num_drafts: Drafts per prefix, up to `max_attempts`; None: 640 per stage in total, at least
-           4 per prefix.
+            4 per prefix.
         seed: Seed of the pilot.
         progress: Called with the number of stages done and in total. Its errors are logged.
         checkpoint: A file that stores finished stages. An interrupted calibration resumes from it
-           and logs that it does, unless weight files or the source of a function have changed.
-           Stored stages are restored bit for bit. Later stages are equal up to float32 rounding,
-           because prefixes are drafted again in smaller batches.
+            and logs that it does, unless weight files or the source of a function have changed.
+            Stored stages are restored bit for bit. Later stages are equal up to float32 rounding,
+            because prefixes are drafted again in smaller batches.
         should_stop: Called before each stage; if it returns true, the calibration ends.
 
     Raises:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
+from stars_engine.disk import shown_path, why_not, write_file
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.files import check_writable
 
@@ -28,8 +29,8 @@ class StageCheckpoint:
     def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
         self._path = None if path is None else Path(path)
         if self._path is not None:
-            for file in (self._path, self._partial):
-                check_writable(file, "checkpoint")
+            check_writable(self._path, "checkpoint")
+        self._failed = False
         self._settings = json.loads(json.dumps(settings, default=str))
 
     def restore(self, fitter: Fitter, num_stages: int) -> None:
@@ -48,7 +49,7 @@ class StageCheckpoint:
             values = json.loads(self._path.read_text(encoding="utf-8"))
             settings = dict(values["settings"])
             stages = [StageDrafts.from_values(stage) for stage in values["stages"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             message = f"{self._path} is not a checkpoint of a calibration: {error}; delete it"
             raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
         names = {**settings, **self._settings}
@@ -77,24 +78,32 @@ class StageCheckpoint:
         )
 
     def save(self, fitter: Fitter) -> None:
-        """Write the stages so far; a crash while writing leaves the old file intact."""
+        """Write the stages so far; a crash while writing leaves the old file intact.
+
+        If they cannot be written, the calibration continues, with one warning.
+        """
         if self._path is None:
             return
         stages = [stage.to_values() for stage in fitter.stages]
-        self._partial.write_text(
-            json.dumps({"settings": self._settings, "stages": stages}), encoding="utf-8"
-        )
-        self._partial.replace(self._path)
-
-    @property
-    def _partial(self) -> Path:
-        assert self._path is not None
-        return self._path.with_name(self._path.name + ".new")
+        data = json.dumps({"settings": self._settings, "stages": stages})
+        try:
+            write_file(self._path, data, "checkpoint")
+        except ConfigError as error:
+            if not self._failed:
+                logger.warning("The calibration continues without checkpoints: %s", error)
+            self._failed = True
 
     def discard(self) -> None:
         """Delete the file, because the calibration is complete."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning(
+                    "The checkpoint %s is not needed any more and cannot be removed: %s",
+                    shown_path(self._path),
+                    why_not(error),
+                )
 
 
 def _changed(then: Any, now: dict[str, Any]) -> list[str]:

@@ -102,7 +102,7 @@ def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> list[Dr
 
     Args:
         residuals: One array per stage, `(prefixes, drafts)`; nan if there is no draft, -inf for an
-           ineligible draft.
+            ineligible draft.
         offset: Offset of the threshold above the baseline, in reward units.
         beta: Acceptance softness, in reward units.
     """

@@ -43,8 +43,8 @@ def predict(fitter: Fitter, counts: NDArray[np.float64]) -> Effort:
     sampling error of the pilot's prompts and of the other prompts.
 
     Args:
-       fitter: The fitted stages.
-       counts: `(prompts, 8)`, see `_counts`.
+        fitter: The fitted stages.
+        counts: `(prompts, 8)`, see `_counts`.
     """
     observed = effort_of(counts)
     assert observed.stopped is not None

@@ -100,13 +100,13 @@ class Fitter:
         target: The target of each stage.
         max_attempts: Maximum number of draws per segment.
         beta: Acceptance softness in reward units; None until the first stage sets it from
-           `relative_beta`.
+            `relative_beta`.
         relative_beta: Softness over the standard deviation of the first stage's residuals.
         stops: Whether an answer ends before a segment without an accepted draw.
         stages: Drafts of the stages so far.
         lines: Thresholds of the stages so far.
         terminals: After each stage, the threshold of drafts that end the answer; None while there
-           are too few.
+            are too few.
     """
 
     target: Target

@@ -125,7 +125,7 @@ class Pilot:
     Args:
         engine: Drafts and scores.
         fitter: Fits the stages. Stages that it already has are not fitted again, because the same
-           seed leads to the same prefixes.
+            seed leads to the same prefixes.
         num_drafts: Number of drafts per prefix and stage.
         on_stage: Called after each stage is fitted.
         should_stop: Called before each stage; if it returns true, the pilot ends.
@@ -158,7 +158,7 @@ class Pilot:
         Raises:
             CalibrationStoppedError: `should_stop` returned true.
             RequestError: The reward model failed on a pilot prompt, or its rewards give no
-               threshold.
+                threshold.
         """
         stage = self._next_stage()
         self._engine.decode(

@@ -53,7 +53,7 @@ def neutral_prompts(*, chat: bool, seed: int = 0) -> list[str]:
 
     Args:
         chat: Whether to return questions and requests; otherwise beginnings of texts, for base
-           models.
+            models.
         seed: Seed of the order.
     """
     name = "requests.txt" if chat else "openings.txt"

@@ -28,6 +28,7 @@ from stars_engine.calibration.trust import (
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
+from stars_engine.reals import real_number
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.loading import load_reward
 from stars_engine.schedules import CalibratedSchedule, CurvePoint, NoSchedule
@@ -128,22 +129,22 @@ def trust_report(
     Args:
         engine: The `StarsEngine` whose models are measured.
         prompts: Prompts, at least 4 and preferably 24 or more, similar to those of later use;
-           None: a neutral set from the package.
+            None: a neutral set from the package.
         judge: A second opinion on whole answers: a reward's config object or name, or a callable
-           f(prompt, answer) -> number, which returns nan to exclude an answer. None: the outcome
-           is the reward of the whole answer. An independent judge is preferable.
+            f(prompt, answer) -> number, which returns nan to exclude an answer. None: the outcome
+            is the reward of the whole answer. An independent judge is preferable.
         num_answers: Answers per prompt, at least 4.
         remedies: Also measure segments that end with sentences, and a greedy lookahead.
         schedule: A calibration of the same models, whose curve of acceptance and cost is reported;
-           None: the curve is computed from the plain answers, whose prefixes no threshold has
-           accepted.
+            None: the curve is computed from the plain answers, whose prefixes no threshold has
+            accepted.
         sampling: The proposal and the length; None: the engine's.
         reward_prompt: Replaces each prompt for the reward model.
         seed: Seed of the answers.
 
     Raises:
         ConfigError: There are too few prompts or answers, the answers are too short, or `judge` is
-           invalid.
+            invalid.
         RewardError: The judge failed, or returned something that is not a number.
     """
     if prompts is None:
@@ -258,7 +259,7 @@ def _judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
 def _opinion(judge: Judge, prompt: str, result: StarsResult) -> float:
     """Call the judge on one answer; turn its errors into `RewardError`."""
     try:
-        return float(judge(prompt, result.text))
+        return real_number(judge(prompt, result.text), "an opinion")
     except Exception as error:
         raise RewardError(
             f"the judge failed on an answer to prompts[{result.prompt_index}]: "

@@ -42,9 +42,9 @@ _TEST = [
 ]
 # Dependencies to compare; the pilot is not one of them.
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
-# Fields that affect where and how fast a model runs, or failures, but not its results.
+# Fields that affect access, where and how fast a model runs, or failures, but not its results.
 _RUNTIME_FIELDS = (
-    *("device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
+    *("token", "device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
     *("on_failure", "max_retries"),
 )
 _MAX_LENGTH_RATIO = 2  # warn above this multiple of the calibrated length

@@ -24,7 +24,7 @@ class SingleFlightJob:
 
     Args:
         work: Calibrates with an engine; takes the engine and a function that says whether the
-           result is still wanted.
+            result is still wanted.
         done: Called with the result, or None on failure, before the callers get theirs.
     """
 

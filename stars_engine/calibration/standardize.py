@@ -45,7 +45,7 @@ def standardize(
 
     Raises:
         ConfigError: The reward is not a composite, `prompts` is not a list of prompts, or a part
-           has no finite value or does not vary.
+            has no finite value or does not vary.
     """
     reward = engine.config.reward
     if not isinstance(reward, CompositeReward):

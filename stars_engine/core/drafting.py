@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.errors import GenerationError, describe_error
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
 
@@ -54,7 +55,7 @@ class Drafter:
     def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         """Draft; if the model fails twice, draft by halves to isolate the requests that fail."""
         try:
-            return self._model.draft(requests)
+            return self._draft(requests)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -63,11 +64,20 @@ class Drafter:
             )
         return self._draft_again(requests)
 
+    def _draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
+        drafts = list(self._model.draft(requests))
+        if len(drafts) != len(requests):
+            raise ValueError(f"{len(drafts)} drafts for {len(requests)} requests")
+        return [
+            checked_draft(draft, request, self._model)
+            for draft, request in zip(drafts, requests, strict=True)
+        ]
+
     def _draft_again(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         for request in requests:
             request.handle.release()  # the cached prefix may be corrupt after a failure
         try:
-            return self._model.draft(requests)
+            return self._draft(requests)
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -89,14 +89,14 @@ class StarsEngine(Handle):
             sampling: Replaces the config's; one for all prompts, or one for each.
             align: Replaces the config's; one for all prompts, or one for each.
             reward_prompt: Replaces the prompt for the reward model, for example with the question
-               without its documents; one for all prompts, or one for each.
+                without its documents; one for all prompts, or one for each.
             return_exceptions: Return the error of a failed request as its result. By default, the
-               first error is raised when all requests have ended.
+                first error is raised when all requests have ended.
 
         Raises:
             PromptError: A prompt is invalid. Nothing is generated.
             ContextOverflowError: A prompt and `max_tokens` exceed the context. Nothing is
-               generated.
+                generated.
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
             RequestError: A request failed; its `result` holds the accepted text.
         """

@@ -20,7 +20,7 @@ class AdmissionQueue:
     Args:
         capacity: Maximum number of admitted rollouts that wait to start.
         on_admit: Called with a group when its first rollout is admitted, on the thread that freed
-           the capacity.
+            the capacity.
     """
 
     def __init__(self, capacity: int, on_admit: Callable[[RequestGroup], None]) -> None:

@@ -79,7 +79,7 @@ def read_prompt(
     Raises:
         PromptError: The prompt is invalid.
         ConfigError: A setting names tokens that the model does not have, or the grammar is
-           invalid.
+            invalid.
         MissingExtraError: A grammar is set, and the package that parses it is not installed.
     """
     sampling = request.sampling or model.default_sampling()

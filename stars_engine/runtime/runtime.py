@@ -35,7 +35,7 @@ class Runtime:
         load: Loads the language model; called on the engine's thread.
         params: Limits of the engine.
         keep_alive_s: How long the runtime outlives its last handle, if that was garbage-collected
-           and not closed.
+            and not closed.
         on_close: Called when the runtime closes.
     """
 

@@ -42,7 +42,7 @@ class EngineStats(Schema):
         num_truncated_rewards: See `Usage`.
         num_calibrated_drafts: First drafts that were judged by calibrated thresholds.
         reward_drift: Mean deviation of their rewards from what the calibration expects, in
-           standard deviations of drafts; nan if there are none. It should be near 0.
+            standard deviations of drafts; nan if there are none. It should be near 0.
     """
 
     num_in_line: int = 0

@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.errors import ScheduleError, describe_error, is_for_program
 from stars_engine.named import check_name, named_object
+from stars_engine.reals import real_number
 from stars_engine.schedules.base import BaseSchedule, Progress
 
 
@@ -56,10 +57,10 @@ class FunctionSchedule(BaseSchedule):
 
         Raises:
             ScheduleError: The function cannot be imported, raised an error, or did not return a
-               number.
+                number.
         """
         try:
-            value = float(named_object(self.function)(progress))
+            value = real_number(named_object(self.function)(progress), "a threshold")
         except BaseException as error:  # third-party code, which may call exit
             if is_for_program(error):
                 raise

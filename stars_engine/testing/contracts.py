@@ -32,8 +32,8 @@ def check_reward_model(
     Args:
         reward: The model to check.
         inputs: Completions to score. The default is a few texts, including an empty one, several
-           lines, other scripts, a conversation and a finished answer. Reward models that read
-           token ids need inputs with ids.
+            lines, other scripts, a conversation and a finished answer. Reward models that read
+            token ids need inputs with ids.
         tolerance: Largest difference accepted as rounding.
 
     Raises:

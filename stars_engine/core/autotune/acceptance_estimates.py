@@ -59,7 +59,7 @@ class AcceptanceEstimates:
         Args:
             settings: A key that is equal for answers with the same test.
             history: The latest segments of the answer, in order. The last is the current one, of
-               which no draw was accepted.
+                which no draw was accepted.
         """
         profile = self._profiles.get(settings) or _Profile()
         got = expected = _SURPRISE
