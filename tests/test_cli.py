@@ -219,7 +219,7 @@ def test_where_results_go_is_looked_at_before_the_pilot(tmp_path: Path, option: 
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
     run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
     assert run.returncode == 2
-    assert "there is no directory" in run.stderr
+    assert "does not exist; create it" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,9 +228,9 @@ def test_an_interrupted_calibration_says_that_it_goes_on(tmp_path: Path) -> None
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", "--no-verify"]
     args += ["--prompts", "prompts.txt", "--out", "s.yaml"]
     script = (
-        "from stars_engine.calibration.checkpoint import SavedStages\n"
+        "from stars_engine.calibration.checkpoint import StageCheckpoint\n"
         "from stars_engine.cli import main\n"
-        "SavedStages.discard = lambda _: None  # as if interrupted after the last stage\n"
+        "StageCheckpoint.discard = lambda _: None  # as if interrupted after the last stage\n"
         "main()\n"
     )
     first = subprocess.run(
@@ -241,10 +241,10 @@ def test_an_interrupted_calibration_says_that_it_goes_on(tmp_path: Path) -> None
         cwd=tmp_path,
     )
     assert first.returncode == 0, first.stderr
-    assert "goes on" not in first.stderr
+    assert "Resuming" not in first.stderr
     again = stars(*args, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "goes on after 1 of 1 stages, which s.yaml.partial has kept" in again.stderr
+    assert "Resuming the calibration after 1 of 1 stages from s.yaml.partial" in again.stderr
     assert not (tmp_path / "s.yaml.partial").exists()
 
 

@@ -183,7 +183,7 @@ def test_the_default_config_survives_a_file(tmp_path: Path) -> None:
         ("broken.yaml", "a: [", ["not valid yaml"]),
         ("broken.json", "{", ["not valid json"]),
         ("typo.yaml", "algin: {}", ["algin", "did you mean `align`"]),
-        ("number.yaml", "1: 2", ["the key 1 is no text", "quotes"]),
+        ("number.yaml", "1: 2", ["the key 1 is not a string", "quotes"]),
         ("deep.yaml", "align: {schedule: {null: 2}}", ["None under align.schedule", "quotes"]),
         ("inlist.yaml", "reward: [{yes: 2}]", ["True under reward.0"]),
         ("recursive.yaml", "align: &a {schedule: *a}", ["within itself"]),

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from stars_engine import AlignParams, ConstantSchedule, SamplingParams
 from stars_engine.algorithm.acceptance import acceptance_prob
 from stars_engine.algorithm.noise import CounterNoise
-from stars_engine.algorithm.stars import StarsDecoding, judge, settle
+from stars_engine.algorithm.stars import StarsDecoding, apply_on_exhausted, judge
 from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
@@ -154,7 +154,7 @@ def test_mutant_best_of_the_accepted_is_rejected(
             if draw.attempt.verdict == "accepted":
                 accepted.append(draw)
         if not accepted:
-            return settle(rollout)
+            return apply_on_exhausted(rollout)
         best = max(accepted, key=lambda draw: draw.attempt.reward)
         return rollout.keep(best.candidate, "accepted", best.attempt)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.sampling import Few, largest
+from stars_engine.sampling import Shortlist, largest
 
 _MIN_TRIED = 32
 _TRIED = 4  # times as many tokens as are asked for, where a grammar allows a quarter or more
@@ -54,7 +54,7 @@ class Masks:
             others = [None if row in self._tried else state for row, state in enumerate(states)]
             self._soon = self._grammars.allowed_soon(others, self._stop_token_ids)
 
-    def allowed(self, logits: torch.Tensor, num_needed: int | None) -> torch.Tensor | Few:
+    def allowed(self, logits: torch.Tensor, num_needed: int | None) -> torch.Tensor | Shortlist:
         """Return which tokens may come next: all, or the likeliest and what ties with the last.
 
         Args:
@@ -125,7 +125,7 @@ class _Tokens(NamedTuple):
     ids: list[int]
 
 
-def _few(found: dict[int, _Tokens], logits: torch.Tensor) -> Few:
+def _few(found: dict[int, _Tokens], logits: torch.Tensor) -> Shortlist:
     """Return the tokens of all rows, ascending; rows with fewer than others have empty places."""
     width = max(1, *(len(tokens.ids) for tokens in found.values()))
     ids = torch.zeros(len(logits), width, dtype=torch.long)
@@ -134,4 +134,4 @@ def _few(found: dict[int, _Tokens], logits: torch.Tensor) -> Few:
         order = sorted(range(len(tokens.ids)), key=tokens.ids.__getitem__)
         ids[row, : len(order)] = torch.tensor([tokens.ids[place] for place in order])
         values[row, : len(order)] = torch.tensor([tokens.values[place] for place in order])
-    return Few(values, ids, None)
+    return Shortlist(values, ids, None)
