@@ -1,24 +1,26 @@
 """A decoder for models with recurrent states: every prefix has a cache, forked for its candidates.
 
-Such states cannot be padded or shared, so each prefix's rows are a batch of their own, and accepted
-tokens are read one by one: several at once after a cache are read wrongly by some architectures.
+Such states cannot be padded or shared, so each prefix's rows are a batch of their own. Accepted
+tokens are computed one by one: some architectures get several at once after a cache wrong.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
+from stars_engine.backends.decoders import Branches, Decoder, Forward
+from stars_engine.kv_cache.prefix_cache import PrefixCache
+from stars_engine.kv_cache.states import StatePrefix, StateStore
+from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
 
 
-class ForkingDecoder(Decoder):
-    """Keeps a cache of transformers' own for each prefix.
+class ForkingDecoder(Decoder[StatePrefix]):
+    """Keeps a transformers cache for each prefix.
 
     Args:
         model: A causal language model of transformers.
@@ -28,47 +30,46 @@ class ForkingDecoder(Decoder):
     def __init__(self, model: Any, context_len: int | None = None) -> None:
         self._forward = Forward(model)
         self._context_len = context_len
+        fingerprint = WeightFingerprint([model])
+        super().__init__(PrefixCache(_new_store, self._extend, fingerprint.has_changed))
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
+    def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
-        prefixes = []
-        for prompt in prompts:
-            cache = DynamicCache(config=self._forward.config.get_text_config())
-            ids = torch.tensor([list(prompt)], device=self._forward.device)
-            logits = self._forward(ids, cache=cache)
-            prefixes.append(Prefix(list(prompt), logits[0], cache=cache))
-        return prefixes
-
-    def copy(self, prefix: Prefix) -> Prefix:
-        """See `Decoder`."""
-        return replace(prefix, cache=copy.deepcopy(prefix.cache))
-
-    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
-        """See `Decoder`."""
-        for prefix, ids in kept:
-            for token in ids:
-                new = torch.tensor([[token]], device=self._forward.device)
-                prefix.next_logits = self._forward(
-                    new, positions=self._position(len(prefix.token_ids)), cache=prefix.cache
-                )[0]
-                prefix.token_ids = [*prefix.token_ids, token]
-
-    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
-        """See `Decoder`."""
-        groups: dict[Prefix, list[int]] = {}
-        for row, prefix in enumerate(rows):
+        groups: dict[StatePrefix, list[int]] = {}
+        for row, prefix in enumerate(prefixes):
             groups.setdefault(prefix, []).append(row)
         return _ForkedBranches(self, groups)
 
-    def fork(self, prefix: Prefix, count: int) -> Cache:
+    def fork(self, prefix: StatePrefix, count: int) -> Cache:
         """Return a cache of that many rows, each with the prefix's states."""
-        forked: Any = copy.deepcopy(prefix.cache)
+        forked: Any = copy.deepcopy(prefix.states)
         forked.reorder_cache(torch.zeros(count, dtype=torch.long, device=self._forward.device))
         return forked  # type: ignore[no-any-return]
 
     def read(self, tokens: torch.Tensor, position: int, cache: Cache) -> torch.Tensor:
         """Append one token to each row, `(rows,)`; return `(rows, vocab)`."""
         return self._forward(tokens[:, None], positions=self._position(position), cache=cache)
+
+    def _extend(
+        self,
+        prefixes: Sequence[StatePrefix],
+        ids: Sequence[list[int]],
+        columns: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        return torch.stack([self._extend_one(*each) for each in zip(prefixes, ids, strict=True)])
+
+    def _extend_one(self, prefix: StatePrefix, ids: list[int]) -> torch.Tensor:
+        if prefix.states is None:
+            prefix.states = DynamicCache(config=self._forward.config.get_text_config())
+            tokens = torch.tensor([ids], device=self._forward.device)
+            logits = self._forward(tokens, cache=prefix.states)
+            prefix.append(ids)
+            return logits
+        for token in ids:
+            new = torch.tensor([token], device=self._forward.device)
+            logits = self.read(new, len(prefix.token_ids), prefix.states)
+            prefix.append([token])
+        return logits
 
     def _position(self, position: int) -> torch.Tensor:
         """A row that has ended runs on at the last position of the context."""
@@ -78,7 +79,7 @@ class ForkingDecoder(Decoder):
 
 
 class _ForkedBranches:
-    def __init__(self, decoder: ForkingDecoder, groups: dict[Prefix, list[int]]) -> None:
+    def __init__(self, decoder: ForkingDecoder, groups: dict[StatePrefix, list[int]]) -> None:
         self._decoder = decoder
         self._groups = [
             (rows, len(prefix.token_ids), decoder.fork(prefix, len(rows)))
@@ -87,6 +88,7 @@ class _ForkedBranches:
         self._num_read = 0
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Branches`."""
         logits: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
         for rows, length, cache in self._groups:
             found = self._decoder.read(tokens[rows], length + self._num_read, cache)
@@ -94,3 +96,7 @@ class _ForkedBranches:
                 logits[row] = values
         self._num_read += 1
         return torch.stack(logits)
+
+
+def _new_store() -> StateStore:
+    return StateStore(lambda states, _: copy.deepcopy(states), exact_only=True)

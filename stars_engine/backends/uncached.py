@@ -1,19 +1,21 @@
-"""A decoder that keeps nothing, for models whose state cannot be branched off."""
+"""A decoder without KV, for models whose states cannot be branched off."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
+from stars_engine.backends.decoders import Branches, Decoder, Forward
+from stars_engine.kv_cache.prefix_cache import PrefixCache
+from stars_engine.kv_cache.states import StatePrefix, StateStore
+from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
 
 
-class UncachedDecoder(Decoder):
-    """Keeps nothing: reads each row whole at each step. For models without a KV cache of ours.
+class UncachedDecoder(Decoder[StatePrefix]):
+    """Computes each row whole at each step. Only logits after prefixes are kept.
 
     Rows of one length share a batch, so nothing is padded.
 
@@ -26,26 +28,12 @@ class UncachedDecoder(Decoder):
     def __init__(self, model: Any, context_len: int | None = None) -> None:
         self._forward = Forward(model)
         self.context_len = context_len
+        fingerprint = WeightFingerprint([model])
+        super().__init__(PrefixCache(_new_store, self._extend, fingerprint.has_changed))
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
+    def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
-        logits = self.read([list(prompt) for prompt in prompts])
-        return [Prefix(list(prompt), logits[row]) for row, prompt in enumerate(prompts)]
-
-    def copy(self, prefix: Prefix) -> Prefix:
-        """See `Decoder`."""
-        return replace(prefix)
-
-    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
-        """See `Decoder`."""
-        logits = self.read([[*prefix.token_ids, *ids] for prefix, ids in kept])
-        for row, (prefix, ids) in enumerate(kept):
-            prefix.token_ids = [*prefix.token_ids, *ids]
-            prefix.next_logits = logits[row]
-
-    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
-        """See `Decoder`."""
-        return _UncachedBranches(self, [list(prefix.token_ids) for prefix in rows])
+        return _UncachedBranches(self, [list(prefix.token_ids) for prefix in prefixes])
 
     def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Return the logits after each whole row, `(rows, vocab)`."""
@@ -58,14 +46,29 @@ class UncachedDecoder(Decoder):
             logits |= zip(indices, self._forward(ids), strict=True)
         return torch.stack([logits[index] for index in range(len(rows))])
 
+    def _extend(
+        self,
+        prefixes: Sequence[StatePrefix],
+        ids: Sequence[list[int]],
+        columns: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        for prefix, new in zip(prefixes, ids, strict=True):
+            prefix.append(new)
+        return self.read([prefix.token_ids for prefix in prefixes])[:, None]
+
 
 class _UncachedBranches:
     def __init__(self, decoder: UncachedDecoder, rows: list[list[int]]) -> None:
         self._decoder, self._rows = decoder, rows
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Branches`."""
         limit = self._decoder.context_len
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
             if limit is None or len(row) < limit:
                 row.append(token)
         return self._decoder.read(self._rows)
+
+
+def _new_store() -> StateStore:
+    return StateStore(lambda states, _: states)

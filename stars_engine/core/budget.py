@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.kv_cache.prefixes import capacity_of_slot
+from stars_engine.kv_cache.capacity import slot_capacity
 from stars_engine.memory import KeepsCache
 
 
@@ -79,6 +79,6 @@ class MemoryBudget:
 
 def _slot_tokens(rollout: Rollout) -> int:
     """Return the tokens of a rollout's slot, and of the one that it may grow out of."""
-    first = capacity_of_slot(len(rollout.prompt_ids))
-    last = capacity_of_slot(rollout.num_tokens_at_most)
+    first = slot_capacity(len(rollout.prompt_ids))
+    last = slot_capacity(rollout.num_tokens_at_most)
     return last if first == last else first + last

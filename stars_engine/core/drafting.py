@@ -47,7 +47,7 @@ class Drafter:
             self._draft_isolated,
             requests,
             what="candidates",
-            make_room=shrink,
+            free_unused=shrink,
             most=self.max_rows,
         )
 
