@@ -134,9 +134,9 @@ class Text:
     @torch.inference_mode()
     def next_logits(self) -> torch.Tensor:
         """Have the text computed; return the logits after it."""
-        [pinned] = self.backend.decoder.compute([(self.token_ids, self.handle.cached)])
-        self.handle.cached = pinned
-        return pinned.prefix.last_output
+        [computed] = self.backend.decoder.compute([(self.token_ids, self.handle.cached)])
+        self.handle.cached = computed
+        return computed.last_output
 
     def request(
         self, uniforms: Sequence[float], sampling: SamplingParams, lookahead: int = 0
@@ -165,4 +165,4 @@ class Fed:
 
 def pool_of(backend: TransformersBackend) -> Any:
     assert isinstance(backend.decoder, SharedPrefixDecoder)
-    return backend.decoder.cache.store
+    return backend.decoder.cache.pool

@@ -42,10 +42,9 @@ def test_cached_logits_equal_uncached_ones(family: str, tokenizer: object) -> No
     with torch.inference_mode():
         runs = []
         for decoder in (PaddedDecoder(model), SharedPrefixDecoder(model), UncachedDecoder(model)):
-            pinned = decoder.compute([(prompt, None) for prompt in prompts])
+            prefixes = decoder.compute([(prompt, None) for prompt in prompts])
             grown = [[*prompt, 5, 6, 7, 8] for prompt in prompts]
-            pinned = decoder.compute(list(zip(grown, pinned, strict=True)))
-            prefixes = [each.prefix for each in pinned]
+            prefixes = decoder.compute(list(zip(grown, prefixes, strict=True)))
             logits = [torch.stack([prefix.last_output for prefix in prefixes])]
             branches = decoder.branch([prefixes[0], prefixes[1], prefixes[0]], 3)
             logits += [branches.step(torch.tensor([3, 4, 5])) for _ in range(3)]

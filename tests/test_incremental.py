@@ -234,7 +234,7 @@ def test_kept_memory_does_not_grow_with_candidates(pair: StarsEngine) -> None:
     for num_candidates in (1, 16, 1):
         align = pair.config.align.replace(num_candidates=num_candidates)
         pair.generate(TokenIds([1, *range(3, 40)]), align=align)
-        pools = (pool_of(pair.model), reader_of(pair.reward).cache.store)
+        pools = (pool_of(pair.model), reader_of(pair.reward).cache.pool)
         sizes.append([pool.num_bytes for pool in pools])
     assert sizes[0] == sizes[1] == sizes[2]
     assert min(sizes[0]) > 0
@@ -247,8 +247,8 @@ def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: ob
     rejected = [[*prompt, *[50 + k] * 8] for k in range(20)]
     for row in rejected:
         check(reward, [row])
-    [prefix] = [each for each in reader.cache.store.prefixes() if each.uncommitted]
-    assert sum(row.rows.has_kv for row in prefix.uncommitted) <= prefix_cache._MAX_RECENT
+    [prefix] = [each for each in reader.cache.pool.prefixes() if each.uncommitted]
+    assert sum(row.has_kv for row in prefix.uncommitted) <= prefix_cache._MAX_RECENT
     check(reward, [[*rejected[0], *[90] * 8]])
     check(reward, [[*rejected[-1], *[91] * 8]])
 

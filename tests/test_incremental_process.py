@@ -157,7 +157,7 @@ def test_what_is_kept_is_small(words: PreTrainedTokenizerFast) -> None:
     reward = by_words(words, "llama")
     check(reward, [EncodedInput([*range(3, 33)], (10, 20, 29))])
     check(reward, [EncodedInput([*range(3, 43)], (10, 20, 39))])
-    kept = [each for each in reader_of(reward).cache.store.prefixes() if each.outputs]
+    kept = [each for each in reader_of(reward).cache.pool.prefixes() if each.outputs]
     assert kept
     for prefix in kept:
         for known in (prefix, *prefix.uncommitted):

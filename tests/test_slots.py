@@ -192,7 +192,7 @@ def test_rows_of_long_ago_are_freed(
     for turn in range(prefix_cache._MAX_RECENT):
         backend.draft([text.request([0.03 * turn + 0.1 * i for i in range(6)], SAMPLING)])
     rows = text.handle.cached.prefix.uncommitted
-    assert sum(row.rows.has_kv for row in rows) == prefix_cache._MAX_RECENT
+    assert sum(row.has_kv for row in rows) == prefix_cache._MAX_RECENT
     text.accept(first[1].token_ids)
     fed = Fed(backend, monkeypatch)
     kept = text.next_logits()

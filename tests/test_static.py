@@ -123,8 +123,8 @@ def test_shapes_unused_for_long_are_let_go_of(
 def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
     backend = with_graphs(random_backend("llama", tokenizer))
     prompts = [[1, 2, 3], [4] * 70, [5], [6]]
-    pinned = backend.decoder.compute([(prompt, None) for prompt in prompts])
-    prefixes = [each.prefix for each in pinned]
+    computed = backend.decoder.compute([(prompt, None) for prompt in prompts])
+    prefixes = [each.prefix for each in computed]
     shape = shape_for([prefixes[0]] * 5 + [prefixes[1]], 7)
     assert shape == (8, 2, 8, 96, 7)
     shape = shape_for(prefixes * 9, 7)

@@ -1,17 +1,22 @@
-"""What a decoder is: a prefix cache, and candidate rows that branch off its prefixes."""
+"""What a decoder is: it computes prefixes, and branches candidate rows off them."""
 
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import Cache
 
-from stars_engine.kv_cache.cached_prefix import P
-from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
+
+class ComputedPrefix(Protocol):
+    """A prefix of which a decoder keeps what its candidates need, as long as it is held."""
+
+    @property
+    def last_output(self) -> torch.Tensor:
+        """The logits after the last token, `(vocab,)`."""
+        ...
 
 
 class Branches(Protocol):
@@ -22,43 +27,41 @@ class Branches(Protocol):
         ...
 
 
-class Decoder(Generic[P]):
+class Decoder(Protocol):
     """Computes prefixes and branches candidates off them.
 
-    A prefix's output is the logits after its last token, `(vocab,)`. Branching leaves it as it is,
-    so rejecting a candidate takes no action.
-
-    Args:
-        cache: The prefixes.
+    Branching leaves a prefix as it is, so rejecting a candidate takes no action.
     """
 
-    def __init__(self, cache: PrefixCache[P]) -> None:
-        self.cache = cache
-
-    def compute(
-        self, prefixes: Sequence[tuple[Sequence[int], PinnedPrefix[P] | None]]
-    ) -> list[PinnedPrefix[P]]:
-        """Return prefixes with all their tokens, each for one holder.
+    def compute(self, prefixes: Sequence[tuple[Sequence[int], Any]]) -> Sequence[ComputedPrefix]:
+        """Return prefixes with all their tokens; what is known of them is not computed again.
 
         Args:
-            prefixes: Their tokens, and what the holder has of each from before.
+            prefixes: The tokens of each, and what its holder got the last time, or None.
         """
-        return self.cache.fetch(
-            [PrefixRequest(list(ids), (len(ids) - 1,), pinned) for ids, pinned in prefixes]
-        )
+        ...
 
-    @abstractmethod
-    def branch(self, prefixes: Sequence[P], num_tokens: int) -> Branches:
+    def branch(self, prefixes: Sequence[Any], num_tokens: int) -> Branches:
         """Start a candidate row on each of the given prefixes; repeats are separate rows.
 
         Args:
-            prefixes: The prefix of each row.
+            prefixes: The prefix of each row, as computed.
             num_tokens: Maximum steps.
         """
+        ...
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of one token of a prefix; 0 if nothing is kept by the token."""
+        return 0
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """Bound the memory of prefixes. Most decoders keep none that is not held."""
+        return
 
     def free_unused(self) -> None:
-        """Free what no request in progress needs."""
-        self.cache.free_unused()
+        """Free what no holder needs. Most decoders keep nothing else."""
+        return
 
 
 class Forward:

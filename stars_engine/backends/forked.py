@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward
-from stars_engine.kv_cache.prefix_cache import PrefixCache
-from stars_engine.kv_cache.states import StatePrefix, StateStore
-from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
+from stars_engine.backends.decoders import Branches, Forward
+from stars_engine.backends.states import StateDecoder, StatePrefix
 
 
-class ForkingDecoder(Decoder[StatePrefix]):
+class ForkingDecoder(StateDecoder):
     """Keeps a transformers cache for each prefix.
 
     Args:
@@ -30,8 +28,6 @@ class ForkingDecoder(Decoder[StatePrefix]):
     def __init__(self, model: Any, context_len: int | None = None) -> None:
         self._forward = Forward(model)
         self._context_len = context_len
-        fingerprint = WeightFingerprint([model])
-        super().__init__(PrefixCache(_new_store, self._extend, fingerprint.has_changed))
 
     def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
@@ -50,26 +46,23 @@ class ForkingDecoder(Decoder[StatePrefix]):
         """Append one token to each row, `(rows,)`; return `(rows, vocab)`."""
         return self._forward(tokens[:, None], positions=self._position(position), cache=cache)
 
-    def _extend(
-        self,
-        prefixes: Sequence[StatePrefix],
-        ids: Sequence[list[int]],
-        columns: Sequence[Sequence[int]],
-    ) -> torch.Tensor:
-        return torch.stack([self._extend_one(*each) for each in zip(prefixes, ids, strict=True)])
+    def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
+        """See `StateDecoder`."""
+        for prefix, ids in new:
+            if prefix.states is None:
+                prefix.states = DynamicCache(config=self._forward.config.get_text_config())
+                tokens = torch.tensor([ids], device=self._forward.device)
+                prefix.last_output = self._forward(tokens, cache=prefix.states)[0]
+                prefix.token_ids = ids
+                continue
+            for token in ids:
+                tokens = torch.tensor([token], device=self._forward.device)
+                prefix.last_output = self.read(tokens, len(prefix.token_ids), prefix.states)[0]
+                prefix.token_ids = [*prefix.token_ids, token]
 
-    def _extend_one(self, prefix: StatePrefix, ids: list[int]) -> torch.Tensor:
-        if prefix.states is None:
-            prefix.states = DynamicCache(config=self._forward.config.get_text_config())
-            tokens = torch.tensor([ids], device=self._forward.device)
-            logits = self._forward(tokens, cache=prefix.states)
-            prefix.append(ids)
-            return logits
-        for token in ids:
-            new = torch.tensor([token], device=self._forward.device)
-            logits = self.read(new, len(prefix.token_ids), prefix.states)
-            prefix.append([token])
-        return logits
+    def copy_states(self, states: Any) -> Any:
+        """See `StateDecoder`."""
+        return copy.deepcopy(states)
 
     def _position(self, position: int) -> torch.Tensor:
         """A row that has ended runs on at the last position of the context."""
@@ -96,7 +89,3 @@ class _ForkedBranches:
                 logits[row] = values
         self._num_read += 1
         return torch.stack(logits)
-
-
-def _new_store() -> StateStore:
-    return StateStore(lambda states, _: copy.deepcopy(states), exact_only=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward
-from stars_engine.kv_cache.prefix_cache import PrefixCache
-from stars_engine.kv_cache.states import StatePrefix, StateStore
-from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
+from stars_engine.backends.decoders import Branches, Forward
+from stars_engine.backends.states import StateDecoder, StatePrefix
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
 
 
-class PaddedDecoder(Decoder[StatePrefix]):
+class PaddedDecoder(StateDecoder):
     """Keeps the KV of every prefix; computes only new tokens.
 
     Prefixes of different lengths share a batch by padding on the left, with a mask and explicit
@@ -30,32 +29,36 @@ class PaddedDecoder(Decoder[StatePrefix]):
     def __init__(self, model: Any, context_len: int | None = None) -> None:
         self._forward = Forward(model)
         self._context_len = context_len
-        fingerprint = WeightFingerprint([model])
-        super().__init__(
-            PrefixCache(lambda: StateStore(_first_tokens), self._extend, fingerprint.has_changed)
-        )
+        self._bytes_per_token = 0
 
     def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
         return _PaddedBranches(self._forward, prefixes, self._context_len)
 
-    def _extend(
-        self,
-        prefixes: Sequence[StatePrefix],
-        ids: Sequence[list[int]],
-        columns: Sequence[Sequence[int]],
-    ) -> torch.Tensor:
-        store = self.cache.store
-        assert isinstance(store, StateStore)
-        rows = _PaddedBranches(self._forward, prefixes, self._context_len)
-        logits = rows.read(torch.tensor(ids, device=self._forward.device))
-        for row, (prefix, new) in enumerate(zip(prefixes, ids, strict=True)):
-            length = len(prefix.token_ids) + len(new)
-            prefix.states = layers = rows.row_layers(row, length)
-            prefix.append(new)
-            num_bytes = sum(part.nbytes for layer in layers for part in layer)
-            store.bytes_per_token = num_bytes // length
-        return logits[:, None]
+    def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
+        """See `StateDecoder`."""
+        by_length: dict[int, list[tuple[StatePrefix, list[int]]]] = defaultdict(list)
+        for prefix, ids in new:
+            by_length[len(ids)].append((prefix, ids))
+        for group in by_length.values():
+            prefixes = [prefix for prefix, _ in group]
+            rows = _PaddedBranches(self._forward, prefixes, self._context_len)
+            logits = rows.read(torch.tensor([ids for _, ids in group], device=self._forward.device))
+            for row, (prefix, ids) in enumerate(group):
+                prefix.token_ids = [*prefix.token_ids, *ids]
+                prefix.last_output = logits[row]
+                prefix.states = layers = rows.row_layers(row, len(prefix.token_ids))
+                num_bytes = sum(part.nbytes for layer in layers for part in layer)
+                self._bytes_per_token = num_bytes // len(prefix.token_ids)
+
+    def copy_states(self, states: Any) -> Any:
+        """See `StateDecoder`. Tensors are shared: nothing writes into them."""
+        return states
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See `Decoder`."""
+        return self._bytes_per_token
 
 
 class _PaddedBranches:
@@ -110,11 +113,6 @@ class _PaddedBranches:
             )
             for layer in layers
         ]
-
-
-def _first_tokens(layers: Sequence[KeysValues], length: int) -> list[KeysValues]:
-    """Return the KV of the first tokens. Tensors are shared: nothing writes into them."""
-    return [(keys[:, :, :length], values[:, :, :length]) for keys, values in layers]
 
 
 def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 ON_GPU = "shared prefix in CUDA graphs"
 
-DECODERS: dict[str, Callable[[Any, int | None], Decoder[Any]]] = {
+DECODERS: dict[str, Callable[[Any, int | None], Decoder]] = {
     ON_GPU: partial(SharedPrefixDecoder, use_graphs=True),
     "shared prefix": SharedPrefixDecoder,
     "padded cache": PaddedDecoder,
@@ -28,7 +28,7 @@ DECODERS: dict[str, Callable[[Any, int | None], Decoder[Any]]] = {
 }
 
 
-def select_decoder(model: Any, context_len: int | None) -> tuple[Decoder[Any], str]:
+def select_decoder(model: Any, context_len: int | None) -> tuple[Decoder, str]:
     """Try each decoder on random tokens; return the first whose logits equal a plain forward's.
 
     Architectures differ in what their caches and attention layers can do, and some are silently
@@ -73,7 +73,7 @@ def _described(name: str, reasons: list[str]) -> str:
 
 @torch.inference_mode()
 def _compare(
-    decoder: Decoder[Any], plain: Decoder[Any], model: Any, context_len: int | None
+    decoder: Decoder, plain: Decoder, model: Any, context_len: int | None
 ) -> tuple[float, float]:
     """Return the largest difference between two decoders' logits, and the largest logit.
 
@@ -88,13 +88,12 @@ def _compare(
     others = torch.randint(vocab_size, (3, 5), generator=generator).tolist()
     runs = []
     for each in (decoder, plain):
-        pinned: list[Any] = [None, None]
+        prefixes: Sequence[Any] = [None, None]
         lengths = [max(1, longest), max(1, longest - 5)]
         logits: list[torch.Tensor] = []
         for turn in range(3):
             known = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-            pinned = each.compute(list(zip(known, pinned, strict=True)))
-            prefixes = [one.prefix for one in pinned]
+            prefixes = each.compute(list(zip(known, prefixes, strict=True)))
             logits.append(torch.stack([prefix.last_output for prefix in prefixes]))
             if turn == 2:
                 break

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward
-from stars_engine.kv_cache.cached_prefix import UncommittedRows
+from stars_engine.kv_cache.cached_prefix import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.cuda_graphs import CudaGraphs, GraphRows
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
-from stars_engine.kv_cache.pool import Slot, SlotPool
-from stars_engine.kv_cache.prefix_cache import PrefixCache
+from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
 
 _MAX_TOKENS = 2048  # of prompts, computed in one pass
 
 
-class SharedPrefixDecoder(Decoder[Slot]):
+class SharedPrefixDecoder(Decoder):
     """Keeps the KV of each prefix once, in a slot, and computes only new tokens.
 
     Args:
@@ -38,41 +37,57 @@ class SharedPrefixDecoder(Decoder[Slot]):
         )
         # Without a fused kernel a pass has all its attention scores in memory.
         max_tokens = _MAX_TOKENS if runner.device.type == "cpu" else _MAX_TOKENS // 4
-        super().__init__(
-            PrefixCache(SlotPool, self._extend, runner.weights_changed, max_tokens=max_tokens)
-        )
+        self.cache = PrefixCache(self._extend, runner.weights_changed, max_tokens=max_tokens)
         self._use_graphs = use_graphs
-        self._graphs = CudaGraphs(runner, self._pool)
+        self._graphs = CudaGraphs(runner, self.cache.pool)
 
-    def branch(self, prefixes: Sequence[Slot], num_tokens: int) -> Branches:
+    def compute(self, prefixes: Sequence[tuple[Sequence[int], Any]]) -> list[PinnedPrefix]:
         """See `Decoder`."""
-        if self._graphs.pool is not self._pool:  # the cache was invalidated
-            self._graphs = CudaGraphs(self._runner, self._pool)
-        started = self._graphs.start(prefixes, num_tokens) if self._use_graphs else None
+        return self.cache.fetch(
+            [
+                PrefixRequest(
+                    list(ids), (len(ids) - 1,), known if isinstance(known, PinnedPrefix) else None
+                )
+                for ids, known in prefixes
+            ]
+        )
+
+    def branch(self, prefixes: Sequence[PinnedPrefix], num_tokens: int) -> Branches:
+        """See `Decoder`."""
+        pool, cached = self.cache.pool, [pinned.prefix for pinned in prefixes]
+        if self._graphs.pool is not pool:  # the cache was invalidated
+            self._graphs = CudaGraphs(self._runner, pool)
+        started = self._graphs.start(cached, num_tokens) if self._use_graphs else None
         rows: EagerRows | GraphRows
         if started is not None:
             rows, uncommitted = started
         else:
-            rows = EagerRows(self._pool, prefixes, num_tokens, self._runner.device)
+            rows = EagerRows(pool, cached, num_tokens, self._runner.device)
             uncommitted = UncommittedRows(rows.kv)
-        self.cache.add_uncommitted(prefixes, uncommitted)
+        self.cache.add_uncommitted(cached, uncommitted)
         return _SharedBranches(self._runner, rows, uncommitted)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See `Decoder`."""
+        return self.cache.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        """See `Decoder`."""
+        self.cache.limit_cache(max_bytes)
 
     def free_unused(self) -> None:
         """See `Decoder`."""
         self._graphs.clear()
-        super().free_unused()
-
-    @property
-    def _pool(self) -> SlotPool:
-        pool = self.cache.store
-        assert isinstance(pool, SlotPool)
-        return pool
+        self.cache.free_unused()
 
     def _extend(
-        self, prefixes: Sequence[Slot], ids: Sequence[list[int]], columns: Sequence[Sequence[int]]
+        self,
+        prefixes: Sequence[CachedPrefix],
+        ids: Sequence[list[int]],
+        columns: Sequence[Sequence[int]],
     ) -> torch.Tensor:
-        return self._runner.extend(prefixes, ids, self._pool)[:, None]
+        return self._runner.extend(prefixes, ids, self.cache.pool)[:, None]
 
 
 class _SharedBranches:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.drafting import Drafting
 from stars_engine.backends.facts import sampling_of
 from stars_engine.backends.row_sampler import RowSampler
@@ -29,7 +30,6 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.kv_cache.prefix_cache import PinnedPrefix
 from stars_engine.loading import (
     check_exists,
     context_len,
@@ -74,8 +74,7 @@ class TransformersBackend:
     @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
         """Draft all candidates and their lookaheads together, one token of each row per step."""
-        pinned = self._compute_prefixes(requests)
-        prefixes = [each.prefix for each in pinned]
+        prefixes = self._compute_prefixes(requests)
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
@@ -113,12 +112,12 @@ class TransformersBackend:
             self._grammars = Grammars(*self.codec.vocabulary(self.vocab_size), self.end_ids)
         return self._grammars
 
-    def _compute_prefixes(self, requests: Sequence[DraftRequest]) -> list[PinnedPrefix[Any]]:
+    def _compute_prefixes(self, requests: Sequence[DraftRequest]) -> list[ComputedPrefix]:
         """Return each request's prefix; candidates of one request share it."""
         keys = [(request.handle, tuple(request.token_ids)) for request in requests]
         distinct = dict.fromkeys(keys)
-        pinned = self.decoder.compute([(ids, handle.cached) for handle, ids in distinct])
-        found = dict(zip(distinct, pinned, strict=True))
+        computed = self.decoder.compute([(ids, handle.cached) for handle, ids in distinct])
+        found = dict(zip(distinct, computed, strict=True))
         for (handle, _), each in found.items():
             handle.cached = each
         return [found[key] for key in keys]
@@ -143,11 +142,11 @@ class TransformersBackend:
     @property
     def bytes_per_token(self) -> int:
         """See `KeepsCache`."""
-        return self.decoder.cache.bytes_per_token
+        return self.decoder.bytes_per_token
 
     def limit_cache(self, max_bytes: int | None) -> None:
         """See `KeepsCache`."""
-        self.decoder.cache.limit(max_bytes)
+        self.decoder.limit_cache(max_bytes)
 
     def free_unused(self) -> None:
         """See `KeepsCache`."""

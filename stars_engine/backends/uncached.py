@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward
-from stars_engine.kv_cache.prefix_cache import PrefixCache
-from stars_engine.kv_cache.states import StatePrefix, StateStore
-from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
+from stars_engine.backends.decoders import Branches, Forward
+from stars_engine.backends.states import StateDecoder, StatePrefix
 
 
-class UncachedDecoder(Decoder[StatePrefix]):
+class UncachedDecoder(StateDecoder):
     """Computes each row whole at each step. Only logits after prefixes are kept.
 
     Rows of one length share a batch, so nothing is padded.
@@ -28,8 +26,6 @@ class UncachedDecoder(Decoder[StatePrefix]):
     def __init__(self, model: Any, context_len: int | None = None) -> None:
         self._forward = Forward(model)
         self.context_len = context_len
-        fingerprint = WeightFingerprint([model])
-        super().__init__(PrefixCache(_new_store, self._extend, fingerprint.has_changed))
 
     def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
@@ -46,15 +42,16 @@ class UncachedDecoder(Decoder[StatePrefix]):
             logits |= zip(indices, self._forward(ids), strict=True)
         return torch.stack([logits[index] for index in range(len(rows))])
 
-    def _extend(
-        self,
-        prefixes: Sequence[StatePrefix],
-        ids: Sequence[list[int]],
-        columns: Sequence[Sequence[int]],
-    ) -> torch.Tensor:
-        for prefix, new in zip(prefixes, ids, strict=True):
-            prefix.append(new)
-        return self.read([prefix.token_ids for prefix in prefixes])[:, None]
+    def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
+        """See `StateDecoder`."""
+        logits = self.read([[*prefix.token_ids, *ids] for prefix, ids in new])
+        for row, (prefix, ids) in enumerate(new):
+            prefix.token_ids = [*prefix.token_ids, *ids]
+            prefix.last_output = logits[row]
+
+    def copy_states(self, states: Any) -> Any:
+        """See `StateDecoder`. There are none."""
+        return states
 
 
 class _UncachedBranches:
@@ -68,7 +65,3 @@ class _UncachedBranches:
             if limit is None or len(row) < limit:
                 row.append(token)
         return self._decoder.read(self._rows)
-
-
-def _new_store() -> StateStore:
-    return StateStore(lambda states, _: states)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import NamedTuple
 
 import torch
 
-from stars_engine.kv_cache.scratch import ByLayer, ScratchKV
+from stars_engine.kv_cache.block import Block, ByLayer
+from stars_engine.kv_cache.scratch import ScratchKV
 
 MIN_PREFIX_LEN = 16  # tokens in common that are worth a copy
 
-P = TypeVar("P", bound="CachedPrefix")
 Outputs = Mapping[int, torch.Tensor]  # what a model returned at positions of a row
 
 
@@ -27,27 +27,23 @@ def common_prefix_len(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 class CachedPrefix:
-    """Tokens whose KV is cached, and what is remembered of them.
-
-    Each decoder stores KV in its own way, in a subclass or beside it.
+    """Tokens whose KV is in a slot, and what is remembered of them.
 
     Attributes:
+        block: The block of its slot. It changes when the prefix outgrows the slot.
+        index: The row of its slot in the block.
         token_ids: The tokens.
         outputs: What the model returned at some of their positions. Replaced, never modified.
         uncommitted: Rows computed beyond them; one may turn out to continue the prefix.
     """
 
-    __slots__ = ("__weakref__", "outputs", "token_ids", "uncommitted")
+    __slots__ = ("__weakref__", "block", "index", "outputs", "token_ids", "uncommitted")
 
-    def __init__(self) -> None:
+    def __init__(self, block: Block, index: int) -> None:
+        self.block, self.index = block, index
         self.token_ids: list[int] = []
         self.outputs: Outputs = {}
         self.uncommitted: list[UncommittedRow] = []
-
-    @property
-    def last_output(self) -> torch.Tensor:
-        """What the model returned at the last token."""
-        return self.outputs[len(self.token_ids) - 1]
 
     def begins(self, ids: list[int]) -> bool:
         """Whether a row begins with the whole prefix."""
@@ -59,7 +55,7 @@ class CachedPrefix:
             and ids[:size] == self.token_ids
         )
 
-    def match(self, ids: list[int], points: Sequence[int], *, accepted: bool) -> Match[Self]:
+    def match(self, ids: list[int], points: Sequence[int], *, accepted: bool) -> Match:
         """Find how much of a row is known, from the prefix and the rows computed beyond it.
 
         Args:
@@ -69,16 +65,17 @@ class CachedPrefix:
                 row only counts if `ids` continue it: siblings begin alike by chance.
         """
         size = common_prefix_len(self.token_ids, ids)
-        best = Match(_num_known(points, size, self.outputs), self, None, self.outputs)
+        num_tokens = _num_known(points, size, self.outputs)
+        best = Match(num_tokens, num_tokens, self, None, self.outputs)
         if size < len(self.token_ids) or size == len(ids):
             return best
         rest = ids[size:]
         for row in self.uncommitted:
             common = common_prefix_len(row.token_ids, rest)
             num_tokens = _num_known(points, size + common, row.outputs)
-            usable = row.rows.has_kv and (accepted or _continues(row.token_ids, rest, common))
+            usable = row.has_kv and (accepted or _continues(row.token_ids, rest, common))
             if (usable or num_tokens == len(ids)) and num_tokens > best.num_tokens:
-                best = Match(num_tokens, self, row, row.outputs)
+                best = Match(num_tokens, min(num_tokens, size), self, row, row.outputs)
         return best
 
     def append(self, ids: Sequence[int]) -> None:
@@ -95,15 +92,18 @@ class CachedPrefix:
 
 
 class UncommittedRows:
-    """KV of rows computed beyond prefixes, and of no prefix yet.
+    """Rows computed beyond prefixes in one pass, or step by step; so far part of no prefix.
 
     Args:
-        kv: Where it is.
-        token_ids: The rows' tokens, if known beforehand; otherwise see `append`.
+        kv: Their KV.
+        token_ids: Their tokens, if known beforehand; otherwise see `append`.
+
+    Attributes:
+        kv: Their KV; None once it is freed.
     """
 
     def __init__(self, kv: ScratchKV, token_ids: Sequence[list[int]] | None = None) -> None:
-        self._kv: ScratchKV | None = kv
+        self.kv: ScratchKV | None = kv
         self._token_ids = token_ids
         self._steps: list[torch.Tensor] = []  # (rows,) each
 
@@ -112,37 +112,16 @@ class UncommittedRows:
         self._steps.append(tokens)
         self._token_ids = None
 
-    @property
-    def token_ids(self) -> Sequence[list[int]]:
-        """The rows' tokens. Fetches them from their device."""
+    def token_ids(self, row: int) -> list[int]:
+        """Return the tokens of a row. Fetches them from their device."""
         if self._token_ids is None:
-            steps = self._steps
-            self._token_ids = torch.stack(steps, dim=1).tolist() if steps else []
-        return self._token_ids
-
-    @property
-    def has_kv(self) -> bool:
-        """Whether KV is still there."""
-        return self._kv is not None
+            self._token_ids = torch.stack(self._steps, dim=1).tolist() if self._steps else []
+        return self._token_ids[row] if self._token_ids else []
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the KV has room for."""
-        return 0 if self._kv is None else self._kv.num_rows * self._kv.capacity
-
-    def first(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
-        """Return keys and values of a row's first tokens, by layer."""
-        assert self._kv is not None
-        return self._kv.first(row, count)
-
-    def detach(self) -> None:
-        """Move KV to tensors of its own, as the buffers are about to be overwritten."""
-        if self._kv is not None:
-            self._kv = self._kv.clone()
-
-    def free(self) -> None:
-        """Give up the KV."""
-        self._kv = None
+        return 0 if self.kv is None else self.kv.num_rows * self.kv.capacity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,22 +141,33 @@ class UncommittedRow:
     @property
     def token_ids(self) -> list[int]:
         """Its tokens."""
-        rows = self.rows.token_ids
-        return rows[self.index] if rows else []
+        return self.rows.token_ids(self.index)
+
+    @property
+    def has_kv(self) -> bool:
+        """Whether its KV is still there."""
+        return self.rows.kv is not None
+
+    def first(self, count: int) -> tuple[ByLayer, ByLayer]:
+        """Return keys and values of its first tokens, by layer."""
+        assert self.rows.kv is not None
+        return self.rows.kv.first(self.index, count)
 
 
-class Match(NamedTuple, Generic[P]):
+class Match(NamedTuple):
     """How much of a row is known.
 
     Attributes:
         num_tokens: Tokens that need not be computed again, and outputs of all points among them.
-        prefix: Where the first of them are.
+        num_cached: How many of them are in the prefix.
+        prefix: Where these are.
         row: Where the others are, if there are any.
         outputs: What the model returned at positions of the row.
     """
 
     num_tokens: int
-    prefix: P
+    num_cached: int
+    prefix: CachedPrefix
     row: UncommittedRow | None
     outputs: Outputs
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stars_engine.kv_cache.cached_prefix import UncommittedRows
+from stars_engine.kv_cache.cached_prefix import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.capacity import capacity_for
 from stars_engine.kv_cache.forward_pass import ModelRunner
 from stars_engine.kv_cache.layout import AttentionLayout, Mask, PrefixGroup, RowPlacement
-from stars_engine.kv_cache.pool import Slot, SlotPool
+from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.scratch import ScratchKV
 from stars_engine.memory import is_out_of_memory
 
@@ -151,11 +151,11 @@ class GraphRows:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
 
-    def start(self, prefixes: Sequence[Slot]) -> UncommittedRows:
+    def start(self, prefixes: Sequence[CachedPrefix]) -> UncommittedRows:
         """Start a row on each of the given prefixes; repeats are separate rows."""
         last = self._uncommitted() if self._uncommitted else None
-        if last is not None:  # one of its rows may still be accepted
-            last.detach()
+        if last is not None and last.kv is self.kv:  # one of its rows may still be accepted
+            last.kv = self.kv.clone()
         lengths = [len(prefix.token_ids) for prefix in prefixes]
         distinct = dict(zip(prefixes, lengths, strict=True))
         index_of = {prefix: index for index, prefix in enumerate(distinct)}
@@ -229,7 +229,7 @@ class CudaGraphs:
         self._has_worked = self._is_off = False
 
     def start(
-        self, prefixes: Sequence[Slot], num_tokens: int
+        self, prefixes: Sequence[CachedPrefix], num_tokens: int
     ) -> tuple[GraphRows, UncommittedRows] | None:
         """Start a row on each prefix; return None if the prefixes are too much to copy."""
         shape = shape_for(prefixes, num_tokens)
@@ -269,7 +269,7 @@ class CudaGraphs:
         return shape.num_prefixes * shape.width * self.pool.bytes_per_token
 
 
-def shape_for(prefixes: Sequence[Slot], num_tokens: int) -> Shape:
+def shape_for(prefixes: Sequence[CachedPrefix], num_tokens: int) -> Shape:
     """Return the shape for some rows, rounded up."""
     counts = Counter(prefixes)
     num_rows, num_prefixes = _rounded(len(prefixes)), _rounded(len(counts))

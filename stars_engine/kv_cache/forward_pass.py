@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 
 from stars_engine.kv_cache.attention import attending, name_for
+from stars_engine.kv_cache.cached_prefix import CachedPrefix
 from stars_engine.kv_cache.layout import AttentionLayout, PrefixGroup, RowPlacement
 from stars_engine.kv_cache.packed_linear import PackedLinears
-from stars_engine.kv_cache.pool import Slot, SlotPool
+from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.scratch import ScratchKV
 from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
 
@@ -123,7 +124,11 @@ class ModelRunner:
         return changed
 
     def extend(
-        self, prefixes: Sequence[Slot], ids: Sequence[list[int]], pool: SlotPool, **options: Any
+        self,
+        prefixes: Sequence[CachedPrefix],
+        ids: Sequence[list[int]],
+        pool: SlotPool,
+        **options: Any,
     ) -> torch.Tensor:
         """Compute equally many tokens of each prefix and store their KV."""
         rows = EagerRows(pool, prefixes, len(ids[0]), self.device)
@@ -144,7 +149,11 @@ class EagerRows:
     """
 
     def __init__(
-        self, pool: SlotPool, prefixes: Sequence[Slot], num_tokens: int, device: torch.device
+        self,
+        pool: SlotPool,
+        prefixes: Sequence[CachedPrefix],
+        num_tokens: int,
+        device: torch.device,
     ) -> None:
         self.kv = ScratchKV(len(prefixes), num_tokens)
         lengths = [len(prefix.token_ids) for prefix in prefixes]
@@ -163,7 +172,10 @@ class EagerRows:
 
 
 def _groups(
-    pool: SlotPool, prefixes: Sequence[Slot], lengths: Mapping[Slot, int], device: torch.device
+    pool: SlotPool,
+    prefixes: Sequence[CachedPrefix],
+    lengths: Mapping[CachedPrefix, int],
+    device: torch.device,
 ) -> list[PrefixGroup]:
     """Return the prefixes that rows attend to, by the tensors that hold them.
 

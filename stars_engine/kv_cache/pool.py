@@ -10,91 +10,38 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 
+from stars_engine.kv_cache.block import Block, ByLayer
 from stars_engine.kv_cache.cached_prefix import MIN_PREFIX_LEN, CachedPrefix
 from stars_engine.kv_cache.capacity import slot_capacity
-from stars_engine.kv_cache.scratch import ByLayer
 from stars_engine.memory import catch_oom, empty_device_cache
 
 _MAX_UNPINNED_BYTES = 1 << 30  # unless a limit is given
 _MAX_GATHERED = 4096  # tokens of prefixes that are copied into one tensor for a pass
 
 
-class Block:
-    """Tensors of some slots of one capacity.
-
-    Attributes:
-        num_slots: How many.
-        capacity: Tokens of each.
-        keys: By layer, `(num_slots, kv_heads, capacity, head_dim)`; empty before the first write.
-        values: Like `keys`.
-    """
-
-    def __init__(self, num_slots: int, capacity: int) -> None:
-        self.num_slots, self.capacity = num_slots, capacity
-        self.keys: ByLayer = []
-        self.values: ByLayer = []
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory allocated."""
-        return sum(states.nbytes for part in self.parts() for states in part)
-
-    def parts(self) -> tuple[ByLayer, ByLayer]:
-        """Return keys and values."""
-        return self.keys, self.values
-
-    def allocate(self, like: tuple[ByLayer, ByLayer]) -> None:
-        """Allocate tensors of the same heads, dimensions, type and device as the given ones."""
-        # Zeros: what a mask hides is multiplied by 0, and must not be nan.
-        self.keys, self.values = (
-            [
-                new.new_zeros(self.num_slots, new.shape[0], self.capacity, new.shape[2])
-                for new in part
-            ]
-            for part in like
-        )
-
-
-class Slot(CachedPrefix):
-    """A prefix in the pool. Its KV moves to a larger slot when it outgrows its own.
-
-    Attributes:
-        block: The block that holds it.
-        index: Its row there.
-    """
-
-    __slots__ = ("block", "index")
-
-    def __init__(self, block: Block, index: int) -> None:
-        super().__init__()
-        self.block, self.index = block, index
-
-
 class SlotPool:
-    """Slots of one model; see `PrefixStore`.
+    """The slots of one model, each with the prefix whose KV it holds or held.
 
     Args:
-        min_kept: Shortest prefix worth keeping when it is not pinned.
-
-    Attributes:
         max_bytes: What all slots may take before those that are not pinned are freed; None for
             1 GiB of those, as long as there is memory.
+        min_kept: Shortest prefix worth keeping when it is not pinned.
     """
 
-    exact_only = False
-
-    def __init__(self, min_kept: int = MIN_PREFIX_LEN) -> None:
-        self.max_bytes: int | None = None
+    def __init__(self, max_bytes: int | None = None, *, min_kept: int = MIN_PREFIX_LEN) -> None:
+        self.max_bytes = max_bytes
         self._min_kept = min_kept
         self._blocks: list[Block] = []  # the most recently unpinned last
-        self._slots: list[Slot] = []
-        self._free: dict[int, deque[Slot]] = defaultdict(deque)  # by capacity, next to reuse first
-        self._unpinned: deque[Slot] = deque()  # by any thread, not in `_free` yet
+        self._slots: list[CachedPrefix] = []
+        self._free: dict[int, deque[CachedPrefix]] = defaultdict(
+            deque
+        )  # by capacity, next to reuse first
+        self._unpinned: deque[CachedPrefix] = deque()  # by any thread, not in `_free` yet
         self._like: tuple[ByLayer, ByLayer] | None = None  # one token's KV, for its shapes
 
     # --- allocation ---
 
-    def allocate(self, lengths: Sequence[int]) -> list[Slot]:
+    def allocate(self, lengths: Sequence[int]) -> list[CachedPrefix]:
         """Return an empty slot for each length, with some room to grow.
 
         Raises:
@@ -104,7 +51,7 @@ class SlotPool:
         self._collect()
         if (over := self._bytes_over(0)) > 0:
             self.free_unused(over)
-        taken: dict[int, deque[Slot]] = defaultdict(deque)
+        taken: dict[int, deque[CachedPrefix]] = defaultdict(deque)
         try:
             for capacity, count in Counter(wanted).items():
                 self._provide(count, capacity, taken[capacity])
@@ -116,7 +63,7 @@ class SlotPool:
             self.trim(slot, 0)
         return found
 
-    def pin(self, prefix: Slot) -> bool:
+    def pin(self, prefix: CachedPrefix) -> bool:
         """Keep a slot from eviction; return False if it is pinned already."""
         self._collect()
         free = self._free[prefix.block.capacity]
@@ -125,11 +72,11 @@ class SlotPool:
         free.remove(prefix)
         return True
 
-    def unpin(self, prefix: Slot) -> None:
+    def unpin(self, prefix: CachedPrefix) -> None:
         """Allow eviction. May be called from any thread."""
         self._unpinned.append(prefix)
 
-    def reserve(self, slot: Slot, length: int) -> None:
+    def reserve(self, slot: CachedPrefix, length: int) -> None:
         """Make room for so many tokens in a slot; its KV stays.
 
         Raises:
@@ -147,7 +94,7 @@ class SlotPool:
             self.trim(other, 0)
             self.unpin(other)
 
-    def trim(self, prefix: Slot, length: int) -> None:
+    def trim(self, prefix: CachedPrefix, length: int) -> None:
         """Keep only the first tokens of a slot."""
         size = len(prefix.token_ids)
         if length < size:
@@ -156,13 +103,15 @@ class SlotPool:
                 states[prefix.index, :, length:size] = 0
             prefix.cut(length)
 
-    def prefixes(self) -> Iterator[Slot]:
+    def prefixes(self) -> Iterator[CachedPrefix]:
         """Yield all slots, pinned or not."""
         return iter(self._slots)
 
     # --- reading and writing ---
 
-    def write(self, prefix: Slot, keys: ByLayer, values: ByLayer, ids: Sequence[int]) -> None:
+    def write(
+        self, prefix: CachedPrefix, keys: ByLayer, values: ByLayer, ids: Sequence[int]
+    ) -> None:
         """Append the KV of tokens, by layer `(kv_heads, tokens, head_dim)`.
 
         Raises:
@@ -179,7 +128,7 @@ class SlotPool:
                 states[prefix.index, :, start:end] = new
         prefix.append(ids)
 
-    def copy(self, source: Slot, target: Slot, length: int) -> None:
+    def copy(self, source: CachedPrefix, target: CachedPrefix, length: int) -> None:
         """Copy the first tokens of a slot into another, which is large enough."""
         self.trim(target, 0)
         if not length:  # there may be no tensors yet
@@ -192,7 +141,7 @@ class SlotPool:
         target.append(source.token_ids[:length])
 
     def group(
-        self, slots: Sequence[Slot], lengths: Sequence[int]
+        self, slots: Sequence[CachedPrefix], lengths: Sequence[int]
     ) -> Iterator[tuple[list[int], ByLayer, ByLayer]]:
         """Yield tensors that hold several slots, each slot in one of them.
 
@@ -233,7 +182,7 @@ class SlotPool:
         return block.parts()
 
     def gather(
-        self, slots: Sequence[Slot], lengths: Sequence[int], keys: ByLayer, values: ByLayer
+        self, slots: Sequence[CachedPrefix], lengths: Sequence[int], keys: ByLayer, values: ByLayer
     ) -> None:
         """Copy the first tokens of slots into tensors of the caller, one after the other.
 
@@ -293,7 +242,7 @@ class SlotPool:
             else:
                 line.appendleft(slot)
 
-    def _provide(self, count: int, capacity: int, taken: deque[Slot]) -> None:
+    def _provide(self, count: int, capacity: int, taken: deque[CachedPrefix]) -> None:
         """Take so many slots of a capacity; evict prefixes only when over the budget.
 
         What is taken leaves the line at once, so no room is made of it.
@@ -320,7 +269,7 @@ class SlotPool:
         if self._like is not None:
             self._allocate(block)
         self._blocks.append(block)
-        fresh = [Slot(block, index) for index in range(num_slots)]
+        fresh = [CachedPrefix(block, index) for index in range(num_slots)]
         self._slots += fresh
         self._free[capacity].extendleft(reversed(fresh))
 
@@ -331,7 +280,7 @@ class SlotPool:
         num_free = sum(slot.block.capacity for slots in self._free.values() for slot in slots)
         return num_free * self.bytes_per_token - _MAX_UNPINNED_BYTES
 
-    def _is_of_use(self, slot: Slot) -> bool:
+    def _is_of_use(self, slot: CachedPrefix) -> bool:
         """Whether another text may continue a slot's prefix."""
         return len(slot.token_ids) >= self._min_kept
 
@@ -344,7 +293,7 @@ class SlotPool:
             block.allocate(like)
 
 
-def _runs(order: Sequence[int], slots: Sequence[Slot]) -> list[list[int]]:
+def _runs(order: Sequence[int], slots: Sequence[CachedPrefix]) -> list[list[int]]:
     """Return the indices of slots, ordered by block and place, in runs of neighbors."""
     runs: list[list[int]] = []
     for index in order:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from transformers import Cache
 
-ByLayer = list[torch.Tensor]
+from stars_engine.kv_cache.block import ByLayer
 
 
 class ScratchKV(Cache):

@@ -16,14 +16,14 @@ from transformers import Cache
 
 from stars_engine.kv_cache.cached_prefix import (
     MIN_PREFIX_LEN,
+    CachedPrefix,
     Match,
     Outputs,
     UncommittedRows,
     common_prefix_len,
 )
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
-from stars_engine.kv_cache.pool import Slot, SlotPool
-from stars_engine.kv_cache.prefix_cache import Claim, PinnedPrefix, PrefixCache, PrefixRequest
+from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
 from stars_engine.rewards.batching import CallAt, pad_columns
 from stars_engine.rewards.encoding import EncodedInput
 
@@ -58,12 +58,7 @@ class IncrementalRunner:
         self._runner = runner = ModelRunner(model, _with_cache(call), context_len, head)
         self._batch_size = batch_size
         self.cache = PrefixCache(
-            lambda: SlotPool(min_kept=1),
-            self._extend,
-            runner.weights_changed,
-            has_handles=False,
-            keep_outputs=True,
-            max_tokens=_MAX_TOKENS,
+            self._extend, runner.weights_changed, has_handles=False, max_tokens=_MAX_TOKENS
         )
         self.num_computed = 0
         self.num_prefills = 0
@@ -94,10 +89,10 @@ class IncrementalRunner:
 
     # --- finding prefixes ---
 
-    def _find(self, rows: Sequence[EncodedInput]) -> dict[int, Match[Slot]]:
+    def _find(self, rows: Sequence[EncodedInput]) -> dict[int, Match]:
         """Find what is known of rows; rows of which nothing is are left out."""
-        found: dict[int, Match[Slot]] = {}
-        last: Match[Slot] | None = None
+        found: dict[int, Match] = {}
+        last: Match | None = None
         for index, row in enumerate(rows):
             # Neighbors are mostly candidates of one segment.
             near = [last.prefix] if last is not None and last.prefix.begins(row.ids) else []
@@ -108,7 +103,7 @@ class IncrementalRunner:
 
     def _compute_beginnings(
         self, rows: Sequence[EncodedInput], indices: Sequence[int]
-    ) -> dict[int, PinnedPrefix[Slot]]:
+    ) -> dict[int, PinnedPrefix]:
         """Compute what rows have in common that nothing is known of; return each one's prefix."""
         groups = list(_groups(indices, rows))
         wanted = []
@@ -116,23 +111,26 @@ class IncrementalRunner:
             first = rows[group[0]].ids
             size = min(common_prefix_len(first, rows[index].ids) for index in group)
             points = sorted({point for index in group for point in rows[index].points})
-            wanted.append(PrefixRequest[Slot](first[:size], points))
+            wanted.append(PrefixRequest(first[:size], points))
         self.num_prefills += len(groups)
         pinned = self.cache.fetch(wanted) if wanted else []
         return {i: each for group, each in zip(groups, pinned, strict=True) for i in group}
 
     def _claim(
-        self, matches: Mapping[int, Match[Slot]], rows: Sequence[EncodedInput]
-    ) -> dict[int, PinnedPrefix[Slot]]:
+        self, matches: Mapping[int, Match], rows: Sequence[EncodedInput]
+    ) -> dict[int, PinnedPrefix]:
         """Pin a prefix for each row. Rows that continue the same tokens share one."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, match in matches.items():
             groups.setdefault((id(match.prefix), id(match.row)), []).append(index)
-        claims = []
-        for group in groups.values():
-            match = min((matches[index] for index in group), key=lambda match: match.num_tokens)
-            claims.append(Claim(match, max(len(rows[index].ids) for index in group)))
-        pinned = self.cache.claim(claims)
+        wanted = [
+            (
+                min((matches[index] for index in group), key=lambda match: match.num_tokens),
+                max(len(rows[index].ids) for index in group),
+            )
+            for group in groups.values()
+        ]
+        pinned = self.cache.claim(wanted)
         return {i: each for group, each in zip(groups.values(), pinned, strict=True) for i in group}
 
     # --- passes ---
@@ -149,7 +147,7 @@ class IncrementalRunner:
         if batch:
             yield batch
 
-    def _run(self, prefixes: Sequence[Slot], rows: Sequence[EncodedInput]) -> list[Outputs]:
+    def _run(self, prefixes: Sequence[CachedPrefix], rows: Sequence[EncodedInput]) -> list[Outputs]:
         """Compute rows beyond their prefixes; return all outputs known of them."""
         starts = [len(prefix.token_ids) for prefix in prefixes]
         new = [row.ids[start:] for row, start in zip(rows, starts, strict=True)]
@@ -160,7 +158,7 @@ class IncrementalRunner:
         columns = [[p - start for p in each] for each, start in zip(points, starts, strict=True)]
         width = max(map(len, new))
         padded = [[*ids, *[0] * (width - len(ids))] for ids in new]  # behind: nothing sees it
-        batch = EagerRows(self._pool, prefixes, width, self._runner.device)
+        batch = EagerRows(self.cache.pool, prefixes, width, self._runner.device)
         found = self._runner(batch, padded, columns=columns)
         self.num_computed += sum(map(len, new))
         outputs: list[Outputs] = [
@@ -171,16 +169,13 @@ class IncrementalRunner:
         return outputs
 
     def _extend(
-        self, prefixes: Sequence[Slot], ids: Sequence[list[int]], columns: Sequence[Sequence[int]]
+        self,
+        prefixes: Sequence[CachedPrefix],
+        ids: Sequence[list[int]],
+        columns: Sequence[Sequence[int]],
     ) -> torch.Tensor:
         self.num_computed += sum(map(len, ids))
-        return self._runner.extend(prefixes, ids, self._pool, columns=columns)
-
-    @property
-    def _pool(self) -> SlotPool:
-        pool = self.cache.store
-        assert isinstance(pool, SlotPool)
-        return pool
+        return self._runner.extend(prefixes, ids, self.cache.pool, columns=columns)
 
 
 def _groups(indices: Sequence[int], rows: Sequence[EncodedInput]) -> Iterator[list[int]]:

@@ -31,7 +31,7 @@ class CachesPrefixes:
     def limit_cache(self, max_bytes: int | None) -> None:
         """Bound the memory of the cache."""
         if self._incremental is not None:
-            self._incremental.cache.limit(max_bytes)
+            self._incremental.cache.limit_cache(max_bytes)
 
     def free_unused(self) -> None:
         """Free the cache: nothing is pinned between two calls."""
@@ -68,9 +68,7 @@ def run_rows(
         return in_batches(some, [len(row.ids) for row in some], batch_size, plain, sharing)
 
     def free(_: int) -> None:
-        if runner is not None:
-            runner.cache.free_unused()
-        free_unused()
+        free_unused(runner and runner.cache)
 
     return in_smaller_batches(run, rows, what="texts", free_unused=free)
 
