@@ -447,11 +447,11 @@ def test_smaller_batches_until_they_fit(caplog: pytest.LogCaptureFixture) -> Non
 
     rooms: list[int] = []
     with caplog.at_level(logging.WARNING):
-        found = in_smaller_batches(run, range(10), what="things", make_room=rooms.append)
+        found = in_smaller_batches(run, range(10), what="things", free_unused=rooms.append)
     assert found == [-item for item in range(10)]
     assert tried == [10, 5, 3, 3, 3, 1]
     assert rooms == [5, 3]
-    assert in_smaller_batches(run, [], what="things", make_room=rooms.append) == []
+    assert in_smaller_batches(run, [], what="things", free_unused=rooms.append) == []
 
 
 def test_other_errors_and_single_items_are_not_tried_again() -> None:
@@ -459,6 +459,6 @@ def test_other_errors_and_single_items_are_not_tried_again() -> None:
         raise RuntimeError(FULL if len(items) == 1 else "another thing")
 
     with pytest.raises(RuntimeError, match="another thing"):
-        in_smaller_batches(run, [1, 2], what="things", make_room=lambda _: None)
+        in_smaller_batches(run, [1, 2], what="things", free_unused=lambda _: None)
     with pytest.raises(RuntimeError, match="not enough memory"):
-        in_smaller_batches(run, [1], what="things", make_room=lambda _: None)
+        in_smaller_batches(run, [1], what="things", free_unused=lambda _: None)

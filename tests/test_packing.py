@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
-from stars_engine.kv_cache import packing
+from stars_engine.kv_cache import packed_linear as packing
 from stars_engine.kv_cache.packed_linear import PackedLinears
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from stars_engine.backends.base import DraftRequest
-from stars_engine.backends.drafting import Row
+from stars_engine.backends.drafting import DraftRow
 from stars_engine.backends.masks import Masks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
@@ -57,7 +57,7 @@ class RowSampler:
                 group.masks = Masks(grammars, sampling, len(rows))
             self._groups.append(group)
 
-    def draw(self, logits: torch.Tensor, rows: Sequence[Row], step: int) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, rows: Sequence[DraftRow], step: int) -> torch.Tensor:
         """Return `(rows,)` tokens from `(rows, vocab)` logits and what each row is drawn by.
 
         Masks are those of the last `prepare`.
@@ -89,7 +89,7 @@ class RowSampler:
                 group.counts.scatter_add_(1, column, torch.ones_like(column))
         return tokens
 
-    def prepare(self, rows: Sequence[Row]) -> None:
+    def prepare(self, rows: Sequence[DraftRow]) -> None:
         """Have the masks of the next step made while the model reads."""
         for group in self._groups:
             if group.masks is not None:

@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import torch
 from torch.nn import functional
 
-from stars_engine.kv_cache.weight_fingerprint import some_elements
+from stars_engine.kv_cache.weight_fingerprint import sample_elements
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST = 1 << 16  # weights of a layer: below, the kernel costs more than it saves
@@ -34,12 +34,12 @@ class _Packed:
     """A packed weight, and what tells whether it still is the layer's."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
-        self.state, self.elements = _state_of(layer), some_elements([layer.weight])
+        self.state, self.elements = _state_of(layer), sample_elements([layer.weight])
         self.weight = _lay_out(layer.weight.detach())
 
     def is_of(self, layer: torch.nn.Linear) -> bool:
         """Whether it is what packing the layer now would give."""
-        return self.state == _state_of(layer) and self.elements == some_elements([layer.weight])
+        return self.state == _state_of(layer) and self.elements == sample_elements([layer.weight])
 
 
 # By layer: engines on one model share what is packed, as long as one of them is there.

@@ -23,12 +23,12 @@ _MAX_REMEMBERED = 256  # conversations and how they are merged
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one forward pass reads.
+class EncodedInput:
+    """A prompt and an answer as the reward model's tokens.
 
     Attributes:
         ids: Token ids, at least one.
-        marks: Positions at which scores are read, ascending, the last one at the end; empty where
+        marks: Positions at which scores are read, ascending, the last one at the end; empty if
             that is the only one.
         truncated: Whether the prompt was cut.
     """
@@ -80,8 +80,8 @@ class TextTemplate:
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
 
-class Reader:
-    """What the readings of all model rewards share: conversations, the context, warnings.
+class InputEncoder:
+    """What the encodings of all model rewards share: conversations, the context, warnings.
 
     Args:
         codec: The reward model's tokenizer.
@@ -120,7 +120,9 @@ class Reader:
             )
         return taken
 
-    def fit(self, prompt: RewardPrompt, encode: Callable[[RewardPrompt], Row]) -> Row:
+    def fit(
+        self, prompt: RewardPrompt, encode: Callable[[RewardPrompt], EncodedInput]
+    ) -> EncodedInput:
         """Encode prompt and answer, and cut the prompt from the left as far as it is too long.
 
         Args:
