@@ -21,7 +21,6 @@ from stars_engine import (
     RewardError,
     SamplingParams,
     ScheduleError,
-    StarsConfig,
     StarsEngine,
     TransformersModel,
 )
