@@ -106,10 +106,10 @@ class Reader:
         body = draft[:-1] if ended else draft  # an end-of-text token has no text
         text, ids = self._decode(body)
         # A stop string may have begun in an earlier segment, but did not end there.
-        longest = max(map(len, self.sampling.stop), default=0)
-        found = find_stop(text, self.sampling.stop, max(0, len(self.text) - longest))
+        start = max(len(self.text), self._len_before_stops(body))
+        found = find_stop(text, self.sampling.stop, ends_after=start)
         if found is not None:
-            size = self._size_with_stop(body, found)
+            size = self._size_with_stop(body, found, start)
             text = text[:found]
             return Reading(size, text, self._ids_of(text, ids), "stop")
         reason: FinishReason | None = "stop" if ended else None
@@ -129,11 +129,18 @@ class Reader:
             text, size = self.text + tail, len(self.token_ids) + size
         return text, whole[:size]
 
-    def _size_with_stop(self, body: Sequence[int], found: int) -> int:
+    def _len_before_stops(self, body: Sequence[int]) -> int:
+        """Return the length of the text in which no stop string ends the answer."""
+        num_left = self.sampling.min_tokens - len(self.token_ids)
+        if num_left <= 0 or not self.sampling.stop:
+            return 0
+        return len(self._decode(body[:num_left])[0])
+
+    def _size_with_stop(self, body: Sequence[int], found: int, start: int) -> int:
         """Return how many drafted tokens it took until the stop string at `found` was complete."""
         for size in range(1, len(body)):
             text, _ = self._decode(body[:size])
-            if find_stop(text, self.sampling.stop, found) == found:
+            if find_stop(text, self.sampling.stop, found, ends_after=start) == found:
                 return size
         return len(body)
 
