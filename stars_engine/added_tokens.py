@@ -8,13 +8,14 @@ to be text in either case. Other added tokens are ordinary vocabulary: words, ch
 
 from __future__ import annotations
 
-import json
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _BRACKETED = re.compile(r"\s*(<.+>|\[.+\])\s*", re.DOTALL)
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what byte fallback writes
 # Stands before a template's tokens while a text is encoded. Noncharacters: in no ordinary text.
 _MARK = "\ufdef\ufdee"
 
@@ -26,12 +27,12 @@ class AddedTokens:
     Attributes:
         control: Tokens that have no text: decoding leaves them out. By their ids.
         reserved: Tokens that only templates write, the control tokens among them.
-        unknown: Ids of `control` that ordinary text has too, where it has unknown words.
+        everyday: Ids of `control` that ordinary text has too: of unknown words, of single bytes.
     """
 
     control: dict[int, str]
     reserved: dict[int, str]
-    unknown: frozenset[int]
+    everyday: frozenset[int]
 
 
 def read_added_tokens(tokenizer: Any) -> AddedTokens:
@@ -59,8 +60,12 @@ def read_added_tokens(tokenizer: Any) -> AddedTokens:
     written, own = _written_by_template(tokenizer), _own_vocabulary(tokenizer)
     others = {token: name for token, name in added.items() if token not in special}
     reserved = {token: name for token, name in others.items() if _is_reserved(name, written, own)}
-    unknown = {token for token, name in control.items() if roles.get(name) == {"unk_token"}}
-    return AddedTokens(control, {**control, **reserved}, frozenset(unknown))
+    everyday = {
+        token
+        for token, name in control.items()
+        if roles.get(name) == {"unk_token"} or _BYTE.fullmatch(name)
+    }
+    return AddedTokens(control, {**control, **reserved}, frozenset(everyday))
 
 
 def added_tokens_of(tokenizer: Any) -> dict[int, Any]:
@@ -181,7 +186,7 @@ class MarkedEncoder:
         self._meant = _add_marked(self._encoder, added.reserved, added_tokens_of(tokenizer))
         if not taken.isdisjoint(self._meant):
             raise ValueError("a vocabulary with holes, where new tokens take the ids of others")
-        self._forbidden = added.reserved.keys() - added.unknown
+        self._forbidden = added.reserved.keys() - added.everyday
         self._check(tokenizer, added)
 
     def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int] | None:
@@ -203,20 +208,24 @@ class MarkedEncoder:
         """Check on a text with all reserved tokens that it is encoded as the tokenizer does."""
         parts: list[tuple[str, bool]] = [("A text", False)]
         for name in added.reserved.values():
-            parts += [(name, True), (" of words\nand 1 x", False), (name, True)]
+            parts += [(name, True), (" of words\nand 1 x", False), (name, True), ("y", False)]
         text = "".join(part for part, _ in parts)
-        if self.encode(parts) != tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if (
+            self.encode(parts)
+            != tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ):
             raise ValueError("a tokenizer that encodes otherwise")
 
 
 def _without_reserved(backend: Any, reserved: dict[int, str]) -> Any:
     """Return a copy of a tokenizer of the tokenizers library that finds no reserved token."""
-    state = json.loads(backend.to_str())
-    state["truncation"] = state["padding"] = None
-    for token in state["added_tokens"]:
-        # Those that are special here are not looked for.
-        token["special"] = token["id"] in reserved or token["special"]
-    copied = type(backend).from_str(json.dumps(state))
+    from tokenizers import AddedToken  # noqa: PLC0415 - there is one of its tokenizers
+
+    copied = copy.deepcopy(backend)
+    copied.no_truncation()
+    copied.no_padding()
+    # Those that are special are not looked for.
+    copied.add_special_tokens([AddedToken(name, special=True) for name in reserved.values()])
     copied.encode_special_tokens = True
     return copied
 

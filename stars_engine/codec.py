@@ -37,8 +37,8 @@ class Codec:
         self.reserved_tokens = _longest_first(added.reserved.values())
         self._ids = {name: token for token, name in added.reserved.items()}
         self._left_out = frozenset(added.control)
-        self._control_ids = added.control.keys() - added.unknown
-        self._reserved_ids = added.reserved.keys() - added.unknown
+        self._control_ids = added.control.keys() - added.everyday
+        self._reserved_ids = added.reserved.keys() - added.everyday
         self._control_pattern = _pattern(self.control_tokens)
         self._reserved_pattern = _pattern(self.reserved_tokens)
         self._marked_encoder = _marked_encoder(tokenizer, added)

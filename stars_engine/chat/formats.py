@@ -42,11 +42,11 @@ class ToolFormat:
     tag: str = ""
     close: str = ""
 
-    def head_of(self, name: str) -> str:
-        """Return what stands before the arguments of a call."""
+    def head_of(self, name: str, reserved: Sequence[str] = ()) -> str:
+        """Return what stands before the arguments of a call; see `write`."""
         if self.infix:
-            return f"{name}{self.infix}"
-        return f'{{"name": {json.dumps(name)}, "{self.key}": '
+            return f"{_escaped(name, reserved)}{self.infix}"
+        return f'{{"name": {_escaped(json.dumps(name), reserved)}, "{self.key}": '
 
     @property
     def tail(self) -> str:
@@ -60,12 +60,12 @@ class ToolFormat:
 
         Args:
             calls: Names and arguments.
-            reserved: Tokens that arguments may not hold: their first characters are escaped, which
-                leaves the JSON the same.
+            reserved: Tokens that names and arguments may not hold: their first characters are
+                escaped, which leaves the JSON the same.
         """
         between = self.between or ""
         written = (
-            self.head_of(name)
+            self.head_of(name, reserved)
             + _escaped(json.dumps(arguments, ensure_ascii=False), reserved)
             + self.tail
             for name, arguments in calls
