@@ -28,11 +28,13 @@ class AddedTokens:
         control: Tokens that have no text: decoding leaves them out. By their ids.
         reserved: Tokens that only templates write, the control tokens among them.
         everyday: Ids of `control` that ordinary text has too: of unknown words, of single bytes.
+        words: Tokens that the vocabulary got on top of its own pieces, and that read as they are.
     """
 
     control: dict[int, str]
     reserved: dict[int, str]
     everyday: frozenset[int]
+    words: dict[int, str]
 
 
 def read_added_tokens(tokenizer: Any) -> AddedTokens:
@@ -51,13 +53,13 @@ def read_added_tokens(tokenizer: Any) -> AddedTokens:
     named = _named(tokenizer)
     marked = {token for token, info in added_tokens_of(tokenizer).items() if info.special}
     special = {**named, **{token: added[token] for token in marked}}
-    roles = _roles(tokenizer)
+    roles, own = _roles(tokenizer), own_vocabulary(tokenizer)
     control = {
         token: name
         for token, name in special.items()
-        if not _is_ordinary(tokenizer, token, name, roles.get(name, set()))
+        if not (_is_ordinary(name, roles.get(name, set())) and _is_piece(tokenizer, name, own))
     }
-    written, own = _written_by_template(tokenizer), _own_vocabulary(tokenizer)
+    written = _written_by_template(tokenizer)
     others = {token: name for token, name in added.items() if token not in special}
     reserved = {token: name for token, name in others.items() if _is_reserved(name, written, own)}
     everyday = {
@@ -65,7 +67,8 @@ def read_added_tokens(tokenizer: Any) -> AddedTokens:
         for token, name in control.items()
         if roles.get(name) == {"unk_token"} or _BYTE.fullmatch(name)
     }
-    return AddedTokens(control, {**control, **reserved}, frozenset(everyday))
+    words = {token: name for token, name in others.items() if name not in own}
+    return AddedTokens(control, {**control, **reserved}, frozenset(everyday), words)
 
 
 def added_tokens_of(tokenizer: Any) -> dict[int, Any]:
@@ -96,12 +99,17 @@ def _roles(tokenizer: Any) -> dict[str, set[str]]:
     return roles
 
 
-def _is_ordinary(tokenizer: Any, token: int, name: str, roles: set[str]) -> bool:
-    """Whether a special token is a piece of ordinary text all the same."""
-    if _BRACKETED.fullmatch(name) or not (len(name) == 1 or roles == {"pad_token"}):
-        return False
+def _is_ordinary(name: str, roles: set[str]) -> bool:
+    """Whether a special token can be ordinary text all the same: a character, or padding."""
+    return not _BRACKETED.fullmatch(name) and (len(name) == 1 or roles == {"pad_token"})
+
+
+def _is_piece(tokenizer: Any, name: str, own: frozenset[str]) -> bool:
+    """Whether text has a token without anybody's looking for it."""
+    if name in own:
+        return True
     plain = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return bool(plain == [token])
+    return bool(plain == tokenizer.convert_tokens_to_ids([name]))
 
 
 def _is_reserved(name: str, written: Sequence[str], own: frozenset[str]) -> bool:
@@ -118,12 +126,14 @@ def _is_word(name: str) -> bool:
     return len(bare) < 2 or all(letter.isalnum() or letter in "_ \t\n" for letter in bare)
 
 
-def _own_vocabulary(tokenizer: Any) -> frozenset[str]:
+def own_vocabulary(tokenizer: Any) -> frozenset[str]:
     """Return the pieces that a tokenizer has without its added tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return frozenset()
-    return frozenset(backend.get_vocab(with_added_tokens=False))
+    if backend is not None:
+        return frozenset(backend.get_vocab(with_added_tokens=False))
+    size = getattr(tokenizer, "vocab_size", 0)
+    vocabulary = tokenizer.get_vocab() if size else {}
+    return frozenset(name for name, token in vocabulary.items() if token < size)
 
 
 def _written_by_template(tokenizer: Any) -> list[str]:
@@ -172,16 +182,17 @@ class MarkedEncoder:
     Args:
         tokenizer: A tokenizer of transformers.
         added: Its added tokens.
+        misread: Names of further added tokens that typed text is not to become.
 
     Raises:
         ValueError: There is no such copy: the tokenizer is written in Python, or encodes otherwise.
     """
 
-    def __init__(self, tokenizer: Any, added: AddedTokens) -> None:
+    def __init__(self, tokenizer: Any, added: AddedTokens, misread: Sequence[str] = ()) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None or not hasattr(backend, "to_str"):
             raise ValueError("a tokenizer in Python")
-        self._encoder = _without_reserved(backend, added.reserved)
+        self._encoder = _copy_without(backend, [*added.reserved.values(), *misread])
         taken = set(self._encoder.get_vocab(with_added_tokens=True).values())
         self._meant = _add_marked(self._encoder, added.reserved, added_tokens_of(tokenizer))
         if not taken.isdisjoint(self._meant):
@@ -217,15 +228,15 @@ class MarkedEncoder:
             raise ValueError("a tokenizer that encodes otherwise")
 
 
-def _without_reserved(backend: Any, reserved: dict[int, str]) -> Any:
-    """Return a copy of a tokenizer of the tokenizers library that finds no reserved token."""
+def _copy_without(backend: Any, names: Sequence[str]) -> Any:
+    """Return a copy of a tokenizer of the tokenizers library that finds no token of these names."""
     from tokenizers import AddedToken  # noqa: PLC0415 - there is one of its tokenizers
 
     copied = copy.deepcopy(backend)
     copied.no_truncation()
     copied.no_padding()
     # Those that are special are not looked for.
-    copied.add_special_tokens([AddedToken(name, special=True) for name in reserved.values()])
+    copied.add_special_tokens([AddedToken(name, special=True) for name in names])
     copied.encode_special_tokens = True
     return copied
 

@@ -12,8 +12,13 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from stars_engine.added_tokens import AddedTokens, MarkedEncoder, read_added_tokens
-from stars_engine.token_bytes import REPLACEMENT, bytes_of_tokens
+from stars_engine.added_tokens import (
+    AddedTokens,
+    MarkedEncoder,
+    added_tokens_of,
+    read_added_tokens,
+)
+from stars_engine.token_bytes import REPLACEMENT, ByteLevel, TokenBytes, bytes_of_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +46,11 @@ class Codec:
         self._reserved_ids = added.reserved.keys() - added.everyday
         self._control_pattern = _pattern(self.control_tokens)
         self._reserved_pattern = _pattern(self.reserved_tokens)
-        self._marked_encoder = _marked_encoder(tokenizer, added)
+        self._bytes = bytes_of_tokens(
+            tokenizer, self._decode_as_it_is, left_out=self._left_out, words=added.words
+        )
+        self._marked_encoder = _marked_encoder(tokenizer, added, self._bytes)
         self._prefix_ids = self._find_prefix()
-        self._bytes = bytes_of_tokens(tokenizer, self._decode_as_it_is, self._left_out)
 
     # --- encoding ---
 
@@ -228,9 +235,21 @@ class Codec:
         return []
 
 
-def _marked_encoder(tokenizer: Any, added: AddedTokens) -> MarkedEncoder | None:
+def _marked_encoder(
+    tokenizer: Any, added: AddedTokens, token_bytes: TokenBytes
+) -> MarkedEncoder | None:
+    misread: list[str] = []
+    if isinstance(token_bytes, ByteLevel):
+        # A letter that stands for a byte in the vocabulary itself: typed, it is another text.
+        others = {
+            token: info.content
+            for token, info in added_tokens_of(tokenizer).items()
+            if token not in added.reserved
+        }
+        pieces = zip(others.values(), token_bytes.pieces(list(others)), strict=True)
+        misread = [name for name, piece in pieces if name.encode() != piece]
     try:
-        return MarkedEncoder(tokenizer, added)
+        return MarkedEncoder(tokenizer, added, misread)
     except Exception as error:  # noqa: BLE001 - tokenizers of foreign code
         logger.debug("text is encoded in pieces around a template's tokens: %s", error)
         return None

@@ -39,7 +39,11 @@ class TokenBytes(Protocol):
 
 
 def bytes_of_tokens(
-    tokenizer: Any, decode: Callable[[list[int]], str], left_out: frozenset[int]
+    tokenizer: Any,
+    decode: Callable[[list[int]], str],
+    *,
+    left_out: frozenset[int],
+    words: dict[int, str],
 ) -> TokenBytes:
     """Find out of which kind a tokenizer is.
 
@@ -47,14 +51,15 @@ def bytes_of_tokens(
         tokenizer: A tokenizer of transformers.
         decode: Its decoding, which leaves control tokens out.
         left_out: The ids that it leaves out, as if they were not there.
+        words: Added tokens that read as they are, by their ids.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if "ByteLevel" in _decoder_kinds(backend):
-        return ByteLevel(tokenizer, left_out)
+        return ByteLevel(tokenizer, left_out, words)
     ids = _fallback_ids(tokenizer)
     is_read = 0x41 in ids and decode([ids[0x41]]) == "A"
     if is_read and ids.keys() >= set(REPLACEMENT.encode()):
-        return ByteFallback(tokenizer, ids, left_out)
+        return ByteFallback(tokenizer, ids, left_out, words)
     return Opaque(decode) if backend is None else Whole(decode)
 
 
@@ -64,14 +69,14 @@ class ByteLevel:
     Args:
         tokenizer: A tokenizer of transformers.
         left_out: The ids that decoding leaves out.
+        words: Added tokens, by their ids.
     """
 
-    def __init__(self, tokenizer: Any, left_out: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, left_out: frozenset[int], words: dict[int, str]) -> None:
         self._tokenizer = tokenizer
-        added = _added_text(tokenizer)
-        self._pieces = {token: text.encode() for token, text in added.items()}
+        self._pieces = {token: text.encode() for token, text in words.items()}
         self._pieces |= dict.fromkeys(left_out, b"")
-        spelt = {token: _bytes_spelt(text) for token, text in added.items()}
+        spelt = {token: _bytes_spelt(text) for token, text in words.items()}
         misread = [token for token, own in spelt.items() if own not in (None, self._pieces[token])]
         self._readable = _in_bytes(tokenizer, misread, self._pieces, _LETTERS)
 
@@ -102,16 +107,22 @@ class ByteFallback:
         tokenizer: A tokenizer of transformers.
         ids: Its ids by their bytes, those of U+FFFD among them.
         left_out: The ids that decoding leaves out.
+        words: Added tokens that read as they are, by their ids.
     """
 
-    def __init__(self, tokenizer: Any, ids: dict[int, int], left_out: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        ids: dict[int, int],
+        left_out: frozenset[int],
+        words: dict[int, str],
+    ) -> None:
         self._tokenizer = tokenizer
         self._left_out = left_out
         self._ids = ids
         self._bytes = {token: byte for byte, token in ids.items()}
-        added = _added_text(tokenizer)
-        self._added = {token: text.encode() for token, text in added.items()}
-        misread = [token for token, text in added.items() if _SPACE in text]
+        self._added = {token: text.encode() for token, text in words.items()}
+        misread = [token for token, text in words.items() if _SPACE in text]
         self._readable = _in_bytes(tokenizer, misread, self._added, _FALLBACK)
 
     def num_waiting(self, ids: Sequence[int]) -> int:
@@ -241,12 +252,6 @@ def _fallback_ids(tokenizer: Any) -> dict[int, int]:
         for byte, token in found
         if tokenizer.convert_ids_to_tokens(token) == names[byte]  # else the unknown token
     }
-
-
-def _added_text(tokenizer: Any) -> dict[int, str]:
-    """Return what added tokens read as, by their ids."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {token: str(info.content) for token, info in added.items()}
 
 
 def _in_bytes(
