@@ -107,9 +107,8 @@ class Reader:
         text, ids = self._decode(body)
         # A stop string may have begun in an earlier segment, but did not end there.
         start = max(len(self.text), self._len_before_stops(body))
-        found = find_stop(text, self.sampling.stop, ends_after=start)
-        if found is not None:
-            size = self._size_with_stop(body, found, start)
+        if find_stop(text, self.sampling.stop, ends_after=start) is not None:
+            size, found = self._first_stop(body, start)
             text = text[:found]
             return Reading(size, text, self._ids_of(text, ids), "stop")
         reason: FinishReason | None = "stop" if ended else None
@@ -136,13 +135,18 @@ class Reader:
             return 0
         return len(self._decode(body[:num_left])[0])
 
-    def _size_with_stop(self, body: Sequence[int], found: int, start: int) -> int:
-        """Return how many drafted tokens it took until the stop string at `found` was complete."""
-        for size in range(1, len(body)):
+    def _first_stop(self, body: Sequence[int], start: int) -> tuple[int, int]:
+        """Return how many drafted tokens it took until a stop string was complete, and its place.
+
+        Of several the first to be complete counts, as if tokens came one by one: which one that is
+        does not depend on where segments end.
+        """
+        for size in range(1, len(body) + 1):
             text, _ = self._decode(body[:size])
-            if find_stop(text, self.sampling.stop, found, ends_after=start) == found:
-                return size
-        return len(body)
+            found = find_stop(text, self.sampling.stop, ends_after=start)
+            if found is not None:
+                return size, found
+        raise AssertionError("there is one in the whole text")
 
     def _ids_of(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
         """Return ids for `text`, a cut completion: whole tokens kept, the rest encoded anew."""
