@@ -66,7 +66,8 @@ class ChatStars(StarsFields, BaseChatModel):
     ) -> int:
         """Return how many tokens a conversation is, as the model's chat template has it."""
         chat = Chat(read_messages(messages), tools=read_tools(tools or ()), constrain_tools=False)
-        return len(read_conversation(chat, self.engine().model.codec).token_ids)
+        kwargs = self.settings().chat_template_kwargs
+        return len(read_conversation(chat, self.engine().model.codec, kwargs).token_ids)
 
     def batch(
         self,

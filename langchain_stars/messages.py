@@ -17,6 +17,7 @@ from langchain_core.messages import (
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
+from langchain_stars.blocks import as_text, kind_of
 from stars_engine import InvalidToolCall, Message, PromptError, ToolCall
 
 _ROLES = {"developer": "system", "human": "user", "ai": "assistant"}
@@ -103,9 +104,9 @@ def _read_tool(tool: Any) -> dict[str, Any]:
 def _read(message: BaseMessage) -> Message:
     match message:
         case SystemMessage():
-            return Message(role="system", content=message.content)
+            return Message(role="system", content=as_text(message.content))
         case HumanMessage():
-            return Message(role="user", content=message.content)
+            return Message(role="user", content=as_text(message.content))
         case AIMessage():
             return Message(
                 role="assistant",
@@ -132,7 +133,8 @@ def _read(message: BaseMessage) -> Message:
                 name=message.name,
             )
         case ChatMessage():
-            return Message(role=_ROLES.get(message.role, message.role), content=message.content)
+            role = _ROLES.get(message.role, message.role)
+            return Message(role=role, content=as_text(message.content))
     raise PromptError(
         f"a {type(message).__name__} is no turn of a conversation. Cure: SystemMessage, "
         "HumanMessage, AIMessage, ToolMessage, or ChatMessage with one of their roles"
@@ -142,11 +144,7 @@ def _read(message: BaseMessage) -> Message:
 def _content_of(message: AIMessage) -> Any:
     if isinstance(message.content, str):
         return message.content
-    parts: list[Any] = [part for part in message.content if _kind_of(part) not in _NO_CONTENT]
-    return [
-        {"type": "text", "text": part["text"]} if _kind_of(part) == "output_text" else part
-        for part in parts
-    ]
+    return as_text([part for part in message.content if kind_of(part) not in _NO_CONTENT])
 
 
 def _reasoning_of(message: AIMessage) -> str:
@@ -154,7 +152,7 @@ def _reasoning_of(message: AIMessage) -> str:
     if isinstance(told, str):
         return told
     blocks: list[Any] = message.content if isinstance(message.content, list) else []
-    thoughts = [part for part in blocks if _kind_of(part) in ("reasoning", "thinking")]
+    thoughts = [part for part in blocks if kind_of(part) in ("reasoning", "thinking")]
     return "\n".join(part.get("reasoning") or part.get("thinking") or "" for part in thoughts)
 
 
@@ -163,7 +161,8 @@ def _result_of(message: ToolMessage) -> Any:
     if isinstance(message.content, str):
         return message.content
     parts: list[Any] = message.content
-    return [json.dumps(part["json"]) if _kind_of(part) == "json" else part for part in parts]
+    told = [json.dumps(part["json"]) if kind_of(part) == "json" else part for part in parts]
+    return as_text(told)
 
 
 def _as_written(args: str | None) -> str:
@@ -173,7 +172,3 @@ def _as_written(args: str | None) -> str:
     except ValueError:
         return args or ""
     return text if isinstance(text, str) else args or ""
-
-
-def _kind_of(part: Any) -> Any:
-    return part.get("type") if isinstance(part, Mapping) else "text"

@@ -239,7 +239,13 @@ class StarsEngine(Handle):
         questions = questions_of(
             self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
         )
-        return Call(questions, self._source, prompt_format=self.config.prompt_format, owner=self)
+        return Call(
+            questions,
+            self._source,
+            prompt_format=self.config.prompt_format,
+            template_kwargs=self.config.chat_template_kwargs,
+            owner=self,
+        )
 
     def _settle_thresholds(self, call: Call) -> None:
         """Put calibrated thresholds in the place of each `AutoSchedule`; may take minutes.

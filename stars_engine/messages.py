@@ -11,8 +11,37 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.schema import Schema, is_json
 
+# What rendering a conversation gives the template itself, and what it asks of transformers.
+_OWN_KEYWORDS = frozenset(
+    {
+        *("messages", "conversation", "tools", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "tokenizer_kwargs", "processor_kwargs"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        "return_assistant_tokens_mask",
+    }
+)
+_SPECIAL_TOKEN = re.compile("(bos|eos|unk|sep|pad|cls|mask)_token|additional_special_tokens")
 _NAME = r"[a-zA-Z0-9_.-]{1,64}"
 CHOICES = ("auto", "none", "required")
+
+
+def check_template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords of a chat template that are JSON, and that rendering has no other use for.
+
+    Raises:
+        ValueError: They are not.
+    """
+    for name in kwargs:
+        if name in _OWN_KEYWORDS:
+            raise ValueError(
+                f"{name!r} is set where a conversation is rendered. Cure: leave it out; messages, "
+                "tools and the rest are fields of Chat, the template is "
+                "TransformersModel(chat_template=...)"
+            )
+        if _SPECIAL_TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is the tokenizer's own. Cure: leave it out")
+    checked: dict[str, Any] = is_json(kwargs, "chat_template_kwargs")
+    return checked
 
 
 class ToolCall(Schema):
@@ -167,8 +196,23 @@ class Chat(Schema):
         default=False, description="the answer goes on with the last message, an assistant's"
     )
 
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="variables for the chat template, a JSON object; they count more than those of "
+        "the config",
+        examples=[{"enable_thinking": False}],
+    )
+
     def __init__(self, messages: Any = (), /, **values: Any) -> None:
         super().__init__(**({"messages": messages} | values))
+
+    def __hash__(self) -> int:
+        return hash((self.messages, self.tools, self.tool_choice))
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return check_template_kwargs(kwargs)
 
     @field_validator("tool_choice", mode="before")
     @classmethod

@@ -106,10 +106,9 @@ class Reader:
         body = draft[:-1] if ended else draft  # an end-of-text token has no text
         text, ids = self._decode(body)
         # A stop string may have begun in an earlier segment, but did not end there.
-        longest = max(map(len, self.sampling.stop), default=0)
-        found = find_stop(text, self.sampling.stop, max(0, len(self.text) - longest))
-        if found is not None:
-            size = self._size_with_stop(body, found)
+        start = max(len(self.text), self._len_before_stops(body))
+        if find_stop(text, self.sampling.stop, ends_after=start) is not None:
+            size, found = self._first_stop(body, start)
             text = text[:found]
             return Reading(size, text, self._ids_of(text, ids), "stop")
         reason: FinishReason | None = "stop" if ended else None
@@ -129,13 +128,25 @@ class Reader:
             text, size = self.text + tail, len(self.token_ids) + size
         return text, whole[:size]
 
-    def _size_with_stop(self, body: Sequence[int], found: int) -> int:
-        """Return how many drafted tokens it took until the stop string at `found` was complete."""
-        for size in range(1, len(body)):
+    def _len_before_stops(self, body: Sequence[int]) -> int:
+        """Return the length of the text in which no stop string ends the answer."""
+        num_left = self.sampling.min_tokens - len(self.token_ids)
+        if num_left <= 0 or not self.sampling.stop:
+            return 0
+        return len(self._decode(body[:num_left])[0])
+
+    def _first_stop(self, body: Sequence[int], start: int) -> tuple[int, int]:
+        """Return how many drafted tokens it took until a stop string was complete, and its place.
+
+        Of several the first to be complete counts, as if tokens came one by one: which one that is
+        does not depend on where segments end.
+        """
+        for size in range(1, len(body) + 1):
             text, _ = self._decode(body[:size])
-            if find_stop(text, self.sampling.stop, found) == found:
-                return size
-        return len(body)
+            found = find_stop(text, self.sampling.stop, ends_after=start)
+            if found is not None:
+                return size, found
+        raise AssertionError("there is one in the whole text")
 
     def _ids_of(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
         """Return ids for `text`, a cut completion: whole tokens kept, the rest encoded anew."""

@@ -57,10 +57,13 @@ def dependencies(
     tested = _chosen(align, _TEST)
     if align.judge == "answer":
         del tested["judge"]  # files written before there was a choice say nothing of it
+    # Left out where there are none, as in files written before there could be any.
+    kwargs = config.chat_template_kwargs
     return {
         "model": identity(config.model),
         "reward": identity(config.reward),
         "prompt_format": config.prompt_format,
+        **({"chat_template_kwargs": kwargs} if kwargs else {}),
         "sampling": _chosen(sampling, _PROPOSAL),
         "align": tested,
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.baselines import keep_best, samples_of, unjudged
@@ -105,6 +105,7 @@ class Call:
         questions: One per prompt.
         reward: The reward model.
         prompt_format: What a string prompt is.
+        template_kwargs: Variables of the language model's chat template.
         decoding: How drafts become text.
         num_samples: N of Best-of-N, else 0.
         return_exceptions: Whether errors are put among the answers, or raised.
@@ -124,6 +125,7 @@ class Call:
     questions: tuple[Question, ...]
     reward: RewardSource
     prompt_format: PromptFormat = "auto"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     decoding: Decoding = field(default_factory=Stars)
     num_samples: int = 0
     return_exceptions: bool = False

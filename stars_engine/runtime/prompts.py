@@ -80,6 +80,7 @@ def read_question(
         question.prompt,
         model.codec,
         prompt_format=call.prompt_format,
+        template_kwargs=call.template_kwargs,
         reward_prompt=question.reward_prompt,
     )
     if sampling.grammar is not None:
