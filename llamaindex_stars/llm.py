@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     ToolCallBlock,
 )
+from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -38,9 +39,12 @@ from llamaindex_stars.responses import (
     completion_of,
     completions_of,
 )
+from llamaindex_stars.tools import callable_tools, read_tool_list
 from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.adapting import EngineFields, name_of_model, refuse_several_answers
 from stars_engine.errors import Problem
+from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.tool_names import ToolNames, read_tool_choice
 from stars_engine.types import Prompt
 
 _OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")
@@ -54,8 +58,9 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     share its rounds.
 
     Per call there are also `reward_prompt`: what the reward model reads in place of the prompt,
-    such as the question without its documents; and for conversations `tools`, `tool_choice`,
-    `parallel_tool_calls` and `constrain_tools` of `stars_engine.Chat`.
+    such as the question without its documents; `response_format` as OpenAI has it, or a schema; and
+    for conversations `tools`, `tool_choice`, `parallel_tool_calls` and `constrain_tools` of
+    `stars_engine.Chat`.
 
     Where prompt and `max_tokens` exceed the context, the answer may be as long as there is room
     (`on_overflow="clamp"`, unless it is set): LlamaIndex fills prompts up to `context_window`.
@@ -157,22 +162,22 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation, through the model's own chat template."""
         self._engine_of(kwargs).load()
-        engine, call = self._chat_call(messages, kwargs)
-        return chat_of(engine.generate(**call)[0])
+        engine, call, names = self._chat_call(messages, kwargs)
+        return chat_of(names.result(engine.generate(**call)[0]))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
         await self._engine_of(kwargs).aload()
-        engine, call = self._chat_call(messages, kwargs)
-        return chat_of((await engine.agenerate(**call))[0])
+        engine, call, names = self._chat_call(messages, kwargs)
+        return chat_of(names.result((await engine.agenerate(**call))[0]))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
         self._engine_of(kwargs).load()
-        engine, call = self._chat_call(messages, kwargs)
-        return chats_of(engine, call)
+        engine, call, names = self._chat_call(messages, kwargs)
+        return chats_of(engine, call, names)
 
     @llm_chat_callback()
     async def astream_chat(
@@ -180,8 +185,8 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     ) -> ChatResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
         await self._engine_of(kwargs).aload()
-        engine, call = self._chat_call(messages, kwargs)
-        return achats_of(engine, call)
+        engine, call, names = self._chat_call(messages, kwargs)
+        return achats_of(engine, call, names)
 
     # --- tools ---
 
@@ -204,7 +209,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         choice = kwargs.pop("tool_choice", None)  # programs give None
         return {
             "messages": messages,
-            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tools": read_tool_list(tools),
             "tool_choice": choice or ("required" if tool_required and tools else "auto"),
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
@@ -233,6 +238,18 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
             )
             for call in calls
         ]
+
+    def predict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
+        """See `FunctionCallingLLM.predict_and_call`; structured prediction goes through it."""
+        return super().predict_and_call(callable_tools(tools), *args, **kwargs)
+
+    async def apredict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
+        """Do the same without blocking the event loop."""
+        return await super().apredict_and_call(callable_tools(tools), *args, **kwargs)
 
     def _structured_stream_call(  # type: ignore[override]  # narrower
         self,
@@ -295,7 +312,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         """Return the object that an answer holds; none as long as it is unfinished."""
         is_whole = response.raw is not None
         calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
-        return [output_cls(**call.tool_kwargs) for call in calls]
+        return [output_cls.model_validate(call.tool_kwargs) for call in calls]
 
     # --- copies ---
 
@@ -320,7 +337,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine of a call."""
-        others = ("reward_prompt", *_OF_CHAT)
+        others = ("reward_prompt", "response_format", *_OF_CHAT)
         given = {name: value for name, value in kwargs.items() if name not in others}
         return self.engine(self.settings(**given))
 
@@ -328,21 +345,42 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         self, text: str, formatted: bool, kwargs: dict[str, Any]
     ) -> tuple[StarsEngine, dict[str, Any]]:
         reward_prompt = kwargs.pop("reward_prompt", None)
-        settings = self.settings(**kwargs)
+        settings = self._settings_of(kwargs)
         prompt, settings = completion_prompt(self, text, settings, formatted=formatted)
         return self._call(prompt, settings, reward_prompt)
 
     def _chat_call(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
-    ) -> tuple[StarsEngine, dict[str, Any]]:
+    ) -> tuple[StarsEngine, dict[str, Any], ToolNames]:
         reward_prompt = kwargs.pop("reward_prompt", None)
         tools = {name: kwargs.pop(name) for name in _OF_CHAT if name in kwargs}
-        settings = self.settings(**kwargs)
+        given = read_tool_list(tools.get("tools") or ())
+        names = ToolNames(tool["function"]["name"] for tool in given)
+        if given:
+            tools["tools"] = [names.tool(tool) for tool in given]
+        if tools.get("tool_choice") is not None:
+            known = [tool["function"]["name"] for tool in given]
+            tools["tool_choice"] = names.choice(read_tool_choice(tools["tool_choice"], known))
+        settings = self._settings_of(kwargs)
         has_template = self.engine(settings).has_chat_template
         prompt, settings = chat_prompt(
-            self, messages, settings, has_template=has_template, tools=tools
+            self, messages, settings, has_template=has_template, tools=tools, names=names
         )
-        return self._call(prompt, settings, reward_prompt)
+        return *self._call(prompt, settings, reward_prompt), names
+
+    def _settings_of(self, kwargs: dict[str, Any]) -> StarsConfig:
+        """Return the settings of a call, its `response_format` as a grammar.
+
+        Raises:
+            ConfigError: `response_format` is none, or there is a grammar beside it.
+        """
+        kwargs = dict(kwargs)
+        wanted = kwargs.pop("response_format", None)
+        grammar = None if wanted is None else grammar_of_response_format(wanted)
+        if grammar is not None and kwargs.get("grammar") is not None:
+            message = "response_format and grammar both say what the answer is to be. Cure: one"
+            raise ConfigError("StarsLLM", [Problem("response_format", message)])
+        return self.settings(**(kwargs if grammar is None else {**kwargs, "grammar": grammar}))
 
     def _call(
         self, prompt: Prompt, settings: StarsConfig, reward_prompt: Any
