@@ -26,9 +26,9 @@ from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig, StarsResul
 from stars_engine.adapting import asettled, name_of_model, refuse_several_answers, settled
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
-from stars_engine.json_schemas.formats import NamedSchema
-from stars_engine.json_schemas.parts import rooted
 from stars_engine.response_formats import grammar_of_response_format, grammar_of_schema
+from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.wrappings import NamedSchema
 from stars_engine.tool_names import ToolNames, read_tool_choice
 
 _OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")

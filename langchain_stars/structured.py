@@ -21,14 +21,14 @@ from langchain_core.runnables import (
     Runnable,
     RunnableGenerator,
     RunnableMap,
-    RunnablePassthrough,
 )
+from langchain_core.runnables.passthrough import RunnableAssign
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, SkipValidation
 
 from langchain_stars.refusals import StarsRefusalError, refusal_of
-from stars_engine.json_schemas.formats import NamedSchema
+from stars_engine.schema_formats.wrappings import NamedSchema
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 METHODS = ("json_schema", "function_calling", "json_mode")
@@ -97,8 +97,9 @@ def reading(
     parsing = RunnableGenerator(*checks) | parser
     if not include_raw:
         return model | parsing
-    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parsing, parsing_error=_nothing)
-    unparsed = RunnablePassthrough.assign(parsed=_nothing)
+    # Not RunnablePassthrough.assign: it makes a class by itself, which no other process knows.
+    parsed = RunnableAssign(RunnableMap(parsed=itemgetter("raw") | parsing, parsing_error=_nothing))
+    unparsed = RunnableAssign(RunnableMap(parsed=_nothing))
     return RunnableMap(raw=model) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
 
 

@@ -17,9 +17,10 @@ from typing_extensions import is_typeddict
 
 from langchain_stars.typed_dicts import typed_dict_schema
 from stars_engine import PromptError
-from stars_engine.json_schemas import formats
-from stars_engine.json_schemas.formats import NamedSchema
-from stars_engine.json_schemas.parts import referred, rooted, without_titles
+from stars_engine.config.grammars import schema_of
+from stars_engine.schema_formats import wrappings
+from stars_engine.schema_formats.parts import referred, rooted, without_titles
+from stars_engine.schema_formats.wrappings import NamedSchema
 
 
 def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
@@ -44,10 +45,10 @@ def read_schema(schema: Any) -> NamedSchema:
         PromptError: It is nothing of all that.
     """
     if isinstance(schema, Mapping):
-        return formats.read_schema(schema)
+        return wrappings.read_schema(schema)
     if isinstance(schema, type) and not is_typeddict(schema) and _is_model(schema):
         whole = _of_model(schema)
-        return NamedSchema(whole, name_of_model(schema), whole.get("description", ""))
+        return NamedSchema(whole, name_of_model(schema), rooted(whole).get("description", ""))
     [found] = _read(schema)
     return found
 
@@ -67,7 +68,7 @@ def other_names(tools: Sequence[Any]) -> dict[str, str]:
 
 def _read(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, Mapping):
-        return formats.read_tools(tool)
+        return wrappings.read_tools(tool)
     if isinstance(tool, BaseTool):
         return [_of_base_tool(tool)]
     if is_typeddict(tool):
@@ -91,15 +92,16 @@ def _read(tool: Any) -> list[NamedSchema]:
 
 
 def _named(name: str, schema: dict[str, Any], description: str | None = None) -> NamedSchema:
+    schema = rooted(schema)
     told = schema.get("description", "") if description is None else description
-    bare = {key: part for key, part in rooted(schema).items() if key != "description"}
+    bare = {key: part for key, part in schema.items() if key != "description"}
     return NamedSchema(without_titles(bare), name, told)
 
 
 def _of_base_tool(tool: BaseTool) -> NamedSchema:
     arguments = tool.args_schema
     if isinstance(arguments, dict):
-        found = formats.read_schema(arguments, owner=f"tools.{tool.name}.args_schema")
+        found = wrappings.read_schema(arguments, owner=f"tools.{tool.name}.args_schema")
         return NamedSchema(found.schema, tool.name, tool.description)
     if isinstance(tool, Tool) and arguments is None:  # of one text, in LangChain's own form
         made = convert_to_openai_tool(tool)
@@ -157,8 +159,6 @@ def _is_model(value: type) -> bool:
 
 def _of_model(model: Any) -> dict[str, Any]:
     """Return the schema of a pydantic model of either version."""
-    if hasattr(model, "model_json_schema"):
-        schema: dict[str, Any] = model.model_json_schema()
-    else:
-        schema = model.schema()
+    is_new = hasattr(model, "model_json_schema")
+    schema: dict[str, Any] = schema_of(model) if is_new else model.schema()
     return schema

@@ -13,8 +13,10 @@ from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict, is_typeddict
 
+from stars_engine.config.grammars import schema_of
+
 _MARKS = {
-    getattr(module, name)
+    getattr(module, name): name
     for module in (typing, typing_extensions)
     for name in ("Required", "NotRequired", "ReadOnly")
     if hasattr(module, name)
@@ -36,7 +38,8 @@ def typed_dict_schema(typed_dict: type) -> dict[str, Any]:
     models = {name: _model_of(cls, found) for cls, name in found.items()}
     for model in models.values():
         model.model_rebuild(_types_namespace=models)
-    return models[found[typed_dict]].model_json_schema()
+    schema: dict[str, Any] = schema_of(models[found[typed_dict]])
+    return schema
 
 
 def _collect(value: Any, found: dict[type, str]) -> None:
@@ -60,14 +63,16 @@ def _model_of(typed_dict: Any, names: dict[type, str]) -> type[BaseModel]:
     described = about.get("parameters", {}).get("properties", {})
     fields: dict[str, Any] = {}
     for key, hint in hints.items():
-        bare, metadata = _unmarked(hint)
+        bare, metadata, marks = _unmarked(hint)
         told: dict[str, Any] = {}
         if text := described.get(key, {}).get("description"):
             told["description"] = text
         if metadata and not _is_of_pydantic(metadata[0]):
             default, metadata = metadata[0], metadata[2:]
             told |= {} if default is ... else {"default": default}
-        if "default" not in told and key in typed_dict.__optional_keys__:
+        # Marks in annotations that are text are seen here, and not by the class.
+        optional = "NotRequired" in marks or key in typed_dict.__optional_keys__
+        if "default" not in told and optional and "Required" not in marks:
             told["default_factory"] = dict  # never asked for: what may be left out has no default
         annotation = _replaced(bare, names)
         if metadata:
@@ -90,13 +95,15 @@ def _about(typed_dict: Any, hints: dict[str, Any]) -> dict[str, Any]:
     return convert_to_openai_function(copied)
 
 
-def _unmarked(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return a type and its metadata, without marks of keys."""
+def _unmarked(hint: Any) -> tuple[Any, tuple[Any, ...], set[str]]:
+    """Return a type, its metadata, and the marks of its key."""
     metadata: tuple[Any, ...] = ()
+    marks: set[str] = set()
     while (origin := get_origin(hint)) is Annotated or origin in _MARKS:
+        marks |= {_MARKS[origin]} if origin in _MARKS else set()
         hint, *more = get_args(hint)
         metadata = (*more, *metadata)
-    return hint, metadata
+    return hint, metadata, marks
 
 
 def _is_of_pydantic(metadata: Any) -> bool:

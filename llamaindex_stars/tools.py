@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_index.core.tools import AsyncBaseTool, BaseTool, ToolMetadata, ToolOutput
+from llama_index.core.tools import (
+    AsyncBaseTool,
+    BaseTool,
+    FunctionTool,
+    ToolMetadata,
+    ToolOutput,
+)
 from llama_index.core.tools.types import adapt_to_async_tool
 from pydantic import BaseModel
 
 from stars_engine import PromptError
-from stars_engine.json_schemas.formats import NamedSchema, read_tools
-from stars_engine.json_schemas.parts import rooted
+from stars_engine.config.grammars import schema_of
+from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.wrappings import NamedSchema, read_tools
 
 
 def read_tool_list(tools: Sequence[Any]) -> list[dict[str, Any]]:
@@ -37,25 +45,40 @@ def parameters_of(metadata: ToolMetadata) -> dict[str, Any]:
     if own or metadata.fn_schema is None:
         parameters: dict[str, Any] = metadata.get_parameters_dict()
         return rooted(parameters)
-    schema = rooted(metadata.fn_schema.model_json_schema())
-    return {key: part for key, part in schema.items() if key not in ("title", "description")}
+    return _whole(metadata.fn_schema)
 
 
 def callable_tools(tools: Sequence[BaseTool]) -> list[BaseTool]:
     """Return tools that LlamaIndex can call, which looks for `properties` in their schema."""
+    for tool in tools:
+        _resolve(tool)
     return [
         tool if "properties" in tool.metadata.get_parameters_dict() else _ByName(tool)
         for tool in tools
     ]
 
 
+def _whole(model: type[BaseModel]) -> dict[str, Any]:
+    schema = rooted(schema_of(model))
+    return {key: part for key, part in schema.items() if key not in ("title", "description")}
+
+
+def _resolve(tool: BaseTool) -> None:
+    """Look up what annotations that are text refer to, where the function is defined."""
+    model = tool.metadata.fn_schema
+    if model is not None and not model.__pydantic_complete__ and isinstance(tool, FunctionTool):
+        names = getattr(inspect.unwrap(tool.real_fn), "__globals__", {})
+        model.model_rebuild(raise_errors=False, _types_namespace=names)
+
+
 def _read(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, BaseTool):
+        _resolve(tool)
         metadata = tool.metadata
         described = metadata.description or ""
         return [NamedSchema(parameters_of(metadata), metadata.get_name(), described)]
     if isinstance(tool, type) and issubclass(tool, BaseModel):
-        schema = rooted(tool.model_json_schema())
+        schema = rooted(schema_of(tool))
         name, about = schema.pop("title", tool.__name__), schema.pop("description", "")
         return [NamedSchema(schema, name, about)]
     if isinstance(tool, Mapping):
@@ -72,7 +95,7 @@ class _Whole(ToolMetadata):
     def get_parameters_dict(self) -> dict[str, Any]:
         """Return the schema of the arguments."""
         assert self.fn_schema is not None
-        return {"properties": {}, **rooted(self.fn_schema.model_json_schema())}
+        return {"properties": {}, **_whole(self.fn_schema)}
 
 
 class _ByName(AsyncBaseTool):

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.json_schemas.dialects import as_json_schema
-from stars_engine.json_schemas.formats import is_wrapped, read_tools
-from stars_engine.json_schemas.parts import rooted
 from stars_engine.schema import Schema, is_json
+from stars_engine.schema_formats.dialects import as_json_schema
+from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
 
 _NAME = r"[a-zA-Z0-9_.-]{1,64}"
 CHOICES = ("auto", "none", "required")

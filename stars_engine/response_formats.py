@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stars_engine.config.grammars import JsonGrammar
+from stars_engine.config.grammars import JsonGrammar, schema_of
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.json_schemas.formats import read_schema
+from stars_engine.schema_formats.wrappings import read_schema
 
 _OWNER = "response_format"
 
@@ -36,7 +36,7 @@ def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:
         ConfigError: It is none of these.
     """
     if isinstance(wanted, type) and hasattr(wanted, "model_json_schema"):
-        return grammar_of_schema(wanted.model_json_schema())
+        return grammar_of_schema(schema_of(wanted))
     if isinstance(wanted, Mapping) and set(wanted) == {"type"}:
         if wanted["type"] == "text":
             return None

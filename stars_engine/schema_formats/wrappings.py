@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stars_engine.errors import PromptError
-from stars_engine.json_schemas.dialects import as_json_schema, of_cohere
-from stars_engine.json_schemas.parts import ANNOTATIONS, KEYWORDS, TYPES, at, problem, rooted
+from stars_engine.schema_formats.dialects import as_json_schema, of_cohere
+from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, TYPES, at, problem, rooted
 
 # Keys that hold the schema of a tool's arguments, or of an answer, beside a name and other facts:
 # OpenAI, MCP, Anthropic and Bedrock, Gemini, LangChain, in both spellings.
@@ -258,7 +258,7 @@ def _facts(
     value: Mapping[str, Any], schema: Mapping[str, Any], owner: str, path: str
 ) -> tuple[str, str, bool | None]:
     """Return name, description and strictness."""
-    facts = []
+    facts, schema = [], rooted(dict(schema))
     for key in ("name", "description"):
         fact = value.get(key)
         if key == "name" and fact is None:

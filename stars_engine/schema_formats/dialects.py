@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stars_engine.json_schemas.parts import TYPES, at, mapped, problem
+from stars_engine.schema_formats.parts import TYPES, at, mapped, problem
 
 # --- Gemini: an OpenAPI schema with types in capitals ---
 
