@@ -138,8 +138,8 @@ def _asked(tool: BaseTool) -> dict[str, Any]:
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = getattr(model, "model_fields", None) or getattr(
-        model, "__fields__", {}
+    fields: dict[str, Any] = (
+        model.model_fields if hasattr(model, "model_json_schema") else model.__fields__
     )
     return fields
 
