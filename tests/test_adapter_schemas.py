@@ -529,3 +529,23 @@ def test_structured_output_can_be_pickled(tmp_path: Path) -> None:
 
 class Flag(BaseModel):
     on: bool
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 1},
+        {"type": "array", "items": {"enum": [1, 2]}, "minItems": 1, "maxItems": 1},
+        {"type": "object", "additionalProperties": {"enum": [1, 2]}, "maxProperties": 1},
+        {
+            "type": "object",
+            "properties": {"a": {"enum": [1]}},
+            "additionalProperties": {"enum": [1, 2]},
+            "maxProperties": 1,
+        },
+    ],
+)
+def test_bounds_of_one(chat: ChatStars, schema: Any) -> None:
+    for seed in range(3):
+        found = chat.with_structured_output(schema, strict=False, seed=seed).invoke("Hi")
+        jsonschema.validate(found, schema)

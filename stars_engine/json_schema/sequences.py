@@ -121,6 +121,8 @@ class _Counted:
             # With no property at all, this part is not asked for.
             if self._others is None or missing > 1 or room == 0:
                 return None
+            if room == 1:  # llguidance has no `{0,0}`
+                return self._define(self._others)
             bound = "" if room is None else room - 1
             return self._define(f"{self._others} ({self._comma} {self._others}){{0,{bound}}}")
         if missing > 1 or (missing == 1 and (self._others is None or room == 0)):
@@ -159,6 +161,8 @@ def items(
     if rest is not None and (more is None or more > 0):
         bound = "" if more is None else more
         after = f"({comma} {rest}){{{max(0, least - len(prefix))},{bound}}}"
+        if not prefix and more == 1:  # llguidance has no `{0,0}`
+            return rest, least == 0
         if not prefix:
             bound = "" if more is None else more - 1
             return f"{rest} ({comma} {rest}){{{max(0, least - 1)},{bound}}}", least == 0
