@@ -20,6 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 
 from stars_engine import Chat, Message, PromptError, RenderedPrompt, StarsConfig, ToolCall
+from stars_engine.tool_names import ToolNames
 from stars_engine.types import Prompt
 
 _ROLES = {
@@ -53,6 +54,7 @@ def chat_prompt(
     *,
     has_template: bool,
     tools: Mapping[str, Any],
+    names: ToolNames,
 ) -> tuple[Prompt, StarsConfig]:
     """Return a conversation's prompt, and settings under which it is read as meant.
 
@@ -65,12 +67,13 @@ def chat_prompt(
         settings: Of the call.
         has_template: Whether the model has a chat template.
         tools: What of `stars_engine.Chat` the call gives.
+        names: What its tools are called, outside and by the model.
 
     Raises:
         PromptError: A message holds something other than text, calls and their results, or tools
             are to go through a `messages_to_prompt`.
     """
-    turns = [read_message(message) for message in messages]
+    turns = [read_message(message, names) for message in messages]
     uses_tools = bool(tools.get("tools")) or any(turn.tool_calls for turn in turns)
     if is_own_template(llm):
         assert llm.messages_to_prompt is not None
@@ -92,8 +95,8 @@ def is_own_template(llm: LLM) -> bool:
     return llm.messages_to_prompt is not generic
 
 
-def read_message(message: ChatMessage) -> Message:
-    """Return a message as the engine has it.
+def read_message(message: ChatMessage, names: ToolNames | None = None) -> Message:
+    """Return a message as the engine has it; tools are called as the model writes them.
 
     Raises:
         PromptError: It holds something other than text, thoughts, calls and their results.
@@ -117,15 +120,21 @@ def read_message(message: ChatMessage) -> Message:
             case _:
                 text += _texts_of(block)
     told = message.additional_kwargs
+    names = ToolNames() if names is None else names
     is_tool = role == "tool"
-    return Message(
+    name = told.get("name") if is_tool else None
+    made = Message(
         role=role,
         content="\n".join(text),
         reasoning="\n".join(filter(None, thoughts)) or None,
         tool_calls=calls or told.get("tool_calls") or (),
         tool_call_id=told.get("tool_call_id") if is_tool else None,
-        name=told.get("name") if is_tool else None,
+        name=name and names.written(name),
     )
+    if not made.tool_calls:
+        return made
+    written = [call.replace(name=names.written(call.name)) for call in made.tool_calls]
+    return made.replace(tool_calls=tuple(written))
 
 
 def _texts_of(block: Any) -> list[str]:
