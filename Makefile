@@ -13,10 +13,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: ## create .venv with everything that development needs, and the pre-commit hook
+install: ## create .venv with everything that development needs
 	python3 -m venv .venv
 	.venv/bin/pip install -c constraints.txt -e ".[all,dev]"
-	.venv/bin/pre-commit install
+
+.PHONY: hooks
+hooks: ## have git run lint, typecheck and imports before each commit
+	$(BIN)pre-commit install
 
 .PHONY: check
 check: lint typecheck imports test ## everything that is quick: lint, typecheck, imports, test
