@@ -172,3 +172,5 @@ def test_links_of_the_site_lead_to_its_pages() -> None:
     assert docs_site.rewritten("[a](../engine.md)", "reference/x.md") == "[a](../engine.md)"
     with pytest.raises(docs_site.SiteError, match=r"docs/chat\.md links to \.\./setup\.py"):
         docs_site.rewritten("[a](../setup.py)", "chat.md")
+    with pytest.raises(docs_site.SiteError, match=r"none\.svg"):
+        docs_site.rewritten("![a](none.svg)", "chat.md")

@@ -82,7 +82,8 @@ def rewritten(markdown: str, page: str) -> str:
 
     def lead(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, match[1]))
-        if target not in PAGES and not target.startswith("docs/"):
+        in_docs = target.startswith("docs/") and (ROOT / target).is_file()
+        if target not in PAGES and not in_docs:
             raise SiteError(
                 f"{sources.get(page, f'docs/{page}')} links to {match[1]}, which is no page of the "
                 f"site. Add {target} to PAGES in tools/docs_site.py, or name it without a link."
@@ -162,6 +163,8 @@ def serve() -> int:
             except SiteError as error:
                 print(error, file=sys.stderr)
     except KeyboardInterrupt:
+        pass
+    finally:
         server.terminate()
     return server.wait()
 
