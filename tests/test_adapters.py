@@ -160,6 +160,7 @@ def test_a_missing_framework_names_its_extra(package: str, framework: str, extra
     assert f"pip install 'stars-engine[{extra}]'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(

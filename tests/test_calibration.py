@@ -84,6 +84,7 @@ def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedu
     assert acceptances == sorted(acceptances, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [16, 4])
 def test_bounds_of_the_engine_and_other_callers_change_nothing(
     engine: StarsEngine, schedule: CalibratedSchedule, max_rows: int
@@ -111,6 +112,7 @@ def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> N
     assert len(found) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_beta", [0.0, 0.25])
 def test_rewards_in_another_scale_give_the_same_texts(
     engine: StarsEngine, relative_beta: float

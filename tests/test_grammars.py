@@ -124,6 +124,7 @@ def next_probs(completion: tuple[int, ...]) -> tuple[float, ...]:
     return first if len(completion) % 2 == 0 else first[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lookahead", "segment_len", "num_candidates"), [(0, 1, 2), (0, 2, 1), (2, 1, 1)]
 )

@@ -414,6 +414,7 @@ def test_a_call_with_a_model_of_its_own_loads_no_other() -> None:
     llm.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["given", "model"])
 def test_room_is_left_for_prompts(index: VectorStoreIndex, sampling: str) -> None:
     config = {"sampling": "model"} if sampling == "model" else {}

@@ -126,6 +126,7 @@ def test_fewer_rows_at_a_time(
     assert caplog.text.count("candidates at once") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_prefixes", [1, 2, 4])
 def test_requests_wait_for_memory(
     num_prefixes: int,
@@ -153,6 +154,7 @@ def test_what_was_accepted_is_read_again_when_there_is_memory(
     assert scarce.num_prefills > len(PROMPTS)
 
 
+@pytest.mark.slow
 def test_one_row_too_many_makes_the_others_wait(
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
@@ -294,6 +296,7 @@ def test_what_is_read_again_is_bounded_as_before(engine: StarsEngine) -> None:
     assert drafted[0] == drafted[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scarce", ["prefixes", "rows", "tokens"])
 def test_pilots_that_wait_for_each_other_find_what_they_would(
     scarce: str, engine: StarsEngine
