@@ -52,6 +52,7 @@ class Counting:
 # --- the pilot ---
 
 
+@pytest.mark.slow
 def test_the_pilot_is_the_real_loop(
     engine: StarsEngine, schedule: CalibratedSchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_rewards_in_another_scale_give_the_same_texts(
         assert any(0 < probability < 1 for probability in outcomes[0][1])
 
 
+@pytest.mark.slow
 def test_predicted_effort_holds_on_other_prompts(
     engine: StarsEngine, schedule: CalibratedSchedule
 ) -> None:
@@ -168,6 +170,7 @@ def test_observed_effort_counts_what_results_say(engine: StarsEngine) -> None:
     assert (found.acceptance.value, found.budget.value, found.forced.value) == (1, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_exhausted", ["stop", "raise", "fallback"])
 def test_answers_that_stop_are_predicted(engine: StarsEngine, on_exhausted: str) -> None:
     """Few draws and a small acceptance: many answers end before their last segment."""
@@ -272,6 +275,7 @@ def test_a_pilot_waits_for_those_only_that_come(engine: StarsEngine) -> None:
     assert len(result.segments) == len(fitter.lines) == 3
 
 
+@pytest.mark.slow
 def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(
     engine: StarsEngine,
 ) -> None:

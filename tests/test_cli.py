@@ -270,6 +270,7 @@ def test_messages_are_not_wrapped_where_no_terminal_is() -> None:
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_torch_the_cure_is_named() -> None:
     code = "import sys; sys.modules['torch'] = None; from stars_engine.cli import main; main()"
     for args in (["demo"], ["generate", "A"], ["doctor"]):

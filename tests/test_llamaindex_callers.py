@@ -291,6 +291,7 @@ async def test_function_agents_and_workflows_of_them(streaming: bool) -> None:
         assert str(await flow.run("How warm is Oslo?")) == "It has 7 degrees."
 
 
+@pytest.mark.slow
 async def test_react_agents() -> None:
     def script(conversation: str) -> str:
         if "Observation:" in conversation.rpartition("<|im_start|>user")[2]:

@@ -200,6 +200,7 @@ def test_a_request_too_large_for_the_machine_fails_alone(
     assert [account(results[index]) for index in others] == [wanted[index] for index in others]
 
 
+@pytest.mark.slow
 def test_giving_one_up_that_waits_fails_no_other_that_waits(engine: StarsEngine) -> None:
     scarce = Scarce(engine.model, num_prefixes=1)
     config = engine.config.replace(sampling=SAMPLING.replace(max_tokens=60), align=ALIGN)
@@ -272,6 +273,7 @@ def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
         assert waiting.done()
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> None:
     def slow(prompt: str, completion: str) -> float:
         time.sleep(0.002)

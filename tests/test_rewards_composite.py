@@ -406,6 +406,7 @@ def test_composites_within_composites_are_refused() -> None:
 # --- standardised ---
 
 
+@pytest.mark.slow
 def test_parts_are_scaled_by_a_plain_pilot(engine: StarsEngine) -> None:
     """Afterwards each part has mean 0 and deviation 1 on the same texts."""
 
