@@ -43,7 +43,7 @@ class ChatStars(StarsFields, BaseChatModel):
     and `continue_final_message` of `stars_engine.Chat`, `response_format` as OpenAI has it, and
     `reward_prompt`: what the reward model reads in place of the conversation.
 
-    Example:
+    Examples:
         >>> chat = ChatStars(max_tokens=48, seed=7)
         >>> chat.invoke([("user", "How was the film?")])
     """

@@ -59,7 +59,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     Where prompt and `max_tokens` exceed the context, the answer may be as long as there is room
     (`on_overflow="clamp"`, unless it is set): LlamaIndex fills prompts up to `context_window`.
 
-    Example:
+    Examples:
         >>> llm = StarsLLM(max_tokens=48, seed=7)
         >>> llm.complete("The acting in this movie").text
     """

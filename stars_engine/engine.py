@@ -42,7 +42,7 @@ class StarsEngine(Handle):
         model: A language model of your own in place of `config.model`.
         reward: A reward model of your own in place of `config.reward`.
 
-    Example:
+    Examples:
         >>> engine = StarsEngine()
         >>> [result] = engine.generate("This movie", sampling=SamplingParams(seed=7))
     """

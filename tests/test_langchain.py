@@ -30,6 +30,7 @@ from tests.conftest import PROMPT, SETTINGS
 pytestmark = pytest.mark.usefixtures("one_runtime")
 
 
+@pytest.mark.slow
 def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
     llm = langchain_stars.StarsLLM(**SETTINGS)
     prompts = [f"Film number {index}" for index in range(16)]
