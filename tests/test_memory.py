@@ -131,6 +131,7 @@ def test_fewer_rows_at_a_time(
     assert caplog.text.count("reducing the batch") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_prefixes", [1, 2, 4])
 def test_requests_wait_for_memory(
     num_prefixes: int,
@@ -162,6 +163,7 @@ def test_what_was_accepted_is_read_again_when_there_is_memory(
     assert scarce.num_computed > len(PROMPTS) or not long_enough
 
 
+@pytest.mark.slow
 def test_one_row_too_many_makes_the_others_wait(
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
@@ -206,6 +208,7 @@ def test_a_request_too_large_for_the_machine_fails_alone(
     assert [account(results[index]) for index in others] == [wanted[index] for index in others]
 
 
+@pytest.mark.slow
 def test_giving_one_up_that_waits_fails_no_other_that_waits(engine: StarsEngine) -> None:
     scarce = Scarce(engine.model, num_prefixes=1)
     config = engine.config.replace(sampling=SAMPLING.replace(max_tokens=60), align=ALIGN)
@@ -285,6 +288,7 @@ def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
         assert waiting.done()
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> None:
     def slow(prompt: str, completion: str) -> float:
         time.sleep(0.002)
@@ -309,6 +313,7 @@ def test_what_is_read_again_is_bounded_as_before(engine: StarsEngine) -> None:
     assert drafted[0] == drafted[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scarce", ["prefixes", "rows", "tokens"])
 def test_pilots_that_wait_for_each_other_find_what_they_would(
     scarce: str, engine: StarsEngine

@@ -62,6 +62,7 @@ def run(backend: TransformersBackend) -> list[object]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unseen", [1, 4])
 @pytest.mark.parametrize("family", SHARING)
 def test_drafts_are_those_without_any_cache(

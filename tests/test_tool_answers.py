@@ -41,6 +41,7 @@ from tests.chat_templates import FAMILIES, random_llama, tokenizer_of
 from tests.test_grammars import random_schema
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, None])
 def test_forced_calls_are_of_the_tool_and_valid(name: str | None) -> None:
     with engine_of(name, max_attempts=2) as engine:
@@ -55,6 +56,7 @@ def test_forced_calls_are_of_the_tool_and_valid(name: str | None) -> None:
                 assert len(result.message.tool_calls) == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_TOOLS)
 def test_forced_calls_with_random_schemas(name: str) -> None:
     rng = random.Random(0)
@@ -84,6 +86,7 @@ def test_forced_calls_with_random_schemas(name: str) -> None:
     assert ended >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hermes", "mistral", "gemma"])
 def test_required_calls_may_be_several_unless_forbidden(name: str) -> None:
     counts = []

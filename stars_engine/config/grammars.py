@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
+from stars_engine.config.model_schemas import ModelJsonSchema
 from stars_engine.schema import Schema, is_json
 
 
@@ -94,4 +95,7 @@ def schema_of(value: Any) -> Any:
             f"{value.__name__} is no pydantic model. Cure: a JSON schema as a dict, or a subclass "
             "of pydantic.BaseModel"
         )
+    own = getattr(value.model_json_schema, "__func__", None)
+    if own is getattr(BaseModel.model_json_schema, "__func__", None):
+        return value.model_json_schema(schema_generator=ModelJsonSchema)
     return value.model_json_schema()

@@ -56,7 +56,11 @@ class ClassifierRewardModel(CachesPrefixes):
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=is_causal)
         self._encoder = InputEncoder(
-            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+            codec,
+            name=self.name,
+            max_tokens=limit,
+            on_overflow=config.on_overflow,
+            template_kwargs=config.chat_template_kwargs,
         )
         self._incremental, self.path = self._choose_path(limit)
 
@@ -124,10 +128,12 @@ class ClassifierRewardModel(CachesPrefixes):
         return ids or self._codec.empty_prompt()
 
     def _encode_chat(self, prompt: RewardPrompt, item: RewardInput, *, ends: bool) -> list[int]:
-        messages = self._encoder.conversation(prompt)
+        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
         if not self.reads_ids:
-            return encode_answer(self._codec, messages, item.text, end_of_turn=ends)
-        head, tail = frame(self._codec, messages)
+            return encode_answer(
+                self._codec, messages, item.text, end_of_turn=ends, template_kwargs=kwargs
+            )
+        head, tail = frame(self._codec, messages, template_kwargs=kwargs)
         ids = [*encode_rendered(self._codec, head), *item.token_ids]
         return [*ids, *encode_rendered(self._codec, Rendered(tail, head.mark))] if ends else ids
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,13 +88,21 @@ class InputEncoder:
         name: Of the reward, in messages.
         max_tokens: The context; None for no limit.
         on_overflow: "truncate" or "raise".
+        template_kwargs: Variables of its chat template.
     """
 
     def __init__(
-        self, codec: Codec, *, name: str, max_tokens: int | None, on_overflow: str
+        self,
+        codec: Codec,
+        *,
+        name: str,
+        max_tokens: int | None,
+        on_overflow: str,
+        template_kwargs: Mapping[str, Any],
     ) -> None:
         self.codec = codec
         self.max_tokens = max_tokens
+        self._template_kwargs = template_kwargs
         self._name = name
         self._truncates = on_overflow == "truncate"
         self._warned: set[str] = set()
@@ -109,7 +117,9 @@ class InputEncoder:
         if given not in self._conversations:
             if len(self._conversations) >= _MAX_REMEMBERED:
                 self._conversations.clear()
-            self._conversations[given] = acceptable(self.codec, given)
+            self._conversations[given] = acceptable(
+                self.codec, given, template_kwargs=self._template_kwargs
+            )
         taken = self._conversations[given]
         if taken != given:
             self._warn_once(

@@ -73,7 +73,11 @@ class ProcessRewardModel(CachesPrefixes):
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._encoder = InputEncoder(
-            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+            codec,
+            name=self.name,
+            max_tokens=limit,
+            on_overflow=config.on_overflow,
+            template_kwargs=config.chat_template_kwargs,
         )
         self._incremental, self.path = select_runner(
             model,
@@ -158,8 +162,9 @@ class ProcessRewardModel(CachesPrefixes):
     def _encode_beginning(self, prompt: RewardPrompt, step: str) -> list[int]:
         if self._template is not None:
             return self._template.encode(prompt.text, step, with_rest=False)
-        head, _ = frame(self._codec, self._encoder.conversation(prompt))
-        shown = defuse(step.replace(head.mark, ""), self._codec.control_tokens, head.mark)
+        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
+        head, _ = frame(self._codec, messages, template_kwargs=kwargs)
+        shown = defuse(step.replace(head.mark, ""), self._codec.reserved_tokens, head.mark)
         return encode_rendered(self._codec, Rendered(head.text + shown, head.mark))
 
     def _two_words(self) -> list[int]:
@@ -176,8 +181,8 @@ class ProcessRewardModel(CachesPrefixes):
         return [good, bad]
 
     def _one_token(self, field: str, text: str) -> int:
-        """Return the id of a control token, or of text that is one token after other text."""
-        if text in self._codec.control_tokens:
+        """Return the id of an added token, or of text that is one token after other text."""
+        if text in self._codec.reserved_tokens:
             token: int = self._tokenizer.convert_tokens_to_ids(text)
             return token
         for ids in (self._codec.encode_continuation(text), self._codec.encode(text)):

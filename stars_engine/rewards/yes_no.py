@@ -60,7 +60,11 @@ class YesNoRewardModel(CachesPrefixes):
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._encoder = InputEncoder(
-            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+            codec,
+            name=self.name,
+            max_tokens=limit,
+            on_overflow=config.on_overflow,
+            template_kwargs=config.chat_template_kwargs,
         )
         self._incremental, self.path = select_runner(
             model,
@@ -117,7 +121,7 @@ class YesNoRewardModel(CachesPrefixes):
             ids, shown = encode_rendered(self._codec, rendered), rendered.text
         prefix = self._judging.answer_prefix
         if prefix and not shown.endswith(prefix):
-            ids = [*ids, *self._codec.encode_continuation(prefix)]
+            ids = [*ids, *self._codec.encode_continuation(prefix, parse=True)]
         return ids
 
     def _ask(self, prompt: RewardPrompt, completion: str) -> Rendered:
@@ -131,13 +135,18 @@ class YesNoRewardModel(CachesPrefixes):
             before, _, after = self._with_policy(instruction).partition("{completion}")
             content = before.replace("{prompt}", prompt.text) + completion + after
             turns = (Message(role="user", content=content),)
-        return render(self._codec, turns, add_generation_prompt=True)
+        return render(
+            self._codec,
+            turns,
+            add_generation_prompt=True,
+            template_kwargs=self._config.chat_template_kwargs,
+        )
 
     def _with_policy(self, text: str) -> str:
         return text.replace("{policy}", self._judging.policy or "")
 
     def _first_token(self, field: str, word: str) -> int:
-        ids = self._codec.encode_continuation(word)
+        ids = self._codec.encode_continuation(word, parse=True)
         if not ids:
             raise ModelLoadError(f"{field}={word!r} is no token of {self.name}. Cure: another word")
         return ids[0]
