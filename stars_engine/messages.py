@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stars_engine.model_schemas import schema_of_model
 from stars_engine.schema import Schema, is_json
 
 _NAME = r"[a-zA-Z0-9_.-]{1,64}"
@@ -66,7 +67,7 @@ class Tool(Schema):
     @classmethod
     def _flat(cls, value: Any) -> Any:
         if isinstance(value, type) and hasattr(value, "model_json_schema"):
-            schema = value.model_json_schema()
+            schema = schema_of_model(value)
             about = schema.pop("description", "")
             return {"name": value.__name__, "description": about, "parameters": schema}
         return _without_function(value)
