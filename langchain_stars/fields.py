@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from langchain_core.language_models import LangSmithParams
 from langchain_core.runnables import RunnableConfig
@@ -26,6 +26,31 @@ class StarsFields(EngineFields):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**_without_remote(_own_names(values, type(self).__name__)))
+
+    # Callbacks and traces get the keywords of calls as they are given, so that the secrets in them
+    # are put away before.
+
+    if not TYPE_CHECKING:  # for a type checker they are LangChain's own
+
+        def bind(self, **kwargs: Any) -> Any:
+            """Bind keywords of calls, with the secrets in settings of models masked."""
+            return super().bind(**self.without_plain_secrets(kwargs))
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            """See LangChain."""
+            return super().generate(*args, **self.without_plain_secrets(kwargs))
+
+        def agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            """See LangChain."""
+            return super().agenerate(*args, **self.without_plain_secrets(kwargs))
+
+        def stream(self, *args: Any, **kwargs: Any) -> Any:
+            """See LangChain."""
+            return super().stream(*args, **self.without_plain_secrets(kwargs))
+
+        def astream(self, *args: Any, **kwargs: Any) -> Any:
+            """See LangChain."""
+            return super().astream(*args, **self.without_plain_secrets(kwargs))
 
     @property
     def _llm_type(self) -> str:

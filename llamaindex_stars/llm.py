@@ -29,6 +29,7 @@ from llama_index.core.tools import BaseTool
 from llama_index.core.types import PydanticProgramMode, TokenAsyncGen
 from pydantic import BaseModel, ConfigDict
 
+from llamaindex_stars.keywords import keeps_secrets
 from llamaindex_stars.prompts import chat_prompt, completion_prompt, is_own_template
 from llamaindex_stars.responses import (
     achats_of,
@@ -121,12 +122,14 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
 
     # --- completions ---
 
+    @keeps_secrets
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt; `prompt_format` rules what an unformatted string is."""
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of(engine.generate(**call)[0])
 
+    @keeps_secrets
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -135,6 +138,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of((await engine.agenerate(**call))[0])
 
+    @keeps_secrets
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -143,6 +147,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completions_of(engine, call)
 
+    @keeps_secrets
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -153,6 +158,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
 
     # --- chats ---
 
+    @keeps_secrets
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation, through the model's own chat template."""
@@ -160,6 +166,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         engine, call = self._chat_call(messages, kwargs)
         return chat_of(engine.generate(**call)[0])
 
+    @keeps_secrets
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
@@ -167,6 +174,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         engine, call = self._chat_call(messages, kwargs)
         return chat_of((await engine.agenerate(**call))[0])
 
+    @keeps_secrets
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
@@ -174,6 +182,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         engine, call = self._chat_call(messages, kwargs)
         return chats_of(engine, call)
 
+    @keeps_secrets
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any

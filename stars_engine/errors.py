@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stars_engine.masking import redact
+
 if TYPE_CHECKING:
     from stars_engine.types import StarsResult
 
@@ -87,9 +89,12 @@ def is_for_program(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error's class and message; the class alone if its message cannot be had."""
+    """Return an error's class and message; the class alone if its message cannot be had.
+
+    What looks like a secret in the message is masked.
+    """
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {redact(str(error))}"
     except Exception:  # noqa: BLE001 - other people's exceptions
         return type(error).__name__
 

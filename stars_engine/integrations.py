@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, Field, PrivateAttr, field_serializer
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_serializer
 
 from stars_engine.config import StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, with_fields
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.masking import MASK, masked
 from stars_engine.schema import Schema
 from stars_engine.types import SegmentEvent, StarsResult
 
@@ -103,7 +104,10 @@ class EngineFields(BaseModel):
         if isinstance(values.get("config"), Mapping):
             values["config"] = StarsConfig(**values["config"])
         super().__init__(**values)
-        self.settings()  # bad values are told now, not at the first call
+        settings = self.settings()  # bad values are told now, not at the first call
+        for name in ("model", "reward"):
+            if _tells_secrets(getattr(self, name)):
+                setattr(self, name, getattr(settings, name))
 
     @field_serializer("config")
     def _what_was_given(self, config: StarsConfig) -> dict[str, Any]:
@@ -122,13 +126,20 @@ class EngineFields(BaseModel):
         return given
 
     @classmethod
-    def from_file(cls, path: str | Path, **values: Any) -> Self:
+    def from_file(cls, path: str | Path, *, allow_imports: bool = True, **values: Any) -> Self:
         """Make one by a config file; further fields count more than the file.
 
+        Args:
+            path: The file.
+            allow_imports: Whether the file may name Python code to run; see
+                `StarsConfig.from_file`.
+            **values: Further fields.
+
         Raises:
-            ConfigError: The file is missing or unreadable, or a value is not allowed.
+            ConfigError: The file is missing or unreadable, a value is not allowed, or the file
+                names code and may not.
         """
-        return cls(config=StarsConfig.from_file(path), **values)
+        return cls(config=StarsConfig.from_file(path, allow_imports=allow_imports), **values)
 
     def settings(self, **overrides: Any) -> StarsConfig:
         """Return the config that all fields add up to, and what a call gives.
@@ -139,6 +150,21 @@ class EngineFields(BaseModel):
         own = {name: getattr(self, name) for name in self.model_fields_set & FLAT_FIELDS}
         own = {name: value for name, value in own.items() if not _is_unset(value)}
         return with_fields(self.config, {**own, **overrides}, owner=type(self).__name__)
+
+    def without_plain_secrets(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keywords of a call with models that hold secrets as config objects.
+
+        Those keep their secrets to themselves, whatever a framework shows of the keywords.
+
+        Raises:
+            ConfigError: A value of such a model is not allowed.
+        """
+        open_ = {name for name in ("model", "reward") if _tells_secrets(given.get(name))}
+        if not open_:
+            return dict(given)
+        parts = {name: given[name] for name in ("model", "reward") if name in given}
+        settings = self.settings(**parts)
+        return {**given, **{name: getattr(settings, name) for name in open_}}
 
     def engine(self, settings: StarsConfig | None = None) -> StarsEngine:
         """Return the shared engine for these settings; only its models and bounds matter here.
@@ -302,6 +328,8 @@ def _plain(value: object) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
+    if isinstance(value, SecretStr):
+        return MASK
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"{name} in memory, number {_number_of(value)}"
 
@@ -330,6 +358,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tells_secrets(given: object) -> bool:
+    """Whether a mapping holds secrets, which all who see it can read."""
+    return isinstance(given, Mapping) and masked(given) != given
 
 
 def _is_unset(value: object) -> bool:

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from threading import Lock
@@ -29,6 +30,8 @@ from huggingface_hub.file_download import repo_folder_name
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError, StarsWarning
+from stars_engine.hub_code import check_kernels
+from stars_engine.masking import MASK, masked, redact, redacted_cause, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +93,14 @@ def load_tokenizer(config: Checkpoint) -> Any:
     if config.tokenizer_name_or_path is None:
         _check_model(config)  # where there is no model, its tokenizer is not what is missing
     else:
-        check_exists(source, "tokenizer_name_or_path", config.revision)
+        check_exists(source, "tokenizer_name_or_path", config.revision, hub_token(config))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **_from_where(config))
+    except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
-            f"no tokenizer could be loaded from {source!r}: {first_line(error)}. Cure: set "
+            f"no tokenizer could be loaded from {source!r}: {first_line(error, config)}. Cure: set "
             f"tokenizer_name_or_path to where the model's tokenizer is{_hub_cure(source)}"
-        ) from error
+        ) from redacted_cause(error, config.secrets)
     # transformers makes an empty tokenizer out of a directory that holds none.
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise ModelLoadError(
@@ -118,14 +119,12 @@ def read_config(config: Checkpoint) -> Any:
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
     try:
-        return transformers.AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:
+        return transformers.AutoConfig.from_pretrained(source, **_from_where(config))
+    except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
-            f"{source!r}: its config cannot be read: {first_line(error)}. Cure: check the name, or "
-            "trust_remote_code=True for a checkpoint with code of its own"
-        ) from error
+            f"{source!r}: its config cannot be read: {first_line(error, config)}. Cure: check the "
+            "name, or trust_remote_code=True for a checkpoint with code of its own"
+        ) from redacted_cause(error, config.secrets)
 
 
 def load_model(config: Checkpoint, auto_class: Any) -> Any:
@@ -139,30 +138,61 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
     _check_model(config)
+    if not config.trust_remote_code:
+        check_kernels(config, partial(read_config, config))
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = None if config.device_map is not None else pick_device(config.device)
-    placement = {} if config.device_map is None else {"device_map": config.device_map}
+    placement = {} if config.device_map is None else {"device_map": unseal(config.device_map)}
+    keywords = _keywords(config)
     try:
         with _one_load:
             model, info = auto_class.from_pretrained(
                 source,
-                revision=config.revision,
+                **_from_where(config),
                 dtype=_dtype(config.dtype, device),
-                trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
                 **placement,
-                **{**config.model_kwargs, "output_loading_info": True},
+                **{**keywords, "output_loading_info": True},
             )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
-            f"{source!r} could not be loaded as {auto_class.__name__}: {first_line(error)}. Cure: "
-            "weights must be safetensors, and code of the checkpoint's own needs "
+            f"{source!r} could not be loaded as {auto_class.__name__}: {first_line(error, config)}."
+            " Cure: weights must be safetensors, and code of the checkpoint's own needs "
             f"trust_remote_code=True{_hub_cure(source)}"
-        ) from error
+        ) from redacted_cause(error, config.secrets)
     _check_weights(info, source, auto_class)
     if device is not None and getattr(model, "quantization_method", None) is None:
         model = model.to(device)
     return model.eval()
+
+
+def hub_token(config: Checkpoint) -> str | None:
+    """Return the token that the hub is asked with; None for that of the environment."""
+    return None if config.token is None else config.token.get_secret_value()
+
+
+def _from_where(config: Checkpoint) -> dict[str, Any]:
+    """Return the keywords that all of a checkpoint's parts are loaded with."""
+    return {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "token": hub_token(config),
+    }
+
+
+def _keywords(config: Checkpoint) -> dict[str, Any]:
+    """Return the further keywords, with their secrets.
+
+    Raises:
+        ModelLoadError: A secret was left out where the config was pickled.
+    """
+    if MASK in config.secrets:
+        raise ModelLoadError(
+            f"model_kwargs={masked(config.model_kwargs)}: a secret is missing, since pickles hold "
+            "none. Cure: give it again, with .replace(model_kwargs=...)"
+        )
+    keywords: dict[str, Any] = unseal(config.model_kwargs)
+    return keywords
 
 
 def pick_device(name: str) -> torch.device:
@@ -244,7 +274,9 @@ def _dtype(name: str, device: torch.device | None) -> Any:
     return torch.float32 if device is not None and device.type == "cpu" else "auto"
 
 
-def check_exists(source: str, field: str, revision: str | None = None) -> None:
+def check_exists(
+    source: str, field: str, revision: str | None = None, token: str | None = None
+) -> None:
     """Check that there is a directory of that name, as `resolve` gives it, or something on the hub.
 
     The hub is asked once and at most for seconds: loading would ask again and again, for files
@@ -263,7 +295,7 @@ def check_exists(source: str, field: str, revision: str | None = None) -> None:
             f"{field}={source!r}: {found}. Cure: give a directory that save_pretrained wrote, or a "
             "hub name such as 'Qwen/Qwen2.5-0.5B'"
         )
-    missing = _why_not_on_hub(source, revision)
+    missing = _why_not_on_hub(source, revision, token)
     if missing is not None:
         raise ModelLoadError(
             f"{field}={source!r}: no such directory, and {missing}. "
@@ -272,18 +304,19 @@ def check_exists(source: str, field: str, revision: str | None = None) -> None:
         )
 
 
-def _why_not_on_hub(name: str, revision: str | None) -> str | None:
+def _why_not_on_hub(name: str, revision: str | None, token: str | None) -> str | None:
     """Say why the hub does not have it; None if it does, or its cache here holds some of it."""
     try:
         if (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")).is_dir():
             return None
         url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
-        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S, token=token)
     except EntryNotFoundError:
         return None  # it is there, and may be a tokenizer or an adapter
     except Exception as error:  # noqa: BLE001 - networks fail in many ways
         known = (words for kind, words in _HUB_ANSWERS.items() if isinstance(error, kind))
-        return next(known, f"the hub could not be asked ({first_line(error)})")
+        said = redact(first_line(error), () if token is None else (token,))
+        return next(known, f"the hub could not be asked ({said})")
     return None
 
 
@@ -291,7 +324,7 @@ def _check_model(config: Checkpoint) -> None:
     """Check that a directory, if it is one, holds a model with weights that are safe to read."""
     assert config.name_or_path is not None
     source = resolve(config.name_or_path)
-    check_exists(source, "name_or_path", config.revision)
+    check_exists(source, "name_or_path", config.revision, hub_token(config))
     path = Path(source)
     if not path.is_dir():
         return
@@ -352,7 +385,10 @@ def _check_weights(info: Mapping[str, Any], source: str, auto_class: Any) -> Non
         )
 
 
-def first_line(error: Exception) -> str:
-    """Return what an error says, to go on after it: its first line without a full stop."""
-    lines = str(error).strip().splitlines()
+def first_line(error: Exception, config: Checkpoint | None = None) -> str:
+    """Return what an error says, to go on after it: its first line without a full stop.
+
+    Secrets of the config, and what looks like one, are masked.
+    """
+    lines = redact(str(error), () if config is None else config.secrets).strip().splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 logger = logging.getLogger(__name__)
@@ -70,14 +70,14 @@ def catch_oom(run: Callable[[], object]) -> Exception | None:
     return None
 
 
-def in_smaller_batches(
+def iterate_in_smaller_batches(
     run: Callable[[Sequence[Item]], Sequence[Result]],
     items: Sequence[Item],
     *,
     what: str,
     free_unused: Callable[[int], None],
     most: int | None = None,
-) -> list[Result]:
+) -> Iterator[Result]:
     """Run items together; when memory runs out, in batches of half as many, and so on.
 
     Args:
@@ -87,25 +87,43 @@ def in_smaller_batches(
         free_unused: Frees memory; takes how many items will be tried at once.
         most: Items to try at once; None for all.
 
+    Yields:
+        The result of each item, in order.
+
     Raises:
-        RuntimeError: Out of memory with a single item, after memory was freed.
+        RuntimeError: Out of memory with a single item, after memory was freed. The results of the
+            items before it have been yielded.
         MemoryError: The same.
     """
     size = max(1, min(most or len(items), len(items)))
-    is_last_try = False
-    while True:
+    start, is_last_try = 0, False
+    while start < len(items):
         try:
-            starts = range(0, len(items), size)
-            return [result for start in starts for result in run(items[start : start + size])]
+            results = run(items[start : start + size])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_last_try:
                 raise
+        else:
+            yield from results
+            start, is_last_try = start + size, False
+            continue
         # Outside the handler: its error holds the tensors of the failed run.
         is_last_try = size == 1
         if size > 1:
             size = -(-size // 2)
-            logger.warning("Out of memory; reducing the batch to %d %s", size, what)
+            logger.warning("Out of memory; reducing the batch to %d %s.", size, what)
         free_unused(size)
+
+
+def in_smaller_batches(
+    run: Callable[[Sequence[Item]], Sequence[Result]],
+    items: Sequence[Item],
+    *,
+    what: str,
+    free_unused: Callable[[int], None],
+) -> list[Result]:
+    """Return what `iterate_in_smaller_batches` yields."""
+    return list(iterate_in_smaller_batches(run, items, what=what, free_unused=free_unused))
 
 
 def strip_traceback(error: Exception) -> Exception:

@@ -6,6 +6,8 @@ import importlib
 from functools import reduce
 from typing import Any
 
+_LONGEST = 255  # file names are no longer
+
 
 def names_an_object(text: str) -> bool:
     """Return whether a text has the form 'package.module:name'."""
@@ -23,6 +25,8 @@ def check_name(function: Any) -> Any:
         raise ValueError(
             "a callable is named 'package.module:name', as in 'my_package.rewards:polite'"
         )
+    if isinstance(function, str) and len(function) > _LONGEST:
+        raise ValueError(f"a name of {len(function)} characters is too long; at most {_LONGEST}")
     return function
 
 

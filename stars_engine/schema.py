@@ -9,14 +9,16 @@ import math
 import types
 import typing
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.masking import DIGESTS, MASK, is_secret_name, masked, redact
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
@@ -30,6 +32,7 @@ class Schema(BaseModel):
         # JSON has no infinities: they are written as the strings that pydantic reads back.
         ser_json_inf_nan="strings",
         protected_namespaces=(),
+        hide_input_in_errors=True,  # it may hold secrets
     )
 
     # What to say of names that people try, where the most similar field is not what they mean.
@@ -41,26 +44,20 @@ class Schema(BaseModel):
         for name, value in values.items():
             if isinstance(value, bool) and _is_number(type(self), name):
                 values[name] = _NoNumber(value)
-        try:
+        with _as_config_error(type(self)):
             super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(type(self).__name__, list(_problems(type(self), error))) from None
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
         """Validate like pydantic, but raise `ConfigError`."""
-        try:
+        with _as_config_error(cls):
             return super().model_validate(obj, **options)
-        except ValidationError as error:
-            raise ConfigError(cls.__name__, list(_problems(cls, error))) from None
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
         """Validate like pydantic, but raise `ConfigError`."""
-        try:
+        with _as_config_error(cls):
             return super().model_validate_json(json_data, **options)
-        except ValidationError as error:
-            raise ConfigError(cls.__name__, list(_problems(cls, error))) from None
 
     if not TYPE_CHECKING:  # for a type checker it would permit every assignment
 
@@ -86,8 +83,17 @@ class Schema(BaseModel):
 
         Of a function only the name counts.
         """
-        values = self.model_dump_json(fallback=_name_of)
+        values = self.model_dump_json(fallback=_name_of, context=DIGESTS)
         return hashlib.sha256(values.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _as_config_error(cls: type[BaseModel]) -> Iterator[None]:
+    """Raise `ConfigError` in place of pydantic's error, which shows what was given."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(cls.__name__, list(_problems(cls, error))) from None
 
 
 def is_json(value: Any, meaning: str) -> Any:
@@ -169,7 +175,7 @@ def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]
         if isinstance(nested, ConfigError):
             yield from (problem.under(field) if field else problem for problem in nested.problems)
         else:
-            yield Problem(field, _explain(cls, item, nested))
+            yield Problem(field, redact(_explain(cls, item, nested)))
 
 
 def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -184,7 +190,7 @@ def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int
 def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     field = cls.model_fields.get(name)
-    given = item["input"]
+    given = MASK if any(map(is_secret_name, item["loc"])) else masked(item["input"])
     match item["type"]:
         case "extra_forbidden":
             return _explain_unknown(cls, name)
@@ -264,6 +270,7 @@ def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
         int: f"an integer{_bounds(metadata)}",
         float: f"a number{_bounds(metadata)}",
         str: "text that is not empty" if filled else "text",
+        SecretStr: "text that is not empty" if filled else "text",
         bool: "true or false",
         Any: "anything",
     }

@@ -2,24 +2,88 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from stars_engine.disk import append_lines, file_error, shown_path, why_not, write_parts
+from stars_engine.errors import ConfigError
 from stars_engine.types import Attempt, Segment, StarsResult, Usage
+
+logger = logging.getLogger(__name__)
+
+_TITLE = "results"
 
 
 def write_jsonl(results: Iterable[StarsResult], path: str | Path, *, append: bool = False) -> None:
-    """Write one result per line; `read_jsonl` gives them back."""
-    with Path(path).open("a" if append else "w", encoding="utf-8") as file:
-        file.writelines(result.model_dump_json() + "\n" for result in results)
+    """Write one result per line; `read_jsonl` gives them back.
+
+    Args:
+        results: The results, in order. They may come one by one, as from a generator.
+        path: The file.
+        append: Append each result as it comes, so that a crash loses none of those before. A last
+            line that a crash has torn is removed first. Otherwise the file is replaced when all
+            results have come, all or nothing.
+
+    Raises:
+        ConfigError: The file cannot be written. It is left as it was, without half a line.
+    """
+    if append:
+        for result in results:
+            append_lines(path, _line(result), _TITLE, is_whole=_is_result)
+    else:
+        write_parts(path, map(_line, results), _TITLE)
 
 
 def read_jsonl(path: str | Path) -> Iterator[StarsResult]:
-    """Yield the results of a file, in order."""
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield StarsResult.model_validate_json(line)
+    """Yield the results of a file, in order.
+
+    A last line without its newline that is no result was torn by a crash: it is left out, with a
+    logged warning.
+
+    Raises:
+        ConfigError: The file cannot be read, or a line is not a result; the message has its number.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if not text.strip():
+                    continue
+                result = _result(text)
+                if isinstance(result, StarsResult):
+                    yield result
+                elif line.endswith(b"\n"):
+                    message = f"line {number} is not a result: {result}. Cure: remove the line"
+                    raise file_error(path, _TITLE, message)
+                else:
+                    logger.warning(
+                        "%s, line %d: torn by an earlier crash, and left out",
+                        shown_path(path),
+                        number,
+                    )
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise file_error(path, _TITLE, f"cannot be read: {why_not(error)}") from None
+
+
+def _line(result: StarsResult) -> bytes:
+    return result.model_dump_json().encode() + b"\n"
+
+
+def _result(line: bytes) -> StarsResult | str:
+    """Read a line; where it is no result, return why."""
+    try:
+        return StarsResult.model_validate_json(line.decode())
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is not UTF-8"
+    except ConfigError as error:
+        return str(error)
+
+
+def _is_result(line: bytes) -> bool:
+    return isinstance(_result(line), StarsResult)
 
 
 def transcript(result: StarsResult) -> str:
@@ -69,7 +133,12 @@ def _reward(attempt: Attempt) -> str:
     if attempt.parts is None:
         return f"{attempt.reward:.3g}"
     parts = ", ".join(
-        f"{name} {'failed' if value is None else format(value, '.3g')}"
+        f"{_name(name)} {'failed' if value is None else format(value, '.3g')}"
         for name, value in attempt.parts.items()
     )
     return f"{attempt.reward:.3g} ({parts})"
+
+
+def _name(part: str) -> str:
+    """Write the name of a composite's part; as `repr` has it, where not all of it is visible."""
+    return part if part.isprintable() else repr(part)

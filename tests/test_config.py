@@ -155,7 +155,7 @@ def test_files_give_back_an_equal_config(tmp_path: Path, suffix: str) -> None:
 @given(stop=st.lists(st.text(min_size=1), max_size=3))
 @example(stop=["\x85", "a\u2028b", "\u2029", "\ufeff", "\ufffe", "\x00", "\x7f", "\r\n", "\t", " "])
 @example(stop=["yes", "1e5", "null", "~", "'", '"', "a: b", "# c", "🙂", "\n\n", "é" * 100])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)  # disks wait
 def test_every_text_survives_a_file(tmp_path: Path, suffix: str, stop: list[str]) -> None:
     config = StarsConfig(sampling=SamplingParams(stop=stop))
     path = tmp_path / f"stars{suffix}"

@@ -5,25 +5,25 @@ from __future__ import annotations
 import pytest
 
 from stars_engine import AlignParams, EngineClosedError, NoSchedule, QueueFullError
-from stars_engine.runtime.admission_queue import Gate
-from stars_engine.runtime.request_group import Call, Question, RewardSource
+from stars_engine.runtime.admission_queue import AdmissionQueue
+from stars_engine.runtime.request_group import PromptRequest, RequestGroup, RewardSource
 
 SOURCE = RewardSource("none", lambda model: None)  # type: ignore[arg-type, return-value]
 ALIGN = AlignParams(schedule=NoSchedule())
 
 
-def call_of(size: int) -> Call:
-    return Call((Question("a", None, None, ALIGN),) * size, SOURCE)
+def call_of(size: int) -> RequestGroup:
+    return RequestGroup((PromptRequest("a", None, None, ALIGN),) * size, SOURCE)
 
 
 class Door:
     """A gate, and what it let in."""
 
     def __init__(self, capacity: int) -> None:
-        self.let_in: list[Call] = []
-        self.gate = Gate(capacity, self.let_in.append)
+        self.let_in: list[RequestGroup] = []
+        self.gate = AdmissionQueue(capacity, self.let_in.append)
 
-    def enter(self, size: int, *, wait: bool = True) -> Call:
+    def enter(self, size: int, *, wait: bool = True) -> RequestGroup:
         call = call_of(size)
         self.gate.enter(call, wait=wait)
         return call

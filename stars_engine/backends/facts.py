@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, read without its weights."""
+"""Facts about a checkpoint, read without its weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import transformers
 
 from stars_engine.backends.base import ModelFacts
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.loading import context_len, load_tokenizer, read_config, resolve
+from stars_engine.loading import context_len, hub_token, load_tokenizer, read_config, resolve
 
 # Keywords of from_pretrained that say how weights are kept. Any other may change the config.
 _OF_WEIGHTS = {
@@ -68,7 +68,7 @@ def _read_generation_config(config: TransformersModel, declared: Any) -> Any:
     source = resolve(config.name_or_path)
     try:
         return transformers.GenerationConfig.from_pretrained(
-            source, revision=config.revision or "main"
+            source, revision=config.revision or "main", token=hub_token(config)
         )
     except OSError:  # a checkpoint need not bring one
         return transformers.GenerationConfig.from_model_config(declared)

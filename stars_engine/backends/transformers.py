@@ -34,10 +34,12 @@ from stars_engine.loading import (
     check_exists,
     context_len,
     first_line,
+    hub_token,
     load_model,
     load_tokenizer,
     resolve,
 )
+from stars_engine.masking import redacted_cause
 from stars_engine.tokenization.codec import Codec
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class TransformersBackend:
             tokenizer.chat_template = config.chat_template
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
-            model = _add_adapter(model, resolve(config.adapter_path))
+            model = _add_adapter(model, resolve(config.adapter_path), config)
         self.model = model
         self.codec = Codec(tokenizer)
         self.context_len = context_len(model.config, tokenizer)
@@ -215,28 +217,31 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset()
 
 
-def _add_adapter(model: Any, path: str) -> Any:
+def _add_adapter(model: Any, path: str, config: TransformersModel) -> Any:
     with needs_extra("peft"):
         from peft import PeftModel  # noqa: PLC0415 - an extra of its own
-    check_exists(path, "adapter_path")
+    token = hub_token(config)
+    check_exists(path, "adapter_path", token=token)
     try:
-        directory = _adapter_directory(path)
+        directory = _adapter_directory(path, token)
         _check_adapter(directory, path)
         return PeftModel.from_pretrained(model, str(directory)).eval()
     except ModelLoadError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
-            f"adapter_path={path!r} could not be loaded: {first_line(error)}. Cure: give the "
-            "directory that PeftModel.save_pretrained wrote for this base model"
-        ) from error
+            f"adapter_path={path!r} could not be loaded: {first_line(error, config)}. Cure: give "
+            "the directory that PeftModel.save_pretrained wrote for this base model"
+        ) from redacted_cause(error, config.secrets)
 
 
-def _adapter_directory(path: str) -> Path:
+def _adapter_directory(path: str, token: str | None) -> Path:
     directory = Path(path)
     if not directory.is_dir():  # on the hub: what is not fetched cannot be read by mistake
         wanted = ["adapter_config.json", _ADAPTER_WEIGHTS]
-        directory = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted))
+        asked: dict[str, Any] = {} if token is None else {"token": token}
+        found = huggingface_hub.snapshot_download(path, allow_patterns=wanted, **asked)
+        directory = Path(found)
     return directory
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from stars_engine.disk import shown_path, why_not
 from stars_engine.errors import CalibrationStoppedError, ConfigError
 from stars_engine.schedules import CalibratedSchedule
 
@@ -25,6 +26,8 @@ def read_or_make(
 ) -> CalibratedSchedule:
     """Read the kept calibration, or make it and keep it.
 
+    Where the disk does not permit to keep it, it is used all the same, and a warning says why.
+
     Args:
         path: Its file.
         make: Makes it.
@@ -37,20 +40,41 @@ def read_or_make(
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"), thread_local=False)
         _acquire(lock, path, is_wanted)
-    except OSError as error:
-        logger.warning("calibrations cannot be kept in %s: %s", path.parent, error)
-        return make()
+    except (OSError, NotImplementedError, ValueError) as error:  # some file systems have no locks
+        known = _read(path)  # a cache that is only read may be a full one
+        if known is None:
+            reason = why_not(error) if isinstance(error, OSError | ValueError) else str(error)
+            _warn(path, reason)
+            known = make()
+        return known
     with _held(lock, path):
-        if path.exists():
+        known = _read(path)
+        if known is None:
+            known = make()
             try:
-                return CalibratedSchedule.from_file(path)
-            except ConfigError as error:
-                logger.warning("a kept calibration is made anew: %s", error)
-        schedule = make()
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.yaml")
-        schedule.to_file(partial)
-        partial.replace(path)
-        return schedule
+                known.to_file(path)
+            except ConfigError as error:  # the calibration is done, and is not lost for that
+                _warn(path, str(error))
+        return known
+
+
+def _read(path: Path) -> CalibratedSchedule | None:
+    if not os.path.lexists(path):  # which raises nothing, whatever the path
+        return None
+    try:
+        return CalibratedSchedule.from_file(path)
+    except ConfigError as error:
+        logger.warning("a kept calibration is made anew: %s", error)
+        return None
+
+
+def _warn(path: Path, reason: str) -> None:
+    logger.warning(
+        "the calibration cannot be kept in %s, and is used as long as the engine is loaded: %s; "
+        "or set STARS_CACHE_DIR to another directory",
+        shown_path(path),
+        reason,
+    )
 
 
 def _acquire(lock: FileLock, path: Path, is_wanted: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
+from stars_engine.disk import shown_path, why_not, write_file
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.files import check_writable
 
@@ -28,8 +29,8 @@ class SavedStages:
     def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
         self._path = None if path is None else Path(path)
         if self._path is not None:
-            for file in (self._path, self._partial):
-                check_writable(file, "checkpoint")
+            check_writable(self._path, "checkpoint")
+        self._failed = False
         self._settings = json.loads(json.dumps(settings, default=str))
 
     def restore(self, fitter: Fitter, num_stages: int) -> None:
@@ -48,7 +49,7 @@ class SavedStages:
             values = json.loads(self._path.read_text(encoding="utf-8"))
             settings = dict(values["settings"])
             stages = [StageDrafts.from_values(stage) for stage in values["stages"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             message = f"{self._path} is no checkpoint of a calibration: {error}; delete it"
             raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
         names = {**settings, **self._settings}
@@ -78,24 +79,32 @@ class SavedStages:
         )
 
     def save(self, fitter: Fitter) -> None:
-        """Keep the stages so far; a crash while writing leaves the file as it was."""
+        """Keep the stages so far; a crash while writing leaves the file as it was.
+
+        The calibration goes on where they cannot be kept; a warning says so once.
+        """
         if self._path is None:
             return
         stages = [stage.to_values() for stage in fitter.stages]
-        self._partial.write_text(
-            json.dumps({"settings": self._settings, "stages": stages}), encoding="utf-8"
-        )
-        self._partial.replace(self._path)
-
-    @property
-    def _partial(self) -> Path:
-        assert self._path is not None
-        return self._path.with_name(self._path.name + ".new")
+        data = json.dumps({"settings": self._settings, "stages": stages})
+        try:
+            write_file(self._path, data, "checkpoint")
+        except ConfigError as error:
+            if not self._failed:
+                logger.warning("the calibration goes on without keeping its stages: %s", error)
+            self._failed = True
 
     def discard(self) -> None:
         """The calibration has ended: the file is of no more use."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning(
+                    "%s is of no more use and cannot be removed: %s",
+                    shown_path(self._path),
+                    why_not(error),
+                )
 
 
 def _changed(then: Any, now: dict[str, Any]) -> list[str]:

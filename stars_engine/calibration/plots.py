@@ -11,7 +11,8 @@ from typing import Any
 from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
-from stars_engine.errors import ConfigError, Problem, needs_extra
+from stars_engine.disk import write_file
+from stars_engine.errors import needs_extra
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
 
 _SIZE = (6.4, 3.6)  # inches
@@ -82,11 +83,7 @@ def write_report(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Trust report</title>"
         f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
-    try:
-        Path(path).write_text(page, encoding="utf-8")
-    except OSError as error:
-        message = f"cannot be written: {error.strerror}; check the path"
-        raise ConfigError("report", [Problem(str(path), message)]) from None
+    write_file(path, page, "report")
 
 
 def _svg(draw: Any) -> str:

@@ -24,6 +24,7 @@ from stars_engine.calibration.trust import (
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
+from stars_engine.reals import real_number
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.loading import load_reward
 from stars_engine.schedules import CalibratedSchedule, CurvePoint, NoSchedule
@@ -249,7 +250,7 @@ def _judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
 def _opinion(judge: Judge, prompt: str, result: StarsResult) -> float:
     """Ask for one opinion; what goes wrong in it is the judge's."""
     try:
-        return float(judge(prompt, result.text))
+        return real_number(judge(prompt, result.text), "an opinion")
     except Exception as error:
         raise RewardError(
             f"the judge failed on an answer to prompts[{result.prompt_index}]: "

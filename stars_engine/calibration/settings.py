@@ -42,9 +42,9 @@ _TEST = [
 ]
 # How answers look, but not which pilots were asked.
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
-# Where and how fast a model runs, and what is done if it fails.
+# By which right it is read, where and how fast it runs, and what is done if it fails.
 _HOW_NOT_WHAT = (
-    *("device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
+    *("token", "device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
     *("on_failure", "max_retries"),
 )
 _FAR = 2  # times the tokens it was made for, from where on a use is told of

@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from stars_engine.cli.calibrate import calibrate_command
-from stars_engine.cli.messages import is_broken_pipe, messages
-from stars_engine.cli.options import ConfigOption, ModelOption, RewardOption
+from stars_engine.cli.messages import LogMessages, is_broken_pipe, messages
+from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
+from stars_engine.cli.output import visible, write
 from stars_engine.cli.settings import given, read_config, read_schedule, shown
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.config.presets import PRESET_NAMES
 from stars_engine.errors import StarsError
 from stars_engine.schedules import NoSchedule
 
+
+class _Commands(TyperGroup):
+    """The commands; what typer says of wrong arguments quotes them, also to a terminal."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        with _quoted_visibly():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _quoted_visibly():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _quoted_visibly() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        usage: Any = error  # typer's errors are click's, or those of its own copy of click
+        if hasattr(error, "format_message") and sys.stderr.isatty():
+            usage.message = visible(usage.message)
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Align a language model's text while it is generated.",
     no_args_is_help=True,
     add_completion=False,
@@ -39,6 +71,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = messages.say_warning
+    logging.lastResort = LogMessages(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can show every character
         sys.stdout.reconfigure(errors="replace")
     if not sys.flags.safe_path:
@@ -68,7 +101,7 @@ def _root(
     *, show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     if show_version:
-        typer.echo(f"stars-engine {version('stars-engine')}")
+        write(f"stars-engine {version('stars-engine')}")
         raise typer.Exit
 
 
@@ -94,6 +127,7 @@ def generate(
     config: ConfigOption = None,
     model: ModelOption = None,
     reward: RewardOption = None,
+    no_imports: NoImportsOption = False,
     prompts_file: Annotated[
         Path | None,
         typer.Option("--prompts", help="A file with one prompt a line, or JSON lines {prompt: …}."),
@@ -200,7 +234,9 @@ def generate(
     if top_k == 0:
         sampling["top_k"] = None
     align = given(
-        schedule=read_schedule(threshold, target, initial, initial_weight, schedule),
+        schedule=read_schedule(
+            threshold, target, initial, initial_weight, schedule, allow_imports=not no_imports
+        ),
         segment_len=segment_len,
         segment_end=segment_end,
         lookahead=lookahead,
@@ -219,6 +255,7 @@ def generate(
         align=align,
         preset_name=preset,
         prompt_format=prompt_format,
+        allow_imports=not no_imports,
     )
     prompts = [prompt] if prompt not in (None, "-") else read_prompts(prompts_file)
     run_generate(prompts, settings, as_json=as_json, trace=trace)
@@ -226,14 +263,21 @@ def generate(
 
 @app.command()
 def doctor(
-    *, config: ConfigOption = None, model: ModelOption = None, reward: RewardOption = None
+    *,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    reward: RewardOption = None,
+    no_imports: NoImportsOption = False,
 ) -> None:
     """Say what runs here, and how. Versions, device, models, cache path; loads both models."""
     from stars_engine.cli.doctor import run_doctor
 
     # Nothing is judged, so no thresholds are asked for.
     align = {} if (model, reward) == (None, None) else {"schedule": NoSchedule()}
-    run_doctor(read_config(config, model, reward, sampling={}, align=align))
+    settings = read_config(
+        config, model, reward, sampling={}, align=align, allow_imports=not no_imports
+    )
+    run_doctor(settings)
 
 
 app.command("calibrate")(calibrate_command)

@@ -12,11 +12,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stars_engine.cli.messages import messages
-from stars_engine.cli.options import ConfigOption, ModelOption, RewardOption
+from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
+from stars_engine.cli.output import write
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
-from stars_engine.errors import needs_extra
-from stars_engine.files import check_suffix, check_writable
+from stars_engine.errors import ConfigError, needs_extra
+from stars_engine.files import check_suffix, check_writable, refuse_imports, text_of
+from stars_engine.schedules import CalibratedSchedule
 
 _PILOT_SHARE = 0.6  # of the prompts; the others verify
 
@@ -26,6 +28,7 @@ def calibrate_command(
     config: ConfigOption = None,
     model: ModelOption = None,
     reward: RewardOption = None,
+    no_imports: NoImportsOption = False,
     prompts_file: Annotated[
         Path | None,
         typer.Option(
@@ -73,7 +76,12 @@ def calibrate_command(
     check_writable(out, "CalibratedSchedule")
     _check_report(report, judge)
     sampling = given(max_tokens=max_tokens)
-    settings = read_config(config, model, reward, sampling=sampling, align={})
+    settings = read_config(
+        config, model, reward, sampling=sampling, align={}, allow_imports=not no_imports
+    )
+    judging = as_reward(judge)
+    if no_imports and judging is not None:
+        refuse_imports("--judge", judging)
     if settings.uses_embedded_pair:
         use_one_thread()
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
@@ -94,25 +102,36 @@ def calibrate_command(
                 progress=advance,
                 checkpoint=out.with_name(f"{out.name}.partial"),
             )
-        schedule.to_file(out)
-        messages.say(f"thresholds written to {out}")
+        _keep(schedule, out)
         verification = None
         if verify:
             with messages.status("verifying on other prompts"):
                 verification = check(engine, schedule, others)
-            typer.echo(f"{len(pilot)} pilot prompts, {len(others)} others")
-            typer.echo(verification.summary())
+            write(f"{len(pilot)} pilot prompts, {len(others)} others")
+            write(verification.summary())
         elif schedule.predicted is not None:
             for name in type(schedule.predicted).model_fields:
                 estimate = getattr(schedule.predicted, name)
                 if estimate is not None:
-                    typer.echo(f"{name:12} {estimate.shown()}")
+                    write(f"{name:12} {estimate.shown()}")
         if report is not None:
             with messages.status("measuring trust"):
-                trust = trust_report(engine, pilot[:24], judge=as_reward(judge), schedule=schedule)
-            typer.echo(trust.summary())
+                trust = trust_report(engine, pilot[:24], judge=judging, schedule=schedule)
+            write(trust.summary())
             _write(report, trust, schedule, verification)
             messages.say(f"report written to {report}")
+
+
+def _keep(schedule: CalibratedSchedule, out: Path) -> None:
+    """Write the thresholds; what cannot be written is printed, since finding it took long."""
+    try:
+        schedule.to_file(out)
+    except ConfigError as error:
+        messages.say_error(error)
+        messages.say("the thresholds follow on standard output; keep them in a file")
+        write(text_of(schedule, out.suffix))
+        raise typer.Exit(2) from None
+    messages.say(f"thresholds written to {out}")
 
 
 def _check_report(report: Path | None, judge: str | None) -> None:

@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from stars_engine.cli.output import visible
 from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
@@ -86,18 +87,18 @@ def show_answers(
     results: dict[tuple[int, int], StarsResult] = {}
     begun = -1
     for event in _in_turn(events, min(NUM_SHOWN, len(prompts)), results):
-        prompt = (prompts[event.prompt_index], "bold")
+        prompt = (_shown(console, prompts[event.prompt_index]), "bold")
         if event.prompt_index != begun:
             begun = event.prompt_index
             title = f"plain sampling: reward {plain[begun].reward:+.2f}"
-            text = Text.assemble(prompt, plain[begun].text)
+            text = Text.assemble(prompt, _shown(console, plain[begun].text))
             console.print(Panel(text, title=title, style="dim"))
             console.print(Text.assemble(prompt, (" …", "dim")))
         if event.segment is not None:
             _print_segment(console, event.segment)
         if event.result is not None:
             title = f"STARS: reward {event.result.reward or 0.0:+.2f}"
-            text = Text.assemble(prompt, event.result.text)
+            text = Text.assemble(prompt, _shown(console, event.result.text))
             console.print(Panel(text, title=title, border_style="green"))
             console.print()
     return [results[key] for key in sorted(results)]
@@ -124,14 +125,14 @@ def _print_segment(console: Console, segment: Segment) -> None:
     rejected = [attempt for attempt in segment.attempts if attempt.verdict == "rejected"]
     for attempt in rejected[-NUM_REJECTED_SHOWN:]:
         line = Text(f"  {attempt.reward:+6.2f} < {attempt.threshold:+5.2f}  ", "red")
-        line.append(_on_one_line(attempt.text or ""), "dim strike")
+        line.append(_shown(console, _on_one_line(attempt.text or "")), "dim strike")
         console.print(line, overflow="ellipsis", no_wrap=True)
     sign = "forced" if segment.forced else "≥"
     line = Text(
         f"  {segment.reward or 0.0:+6.2f} {sign} {segment.threshold or 0.0:+5.2f}  ", "green"
     )
     number = f"  (attempt {segment.num_attempts})"
-    text = Text(_on_one_line(segment.text))
+    text = Text(_shown(console, _on_one_line(segment.text)))
     text.truncate(console.width - line.cell_len - len(number), overflow="ellipsis")
     console.print(Text.assemble(line, text, (number, "dim")), no_wrap=True)
 
@@ -173,3 +174,7 @@ def _mean_reward(results: Sequence[StarsResult]) -> float:
 
 def _on_one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _shown(console: Console, text: str) -> str:
+    return visible(text) if console.is_terminal else text

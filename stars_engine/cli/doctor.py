@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from stars_engine.cli.output import visible
 from stars_engine.config import StarsConfig
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import needs_extra
@@ -40,8 +43,13 @@ def run_doctor(config: StarsConfig) -> None:
     with StarsEngine(config) as engine:  # closed: its thread must not outlive the command
         for about in (_describe_model(engine), _describe_reward(engine)):
             for name, value in about.items():
-                table.add_row(name, value)
+                table.add_row(_cell(name), _cell(value))
     Console(highlight=False).print(table)
+
+
+def _cell(text: str) -> Text:
+    """Show names of models and parts as they are: what looks like markup in them is none."""
+    return Text(visible(text) if sys.stdout.isatty() else text)
 
 
 def _describe_model(engine: StarsEngine) -> dict[str, str]:

@@ -11,10 +11,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stars_engine.cli.messages import messages
+from stars_engine.cli.output import write, write_json
 from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import StarsConfig
 from stars_engine.engine.engine import StarsEngine
-from stars_engine.errors import PromptError
+from stars_engine.errors import ConfigError, PromptError
 from stars_engine.trace import tokens_in_words, write_jsonl
 from stars_engine.types import SegmentEvent, StarsResult
 
@@ -52,26 +53,31 @@ def run_generate(
         write_jsonl([], trace)  # fails now if it cannot be written
     if config.uses_embedded_pair:
         use_one_thread()
+    untraced: ConfigError | None = None
     with StarsEngine(config) as engine:  # closed: its thread must not outlive the command
         n = engine.sampling.n
         streaming = len(prompts) == 1 and n == 1 and not as_json
         events = engine.stream(list(prompts))
         results = _shown_as_text(events) if streaming else _with_progress(events, len(prompts), n)
         for result in results:
-            if trace is not None:
-                write_jsonl([result], trace, append=True)
+            if trace is not None and untraced is None:
+                try:
+                    write_jsonl([result], trace, append=True)
+                except ConfigError as error:  # a full disk is no reason to lose the answers
+                    untraced = error
             if as_json:
-                typer.echo(_json_line(result))
+                write_json(result.model_dump_json())
             elif not streaming:
-                typer.echo(f"{prompts[result.prompt_index]}{result.text}\n")
+                write(f"{prompts[result.prompt_index]}{result.text}\n")
+    if untraced is not None:
+        raise untraced
 
 
 def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
     for event in events:
-        typer.echo(event.text, nl=False)
-        sys.stdout.flush()
+        write(event.text, end="")
         if event.result is not None:
-            typer.echo()
+            write("")
             usage = event.result.usage
             reward = "none" if event.result.reward is None else f"{event.result.reward:.3f}"
             messages.say(
@@ -101,16 +107,6 @@ def _with_progress(
             while wanted in ended:
                 yield ended.pop(wanted)
                 wanted = next(following, None)
-
-
-def _json_line(result: StarsResult) -> str:
-    """Write what standard output cannot hold as JSON's escapes, so that nothing is lost."""
-    line = result.model_dump_json()
-    try:
-        line.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        return json.dumps(json.loads(line))
-    return line
 
 
 def _decode(source: str, data: bytes) -> str:

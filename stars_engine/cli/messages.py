@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 
 from rich.console import Console
+from rich.text import Text
 
+from stars_engine.cli.output import visible
 from stars_engine.errors import StarsError, StarsWarning
 
 
@@ -13,11 +16,18 @@ class Messages(Console):
     """Standard error. Lines are wrapped for a terminal only: elsewhere programs read them."""
 
     def __init__(self) -> None:
-        super().__init__(stderr=True, highlight=False)
+        super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str, *, style: str = "") -> None:
-        """Print one message as it is, without markup."""
-        self.print(text, style=style, markup=False, soft_wrap=not self.is_terminal)
+        """Print one message as it is, without markup.
+
+        A terminal gets control characters as visible escapes: messages quote prompts and answers.
+        """
+        if self.is_terminal:
+            self.print(Text(visible(text)), style=style)
+        else:
+            self.file.write(f"{text}\n")
+            self.file.flush()
 
     def say_error(self, error: Exception) -> None:
         """Print an error's message and the notes that were added to it."""
@@ -33,6 +43,14 @@ class Messages(Console):
         if issubclass(category, StarsWarning):
             self.print("warning:", style="bold yellow", end=" ")
             self.say(str(message))
+
+
+class LogMessages(logging.Handler):
+    """Log records that nobody else handles, in our form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's message, and the traceback where it has one."""
+        messages.say(self.format(record))
 
 
 def is_broken_pipe(error: OSError) -> bool:

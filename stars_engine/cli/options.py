@@ -16,3 +16,11 @@ RewardOption = Annotated[
     str | None,
     typer.Option(help="Reward model: hub name or directory, or 'package.module:name' to call."),
 ]
+NoImportsOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-imports",
+        help="Refuse a config file or option that names Python code to run: 'package.module:name', "
+        "trust_remote_code.",
+    ),
+]

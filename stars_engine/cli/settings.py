@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import typer
 from stars_engine.config import AlignParams, RewardConfig, StarsConfig, TransformersModel
 from stars_engine.config.presets import preset
 from stars_engine.config.root import embedded_align
+from stars_engine.files import refuse_imports
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schema import Schema
 
@@ -34,13 +36,15 @@ def read_schedule(
     initial: float | None,
     initial_weight: float | None,
     path: Path | None = None,
+    *,
+    allow_imports: bool = True,
 ) -> dict[str, Any] | CalibratedSchedule | None:
     """Return the schedule that the options describe, or None if they describe none."""
     start = given(initial=initial, initial_weight=initial_weight)
     if path is not None:
         if threshold is not None or target is not None or start:
             raise typer.BadParameter("give --schedule FILE, or thresholds, not both")
-        return CalibratedSchedule.from_file(path)
+        return CalibratedSchedule.from_file(path, allow_imports=allow_imports)
     if threshold is not None and (target is not None or start):
         raise typer.BadParameter("give --threshold, or --target with --initial")
     if threshold is not None:
@@ -61,9 +65,14 @@ def read_config(
     align: dict[str, Any],
     preset_name: str | None = None,
     prompt_format: str | None = None,
+    allow_imports: bool = True,
 ) -> StarsConfig:
-    """Read the file, or start from the defaults, and apply the options that were given."""
-    base = StarsConfig.from_file(path) if path else StarsConfig()
+    """Read the file, or start from the defaults, and apply the options that were given.
+
+    Raises:
+        ConfigError: The file or an option is not valid, or names code where none may be imported.
+    """
+    base = StarsConfig.from_file(path, allow_imports=allow_imports) if path else StarsConfig()
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
         _check_own_pair(path, model, reward)
@@ -91,7 +100,17 @@ def read_config(
         changes["align"] = preset(preset_name, **align)
     elif own_pair or align:
         changes["align"] = _test_of(base, own_pair=own_pair).replace(**align)
-    return base.replace(**changes)
+    settings = base.replace(**changes)
+    if not allow_imports:
+        _import_nothing(settings)
+    return settings
+
+
+def _import_nothing(settings: StarsConfig) -> None:
+    """Refuse what names code, and find no modules here that others try to import."""
+    refuse_imports("options", settings)
+    if "" in sys.path:
+        sys.path.remove("")
 
 
 def _is_another(name: str | None, part: TransformersModel | RewardConfig) -> bool:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    FieldSerializationInfo,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
+from stars_engine.config.loading import check_keywords, check_name, check_no_code, check_values
+from stars_engine.masking import DIGESTS, MASK, digest, digested, emptied, masked, secrets_in
 from stars_engine.schema import Schema
+
+logger = logging.getLogger(__name__)
 
 # Names that stand for the weights inside the package.
 EMBEDDED_LM = "stars:embedded-lm"
@@ -17,19 +30,18 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 _DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
-_RESERVED_KWARGS = {
-    "revision": "revision",
-    "dtype": "dtype",
-    "torch_dtype": "dtype",
-    "device_map": "device_map",
-    "trust_remote_code": "trust_remote_code",
-    "use_safetensors": "",
-    "pretrained_model_name_or_path": "name_or_path",
-}
-
 
 class Checkpoint(Schema):
-    """A model on the hub, in a local directory, or already in memory."""
+    """A model on the hub, in a local directory, or already in memory.
+
+    Secrets (`token`, and values in `model_kwargs` whose names or forms are those of secrets) are
+    shown and dumped as a mask, and are written to no file and no pickle.
+    """
+
+    hints: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("use_auth_token", "auth_token", "hf_token", "api_key"),
+        "a token of the hub goes into the field `token`",
+    )
 
     name_or_path: str | None = Field(
         default=None,
@@ -53,6 +65,11 @@ class Checkpoint(Schema):
     )
     revision: str | None = Field(
         default=None, description="branch, tag or commit on the hub", examples=["main"]
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="a token of the hub; None: that of HF_TOKEN or of `hf auth login`",
     )
     dtype: Dtype = Field(
         default="auto",
@@ -87,14 +104,81 @@ class Checkpoint(Schema):
             raise ValueError("a device is 'auto', 'cpu', 'mps', 'cuda' or 'cuda:0', 'cuda:1', ...")
         return device
 
+    @model_validator(mode="before")
+    @classmethod
+    def _token_has_a_field(cls, values: Any) -> Any:
+        """Read a token among the keywords, where transformers has it, as the field."""
+        keywords = values.get("model_kwargs") if isinstance(values, Mapping) else None
+        if not isinstance(keywords, Mapping) or not isinstance(
+            keywords.get("token"), str | SecretStr
+        ):
+            return values
+        others = {name: keywords[name] for name in keywords if name != "token"}
+        given = SecretStr(_plain(keywords["token"]))
+        if _plain(values.get("token")) not in (None, _plain(given)):
+            raise ValueError("token and model_kwargs['token'] differ; give one of them")
+        return {**values, "model_kwargs": others, "token": given}
+
+    @field_validator("name_or_path", "tokenizer_name_or_path", "revision")
+    @classmethod
+    def _names_are_names(cls, name: str | None) -> str | None:
+        return check_name(name)
+
+    @field_validator("token")
+    @classmethod
+    def _token_is_no_mask(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None:
+            check_values([token])
+            if not token.get_secret_value().isprintable() or " " in token.get_secret_value():
+                raise ValueError("a token is a word of visible characters")
+        return token
+
+    @field_validator("device_map")
+    @classmethod
+    def _device_map_can_be_written(cls, value: Any) -> Any:
+        return check_values(value)
+
     @field_validator("model_kwargs")
     @classmethod
-    def _no_double(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        for name in kwargs.keys() & _RESERVED_KWARGS.keys():
-            field = _RESERVED_KWARGS[name]
-            cure = f"use the field `{field}`" if field else "only safetensors weights are read"
-            raise ValueError(f"{name!r} cannot be given here; {cure}")
-        return kwargs
+    def _keywords_are_allowed(cls, keywords: dict[str, Any]) -> dict[str, Any]:
+        return check_keywords(keywords)
+
+    @model_validator(mode="after")
+    def _no_code_unasked(self) -> Self:
+        if not self.trust_remote_code:
+            check_no_code(self.model_kwargs)
+        return self
+
+    @field_serializer("token")
+    def _token_masked(self, token: SecretStr | None, info: FieldSerializationInfo) -> str | None:
+        if token is None:
+            return None
+        return digest(token) if info.context is DIGESTS else MASK
+
+    @field_serializer("model_kwargs", "device_map")
+    def _secrets_masked(self, value: Any, info: FieldSerializationInfo) -> Any:
+        return digested(value) if info.context is DIGESTS else masked(value)
+
+    @property
+    def secrets(self) -> list[str]:
+        """The secrets it holds, to be kept out of messages."""
+        return list(secrets_in([self.token, self.model_kwargs, self.device_map]))
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return what is pickled: all but the secrets."""
+        state = super().__getstate__()
+        if not self.secrets:
+            return state
+        logger.warning(
+            "the secrets of a %s are left out of its pickle; where that is read, the hub's token "
+            "is that of HF_TOKEN or of `hf auth login`",
+            type(self).__name__,
+        )
+        values = {**state["__dict__"], "token": None}
+        for name in ("model_kwargs", "device_map"):
+            values[name] = emptied(values[name])
+        own = {name for name in state["__pydantic_fields_set__"] if name != "token"}
+        return {**state, "__dict__": values, "__pydantic_fields_set__": own}
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -126,7 +210,7 @@ class Checkpoint(Schema):
     def needs_loading_options(self) -> list[str]:
         """Names of the fields that were set and only act while a checkpoint is loaded."""
         loading = {"revision", "dtype", "device", "device_map", "model_kwargs", "trust_remote_code"}
-        loading |= {"tokenizer_name_or_path", "adapter_path"}
+        loading |= {"token", "tokenizer_name_or_path", "adapter_path"}
         return sorted(self.model_fields_set & loading)
 
     @property
@@ -147,3 +231,12 @@ class TransformersModel(Checkpoint):
         min_length=1,
         description="a Jinja chat template that replaces the tokenizer's own",
     )
+
+    @field_validator("adapter_path")
+    @classmethod
+    def _adapter_has_a_name(cls, name: str | None) -> str | None:
+        return check_name(name)
+
+
+def _plain(token: Any) -> Any:
+    return token.get_secret_value() if isinstance(token, SecretStr) else token

@@ -162,6 +162,12 @@ def _objects_in(
         cure = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"
         yield Problem(name, f"holds a live object, which no file can; give {cure}")
     if isinstance(part, Checkpoint):
+        if part.token is not None:
+            yield Problem(
+                f"{name}.token",
+                "is a secret, and files hold none; leave it out of the file (HF_TOKEN and `hf auth "
+                "login` give one where there is none) and set it in code with .replace(token=...)",
+            )
         for field in ("model_kwargs", "device_map"):
             found = find_object(getattr(part, field))
             if found is not None:

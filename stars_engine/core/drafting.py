@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.errors import GenerationError, describe_error
-from stars_engine.memory import in_smaller_batches, is_out_of_memory
+from stars_engine.memory import is_out_of_memory, iterate_in_smaller_batches
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class Drafter:
         self._model, self._free_unused = model, free_unused
         self.max_rows: int | None = None
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
-        """Return a draft for each request, or the error of the one that has none.
+    def draft(self, requests: Sequence[DraftRequest]) -> Iterator[DraftOutcome]:
+        """Yield a draft for each request, or the error of the one that has none.
 
         Raises:
             RuntimeError: Memory runs out with a single candidate (torch's error).
@@ -43,18 +44,23 @@ class Drafter:
                 self.max_rows = num_rows
             self._free_unused()
 
-        return in_smaller_batches(
-            self._draft_isolated,
-            requests,
-            what="candidates",
-            free_unused=shrink,
-            most=self.max_rows,
-        )
+        max_rows = self.max_rows
+        try:
+            yield from iterate_in_smaller_batches(
+                self._draft_isolated,
+                requests,
+                what="candidates",
+                free_unused=shrink,
+                most=max_rows,
+            )
+        except (RuntimeError, MemoryError):
+            self.max_rows = max_rows  # fewer rows were of no use: prefixes take the memory
+            raise
 
     def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         """Draft; where the model fails twice, draft halves, to find the requests it fails for."""
         try:
-            return self._model.draft(requests)
+            return self._draft(requests)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -63,11 +69,20 @@ class Drafter:
             )
         return self._draft_again(requests)
 
+    def _draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
+        drafts = list(self._model.draft(requests))
+        if len(drafts) != len(requests):
+            raise ValueError(f"{len(drafts)} drafts for {len(requests)} requests")
+        return [
+            checked_draft(draft, request, self._model)
+            for draft, request in zip(drafts, requests, strict=True)
+        ]
+
     def _draft_again(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         for request in requests:
             request.handle.release()  # nothing is known of it after a failure
         try:
-            return self._model.draft(requests)
+            return self._draft(requests)
         except Exception as error:
             if is_out_of_memory(error):
                 raise

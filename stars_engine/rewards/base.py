@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from stars_engine.errors import is_for_program
+from stars_engine.reals import real_number
 from stars_engine.rewards.failures import FailurePolicy, Patience, failure
 from stars_engine.types import RewardInput, RewardOutcome, Score
 
@@ -112,12 +113,7 @@ def as_number(value: Any) -> float:
     Raises:
         TypeError: It is none.
     """
-    if isinstance(value, str | bytes | None):
-        raise TypeError(f"a reward is a number, not {value!r}")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"a reward is a number, not {type(value).__name__}") from None
+    return real_number(value, "a reward")
 
 
 def with_floor(

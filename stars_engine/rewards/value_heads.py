@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.loading import load_model, read_config, resolve
+from stars_engine.loading import hub_token, load_model, read_config, resolve
 from stars_engine.rewards.batching import at_columns
 
 _HEAD = re.compile(r"^(?:score|v_head|value_head|reward_head|classifier)\.(.+)$")
@@ -160,6 +160,7 @@ def _weight_files(config: ProcessReward, source: str) -> list[str]:
             source,
             name,
             revision=config.revision,
+            token=hub_token(config),
             _raise_exceptions_for_missing_entries=False,
         )
 

@@ -287,10 +287,11 @@ class EngineLoop:
     def _close(self, output: RequestOutput, event: SegmentEvent) -> None:
         for part in output.parts:
             self._outputs.pop(part, None)
-        self._totals.add(output.rollout, judged=output.group.judged)
-        if output.group.judged:
+        group = output.group
+        self._totals.add(output.rollout, judged=group.judged, settled=group.is_settled)
+        if group.is_settled:
             self._diagnostics.observe(output.rollout)
-        output.group.note(output, event)
+        group.note(output, event)
 
     def _survive(self, cause: BaseException) -> None:
         """After a step that raised, nothing is known about the core: begin with a new one."""

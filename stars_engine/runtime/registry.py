@@ -12,6 +12,7 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import CompositeReward, EngineParams, StarsConfig
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.masking import DIGESTS
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.schema import Schema
 
@@ -61,7 +62,7 @@ def _identity(part: Schema) -> dict[str, Any]:
             for name, inner in part.parts.items()
         }
         return {**part.model_dump(exclude={"parts"}), "parts": parts}
-    values: dict[str, Any] = part.model_dump(exclude=_live_fields(part))
+    values: dict[str, Any] = part.model_dump(exclude=_live_fields(part), context=DIGESTS)
     if isinstance(part, Checkpoint):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
             path = values.get(name)

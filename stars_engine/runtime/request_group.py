@@ -152,6 +152,11 @@ class RequestGroup:
     @property
     def judged(self) -> bool:
         """Whether segments are put to the test; those of the baselines are not."""
+        return not isinstance(self.decoding, PlainDecoding)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is judged by settled thresholds; calibrations find theirs meanwhile."""
         return isinstance(self.decoding, StarsDecoding)
 
     @property

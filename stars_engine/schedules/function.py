@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.errors import ScheduleError, describe_error, is_for_program
 from stars_engine.named import check_name, named_object
+from stars_engine.reals import real_number
 from stars_engine.schedules.base import BaseSchedule, Progress
 
 
@@ -58,7 +59,7 @@ class FunctionSchedule(BaseSchedule):
             ScheduleError: It cannot be imported, it raised, or it returned no number.
         """
         try:
-            value = float(named_object(self.function)(progress))
+            value = real_number(named_object(self.function)(progress), "a threshold")
         except BaseException as error:  # other people's code, and may exit
             if is_for_program(error):
                 raise

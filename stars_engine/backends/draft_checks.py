@@ -1,0 +1,65 @@
+"""Drafts of language models that are other people's code: checked before they become text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.errors import GenerationError
+
+
+def checked_draft(
+    draft: Draft | GenerationError, request: DraftRequest, model: LanguageModel
+) -> Draft | GenerationError:
+    """Return a draft with its ids as tuples of integers, or what is wrong with it.
+
+    Language models are also other people's code: what one of them returns is not taken for text
+    before it has the form that `draft` promises.
+
+    Args:
+        draft: What `model` returned in answer to the request.
+        request: The request.
+        model: The language model.
+    """
+    if isinstance(draft, GenerationError):
+        return draft
+    try:
+        checked = Draft(_plain_ids(draft.token_ids), _plain_ids(draft.lookahead_ids))
+        problem = _problem_of(checked, request, model)
+    except (AttributeError, TypeError) as error:
+        problem = f"is no Draft of token ids ({error})"
+    if problem is None:
+        return checked
+    return GenerationError(
+        f"the language model {type(model).__name__} returned a draft that {problem}. The request "
+        "ends here; others are not affected. Cure: correct its `draft` method; "
+        "stars_engine.testing.check_backend checks a language model"
+    )
+
+
+def _plain_ids(ids: Sequence[int]) -> tuple[int, ...]:
+    if type(ids) is tuple and all(type(token) is int for token in ids):
+        return ids
+    return tuple(index(token) for token in ids)
+
+
+def _problem_of(draft: Draft, request: DraftRequest, model: LanguageModel) -> str | None:
+    ids, ahead, asked = draft.token_ids, draft.lookahead_ids, len(request.uniforms)
+    whole = (*ids, *ahead)
+    ends = (at for at, token in enumerate(whole) if model.is_end(token, request.sampling))
+    if not 0 < len(ids) <= asked:
+        problem = f"has {len(ids)} tokens where 1 to {asked} were asked for"
+    elif len(ahead) > request.lookahead:
+        problem = f"has {len(ahead)} tokens of lookahead where {request.lookahead} were asked for"
+    elif min(whole) < 0 or max(whole) >= model.vocab_size:
+        foreign = next(token for token in whole if not 0 <= token < model.vocab_size)
+        problem = f"has the token id {foreign}, outside its vocabulary of {model.vocab_size}"
+    elif (end := next(ends, len(whole) - 1)) < len(whole) - 1:
+        problem = f"goes on after the end of text, its token {end}"
+    elif len(ids) < asked and not model.is_end(whole[-1], request.sampling):
+        problem = f"has {len(ids)} of {asked} tokens and does not end the text"
+    else:
+        return None
+    return problem

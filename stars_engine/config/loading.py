@@ -1,0 +1,137 @@
+"""What may be said of how a checkpoint is loaded: names, further keywords, and no code in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import SecretStr
+
+from stars_engine.masking import MASK, holds_secret, seal
+
+_LONGEST_NAME, _LONGEST_PART = 4000, 255  # bytes; file systems hold no more
+
+_RESERVED = {
+    "revision": "use the field `revision`",
+    "dtype": "use the field `dtype`",
+    "torch_dtype": "use the field `dtype`",
+    "device_map": "use the field `device_map`",
+    "trust_remote_code": "use the field `trust_remote_code`",
+    "pretrained_model_name_or_path": "use the field `name_or_path`",
+    "use_auth_token": "use the field `token`",
+    "use_safetensors": "only safetensors weights are read",
+    "weights_only": "only safetensors weights are read",
+    "custom_generate": "it belongs to `generate` of transformers, which the engine does not call",
+}
+
+# Keywords that name code on the hub, and whether a value does.
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")
+
+
+def check_name(name: str | None) -> str | None:
+    """Return a name on the hub, a path or a revision, if files may have it.
+
+    Raises:
+        ValueError: They may not, or it holds a secret.
+    """
+    if name is None:
+        return None
+    if holds_secret(name):
+        raise ValueError("it holds what looks like a secret; give secrets in the field `token`")
+    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in name):
+        raise ValueError("no name or path on the hub or a disk has control characters in it")
+    data = name.encode()
+    if len(data) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in data.split(b"/")):
+        raise ValueError(
+            f"a name of {len(name)} characters is too long; at most {_LONGEST_PART} bytes between "
+            f"two slashes, and {_LONGEST_NAME} in all"
+        )
+    return name
+
+
+def check_values(value: Any) -> Any:
+    """Return keywords, or a device map, with the secrets in it sealed.
+
+    Raises:
+        ValueError: It holds itself, half of a surrogate pair, bytes that are no text, or a mask in
+            the place of a secret.
+    """
+    for text in _texts(value):
+        try:
+            text.decode() if isinstance(text, bytes) else text.encode()
+        except UnicodeError as error:
+            kind = "bytes" if isinstance(text, bytes) else "text"
+            raise ValueError(f"it holds {kind} that cannot be written: {error}") from None
+        if text == MASK:
+            raise ValueError(
+                f"{MASK!r} stands for a secret that was not written; give the secret itself, or "
+                "leave it out"
+            )
+    return seal(value)
+
+
+def check_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords of `from_pretrained` with the secrets among them sealed.
+
+    Raises:
+        ValueError: One has a field of its own, or has pickles read.
+    """
+    for name in keywords.keys() & _RESERVED.keys():
+        raise ValueError(f"{name!r} cannot be given here; {_RESERVED[name]}")
+    checked: dict[str, Any] = check_values(keywords)
+    return checked
+
+
+def check_no_code(keywords: Mapping[str, Any]) -> None:
+    """Check that nothing has code loaded from the hub, as is without `trust_remote_code`.
+
+    Raises:
+        ValueError: Something does.
+    """
+    named = [(name, keywords[name]) for name in _ATTENTION if name in keywords]
+    declared = keywords.get("config")
+    if not isinstance(declared, str | None):
+        named.append(("config", getattr(declared, "_attn_implementation", None)))
+    for name, value in named:
+        kernel = next(hub_kernels(value), None)
+        if kernel is not None:
+            raise ValueError(
+                f"{name}={kernel!r} loads code from the hub, and trust_remote_code is off. Cure: "
+                "'sdpa', 'eager' or another implementation that is installed, or "
+                "trust_remote_code=True if you trust that repository"
+            )
+    for name in _KERNELS:
+        if keywords.get(name):
+            raise ValueError(
+                f"{name} loads code from the hub, and trust_remote_code is off. Cure: leave it "
+                "out, or trust_remote_code=True if you trust the repositories of those kernels"
+            )
+
+
+def hub_kernels(value: Any) -> Iterator[str]:
+    """Find attention kernels on the hub in what names implementations: 'org/name@revision:part'."""
+    if isinstance(value, str):
+        if any(sign in value for sign in "/@:"):
+            yield value
+    elif isinstance(value, Mapping):  # one for each part of a model
+        for part in value.values():
+            yield from hub_kernels(part)
+
+
+def _texts(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str | bytes]:
+    """Yield all texts and bytes in plain values.
+
+    Raises:
+        ValueError: A list or mapping holds itself.
+    """
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, str | bytes):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        if id(value) in inside or len(inside) > 100:
+            raise ValueError("it is nested within itself, or too deeply; write it flat")
+        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        for part in parts:
+            yield from _texts(part, (*inside, id(value)))

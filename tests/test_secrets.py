@@ -1,0 +1,481 @@
+"""No secret is shown, dumped, logged, raised, traced or pickled, whatever field it was given in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import yaml
+from langchain_core.load import dumpd, dumps
+from langchain_core.tracers.base import BaseTracer
+from langchain_core.tracers.schemas import Run
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from pydantic import SecretStr
+
+from langchain_stars import ChatStars
+from langchain_stars import StarsLLM as LangChainLLM
+from llamaindex_stars import StarsLLM
+from stars_engine import (
+    ClassifierReward,
+    ConfigError,
+    ModelLoadError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    TransformersModel,
+)
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.calibration.settings import dependencies
+from stars_engine.errors import describe_error
+from stars_engine.integrations import identity
+from stars_engine.loading import check_exists, load_model, load_tokenizer, read_config
+from stars_engine.masking import MASK, is_secret_name, redact, seal, unseal
+from stars_engine.runtime.registry import key_of
+
+TOKEN = "hf_PlantedTokenOfTheHub0123456789"
+OTHER = "hf_AnotherToken9876543210"
+PASSWORD = "planted-pa55word"
+KEY = "sk-proj-PlantedKey0123456789"
+PLANTED = (TOKEN, OTHER, PASSWORD, KEY)
+
+KEYWORDS = {
+    "proxies": {"https": f"http://user:{PASSWORD}@proxy:8080", "http": "http://proxy:8080"},
+    "storage_options": [{"client_secret": PASSWORD}, {"AccessKey": KEY}],
+    "headers": {"Authorization": f"Bearer {KEY}", "X-Api-Key": KEY, "Accept": "text/plain"},
+    "credentials": {"user": PASSWORD, "pass": [PASSWORD]},
+    "note": f"use {KEY}",
+    "attn_implementation": "sdpa",
+}
+MODEL = {"name_or_path": "planted/model", "token": TOKEN, "model_kwargs": KEYWORDS}
+REWARD = {
+    "kind": "composite",
+    "parts": {
+        "a": {"reward": {"kind": "classifier", **MODEL}},
+        "b": {
+            "reward": {
+                "kind": "yes_no",
+                "preset": "llama-guard",
+                "name_or_path": "planted/judge",
+                "model_kwargs": {"token": OTHER},
+                "device_map": {"lm_head": 0, "secret": PASSWORD},
+            },
+            "weight": 2.0,
+        },
+    },
+}
+CONSTANT = {"schedule": {"kind": "constant", "value": 0.0}}
+
+
+def planted() -> StarsConfig:
+    return StarsConfig(model=MODEL, reward=REWARD, align=CONSTANT)
+
+
+def leaks(shown: object) -> list[str]:
+    text = shown if isinstance(shown, str) else repr(shown)
+    return [secret for secret in PLANTED if secret in text]
+
+
+def test_no_way_of_showing_a_config_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    config = planted()
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("application").warning("%s %r", config, config)
+    part = config.reward.parts["a"].reward
+    ways: dict[str, object] = {
+        "repr": repr(config),
+        "str": str(config),
+        "format": f"{config}",
+        "part": repr(part),
+        "kwargs": repr(config.model.model_kwargs),
+        "dict": dict(config),
+        "dump": config.model_dump(),
+        "plain dump": config.model_dump(mode="json"),
+        "json": config.model_dump_json(),
+        "json of the dump": json.dumps(config.model_dump()),
+        "yaml of the dump": yaml.safe_dump(config.model_dump(mode="json")),
+        "hash": config.content_hash(),
+        "key": key_of(config.model) + key_of(config.reward),
+        "identity": identity(config),
+        "dependencies": dependencies(config, config.align, SamplingParams()),
+        "pickle": pickle.dumps(config),
+        "reduce": config.__reduce_ex__(4),
+        "state": config.model.__getstate__(),
+        "schema": StarsConfig.model_json_schema(),
+        "diff": repr(config == planted().replace(prompt_format="raw")),
+        "log": caplog.text,
+    }
+    assert {way: leaks(shown) for way, shown in ways.items() if leaks(shown)} == {}
+    assert MASK in ways["repr"]
+    assert config.model.token == SecretStr(TOKEN)  # and none is lost
+    assert config.reward.parts["b"].reward.token == SecretStr(OTHER)
+    assert unseal(config.model.model_kwargs) == KEYWORDS
+    assert config.model.replace(dtype="float32").token == SecretStr(TOKEN)
+    assert config.model.model_kwargs["attn_implementation"] == "sdpa"
+    assert config.model.model_kwargs["headers"]["Accept"] == "text/plain"
+
+
+def test_secrets_are_told_apart_without_being_told() -> None:
+    config = planted()
+    others = [
+        config.replace(model={**MODEL, "token": OTHER}),
+        config.replace(model={**MODEL, "token": None}),
+        config.replace(model={**MODEL, "model_kwargs": {**KEYWORDS, "note": f"use {KEY}0"}}),
+    ]
+    assert len({one.content_hash() for one in (config, *others)}) == 4
+    assert len({key_of(one.model) for one in (config, *others)}) == 4
+    assert config.content_hash() == planted().content_hash()
+    assert config == planted()
+    made_for = [dependencies(one, one.align, SamplingParams()) for one in (config, others[0])]
+    assert made_for[0] == made_for[1]  # by which right weights are read does not change them
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_no_file_holds_a_secret(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"stars{suffix}"
+    with pytest.raises(ConfigError) as caught:
+        planted().to_file(path)
+    assert not path.exists()
+    assert leaks(str(caught.value)) == []
+    fields = {problem.field for problem in caught.value.problems}
+    assert {"model.token", "model.model_kwargs", "reward.parts.b.reward.token"} <= fields
+    assert "HF_TOKEN" in str(caught.value)
+    path.write_text(json.dumps({"model": MODEL, "reward": "a/b"}))  # whoever writes one himself
+    assert StarsConfig.from_file(path).model.token == SecretStr(TOKEN)
+
+
+def test_a_broken_file_is_told_without_its_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "stars.yaml"
+    for text in (
+        f"model: {{token: {TOKEN}, model_kwargs: {{password: {PASSWORD}}}\nreward: [",
+        f"model:\n  token: '{TOKEN}\n",
+        f"model:\n  token: {TOKEN}\n  nam: x\nreward: {{kind: x, api_key: {KEY}}}\n",
+        f"model: [{TOKEN}]\n",
+        f"model: {{name_or_path: 'https://user:{PASSWORD}@hub/x'}}\n",
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            StarsConfig.from_file(path)
+        assert leaks("".join(traceback.format_exception(caught.value))) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"token": [TOKEN]},
+        {"token": {"a": PASSWORD}},
+        {"token": f"{PASSWORD} {TOKEN}"},
+        {"token": TOKEN, "model_kwargs": {"token": OTHER}},
+        {"api_key": KEY},
+        {"use_auth_token": PASSWORD},
+        {"model_kwargs": {"use_auth_token": PASSWORD}},
+        {"model_kwargs": [{"password": PASSWORD}]},
+        {"model_kwargs": {"password": PASSWORD, "revision": "x"}},
+        {"model_kwargs": {"password": PASSWORD, "bad": "\ud800"}},
+        {"name_or_path": f"https://user:{PASSWORD}@hub/x"},
+        {"name_or_path": TOKEN},
+        {"revision": TOKEN},
+        {"tokenizer_name_or_path": f"https://{KEY}@hub/x"},
+        {"adapter_path": f"org/{TOKEN}"},
+        {"device": TOKEN},
+        {"dtype": KEY},
+        {"device_map": {"password": PASSWORD, "x": "\ud800"}},
+        {"trust_remote_code": TOKEN},
+        {"kind": KEY},
+    ],
+)
+def test_no_error_of_a_field_shows_a_secret(fields: dict[str, Any]) -> None:
+    for make in (
+        lambda: TransformersModel(**{"name_or_path": "a/b", **fields}),
+        lambda: StarsConfig(model={"name_or_path": "a/b", **fields}, reward="a/b"),
+        lambda: StarsConfig.model_validate_json(
+            json.dumps({"model": {"name_or_path": "a/b", **fields}, "reward": "a/b"})
+        ),
+        lambda: ChatStars(model={"name_or_path": "a/b", **fields}, reward="a/b"),
+        lambda: StarsLLM(model={"name_or_path": "a/b", **fields}, reward="a/b"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        shown = "".join(traceback.format_exception(caught.value))
+        assert leaks(shown.replace(repr(fields), "")) == []
+
+
+def test_a_mask_is_no_secret() -> None:
+    config = planted()
+    for again in (
+        lambda: StarsConfig(**config.model_dump()),
+        lambda: StarsConfig.model_validate_json(config.model_dump_json()),
+        lambda: TransformersModel(name_or_path="a/b", token=MASK),
+        lambda: TransformersModel(name_or_path="a/b", model_kwargs={"proxies": {"https": MASK}}),
+    ):
+        with pytest.raises(ConfigError, match="stands for a secret that was not written"):
+            again()
+    plain = StarsConfig(model="a/b", reward="a/b")
+    assert StarsConfig(**plain.model_dump()) == plain
+
+
+def test_pickles_tell_what_they_lack(caplog: pytest.LogCaptureFixture) -> None:
+    again = pickle.loads(pickle.dumps(planted()))
+    assert "secrets of a TransformersModel are left out of its pickle" in caplog.text
+    assert again.model.token is None
+    assert "token" not in again.model.model_fields_set
+    assert again.model.model_kwargs["attn_implementation"] == "sdpa"
+    local = TransformersModel(name_or_path="stars:embedded-lm", model_kwargs={"note": f"x {KEY}"})
+    with pytest.raises(ModelLoadError, match="a secret is missing, since pickles hold none"):
+        TransformersBackend(pickle.loads(pickle.dumps(local)))
+    caplog.clear()
+    plain = StarsConfig(model="a/b", reward="a/b")
+    assert pickle.loads(pickle.dumps(plain)) == plain
+    assert caplog.text == ""
+
+
+# --- where secrets are used ---
+
+
+def test_the_token_reaches_every_question_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def note(name: str) -> Callable[..., object]:
+        def ask(*_: object, **keywords: object) -> object:
+            asked.append((name, keywords.get("token")))
+            if name == "exists":
+                return None
+            raise OSError(f"401 for {keywords['token']} at https://u:{PASSWORD}@hub, {KEY}")
+
+        return ask
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", note("exists"))
+    for auto in ("AutoTokenizer", "AutoConfig", "AutoModelForCausalLM"):
+        monkeypatch.setattr(f"transformers.{auto}.from_pretrained", note(auto))
+    config = TransformersModel(**MODEL)
+    import transformers
+
+    for load in (
+        load_tokenizer,
+        read_config,
+        lambda config: load_model(config, transformers.AutoModelForCausalLM),
+    ):
+        with pytest.raises(ModelLoadError) as caught:
+            load(config)
+        assert leaks("".join(traceback.format_exception(caught.value))) == []
+        assert MASK in str(caught.value)
+    assert {name for name, _ in asked} >= {"exists", "AutoTokenizer", "AutoConfig"}
+    assert {token for _, token in asked} == {TOKEN}
+
+
+def test_keywords_are_unsealed_where_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    seen: dict[str, Any] = {}
+
+    def read(*_: object, **keywords: object) -> object:
+        seen.update(keywords)
+        raise ValueError(f"unexpected keywords {keywords}")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", read)
+    config = TransformersModel(name_or_path="stars:embedded-lm", token=TOKEN, model_kwargs=KEYWORDS)
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(config, transformers.AutoModelForCausalLM)
+    assert leaks("".join(traceback.format_exception(caught.value))) == []
+    assert {name: seen[name] for name in KEYWORDS} == KEYWORDS
+    assert seen["token"] == TOKEN
+
+
+def test_what_the_hub_answers_is_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(url: str, **_: object) -> None:
+        raise ConnectionError(f"{url}: proxy http://user:{PASSWORD}@proxy refused {TOKEN}")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    with pytest.raises(ModelLoadError) as caught:
+        check_exists("a/b", "name_or_path", token=PASSWORD)
+    assert leaks(str(caught.value)) == []
+
+
+def test_errors_of_other_peoples_code_are_told_without_secrets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def reward(prompt: str, completion: str) -> float:
+        raise ConnectionError(f"401: key {KEY} at https://user:{PASSWORD}@judge, token='{TOKEN}'")
+
+    for on_failure in ("raise", "reject"):
+        config = StarsConfig(
+            model="stars:embedded-lm",
+            reward={"kind": "function", "function": reward, "on_failure": on_failure},
+            align={**CONSTANT, "max_attempts": 2, "on_exhausted": "stop"},
+        )
+        with StarsEngine(config) as own:
+            [outcome] = own.generate(
+                ["A"], sampling=SamplingParams(max_tokens=4), return_exceptions=True
+            )
+        assert leaks(str(outcome)) == []
+    assert leaks(caplog.text) == []
+    assert leaks(describe_error(ValueError(f"password={PASSWORD}"))) == []
+
+
+# --- adapters ---
+
+ADAPTERS = [ChatStars, LangChainLLM, StarsLLM]
+LOCAL = {"name_or_path": "stars:embedded-lm", "token": TOKEN}
+LOCAL_REWARD = {"kind": "classifier", "name_or_path": "stars:embedded-reward", "token": OTHER}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("way", ["config", "mappings", "objects"])
+def test_no_adapter_shows_a_secret(adapter: type, way: str) -> None:
+    config = planted()
+    made = {
+        "config": lambda: adapter(config=config),
+        "mappings": lambda: adapter(model=MODEL, reward=REWARD, **CONSTANT),
+        "objects": lambda: adapter(model=config.model, reward=config.reward, **CONSTANT),
+    }[way]()
+    assert made.settings().model.token == SecretStr(TOKEN)
+    ways: dict[str, object] = {
+        "repr": repr(made),
+        "str": str(made),
+        "dict": dict(made),
+        "dump": made.model_dump(),
+        "pickle": pickle.dumps(made),
+        "copy": repr(made.model_copy()),
+    }
+    if adapter is StarsLLM:
+        ways |= {"to_dict": made.to_dict(), "to_json": made.to_json(), "payload": made.to_payload()}
+    else:
+        ways |= {
+            "json": json.dumps(made.model_dump(), default=repr),
+            "params": made._identifying_params,
+            "all params": made.asdict(),
+            "dumps": dumps(made),
+            "dumpd": dumpd(made),
+            "to_json": made.to_json(),
+            "llm string": made._get_llm_string() if hasattr(made, "_get_llm_string") else "",
+            "invocation": made._get_ls_params(),
+            "bound": repr(made.bind(model=MODEL, reward=REWARD)),
+        }
+    assert {name: leaks(shown) for name, shown in ways.items() if leaks(shown)} == {}
+
+
+class Everything(BaseTracer):
+    """Keeps all that LangChain tells tracers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def _persist_run(self, run: Run) -> None:
+        self.seen.append(repr(run.model_dump() if hasattr(run, "model_dump") else vars(run)))
+
+    def on_chat_model_start(self, *args: Any, run_id: UUID, **kwargs: Any) -> Any:
+        self.seen.append(repr((args, kwargs)))
+        return super().on_chat_model_start(*args, run_id=run_id, **kwargs)
+
+    def on_llm_start(self, *args: Any, run_id: UUID, **kwargs: Any) -> Any:
+        self.seen.append(repr((args, kwargs)))
+        return super().on_llm_start(*args, run_id=run_id, **kwargs)
+
+
+@pytest.mark.parametrize("adapter", [ChatStars, LangChainLLM])
+async def test_langchain_traces_no_secret(adapter: type) -> None:
+    tracer = Everything()
+    config: Any = {"callbacks": [tracer]}
+    made = adapter(model=LOCAL, reward=LOCAL_REWARD, max_tokens=4, on_overflow="clamp", **CONSTANT)
+    given = {"model": LOCAL, "reward": LOCAL_REWARD, "seed": 1}
+    made.invoke("The film", config)
+    made.invoke("The film", config, **given)
+    made.bind(**given).invoke("The film", config)
+    made.batch(["The film"], [config], **given)
+    list(made.stream("The film", config, **given))
+    await made.ainvoke("The film", config, **given)
+    assert [chunk async for chunk in made.astream("The film", config, **given)]
+    assert len(tracer.seen) >= 14
+    assert leaks("".join(tracer.seen)) == []
+    with pytest.raises(ConfigError) as caught:
+        made.invoke("The film", config, model={**LOCAL, "nme": KEY})
+    assert leaks("".join(traceback.format_exception(caught.value)).replace("KEY", "")) == []
+
+
+class Events(BaseEventHandler):
+    """Keeps all that LlamaIndex tells those who follow its events."""
+
+    seen: list[str] = []  # noqa: RUF012 - a field of pydantic's
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Events"
+
+    def handle(self, event: Any, **_: Any) -> None:
+        self.seen.append(repr(event.model_dump()))
+
+
+async def test_llamaindex_traces_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = Events()
+    dispatcher = get_dispatcher()
+    monkeypatch.setattr(dispatcher, "event_handlers", [events])
+    made = StarsLLM(model=LOCAL, reward=LOCAL_REWARD, max_tokens=4, **CONSTANT)
+    given = {"model": LOCAL, "reward": LOCAL_REWARD, "seed": 1}
+    made.complete("The film", **given)
+    list(made.stream_complete("The film", **given))
+    await made.acomplete("The film", **given)
+    assert [part async for part in await made.astream_complete("The film", **given)]
+    assert len(events.seen) >= 8
+    assert leaks("".join(events.seen)) == []
+
+
+# --- what counts as one ---
+
+
+@pytest.mark.parametrize(
+    "name",
+    "token hf_token HF_TOKEN apiKey api-key X-Api-Key password DB_PASSWORD Authorization auth "
+    "client_secret awsSecretAccessKey cookies access_tokens".split(),
+)
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret_name(name)
+    assert isinstance(seal({name: "x"})[name], SecretStr)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "pad_token eos_token pad_token_id max_tokens num_tokens embed_tokens key model.embed_tokens "
+    "token_type_ids tokenizer author secretary keys".split(),
+)
+def test_names_of_other_things(name: str) -> None:
+    assert not is_secret_name(name)
+    assert seal({name: "x"}) == {name: "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"https://user:p@ss{PASSWORD}@host/path", f"https://{MASK}@host/path"),
+        ("https://huggingface.co/org/model@main/x", None),
+        (f"https://cdn/x?X-Amz-Signature={KEY}&a=1", f"https://cdn/x?X-Amz-Signature={MASK}&a=1"),
+        (f"header Bearer {PASSWORD}", f"header Bearer {MASK}"),
+        ("Authorization: Basic dXNlcjpwYXNz", f"Authorization: Basic {MASK}"),
+        (f"token='{PASSWORD}', x", f"token='{MASK}', x"),
+        (f'{{"password": "{PASSWORD}"}}', f'{{"password": "{MASK}"}}'),
+        (f"key {KEY}.", f"key {MASK}."),
+        ("hf_transfer and hf_quantizer, sk-learn", None),
+        ("unexpected token: something", None),
+        ("max_tokens=1000000, eos_token='</s>'", None),
+        ("-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----", MASK),
+        ("ghp_0123456789abcdefghij and AKIAIOSFODNN7EXAMPLE", f"{MASK} and {MASK}"),
+    ],
+)
+def test_secrets_in_text(text: str, shown: str | None) -> None:
+    assert redact(text) == (text if shown is None else shown)
+
+
+def test_known_secrets_in_text() -> None:
+    assert redact("abcdef and abc%2Fdef", ["abcdef", "abc/def"]) == f"{MASK} and {MASK}"
+    assert redact("a tale", ["a"]) == "a tale"
+
+
+def test_a_live_model_takes_no_token() -> None:
+    with pytest.raises(ConfigError, match="token only act when a checkpoint is loaded"):
+        ClassifierReward(model=object(), tokenizer=object(), token=TOKEN)
