@@ -55,7 +55,7 @@ class Masks:
             self._soon = self._grammars.allowed_soon(others, self._stop_token_ids)
 
     def allowed(self, logits: torch.Tensor, num_needed: int | None) -> torch.Tensor | Few:
-        """Return which tokens may come next: all, or the likeliest and those that tie with the last.
+        """Return which tokens may come next: all, or the likeliest and ties with the last of them.
 
         Args:
             logits: `(rows, vocab)`, after penalties and bias.
