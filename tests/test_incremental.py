@@ -253,6 +253,36 @@ def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: ob
     check(reward, [[*rejected[-1], *[91] * 8]])
 
 
+def test_nothing_is_pinned_between_two_calls(tokenizer: object) -> None:
+    """A slow reward holds no memory: all of it can be freed, and costs time alone."""
+    reward = classifier("llama", tokenizer)
+    reader = reader_of(reward)
+    prompt = [1, *range(3, 40)]
+    check(reward, [[*prompt, *[5] * 8], [*prompt, *[6] * 8], [7, 8, 9]])
+    check(reward, [[*prompt, *[5] * 8, 50], [7, 8, 9, 10]])
+    assert reader.cache.pool.num_bytes > 0
+    reward.free_unused()
+    assert reader.cache.pool.num_bytes == 0
+    computed = reader.num_computed
+    check(reward, [[*prompt, *[5] * 8, 50, 51]])
+    assert reader.num_computed - computed == len(prompt) + 10
+
+
+def test_an_eviction_costs_what_was_evicted(tokenizer: object) -> None:
+    """The least recently used answer goes first; what stays is not computed again."""
+    reward = classifier("llama", tokenizer)
+    reader = reader_of(reward)
+    reward.limit_cache(2 * 64 * reward.bytes_per_token)
+    answers = [[token, *range(3, 33)] for token in (40, 41, 42)]
+    for ids in answers:
+        check(reward, [ids])
+    before = reader.num_computed
+    check(reward, [[*answers[2], 5], [*answers[1], 5]])
+    assert reader.num_computed - before == 2
+    check(reward, [[*answers[0], 5]])
+    assert reader.num_computed - before == 2 + len(answers[0]) + 1
+
+
 def test_siblings_that_begin_alike_are_not_taken_for_kept(tokenizer: object) -> None:
     """A longer candidate of the same segment, then one that goes on from the first."""
     reader = reader_of(classifier("llama", tokenizer))

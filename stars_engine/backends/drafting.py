@@ -133,9 +133,9 @@ def _nothing_to_draw(logits: torch.Tensor, row: DraftRow) -> GenerationError:
             "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
         )
     elif row.grammar is not None:
-        told = row.grammar.error or "no token that the other settings leave goes on from here"
+        found = row.grammar.error or "no token that the other settings leave continues the text"
         reason = (
-            f"the grammar leaves none ({told}). Cure: check the grammar, logit_bias and min_tokens"
+            f"the grammar leaves none ({found}). Cure: check the grammar, logit_bias and min_tokens"
         )
     else:
         reason = (

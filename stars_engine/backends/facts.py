@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, read without its weights."""
+"""Facts about a checkpoint, read without its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a reward that is a model reads a prompt and an answer: its own template, its own context."""
+"""How reward models encode a prompt and an answer: with their template, within their context."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TextTemplate:
     def encode(self, prompt: str, completion: str, *, with_rest: bool) -> list[int]:
         """Encode the template with prompt and completion in their places.
 
-        What the tokenizer puts before a text comes first, unless {bos} says where.
+        Tokens that the tokenizer puts before a text come first, unless {bos} says where.
 
         Args:
             prompt: The prompt's text.
