@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsEngine
-from stars_engine.algorithm.stars import stars
+from stars_engine.core.offline import stars
 from stars_engine.backends.facts import sampling_of
 from stars_engine.testing import TableReward
 from tests.conftest import make_rollout
