@@ -1,4 +1,4 @@
-"""Files of config objects: plain values in YAML or JSON, or else what is wrong with them."""
+"""Config files: read and write config objects as YAML or JSON."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stars_engine.errors import ConfigError, Problem
 from stars_engine.masking import redact
 from stars_engine.schema import Schema
 
-# Their keys are the caller's own: token ids, module names, devices.
+# Fields whose keys are not field names: token ids, module names, devices.
 _FREE_FIELDS = {"logit_bias", "model_kwargs", "device_map"}
 
 
 class Filed(Schema):
-    """A config object that has files of its own."""
+    """A config object that can be read from and written to a file."""
 
     @classmethod
     def from_file(cls, path: str | Path, *, allow_imports: bool = True) -> Self:
@@ -31,14 +31,14 @@ class Filed(Schema):
 
         Args:
             path: The file.
-            allow_imports: Whether it may name Python code to run: a callable as
-                'package.module:name', which is imported when it is first used, or that of a
-                checkpoint by `trust_remote_code`. False is for files of others; nothing is
-                imported while they are read and checked.
+            allow_imports: Whether the file may name Python code to run: a callable as
+                'package.module:name', which is imported when it is first used, or the code of a
+                checkpoint with `trust_remote_code`. Use False for files that you do not trust;
+                nothing is imported while they are read and validated.
 
         Raises:
-            ConfigError: The file is missing or unreadable, a field is not valid, or the file names
-                code and may not.
+            ConfigError: The file is missing or unreadable, a field is invalid, or the file names
+                code although `allow_imports` is False.
         """
         found = cls.model_validate(read_values(Path(path), cls.__name__))
         if not allow_imports:
@@ -46,10 +46,11 @@ class Filed(Schema):
         return found
 
     def to_file(self, path: str | Path) -> None:
-        """Write a file that `from_file` reads back to an equal object.
+        """Write a file from which `from_file` reads an equal object.
 
         Raises:
-            ConfigError: It holds what no file can, the suffix is not known, or there is no writing.
+            ConfigError: A value cannot be written to a file, the suffix is unknown, or the file
+                cannot be written.
         """
         path, title = Path(path), type(self).__name__
         check_suffix(path, title)
@@ -59,25 +60,25 @@ class Filed(Schema):
         write_values(path, self)
 
     def _unwritable(self) -> Iterable[Problem]:
-        """Find what no file can hold."""
+        """Return a problem for each value that cannot be written to a file."""
         return ()
 
 
 def refuse_imports(title: str, config: Schema) -> None:
-    """Check that a config names no Python code to run.
+    """Check that a config does not name Python code to run.
 
     Args:
-        title: Where it comes from, for messages.
+        title: The source of the config, for error messages.
         config: The config.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: It names code.
     """
     problems = [
         Problem(
             field,
-            f"{value!r} runs Python code, and imports are not allowed here. Cure: take it out, or "
-            "allow imports if you trust whoever wrote it",
+            f"{value!r} runs Python code, and imports are not allowed here. Cure: remove it, or "
+            "allow imports if you trust the author",
         )
         for field, value in _code_in(config)
     ]
@@ -86,7 +87,7 @@ def refuse_imports(title: str, config: Schema) -> None:
 
 
 def _code_in(value: Any, trail: str = "") -> Iterator[tuple[str, Any]]:
-    """Find what runs code when it is used; live objects are the caller's own."""
+    """Yield fields that run code when they are used; live objects belong to the caller."""
     if isinstance(value, Schema):
         for name in type(value).model_fields:
             part, where = getattr(value, name), f"{trail}.{name}".lstrip(".")
@@ -104,14 +105,14 @@ def _code_in(value: Any, trail: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_values(path: Path, title: str) -> dict[str, Any]:
-    """Read the fields that a file holds.
+    """Read the fields from a file.
 
     Args:
         path: The file, `.yaml`, `.yml` or `.json`.
-        title: What it should hold, for messages.
+        title: The name of the expected object, for error messages.
 
     Raises:
-        ConfigError: It is missing, unreadable, or holds something else.
+        ConfigError: The file is missing or unreadable, or is not a mapping of fields.
     """
     check_suffix(path, title)
     load = json.loads if path.suffix == ".json" else yaml.safe_load
@@ -139,7 +140,7 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
 
 
 def write_values(path: Path, config: BaseModel) -> None:
-    """Write an object's fields, all or nothing.
+    """Write the fields of an object; write nothing if one of them cannot be serialized.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -154,23 +155,24 @@ def write_values(path: Path, config: BaseModel) -> None:
 
 
 def text_of(config: BaseModel, suffix: str = ".yaml") -> str:
-    """Return an object's fields as the text of a file.
+    """Return the fields of an object as the text of a file.
 
     Args:
         config: The object.
-        suffix: Of the file: `.json`, or one of YAML.
+        suffix: Suffix of the file: `.json`, `.yaml` or `.yml`.
     """
     if suffix == ".json":
-        return config.model_dump_json(indent=2) + "\n"  # infinities as strings: JSON has none
+        return config.model_dump_json(indent=2) + "\n"  # infinities as strings, for JSON
     values = config.model_dump(mode="json")
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text with other than visible characters in it escaped, in double quotes.
+    """Writes strings with unprintable characters in double quotes, with escapes.
 
-    YAML folds more than newlines (U+0085, U+2028, U+2029), and lets no reader see some others.
+    YAML folds more line breaks than newlines (U+0085, U+2028, U+2029), and other characters would
+    be invisible.
     """
 
 
@@ -183,7 +185,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def find_object(value: Any) -> Any:
-    """Return something in a nest of lists and mappings that no file gives back; else None."""
+    """Return a value inside lists and mappings that a file would not preserve, or None."""
     if isinstance(value, list | dict):
         keys = [key for key in value if not isinstance(key, str)] if isinstance(value, dict) else []
         parts = value.values() if isinstance(value, dict) else value
@@ -195,20 +197,20 @@ def find_object(value: Any) -> Any:
 
 
 def check_suffix(path: Path, title: str) -> None:
-    """Check that the file is of a known kind.
+    """Check the suffix of a file.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The suffix is unknown.
     """
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise file_error(path, title, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
 
 
 def check_writable(path: Path, title: str) -> None:
-    """Check, before long work, that its result can be written; writes nothing.
+    """Check that a file can be written, before long work; does not write it.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: The file cannot be written.
     """
     try:
         mode = path.stat().st_mode
@@ -217,19 +219,21 @@ def check_writable(path: Path, title: str) -> None:
     except (OSError, ValueError) as error:
         raise file_error(path, title, f"cannot be written: {why_not(error)}") from None
     if mode is not None and stat.S_ISDIR(mode):
-        raise file_error(path, title, "is a directory; give a file in it")
+        raise file_error(path, title, "is a directory; give the path of a file")
     if mode is not None and not stat.S_ISREG(mode):
         return  # a pipe or a terminal is written to directly
     folder = path.absolute().parent if mode is None else path.resolve().parent
     if not folder.is_dir():
-        raise file_error(path, title, f"there is no directory {folder}; make it, or take another")
-    # A file is replaced by a new one that is written beside it.
+        raise file_error(
+            path, title, f"directory {folder} does not exist; create it or use another"
+        )
+    # A file is replaced by a new one that is written to the same directory.
     if not (os.access(folder, os.W_OK | os.X_OK) and (mode is None or os.access(path, os.W_OK))):
-        raise file_error(path, title, "cannot be written: no permission; take another path")
+        raise file_error(path, title, "cannot be written: permission denied; use another path")
 
 
 def _check_keys(path: Path, title: str, value: Any, trail: str = "") -> None:
-    """Refuse keys that are no text (YAML reads 1, null and yes as other things) but for ids."""
+    """Refuse keys that are not strings (YAML parses 1, null and yes), except in free fields."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             _check_keys(path, title, item, f"{trail}.{index}")
@@ -237,7 +241,7 @@ def _check_keys(path: Path, title: str, value: Any, trail: str = "") -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 where = f" under {trail[1:]}" if trail else ""
-                message = f"the key {key!r}{where} is no text; put it in quotes"
+                message = f"the key {key!r}{where} is not a string; put it in quotes"
                 raise file_error(path, title, message)
             if key not in _FREE_FIELDS:
                 _check_keys(path, title, item, f"{trail}.{key}")

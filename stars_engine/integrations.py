@@ -1,4 +1,4 @@
-"""What the adapters to other frameworks have in common: fields, and the engine they lead to."""
+"""The shared part of the framework adapters: their fields and their engine."""
 
 from __future__ import annotations
 
@@ -22,34 +22,37 @@ from stars_engine.types import SegmentEvent, StarsResult
 
 
 class Unset(StrEnum):
-    """The value of a field that is left to the config. None would not do: it is a value of some."""
+    """The value of a field that is left to the config; None is a valid value of some fields."""
 
     UNSET = "as in config"
 
 
 UNSET = Unset.UNSET
 
-MAX_ENGINES = 8  # that an object keeps of calls with models of their own
+MAX_ENGINES = 8  # engines that one adapter holds for calls with other models
 
 
 class EngineFields(BaseModel):
-    """Fields of an adapter: a whole config, and each of its settings by its own name.
+    """Fields of an adapter: a whole config, and each of its settings by name.
 
-    A field that is given counts more than the config. Values are checked as `StarsConfig` checks
-    them; models are loaded at the first call, once for all adapters in the process.
+    A field that is set overrides the config. Values are validated like those of `StarsConfig`.
+    Models are loaded at the first call, once for all adapters in the process.
     """
 
     config: StarsConfig = Field(
         default_factory=StarsConfig, description="models, thresholds and sampling"
     )
     model: Any = Field(
-        default=UNSET, repr=False, description="a name, TransformersModel, or settings of one"
+        default=UNSET, repr=False, description="a name, a TransformersModel, or its settings"
     )
     reward: Any = Field(
         default=UNSET, repr=False, description="a name, a callable, or a reward's config object"
     )
     prompt_format: Any = Field(
         default=UNSET, repr=False, description="auto, chat or raw; see StarsConfig"
+    )
+    chat_template_kwargs: Any = Field(
+        default=UNSET, repr=False, description="variables for the chat template; see StarsConfig"
     )
 
     max_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
@@ -93,7 +96,7 @@ class EngineFields(BaseModel):
     on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")
 
-    _engines: list[StarsEngine] = PrivateAttr(default_factory=list)  # the last used last
+    _engines: list[StarsEngine] = PrivateAttr(default_factory=list)  # least recently used first
 
     def __init__(self, **values: Any) -> None:
         known = type(self).model_fields
@@ -104,16 +107,16 @@ class EngineFields(BaseModel):
         if isinstance(values.get("config"), Mapping):
             values["config"] = StarsConfig(**values["config"])
         super().__init__(**values)
-        settings = self.settings()  # bad values are told now, not at the first call
+        settings = self.settings()  # report invalid values now, not at the first call
         for name in ("model", "reward"):
             if _tells_secrets(getattr(self, name)):
                 setattr(self, name, getattr(settings, name))
 
     @field_serializer("config")
     def _what_was_given(self, config: StarsConfig) -> dict[str, Any]:
-        """Dump what was given, so that what is made of it has the same defaults, not their values.
+        """Dump only the fields that were set, so that a copy keeps its defaults as defaults.
 
-        Other models go with other thresholds, and adapters have defaults of their own.
+        Default thresholds depend on the models, and adapters have their own defaults.
         """
         dumped = config.model_dump()
         given = {name: dumped[name] for name in dumped if name in config.model_fields_set}
@@ -127,7 +130,7 @@ class EngineFields(BaseModel):
 
     @classmethod
     def from_file(cls, path: str | Path, *, allow_imports: bool = True, **values: Any) -> Self:
-        """Make one by a config file; further fields count more than the file.
+        """Create an adapter from a config file; further fields override the file.
 
         Args:
             path: The file.
@@ -136,28 +139,28 @@ class EngineFields(BaseModel):
             **values: Further fields.
 
         Raises:
-            ConfigError: The file is missing or unreadable, a value is not allowed, or the file
-                names code and may not.
+            ConfigError: The file is missing or unreadable, a value is invalid, or the file names
+                code although `allow_imports` is False.
         """
         return cls(config=StarsConfig.from_file(path, allow_imports=allow_imports), **values)
 
     def settings(self, **overrides: Any) -> StarsConfig:
-        """Return the config that all fields add up to, and what a call gives.
+        """Return the config with all fields, and the overrides of a call, applied.
 
         Raises:
-            ConfigError: A name is unknown, or a value is not allowed.
+            ConfigError: A name is unknown, or a value is invalid.
         """
         own = {name: getattr(self, name) for name in self.model_fields_set & FLAT_FIELDS}
         own = {name: value for name, value in own.items() if not _is_unset(value)}
         return with_fields(self.config, {**own, **overrides}, owner=type(self).__name__)
 
     def without_plain_secrets(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return keywords of a call with models that hold secrets as config objects.
+        """Return the keywords of a call, with models that hold secrets as config objects.
 
-        Those keep their secrets to themselves, whatever a framework shows of the keywords.
+        Config objects mask their secrets if a framework prints the keywords.
 
         Raises:
-            ConfigError: A value of such a model is not allowed.
+            ConfigError: A value of such a model is invalid.
         """
         open_ = {name for name in ("model", "reward") if _tells_secrets(given.get(name))}
         if not open_:
@@ -167,9 +170,9 @@ class EngineFields(BaseModel):
         return {**given, **{name: getattr(settings, name) for name in open_}}
 
     def engine(self, settings: StarsConfig | None = None) -> StarsEngine:
-        """Return the shared engine for these settings; only its models and bounds matter here.
+        """Return the shared engine for these settings; only models and engine limits matter.
 
-        The object holds it, and those of the last few other settings that calls gave.
+        The adapter holds this engine, and the engines of the last `MAX_ENGINES` other settings.
         """
         settings = self.settings() if settings is None else settings
         engines = [engine for engine in self._engines if not engine.closed]
@@ -196,7 +199,7 @@ class EngineFields(BaseModel):
         return self
 
     def close(self) -> None:
-        """Let go of the engine; the next call gets it anew."""
+        """Close the engines; the next call gets a new one."""
         engines, self._engines = self._engines, []
         for engine in engines:
             engine.close()
@@ -206,7 +209,7 @@ class EngineFields(BaseModel):
             if name in self.model_fields_set and not _is_unset(getattr(self, name)):
                 yield name, getattr(self, name)
 
-    # Copies have engines of their own: closing one leaves the others what they have.
+    # Copies have their own engines, so closing one does not affect the others.
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
@@ -220,26 +223,27 @@ class EngineFields(BaseModel):
 
 
 def name_of_model(settings: StarsConfig) -> str:
-    """Return what a model is told by in traces and accounts."""
+    """Return the name of the language model for traces and metadata."""
     return settings.model.name_or_path or "in memory"
 
 
 def identity(settings: StarsConfig) -> dict[str, Any]:
-    """Return what tells one configuration from another, flat, for cache keys and traces.
+    """Return flat values that identify a configuration, for cache keys and traces.
 
-    Callables and models in memory have numbers of their own in this process.
+    Callables and models in memory are identified by numbers that are unique in this process.
     """
     values: dict[str, Any] = {}
     for name in ("model", "reward"):
         values[name] = _plain(getattr(settings, name))
     values["prompt_format"] = settings.prompt_format
+    values["chat_template_kwargs"] = settings.chat_template_kwargs
     sampling = settings.sampling
     values |= {"sampling": sampling} if sampling == "model" else sampling.model_dump(mode="json")
     return values | settings.align.model_dump(mode="json")
 
 
 def usage_of(result: StarsResult) -> dict[str, int]:
-    """Return token counts by the names that most frameworks know, and what alignment cost."""
+    """Return token counts under the names of most frameworks, and the cost of alignment."""
     usage = result.usage
     return {
         "prompt_tokens": usage.num_prompt_tokens,
@@ -253,18 +257,18 @@ def usage_of(result: StarsResult) -> dict[str, int]:
 
 
 def num_rejected_tokens(result: StarsResult) -> int:
-    """Return how many tokens of judged drafts were thrown away."""
+    """Return the number of tokens in rejected drafts."""
     attempts = [attempt for segment in result.segments for attempt in segment.attempts]
     attempts += result.abandoned_attempts
     return sum(attempt.num_tokens for attempt in attempts if attempt.verdict == "rejected")
 
 
 def account_of(result: StarsResult) -> dict[str, Any]:
-    """Return how an answer came about, as plain values: finish reason, reward, usage, segments.
+    """Return metadata of an answer as plain values: finish reason, reward, usage, segments.
 
-    Numbers that are not finite, such as the threshold of no schedule, are None.
+    Non-finite numbers, such as the threshold of `NoSchedule`, are None.
     """
-    told = {
+    metadata = {
         "finish_reason": result.finish_reason,
         "reward": result.reward,
         "seed": result.seed,
@@ -273,12 +277,12 @@ def account_of(result: StarsResult) -> dict[str, Any]:
         "usage": usage_of(result),
         "segments": [segment.model_dump(mode="json") for segment in result.segments],
     }
-    account: dict[str, Any] = _finite(told)
+    account: dict[str, Any] = _finite(metadata)
     return account
 
 
 def settled(events: Iterable[SegmentEvent]) -> Iterator[SegmentEvent]:
-    """Yield the events of one answer; its end only where no error follows, which has its result."""
+    """Yield the events of one answer; withhold the last one if an error follows it."""
     end = None
     for event in events:
         if event.result is None:
@@ -290,7 +294,7 @@ def settled(events: Iterable[SegmentEvent]) -> Iterator[SegmentEvent]:
 
 
 async def asettled(events: AsyncIterable[SegmentEvent]) -> AsyncGenerator[SegmentEvent, None]:
-    """Do the same for `async for`."""
+    """Do the same for async iterables."""
     end = None
     async for event in events:
         if event.result is None:
@@ -302,24 +306,26 @@ async def asettled(events: AsyncIterable[SegmentEvent]) -> AsyncGenerator[Segmen
 
 
 def refuse_several_answers(settings: StarsConfig, *, cure: str = "n=1, or no stream") -> None:
-    """Streams of frameworks carry one answer, as do all responses of some.
+    """Refuse `n` above 1, because framework streams, and some responses, carry one answer.
 
     Raises:
         ConfigError: `n` is above 1.
     """
     if settings.sampling != "model" and settings.sampling.n > 1:
-        message = f"{settings.sampling.n} answers cannot be given as one. Cure: {cure}"
+        message = (
+            f"{settings.sampling.n} is not allowed; only one answer can be returned. Cure: {cure}"
+        )
         raise ConfigError("stream", [Problem("n", message)])
 
 
 def _same_parts(a: StarsConfig, b: StarsConfig) -> bool:
-    """Whether one engine serves both; prompts of one engine are all read in one way."""
-    names = ("model", "reward", "engine", "prompt_format")
+    """Whether one engine serves both configs; an engine has one prompt format."""
+    names = ("model", "reward", "engine", "prompt_format", "chat_template_kwargs")
     return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _plain(value: object) -> Any:
-    """Return a config object as plain values; what is live is told apart by a number of its own."""
+    """Return a config object as plain values, with unique numbers for live objects."""
     if isinstance(value, Schema):
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):
@@ -335,24 +341,24 @@ def _plain(value: object) -> Any:
 
 
 _numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_kept_alive: dict[int, tuple[Any, int]] = {}  # what cannot be referred to weakly
+_kept_alive: dict[int, tuple[Any, int]] = {}  # objects without weak references
 _next_number = count(1)
 
 
 def _number_of(value: object) -> int:
-    """Return a number that no other object of this process ever has."""
+    """Return a number that is unique to an object for the lifetime of the process."""
     try:
         if value not in _numbers:
             _numbers[value] = next(_next_number)
         return _numbers[value]
-    except TypeError:  # neither weak references nor hashes
+    except TypeError:  # no weak reference or hash
         if id(value) not in _kept_alive:
             _kept_alive[id(value)] = (value, next(_next_number))
         return _kept_alive[id(value)][1]
 
 
 def _finite(value: Any) -> Any:
-    """Return plain values with None for numbers that strict JSON has no way to write."""
+    """Return plain values with None for non-finite numbers, which strict JSON does not allow."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Objects by name: 'package.module:name', which a file can hold where it cannot hold the object."""
+"""Objects named as 'package.module:name', so that config files can refer to them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _LONGEST = 255  # file names are no longer
 
 
 def names_an_object(text: str) -> bool:
-    """Return whether a text has the form 'package.module:name'."""
+    """Return whether a string has the form 'package.module:name'."""
     module, _, name = text.partition(":")
     return all(part.isidentifier() for part in [*module.split("."), *name.split(".")])
 
 
 def check_name(function: Any) -> Any:
-    """Return a callable, or its name, as it is.
+    """Return a callable, or the name of one, unchanged.
 
     Raises:
-        ValueError: It is a text of another form.
+        ValueError: A string does not have the form 'package.module:name'.
     """
     if isinstance(function, str) and not names_an_object(function):
         raise ValueError(
@@ -31,11 +31,11 @@ def check_name(function: Any) -> Any:
 
 
 def named_object(function: Any) -> Any:
-    """Return a callable, imported if it is given by name.
+    """Return a callable; import it if it is given by name.
 
     Raises:
-        ImportError: There is no such module or name, or the module raised an error.
-        TypeError: What is there is no callable.
+        ImportError: The module or the name does not exist, or the module raised an error.
+        TypeError: The name does not refer to a callable.
     """
     if not isinstance(function, str):
         return function
@@ -44,7 +44,7 @@ def named_object(function: Any) -> Any:
         home = importlib.import_module(module)
     except ImportError:
         raise
-    except (Exception, SystemExit) as error:  # it runs, and may do anything
+    except (Exception, SystemExit) as error:  # importing a module runs its code
         raise ImportError(f"{module} raised {type(error).__name__}: {error}") from error
     try:
         found = reduce(getattr, name.split("."), home)

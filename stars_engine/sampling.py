@@ -1,11 +1,11 @@
-"""The proposal: logits to probabilities, and one uniform to one token. Pure functions of tensors.
+"""The proposal: pure functions from logits to probabilities, and from uniforms to tokens.
 
-Order: penalties, bias, minimum length, grammar, temperature, top-k, top-p, min-p. Tokens that tie
-with the last one kept are kept too, so that the proposal does not depend on a sort's order.
+The order is: penalties, bias, minimum length, grammar, temperature, top-k, top-p, min-p. Tokens
+that tie with the last kept one are kept, so the proposal does not depend on the order of a sort.
 
-Truncation leaves few tokens of many, and whatever is done to a whole vocabulary in float64 costs as
-much as a layer of a small model: so those few are found first, where that is exact, and the rest of
-the arithmetic is done on them alone.
+Truncation keeps few tokens, and float64 arithmetic on a whole vocabulary costs as much as a layer
+of a small model. So if the result is exact, a shortlist of tokens is found first, and the rest of
+the arithmetic runs on the shortlist.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from stars_engine.config import SamplingParams
 
 NO_TOKEN = -1
 _BLOCK_LEN = 64
-_NUCLEUS_LENS = (255, 4095)  # tokens that are tried for a top-p, one after the other
+_NUCLEUS_LENS = (255, 4095)  # shortlist lengths to try for top-p, in order
 
 
 class Proposal(NamedTuple):
-    """What tokens are drafted from.
+    """The distribution from which tokens are drafted.
 
     Attributes:
-        probs: `(rows, choices)`, float64 where the device has it. A row from which no token can be
-            drawn (all are banned, or a logit is nan) is nan or 0 throughout.
-        ids: `(rows, choices)`, the token of each choice, ascending; None if choices are the
-            vocabulary.
+        probs: `(rows, choices)`, float64 if the device supports it. If no token can be drawn from
+            a row (all are banned, or a logit is nan), all its values are nan or 0.
+        ids: `(rows, choices)`, the token id of each choice, ascending; None if the choices are the
+            whole vocabulary.
     """
 
     probs: torch.Tensor
@@ -39,23 +39,23 @@ class Proposal(NamedTuple):
 
     def draw(self, uniforms: torch.Tensor) -> torch.Tensor:
         """Return the token at each uniform's quantile, or `NO_TOKEN`: `(rows,)`."""
-        places = inverse_cdf(self.probs, uniforms)
+        indices = inverse_cdf(self.probs, uniforms)
         if self.ids is None:
-            return places
-        tokens = self.ids.gather(1, places.clamp(min=0)[:, None])[:, 0]
-        return tokens.where(places != NO_TOKEN, NO_TOKEN)
+            return indices
+        tokens = self.ids.gather(1, indices.clamp(min=0)[:, None])[:, 0]
+        return tokens.where(indices != NO_TOKEN, NO_TOKEN)
 
 
-class Few(NamedTuple):
+class Shortlist(NamedTuple):
     """The tokens that truncation can keep, in the order of their ids.
 
-    Some may be no choice at all: of value -inf.
+    Tokens that cannot be drawn have the value -inf.
 
     Attributes:
-        values: `(rows, few)`, their logits.
-        ids: `(rows, few)`.
-        log_total: `(rows, 1)`, log-sum-exp of all logits over the temperature; None for a top-k,
-            which does not ask for it.
+        values: `(rows, tokens)`, their logits.
+        ids: `(rows, tokens)`.
+        log_total: `(rows, 1)`, log-sum-exp of all logits over the temperature; None for top-k,
+            which does not need it.
     """
 
     values: torch.Tensor
@@ -70,21 +70,22 @@ def propose(
     counts: torch.Tensor | None = None,
     in_prompt: torch.Tensor | None = None,
     banned_ids: Sequence[int] = (),
-    allowed: Callable[[torch.Tensor, int | None], torch.Tensor | Few] | None = None,
+    allowed: Callable[[torch.Tensor, int | None], torch.Tensor | Shortlist] | None = None,
 ) -> Proposal:
-    """Return the distribution that tokens are drafted from.
+    """Return the distribution from which tokens are drafted.
 
-    At temperature 0 all probability is on the likeliest token (the one of lowest id on ties).
+    At temperature 0, the likeliest token has probability 1 (the lowest id on ties).
 
     Args:
         logits: `(rows, vocab)`, of the base model, any floating dtype.
         sampling: Filters and penalties, the same for all rows.
-        counts: `(rows, vocab)`, how often each token is in the completion so far; needed if any
-            penalty is set.
-        in_prompt: `(rows, vocab)` bool, tokens of the prompt; needed for a repetition penalty.
-        banned_ids: Tokens that cannot be drawn here, such as end of text before `min_tokens`.
-        allowed: The only tokens that can be drawn here, from the logits up to here and how many of
-            the likeliest are asked for (None: all). Either `(rows, vocab)` bool, or those alone.
+        counts: `(rows, vocab)`, how often each token occurs in the completion so far; required if
+            a penalty is set.
+        in_prompt: `(rows, vocab)` bool, tokens of the prompt; required for a repetition penalty.
+        banned_ids: Tokens that must not be drawn, such as end of text before `min_tokens`.
+        allowed: Returns the tokens that may be drawn. It takes the logits so far, and how many of
+            the likeliest tokens are needed (None: all). It returns a mask, `(rows, vocab)` bool,
+            or a shortlist.
     """
     precise = precise_dtype(logits.device)
     if uses_penalties(sampling):
@@ -97,13 +98,13 @@ def propose(
         logits = logits.index_fill(
             1, on_device(tuple(banned_ids), torch.long, logits.device), -torch.inf
         )
-    few = None
+    shortlist = None
     if allowed is not None:
         found = allowed(logits, 1 if sampling.temperature == 0 else sampling.top_k)
-        few = found if isinstance(found, Few) else None
-        logits = logits if isinstance(found, Few) else logits.where(found, -torch.inf)
-    few = few or _shortlist(logits, sampling)
-    logits, ids, log_total = few or (logits, None, None)
+        shortlist = found if isinstance(found, Shortlist) else None
+        logits = logits if isinstance(found, Shortlist) else logits.where(found, -torch.inf)
+    shortlist = shortlist or _shortlist(logits, sampling)
+    logits, ids, log_total = shortlist or (logits, None, None)
     if sampling.temperature == 0:
         return _likeliest(logits, ids)
     logits = logits.to(precise) / sampling.temperature
@@ -117,16 +118,16 @@ def propose(
 
 
 def _likeliest(logits: torch.Tensor, ids: torch.Tensor | None) -> Proposal:
-    """Return the likeliest token of each row, the first on ties, or nothing where none is."""
+    """Return the likeliest token of each row, the first on ties; probability 0 if there is none."""
     first = logits.argmax(-1, keepdim=True)
     is_any = logits.gather(1, first).isfinite().to(precise_dtype(logits.device))
     return Proposal(is_any, first if ids is None else ids.gather(1, first))
 
 
-def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> Few | None:
-    """Return all that top-k, or else top-p, can keep; None where that is not known to be few.
+def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> Shortlist | None:
+    """Return the tokens that top-k, or else top-p, can keep; None if they may be many.
 
-    Not on a GPU: asking whether it is known would wait for it at every token.
+    Returns None on GPUs, where this test would synchronize at every token.
     """
     if logits.device.type != "cpu" or sampling.temperature == 0:
         return None
@@ -137,10 +138,10 @@ def _shortlist(logits: torch.Tensor, sampling: SamplingParams) -> Few | None:
     scaled = logits.to(precise_dtype(logits.device)) / sampling.temperature
     log_total = scaled.logsumexp(-1, keepdim=True)
     found = (_nucleus(logits, scaled, log_total, sampling.top_p, n) for n in _NUCLEUS_LENS)
-    return next((few for few in found if few is not None), None)
+    return next((shortlist for shortlist in found if shortlist is not None), None)
 
 
-def _top_k(logits: torch.Tensor, k: int) -> Few | None:
+def _top_k(logits: torch.Tensor, k: int) -> Shortlist | None:
     if k >= logits.shape[-1]:
         return None
     values, ids = largest(logits, k + 1)
@@ -151,8 +152,8 @@ def _top_k(logits: torch.Tensor, k: int) -> Few | None:
 
 def _nucleus(
     logits: torch.Tensor, scaled: torch.Tensor, log_total: torch.Tensor, p: float, num_tokens: int
-) -> Few | None:
-    """Return the likeliest tokens if those above the last of them hold probability `p`."""
+) -> Shortlist | None:
+    """Return the likeliest tokens if those above the last one have total probability `p`."""
     if num_tokens >= logits.shape[-1]:
         return None
     values, ids = largest(logits, num_tokens + 1)
@@ -161,17 +162,17 @@ def _nucleus(
     return _by_id(values, ids, log_total) if (mass >= p).all() else None
 
 
-def _by_id(values: torch.Tensor, ids: torch.Tensor, log_total: torch.Tensor | None) -> Few:
-    """Leave out the last, and put the others in the order of their ids."""
+def _by_id(values: torch.Tensor, ids: torch.Tensor, log_total: torch.Tensor | None) -> Shortlist:
+    """Drop the last token and sort the others by id."""
     ids, order = ids[:, :-1].sort()
-    return Few(values.gather(1, order), ids, log_total)
+    return Shortlist(values.gather(1, order), ids, log_total)
 
 
 def largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest logits of each row, falling, and their ids: both `(rows, count)`.
+    """Return the largest logits of each row, descending, and their ids: both `(rows, count)`.
 
-    Blocks whose own largest is not among the `count` largest of blocks hold none of them, so few
-    are looked into. Which ones are found among equals is undefined, as with `topk`.
+    A block can only contain one of them if its maximum is among the `count` largest block maximums,
+    so only those blocks are searched. The choice among equal logits is undefined, as with `topk`.
     """
     num_tokens = logits.shape[-1]
     num_blocks = -(-num_tokens // _BLOCK_LEN)
@@ -183,33 +184,33 @@ def largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     blocks = logits.view(len(logits), num_blocks, _BLOCK_LEN)
     chosen = blocks.amax(-1).topk(count).indices
     inside = blocks.gather(1, chosen[..., None].expand(-1, -1, _BLOCK_LEN)).flatten(1)
-    values, places = inside.topk(count)
-    within = places % _BLOCK_LEN
-    return values, chosen.gather(1, places // _BLOCK_LEN) * _BLOCK_LEN + within
+    values, indices = inside.topk(count)
+    within = indices % _BLOCK_LEN
+    return values, chosen.gather(1, indices // _BLOCK_LEN) * _BLOCK_LEN + within
 
 
 def inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Return the token at each uniform's quantile, tokens taken in the order of their ids.
+    """Return the token at each uniform's quantile, with tokens in the order of their ids.
 
-    Id order, not rank order: two logits that swap ranks by rounding then change nothing.
+    In id order, unlike rank order, two logits that swap ranks by rounding do not change the result.
 
     Args:
-        probs: `(rows, vocab)`; rows need not be normalised.
+        probs: `(rows, vocab)`; rows need not be normalized.
         uniforms: `(rows,)` in [0, 1).
 
     Returns:
-        `(rows,)` token ids; never one of probability 0. `NO_TOKEN` where a row is no distribution.
+        `(rows,)` token ids, never of probability 0; `NO_TOKEN` if a row is not a distribution.
     """
     cdf = probs.cumsum(-1)
     total = cdf[:, -1:].contiguous()
     tokens = torch.searchsorted(cdf, uniforms[:, None].to(cdf) * total, right=True)
-    last = torch.searchsorted(cdf, total)  # where rounding would run past the end
+    last = torch.searchsorted(cdf, total)  # the limit, in case rounding exceeds the end
     drawable = (total > 0) & total.isfinite()
     return torch.minimum(tokens, last).where(drawable, NO_TOKEN)[:, 0]
 
 
 def uses_penalties(sampling: SamplingParams) -> bool:
-    """Return whether the proposal depends on the tokens so far through penalties."""
+    """Return whether a penalty makes the proposal depend on the tokens so far."""
     return (
         sampling.repetition_penalty != 1
         or sampling.presence_penalty != 0
@@ -223,7 +224,7 @@ def penalize(
     in_prompt: torch.Tensor,
     sampling: SamplingParams,
 ) -> torch.Tensor:
-    """Repetition counts prompt and completion; presence and frequency the completion only."""
+    """Apply penalties: repetition to prompt and completion, the others to the completion only."""
     in_completion = counts > 0
     penalty = sampling.repetition_penalty
     repeated = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -233,7 +234,7 @@ def penalize(
 
 
 def add_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
-    """Add to the logits of single tokens."""
+    """Add a bias to the logits of single tokens."""
     ids = on_device(tuple(bias), torch.long, logits.device)
     values = on_device(tuple(bias.values()), logits.dtype, logits.device)
     return logits.index_add(1, ids, values.expand(len(logits), -1))
@@ -241,7 +242,7 @@ def add_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return a tensor that is made once: to copy it at every token would wait for a GPU."""
+    """Return a cached tensor; copying it at every token would synchronize with the GPU."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -258,14 +259,14 @@ def keep_top_p(
     *,
     most: int | None = None,
 ) -> torch.Tensor:
-    """Keep the fewest likeliest tokens that hold probability `p`, and ties with the last.
+    """Keep the smallest set of likeliest tokens with total probability `p`, and ties with the last.
 
     Args:
         logits: `(rows, choices)`.
         p: Probability.
-        log_total: `(rows, 1)`, log-sum-exp of all logits, if there are more than these.
-        most: Choices of a row at most, but for ties with the last of them: so many are put in
-            order, and not a whole vocabulary. If the ties hold the border, it is their value.
+        log_total: `(rows, 1)`, log-sum-exp of all logits, if `logits` holds only some of them.
+        most: Maximum number of choices in a row, not counting ties with the last. Only that many
+            logits are sorted. If the cut falls among the ties, their value is the cut.
     """
     if log_total is None:
         log_total = logits.logsumexp(-1, keepdim=True)
@@ -276,7 +277,7 @@ def keep_top_p(
     probs = (ordered - log_total).exp()
     mass_before = probs.cumsum(-1) - probs
     num_kept = (mass_before < p).sum(-1, keepdim=True)
-    last_kept = ordered.gather(-1, (num_kept - 1).clamp(min=0))  # 0 are kept where one is nan
+    last_kept = ordered.gather(-1, (num_kept - 1).clamp(min=0))  # num_kept is 0 if one is nan
     return logits.masked_fill(logits < last_kept, -torch.inf)
 
 
@@ -287,5 +288,5 @@ def keep_min_p(logits: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:
-    """The finest floating type of a device: summing a vocabulary in float32 moves its borders."""
+    """Return the most precise dtype of a device; float32 sums over a vocabulary are inexact."""
     return torch.float32 if device.type == "mps" else torch.float64

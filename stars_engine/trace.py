@@ -1,4 +1,4 @@
-"""Results as records: JSON lines for machines, a transcript for people."""
+"""Results as records: JSON lines for programs, and a readable transcript."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _TITLE = "results"
 
 
 def write_jsonl(results: Iterable[StarsResult], path: str | Path, *, append: bool = False) -> None:
-    """Write one result per line; `read_jsonl` gives them back.
+    """Write one result per line; `read_jsonl` reads them back.
 
     Args:
-        results: The results, in order. They may come one by one, as from a generator.
+        results: The results, in order; may be a generator.
         path: The file.
-        append: Append each result as it comes, so that a crash loses none of those before. A last
-            line that a crash has torn is removed first. Otherwise the file is replaced when all
-            results have come, all or nothing.
+        append: Append each result as it arrives, so that a crash loses none of the earlier ones.
+            An incomplete last line from a crash is removed first. If False, the file is replaced
+            once all results have arrived.
 
     Raises:
-        ConfigError: The file cannot be written. It is left as it was, without half a line.
+        ConfigError: The file cannot be written. Its old content, without incomplete lines,
+            remains.
     """
     if append:
         for result in results:
@@ -87,7 +88,7 @@ def _is_result(line: bytes) -> bool:
 
 
 def transcript(result: StarsResult) -> str:
-    """Return a readable account: every segment, what it took, and the totals."""
+    """Return a readable transcript: every segment with its attempts, and the totals."""
     lines = [
         f"{index:>3}  {_describe(segment)}\n     {segment.text!r}"
         for index, segment in enumerate(result.segments)
@@ -107,7 +108,7 @@ def transcript(result: StarsResult) -> str:
 
 
 def tokens_in_words(usage: Usage) -> str:
-    """Return how many tokens were kept of how many generated."""
+    """Return the numbers of kept, drafted and surplus tokens as text."""
     ahead = f"{usage.num_lookahead_tokens} read ahead, " if usage.num_lookahead_tokens else ""
     return (
         f"{usage.num_kept_tokens} tokens kept of {usage.num_drafted_tokens} drafted "
@@ -129,7 +130,7 @@ def _describe(segment: Segment) -> str:
 
 
 def _reward(attempt: Attempt) -> str:
-    """Write a reward, and the parts of a composite one."""
+    """Format a reward, and the parts of a composite reward."""
     if attempt.parts is None:
         return f"{attempt.reward:.3g}"
     parts = ", ".join(

@@ -1,4 +1,4 @@
-"""The data that crosses floors: prompts in, accepted segments and results out. All frozen."""
+"""Immutable data types shared by all layers: prompts, rewards, segments and results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Verdict = Literal["accepted", "rejected", "forced", "fallback", "unjudged"]
 
 
 class TokenIds(Schema):
-    """A prompt that is already token ids of the model; nothing is added to it."""
+    """A prompt given as token ids of the language model; nothing is added to it."""
 
     ids: tuple[int, ...] = Field(description="token ids of the language model", examples=[[1, 15]])
 
@@ -41,20 +41,26 @@ class TokenIds(Schema):
     @field_validator("ids")
     @classmethod
     def _are_ids(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 0 <= token < 2**31 for token in ids):  # no vocabulary is larger
+        if any(not 0 <= token < 2**31 for token in ids):  # larger than any vocabulary
             raise ValueError("token ids are integers from 0 up to the size of the vocabulary")
         return ids
 
 
 class RenderedPrompt(Schema):
-    """Text that a template has already rendered: control tokens in it are parsed as such.
+    """Text that a chat template has rendered; control tokens in it are parsed.
 
-    The only prompt whose text may carry control tokens; never build one from untrusted text.
+    This is the only prompt type whose text may contain control tokens. Never build one from
+    untrusted text.
     """
 
-    text: str = Field(description="the rendered text, control tokens included")
+    text: str = Field(description="the rendered text, including control tokens")
     messages: tuple[Message, ...] | None = Field(
-        default=None, description="what the reward model sees in place of the text"
+        default=None, description="messages that the reward model sees instead of the text"
+    )
+    add_special_tokens: bool = Field(
+        default=False,
+        description="put what the tokenizer puts before a text, such as begin of text, before this "
+        "one, unless it is there",
     )
 
     def __init__(self, text: Any = "", /, **values: Any) -> None:
@@ -66,13 +72,13 @@ Prompt = str | Chat | TokenIds | RenderedPrompt
 
 @dataclass(frozen=True, slots=True)
 class RewardPrompt:
-    """A prompt as reward models see it: each takes the form it can read.
+    """A prompt in all forms that reward models can read.
 
     Attributes:
-        text: Plain text, never with control tokens.
-        token_ids: The language model's ids of the prompt; None when the caller gave the reward
-            model another prompt than the language model.
-        messages: The turns, when the prompt was a conversation.
+        text: Plain text without control tokens.
+        token_ids: The language model's ids of the prompt; None if the reward model gets another
+            prompt than the language model.
+        messages: The messages, if the prompt is a conversation.
     """
 
     text: str
@@ -82,14 +88,14 @@ class RewardPrompt:
 
 @dataclass(frozen=True, slots=True)
 class RewardInput:
-    """What one reward is asked of: a prompt and the *whole* completion so far.
+    """The input of one reward: a prompt and the *whole* completion so far.
 
     Attributes:
         prompt: The prompt.
-        text: Completion text; stop strings and an incomplete last character are cut off. With
-            `AlignParams.lookahead` the candidate's greedy continuation is part of it.
-        token_ids: The same completion as ids of the language model, end-of-text not included.
-        finished: True when the model itself, or a stop string, ended the answer here.
+        text: Completion text, without stop strings and an incomplete last character. With
+            `AlignParams.lookahead` it includes the candidate's greedy continuation.
+        token_ids: The same completion as ids of the language model, without end-of-text.
+        finished: True if the model, or a stop string, ends the answer here.
     """
 
     prompt: RewardPrompt
@@ -103,12 +109,13 @@ class Score:
     """One reward.
 
     Attributes:
-        value: The reward; a non-finite one rejects its candidate.
-        vetoed: True if a floor forbids the candidate whatever the threshold.
-        num_tokens: Tokens the reward model read for it.
-        failed: True if there is no reward because the model failed, and its policy is to reject.
-        truncated: True if the prompt was cut to fit the reward model's context.
-        parts: Of a composite, the value of each part by name; None for one that failed.
+        value: The reward; a non-finite one rejects the candidate.
+        vetoed: True if the reward is below a veto floor, which rejects the candidate whatever the
+            threshold.
+        num_tokens: Tokens that the reward model read.
+        failed: True if the reward model failed and its policy is to reject the candidate.
+        truncated: True if the prompt was truncated to fit the reward model's context.
+        parts: The value of each part of a composite reward, by name; None for a part that failed.
     """
 
     value: float
@@ -120,7 +127,7 @@ class Score:
 
     @property
     def eligible(self) -> bool:
-        """Whether the candidate may be accepted or forced at all."""
+        """Whether the candidate may be accepted or forced."""
         return math.isfinite(self.value) and not self.vetoed
 
 
@@ -135,15 +142,15 @@ class Attempt(Schema):
 
     Attributes:
         reward: RM(prompt, accepted text + this candidate + its lookahead).
-        threshold: What the schedule asked of it.
+        threshold: The threshold that the schedule set.
         acceptance_prob: min(1, exp((reward - threshold) / beta)); 0 for an ineligible candidate.
-        verdict: "forced" marks the candidate that was kept although none had been accepted.
-        eligible: False if the reward was not finite or under the reward's veto floor; such a
-            candidate is never forced.
-        num_tokens: Its tokens.
-        parts: Of a composite reward, the value of each part by name, in the part's own units; None
-            for one that failed.
-        text: Its text, where `keep_rejected_text` asks for it.
+        verdict: "forced" marks a candidate that was kept although no draw was accepted.
+        eligible: False if the reward is not finite or below a veto floor; such a candidate is
+            never forced.
+        num_tokens: Number of its tokens.
+        parts: The value of each part of a composite reward, by name, in the part's own units; None
+            for a part that failed.
+        text: Its text, if `keep_rejected_text` is set.
         ends_text: Whether the model, or a stop string, ends the answer with it.
     """
 
@@ -159,17 +166,17 @@ class Attempt(Schema):
 
 
 class Segment(Schema):
-    """One kept segment: what it says and what it took to get it.
+    """One kept segment and its attempts.
 
     Attributes:
         text: Text that became final with this segment. The texts of a result's segments add up
-            to its `text`; characters still incomplete, or that may begin a stop string, are
-            carried into the next segment.
-        token_ids: The segment's ids, those that ended the answer included.
-        reward: RM(prompt, text up to here + lookahead); None where nothing was judged.
-        verdict: "accepted", "forced", "fallback", or "unjudged" for reasoning, calls of tools and
-            JSON that a grammar rules (`AlignParams.judge`).
-        attempts: Every judged draw in order, the kept one included.
+            to its `text`. Incomplete characters, and text that may start a stop string, are
+            carried over to the next segment.
+        token_ids: The segment's ids, including those that ended the answer.
+        reward: RM(prompt, text up to here + lookahead); None if the segment was not judged.
+        verdict: "accepted", "forced", "fallback", or "unjudged" for reasoning, tool calls and JSON
+            under a grammar (see `AlignParams.judge`).
+        attempts: All judged draws in order, including the kept one.
     """
 
     text: str
@@ -182,39 +189,39 @@ class Segment(Schema):
 
     @property
     def forced(self) -> bool:
-        """True if no draw was accepted and one was kept all the same."""
+        """True if the segment was kept although no draw was accepted."""
         return self.verdict == "forced"
 
     @property
     def num_attempts(self) -> int:
-        """Judged draws of this segment, the kept one included."""
+        """Number of judged draws of this segment, including the kept one."""
         return len(self.attempts)
 
 
 class Usage(Schema):
-    """What one result cost.
+    """The cost of one result.
 
     Attributes:
         num_prompt_tokens: Tokens of the prompt.
         num_kept_tokens: Tokens of the completion.
-        num_drafted_tokens: Tokens of all judged draws; kept tokens are among them.
-        num_lookahead_tokens: Tokens read by the reward model behind the judged draws.
-        num_surplus_tokens: All other tokens generated: those of parallel draws that were never
-            looked at, because one before them was accepted, and those behind a sentence border or
-            a stop string.
-        num_surplus_rewards: Rewards computed for draws that were never looked at.
-        num_reward_calls: Completions scored and looked at.
-        num_reward_tokens: Tokens the reward model read for them; 0 for one without a tokenizer.
+        num_drafted_tokens: Tokens of all judged draws, including kept tokens.
+        num_lookahead_tokens: Lookahead tokens that the reward model read after judged draws.
+        num_surplus_tokens: All other generated tokens: those of parallel draws that were not used
+            because an earlier draw was accepted, and those after a sentence border or a stop
+            string.
+        num_surplus_rewards: Rewards computed for draws that were not used.
+        num_reward_calls: Completions that were scored and used.
+        num_reward_tokens: Tokens that the reward model read for them; 0 without a tokenizer.
         num_attempts: Judged draws.
-        num_repeated_draws: Those equal to an earlier one of their segment, token for token.
-        num_similar_draws: Those that differ from an earlier one of their segment in one position of
-            eight at most; the repeated ones are among them.
-        num_accepted: Draws accepted by the test.
-        num_forced: Segments kept without acceptance.
+        num_repeated_draws: Judged draws equal to an earlier draw of their segment.
+        num_similar_draws: Judged draws that differ from an earlier draw of their segment in at
+            most one position in eight, including repeated ones.
+        num_accepted: Accepted draws.
+        num_forced: Segments that were kept without acceptance.
         num_ineligible: Draws with a non-finite or vetoed reward.
-        num_reward_failures: Rewards that failed, and whose candidates were rejected for it.
-        num_truncated_rewards: Rewards for which the prompt was cut to the reward model's context.
-        duration_s: Wall time from start to end of the request.
+        num_reward_failures: Rewards that failed and whose candidates were rejected.
+        num_truncated_rewards: Rewards whose prompt was truncated to the reward model's context.
+        duration_s: Wall time from the start to the end of the request.
     """
 
     num_prompt_tokens: int = 0
@@ -237,36 +244,36 @@ class Usage(Schema):
 
     @property
     def num_generated_tokens(self) -> int:
-        """All tokens that the language model generated."""
+        """Total number of generated tokens."""
         return self.num_drafted_tokens + self.num_lookahead_tokens + self.num_surplus_tokens
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted draws over judged draws; nan when nothing was judged."""
+        """Accepted draws over judged draws; nan if nothing was judged."""
         return self.num_accepted / self.num_attempts if self.num_attempts else float("nan")
 
 
 class StarsResult(Schema):
-    """The aligned answer to one prompt, with a full account of how it came about.
+    """The aligned answer to one prompt, with a full record of its generation.
 
     Attributes:
-        text: The answer; never contains the prompt, a stop string or half a character.
-        token_ids: The completion's ids, those that ended it (end-of-text, stop string) included.
-        finish_reason: "stop" (the model ended the answer, or a stop string did), "tool_calls" (it
-            did so, and its message calls tools), "length", "rejected", "fallback", "cancelled",
+        text: The answer, without the prompt, stop strings and incomplete characters.
+        token_ids: The completion's ids, including those that ended it (end-of-text, stop string).
+        finish_reason: "stop" (the model, or a stop string, ended the answer), "tool_calls" (the
+            same, and the message calls tools), "length", "rejected", "fallback", "cancelled",
             "deadline", "budget" or "error".
-        reward: Reward of the final text; None if nothing was scored. With a lookahead, an answer
-            that did not end by itself or at the token limit has that of text and lookahead.
+        reward: Reward of the final text; None if nothing was scored. With a lookahead, it includes
+            the lookahead unless the answer ended by itself or at the token limit.
         segments: The kept segments in order.
-        abandoned_attempts: Draws of a last segment of which none was kept.
-        usage: Tokens, calls and seconds.
-        seed: The seed that reproduces this text together with `sample_index`.
+        abandoned_attempts: Draws of a last segment that was not kept.
+        usage: Cost in tokens, calls and seconds.
+        seed: The seed that reproduces this text, together with `sample_index`.
         prompt_index: Position of the prompt in the call.
         sample_index: Which of the `n` samples of the prompt this is.
         schedule_hash: Hash of the threshold schedule.
-        message: The answer to a conversation as a message: its content without reasoning and calls
-            of tools, which it holds apart. None for prompts that are text to continue.
-        schema_version: Version of this record's layout.
+        message: The answer to a conversation as a message, with content, reasoning and tool calls
+            in separate fields. None if the prompt is text to continue.
+        schema_version: Version of the schema of this record.
     """
 
     text: str
@@ -285,15 +292,15 @@ class StarsResult(Schema):
 
 
 class SegmentEvent(Schema):
-    """One step of a stream: a segment that was kept, or the end of the answer.
+    """One event of a stream: a kept segment, or the end of the answer.
 
     Attributes:
-        text: Text that became final; may be empty. Texts add up to the result's text.
-        content: What this adds to the content of the answer's message, and
-        reasoning: to its reasoning. Calls of tools are in neither. None for prompts that are text
-            to continue.
+        text: Text that became final; may be empty. The texts add up to the result's text.
+        content: Text added to the content of the answer's message; None if the prompt is text to
+            continue.
+        reasoning: Text added to the reasoning of the message, likewise. Tool calls are in neither.
         segment: The kept segment; None on a last event that only ends the answer.
-        result: The whole result, on the last event of each answer.
+        result: The result, on the last event of each answer.
         prompt_index: Position of the prompt in the call.
         sample_index: Which of the `n` samples of the prompt this is.
     """

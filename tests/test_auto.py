@@ -58,6 +58,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+@pytest.mark.slow
 def test_thresholds_are_found_once_and_kept(
     cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,7 +66,7 @@ def test_thresholds_are_found_once_and_kept(
     with StarsEngine(config) as first, ThreadPoolExecutor(4) as pool:
         with caplog.at_level(logging.WARNING):
             answers = list(pool.map(lambda _: first.generate("A film")[0], range(4)))
-        assert "calibrating thresholds for budget=2.0 on 8 pilot prompts" in caplog.text
+        assert "Calibrating thresholds for budget=2.0 on 8 pilot prompts" in caplog.text
         assert len({answer.token_ids for answer in answers}) == 1
         assert answers[0].segments[0].threshold is not None
     assert len(runs) == 1
@@ -97,7 +98,7 @@ def test_what_gives_no_thresholds_is_told_before_any_are_promised(
         own.generate("A film")
     for word in [*words, "ConstantSchedule"]:
         assert word in str(caught.value)
-    assert "calibrating" not in caplog.text
+    assert "Calibrating" not in caplog.text
     assert runs == []
 
 
@@ -108,6 +109,7 @@ def test_fewer_requests_at_once_than_pilot_prompts(cache: Path, runs: list[int])
     assert len(runs) == 1
 
 
+@pytest.mark.slow
 def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "ask.py"
     script.write_text(
@@ -135,9 +137,10 @@ def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -
     outputs = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
-    assert sum("calibrating thresholds" in errors for _, errors in outputs) == 1
+    assert sum("Calibrating thresholds" in errors for _, errors in outputs) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_made_anew(
     cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,7 +152,7 @@ def test_a_damaged_file_is_made_anew(
     with StarsEngine(config) as engine:
         engine.generate("A")
     assert len(runs) == 2
-    assert "made anew" in caplog.text
+    assert "Replacing an invalid cached calibration" in caplog.text
     assert CalibratedSchedule.from_file(file)
 
 
@@ -203,6 +206,7 @@ def test_parts_of_ones_own_are_calibrated_for_the_engine_alone(
     assert not cache.exists()  # no file could say whose they are
 
 
+@pytest.mark.slow
 def test_one_calibration_serves_answers_of_all_lengths_up_to_its_own(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
@@ -316,12 +320,13 @@ async def test_a_pilot_that_nobody_waits_for_stops_at_its_next_stage(
     assert len(runs) == 2
 
 
+@pytest.mark.slow
 def test_waiting_for_another_process_is_told(
     cache: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kept, "TELL_AFTER_S", 0.0)
-    monkeypatch.setattr(kept, "TELL_EVERY_S", 0.0)
-    monkeypatch.setattr(kept, "LOOK_S", 0.05)
+    monkeypatch.setattr(kept, "WARN_AFTER_S", 0.0)
+    monkeypatch.setattr(kept, "WARN_EVERY_S", 0.0)
+    monkeypatch.setattr(kept, "POLL_S", 0.05)
     config = StarsConfig(align=AUTO, sampling=TINY)
     with StarsEngine(config) as engine, ThreadPoolExecutor(1) as pool:
         engine.generate("A")

@@ -20,6 +20,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_at_once(
         calibrate(engine, OPENINGS, checkpoint=tmp_path / name, **QUICK)
 
 
+@pytest.mark.slow
 def test_an_interrupted_calibration_goes_on(
     engine: StarsEngine,
     schedule: CalibratedSchedule,
@@ -43,7 +44,7 @@ def test_an_interrupted_calibration_goes_on(
     assert_same(again, schedule)
     assert stages == [3]  # the first two were not measured again
     assert again.stages[:2] == first.stages[:2]  # and are the same bit for bit
-    assert "goes on after 2 of 3 stages" in caplog.text
+    assert "Resuming the calibration after 2 of 3 stages" in caplog.text
     file.write_text("{}")
     with pytest.raises(ConfigError, match=r"checkpoint.*delete it"):
         calibrate(engine, OPENINGS, **arguments)
@@ -93,7 +94,7 @@ def test_a_checkpoint_of_other_code_is_not_used(
                 kept.replace(file)
             calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
         assert stages == [1, 2, 1, 2]
-        assert "other weights or code (reward): the calibration starts afresh" in caplog.text
+        assert "other weights or code (reward); starting a new calibration" in caplog.text
         kept.replace(file)
         calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
     assert stages == [1, 2, 1, 2, 2]

@@ -20,7 +20,7 @@ from stars_engine import (
     StarsEngine,
     StarsWarning,
 )
-from stars_engine.algorithm.candidate import Candidate, Reading
+from stars_engine.algorithm.candidate import Candidate, ParsedDraft
 from stars_engine.algorithm.rollout import Draw, Rollout
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.pilot import StageDecoding
@@ -85,7 +85,7 @@ def test_equal_draws_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFi
     for seed in range(6):
         own.generate("The", sampling=sampling.replace(seed=seed), align=align)
     [message] = warnings_in(caplog)
-    assert message.startswith("60 of 60 redrafts were the same as an earlier draw")
+    assert message.startswith("60 of 60 redrafts equal an earlier draw")
     assert "temperature" in message
     assert own.stats().num_repeated_draws == own.stats().num_similar_draws == 90
 
@@ -133,12 +133,13 @@ def test_draws_are_similar_up_to_one_token_of_eight(drafts: list[str], num_simil
             eligible=True,
             num_tokens=len(ids),
         )
-        shown = Reading(len(ids), text, ids, None)
+        shown = ParsedDraft(len(ids), text, ids, None)
         candidate = Candidate(ids, text, None, shown, 0, len(ids))
         rollout.record(Draw(candidate, attempt), Score(0.0))
     assert rollout.costs["num_similar_draws"] == num_similar
 
 
+@pytest.mark.slow
 def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     sampling = SamplingParams(seed=1, n=40)
     # Of short segments, such as the pair ships with, a few are drawn twice by chance.
@@ -311,6 +312,7 @@ def test_first_drafts_that_end_the_answer_are_measured_by_their_own_line() -> No
         assert found == expected
 
 
+@pytest.mark.slow
 def test_rewards_off_their_calibration_are_told(
     own: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:

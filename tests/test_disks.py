@@ -24,8 +24,8 @@ from stars_engine import (
     StarsEngine,
     StarsResult,
 )
-from stars_engine.calibration.cache import read_or_make
-from stars_engine.calibration.checkpoint import SavedStages
+from stars_engine.calibration.cache import load_or_create
+from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.disk import append_lines, write_file, write_parts
 from stars_engine.files import check_writable
@@ -358,15 +358,15 @@ def test_a_calibration_survives_a_full_disk(disk: Path, caplog: pytest.LogCaptur
     fill(disk)
     made: list[int] = []
     schedule = thresholds(200)
-    assert read_or_make(path, asked(made, schedule), lambda: True) is schedule
+    assert load_or_create(path, asked(made, schedule), lambda: True) is schedule
     [told] = warnings_of(caplog)
     for word in (str(path), "No space left", "free some space", "STARS_CACHE_DIR"):
         assert word in told
     assert not list(path.parent.glob(".stars*"))
     assert not list(path.parent.glob("*.yaml"))
     (disk / "filler").unlink()
-    assert read_or_make(path, asked(made, schedule), lambda: True) is schedule
-    assert read_or_make(path, asked(made, schedule), lambda: True) == schedule
+    assert load_or_create(path, asked(made, schedule), lambda: True) is schedule
+    assert load_or_create(path, asked(made, schedule), lambda: True) == schedule
     assert len(made) == 2  # the third was read
 
 
@@ -376,7 +376,7 @@ def test_a_calibration_survives_a_directory_in_its_place(
     path = tmp_path / "key.yaml"
     path.mkdir()
     schedule = thresholds()
-    assert read_or_make(path, lambda: schedule, lambda: True) is schedule
+    assert load_or_create(path, lambda: schedule, lambda: True) is schedule
     assert "Is a directory" in warnings_of(caplog)[-1]
     assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
 
@@ -387,9 +387,9 @@ def test_a_calibration_survives_a_cache_that_cannot_be(
 ) -> None:
     (tmp_path / "file").touch()
     schedule = thresholds()
-    assert read_or_make(tmp_path / place, lambda: schedule, lambda: True) is schedule
+    assert load_or_create(tmp_path / place, lambda: schedule, lambda: True) is schedule
     [told] = warnings_of(caplog)
-    assert "cannot be kept in" in told
+    assert "cannot be cached in" in told
 
 
 def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -400,10 +400,10 @@ def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixt
     for place in mounted(tmp_path / "bound", "--bind", str(source)):
         subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
         made: list[int] = []
-        assert read_or_make(place / "key.yaml", asked(made, schedule), lambda: True) == schedule
+        assert load_or_create(place / "key.yaml", asked(made, schedule), lambda: True) == schedule
         assert made == []
         assert warnings_of(caplog) == []
-        assert read_or_make(place / "new.yaml", asked(made, schedule), lambda: True) is schedule
+        assert load_or_create(place / "new.yaml", asked(made, schedule), lambda: True) is schedule
         assert made == [1]
         [told] = warnings_of(caplog)
         assert "Read-only file system" in told
@@ -420,7 +420,7 @@ def test_thresholds_found_on_a_full_disk_are_used(
     with StarsEngine(config) as engine:
         first, second = engine.generate("A film"), engine.generate("A film")
     assert first[0].token_ids == second[0].token_ids
-    assert len([told for told in warnings_of(caplog) if "cannot be kept" in told]) == 1
+    assert len([told for told in warnings_of(caplog) if "cannot be cached" in told]) == 1
     assert sorted(p.suffix for p in (disk / "calibrations").iterdir()) in ([], [".lock"])
 
 
@@ -429,12 +429,12 @@ def test_a_calibration_goes_on_where_its_stages_cannot_be_kept(
 ) -> None:
     path = disk / "pilot.json"
     path.write_text("old")
-    saved = SavedStages(path, {"settings": "z" * 9000})
+    saved = StageCheckpoint(path, {"settings": "z" * 9000})
     fill(disk)
     saved.save(FITTER)
     saved.save(FITTER)
     [told] = warnings_of(caplog)
-    assert "goes on without keeping its stages" in told
+    assert "The calibration continues without checkpoints" in told
     assert "No space left" in told
     assert path.read_text() == "old"
     (disk / "filler").unlink()
@@ -471,7 +471,7 @@ from pathlib import Path
 
 from stars_engine import CalibratedSchedule, SamplingParams, StarsConfig, StarsResult
 from stars_engine.calibration.fit import Fitter, Target
-from stars_engine.calibration.checkpoint import SavedStages
+from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.disk import write_file
 from stars_engine.trace import read_jsonl, write_jsonl
 
@@ -499,7 +499,7 @@ def write(name, path):
     elif name == "html":
         write_file(path, "ab"[turn] * 400_000, "report")
     elif name == "checkpoint":
-        SavedStages(path, {"settings": "ab"[turn] * 400_000}).save(FITTER)
+        StageCheckpoint(path, {"settings": "ab"[turn] * 400_000}).save(FITTER)
 
 
 def check(name, path):

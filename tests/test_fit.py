@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stars_engine.calibration import effort
-from stars_engine.calibration.draws import Draws, Pool, draws_of
+from stars_engine.calibration.draws import DrawDistribution, PooledDraws, draws_of
 from stars_engine.calibration.effort import effort_of, predict
 from stars_engine.calibration.fit import Fitter, StageDrafts, Target, regress
 
@@ -28,18 +28,18 @@ def test_draws_follow_from_a_beta_distribution_over_prefixes() -> None:
     p = (np.arange(200_000) + 0.5) / 200_000
     density = p ** (a - 1) * (1 - p) ** (b - 1)
     density /= density.sum()
-    draws = Draws(acceptance=a / (a + b), shared=1 / (a + b + 1))
+    draws = DrawDistribution(acceptance=a / (a + b), shared=1 / (a + b + 1))
     for limit in (1, 2, 7, 20):
         assert draws.forced(limit) == pytest.approx(float(density @ (1 - p) ** limit), abs=1e-4)
         attempts = float(density @ ((1 - (1 - p) ** limit) / p))
         assert draws.attempts(limit) == pytest.approx(attempts, abs=1e-3)
-    alike = Draws(acceptance=0.3, shared=0.0)
+    alike = DrawDistribution(acceptance=0.3, shared=0.0)
     assert alike.attempts(20) == pytest.approx((1 - 0.7**20) / 0.3)
     assert alike.forced(3) == pytest.approx(0.343)
-    each_its_own = Draws(acceptance=0.3, shared=1.0)  # a prefix accepts all or nothing
+    each_its_own = DrawDistribution(acceptance=0.3, shared=1.0)  # a prefix accepts all or nothing
     assert each_its_own.forced(20) == pytest.approx(0.7)
     assert each_its_own.attempts(20) == pytest.approx(0.3 + 0.7 * 20)
-    assert Draws(acceptance=0.0, shared=0.0).attempts(20) == 20
+    assert DrawDistribution(acceptance=0.0, shared=0.0).attempts(20) == 20
 
 
 def test_the_share_between_prefixes_is_found_in_few_drafts_of_each() -> None:
@@ -61,13 +61,13 @@ def test_stages_that_differ_do_not_pass_for_prefixes_that_do() -> None:
     assert [d.acceptance for d in draws] == pytest.approx([0.2, 0.4], abs=0.01)
     assert [d.shared for d in draws] == pytest.approx([0, 0], abs=0.005)  # 0.05 if thrown together
     attempts = [(1 - (1 - p) ** 20) / p for p in (0.2, 0.4)]
-    pool = Pool(draws, [4000, 4000], stops=False)
+    pool = PooledDraws(draws, [4000, 4000], stops=False)
     assert pool.budget(20) == pytest.approx(sum(attempts) / 2, rel=0.02)
     assert pool.acceptance == pytest.approx(0.3, abs=0.01)
     lost = [(1 - p) ** 3 for p in (0.2, 0.4)]
     kept = 1 - sum(lost) / 2
     short = [(1 - (1 - p) ** 3) / p for p in (0.2, 0.4)]
-    stopping = Pool(draws, [4000, 4000], stops=True)
+    stopping = PooledDraws(draws, [4000, 4000], stops=True)
     assert stopping.budget(3) == pytest.approx(sum(short) / 2 / kept, rel=0.02)
 
 

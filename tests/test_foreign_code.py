@@ -206,7 +206,7 @@ def test_when_the_engines_thread_fails_nobody_waits_for_ever(
             with pytest.raises(EngineClosedError, match="Odd: a mistake of ours"):
                 mine.submit(["a"] * 3, sampling=LONG).result(timeout=AT_ONCE_S)
         for ask in (mine.submit, mine.generate, mine.stream):
-            with pytest.raises(EngineClosedError, match=r"closed\. Cure: make a new"):
+            with pytest.raises(EngineClosedError, match=r"closed\. Cure: create a new"):
                 ask("a", sampling=SHORT)
 
 

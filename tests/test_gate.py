@@ -25,7 +25,7 @@ class Door:
 
     def enter(self, size: int, *, wait: bool = True) -> RequestGroup:
         call = call_of(size)
-        self.gate.enter(call, wait=wait)
+        self.gate.submit(call, wait=wait)
         return call
 
 
@@ -33,12 +33,12 @@ def test_a_large_call_comes_in_as_far_as_there_is_room() -> None:
     door = Door(3)
     large = door.enter(5)
     assert door.let_in == [large]
-    assert (door.gate.num_inside, door.gate.num_in_line) == (3, 2)
+    assert (door.gate.num_admitted, door.gate.num_in_line) == (3, 2)
     assert not large.entered.done()
-    door.gate.go(large)
-    door.gate.go(large)
+    door.gate.start_one(large)
+    door.gate.start_one(large)
     assert large.entered.done()
-    assert (door.gate.num_inside, door.gate.num_in_line) == (3, 0)
+    assert (door.gate.num_admitted, door.gate.num_in_line) == (3, 0)
 
 
 def test_those_in_line_take_turns() -> None:
@@ -48,11 +48,11 @@ def test_those_in_line_take_turns() -> None:
     order = []
     for _ in range(3):
         before = list(door.let_in)
-        door.gate.go(large)
+        door.gate.start_one(large)
         order.append([call for call in door.let_in if call not in before])
     assert order == [[], [other], [single]]
     assert single.entered.done()
-    assert [door.gate.may_go(call) for call in (large, other, single)] == [False, True, True]
+    assert [door.gate.may_start(call) for call in (large, other, single)] == [False, True, True]
 
 
 def test_a_queue_is_full_when_nothing_of_it_is_free() -> None:
@@ -62,8 +62,8 @@ def test_a_queue_is_full_when_nothing_of_it_is_free() -> None:
     with pytest.raises(QueueFullError, match="2 requests are waiting and max_waiting is 2"):
         door.enter(1, wait=False)
     door.gate.forget(large)
-    assert (door.gate.num_inside, door.gate.num_in_line) == (1, 0)
-    assert door.gate.may_go(first)
+    assert (door.gate.num_admitted, door.gate.num_in_line) == (1, 0)
+    assert door.gate.may_start(first)
     door.enter(1, wait=False)
 
 
@@ -71,15 +71,15 @@ def test_rollouts_that_end_in_line_count_first() -> None:
     door = Door(2)
     large = door.enter(5)
     door.gate.drop(large, 3)
-    assert (door.gate.num_inside, door.gate.num_in_line) == (2, 0)
+    assert (door.gate.num_admitted, door.gate.num_in_line) == (2, 0)
     assert large.entered.done()
     behind = door.enter(2)
     door.gate.drop(large, 1)
-    assert door.gate.may_go(behind)
+    assert door.gate.may_start(behind)
     door.gate.forget(behind)
     door.gate.forget(behind)  # again does nothing
-    assert (door.gate.num_inside, door.gate.num_in_line) == (1, 0)
-    door.gate.go(large)
+    assert (door.gate.num_admitted, door.gate.num_in_line) == (1, 0)
+    door.gate.start_one(large)
     assert not door.gate._inside
     assert not door.gate._outside
 
@@ -95,7 +95,7 @@ def test_a_call_of_nothing_does_not_wait() -> None:
 def test_a_shut_gate_lets_nobody_in() -> None:
     door = Door(1)
     large, other = door.enter(2), door.enter(1)
-    assert door.gate.shut() == [large, other]
-    assert (door.gate.num_inside, door.gate.num_in_line) == (0, 0)
+    assert door.gate.close() == [large, other]
+    assert (door.gate.num_admitted, door.gate.num_in_line) == (0, 0)
     with pytest.raises(EngineClosedError):
         door.enter(1)

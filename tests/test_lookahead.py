@@ -251,7 +251,7 @@ class Broken(TabularModel):
     [
         ("ignored", "another length"),
         ("drawn", "not the greedy continuation"),
-        ("mixed", "changes the candidate"),
+        ("mixed", "changes its candidate"),
     ],
 )
 def test_check_backend_sees_a_wrong_lookahead(how: str, words: str) -> None:

@@ -359,9 +359,7 @@ def test_the_prompt_alone_cannot_be_rejected(engine: StarsEngine) -> None:
     align = ANY.replace(schedule=LinearSchedule(target=0.0, initial_weight=0.5))
     outcomes, _ = run(engine, fails, align, on_failure="reject")
     assert all(isinstance(outcome, RewardError) for outcome in outcomes)
-    assert "no candidate to reject. Cure: mend the reward, or LinearSchedule(initial" in str(
-        outcomes[0]
-    )
+    assert "Cure: fix the reward model, or use LinearSchedule(initial" in str(outcomes[0])
 
 
 # --- without an engine ---

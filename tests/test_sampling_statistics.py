@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from stars_engine import AlignParams, ConstantSchedule, SamplingParams
 from stars_engine.algorithm.acceptance import acceptance_prob
 from stars_engine.algorithm.noise import CounterNoise
-from stars_engine.algorithm.stars import StarsDecoding, judge, settle
+from stars_engine.algorithm.stars import StarsDecoding, apply_on_exhausted, judge
 from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
@@ -137,10 +137,12 @@ def _many_at_once() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.mark.slow
 def test_real_backend_follows_the_exact_law(backend: TransformersBackend) -> None:
     assert p_value(sample(backend), exact_law(backend)) > 0.001
 
 
+@pytest.mark.slow
 def test_mutant_best_of_the_accepted_is_rejected(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +156,7 @@ def test_mutant_best_of_the_accepted_is_rejected(
             if draw.attempt.verdict == "accepted":
                 accepted.append(draw)
         if not accepted:
-            return settle(rollout)
+            return apply_on_exhausted(rollout)
         best = max(accepted, key=lambda draw: draw.attempt.reward)
         return rollout.keep(best.candidate, "accepted", best.attempt)
 
@@ -162,6 +164,7 @@ def test_mutant_best_of_the_accepted_is_rejected(
     assert p_value(sample(backend), exact_law(backend)) < 1e-6
 
 
+@pytest.mark.slow
 def test_mutant_noise_reused_between_attempts_is_rejected(backend: TransformersBackend) -> None:
     class ReusedNoise(CounterNoise):
         def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:

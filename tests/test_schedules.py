@@ -286,9 +286,9 @@ def test_presets() -> None:
         (lambda: AutoSchedule(target_acceptance=1.5), ["target_acceptance", "1.5", "< 1"]),
         (lambda: AutoSchedule(budget=2, target_forced=0.1), ["budget and target_forced", "one"]),
         (lambda: AutoSchedule(beta=0.3), ["beta", "unknown", "relative_beta", "AlignParams(beta="]),
-        (lambda: AutoSchedule(segment_len=0), ["segment_len=0", "1 and more"]),
-        (lambda: AutoSchedule(prompts=("",) * 8), ["8 prompts all are ''", "nothing about others"]),
-        (lambda: AutoSchedule(prompts=["a"]), ["1 prompts", "8 at least"]),
+        (lambda: AutoSchedule(segment_len=0), ["segment_len=0", "1 or more"]),
+        (lambda: AutoSchedule(prompts=("",) * 8), ["all 8 prompts are ''", "nothing about others"]),
+        (lambda: AutoSchedule(prompts=["a"]), ["1 prompts", "at least 8"]),
         (
             lambda: AlignParams(schedule=AutoSchedule(segment_len=8), segment_len=16),
             ["segment_len=16", "segment_len=8", "give one"],

@@ -67,6 +67,7 @@ def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngi
         assert isinstance(bad, RewardError)
 
 
+@pytest.mark.slow
 def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
     release = threading.Event()
     config = StarsConfig(
@@ -135,7 +136,7 @@ def test_a_reward_that_calls_its_engine_is_told(engine: StarsEngine) -> None:
     with with_reward(engine, calls_back, timeout_s=None) as mine:
         handles.append(mine)
         outcomes = mine.generate(["a"] * 9, sampling=SHORT, return_exceptions=True)
-        assert all("could wait for itself" in str(outcome) for outcome in outcomes)
+        assert all("could deadlock" in str(outcome) for outcome in outcomes)
         handles[0] = engine  # another runtime's
         assert mine.generate("a", sampling=SHORT)[0].reward > 0
 

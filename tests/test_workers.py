@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stars_engine.runtime.worker_pool import LEAST_HUNG, Task, WorkerPool, working_for
+from stars_engine.runtime.worker_pool import MIN_HUNG, Task, WorkerPool, current_executor
 from tests.test_runtime import wait_until
 
 
@@ -25,7 +25,7 @@ class Pool:
     def submit(self, owner: str, *, timeout_s: float | None = None) -> Task:
         def work(_: Task) -> None:
             self.begun.append(owner)
-            self.marks.add(working_for.get())
+            self.marks.add(current_executor.get())
             self.release.wait(30)
 
         task = Task(
@@ -96,17 +96,17 @@ def test_calls_that_hang_do_not_multiply_threads(pools: Any) -> None:
     pool = pools(2)
     count = 0
     tasks: list[Task] = []
-    while len(tasks) < 3 * LEAST_HUNG:
+    while len(tasks) < 3 * MIN_HUNG:
         tasks.append(pool.submit(f"owner {count}", timeout_s=0.01))
         count += 1
 
     def all_over() -> bool:
-        pool.workers.write_off_overdue()
+        pool.workers.expire_overdue()
         return all(task.ended for task in tasks)
 
     wait_until(all_over)  # also those for which no thread is left
-    assert len(pool.begun) == LEAST_HUNG + 2
-    assert sum(t.is_alive() for t in pool.workers.threads) == LEAST_HUNG + 2
+    assert len(pool.begun) == MIN_HUNG + 2
+    assert sum(t.is_alive() for t in pool.workers.threads) == MIN_HUNG + 2
     pool.release.set()  # they come back, and there is room again
     wait_until(lambda: not any(t.is_alive() for t in pool.workers.threads))
     pool.submit("late")

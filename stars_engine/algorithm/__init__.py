@@ -1,1 +1,1 @@
-"""The STARS algorithm: drafts in, verdicts out. No model, no queue."""
+"""The STARS algorithm: candidates in, verdicts out. It has no model and no queue."""

@@ -1,11 +1,11 @@
-"""Plain sampling and Best-of-N, by the same models and the same noise as STARS."""
+"""Plain sampling and Best-of-N, with the same models and the same noise as STARS."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from stars_engine.algorithm.candidate import Candidate, Draw, Reading
+from stars_engine.algorithm.candidate import Candidate, Draw, ParsedDraft
 from stars_engine.algorithm.noise import Noise
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.scoring import reward_input
@@ -16,7 +16,7 @@ from stars_engine.types import Attempt, FinishReason, SegmentEvent, Verdict
 
 
 def unjudged(align: AlignParams) -> AlignParams:
-    """Return settings without what only a judge of segments needs: borders and lookahead."""
+    """Return settings without those that only judging segments needs: borders and lookahead."""
     if align.segment_end == "length" and not align.lookahead:
         return align
     return align.replace(segment_end="length", min_segment_len=None, lookahead=0)
@@ -25,27 +25,27 @@ def unjudged(align: AlignParams) -> AlignParams:
 class PlainDecoding:
     """The `DecodingStrategy` that keeps the first draft and scores only the whole answer.
 
-    The reward of an answer cut by a bound (`max_drafted_tokens`, `deadline_s`) is None. Token for
-    token equal to STARS that accepts everything: both use attempt stream 0.
+    The reward of an answer that a limit (`max_drafted_tokens`, `deadline_s`) cuts is None. Tokens
+    equal those of STARS when it accepts everything: both use attempt stream 0.
     """
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
-        """One."""
+        """Return one."""
         return NumDrafts(1, 1)
 
     def first_draft(self, rollout: Rollout) -> int:
-        """The first."""
+        """Return 0: each segment has one attempt."""
         return 0
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
-        """Ask for the reward of a draft that ends the answer."""
+        """Request the reward of a draft that ends the answer."""
         [candidate] = candidates
         ends = candidate.finish_reason is not None
         inputs = [reward_input(rollout, candidate)] if ends else []
         return DraftVerification(rollout, candidates, inputs)
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:
-        """Keep the draft, once its reward is known if it is asked for."""
+        """Keep the draft, once its reward is known if one was requested."""
         rollout, [candidate] = verification.rollout, verification.candidates
         if not verification.all_used:
             outcome = verification.next_outcome()
@@ -57,15 +57,15 @@ class PlainDecoding:
             rollout.count(num_surplus_rewards=-1, num_ineligible=not outcome.eligible)
             rollout.count_reward(outcome)
         num_kept = len(candidate.token_ids)
-        num_behind = candidate.num_generated_tokens - num_kept  # a stop string
+        num_behind = candidate.num_generated_tokens - num_kept  # tokens after a stop string
         rollout.count(num_drafted_tokens=num_kept, num_surplus_tokens=num_behind)
         return rollout.keep(candidate, "accepted", None)
 
 
 def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
-    """Return the plain rollouts whose best will be the answer: sample i is attempt stream i.
+    """Return the plain rollouts from which the best is chosen; sample i uses attempt stream i.
 
-    Each has its share of the tokens that may be drafted, at least one.
+    Each may draft an equal share of `max_drafted_tokens`, at least one token.
     """
     align, limit = unjudged(rollout.align), rollout.align.max_drafted_tokens
     if limit is not None:
@@ -86,11 +86,11 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
 
 
 def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
-    """Make the best of the ended samples the rollout's answer: the highest reward, first on ties.
+    """Make the best finished sample the rollout's answer: the highest reward, the first on ties.
 
     The result has one segment, the answer, whose attempts are the samples. If no sample has an
-    eligible reward, the answer is empty and "rejected", or "budget" or "deadline" if that bound let
-    none be scored.
+    eligible reward, the answer is empty. Its finish reason is then "rejected", or "budget" or
+    "deadline" if that limit ended every sample before it was scored.
     """
     failed = next((sample.error for sample in samples if sample.error is not None), None)
     if failed is not None:
@@ -104,13 +104,13 @@ def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
         rollout.draws.append(_as_draw(sample, "accepted" if sample is best else "rejected"))
     rollout.count(num_attempts=len(samples), num_accepted=best is not None)
     if best is None:
-        return rollout.finish(_why_none(samples))
+        return rollout.finish(_empty_finish_reason(samples))
     draw = rollout.draws[samples.index(best)]
     return rollout.keep(draw.candidate, "accepted", draw.attempt)
 
 
 class StreamNoise:
-    """The noise of one attempt stream, whatever attempt is asked for."""
+    """The noise of one attempt stream, whatever attempt is requested."""
 
     def __init__(self, noise: Noise, stream: int) -> None:
         self._noise, self._stream = noise, stream
@@ -128,7 +128,7 @@ def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:
     ids = tuple(sample.token_ids)
     attempt = Attempt(
         reward=_reward_of(sample),
-        threshold=math.nan,  # nothing was asked of it
+        threshold=math.nan,  # Best-of-N has no threshold
         acceptance_prob=math.nan,
         verdict=verdict,
         eligible=_is_eligible(sample),
@@ -136,12 +136,12 @@ def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:
         parts=None if sample.reward_parts is None else dict(sample.reward_parts),
         text=sample.text if sample.align.keep_rejected_text else None,
     )
-    whole = Reading(len(ids), sample.text, ids, sample.finish_reason)
+    whole = ParsedDraft(len(ids), sample.text, ids, sample.finish_reason)
     return Draw(Candidate(ids, sample.text, sample.finish_reason, whole, 0, len(ids)), attempt)
 
 
-def _why_none(samples: Sequence[Rollout]) -> FinishReason:
-    """A bound, if no sample came so far as to be scored; else none was good enough."""
+def _empty_finish_reason(samples: Sequence[Rollout]) -> FinishReason:
+    """Return the limit that ended the samples if none was scored; else "rejected"."""
     bounds = [s.finish_reason for s in samples if s.finish_reason in ("budget", "deadline")]
     scored = any(sample.reward is not None for sample in samples)
     return "rejected" if scored or not bounds else bounds[0]

@@ -1,4 +1,4 @@
-"""Drafts read into candidates: borders of sentences, stop strings, end of text, the token limit."""
+"""Parse drafts into candidates: sentence borders, stop strings, end of text, the token limit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from stars_engine.types import Attempt, FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a language model drafted for one request.
+    """The output of a language model for one draft request.
 
     Attributes:
-        token_ids: The candidate; shorter than was asked for only if it ends the text.
-        lookahead_ids: Its greedy continuation, as temperature 0 would draw it (the likeliest token
-            under penalties and biases, the lowest id on ties): as many tokens as were asked for,
-            fewer up to and including one that ends the text, or where no token can be drawn. Empty
-            for a candidate that ends the text.
+        token_ids: The candidate. It is shorter than requested only if it ends the text.
+        lookahead_ids: The greedy continuation of the candidate, as temperature 0 draws it: the
+            likeliest token under penalties and biases, the lowest id on ties. It is shorter than
+            requested if a token ends the text, which is included, or if no token can be drawn. It
+            is empty if the candidate ends the text.
     """
 
     token_ids: tuple[int, ...]
@@ -35,23 +35,24 @@ class Detokenizer(Protocol):
         ...
 
     def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """Decode a completion up to its last whole character; see `Codec.completion_text`."""
+        """Decode a completion up to its last complete character; see `Codec.completion_text`."""
         ...
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Encode text that continues other text."""
+        """Encode text that continues other text, without special tokens."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Token ids read as the continuation of a prefix.
+class ParsedDraft:
+    """Drafted token ids, parsed as the continuation of a prefix.
 
     Attributes:
-        size: How many of the ids are read: up to and including what ended the answer.
-        text: The whole completion with them, cut before a stop string or an incomplete character.
+        size: Number of ids used: up to and including the one that ends the answer.
+        text: The whole completion including them, cut before a stop string or an incomplete
+            character.
         ids: The same completion as token ids.
-        finish_reason: Why the answer would end with them, or None.
+        finish_reason: Why the answer would end here, or None.
     """
 
     size: int
@@ -62,44 +63,45 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A drafted segment, read as a continuation of its prefix.
+    """A drafted segment, parsed as the continuation of its prefix.
 
     Attributes:
-        token_ids: The segment's ids, up to and including what ended it or the answer.
-        text: The whole completion with it, cut before a stop string or an incomplete character.
+        token_ids: The segment's ids, up to and including the one that ends it or the answer.
+        text: The whole completion including it, cut before a stop string or an incomplete
+            character.
         finish_reason: Why the answer would end with it, or None.
         shown: The completion as the reward model reads it: with the lookahead, if there is one.
-        num_lookahead_tokens: Tokens of the lookahead that the reward model reads.
-        num_generated_tokens: Tokens generated for all this; those behind its end are among them.
+        num_lookahead_tokens: Lookahead tokens that the reward model sees.
+        num_generated_tokens: All tokens generated for it, including those after its end.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason | None
-    shown: Reading
+    scored: ParsedDraft
     num_lookahead_tokens: int
     num_generated_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A judged candidate."""
+    """A candidate with its verdict."""
 
     candidate: Candidate
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
-class DraftReader:
-    """Reads drafts that continue one prefix.
+class DraftParser:
+    """Parses drafts that continue one prefix.
 
     Attributes:
-        model: Whose tokens they are.
+        model: Turns the tokens into text.
         prompt_ids: The prompt.
         token_ids: The completion so far.
-        text: Its text.
+        text: The text of the completion so far.
         sampling: Stop conditions and the token limit.
-        align: Where segments end.
+        align: Settings that say where segments end.
     """
 
     model: Detokenizer
@@ -109,30 +111,30 @@ class DraftReader:
     sampling: SamplingParams
     align: AlignParams
 
-    def read(self, draft: Draft) -> Candidate:
-        """Read a draft, and its lookahead behind it unless the answer ends before."""
+    def parse(self, draft: Draft) -> Candidate:
+        """Parse a draft, followed by its lookahead unless the answer ends before it."""
         token_ids = draft.token_ids
         if self.align.segment_end == "sentence":
             token_ids = token_ids[: self._sentence_len(token_ids)]
-        segment = shown = self._read(token_ids)
+        segment = scored = self._parse(token_ids)
         if draft.lookahead_ids and segment.finish_reason is None:
-            shown = self._read((*token_ids, *draft.lookahead_ids))
+            scored = self._parse((*token_ids, *draft.lookahead_ids))
         return Candidate(
             token_ids=token_ids[: segment.size],
             text=segment.text,
             finish_reason=segment.finish_reason,
-            shown=shown,
-            # A stop string is found at its first token in both readings: `shown` is never shorter.
-            num_lookahead_tokens=shown.size - segment.size,
+            scored=scored,
+            # Both find a stop string at the same token, so `scored` is never shorter.
+            num_lookahead_tokens=scored.size - segment.size,
             num_generated_tokens=len(draft.token_ids) + len(draft.lookahead_ids),
         )
 
     def _sentence_len(self, draft: Sequence[int]) -> int:
-        """Return after how many tokens a sentence ends first; all of them if none does.
+        """Return after how many tokens the first sentence ends; all of them if none does.
 
-        Each length is decided on the tokens up to it alone. The text is decoded behind the prefix,
-        so that the time this takes does not grow with the answer; a token that leaves a character
-        incomplete ends no sentence.
+        Whether a sentence ends after a token depends only on the tokens up to it. Only the draft
+        is decoded, as a continuation of the prefix, so the time does not grow with the answer. A
+        token that leaves a character incomplete does not end a sentence.
         """
         prefix = (*self.prompt_ids, *self.token_ids)
         for size in range(self.align.shortest_segment, len(draft)):
@@ -141,26 +143,25 @@ class DraftReader:
                 return size
         return len(draft)
 
-    def _read(self, draft: Sequence[int]) -> Reading:
+    def _parse(self, draft: Sequence[int]) -> ParsedDraft:
         ended = self.model.is_end(draft[-1], self.sampling)
         body = draft[:-1] if ended else draft  # an end-of-text token has no text
         text, ids = self._decode(body)
-        # A stop string may have begun in an earlier segment, but did not end there.
-        longest = max(map(len, self.sampling.stop), default=0)
-        found = find_stop(text, self.sampling.stop, max(0, len(self.text) - longest))
-        if found is not None:
-            size = self._size_with_stop(body, found)
+        # A stop string may start in an earlier segment, but cannot end there.
+        start = max(len(self.text), self._len_before_stops(body))
+        if find_stop(text, self.sampling.stop, ends_after=start) is not None:
+            size, found = self._first_stop(body, start)
             text = text[:found]
-            return Reading(size, text, self._ids_of(text, ids), "stop")
+            return ParsedDraft(size, text, self._ids_of(text, ids), "stop")
         reason: FinishReason | None = "stop" if ended else None
         if reason is None and len(self.token_ids) + len(draft) >= self.sampling.max_tokens:
             reason = "length"
-        return Reading(len(draft), text, ids, reason)
+        return ParsedDraft(len(draft), text, ids, reason)
 
     def _decode(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """Return the completion's text with `ids` appended, and the ids that the text stands for.
+        """Return the text of the completion with `ids` appended, and the ids that it covers.
 
-        Text once accepted is never taken back, also where a tokenizer's decoder would rewrite it.
+        Accepted text never changes, even if the tokenizer would decode it differently now.
         """
         whole = (*self.token_ids, *ids)
         text, size = self.model.completion_text(self.prompt_ids, whole)
@@ -169,16 +170,28 @@ class DraftReader:
             text, size = self.text + tail, len(self.token_ids) + size
         return text, whole[:size]
 
-    def _size_with_stop(self, body: Sequence[int], found: int) -> int:
-        """Return how many drafted tokens it took until the stop string at `found` was complete."""
-        for size in range(1, len(body)):
+    def _len_before_stops(self, body: Sequence[int]) -> int:
+        """Return the length of the text in which no stop string ends the answer."""
+        num_left = self.sampling.min_tokens - len(self.token_ids)
+        if num_left <= 0 or not self.sampling.stop:
+            return 0
+        return len(self._decode(body[:num_left])[0])
+
+    def _first_stop(self, body: Sequence[int], start: int) -> tuple[int, int]:
+        """Return after how many drafted tokens a stop string is complete, and its position.
+
+        Of several stop strings, the one that is complete first counts, as if tokens came one by
+        one. So the result does not depend on where segments end.
+        """
+        for size in range(1, len(body) + 1):
             text, _ = self._decode(body[:size])
-            if find_stop(text, self.sampling.stop, found) == found:
-                return size
-        return len(body)
+            found = find_stop(text, self.sampling.stop, ends_after=start)
+            if found is not None:
+                return size, found
+        raise AssertionError("the whole text contains a stop string")
 
     def _ids_of(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return ids for `text`, a cut completion: whole tokens kept, the rest encoded anew."""
+        """Return ids for `text`, a truncated completion: keep whole tokens and encode the rest."""
         for size in range(len(ids), -1, -1):
             part, used = self.model.completion_text(self.prompt_ids, ids[:size])
             if text.startswith(part) and used == size:

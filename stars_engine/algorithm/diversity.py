@@ -1,4 +1,4 @@
-"""Draws that repeat each other: rejecting one draws the same again."""
+"""Count draws of a segment that equal, or nearly equal, an earlier draw of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 
 
 def count_repeats(ids: tuple[int, ...], earlier: Collection[tuple[int, ...]]) -> dict[str, int]:
-    """Count a draw that equals, or nearly equals, an earlier one of its segment.
+    """Return whether a draw equals, or nearly equals, an earlier draw of its segment.
 
     Returns:
-        Amounts by the names of `Usage`.
+        Counts, by the field names of `Usage`.
     """
     return {
         "num_repeated_draws": int(ids in earlier),
@@ -18,13 +18,13 @@ def count_repeats(ids: tuple[int, ...], earlier: Collection[tuple[int, ...]]) ->
 
 
 def is_similar(ids: Sequence[int], others: Sequence[int]) -> bool:
-    """Whether two draws differ in at most one position of eight."""
+    """Return whether two draws differ in at most one position in eight."""
     num_left = max(len(ids), len(others)) // 8 - abs(len(ids) - len(others))
     if num_left < 0:
         return False
     for own, other in zip(ids, others, strict=False):
         if own != other:
             num_left -= 1
-            if num_left < 0:  # most differ early: the rest need not be looked at
+            if num_left < 0:  # most draws differ early, so this rarely reads them to the end
                 return False
     return True

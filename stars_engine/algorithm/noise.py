@@ -1,7 +1,7 @@
-"""Counter-based noise: every uniform is a function of where it is used, of nothing else.
+"""Counter-based noise: every uniform is a function of the position at which it is used.
 
 A token's uniform depends on (seed, prompt ids, sample index, position in the completion, attempt).
-Text is therefore the same whatever is drafted beside it, in how many rows, and in which order.
+Text therefore does not depend on batch composition, batch size or scheduling order.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Protocol
 
 import numpy as np
 
-_TOKENS, _ACCEPTANCE = 0, 1  # streams: accepting everything reproduces plain sampling
+_TOKENS, _ACCEPTANCE = 0, 1  # separate streams, so accepting everything equals plain sampling
 
 
 class Noise(Protocol):
-    """Where one rollout's randomness comes from."""
+    """The source of randomness of one rollout."""
 
     def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:
-        """Uniforms in [0, 1) for `count` tokens from absolute completion position `position`."""
+        """Return uniforms in [0, 1) for `count` tokens from completion position `position`."""
         ...
 
     def acceptance_uniform(self, *, position: int, attempt: int) -> float:
-        """The uniform that judges attempt `attempt` of the segment beginning at `position`."""
+        """Return the uniform that tests attempt `attempt` of the segment at `position`."""
         ...
 
 
 class CounterNoise:
-    """Philox 4x64 (Salmon et al. 2011), keyed by request, counted by position and attempt."""
+    """Philox 4x64 (Salmon et al. 2011), keyed by request; position and attempt are the counter."""
 
     def __init__(self, *, seed: int, prompt_ids: Sequence[int], sample_index: int) -> None:
         digest = hashlib.blake2b(digest_size=16)
@@ -46,8 +46,8 @@ class CounterNoise:
         return self._uniforms(position, attempt, _ACCEPTANCE, 1)[0]
 
     def _uniforms(self, position: int, attempt: int, stream: int, count: int) -> list[float]:
-        # One counter block of four words per position: the first word is used, so that a uniform
-        # does not depend on where the segment that holds it begins.
+        # Each position has a counter block of four words, of which only the first is used. So a
+        # uniform does not depend on where its segment begins.
         counter = np.array([position, attempt, stream, 0], dtype=np.uint64)
         words = np.random.Philox(counter=counter, key=self._key).random_raw(4 * count)[::4]
         uniforms: list[float] = ((words >> np.uint64(11)) * 2.0**-53).tolist()
@@ -55,5 +55,5 @@ class CounterNoise:
 
 
 def fresh_seed() -> int:
-    """Return a seed nobody chose; results report it."""
+    """Return a random seed; results report it."""
     return secrets.randbits(63)

@@ -1,4 +1,4 @@
-"""One request's trajectory and state."""
+"""The trajectory and state of one answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftReader, Draw
+from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftParser, Draw
 from stars_engine.algorithm.diversity import count_repeats
 from stars_engine.algorithm.noise import Noise
 from stars_engine.chat.deltas import Deltas
@@ -31,27 +31,27 @@ from stars_engine.types import (
 
 @dataclass(slots=True, eq=False)
 class Rollout:
-    """One request's trajectory: what was asked, what is kept so far, what it has cost.
+    """One answer: its request, the text accepted so far, and its cost.
 
     Attributes:
         prompt_ids: The prompt, at least one token.
         reward_prompt: The prompt as the reward model sees it.
         sampling: The proposal; `max_tokens` fits the context.
-        align: The test; its schedule is set.
-        noise: Where all of the rollout's randomness comes from.
-        seed: Reported in the result.
-        prefill: Text of the answer that the prompt has begun; the reward model reads it, too.
-        fallback: Of the text, what was put in place of an answer.
-        replies: Reads the completion as an assistant's message; None if it is none.
+        align: The acceptance settings; the schedule is set.
+        noise: The source of all randomness of the rollout.
+        seed: The seed that the result reports.
+        prefill: The start of the answer that the prompt already contains. The reward model sees it.
+        fallback: The part of `text` that replaces an answer.
+        replies: Parses the completion as an assistant message; None if it is plain text.
         token_ids: The completion so far.
-        text: Its text; what `segments` have emitted plus what is held back.
-        draws: Judged draws of the segment at hand.
-        prompt_reward: RM(x, ""), where the schedule needs it.
-        prefix_reward: RM(x, completion so far), with the lookahead that was read behind it.
-        reward: RM(x, completion), where it was asked.
-        reward_parts: What the parts of a composite reward add to it.
-        error: What ended the request, if anything failed.
-        num_forked_segments: Segments that it had when it was forked, which count elsewhere.
+        text: Its text: what `segments` have emitted plus what is held back.
+        draws: Judged draws of the current segment.
+        prompt_reward: RM(x, ""), if the schedule needs it.
+        prefix_reward: RM(x, completion so far), including the lookahead that was scored with it.
+        reward: RM(x, completion), if it was computed.
+        reward_parts: Values of the parts of a composite reward.
+        error: The error that ended the request, if one did.
+        num_forked_segments: Segments that it had when it was forked; they are counted elsewhere.
         num_forked_tokens: Their tokens.
     """
 
@@ -84,9 +84,9 @@ class Rollout:
     num_forked_tokens: int = 0
     _num_emitted: int = 0
     _deltas: Deltas | None = None
-    _drawn: set[tuple[int, ...]] = field(default_factory=set)  # draws of the segment at hand
+    _drawn: set[tuple[int, ...]] = field(default_factory=set)  # draws of the current segment
 
-    # --- what the loop asks ---
+    # --- state ---
 
     @property
     def finished(self) -> bool:
@@ -94,28 +94,28 @@ class Rollout:
         return self.finish_reason is not None
 
     @property
-    def num_tokens_at_most(self) -> int:
-        """Tokens of the prompt and of the longest answer."""
+    def max_num_tokens(self) -> int:
+        """Tokens of the prompt and of the longest possible answer."""
         return len(self.prompt_ids) + self.sampling.max_tokens
 
     @property
     def next_len(self) -> int:
-        """Tokens of the next segment at most: fewer at the token limit."""
+        """Maximum number of tokens of the next segment; smaller near the token limit."""
         return min(self.align.segment_len, self.sampling.max_tokens - len(self.token_ids))
 
     @property
     def num_kept_segments(self) -> int:
-        """Segments kept so far; a fallback is none."""
+        """Number of segments kept so far, without a fallback."""
         return sum(segment.verdict != "fallback" for segment in self.segments)
 
     @property
     def max_attempts(self) -> int:
-        """Draws per segment; at temperature 0 all would be equal, so one is made."""
+        """Draws per segment; one at temperature 0, since all would be equal."""
         return 1 if self.sampling.temperature == 0 else self.align.max_attempts
 
     @property
     def needs_prompt_reward(self) -> bool:
-        """Whether RM(x, "") is still to be computed for the schedule."""
+        """Whether the schedule needs RM(x, "") and it is not known yet."""
         assert self.align.schedule is not None
         return self.align.schedule.needs_prompt_reward and math.isnan(self.prompt_reward)
 
@@ -127,7 +127,7 @@ class Rollout:
         return limit is not None and drafted + self.next_len > limit
 
     def progress(self, candidate: Candidate) -> Progress:
-        """Return where the answer would stand with this candidate."""
+        """Return the progress of the answer if this candidate were accepted."""
         return Progress(
             segment_index=len(self.segments),
             num_tokens=len(self.token_ids) + len(candidate.token_ids),
@@ -145,17 +145,17 @@ class Rollout:
 
     @property
     def next_lookahead(self) -> int:
-        """Tokens of the lookahead behind the next segment: fewer at the token limit."""
+        """Number of lookahead tokens after the next segment; smaller near the token limit."""
         room = self.sampling.max_tokens - len(self.token_ids) - self.next_len
         return min(self.align.lookahead, room)
 
     def _stream(self, attempt: int) -> int:
-        """Return the stream of token uniforms that one draw of the next segment reads.
+        """Return the stream of token uniforms for one draw of the next segment.
 
-        Segments of one length read uniforms of positions of their own. Where they end at borders,
-        a rejected draw may have been judged by tokens at positions that the next segment draws
-        again, and that segment must not depend on them: so streams are counted through the answer,
-        by the draws that failed the test before. Nothing rejected is stream 0, as in plain
+        Segments of fixed length use uniforms of disjoint positions, so the attempt is the stream.
+        If segments end at sentence borders, a rejected draw may have used uniforms of positions
+        that the next segment draws again. To keep the two independent, the stream is the number of
+        draws rejected so far in the whole answer. Without rejections it is stream 0, as in plain
         sampling.
         """
         if self.align.segment_end == "length":
@@ -166,14 +166,14 @@ class Rollout:
         return sum(rejected) + attempt
 
     def read(self, draft: Draft, model: Detokenizer) -> Candidate:
-        """Read a draft as a continuation."""
-        reader = DraftReader(
+        """Parse a draft as the continuation of this rollout."""
+        parser = DraftParser(
             model, self.prompt_ids, self.token_ids, self.text, self.sampling, self.align
         )
-        return reader.read(draft)
+        return parser.parse(draft)
 
     def fork(self) -> Rollout:
-        """Return a rollout that continues the same text with costs of its own."""
+        """Return a rollout that continues the same text and counts its own costs."""
         return replace(
             self,
             token_ids=list(self.token_ids),
@@ -190,10 +190,10 @@ class Rollout:
             _drawn=set(),
         )
 
-    # --- moving on ---
+    # --- transitions ---
 
     def record(self, draw: Draw, score: Score) -> None:
-        """Count a judged draw, surplus no longer, and remember it until its segment is settled."""
+        """Record a judged draw of the current segment; it no longer counts as surplus."""
         ids, num_lookahead = draw.candidate.token_ids, draw.candidate.num_lookahead_tokens
         self.count(
             num_surplus_tokens=-len(ids) - num_lookahead,
@@ -238,20 +238,20 @@ class Rollout:
         return self._event(segment.text, segment)
 
     def force(self, index: int) -> SegmentEvent:
-        """Keep a rejected draw all the same, and flag it."""
+        """Keep a rejected draw and mark it as forced."""
         draw = self.draws[index]
         attempt = draw.attempt.replace(verdict="forced")
         self.draws[index] = Draw(draw.candidate, attempt)
         return self.keep(draw.candidate, "forced", attempt)
 
     def finish(self, reason: FinishReason, *, fallback_text: str | None = None) -> SegmentEvent:
-        """End the answer before the segment at hand; what was held back becomes final."""
+        """End the answer before the current segment; text that was held back becomes final."""
         rest = self._emit(len(self.text))
         segment = None
         if fallback_text is not None:
             self.text += fallback_text
             self.fallback = fallback_text
-            self.reward = None  # nobody judged the text with the fallback in it
+            self.reward = None  # the text including the fallback was not scored
             segment = Segment(
                 text=rest + fallback_text,
                 token_ids=(),
@@ -273,7 +273,7 @@ class Rollout:
         return self._event(rest, segment)
 
     def fail(self, error: Exception) -> SegmentEvent:
-        """End the answer with an error that carries what was accepted."""
+        """End the answer with an error that carries the accepted text."""
         self.error = error
         event = self.finish("rejected" if isinstance(error, AlignmentError) else "error")
         if isinstance(error, RequestError):
@@ -281,12 +281,12 @@ class Rollout:
         return event
 
     def count(self, **amounts: int) -> None:
-        """Add to the costs, by the names of `Usage`."""
+        """Add to the costs, by the field names of `Usage`."""
         for name, amount in amounts.items():
             self.costs[name] = self.costs.get(name, 0) + amount
 
     def count_reward(self, score: Score) -> None:
-        """Count a reward that was looked at."""
+        """Count a reward that was used."""
         self.count(
             num_reward_calls=1,
             num_reward_tokens=score.num_tokens,
@@ -295,7 +295,7 @@ class Rollout:
         )
 
     def result(self) -> StarsResult:
-        """Return the account of an ended self."""
+        """Return the result of a finished rollout."""
         assert self.finish_reason is not None
         assert self.align.schedule is not None
         usage = Usage(

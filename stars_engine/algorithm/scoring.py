@@ -1,7 +1,7 @@
-"""What a reward model is asked about a candidate, and which candidates it is not asked about.
+"""The reward model's input for a candidate, and which candidates are not scored.
 
-Reasoning, tool calls and JSON written under a grammar are kept unscored unless `AlignParams.judge`
-is "all": a reward model of prose has nothing to say about them.
+Reasoning, tool calls and JSON written under a grammar are not scored unless `AlignParams.judge` is
+"all", because reward models are trained on prose.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from stars_engine.types import RewardInput
 
 
 def reward_input(rollout: Rollout, candidate: Candidate) -> RewardInput:
-    """Ask for the reward of the whole completion with this candidate."""
-    shown = candidate.shown
-    text, ids = shown.text, shown.ids
+    """Return the input that scores the whole completion including this candidate."""
+    scored = candidate.scored
+    text, ids = scored.text, scored.ids
     if rollout.align.judge == "answer" and rollout.replies is not None:
         text, ids = rollout.replies.judged(rollout.prompt_ids, ids, text)
-    finished = shown.finish_reason == "stop"
+    finished = scored.finish_reason == "stop"
     return RewardInput(rollout.reward_prompt, _scored_prefill(rollout) + text, ids, finished)
 
 
 def prompt_input(rollout: Rollout) -> RewardInput:
-    """Ask for RM(x, "")."""
+    """Return the input for RM(x, "")."""
     return RewardInput(rollout.reward_prompt, _scored_prefill(rollout), ())
 
 
@@ -39,15 +39,15 @@ def is_unscored(rollout: Rollout, candidate: Candidate) -> bool:
     ids = (*rollout.token_ids, *candidate.token_ids)
     after = replies.marked(rollout.prompt_ids, ids, candidate.text)
     begin, end = replies.prose(after)
-    # A candidate without text, an end of text, is part of what stands before it.
+    # A candidate without text, such as end of text, belongs to the span before it.
     start = len(before) - (len(before) == len(after))
     if candidate.finish_reason == "stop" and begin == end == len(after):
-        return False  # an answer that says nothing
+        return False  # an empty answer is scored
     return bool(after) and (len(after) <= begin or start >= end)
 
 
 def in_unscored_span(rollout: Rollout) -> bool:
-    """Whether the next segment will hardly be scored: the answer is in reasoning or a tool call."""
+    """Whether the next segment is likely unscored: the answer is in reasoning or a tool call."""
     if rollout.align.judge == "all":
         return False
     if rollout.align.judges_none_of(rollout.sampling):
@@ -63,7 +63,7 @@ def in_unscored_span(rollout: Rollout) -> bool:
 
 
 def _scored_prefill(rollout: Rollout) -> str:
-    """Return what the reward model reads of the text that the prompt has begun the answer with."""
+    """Return the part of the assistant prefill that the reward model sees."""
     if rollout.align.judge == "all" or rollout.replies is None:
         return rollout.prefill
     return rollout.replies.prose_of_begun(rollout.prefill)

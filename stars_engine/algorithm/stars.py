@@ -1,9 +1,10 @@
 """STARS: segment-level rejection sampling guided by a reward model (arXiv 2511.03827).
 
-For each segment: draft candidates, score the whole text so far, accept the first that passes the
-threshold, or settle when all attempts are spent. Candidates are drafted in parallel and walked *in
-index order*, each with a uniform of its own, which is the law of drawing one at a time. Taking the
-best of several accepted ones, or keeping an unused draft for later, would be another law.
+For each segment: draft candidates, score the whole text so far with each, and accept the first that
+passes the threshold. If all attempts are rejected, apply `on_exhausted`. Candidates are drafted in
+parallel but verified *in index order*, each with its own uniform, so the distribution equals that
+of drawing one at a time. Taking the best of several accepted candidates, or reusing an unused
+draft, would change the distribution.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from stars_engine.types import (
 
 
 class StarsDecoding:
-    """The `DecodingStrategy` of STARS: each segment is drafted until one draw is accepted."""
+    """The `DecodingStrategy` of STARS: draft each segment until a draw is accepted."""
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
-        """Draw `num_candidates` at once, or what is quickest; at most what is left of the draws."""
+        """Return `num_candidates`, or the range that "auto" leaves open; at most the draws left."""
         if in_unscored_span(rollout):
             return NumDrafts(1, 1)
         left = rollout.max_attempts - len(rollout.draws)
@@ -50,7 +51,7 @@ class StarsDecoding:
         return NumDrafts(min(wanted, left), min(wanted, left))
 
     def first_draft(self, rollout: Rollout) -> int:
-        """Go on behind the draws that were judged."""
+        """Return the attempt after the last judged draw."""
         return len(rollout.draws)
 
     def is_unscored(self, rollout: Rollout, candidate: Candidate) -> bool:
@@ -58,9 +59,9 @@ class StarsDecoding:
         return is_unscored(rollout, candidate)
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
-        """Ask for the reward of every whole completion, and RM(x, "") where a schedule needs it.
+        """Request the reward of each completion, and RM(x, "") if the schedule needs it.
 
-        A candidate that need not be judged is accepted if those before it are not.
+        A candidate that is not scored is accepted if all candidates before it are rejected.
         """
         rollout.count(num_surplus_tokens=sum(c.num_generated_tokens for c in candidates))
         judged = list(takewhile(lambda item: not self.is_unscored(rollout, item), candidates))
@@ -71,14 +72,14 @@ class StarsDecoding:
         return DraftVerification(rollout, judged, inputs, unscored)
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:
-        """Judge candidates in index order and keep the first accepted.
+        """Judge candidates in index order and keep the first that is accepted.
 
-        Candidates after it are never looked at: neither their rewards nor their errors count.
+        Candidates after it are never used: neither their rewards nor their errors count.
         """
         rollout = verification.rollout
         while (outcome := verification.next_outcome()) is not None:
             if rollout.needs_prompt_reward:
-                start_schedule(rollout, outcome)
+                set_prompt_reward(rollout, outcome)
                 continue
             if rollout.over_budget:
                 return rollout.finish("budget")
@@ -92,12 +93,12 @@ class StarsDecoding:
             return self._keep_unscored(verification, verification.unscored)
         if len(rollout.draws) < rollout.max_attempts:
             return None
-        return settle(rollout)
+        return apply_on_exhausted(rollout)
 
     def _keep_unscored(
         self, verification: DraftVerification, candidate: Candidate
     ) -> SegmentEvent | None:
-        """Keep a candidate that is not judged, once those before it are rejected."""
+        """Keep an unscored candidate once all candidates before it are rejected."""
         rollout = verification.rollout
         if not verification.all_used:
             return None
@@ -109,7 +110,7 @@ class StarsDecoding:
 
 
 def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
-    """Put one candidate to the test: accept with probability min(1, exp((r - tau) / beta))."""
+    """Judge one candidate: accept it with probability min(1, exp((r - tau) / beta))."""
     tau = threshold_of(rollout, candidate)
     probability = acceptance_prob(score.value, tau, rollout.align.beta) if score.eligible else 0.0
     uniform = rollout.noise.acceptance_uniform(
@@ -131,7 +132,7 @@ def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
 
 
 def threshold_of(rollout: Rollout, candidate: Candidate) -> float:
-    """Return tau: the schedule's, or what `terminal` says for one that ends the answer."""
+    """Return tau: the schedule's, or the `terminal` threshold if the candidate ends the answer."""
     schedule, terminal = rollout.align.schedule, rollout.align.terminal
     assert schedule is not None
     progress = rollout.progress(candidate)
@@ -142,15 +143,15 @@ def threshold_of(rollout: Rollout, candidate: Candidate) -> float:
     return float(terminal)
 
 
-def settle(rollout: Rollout) -> SegmentEvent:
-    """Apply `on_exhausted` to a segment of which no draw was accepted."""
+def apply_on_exhausted(rollout: Rollout) -> SegmentEvent:
+    """Apply `on_exhausted` to a segment whose draws were all rejected."""
     align = rollout.align
     eligible = [index for index, draw in enumerate(rollout.draws) if draw.attempt.eligible]
     if align.on_exhausted == "raise":
         raise AlignmentError(
             f"no candidate of segment {len(rollout.segments)} was accepted in "
             f"{rollout.max_attempts} attempts. Cure: lower the thresholds, raise max_attempts or "
-            "beta, or set on_exhausted; the error's `result` holds what was accepted"
+            "beta, or set on_exhausted; the error's `result` holds the accepted text"
         )
     if align.on_exhausted == "fallback":
         return rollout.finish("fallback", fallback_text=align.fallback_text)
@@ -164,33 +165,35 @@ def settle(rollout: Rollout) -> SegmentEvent:
     )
 
 
-def start_schedule(rollout: Rollout, outcome: RewardOutcome) -> None:
-    """Note RM(x, ""), from which the schedule starts.
+def set_prompt_reward(rollout: Rollout, outcome: RewardOutcome) -> None:
+    """Set RM(x, ""), from which the schedule starts.
 
     Raises:
-        RewardError: It could not be computed, or is no finite number.
+        RewardError: The reward model failed, or returned a non-finite reward.
     """
     if isinstance(outcome, RewardError):
         raise outcome
     rollout.count_reward(outcome)
     if outcome.failed:
         raise RewardError(
-            "the reward failed for the prompt alone, from which the schedule starts, and there is "
-            "no candidate to reject. Cure: mend the reward, or LinearSchedule(initial=...) in "
-            "place of initial_weight"
+            "the reward model failed to score the prompt alone, and the schedule starts from that "
+            "reward. Cure: fix the reward model, or use LinearSchedule(initial=...) instead of "
+            "initial_weight"
         )
     if not math.isfinite(outcome.value):
         raise RewardError(
-            f"the reward of the prompt alone is {outcome.value}, and the schedule starts from it. "
-            "Cure: LinearSchedule(initial=...) in place of initial_weight"
+            f"the reward of the prompt alone is {outcome.value}, and the schedule starts from that "
+            "reward; it must be finite. Cure: use LinearSchedule(initial=...) instead of "
+            "initial_weight"
         )
     rollout.prompt_reward = rollout.prefix_reward = outcome.value
 
 
 def _margin(attempt: Attempt) -> tuple[Fraction | float, float]:
-    """Order by r - tau (`max` keeps the first of equals); by r alone where tau is infinite.
+    """Return a key that orders by r - tau, or by r alone if tau is infinite.
 
-    Without rounding: beside a huge tau, rewards that differ would tie.
+    The difference is exact: with floats, different rewards would tie under a huge tau. `max`
+    returns the first of equal keys.
     """
     if math.isinf(attempt.threshold):
         return -attempt.threshold, attempt.reward
@@ -198,7 +201,7 @@ def _margin(attempt: Attempt) -> tuple[Fraction | float, float]:
 
 
 def _is_near_duplicate(draw: Draw, other: Draw) -> bool:
-    """Whether two draws are one text, scored apart: which one is larger is then rounding."""
+    """Whether two draws have the same tokens, and rewards that differ by rounding alone."""
     same = draw.candidate.token_ids == other.candidate.token_ids
     return same and math.isclose(
         draw.attempt.reward, other.attempt.reward, rel_tol=1e-5, abs_tol=1e-5
@@ -206,12 +209,12 @@ def _is_near_duplicate(draw: Draw, other: Draw) -> bool:
 
 
 def warn_of_greedy(settings: Iterable[tuple[SamplingParams, AlignParams]]) -> None:
-    """Say once that rejection cannot help where all draws are equal."""
+    """Warn that rejection has no effect at temperature 0, where all draws are equal."""
     for sampling, align in settings:
         if sampling.temperature == 0 and not isinstance(align.schedule, NoSchedule):
             warnings.warn(
-                "temperature is 0: all draws of a segment are equal, so each is drawn once, "
-                "judged, and then on_exhausted applies. Cure: a temperature above 0",
+                "temperature is 0, so all draws of a segment are equal: each is drafted and "
+                "judged once, then on_exhausted applies. Cure: set a temperature above 0",
                 StarsWarning,
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""Verification of drafts: what is asked of the reward model, and what it has answered."""
+"""Verification of drafts: the inputs for the reward model, and the rewards that have arrived."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class DraftVerification:
     Rewards may arrive in any order and at any time; they are *used* in index order.
 
     Args:
-        rollout: The rollout whose segment it is.
-        candidates: Its drafts, in the order of their attempts.
-        inputs: What the reward model is asked, in order. The last ones are the candidates'; one
-            before them asks about the prompt alone.
-        unscored: A further candidate that needs no reward, used if the others are rejected.
+        rollout: The rollout whose next segment is verified.
+        candidates: The parsed drafts, in the order of their attempts.
+        inputs: Inputs for the reward model, in order. The last ones belong to the candidates; one
+            before them, if any, scores the prompt alone.
+        unscored: A further candidate that needs no reward; it is used if the others are rejected.
 
     Attributes:
         closed: Whether further rewards are ignored.
@@ -44,7 +44,7 @@ class DraftVerification:
         self.closed = False
 
     def set_outcome(self, index: int, outcome: RewardOutcome) -> None:
-        """Record the reward, or the error, of `inputs[index]`; only the first one counts."""
+        """Set the reward, or the error, of `inputs[index]`; later calls for it are ignored."""
         if self.closed or self._outcomes[index] is not None:
             return
         self._outcomes[index] = outcome
@@ -70,16 +70,16 @@ class DraftVerification:
 
     @property
     def candidate(self) -> Candidate:
-        """The candidate that the outcome used last is about."""
+        """The candidate of the outcome that was used last."""
         return self.candidates[self._num_used - 1 - len(self.inputs) + len(self.candidates)]
 
 
 class NumDrafts(NamedTuple):
-    """How many draws of the next segment may be made together.
+    """How many draws of the next segment may be drafted at once.
 
     Attributes:
-        least: In any case.
-        most: At most; the same if there is no choice.
+        least: The minimum.
+        most: The maximum; equal to `least` if the number is fixed.
     """
 
     least: int
@@ -87,10 +87,10 @@ class NumDrafts(NamedTuple):
 
 
 class DecodingStrategy(Protocol):
-    """How drafts become text: by rejection sampling (`stars.py`), or plainly (`baselines.py`)."""
+    """How drafts become text: by rejection sampling (`stars.py`) or plainly (`baselines.py`)."""
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
-        """Return how many draws of the next segment to make together."""
+        """Return how many draws of the next segment may be drafted at once."""
         ...
 
     def first_draft(self, rollout: Rollout) -> int:
@@ -98,15 +98,15 @@ class DecodingStrategy(Protocol):
         ...
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
-        """Begin to verify drafts."""
+        """Start the verification of drafts."""
         ...
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:
         """Use the rewards that have arrived.
 
         Returns:
-            The segment that was kept, or the end of the answer; None if neither has come about.
-            The verification is over then, and also when all of its rewards are used.
+            The segment that was kept, or the end of the answer; None if neither has happened yet.
+            An event ends the verification. So does the use of its last reward.
 
         Raises:
             RequestError: The request failed.

@@ -1,1 +1,1 @@
-"""Thresholds from pilot answers, and how far a reward can be trusted on unfinished text."""
+"""Calibrate thresholds on pilot answers, and measure how well a reward judges unfinished text."""

@@ -1,4 +1,4 @@
-"""`AutoSchedule`: thresholds calibrated when they are first needed, and kept."""
+"""`AutoSchedule`: thresholds that are calibrated when first needed, and cached."""
 
 from __future__ import annotations
 
@@ -15,61 +15,62 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from stars_engine.calibration.cache import read_or_make
+from stars_engine.calibration.cache import load_or_create
 from stars_engine.calibration.calibrate import (
     calibrate,
     check_settings,
     default_segment_len,
-    pilot_end,
+    pilot_on_exhausted,
 )
-from stars_engine.calibration.fingerprints import stamps
+from stars_engine.calibration.fingerprints import model_fingerprints
 from stars_engine.calibration.fit import Target
 from stars_engine.calibration.host import Host
-from stars_engine.calibration.pilot_prompts import neutral_prompts, speaks_chat
+from stars_engine.calibration.pilot_prompts import neutral_prompts, uses_chat_format
 from stars_engine.calibration.settings import dependencies, hash_of
-from stars_engine.calibration.single_flight import Job
+from stars_engine.calibration.single_flight import SingleFlightJob
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule
 
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "STARS_CACHE_DIR"
-_SHORTEST, _STEP = 32, 4  # lengths that are calibrated for: 32, 128, 512, ... tokens
-_LAYOUT = 2  # of what a kept calibration means; raised when an older one would mislead
+_MIN_LENGTH, _LENGTH_FACTOR = 32, 4  # calibrated lengths are 32, 128, 512, ... tokens
+_LAYOUT = 2  # version of cached calibrations; raised when older ones must not be used
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """Thresholds that a call waits for.
+class CalibrationRequest:
+    """A request for calibrated thresholds.
 
     Attributes:
-        align: The test, with its `AutoSchedule`.
-        future: The thresholds; cancelling it is free at once, and ends a calibration that nobody
-            else waits for.
+        align: The acceptance settings, with their `AutoSchedule`.
+        future: The thresholds. Cancelling it returns at once, and stops the calibration if no
+            other request waits for it.
     """
 
     align: AlignParams
     future: Future[CalibratedSchedule]
 
-    def fulfilled(self) -> AlignParams:
-        """Return the test with the thresholds, which are there, in the schedule's place."""
-        # What the test sets itself holds, also where the calibration carries another value.
+    def resolved_align(self) -> AlignParams:
+        """Return the settings with the thresholds, which must be known, as their schedule."""
+        # The caller's own settings take precedence over those that the calibration carries.
         own = {name: getattr(self.align, name) for name in ("segment_len", "max_attempts")}
         return self.align.replace(schedule=self.future.result(), **own)
 
 
 class Calibrations:
-    """The calibrations of one runtime: each is made once, whoever asks, and kept on disk.
+    """The calibrations of one runtime: each runs once for all requests, and is cached on disk.
 
-    Those of objects in memory are kept as long as the runtime: no file can name their models.
+    Calibrations of models in memory are cached for the lifetime of the runtime, because a file
+    cannot identify such models.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._jobs: dict[str, Job] = {}
-        self._known: dict[str, CalibratedSchedule] = {}
+        self._jobs: dict[str, SingleFlightJob] = {}
+        self._results: dict[str, CalibratedSchedule] = {}
 
-    def ask(
+    def request(
         self,
         engine: Host,
         align: AlignParams,
@@ -77,57 +78,57 @@ class Calibrations:
         *,
         reward_key: str,
         portable: bool,
-    ) -> Wish:
-        """Have thresholds found in place of a test's `AutoSchedule`, with all who ask for the same.
+    ) -> CalibrationRequest:
+        """Request thresholds for an `AutoSchedule`; equal requests share one calibration.
 
-        Waits for nothing once the models are loaded.
+        Does not block once the models are loaded.
 
         Args:
-            engine: The handle that asks.
-            align: Its test.
+            engine: The handle that requests them.
+            align: The acceptance settings.
             sampling: The proposal.
-            reward_key: The reward model, within this runtime.
-            portable: Whether names tell both models, so that a file may keep the result.
+            reward_key: Key of the reward model in this runtime.
+            portable: Whether names identify both models, so that the result can be cached on disk.
 
         Returns:
-            What to wait for. Its future fails with `RequestError` if the reward failed on a pilot
+            The request. Its future fails with `RequestError` if the reward model fails on a pilot
             prompt.
         """
         auto = align.schedule
         assert isinstance(auto, AutoSchedule)
-        settled = _with_segment_len(engine, align, auto)
-        sampling = _for_all_lengths(engine, sampling)
-        wanted = _wanted(engine, settled, sampling, auto)
-        key = hash_of([wanted, reward_key])
+        resolved = _with_segment_len(engine, align, auto)
+        sampling = _with_rounded_length(engine, sampling)
+        key_values = _cache_key_values(engine, resolved, sampling, auto)
+        key = hash_of([key_values, reward_key])
 
         def work(host: Host, is_wanted: Callable[[], bool]) -> CalibratedSchedule:
-            path = _path_of(host, wanted) if portable else None
-            make = partial(_calibrate, host, settled, sampling, auto, path, is_wanted=is_wanted)
-            return make() if path is None else read_or_make(path, make, is_wanted)
+            path = _path_of(host, key_values) if portable else None
+            make = partial(_calibrate, host, resolved, sampling, auto, path, is_wanted=is_wanted)
+            return make() if path is None else load_or_create(path, make, is_wanted)
 
         with self._lock:
-            if key in self._known:
-                known: Future[CalibratedSchedule] = Future()
-                known.set_result(self._known[key])
-                return Wish(settled, known)
+            if key in self._results:
+                future: Future[CalibratedSchedule] = Future()
+                future.set_result(self._results[key])
+                return CalibrationRequest(resolved, future)
             job = self._jobs.get(key)
             waiter = None if job is None else job.join(engine)
             if waiter is None:
-                job = self._jobs[key] = Job(work, partial(self._note, key))
+                job = self._jobs[key] = SingleFlightJob(work, partial(self._on_done, key))
                 waiter = job.join(engine)
                 assert waiter is not None
-        return Wish(settled, waiter)
+        return CalibrationRequest(resolved, waiter)
 
-    def _note(self, key: str, job: Job, schedule: CalibratedSchedule | None) -> None:
+    def _on_done(self, key: str, job: SingleFlightJob, schedule: CalibratedSchedule | None) -> None:
         with self._lock:
             if schedule is not None:
-                self._known[key] = schedule
+                self._results[key] = schedule
             if self._jobs.get(key) is job:
                 del self._jobs[key]
 
 
 def calibrations_of(owner: object) -> Calibrations:
-    """Return the calibrations that belong to a runtime, as long as it exists."""
+    """Return the calibrations of a runtime, which live as long as it does."""
     with _owners_lock:
         return _owners.setdefault(owner, Calibrations())
 
@@ -144,30 +145,30 @@ def _with_segment_len(engine: Host, align: AlignParams, auto: AutoSchedule) -> A
     return align.replace(segment_len=default_segment_len(engine.reward, align))
 
 
-def _for_all_lengths(engine: Host, sampling: SamplingParams) -> SamplingParams:
-    """Return a proposal as long as the next of few lengths: thresholds for it serve shorter ones.
+def _with_rounded_length(engine: Host, sampling: SamplingParams) -> SamplingParams:
+    """Round `max_tokens` up to one of a few lengths, whose thresholds also fit shorter answers.
 
-    So a server whose requests differ in `max_tokens` calibrates a handful of times at most. Which
-    length it is depends on the request alone, not on what was calibrated before.
+    A server whose requests differ in `max_tokens` thus calibrates only a few times. The length
+    depends on the request alone, not on earlier calibrations.
     """
-    length = _SHORTEST
+    length = _MIN_LENGTH
     while length < sampling.max_tokens:
-        length *= _STEP
+        length *= _LENGTH_FACTOR
     limit = engine.model.context_len
     if limit is not None:
         length = max(sampling.max_tokens, min(length, limit))
     return sampling.replace(max_tokens=length, on_overflow="clamp")
 
 
-def _wanted(
+def _cache_key_values(
     engine: Host, align: AlignParams, sampling: SamplingParams, auto: AutoSchedule
 ) -> dict[str, Any]:
-    """Return all that the result depends on, as plain values."""
+    """Return all dependencies of the result, as plain values."""
     name, value = auto.target
     return {
         **dependencies(engine.config, align, sampling),
         "max_tokens": sampling.max_tokens,
-        "on_exhausted": pilot_end(align),
+        "on_exhausted": pilot_on_exhausted(align),
         "target": [name, value],
         "relative_beta": auto.relative_beta,
         "prompts": hash_of(_pilot_prompts(engine, auto)),
@@ -180,7 +181,7 @@ def _pilot_prompts(engine: Host, auto: AutoSchedule) -> Sequence[str]:
     count = auto.num_prompts
     if auto.prompts is not None:
         return auto.prompts[:count]
-    return neutral_prompts(chat=speaks_chat(engine), seed=auto.seed)[:count]
+    return neutral_prompts(chat=uses_chat_format(engine), seed=auto.seed)[:count]
 
 
 def _calibrate(
@@ -194,10 +195,10 @@ def _calibrate(
 ) -> CalibratedSchedule:
     name, value = auto.target
     check_settings(Target(name, value), sampling, align)
-    where = "as long as the engine is loaded" if path is None else f"in {path}"
+    where = "while the engine is loaded" if path is None else f"in {path}"
     prompts = _pilot_prompts(engine, auto)
     logger.warning(
-        "calibrating thresholds for %s=%s on %d pilot prompts; this is done once and kept %s",
+        "Calibrating thresholds for %s=%s on %d pilot prompts; the result is cached %s",
         name,
         value,
         len(prompts),
@@ -211,25 +212,27 @@ def _calibrate(
         align=align,
         sampling=sampling,
         seed=auto.seed,
-        progress=lambda done, total: logger.info("calibration: stage %d of %d", done, total),
+        progress=lambda done, total: logger.info("Calibration: stage %d of %d", done, total),
         should_stop=lambda: not is_wanted(),
     )
     if schedule.predicted is not None:
         logger.warning(
-            "calibrated: segments of %d tokens, about %.1f drafted tokens for each kept one",
+            "Calibrated: segments of %d tokens, about %.1f drafted tokens per kept token",
             schedule.segment_len,
             schedule.predicted.budget.value,
         )
         stopped = schedule.predicted.stopped
         if stopped is not None and stopped.value > 0:
             logger.warning(
-                "about %.1f%% of answers will stop before a segment of which no draw is accepted",
+                "About %.1f%% of answers will stop before a segment without an accepted draw",
                 100 * stopped.value,
             )
     return schedule
 
 
-def _path_of(engine: Host, wanted: dict[str, Any]) -> Path:
+def _path_of(engine: Host, key_values: dict[str, Any]) -> Path:
     folder = os.environ.get(CACHE_VARIABLE)
     root = Path(folder) if folder else user_cache_path("stars-engine", appauthor=False)
-    return root / "calibrations" / f"{hash_of([wanted, stamps(engine.config)])}.yaml"
+    return (
+        root / "calibrations" / f"{hash_of([key_values, model_fingerprints(engine.config)])}.yaml"
+    )

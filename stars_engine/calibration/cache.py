@@ -1,4 +1,4 @@
-"""Calibrations kept in files: one process makes each, while others wait for it."""
+"""The calibration cache on disk: one process runs a calibration while others wait for it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from stars_engine.schedules import CalibratedSchedule
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.25  # between two looks at whether the thresholds are still wanted
-TELL_AFTER_S, TELL_EVERY_S = 5.0, 60.0  # of waiting for another process, until it is told
+POLL_S = 0.25  # between two checks whether the thresholds are still wanted
+WARN_AFTER_S, WARN_EVERY_S = 5.0, 60.0  # of waiting for another process
 
 
-def read_or_make(
+def load_or_create(
     path: Path, make: Callable[[], CalibratedSchedule], is_wanted: Callable[[], bool]
 ) -> CalibratedSchedule:
-    """Read the kept calibration, or make it and keep it.
+    """Load a cached calibration, or create and cache it.
 
-    Where the disk does not permit to keep it, it is used all the same, and a warning says why.
+    If it cannot be written to disk, it is returned nevertheless, with a warning.
 
     Args:
-        path: Its file.
-        make: Makes it.
-        is_wanted: Whether anybody waits for it.
+        path: The file of the calibration.
+        make: Runs the calibration.
+        is_wanted: Whether any request waits for it.
 
     Raises:
-        CalibrationStoppedError: Nobody waits any more, and another process is still at it.
+        CalibrationStoppedError: No request waits any more, while another process calibrates.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"), thread_local=False)
         _acquire(lock, path, is_wanted)
     except (OSError, NotImplementedError, ValueError) as error:  # some file systems have no locks
-        known = _read(path)  # a cache that is only read may be a full one
+        known = _read(path)  # a read-only cache may hold the calibration
         if known is None:
             reason = why_not(error) if isinstance(error, OSError | ValueError) else str(error)
             _warn(path, reason)
@@ -53,24 +53,24 @@ def read_or_make(
             known = make()
             try:
                 known.to_file(path)
-            except ConfigError as error:  # the calibration is done, and is not lost for that
+            except ConfigError as error:  # a failed write must not lose the calibration
                 _warn(path, str(error))
         return known
 
 
 def _read(path: Path) -> CalibratedSchedule | None:
-    if not os.path.lexists(path):  # which raises nothing, whatever the path
+    if not os.path.lexists(path):  # does not raise, whatever the path
         return None
     try:
         return CalibratedSchedule.from_file(path)
     except ConfigError as error:
-        logger.warning("a kept calibration is made anew: %s", error)
+        logger.warning("Replacing an invalid cached calibration: %s", error)
         return None
 
 
 def _warn(path: Path, reason: str) -> None:
     logger.warning(
-        "the calibration cannot be kept in %s, and is used as long as the engine is loaded: %s; "
+        "The calibration cannot be cached in %s and is used only while the engine is loaded: %s; "
         "or set STARS_CACHE_DIR to another directory",
         shown_path(path),
         reason,
@@ -78,22 +78,22 @@ def _warn(path: Path, reason: str) -> None:
 
 
 def _acquire(lock: FileLock, path: Path, is_wanted: Callable[[], bool]) -> None:
-    """Wait for the lock, and say so: what holds it up is out of sight."""
+    """Wait for the lock; log a warning, because its holder is another process."""
     began_s = time.monotonic()
-    tell_s = began_s + TELL_AFTER_S
+    warn_at_s = began_s + WARN_AFTER_S
     while True:
         try:
-            lock.acquire(timeout=LOOK_S)
+            lock.acquire(timeout=POLL_S)
         except Timeout:
             if not is_wanted():
                 raise CalibrationStoppedError(
-                    f"nobody waits for the thresholds any more, which {_holder(path)} is making"
+                    f"no request waits for the thresholds that {_holder(path)} is calibrating"
                 ) from None
-            if time.monotonic() >= tell_s:
-                tell_s = time.monotonic() + TELL_EVERY_S
+            if time.monotonic() >= warn_at_s:
+                warn_at_s = time.monotonic() + WARN_EVERY_S
                 logger.warning(
-                    "waiting for %.0f s for %s, which calibrates the same thresholds and holds %s. "
-                    "Cure, if it hangs: end it, and give its reward a timeout_s",
+                    "Waiting for %.0f s for %s, which calibrates the same thresholds and holds %s. "
+                    "Cure, if it hangs: stop that process, and set timeout_s on its reward",
                     time.monotonic() - began_s,
                     _holder(path),
                     path.with_suffix(".lock"),
@@ -104,7 +104,7 @@ def _acquire(lock: FileLock, path: Path, is_wanted: Callable[[], bool]) -> None:
 
 @contextmanager
 def _held(lock: FileLock, path: Path) -> Iterator[None]:
-    """Tell others who holds the lock; beside it, since waiting empties the lock's own file."""
+    """Write the holder's process id next to the lock file, which waiting processes truncate."""
     note = path.with_suffix(".pid")
     try:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Calibration: pilot answers in, a `CalibratedSchedule` out."""
+"""Calibration: from pilot answers to a `CalibratedSchedule`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stars_engine.calibration.checkpoint import SavedStages
+from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.effort import effort_curve, pilot_effort
-from stars_engine.calibration.fingerprints import stamps
+from stars_engine.calibration.fingerprints import model_fingerprints
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot import Pilot, schedule_of
-from stars_engine.calibration.pilot_prompts import checked_prompts, neutral_prompts, speaks_chat
+from stars_engine.calibration.pilot_prompts import (
+    checked_prompts,
+    neutral_prompts,
+    uses_chat_format,
+)
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import ConfigError, Problem, StarsWarning
@@ -26,11 +30,11 @@ from stars_engine.types import Prompt, StarsResult
 logger = logging.getLogger(__name__)
 
 MIN_PROMPTS, DEFAULT_PROMPTS = 8, 96
-_FEW_PROMPTS = 50  # below which a missed target is no surprise
-_DRAFTS_PER_STAGE = 640  # fewer give acceptances of .21 to .51 where .3 was meant
+_FEW_PROMPTS = 50  # with fewer prompts, a missed target is expected
+_DRAFTS_PER_STAGE = 640  # fewer gave acceptances of 0.21 to 0.51 for a target of 0.3
 _SHARING_LEN, _FOREIGN_LEN = 8, 16
 
-Progress = Callable[[int, int], None]  # stages done, stages in all
+ProgressCallback = Callable[[int, int], None]  # stages done, total stages
 
 
 def calibrate(
@@ -47,53 +51,54 @@ def calibrate(
     reward_prompt: RewardPrompts = None,
     num_drafts: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CalibratedSchedule:
-    """Find thresholds for an engine's models, so that nobody sets them by hand.
+    """Find thresholds for an engine's models.
 
-    Stage by stage, each segment's drafts are regressed on the reward of the prefix they continue,
-    and the threshold is set above that baseline so that the target is met on prefixes which the
-    thresholds before it accepted. Same arguments, same result.
+    There is one stage per segment. Each stage regresses the rewards of drafts on the rewards of
+    their prefixes, and sets the threshold relative to that baseline so that the target is met. Its
+    prefixes are those that the thresholds of earlier stages accepted. The same arguments give the
+    same result.
 
     Args:
-        engine: Whose models are calibrated; a `StarsEngine`.
-        prompts: Pilot prompts, at least 8 and better 100 or more, like those of later use; None:
-            a neutral set inside the package.
-        budget: Target: drafted tokens over kept tokens, above 1 and below `max_attempts`. Without
-            any target it is 2.7.
+        engine: The `StarsEngine` to calibrate.
+        prompts: Pilot prompts, at least 8 and preferably 100 or more, similar to those of later
+            use; None: a neutral set from the package.
+        budget: Target: drafted tokens over kept tokens, above 1 and below `max_attempts`. The
+            default target is a budget of 2.7.
         target_acceptance: Target: acceptance probability of a segment's first draft, in (0, 1).
         target_forced: Target: share of segments kept without acceptance, in (0, 1).
-        segment_len: Tokens judged together; None: that of `align` or of the engine's config where
-            it was set, else 8 for a reward that reads the language model's own tokens, else 16.
+        segment_len: Tokens judged together; None: the value set in `align` or the engine's config,
+            else 8 for a reward model that reads the language model's token ids, else 16.
         relative_beta: Acceptance softness over the standard deviation of drafts' rewards; None:
             `align.beta`, which is in reward units.
-        align: The test but for its thresholds; None: the engine's.
-        sampling: The proposal, and `max_tokens`, which sets the number of stages: those of whole
-            segments. Shorter answers get the same thresholds. None: the engine's.
-        reward_prompt: What the reward reads in place of each prompt.
-        num_drafts: Drafts of each prefix, up to `max_attempts`; None: 640 in all for each stage, at
-            least 4.
-        seed: Of the pilot.
-        progress: Called with the stages done and the stages in all. What it raises is logged.
-        checkpoint: A file that keeps finished stages; an interrupted calibration goes on from it,
-            and says so, unless weights' files or a function's source have changed since. Kept
-            stages are the same bit for bit. Later ones are up to float32 rounding: prefixes are
-            drafted again in smaller batches, which round otherwise.
-        should_stop: Asked before each stage, like `progress`: true ends the calibration, for good.
+        align: The acceptance settings; their schedule is ignored. None: the engine's.
+        sampling: The proposal. Its `max_tokens` sets the number of stages, which cover whole
+            segments. Shorter answers use the same thresholds. None: the engine's.
+        reward_prompt: Replaces each prompt for the reward model.
+        num_drafts: Drafts per prefix, up to `max_attempts`; None: 640 per stage in total, at least
+            4 per prefix.
+        seed: Seed of the pilot.
+        progress: Called with the number of stages done and in total. Its errors are logged.
+        checkpoint: A file that stores finished stages. An interrupted calibration resumes from it
+            and logs that it does, unless weight files or the source of a function have changed.
+            Stored stages are restored bit for bit. Later stages are equal up to float32 rounding,
+            because prefixes are drafted again in smaller batches.
+        should_stop: Called before each stage; if it returns true, the calibration ends.
 
     Raises:
-        ConfigError: An argument is out of its range, or `checkpoint` cannot be written.
-        RequestError: The reward failed on a pilot prompt.
-        CalibrationStoppedError: `should_stop` said so.
+        ConfigError: An argument is out of range, or `checkpoint` cannot be written.
+        RequestError: The reward model failed on a pilot prompt.
+        CalibrationStoppedError: `should_stop` returned true.
     """
     target = _target(budget, target_acceptance, target_forced)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
-    align = _test(engine, align, segment_len, relative_beta)
+    align = _pilot_align(engine, align, segment_len, relative_beta)
     check_settings(target, sampling, align)
     if prompts is None:
-        prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:DEFAULT_PROMPTS]
+        prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)[:DEFAULT_PROMPTS]
     prompts = checked_prompts("calibrate", prompts, least=MIN_PROMPTS)
     if num_drafts is None:
         num_drafts = max(4, math.ceil(_DRAFTS_PER_STAGE / len(prompts)))
@@ -109,7 +114,7 @@ def calibrate(
         relative_beta=relative_beta or 0.0,
     )
     made_for = dependencies(engine.config, align, sampling)
-    sampling = _of_whole_segments(sampling, align)
+    sampling = _with_whole_segments(sampling, align)
     pilot = {
         "target": {target.name: target.value},
         "relative_beta": relative_beta,
@@ -121,22 +126,23 @@ def calibrate(
         "seed": seed,
     }
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
-    stamped = {} if checkpoint is None else stamps(engine.config)
-    saved = SavedStages(checkpoint, {**made_for, "pilot": pilot, "stamps": stamped})
-    saved.restore(fitter, num_stages)
+    fingerprints = {} if checkpoint is None else model_fingerprints(engine.config)
+    settings = {**made_for, "pilot": pilot, "stamps": fingerprints}
+    stage_checkpoint = StageCheckpoint(checkpoint, settings)
+    stage_checkpoint.restore(fitter, num_stages)
 
     def stage_done() -> None:
         try:
-            saved.save(fitter)
+            stage_checkpoint.save(fitter)
             if progress is not None:
                 progress(len(fitter.lines), max(num_stages, len(fitter.lines)))
         except Exception:
-            logger.exception("A finished stage could not be reported or saved")
+            logger.exception("Reporting or saving a finished stage failed")
 
-    running = Pilot(
+    pilot_run = Pilot(
         engine, fitter, num_drafts=num_drafts, on_stage=stage_done, should_stop=should_stop
     )
-    results = running.run(prompts, sampling=sampling, align=align, reward_prompt=reward_prompt)
+    results = pilot_run.run(prompts, sampling=sampling, align=align, reward_prompt=reward_prompt)
     assert fitter.beta is not None
     made_for["align"]["beta"] = fitter.beta
     schedule = schedule_of(
@@ -148,31 +154,31 @@ def calibrate(
         curve=effort_curve(fitter),
     )
     _warn_of_pilot(schedule, results)
-    saved.discard()
+    stage_checkpoint.discard()
     return schedule
 
 
 def default_segment_len(reward: Any, align: AlignParams) -> int:
-    """Return the segment length to begin with.
+    """Return the default segment length.
 
-    Short segments align best; how short pays depends on what a reward call costs. One that reads
-    the language model's own tokens reads few new ones each time, others read everything anew.
+    Short segments align best, but need more reward calls. A reward model that reads the language
+    model's token ids reads only the new ones in each call; others read the whole text.
     """
     usual = _SHARING_LEN if getattr(reward, "reads_ids", False) else _FOREIGN_LEN
     return max(usual, align.min_segment_len or 0)
 
 
-def _test(
+def _pilot_align(
     engine: Host, align: AlignParams | None, segment_len: int | None, relative_beta: float | None
 ) -> AlignParams:
-    """Return the test whose thresholds are sought.
+    """Return the acceptance settings of the pilot.
 
-    An answer that would raise or end with a fallback stops there, which costs the same.
+    A pilot answer stops where the real one would raise or end with a fallback; the cost is equal.
     """
     base = engine.config.align if align is None else align
     changes: dict[str, Any] = {
         "schedule": None,
-        "on_exhausted": pilot_end(base),
+        "on_exhausted": pilot_on_exhausted(base),
         "fallback_text": None,
         "terminal": "schedule",
         "deadline_s": None,
@@ -189,13 +195,13 @@ def _test(
     return base.replace(**changes)
 
 
-def pilot_end(align: AlignParams) -> str:
-    """Return what a pilot does when no draw was accepted: as its user, but for what is said."""
+def pilot_on_exhausted(align: AlignParams) -> str:
+    """Return `on_exhausted` for the pilot: "stop" in place of "raise" and "fallback"."""
     return align.on_exhausted if align.on_exhausted in ("best", "last") else "stop"
 
 
-def _of_whole_segments(sampling: SamplingParams, align: AlignParams) -> SamplingParams:
-    """Leave out a last segment that `max_tokens` cuts short: other answers go on behind it."""
+def _with_whole_segments(sampling: SamplingParams, align: AlignParams) -> SamplingParams:
+    """Drop a last segment that `max_tokens` cuts short, since longer answers continue it."""
     rest = sampling.max_tokens % align.segment_len
     if align.segment_end != "length" or sampling.max_tokens < align.segment_len or not rest:
         return sampling
@@ -216,7 +222,7 @@ def _target(
         return Target("budget", DEFAULT_BUDGET)
     if len(chosen) > 1:
         names = " and ".join(chosen)
-        raise ConfigError("calibrate", [Problem(names, "are both targets; give one of them")])
+        raise ConfigError("calibrate", [Problem(names, "are both targets; set only one of them")])
     [(name, value)] = chosen.items()
     if name == "budget" and not value > 1:
         raise _problem(name, value, "a number above 1 (drafted tokens over kept tokens)")
@@ -226,10 +232,10 @@ def _target(
 
 
 def check_settings(target: Target, sampling: SamplingParams, align: AlignParams) -> None:
-    """Check what needs neither models nor prompts.
+    """Check settings that need neither models nor prompts.
 
     Raises:
-        ConfigError: No thresholds can be found with these settings.
+        ConfigError: Thresholds cannot be calibrated with these settings.
     """
     if target.name == "budget" and target.value >= align.max_attempts:
         raise _problem(
@@ -239,11 +245,11 @@ def check_settings(target: Target, sampling: SamplingParams, align: AlignParams)
         raise _problem(
             "temperature",
             0,
-            "above 0, since at 0 all draws of a segment are equal; or give thresholds of your own, "
+            "above 0, since at 0 all draws of a segment are equal; or set thresholds yourself with "
             "ConstantSchedule(value=...)",
         )
     if align.max_attempts < 2:
-        raise _problem("max_attempts", align.max_attempts, "2 or more, or there is no choice")
+        raise _problem("max_attempts", align.max_attempts, "2 or more, so that there is a choice")
 
 
 def _as_text(prompt: Prompt) -> str:
@@ -255,8 +261,8 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
     attempts = sum(result.usage.num_attempts for result in results)
     if ineligible > attempts / 2:
         warnings.warn(
-            f"{ineligible} of {attempts} pilot drafts had no finite reward or were vetoed; the "
-            "thresholds rest on the others. Cure: look at the reward, or lower its floor",
+            f"{ineligible} of {attempts} pilot drafts had a non-finite reward or were vetoed; the "
+            "thresholds depend on the others alone. Cure: check the reward, or lower its floor",
             StarsWarning,
             stacklevel=3,
         )
@@ -265,22 +271,23 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
     stops = schedule.made_for["pilot"]["on_exhausted"] == "stop"
     for name, wanted in target.items():
         if name == "target_forced" and stops:
-            continue  # none is forced: it is the share of segments that answers stop before
+            continue  # none is forced; the target is the share of segments that end answers
         found = getattr(predicted, name.removeprefix("target_")).value
         if not abs(found - wanted) <= 0.25 * max(wanted, 0.2):  # nan too
             num_prompts = schedule.made_for["pilot"]["num_prompts"]
             reason = (
-                "Rewards of few values leave no threshold in between. Cure: a finer reward, beta "
-                "above 0, or another target"
+                "A reward with few distinct values leaves no threshold in between. Cure: use a "
+                "finer reward, a beta above 0, or another target"
                 if num_prompts >= _FEW_PROMPTS
-                else f"{num_prompts} pilot prompts tell little, and rewards of few values leave no "
-                "threshold in between. Cure: 100 prompts and more, or a finer reward"
+                else f"{num_prompts} pilot prompts may be too few, or a reward with few distinct "
+                "values leaves no threshold in between. Cure: use 100 prompts or more, or a finer "
+                "reward"
             )
             logger.warning(
-                "the target %s=%s is not met: %.3f is predicted. %s", name, wanted, found, reason
+                "The target %s=%s is not met: %.3f is predicted. %s", name, wanted, found, reason
             )
     if predicted is not None:
-        logger.info("calibrated %d stages: %s", len(schedule.stages), schedule.predicted)
+        logger.info("Calibrated %d stages: %s", len(schedule.stages), schedule.predicted)
 
 
 def _problem(field: str, value: object, allowed: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""A calibration in progress, kept in a file so that it can go on after an interruption."""
+"""Checkpoints of a calibration, so that it can resume after an interruption."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stars_engine.files import check_writable
 logger = logging.getLogger(__name__)
 
 
-class SavedStages:
-    """Finished stages of one calibration.
+class StageCheckpoint:
+    """A file with the finished stages of one calibration.
 
     Args:
-        path: The file; None keeps nothing.
-        settings: Everything the calibration depends on; a file of another one is not used.
+        path: The file; None disables checkpoints.
+        settings: All dependencies of the calibration; a file with other settings is not used.
 
     Raises:
-        ConfigError: The file could not be written.
+        ConfigError: The file cannot be written.
     """
 
     def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
@@ -34,11 +34,11 @@ class SavedStages:
         self._settings = json.loads(json.dumps(settings, default=str))
 
     def restore(self, fitter: Fitter, num_stages: int) -> None:
-        """Fit the stages that are kept, which gives bit for bit what they gave before.
+        """Fit the stored stages, which gives bit for bit the same thresholds as before.
 
         Args:
-            fitter: Takes them.
-            num_stages: How many there will be, for the message.
+            fitter: Receives the stages.
+            num_stages: Total number of stages, for the log.
 
         Raises:
             ConfigError: The file cannot be read.
@@ -50,38 +50,37 @@ class SavedStages:
             settings = dict(values["settings"])
             stages = [StageDrafts.from_values(stage) for stage in values["stages"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            message = f"{self._path} is no checkpoint of a calibration: {error}; delete it"
+            message = f"{self._path} is not a checkpoint of a calibration: {error}; delete it"
             raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
         names = {**settings, **self._settings}
         others = [name for name in names if settings.get(name) != self._settings.get(name)]
         if others == ["stamps"]:
             logger.warning(
-                "%s was begun with other weights or code (%s): the calibration starts afresh",
+                "%s was written with other weights or code (%s); starting a new calibration",
                 self._path,
                 ", ".join(_changed(settings.get("stamps"), self._settings["stamps"])),
             )
             return
         if others:
             logger.warning(
-                "%s belongs to another calibration (other %s) and is replaced",
+                "Replacing %s, which belongs to another calibration (different %s)",
                 self._path,
                 ", ".join(others),
             )
             return
         for stage in stages:
             fitter.add(stage)
-        logger.warning(  # one that nobody asked for would pass for a fresh one
-            "the calibration goes on after %d of %d stages, which %s has kept; delete it to begin "
-            "afresh",
+        logger.warning(  # a warning, so that a resumed calibration is not mistaken for a new one
+            "Resuming the calibration after %d of %d stages from %s; delete the file to start over",
             len(stages),
             max(num_stages, len(stages)),
             self._path,
         )
 
     def save(self, fitter: Fitter) -> None:
-        """Keep the stages so far; a crash while writing leaves the file as it was.
+        """Write the stages so far; a crash while writing leaves the old file intact.
 
-        The calibration goes on where they cannot be kept; a warning says so once.
+        If they cannot be written, the calibration continues, with one warning.
         """
         if self._path is None:
             return
@@ -91,23 +90,23 @@ class SavedStages:
             write_file(self._path, data, "checkpoint")
         except ConfigError as error:
             if not self._failed:
-                logger.warning("the calibration goes on without keeping its stages: %s", error)
+                logger.warning("The calibration continues without checkpoints: %s", error)
             self._failed = True
 
     def discard(self) -> None:
-        """The calibration has ended: the file is of no more use."""
+        """Delete the file, because the calibration is complete."""
         if self._path is not None:
             try:
                 self._path.unlink(missing_ok=True)
             except OSError as error:
                 logger.warning(
-                    "%s is of no more use and cannot be removed: %s",
+                    "The checkpoint %s is not needed any more and cannot be removed: %s",
                     shown_path(self._path),
                     why_not(error),
                 )
 
 
 def _changed(then: Any, now: dict[str, Any]) -> list[str]:
-    """Name the models whose files or source are others."""
+    """Return the names of models whose files or source have changed."""
     known = then if isinstance(then, dict) else {}
     return [name for name in {**known, **now} if known.get(name) != now.get(name)]

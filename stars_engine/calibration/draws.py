@@ -1,4 +1,4 @@
-"""How many draws a segment takes under a threshold, told from a few drafts of each prefix. Pure."""
+"""Estimate how many draws a segment takes under a threshold, from a few drafts per prefix."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
-    """Draws per segment, where prefixes differ in how readily a draft of theirs is accepted.
+class DrawDistribution:
+    """The distribution of draws per segment, if acceptance differs between prefixes.
 
-    Mean attempts are not 1 / mean acceptance: hard prefixes draw more often. The acceptance
-    probability of a prefix is only seen in a few drafts; over prefixes it is taken to be
-    Beta(a, b), with the mean and variance that a random-effects analysis finds. Under it the
-    probability of j rejections in a row is E[(1 - p)^j] = prod over i < j of (b + i) / (a + b + i).
+    Mean attempts are not 1 / mean acceptance, because hard prefixes need more draws. The acceptance
+    probability of a prefix is known only from a few drafts. Over prefixes it is modelled as
+    Beta(a, b), with the mean and variance of a random-effects analysis. Then the probability of j
+    rejections in a row is E[(1 - p)^j] = prod over i < j of (b + i) / (a + b + i).
 
     Attributes:
         acceptance: Mean acceptance probability of a draft, 0 to 1.
-        shared: Share of the variance of "accepted or not" that lies between prefixes, 0 to 1.
+        shared: Share of the variance of acceptance that lies between prefixes, 0 to 1.
     """
 
     acceptance: float
     shared: float
 
     def rejections(self, count: int) -> Floats:
-        """Return `(count + 1,)`: probabilities that the first 0, 1, ... `count` are rejected."""
+        """Return `(count + 1,)`: probabilities that the first 0, 1, ... draws are all rejected."""
         if self.acceptance in (0.0, 1.0) or self.shared >= 1:
             rejected = np.full(count + 1, 1 - self.acceptance)
             rejected[0] = 1
@@ -44,7 +44,7 @@ class Draws:
         return np.concatenate([[1.0], np.cumprod(ratios)])
 
     def attempts(self, max_attempts: int) -> float:
-        """Return the mean number of draws until one is accepted, `max_attempts` at most."""
+        """Return the mean number of draws until one is accepted, up to `max_attempts`."""
         return float(self.rejections(max_attempts)[:-1].sum())
 
     def forced(self, max_attempts: int) -> float:
@@ -53,16 +53,16 @@ class Draws:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """Draws of several stages, averaged over their prefixes.
+class PooledDraws:
+    """Draw distributions of several stages, averaged over their prefixes.
 
     Attributes:
-        draws: Of each stage.
-        weights: Prefixes of each stage.
-        stops: Whether an answer ends before a segment of which no draw is accepted.
+        draws: One distribution per stage.
+        weights: Number of prefixes per stage.
+        stops: Whether an answer ends before a segment without an accepted draw.
     """
 
-    draws: Sequence[Draws]
+    draws: Sequence[DrawDistribution]
     weights: Sequence[int]
     stops: bool
 
@@ -76,13 +76,13 @@ class Pool:
         return self._mean(draws.forced(max_attempts) for draws in self.draws)
 
     def budget(self, max_attempts: int) -> float:
-        """Return drafted over kept segments; where answers stop, their last draws are for none."""
+        """Return drafted over kept segments, including the draws before an answer stops."""
         drafted = self._mean(draws.attempts(max_attempts) for draws in self.draws)
         kept = 1 - self.forced(max_attempts) if self.stops else 1.0
         return drafted / kept if kept > 0 else np.inf
 
     def at(self, offset_sigmas: float, max_attempts: int) -> CurvePoint:
-        """Return the point of a curve whose draws these are."""
+        """Return the point of the effort curve at an offset."""
         return CurvePoint(
             offset_sigmas=offset_sigmas,
             acceptance=self.acceptance,
@@ -94,16 +94,16 @@ class Pool:
         return float(np.average(list(values), weights=self.weights))
 
 
-def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> list[Draws]:
-    """Return what drafts say of the draws under a threshold, for each stage.
+def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> list[DrawDistribution]:
+    """Estimate the draw distribution of each stage under a threshold.
 
-    What prefixes differ by is taken to be the same in all of them, and is measured within stages:
-    were they thrown together, means of stages that differ would pass for prefixes that do.
+    The variance between prefixes is assumed to be equal in all stages, and is measured within each
+    stage. Otherwise, differences between stages would count as differences between prefixes.
 
     Args:
-        residuals: Of one stage or several, each `(prefixes, drafts)`; nan where there is no draft,
-            -inf for one that may not be accepted.
-        offset: How far above the baseline a draft must be, in reward units.
+        residuals: One array per stage, `(prefixes, drafts)`; nan if there is no draft, -inf for an
+            ineligible draft.
+        offset: Offset of the threshold above the baseline, in reward units.
         beta: Acceptance softness, in reward units.
     """
     means, squares, freedoms, noises = [], [], [], []
@@ -118,17 +118,17 @@ def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> list[Dr
         means.append(float(np.average(p, weights=n)))
         squares.append(float(np.square(p - p.mean()).sum()))
         freedoms.append(len(p) - 1)
-        # Unbiased within a prefix; of a single draft there is none.
+        # Unbiased variance within a prefix, which needs more than one draft.
         several = n > 1
         variances = ((square - p**2) * n / np.maximum(n - 1, 1))[several]
         noises.append((variances.sum(), several.sum(), (1 / n).sum(), len(n)))
     noise_sum, num_several, inverses, count = np.sum(noises, axis=0)
     scale = float(np.mean([mean * (1 - mean) for mean in means]))
     if scale == 0 or num_several < 2 or not sum(freedoms):
-        return [Draws(mean, 0.0) for mean in means]
+        return [DrawDistribution(mean, 0.0) for mean in means]
     noise = noise_sum / num_several * inverses / count
     between = max(0.0, sum(squares) / sum(freedoms) - float(noise))
-    return [Draws(mean, min(1.0, between / scale)) for mean in means]
+    return [DrawDistribution(mean, min(1.0, between / scale)) for mean in means]
 
 
 def acceptances(residuals: Floats, offset: float, beta: float) -> Floats:

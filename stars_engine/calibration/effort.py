@@ -1,4 +1,4 @@
-"""What aligned text costs: predicted by a pilot, and observed on other prompts."""
+"""The cost of aligned text: predicted by a pilot, and observed on other prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.calibration.draws import Pool
+from stars_engine.calibration.draws import PooledDraws
 from stars_engine.calibration.fit import OFFSETS, Fitter
 from stars_engine.schedules import CurvePoint, Effort, Estimate
 from stars_engine.types import StarsResult
@@ -18,56 +18,60 @@ _LEVEL = (2.5, 97.5)
 
 
 def observed_effort(results: Sequence[StarsResult], *, seed: int = 0) -> Effort:
-    """Return what answers cost, with intervals by resampling prompts, whose answers are kin."""
+    """Return the cost of answers, with intervals by resampling prompts."""
     return effort_of(_counts(results), seed=seed)
 
 
 def effort_of(counts: NDArray[np.float64], *, seed: int = 0) -> Effort:
-    """Return the same from `(prompts, 8)` counts, see `_counts`."""
+    """Return the cost from `(prompts, 8)` counts; see `_counts`."""
     pairs = [_ratio(counts[:, at], counts[:, at + 1], seed) for at in (0, 2, 4, 6)]
     acceptance, budget, forced, stopped = pairs
     return Effort(acceptance=acceptance, budget=budget, forced=forced, stopped=stopped)
 
 
 def pilot_effort(fitter: Fitter, results: Sequence[StarsResult]) -> Effort:
-    """Predict the effort on as many other prompts."""
+    """Predict the effort on the same number of other prompts."""
     return predict(fitter, _counts(results))
 
 
 def predict(fitter: Fitter, counts: NDArray[np.float64]) -> Effort:
-    """Predict the effort on as many other prompts, from the pilot's `(prompts, 8)` counts.
+    """Predict the effort on the same number of other prompts, from the pilot's counts.
 
-    The acceptance is that of all drafts. What attempts come to is taken from the pilot's answers
-    themselves, not from the distribution that the fit assumes over prefixes: rewards of few values
-    leave some prefixes hardly a chance, and the fit then expects too few attempts. The intervals
-    hold the chance of both the pilot's prompts and the others', each as the pilot shows it.
+    The acceptance is that of all drafts. Attempts are taken from the pilot's answers, not from the
+    distribution that the fit assumes over prefixes: if the reward has few distinct values, some
+    prefixes are nearly hopeless, and the fit expects too few attempts. The intervals cover the
+    sampling error of the pilot's prompts and of the other prompts.
+
+    Args:
+        fitter: The fitted stages.
+        counts: `(prompts, 8)`, see `_counts`.
     """
     observed = effort_of(counts)
     assert observed.stopped is not None
     forced = stopped = Estimate(value=0.0, low=0.0, high=0.0)
     if fitter.stops:
         num_answers = int(counts[:, 7].sum())
-        stopped = _doubled(_at_least_binomial(observed.stopped, num_answers), top=1.0)
+        stopped = _for_new_prompts(_at_least_binomial(observed.stopped, num_answers), top=1.0)
     else:
         num_segments = int(counts[:, 5].sum())
-        forced = _doubled(_at_least_binomial(observed.forced, num_segments), top=1.0)
+        forced = _for_new_prompts(_at_least_binomial(observed.forced, num_segments), top=1.0)
     acceptance = _mean_draws(fitter, None).acceptance
     return Effort(
-        acceptance=_doubled(observed.acceptance, value=acceptance, top=1.0),
-        budget=_doubled(observed.budget),
+        acceptance=_for_new_prompts(observed.acceptance, value=acceptance, top=1.0),
+        budget=_for_new_prompts(observed.budget),
         forced=forced,
         stopped=stopped,
     )
 
 
 def effort_curve(fitter: Fitter) -> tuple[CurvePoint, ...]:
-    """Return what other offsets would come to on the pilot's prefixes."""
+    """Return the cost of other offsets on the pilot's prefixes."""
     return tuple(_mean_draws(fitter, offset) for offset in OFFSETS)
 
 
 def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
-    """Average over stages, by the prefixes that came so far."""
-    pool = Pool(
+    """Average over stages, weighted by their number of prefixes."""
+    pool = PooledDraws(
         [fitter.draws(index, offset_sigmas) for index in range(len(fitter.lines))],
         [len(stage.prefix_rewards) for stage in fitter.stages],
         stops=fitter.stops,
@@ -75,15 +79,17 @@ def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
     return pool.at(np.nan if offset_sigmas is None else offset_sigmas, fitter.max_attempts)
 
 
-def _doubled(observed: Estimate, *, value: float | None = None, top: float = np.inf) -> Estimate:
-    """Widen the pilot's own interval by sqrt(2): two samples of prompts differ by so much."""
+def _for_new_prompts(
+    observed: Estimate, *, value: float | None = None, top: float = np.inf
+) -> Estimate:
+    """Widen the pilot's interval by sqrt(2), to compare two independent samples of prompts."""
     value = observed.value if value is None else value
     half = (observed.high - observed.low) / 2 * np.sqrt(2)
     return Estimate(value=value, low=max(0.0, value - half), high=min(top, value + half))
 
 
 def _at_least_binomial(share: Estimate, count: int) -> Estimate:
-    """Widen a share's interval to that of independent cases: of none seen, some may come."""
+    """Widen the interval of a share to at least the binomial one, also if no case was seen."""
     smoothed = (share.value * count + 1) / (count + 2)
     half = 1.96 * float(np.sqrt(smoothed * (1 - smoothed) / count)) if count else 0.0
     low, high = min(share.low, share.value - half), max(share.high, share.value + half)
@@ -91,19 +97,19 @@ def _at_least_binomial(share: Estimate, count: int) -> Estimate:
 
 
 def _counts(results: Sequence[StarsResult]) -> NDArray[np.float64]:
-    """Return `(prompts, 8)`, four pairs.
+    """Return `(prompts, 8)` counts, as four pairs of numerator and denominator.
 
-    First draws' acceptance and segments begun; drafted and kept tokens; forced and kept segments;
-    answers that end where no draw was accepted, and answers.
+    The pairs are: acceptance of first draws and segments started; drafted and kept tokens; forced
+    and kept segments; answers that end without an accepted draw, and answers.
     """
     by_prompt: dict[int, list[float]] = defaultdict(lambda: [0.0] * 8)
     for result in results:
         row = by_prompt[result.prompt_index]
-        begun = [segment.attempts for segment in result.segments if segment.attempts]
+        started = [segment.attempts for segment in result.segments if segment.attempts]
         if result.abandoned_attempts:
-            begun.append(result.abandoned_attempts)
-        row[0] += sum(attempts[0].acceptance_prob for attempts in begun)
-        row[1] += len(begun)
+            started.append(result.abandoned_attempts)
+        row[0] += sum(attempts[0].acceptance_prob for attempts in started)
+        row[1] += len(started)
         row[2] += result.usage.num_drafted_tokens
         row[3] += result.usage.num_kept_tokens
         row[4] += result.usage.num_forced
@@ -114,7 +120,7 @@ def _counts(results: Sequence[StarsResult]) -> NDArray[np.float64]:
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], seed: int) -> Estimate:
-    """Return sum(over) / sum(under), with an interval by bootstrap over rows."""
+    """Return sum(over) / sum(under), with a bootstrap interval over rows."""
     if under.sum() == 0:
         return Estimate(value=np.nan, low=np.nan, high=np.nan)
     generator = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What tells whether names still stand for the same weights and code."""
+"""Fingerprints of models, which change if their weights or code change."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from stars_engine.config import CompositeReward, StarsConfig
 from stars_engine.schema import Schema
 
 
-def stamps(config: StarsConfig) -> dict[str, list[Any]]:
-    """Return, for the models of a config, what changes when other weights or code take their place.
+def model_fingerprints(config: StarsConfig) -> dict[str, list[Any]]:
+    """Return the fingerprint of each model of a config.
 
-    Of directories the sizes and times of the files count, of functions their module's file, or
-    their source where they are given as objects. What is loaded from the hub has none.
+    For a directory, it consists of the sizes and modification times of its files. For a function,
+    it is the file of the module, or the source if the function is given as an object. Models from
+    the hub have no fingerprint.
     """
     parts: dict[str, Schema] = {"model": config.model, "reward": config.reward}
     if isinstance(config.reward, CompositeReward):
         parts |= {f"reward {key}": part.reward for key, part in config.reward.parts.items()}
-    return {name: _stamp(part) for name, part in parts.items()}
+    return {name: _fingerprint(part) for name, part in parts.items()}
 
 
-def _stamp(part: Schema) -> list[Any]:
+def _fingerprint(part: Schema) -> list[Any]:
     found: list[Any] = []
     function = getattr(part, "function", None)
     if isinstance(function, str):
@@ -52,7 +53,7 @@ def _file(path: Path) -> list[Any]:
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """Return a hash of the source; nothing where there is none, as of built-in functions."""
+    """Return a hash of the source; empty if there is none, as for built-in functions."""
     try:
         text = inspect.getsource(function if inspect.isroutine(function) else type(function))
     except (OSError, TypeError):

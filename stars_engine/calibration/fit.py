@@ -1,7 +1,7 @@
-"""From rewards of pilot drafts to thresholds. Pure: arrays in, numbers out.
+"""Fit thresholds to the rewards of pilot drafts: pure functions of arrays.
 
-All of it is equivariant: rewards multiplied by s > 0 and moved by t give thresholds so multiplied
-and moved, and equal acceptance.
+The fit is equivariant: if rewards are multiplied by s > 0 and shifted by t, so are the thresholds,
+and acceptance does not change.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.calibration.draws import Draws, Floats, Pool, draws_of
+from stars_engine.calibration.draws import DrawDistribution, Floats, PooledDraws, draws_of
 from stars_engine.schedules import Line
 
-OFFSETS = tuple(step / 4 for step in range(-4, 11))  # of curves, in standard deviations
-_FLAT = 0.1  # stages whose spreads differ by less than this share are pooled
-_MIN_TERMINAL = 32  # drafts that end the answer, below which they have no threshold of their own
-_MIN_PREFIXES = 8  # below which a stage keeps the line before it
+OFFSETS = tuple(step / 4 for step in range(-4, 11))  # of effort curves, in standard deviations
+_FLAT = 0.1  # stages whose standard deviations differ by less than this share are pooled
+_MIN_TERMINAL = 32  # drafts that end the answer, for a separate threshold
+_MIN_PREFIXES = 8  # with fewer, a stage repeats the line of the stage before
 _HALVINGS = 60
-_COMMON = 0.1  # share of drafts with the highest reward from which it counts as a ceiling
-_ALIKE = 1e-6  # residuals nearer than this share of their range differ by rounding alone
+_COMMON = 0.1  # share of drafts at the highest reward, from which it is a ceiling
+_ALIKE = 1e-6  # differences below this share of the range are rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a segment's draws are to come to.
+    """The target for the draws of a segment.
 
     Attributes:
         name: "budget" (drafted over kept tokens), "target_acceptance" (of a first draft) or
             "target_forced" (share of segments).
-        value: How much of it.
+        value: Value of the target.
     """
 
     name: str
@@ -44,10 +44,9 @@ class StageDrafts:
     """Drafts of one segment for all pilot prefixes.
 
     Attributes:
-        prefix_rewards: `(prefixes,)`, RM(x, prefix); nan where it is not known.
-        rewards: `(prefixes, drafts)`, of the text with the draft; nan for one that may not be
-            accepted at all.
-        ends_text: `(prefixes, drafts)` bool, drafts with which the model ends the answer.
+        prefix_rewards: `(prefixes,)`, RM(x, prefix); nan if unknown.
+        rewards: `(prefixes, drafts)`, of the text including the draft; nan for an ineligible draft.
+        ends_text: `(prefixes, drafts)` bool, whether the draft ends the answer.
     """
 
     prefix_rewards: Floats
@@ -56,27 +55,27 @@ class StageDrafts:
 
     @property
     def all_draws(self) -> Floats:
-        """Rewards, -inf in place of those that may not be accepted."""
+        """Rewards, with -inf for ineligible drafts."""
         return np.where(np.isfinite(self.rewards), self.rewards, -np.inf)
 
     @property
     def bodies(self) -> Floats:
-        """The same; nan in place of drafts that end the answer."""
+        """The same, with nan for drafts that end the answer."""
         return np.where(self.ends_text, np.nan, self.all_draws)
 
     @property
     def fitted(self) -> Floats:
-        """What the stage's line is fitted to: the bodies, or all draws where each ended."""
+        """The rewards to which the line is fitted: the bodies, or all draws if every draft ends."""
         bodies = self.bodies
         return bodies if np.isfinite(bodies).any() else self.all_draws
 
     @property
     def ends(self) -> Floats:
-        """The same; nan in place of drafts that do not."""
+        """All draws, with nan for drafts that do not end the answer."""
         return np.where(self.ends_text, self.all_draws, np.nan)
 
     def to_values(self) -> dict[str, Any]:
-        """Return plain lists, for a file."""
+        """Return plain lists for a file."""
         return {
             "prefix_rewards": self.prefix_rewards.tolist(),
             "rewards": self.rewards.tolist(),
@@ -95,18 +94,19 @@ class StageDrafts:
 
 @dataclass(slots=True)
 class Fitter:
-    """Fits stage after stage, each on prefixes that the thresholds so far accepted.
+    """Fits stages in order, each on prefixes that the thresholds so far accepted.
 
     Attributes:
-        target: What each stage is set to.
-        max_attempts: Draws per segment at most.
-        beta: Acceptance softness in reward units; None if `relative_beta` will set it.
+        target: The target of each stage.
+        max_attempts: Maximum number of draws per segment.
+        beta: Acceptance softness in reward units; None until the first stage sets it from
+            `relative_beta`.
         relative_beta: Softness over the standard deviation of the first stage's residuals.
-        stops: Whether an answer ends before a segment of which no draw is accepted.
-        stages: Drafts so far.
-        lines: Thresholds so far.
+        stops: Whether an answer ends before a segment without an accepted draw.
+        stages: Drafts of the stages so far.
+        lines: Thresholds of the stages so far.
         terminals: After each stage, the threshold of drafts that end the answer; None while there
-            are too few of them.
+            are too few.
     """
 
     target: Target
@@ -122,7 +122,7 @@ class Fitter:
         """Fit the next stage."""
         body = drafts.fitted
         if not self.lines and not np.isfinite(body).any():
-            raise ValueError("no draft of the pilot has a finite reward that no floor vetoes")
+            raise ValueError("no draft of the pilot has a finite reward that is not vetoed")
         self.stages.append(drafts)
         num_prefixes = int(np.isfinite(body).any(1).sum())
         if num_prefixes >= _MIN_PREFIXES or (num_prefixes and not self.lines):
@@ -135,14 +135,14 @@ class Fitter:
             line = Line(intercept=intercept, slope=slope, offset=0, sigma=sigma, ceiling=ceiling)
             own = residuals_of(line, drafts.prefix_rewards, body)
             self.lines.append(
-                line.replace(offset=self._offset([*self._kindred(sigma), own], sigma))
+                line.replace(offset=self._offset([*self._similar_residuals(sigma), own], sigma))
             )
         else:
-            self.lines.append(self.lines[-1])  # too few answers are left to regress on
+            self.lines.append(self.lines[-1])  # too few answers are left for a regression
         self.terminals.append(self._fit_terminal())
 
-    def draws(self, index: int, offset_sigmas: float | None = None) -> Draws:
-        """Return what the drafts of a stage say of its draws under its threshold, or another."""
+    def draws(self, index: int, offset_sigmas: float | None = None) -> DrawDistribution:
+        """Return the draw distribution of a stage under its threshold, or under another offset."""
         assert self.beta is not None
         line = self.lines[index]
         offset = line.offset if offset_sigmas is None else offset_sigmas * line.sigma
@@ -153,10 +153,10 @@ class Fitter:
         drafts = self.stages[index]
         return residuals_of(self.lines[index], drafts.prefix_rewards, drafts.fitted)
 
-    def _kindred(self, sigma: float) -> list[Floats]:
-        """Residuals of earlier stages that spread as wide: more draws make a steadier offset.
+    def _similar_residuals(self, sigma: float) -> list[Floats]:
+        """Return residuals of earlier stages with a similar sigma, for a more stable offset.
 
-        The first stage stands alone: its drafts continue a prompt, not an accepted text.
+        The first stage is never pooled, because its drafts continue a prompt.
         """
         return [
             self._residuals(index)
@@ -171,7 +171,7 @@ class Fitter:
         weights = [int((~np.isnan(part)).any(1).sum()) for part in residuals]
 
         def excess(offset: float) -> float:
-            pool = Pool(draws_of(residuals, offset, beta), weights, stops=self.stops)
+            pool = PooledDraws(draws_of(residuals, offset, beta), weights, stops=self.stops)
             match self.target.name:
                 case "budget":
                     return pool.budget(limit) - wanted
@@ -185,7 +185,7 @@ class Fitter:
         return nearest_gap(excess, found, sigma)
 
     def _fit_terminal(self) -> Line | None:
-        """Give drafts that end the answer a line of their own: they are judged by other words."""
+        """Fit a separate line for drafts that end the answer, whose rewards differ."""
         ends = [drafts.ends for drafts in self.stages]
         if sum(int(np.isfinite(part).sum()) for part in ends) < _MIN_TERMINAL:
             return None
@@ -202,7 +202,7 @@ class Fitter:
 
 
 def residuals_of(line: Line, prefix_rewards: Floats, rewards: Floats) -> Floats:
-    """Return how far drafts are above the baseline; inf for those that no threshold rejects.
+    """Return rewards relative to the baseline; inf for drafts at the ceiling, always accepted.
 
     Args:
         line: Baseline and ceiling.
@@ -216,10 +216,10 @@ def residuals_of(line: Line, prefix_rewards: Floats, rewards: Floats) -> Floats:
 
 
 def ceiling_of(rewards: Floats) -> float | None:
-    """Return the middle between the highest reward and the next; None if few drafts reach it.
+    """Return the midpoint of the two highest rewards; None if few drafts reach the highest.
 
-    Many drafts of one highest reward mean that there is no more to be had. A threshold above it
-    would reject every draft of the prefixes that promise most.
+    If many drafts share the highest reward, it is the maximum of the reward model. A threshold
+    above it would reject every draft of the best prefixes.
     """
     found = rewards[np.isfinite(rewards)]
     top, width = float(found.max()), float(np.ptp(found))
@@ -231,13 +231,13 @@ def ceiling_of(rewards: Floats) -> float | None:
 
 
 def regress(prefix_rewards: Floats, rewards: Floats) -> tuple[float, float]:
-    """Return intercept and slope of drafts' rewards on their prefixes' rewards, least squares.
+    """Return intercept and slope of drafts' rewards on their prefixes' rewards, by least squares.
 
-    The slope is 0 where prefixes do not differ, or one is not known.
+    The slope is 0 if the prefix rewards are equal, or one of them is unknown.
 
     Args:
         prefix_rewards: `(prefixes,)`.
-        rewards: `(prefixes, drafts)`; what is not finite is left out.
+        rewards: `(prefixes, drafts)`; non-finite values are ignored.
     """
     used = np.isfinite(rewards)
     y = rewards[used]
@@ -253,14 +253,14 @@ def regress(prefix_rewards: Floats, rewards: Floats) -> tuple[float, float]:
 
 
 def baseline(intercept: float, slope: float, prefix_rewards: Floats) -> Floats:
-    """Return what `Line.baseline` does, for many."""
+    """Return `Line.baseline` for an array of prefix rewards."""
     if slope == 0:
         return np.full(len(prefix_rewards), intercept)
     return np.asarray(intercept + slope * prefix_rewards)
 
 
 def crossing(rising: Callable[[float], float], residuals: Floats, beta: float) -> float:
-    """Return where a function that rises with the offset passes 0: of the soft test."""
+    """Return the root of a function that rises with the offset, for a soft test."""
     low, high = float(residuals.min()), float(residuals.max())
     width = high - low
     low, high = low - width - 10 * beta, high + width + 10 * beta
@@ -274,17 +274,17 @@ def crossing(rising: Callable[[float], float], residuals: Floats, beta: float) -
 
 
 def nearest_gap(rising: Callable[[float], float], residuals: Floats, sigma: float) -> float:
-    """Return the offset at which a function that rises with it is nearest to 0: of the hard test.
+    """Return the offset at which a rising function is nearest to 0, for a hard test.
 
-    Nothing changes between two neighbouring residuals: the middle of a gap is returned, so that
-    rounding cannot move a draw across the threshold. An offset above all residuals is out of the
-    question, since no draw would be acceptable: few values leave nothing between "all of the best"
-    and "none".
+    The function is constant between neighbouring residuals. The midpoint of a gap is returned, so
+    rounding cannot move a draw across the threshold. Offsets above all residuals are excluded,
+    because they would reject every draw: with few distinct values, there is nothing between
+    accepting all of the best drafts and accepting none.
 
     Args:
         rising: The function.
-        residuals: Any number; inf for drafts that are accepted whatever the offset.
-        sigma: Standard deviation of the finite ones, or more; what is far below it is rounding.
+        residuals: Any number of residuals; inf for drafts that are always accepted.
+        sigma: Standard deviation of the finite residuals, or more; much smaller gaps are rounding.
     """
     ordered = np.unique(residuals[np.isfinite(residuals)])
     apart = np.diff(ordered) > _ALIKE * sigma
@@ -292,7 +292,7 @@ def nearest_gap(rising: Callable[[float], float], residuals: Floats, sigma: floa
     offsets = [float(ordered[0]) - sigma, *middles.tolist()]
     if np.isinf(residuals).any():
         offsets.append(float(ordered[-1]) + sigma)
-    low, high = 0, len(offsets) - 1  # the first at which the target is reached, if there is one
+    low, high = 0, len(offsets) - 1  # search for the first offset that reaches the target
     while low < high:
         middle = (low + high) // 2
         if rising(offsets[middle]) < 0:

@@ -1,4 +1,4 @@
-"""What calibration asks of an engine: the engine, a floor above, calibrates itself."""
+"""The interface of an engine that calibration uses, since the engine imports calibration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RewardPrompts = Sequence[str | Chat | None] | None
 
 
 class Host(Protocol):
-    """An engine, as calibration sees it; see `StarsEngine`."""
+    """The engine to calibrate; implemented by `StarsEngine`."""
 
     config: StarsConfig
 
     @property
     def sampling(self) -> SamplingParams:
-        """Sampling where a call gives none."""
+        """Default sampling parameters."""
         ...
 
     @property
@@ -36,12 +36,12 @@ class Host(Protocol):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the language model brings a chat template."""
+        """Whether the language model has a chat template."""
         ...
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more calls."""
+        """Whether the engine is closed."""
         ...
 
     def generate(
@@ -52,7 +52,7 @@ class Host(Protocol):
         align: AlignParams | None = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Align answers."""
+        """Generate aligned answers."""
         ...
 
     def decode(
@@ -64,9 +64,9 @@ class Host(Protocol):
         align: AlignParams | None = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Run a decoding of one's own."""
+        """Generate with a custom decoding strategy."""
         ...
 
     def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
-        """Run a decoding of one's own on answers that have begun."""
+        """Continue unfinished answers with a custom decoding strategy."""
         ...

@@ -1,4 +1,4 @@
-"""The pilot: answers to pilot prompts, with thresholds fitted segment by segment."""
+"""The pilot: answers to pilot prompts, for which thresholds are fitted segment by segment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import StarsDecoding, judge, settle
+from stars_engine.algorithm.stars import StarsDecoding, apply_on_exhausted, judge
 from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.calibration.fit import Fitter, StageDrafts
 from stars_engine.calibration.host import Host, RewardPrompts
@@ -23,13 +23,13 @@ from stars_engine.types import Prompt, RewardOutcome, Score, SegmentEvent, Stars
 
 @dataclass(slots=True)
 class PrefixDrafts:
-    """Drafts of one prefix's next segment, with their rewards.
+    """Drafts of the next segment of one prefix, with their rewards.
 
     Attributes:
         rollout: The prefix.
-        prefix_reward: Its reward; nan if it has none.
+        prefix_reward: The reward of the prefix; nan if there is none.
         candidates: The drafts, in the order of their attempts.
-        outcomes: What the reward model made of them.
+        outcomes: The reward or error of each draft.
     """
 
     rollout: Rollout
@@ -39,19 +39,19 @@ class PrefixDrafts:
 
 
 class StageDecoding:
-    """The `DecodingStrategy` of one stage: drafts of one segment are drawn, scored, and collected.
+    """The `DecodingStrategy` of one stage: draft and score one segment, and collect the drafts.
 
-    Segments before it that are still open are kept or rejected under their own thresholds, as in
-    any answer. An answer ends here when its drafts are collected.
+    Earlier segments that are not accepted yet are judged under their own thresholds first. An
+    answer ends when its drafts are collected.
 
     Args:
-        fitter: Has fitted the segments before it.
-        num_drafts: Drafts of each prefix.
-        max_rows: Candidates drafted together at most.
+        fitter: Has fitted the earlier segments.
+        num_drafts: Number of drafts per prefix.
+        max_rows: Maximum number of candidates drafted at once.
 
     Attributes:
-        collected: What was drafted, by the index of the prompt.
-        rollouts: All answers, by the index of the prompt.
+        collected: The collected drafts, by prompt index.
+        rollouts: All answers, by prompt index.
     """
 
     def __init__(self, fitter: Fitter, *, num_drafts: int, max_rows: int) -> None:
@@ -60,29 +60,29 @@ class StageDecoding:
         self._index = len(fitter.lines)
         self._schedules = [schedule_of(fitter, index) for index in range(self._index)]
         self._num_drafts, self._max_rows = num_drafts, max_rows
-        self._law = _ScoreAll()
+        self._stars = _ScoreAll()
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
-        """Draw what the stage is fitted to as fast as bounds allow; before it, what STARS would."""
+        """Draft as many as `max_rows` allows in this stage; as STARS does in earlier segments."""
         self.rollouts[rollout.prompt_index] = rollout
         if not self._collects(rollout):
-            return self._law.num_drafts(rollout)
+            return self._stars.num_drafts(rollout)
         count = min(self._num_drafts - self.first_draft(rollout), self._max_rows)
         return NumDrafts(count, count)
 
     def first_draft(self, rollout: Rollout) -> int:
         """Return the attempt number of the next draw of the segment."""
         if not self._collects(rollout):
-            return self._law.first_draft(rollout)
+            return self._stars.first_draft(rollout)
         drafts = self.collected.get(rollout.prompt_index)
         return 0 if drafts is None else len(drafts.candidates)
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
-        """Ask for all rewards, and for RM(x, "") before the first segment."""
-        return self._law.open(rollout, candidates)
+        """Request all rewards, and RM(x, "") before the first segment."""
+        return self._stars.open(rollout, candidates)
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:
-        """Collect drafts whose rewards have all arrived; before the stage, judge them."""
+        """Once all rewards have arrived, collect the drafts, or judge them in earlier segments."""
         rollout = verification.rollout
         if not verification.all_arrived:
             return None
@@ -90,7 +90,7 @@ class StageDecoding:
             _take_prompt_reward(rollout, verification.next_outcome())
         if not self._collects(rollout):
             use_schedule(rollout, self._schedules[len(rollout.segments)])
-            return self._law.verify(verification)
+            return self._stars.verify(verification)
         drafts = self.collected.setdefault(
             rollout.prompt_index, PrefixDrafts(rollout, rollout.prefix_reward)
         )
@@ -98,7 +98,7 @@ class StageDecoding:
         drafts.candidates += verification.candidates
         while (outcome := verification.next_outcome()) is not None:
             drafts.outcomes.append(outcome)
-        # Fewer than were asked for: one of them failed, and is the last of this prefix.
+        # Fewer candidates than requested: a draft failed, so this prefix gets no more.
         failed = len(verification.candidates) < asked
         if len(drafts.candidates) < self._num_drafts and not failed:
             return None
@@ -109,26 +109,26 @@ class StageDecoding:
 
 
 class _ScoreAll(StarsDecoding):
-    """STARS, where every draft is scored: thresholds are fitted to the rewards of all."""
+    """STARS that scores every draft, because thresholds are fitted to all rewards."""
 
     def is_unscored(self, rollout: Rollout, candidate: Candidate) -> bool:
         return False
 
 
 class Pilot:
-    """Runs the pilot's answers stage by stage, one call of the engine for each.
+    """Runs the pilot stage by stage, with one engine call per stage.
 
-    A stage drafts the next segment of every prefix, fits its threshold to the drafts' rewards, and
-    judges them under it, in the order of their draws. So every stage is fitted on prefixes which
-    the thresholds before it accepted, by the law itself.
+    A stage drafts the next segment of every prefix, fits its threshold to the rewards of the
+    drafts, and judges the drafts under that threshold in the order of their draws. So every stage
+    is fitted on prefixes that the earlier thresholds accepted, exactly as STARS accepts them.
 
     Args:
         engine: Drafts and scores.
-        fitter: Fits stages. Those that it already has are not fitted again: the same seed leads to
-            the same prefixes.
-        num_drafts: Drafts of each prefix that a stage is fitted to.
-        on_stage: Called when a stage has been fitted.
-        should_stop: Asked before each stage; true ends the pilot.
+        fitter: Fits the stages. Stages that it already has are not fitted again, because the same
+            seed leads to the same prefixes.
+        num_drafts: Number of drafts per prefix and stage.
+        on_stage: Called after each stage is fitted.
+        should_stop: Called before each stage; if it returns true, the pilot ends.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Pilot:
         self._engine, self._fitter, self._num_drafts = engine, fitter, num_drafts
         self._on_stage, self._should_stop = on_stage, should_stop
         self._rollouts: dict[int, Rollout] = {}  # the latest part of each answer, by prompt
-        self._costs: dict[int, Counter[str]] = {}  # of the parts before it
+        self._costs: dict[int, Counter[str]] = {}  # costs of its earlier parts
 
     def run(
         self,
@@ -153,11 +153,12 @@ class Pilot:
         align: AlignParams,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Return the pilot's answers.
+        """Run all stages and return the pilot's answers.
 
         Raises:
-            CalibrationStoppedError: `should_stop` said so.
-            RequestError: The reward failed on a pilot prompt, or gives no threshold.
+            CalibrationStoppedError: `should_stop` returned true.
+            RequestError: The reward model failed on a pilot prompt, or its rewards give no
+                threshold.
         """
         stage = self._next_stage()
         self._engine.decode(
@@ -170,12 +171,12 @@ class Pilot:
         self._rollouts = dict(stage.rollouts)
         while stage.collected:
             self._fit(stage)
-            going_on = [self._continue(drafts) for drafts in stage.collected.values()]
-            going_on = [rollout for rollout in going_on if not rollout.finished]
-            if not going_on:
+            unfinished = [self._continue(drafts) for drafts in stage.collected.values()]
+            unfinished = [rollout for rollout in unfinished if not rollout.finished]
+            if not unfinished:
                 break
             stage = self._next_stage()
-            self._engine.resume(going_on, stage)
+            self._engine.resume(unfinished, stage)
         return [self._result(index) for index in sorted(self._rollouts)]
 
     def _next_stage(self) -> StageDecoding:
@@ -190,13 +191,13 @@ class Pilot:
         except ValueError as error:
             reason = str(error).rstrip(".")
             raise RewardError(
-                f"the rewards of the pilot's drafts give no threshold: {reason}. Cure: look at "
-                "what the reward says of unfinished answers, and at its floor"
+                f"the rewards of the pilot's drafts give no threshold: {reason}. Cure: check the "
+                "rewards of unfinished answers, and the reward's floor"
             ) from error
         self._on_stage()
 
     def _continue(self, drafts: PrefixDrafts) -> Rollout:
-        """Judge the drafts of a prefix under the threshold that was just fitted to them."""
+        """Judge the drafts of a prefix under the threshold that was fitted to them."""
         rollout = drafts.rollout.fork()
         index = rollout.prompt_index
         self._costs.setdefault(index, Counter()).update(drafts.rollout.costs)
@@ -212,11 +213,11 @@ class Pilot:
                 rollout.keep(candidate, "accepted", draw.attempt)
                 return rollout
         if len(rollout.draws) >= rollout.max_attempts:
-            settle(rollout)
+            apply_on_exhausted(rollout)
         return rollout
 
     def _result(self, index: int) -> StarsResult:
-        """Return an answer with the costs of all its parts."""
+        """Return an answer with the total costs of its parts."""
         rollout = self._rollouts[index]
         for name, amount in self._costs.get(index, Counter()).items():
             rollout.count(**{name: amount})
@@ -226,7 +227,7 @@ class Pilot:
 def schedule_of(
     fitter: Fitter, stage: int, *, segment_len: int = 1, **about: Any
 ) -> CalibratedSchedule:
-    """Return the schedule as it stood when a stage had been fitted."""
+    """Return the schedule with all stages up to `stage`."""
     assert fitter.beta is not None
     return CalibratedSchedule(
         stages=tuple(fitter.lines[: stage + 1]),
@@ -239,27 +240,27 @@ def schedule_of(
 
 
 def use_schedule(rollout: Rollout, schedule: CalibratedSchedule) -> None:
-    """Judge the rollout's next segment under a schedule, in segments of its own length."""
+    """Set the schedule of a rollout, but keep its segment length."""
     if rollout.align.schedule is not schedule:
         own = {"segment_len": rollout.align.segment_len, "beta": schedule.beta}
         rollout.align = rollout.align.replace(schedule=schedule, **own)
 
 
 def opening_schedule() -> LinearSchedule:
-    """Return a schedule that asks for RM(x, "") and is replaced before anything is judged."""
+    """Return a schedule that requests RM(x, ""); it is replaced before any segment is judged."""
     return LinearSchedule(target=0, initial_weight=0)
 
 
 def _take_prompt_reward(rollout: Rollout, outcome: RewardOutcome | None) -> None:
-    """Set RM(x, ""); a reward that cannot score an empty answer has not failed."""
+    """Set RM(x, ""), if the reward model can score an empty answer; otherwise leave it unset."""
     if isinstance(outcome, Score) and outcome.eligible:
         rollout.prompt_reward = rollout.prefix_reward = outcome.value
     rollout.count(num_reward_calls=1)
 
 
 def _rewards_of(stage: Sequence[PrefixDrafts]) -> StageDrafts:
-    """Return the rewards of a stage's drafts, one row for each prefix."""
-    width = max(len(drafts.candidates) for drafts in stage)  # fewer where a draft failed
+    """Return the rewards of a stage's drafts, one row per prefix."""
+    width = max(len(drafts.candidates) for drafts in stage)  # a prefix has fewer if a draft failed
     rewards = np.full((len(stage), width), np.nan)
     ends_text = np.zeros((len(stage), width), dtype=bool)
     for row, drafts in enumerate(stage):

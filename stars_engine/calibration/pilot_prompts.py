@@ -1,4 +1,4 @@
-"""Pilot prompts of our own writing, for those who bring none."""
+"""Pilot prompts: check the caller's prompts, or load the neutral set of the package."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _KINDS = (str, Chat, TokenIds, RenderedPrompt)
 
 
 def checked_prompts(title: str, prompts: object, *, least: int = 1) -> list[Prompt]:
-    """Return pilot prompts as a list, one for each rollout there will be.
+    """Return pilot prompts as a list.
 
     Args:
-        title: Who asks for them, for messages.
-        prompts: What a caller gave.
-        least: How many are needed.
+        title: Name of the calling function, for error messages.
+        prompts: The caller's argument.
+        least: Minimum number of prompts.
 
     Raises:
-        ConfigError: They are no sequence of prompts, or too few.
+        ConfigError: The argument is not a sequence of prompts, or has too few.
     """
 
     def problem(message: str) -> ConfigError:
@@ -32,28 +32,29 @@ def checked_prompts(title: str, prompts: object, *, least: int = 1) -> list[Prom
     allowed = "a list of str, Chat, TokenIds or RenderedPrompt"
     if isinstance(prompts, _KINDS):
         raise problem(
-            f"one {type(prompts).__name__} is not allowed; {allowed}. Cure: give many, "
-            "prompts=[..., ...], like those of later use"
+            f"a single {type(prompts).__name__} is not allowed; allowed: {allowed}. Cure: give "
+            "several prompts similar to those of later use, prompts=[..., ...]"
         )
     if not isinstance(prompts, Sequence):
-        raise problem(f"{type(prompts).__name__} is not allowed; {allowed}. Cure: list(...)")
+        raise problem(f"{type(prompts).__name__} is not allowed; {allowed}. Cure: use list(...)")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, _KINDS):
             raise problem(
-                f"{type(prompt).__name__} at index {index} is not allowed; {allowed}. Cure: wrap "
-                "each, TokenIds([...]) for token ids, Chat([...]) for role dicts"
+                f"{type(prompt).__name__} at index {index} is not allowed; {allowed}. Cure: use "
+                "TokenIds([...]) for token ids and Chat([...]) for role dicts"
             )
     if len(prompts) < least:
-        raise problem(f"{len(prompts)} is not allowed; at least {least} prompts; better 100")
+        raise problem(f"{len(prompts)} is not allowed; give at least {least} prompts, better 100")
     return list(prompts)
 
 
 def neutral_prompts(*, chat: bool, seed: int = 0) -> list[str]:
-    """Return the prompts inside the package in an order given by a seed.
+    """Return the prompts of the package, shuffled by a seed.
 
     Args:
-        chat: Questions and requests; otherwise beginnings of texts, for models that only go on.
-        seed: Of the order.
+        chat: Whether to return questions and requests; otherwise beginnings of texts, for base
+            models.
+        seed: Seed of the order.
     """
     name = "requests.txt" if chat else "openings.txt"
     text = (resources.files("stars_engine") / "calibration" / name).read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ def neutral_prompts(*, chat: bool, seed: int = 0) -> list[str]:
     return prompts
 
 
-def speaks_chat(engine: Host) -> bool:
-    """Return whether a string prompt is a user turn to this engine."""
+def uses_chat_format(engine: Host) -> bool:
+    """Return whether the engine reads a string prompt as a user message."""
     form = engine.config.prompt_format
     return form == "chat" or (form == "auto" and engine.has_chat_template)

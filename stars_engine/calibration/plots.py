@@ -1,4 +1,4 @@
-"""The trust report and the calibration as one HTML page, in words and plots."""
+"""Write the trust report and the calibration as one HTML page with plots."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from stars_engine.schedules import CalibratedSchedule, CurvePoint
 
 _SIZE = (6.4, 3.6)  # inches
 _ABOUT_BORDERS = (
-    "Correlation, among answers to one prompt, of the reward after so many tokens with the "
-    "outcome. It need not be high: what counts is the sum of what each segment adds."
+    "Correlation, among answers to the same prompt, of the reward after a number of tokens with "
+    "the outcome. It need not be high: the sum over the innovations of all segments counts."
 )
 _ABOUT_ADVANTAGE = (
-    "Sum over segments of the correlation of what is new in each with the outcome, over that of "
-    f"the final reward. Below {WORTHWHILE} Best-of-N does as well."
+    "Sum over segments of the correlation of their innovation with the outcome, over the "
+    f"correlation of the final reward. Below {WORTHWHILE}, Best-of-N does as well."
 )
 _ABOUT_CURVE = (
-    "Acceptance, drafted over kept tokens, and forced segments, if every segment asked for so many "
-    "standard deviations above the expected reward."
+    "Acceptance, drafted over kept tokens, and forced segments, if the threshold of every segment "
+    "is a number of standard deviations above the expected reward."
 )
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
@@ -41,13 +41,13 @@ def write_report(
     schedule: CalibratedSchedule | None = None,
     verification: Verification | None = None,
 ) -> None:
-    """Write an HTML page that needs nothing beside it.
+    """Write a self-contained HTML page.
 
     Args:
         path: The file.
-        report: What `trust_report` returned.
-        schedule: What `calibrate` returned, to be shown with it.
-        verification: What `verify` returned, likewise.
+        report: The result of `trust_report`.
+        schedule: The result of `calibrate`, to include.
+        verification: The result of `verify`, to include.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -55,28 +55,28 @@ def write_report(
     """
     advice = "".join(f"<p>{html.escape(line)}</p>" for line in report.advice)
     parts = [
-        "<h1>How far can this reward be trusted on unfinished text?</h1>",
+        "<h1>How well does this reward judge unfinished text?</h1>",
         advice,
         f"<pre>{html.escape(report.summary())}</pre>",
-        "<h2>What a prefix says of the outcome</h2>",
+        "<h2>Correlation of prefix and outcome</h2>",
         f"<p>{_ABOUT_BORDERS}</p>",
         _svg(lambda axes: _plot_borders(axes, report)),
         "<h2>Expected advantage over Best-of-N</h2>",
         f"<p>{_ABOUT_ADVANTAGE}</p>",
         _svg(lambda axes: _plot_advantage(axes, report)),
-        "<h2>What each segment adds</h2>",
+        "<h2>Innovation of each segment</h2>",
         _svg(lambda axes: _plot_innovations(axes, report)),
     ]
     curve = schedule.curve if schedule is not None else report.curve
     if curve:
         parts += [
-            "<h2>What thresholds cost</h2>",
+            "<h2>Cost of thresholds</h2>",
             f"<p>{_ABOUT_CURVE}</p>",
             _svg(lambda axes: _plot_curve(axes, curve)),
         ]
     if verification is not None:
         parts += [
-            f"<h2>Verified on {verification.num_prompts} other prompts</h2>",
+            f"<h2>Validation on {verification.num_prompts} other prompts</h2>",
             f"<pre>{html.escape(verification.summary())}</pre>",
         ]
     page = (
@@ -87,7 +87,7 @@ def write_report(
 
 
 def _svg(draw: Any) -> str:
-    """Return a plot as text; no window, no global state."""
+    """Return a plot as SVG text, without a window or global state."""
     with needs_extra("eval"):
         from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
@@ -127,7 +127,7 @@ def _plot_innovations(axes: Any, report: TrustReport) -> None:
             ends = [segment.segment_len * (k + 1) for k in range(len(segment.innovations))]
             label = f"segment_len {segment.segment_len}"
             axes.plot(ends, segment.innovations, ".-", label=label)
-    axes.set(xlabel="tokens read", ylabel="correlation of what is new")
+    axes.set(xlabel="tokens read", ylabel="correlation of the innovation")
     if axes.lines:
         axes.legend()
 

@@ -1,4 +1,4 @@
-"""The trust report: a plain pilot, what it says, and the honest advice that follows."""
+"""The trust report: measurements on a plain pilot, and the advice that follows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pydantic import Field
 
 from stars_engine.calibration.calibrate import default_segment_len
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.pilot_prompts import checked_prompts, neutral_prompts, speaks_chat
+from stars_engine.calibration.pilot_prompts import (
+    checked_prompts,
+    neutral_prompts,
+    uses_chat_format,
+)
 from stars_engine.calibration.trust import (
     WORTHWHILE,
     Answers,
@@ -33,42 +37,42 @@ from stars_engine.types import Prompt, RewardInput, RewardPrompt, StarsResult
 
 GRID = 4  # tokens between the borders of the pilot
 SEGMENT_LENS = (4, 8, 16, 32, 64, 128)
-_SHORT, _LONG = 2.7, 4.3  # budgets that were measured to do well with segments up to 16, and above
+_SHORT, _LONG = 2.7, 4.3  # budgets that did well with segments up to 16 tokens, and above
 _REMEDY_LEN, _LOOKAHEAD = 16, 8
 
 Judge = Callable[[str, str], float]
-_REWARDS = get_args(get_args(RewardConfig)[0])  # the kinds of config objects
+_REWARDS = get_args(get_args(RewardConfig)[0])  # the classes of config objects
 
 
 class Remedy(Schema):
-    """One way of cutting and scoring segments, measured on plain answers."""
+    """An alternative way to cut and score segments, measured on plain answers."""
 
-    name: str = Field(description="what is done", examples=["segments end with sentences"])
-    settings: dict[str, Any] = Field(description="the fields of AlignParams that do it")
-    trust: SegmentTrust = Field(description="what it comes to")
+    name: str = Field(description="the change", examples=["segments end with sentences"])
+    settings: dict[str, Any] = Field(description="the fields of AlignParams that make it")
+    trust: SegmentTrust = Field(description="the measured effect")
 
 
 class TrustReport(Schema):
-    """How far a reward can be trusted on unfinished text, and what to do about it."""
+    """How well a reward judges unfinished text, with advice."""
 
-    num_prompts: int = Field(description="pilot prompts")
-    num_answers: int = Field(description="plain answers to them")
-    judged_by: str = Field(description="what the outcome is: the reward itself, or a judge")
-    borders: tuple[BorderTrust, ...] = Field(description="by tokens read")
-    segments: tuple[SegmentTrust, ...] = Field(description="by segment length")
+    num_prompts: int = Field(description="number of pilot prompts")
+    num_answers: int = Field(description="number of plain answers to them")
+    judged_by: str = Field(description="source of the outcome: the reward itself, or a judge")
+    borders: tuple[BorderTrust, ...] = Field(description="results by tokens read")
+    segments: tuple[SegmentTrust, ...] = Field(description="results by segment length")
     between_prompts: float = Field(
         description="share of the final reward's variance that lies between prompts, 0 to 1"
     )
-    remedies: tuple[Remedy, ...] = Field(default=(), description="other ways, measured")
+    remedies: tuple[Remedy, ...] = Field(default=(), description="measured alternatives")
     curve: tuple[CurvePoint, ...] = Field(
         default=(),
-        description="acceptance and cost over the offset above the expected reward: of the "
-        "calibration, if one was given, else by the plain answers at the recommended segment_len",
+        description="acceptance and cost over the offset above the expected reward: from the "
+        "calibration if one is given, else from the plain answers at the recommended segment_len",
     )
-    recommended_segment_len: int = Field(description="segment length to begin with")
-    recommended_budget: float = Field(description="drafted over kept tokens to begin with")
-    worthwhile: bool = Field(description="whether STARS is expected to pass Best-of-N")
-    advice: tuple[str, ...] = Field(description="in words")
+    recommended_segment_len: int = Field(description="segment length to start with")
+    recommended_budget: float = Field(description="drafted over kept tokens to start with")
+    worthwhile: bool = Field(description="whether STARS is expected to outperform Best-of-N")
+    advice: tuple[str, ...] = Field(description="advice as text")
 
     def summary(self) -> str:
         """Return the report as plain text."""
@@ -120,38 +124,41 @@ def trust_report(
     reward_prompt: RewardPrompts = None,
     seed: int = 2,
 ) -> TrustReport:
-    """Measure how much the reward of a prefix says of the outcome, on answers that accept all.
+    """Measure how well the reward of a prefix predicts the outcome, on plainly sampled answers.
 
     Args:
-        engine: Whose models are asked; a `StarsEngine`.
-        prompts: At least 4, better 24 and more, like those of later use; None: a neutral set
-            inside the package.
+        engine: The `StarsEngine` whose models are measured.
+        prompts: Prompts, at least 4 and preferably 24 or more, similar to those of later use;
+            None: a neutral set from the package.
         judge: A second opinion on whole answers: a reward's config object or name, or a callable
-            f(prompt, answer) -> number, whose nan leaves an answer out. None: the outcome is the
-            reward's own. A judge that did not guide is the better one.
+            f(prompt, answer) -> number, which returns nan to exclude an answer. None: the outcome
+            is the reward of the whole answer. An independent judge is preferable.
         num_answers: Answers per prompt, at least 4.
         remedies: Also measure segments that end with sentences, and a greedy lookahead.
         schedule: A calibration of the same models, whose curve of acceptance and cost is reported;
-            None: the curve by the plain answers, whose prefixes no threshold has accepted.
+            None: the curve is computed from the plain answers, whose prefixes no threshold has
+            accepted.
         sampling: The proposal and the length; None: the engine's.
-        reward_prompt: What the reward reads in place of each prompt.
-        seed: Of the answers.
+        reward_prompt: Replaces each prompt for the reward model.
+        seed: Seed of the answers.
 
     Raises:
         ConfigError: There are too few prompts or answers, the answers are too short, or `judge` is
-            none.
+            invalid.
         RewardError: The judge failed, or returned something that is not a number.
     """
     if prompts is None:
-        prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:24]
+        prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)[:24]
     prompts = checked_prompts("trust_report", prompts, least=4)
     if not isinstance(num_answers, int) or num_answers < 4:
-        raise _problem("num_answers", f"{num_answers!r} is not allowed; a whole number, 4 or more")
+        raise _problem("num_answers", f"{num_answers!r} is not allowed; an integer of 4 or more")
     sampling = engine.sampling if sampling is None else sampling
     sampling = sampling.replace(seed=seed, n=num_answers)
     if sampling.max_tokens < GRID:
-        message = f"{sampling.max_tokens} is not allowed; {GRID} or more, better 32"
-        raise _problem("sampling.max_tokens", f"{message}: rewards are read every {GRID} tokens")
+        message = f"{sampling.max_tokens} is not allowed; {GRID} or more, preferably 32"
+        raise _problem(
+            "sampling.max_tokens", f"{message}: rewards are measured every {GRID} tokens"
+        )
     opinion = _judge(judge)
 
     def pilot(**settings: Any) -> Answers:
@@ -221,7 +228,9 @@ def _answers(
             used.append(result)
             outcomes.append(outcome)
     if not used:
-        message = "no answer has a finite outcome; raise max_tokens, or look at reward and judge"
+        message = (
+            "no answer has a finite outcome; raise max_tokens, or check the reward and the judge"
+        )
         raise _problem("sampling", message)
     rewards = [np.array(_rewards(result)) for result in used]
     tokens = [np.cumsum([len(s.token_ids) for s in result.segments]) for result in used]
@@ -234,7 +243,7 @@ def _answers(
 
 
 def _judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
-    """Return what judges whole answers, before anything is generated."""
+    """Return a callable that judges whole answers; check it before anything is generated."""
     judge = as_reward(judge) if isinstance(judge, str) else judge
     if isinstance(judge, _REWARDS):
         return _opinion_of(judge)
@@ -242,20 +251,20 @@ def _judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
         return judge
     raise _problem(
         "judge",
-        f"{judge!r} is not allowed; a callable f(prompt, answer) -> number, a reward's config "
-        "object, a name, or None for the reward itself",
+        f"{judge!r} is not allowed; use a callable f(prompt, answer) -> number, a reward's config "
+        "object or name, or None for the reward itself",
     )
 
 
 def _opinion(judge: Judge, prompt: str, result: StarsResult) -> float:
-    """Ask for one opinion; what goes wrong in it is the judge's."""
+    """Call the judge on one answer; turn its errors into `RewardError`."""
     try:
         return real_number(judge(prompt, result.text), "an opinion")
     except Exception as error:
         raise RewardError(
             f"the judge failed on an answer to prompts[{result.prompt_index}]: "
-            f"{describe_error(error)}. Cure: a judge is called f(prompt, answer) and returns a "
-            "number, or nan where it has no opinion",
+            f"{describe_error(error)}. Cure: fix the judge; it takes (prompt, answer) and returns "
+            "a number, or nan to exclude the answer",
             result,
         ) from error
 
@@ -265,7 +274,7 @@ def _problem(field: str, message: str) -> ConfigError:
 
 
 def _opinion_of(config: RewardConfig) -> Judge:
-    """Load a reward model that reads whole answers as text."""
+    """Load a reward model that judges whole answers as text."""
     model = load_reward(config)
 
     def opinion(prompt: str, answer: str) -> float:
@@ -279,7 +288,7 @@ def _opinion_of(config: RewardConfig) -> Judge:
 
 
 def _rewards(result: StarsResult) -> list[float]:
-    """Rewards at every border of an answer; none if one is missing."""
+    """Return the rewards at every border of an answer; empty if one is missing."""
     rewards = [s.reward for s in result.segments if s.reward is not None]
     return rewards if len(rewards) == len(result.segments) else []
 
@@ -292,7 +301,7 @@ def _text(prompt: Prompt) -> str:
 
 
 def _recommend(segments: Sequence[SegmentTrust], default: int) -> tuple[int, bool]:
-    """Return the default length, or the one that promises most where that is not worth while."""
+    """Return the default length, or the best one if the default is not worthwhile."""
     best = max(segments, key=lambda s: np.nan_to_num(s.advantage.value, nan=-1.0))
     by_len = {s.segment_len: s for s in segments}
     usual = by_len.get(default, best)
@@ -317,41 +326,43 @@ def _advise(
     lines = []
     if np.isnan(advantage.value):
         lines.append(
-            "The reward of whole answers does not go with the outcome at all, or nothing varies: "
-            "neither STARS nor Best-of-N can gain by it. Use another reward."
+            "The reward of whole answers does not correlate with the outcome, or does not vary. "
+            "Neither STARS nor Best-of-N can improve on it. Use another reward."
         )
     elif worthwhile:
         lines.append(
             f"Segments of {length} tokens: expected advantage {advantage.value:.2f} over Best-of-N "
-            f"(95% interval {advantage.low:.2f} to {advantage.high:.2f}). STARS is worth while."
+            f"(95% interval {advantage.low:.2f} to {advantage.high:.2f}). STARS is worthwhile."
         )
         if advantage.low < WORTHWHILE:
-            lines.append("The interval reaches below 1.2: more pilot prompts would tell.")
+            lines.append(
+                "The interval includes values below 1.2; use more pilot prompts to decide."
+            )
     else:
         lines.append(
-            f"No segment length promises more than {WORTHWHILE} times Best-of-N (best: {length} "
-            f"tokens, {advantage.value:.2f}). What this reward says of unfinished text hardly "
-            "tells how the answer ends. Use engine.best_of_n(...), a longer segment, or a reward "
-            "that was trained on prefixes."
+            f"No segment length reaches an expected advantage of {WORTHWHILE} over Best-of-N "
+            f"(best: {length} tokens, {advantage.value:.2f}). The reward of unfinished text hardly "
+            "predicts the outcome. Use engine.best_of_n(...), a longer segment, or a reward model "
+            "trained on prefixes."
         )
-    begin = "Begin with" if worthwhile else "If STARS is to be tried all the same, begin with"
+    begin = "Start with" if worthwhile else "To try STARS nevertheless, start with"
     lines.append(
-        f"{begin} segment_len={length} and budget={_budget(length)}, which is tokens drafted "
-        "for each one kept."
+        f"{begin} segment_len={length} and budget={_budget(length)} (drafted tokens per kept "
+        "token)."
     )
     if chosen.spearman_midway < 0.3:
         lines.append(
-            f"Half way the reward ranks answers to one prompt with a correlation of only "
-            f"{chosen.spearman_midway:.2f} with the outcome."
+            "Midway through an answer, the rank correlation of reward and outcome among answers to "
+            f"one prompt is only {chosen.spearman_midway:.2f}."
         )
     lines.append(
         f"{shared:.0%} of the final reward's variance lies between prompts, the rest between "
         "answers to one prompt"
         + (
-            ": fixed thresholds would force hard prompts and wave easy ones through. Use "
-            "calibrated ones."
+            ": fixed thresholds would force hard prompts and accept nearly everything for easy "
+            "ones. Use calibrated thresholds."
             if shared > 0.5
-            else ", which is what a choice of answers can gain by."
+            else ", which is the part that a choice among answers can improve."
         )
     )
     if remedies:
@@ -365,5 +376,7 @@ def _advise(
                 f"{plain.trust.advantage.value:.2f}; AlignParams({fields})."
             )
         else:
-            lines.append("Neither sentence borders nor a lookahead promise more here.")
+            lines.append(
+                "Neither sentence borders nor a lookahead are expected to improve on this."
+            )
     return lines

@@ -1,4 +1,4 @@
-"""What a calibration depends on, and how a later use differs from it."""
+"""The dependencies of a calibration, and how a later use differs from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stars_engine.errors import StarsWarning
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schema import Schema
 
-# Of the proposal: what changes the distribution that segments are drafted from.
+# Fields of the proposal that change the distribution of drafts.
 _PROPOSAL = [
     "temperature",
     "top_k",
@@ -30,7 +30,7 @@ _PROPOSAL = [
     "stop",
     "stop_token_ids",
 ]
-# Of the test: what changes the rewards of drafts, or how many are drawn.
+# Acceptance settings that change the rewards of drafts, or the number of draws.
 _TEST = [
     "segment_len",
     "segment_end",
@@ -40,44 +40,47 @@ _TEST = [
     "max_attempts",
     "judge",
 ]
-# How answers look, but not which pilots were asked.
+# Dependencies to compare; the pilot is not one of them.
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
-# By which right it is read, where and how fast it runs, and what is done if it fails.
-_HOW_NOT_WHAT = (
+# Fields that affect access, where and how fast a model runs, or failures, but not its results.
+_RUNTIME_FIELDS = (
     *("token", "device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
     *("on_failure", "max_retries"),
 )
-_FAR = 2  # times the tokens it was made for, from where on a use is told of
+_MAX_LENGTH_RATIO = 2  # warn above this multiple of the calibrated length
 
 
 def dependencies(
     config: StarsConfig, align: AlignParams, sampling: SamplingParams
 ) -> dict[str, Any]:
-    """Return, as plain values, what thresholds for these settings depend on."""
+    """Return the dependencies of thresholds for these settings, as plain values."""
     tested = _chosen(align, _TEST)
     if align.judge == "answer":
-        del tested["judge"]  # files written before there was a choice say nothing of it
+        del tested["judge"]  # the default is omitted, since older files do not have this field
+    # Omitted if there are none, since older files do not have this field.
+    kwargs = config.chat_template_kwargs
     return {
         "model": identity(config.model),
         "reward": identity(config.reward),
         "prompt_format": config.prompt_format,
+        **({"chat_template_kwargs": kwargs} if kwargs else {}),
         "sampling": _chosen(sampling, _PROPOSAL),
         "align": tested,
     }
 
 
 def identity(part: Schema) -> dict[str, Any]:
-    """Return what tells a model from others, the same on every machine.
+    """Return values that identify a model and are the same on every machine.
 
-    Of a directory the last part of its path counts. Objects in memory count by their type or name.
+    Directories are identified by the last part of their path, objects in memory by type or name.
     """
     values: dict[str, Any] = {}
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
         is_default = value == field.get_default(call_default_factory=True)
         if is_default and name not in ("kind", "name_or_path"):
-            continue  # whether or not a file says so
-        if name in _HOW_NOT_WHAT:
+            continue  # so that explicit and implicit defaults are equal
+        if name in _RUNTIME_FIELDS:
             continue
         values[name] = _plain(value)
     if isinstance(part, Checkpoint):
@@ -89,7 +92,7 @@ def identity(part: Schema) -> dict[str, Any]:
 
 
 def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in which settings a use differs from what a calibration was made for."""
+    """Return descriptions of settings that differ from those of a calibration."""
     found = []
     for name in _COMPARED:
         then, current = made_for.get(name), now.get(name)
@@ -105,35 +108,35 @@ def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return found
 
 
-def warn_of_other_use(
+def warn_of_mismatch(
     config: StarsConfig, align: AlignParams, sampling: SamplingParams | None
 ) -> None:
-    """Warn where calibrated thresholds are used with other settings than they were made for.
+    """Warn if calibrated thresholds are used with settings other than those of the calibration.
 
-    Also for answers far longer than they were made for; shorter ones get the same thresholds.
+    Also warn if answers may be much longer. Shorter answers use the same thresholds.
     """
     schedule = align.schedule
     if not isinstance(schedule, CalibratedSchedule) or not schedule.made_for:
         return
     now = dependencies(config, align, sampling or SamplingParams())
     if sampling is None:
-        now["sampling"] = schedule.made_for.get("sampling")  # the model's own, not known here
+        now["sampling"] = schedule.made_for.get("sampling")  # the model's default is unknown here
     found = differences(schedule.made_for, now)
     if found:
         warnings.warn(
-            f"thresholds are used with other settings than they were calibrated for: "
-            f"{'; '.join(found)}. They may be far off. Cure: calibrate for these settings, or take "
-            "AutoSchedule()",
+            f"thresholds are used with settings other than those of their calibration: "
+            f"{'; '.join(found)}. The thresholds may be far off. Cure: calibrate for these "
+            "settings, or use AutoSchedule()",
             StarsWarning,
             stacklevel=4,
         )
     measured = schedule.max_tokens
-    if sampling and measured and sampling.max_tokens > _FAR * measured:
-        # Without the request's own number: warnings of equal text are shown once.
+    if sampling and measured and sampling.max_tokens > _MAX_LENGTH_RATIO * measured:
+        # Without the request's own `max_tokens`, because warnings with equal text show once.
         warnings.warn(
             f"thresholds that were calibrated up to {measured} tokens are used for answers of more "
-            f"than {_FAR * measured}: past their last stage they only hold. Cure: calibrate with a "
-            "larger max_tokens, or take AutoSchedule()",
+            f"than {_MAX_LENGTH_RATIO * measured}; later segments use the last stage. Cure: "
+            "calibrate with a larger max_tokens, or use AutoSchedule()",
             StarsWarning,
             stacklevel=4,
         )
@@ -150,7 +153,7 @@ def _chosen(part: Schema, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what a file gives back equal."""
+    """Return plain values that a file preserves."""
     if isinstance(value, Schema):
         return identity(value)
     if isinstance(value, Mapping):

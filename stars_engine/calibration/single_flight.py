@@ -1,4 +1,4 @@
-"""One calibration that any number of callers wait for, on a thread of its own."""
+"""A calibration job that any number of callers share, on its own thread."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from threading import Lock, Thread
 
 from stars_engine.calibration.host import Host
 from stars_engine.errors import CalibrationStoppedError, EngineClosedError
-from stars_engine.runtime.futures import CallFuture, reject, resolve
+from stars_engine.runtime.futures import RequestFuture, set_exception, set_result
 from stars_engine.schedules import CalibratedSchedule
 
 Work = Callable[[Host, Callable[[], bool]], CalibratedSchedule]
-Done = Callable[["Job", CalibratedSchedule | None], None]
+Done = Callable[["SingleFlightJob", CalibratedSchedule | None], None]
 
 
-class Job:
-    """Finds thresholds for all who ask while it is going on, and stops when none is left.
+class SingleFlightJob:
+    """Calibrates once for all callers that join while it runs; stops when no caller is left.
 
-    Callers wait for futures, so that an event loop needs no thread to wait, and one that gives up
-    is free at once.
+    Callers wait on futures, so an event loop needs no thread to wait, and a caller that gives up
+    returns at once.
 
     Args:
-        work: Finds them by an engine; is to look whether they are still wanted.
-        done: Told of the result, or of its failure, before those who wait.
+        work: Calibrates with an engine; takes the engine and a function that says whether the
+            result is still wanted.
+        done: Called with the result, or None on failure, before the callers get theirs.
     """
 
     def __init__(self, work: Work, done: Done) -> None:
@@ -32,37 +33,37 @@ class Job:
         self._lock = Lock()
         self._waiters: dict[Future[CalibratedSchedule], Host] = {}
         self._thread: Thread | None = None
-        self._over = False
+        self._is_closed = False
 
     def join(self, engine: Host) -> Future[CalibratedSchedule] | None:
-        """Wait for it too, by a future that may be cancelled; None where it is over."""
-        waiter: CallFuture[CalibratedSchedule] = CallFuture()
+        """Return a future of the result, which may be cancelled; None if the job is closed."""
+        waiter: RequestFuture[CalibratedSchedule] = RequestFuture()
         with self._lock:
-            if self._over:
+            if self._is_closed:
                 return None
             self._waiters[waiter] = engine
             if self._thread is None:
-                # A daemon: it waits for the engine's thread, and keeps no process alive.
+                # A daemon thread, because it must not keep the process alive.
                 self._thread = Thread(target=self._run, name="stars-calibration", daemon=True)
                 self._thread.start()
         return waiter
 
     def is_wanted(self) -> bool:
-        """Whether anybody still waits; once nobody does, nobody can join any more."""
+        """Return whether a caller still waits; once none does, no caller can join any more."""
         with self._lock:
-            self._over = self._over or all(waiter.done() for waiter in self._waiters)
-            return not self._over
+            self._is_closed = self._is_closed or all(waiter.done() for waiter in self._waiters)
+            return not self._is_closed
 
     def _run(self) -> None:
         try:
-            schedule = self._find()
-        except BaseException as error:  # noqa: BLE001 - it is told to those who wait
-            self._end(None, partial(reject, error=error))
+            schedule = self._calibrate()
+        except BaseException as error:  # noqa: BLE001 - the callers get it
+            self._end(None, partial(set_exception, error=error))
         else:
-            self._end(schedule, partial(resolve, value=schedule))
+            self._end(schedule, partial(set_result, value=schedule))
 
-    def _find(self) -> CalibratedSchedule:
-        """Use the engine of one who waits; where that is closed meanwhile, another's."""
+    def _calibrate(self) -> CalibratedSchedule:
+        """Calibrate with the engine of a caller; if it is closed meanwhile, with another one."""
         while True:
             engine = self._open_engine()
             try:
@@ -75,7 +76,7 @@ class Job:
         with self._lock:
             engines = [engine for waiter, engine in self._waiters.items() if not waiter.done()]
         if not engines:
-            raise CalibrationStoppedError("nobody waits for the thresholds any more")
+            raise CalibrationStoppedError("no request waits for the thresholds any more")
         return next((engine for engine in engines if not engine.closed), engines[0])
 
     def _others_open(self) -> bool:
@@ -85,11 +86,11 @@ class Job:
     def _end(
         self,
         schedule: CalibratedSchedule | None,
-        tell: Callable[[Future[CalibratedSchedule]], None],
+        set_outcome: Callable[[Future[CalibratedSchedule]], None],
     ) -> None:
         self._done(self, schedule)
         with self._lock:
-            self._over = True
+            self._is_closed = True
             waiters, self._waiters = list(self._waiters), {}
         for waiter in waiters:
-            tell(waiter)
+            set_outcome(waiter)

@@ -1,4 +1,4 @@
-"""Scales of a composite's parts, from a plain pilot, so that their weights mean something."""
+"""Standardize the parts of a composite reward on a plain pilot, so that weights compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.pilot_prompts import checked_prompts, neutral_prompts, speaks_chat
+from stars_engine.calibration.pilot_prompts import (
+    checked_prompts,
+    neutral_prompts,
+    uses_chat_format,
+)
 from stars_engine.config import AlignParams, CompositeReward, SamplingParams
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schedules import NoSchedule
@@ -26,29 +30,29 @@ def standardize(
     reward_prompt: RewardPrompts = None,
     seed: int = 3,
 ) -> CompositeReward:
-    """Return the engine's composite reward with each part's mean and standard deviation filled in.
+    """Return the engine's composite reward with the mean and standard deviation of each part set.
 
-    They are those of the rewards at all segment borders of answers that accept everything. With
-    parts so scaled a weight of 2 counts twice as much as one of 1, whatever their units.
+    They are measured at all segment borders of plainly sampled answers. With standardized parts, a
+    weight of 2 counts twice as much as a weight of 1, whatever the units.
 
     Args:
         engine: A `StarsEngine` whose reward is a `CompositeReward`.
-        prompts: Pilot prompts like those of later use; None: a neutral set inside the package.
+        prompts: Pilot prompts similar to those of later use; None: a neutral set from the package.
         segment_len: Tokens between borders.
         sampling: The proposal and the length; None: the engine's.
-        reward_prompt: What the reward reads in place of each prompt.
-        seed: Of the answers.
+        reward_prompt: Replaces each prompt for the reward model.
+        seed: Seed of the answers.
 
     Raises:
-        ConfigError: The reward is no composite, `prompts` is no list of prompts, or a part has no
-            finite value or does not vary.
+        ConfigError: The reward is not a composite, `prompts` is not a list of prompts, or a part
+            has no finite value or does not vary.
     """
     reward = engine.config.reward
     if not isinstance(reward, CompositeReward):
-        message = f"is {reward.kind}; only a CompositeReward has parts to standardise"
+        message = f"is {reward.kind}; only a CompositeReward has parts to standardize"
         raise ConfigError("standardize", [Problem("reward", message)])
     if prompts is None:
-        prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)[:_DEFAULT_PROMPTS]
+        prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)[:_DEFAULT_PROMPTS]
     prompts = checked_prompts("standardize", prompts)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=1)
     plain = AlignParams(schedule=NoSchedule(), segment_len=segment_len, num_candidates=1)
@@ -71,6 +75,6 @@ def _scale(name: str, values: Sequence[float]) -> dict[str, float]:
     std = pstdev(values) if values else 0.0
     if std == 0:
         said = f"is {values[0]} on all {len(values)} pilot texts" if values else "has no value"
-        message = f"{said}; look at the part, give it mean and std by hand, or longer answers"
+        message = f"{said}; check the part, set its mean and std by hand, or use longer answers"
         raise ConfigError("standardize", [Problem(f"parts.{name}", message)])
     return {"mean": fmean(values), "std": std}

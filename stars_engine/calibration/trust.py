@@ -1,10 +1,10 @@
-"""How far a reward can be trusted on unfinished text, from plain pilot answers.
+"""Measure how well a reward judges unfinished text, on plainly sampled answers.
 
-Accepted prefixes are range-restricted, so the pilot accepts everything. What STARS gains over
-Best-of-N is told by the *innovation* of each segment, its reward less its regression on the reward
-before it: Best-of-N selects once by the final reward, STARS once in every segment by what is new in
-it. With rho_k the correlation of segment k's innovation with the outcome, the ratio
-sum(rho_k) / rho_final is the expected advantage.
+The pilot accepts everything, because accepted prefixes are range-restricted. The gain of STARS over
+Best-of-N follows from the *innovation* of each segment: its reward minus the regression on the
+reward before it. Best-of-N selects once, by the final reward; STARS selects in every segment, by
+the innovation. With rho_k the correlation of the innovation of segment k with the outcome, the
+ratio sum(rho_k) / rho_final is the expected advantage.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stars_engine.calibration.draws import Pool, draws_of
+from stars_engine.calibration.draws import PooledDraws, draws_of
 from stars_engine.calibration.fit import OFFSETS, baseline, regress
 from stars_engine.schedules import CurvePoint, Estimate
 from stars_engine.schema import Schema
 
 Floats = NDArray[np.float64]
 
-WORTHWHILE = 1.2  # below, Best-of-N does as well
+WORTHWHILE = 1.2  # expected advantage below which Best-of-N does as well
 _NUM_RESAMPLES = 200
-_MIN_ANSWERS = 16  # fewer answers that are so long say nothing of a border
+_MIN_ANSWERS = 16  # borders that fewer answers reach are not measured
 
 
 class BorderTrust(Schema):
-    """What the reward at one border says of the outcome, among answers to the same prompt."""
+    """Correlation of the reward at one border with the outcome, among answers to one prompt."""
 
-    num_tokens: float = Field(description="tokens read, mean over answers", examples=[32.0])
+    num_tokens: float = Field(description="mean tokens read", examples=[32.0])
     num_answers: int = Field(description="answers that reach the border", examples=[192])
     spearman: float = Field(description="rank correlation with the outcome, -1 to 1")
     pearson: float = Field(description="correlation with the outcome, -1 to 1")
 
 
 class SegmentTrust(Schema):
-    """What judging by segments of one length is expected to gain over Best-of-N."""
+    """Expected gain over Best-of-N of judging segments of one length."""
 
     segment_len: int = Field(description="tokens judged together", examples=[8])
-    mean_len: float = Field(description="tokens in a segment, mean", examples=[8.0])
+    mean_len: float = Field(description="mean tokens in a segment", examples=[8.0])
     innovations: tuple[float, ...] = Field(
-        description="rho_k of segments 0, 1, ...: correlation of what is new with the outcome"
+        description="rho_k of segments 0, 1, ...: correlation of the innovation with the outcome"
     )
     advantage: Estimate = Field(description="sum of rho_k over rho_final, expected over Best-of-N")
     spearman_midway: float = Field(
-        description="rank correlation with the outcome, of the reward nearest to half the answer"
+        description="rank correlation with the outcome of the reward nearest to half of the answer"
     )
 
 
@@ -57,9 +57,9 @@ class Answers:
 
     Attributes:
         prompts: `(answers,)`, index of the prompt.
-        rewards: One array per answer, its reward at each border; the last is the final one.
-        num_tokens: One array per answer, tokens up to each border.
-        outcomes: `(answers,)`: the final reward, or a judge's.
+        rewards: One array per answer with its reward at each border; the last is the final reward.
+        num_tokens: One array per answer with the number of tokens up to each border.
+        outcomes: `(answers,)`, the final reward, or the judge's.
     """
 
     prompts: NDArray[np.int64]
@@ -68,7 +68,7 @@ class Answers:
     outcomes: Floats
 
     def picked(self, prompts: NDArray[np.int64]) -> Answers:
-        """Return the answers of some prompts; one picked twice counts as two."""
+        """Return the answers to some prompts; a prompt picked twice counts as two."""
         index = [np.flatnonzero(self.prompts == prompt) for prompt in prompts]
         rows = np.concatenate(index)
         names = np.repeat(np.arange(len(prompts)), [len(part) for part in index])
@@ -80,7 +80,7 @@ class Answers:
         )
 
     def coarser(self, segment_len: int) -> Answers:
-        """Return the same answers, with rewards at every `segment_len` tokens and at the end."""
+        """Return the answers with rewards only at every `segment_len` tokens and at the end."""
         kept = [
             np.flatnonzero((tokens % segment_len == 0) | (tokens == tokens[-1]))
             for tokens in self.num_tokens
@@ -94,7 +94,7 @@ class Answers:
 
 
 def borders(answers: Answers) -> list[BorderTrust]:
-    """Return what the reward at each border says of the outcome."""
+    """Return the correlation of reward and outcome at each border."""
     found = []
     for index in range(max(map(len, answers.rewards))):
         rows = _reaching(answers, index)
@@ -114,7 +114,7 @@ def borders(answers: Answers) -> list[BorderTrust]:
 
 
 def segment_trust(answers: Answers, segment_len: int, *, seed: int = 0) -> SegmentTrust:
-    """Return innovation correlations and the expected advantage, interval over prompts."""
+    """Return innovation correlations and the expected advantage, with an interval over prompts."""
     rho = innovations(answers)
     generator = np.random.default_rng(seed)
     prompts = np.unique(answers.prompts)
@@ -135,7 +135,7 @@ def segment_trust(answers: Answers, segment_len: int, *, seed: int = 0) -> Segme
 
 
 def innovations(answers: Answers) -> list[tuple[float, float]]:
-    """Return, for each segment, rho_k and the share of answers that have such a segment."""
+    """Return, for each segment, rho_k and the share of answers that have this segment."""
     found = []
     for index in range(max(map(len, answers.rewards))):
         rows = _reaching(answers, index)
@@ -153,11 +153,11 @@ def innovations(answers: Answers) -> list[tuple[float, float]]:
 
 
 def plain_curve(answers: Answers, *, max_attempts: int) -> tuple[CurvePoint, ...]:
-    """Return what offsets above the expected reward would come to, by answers that accept all.
+    """Return the cost of offsets above the expected reward, from plainly sampled answers.
 
-    Each segment's reward is regressed on the one before it, as in a calibration; how prefixes
-    differ is seen in the answers to one prompt. First segments, which continue a prompt, are left
-    out. Nothing where too few answers have a second segment.
+    The reward of each segment is regressed on the one before it, as in a calibration. Answers to
+    the same prompt stand for drafts of one prefix. First segments, which continue a prompt, are
+    left out. The curve is empty if too few answers have a second segment.
     """
     prompts = np.unique(answers.prompts)
     parts, weights = [], []
@@ -183,7 +183,7 @@ def plain_curve(answers: Answers, *, max_attempts: int) -> tuple[CurvePoint, ...
             draws_of([part], offset * spread, 0.0)[0]
             for part, spread in zip(parts, spreads, strict=True)
         ]
-        points.append(Pool(draws, weights, stops=False).at(offset, max_attempts))
+        points.append(PooledDraws(draws, weights, stops=False).at(offset, max_attempts))
     return tuple(points)
 
 
@@ -198,7 +198,7 @@ def between_prompts(answers: Answers) -> float:
 
 
 def correlation(a: Floats, b: Floats) -> float:
-    """Return Pearson's correlation; 0 where one of them does not vary."""
+    """Return Pearson's correlation; 0 if one of the arrays does not vary."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 0 else 0.0
@@ -210,7 +210,7 @@ def within(
     b: Floats,
     prompts: NDArray[np.int64],
 ) -> float:
-    """Return the correlation among answers to the same prompt."""
+    """Return the correlation of two arrays among answers to the same prompt."""
     return correlation(centre(a, prompts), centre(b, prompts))
 
 
@@ -226,7 +226,7 @@ def _advantage(answers: Answers, rho: Sequence[tuple[float, float]]) -> float:
 
 
 def _midway(answers: Answers) -> float:
-    """Each answer's reward at the border nearest to its half, against its outcome."""
+    """Return the rank correlation of the outcome with the reward nearest to half of each answer."""
     values = []
     for rewards, tokens in zip(answers.rewards, answers.num_tokens, strict=True):
         values.append(rewards[int(np.abs(tokens - tokens[-1] / 2).argmin())])
@@ -240,7 +240,7 @@ def _centred_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
 
 
 def _ranks_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
-    """Return ranks among the answers of one prompt, centred; ties share their mean rank."""
+    """Return centred ranks among the answers to each prompt; ties share their mean rank."""
     ranks = np.empty(len(values))
     for prompt in np.unique(prompts):
         rows = np.flatnonzero(prompts == prompt)

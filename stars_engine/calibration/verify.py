@@ -1,4 +1,4 @@
-"""The verification run: what a calibration predicted, beside what other prompts show."""
+"""Validate a calibration: compare its prediction with the cost on other prompts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from stars_engine.types import Prompt
 
 
 class Verification(Schema):
-    """Predicted effort beside observed, on prompts that the calibration has not seen."""
+    """Predicted and observed effort, on prompts that the calibration has not seen."""
 
-    predicted: Effort | None = Field(description="what the calibration predicted")
-    observed: Effort = Field(description="what the prompts show; intervals by resampling them")
-    num_prompts: int = Field(description="prompts asked")
+    predicted: Effort | None = Field(description="effort that the calibration predicts")
+    observed: Effort = Field(description="observed effort; intervals by resampling prompts")
+    num_prompts: int = Field(description="number of prompts")
     mean_reward: float = Field(description="mean reward of the answers")
 
     def summary(self) -> str:
-        """Return predicted beside observed, a line each."""
+        """Return a table of predicted and observed effort."""
         lines = [f"{'':12} {'predicted':>24} {'observed':>24}"]
         for name in Effort.model_fields:
             seen = getattr(self.observed, name)
@@ -48,25 +48,25 @@ def verify(
     num_answers: int = 1,
     seed: int = 1,
 ) -> Verification:
-    """Answer other prompts under a calibrated schedule and compare the effort with the predicted.
+    """Generate answers to other prompts with a calibrated schedule, and compare the effort.
 
     Args:
-        engine: A `StarsEngine` over the models that the schedule was made for.
-        schedule: What `calibrate` returned.
+        engine: A `StarsEngine` with the models of the calibration.
+        schedule: The result of `calibrate`.
         prompts: Prompts that the calibration has not seen.
         sampling: As in `calibrate`.
         align: As in `calibrate`.
         reward_prompt: As in `calibrate`.
-        num_answers: Answers to each prompt.
-        seed: Of these answers; another than the pilot's.
+        num_answers: Answers per prompt.
+        seed: Seed of the answers; different from the pilot's.
 
     Raises:
-        ConfigError: There are no prompts, or what is given is no list of prompts.
+        ConfigError: `prompts` is empty, or not a list of prompts.
     """
     prompts = checked_prompts("verify", prompts)
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=num_answers)
     base = engine.config.align if align is None else align
-    if base.on_exhausted == "raise":  # the answers are the same, and are to be counted
+    if base.on_exhausted == "raise":  # the answers are the same, and must be counted
         base = base.replace(on_exhausted="stop")
     results = engine.generate(
         prompts,

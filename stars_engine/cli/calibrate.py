@@ -65,7 +65,7 @@ def calibrate_command(
 ) -> None:
     """Find thresholds for a language model and a reward model. Resumes where it was interrupted."""
     from stars_engine.calibration.calibrate import calibrate
-    from stars_engine.calibration.pilot_prompts import neutral_prompts, speaks_chat
+    from stars_engine.calibration.pilot_prompts import neutral_prompts, uses_chat_format
     from stars_engine.calibration.report import trust_report
     from stars_engine.calibration.verify import verify as check
     from stars_engine.cli.generate import read_prompts
@@ -87,7 +87,7 @@ def calibrate_command(
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
     with StarsEngine(settings) as engine:
         if prompts_file is None:
-            prompts = neutral_prompts(chat=speaks_chat(engine), seed=seed)
+            prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)
         else:
             prompts = read_prompts(prompts_file)
             Random(seed).shuffle(prompts)

@@ -1,4 +1,4 @@
-"""How much of the engine's memory budgets requests reserve, and whether one more fits."""
+"""The memory that requests reserve, and whether one more fits the engine's budgets."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.kv_cache.prefixes import capacity_of_slot
+from stars_engine.kv_cache.capacity import slot_capacity
 from stars_engine.memory import KeepsCache
 
 
 @dataclass
 class Reserved:
-    """What requests in progress may grow to.
+    """The memory that requests in progress may grow to.
 
     Attributes:
         num_tokens: Tokens of prompts and answers.
-        num_slot_tokens: Tokens of the cache slots that hold them.
+        num_slot_tokens: Capacity, in tokens, of the cache slots that hold them.
     """
 
     num_tokens: int = 0
@@ -24,23 +24,23 @@ class Reserved:
 
     @classmethod
     def by(cls, rollouts: Iterable[Rollout]) -> Reserved:
-        """Return what rollouts reserve together."""
+        """Return the total that rollouts reserve."""
         reserved = cls()
         for rollout in rollouts:
             reserved.add(rollout)
         return reserved
 
     def add(self, rollout: Rollout) -> None:
-        """Count one more."""
-        self.num_tokens += rollout.num_tokens_at_most
+        """Add one rollout."""
+        self.num_tokens += rollout.max_num_tokens
         self.num_slot_tokens += _slot_tokens(rollout)
 
 
 class MemoryBudget:
-    """What may be reserved at a time.
+    """The memory that requests in progress may reserve together.
 
     Args:
-        model: The language model; how much it caches per token is known after its first draft.
+        model: The language model. Its cache size per token is known after its first draft.
         max_tokens: See `EngineParams.max_prefix_tokens`.
         max_bytes: See `EngineParams.max_cache_bytes`.
     """
@@ -59,7 +59,7 @@ class MemoryBudget:
         return self._max_bytes // bytes_per_token
 
     def describe(self) -> str:
-        """Return the limits in words."""
+        """Return the limits as text."""
         in_slots = f"{self._max_slot_tokens} tokens in cache slots, which are longer than texts"
         limits = [
             None if self._max_tokens is None else f"{self._max_tokens} tokens in all",
@@ -68,8 +68,8 @@ class MemoryBudget:
         return " and ".join(filter(None, limits))
 
     def holds(self, rollout: Rollout, reserved: Reserved) -> bool:
-        """Whether a request fits beside what is reserved."""
-        num_tokens = reserved.num_tokens + rollout.num_tokens_at_most
+        """Return whether a request fits into what is not reserved."""
+        num_tokens = reserved.num_tokens + rollout.max_num_tokens
         num_slot_tokens = reserved.num_slot_tokens + _slot_tokens(rollout)
         max_slot_tokens = self._max_slot_tokens
         return (self._max_tokens is None or num_tokens <= self._max_tokens) and (
@@ -78,7 +78,7 @@ class MemoryBudget:
 
 
 def _slot_tokens(rollout: Rollout) -> int:
-    """Return the tokens of a rollout's slot, and of the one that it may grow out of."""
-    first = capacity_of_slot(len(rollout.prompt_ids))
-    last = capacity_of_slot(rollout.num_tokens_at_most)
+    """Return the capacity of a rollout's final slot, plus its first one if it outgrows that."""
+    first = slot_capacity(len(rollout.prompt_ids))
+    last = slot_capacity(rollout.max_num_tokens)
     return last if first == last else first + last

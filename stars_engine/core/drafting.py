@@ -1,4 +1,4 @@
-"""Drafting a batch on a model that may run out of memory, or fail."""
+"""Draft a batch with a model that may fail or run out of memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DraftOutcome = Draft | GenerationError
 
 
 class Drafter:
-    """Drafts candidates: fewer at once when memory runs out, once more when the model fails.
+    """Drafts candidates; drafts fewer at once if memory runs out, and retries if the model fails.
 
     Args:
         model: The language model.
-        free_unused: Frees memory that no request needs.
+        free_unused: Frees memory that no request uses.
 
     Attributes:
-        max_rows: Candidates drafted at once since memory ran out; None if it has not.
+        max_rows: Maximum number of candidates drafted at once; None until memory runs out.
     """
 
     def __init__(self, model: LanguageModel, free_unused: Callable[[], None]) -> None:
@@ -32,11 +32,11 @@ class Drafter:
         self.max_rows: int | None = None
 
     def draft(self, requests: Sequence[DraftRequest]) -> Iterator[DraftOutcome]:
-        """Yield a draft for each request, or the error of the one that has none.
+        """Yield, for each request, a draft or an error.
 
         Raises:
-            RuntimeError: Memory runs out with a single candidate (torch's error).
-            MemoryError: The same.
+            RuntimeError: Out of memory with a single candidate (torch's error).
+            MemoryError: The same, from Python.
         """
 
         def shrink(num_rows: int) -> None:
@@ -50,7 +50,7 @@ class Drafter:
                 self._draft_isolated,
                 requests,
                 what="candidates",
-                make_room=shrink,
+                free_unused=shrink,
                 most=max_rows,
             )
         except (RuntimeError, MemoryError):
@@ -58,7 +58,7 @@ class Drafter:
             raise
 
     def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
-        """Draft; where the model fails twice, draft halves, to find the requests it fails for."""
+        """Draft; if the model fails twice, draft by halves to isolate the requests that fail."""
         try:
             return self._draft(requests)
         except Exception as error:
@@ -80,7 +80,7 @@ class Drafter:
 
     def _draft_again(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         for request in requests:
-            request.handle.release()  # nothing is known of it after a failure
+            request.handle.release()  # the cached prefix may be corrupt after a failure
         try:
             return self._draft(requests)
         except Exception as error:
@@ -98,10 +98,10 @@ class Drafter:
 
 
 def model_failed(cause: BaseException) -> GenerationError:
-    """Return the error of a request that the language model failed for."""
+    """Return the error of a request for which the language model failed."""
     error = GenerationError(
-        f"the language model failed: {describe_error(cause)}. Cure: for want of "
-        "memory, lower EngineParams(max_rows=..., max_active=...), or shorten the prompt"
+        f"the language model failed: {describe_error(cause)}. Cure: if it ran out of memory, "
+        "lower EngineParams(max_rows=..., max_active=...) or shorten the prompt"
     )
     error.__cause__ = cause
     return error

@@ -1,8 +1,8 @@
-"""The engine core: requests in flight, one segment of each at a step.
+"""The engine core: each step drafts one segment for every request of a batch.
 
-A step asks the scheduler for a batch, drafts candidates for it, has them scored, and verifies those
-whose rewards have arrived. Every draft brings its whole prefix, so nothing has to be undone when a
-candidate is rejected, and a request can be drafted anywhere.
+A step gets a batch from the scheduler, drafts candidates, submits them for scoring, and verifies
+those whose rewards have arrived. Every draft request carries its whole prefix, so a rejected
+candidate leaves no state to undo.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, RequestError, describe_error
 from stars_engine.memory import (
-    WatchesWeights,
-    bare,
+    DependsOnWeights,
+    free_unused,
     is_out_of_memory,
-    make_room,
+    strip_traceback,
 )
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import Asked, Question, answer_now, single_models, spread
@@ -41,12 +41,12 @@ class EngineCore:
 
     Args:
         model: Drafts for all requests.
-        scheduler: Owns the requests.
-        scorer: Has rewards computed, at once or before a later step.
-        autotuner: What earlier steps have taught about speed.
+        scheduler: Owns the requests and their statuses.
+        scorer: Computes rewards, either at once or by a later step.
+        autotuner: Chooses how many candidates to draft, from the speed of earlier steps.
 
     Attributes:
-        num_steps: Steps that drafted something.
+        num_steps: Number of steps that drafted something.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EngineCore:
         self.num_steps = 0
 
     def add(self, queue: RequestQueue) -> None:
-        """Let the requests of one caller wait for their turn."""
+        """Add the waiting requests of one caller."""
         self._requests |= {request.rollout: request for request in queue.waiting}
         self.scheduler.add(queue)
 
@@ -75,7 +75,7 @@ class EngineCore:
         return bool(self._requests)
 
     def step(self) -> Events:
-        """Draft a segment for each request of a batch, and verify what has been scored."""
+        """Draft a segment for each request of a batch, and verify candidates that are scored."""
         self.end_overdue()
         started_s = time.perf_counter()
         batch = self._allocate(self.scheduler.schedule())
@@ -87,12 +87,12 @@ class EngineCore:
         return self.take_events()
 
     def take_events(self) -> Events:
-        """Return what has happened since the last time."""
+        """Return and clear the events since the last call."""
         events, self._events = self._events, []
         return events
 
     def end_overdue(self) -> None:
-        """End requests whose deadline has passed, and those that may not draft any more."""
+        """Finish requests whose deadline has passed or whose token budget is spent."""
         for request in tuple(self._requests.values()):
             rollout = request.rollout
             if request.past_deadline:
@@ -107,7 +107,7 @@ class EngineCore:
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     def abort(self, rollouts: Sequence[Rollout]) -> None:
-        """Forget requests that their caller has ended."""
+        """Drop requests that their caller has ended."""
         self.scheduler.remove_waiting(rollouts)
         for rollout in rollouts:
             request = self._requests.pop(rollout, None)
@@ -117,7 +117,7 @@ class EngineCore:
     # --- drafting ---
 
     def _allocate(self, requests: Sequence[Request]) -> list[ScheduledRequest]:
-        """Choose how many candidates each request drafts."""
+        """Choose how many candidates each request of a batch drafts."""
         self._invalidate_changed_weights(requests)
         limits = [n for n in (self.scheduler.max_rows, self._drafter.max_rows) if n is not None]
         bounds = [self.scheduler.num_drafts(request) for request in requests]
@@ -127,7 +127,7 @@ class EngineCore:
         return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
 
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
-        """Draft each request's candidates together; preempt requests when memory runs out."""
+        """Draft the candidates of a batch; preempt requests if memory runs out."""
         drafted: list[tuple[Request, list[DraftOutcome]]] = []
         left = list(batch)
         while left:
@@ -140,29 +140,31 @@ class EngineCore:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                problem = bare(error)
+                problem = strip_traceback(error)
             while left and len(outcomes) >= left[0].num_candidates:
                 request, count = left.pop(0)
                 drafted.append((request, outcomes[:count]))
                 del outcomes[:count]
             if problem is not None:
-                left = self._make_room(left, problem)
+                left = self._preempt(left, problem)
         return drafted
 
-    def _make_room(
+    def _preempt(
         self, batch: Sequence[ScheduledRequest], problem: Exception
     ) -> list[ScheduledRequest]:
         left = self.scheduler.preempt([request for request, _ in batch])
         if left is None:
             for request, _ in batch:
-                self._end(request, request.rollout.fail(_no_room(request.rollout, problem)))
+                self._end(
+                    request, request.rollout.fail(_out_of_memory_error(request.rollout, problem))
+                )
         self._free_unused()
         return [item for item in batch if left and item.request in left]
 
     def _note_step(
         self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
     ) -> None:
-        """Learn what a step costs, unless a prompt was computed in it."""
+        """Record the duration of a step, unless it computed a prompt."""
         if not drafted:
             return
         self.num_steps += 1
@@ -174,10 +176,10 @@ class EngineCore:
             request.started = True
 
     def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[Asked]:
-        """Begin to verify a request's drafts; return what the reward model is asked.
+        """Start the verification of a request's drafts; return the requests for rewards.
 
-        Drafts before the first failed one are verified. The failure itself counts when it is the
-        next draw, so that the outcome does not depend on how many are drafted at once.
+        Drafts before the first failed one are verified. A failure counts only when it is the next
+        draw, so the outcome does not depend on how many candidates are drafted at once.
         """
         rollout, first = request.rollout, outcomes[0]
         if isinstance(first, GenerationError):
@@ -190,8 +192,8 @@ class EngineCore:
         except RequestError as error:
             self._end(request, rollout.fail(error))
             return []
-        except Exception as error:  # noqa: BLE001 - tokenizers and strategies are others' code
-            self._end(request, rollout.fail(_unreadable(error)))
+        except Exception as error:  # noqa: BLE001 - tokenizers and strategies are third-party code
+            self._end(request, rollout.fail(_unreadable_draft_error(error)))
             return []
         request.verification = verification
         self.scheduler.wait_for_reward(request)
@@ -206,7 +208,7 @@ class EngineCore:
     # --- verifying ---
 
     def _verify(self) -> None:
-        """Use the rewards that have arrived."""
+        """Verify requests with the rewards that have arrived."""
         for request in self.scheduler.waiting_for_reward:
             verification = request.verification
             assert verification is not None
@@ -243,14 +245,14 @@ class EngineCore:
     # --- memory ---
 
     def _free_unused(self) -> None:
-        make_room(self._model, *_reward_parts(self.scheduler.in_progress))
+        free_unused(self._model, *_reward_parts(self.scheduler.in_progress))
 
     @staticmethod
     def _invalidate_changed_weights(requests: Sequence[Request]) -> None:
-        """Reward models forget what they computed with other weights, when a request starts."""
+        """Invalidate caches of reward models whose weights changed, when a request starts."""
         for part in _reward_parts([request for request in requests if not request.started]):
-            if isinstance(part, WatchesWeights):
-                part.look_at_weights()
+            if isinstance(part, DependsOnWeights):
+                part.invalidate_if_changed()
 
 
 def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:
@@ -258,21 +260,21 @@ def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:
     return [part for reward in rewards.values() for part in single_models(reward)]
 
 
-def _no_room(rollout: Rollout, cause: Exception) -> GenerationError:
+def _out_of_memory_error(rollout: Rollout, cause: Exception) -> GenerationError:
     error = GenerationError(
-        f"out of memory with a single running request ({describe_error(cause)}): a prompt of "
-        f"{len(rollout.prompt_ids)} tokens, {len(rollout.token_ids)} of its answer, one candidate. "
-        "Cure: shorten the prompt, use shorter segments, or a smaller dtype. "
-        "The request ends here; others are not affected"
+        f"out of memory with a single running request ({describe_error(cause)}; prompt "
+        f"{len(rollout.prompt_ids)} tokens, completion {len(rollout.token_ids)}). The request "
+        "ends here; others are not affected. Cure: shorten the prompt, or use shorter segments or "
+        "a smaller dtype"
     )
     error.__cause__ = cause
     return error
 
 
-def _unreadable(cause: Exception) -> GenerationError:
+def _unreadable_draft_error(cause: Exception) -> GenerationError:
     error = GenerationError(
-        f"a draft could not be read: {describe_error(cause)}. Cure: fix the tokenizer or the "
-        "decoding strategy that raised this. The request ends here; others are not affected"
+        f"a draft could not be parsed: {describe_error(cause)}. The request ends here; others are "
+        "not affected. Cure: fix the tokenizer or the decoding strategy that raised this"
     )
     error.__cause__ = cause
     return error

@@ -1,4 +1,4 @@
-"""The algorithms on a list of rollouts, without an engine thread: for tests, scripts and papers."""
+"""Run the algorithms on a list of rollouts, without an engine thread, for tests and scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(
     reward: RewardModel,
     decoding: DecodingStrategy,
 ) -> Iterator[SegmentEvent]:
-    """Take rollouts to their ends; yield each segment as it is kept."""
+    """Run rollouts until all are finished; yield each segment as it is kept."""
     core = EngineCore(model)
     core.add(RequestQueue.of(Request(rollout, reward, decoding) for rollout in rollouts))
     while core.has_unfinished:
@@ -32,9 +32,9 @@ def run(
 def stars(
     rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
 ) -> Iterator[SegmentEvent]:
-    """Align rollouts; yield each segment as it is kept, the last of a rollout with its result.
+    """Align rollouts; yield each segment as it is kept. The last of a rollout has its result.
 
-    A rollout that fails ends with its `error` set and does not disturb the others.
+    A rollout that fails ends with its `error` set. The others continue.
     """
     warn_of_greedy((rollout.sampling, rollout.align) for rollout in rollouts)
     return run(rollouts, model, reward, StarsDecoding())
@@ -43,10 +43,7 @@ def stars(
 def vanilla(
     rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel
 ) -> Iterator[SegmentEvent]:
-    """Sample without judging; the finished answer is scored once, so that arms compare.
-
-    See `PlainDecoding`.
-    """
+    """Sample plainly and score each finished answer once; see `PlainDecoding`."""
     for rollout in rollouts:
         rollout.align = unjudged(rollout.align)
     return run(rollouts, model, reward, PlainDecoding())
@@ -55,9 +52,9 @@ def vanilla(
 def best_of_n(
     rollouts: Sequence[Rollout], model: LanguageModel, reward: RewardModel, *, n: int
 ) -> Iterator[SegmentEvent]:
-    """Sample `n` whole answers per rollout and keep the one of highest reward; see `keep_best`.
+    """Sample `n` whole answers per rollout and keep the one with the highest reward.
 
-    The samples share `max_drafted_tokens` equally.
+    The samples share `max_drafted_tokens` equally. See `keep_best`.
     """
     groups = [samples_of(rollout, n) for rollout in rollouts]
     for _ in vanilla([sample for group in groups for sample in group], model, reward):

@@ -1,4 +1,4 @@
-"""One answer in the engine core: its rollout, its reward model, and where it stands."""
+"""One answer in the engine core: its rollout, its reward model and its status."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stars_engine.rewards.base import RewardModel
 
 
 class RequestStatus(Enum):
-    """Where a request stands. Only the scheduler changes it.
+    """The status of a request. Only the scheduler changes it.
 
     Attributes:
-        WAITING: Not started, or preempted: no prefix of it is cached.
-        RUNNING: In the next batch that drafts segments of its length.
+        WAITING: Not started, or preempted. No prefix is cached for it.
+        RUNNING: Drafts in the next batch that has its segment length.
         WAITING_FOR_REWARD: Its drafts are being scored.
         FINISHED: The answer has ended.
     """
@@ -33,16 +33,16 @@ class RequestStatus(Enum):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One answer in the making.
+    """One answer in progress.
 
     Attributes:
-        rollout: What was asked, what is accepted so far, what it has cost.
+        rollout: The trajectory and state of the answer.
         reward: The reward model that scores it.
         decoding: How drafts become text.
-        status: Where it stands.
-        handle: What the language model keeps of its prefix.
-        verification: Its drafts that are being scored, if there are any.
-        started: Whether its prompt has been computed.
+        status: See `RequestStatus`.
+        handle: Refers to the language model's cached prefix, if there is one.
+        verification: The drafts that are being scored, if any.
+        started: Whether the prompt has been computed.
     """
 
     rollout: Rollout
@@ -55,7 +55,7 @@ class Request:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds until `deadline_s` has passed since the request came in; None without one."""
+        """Seconds until the deadline, counted from submission; None without a deadline."""
         limit = self.rollout.align.deadline_s
         return None if limit is None else self.rollout.started_s + limit - time.monotonic()
 
@@ -67,11 +67,11 @@ class Request:
 
     @property
     def holds_prefix(self) -> bool:
-        """Whether the language model keeps its prefix."""
+        """Whether the language model has its prefix cached."""
         return self.handle.cached is not None
 
     def draft_requests(self, count: int) -> list[DraftRequest]:
-        """Return the requests for its next draws."""
+        """Return draft requests for its next draws."""
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
         prefix = (*rollout.prompt_ids, *rollout.token_ids)
@@ -89,7 +89,7 @@ class Request:
 
 
 class ScheduledRequest(NamedTuple):
-    """A request in the batch of a step, and how many candidates it drafts."""
+    """A request in the batch of a step, with the number of candidates to draft."""
 
     request: Request
     num_candidates: int
@@ -97,13 +97,13 @@ class ScheduledRequest(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class RequestQueue:
-    """Requests of one caller that have not started; callers take turns.
+    """Requests of one caller that have not started; the scheduler serves callers in turn.
 
     Attributes:
-        waiting: The requests, first come first.
-        may_start: Whether its next request may start; if not, other queues go first.
-        on_start: Called when one of its requests starts.
-        on_drop: Called when one of its requests ends without having started.
+        waiting: The requests, in order of arrival.
+        may_start: Whether the next request may start; if not, other queues go first.
+        on_start: Called when a request starts.
+        on_drop: Called when a request is dropped before it starts.
     """
 
     waiting: deque[Request]
@@ -113,5 +113,5 @@ class RequestQueue:
 
     @classmethod
     def of(cls, requests: Iterable[Request]) -> RequestQueue:
-        """Return a queue whose requests may all start."""
+        """Return a queue whose requests may always start."""
         return cls(deque(requests))

@@ -1,8 +1,8 @@
-"""The scheduler: which requests run, which wait, and who gives way when memory runs out.
+"""The scheduler: which requests run, which wait, and which are preempted if memory runs out.
 
-It owns the status of every request. Callers take turns; a request that found no room in a budget is
-not overtaken, so large requests are not starved. Preemption is eviction: the youngest requests lose
-their cached prefixes, wait, and are computed again later. That costs time and changes no text.
+The scheduler owns the status of every request. Callers are served in turn. No request overtakes one
+that does not fit a budget yet, so large requests are not starved. Preemption is eviction: the
+youngest requests lose their cached prefixes, wait, and are recomputed later. Results do not change.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MAX_ACTIVE = 32  # requests in progress, unless the engine's settings say otherw
 
 
 class Scheduler:
-    """Requests from their first turn to their last.
+    """Schedules requests from admission to completion.
 
     Args:
-        max_rows: Candidates drafted together at most; None for no limit.
+        max_rows: Maximum number of candidates drafted at once; None for no limit.
         max_active: Requests in progress of one reward model, and requests ready to draft, at most;
-            `MAX_ACTIVE` if None.
-        budget: What requests in progress may reserve.
+            None for `MAX_ACTIVE`.
+        budget: The memory that requests in progress may reserve.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Scheduler:
         self._num_started = 0
         self.max_rows = max_rows
 
-    # --- what there is ---
+    # --- state ---
 
     @property
     def in_progress(self) -> list[Request]:
@@ -63,12 +63,12 @@ class Scheduler:
 
     @property
     def queues(self) -> list[RequestQueue]:
-        """Requests that have not started, by caller; the next in turn first."""
+        """Queues of requests that have not started, one per caller; the next in turn first."""
         return list(self._queues)
 
     @property
     def num_ready_rows(self) -> int:
-        """Candidates that running requests draft at least."""
+        """Minimum number of candidates that running requests draft."""
         return sum(self.num_drafts(request).least for request in tuple(self._running))
 
     def has_work(self) -> bool:
@@ -83,18 +83,18 @@ class Scheduler:
             return NumDrafts(least, most)
         return NumDrafts(min(least, self.max_rows), min(most, self.max_rows))
 
-    # --- from one status to the next ---
+    # --- transitions ---
 
     def add(self, queue: RequestQueue) -> None:
-        """Let the requests of one caller wait for their turn."""
+        """Add the waiting requests of one caller."""
         if queue.waiting:
             self._queues.append(queue)
 
     def schedule(self) -> list[Request]:
-        """Return the requests of the next step: all draft equally many tokens.
+        """Return the batch of the next step; all its requests draft the same number of tokens.
 
-        The one that has waited longest decides how many; the others have their turn in later steps.
-        They stay RUNNING until `wait_for_reward`, `preempt` or `finish`.
+        The request that has waited longest sets that number; requests of other lengths run in later
+        steps. Requests stay RUNNING until `wait_for_reward`, `preempt` or `finish`.
         """
         self._resume()
         self._start()
@@ -112,26 +112,26 @@ class Scheduler:
         return batch
 
     def wait_for_reward(self, request: Request) -> None:
-        """The request's drafts are being scored."""
+        """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
-        else:  # preempted once it was drafted
+        else:  # preempted after it was drafted
             self._preempted.remove(request)
         self._waiting_for_reward.append(request)
         request.status = RequestStatus.WAITING_FOR_REWARD
 
     def run_again(self, request: Request) -> None:
-        """The request's drafts are verified: it may draft again, as soon as its prefix fits."""
+        """Let a request draft again after verification, once its prefix fits into memory."""
         self._waiting_for_reward.remove(request)
         request.verification = None
         if request.holds_prefix or self._has_room():
             self._running.append(request)
             request.status = RequestStatus.RUNNING
-        else:  # evicted while its drafts were being scored
+        else:  # its prefix was evicted while its drafts were being scored
             self._wait_for_memory(request)
 
     def finish(self, request: Request) -> None:
-        """The answer has ended, whatever ended it."""
+        """Move a request to FINISHED, whatever ended it."""
         if request.verification is not None:
             request.verification.closed = True
             request.verification = None
@@ -142,7 +142,7 @@ class Scheduler:
         elif request in self._ages:
             self._preempted.remove(request)
         if self._ages.pop(request, None) is not None and self._max_holding is not None:
-            self._max_holding += 1  # one more may try
+            self._max_holding += 1  # memory may suffice for one more now
         request.handle.release()
         request.status = RequestStatus.FINISHED
 
@@ -201,7 +201,7 @@ class Scheduler:
         self._preempted = deque(sorted([*self._preempted, request], key=self._ages.__getitem__))
 
     def _has_room(self) -> bool:
-        """Whether one more request may hold a prefix, as far as is known."""
+        """Whether one more request may hold a prefix, as far as known."""
         if self._max_holding is None:
             return True
         scored = sum(request.holds_prefix for request in self._waiting_for_reward)
@@ -218,7 +218,7 @@ class Scheduler:
     # --- starting ---
 
     def _start(self) -> None:
-        """Start waiting requests, one of each caller in turn."""
+        """Start waiting requests, one per caller in turn."""
         num_rows = self.num_ready_rows
         for queue in self._startable():
             request = queue.waiting[0]
@@ -237,21 +237,21 @@ class Scheduler:
             queue.on_start()
 
     def _startable(self) -> Iterator[RequestQueue]:
-        """Yield queues whose next request may start now; each must start before the next is asked.
+        """Yield queues whose next request may start; start each before asking for the next.
 
-        Requests that wait for a slow reward do not take places from those of other rewards: each
-        reward model has `max_active` of its own.
+        `max_active` applies to each reward model separately, so requests that wait for a slow
+        reward model do not block requests of other reward models.
         """
         if self._preempted:
-            return  # they come first
+            return  # preempted requests resume first
         is_full = False
         while len(self._running) < self._max_active:
             reserved = Reserved.by(request.rollout for request in self._ages)
             by_reward = Counter(id(request.reward) for request in self._ages)
             for queue in tuple(self._queues):
                 request = queue.waiting[0]
-                has_place = by_reward[id(request.reward)] < self._max_active
-                if not has_place or not queue.may_start():
+                has_capacity = by_reward[id(request.reward)] < self._max_active
+                if not has_capacity or not queue.may_start():
                     continue
                 if is_full or not self._fits(request, reserved):
                     is_full = True

@@ -1,4 +1,4 @@
-"""The engine: prompts in, aligned answers out, over models that are loaded once and shared."""
+"""The engine: prompts in, aligned answers out, with models that are loaded once and shared."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from stars_engine.algorithm.baselines import PlainDecoding
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
-from stars_engine.calibration.auto import Wish, calibrations_of
-from stars_engine.calibration.settings import warn_of_other_use
+from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
+from stars_engine.calibration.settings import warn_of_mismatch
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.inputs import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
-from stars_engine.runtime.request_group import Mailbox, Outcome, PromptRequest, RequestGroup
+from stars_engine.runtime.request_group import EventQueue, Outcome, PromptRequest, RequestGroup
 from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
 from stars_engine.types import StarsResult
 
-Wishes = dict[tuple[int, int], Wish]  # by the identities of test and sampling
+CalibrationRequests = dict[tuple[int, int], CalibrationRequest]  # keys: see `_settings_key`
 
 
 class StarsEngine(Handle):
     """Aligns text while it is generated.
 
-    A handle on a runtime: one thread that loads the models at the first call and does all work,
-    for any number of threads and event loops at once. Answers of all callers share rounds, and none
-    depends on the others.
+    An engine is a handle to a runtime: a thread that loads the models at the first call and serves
+    any number of threads and event loops. Requests of all callers share its steps. No result
+    depends on other requests.
 
-    `StarsEngine(config)` has a runtime of its own; `StarsEngine.shared(config)` shares one with
-    every handle whose language model is the same. A runtime ends when its last handle is closed; a
-    shared one whose handles were only forgotten stays for `EngineParams.keep_alive_s`.
+    `StarsEngine(config)` creates its own runtime. `StarsEngine.shared(config)` shares one with
+    every handle that has the same language model. A runtime ends when its last handle is
+    closed. If the last handle of a shared runtime is garbage-collected instead, the runtime stays
+    for `EngineParams.keep_alive_s`.
 
     Args:
         config: Models, thresholds, sampling and bounds; the default is the embedded pair.
-        model: A language model of your own in place of `config.model`.
-        reward: A reward model of your own in place of `config.reward`.
+        model: A custom language model that replaces `config.model`.
+        reward: A custom reward model that replaces `config.reward`.
 
-    Example:
+    Examples:
         >>> engine = StarsEngine()
         >>> [result] = engine.generate("This movie", sampling=SamplingParams(seed=7))
     """
@@ -81,26 +82,27 @@ class StarsEngine(Handle):
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
     ) -> Any:
-        """Return aligned answers, prompt by prompt, `sampling.n` for each.
+        """Generate aligned answers, `sampling.n` for each prompt, in the order of the prompts.
 
         Args:
             prompts: One prompt or a sequence of them.
-            sampling: In place of the config's; one for all prompts, or one each.
-            align: In place of the config's; one for all prompts, or one each.
-            reward_prompt: What the reward model reads instead of the prompt, such as the question
-                without its documents; one for all prompts, or one each.
-            return_exceptions: Put the error of a failed request in its place, instead of raising
-                the first one when all have ended.
+            sampling: Replaces the config's; one for all prompts, or one for each.
+            align: Replaces the config's; one for all prompts, or one for each.
+            reward_prompt: Replaces the prompt for the reward model, for example with the question
+                without its documents; one for all prompts, or one for each.
+            return_exceptions: Return the error of a failed request as its result. By default, the
+                first error is raised when all requests have ended.
 
         Raises:
-            PromptError: A prompt cannot be used; nothing has been generated.
-            ContextOverflowError: A prompt and `max_tokens` exceed the context; likewise.
+            PromptError: A prompt is invalid. Nothing is generated.
+            ContextOverflowError: A prompt and `max_tokens` exceed the context. Nothing is
+                generated.
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
-            RequestError: A request failed; its `result` holds what was accepted.
+            RequestError: A request failed; its `result` holds the accepted text.
         """
-        group = self._call(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt)
         group.return_exceptions = return_exceptions
-        self._settle_thresholds(group)
+        self._resolve_thresholds(group)
         return self._wait(self._submit(group))
 
     async def agenerate(
@@ -112,11 +114,11 @@ class StarsEngine(Handle):
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
     ) -> Any:
-        """Do what `generate` does without blocking the event loop; cancelling it ends the work."""
-        group = self._call(prompts, sampling, align, reward_prompt)
+        """Generate without blocking the event loop; cancelling the task cancels the requests."""
+        group = self._new_group(prompts, sampling, align, reward_prompt)
         group.return_exceptions = return_exceptions
         group.is_abandoned = asyncio.get_running_loop().is_closed
-        await self._asettle_thresholds(group)
+        await self._aresolve_thresholds(group)
         return await asyncio.wrap_future(self._submit(group).future)
 
     def submit(
@@ -128,18 +130,18 @@ class StarsEngine(Handle):
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
     ) -> Future[list[Any]]:
-        """Begin what `generate` does and return a future; `Future.cancel` ends the work.
+        """Start generating and return a future; `Future.cancel` cancels the requests.
 
-        Blocks until all prompts have found room in the queue, unless `EngineParams.on_full` is
-        "raise". Callbacks of the future run on the engine's thread: they must be short, and not
-        call the engine.
+        Blocks until the queue has admitted all prompts, unless `EngineParams.on_full` is "raise".
+        Callbacks of the future run on the engine's thread, so they must be short and must not call
+        the engine.
         """
-        group = self._call(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt)
         group.return_exceptions = return_exceptions
-        self._settle_thresholds(group)
+        self._resolve_thresholds(group)
         self._submit(group)
         if self.config.engine.on_full == "wait":
-            self._wait_for(group.entered, group)
+            self._wait_for(group.admitted, group)
         return group.future
 
     def stream(
@@ -150,15 +152,15 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> SegmentStream:
-        """Yield accepted segments as they come; texts add up to each result's text.
+        """Stream accepted segments; their texts add up to the text of each result.
 
-        Nothing emitted is ever taken back. Closing the iterator ends the work. Arguments and errors
-        are those of `generate`; prompts are checked at once, and the error of a failed request is
-        raised when the other answers have ended.
+        Emitted text never changes. Closing the iterator cancels the requests. Arguments and errors
+        are those of `generate`. Prompts are checked before this returns. The error of a failed
+        request is raised when all other answers have ended.
         """
-        group = self._call(prompts, sampling, align, reward_prompt)
-        group.mailbox = Mailbox()
-        self._settle_thresholds(group)
+        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group.event_queue = EventQueue()
+        self._resolve_thresholds(group)
         stream = SegmentStream(self._submit(group), self._runtime.end_group)
         self._wait_for(group.prepared, group)
         return stream
@@ -171,20 +173,20 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> AsyncSegmentStream:
-        """Do what `stream` does for `async for`; leaving the loop, or cancelling it, ends the work.
+        """Stream for `async for`; leaving or cancelling the loop cancels the requests.
 
-        The work begins with the first step.
+        Generation starts with the first iteration.
         """
-        group = self._call(prompts, sampling, align, reward_prompt)
-        group.mailbox = Mailbox()
+        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group.event_queue = EventQueue()
 
-        async def begin() -> None:
+        async def start() -> None:
             group.is_abandoned = asyncio.get_running_loop().is_closed
-            if not group.ended:
-                await self._asettle_thresholds(group)
+            if not group.cancel_requested:
+                await self._aresolve_thresholds(group)
             self._submit(group)
 
-        return AsyncSegmentStream(group, begin, self._runtime.end_group)
+        return AsyncSegmentStream(group, start, self._runtime.end_group)
 
     def decode(
         self,
@@ -195,17 +197,17 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Make text of drafts in another way than STARS does; see `DecodingStrategy`.
+        """Generate with another decoding strategy than STARS; see `DecodingStrategy`.
 
-        It runs on the engine's thread, in rounds with everybody else's answers.
+        The strategy runs on the engine's thread and shares steps with other requests.
         """
-        group = self._call(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt)
         group.decoding = decoding
         results: list[StarsResult] = self._wait(self._submit(group))
         return results
 
     def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
-        """Continue answers that have begun, see `Rollout.fork`; otherwise like `decode`."""
+        """Continue unfinished answers, see `Rollout.fork`; otherwise like `decode`."""
         self._check_open()
         group = RequestGroup(
             (), self._source, decoding=decoding, owner=self, resumed=tuple(rollouts)
@@ -220,7 +222,7 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Sample plainly, by the noise of `generate`; the final text's reward is reported."""
+        """Sample plainly, with the noise of `generate`; score only the final text."""
         return self.decode(prompts, PlainDecoding(), sampling=sampling, reward_prompt=reward_prompt)
 
     def best_of_n(
@@ -231,17 +233,17 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Sample `n` whole answers per prompt and return the one of highest reward."""
+        """Sample `n` whole answers per prompt and return the one with the highest reward."""
         if n < 1:
-            raise ValueError(f"n={n}: Best-of-N needs at least 1 sample; for example n=16")
-        group = self._call(prompts, sampling, None, reward_prompt)
+            raise ValueError(f"n={n} is not allowed; Best-of-N needs n of 1 or more, such as n=16")
+        group = self._new_group(prompts, sampling, None, reward_prompt)
         group.decoding, group.num_samples = PlainDecoding(), n
         results: list[StarsResult] = self._wait(self._submit(group))
         return results
 
     # --- inside ---
 
-    def _call(
+    def _new_group(
         self, prompts: Prompts, sampling: Samplings, align: Aligns, reward_prompt: RewardPrompts
     ) -> RequestGroup:
         self._check_open()
@@ -249,54 +251,58 @@ class StarsEngine(Handle):
             self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
         )
         return RequestGroup(
-            requests, self._source, prompt_format=self.config.prompt_format, owner=self
+            requests,
+            self._source,
+            prompt_format=self.config.prompt_format,
+            template_kwargs=self.config.chat_template_kwargs,
+            owner=self,
         )
 
-    def _settle_thresholds(self, group: RequestGroup) -> None:
-        """Put calibrated thresholds in the place of each `AutoSchedule`; may take minutes.
+    def _resolve_thresholds(self, group: RequestGroup) -> None:
+        """Replace each `AutoSchedule` by calibrated thresholds; may take minutes.
 
-        A request's time, and its deadline, begin afterwards.
+        The duration and the deadline of a request start afterwards.
         """
-        if not group.wants_thresholds:
+        if not group.needs_calibration:
             return
-        self._runtime.check_may_wait()
-        wishes = self._ask_for_thresholds(group)
-        with _none_left_waiting(wishes):
-            for wish in wishes.values():
-                wait_for(wish.future)
-        _put_thresholds(group, wishes)
+        self._runtime.check_can_wait()
+        calibrations = self._request_calibrations(group)
+        with _cancelling_on_error(calibrations):
+            for calibration in calibrations.values():
+                wait_for(calibration.future)
+        _apply_thresholds(group, calibrations)
 
-    async def _asettle_thresholds(self, group: RequestGroup) -> None:
-        """Do the same without a thread that waits; cancelling it is free at once."""
-        if not group.wants_thresholds:
+    async def _aresolve_thresholds(self, group: RequestGroup) -> None:
+        """Do the same without blocking a thread; cancelling returns at once."""
+        if not group.needs_calibration:
             return
-        await self.aload()  # what is to be found depends on the models
-        wishes = self._ask_for_thresholds(group)
-        with _none_left_waiting(wishes):
-            for wish in wishes.values():
-                await asyncio.wrap_future(wish.future)
-        _put_thresholds(group, wishes)
+        await self.aload()  # calibrations depend on the models
+        calibrations = self._request_calibrations(group)
+        with _cancelling_on_error(calibrations):
+            for calibration in calibrations.values():
+                await asyncio.wrap_future(calibration.future)
+        _apply_thresholds(group, calibrations)
 
-    def _ask_for_thresholds(self, group: RequestGroup) -> Wishes:
-        portable = self._again is not None and not (
+    def _request_calibrations(self, group: RequestGroup) -> CalibrationRequests:
+        portable = self._factory is not None and not (
             self.config.model.is_live or self.config.reward.is_live
         )
-        wishes: Wishes = {}
+        calibrations: CalibrationRequests = {}
         for request in group.prompts:
             if isinstance(request.align.schedule, AutoSchedule) and (
-                _wish_key(request) not in wishes
+                _settings_key(request) not in calibrations
             ):
-                wishes[_wish_key(request)] = calibrations_of(self._runtime).ask(
+                calibrations[_settings_key(request)] = calibrations_of(self._runtime).request(
                     self,
                     request.align,
                     request.sampling or self.sampling,
                     reward_key=self._source.key,
                     portable=portable,
                 )
-        return wishes
+        return calibrations
 
     def _submit(self, group: RequestGroup) -> RequestGroup:
-        self._runtime.check_may_wait()
+        self._runtime.check_can_wait()
         if group.judged:
             warn_of_greedy(
                 (request.sampling, request.align)
@@ -304,7 +310,7 @@ class StarsEngine(Handle):
                 if request.sampling is not None
             )
             for request in group.prompts:
-                warn_of_other_use(self.config, request.align, request.sampling)
+                warn_of_mismatch(self.config, request.align, request.sampling)
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 
@@ -314,32 +320,32 @@ class StarsEngine(Handle):
     def _wait_for(self, future: Future[Any], group: RequestGroup) -> Any:
         try:
             return wait_for(future)
-        except BaseException:  # a KeyboardInterrupt among them: nobody waits any more
+        except BaseException:  # including KeyboardInterrupt: the caller stops waiting
             group.cancel()
             raise
 
 
-def _wish_key(request: PromptRequest) -> tuple[int, int]:
-    """Tell pairs of test and sampling apart; prompts of one call share the objects."""
+def _settings_key(request: PromptRequest) -> tuple[int, int]:
+    """Return a key for a pair of align and sampling; prompts of one call share the objects."""
     return id(request.align), id(request.sampling)
 
 
 @contextmanager
-def _none_left_waiting(wishes: Wishes) -> Iterator[None]:
-    """Wait for no threshold any more once one has failed, or the caller gives up."""
+def _cancelling_on_error(calibrations: CalibrationRequests) -> Iterator[None]:
+    """Cancel all calibration requests if one fails or the caller stops waiting."""
     try:
         yield
     except BaseException:
-        for wish in wishes.values():
-            wish.future.cancel()
+        for calibration in calibrations.values():
+            calibration.future.cancel()
         raise
 
 
-def _put_thresholds(group: RequestGroup, wishes: Wishes) -> None:
-    """Put what was found in the place of each `AutoSchedule`; the call's time begins now."""
-    found = {key: wish.fulfilled() for key, wish in wishes.items()}
+def _apply_thresholds(group: RequestGroup, calibrations: CalibrationRequests) -> None:
+    """Replace each `AutoSchedule` by its thresholds, and start the duration of the group."""
+    found = {key: calibration.resolved_align() for key, calibration in calibrations.items()}
     group.prompts = tuple(
-        dataclasses.replace(request, align=found.get(_wish_key(request), request.align))
+        dataclasses.replace(request, align=found.get(_settings_key(request), request.align))
         for request in group.prompts
     )
     group.submitted_s = time.monotonic()

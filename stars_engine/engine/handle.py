@@ -1,4 +1,4 @@
-"""A hold on a runtime: which models it runs with, how to reach them, and when it is let go."""
+"""A handle to a runtime: it knows the models, gives access to them, and releases the runtime."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stars_engine.schedules import AutoSchedule
 
 
 class Handle:
-    """Keeps a runtime while it is open; see `StarsEngine`, which is one."""
+    """Keeps a runtime alive while it is open; the base class of `StarsEngine`."""
 
     _facts_by_files: ModelFacts | None = None
 
@@ -37,35 +37,35 @@ class Handle:
         config = StarsConfig() if config is None else config
         own_parts = model is not None or reward is not None
         if own_parts and "align" not in config.model_fields_set:
-            # The default thresholds are the embedded pair's, and mean nothing to other models.
+            # The default thresholds fit only the embedded models.
             config = config.replace(align=AlignParams(schedule=AutoSchedule()))
         load = partial(_load_model, config) if model is None else lambda: model
         source = _reward_source(config) if reward is None else _own_reward(reward)
         runtime = Runtime(load, config.engine)
         runtime.acquire(source.key)
-        self._open(config, runtime, source, again=None if own_parts else type(self))
+        self._open(config, runtime, source, factory=None if own_parts else type(self))
 
     @classmethod
     def shared(cls, config: StarsConfig | None = None) -> Self:
-        """Return a light handle on the runtime that has this config's language model loaded.
+        """Return a handle to the shared runtime of this config's language model.
 
-        The models are loaded once, whoever asks first; sampling, thresholds and reward are the
-        handle's own.
+        The language model is loaded once for all handles. Sampling, thresholds and reward belong
+        to the handle.
 
         Raises:
-            ConfigError: `config.engine` sets bounds other than those the runtime runs with.
+            ConfigError: `config.engine` sets limits that differ from those of the runtime.
         """
         config = StarsConfig() if config is None else config
         source = _reward_source(config)
         runtime = shared_runtime(config, partial(_load_model, config), source.key)
         engine = cls.__new__(cls)
-        engine._open(config, runtime, source, again=cls.shared)  # noqa: SLF001 - its own class
+        engine._open(config, runtime, source, factory=cls.shared)  # noqa: SLF001 - its own class
         return engine
 
     # --- models ---
 
     def load(self) -> Self:
-        """Load both models now; later calls return at once."""
+        """Load both models now. Later calls return at once."""
         self._models()
         return self
 
@@ -87,21 +87,21 @@ class Handle:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether both models are loaded, so that asking for them waits for nothing."""
+        """Whether both models are loaded, so that accessing them does not block."""
         return not self.closed and self._runtime.loaded(self._source) is not None
 
     @property
     def sampling(self) -> SamplingParams:
-        """Sampling where a call gives none: the config's, or the model's own."""
+        """Default sampling parameters: the config's, or the model's if the config says "model"."""
         if self.config.sampling == "model":
             return self.facts.default_sampling()
         return self.config.sampling
 
     @property
     def facts(self) -> ModelFacts:
-        """What the language model is like: of the loaded one, else by its files without weights."""
+        """Facts about the language model, from the loaded model or else from its config files."""
         self._check_open()
-        if not self.is_loaded and self._again is not None:
+        if not self.is_loaded and self._factory is not None:
             if self._facts_by_files is None:
                 with needs_extra("local"):
                     from stars_engine.backends.facts import read_facts
@@ -113,7 +113,7 @@ class Handle:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the language model brings a chat template."""
+        """Whether the language model has a chat template."""
         return self.facts.has_chat_template
 
     @property
@@ -122,13 +122,14 @@ class Handle:
         return not self._finalizer.alive
 
     def stats(self) -> EngineStats:
-        """Return what the runtime is doing and has done, for all its handles."""
+        """Return the state and the totals of the runtime, over all its handles."""
         return self._runtime.stats()
 
     def close(self) -> None:
-        """Let go of the models; further calls raise `EngineClosedError`.
+        """Release the runtime; further calls raise `EngineClosedError`.
 
-        The last handle of a runtime ends it: what is in progress fails with `EngineClosedError`.
+        Closing the last handle ends the runtime: requests in progress fail with
+        `EngineClosedError`.
         """
         if self._finalizer.detach() is not None:
             self._runtime.release(self._source.key)
@@ -140,12 +141,12 @@ class Handle:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Handle], tuple[StarsConfig]]:
-        if self._again is None:
+        if self._factory is None:
             raise TypeError(
-                "an engine with a model or reward of your own cannot be pickled or copied. Cure: "
-                "make it anew with StarsEngine(config, model=..., reward=...)"
+                "an engine with a custom model or reward object cannot be pickled or copied. Cure: "
+                "create a new one with StarsEngine(config, model=..., reward=...)"
             )
-        return self._again, (self.config,)
+        return self._factory, (self.config,)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
         make, arguments = self.__reduce__()
@@ -159,25 +160,25 @@ class Handle:
         runtime: Runtime,
         source: RewardSource,
         *,
-        again: Callable[..., Handle] | None,
+        factory: Callable[..., Handle] | None,
     ) -> None:
         self.config = config
         self._runtime, self._source = runtime, source
-        self._again = again  # makes an equal handle, for copies and pickles
+        self._factory = factory  # creates an equal handle, for copies and pickles
         self._finalizer = weakref.finalize(self, runtime.release_later, source.key)
         self._finalizer.atexit = False
 
     def _check_open(self) -> None:
         if self.closed:
-            raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
+            raise EngineClosedError("this engine is closed. Cure: create a new StarsEngine(config)")
         self._runtime.check_process()
 
     def _models(self) -> tuple[PromptedModel, RewardModel]:
         self._check_open()
         loaded = self._runtime.loaded(self._source)
-        if loaded is not None:  # without a word to the thread, which may be in a long round
+        if loaded is not None:  # the engine thread, which may be in a long step, is not needed
             return loaded
-        self._runtime.check_may_wait()
+        self._runtime.check_can_wait()
         models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
         return models
 

@@ -1,4 +1,4 @@
-"""What a caller gives for one prompt or for many: checked, and one question made of each."""
+"""Check the arguments of a call and turn them into one request per prompt."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def prompt_requests(
     align: Aligns,
     reward_prompt: RewardPrompts,
 ) -> tuple[PromptRequest, ...]:
-    """Return one question per prompt, with all that it needs.
+    """Return one request per prompt.
 
     Args:
-        config: What holds where nothing is given.
-        prompts: One or a sequence.
-        sampling: One for all prompts, or one each.
-        align: One for all prompts, or one each.
-        reward_prompt: One for all prompts, or one each.
+        config: Supplies the defaults.
+        prompts: One prompt or a sequence of prompts.
+        sampling: One for all prompts, or one for each.
+        align: One for all prompts, or one for each.
+        reward_prompt: One for all prompts, or one for each.
 
     Raises:
-        PromptError: A prompt is none, or there is another number of reward prompts.
-        ConfigError: Settings are of another class or number.
+        PromptError: A prompt is invalid, or the number of reward prompts is wrong.
+        ConfigError: The type or the number of settings is wrong.
     """
     prompt_list = as_prompt_list(prompts)
     count = len(prompt_list)
@@ -48,15 +48,20 @@ def prompt_requests(
     samplings = _each("sampling", SamplingParams, sampling, own, count)
     aligns = _each("align", AlignParams, align, config.align, count)
     return tuple(
-        PromptRequest(prompt, shown, proposal, _needed(config.with_thresholds(test), proposal))
+        PromptRequest(
+            prompt,
+            shown,
+            proposal,
+            _without_unused_calibration(config.with_thresholds(test), proposal),
+        )
         for prompt, shown, proposal, test in zip(
             prompt_list, _one_each(reward_prompt, count), samplings, aligns, strict=True
         )
     )
 
 
-def _needed(align: AlignParams, sampling: SamplingParams | None) -> AlignParams:
-    """Return the test without thresholds to be found, where nothing will be judged by them."""
+def _without_unused_calibration(align: AlignParams, sampling: SamplingParams | None) -> AlignParams:
+    """Return settings without `AutoSchedule` if no segment will be judged."""
     if sampling is None or not align.judges_none_of(sampling):
         return align
     if not isinstance(align.schedule, AutoSchedule):
@@ -71,19 +76,19 @@ def _each(
     default: Params | None,
     count: int,
 ) -> Sequence[Params | None]:
-    """Return one setting per prompt: the given one, the given ones, or the default."""
+    """Return one setting per prompt: the given one or ones, or the default."""
     if given is None:
         return [default] * count
     if isinstance(given, kind):
         return [given] * count
-    cure = f"give {kind.__name__}(...) for all prompts, or a list with one for each"
+    hint = f"pass one {kind.__name__}(...) for all prompts, or a list with one for each"
     if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        raise _problem(name, f"{type(given).__name__} is not allowed; {cure}")
+        raise _problem(name, f"{type(given).__name__} is not allowed; {hint}")
     if len(given) != count:
-        raise _problem(name, f"{len(given)} settings for {count} prompts; {cure}")
+        raise _problem(name, f"{len(given)} settings for {count} prompts; {hint}")
     for item in given:
         if not isinstance(item, kind):
-            raise _problem(name, f"{type(item).__name__} is not allowed in the list; {cure}")
+            raise _problem(name, f"{type(item).__name__} is not allowed in the list; {hint}")
     return given
 
 
@@ -92,8 +97,8 @@ def _one_each(reward_prompt: RewardPrompts, count: int) -> Sequence[str | Chat |
         return [reward_prompt] * count
     if len(reward_prompt) != count:
         raise PromptError(
-            f"{len(reward_prompt)} reward prompts for {count} prompts. Cure: give one for all, or "
-            "a list with one for each (None where the prompt itself is meant)"
+            f"{len(reward_prompt)} reward prompts for {count} prompts. Cure: pass one for all "
+            "prompts, or a list with one for each; None stands for the prompt itself"
         )
     return reward_prompt
 

@@ -1,4 +1,4 @@
-"""Accepted segments as they come, to a loop in a thread or in an event loop."""
+"""Streams of accepted segments, for threads and for event loops."""
 
 from __future__ import annotations
 
@@ -17,84 +17,84 @@ from stars_engine.types import SegmentEvent
 
 
 class _Stream:
-    """What both kinds have in common: one reader, and two ways to end."""
+    """The shared part of both streams: a single reader, and two ways to end."""
 
-    def __init__(self, group: RequestGroup, end: Callable[[RequestGroup], None]) -> None:
-        assert group.mailbox is not None
-        self._call, self._mailbox = group, group.mailbox
-        self._end = end
+    def __init__(self, group: RequestGroup, end_group: Callable[[RequestGroup], None]) -> None:
+        assert group.event_queue is not None
+        self._group, self._event_queue = group, group.event_queue
+        self._end_group = end_group
         self._reader = Lock()
-        self._over = False
+        self._finished = False
         self._pid = os.getpid()
 
     def cancel(self) -> None:
-        """End the answers where they stand; their results come as last events, as `cancelled`."""
-        self._end(self._call)
+        """End all answers now; their results arrive as last events, with reason "cancelled"."""
+        self._end_group(self._group)
 
     def __del__(self) -> None:
-        # Without the mailbox, which has a lock: this may run in the middle of anything.
+        # A finalizer can run anywhere, so it must not take the lock of the event queue.
         if os.getpid() == self._pid:
-            self._call.cancel()
+            self._group.cancel()
 
     def _close(self) -> None:
-        self._over = True
+        self._finished = True
         if os.getpid() == self._pid:
-            self._call.cancel()
-            self._mailbox.put(None)  # who waits in another thread or task need not wait any more
+            self._group.cancel()
+            self._event_queue.put(None)  # wake a reader in another thread or task
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         check_process(self._pid)
         if not self._reader.acquire(blocking=False):
             raise StarsError(
-                "two threads or tasks read one stream at the same time, and each would get a part "
-                "of the text. Cure: a stream for each, or one reader that hands events on"
+                "two threads or tasks read one stream at the same time; each would get a part of "
+                "the text. Cure: use one stream per reader, or one reader that forwards events"
             )
         try:
             yield
         finally:
             self._reader.release()
 
-    def _take(self) -> SegmentEvent | None:
-        """Take the event that is there; None at the end.
+    def _next_event(self) -> SegmentEvent | None:
+        """Return the event that has arrived; None at the end.
 
         Raises:
-            RequestError: What went wrong.
+            RequestError: A request failed.
         """
-        event = None if self._over else self._mailbox.take()
-        if event is None and not self._over:
-            self._over = True
-            if not self._call.future.cancelled():
-                self._call.future.result()
+        event = None if self._finished else self._event_queue.get()
+        if event is None and not self._finished:
+            self._finished = True
+            if not self._group.future.cancelled():
+                self._group.future.result()
         return event
 
 
 class SegmentStream(_Stream):
-    """An iterator over `SegmentEvent`s; texts add up to each result's text.
+    """An iterator over `SegmentEvent`s; their texts add up to the text of each result.
 
-    Nothing emitted is ever taken back. When all answers have ended, the error of one that failed is
-    raised; its `result` holds what was emitted.
+    Emitted text never changes. When all answers have ended, the error of a failed request is
+    raised; its `result` holds the emitted text.
 
     Args:
-        group: The call whose events these are.
-        end: Has a call end where it stands.
+        group: The request group whose events are streamed.
+        end_group: Ends a request group.
     """
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> SegmentEvent:
-        if self._over:
+        if self._finished:
             raise StopIteration
         with self._reading():
-            wait_for(self._mailbox.wait())
-            event = self._take()
+            wait_for(self._event_queue.wait())
+            event = self._next_event()
         if event is None:
             raise StopIteration
         return event
 
     def close(self) -> None:
-        """End the work and the stream, also for a reader in another thread."""
+        """Cancel the requests and end the stream, also for a reader in another thread."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -105,47 +105,47 @@ class SegmentStream(_Stream):
 
 
 class AsyncSegmentStream(_Stream):
-    """The same for `async for`; the work begins with the first step.
+    """A stream for `async for`; generation starts with the first iteration.
 
     Args:
-        group: The call whose events these will be.
-        begin: Begins the work.
-        end: Has a call end where it stands.
+        group: The request group whose events are streamed.
+        start: Submits the request group.
+        end_group: Ends a request group.
     """
 
     def __init__(
         self,
         group: RequestGroup,
-        begin: Callable[[], Awaitable[None]],
-        end: Callable[[RequestGroup], None],
+        start: Callable[[], Awaitable[None]],
+        end_group: Callable[[RequestGroup], None],
     ) -> None:
-        super().__init__(group, end)
-        self._begin = begin
-        self._begun = False
+        super().__init__(group, end_group)
+        self._start = start
+        self._started = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> SegmentEvent:
         """Return the next event."""
-        if self._over:
+        if self._finished:
             raise StopAsyncIteration
         with self._reading():
             try:
-                if not self._begun:
-                    self._begun = True
-                    await self._begin()
-                await asyncio.wrap_future(self._mailbox.wait())
+                if not self._started:
+                    self._started = True
+                    await self._start()
+                await asyncio.wrap_future(self._event_queue.wait())
             except asyncio.CancelledError:
                 self._close()
                 raise
-            event = self._take()
+            event = self._next_event()
         if event is None:
             raise StopAsyncIteration
         return event
 
     async def aclose(self) -> None:
-        """End the work and the stream, also for a reader in another task."""
+        """Cancel the requests and end the stream, also for a reader in another task."""
         self._close()
 
     async def __aenter__(self) -> Self:

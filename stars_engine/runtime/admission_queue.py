@@ -1,4 +1,4 @@
-"""Back-pressure: how many rollouts may wait inside, and who stands in line outside."""
+"""Back-pressure: a bounded queue of rollouts, and the request groups that wait to enter it."""
 
 from __future__ import annotations
 
@@ -7,144 +7,144 @@ from collections.abc import Callable
 from threading import Lock
 
 from stars_engine.errors import QueueFullError
-from stars_engine.runtime.futures import resolve
-from stars_engine.runtime.request_group import RequestGroup, closed_at_work
+from stars_engine.runtime.futures import set_result
+from stars_engine.runtime.request_group import RequestGroup, engine_closed_error
 
 
 class AdmissionQueue:
-    """Lets rollouts into the queue as they find room: one of each call in line, in turn.
+    """Admits rollouts to a bounded queue, one from each blocked group in turn.
 
-    So a large call comes in piece by piece, and one with a single prompt that comes later is next.
-    The queue is full when nothing of it is free.
+    A large group is thus admitted piece by piece, and a later group with a single prompt does not
+    wait for all of it. The queue is full when it has no capacity left.
 
     Args:
-        capacity: Rollouts that may wait inside.
-        let_in: Called with each call of which something gets in for the first time, on the thread
-            that made room for it.
+        capacity: Maximum number of admitted rollouts that wait to start.
+        on_admit: Called with a group when its first rollout is admitted, on the thread that freed
+            the capacity.
     """
 
-    def __init__(self, capacity: int, let_in: Callable[[RequestGroup], None]) -> None:
-        self._capacity, self._let_in = capacity, let_in
+    def __init__(self, capacity: int, on_admit: Callable[[RequestGroup], None]) -> None:
+        self._capacity, self._on_admit = capacity, on_admit
         self._lock = Lock()
-        self._line: deque[RequestGroup] = deque()  # the next in turn first
-        self._outside: dict[RequestGroup, int] = {}  # rollouts of those in line
-        self._inside: dict[RequestGroup, int] = {}  # rollouts of those of which something got in
-        self._shut = False
-        self.num_inside = 0
+        self._blocked: deque[RequestGroup] = deque()  # the next in turn first
+        self._not_admitted: dict[RequestGroup, int] = {}  # number of rollouts, by blocked group
+        self._admitted: dict[RequestGroup, int] = {}  # number of rollouts that wait to start
+        self._closed = False
+        self.num_admitted = 0
 
     @property
     def num_in_line(self) -> int:
-        """Rollouts that stand outside."""
+        """Number of rollouts that are not admitted yet."""
         with self._lock:
-            return sum(self._outside.values())
+            return sum(self._not_admitted.values())
 
     @property
-    def line(self) -> list[RequestGroup]:
-        """Calls of which nothing got in yet."""
+    def blocked_groups(self) -> list[RequestGroup]:
+        """Groups without an admitted rollout."""
         with self._lock:
-            return [group for group in self._line if group not in self._inside]
+            return [group for group in self._blocked if group not in self._admitted]
 
     # --- from any thread ---
 
-    def enter(self, group: RequestGroup, *, wait: bool) -> None:
-        """Let a call in, or as much of it as finds room; the rest stands in line.
+    def submit(self, group: RequestGroup, *, wait: bool) -> None:
+        """Admit a group, or as much of it as fits; the rest is blocked until capacity is free.
 
         Raises:
-            QueueFullError: There is no room, and it does not wait.
-            EngineClosedError: The gate was shut.
+            QueueFullError: The queue is full and `wait` is False.
+            EngineClosedError: The queue is closed.
         """
         with self._lock:
-            if self._shut:
-                raise closed_at_work()
+            if self._closed:
+                raise engine_closed_error()
             if self._is_full and group.num_rollouts and not wait:
                 raise QueueFullError(
-                    f"{self.num_inside} requests are waiting and max_waiting is "
-                    f"{self._capacity}. Cure: try again later, raise "
-                    "EngineParams(max_waiting=...), or wait with on_full='wait'"
+                    f"{self.num_admitted} requests are waiting and max_waiting is "
+                    f"{self._capacity}. Cure: retry later, raise EngineParams(max_waiting=...), or "
+                    "wait with on_full='wait'"
                 )
             if group.num_rollouts:
-                self._outside[group] = group.num_rollouts
-                self._line.append(group)
-                begun, entered = self._fill()
+                self._not_admitted[group] = group.num_rollouts
+                self._blocked.append(group)
+                started, admitted = self._admit()
             else:
-                begun = entered = [group]
-        self._welcome(begun, entered)
+                started = admitted = [group]
+        self._notify(started, admitted)
 
     # --- from the engine's thread ---
 
-    def may_go(self, group: RequestGroup) -> bool:
-        """Whether one of a call's rollouts is inside."""
-        return self._inside.get(group, 0) > 0
+    def may_start(self, group: RequestGroup) -> bool:
+        """Return whether a rollout of the group is admitted and waits to start."""
+        return self._admitted.get(group, 0) > 0
 
-    def go(self, group: RequestGroup) -> None:
-        """One of its rollouts inside waits no longer."""
-        self._leave(group, num_inside=1)
+    def start_one(self, group: RequestGroup) -> None:
+        """Remove one admitted rollout of the group from the queue, because it starts."""
+        self._remove(group, num_admitted=1)
 
     def drop(self, group: RequestGroup, num_rollouts: int) -> None:
-        """So many of its rollouts have ended; those outside count first."""
-        outside = min(num_rollouts, self._outside.get(group, 0))
-        self._leave(group, num_inside=num_rollouts - outside, num_outside=outside)
+        """Remove rollouts of the group that have ended; those not admitted yet count first."""
+        num_blocked = min(num_rollouts, self._not_admitted.get(group, 0))
+        self._remove(group, num_admitted=num_rollouts - num_blocked, num_blocked=num_blocked)
 
-    def forget(self, group: RequestGroup) -> None:
-        """None of its rollouts waits any more, inside or outside."""
-        self._leave(group, self._inside.get(group, 0), self._outside.get(group, 0))
+    def remove(self, group: RequestGroup) -> None:
+        """Remove all rollouts of the group."""
+        self._remove(group, self._admitted.get(group, 0), self._not_admitted.get(group, 0))
 
-    def shut(self) -> list[RequestGroup]:
-        """Let nobody in any more; return who stood in line."""
+    def close(self) -> list[RequestGroup]:
+        """Refuse further groups; return those that were blocked."""
         with self._lock:
-            self._shut = True
-            groups = list(self._line)
-            self._line.clear()
-            self._outside.clear()
-            self._inside.clear()
-            self.num_inside = 0
+            self._closed = True
+            groups = list(self._blocked)
+            self._blocked.clear()
+            self._not_admitted.clear()
+            self._admitted.clear()
+            self.num_admitted = 0
         return groups
 
     # --- inside ---
 
     @property
     def _is_full(self) -> bool:
-        return self.num_inside >= self._capacity
+        return self.num_admitted >= self._capacity
 
-    def _leave(self, group: RequestGroup, num_inside: int = 0, num_outside: int = 0) -> None:
+    def _remove(self, group: RequestGroup, num_admitted: int = 0, num_blocked: int = 0) -> None:
         with self._lock:
-            entered = []
-            if num_inside:
-                self.num_inside -= num_inside
-                self._inside[group] -= num_inside
-            if group in self._outside:
-                self._outside[group] -= num_outside
-                if self._outside[group] == 0:
-                    del self._outside[group]
-                    self._line.remove(group)
-                    entered.append(group)
-            if group not in self._outside and self._inside.get(group) == 0:
-                del self._inside[group]
-            begun, now_entered = self._fill()
-        self._welcome(begun, [*entered, *now_entered])
+            admitted = []
+            if num_admitted:
+                self.num_admitted -= num_admitted
+                self._admitted[group] -= num_admitted
+            if group in self._not_admitted:
+                self._not_admitted[group] -= num_blocked
+                if self._not_admitted[group] == 0:
+                    del self._not_admitted[group]
+                    self._blocked.remove(group)
+                    admitted.append(group)
+            if group not in self._not_admitted and self._admitted.get(group) == 0:
+                del self._admitted[group]
+            started, now_admitted = self._admit()
+        self._notify(started, [*admitted, *now_admitted])
 
-    def _fill(self) -> tuple[list[RequestGroup], list[RequestGroup]]:
-        """Let rollouts in; return calls of which these are the first, and those wholly inside."""
-        begun, entered = [], []
-        while self._line and not self._is_full:
-            group = self._line.popleft()
-            left = self._outside[group]
-            # Alone in line, it has every turn.
-            size = min(left, 1 if self._line else self._capacity - self.num_inside)
-            if group not in self._inside:
-                begun.append(group)
-            self._inside[group] = self._inside.get(group, 0) + size
-            self.num_inside += size
+    def _admit(self) -> tuple[list[RequestGroup], list[RequestGroup]]:
+        """Admit rollouts; return groups with a first, and with a last, admitted rollout."""
+        started, admitted = [], []
+        while self._blocked and not self._is_full:
+            group = self._blocked.popleft()
+            left = self._not_admitted[group]
+            # The only blocked group takes all free capacity.
+            size = min(left, 1 if self._blocked else self._capacity - self.num_admitted)
+            if group not in self._admitted:
+                started.append(group)
+            self._admitted[group] = self._admitted.get(group, 0) + size
+            self.num_admitted += size
             if size < left:
-                self._outside[group] = left - size
-                self._line.append(group)
+                self._not_admitted[group] = left - size
+                self._blocked.append(group)
             else:
-                del self._outside[group]
-                entered.append(group)
-        return begun, entered
+                del self._not_admitted[group]
+                admitted.append(group)
+        return started, admitted
 
-    def _welcome(self, begun: list[RequestGroup], entered: list[RequestGroup]) -> None:
-        for group in begun:
-            self._let_in(group)
-        for group in entered:
-            resolve(group.entered, None)
+    def _notify(self, started: list[RequestGroup], admitted: list[RequestGroup]) -> None:
+        for group in started:
+            self._on_admit(group)
+        for group in admitted:
+            set_result(group.admitted, None)

@@ -1,4 +1,4 @@
-"""The engine's own thread: requests in, steps of the core, outputs out. Only it uses the models."""
+"""The loop of the engine's thread. Only this thread uses the models."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import Asked, answer_now, single_models
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.diagnostics import Diagnostics
-from stars_engine.runtime.futures import reject, resolve
+from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.input_processor import InputProcessor
 from stars_engine.runtime.models import Models
 from stars_engine.runtime.request_group import (
     RequestGroup,
     RequestOutput,
     RewardSource,
-    closed_at_work,
+    engine_closed_error,
 )
 from stars_engine.runtime.reward_executor import RewardExecutor
 from stars_engine.runtime.stats import EngineStats, Totals
@@ -41,19 +41,19 @@ from stars_engine.types import FinishReason, SegmentEvent
 
 logger = logging.getLogger(__name__)
 
-WATCH_S = 0.02  # between two checks of deadlines, while there is work
-LOOP_CHECK_S = 1.0  # between two checks whether an event loop still exists, without work
-LONGEST_WAIT_S = 3600.0  # locks cannot wait without a limit
-MAX_FAILURES = 10  # in a row that hit no request: then something is broken for good
+DEADLINE_CHECK_S = 0.02  # between two checks of deadlines, while there is work
+LOOP_CHECK_S = 1.0  # between two checks whether an event loop is closed, without work
+MAX_WAIT_S = 3600.0  # upper bound of a wait, since locks do not accept infinity
+MAX_FAILURES = 10  # consecutive failures without a request before the engine ends
 
 
 class EngineLoop:
-    """What the engine's thread does. All methods but those marked otherwise run on it.
+    """The loop of the engine's thread. Methods run on that thread unless marked otherwise.
 
     Args:
         load: Loads the language model.
-        params: Bounds.
-        sweep: Unloads what is unused, and returns in how many seconds to ask again.
+        params: Limits of the engine.
+        sweep: Unloads unused models, and returns after how many seconds to call it again.
     """
 
     def __init__(
@@ -68,32 +68,32 @@ class EngineLoop:
         self._models = Models(load)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.admission = AdmissionQueue(
-            params.max_waiting, lambda group: self.post(partial(self._take, group))
+            params.max_waiting, lambda group: self.post(partial(self._on_admitted, group))
         )
         self._inputs = InputProcessor(self.admission, self._get_models, self._enqueue, params)
-        self._open: set[RequestGroup] = set()  # that have come in
+        self._groups: set[RequestGroup] = set()  # admitted and not done
         self._core: EngineCore | None = None
         self._autotuner = CandidateAutotuner()
-        self._num_steps = 0  # of cores that failed or were closed
-        self._outputs: dict[Rollout, RequestOutput] = {}  # by the rollouts that are run for them
+        self._num_steps = 0  # of earlier cores, which failed or were closed
+        self._outputs: dict[Rollout, RequestOutput] = {}  # by the rollouts that run for them
         self.reward_executor = RewardExecutor(self.post)
         self._totals = Totals()
         self._diagnostics = Diagnostics()
         self._stop = Event()
-        self._at_once = False
-        self._watch_again_s = 0.0
+        self._immediately = False
+        self._next_check_s = 0.0
         self._num_failures = 0
-        self._cause: BaseException | None = None  # of its end, if it was not asked to stop
+        self._cause: BaseException | None = None  # of its end, unless it was asked to stop
 
     # --- from any thread ---
 
     def post(self, message: Callable[[], None]) -> None:
-        """Have something done between two steps."""
+        """Run a callable on the engine's thread, between two steps."""
         self._inbox.put(message)
 
     def stop(self, *, at_once: bool) -> None:
-        """End after this step, with an error to all requests; or in the middle of it."""
-        self._at_once = self._at_once or at_once
+        """Stop after the current step, or during it if `at_once`; requests fail with an error."""
+        self._immediately = self._immediately or at_once
         self._stop.set()
         interrupt = getattr(self._models.model, "interrupt", None)
         if at_once and interrupt is not None:
@@ -105,11 +105,11 @@ class EngineLoop:
         return self._models.peek(source.key)
 
     def stats(self) -> EngineStats:
-        """Return what the engine is doing."""
+        """Return the current state and the totals."""
         core = self._core
         return EngineStats(
             num_in_line=self.admission.num_in_line,
-            num_waiting=self.admission.num_inside,
+            num_waiting=self.admission.num_admitted,
             num_active=len(core.scheduler.in_progress) if core else 0,
             num_rows=core.scheduler.num_ready_rows if core else 0,
             num_steps=self._num_steps + (core.num_steps if core else 0),
@@ -120,32 +120,32 @@ class EngineLoop:
     # --- the thread ---
 
     def run(self) -> None:
-        """Work until stopped."""
+        """Run until stopped."""
         while not self._stop.is_set():
             try:
                 self._read_inbox()
-                self._inputs.read_on()
+                self._inputs.read_for_a_moment()
                 if self._core is not None:
                     self._step(self._core)
-            except (Exception, Interrupted) as error:  # noqa: BLE001 - `_survive` reports it
+            except (Exception, Interrupted) as error:  # noqa: BLE001 - `_recover` reports it
                 if not self._stop.is_set():
-                    self._survive(error)
+                    self._recover(error)
             else:
                 self._num_failures = 0
 
     def _step(self, core: EngineCore) -> None:
-        """Models are other people's code: what they raise ends the step, and nothing else."""
+        """Run one step; an error of a model ends the step, but not the loop."""
         try:
             events = core.step()
-        except BaseException as error:  # noqa: BLE001 - `_survive` reports it
+        except BaseException as error:  # noqa: BLE001 - `_recover` reports it
             if self._stop.is_set():
-                return  # `Interrupted`
-            self._survive(error)
+                return  # the error is `Interrupted`
+            self._recover(error)
         else:
             self._deliver(events)
 
     def _read_inbox(self) -> None:
-        """Do what others asked for; with nothing else to do, wait for it."""
+        """Run posted callables; wait for one if there is no other work."""
         try:
             message = self._inbox.get(timeout=self._wait_s())
             while True:
@@ -155,25 +155,25 @@ class EngineLoop:
             pass
 
     def _wait_s(self) -> float:
-        """Check what is due; return how long to wait for messages: not at all if there is work."""
+        """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
         has_work = self._inputs.reading or (self._core and self._core.scheduler.has_work())
         if not has_work:
             return self._check_deadlines()
-        if time.monotonic() >= self._watch_again_s:
+        if time.monotonic() >= self._next_check_s:
             self._check_deadlines()
         return 0.0
 
     def _check_deadlines(self) -> float:
-        """End what is past its time; return in how many seconds at most to check again."""
-        self._watch_again_s = time.monotonic() + WATCH_S
-        self._open = {group for group in self._open if not group.future.done()}
-        times = [LONGEST_WAIT_S, self.reward_executor.write_off_overdue(), self._sweep()]
-        for group in [*self.admission.line, *self._open]:
+        """End requests past their deadline; return after how many seconds to check again."""
+        self._next_check_s = time.monotonic() + DEADLINE_CHECK_S
+        self._groups = {group for group in self._groups if not group.future.done()}
+        times = [MAX_WAIT_S, self.reward_executor.expire_overdue(), self._sweep()]
+        for group in [*self.admission.blocked_groups, *self._groups]:
             if group.is_abandoned is not None:
                 times.append(LOOP_CHECK_S)
                 if group.is_abandoned():
                     self.end_group(group)
-        for group in self.admission.line:
+        for group in self.admission.blocked_groups:
             remaining_s = group.remaining_s
             if remaining_s is not None and remaining_s <= 0:
                 self.end_group(group, "deadline")
@@ -184,58 +184,58 @@ class EngineLoop:
             times.append(self._core.next_deadline_s)
         return max(0.0, min(seconds for seconds in times if seconds is not None))
 
-    # --- groups of requests ---
+    # --- request groups ---
 
-    def load(self, source: RewardSource, asked_s: float, done: Future[object]) -> None:
-        """Load both models and say when they are there."""
+    def load(self, source: RewardSource, requested_s: float, done: Future[object]) -> None:
+        """Load both models and resolve the future."""
         try:
-            resolve(done, self._get_models(source, asked_s))
-        except Exception as error:  # noqa: BLE001 - loading runs other people's code
-            reject(done, error)
+            set_result(done, self._get_models(source, requested_s))
+        except Exception as error:  # noqa: BLE001 - loading runs third-party code
+            set_exception(done, error)
 
-    def forget_reward(self, key: str) -> None:
-        """Unload a reward model that no handle and no request uses any more."""
-        reward = self._models.forget(key)
+    def unload_reward(self, key: str) -> None:
+        """Unload a reward model that no handle and no request uses."""
+        reward = self._models.unload(key)
         if reward is not None:
             self.reward_executor.close(reward)
 
     def end_group(self, group: RequestGroup, reason: FinishReason = "cancelled") -> None:
-        """End requests where they stand; what was accepted is their answer."""
-        self.admission.forget(group)
-        if group.is_over:
+        """End the requests of a group; the accepted text is their answer."""
+        self.admission.remove(group)
+        if group.is_done:
             return
         if group.reading is not None or not group.outputs:
-            self._inputs.withdraw(group)
-        parts = [part for output in group.open_outputs for part in output.parts]
+            self._inputs.abort(group)
+        parts = [part for output in group.unfinished_outputs for part in output.parts]
         if group.queue is not None:
             group.queue.waiting.clear()
-        for output in group.open_outputs:
+        for output in group.unfinished_outputs:
             self._close(output, output.end(reason))
-        group.give_if_complete()
+        group.complete_if_done()
         if self._core is not None:
             self._core.abort(parts)
 
-    def _take(self, group: RequestGroup) -> None:
-        """Requests have come in, unless their caller gave up meanwhile."""
-        if group.ended or group.future.done():
+    def _on_admitted(self, group: RequestGroup) -> None:
+        """Start to process a group, unless its caller has given up."""
+        if group.cancel_requested or group.future.done():
             self.end_group(group)
             return
-        self._open.add(group)
-        self._inputs.take(group)
+        self._groups.add(group)
+        self._inputs.add(group)
 
     def _get_models(
-        self, source: RewardSource, asked_s: float
+        self, source: RewardSource, requested_s: float
     ) -> tuple[PromptedModel, RewardModel]:
         if self._stop.is_set():
-            raise closed_at_work(self._cause)
-        model, reward = self._models.get(source, asked_s=asked_s)
+            raise engine_closed_error(self._cause)
+        model, reward = self._models.get(source, requested_s=requested_s)
         for each in (model, *single_models(reward)):
             if isinstance(each, KeepsCache):
                 each.limit_cache(self._params.max_cache_bytes)
         return model, reward
 
     def _enqueue(self, group: RequestGroup) -> None:
-        """All prompts are read: the requests wait for their turn."""
+        """Pass the requests of a group to the core, after all its prompts are processed."""
         if self._core is None and self._models.model is not None:
             self._core = self._new_core(self._models.model)
         requests = deque[Request]()
@@ -245,13 +245,13 @@ class EngineLoop:
             requests += [Request(part, group.reward_model, group.decoding) for part in output.parts]
         group.queue = RequestQueue(
             requests,
-            may_start=lambda: self.admission.may_go(group),
-            on_start=lambda: self.admission.go(group),
+            may_start=lambda: self.admission.may_start(group),
+            on_start=lambda: self.admission.start_one(group),
             on_drop=lambda: self.admission.drop(group, 1),
         )
         if self._core is not None:
             self._core.add(group.queue)
-        group.give_if_complete()
+        group.complete_if_done()
 
     def _new_core(self, model: PromptedModel) -> EngineCore:
         params = self._params
@@ -264,10 +264,10 @@ class EngineLoop:
     # --- rewards ---
 
     def _score(self, asked: Sequence[Asked]) -> None:
-        """Compute users' functions on threads of their own, and models on this one."""
-        takes = self.reward_executor.takes
-        self.reward_executor.ask([item for item in asked if takes(item.reward)])
-        answer_now([item for item in asked if not takes(item.reward)])
+        """Compute offloaded rewards on worker threads, and others on this thread."""
+        runs_offloaded = self.reward_executor.runs_offloaded
+        self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])
+        answer_now([item for item in asked if not runs_offloaded(item.reward)])
 
     # --- outputs ---
 
@@ -293,15 +293,15 @@ class EngineLoop:
             self._diagnostics.observe(output.rollout)
         group.note(output, event)
 
-    def _survive(self, cause: BaseException) -> None:
-        """After a step that raised, nothing is known about the core: begin with a new one."""
+    def _recover(self, cause: BaseException) -> None:
+        """Replace the core after a failed step, because its state is unknown."""
         failed, model = self._core, self._models.model
         hit = failed is not None and failed.has_unfinished
         self._num_failures = 0 if hit else self._num_failures + 1
-        if self._num_failures <= 1:  # one report of what fails again and again is enough
+        if self._num_failures <= 1:  # log a repeated failure once
             logger.error("A step failed; requests in progress end with an error", exc_info=cause)
         if self._num_failures >= MAX_FAILURES:
-            logger.error("The engine ends: nothing can be done for %s in a row", MAX_FAILURES)
+            logger.error("Stopping the engine after %s consecutive failures", MAX_FAILURES)
             self._cause = cause
             self._stop.set()
         if failed is None or model is None:
@@ -318,28 +318,28 @@ class EngineLoop:
                 self._deliver([(rollout, event)])
 
     def fail_all(self, cause: BaseException | None) -> None:
-        """After the end, tell every caller that the engine is closed, or what has ended it.
+        """Fail all requests after the loop has ended, with its cause if it has one.
 
-        May be called again. No requests come in any more.
+        May be called again. No request is accepted afterwards.
         """
         self._stop.set()
         cause = self._cause = cause or self._cause
-        for group in {*self.admission.shut(), *self._open}:
+        for group in {*self.admission.close(), *self._groups}:
             if not group.outputs or group.reading is not None:
-                group.fail(closed_at_work(cause))
+                group.fail(engine_closed_error(cause))
         for output in set(self._outputs.values()):
             try:
-                self._close(output, output.rollout.fail(closed_at_work(cause)))
+                self._close(output, output.rollout.fail(engine_closed_error(cause)))
             except Exception:
-                logger.exception("An answer could not be ended in order")
-                output.group.fail(closed_at_work(cause))
-        self.reward_executor.close_all(wait=not self._at_once)
+                logger.exception("Ending an answer failed")
+                output.group.fail(engine_closed_error(cause))
+        self.reward_executor.close_all(wait=not self._immediately)
         try:
-            while True:  # requests that came in meanwhile are refused
+            while True:  # refuse requests that have arrived meanwhile
                 self._inbox.get_nowait()()
         except Empty:
             pass
         if self._core is not None:
             self._num_steps += self._core.num_steps
             self._core = None
-        self._models.forget_all()
+        self._models.unload_all()

@@ -1,15 +1,15 @@
-"""The end of the process: no thread of an engine may be inside torch when the interpreter ends.
+"""Exit of the process: no engine thread may be inside torch when the interpreter ends.
 
-Before Python 3.14 a daemon thread that comes back from native code into an interpreter that is
-ending is unwound by force, which C++ answers with `terminate called without an active exception`
-and an abort, whatever the exit code was to be. So threads are told to stop, then interrupted at the
-next Python instruction; one that stays in native code is kept from aborting if it comes back.
+Before Python 3.14, a daemon thread that returns from native code into a finalizing interpreter is
+unwound by force. C++ then aborts the process with `terminate called without an active exception`,
+whatever the exit code. So threads are asked to stop, then interrupted at their next Python
+instruction. A thread that stays in native code is kept from aborting when it returns.
 """
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # noqa: F401 - its hook is to run after ours
+import concurrent.futures.thread  # noqa: F401 - its exit hook must run after ours
 import ctypes
 import logging
 import sys
@@ -24,20 +24,20 @@ from stars_engine.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 0.5  # in which threads end by themselves: at the next round or token
-EXIT_S = 1.5  # how long the end of the process waits for them in all
+GRACE_S = 0.5  # time for threads to end by themselves, at the next step or token
+EXIT_S = 1.5  # total time that the exit waits for threads
 
 
 class Worker(Protocol):
-    """What has threads; see `Runtime`."""
+    """An object with threads; see `Runtime`."""
 
     @property
     def threads(self) -> Sequence[threading.Thread]:
-        """Those that are alive."""
+        """Its threads that are alive."""
         ...
 
     def close(self, *, wait: bool, at_once: bool) -> None:
-        """Tell them to end, in the middle of what they do."""
+        """Ask the threads to end, during their current work if `at_once`."""
         ...
 
 
@@ -45,7 +45,7 @@ _open: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 def register(worker: Worker) -> None:
-    """Have its threads ended when the process ends, as long as it exists."""
+    """End the worker's threads at exit, if the worker still exists."""
     _open.add(worker)
 
 
@@ -58,7 +58,7 @@ def interrupt(thread: threading.Thread) -> None:
 
 
 def end_all() -> None:
-    """End the threads of everything that is registered; for the end of the process."""
+    """End the threads of all registered workers, at exit."""
     workers = list(_open)
     for worker in workers:
         worker.close(wait=False, at_once=True)
@@ -66,7 +66,7 @@ def end_all() -> None:
     while alive := [thread for worker in workers for thread in worker.threads]:
         passed_s = time.monotonic() - began_s
         if passed_s >= EXIT_S:
-            logger.debug("still in native code at exit: %s", [thread.name for thread in alive])
+            logger.debug("Still in native code at exit: %s", [thread.name for thread in alive])
             keep_from_aborting()
             return
         if passed_s >= GRACE_S:
@@ -77,11 +77,12 @@ def end_all() -> None:
 
 
 def keep_from_aborting() -> None:
-    """Let a thread that comes back from native code from now on sleep for good.
+    """Suspend threads that return from native code from now on.
 
-    C++ calls its terminate handler there: one that never returns. And the process ends with its own
-    code before C++ takes down what the thread may still be using. Both by functions of glibc and
-    libstdc++; elsewhere threads are not unwound by force, or nothing can be done.
+    C++ calls its terminate handler there, so this installs one that never returns. The process then
+    exits with its own code before C++ destroys objects that a thread may still use. Both rely on
+    functions of glibc and libstdc++. On other platforms, threads are not unwound by force, or
+    nothing can be done.
     """
     with suppress(OSError, AttributeError):
         libc, cpp = ctypes.CDLL(None), ctypes.CDLL("libstdc++.so.6")
@@ -90,9 +91,9 @@ def keep_from_aborting() -> None:
 
 
 def _when_main_ends() -> None:
-    """Before threads that are no daemons are waited for, as long as their calls may take.
+    """End all threads before non-daemon threads are joined, if the main thread raised an error.
 
-    They may well go on with what they do, unless the main thread ended by an error.
+    Otherwise, non-daemon threads may finish their calls.
     """
     if getattr(sys, "last_value", None) is not None:
         end_all()
@@ -101,5 +102,5 @@ def _when_main_ends() -> None:
 atexit.register(end_all)
 _register: Callable[[Callable[[], None]], Any] | None = getattr(threading, "_register_atexit", None)
 if _register is not None:
-    with suppress(RuntimeError):  # the process is ending already
+    with suppress(RuntimeError):  # the process is already exiting
         _register(_when_main_ends)

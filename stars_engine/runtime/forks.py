@@ -1,4 +1,4 @@
-"""Forked processes: what they inherit has lost its thread, and perhaps holds a lock for ever."""
+"""Detect forked processes: inherited engines have no thread, and may hold locked locks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from stars_engine.errors import EngineForkedError
 
 
 def check_process(pid: int) -> None:
-    """Refuse what a fork inherited; to be asked before any lock is taken.
+    """Refuse an object that a fork inherited; call this before taking a lock.
 
     Args:
-        pid: The process in which it was made.
+        pid: The process that created the object.
 
     Raises:
-        EngineForkedError: This is another one.
+        EngineForkedError: The current process is another one.
     """
     if os.getpid() != pid:
         raise EngineForkedError(
             f"this engine belongs to process {pid}; its thread does not exist in the forked "
-            f"process {os.getpid()}. Cure: make the engine in the child process, or start "
+            f"process {os.getpid()}. Cure: create the engine in the child process, or start "
             "processes with the 'spawn' method"
         )

@@ -1,4 +1,4 @@
-"""Futures between the engine's thread and its callers: either may give up at any moment."""
+"""Futures between the engine's thread and its callers; either may give up at any time."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 
-class CallFuture(Future[Value]):
-    """What a caller waits for.
+class RequestFuture(Future[Value]):
+    """A future that a caller waits for.
 
-    Its cancelling is told to `concurrent.futures.wait` and `as_completed` at once: the engine never
-    "runs" it, which is when others tell. In a forked process it says that nobody will answer.
+    `cancel` notifies `concurrent.futures.wait` and `as_completed` at once. Ordinary futures notify
+    them when an executor picks them up, which never happens here. In a forked process, waiting for
+    the future raises an error.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._pid = os.getpid()
-        self._telling = RLock()  # callbacks may cancel again
-        self._told = False
+        self._notifying = RLock()  # reentrant, because callbacks may cancel again
+        self._notified = False
 
     def cancel(self) -> bool:
         """See `Future.cancel`, and `result`."""
         self._check_process()
         cancelled = super().cancel()
         if cancelled:
-            with self._telling:
-                if not self._told:
-                    self._told = True
+            with self._notifying:
+                if not self._notified:
+                    self._notified = True
                     self.set_running_or_notify_cancel()
         return cancelled
 
@@ -46,7 +47,7 @@ class CallFuture(Future[Value]):
         """See `Future.result`.
 
         Raises:
-            EngineForkedError: It was inherited by a forked process before it was done.
+            EngineForkedError: A forked process inherited the future before it was done.
         """
         self._check_process()
         return super().result(timeout)
@@ -57,29 +58,29 @@ class CallFuture(Future[Value]):
         return super().exception(timeout)
 
     def _check_process(self) -> None:
-        if self._state != "FINISHED":  # without its lock, which may be held for ever
+        if self._state != "FINISHED":  # without its lock, which a fork may have inherited locked
             check_process(self._pid)
 
 
-def resolve(future: Future[Any], value: Any) -> None:
-    """Set a result, unless the future is done: whoever waited may have cancelled it."""
-    _settle(future, partial(future.set_result, value))
+def set_result(future: Future[Any], value: Any) -> None:
+    """Set a result, unless the future is done or cancelled."""
+    _set_outcome(future, partial(future.set_result, value))
 
 
-def reject(future: Future[Any], error: BaseException) -> None:
-    """Set an error, unless the future is done."""
-    _settle(future, partial(future.set_exception, error))
+def set_exception(future: Future[Any], error: BaseException) -> None:
+    """Set an exception, unless the future is done or cancelled."""
+    _set_outcome(future, partial(future.set_exception, error))
 
 
-def _settle(future: Future[Any], outcome: Callable[[], None]) -> None:
-    """Set an outcome; the callbacks it sets off are other people's code, and may exit."""
+def _set_outcome(future: Future[Any], outcome: Callable[[], None]) -> None:
+    """Set an outcome; log errors of callbacks, which are third-party code."""
     if future.done():
         return
     try:
         outcome()
     except InvalidStateError:
-        pass  # cancelled at this moment
+        pass  # cancelled since the check
     except BaseException as error:
         if is_for_program(error):
             raise
-        logger.exception("a callback of a future failed")
+        logger.exception("A callback of a future failed")

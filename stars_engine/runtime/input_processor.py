@@ -1,4 +1,4 @@
-"""Calls that have come in, until their prompts are read."""
+"""Process the inputs of admitted request groups: load their models and read their prompts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from stars_engine.config import EngineParams
 from stars_engine.core.budget import MemoryBudget
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.admission_queue import AdmissionQueue
-from stars_engine.runtime.futures import resolve
-from stars_engine.runtime.prompt_processing import read_prompts, unread_answers
+from stars_engine.runtime.futures import set_result
+from stars_engine.runtime.prompt_processing import read_prompts, unread_outputs
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
 
-READING_S = 0.02  # spent on reading prompts between two rounds, so that a long list holds up nobody
+MAX_READING_S = 0.02  # per step, so that a long list of prompts does not delay other requests
 
 GetModels = Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]]
 
 
 class InputProcessor:
-    """Loads what calls need and reads their prompts, a few at a time. For the engine's thread only.
+    """Loads models and reads prompts, a few at a time. Runs on the engine's thread.
 
     Args:
-        admission: Which calls come through.
-        get_models: Loads what a source needs, for who asked at that time.
-        on_read: Called with each call whose rollouts may begin to wait for a place.
-        params: Bounds how many candidates a rollout drafts at once, and how long it may be.
+        admission: The queue that has admitted the groups.
+        get_models: Loads the models of a source; takes the source and the time of the request.
+        on_read: Called with each group whose prompts are all read.
+        params: Limits on the number of candidates and the length of a rollout.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class InputProcessor:
 
     @property
     def reading(self) -> list[RequestGroup]:
-        """Calls whose prompts are being read."""
+        """Groups whose prompts are being read."""
         return list(self._reading)
 
-    def take(self, group: RequestGroup) -> None:
-        """A call has come in: load what it needs and begin to read its prompts."""
+    def add(self, group: RequestGroup) -> None:
+        """Add a group: load its models and start to read its prompts."""
         try:
             model, reward = self._get_models(group.reward, group.submitted_s)
-        except Exception as error:  # noqa: BLE001 - loading runs other people's code
+        except Exception as error:  # noqa: BLE001 - loading runs third-party code
             self._fail(group, error)
             return
         group.reward_model = reward
@@ -66,21 +66,21 @@ class InputProcessor:
         )
         self._reading.append(group)
 
-    def withdraw(self, group: RequestGroup) -> None:
-        """Read no further; the call gets answers that were never begun."""
+    def abort(self, group: RequestGroup) -> None:
+        """Stop reading the prompts of a group; give it outputs that never start."""
         if group in self._reading:
             self._reading.remove(group)
-        group.begin_anew(unread_answers(group))
+        group.replace_outputs(unread_outputs(group))
 
-    def read_on(self) -> None:
-        """Read for a moment, in turn."""
-        until_s = time.monotonic() + READING_S
+    def read_for_a_moment(self) -> None:
+        """Read prompts for up to `MAX_READING_S`, one of each group in turn."""
+        until_s = time.monotonic() + MAX_READING_S
         while self._reading and time.monotonic() < until_s:
             group = self._reading.popleft()
             assert group.reading is not None
             try:
                 done = next(group.reading, "done") == "done"
-            except Exception as error:  # noqa: BLE001 - tokenizers are other people's code
+            except Exception as error:  # noqa: BLE001 - tokenizers are third-party code
                 self._fail(group, error)
                 continue
             if done:
@@ -89,7 +89,7 @@ class InputProcessor:
                 self._reading.append(group)
 
     def _end(self, group: RequestGroup) -> None:
-        """All prompts are read: the call fails as a whole, or its rollouts wait for a place."""
+        """Finish a group whose prompts are all read: fail it as a whole, or pass it on."""
         group.reading = None
         error = group.first_error
         if error is not None and not group.return_exceptions:
@@ -97,9 +97,9 @@ class InputProcessor:
             return
         parts = [part for answer in group.outputs for part in answer.parts]
         self._admission.drop(group, group.num_rollouts - len(parts))
-        resolve(group.prepared, None)
+        set_result(group.prepared, None)
         self._on_read(group)
 
     def _fail(self, group: RequestGroup, error: Exception) -> None:
-        self._admission.forget(group)
+        self._admission.remove(group)
         group.fail(error)

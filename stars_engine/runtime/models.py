@@ -1,4 +1,4 @@
-"""The models of one runtime: loaded once, on its own thread, when they are first needed."""
+"""The models of one runtime: loaded once, on the engine's thread, when they are first needed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 
 
-class Failure(NamedTuple):
-    """An attempt to load that failed, on the monotonic clock, and with what."""
+class LoadFailure(NamedTuple):
+    """A failed attempt to load: its error, and its time on the monotonic clock."""
 
     failed_s: float
     error: Exception
 
 
 class Models:
-    """A language model and the reward models that its callers use.
+    """A language model and the reward models that are used with it.
 
     Args:
         load: Loads the language model.
@@ -35,69 +35,69 @@ class Models:
     def __init__(self, load: Callable[[], PromptedModel]) -> None:
         self._load = load
         self._rewards: dict[str, RewardModel] = {}
-        self._failures: dict[str | None, Failure] = {}  # None: of the language model
+        self._failures: dict[str | None, LoadFailure] = {}  # None: of the language model
         self.model: PromptedModel | None = None
         self.num_loads = 0
 
-    def get(self, source: RewardSource, *, asked_s: float) -> tuple[PromptedModel, RewardModel]:
-        """Return both models, loading what is missing.
+    def get(self, source: RewardSource, *, requested_s: float) -> tuple[PromptedModel, RewardModel]:
+        """Return both models; load those that are missing.
 
-        Whoever asked before an attempt to load failed shares its error; later ones try again.
+        Requests made before an attempt to load failed share its error; later requests try again.
 
         Args:
-            source: The reward model.
-            asked_s: When the caller asked, on the monotonic clock.
+            source: The source of the reward model.
+            requested_s: When the caller requested the models, on the monotonic clock.
         """
         model = self.model
         if model is None:
-            model = self.model = self._attempt(None, self._load, asked_s, lambda _: "model")
+            model = self.model = self._load_once(None, self._load, requested_s, lambda _: "model")
             self.num_loads += 1
         reward = self._rewards.get(source.key)
         if reward is None:
-            reward = self._attempt(source.key, lambda: source.load(model), asked_s, describe)
+            reward = self._load_once(source.key, lambda: source.load(model), requested_s, describe)
             self._rewards[source.key] = reward
         return model, reward
 
     def peek(self, key: str) -> tuple[PromptedModel, RewardModel] | None:
-        """Return both models if they are there; from any thread."""
+        """Return both models if they are loaded. May be called from any thread."""
         model, reward = self.model, self._rewards.get(key)
         return None if model is None or reward is None else (model, reward)
 
-    def forget(self, key: str) -> RewardModel | None:
-        """Let go of a reward model that nobody uses any more."""
+    def unload(self, key: str) -> RewardModel | None:
+        """Unload a reward model and return it."""
         self._failures.pop(key, None)
         return self._rewards.pop(key, None)
 
-    def forget_all(self) -> None:
-        """Let go of everything."""
+    def unload_all(self) -> None:
+        """Unload all models."""
         self.model = None
         self._rewards.clear()
         self._failures.clear()
 
-    def _attempt(
+    def _load_once(
         self,
         key: str | None,
         load: Callable[[], Loaded],
-        asked_s: float,
+        requested_s: float,
         name_of: Callable[[Loaded], str],
     ) -> Loaded:
         failure = self._failures.get(key)
-        if failure is not None and asked_s <= failure.failed_s:
-            raise without_frames(failure.error)
+        if failure is not None and requested_s <= failure.failed_s:
+            raise without_traceback(failure.error)
         started_s = time.monotonic()
         try:
             loaded = load()
         except Exception as error:
-            self._failures[key] = Failure(time.monotonic(), without_frames(error))
+            self._failures[key] = LoadFailure(time.monotonic(), without_traceback(error))
             raise
         except Interrupted:
             raise
-        except BaseException as error:  # other people's code exits: whoever waits for it must not
+        except BaseException as error:  # third-party code called exit; the caller must not exit
             ended = ModelLoadError(
-                f"loading was ended by {describe_error(error)}. Cure: mend the checkpoint's or the "
-                "reward's own code that did so"
+                f"loading ended with {describe_error(error)}. Cure: fix the code of the checkpoint "
+                "or the reward that raised this"
             )
-            self._failures[key] = Failure(time.monotonic(), without_frames(ended))
+            self._failures[key] = LoadFailure(time.monotonic(), without_traceback(ended))
             raise ended from error
         self._failures.pop(key, None)
         what = "language" if key is None else "reward"
@@ -105,11 +105,11 @@ class Models:
         return loaded
 
 
-def without_frames(error: Exception) -> Exception:
-    """Return an equal error of its own: the frames of the first hold half of a loaded model."""
+def without_traceback(error: Exception) -> Exception:
+    """Return a copy of an error without traceback, whose frames may hold part of a model."""
     try:
         again = copy.copy(error)
-    except Exception:  # noqa: BLE001 - exceptions of others need not be made to be copied
+    except Exception:  # noqa: BLE001 - not all exceptions can be copied
         again = error
     if type(again) is not type(error) or again is error:
         again = ModelLoadError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""From a question to rollouts: prompts read, lengths and token ids checked against the model."""
+"""Turn prompt requests into rollouts, and check lengths and token ids against the model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from stars_engine.types import RewardPrompt
 def read_prompts(
     group: RequestGroup, model: PromptedModel, *, max_rows: int, budget: MemoryBudget | None = None
 ) -> Iterator[None]:
-    """Read a call's prompts one by one, so that others need not wait for a long list of them.
+    """Read the prompts of a group one by one, so that a long list does not delay other requests.
 
-    Each becomes answers in the making, or the error that it would meet.
+    Each prompt becomes outputs, or the error that it causes.
     """
     group.outputs += [RequestOutput(group, *item) for item in enumerate(group.resumed)]
     index = 0
@@ -37,10 +37,10 @@ def read_prompts(
         try:
             rollouts = read_prompt(request, group, model, prompt_index, max_rows=max_rows)
             if budget is not None:
-                check_room(rollouts, budget)
+                check_memory_budget(rollouts, budget)
         except StarsError as error:
             for offset in range(request.num_answers):
-                group.put_outcome(index + offset, error)
+                group.set_outcome(index + offset, error)
         else:
             group.outputs += [
                 RequestOutput(group, index + offset, rollout)
@@ -50,8 +50,8 @@ def read_prompts(
         yield
 
 
-def unread_answers(group: RequestGroup) -> list[RequestOutput]:
-    """Return answers for a call that ends before its prompts are read: the model never saw them."""
+def unread_outputs(group: RequestGroup) -> list[RequestOutput]:
+    """Return empty outputs for a group that ends before its prompts are read."""
     nothing = RewardPrompt("", ())
     rollouts = list(group.resumed)
     for prompt_index, request in enumerate(group.prompts):
@@ -74,12 +74,13 @@ def read_prompt(
     *,
     max_rows: int,
 ) -> list[Rollout]:
-    """Return the rollouts of one prompt, `n` of them.
+    """Return the `n` rollouts of one prompt.
 
     Raises:
-        PromptError: The prompt cannot be used.
-        ConfigError: A setting names tokens that the model does not have, or a grammar is none.
-        MissingExtraError: There is a grammar, and nothing to read it with.
+        PromptError: The prompt is invalid.
+        ConfigError: A setting names tokens that the model does not have, or the grammar is
+            invalid.
+        MissingExtraError: A grammar is set, and the package that parses it is not installed.
     """
     sampling = request.sampling or model.default_sampling()
     check_token_ids(sampling, model.vocab_size)
@@ -87,6 +88,7 @@ def read_prompt(
         request.prompt,
         model.codec,
         prompt_format=group.prompt_format,
+        template_kwargs=group.template_kwargs,
         reward_prompt=request.reward_prompt,
     )
     if sampling.grammar is not None:
@@ -105,7 +107,7 @@ def read_prompt(
             prompt_ids=ids,
             reward_prompt=resolved.for_reward,
             sampling=fitted,
-            align=_within(max_rows, request.align),
+            align=_cap_candidates(max_rows, request.align),
             noise=CounterNoise(seed=seed, prompt_ids=ids, sample_index=sample_index),
             seed=seed,
             prompt_index=prompt_index,
@@ -119,10 +121,10 @@ def read_prompt(
 
 
 def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:
-    """Return settings with what a conversation asks of the answer.
+    """Return sampling parameters with the stop strings and the grammar of a conversation.
 
     Raises:
-        ConfigError: A grammar and tools both say what the answer is to be.
+        ConfigError: Both a grammar and tools constrain the answer.
     """
     if prompt.stop:
         sampling = sampling.replace(stop=(*sampling.stop, *prompt.stop))
@@ -130,18 +132,18 @@ def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParam
         return sampling
     if sampling.grammar is not None:
         message = (
-            "the tools of the conversation say what the answer may be, and so does this grammar. "
-            "Cure: Chat(tool_choice='none'), or no grammar"
+            "the tools of the conversation already constrain the answer, so a grammar is not "
+            "allowed. Cure: set Chat(tool_choice='none'), or remove the grammar"
         )
         raise ConfigError("SamplingParams", [Problem("grammar", message)])
     return sampling.replace(grammar=prompt.grammar)
 
 
 def check_tools(tools: Sequence[Tool], sampling: SamplingParams, model: PromptedModel) -> None:
-    """Name the tool whose parameters no grammar can keep to.
+    """Check that a grammar can express the parameters of every tool.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: The parameters of a tool cannot be expressed; the error names the tool.
     """
     for tool in tools:
         try:
@@ -149,14 +151,14 @@ def check_tools(tools: Sequence[Tool], sampling: SamplingParams, model: Prompted
         except ConfigError as error:
             reason = error.problems[0].message.partition(". Cure:")[0]
             message = (
-                f"{reason}. Cure: leave that out of the parameters of {tool.name!r}, or "
-                "Chat(constrain_tools=False) to have calls drafted freely"
+                f"{reason}. Cure: remove it from the parameters of {tool.name!r}, or set "
+                "Chat(constrain_tools=False) to draft tool calls without a grammar"
             )
             raise ConfigError("Chat", [Problem("tools", message)]) from None
 
 
 def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) -> SamplingParams:
-    """Check prompt ids and length; lower `max_tokens` where `on_overflow` says so.
+    """Check prompt ids and length; lower `max_tokens` if `on_overflow` is "clamp".
 
     Raises:
         PromptError: An id is outside the vocabulary.
@@ -165,8 +167,8 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
     vocab_size, limit = model.vocab_size, model.context_len
     if max(prompt.token_ids) >= vocab_size:
         raise PromptError(
-            f"token id {max(prompt.token_ids)} is outside the vocabulary of {vocab_size}. "
-            "Cure: encode with this model's tokenizer"
+            f"token id {max(prompt.token_ids)} is outside the vocabulary; allowed: 0 to "
+            f"{vocab_size - 1}. Cure: encode with this model's tokenizer"
         )
     if limit is None or len(prompt.token_ids) + sampling.max_tokens <= limit:
         return sampling
@@ -174,50 +176,52 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
     if room >= 1 and sampling.on_overflow == "clamp":
         min_tokens = min(sampling.min_tokens, room)
         return sampling.replace(max_tokens=room, min_tokens=min_tokens)
-    cure = "shorten the prompt"
+    hint = "shorten the prompt"
     if room >= 1:
-        cure += f", set max_tokens to at most {room}, or on_overflow='clamp'"
+        hint += f", set max_tokens to at most {room}, or on_overflow='clamp'"
     raise ContextOverflowError(
         f"the prompt has {len(prompt.token_ids)} tokens and max_tokens is "
-        f"{sampling.max_tokens}; the model reads {limit} in all. Cure: {cure}"
+        f"{sampling.max_tokens}; the model's context is {limit} tokens. Cure: {hint}"
     )
 
 
-def check_room(rollouts: Sequence[Rollout], budget: MemoryBudget) -> None:
-    """Check that each may be in progress, alone if need be.
+def check_memory_budget(rollouts: Sequence[Rollout], budget: MemoryBudget) -> None:
+    """Check that each rollout fits the memory budget when it runs alone.
 
     Raises:
-        ContextOverflowError: It is longer than all texts in progress may be together.
+        ContextOverflowError: A rollout exceeds the budget.
     """
     for rollout in rollouts:
         if not budget.holds(rollout, Reserved()):
             raise ContextOverflowError(
                 f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
-                f"{rollout.sampling.max_tokens}; the engine keeps {budget.describe()} at a time. "
+                f"{rollout.sampling.max_tokens}; the engine's budget is {budget.describe()}. "
                 "Cure: shorten the prompt, lower max_tokens, or raise "
                 "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
             )
 
 
 def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
-    """Check that biases and stop tokens are in the vocabulary, and leave some token to draw.
+    """Check that biases and stop tokens are in the vocabulary and leave a token to draw.
 
     Raises:
-        ConfigError: They are not, or do not.
+        ConfigError: A token is outside the vocabulary, or biases exclude every token.
     """
     for name in ("logit_bias", "stop_token_ids"):
         for token in getattr(sampling, name) or ():
             if not 0 <= token < vocab_size:
-                message = f"token id {token} is outside the vocabulary, 0 to {vocab_size - 1}"
+                message = (
+                    f"token id {token} is outside the vocabulary; allowed: 0 to {vocab_size - 1}"
+                )
                 raise ConfigError("SamplingParams", [Problem(name, message)])
     bias = sampling.logit_bias or {}
     if sum(value == -math.inf for value in bias.values()) >= vocab_size:
-        message = "-inf on every token leaves none to draw; leave at least one token out"
+        message = "-inf on every token leaves none to draw; leave at least one token without it"
         raise ConfigError("SamplingParams", [Problem("logit_bias", message)])
 
 
-def _within(max_rows: int, align: AlignParams) -> AlignParams:
-    """Draft no more candidates at once than a round holds; text does not depend on it."""
+def _cap_candidates(max_rows: int, align: AlignParams) -> AlignParams:
+    """Limit `num_candidates` to the rows of a step. The text does not depend on it."""
     if align.num_candidates == "auto" or align.num_candidates <= max_rows:
         return align
     return align.replace(num_candidates=max_rows)

@@ -1,4 +1,4 @@
-"""Runtimes that handles share, by what they have loaded."""
+"""The registry of shared runtimes, by language model."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ _runtimes: dict[str, Runtime] = {}
 def shared_runtime(
     config: StarsConfig, load: Callable[[], PromptedModel], reward_key: str
 ) -> Runtime:
-    """Return the runtime of the config's language model with one more handle, or make it.
+    """Return the shared runtime of the config's language model, with one more handle.
+
+    Creates the runtime if there is none.
 
     Raises:
-        ConfigError: The config sets bounds other than those it runs with.
+        ConfigError: The config sets limits that differ from those of the runtime.
     """
     key = key_of(config.model)
     with _lock:
         runtime = replaced = _runtimes.get(key)
         if runtime is not None:
-            problems = _other_bounds(config.engine, runtime.params)
-            if problems and runtime.is_held:
+            problems = _conflicting_params(config.engine, runtime.params)
+            if problems and runtime.in_use:
                 raise ConfigError("StarsEngine.shared", problems)
             if problems or not runtime.acquire(reward_key):
                 runtime = None
@@ -42,16 +44,16 @@ def shared_runtime(
                 load,
                 config.engine,
                 keep_alive_s=config.engine.keep_alive_s,
-                on_close=_forget,
+                on_close=_remove,
             )
             runtime.acquire(reward_key)
-    if replaced is not None and replaced is not runtime:  # nobody holds it
+    if replaced is not None and replaced is not runtime:  # it has no handle left
         replaced.close(wait=False)
     return runtime
 
 
 def key_of(part: Schema) -> str:
-    """Return what tells a model from others: its settings, and the live objects it holds."""
+    """Return a key for a model: its settings and the identities of its live objects."""
     return json.dumps(_identity(part), sort_keys=True, default=repr)
 
 
@@ -72,10 +74,10 @@ def _identity(part: Schema) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
-    """Return a path by which two spellings of it are known for one.
+    """Return an absolute, normalized path, so that two spellings of a path are equal.
 
-    Without a look at the disk: event loops make handles too. (The kernel knows the working
-    directory; asked for it as bytes, it is not taken for a disk by guards of event loops.)
+    This does not access the disk, because event loops create handles too. The kernel knows the
+    working directory. `getcwdb` is used because guards of event loops report `getcwd`.
     """
     path = os.path.expanduser(path)  # noqa: PTH111 - as Path, it would lose "./"
     if not os.path.isabs(path):  # noqa: PTH117 - likewise
@@ -90,31 +92,31 @@ def _live_fields(part: Schema) -> set[str]:
     return set() if isinstance(function, str) else {"function"}
 
 
-def _other_bounds(asked: EngineParams, running: EngineParams) -> list[Problem]:
+def _conflicting_params(asked: EngineParams, running: EngineParams) -> list[Problem]:
     return [
         Problem(
             f"engine.{name}",
-            f"{getattr(asked, name)} is not what the shared engine runs with, "
-            f"{getattr(running, name)}; leave it out, give the same, or close the other handles",
+            f"{getattr(asked, name)} differs from the shared engine's "
+            f"{getattr(running, name)}; omit it, pass the same value, or close the other handles",
         )
         for name in EngineParams.model_fields
-        if name != "on_full"  # each handle's own
+        if name != "on_full"  # a setting of each handle
         and name in asked.model_fields_set
         and getattr(asked, name) != getattr(running, name)
     ]
 
 
-def _forget(runtime: Runtime) -> None:
+def _remove(runtime: Runtime) -> None:
     with _lock:
         for key in [key for key, other in _runtimes.items() if other is runtime]:
             del _runtimes[key]
 
 
-def _begin_anew() -> None:
-    """A forked child has none of its parent's threads, and perhaps a lock that nobody frees."""
+def _reset_after_fork() -> None:
+    """Reset the registry: a forked child has no threads, and may inherit a locked lock."""
     global _lock, _runtimes
     _lock, _runtimes = Lock(), {}
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,15 +1,15 @@
-"""A caller's request for answers, from the moment it is made until the last answer is given."""
+"""The requests of one call, from submission until the last answer."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
 from stars_engine.algorithm.rollout import Rollout
@@ -21,7 +21,7 @@ from stars_engine.core.request import RequestQueue
 from stars_engine.errors import EngineClosedError, describe_error
 from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
-from stars_engine.runtime.futures import CallFuture, reject, resolve
+from stars_engine.runtime.futures import RequestFuture, set_exception, set_result
 from stars_engine.schedules import AutoSchedule
 from stars_engine.types import FinishReason, Prompt, SegmentEvent, StarsResult
 
@@ -31,11 +31,11 @@ Outcome = StarsResult | Exception
 
 @dataclass(frozen=True, slots=True)
 class RewardSource:
-    """A reward model that the runtime loads when it is first needed.
+    """A reward model that the runtime loads on first use.
 
     Attributes:
-        key: Equal for sources that load the same.
-        load: Loads it; gets the language model, whose tokenizer it may share.
+        key: Equal for sources that load the same model.
+        load: Loads the reward model; takes the language model, whose tokenizer it may share.
     """
 
     key: str
@@ -47,10 +47,10 @@ class PromptRequest:
     """One prompt with its settings.
 
     Attributes:
-        prompt: What to answer.
-        reward_prompt: What the reward model reads in its place, or None.
-        sampling: The proposal; None for the model's own settings.
-        align: The test; its schedule is set.
+        prompt: The prompt.
+        reward_prompt: Replaces the prompt for the reward model, if not None.
+        sampling: The proposal; None for the model's default.
+        align: The acceptance settings; the schedule is set.
     """
 
     prompt: Prompt
@@ -60,18 +60,18 @@ class PromptRequest:
 
     @property
     def num_answers(self) -> int:
-        """Answers asked for."""
+        """Number of answers requested."""
         return 1 if self.sampling is None else self.sampling.n
 
 
 class RequestOutput:
-    """One answer in the making.
+    """One answer in progress.
 
     Attributes:
-        group: Whose it is.
-        index: Its place among the answers of its call.
+        group: The group to which it belongs.
+        index: Its position among the answers of its group.
         rollout: Its trajectory.
-        parts: The rollouts that are run for it: its own, or the samples of Best-of-N.
+        parts: The rollouts that run for it: its own, or the samples of Best-of-N.
         decoding: How drafts of the parts become text.
     """
 
@@ -84,14 +84,14 @@ class RequestOutput:
         self._num_ended = 0
 
     def note(self, part: Rollout, event: SegmentEvent) -> SegmentEvent | None:
-        """Return what the caller sees of an event of one of the parts."""
+        """Return the event that the caller gets for an event of a part, if any."""
         if part is self.rollout:
             return event
         self._num_ended += part.finished
         return keep_best(self.rollout, self.parts) if self._num_ended == len(self.parts) else None
 
     def end(self, reason: FinishReason) -> SegmentEvent:
-        """End all parts where they stand."""
+        """End all parts now."""
         for sample in self.parts:
             if sample is not self.rollout and not sample.finished:
                 sample.finish(reason)
@@ -100,42 +100,44 @@ class RequestOutput:
 
 @dataclass(eq=False, slots=True)
 class RequestGroup:
-    """Requests of one caller; their outputs are returned together, or streamed.
+    """The requests of one call; their outputs are returned together or streamed.
 
     Attributes:
         prompts: The prompts with their settings.
-        reward: The reward model.
-        prompt_format: What a string prompt is.
+        reward: The source of the reward model.
+        prompt_format: How string prompts are read.
+        template_kwargs: Variables of the language model's chat template.
         decoding: How drafts become text.
         num_samples: N of Best-of-N, else 0.
-        return_exceptions: Whether errors are put among the answers, or raised.
-        owner: Kept alive as long as the call.
-        mailbox: Where events go, of a call that is streamed.
-        is_abandoned: Whether nobody can receive its outcomes any more.
-        ended: Set when it is to end where it stands, from any thread.
+        return_exceptions: Whether errors are returned as results, or raised.
+        owner: An object to keep alive until the group is done.
+        event_queue: Receives the events if the group is streamed.
+        is_abandoned: Whether no caller can receive the outcomes any more.
+        cancel_requested: Whether the group should end; set from any thread.
         future: The outcomes, in order.
-        entered: Done when all its rollouts have found room in the queue.
-        prepared: Done when all prompts have been read, before any work.
-        queue: Its requests in the scheduler, until they start.
-        reading: Reads the prompts, one a step, until they are all read.
-        reward_model: What `reward` loaded.
-        outputs: Those that began, in order.
-        resumed: Answers that have begun already and go on, in place of prompts.
+        admitted: Done when the queue has admitted all rollouts.
+        prepared: Done when all prompts have been read, before generation starts.
+        queue: Its requests in the scheduler that have not started.
+        reading: Reads one prompt per step, until all are read.
+        reward_model: The loaded reward model.
+        outputs: The answers in progress, in order.
+        resumed: Unfinished rollouts to continue, instead of prompts.
     """
 
     prompts: tuple[PromptRequest, ...]
     reward: RewardSource
     prompt_format: PromptFormat = "auto"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     decoding: DecodingStrategy = field(default_factory=StarsDecoding)
     num_samples: int = 0
     return_exceptions: bool = False
     owner: object = None
-    mailbox: Mailbox | None = None
+    event_queue: EventQueue | None = None
     is_abandoned: Callable[[], bool] | None = None
-    ended: bool = False
-    future: CallFuture[list[Outcome]] = field(default_factory=CallFuture)
-    entered: CallFuture[None] = field(default_factory=CallFuture)
-    prepared: CallFuture[None] = field(default_factory=CallFuture)
+    cancel_requested: bool = False
+    future: RequestFuture[list[Outcome]] = field(default_factory=RequestFuture)
+    admitted: RequestFuture[None] = field(default_factory=RequestFuture)
+    prepared: RequestFuture[None] = field(default_factory=RequestFuture)
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None
     reading: Iterator[None] | None = None
@@ -146,75 +148,75 @@ class RequestGroup:
 
     @property
     def num_answers(self) -> int:
-        """Answers asked for."""
+        """Number of answers requested."""
         return len(self.resumed) + sum(request.num_answers for request in self.prompts)
 
     @property
     def judged(self) -> bool:
-        """Whether segments are put to the test; those of the baselines are not."""
+        """Whether segments are judged; those of the baselines are not."""
         return not isinstance(self.decoding, PlainDecoding)
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is judged by settled thresholds; calibrations find theirs meanwhile."""
+        """Whether thresholds are known; a calibration is still searching for its own."""
         return isinstance(self.decoding, StarsDecoding)
 
     @property
-    def wants_thresholds(self) -> bool:
-        """Whether thresholds are still to be found for a test that it is put to."""
+    def needs_calibration(self) -> bool:
+        """Whether its thresholds must be calibrated first."""
         return self.judged and any(
             isinstance(request.align.schedule, AutoSchedule) for request in self.prompts
         )
 
     @property
     def num_rollouts(self) -> int:
-        """Rollouts it takes."""
+        """Number of rollouts that run for it."""
         return self.num_answers * max(1, self.num_samples)
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds until the deadlines of all its questions have passed; None if they never will."""
+        """Seconds until the last deadline of its prompts; None if a prompt has no deadline."""
         limits = [request.align.deadline_s for request in self.prompts]
         latest_s = max((math.inf if limit is None else limit for limit in limits), default=math.inf)
         return None if latest_s == math.inf else self.submitted_s + latest_s - time.monotonic()
 
     @property
-    def open_outputs(self) -> list[RequestOutput]:
-        """Answers that have not ended."""
+    def unfinished_outputs(self) -> list[RequestOutput]:
+        """Outputs that have not ended."""
         return [answer for answer in self.outputs if not answer.rollout.finished]
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing is left to be done for it."""
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
         all_there = len(self._outcomes) == self.num_answers
         return self.future.done() and (all_there or not self.future.cancelled())
 
-    def begin_anew(self, outputs: list[RequestOutput]) -> None:
-        """Put other answers in the place of those that were being prepared."""
+    def replace_outputs(self, outputs: list[RequestOutput]) -> None:
+        """Replace the outputs that were being prepared."""
         self.reading, self.outputs = None, outputs
         self._outcomes.clear()
 
     def note(self, answer: RequestOutput, event: SegmentEvent) -> None:
-        """Pass an event on; give the outcomes when the last answer has ended."""
-        if self.mailbox is not None:
-            self.mailbox.put(event)
+        """Forward an event; complete the group when the last answer has ended."""
+        if self.event_queue is not None:
+            self.event_queue.put(event)
         if answer.rollout.finished:
             assert event.result is not None
-            self.put_outcome(answer.index, answer.rollout.error or event.result)
-            self.give_if_complete()
+            self.set_outcome(answer.index, answer.rollout.error or event.result)
+            self.complete_if_done()
 
-    def put_outcome(self, index: int, outcome: Outcome) -> None:
-        """Note one outcome."""
+    def set_outcome(self, index: int, outcome: Outcome) -> None:
+        """Set the outcome of one answer."""
         self._outcomes[index] = outcome
 
     @property
     def first_error(self) -> Exception | None:
-        """The error among the outcomes so far that comes first."""
+        """The error with the lowest index among the outcomes so far."""
         errors = (self._outcomes[index] for index in sorted(self._outcomes))
         return next((item for item in errors if isinstance(item, Exception)), None)
 
-    def give_if_complete(self) -> None:
-        """Give the outcomes if none is missing."""
+    def complete_if_done(self) -> None:
+        """Resolve the future if no outcome is missing."""
         if len(self._outcomes) < self.num_answers:
             return
         outcomes = [self._outcomes[index] for index in range(self.num_answers)]
@@ -223,33 +225,33 @@ class RequestGroup:
             if len(outcomes) > 1:
                 _add_note_once(
                     errors[0],
-                    f"{len(errors)} of {len(outcomes)} requests failed; return_exceptions=True "
-                    "gives the others' results",
+                    f"{len(errors)} of {len(outcomes)} requests failed; use "
+                    "return_exceptions=True to get the results of the others",
                 )
             self.fail(errors[0])
         else:
-            for future in (self.entered, self.prepared):  # it may have ended before
-                resolve(future, None)
-            resolve(self.future, outcomes)
-            self._say_end()
+            for future in (self.admitted, self.prepared):  # the group may have ended earlier
+                set_result(future, None)
+            set_result(self.future, outcomes)
+            self._close_events()
 
     def fail(self, error: BaseException) -> None:
-        """End the whole call with an error."""
-        for future in (self.entered, self.prepared, self.future):
-            reject(future, error)
-        self._say_end()
+        """Fail the whole group."""
+        for future in (self.admitted, self.prepared, self.future):
+            set_exception(future, error)
+        self._close_events()
 
     def cancel(self) -> None:
-        """Stop working for it; nobody waits for its outcome."""
+        """Cancel the group, because no caller waits for its outcomes."""
         self.future.cancel()
 
-    def _say_end(self) -> None:
-        if self.mailbox is not None:
-            self.mailbox.put(None)
+    def _close_events(self) -> None:
+        if self.event_queue is not None:
+            self.event_queue.put(None)
 
 
-class Mailbox:
-    """Events for one reader, who waits in a thread or in an event loop; None ends them."""
+class EventQueue:
+    """A queue of events for one reader, in a thread or in an event loop; None marks the end."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -257,15 +259,15 @@ class Mailbox:
         self._waiter: Future[None] | None = None
 
     def put(self, item: SegmentEvent | None) -> None:
-        """Put an item in and wake the reader."""
+        """Add an item and wake the reader."""
         with self._lock:
             self._items.append(item)
             waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            resolve(waiter, None)
+            set_result(waiter, None)
 
     def wait(self) -> Future[None]:
-        """Return a future that is done once there is something to take."""
+        """Return a future that is done once an item is available."""
         waiter: Future[None] = Future()
         with self._lock:
             if not self._items:
@@ -274,8 +276,8 @@ class Mailbox:
         waiter.set_result(None)
         return waiter
 
-    def take(self) -> SegmentEvent | None:
-        """Take the next item, which is there."""
+    def get(self) -> SegmentEvent | None:
+        """Remove and return the next item; call this only after `wait`."""
         return self._items.popleft()
 
 
@@ -284,15 +286,16 @@ def _add_note_once(error: Exception, note: str) -> None:
         error.add_note(note)
 
 
-def closed_at_work(cause: BaseException | None = None) -> EngineClosedError:
-    """Return what a call meets whose engine was closed, or has ended by an error."""
+def engine_closed_error(cause: BaseException | None = None) -> EngineClosedError:
+    """Return the error of requests whose engine was closed, or whose thread failed."""
     if cause is None:
         return EngineClosedError(
-            "the engine was closed before this request had ended. Cure: close it when the results "
-            "are there; the error's `result` holds what was accepted"
+            "the engine was closed before this request ended; the error's `result` holds the "
+            "accepted text. Cure: close the engine after the results have arrived"
         )
     error = EngineClosedError(
-        f"the engine's thread failed: {describe_error(cause)}. Cure: make a new StarsEngine(config)"
+        f"the engine's thread failed: {describe_error(cause)}. Cure: create a new "
+        "StarsEngine(config)"
     )
     error.__cause__ = cause
     return error

@@ -1,4 +1,4 @@
-"""Rewards that are other people's code: asked on threads of their own, answered when they like."""
+"""Run offloaded rewards, which are third-party code, on worker threads."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from stars_engine.rewards.base import (
 )
 from stars_engine.rewards.failures import Patience, RewardTimeoutError
 from stars_engine.rewards.reward_requests import Asked, Question, by_reward, single_models
-from stars_engine.runtime.worker_pool import Task, WorkerPool, working_for
+from stars_engine.runtime.worker_pool import Task, WorkerPool, current_executor
 from stars_engine.types import RewardOutcome
 
-CLOSING_S = 1.0  # how long the end of an engine waits for a reward that is still busy
-GRACE_S = 1.0  # for a reward that ends its overdue calls itself
+CLOSING_S = 1.0  # how long closing an engine waits for rewards that are still busy
+GRACE_S = 1.0  # extra time for a reward that ends its overdue calls itself
 
 
 class RewardExecutor:
-    """Sends questions to the workers of each reward, and their answers back.
+    """Submits reward requests to the workers of each reward, and delivers the outcomes.
 
     Args:
-        post: Has something done on the engine's thread.
+        post: Runs a callable on the engine's thread.
     """
 
     def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
         self._workers: dict[int, tuple[OffloadedReward, WorkerPool]] = {}
 
-    def takes(self, reward: RewardModel) -> bool:
-        """Whether a reward model is called on threads of its own."""
+    def runs_offloaded(self, reward: RewardModel) -> bool:
+        """Return whether a reward model runs on worker threads."""
         return isinstance(reward, OffloadedReward)
 
-    def ask(self, asked: Sequence[Asked]) -> None:
-        """Put questions to rewards that are taken."""
+    def submit(self, asked: Sequence[Asked]) -> None:
+        """Submit requests for offloaded rewards."""
         for reward, questions in by_reward(asked):
             assert isinstance(reward, OffloadedReward)
             for group in _by_asker(questions):
                 for part in [group] if reward.batched else [[question] for question in group]:
                     self._submit(reward, part)
 
-    def write_off_overdue(self) -> float | None:
-        """RewardOutcome for rewards that take too long; see `WorkerPool`."""
-        times = [workers.write_off_overdue() for _, workers in self._workers.values()]
+    def expire_overdue(self) -> float | None:
+        """Give up reward calls that take too long; see `WorkerPool.expire_overdue`."""
+        times = [workers.expire_overdue() for _, workers in self._workers.values()]
         return min((time for time in times if time is not None), default=None)
 
     def close(self, reward: RewardModel) -> None:
-        """Let the workers of one reward end when they have done what they were given."""
+        """End the workers of one reward after their current tasks."""
         for single in single_models(reward):
             found, workers = self._workers.pop(id(single), (None, None))
             if workers is not None and found is not None:
@@ -61,7 +61,7 @@ class RewardExecutor:
                 _end_calls(found)
 
     def close_all(self, *, wait: bool) -> None:
-        """End all workers; wait a little for those that are still busy, or do not."""
+        """End all workers; if `wait`, wait up to `CLOSING_S` for those that are busy."""
         until_s = time.monotonic() + CLOSING_S if wait else 0.0
         pools = list(self._workers.values())
         for reward, workers in pools:
@@ -74,18 +74,18 @@ class RewardExecutor:
 
     @property
     def threads(self) -> list[Thread]:
-        """All threads of rewards that were not closed."""
+        """All threads of rewards that are not closed."""
         return [thread for _, pool in tuple(self._workers.values()) for thread in pool.threads]
 
     @property
-    def is_asking(self) -> bool:
-        """Whether this is called from one of them, while it computes a reward."""
-        return working_for.get() is self
+    def called_from_reward(self) -> bool:
+        """Whether the current thread is computing a reward for this executor."""
+        return current_executor.get() is self
 
     def _submit(
         self, reward: OffloadedReward, questions: Sequence[Question], *, num_spent: int = 0
     ) -> None:
-        """Have questions answered by a worker; `num_spent` calls for them have failed already."""
+        """Submit requests to a worker; `num_spent` calls for them have failed already."""
         if id(reward) not in self._workers:
             name = f"reward-{describe(reward)}"
             workers = WorkerPool(name, reward.max_concurrency, mark=self)
@@ -96,24 +96,24 @@ class RewardExecutor:
         def is_wanted() -> bool:
             return not asker.closed and not workers.closing.is_set()
 
-        def ask(task: Task) -> None:
-            patience = Patience(
+        def score(task: Task) -> None:
+            retry_policy = Patience(
                 sleep=partial(task.sleep, workers.closing),
                 is_wanted=lambda: is_wanted() and not task.ended,
                 num_spent=num_spent,
             )
-            answers = score_each(reward, [question.input for question in questions], patience)
-            if not task.ended:  # else it was given up, and somebody else answers
+            answers = score_each(reward, [question.input for question in questions], retry_policy)
+            if not task.ended:  # an overdue task is answered by `give_up`
                 self._post(partial(_reply, questions, answers))
 
-        def ask_again(spent: int) -> None:
+        def retry(num_failed: int) -> None:
             if is_wanted():
-                self._submit(reward, questions, num_spent=spent)
+                self._submit(reward, questions, num_spent=num_failed)
 
         def give_up(task: Task) -> None:
             spent = num_spent + task.num_sleeps + 1
             if spent <= failures_of(reward).max_retries:
-                self._post(partial(ask_again, spent))  # another worker: this one still hangs
+                self._post(partial(retry, spent))  # on another worker, since this one still hangs
                 return
             error = RewardTimeoutError(reward.timeout_s)
             answers = [settle(reward, error, spent) for _ in questions]
@@ -124,7 +124,7 @@ class RewardExecutor:
             timeout_s += GRACE_S
         workers.submit(
             Task(
-                ask,
+                score,
                 owner=asker,
                 timeout_s=timeout_s,
                 on_timeout=give_up,
@@ -146,7 +146,7 @@ def _reply(questions: Sequence[Question], answers: Sequence[RewardOutcome]) -> N
 
 
 def _end_calls(reward: OffloadedReward) -> None:
-    """Have a reward end what it is doing, if it can."""
+    """End the calls in progress of a reward that supports it."""
     end = getattr(reward, "end_calls", None)
     if end is not None:
         end()

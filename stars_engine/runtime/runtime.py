@@ -1,4 +1,4 @@
-"""One loaded language model and the thread that owns it, behind any number of handles."""
+"""One loaded language model and the thread that owns it, shared by any number of handles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime import exits
 from stars_engine.runtime.engine_thread import EngineLoop
 from stars_engine.runtime.forks import check_process
-from stars_engine.runtime.futures import CallFuture
+from stars_engine.runtime.futures import RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
 from stars_engine.runtime.stats import EngineStats
 
@@ -27,15 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 class Runtime:
-    """The thread, and who uses it. Every method may be called from any thread.
+    """The engine's thread and the handles that use it. All methods are thread-safe.
 
-    The thread begins with the first call and ends when nobody uses it any more.
+    The thread starts with the first call and ends when its last user is gone.
 
     Args:
-        load: Loads the language model, on the thread.
-        params: Bounds.
-        keep_alive_s: How long it outlives the last handle, if that was forgotten and not closed.
-        on_close: Called when it closes.
+        load: Loads the language model; called on the engine's thread.
+        params: Limits of the engine.
+        keep_alive_s: How long the runtime outlives its last handle, if that was garbage-collected
+            and not closed.
+        on_close: Called when the runtime closes.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Runtime:
         self._loop = EngineLoop(load, params, sweep=self.sweep)
         self._keep_alive_s = keep_alive_s
         self._on_close = on_close
-        self._handles: Counter[str] = Counter()  # by the reward they use
-        self._calls: Counter[str] = Counter()  # in progress, by the reward they use
-        self._forgotten: deque[str] = deque()  # rewards of handles that were garbage-collected
-        self._unused_until_s: dict[str, float] = {}  # rewards without a handle
+        self._handles: Counter[str] = Counter()  # number of handles, by reward
+        self._num_groups: Counter[str] = Counter()  # number of groups in progress, by reward
+        self._collected: deque[str] = deque()  # rewards of handles that were garbage-collected
+        self._unused_until_s: dict[str, float] = {}  # when to unload rewards without a handle
         self._thread: Thread | None = None
         self._lock = Lock()
         self._closed = False
@@ -63,52 +64,52 @@ class Runtime:
     # --- handles ---
 
     @property
-    def is_held(self) -> bool:
-        """Whether it has a handle, or work."""
+    def in_use(self) -> bool:
+        """Whether the runtime has a handle or requests in progress."""
         with self._lock:
-            self._count_forgotten()
-            return any(self._handles.values()) or any(self._calls.values())
+            self._release_collected()
+            return any(self._handles.values()) or any(self._num_groups.values())
 
     def acquire(self, reward_key: str) -> bool:
-        """One more handle uses it; False if it is already closed."""
+        """Add a handle; return False if the runtime is closed."""
         with self._lock:
             if not self._closed:
                 self._handles[reward_key] += 1
             return not self._closed
 
     def release(self, reward_key: str) -> None:
-        """A handle was closed: with the last one everything goes at once."""
+        """Remove a closed handle. The last one closes the runtime at once."""
         if os.getpid() != self._pid:
-            return  # all of it is the parent's
+            return  # the runtime belongs to the parent process
         with self._lock:
-            self._count_forgotten()
-            self._count_out(reward_key, kept_s=0.0)
+            self._release_collected()
+            self._release_handle(reward_key, keep_s=0.0)
             if not any(self._handles.values()):
                 self._handles.clear()
         self.sweep(wait=True)
 
     def release_later(self, reward_key: str) -> None:
-        """A handle was forgotten: what it used is kept for `keep_alive_s`.
+        """Remove a garbage-collected handle, but keep its models for `keep_alive_s`.
 
-        Objects that are made anew for every request would otherwise load the models again each
-        time. Finalizers run anywhere, so that they must take no lock.
+        Otherwise, programs that create a new object for every request would load the models each
+        time. Finalizers can run anywhere, so this takes no lock.
         """
         if os.getpid() == self._pid:
-            self._forgotten.append(reward_key)
-            self._loop.post(lambda: None)  # to have it counted
+            self._collected.append(reward_key)
+            self._loop.post(lambda: None)  # wake the thread, which then sweeps
 
     def sweep(self, *, wait: bool = False) -> float | None:
-        """Let go of what nobody uses any more.
+        """Unload rewards that are not used any more; close the runtime if it has no handle.
 
         Returns:
-            Seconds until more may go; None if that depends on others.
+            Seconds until the next reward can be unloaded; None if no time is set.
         """
         now_s = time.monotonic()
         with self._lock:
-            self._count_forgotten()
+            self._release_collected()
             unused = {k: s for k, s in self._unused_until_s.items() if not self._handles[k]}
-            # Calls go on when their handle is closed, and ask their reward again.
-            idle = {key: until_s for key, until_s in unused.items() if not self._calls[key]}
+            # Groups in progress continue when their handle is closed, and still need their reward.
+            idle = {key: until_s for key, until_s in unused.items() if not self._num_groups[key]}
             gone = [key for key, until_s in idle.items() if until_s <= now_s]
             for key in gone:
                 del self._handles[key], unused[key]
@@ -119,15 +120,15 @@ class Runtime:
             self.close(wait=wait)
             return None
         for key in gone:
-            self._loop.post(partial(self._loop.forget_reward, key))
+            self._loop.post(partial(self._loop.unload_reward, key))
         return min((s - now_s for key, s in idle.items() if key not in gone), default=None)
 
     def close(
         self, *, wait: bool = True, timeout_s: float | None = None, at_once: bool = False
     ) -> None:
-        """End the thread and let go of the models; what is in progress fails."""
+        """End the thread and unload the models; requests in progress fail."""
         if os.getpid() != self._pid:
-            return  # the thread is the parent's
+            return  # the thread belongs to the parent process
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -140,118 +141,118 @@ class Runtime:
 
     @property
     def threads(self) -> list[Thread]:
-        """Its thread, and those of its rewards, that are alive."""
+        """The engine's thread and the threads of its rewards that are alive."""
         own = [] if self._thread is None else [self._thread]
         return [
             thread for thread in (*own, *self._loop.reward_executor.threads) if thread.is_alive()
         ]
 
-    # --- work ---
+    # --- requests ---
 
     def submit(self, group: RequestGroup, *, wait: bool) -> None:
-        """Take a call on.
+        """Submit a request group.
 
         Raises:
-            EngineClosedError: It is closed.
-            EngineForkedError: It belongs to another process.
-            QueueFullError: There is no room and `wait` is false.
+            EngineClosedError: The runtime is closed.
+            EngineForkedError: The runtime belongs to another process.
+            QueueFullError: The queue is full and `wait` is False.
         """
         self.check_process()
         with self._lock:
-            self._begin()
-            self._loop.admission.enter(group, wait=wait)
-            self._calls[group.reward.key] += 1
-        group.future.add_done_callback(partial(self._note_end, group))
+            self._ensure_thread()
+            self._loop.admission.submit(group, wait=wait)
+            self._num_groups[group.reward.key] += 1
+        group.future.add_done_callback(partial(self._on_group_done, group))
 
     def load(self, source: RewardSource) -> Future[Any]:
-        """Have both models loaded; the future gives them."""
-        done: CallFuture[Any] = CallFuture()
+        """Load both models; return a future of them."""
+        done: RequestFuture[Any] = RequestFuture()
         self.check_process()
         with self._lock:
-            self._begin()
-            asked_s = time.monotonic()
-            self._loop.post(partial(self._loop.load, source, asked_s, done))
+            self._ensure_thread()
+            requested_s = time.monotonic()
+            self._loop.post(partial(self._loop.load, source, requested_s, done))
         return done
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
-        """Return both models if they are loaded, without waiting for anything."""
+        """Return both models if they are loaded; never blocks."""
         self.check_process()
         return self._loop.loaded(source)
 
     def end_group(self, group: RequestGroup) -> None:
-        """Have a call end where it stands; its answers say `cancelled`."""
+        """End a group; its answers have the finish reason "cancelled"."""
         self.check_process()
-        group.ended = True  # also if it has not begun
+        group.cancel_requested = True  # also ends a group that has not started
         self._loop.post(partial(self._loop.end_group, group))
 
     def stats(self) -> EngineStats:
-        """Return what is going on."""
+        """Return the current state and the totals."""
         self.check_process()
         return self._loop.stats()
 
     def check_process(self) -> None:
-        """Refuse to be used in a forked process.
+        """Refuse to run in a forked process.
 
         Raises:
-            EngineForkedError: This is one.
+            EngineForkedError: The current process was forked from the runtime's.
         """
         check_process(self._pid)
 
-    def check_may_wait(self) -> None:
-        """Refuse to wait for the thread where it waits for the caller.
+    def check_can_wait(self) -> None:
+        """Refuse to wait on a thread for which the engine's thread waits.
 
         Raises:
-            StarsError: This is the thread itself, or a reward's.
+            StarsError: The current thread is the engine's, or one of its rewards'.
         """
         if current_thread() is self._thread:
             raise StarsError(
                 "the engine was called from its own thread, by a reward model or a future's "
-                "callback, and would wait for itself. Cure: call it from another thread"
+                "callback, which would deadlock. Cure: call it from another thread"
             )
-        if self._loop.reward_executor.is_asking:
+        if self._loop.reward_executor.called_from_reward:
             raise StarsError(
-                "the engine was called by a reward that it was waiting for, and could wait for "
-                "itself. Cure: give the reward an engine of its own, StarsEngine(config)"
+                "the engine was called by a reward that it waits for, which could deadlock. Cure: "
+                "give the reward its own engine, StarsEngine(config)"
             )
 
     # --- inside ---
 
-    def _note_end(self, group: RequestGroup, future: Future[Any]) -> None:
-        group.owner = None  # now the handle may go, without waiting for a garbage collection
+    def _on_group_done(self, group: RequestGroup, future: Future[Any]) -> None:
+        group.owner = None  # break the reference cycle with the handle
         if future.cancelled():
             self.end_group(group)
-        self._loop.post(partial(self._count_call_out, group.reward.key))
+        self._loop.post(partial(self._release_group, group.reward.key))
 
-    def _count_call_out(self, reward_key: str) -> None:
+    def _release_group(self, reward_key: str) -> None:
         with self._lock:
-            self._calls[reward_key] -= 1
+            self._num_groups[reward_key] -= 1
 
-    def _count_forgotten(self) -> None:
-        while self._forgotten:
-            self._count_out(self._forgotten.popleft(), kept_s=self._keep_alive_s)
+    def _release_collected(self) -> None:
+        while self._collected:
+            self._release_handle(self._collected.popleft(), keep_s=self._keep_alive_s)
 
-    def _count_out(self, reward_key: str, *, kept_s: float) -> None:
+    def _release_handle(self, reward_key: str, *, keep_s: float) -> None:
         self._handles[reward_key] -= 1
         if self._handles[reward_key] == 0:
-            self._unused_until_s[reward_key] = time.monotonic() + kept_s
+            self._unused_until_s[reward_key] = time.monotonic() + keep_s
 
-    def _begin(self) -> None:
+    def _ensure_thread(self) -> None:
         if self._closed:
-            raise EngineClosedError("this engine is closed. Cure: make a new StarsEngine(config)")
+            raise EngineClosedError("this engine is closed. Cure: create a new StarsEngine(config)")
         if self._thread is None:
-            # A daemon, so that an idle engine does not keep the process alive; `exits` ends it
-            # before the interpreter does, which would abort a thread that is inside torch.
+            # A daemon thread, so that an idle engine does not keep the process alive. `exits` ends
+            # it before the interpreter does, because that would abort a thread inside torch.
             self._thread = Thread(target=self._run, name="stars-engine", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
-        """What the thread does. Whatever ends it, everybody is told and nobody let in any more."""
+        """Run the loop; whatever ends it, fail all requests and refuse further ones."""
         cause = None
         try:
             self._loop.run()
         except BaseException as error:
             if not isinstance(error, Interrupted):
-                logger.exception("the engine's thread fails; all requests end with an error")
+                logger.exception("The engine's thread failed; all requests end with an error")
                 cause = error
         finally:
             self._end(cause)
@@ -263,6 +264,6 @@ class Runtime:
                     self._closed = True
                 self._on_close(self)
                 self._loop.fail_all(cause)
-            except Interrupted:  # the process is ending, and cannot wait for this either
+            except Interrupted:  # the process is exiting; finish this first
                 continue
             return

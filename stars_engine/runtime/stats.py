@@ -1,4 +1,4 @@
-"""What an engine is doing, and what it has done."""
+"""Statistics of an engine."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from stars_engine.schema import Schema
 class EngineStats(Schema):
     """A snapshot of one runtime, shared by all its handles.
 
-    Tokens, segments, attempts and rewards are those of answers that have ended.
+    Counts of tokens, segments, attempts and rewards cover answers that have ended.
 
     Attributes:
-        num_in_line: Requests of calls that stand outside the full queue.
+        num_in_line: Requests that wait to enter the full queue.
         num_waiting: Requests in the queue.
         num_active: Requests in progress.
-        num_rows: Candidates that the next steps draft for them.
+        num_rows: Candidates that the next steps draft for requests in progress.
         num_steps: Steps that drafted something.
-        num_loads: Times a language model was loaded.
-        num_finished: Answers that ended in their own way.
+        num_loads: How often a language model was loaded.
+        num_finished: Answers that ended without an error and were not cancelled.
         num_failed: Answers that ended with an error.
-        num_cancelled: Answers that their caller gave up.
-        num_segments: Segments judged and kept; `vanilla` and `best_of_n` have none.
+        num_cancelled: Answers that their caller cancelled.
+        num_segments: Segments that were judged and kept; `vanilla` and `best_of_n` have none.
         num_kept_tokens: See `Usage`.
         num_drafted_tokens: See `Usage`.
         num_lookahead_tokens: See `Usage`.
@@ -40,9 +40,9 @@ class EngineStats(Schema):
         num_ineligible: See `Usage`.
         num_reward_failures: See `Usage`.
         num_truncated_rewards: See `Usage`.
-        num_calibrated_drafts: First drafts judged by calibrated thresholds.
-        reward_drift: How far their rewards lie from what the calibration expects, mean, in
-            standard deviations of drafts; nan if there are none. Near 0 all is well.
+        num_calibrated_drafts: First drafts that were judged by calibrated thresholds.
+        reward_drift: Mean deviation of their rewards from what the calibration expects, in
+            standard deviations of drafts; nan if there are none. It should be near 0.
     """
 
     num_in_line: int = 0
@@ -73,24 +73,24 @@ class EngineStats(Schema):
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted draws over judged draws; nan when nothing was judged."""
+        """Accepted draws over judged draws; nan if nothing was judged."""
         return self.num_accepted / self.num_attempts if self.num_attempts else float("nan")
 
     @property
     def forced_rate(self) -> float:
-        """Forced segments over segments judged and kept; nan when there are none."""
+        """Forced segments over segments that were judged and kept; nan if there are none."""
         return self.num_forced / self.num_segments if self.num_segments else float("nan")
 
 
 class Totals:
-    """Sums over ended answers."""
+    """Sums over finished answers."""
 
     def __init__(self) -> None:
         self._sums: Counter[str] = Counter()
         self._deviation = 0.0
 
     def add(self, rollout: Rollout, *, judged: bool, settled: bool) -> None:
-        """Add what an ended answer came to; of one that continues another, what is new.
+        """Add the counts of a finished answer; of a continuation, only what is new.
 
         Args:
             rollout: The answer.
@@ -114,7 +114,7 @@ class Totals:
             self._deviation += sum(found)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the sums, by the names of `EngineStats`."""
+        """Return the sums, by the field names of `EngineStats`."""
         sums = {name: self._sums[name] for name in EngineStats.model_fields if name in self._sums}
         count = sums.get("num_calibrated_drafts", 0)
         return {**sums, "reward_drift": self._deviation / count if count else math.nan}

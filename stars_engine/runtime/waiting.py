@@ -1,4 +1,4 @@
-"""Callers' threads, while they wait for the engine's."""
+"""How the threads of callers wait for the engine's thread."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from stars_engine.errors import EngineClosedError
 
 Value = TypeVar("Value")
 
-CHECK_S = 0.5  # between two looks at whether anybody can receive what is waited for
+CHECK_S = 0.5  # between two checks whether `asyncio.run` has failed
 
 
 def wait_for(future: Future[Value]) -> Value:
-    """Return a future's result.
+    """Return the result of a future.
 
-    `asyncio.run` waits for its threads (`asyncio.to_thread`) when it ends, also when it ends by an
-    error such as Ctrl-C: what they still wait for would keep the program alive, and no task is left
-    that could receive it.
+    When `asyncio.run` ends, it joins its threads (`asyncio.to_thread`), even after an error such as
+    Ctrl-C. A thread that still waits would keep the program alive, although no task is left that
+    could receive the result. So such a thread stops waiting.
 
     Raises:
-        EngineClosedError: That is the case.
+        EngineClosedError: `asyncio.run` failed while its thread waited here.
     """
     if not threading.current_thread().name.startswith("asyncio_"):
         return future.result()
@@ -33,7 +33,7 @@ def wait_for(future: Future[Value]) -> Value:
         except TimeoutError:
             if not future.done() and _asyncio_run_failed():
                 raise EngineClosedError(
-                    "asyncio.run ended by an error while this thread waited for the engine"
+                    "asyncio.run raised an error while this thread waited for the engine"
                 ) from None
     return future.result()
 

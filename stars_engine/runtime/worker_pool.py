@@ -1,4 +1,4 @@
-"""Other people's code, which may be slow or hang, on threads of its own."""
+"""A pool of threads for third-party code, which may be slow or hang."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from stars_engine.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
-LEAST_HUNG = 16  # threads that may hang, before no others are started in their place
+MIN_HUNG = 16  # number of hung threads that are always replaced
 
-working_for: ContextVar[object] = ContextVar("working_for", default=None)
+current_executor: ContextVar[object] = ContextVar("current_executor", default=None)
 
 
 class Task:
-    """Work for one of the workers.
+    """A unit of work for a worker thread.
 
     Args:
-        work: What to do; gets the task, and handles its own errors.
-        owner: For whom; owners take turns.
-        timeout_s: Seconds it may take once it has begun; None for as long as it likes.
-        on_timeout: Called with the task, on the thread that checks, when it takes longer.
-        is_wanted: Asked when it could begin.
+        work: The function to run; takes the task, and handles its own errors.
+        owner: The owner of the task; owners are served in turn.
+        timeout_s: Maximum duration in seconds; None for no limit.
+        on_timeout: Called with the overdue task, on the thread that checks.
+        is_wanted: Whether the task is still needed; called before it starts.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Task:
         self.num_sleeps = 0
 
     def sleep(self, closing: Event, seconds: float) -> None:
-        """Wait between two calls of the work, which takes none of its time.
+        """Wait between two attempts; the wait does not count towards the timeout.
 
         Args:
-            closing: Ends the wait.
-            seconds: How long.
+            closing: Ends the wait when set.
+            seconds: Duration of the wait.
         """
         self.num_sleeps += 1
         self.started_s = None
@@ -60,10 +60,10 @@ class Task:
         self.started_s = time.monotonic()
 
     def remaining_s(self, *, stuck: bool) -> float | None:
-        """Seconds until it is overdue, at least; None if it never is.
+        """Return the minimum number of seconds until the task is overdue; None for no limit.
 
         Args:
-            stuck: True if tasks cannot begin any more, so that its time has begun all the same.
+            stuck: Whether tasks cannot start any more, so the time in the queue counts, too.
         """
         if self.timeout_s is None:
             return None
@@ -76,28 +76,28 @@ class Task:
 class WorkerPool:
     """A bounded pool of daemon threads.
 
-    Owners take turns, and the further tasks of one that has a task in progress leave a quarter of
-    the threads, one at least, to those that have none.
+    Owners are served in turn. A quarter of the threads, at least one, is reserved for owners that
+    have no task in progress.
 
-    A task that is overdue is written off: its thread cannot be stopped, but is replaced, so that
-    those behind it do not wait for ever. That goes on while not too many threads hang; then fewer
-    are left, and with none tasks are overdue without having begun.
+    An overdue task is given up. Its thread cannot be stopped, but is replaced, so the tasks behind
+    it are not starved. If too many threads hang, they are no longer replaced and the pool shrinks.
+    If no thread is left, tasks become overdue without starting.
 
     Args:
-        name: Of the threads.
-        max_workers: Tasks done at one time.
-        mark: What `working_for` says on these threads.
+        name: Name of the threads.
+        max_workers: Maximum number of concurrent tasks.
+        mark: Value of `current_executor` on these threads.
 
     Attributes:
-        closing: Set when the threads are to end.
+        closing: Set when the threads should end.
     """
 
     def __init__(self, name: str, max_workers: int, *, mark: object = None) -> None:
         self._name, self._max_workers, self._mark = name, max_workers, mark
-        self._max_hung = max(LEAST_HUNG, 2 * max_workers)
+        self._max_hung = max(MIN_HUNG, 2 * max_workers)
         self._changed = Condition()
         self._queued: dict[object, deque[Task]] = {}  # by owner, the next in turn first
-        self._busy: Counter[object] = Counter()  # tasks in progress, by owner
+        self._busy: Counter[object] = Counter()  # number of tasks in progress, by owner
         self._threads: list[Thread] = []
         self._hung: list[Thread] = []
         self._num_idle = 0
@@ -106,21 +106,21 @@ class WorkerPool:
 
     @property
     def threads(self) -> list[Thread]:
-        """Threads that were begun, also those given up."""
+        """All threads, including those that hang."""
         return [*self._threads, *self._hung]
 
     def submit(self, task: Task) -> None:
-        """Have a task done."""
+        """Submit a task."""
         with self._changed:
             self._outstanding.append(task)
             self._queued.setdefault(task.owner, deque()).append(task)
             self._wake()
 
-    def write_off_overdue(self) -> float | None:
-        """Give up tasks that take too long.
+    def expire_overdue(self) -> float | None:
+        """Give up overdue tasks.
 
         Returns:
-            Seconds until another can be overdue; None if none can.
+            Seconds until the next task can be overdue; None if no task has a timeout.
         """
         overdue, soonest = [], None
         with self._changed:
@@ -129,38 +129,38 @@ class WorkerPool:
             for task in self._outstanding:
                 remaining = task.remaining_s(stuck=stuck)
                 if remaining is not None and remaining <= 0:
-                    self._write_off(task)
+                    self._expire(task)
                     overdue.append(task)
                 elif remaining is not None and (soonest is None or remaining < soonest):
                     soonest = remaining
         for task in overdue:
-            logger.warning("a reward took longer than %s s and was given up", task.timeout_s)
+            logger.warning("A reward took longer than %s s and was given up", task.timeout_s)
             task.on_timeout(task)
         return soonest
 
     def close(self) -> None:
-        """Have the threads end when all they were given is done; nothing is tried again."""
+        """End the threads after all queued tasks; failed calls are not retried."""
         with self._changed:
             self.closing.set()
             self._changed.notify_all()
 
     def join(self, until_s: float) -> None:
-        """Wait for threads that are to end, until a time on the monotonic clock."""
+        """Join the threads, until a time on the monotonic clock."""
         for thread in self.threads:
             thread.join(max(0.0, until_s - time.monotonic()))
             if thread.is_alive():
-                logger.warning("%s is still busy in a reward and is left behind", thread.name)
+                logger.warning("%s is still running a reward and is abandoned", thread.name)
 
-    # --- with the lock ---
+    # --- call with the lock held ---
 
     @property
     def _capacity(self) -> int:
-        """Threads there may be beside those that hang."""
+        """Maximum number of threads, without those that hang."""
         self._hung = [thread for thread in self._hung if thread.is_alive()]
         return max(0, self._max_workers - max(0, len(self._hung) - self._max_hung))
 
     def _wake(self) -> None:
-        """Have a thread look for a task, if there is one for it."""
+        """Wake or start a thread if a task can start."""
         if self._next_owner() is None:
             return
         if self._num_idle:
@@ -171,15 +171,15 @@ class WorkerPool:
             thread.start()
 
     def _next_owner(self) -> object | None:
-        """Return whose task may begin; None if none may."""
+        """Return the owner whose task may start next; None if there is none."""
         spare = max(1, self._max_workers // 4) if self._max_workers > 1 else 0
-        may_have_more = self._busy.total() < self._max_workers - spare
+        has_spare_threads = self._busy.total() < self._max_workers - spare
         for owner in self._queued:
-            if self._busy[owner] == 0 or may_have_more:
+            if self._busy[owner] == 0 or has_spare_threads:
                 return owner
         return None
 
-    def _begin_next(self) -> Task | None:
+    def _start_next(self) -> Task | None:
         owner = self._next_owner()
         if owner is None:
             return None
@@ -198,8 +198,8 @@ class WorkerPool:
         if not self._busy[task.owner]:
             del self._busy[task.owner]
 
-    def _write_off(self, task: Task) -> None:
-        if task.worker is None:  # it never began
+    def _expire(self, task: Task) -> None:
+        if task.worker is None:  # it has not started
             task.ended = True
             self._queued[task.owner].remove(task)
             if not self._queued[task.owner]:
@@ -209,34 +209,34 @@ class WorkerPool:
         self._threads = [thread for thread in self._threads if thread is not task.worker]
         self._hung.append(task.worker)
         if self._capacity == 0:
-            logger.error("%s: %d calls hang; no more are begun", self._name, len(self._hung))
+            logger.error("%s: %d calls hang; no further calls start", self._name, len(self._hung))
         self._wake()
 
     # --- the threads ---
 
     def _run(self) -> None:
-        working_for.set(self._mark)
-        while (task := self._take()) is not None:
+        current_executor.set(self._mark)
+        while (task := self._wait_for_task()) is not None:
             try:
                 if task.is_wanted():
                     task.work(task)
             except Interrupted:
-                return  # the process is ending
+                return  # the process is exiting
             except BaseException:
-                logger.exception("%s goes on after an error", current_thread().name)
+                logger.exception("%s continues after an error", current_thread().name)
             with self._changed:
-                if task.ended:  # it was written off, and another has taken this thread's place
+                if task.ended:  # it was given up, and this thread was replaced
                     self._hung = [one for one in self._hung if one is not current_thread()]
                     self._wake()
                     return
                 self._end(task)
                 self._changed.notify()
 
-    def _take(self) -> Task | None:
-        """Wait for a task; None when there will be none."""
+    def _wait_for_task(self) -> Task | None:
+        """Wait for a task; return None when the pool is closed and empty."""
         with self._changed:
             while True:
-                task = self._begin_next()
+                task = self._start_next()
                 if task is not None:
                     return task
                 if self.closing.is_set() and not self._queued:

@@ -1,4 +1,4 @@
-"""Threshold schedules: progress and the prefix's reward in, threshold out. Pure config objects."""
+"""Threshold schedules: config objects that map progress and the prefix's reward to a threshold."""
 
 from typing import Annotated
 

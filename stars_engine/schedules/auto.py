@@ -1,4 +1,4 @@
-"""Thresholds that the engine finds itself, once, before the first answer."""
+"""Thresholds that the engine calibrates itself, once, before the first answer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pydantic import Field, model_validator
 
 from stars_engine.schedules.base import BaseSchedule, Progress
 
-DEFAULT_BUDGET = 2.7  # drafted over kept tokens: an acceptance near 0.5
+DEFAULT_BUDGET = 2.7  # drafted over kept tokens, which is an acceptance near 0.5
 
 
 class AutoSchedule(BaseSchedule):
-    """Has the engine calibrate thresholds for the models at hand, when it first needs them.
+    """Lets the engine calibrate thresholds for its models when it first needs them.
 
-    Give at most one target; without one the budget is 2.7. The calibration runs once, says so, and
-    is kept in the user's cache for the same models and settings.
+    Set at most one target; the default is a budget of 2.7. The calibration runs once and logs that
+    it does. Its result is cached on disk for the same models and settings.
     """
 
     hints: ClassVar[dict[str, str]] = {
-        "beta": "use relative_beta, softness over the standard deviation of drafts' rewards; a "
-        "beta in reward units belongs to AlignParams(beta=...)."
+        "beta": "use relative_beta, the softness over the standard deviation of drafts' rewards; a "
+        "beta in reward units belongs in AlignParams(beta=...)."
     }
 
     kind: Literal["auto"] = "auto"
@@ -33,12 +33,12 @@ class AutoSchedule(BaseSchedule):
         examples=[0.3],
     )
     target_forced: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="share of segments of which no draw is accepted", examples=[0.05]
+        default=None, description="share of segments without an accepted draw", examples=[0.05]
     )
     segment_len: int | Literal["auto"] = Field(
         default="auto",
-        description="tokens judged together; auto: AlignParams.segment_len if that is set, else 8 "
-        "for a reward that reads the language model's own tokens, 16 for others",
+        description="tokens judged together; auto: AlignParams.segment_len if set, else 8 for a "
+        "reward model that reads the language model's token ids, 16 for others",
         examples=[16],
     )
     relative_beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
@@ -49,29 +49,33 @@ class AutoSchedule(BaseSchedule):
     )
     prompts: tuple[str, ...] | None = Field(
         default=None,
-        description="pilot prompts, at least 8, like those of later use; None: a neutral set "
-        "inside the package",
+        description="pilot prompts, at least 8, similar to those of later use; None: a neutral set "
+        "from the package",
         repr=False,
     )
     num_prompts: int = Field(
-        default=96, ge=8, description="pilot prompts used at most", examples=[96]
+        default=96, ge=8, description="maximum number of pilot prompts", examples=[96]
     )
-    seed: int = Field(default=0, ge=0, description="of the pilot")
+    seed: int = Field(default=0, ge=0, description="seed of the pilot")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both targets; give one of them")
+            raise ValueError(f"{' and '.join(given)} are both targets; set only one of them")
         if self.segment_len != "auto" and self.segment_len < 1:
-            raise ValueError(f"segment_len={self.segment_len} is not allowed; 'auto' or 1 and more")
+            raise ValueError(
+                f"segment_len={self.segment_len} is not allowed; use 'auto' or 1 or more"
+            )
         if self.prompts is not None and len(self.prompts) < 8:
-            raise ValueError(f"{len(self.prompts)} prompts are too few for a pilot; 8 at least")
+            raise ValueError(
+                f"{len(self.prompts)} prompts are too few for a pilot; give at least 8"
+            )
         if self.prompts is not None and len(set(self.prompts)) == 1:
             raise ValueError(
-                f"the {len(self.prompts)} prompts all are {self.prompts[0]!r}, which predicts "
-                "nothing about others; give prompts like those of later use. Thresholds for a "
-                "single prompt are made by stars_engine.calibrate"
+                f"all {len(self.prompts)} prompts are {self.prompts[0]!r}, which predicts nothing "
+                "about others; give prompts similar to those of later use. To calibrate for a "
+                "single prompt, use stars_engine.calibrate"
             )
         return self
 
@@ -85,11 +89,11 @@ class AutoSchedule(BaseSchedule):
         return "budget", DEFAULT_BUDGET
 
     def threshold(self, progress: Progress) -> float:
-        """Never: the engine puts a `CalibratedSchedule` in its place."""
-        raise AssertionError("an AutoSchedule is resolved before anything is judged")
+        """Not called: the engine replaces this schedule by a `CalibratedSchedule`."""
+        raise AssertionError("an AutoSchedule is replaced before any segment is judged")
 
     def final_threshold(self, progress: Progress) -> float:
-        """Never: see `threshold`."""
+        """Not called; see `threshold`."""
         return self.threshold(progress)
 
 

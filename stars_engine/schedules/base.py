@@ -1,4 +1,4 @@
-"""What every schedule is: progress and the prefix's reward in, a threshold out. Pure."""
+"""The base of all schedules: pure functions from progress to a threshold."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from stars_engine.schema import Schema
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a candidate stands.
+    """The position of a candidate in its answer.
 
     Attributes:
         segment_index: Index of the segment being drafted, from 0.
         num_tokens: Completion tokens *including* this candidate.
-        max_tokens: The request's limit.
-        prefix_reward: RM(x, accepted text); for the first segment RM(x, "").
+        max_tokens: The token limit of the request.
+        prefix_reward: RM(x, accepted text); RM(x, "") for the first segment.
         prompt_reward: RM(x, "").
-        ends_text: Whether the model itself ends the answer with this candidate.
+        ends_text: Whether the model, or a stop string, ends the answer here.
 
-    `prompt_reward`, and with it the first `prefix_reward`, is nan unless the schedule
-    `needs_prompt_reward`: it costs a reward call.
+    `prompt_reward`, and with it the first `prefix_reward`, costs a reward call. It is nan unless
+    `needs_prompt_reward` is true.
     """
 
     segment_index: int
@@ -34,7 +34,7 @@ class Progress:
 
 
 class BaseSchedule(Schema, ABC):
-    """What the loop asks of every schedule."""
+    """The interface of all schedules."""
 
     @property
     def needs_prompt_reward(self) -> bool:
@@ -43,13 +43,13 @@ class BaseSchedule(Schema, ABC):
 
     @property
     def is_live(self) -> bool:
-        """True if it holds an object that no file can hold."""
+        """True if it holds an object that cannot be written to a file."""
         return False
 
     @abstractmethod
     def threshold(self, progress: Progress) -> float:
-        """Return tau for a candidate that ends at `progress`."""
+        """Return tau for a candidate at `progress`."""
 
     @abstractmethod
     def final_threshold(self, progress: Progress) -> float:
-        """Return the threshold at the schedule's end, for `terminal="target"`."""
+        """Return the threshold at the end of the schedule, for `terminal="target"`."""

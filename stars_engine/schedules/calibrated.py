@@ -1,4 +1,4 @@
-"""Thresholds found by calibration: a regressed baseline, and how far above it to ask."""
+"""Thresholds from a calibration: a regressed baseline plus an offset."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stars_engine.schema import Schema
 
 
 class Line(Schema):
-    """tau = intercept + slope * RM(x, prefix) + offset, and no higher than the ceiling."""
+    """tau = intercept + slope * RM(x, prefix) + offset, limited by the ceiling."""
 
     intercept: float = Field(
         allow_inf_nan=False,
-        description="a, of a draft's reward regressed on its prefix's; reward units",
+        description="a, from regressing drafts' rewards on their prefixes' rewards; reward units",
         examples=[0.1],
     )
     slope: float = Field(
-        allow_inf_nan=False, description="b, of the same regression", examples=[0.8]
+        allow_inf_nan=False, description="b, from the same regression", examples=[0.8]
     )
     offset: float = Field(
         allow_inf_nan=False,
@@ -30,22 +30,22 @@ class Line(Schema):
     sigma: float = Field(
         ge=0,
         allow_inf_nan=False,
-        description="standard deviation of drafts about the baseline; reward units",
+        description="standard deviation of drafts around the baseline; reward units",
         examples=[0.6],
     )
 
     ceiling: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="highest threshold ever asked for, where the reward has a highest value: just "
-        "below it; reward units. None: there is no such value",
+        description="upper limit of the threshold, just below the highest reward if the reward has "
+        "one; reward units. None: no limit",
         examples=[0.95],
     )
 
     def baseline(self, prefix_reward: float) -> float:
-        """Return the reward expected of a draft that continues a prefix."""
+        """Return the expected reward of a draft that continues a prefix."""
         if self.slope == 0:
-            return self.intercept  # whatever the prefix's reward, nan too
+            return self.intercept  # also if the prefix's reward is nan
         return self.intercept + self.slope * prefix_reward
 
     def threshold(self, prefix_reward: float) -> float:
@@ -55,14 +55,14 @@ class Line(Schema):
 
 
 class Estimate(Schema):
-    """A number with the interval in which it is expected to lie 95 times in 100."""
+    """An estimate with its 95% interval."""
 
     value: float = Field(description="the estimate", examples=[2.7])
     low: float = Field(description="lower end of the interval", examples=[2.5])
     high: float = Field(description="upper end of the interval", examples=[2.9])
 
     def holds(self, observed: float) -> bool:
-        """Whether an observation lies inside."""
+        """Return whether an observation lies in the interval."""
         return self.low <= observed <= self.high
 
     def shown(self) -> str:
@@ -71,7 +71,7 @@ class Estimate(Schema):
 
 
 class Effort(Schema):
-    """What aligned text costs, predicted by a calibration or observed."""
+    """The cost of aligned text, predicted by a calibration or observed."""
 
     acceptance: Estimate = Field(
         description="acceptance probability of a segment's first draft, mean over segments"
@@ -80,32 +80,32 @@ class Effort(Schema):
     forced: Estimate = Field(description="share of segments kept without acceptance")
     stopped: Estimate | None = Field(
         default=None,
-        description="share of answers that end where no draw was accepted, as "
-        "on_exhausted='stop' has it",
+        description="share of answers that end because no draw was accepted, with "
+        "on_exhausted='stop'",
     )
 
 
 class CurvePoint(Schema):
-    """What the same offset above the baseline, in every segment, would come to."""
+    """The cost of one offset above the baseline, used for every segment."""
 
-    offset_sigmas: float = Field(description="offset over sigma of its stage", examples=[0.5])
+    offset_sigmas: float = Field(description="offset over the sigma of a stage", examples=[0.5])
     acceptance: float = Field(description="acceptance probability of a first draft, 0 to 1")
     budget: float = Field(description="drafted over kept tokens")
     forced: float = Field(
-        description="share of segments of which no draw is accepted, 0 to 1: they are kept all the "
-        "same, or the answer stops before them"
+        description="share of segments without an accepted draw, 0 to 1: they are forced, or the "
+        "answer stops before them"
     )
 
 
 class CalibratedSchedule(Filed, BaseSchedule):
-    """tau_k = a_k + b_k * RM(x, prefix) + c_k for segment k; past the last stage it holds.
+    """tau_k = a_k + b_k * RM(x, prefix) + c_k for segment k; later segments use the last stage.
 
-    The reward of the prefix is known to the loop, so each draft is judged by what it adds to what
-    is there: easy prompts and hard ones spend alike. Made by `stars_engine.calibrate`.
+    Each draft is judged relative to the reward of its prefix, so easy and hard prompts cost the
+    same. Created by `stars_engine.calibrate`.
 
-    A stage depends on those before it alone, not on `max_tokens`: thresholds made for long answers
-    are those made for short ones, and more. A last segment that `max_tokens` cuts short is judged
-    like a whole one.
+    A stage depends only on the stages before it, not on `max_tokens`: thresholds for long answers
+    start with those for short answers. A last segment that `max_tokens` cuts short is judged like a
+    whole one.
     """
 
     kind: Literal["calibrated"] = "calibrated"
@@ -114,27 +114,27 @@ class CalibratedSchedule(Filed, BaseSchedule):
     )
     terminals: tuple[Line | None, ...] = Field(
         default=(),
-        description="thresholds of candidates with which the model ends the answer, in segments "
-        "0, 1, 2, ...; None: that of the segment",
+        description="thresholds of candidates that end the answer, in segments 0, 1, 2, ...; None: "
+        "the threshold of the segment",
         repr=False,
     )
     segment_len: int = Field(
-        ge=1, description="tokens judged together that it was made for", examples=[8]
+        ge=1, description="tokens judged together in the calibration", examples=[8]
     )
     beta: float = Field(
-        default=0.0, ge=0, description="acceptance softness that it was made for; reward units"
+        default=0.0, ge=0, description="acceptance softness in the calibration; reward units"
     )
-    max_attempts: int = Field(default=20, ge=1, description="draws per segment it was made for")
+    max_attempts: int = Field(default=20, ge=1, description="draws per segment in the calibration")
     made_for: dict[str, Any] = Field(
         default_factory=dict,
-        description="everything else that it depends on: models, sampling, segments, pilot, target",
+        description="all other dependencies: models, sampling, segments, pilot, target",
         repr=False,
     )
     predicted: Effort | None = Field(
-        default=None, description="what the pilot predicts for other prompts", repr=False
+        default=None, description="cost that the pilot predicts for other prompts", repr=False
     )
     curve: tuple[CurvePoint, ...] = Field(
-        default=(), description="what other offsets would have come to, by the pilot", repr=False
+        default=(), description="cost of other offsets, by the pilot", repr=False
     )
 
     @model_validator(mode="after")
@@ -142,19 +142,19 @@ class CalibratedSchedule(Filed, BaseSchedule):
         if len(self.terminals) not in (0, len(self.stages)):
             raise ValueError(
                 f"{len(self.terminals)} terminals for {len(self.stages)} stages; give one for each "
-                "stage (None where there is none), or none at all"
+                "stage (None if it has no threshold), or leave terminals empty"
             )
         return self
 
     @property
     def max_tokens(self) -> int | None:
-        """Completion tokens up to which its stages were measured; None if that is not known."""
+        """Number of completion tokens that its stages cover; None if unknown."""
         found = self.made_for.get("pilot", {}).get("max_tokens")
         return found if isinstance(found, int) else None
 
     @property
     def carried(self) -> dict[str, Any]:
-        """Settings of the test that it was made for; they hold where no others are given."""
+        """Acceptance settings of the calibration; used where the caller sets no others."""
         carried = {"segment_end", "min_segment_len", "lookahead"}
         others = {k: v for k, v in self.made_for.get("align", {}).items() if k in carried}
         return {
@@ -166,12 +166,12 @@ class CalibratedSchedule(Filed, BaseSchedule):
 
     @property
     def needs_prompt_reward(self) -> bool:
-        """True if the first segment is measured by RM(x, "")."""
+        """True if the baseline of the first segment depends on RM(x, "")."""
         lines = [self.stages[0], *self.terminals[:1]]
         return any(line is not None and line.slope != 0 for line in lines)
 
     def line(self, segment_index: int, *, ends_text: bool) -> Line:
-        """Return what a candidate for a segment is measured by."""
+        """Return the line that judges a candidate of a segment."""
         index = min(segment_index, len(self.stages) - 1)
         terminal = self.terminals[index] if ends_text and self.terminals else None
         return self.stages[index] if terminal is None else terminal
@@ -182,5 +182,5 @@ class CalibratedSchedule(Filed, BaseSchedule):
         return line.threshold(progress.prefix_reward)
 
     def final_threshold(self, progress: Progress) -> float:
-        """Return what the last stage asks of a continuation of this prefix."""
+        """Return the threshold of the last stage for this prefix."""
         return self.stages[-1].threshold(progress.prefix_reward)

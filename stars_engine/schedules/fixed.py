@@ -1,4 +1,4 @@
-"""Thresholds that are given as numbers, or not at all."""
+"""Thresholds given as numbers, and no thresholds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from stars_engine.schedules.base import BaseSchedule, Progress
 from stars_engine.schema import not_nan
 
-_MEANING = "a threshold is a number, or inf or -inf"
+_MEANING = "a threshold is a number, inf or -inf"
 
 
 class ConstantSchedule(BaseSchedule):
@@ -35,7 +35,7 @@ class ConstantSchedule(BaseSchedule):
 
 
 class PerSegmentSchedule(BaseSchedule):
-    """One threshold per segment index; past the list's end its last one holds."""
+    """One threshold per segment index; later segments use the last one."""
 
     kind: Literal["per_segment"] = "per_segment"
     values: tuple[float, ...] = Field(
@@ -61,7 +61,7 @@ class PerSegmentSchedule(BaseSchedule):
 
 
 class NoSchedule(BaseSchedule):
-    """Accept everything: plain sampling, with its rewards reported."""
+    """Accepts everything: plain sampling that reports rewards."""
 
     kind: Literal["none"] = "none"
 

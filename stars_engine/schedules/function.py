@@ -1,4 +1,4 @@
-"""Thresholds by a callable of one's own."""
+"""Thresholds from a user-defined callable."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from stars_engine.schedules.base import BaseSchedule, Progress
 class FunctionSchedule(BaseSchedule):
     """A Python callable `f(progress: Progress) -> float`.
 
-    It runs on the engine's thread, between two rounds: it must be quick, and return the same for
-    the same progress, or texts are no longer a function of their seed.
+    The callable runs on the engine's thread between two steps, so it must be fast. It must return
+    the same threshold for the same progress, or texts are not reproducible by their seed.
     """
 
     kind: Literal["function"] = "function"
     function: str | SkipJsonSchema[Callable[..., Any]] = Field(
-        description="the callable, or where it is: 'package.module:name'",
+        description="the callable, or its name: 'package.module:name'",
         examples=["my_package.thresholds:patient"],
     )
     uses_prompt_reward: bool = Field(
         default=False,
         description="compute RM(x, '') for `prompt_reward` and the first `prefix_reward`, which "
-        "are nan otherwise; costs a reward call for each request",
+        "are nan otherwise; costs one reward call per request",
     )
 
     @field_validator("function")
@@ -40,7 +40,7 @@ class FunctionSchedule(BaseSchedule):
 
     @field_serializer("function", when_used="json")
     def _shown(self, function: Any) -> str:
-        return function if isinstance(function, str) else repr(function)  # one object, one hash
+        return function if isinstance(function, str) else repr(function)  # unique for each object
 
     @property
     def needs_prompt_reward(self) -> bool:
@@ -53,31 +53,32 @@ class FunctionSchedule(BaseSchedule):
         return not isinstance(self.function, str)
 
     def threshold(self, progress: Progress) -> float:
-        """Return what the function says.
+        """Return the threshold that the function returns.
 
         Raises:
-            ScheduleError: It cannot be imported, it raised, or it returned no number.
+            ScheduleError: The function cannot be imported, raised an error, or did not return a
+                number.
         """
         try:
             value = real_number(named_object(self.function)(progress), "a threshold")
-        except BaseException as error:  # other people's code, and may exit
+        except BaseException as error:  # third-party code, which may call exit
             if is_for_program(error):
                 raise
             raise ScheduleError(
                 f"the schedule's function failed: {describe_error(error)}. The request "
-                "ends here; others are not affected. Cure: mend the function; it gets a Progress "
+                "ends here; others are not affected. Cure: fix the function; it takes a Progress "
                 "and returns a number"
             ) from error
         if math.isnan(value):
             raise ScheduleError(
-                "the schedule's function returned nan, which compares with nothing. Cure: return "
-                "a number, inf or -inf; `prefix_reward` is nan in the first segment unless "
+                "the schedule's function returned nan; a threshold is a number, inf or -inf. Cure: "
+                "check the function's inputs; `prefix_reward` is nan in the first segment unless "
                 "uses_prompt_reward=True"
             )
         return value
 
     def final_threshold(self, progress: Progress) -> float:
-        """Return what it says of an answer as long as it may be."""
+        """Return the threshold that the function returns at `max_tokens`."""
         end = Progress(
             segment_index=progress.segment_index,
             num_tokens=progress.max_tokens,

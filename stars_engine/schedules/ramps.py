@@ -1,4 +1,4 @@
-"""Thresholds that rise with the answer's length, from r0 to r*."""
+"""Thresholds that rise with the length of the answer, from r0 to r*."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import Field, model_validator
 
 from stars_engine.schedules.base import BaseSchedule, Progress
 
-CARDS_INITIAL_WEIGHT = 0.5  # alpha of CARDS (arXiv 2406.16306); STARS publishes no value
+CARDS_INITIAL_WEIGHT = 0.5  # alpha in CARDS (arXiv 2406.16306); STARS does not publish a value
 
 
 class RampSchedule(BaseSchedule):
-    """tau = min(r*, r0 + (r* - r0) * shape(t / ramp_tokens)); past the ramp's end r*.
+    """tau = min(r*, r0 + (r* - r0) * shape(t / ramp_tokens)); r* after the end of the ramp.
 
-    r0 is `initial`, or (1 - alpha) * RM(x, "") + alpha * r* with alpha = `initial_weight` (the
-    form published by CARDS, whose alpha of 0.5 holds when neither is given). An r0 above r* gives
-    the constant r*.
+    r0 is `initial`, or (1 - alpha) * RM(x, "") + alpha * r* with alpha = `initial_weight`, the form
+    that CARDS published. If neither is set, alpha is 0.5 as in CARDS. If r0 is above r*, tau is
+    constantly r*.
     """
 
     target: float = Field(
@@ -29,7 +29,7 @@ class RampSchedule(BaseSchedule):
     initial: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="r0, the threshold at the beginning, in reward units",
+        description="r0, the threshold at the start of the ramp, in reward units",
         examples=[2.0],
     )
     initial_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
@@ -39,7 +39,7 @@ class RampSchedule(BaseSchedule):
     )
     ramp_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="completion tokens until r* is reached; None means max_tokens",
+        description="length of the ramp in completion tokens; None means max_tokens",
         examples=[128],
     )
 
@@ -48,13 +48,13 @@ class RampSchedule(BaseSchedule):
         if self.initial is not None and self.initial_weight is not None:
             raise ValueError(
                 f"initial={self.initial} and initial_weight={self.initial_weight} both set r0; "
-                "give one of them"
+                "set only one of them"
             )
         return self
 
     @property
     def needs_prompt_reward(self) -> bool:
-        """True if r0 is a mixture with RM(x, "")."""
+        """True if r0 depends on RM(x, "")."""
         return self.initial is None
 
     def threshold(self, progress: Progress) -> float:
@@ -71,7 +71,7 @@ class RampSchedule(BaseSchedule):
     @staticmethod
     @abstractmethod
     def shape(fraction: float) -> float:
-        """Return how far the ramp has risen, 0 to 1, at a fraction of its length."""
+        """Return the height of the ramp, 0 to 1, at a fraction of its length."""
 
     def _start(self, progress: Progress) -> float:
         if self.initial is not None:
@@ -81,11 +81,11 @@ class RampSchedule(BaseSchedule):
 
 
 class LinearSchedule(RampSchedule):
-    """A straight ramp: tau = min(r*, r0 + (r* - r0) * t / ramp_tokens) (STARS, CARDS).
+    """A linear ramp: tau = min(r*, r0 + (r* - r0) * t / ramp_tokens) (STARS, CARDS).
 
-    r0 is `initial`, or (1 - alpha) * RM(x, "") + alpha * r* with alpha = `initial_weight` (the
-    form published by CARDS, whose alpha of 0.5 holds when neither is given). An r0 above r* gives
-    the constant r*. Past the ramp's end tau stays at r*.
+    r0 is `initial`, or (1 - alpha) * RM(x, "") + alpha * r* with alpha = `initial_weight`, the form
+    that CARDS published. If neither is set, alpha is 0.5 as in CARDS. If r0 is above r*, tau is
+    constantly r*. After the end of the ramp, tau is r*.
     """
 
     kind: Literal["linear"] = "linear"
@@ -97,7 +97,7 @@ class LinearSchedule(RampSchedule):
 
 
 class CosineSchedule(RampSchedule):
-    """A ramp that is flat at both ends: the straight one with (1 - cos(pi x)) / 2 in place of x."""
+    """A ramp that is flat at both ends: `LinearSchedule` with (1 - cos(pi x)) / 2 for x."""
 
     kind: Literal["cosine"] = "cosine"
 

@@ -1,4 +1,4 @@
-"""The contract for people's own parts, and the tools that test the law exactly."""
+"""Contract tests for custom models, and tools that test output distributions exactly."""
 
 from stars_engine.testing.contracts import check_backend, check_reward_model
 from stars_engine.testing.enumerator import enumerate_law

@@ -1,4 +1,4 @@
-"""What every reward model and backend must do. Call these from tests of your own parts."""
+"""Contract tests that every reward model and backend must pass. Call them from your tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stars_engine.messages import Message
 from stars_engine.rewards.base import RewardModel, as_number
 from stars_engine.types import RewardInput, RewardPrompt, Score
 
-_LEN = 6  # tokens of the drafts that a backend is checked by
+_LEN = 6  # tokens per draft in `check_backend`
 
 
 def check_reward_model(
@@ -24,28 +24,28 @@ def check_reward_model(
     *,
     tolerance: float = 1e-4,
 ) -> None:
-    """Check that a reward model scores each input alike, alone, in a batch, and again.
+    """Check that a reward model scores an input equally alone, in a batch, and repeatedly.
 
-    What it returns must be numbers (nan and infinities reject a candidate), one for each input,
-    and depend on nothing but the input: not on the object it comes in, nor on earlier ones.
+    It must return one number for each input; nan and infinities reject a candidate. The number must
+    depend only on the value of the input: not on the identity of the object, nor on earlier inputs.
 
     Args:
         reward: The model to check.
-        inputs: Completions to score; the default is a few texts, among them an empty one, several
-            lines, characters of other scripts, a conversation and a finished answer. Reward models
-            that read token ids need inputs with ids.
-        tolerance: Largest difference taken for rounding.
+        inputs: Completions to score. The default is a few texts, including an empty one, several
+            lines, other scripts, a conversation and a finished answer. Reward models that read
+            token ids need inputs with ids.
+        tolerance: Largest difference accepted as rounding.
 
     Raises:
-        AssertionError: The contract is broken; the message says how.
+        AssertionError: The reward model breaks the contract; the message says how.
     """
     inputs = _default_inputs() if inputs is None else list(inputs)
     together = _values(reward, inputs)
     _assert_close(together, _values(reward, inputs), tolerance, "a second call changes rewards")
     alone = [_values(reward, [item])[0] for item in inputs]
-    _assert_close(together, alone, tolerance, "a reward depends on what is scored beside it")
+    _assert_close(together, alone, tolerance, "a reward depends on batch composition")
     backwards = _values(reward, inputs[::-1])[::-1]
-    _assert_close(together, backwards, tolerance, "a reward depends on its place in the batch")
+    _assert_close(together, backwards, tolerance, "a reward depends on the order of the batch")
     copies = _values(reward, [replace(item) for item in inputs for _ in range(2)])
     message = "equal inputs have different rewards"
     _assert_close(together, copies[::2], tolerance, message)
@@ -54,16 +54,16 @@ def check_reward_model(
 
 
 def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None = None) -> None:
-    """Check that drafting leaves no trace and does not depend on what is drafted beside it.
+    """Check that drafting keeps no state and does not depend on batch composition.
 
-    Also that a lookahead is the greedy continuation of its candidate and changes nothing in it.
+    Also check that a lookahead is the greedy continuation of its candidate and does not change it.
 
     Args:
         model: The language model to check.
-        prompts: Prompts of different lengths as token ids; the default is made of low ids.
+        prompts: Prompts of different lengths as token ids; the default uses low ids.
 
     Raises:
-        AssertionError: The contract is broken; the message says how.
+        AssertionError: The backend breaks the contract; the message says how.
     """
     prompts = [[1], [1, 2, 3, 1, 2], [2, 1, 3]] if prompts is None else prompts
     sampling = SamplingParams(top_k=None, temperature=1.0)
@@ -73,7 +73,7 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
         noise = CounterNoise(seed=1, prompt_ids=prompt, sample_index=0)
         uniforms = noise.token_uniforms(position=len(kept), attempt=attempt, count=_LEN)
         handle = handles[index]
-        ids, lookahead = [*prompt, *kept], 2 * attempt  # the first has none
+        ids, lookahead = [*prompt, *kept], 2 * attempt  # attempt 0 has no lookahead
         return DraftRequest(ids, len(prompt), uniforms, sampling, lookahead, handle)
 
     handles = [PrefixHandle() for _ in prompts]
@@ -81,10 +81,10 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
     together = _drafts(model, asked)
     for one, draft in zip(asked, together, strict=True):
         _check_form(model, one, draft)
-        message = "a draft depends on its batch, or an earlier one left a trace"
+        message = "a draft depends on batch composition or on earlier drafts"
         assert _drafts(model, [one]) == [draft], message
         [plain] = _drafts(model, [replace(one, lookahead=0)])
-        assert plain == Draft(draft.token_ids), "the lookahead changes the candidate before it"
+        assert plain == Draft(draft.token_ids), "the lookahead changes its candidate"
     _check_lookahead(model, asked, together)
     for index in range(len(prompts)):
         kept = together[3 * index].token_ids
@@ -94,28 +94,28 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
         handles[index].release()
         [again] = _drafts(model, [request(index, kept, 1)])
         [fresh] = _drafts(model, [replace(request(index, kept, 1), handle=PrefixHandle())])
-        assert cached == again == fresh, "a draft depends on what is cached of its prefix"
+        assert cached == again == fresh, "a draft depends on whether its prefix is cached"
         handles[index] = handles[index - 1]
         [stale] = _drafts(model, [request(index, kept, 1)])
         assert stale == fresh, "a handle of another prefix changes a draft"
 
 
 def _check_form(model: LanguageModel, request: DraftRequest, draft: Draft) -> None:
-    """Check lengths, ends and ids of one draft."""
+    """Check the lengths, ends and ids of one draft."""
     whole = (*draft.token_ids, *draft.lookahead_ids)
     ends = [model.is_end(token, request.sampling) for token in whole]
-    assert not any(ends[:-1]), "a draft goes on after the end of text"
+    assert not any(ends[:-1]), "a draft continues after the end of text"
     assert ends[-1] or len(draft.token_ids) == _LEN, "a draft is short without an end of text"
     assert len(draft.token_ids) <= _LEN, "a draft is longer than its uniforms"
     full = len(draft.lookahead_ids) == request.lookahead
-    assert ends[-1] or full, "a lookahead has another length than asked for"
+    assert ends[-1] or full, "a lookahead has another length than requested"
     assert all(0 <= token < model.vocab_size for token in whole), "a token id has no logit"
 
 
 def _check_lookahead(
     model: LanguageModel, requests: Sequence[DraftRequest], drafts: Sequence[Draft]
 ) -> None:
-    """Check that each lookahead is what temperature 0 draws behind its candidate."""
+    """Check that each lookahead equals what temperature 0 draws after its candidate."""
     for request, draft in zip(requests, drafts, strict=True):
         if draft.lookahead_ids:
             greedy = replace(

@@ -1,8 +1,8 @@
-"""The exact law of the loop, by running the *real* loop once for every path of its randomness.
+"""Exact output distributions, by running the *real* loop once for every path of its randomness.
 
-A run asks for uniforms. In place of numbers it gets objects that know the tree: when one is turned
-into an outcome (a token, or accepted or not), the run takes a branch and multiplies its weight by
-the outcome's probability. Runs are repeated, depth first, until every branch has been taken.
+A run requests uniforms and gets objects that record a tree instead of numbers. When such an object
+decides an outcome (a token, or acceptance), the run takes a branch and multiplies its weight by the
+outcome's probability. Runs repeat, depth first, until every branch is taken.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ def enumerate_law(
     """Return the exact probability of every outcome of `run`.
 
     Args:
-        run: Runs one rollout with the given noise, through the real loop, and returns what is
-            to be counted, such as its token ids. It must ask the same questions whenever it gets
-            the same answers.
-        max_paths: Give up beyond this many runs.
+        run: Runs one rollout through the real loop with the given noise, and returns the outcome
+            to count, such as its token ids. It must be deterministic, given the noise.
+        max_paths: Maximum number of runs.
 
     Raises:
         RuntimeError: There are more paths than `max_paths`.
@@ -36,7 +35,7 @@ def enumerate_law(
         law[outcome] += noise.weight
         if not noise.next_path():
             return dict(law)
-    raise RuntimeError(f"more than {max_paths} paths: make the tables smaller")
+    raise RuntimeError(f"more than max_paths={max_paths} paths; use smaller tables")
 
 
 @dataclass(slots=True)
@@ -73,13 +72,13 @@ class TreeNoise:
             first = next(index for index, prob in enumerate(probs) if prob > 0)
             self._path.append(_Branch(tuple(probs), first))
         branch = self._path[self._depth]
-        assert branch.probs == tuple(probs), "the run asked another question on the same path"
+        assert branch.probs == tuple(probs), "the run is not deterministic, given its noise"
         self._depth += 1
         self.weight *= branch.probs[branch.taken]
         return branch.taken
 
     def next_path(self) -> bool:
-        """Move on to a path not yet taken; return False when there is none."""
+        """Advance to a path that has not been taken; return False if there is none."""
         del self._path[self._depth :]
         self.weight, self._depth = 1.0, 0
         while self._path:
@@ -93,18 +92,18 @@ class TreeNoise:
 
 
 class BranchingUniform(float):
-    """A uniform on [0, 1) that decides when it is used: as a token's quantile, or in `u < a`."""
+    """A uniform on [0, 1) that branches when it is used: as a token's quantile, or in `u < a`."""
 
     _noise: TreeNoise
 
     def __new__(cls, noise: TreeNoise) -> Self:
-        """Make one that belongs to a tree."""
+        """Create a uniform that belongs to a tree."""
         uniform = super().__new__(cls, float("nan"))  # any other use is a mistake
         uniform._noise = noise
         return uniform
 
     def choose(self, probs: Sequence[float]) -> int:
-        """Be the quantile of one of several outcomes."""
+        """Return the index of the outcome that this path takes."""
         return self._noise.choose(probs)
 
     def __lt__(self, probability: float) -> bool:

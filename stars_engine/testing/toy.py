@@ -1,4 +1,4 @@
-"""A language model and a reward model small enough to enumerate."""
+"""A language model and a reward model that are small enough to enumerate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stars_engine.types import RewardInput, Score
 
 @runtime_checkable
 class Choice(Protocol):
-    """A uniform that picks an outcome itself; the enumerator injects these."""
+    """A uniform that chooses an outcome itself; the enumerator injects these."""
 
     def choose(self, probs: Sequence[float]) -> int:
         """Return the index of one outcome."""
@@ -25,16 +25,16 @@ class Choice(Protocol):
 
 
 class TabularModel:
-    """A `LanguageModel` given by a table: completion so far to next-token probabilities.
+    """A `LanguageModel` defined by a table from completions to next-token probabilities.
 
-    Each token is one piece of text. Of the sampling settings only the stop conditions act, a
-    grammar, and temperature 0, which takes the likeliest token.
+    Each token is one piece of text. Of the sampling parameters, only stop conditions, a grammar and
+    temperature 0 (which takes the likeliest token) have an effect.
 
     Args:
-        pieces: Text of each token; the token `end_id` has none.
+        pieces: Text of each token; that of `end_id` is ignored.
         next_probs: Probabilities of the next token given the completion's ids.
         end_id: The end-of-text token.
-        context_len: Tokens at most.
+        context_len: Maximum number of tokens.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TabularModel:
                 probs = [prob * may for prob, may in zip(probs, allowed.tolist(), strict=True)]
                 probs = [prob / sum(probs) for prob in probs]
             if uniform is None or request.sampling.temperature == 0:
-                token = max(range(len(probs)), key=probs.__getitem__)  # the first of equals
+                token = max(range(len(probs)), key=probs.__getitem__)  # the first on ties
             elif isinstance(uniform, Choice):
                 token = uniform.choose(probs)
             else:
@@ -110,12 +110,12 @@ class TabularModel:
 
 
 class TableReward:
-    """A `RewardModel` given by a table of completion texts; what is not in it gets `default`.
+    """A `RewardModel` defined by a table of completion texts.
 
     Args:
         rewards: Reward of each completion text.
-        default: Reward of every other text.
-        vetoed: Texts that a floor forbids.
+        default: Reward of texts that are not in the table.
+        vetoed: Texts below the veto floor.
     """
 
     def __init__(

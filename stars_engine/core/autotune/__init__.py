@@ -1,7 +1,7 @@
-"""How many candidates each rollout of a round drafts.
+"""Choose how many candidates each request of a step drafts.
 
-The number changes speed, never text: candidates are walked in index order, and those after the
-first accepted are never looked at.
+The number changes speed, never text: candidates are verified in index order, and those after the
+first accepted one are never used.
 """
 
 from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates, SegmentDraws

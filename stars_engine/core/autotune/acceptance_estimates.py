@@ -1,4 +1,4 @@
-"""How probable it is that a draw is accepted, judging by those before."""
+"""Estimates of the probability that a draw is accepted, from earlier draws."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-_PRIOR = 3.0  # draws that what is known from elsewhere counts for
-_SURPRISE = 1.0  # acceptance before an answer is taken to differ from others by its own record
-_FADING = 0.85  # what an earlier segment of it counts, against the next
-_MEMORY = 200.0  # draws of one segment index that are remembered; those before them fade
-_MOST_SETTINGS = 64  # remembered; those unused for longest are forgotten
-_NUM_SINGLE = 8  # segment indices with an estimate of their own; the others in powers of two
-_LEAST, _MOST = 1e-3, 0.99  # never certain of either
+_PRIOR = 3.0  # weight of the prior, in draws
+_SURPRISE = 1.0  # weight of the prior that an answer is like others, in accepted draws
+_FADING = 0.85  # weight of a segment of the answer, relative to the segment after it
+_MEMORY = 200.0  # effective number of draws that one segment index remembers
+_MOST_SETTINGS = 64  # settings remembered; the least recently used are dropped
+_NUM_SINGLE = 8  # segment indices with their own estimate; later ones share powers of two
+_LEAST, _MOST = 1e-3, 0.99  # bounds of an estimate
 
 
 class SegmentDraws(NamedTuple):
     """Draws of one segment of an answer.
 
     Attributes:
-        segment_index: The segment's, from 0.
-        num_draws: Judged.
-        accepted: Whether the last of them was accepted.
+        segment_index: Index of the segment, from 0.
+        num_draws: Number of judged draws.
+        accepted: Whether the last draw was accepted.
     """
 
     segment_index: int
@@ -30,11 +30,11 @@ class SegmentDraws(NamedTuple):
 
 
 class AcceptanceEstimates:
-    """Posteriors of acceptance, by settings and segment index.
+    """Posterior acceptance probabilities, by settings and segment index.
 
-    Thresholds rise with the index, so acceptance falls. Each index is a Beta posterior over what
-    the index before it comes to, the first over all that was seen under other settings, and that
-    over one in three.
+    Thresholds rise with the index, so acceptance falls. Each index has a Beta posterior whose prior
+    mean is the estimate of the index before it. The prior of the first index is the acceptance
+    under all other settings, whose own prior is 1/3.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class AcceptanceEstimates:
         self._profiles: OrderedDict[Hashable, _Profile] = OrderedDict()
 
     def note(self, settings: Hashable, draws: SegmentDraws) -> None:
-        """Take in the draws of a segment that is settled."""
+        """Record the draws of a finished segment."""
         profile = self._profiles.setdefault(settings, _Profile())
         self._profiles.move_to_end(settings)
         profile.note(draws)
@@ -51,15 +51,15 @@ class AcceptanceEstimates:
             self._profiles.popitem(last=False)
 
     def acceptance(self, settings: Hashable, history: Sequence[SegmentDraws]) -> float:
-        """Return how probable it is that the next draw is accepted.
+        """Return the probability that the next draw is accepted.
 
-        What others came to is multiplied by how this answer fared against it: with a Gamma prior
-        around 1, as many acceptances as there were over as many as were expected.
+        The estimate over all answers is multiplied by a factor for this answer: its accepted draws
+        over the expected number, with a Gamma prior around 1.
 
         Args:
-            settings: Equal for answers that are judged alike.
-            history: The answer's own latest segments in order; the last is the one at hand, none of
-                whose draws was accepted.
+            settings: A key that is equal for answers with the same test.
+            history: The latest segments of the answer, in order. The last is the current one, of
+                which no draw was accepted.
         """
         profile = self._profiles.get(settings) or _Profile()
         got = expected = _SURPRISE
@@ -73,18 +73,18 @@ class AcceptanceEstimates:
 
 
 class _Counts:
-    """Draws, and how many of them were accepted."""
+    """Counts of draws and of accepted draws."""
 
     def __init__(self) -> None:
         self.num_draws = self.num_accepted = 0.0
 
     def add(self, draws: SegmentDraws) -> None:
-        """Count more."""
+        """Add draws."""
         self.num_draws += draws.num_draws
         self.num_accepted += draws.accepted
 
     def fade(self) -> None:
-        """Let those of long ago count less."""
+        """Reduce the weight of old draws."""
         share = min(1.0, _MEMORY / max(1.0, self.num_draws))
         self.num_draws *= share
         self.num_accepted *= share
@@ -95,7 +95,7 @@ class _Counts:
 
 
 class _Profile:
-    """What was seen under one group of settings."""
+    """Draws under one group of settings."""
 
     def __init__(self) -> None:
         self._total = _Counts()
@@ -103,21 +103,21 @@ class _Profile:
         self._rates: list[float] = []
 
     def note(self, draws: SegmentDraws) -> None:
-        """Count more."""
-        place = _place(draws.segment_index)
-        while len(self._cells) <= place:
+        """Record draws."""
+        bucket = _bucket(draws.segment_index)
+        while len(self._cells) <= bucket:
             self._cells.append(_Counts())
-        self._cells[place].add(draws)
-        self._cells[place].fade()
+        self._cells[bucket].add(draws)
+        self._cells[bucket].fade()
         self._total.add(draws)
         self._rates.clear()
 
     def rate(self, segment_index: int, total: _Counts) -> float:
-        """Return the posterior's mean; behind the last index that was seen it is that one's.
+        """Return the posterior mean; indices beyond the last one recorded use that one's.
 
         Args:
-            segment_index: From 0.
-            total: Of all settings; looked at again whenever something was noted here.
+            segment_index: Index of the segment, from 0.
+            total: Draws under all settings, read again after each `note`.
         """
         if not self._rates:
             elsewhere = _Counts()
@@ -126,10 +126,10 @@ class _Profile:
             self._rates.append(elsewhere.rate(1 / 3))
             for cell in self._cells:
                 self._rates.append(cell.rate(self._rates[-1]))
-        return self._rates[min(_place(segment_index) + 1, len(self._rates) - 1)]
+        return self._rates[min(_bucket(segment_index) + 1, len(self._rates) - 1)]
 
 
-def _place(index: int) -> int:
-    """Return a number from 0 that grows with the index, ever more slowly."""
+def _bucket(index: int) -> int:
+    """Return the bucket of a segment index: single indices first, then powers of two."""
     single = _NUM_SINGLE.bit_length()
     return index if index < _NUM_SINGLE else _NUM_SINGLE + index.bit_length() - single

@@ -1,4 +1,4 @@
-"""Rows of one round, dealt out to its rollouts. Pure."""
+"""Allocate the rows of a step to its requests. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 
 class Chances(NamedTuple):
-    """What rows do for one rollout.
+    """The bounds and the acceptance probability of one request.
 
     Attributes:
-        least: Candidates that it drafts in any case.
-        most: Candidates at most.
-        acceptance: Probability p of each, in [0, 1].
+        least: Minimum number of candidates.
+        most: Maximum number of candidates.
+        acceptance: Acceptance probability p of each candidate, in [0, 1].
     """
 
     least: int
@@ -24,23 +24,23 @@ class Chances(NamedTuple):
 def allocate_rows(
     rollouts: Sequence[Chances], cost: Callable[[int], float], max_rows: int | None = None
 ) -> list[int]:
-    """Return how many candidates each rollout drafts, for most draws that are used per second.
+    """Return how many candidates each request drafts, to maximize used draws per second.
 
-    A draw is used if none before it is accepted: the next one of a rollout with m candidates with
-    probability (1 - p)^m. How many draws an answer takes does not depend on how many are made at
-    once, so their number per second is all that there is to gain. To count accepted segments
-    instead, each worth 1 / p draws, would keep hard ones waiting for easy ones: then those are all
-    that is left in the end, and rounds are small. For a single rollout it is the same: the least
-    expected time until acceptance.
+    A draw is used if no draw before it is accepted: draw m + 1 of a request, with probability
+    (1 - p)^m. The number of draws that an answer needs does not depend on how many are drafted at
+    once, so used draws per second are the measure of speed. Accepted segments per second would be
+    the wrong measure: each is worth 1 / p draws, so hard requests would wait for easy ones and
+    leave small batches at the end. For a single request, the measure gives the shortest expected
+    time until acceptance.
 
-    A further row goes to the rollout that most probably uses it, which is the best use of every
-    number of rows. All of these numbers are compared, because costs are bumpy: two rows may cost as
-    much as eight.
+    Each further row goes to the request that is most likely to use it, which is optimal for every
+    total. All totals are compared, because costs are not smooth: two rows may cost as much as
+    eight.
 
     Args:
-        rollouts: Of one round.
-        cost: Seconds, in any unit, of a round of so many rows; above 0.
-        max_rows: Rows at most, unless the least already take more; None for no limit.
+        rollouts: The requests of one step.
+        cost: Cost of a step by its number of rows, in any unit of time; above 0.
+        max_rows: Maximum number of rows, unless the minimums exceed it; None for no limit.
     """
     counts = [rollout.least for rollout in rollouts]
     num_rows = sum(counts)
@@ -51,23 +51,23 @@ def allocate_rows(
         if rollout.most > rollout.least
     ]
     heapify(gains)
-    given: list[int] = []  # who gets each further row
+    assigned: list[int] = []  # the request that gets each further row
     best, best_len = used / cost(num_rows), 0
     while gains and (max_rows is None or num_rows < max_rows):
         gain, index = heappop(gains)
         used, num_rows = used - gain, num_rows + 1
         counts[index] += 1
-        given.append(index)
+        assigned.append(index)
         if counts[index] < rollouts[index].most:
             heappush(gains, (gain * (1 - rollouts[index].acceptance), index))
         rate = used / cost(num_rows)
         if rate > best:
-            best, best_len = rate, len(given)
-    for index in given[best_len:]:
+            best, best_len = rate, len(assigned)
+    for index in assigned[best_len:]:
         counts[index] -= 1
     return counts
 
 
 def _num_used(acceptance: float, count: int) -> float:
-    """Return how many draws are expected to be used of so many."""
+    """Return the expected number of used draws."""
     return (1 - (1 - acceptance) ** count) / acceptance if acceptance else count

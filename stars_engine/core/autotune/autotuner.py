@@ -1,4 +1,4 @@
-"""What was learnt about speed, over all calls, and what follows for the next round."""
+"""The autotuner: it learns the speed of steps and chooses the number of candidates."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from stars_engine.rewards.reward_requests import single_models
 from stars_engine.schedules import BaseSchedule
 from stars_engine.types import SegmentEvent
 
-_MOST_OUTSIDE = 4  # candidates, where rewards are other people's functions
-_NUM_RECALLED = 8  # segments of an answer by which its next one is judged
+_MOST_OUTSIDE = 4  # candidates per request, if the reward is an offloaded function
+_NUM_RECALLED = 8  # recent segments of an answer that predict its next one
 
 
 class CandidateAutotuner:
     """Chooses how many candidates each request of a step drafts.
 
-    There is one for each loaded model: a second call with the same settings starts from what the
-    first has learnt.
+    There is one for each loaded model, so a call with the same settings starts from what earlier
+    calls learned.
     """
 
     def __init__(self) -> None:
         self._costs, self._estimates = StepCosts(), AcceptanceEstimates()
         self._has_probed = False
-        self._hashed: tuple[BaseSchedule, str] | None = None  # the latest: mostly the next, too
+        self._hashed: tuple[BaseSchedule, str] | None = None  # the latest schedule and its hash
 
     def allocate(
         self,
@@ -43,13 +43,13 @@ class CandidateAutotuner:
     ) -> list[int]:
         """Return how many candidates each request of a step drafts.
 
-        Where there is a choice for the first time, the model is probed.
+        The first time that there is a choice, this measures the model's speed.
 
         Args:
             requests: The batch.
-            bounds: How many candidates each of them may draft.
+            bounds: How many candidates each request may draft.
             model: The language model.
-            max_rows: Candidates in all, at most; None for no limit.
+            max_rows: Maximum number of candidates in total; None for no limit.
         """
         bounds = [_bounded(item, request) for item, request in zip(bounds, requests, strict=True)]
         if all(least == most for least, most in bounds):
@@ -65,12 +65,12 @@ class CandidateAutotuner:
         return allocate_rows(chances, curve, max_rows)
 
     def note_step(self, rollouts: Sequence[Rollout], num_rows: int, seconds: float) -> None:
-        """Learn from how long a step took."""
+        """Record the duration of a step."""
         per_token_s = seconds / rollouts[0].align.row_len
         self._costs.note(num_rows, per_token_s, _num_tokens(rollouts))
 
     def note_event(self, rollout: Rollout, reward: RewardModel, event: SegmentEvent) -> None:
-        """Take in how the draws of a segment fared that is settled or given up."""
+        """Record the draws of a segment that was kept or abandoned."""
         segment = event.segment
         attempts = rollout.abandoned if segment is None else segment.attempts
         if attempts:
@@ -80,7 +80,7 @@ class CandidateAutotuner:
             self._estimates.note(self._settings(rollout, reward), draws)
 
     def _acceptance(self, request: Request) -> float:
-        """Return how probable it is that the next draw of a request is accepted."""
+        """Return the probability that the next draw of a request is accepted."""
         rollout = request.rollout
         first = max(0, len(rollout.segments) - _NUM_RECALLED)
         history = [
@@ -93,7 +93,7 @@ class CandidateAutotuner:
         return self._estimates.acceptance(settings, history)
 
     def _settings(self, rollout: Rollout, reward: RewardModel) -> Hashable:
-        """Return what is equal for rollouts that are judged alike."""
+        """Return a key that is equal for rollouts with the same test."""
         align = rollout.align
         assert align.schedule is not None
         if self._hashed is None or self._hashed[0] is not align.schedule:
@@ -102,9 +102,10 @@ class CandidateAutotuner:
 
 
 def _bounded(bounds: NumDrafts, request: Request) -> NumDrafts:
-    """Bound what is asked of rewards that are called outside of steps.
+    """Limit the number of candidates if the reward is offloaded.
 
-    Their time is not measured, they may cost money, and their other callers wait.
+    Offloaded rewards are not part of the measured step time, may cost money per call, and may have
+    other callers waiting.
     """
     if not any(isinstance(part, OffloadedReward) for part in single_models(request.reward)):
         return bounds

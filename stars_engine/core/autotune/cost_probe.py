@@ -1,4 +1,4 @@
-"""A look at what drafts of a few numbers of rows cost, before the first round that may choose."""
+"""Measure the cost of drafts by batch size, before the first step that has a choice."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ logger = logging.getLogger(__name__)
 
 _NUM_ROWS = (1, 2, 4, 8, 16)
 _NUM_PROMPT_TOKENS = 64
-_NUM_TOKENS = 4  # of each draft
-_NUM_REPEATS = 2  # the quicker one counts
-_BUDGET_S = 2.0  # for all of it
+_NUM_TOKENS = 4  # per draft
+_NUM_REPEATS = 2  # the faster one counts
+_BUDGET_S = 2.0  # for the whole probe
 
 
 def probe_costs(model: LanguageModel, max_rows: int | None = None) -> dict[int, float]:
-    """Time short drafts of 1, 2, 4, 8 and 16 rows on a prefix of no meaning.
+    """Time short drafts of 1, 2, 4, 8 and 16 rows on an arbitrary prefix.
 
-    No randomness is used, and nothing of it is kept but what a prefix of 64 tokens leaves in the
-    model's cache until others need the room. Numbers that would take it beyond two seconds
-    are left out, as far as can be told from those before.
+    The probe uses no randomness. It leaves a prefix of 64 tokens in the model's cache, which is
+    evicted when space is needed. Batch sizes that would take it beyond two seconds are skipped, as
+    far as the smaller ones predict.
 
     Args:
-        model: Drafts; if it fails here, what was timed so far is what there is.
-        max_rows: Rows at most.
+        model: The language model. If it fails, the measurements so far are returned.
+        max_rows: Maximum number of rows.
 
     Returns:
-        Seconds of a draft by its number of rows.
+        Seconds per draft, by the number of rows.
     """
     found: dict[int, float] = {}
     try:
-        _fill(found, model, max_rows)
-    except Exception:  # a round that fails likewise says so
-        logger.debug("costs of rounds could not be probed", exc_info=True)
+        _measure(found, model, max_rows)
+    except Exception:  # a step that fails the same way reports it
+        logger.debug("Measuring the cost of drafts failed", exc_info=True)
     return found
 
 
-def _fill(found: dict[int, float], model: LanguageModel, max_rows: int | None) -> None:
+def _measure(found: dict[int, float], model: LanguageModel, max_rows: int | None) -> None:
     room = _NUM_PROMPT_TOKENS + _NUM_TOKENS
     if model.context_len is not None:
         room = min(room, model.context_len)
@@ -48,7 +48,7 @@ def _fill(found: dict[int, float], model: LanguageModel, max_rows: int | None) -
     ends_s = time.perf_counter() + _BUDGET_S
     prompt = [index % model.vocab_size for index in range(room - num_tokens)]
     request = DraftRequest(prompt, len(prompt), (0.5,) * num_tokens, SamplingParams())
-    last_s = _time(model, [request])  # with whatever is done once only
+    last_s = _time(model, [request])  # warm-up
     for num_rows in _NUM_ROWS:
         if max_rows is not None and num_rows > max_rows:
             return
@@ -57,15 +57,15 @@ def _fill(found: dict[int, float], model: LanguageModel, max_rows: int | None) -
                 return
             last_s = _time(model, [request] * num_rows)
             found[num_rows] = min(found.get(num_rows, last_s), last_s)
-        last_s *= 2  # of twice as many rows at most
+        last_s *= 2  # an upper bound for twice as many rows
 
 
 def _time(model: LanguageModel, requests: list[DraftRequest]) -> float:
-    """Return the seconds of a draft.
+    """Return the duration of a draft in seconds.
 
     Raises:
-        GenerationError: Nothing can be drafted.
-        ValueError: The text ended early, so the time tells nothing.
+        GenerationError: Drafting failed.
+        ValueError: The text ended early, so the duration means nothing.
     """
     started_s = time.perf_counter()
     drafts = model.draft(requests)

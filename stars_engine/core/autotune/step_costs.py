@@ -1,4 +1,4 @@
-"""What rounds cost, by the number of their rows and the length of what they go on from."""
+"""The cost of steps, by the number of rows and the length of their prefixes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from statistics import median_low
 
-_NUM_KEPT = 5  # measurements of one number of rows; their median does not heed a single slow one
-_LIFETIME = 500  # rounds after which a measurement is forgotten, so that a slow one is not for ever
-_OPTIMISM = 0.8  # what is said of numbers beyond those that were seen, so that they are tried
-_SLOPE = 0.1  # what a further row costs, as a share of a round of one, before it is measured
+_NUM_KEPT = 5  # measurements per number of rows; their median ignores a single slow one
+_LIFETIME = 500  # steps after which a measurement expires, so that outliers do not persist
+_OPTIMISM = 0.8  # factor for unmeasured numbers of rows, so that they are tried
+_SLOPE = 0.1  # assumed cost of a further row, as a share of a step of one row
 
 
 class Curve:
-    """Costs by the number of rows: lines between points.
+    """Costs by the number of rows, interpolated linearly between points.
 
-    Beyond them a row is taken to add a tenth of what a single one costs, and a fifth is taken off,
-    so that the next number up or down is tried.
+    Beyond the points, each row adds a tenth of the cost of a single row, and a fifth is deducted so
+    that the next number up or down is tried.
 
     Args:
-        points: Seconds by the number of rows; without any, a round of one costs 1.
+        points: Seconds by the number of rows; if empty, a step of one row costs 1.
     """
 
     def __init__(self, points: Mapping[int, float]) -> None:
@@ -28,38 +28,38 @@ class Curve:
         self._seconds = [points[rows] for rows in self._rows]
 
     def __call__(self, num_rows: int) -> float:
-        """Return the seconds expected of a round."""
+        """Return the expected seconds of a step."""
         beyond = self._rows and not self._rows[0] <= num_rows <= self._rows[-1]
         return self.on_line(num_rows) * (_OPTIMISM if beyond else 1)
 
     def on_line(self, num_rows: int) -> float:
-        """Return the seconds without anything taken off."""
+        """Return the expected seconds without the deduction beyond the points."""
         if not self._rows:
             return _guess(num_rows)
-        place = bisect_left(self._rows, num_rows)
-        if 0 < place < len(self._rows):
-            low, high = self._rows[place - 1], self._rows[place]
+        index = bisect_left(self._rows, num_rows)
+        if 0 < index < len(self._rows):
+            low, high = self._rows[index - 1], self._rows[index]
             share = (num_rows - low) / (high - low)
-            return self._seconds[place - 1] * (1 - share) + self._seconds[place] * share
-        end = 0 if place == 0 else -1
+            return self._seconds[index - 1] * (1 - share) + self._seconds[index] * share
+        end = 0 if index == 0 else -1
         return self._seconds[end] * _guess(num_rows) / _guess(self._rows[end])
 
     def nearest(self, num_rows: int) -> int:
-        """Return the number of a point that is nearest by its ratio."""
-        place = bisect_left(self._rows, num_rows)
-        around = self._rows[max(0, place - 1) : place + 1]
+        """Return the number of rows of the point that is nearest by ratio."""
+        index = bisect_left(self._rows, num_rows)
+        around = self._rows[max(0, index - 1) : index + 1]
         return min(around, key=lambda rows: max(rows / num_rows, num_rows / rows))
 
 
 class StepCosts:
-    """Seconds that rounds take, as measured so far.
+    """Measured durations of steps.
 
-    Hardware is not linear: two rows may cost as much as eight. Measurements are kept by the number
-    of rows and by the length of all prefixes together, in powers of four. What was not seen at one
-    length has the form that it has at the nearest one, and last that of the probe.
+    Hardware is not linear: two rows may cost as much as eight. Measurements are stored by the
+    number of rows and by the total length of all prefixes, in powers of four. Missing numbers of
+    rows take their ratios from the nearest length that has them, and finally from the probe.
 
     Attributes:
-        probed: Seconds by the number of rows, in a unit of their own: only their ratios count.
+        probed: Results of the probe: seconds by the number of rows. Only their ratios are used.
     """
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class StepCosts:
         self._num_notes = 0
 
     def note(self, num_rows: int, seconds: float, num_tokens: int = 0) -> None:
-        """Take in a measurement.
+        """Record a measurement.
 
         Args:
-            num_rows: Of the round.
-            seconds: It took; of rounds of different lengths, per token.
-            num_tokens: Of its prefixes.
+            num_rows: Number of rows of the step.
+            seconds: Duration of the step, per drafted token.
+            num_tokens: Total length of its prefixes.
         """
         self._num_notes += 1
         table = self._tables[_bucket(num_tokens)]
@@ -83,7 +83,7 @@ class StepCosts:
                 del table[rows]
 
     def curve(self, num_tokens: int = 0) -> Curve:
-        """Return the costs of rounds on prefixes of so many tokens in all."""
+        """Return the costs of steps whose prefixes have `num_tokens` tokens in total."""
         bucket = _bucket(num_tokens)
         points: dict[int, float] = {}
         for other in sorted(self._tables, key=lambda other: (abs(other - bucket), other)):
@@ -92,25 +92,25 @@ class StepCosts:
         return Curve(_completed(points, self.probed))
 
     def of(self, num_rows: int, num_tokens: int = 0) -> float:
-        """Return the seconds expected of a round."""
+        """Return the expected seconds of a step."""
         return self.curve(num_tokens)(num_rows)
 
 
 class _Measured:
-    """What rounds of one number of rows took."""
+    """Recent durations of steps with one number of rows."""
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=_NUM_KEPT)
         self.seconds, self.noted_at = 0.0, 0
 
     def add(self, seconds: float, noted_at: int) -> None:
-        """Take in the newest."""
+        """Add the latest duration."""
         self._latest.append(seconds)
         self.seconds, self.noted_at = median_low(self._latest), noted_at
 
 
 def _completed(points: Mapping[int, float], others: Mapping[int, float]) -> dict[int, float]:
-    """Add the points that are lacking, in proportion to the nearest that is there."""
+    """Add missing points, scaled by the nearest known point."""
     if not points:
         return dict(others)
     own, form = Curve(points), Curve(others)
