@@ -20,6 +20,7 @@ import json
 import platform
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.local_engine import LM
 from stars_engine import EbnfGrammar, JsonGrammar, RegexGrammar, SamplingParams, TransformersModel
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import DraftRequest, PrefixHandle
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import Grammar
 
@@ -151,11 +152,15 @@ def seconds(
         min_tokens=args.tokens,  # candidates of one length
     )
     rng = random.Random(turn)
-    [prefix] = backend.prefill([[rng.randrange(backend.vocab_size) for _ in range(64)]])
+    prompt = [rng.randrange(backend.vocab_size) for _ in range(64)]
+    handle = PrefixHandle()
     requests = [
-        DraftRequest(prefix, [rng.random() for _ in range(args.tokens)], sampling)
+        DraftRequest(
+            prompt, 64, [rng.random() for _ in range(args.tokens)], sampling, handle=handle
+        )
         for _ in range(args.rows)
     ]
+    backend.draft([replace(requests[0], uniforms=(0.5,))])  # the prompt is read
     started = time.perf_counter()
     drafts = backend.draft(requests)
     taken = time.perf_counter() - started

@@ -7,8 +7,8 @@ from 0.95 down to 0.1, which fall by 3 % with every segment. Rounds cost what a 
 rows. All ways see the same draws, so they differ in rounds and rows alone. "Equal shares" is the
 best of all, found afterwards. "Each for itself" takes the least expected time until acceptance as
 if all others drafted as many. "Accepted segments" deals out rows by those per second, in place of
-used draws per second. Acceptance is known; or it is learnt, by the engine's `Prospects` or by one
-posterior for all of a call, in the first call with these settings, and in the third.
+used draws per second. Acceptance is known; or it is learnt, by the engine's `AcceptanceEstimates`
+or by one posterior for all of a call, in the first call with these settings, and in the third.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from stars_engine.core.autotune import Chances, Curve, Prospects, SegmentDraws, allot
+from stars_engine.core.autotune import (
+    AcceptanceEstimates,
+    Chances,
+    Curve,
+    SegmentDraws,
+    allocate_rows,
+)
 
 Cost = Callable[[int], float]
 Choose = Callable[[Sequence["Walker"], Cost, int], Sequence[int]]
@@ -136,7 +142,7 @@ def equal(share: int) -> Choose:
 
 def dealt(ready: Sequence[Walker], cost: Cost, max_rows: int) -> Sequence[int]:
     """Deal out rows as the engine does, knowing acceptance."""
-    return allot([Chances(1, w.most, w.acceptance) for w in ready], cost, max_rows)
+    return allocate_rows([Chances(1, w.most, w.acceptance) for w in ready], cost, max_rows)
 
 
 def each_for_itself(ready: Sequence[Walker], cost: Cost, _: int) -> Sequence[int]:
@@ -162,20 +168,20 @@ class Learnt:
     """Deals out rows as the engine does, by what was seen."""
 
     def __init__(self) -> None:
-        self._prospects = Prospects()
+        self._estimates = AcceptanceEstimates()
 
     def choose(self, ready: Sequence[Walker], cost: Cost, max_rows: int) -> Sequence[int]:
         """Say how many each drafts."""
         chances = []
         for walker in ready:
             at_hand = SegmentDraws(len(walker.done), walker.num_rejected, accepted=False)
-            acceptance = self._prospects.acceptance("all", [*walker.done[-8:], at_hand])
+            acceptance = self._estimates.acceptance("all", [*walker.done[-8:], at_hand])
             chances.append(Chances(1, walker.most, acceptance))
-        return allot(chances, cost, max_rows)
+        return allocate_rows(chances, cost, max_rows)
 
     def note(self, settled: SegmentDraws) -> None:
         """Learn."""
-        self._prospects.note("all", settled)
+        self._estimates.note("all", settled)
 
 
 class OnePosterior:

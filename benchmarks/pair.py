@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,12 +28,16 @@ from stars_engine import (
     SamplingParams,
     TransformersModel,
 )
+from stars_engine.algorithm.baselines import PlainDecoding
 from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import StarsDecoding
+from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.core.autotune import Pacer
-from stars_engine.core.engine_core import Entry, Rounds
+from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.engine_core import EngineCore
+from stars_engine.core.request import Request, RequestQueue
+from stars_engine.core.scheduler import Scheduler
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
 
@@ -134,7 +138,8 @@ class Pair:
                 self.reward_model = LlamaForSequenceClassification(rm_config).eval()
         finally:
             torch.set_default_dtype(default)
-        self._pacer = Pacer()  # as an engine has one for as long as its model is loaded
+        # As an engine has one for as long as its model is loaded.
+        self._autotuner = CandidateAutotuner()
         self.lm = TransformersBackend(TransformersModel(model=lm, tokenizer=tokenizer))
         self.rm = ClassifierRewardModel(
             ClassifierReward(model=self.reward_model, tokenizer=tokenizer, read="ids"),
@@ -162,24 +167,34 @@ class Pair:
         sampling = SAMPLING.replace(max_tokens=num_tokens)
         reward: Any = Nothing() if plain else Coin(self.rm, setting.acceptance)
         decoding = PlainDecoding() if plain else StarsDecoding()
-        entries = []
+        requests = []
         for index in range(setting.num_prompts):
             ids = self.prompt(setting.length, seed + index)
             prompt = RewardPrompt("", token_ids=ids)
             noise = CounterNoise(seed=seed + index, prompt_ids=ids, sample_index=0)
             rollout = Rollout(ids, prompt, sampling, align, noise)
-            entries.append(Entry(rollout, reward, decoding))
-        pacer = self._pacer if num_candidates == "auto" else None
-        rounds = Rounds(self.lm, max_rows=self.size.max_rows, pacer=pacer)
+            requests.append(Request(rollout, reward, decoding))
+        autotuner = self._autotuner if num_candidates == "auto" else None
+        core = EngineCore(self.lm, Scheduler(max_rows=self.size.max_rows), autotuner=autotuner)
+        core.add(RequestQueue.of(requests))
 
         def read() -> None:
-            rounds.join(entries)
+            """Draft one token, for which only the prompts are read."""
+            rollouts = [request.rollout for request in requests]
+            self.lm.draft(
+                [
+                    DraftRequest(
+                        r.prompt_ids, len(r.prompt_ids), (0.5,), sampling, handle=request.handle
+                    )
+                    for r, request in zip(rollouts, requests, strict=True)
+                ]
+            )
             if not plain:
-                self.rm.score([RewardInput(e.rollout.reward_prompt, "", ()) for e in entries])
+                self.rm.score([RewardInput(r.reward_prompt, "", ()) for r in rollouts])
 
         def decode() -> None:
-            while rounds.num_active:
-                rounds.step()
+            while core.has_unfinished:
+                core.step()
 
         reading_s, decoding_s = self.seconds(read), self.seconds(decode)
         return decoding_s / (num_tokens * setting.num_prompts), reading_s
@@ -216,13 +231,12 @@ class Pair:
                 num_candidates=count,
             )
             ids = self.prompt(length, 1)
-            [slot] = self.lm.prefill([ids])
             noise = CounterNoise(seed=1, prompt_ids=ids, sample_index=0)
             sampling = SAMPLING.replace(max_tokens=steps)
             rollout = Rollout(ids, RewardPrompt("", token_ids=ids), sampling, align, noise)
-            rollout.slot = slot
-            requests = [rollout.draft_request(index) for index in range(count)]
-            seconds.append(self.seconds(lambda requests=requests: self.lm.draft(requests)) / steps)
+            drafts = Request(rollout, Nothing(), StarsDecoding()).draft_requests(count)
+            self.lm.draft([replace(drafts[0], uniforms=(0.5,))])  # the prompt is read
+            seconds.append(self.seconds(lambda drafts=drafts: self.lm.draft(drafts)) / steps)
         return seconds
 
     def prompt(self, length: int, seed: int) -> tuple[int, ...]:

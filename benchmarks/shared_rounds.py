@@ -39,10 +39,10 @@ def main() -> None:
         for _ in range(options.repetitions):
             texts = {}
             for arm, run in (("sequential", map), ("concurrent", pool.map)):
-                before, started_s = llm.engine().stats().num_rounds, time.perf_counter()
+                before, started_s = llm.engine().stats().num_steps, time.perf_counter()
                 texts[arm] = list(run(llm.invoke, prompts))
                 seconds[arm].append(time.perf_counter() - started_s)
-                rounds[arm].append(llm.engine().stats().num_rounds - before)
+                rounds[arm].append(llm.engine().stats().num_steps - before)
             differing += sum(a != b for a, b in zip(*texts.values(), strict=True))
     assert expected
     llm.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 logger = logging.getLogger(__name__)
@@ -65,15 +65,15 @@ def want_of_memory(run: Callable[[], object]) -> Exception | None:
     return None
 
 
-def in_smaller_batches(
+def iterate_in_smaller_batches(
     run: Callable[[Sequence[Item]], Sequence[Result]],
     items: Sequence[Item],
     *,
     what: str,
     make_room: Callable[[int], None],
     most: int | None = None,
-) -> list[Result]:
-    """Run items together; where memory ends, in batches of half as many, and so on.
+) -> Iterator[Result]:
+    """Run items together; when memory runs out, in batches of half as many, and so on.
 
     Args:
         run: Gives a result for each item; may be run again after it has failed.
@@ -82,25 +82,43 @@ def in_smaller_batches(
         make_room: Lets go of what is not needed; told how many items will be tried at once.
         most: Items at once to begin with; None for all.
 
+    Yields:
+        The result of each item, in order.
+
     Raises:
-        RuntimeError: Memory ends with a single item, in the room that was made.
+        RuntimeError: Memory runs out with a single item, in the room that was made. The results
+            of the items before it have been yielded.
         MemoryError: The same.
     """
     size = max(1, min(most or len(items), len(items)))
-    is_last_try = False
-    while True:
+    start, is_last_try = 0, False
+    while start < len(items):
         try:
-            starts = range(0, len(items), size)
-            return [result for start in starts for result in run(items[start : start + size])]
+            results = run(items[start : start + size])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_last_try:
                 raise
+        else:
+            yield from results
+            start, is_last_try = start + size, False
+            continue
         # Outside the handler: its error holds the tensors of the failed run.
         is_last_try = size == 1
         if size > 1:
             size = -(-size // 2)
-            logger.warning("memory ended: from now on %d %s at once", size, what)
+            logger.warning("Out of memory; reducing the batch to %d %s.", size, what)
         make_room(size)
+
+
+def in_smaller_batches(
+    run: Callable[[Sequence[Item]], Sequence[Result]],
+    items: Sequence[Item],
+    *,
+    what: str,
+    make_room: Callable[[int], None],
+) -> list[Result]:
+    """Return what `iterate_in_smaller_batches` yields."""
+    return list(iterate_in_smaller_batches(run, items, what=what, make_room=make_room))
 
 
 def bare(error: Exception) -> Exception:

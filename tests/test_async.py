@@ -116,7 +116,7 @@ async def test_adapters_with_models_by_path(
 
 async def test_what_is_loaded_is_at_hand_during_a_round(engine: StarsEngine) -> None:
     entered, release = threading.Event(), threading.Event()
-    engine._runtime._scheduler.post(lambda: (entered.set(), release.wait(20)))
+    engine._runtime._loop.post(lambda: (entered.set(), release.wait(20)))
     await asyncio.to_thread(entered.wait, 20)
     assert engine.is_loaded
     assert engine.model is not None  # would wait for the thread, which is busy

@@ -26,7 +26,8 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
-from stars_engine.calibration import auto, kept
+from stars_engine.calibration import auto
+from stars_engine.calibration import cache as kept
 from stars_engine.rewards.base import RewardModel
 from stars_engine.types import RewardInput, Score
 from tests.calibration_parts import OPENINGS, Scaled

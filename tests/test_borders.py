@@ -41,7 +41,7 @@ class Dictated(TabularModel):
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         drafts = []
         for request in requests:
-            done = len(request.slot.token_ids) - request.slot.num_prompt_tokens
+            done = request.num_completion_tokens
             ids = self._ids[done : done + len(request.uniforms)]
             drafts.append(Draft(ids[: ids.index(END) + 1] if END in ids else ids))
         return drafts
@@ -134,8 +134,7 @@ def test_a_character_is_never_cut(engine: StarsEngine) -> None:
             return getattr(model, name)
 
         def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-            done = [len(r.slot.token_ids) - r.slot.num_prompt_tokens for r in requests]
-            return [Draft(tuple(ids[position:])) for position in done]
+            return [Draft(tuple(ids[request.num_completion_tokens :])) for request in requests]
 
     align = sentences(len(ids), len(point) + 1)  # the shortest segment ends within the emoji
     own = StarsEngine(engine.config.replace(align=align), model=Fixed(), reward=Seen())

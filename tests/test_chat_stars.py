@@ -432,9 +432,9 @@ def test_caches_tell_calls_apart(speechless: Callable[..., Any]) -> None:
         before = len(cache._cache)
         first = [run() for run in runs]
         assert len(cache._cache) == before + len(runs)
-        rounds = llm.engine().stats().num_rounds
+        rounds = llm.engine().stats().num_steps
         again = [run() for run in runs]
-        assert llm.engine().stats().num_rounds == rounds
+        assert llm.engine().stats().num_steps == rounds
         assert [_text(a) for a in first] == [_text(b) for b in again]
 
 
@@ -467,20 +467,20 @@ def test_copies_answer_alike() -> None:
 def test_callers_share_rounds(speechless: Callable[..., Any]) -> None:
     chat = speechless(segment_len=4)
     prompts = [[HumanMessage(f"Number {index}")] for index in range(32)]
-    before = chat.engine().stats().num_rounds
+    before = chat.engine().stats().num_steps
     alone = [chat.invoke(prompt).text for prompt in prompts]
-    one_by_one = chat.engine().stats().num_rounds - before
+    one_by_one = chat.engine().stats().num_steps - before
 
     async def together() -> list[str]:
         return [message.text for message in await chat.abatch(prompts)]
 
-    before = chat.engine().stats().num_rounds
+    before = chat.engine().stats().num_steps
     assert asyncio.run(together()) == alone
-    assert chat.engine().stats().num_rounds - before < one_by_one / 8
-    before = chat.engine().stats().num_rounds
+    assert chat.engine().stats().num_steps - before < one_by_one / 8
+    before = chat.engine().stats().num_steps
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(lambda prompt: chat.invoke(prompt).text, prompts)) == alone
-    assert chat.engine().stats().num_rounds - before < one_by_one / 4
+    assert chat.engine().stats().num_steps - before < one_by_one / 4
 
 
 def test_one_bad_prompt_of_a_batch_fails_alone(speechless: Callable[..., Any]) -> None:
@@ -529,9 +529,9 @@ async def test_whoever_leaves_frees_the_engine(speechless: Callable[..., Any]) -
             break
         await asyncio.sleep(0.01)
     assert chat.engine().stats().num_active == 0
-    rounds = chat.engine().stats().num_rounds
+    rounds = chat.engine().stats().num_steps
     await asyncio.sleep(0.2)
-    assert chat.engine().stats().num_rounds == rounds
+    assert chat.engine().stats().num_steps == rounds
     assert threading.active_count() <= threads
 
 

@@ -22,8 +22,9 @@ from stars_engine import (
 )
 from stars_engine.algorithm.candidate import Candidate, ParsedDraft
 from stars_engine.algorithm.rollout import Draw, Rollout
-from stars_engine.algorithm.stars import stars
-from stars_engine.calibration.pilot import Pilot
+from stars_engine.calibration.fit import Fitter, Target
+from stars_engine.calibration.pilot import StageDecoding
+from stars_engine.core.offline import stars
 from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_checks
 from stars_engine.schedules import Effort, Estimate, Line
 from stars_engine.testing import TableReward, TabularModel
@@ -226,24 +227,26 @@ def test_forced_segments_that_were_asked_for_are_no_trouble() -> None:
         rollout.align = rollout.align.replace(schedule=schedule)
     assert told([kept] * 21 + [forced] * 29) == []
     assert told([kept] * 19 + [forced] * 31) == [
-        "31 of 50 segments were forced (62.0%) where calibration foresees 60.0% at most"
+        "31 of 50 segments were forced (62.0%), but calibration predicts 60.0% at most"
     ]
 
 
-def test_pilots_use_up_no_warning(
-    own: StarsEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pilots_use_up_no_warning(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    """What their drafts come to tells nothing: their thresholds are still being found."""
     align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
     sampling = SamplingParams(seed=1, max_tokens=40, n=3, min_tokens=40)
-    with monkeypatch.context() as patch:
-        patch.setattr(Stars, "is_pilot", True)
-        own.generate("The", sampling=sampling, align=align)
-    assert own.stats().num_forced == 60
+    high = Line(intercept=1e9, slope=0.0, offset=0.0, sigma=1.0)
+    fitter = Fitter(
+        Target("budget", 2.0), max_attempts=2, beta=0.0, lines=[high] * 20, terminals=[None] * 20
+    )
+    pilot = StageDecoding(fitter, num_drafts=1, max_rows=8)
+    own.decode("The", pilot, sampling=sampling.replace(max_tokens=42), align=align)
+    assert own.stats().num_forced == own.stats().num_segments == 60
+    assert math.isnan(own.stats().reward_drift)
     assert warnings_in(caplog) == []
     own.generate("The", sampling=sampling, align=align)
     [message] = warnings_in(caplog)
     assert message.startswith("60 of 60 segments were forced (100.0%): ")
-    assert Pilot.is_pilot
 
 
 def test_acceptance_below_a_twentieth_of_two_hundred() -> None:

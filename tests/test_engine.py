@@ -73,7 +73,7 @@ def test_many_more_requests_than_places(
 ) -> None:
     sampling = SamplingParams(seed=1, n=12, max_tokens=20)
     all_at_once = engine.generate("The", sampling=sampling)
-    monkeypatch.setattr("stars_engine.core.engine_core.MAX_ACTIVE", 5)
+    monkeypatch.setattr("stars_engine.core.scheduler.MAX_ACTIVE", 5)
     few_at_a_time = engine.generate("The", sampling=sampling)
     assert [r.text for r in few_at_a_time] == [r.text for r in all_at_once]
 

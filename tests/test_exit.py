@@ -19,7 +19,7 @@ work = dict(sampling=SamplingParams(seed=1, max_tokens=400, n=8), align=never)
 def later(what):
     threading.Timer(0.3, what).start()
 def mark():
-    while not engine.stats().num_rounds:
+    while not engine.stats().num_steps:
         time.sleep(0.01)
     print(time.time(), flush=True)
 threading.Thread(target=mark, daemon=True).start()
@@ -180,7 +180,7 @@ never = never.replace(max_attempts=10**9)
 stream = engine.stream('The', **work)
 future = engine.submit('The', **work)
 private = StarsEngine(model=engine.model, reward=engine.reward)
-locks = [engine._runtime._lock, engine._runtime._scheduler.gate._lock, stream._mailbox._lock]
+locks = [engine._runtime._lock, engine._runtime._loop.admission._lock, stream._event_queue._lock]
 for lock in locks:
     lock.acquire()  # as another thread may have done
 child = os.fork()

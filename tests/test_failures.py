@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,11 +23,20 @@ from stars_engine import (
     StarsResult,
     TransformersModel,
 )
+from stars_engine.backends.base import DraftRequest
 from tests.test_runtime import LONG, NEVER, SHORT, idle, wait_until, with_reward
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("too many rows"), r"too many rows.*Cure: shorten the prompt"),
+        (RuntimeError("too many rows"), r"too many rows.*max_rows"),
+    ],
+    ids=lambda item: type(item).__name__,
+)
 def test_a_failing_model_ends_the_requests_in_progress_and_no_others(
-    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     with StarsEngine(
         StarsConfig(align=engine.config.align), model=engine.model, reward=engine.reward
@@ -34,20 +44,63 @@ def test_a_failing_model_ends_the_requests_in_progress_and_no_others(
         expected = mine.generate("fine", sampling=SHORT)[0].text
 
         def fail(requests: object) -> None:
-            raise MemoryError("too many rows")
+            raise error
 
         with monkeypatch.context() as patch:
             patch.setattr(engine.model, "draft", fail)
-            with pytest.raises(GenerationError, match=r"too many rows.*max_rows") as caught:
+            with pytest.raises(GenerationError, match=words) as caught:
                 mine.generate("x", sampling=SHORT)
         assert caught.value.result.finish_reason == "error"
         assert mine.generate("fine", sampling=SHORT)[0].text == expected
-        with monkeypatch.context() as patch:
-            patch.setattr(engine.model, "prefill", fail)
-            with pytest.raises(GenerationError, match="too many rows"):
-                mine.generate("x", sampling=SHORT)
-        assert mine.generate("fine", sampling=SHORT)[0].text == expected
         assert idle(mine)
+
+
+class Fragile:
+    """A model that fails whenever one of the drafts is of a certain prompt, or a few times."""
+
+    def __init__(self, model: Any, *, num_prompt_tokens: int = 0, num_failures: int = 0) -> None:
+        self._model = model
+        self._num_prompt_tokens, self._num_failures = num_prompt_tokens, num_failures
+        self.num_calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def draft(self, requests: Sequence[DraftRequest]) -> Any:
+        self.num_calls += 1
+        if self.num_calls <= self._num_failures:
+            raise RuntimeError("a passing fault")
+        if any(request.num_prompt_tokens == self._num_prompt_tokens for request in requests):
+            raise ValueError("this one is bad")
+        return self._model.draft(requests)
+
+
+def test_only_the_request_ends_that_the_model_fails_for(engine: StarsEngine) -> None:
+    prompts = ["The film", "I went to see it on a rainy day and", "Nobody", "A"]
+    config = StarsConfig(align=engine.config.align, sampling=SHORT)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        wanted = mine.generate(prompts)
+    longest = max(len(engine.model.codec.encode_prompt(prompt)) for prompt in prompts)
+    fragile = Fragile(engine.model, num_prompt_tokens=longest)
+    with StarsEngine(config, model=fragile, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        found = mine.generate(prompts, return_exceptions=True)
+        assert isinstance(found[1], GenerationError)
+        assert "ValueError: this one is bad" in str(found[1])
+        assert found[1].result.finish_reason == "error"
+        others = [0, 2, 3]
+        assert [found[i].text for i in others] == [wanted[i].text for i in others]
+        assert idle(mine)
+
+
+def test_a_fault_that_passes_is_not_seen(engine: StarsEngine) -> None:
+    config = StarsConfig(align=engine.config.align, sampling=SHORT)
+    texts = []
+    for num_failures in (0, 1):
+        fragile = Fragile(engine.model, num_failures=num_failures)
+        with StarsEngine(config, model=fragile, reward=engine.reward) as mine:  # type: ignore[arg-type]
+            texts.append([result.text for result in mine.generate(["The film", "Nobody"])])
+            assert mine.stats().num_failed == 0
+    assert texts[0] == texts[1]
 
 
 def test_a_stream_raises_with_what_it_emitted(engine: StarsEngine) -> None:
@@ -80,10 +133,10 @@ def test_no_waiting_for_oneself(engine: StarsEngine) -> None:
 
 
 def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:
-    rounds = engine.stats().num_rounds
+    rounds = engine.stats().num_steps
     with pytest.raises(PromptError):
         engine.generate(["fine", "word " * 900], sampling=SHORT)
-    assert engine.stats().num_rounds == rounds
+    assert engine.stats().num_steps == rounds
     good, bad = engine.generate(["fine", "word " * 900], sampling=SHORT, return_exceptions=True)
     assert isinstance(good, StarsResult)
     assert isinstance(bad, PromptError)
@@ -164,12 +217,12 @@ def test_what_goes_wrong_again_and_again_is_told_once(
         StarsConfig(align=engine.config.align), model=engine.model, reward=engine.reward
     )
     mine.load()
-    scheduler = mine._runtime._scheduler
-    scheduler._sweep = fail
-    scheduler.post(lambda: None)
+    loop = mine._runtime._loop
+    loop._sweep = fail
+    loop.post(lambda: None)
     wait_until(lambda: mine._runtime._closed)
     assert isinstance(_error_of(mine), EngineClosedError)
-    records = [record for record in caplog.records if "round failed" in record.message]
+    records = [record for record in caplog.records if "step failed" in record.message]
     assert len(records) == 1
     assert "unforeseen" in str(records[0].exc_info)
     mine.close()

@@ -26,8 +26,8 @@ from stars_engine import (
     StarsEngine,
 )
 from stars_engine.core.offline import stars
-from stars_engine.runtime.engine_thread import Scheduler
-from stars_engine.runtime.worker_pool import Task, Workers
+from stars_engine.runtime.engine_thread import EngineLoop
+from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput
@@ -161,11 +161,11 @@ def test_loading_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
             mine.load()
 
 
-@pytest.mark.parametrize("method", ["prefill", "draft"])
+@pytest.mark.parametrize("method", ["draft", "completion_text"])
 def test_a_model_that_exits_ends_the_requests_in_progress(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def leave(_: object) -> None:
+    def leave(*_: object) -> None:
         raise SystemExit(3)
 
     with StarsEngine(StarsConfig(align=PLAIN), model=engine.model, reward=engine.reward) as mine:
@@ -188,7 +188,7 @@ def test_a_callback_that_exits_disturbs_nobody(engine: StarsEngine) -> None:
     assert engine.generate("third", sampling=SHORT)[0].text
 
 
-@pytest.mark.parametrize("method", ["_admit", "_read_inbox", "_deliver", "_survive"])
+@pytest.mark.parametrize("method", ["_step", "_read_inbox", "_deliver", "_recover"])
 def test_when_the_engines_thread_fails_nobody_waits_for_ever(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -200,8 +200,8 @@ def test_when_the_engines_thread_fails_nobody_waits_for_ever(
             raise Odd("a mistake of ours")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Scheduler, method, fail)
-            if method == "_survive":
+            patch.setattr(EngineLoop, method, fail)
+            if method == "_recover":
                 patch.setattr(engine.model, "draft", fail)
             with pytest.raises(EngineClosedError, match="Odd: a mistake of ours"):
                 mine.submit(["a"] * 3, sampling=LONG).result(timeout=AT_ONCE_S)
@@ -214,7 +214,7 @@ def test_a_shared_engine_whose_thread_failed_is_made_anew(monkeypatch: pytest.Mo
     config = StarsConfig(align=PLAIN)
     with StarsEngine.shared(config) as broken:
         with monkeypatch.context() as patch:
-            patch.setattr(Scheduler, "_admit", lambda _: 1 / 0)
+            patch.setattr(EngineLoop, "_wait_s", lambda _: 1 / 0)
             with pytest.raises(EngineClosedError, match="ZeroDivisionError"):
                 broken.submit("a", sampling=SHORT).result(timeout=60)
         with StarsEngine.shared(config) as mended:
@@ -222,7 +222,7 @@ def test_a_shared_engine_whose_thread_failed_is_made_anew(monkeypatch: pytest.Mo
 
 
 def test_a_worker_outlives_its_tasks() -> None:
-    workers = Workers("test", max_workers=1)
+    workers = WorkerPool("test", max_workers=1)
     done = threading.Event()
 
     def leave(_: Task) -> None:

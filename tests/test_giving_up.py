@@ -65,7 +65,7 @@ async def test_a_cancelled_load_that_fails_is_nobodys_error(engine: StarsEngine)
         innocent = mine.submit("a", sampling=LONG, align=NEVER)
         await asyncio.to_thread(wait_until, lambda: mine.stats().num_active == 1)
         release = threading.Event()
-        mine._runtime._scheduler.post(lambda: release.wait(20))
+        mine._runtime._loop.post(lambda: release.wait(20))
         task = asyncio.create_task(failing.aload())
         await asyncio.sleep(0.1)
         task.cancel()
@@ -73,8 +73,8 @@ async def test_a_cancelled_load_that_fails_is_nobodys_error(engine: StarsEngine)
         release.set()
         with pytest.raises(ModelLoadError):
             await failing.aload()
-        rounds = mine.stats().num_rounds
-        await asyncio.to_thread(wait_until, lambda: mine.stats().num_rounds > rounds)
+        rounds = mine.stats().num_steps
+        await asyncio.to_thread(wait_until, lambda: mine.stats().num_steps > rounds)
         assert not innocent.done()
         innocent.cancel()
         await asyncio.to_thread(mine.close)
@@ -169,7 +169,7 @@ async def test_cancel_gives_a_last_event_whenever_it_comes(
     if when == "before the first step":
         stream.cancel()
         events = [event async for event in stream]
-        assert mine.stats().num_rounds == before.num_rounds
+        assert mine.stats().num_steps == before.num_steps
     else:
         step = asyncio.create_task(anext(stream))
         await asyncio.sleep(0.1 if when == "in line" else 0)
@@ -277,12 +277,12 @@ def test_counters_outlive_the_end(engine: StarsEngine) -> None:
     config = StarsConfig(align=NEVER, engine=EngineParams(max_active=1, max_waiting=1))
     mine = StarsEngine(config, model=engine.model, reward=engine.reward)
     futures = [mine.submit("a", sampling=LONG) for _ in range(2)]
-    wait_until(lambda: mine.stats().num_rounds > 0)
+    wait_until(lambda: mine.stats().num_steps > 0)
     mine.close()
     assert all(isinstance(future.exception(timeout=10), StarsError) for future in futures)
     stats = mine.stats()
     assert (stats.num_in_line, stats.num_waiting, stats.num_active) == (0, 0, 0)
-    assert stats.num_rounds > 0
+    assert stats.num_steps > 0
     assert stats.num_loads == 1
     assert stats.num_failed >= 1
 
@@ -296,7 +296,7 @@ def test_a_thread_that_died_is_noticed(engine: StarsEngine) -> None:
         began.wait(20)
         raise RuntimeError("unforeseen")
 
-    mine._runtime._scheduler.run = die  # type: ignore[method-assign]
+    mine._runtime._loop.run = die  # type: ignore[method-assign]
     with ThreadPoolExecutor(8) as pool:
         before = [
             pool.submit(mine.generate, "a"),

@@ -24,9 +24,9 @@ def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
     llm = langchain_stars.StarsLLM(**SETTINGS)
     prompts = [f"Film number {index}" for index in range(16)]
     alone = [llm.invoke(prompt) for prompt in prompts]
-    before = llm.engine().stats().num_rounds
+    before = llm.engine().stats().num_steps
     assert llm.batch(prompts) == alone
-    one_batch = llm.engine().stats().num_rounds - before
+    one_batch = llm.engine().stats().num_steps - before
     longest = max(
         -(-result.usage.num_attempts // 4) + len(result.segments)
         for result in engine.generate(prompts, sampling=SamplingParams(**SETTINGS))

@@ -185,11 +185,11 @@ async def test_async_queries_never_block_and_share_rounds(
     async with Ticks() as ticks:
         alone = str(await engine.aquery("How many towers?"))
         assert ticks.count > 3
-    alone_rounds = llm.engine().stats().num_rounds - before.num_rounds
-    middle = llm.engine().stats().num_rounds
+    alone_rounds = llm.engine().stats().num_steps - before.num_steps
+    middle = llm.engine().stats().num_steps
     answers = await asyncio.gather(*[engine.aquery("How many towers?") for _ in range(8)])
     assert {str(answer) for answer in answers} == {alone}
-    assert llm.engine().stats().num_rounds - middle < 4 * alone_rounds
+    assert llm.engine().stats().num_steps - middle < 4 * alone_rounds
     streaming = index.as_query_engine(llm=llm, similarity_top_k=1, streaming=True)
     with asks(llm, 1):
         assert "".join(streaming.query("How many towers?").response_gen) == alone

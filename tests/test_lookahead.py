@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 
 from stars_engine import (
     AlignParams,
@@ -98,10 +97,9 @@ def test_a_stop_string_in_it_cuts_it() -> None:
 
 def test_the_likeliest_token_the_first_of_equals() -> None:
     model = TabularModel(PIECES, lambda _: [0.1, 0.4, 0.4, 0.1], end_id=END)
-    [slot] = model.prefill([[0]])
-    [draft] = model.draft([DraftRequest(slot, [0.99], SamplingParams(**PLAIN), lookahead=2)])
+    [draft] = model.draft([DraftRequest([0], 1, [0.99], SamplingParams(**PLAIN), lookahead=2)])
     assert draft == Draft((END,))
-    [draft] = model.draft([DraftRequest(slot, [0.0], SamplingParams(**PLAIN), lookahead=2)])
+    [draft] = model.draft([DraftRequest([0], 1, [0.0], SamplingParams(**PLAIN), lookahead=2)])
     assert draft == Draft((0,), (1, 1))
 
 
@@ -149,11 +147,10 @@ def test_a_real_model_is_read_on_greedily(engine: StarsEngine) -> None:
     num_read = 0
     for index, item in enumerate(reward.inputs[:-1]):
         done = 8 * (index + 1)
-        [slot] = engine.model.prefill([prompt])
-        engine.model.commit([(slot, kept[:done])])
         room = min(8, 40 - done)
         greedy = sampling.replace(temperature=0)
-        [draft] = engine.model.draft([DraftRequest(slot, [0.5] * room, greedy)])
+        prefix = [*prompt, *kept[:done]]
+        [draft] = engine.model.draft([DraftRequest(prefix, len(prompt), [0.5] * room, greedy)])
         ends = engine.model.is_end(draft.token_ids[-1], sampling)
         body = draft.token_ids[:-1] if ends else draft.token_ids
         assert list(item.token_ids) == [*kept[:done], *body]
@@ -168,7 +165,6 @@ def test_a_real_model_is_read_on_greedily(engine: StarsEngine) -> None:
 def test_rows_with_and_without_share_a_batch(engine: StarsEngine) -> None:
     model = engine.model
     prompts = [[1, 40, 50], [1, 9], [1, 80, 81, 82, 83, 84]]
-    slots = model.prefill(prompts)
     samplings = [
         SamplingParams(),
         SamplingParams(frequency_penalty=0.5),
@@ -177,12 +173,13 @@ def test_rows_with_and_without_share_a_batch(engine: StarsEngine) -> None:
     noise = CounterNoise(seed=2, prompt_ids=[1], sample_index=0)
     requests = [
         DraftRequest(
-            slot,
+            prompt,
+            len(prompt),
             noise.token_uniforms(position=0, attempt=attempt, count=3 + 2 * attempt),
             sampling,
             lookahead=4 * attempt,
         )
-        for slot, sampling in zip(slots, samplings, strict=True)
+        for prompt, sampling in zip(prompts, samplings, strict=True)
         for attempt in range(3)
     ]
     together = model.draft(requests)
@@ -199,13 +196,11 @@ def test_cached_and_uncached_read_on_alike(engine: StarsEngine) -> None:
     prompts = [[1, 40, 50], [1, 9, 8, 7, 100]]
     drafts = []
     for decoder in (model.decoder, UncachedDecoder(model.model, model.context_len)):
-        with torch.inference_mode():
-            slots = [decoder.start([prompt])[0] for prompt in prompts]
         other = TransformersBackend.__new__(TransformersBackend)
         other.__dict__ |= model.__dict__ | {"decoder": decoder}
         uniforms = noise.token_uniforms(position=0, attempt=0, count=6)
         drafts.append(
-            other.draft([DraftRequest(slot, uniforms, SamplingParams(), 10) for slot in slots])
+            other.draft([DraftRequest(p, len(p), uniforms, SamplingParams(), 10) for p in prompts])
         )
     assert drafts[0] == drafts[1]
     assert any(draft.lookahead_ids for draft in drafts[0])
@@ -214,13 +209,13 @@ def test_cached_and_uncached_read_on_alike(engine: StarsEngine) -> None:
 def test_where_no_token_can_be_drawn_it_ends(engine: StarsEngine) -> None:
     """A candidate is not lost by what cannot be read behind it."""
     model = engine.model
-    [slot] = model.prefill([[1, 40]])
+    prompt = [1, 40]
     others = {token: -float("inf") for token in range(model.vocab_size) if token != 70}
     # Twice drawn, the only token is infinitely unlikely.
     sampling = SamplingParams(logit_bias=others, frequency_penalty=1e308, top_k=None)
-    short = DraftRequest(slot, [0.5], sampling, lookahead=3)
+    short = DraftRequest(prompt, 2, [0.5], sampling, lookahead=3)
     assert model.draft([short]) == [Draft((70,), (70,))]
-    [error] = model.draft([DraftRequest(slot, [0.5] * 3, sampling)])
+    [error] = model.draft([DraftRequest(prompt, 2, [0.5] * 3, sampling)])
     assert isinstance(error, GenerationError)
 
 

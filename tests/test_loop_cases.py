@@ -25,7 +25,6 @@ from stars_engine.backends.base import Draft
 from stars_engine.core.offline import best_of_n, stars
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
-from stars_engine.testing.toy import ToySlot
 from stars_engine.types import RewardInput
 from tests.conftest import make_rollout
 
@@ -41,8 +40,7 @@ class Scripted(TabularModel):
     def draft(self, requests: Sequence) -> list[Draft]:
         drafts = []
         for request in requests:
-            slot: ToySlot = request.slot
-            done = len(slot.token_ids) - slot.num_prompt_tokens
+            done = request.num_completion_tokens
             script = self._scripts[min(self.num_drafts, len(self._scripts) - 1)]
             self.num_drafts += 1
             ids = list(script[done : done + len(request.uniforms)])

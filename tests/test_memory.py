@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 import weakref
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from stars_engine.core.places import Places
 
 from stars_engine import (
     AlignParams,
@@ -20,16 +18,19 @@ from stars_engine import (
     ConstantSchedule,
     EngineParams,
     GenerationError,
+    NoSchedule,
     SamplingParams,
     StarsConfig,
     StarsEngine,
     StarsResult,
     calibrate,
 )
+from stars_engine.backends.base import Draft, DraftRequest, PrefixHandle
 from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.core.offline import stars
 from stars_engine.errors import ContextOverflowError
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
-from stars_engine.testing import TabularModel
+from stars_engine.testing import TableReward, TabularModel
 from tests.account_parts import account
 from tests.backend_parts import pool_of
 from tests.calibration_parts import OPENINGS, QUICK
@@ -43,13 +44,18 @@ FULL = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memo
 
 
 class Scarce:
-    """A model on a machine with little memory: for prefixes, for rows, or at chosen commits.
+    """A model on a machine with little memory: for prefixes, for rows, or at chosen drafts.
 
     Args:
         model: The model.
         num_prefixes: That fit at once.
         num_rows: That fit at once.
-        failing: Commits that find no memory, counted from 0.
+        failing: Drafts that find no memory, counted from 0.
+
+    Attributes:
+        num_computed: Prefixes of which nothing was cached when they were drafted from.
+        most_live: Prefixes cached at once, at most.
+        row_counts: Of the drafts that found memory.
     """
 
     def __init__(
@@ -62,35 +68,34 @@ class Scarce:
     ) -> None:
         self._model = model
         self._num_prefixes, self._num_rows, self._failing = num_prefixes, num_rows, failing
-        self._live: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.num_commits = self.num_prefills = self.most_live = 0
+        self._handles: weakref.WeakSet[PrefixHandle] = weakref.WeakSet()
+        self.num_drafts = self.num_computed = self.most_live = 0
         self.row_counts: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
-        if len(self._live) + len(prompts) > self._num_prefixes:
-            gc.collect()
-        if len(self._live) + len(prompts) > self._num_prefixes:
-            raise RuntimeError(FULL)
-        self.num_prefills += len(prompts)
-        slots = self._model.prefill(prompts)
-        self._live.update(slots)
-        self.most_live = max(self.most_live, len(self._live))
-        return slots
+    @property
+    def live(self) -> set[PrefixHandle]:
+        """Handles of prefixes that are cached."""
+        return {handle for handle in self._handles if handle.cached is not None}
 
-    def draft(self, requests: Sequence[Any]) -> Any:
+    def draft(self, requests: Sequence[DraftRequest]) -> Any:
+        self.num_drafts += 1
+        if self.num_drafts - 1 in self._failing:
+            raise RuntimeError(FULL)
         if len(requests) > self._num_rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        self.row_counts.append(len(requests))
-        return self._model.draft(requests)
-
-    def commit(self, kept: Sequence[Any]) -> None:
-        self.num_commits += 1
-        if self.num_commits - 1 in self._failing:
+        live = self.live
+        new = {request.handle for request in requests} - live
+        if len(live) + len(new) > self._num_prefixes:
             raise RuntimeError(FULL)
-        self._model.commit(kept)
+        drafts = self._model.draft(requests)
+        self._handles.update(new)
+        self.num_computed += len(new)
+        self.most_live = max(self.most_live, len(self.live))
+        self.row_counts.append(len(requests))
+        return drafts
 
 
 @pytest.fixture
@@ -121,9 +126,9 @@ def test_fewer_rows_at_a_time(
     scarce = Scarce(engine.model, num_rows=6)
     assert [account(result) for result in run(scarce)] == wanted
     assert max(scarce.row_counts) <= 6
-    assert "memory ended: from now on 5 candidates at once" in caplog.text
+    assert "Out of memory; reducing the batch to 5 candidates." in caplog.text
     # 20, 10, 5: said once each, and not tried again.
-    assert caplog.text.count("candidates at once") == 2
+    assert caplog.text.count("reducing the batch") == 2
 
 
 @pytest.mark.parametrize("num_prefixes", [1, 2, 4])
@@ -137,11 +142,14 @@ def test_requests_wait_for_memory(
     scarce = Scarce(engine.model, num_prefixes=num_prefixes)
     assert [account(result) for result in run(scarce)] == wanted
     assert scarce.most_live == num_prefixes
-    assert scarce.num_prefills == len(PROMPTS)  # nobody is read twice
-    assert "memory ended while 5 prompts were read" in caplog.text
+    assert scarce.num_computed == len(PROMPTS)  # no prefix is computed twice
+    assert max(scarce.row_counts) == 4 * num_prefixes  # candidates are as many as before
+    assert "Out of memory; preempting" in caplog.text
 
 
-@pytest.mark.parametrize("failing", [(0,), (2, 3, 7), range(0, 30, 2)], ids=str)
+@pytest.mark.parametrize(
+    "failing", [(0,), (2, 3, 7), range(0, 30, 2), range(3, 9), range(1, 8)], ids=str
+)
 def test_what_was_accepted_is_read_again_when_there_is_memory(
     failing: Sequence[int],
     run: Callable[..., list[StarsResult]],
@@ -150,7 +158,8 @@ def test_what_was_accepted_is_read_again_when_there_is_memory(
 ) -> None:
     scarce = Scarce(engine.model, failing=failing)
     assert [account(result) for result in run(scarce)] == wanted
-    assert scarce.num_prefills > len(PROMPTS)
+    long_enough = isinstance(failing, range) and failing.step == 1  # for a single candidate to fail
+    assert scarce.num_computed > len(PROMPTS) or not long_enough
 
 
 def test_one_row_too_many_makes_the_others_wait(
@@ -164,14 +173,13 @@ def test_one_row_too_many_makes_the_others_wait(
     draft = scarce.draft
 
     def tight(requests: Sequence[Any]) -> Any:
-        gc.collect()
-        if len(scarce._live) >= 3:
+        if len(scarce.live) >= 3:
             raise MemoryError
         return draft(requests)
 
     monkeypatch.setattr(scarce, "draft", tight)
     assert [account(result) for result in run(scarce)] == wanted
-    assert scarce.num_prefills > len(PROMPTS)
+    assert scarce.num_computed > len(PROMPTS)
 
 
 def test_a_request_too_large_for_the_machine_fails_alone(
@@ -182,17 +190,17 @@ def test_a_request_too_large_for_the_machine_fails_alone(
 ) -> None:
     long = max(len(engine.model.codec.encode_prompt(prompt)) for prompt in PROMPTS)
     scarce = Scarce(engine.model)
-    prefill = scarce.prefill
+    draft = scarce.draft
 
-    def tight(prompts: Sequence[Sequence[int]]) -> list[Any]:
-        if any(len(prompt) == long for prompt in prompts):
+    def tight(requests: Sequence[DraftRequest]) -> Any:
+        if any(request.num_prompt_tokens == long for request in requests):
             raise RuntimeError(FULL)
-        return prefill(prompts)
+        return draft(requests)
 
-    monkeypatch.setattr(scarce, "prefill", tight)
+    monkeypatch.setattr(scarce, "draft", tight)
     results = run(scarce)
     assert isinstance(results[1], GenerationError)
-    assert "memory ended" in str(results[1])
+    assert "out of memory with a single running request" in str(results[1])
     assert f"prompt {long} tokens" in str(results[1])
     others = [0, 2, 3, 4]
     assert [account(results[index]) for index in others] == [wanted[index] for index in others]
@@ -230,27 +238,34 @@ def test_a_single_candidate_is_tried_again_in_the_room_that_is_made(engine: Star
 
 def test_one_that_does_not_fit_holds_nobody_up_for_longer_than_it_waits() -> None:
     """What a large prompt has shown to be too many is not so for the small ones behind it."""
-    room, read = 10, []
-    rollouts = [make_rollout(prompt_ids=(1,) * size) for size in (3, 3, 9, 3, 3, 3)]
+    room, computed = 10, []
+    held: dict[PrefixHandle, int] = {}
 
     class Model(TabularModel):
-        def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
-            inside = sum(len(r.prompt_ids) for r in rollouts if r.slot is not None)
-            if inside + sum(map(len, prompts)) > room:
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            sizes = {request.handle: request.num_prompt_tokens for request in requests}
+            live = {handle: size for handle, size in held.items() if handle.cached is not None}
+            if sum((live | sizes).values()) > room:
                 raise MemoryError
-            read.append(len(prompts[0]))
-            return super().prefill(prompts)
+            for handle, size in sizes.items():
+                if handle.cached is None:
+                    computed.append(size)
+                    handle.cached, held[handle] = "computed", size
+            return super().draft(requests)
 
-    places = Places(Model(("a",), lambda _: (1.0,)), lambda: None)
-    assert places.enter(rollouts) == []
-    assert places.call_in(0, ()).rollouts == rollouts[:2]
-    assert places.call_in(2, ()).rollouts == []  # the large one, in vain; not tried again
-    for rollout in rollouts[:2]:
-        rollout.slot = None
-    assert places.call_in(0, ()).rollouts == [rollouts[2]]
-    rollouts[2].slot = None
-    assert places.call_in(0, ()).rollouts == rollouts[3:]
-    assert read == [3, 3, 9, 3, 3, 3]
+    rollouts = [
+        make_rollout(
+            prompt_ids=(1,) * size,
+            align=AlignParams(schedule=NoSchedule(), segment_len=2, num_candidates=1),
+            sampling=SamplingParams(max_tokens=4),
+        )
+        for size in (3, 3, 9, 3, 3, 3)
+    ]
+    for _ in stars(rollouts, Model(("a",), lambda _: (1.0,)), TableReward({})):
+        pass
+    assert {rollout.text for rollout in rollouts} == {"aaaa"}
+    # The large one is tried in vain beside two small ones, then alone; the others go together.
+    assert computed == [3, 3, 9, 3, 3, 3]
 
 
 def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
@@ -279,7 +294,7 @@ def test_who_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> No
     config = StarsConfig(model="stars:embedded-lm", sampling=SAMPLING, align=ALIGN, reward=slow)
     with StarsEngine(config, model=scarce) as mine:  # type: ignore[arg-type]
         mine.generate(PROMPTS)
-    assert scarce.num_prefills == len(PROMPTS)
+    assert scarce.num_computed == len(PROMPTS)
 
 
 def test_what_is_read_again_is_bounded_as_before(engine: StarsEngine) -> None:
@@ -341,7 +356,7 @@ def test_a_reward_model_reads_fewer_texts_at_a_time(
 
     monkeypatch.setattr(reader, "read", tight)
     assert [account(result) for result in run()] == wanted
-    assert "memory ended: from now on 3 texts at once" in caplog.text
+    assert "Out of memory; reducing the batch to 3 texts." in caplog.text
 
 
 # --- budgets ---
@@ -370,13 +385,14 @@ def test_requests_beyond_the_budget_of_bytes_wait(
     limit = 3 * 64 * pool.bytes_per_token
     scarce = Scarce(engine.model)
     seen = []
-    commit = scarce.commit
+    draft = scarce.draft
 
-    def watched(kept: Sequence[Any]) -> None:
-        commit(kept)
+    def watched(requests: Sequence[DraftRequest]) -> Any:
+        drafts = draft(requests)
         seen.append(pool.num_bytes)
+        return drafts
 
-    scarce.commit = watched  # type: ignore[method-assign]
+    scarce.draft = watched  # type: ignore[method-assign]
     assert [account(result) for result in run(scarce, max_cache_bytes=limit)] == wanted
     assert 1 < scarce.most_live < len(PROMPTS)
     assert max(seen) <= limit

@@ -23,18 +23,19 @@ from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.core.autotune import (
+    AcceptanceEstimates,
+    CandidateAutotuner,
     Chances,
     Curve,
-    Pacer,
-    Prospects,
-    RoundCosts,
     SegmentDraws,
-    Turn,
-    allot,
+    StepCosts,
+    allocate_rows,
     probe_costs,
 )
 from stars_engine.core.autotune.cost_probe import logger as probe_logger
-from stars_engine.core.engine_core import Entry, Rounds
+from stars_engine.core.engine_core import EngineCore
+from stars_engine.core.request import Request, RequestQueue
+from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TableReward, TabularModel
@@ -58,7 +59,7 @@ def bumpy(seed: int, most: int) -> Cost:
 
 
 def test_costs_lie_between_measurements() -> None:
-    costs = RoundCosts()
+    costs = StepCosts()
     costs.note(2, 1.0)
     costs.note(8, 4.0)
     assert costs.of(5) == pytest.approx(2.5)
@@ -68,7 +69,7 @@ def test_costs_lie_between_measurements() -> None:
 
 
 def test_newer_measurements_count_more() -> None:
-    costs = RoundCosts()
+    costs = StepCosts()
     costs.note(4, 1.0)
     for _ in range(50):
         costs.note(4, 2.0)
@@ -76,14 +77,14 @@ def test_newer_measurements_count_more() -> None:
 
 
 def test_a_slow_round_among_others_is_not_heeded() -> None:
-    costs = RoundCosts()
+    costs = StepCosts()
     for seconds in (1.0, 40.0, 1.1, 1.0, 30.0):
         costs.note(4, seconds)
     assert costs.of(4) == 1.1
 
 
 def test_a_number_that_was_slow_once_is_tried_again() -> None:
-    costs = RoundCosts()
+    costs = StepCosts()
     costs.note(8, 40.0)
     for _ in range(500):
         costs.note(4, 1.0)
@@ -93,7 +94,7 @@ def test_a_number_that_was_slow_once_is_tried_again() -> None:
 
 
 def test_costs_at_one_length_have_the_form_of_those_at_the_nearest() -> None:
-    costs = RoundCosts()
+    costs = StepCosts()
     costs.probed = {1: 5.0, 2: 9.0, 8: 10.0}
     assert costs.of(8) / costs.of(1) == pytest.approx(2.0)  # nothing else is known
     costs.note(1, 0.1, num_tokens=70)
@@ -119,7 +120,7 @@ def quickest(acceptance: float, most: int, cost: Cost) -> int:
 
 
 def alone(acceptance: float, most: int, cost: Cost) -> int:
-    [count] = allot([Chances(1, most, acceptance)], cost)
+    [count] = allocate_rows([Chances(1, most, acceptance)], cost)
     return count
 
 
@@ -147,7 +148,7 @@ def test_free_rows_are_all_used_and_dear_ones_are_not() -> None:
     assert alone(0.2, 20, linear(0.0)) == 20
     assert alone(0.2, 20, linear(1.0)) == 1
     assert alone(0.2, 5, linear(0.0)) == 5
-    crowd = allot([Chances(1, 20, 0.2)] * 16, linear(0.2))
+    crowd = allocate_rows([Chances(1, 20, 0.2)] * 16, linear(0.2))
     assert max(crowd) < alone(0.2, 20, linear(0.2))
 
 
@@ -178,7 +179,7 @@ def test_no_other_allotment_brings_more(seed: int) -> None:
     rollouts = [Chances(fixed, fixed, rng.random())]
     rollouts += [Chances(1, rng.randint(1, 5), rng.random() ** 2) for _ in range(3)]
     for max_rows in (6, 9, None):
-        counts = allot(rollouts, cost, max_rows)
+        counts = allocate_rows(rollouts, cost, max_rows)
         assert sum(counts) <= (max_rows or 18)
         assert counts[0] == fixed
         possible = product(*(range(r.least, r.most + 1) for r in rollouts))
@@ -194,28 +195,28 @@ def test_no_other_allotment_brings_more(seed: int) -> None:
 def test_equal_shares_never_bring_more(seed: int) -> None:
     rng, cost = Random(seed), bumpy(seed, 128)
     rollouts = [Chances(1, 20, rng.random()) for _ in range(rng.choice([2, 8, 40]))]
-    got = rate(rollouts, allot(rollouts, cost, 128), cost)
+    got = rate(rollouts, allocate_rows(rollouts, cost, 128), cost)
     for share in range(1, min(20, 128 // len(rollouts)) + 1):
         assert got >= rate(rollouts, [share] * len(rollouts), cost) * (1 - 1e-12)
 
 
 def test_rows_go_to_those_that_are_rejected() -> None:
     easy, hard = Chances(1, 20, 0.95), Chances(1, 20, 0.1)
-    counts = allot([easy, hard] * 4, linear(0.02), 64)
+    counts = allocate_rows([easy, hard] * 4, linear(0.02), 64)
     assert set(counts[::2]) == {1}
     assert min(counts[1::2]) >= 4
 
 
 def test_bounds_are_kept() -> None:
-    assert allot([], linear(0.1)) == []
-    assert allot([Chances(5, 5, 0.5), Chances(3, 3, 0.1)], linear(0.0), 4) == [5, 3]
-    assert allot([Chances(1, 2, 0.1), Chances(1, 20, 0.3)], linear(0.0)) == [2, 20]
-    assert sum(allot([Chances(1, 20, 0.1)] * 5, linear(0.0), 17)) == 17
-    assert allot([Chances(1, 20, 0.3)] * 128, linear(0.5), 128) == [1] * 128
+    assert allocate_rows([], linear(0.1)) == []
+    assert allocate_rows([Chances(5, 5, 0.5), Chances(3, 3, 0.1)], linear(0.0), 4) == [5, 3]
+    assert allocate_rows([Chances(1, 2, 0.1), Chances(1, 20, 0.3)], linear(0.0)) == [2, 20]
+    assert sum(allocate_rows([Chances(1, 20, 0.1)] * 5, linear(0.0), 17)) == 17
+    assert allocate_rows([Chances(1, 20, 0.3)] * 128, linear(0.5), 128) == [1] * 128
 
 
 def test_when_every_row_costs_its_share_each_has_one() -> None:
-    assert allot([Chances(1, 20, 0.3)] * 40, lambda rows: rows + 0.0, 128) == [1] * 40
+    assert allocate_rows([Chances(1, 20, 0.3)] * 40, lambda rows: rows + 0.0, 128) == [1] * 40
 
 
 # --- whether it pays: rounds simulated ---
@@ -233,28 +234,30 @@ def test_simulated_rounds_take_less_time(cost: Cost, max_rows: int) -> None:
         assert ways[call] < ways["one posterior, each for itself"]
 
 
-# --- prospects ---
+# --- acceptance estimates ---
 
 
-def acceptance(prospects: Prospects, *history: tuple[int, int, bool], settings: str = "a") -> float:
-    return prospects.acceptance(settings, [SegmentDraws(*draws) for draws in history])
+def acceptance(
+    estimates: AcceptanceEstimates, *history: tuple[int, int, bool], settings: str = "a"
+) -> float:
+    return estimates.acceptance(settings, [SegmentDraws(*draws) for draws in history])
 
 
-def test_prospects_follow_what_is_seen() -> None:
-    prospects = Prospects()
-    assert acceptance(prospects, (0, 0, False)) == pytest.approx(1 / 3)
+def test_estimates_follow_what_is_seen() -> None:
+    estimates = AcceptanceEstimates()
+    assert acceptance(estimates, (0, 0, False)) == pytest.approx(1 / 3)
     for _ in range(97):
-        prospects.note("a", SegmentDraws(0, 1, accepted=False))
-    assert acceptance(prospects, (0, 0, False)) == pytest.approx(0.01)
+        estimates.note("a", SegmentDraws(0, 1, accepted=False))
+    assert acceptance(estimates, (0, 0, False)) == pytest.approx(0.01)
 
 
-def test_each_segment_index_has_prospects_of_its_own() -> None:
-    prospects = Prospects()
+def test_each_segment_index_has_an_estimate_of_its_own() -> None:
+    estimates = AcceptanceEstimates()
     for _ in range(30):
-        prospects.note("a", SegmentDraws(0, 1, accepted=True))
-        prospects.note("a", SegmentDraws(1, 2, accepted=True))
-        prospects.note("a", SegmentDraws(2, 10, accepted=True))
-    found = [acceptance(prospects, (index, 0, False)) for index in (0, 1, 2, 3, 50)]
+        estimates.note("a", SegmentDraws(0, 1, accepted=True))
+        estimates.note("a", SegmentDraws(1, 2, accepted=True))
+        estimates.note("a", SegmentDraws(2, 10, accepted=True))
+    found = [acceptance(estimates, (index, 0, False)) for index in (0, 1, 2, 3, 50)]
     assert found[0] > 0.9
     assert found[1] == pytest.approx(0.5, abs=0.05)
     assert found[2] == pytest.approx(0.1, abs=0.03)
@@ -262,49 +265,49 @@ def test_each_segment_index_has_prospects_of_its_own() -> None:
 
 
 def test_other_settings_begin_where_all_have_been() -> None:
-    prospects = Prospects()
+    estimates = AcceptanceEstimates()
     for _ in range(50):
-        prospects.note("a", SegmentDraws(0, 10, accepted=True))
-    assert acceptance(prospects, (0, 0, False), settings="b") == pytest.approx(0.1, abs=0.01)
+        estimates.note("a", SegmentDraws(0, 10, accepted=True))
+    assert acceptance(estimates, (0, 0, False), settings="b") == pytest.approx(0.1, abs=0.01)
     for _ in range(10):
-        prospects.note("b", SegmentDraws(0, 1, accepted=True))
-    assert acceptance(prospects, (0, 0, False), settings="b") > 0.7
-    assert acceptance(prospects, (0, 0, False)) == pytest.approx(0.1, abs=0.03)
+        estimates.note("b", SegmentDraws(0, 1, accepted=True))
+    assert acceptance(estimates, (0, 0, False), settings="b") > 0.7
+    assert acceptance(estimates, (0, 0, False)) == pytest.approx(0.1, abs=0.03)
 
 
 def test_what_is_long_past_fades() -> None:
-    prospects = Prospects()
+    estimates = AcceptanceEstimates()
     for _ in range(1000):
-        prospects.note("a", SegmentDraws(0, 1, accepted=True))
+        estimates.note("a", SegmentDraws(0, 1, accepted=True))
     for _ in range(20):
-        prospects.note("a", SegmentDraws(0, 20, accepted=False))
-    assert acceptance(prospects, (0, 0, False)) < 0.2
+        estimates.note("a", SegmentDraws(0, 20, accepted=False))
+    assert acceptance(estimates, (0, 0, False)) < 0.2
 
 
 def test_settings_beyond_the_latest_are_forgotten() -> None:
-    prospects = Prospects()
+    estimates = AcceptanceEstimates()
     for _ in range(50):
-        prospects.note("a", SegmentDraws(0, 1, accepted=True))
+        estimates.note("a", SegmentDraws(0, 1, accepted=True))
     for index in range(64):
-        prospects.note(f"other {index}", SegmentDraws(0, 20, accepted=False))
-    assert acceptance(prospects, (0, 0, False)) < 0.1
+        estimates.note(f"other {index}", SegmentDraws(0, 20, accepted=False))
+    assert acceptance(estimates, (0, 0, False)) < 0.1
 
 
 def test_an_answer_is_judged_by_its_own_record_too() -> None:
-    prospects = Prospects()
+    estimates = AcceptanceEstimates()
     for index in range(6):
         for _ in range(30):
-            prospects.note("a", SegmentDraws(index, 2, accepted=True))
-    usual = acceptance(prospects, (3, 0, False))
-    at_hand = [acceptance(prospects, (3, count, False)) for count in range(10)]
+            estimates.note("a", SegmentDraws(index, 2, accepted=True))
+    usual = acceptance(estimates, (3, 0, False))
+    at_hand = [acceptance(estimates, (3, count, False)) for count in range(10)]
     assert at_hand[0] == usual
     assert at_hand == sorted(at_hand, reverse=True)
     assert at_hand[-1] < usual / 2
-    easy = acceptance(prospects, (0, 1, True), (1, 1, True), (2, 1, True), (3, 0, False))
-    hard = acceptance(prospects, (0, 9, True), (1, 12, True), (2, 20, False), (3, 0, False))
+    easy = acceptance(estimates, (0, 1, True), (1, 1, True), (2, 1, True), (3, 0, False))
+    hard = acceptance(estimates, (0, 9, True), (1, 12, True), (2, 20, False), (3, 0, False))
     assert hard < usual / 2 < usual < easy <= 0.99
-    late = acceptance(prospects, (0, 20, False), (1, 1, True), (2, 1, True), (3, 0, False))
-    soon = acceptance(prospects, (0, 1, True), (1, 1, True), (2, 20, False), (3, 0, False))
+    late = acceptance(estimates, (0, 20, False), (1, 1, True), (2, 1, True), (3, 0, False))
+    soon = acceptance(estimates, (0, 1, True), (1, 1, True), (2, 20, False), (3, 0, False))
     assert soon < late < usual  # the latest segments tell most
 
 
@@ -323,12 +326,9 @@ class Timed:
     def perf_counter(self) -> float:
         return self.now_s
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[object]:
-        self.prompts += prompts
-        return [object() for _ in prompts]
-
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
         self.asked.append(len(requests))
+        self.prompts += [request.token_ids for request in requests]
         self.now_s += self._cost(len(requests))
         return [Draft((0,) * len(request.uniforms)) for request in requests]
 
@@ -373,24 +373,24 @@ class Toy(TabularModel):
         self.asked: list[list[int]] = []
         self._can_probe = can_probe
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
-        if not self._can_probe and len(prompts[0]) > 1:
-            raise RuntimeError("out of memory")
-        return super().prefill(prompts)
-
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-        slots = [id(request.slot) for request in requests]
-        self.asked.append([slots.count(slot) for slot in dict.fromkeys(slots)])
+        if not self._can_probe and any(request.num_prompt_tokens > 1 for request in requests):
+            raise RuntimeError("out of memory")
+        handles = [id(request.handle) for request in requests]
+        self.asked.append([handles.count(handle) for handle in dict.fromkeys(handles)])
         return super().draft(requests)
 
 
 def written(
-    model: Toy, *counts: int | str, threshold: float = 0.5, pacer: Pacer | None = None
+    model: Toy,
+    *counts: int | str,
+    threshold: float = 0.5,
+    autotuner: CandidateAutotuner | None = None,
 ) -> list[str]:
-    """Texts of rollouts with so many candidates at once, in rounds together."""
+    """Texts of rollouts with so many candidates at once, in steps together."""
     reward = TableReward({"a": 1.0, "ab": 1.0, "aba": 1.0}, default=0.0)
-    entries = [
-        Entry(
+    requests = [
+        Request(
             make_rollout(
                 align=AlignParams(
                     schedule=ConstantSchedule(value=threshold),
@@ -406,27 +406,28 @@ def written(
         )
         for index, count in enumerate(counts)
     ]
-    rounds = Rounds(model, max_rows=16, pacer=pacer)
-    rounds.join(entries)
-    assert rounds.num_ready_rows == sum(1 if count == "auto" else count for count in counts)
-    num_rounds = 0
-    while rounds.num_active:
-        rounds.step()
-        num_rounds += 1
-    assert rounds.num_rounds == num_rounds
-    return [entry.rollout.text for entry in entries]
+    core = EngineCore(model, Scheduler(max_rows=16), autotuner=autotuner)
+    core.add(RequestQueue.of(requests))
+    assert core.scheduler.schedule() == requests
+    assert core.scheduler.num_ready_rows == sum(1 if count == "auto" else count for count in counts)
+    num_steps = 0
+    while core.has_unfinished:
+        core.step()
+        num_steps += 1
+    assert core.num_steps == num_steps
+    return [request.rollout.text for request in requests]
 
 
 def test_a_probe_is_made_only_where_there_is_a_choice_and_once() -> None:
     fixed, chosen = Toy(), Toy()
-    pacer = Pacer()
-    texts = written(fixed, 3, 1, pacer=pacer)
+    autotuner = CandidateAutotuner()
+    texts = written(fixed, 3, 1, autotuner=autotuner)
     assert fixed.asked[0] == [3, 1]
-    assert written(chosen, "auto", 1, pacer=pacer) == texts
+    assert written(chosen, "auto", 1, autotuner=autotuner) == texts
     num_probing = 1 + 2 * 5
     assert chosen.asked[:num_probing] == [[n] for n in (1, 1, 1, 2, 2, 4, 4, 8, 8, 16, 16)]
     again = Toy()
-    assert written(again, "auto", "auto", pacer=pacer) == texts
+    assert written(again, "auto", "auto", autotuner=autotuner) == texts
     assert len(again.asked[0]) == 2
 
 
@@ -448,7 +449,7 @@ def test_functions_are_asked_of_four_candidates_at_most() -> None:
     """What they take is not measured; who asks for more by number gets it."""
     table = TableReward({}, default=0.0)
     function = FunctionRewardModel(FunctionReward(function=lambda prompt, completion: 0.0))
-    free = Pacer()
+    free = CandidateAutotuner()
     for rows in (1, 2, 4, 8, 16, 32):
         free._costs.note(rows, 1.0)
     rollout = make_rollout(align=AlignParams(schedule=ConstantSchedule(value=9.0)))
@@ -458,7 +459,9 @@ def test_functions_are_asked_of_four_candidates_at_most() -> None:
         (function, NumDrafts(1, 2), 2),
         (function, NumDrafts(6, 6), 6),
     ):
-        assert free.counts([Turn(rollout, reward, bounds)], Toy(can_probe=False), 64) == [wanted]
+        assert free.allocate(
+            [Request(rollout, reward, StarsDecoding())], [bounds], Toy(can_probe=False), max_rows=64
+        ) == [wanted]
 
 
 def test_nobody_is_kept_out_of_a_round_by_those_who_could_use_more_rows() -> None:
@@ -470,15 +473,15 @@ def test_nobody_is_kept_out_of_a_round_by_those_who_could_use_more_rows() -> Non
 
 
 def test_what_one_call_has_found_the_next_one_begins_with() -> None:
-    pacer, model = Pacer(), Toy(can_probe=False)
-    pacer._costs.note(1, 1.0)
-    pacer._costs.note(16, 2.0)
-    pacer.note_round = lambda *_: None  # type: ignore[method-assign]  # costs as they are
-    written(model, "auto", threshold=9.0, pacer=pacer)
+    autotuner, model = CandidateAutotuner(), Toy(can_probe=False)
+    autotuner._costs.note(1, 1.0)
+    autotuner._costs.note(16, 2.0)
+    autotuner.note_step = lambda *_: None  # type: ignore[method-assign]  # costs as they are
+    written(model, "auto", threshold=9.0, autotuner=autotuner)
     first = model.asked[0]
     for _ in range(3):
         model.asked.clear()
-        written(model, "auto", threshold=9.0, pacer=pacer)
+        written(model, "auto", threshold=9.0, autotuner=autotuner)
     assert first < model.asked[0] == [6]  # nothing is ever accepted
 
 
@@ -500,24 +503,29 @@ def test_texts_are_those_of_one_at_a_time(engine: StarsEngine) -> None:
     assert found["auto"] == found[1]
 
 
-def test_what_was_learnt_outlives_a_failed_round(
-    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), SystemExit("by zero")])
+def test_what_was_learnt_outlives_a_failed_step(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    pacers: list[Pacer] = []
-    real = Pacer.counts
+    """Errors end the request; an exit ends the whole step, and the engine core with it."""
+    autotuners: list[CandidateAutotuner] = []
+    real = CandidateAutotuner.allocate
 
-    def spy(self: Pacer, *args: Any) -> list[int]:
-        pacers.append(self)
-        return real(self, *args)
+    def spy(self: CandidateAutotuner, *args: Any, **options: Any) -> list[int]:
+        autotuners.append(self)
+        return real(self, *args, **options)
 
-    monkeypatch.setattr(Pacer, "counts", spy)
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(CandidateAutotuner, "allocate", spy)
     align = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=8, num_candidates="auto")
     sampling = SamplingParams(seed=5, max_tokens=8)
     engine.generate("The film", sampling=sampling, align=align)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.model, "draft", lambda _: 1 / 0)
-        with pytest.raises(GenerationError, match="division by zero"):
+        patch.setattr(engine.model, "draft", fail)
+        with pytest.raises(GenerationError, match="by zero"):
             engine.generate("The film", sampling=sampling, align=align)
     engine.generate("The film", sampling=sampling, align=align)
-    assert len(pacers) >= 3
-    assert all(pacer is pacers[0] for pacer in pacers)
+    assert len(autotuners) >= 3
+    assert all(autotuner is autotuners[0] for autotuner in autotuners)

@@ -177,8 +177,7 @@ def test_penalties_follow_their_row_and_are_rewound(engine: StarsEngine) -> None
     [result] = engine.generate("The", sampling=sampling.replace(seed=1), align=align)
     assert result.usage.num_attempts > len(result.segments)
     assert len(set(result.token_ids)) == len(result.token_ids)
-    [slot] = model.prefill([[1, 9, 9]])
-    request = DraftRequest(slot, [0.3] * 6, sampling)
+    request = DraftRequest([1, 9, 9], 3, [0.3] * 6, sampling)
     assert model.draft([request] * 3) == [model.draft([request])[0]] * 3
 
 
@@ -209,9 +208,8 @@ def test_a_row_without_a_token_fails_alone(
     tokenizer: object, sampling: SamplingParams, words: str
 ) -> None:
     backend = random_backend("llama", tokenizer)
-    slots = backend.prefill([[3, 4], [5]])
-    good = DraftRequest(slots[0], [0.5] * 6, SamplingParams())
-    error, ids = backend.draft([DraftRequest(slots[1], [0.5] * 6, sampling), good])
+    good = DraftRequest([3, 4], 2, [0.5] * 6, SamplingParams())
+    error, ids = backend.draft([DraftRequest([5], 1, [0.5] * 6, sampling), good])
     assert isinstance(error, GenerationError)
     assert words in str(error)
     assert ids == backend.draft([good])[0]
@@ -223,13 +221,14 @@ def test_logits_that_are_nan_fail_their_row(
     tokenizer: object, temperature: float, top_p: float
 ) -> None:
     backend = random_backend("llama", tokenizer)
-    slots = backend.prefill([[3, 4], [5]])
-    slots[1].next_logits = slots[1].next_logits * float("nan")
+    backend.model.get_input_embeddings().weight.data[60] = float("nan")
     sampling = SamplingParams(temperature=temperature, top_p=top_p)
-    ids, error = backend.draft([DraftRequest(slot, [0.5] * 3, sampling) for slot in slots])
+    good, bad = (DraftRequest(ids, len(ids), [0.5] * 3, sampling) for ids in ([3, 4], [60]))
+    ids, error = backend.draft([good, bad])
     assert isinstance(error, GenerationError)
     assert "dtype='float32'" in str(error)
-    assert ids == backend.draft([DraftRequest(slots[0], [0.5] * 3, sampling)])[0]
+    assert 60 not in ids.token_ids
+    assert ids == backend.draft([good])[0]
 
 
 def test_ends_outside_the_vocabulary_are_none(tokenizer: object) -> None:

@@ -68,14 +68,14 @@ def busy(engine: StarsEngine) -> Iterator[StarsEngine]:
 
 def test_concurrent_calls_share_rounds(engine: StarsEngine) -> None:
     prompts = [f"Film number {index}" for index in range(32)]
-    before = engine.stats().num_rounds
+    before = engine.stats().num_steps
     sampling = SHORT.replace(max_tokens=64)
     alone = [engine.generate(prompt, sampling=sampling)[0].text for prompt in prompts]
-    sequential = engine.stats().num_rounds - before
+    sequential = engine.stats().num_steps - before
     futures = [engine.submit(prompt, sampling=sampling) for prompt in prompts]
     together = [future.result()[0].text for future in futures]
     assert together == alone
-    assert engine.stats().num_rounds - before - sequential <= sequential / 8
+    assert engine.stats().num_steps - before - sequential <= sequential / 8
 
 
 def test_a_newcomer_joins_the_next_round(engine: StarsEngine) -> None:
@@ -137,9 +137,9 @@ def test_leaving_a_stream_frees_its_place_within_a_round(engine: StarsEngine) ->
     stream = engine.stream("This movie", sampling=LONG, align=NEVER)
     wait_until(lambda: engine.stats().num_active == 1)
     stream.close()
-    rounds = engine.stats().num_rounds
+    rounds = engine.stats().num_steps
     wait_until(lambda: idle(engine))
-    assert engine.stats().num_rounds <= rounds + 1
+    assert engine.stats().num_steps <= rounds + 1
     assert list(stream) == []
 
 

@@ -94,10 +94,12 @@ def test_reject_rewind_redraft_is_a_fresh_draft(engine: StarsEngine) -> None:
         )
         count = len(segment.token_ids)
         uniforms = noise.token_uniforms(position=position, attempt=attempt, count=count)
-        [slot] = engine.model.prefill([[*ids, *kept[:position]]])
         from stars_engine.backends.base import DraftRequest
 
-        [fresh] = engine.model.draft([DraftRequest(slot, uniforms, SamplingParams(seed=4))])
+        prefix = [*ids, *kept[:position]]
+        [fresh] = engine.model.draft(
+            [DraftRequest(prefix, len(ids), uniforms, SamplingParams(seed=4))]
+        )
         assert fresh.token_ids == segment.token_ids
         position += count
 

@@ -15,12 +15,14 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stars_engine import AlignParams, ConstantSchedule, SamplingParams, loop
+from stars_engine import AlignParams, ConstantSchedule, SamplingParams
 from stars_engine.algorithm.acceptance import acceptance_prob
 from stars_engine.algorithm.noise import CounterNoise
-from stars_engine.algorithm.verification import Trial
+from stars_engine.algorithm.stars import StarsDecoding, apply_on_exhausted, judge
+from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
+from stars_engine.core.offline import stars
 from stars_engine.types import SegmentEvent
 from tests.conftest import make_rollout
 
@@ -110,7 +112,7 @@ def sample(backend: TransformersBackend, noise: type[CounterNoise] = CounterNois
         )
         for index in range(NUM_SAMPLES)
     ]
-    for _ in loop.stars(rollouts, backend, LetterReward()):
+    for _ in stars(rollouts, backend, LetterReward()):
         pass
     assert not any(rollout.error for rollout in rollouts)
     return Counter(tuple(rollout.token_ids) for rollout in rollouts)
@@ -130,7 +132,7 @@ def p_value(counts: Counter, law: dict[tuple[int, ...], float]) -> float:
 @pytest.fixture(scope="module", autouse=True)
 def _many_at_once() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr("stars_engine.core.engine_core.MAX_ACTIVE", 2000)
+    patch.setattr("stars_engine.core.scheduler.MAX_ACTIVE", 2000)
     yield
     patch.undo()
 
@@ -142,19 +144,21 @@ def test_real_backend_follows_the_exact_law(backend: TransformersBackend) -> Non
 def test_mutant_best_of_the_accepted_is_rejected(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keep_best_accepted(self: loop.Stars, trial: Trial) -> SegmentEvent | None:
-        rollout, accepted = trial.rollout, []
-        while (answer := trial.next_answer()) is not None:
-            draw = loop.judge(rollout, trial.candidate, answer)
-            rollout.record(draw, answer)
+    def keep_best_accepted(
+        self: StarsDecoding, verification: DraftVerification
+    ) -> SegmentEvent | None:
+        rollout, accepted = verification.rollout, []
+        while (outcome := verification.next_outcome()) is not None:
+            draw = judge(rollout, verification.candidate, outcome)
+            rollout.record(draw, outcome)
             if draw.attempt.verdict == "accepted":
                 accepted.append(draw)
         if not accepted:
-            return loop.apply_on_exhausted(rollout)
+            return apply_on_exhausted(rollout)
         best = max(accepted, key=lambda draw: draw.attempt.reward)
         return rollout.keep(best.candidate, "accepted", best.attempt)
 
-    monkeypatch.setattr(loop.Stars, "walk", keep_best_accepted)
+    monkeypatch.setattr(StarsDecoding, "verify", keep_best_accepted)
     assert p_value(sample(backend), exact_law(backend)) < 1e-6
 
 

@@ -76,7 +76,7 @@ def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
     )
     with StarsEngine.shared() as other, StarsEngine.shared(config) as mine:
         busy = other.submit("a", sampling=LONG, align=NEVER)
-        wait_until(lambda: other.stats().num_rounds > 0)
+        wait_until(lambda: other.stats().num_steps > 0)
         with pytest.raises(RewardError, match="took longer"):
             mine.submit("its reward hangs", sampling=SHORT).result(timeout=20)
         assert not busy.done()

@@ -147,10 +147,9 @@ class Dictated(TabularModel):
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """Say the next ones."""
-        starts = [len(r.slot.token_ids) - r.slot.num_prompt_tokens for r in requests]
         return [
-            Draft(tuple(self.ids[start : start + len(request.uniforms)]))
-            for request, start in zip(requests, starts, strict=True)
+            Draft(tuple(self.ids[request.num_completion_tokens :][: len(request.uniforms)]))
+            for request in requests
         ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stars_engine.runtime.worker_pool import MIN_HUNG, Task, Workers, current_executor
+from stars_engine.runtime.worker_pool import MIN_HUNG, Task, WorkerPool, current_executor
 from tests.test_runtime import wait_until
 
 
@@ -17,7 +17,7 @@ class Pool:
     """Workers whose tasks run until they are released."""
 
     def __init__(self, max_workers: int) -> None:
-        self.workers = Workers("test", max_workers, mark=self)
+        self.workers = WorkerPool("test", max_workers, mark=self)
         self.release = threading.Event()
         self.begun: list[str] = []
         self.marks: set[object] = set()

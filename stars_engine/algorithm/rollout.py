@@ -51,6 +51,8 @@ class Rollout:
         reward: RM(x, completion), if it was computed.
         reward_parts: Values of the parts of a composite reward.
         error: The error that ended the request, if one did.
+        num_forked_segments: Segments that it had when it was forked; the original counts them.
+        num_forked_tokens: Tokens of those segments.
     """
 
     prompt_ids: tuple[int, ...]
@@ -78,6 +80,8 @@ class Rollout:
     costs: dict[str, int] = field(default_factory=dict)
     started_s: float = field(default_factory=time.monotonic)
     ended_s: float = math.nan
+    num_forked_segments: int = 0
+    num_forked_tokens: int = 0
     _num_emitted: int = 0
     _deltas: Deltas | None = None
     _drawn: set[tuple[int, ...]] = field(default_factory=set)  # draws of the current segment
@@ -180,6 +184,8 @@ class Rollout:
             error=None,
             costs={},
             ended_s=math.nan,
+            num_forked_segments=self.num_kept_segments,
+            num_forked_tokens=len(self.token_ids),
             _deltas=None,
             _drawn=set(),
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.errors import GenerationError, describe_error
-from stars_engine.memory import in_smaller_batches, is_out_of_memory
+from stars_engine.memory import is_out_of_memory, iterate_in_smaller_batches
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class Drafter:
         self._model, self._free_unused = model, free_unused
         self.max_rows: int | None = None
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
-        """Return, for each request, a draft or an error.
+    def draft(self, requests: Sequence[DraftRequest]) -> Iterator[DraftOutcome]:
+        """Yield, for each request, a draft or an error.
 
         Raises:
             RuntimeError: Out of memory with a single candidate (torch's error).
@@ -44,13 +44,18 @@ class Drafter:
                 self.max_rows = num_rows
             self._free_unused()
 
-        return in_smaller_batches(
-            self._draft_isolated,
-            requests,
-            what="candidates",
-            make_room=shrink,
-            most=self.max_rows,
-        )
+        max_rows = self.max_rows
+        try:
+            yield from iterate_in_smaller_batches(
+                self._draft_isolated,
+                requests,
+                what="candidates",
+                make_room=shrink,
+                most=max_rows,
+            )
+        except (RuntimeError, MemoryError):
+            self.max_rows = max_rows  # fewer rows did not help: prefixes use the memory
+            raise
 
     def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
         """Draft; if the model fails twice, draft by halves to isolate the requests that fail."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import cast
 
 from stars_engine.algorithm.candidate import Draft
@@ -82,8 +82,7 @@ class EngineCore:
         drafted = self._draft(batch)
         opened = [self._open(request, drafts) for request, drafts in drafted]
         self._scorer(spread(item for asked in opened for item in asked))
-        if drafted:
-            self._note_step(batch, time.perf_counter() - started_s)
+        self._note_step(drafted, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
 
@@ -129,38 +128,51 @@ class EngineCore:
 
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
-        while batch:
-            asked = [request.draft_requests(count) for request, count in batch]
+        drafted: list[tuple[Request, list[DraftOutcome]]] = []
+        left = list(batch)
+        while left:
+            asked = [draw for request, count in left for draw in request.draft_requests(count)]
+            outcomes: list[DraftOutcome] = []
+            problem: Exception | None = None
             try:
-                outcomes = iter(self._drafter.draft([draw for draws in asked for draw in draws]))
-                return [(request, list(islice(outcomes, count))) for request, count in batch]
+                for outcome in self._drafter.draft(asked):
+                    outcomes.append(outcome)  # noqa: PERF402 - outcomes before an error are used
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 problem = bare(error)
-            batch = self._preempt(batch, problem)
-        return []
+            while left and len(outcomes) >= left[0].num_candidates:
+                request, count = left.pop(0)
+                drafted.append((request, outcomes[:count]))
+                del outcomes[:count]
+            if problem is not None:
+                left = self._preempt(left, problem)
+        return drafted
 
     def _preempt(
         self, batch: Sequence[ScheduledRequest], problem: Exception
     ) -> list[ScheduledRequest]:
         left = self.scheduler.preempt([request for request, _ in batch])
-        if not left:
+        if left is None:
             for request, _ in batch:
                 self._end(
                     request, request.rollout.fail(_out_of_memory_error(request.rollout, problem))
                 )
         self._free_unused()
-        return [item for item in batch if item.request in left]
+        return [item for item in batch if left and item.request in left]
 
-    def _note_step(self, batch: Sequence[ScheduledRequest], seconds: float) -> None:
+    def _note_step(
+        self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
+    ) -> None:
         """Record the duration of a step, unless it computed a prompt."""
+        if not drafted:
+            return
         self.num_steps += 1
-        if all(request.started for request, _ in batch):
-            num_rows = sum(count for _, count in batch)
-            rollouts = [request.rollout for request, _ in batch]
+        if all(request.started for request, _ in drafted):
+            num_rows = sum(len(outcomes) for _, outcomes in drafted)
+            rollouts = [request.rollout for request, _ in drafted]
             self._autotuner.note_step(rollouts, num_rows, seconds)
-        for request, _ in batch:
+        for request, _ in drafted:
             request.started = True
 
     def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[Asked]:

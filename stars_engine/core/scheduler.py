@@ -26,7 +26,8 @@ class Scheduler:
 
     Args:
         max_rows: Maximum number of candidates drafted at once; None for no limit.
-        max_active: Requests in progress of one reward model, and requests ready to draft, at most.
+        max_active: Maximum number of requests in progress per reward model, and of requests ready
+            to draft; `MAX_ACTIVE` if None.
         budget: The memory that requests in progress may reserve.
     """
 
@@ -34,10 +35,10 @@ class Scheduler:
         self,
         *,
         max_rows: int | None = None,
-        max_active: int = MAX_ACTIVE,
+        max_active: int | None = None,
         budget: MemoryBudget | None = None,
     ) -> None:
-        self._max_active = max_active
+        self._max_active = MAX_ACTIVE if max_active is None else max_active
         self._budget = budget or MemoryBudget(None)
         self._queues: deque[RequestQueue] = deque()  # not started; the next in turn first
         self._preempted: deque[Request] = deque()  # oldest first
@@ -112,7 +113,10 @@ class Scheduler:
 
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
-        self._running.remove(request)
+        if request.status is RequestStatus.RUNNING:
+            self._running.remove(request)
+        else:  # preempted after it was drafted
+            self._preempted.remove(request)
         self._waiting_for_reward.append(request)
         request.status = RequestStatus.WAITING_FOR_REWARD
 
@@ -156,25 +160,34 @@ class Scheduler:
 
     # --- memory ---
 
-    def preempt(self, batch: Sequence[Request]) -> list[Request]:
-        """Make room for a batch that ran out of memory.
+    def preempt(self, batch: Sequence[Request]) -> list[Request] | None:
+        """Preempt requests after a batch has run out of memory.
 
-        The youngest requests give way, half of them at a time: those outside the batch first.
+        Requests of the batch without a cached prefix are preempted first, because no computation is
+        lost. Next is the younger half of the requests whose drafts are being scored, then the
+        younger half of all requests with a cached prefix.
 
         Returns:
-            What is left of the batch; nothing if a single request is alone in memory.
+            The rest of the batch; None if a single request is alone in memory.
         """
-        outside = [item for item in self._ages if item.holds_prefix and item not in set(batch)]
-        if not outside and len(batch) == 1:
-            return []
-        oldest_first = outside or sorted(batch, key=self._ages.__getitem__)
-        victims = oldest_first[len(oldest_first) // 2 :]
+        holding = [request for request in self._ages if request.holds_prefix]
+        fresh = [request for request in batch if not request.holds_prefix]
+        scored = [item for item in holding if item.status is RequestStatus.WAITING_FOR_REWARD]
+        if fresh and holding:
+            victims = fresh
+        elif scored:
+            victims = scored[len(scored) // 2 :]
+        else:
+            oldest_first = holding or sorted(batch, key=self._ages.__getitem__)
+            victims = oldest_first[(len(oldest_first) + 1) // 2 :]
+        if not victims:
+            return None
         for request in victims:
             self._evict(request)
         left = [request for request in batch if request not in victims]
-        self._max_holding = len(left) + len(outside[: len(outside) // 2])
+        self._max_holding = max(1, len({*left, *(r for r in holding if r.holds_prefix)}))
         logger.warning(
-            "Out of memory; preempting %d requests. They are computed again later", len(victims)
+            "Out of memory; preempting %d requests, which are recomputed later", len(victims)
         )
         return left
 
@@ -196,8 +209,8 @@ class Scheduler:
         return len(self._running) + scored < self._max_holding
 
     def _resume(self) -> None:
-        if not self._ages:
-            self._max_holding = None
+        if not any(request.holds_prefix for request in self._ages):
+            self._max_holding = None  # the limit does not apply to an empty cache
         while self._preempted and self._has_room():
             request = self._preempted.popleft()
             request.status = RequestStatus.RUNNING

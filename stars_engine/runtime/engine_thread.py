@@ -287,10 +287,13 @@ class EngineLoop:
     def _close(self, output: RequestOutput, event: SegmentEvent) -> None:
         for part in output.parts:
             self._outputs.pop(part, None)
-        self._totals.add(output.rollout, judged=output.group.judged)
-        if output.group.judged:
+        group = output.group
+        self._totals.add(
+            output.rollout, judged=group.judged, has_final_thresholds=group.has_final_thresholds
+        )
+        if group.has_final_thresholds:
             self._diagnostics.observe(output.rollout)
-        output.group.note(output, event)
+        group.note(output, event)
 
     def _recover(self, cause: BaseException) -> None:
         """Replace the core after a failed step, because its state is unknown."""

@@ -152,6 +152,11 @@ class RequestGroup:
     @property
     def judged(self) -> bool:
         """Whether segments are judged; those of the baselines are not."""
+        return not isinstance(self.decoding, PlainDecoding)
+
+    @property
+    def has_final_thresholds(self) -> bool:
+        """Whether its thresholds are final; those of a calibration are still being fitted."""
         return isinstance(self.decoding, StarsDecoding)
 
     @property

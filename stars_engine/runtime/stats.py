@@ -89,23 +89,26 @@ class Totals:
         self._sums: Counter[str] = Counter()
         self._deviation = 0.0
 
-    def add(self, rollout: Rollout, *, judged: bool) -> None:
-        """Add the counts of a finished answer.
+    def add(self, rollout: Rollout, *, judged: bool, has_final_thresholds: bool) -> None:
+        """Add the counts of a finished answer, without those of an answer that it continues.
 
         Args:
             rollout: The answer.
             judged: Whether its segments were judged.
+            has_final_thresholds: Whether its thresholds are final, not being calibrated.
         """
         if rollout.error is not None:
             kind = "num_failed"
         else:
             kind = "num_cancelled" if rollout.finish_reason == "cancelled" else "num_finished"
         self._sums[kind] += 1
-        self._sums["num_segments"] += rollout.num_kept_segments if judged else 0
-        self._sums["num_kept_tokens"] += len(rollout.token_ids)
+        self._sums["num_segments"] += (
+            rollout.num_kept_segments - rollout.num_forked_segments if judged else 0
+        )
+        self._sums["num_kept_tokens"] += len(rollout.token_ids) - rollout.num_forked_tokens
         for name, amount in rollout.costs.items():
             self._sums[name] += amount
-        if judged:
+        if has_final_thresholds:
             found = deviations(rollout)
             self._sums["num_calibrated_drafts"] += len(found)
             self._deviation += sum(found)
