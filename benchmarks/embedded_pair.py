@@ -43,6 +43,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.disk import write_file
 from stars_engine.runtime.diagnostics import ForcedCheck
 from stars_engine.schedules import BaseSchedule
 from training.judge import load_judge
@@ -115,7 +116,7 @@ def main() -> None:
         report = pair.choose()
         if options.until == "report":
             report |= pair.report()
-    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_file(options.out / "report.json", json.dumps(report, indent=2) + "\n", "report")
     tables = [
         f"{title}\n\n{markdown(report[name])}"
         for name, title in (
@@ -124,7 +125,7 @@ def main() -> None:
         )
         if name in report
     ]
-    (options.out / "report.md").write_text("\n\n".join(tables) + "\n")
+    write_file(options.out / "report.md", "\n\n".join(tables) + "\n", "report")
     print("\n\n".join(tables))
 
 
@@ -164,7 +165,7 @@ class Pair:
             ("align.yaml", as_shipped(self.settings(shipped))),
             ("ramp.yaml", yaml.safe_dump(_plain(half.ramp(8)), sort_keys=False)),
         ):
-            (self._options.out / file).write_text(text)
+            write_file(self._options.out / file, text, "answers")
         return {"chosen": self._chosen.name, "select": rows}
 
     def report(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -13,25 +14,22 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import Field
 
 from langchain_stars.fields import StarsFields, all_at_once
-from langchain_stars.messages import read_messages, read_tool_choice, read_tools
+from langchain_stars.messages import read_messages
 from langchain_stars.outputs import chat_chunk_of, chat_generation_of, llm_output_of
 from langchain_stars.refusals import as_refusal
-from langchain_stars.structured import (
-    METHODS,
-    grammar_of_response_format,
-    json_grammar,
-    parser_of,
-    reading,
-    schema_of,
-)
-from stars_engine import Chat, ConfigError, StarsConfig, StarsResult
+from langchain_stars.structured import METHODS, parser_of, reading, stated
+from langchain_stars.tools import other_names, read_schema, read_tools
+from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig, StarsResult
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
 from stars_engine.integrations import asettled, name_of_model, refuse_several_answers, settled
+from stars_engine.response_formats import grammar_of_response_format, grammar_of_schema
+from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.wrappings import NamedSchema
+from stars_engine.tool_names import ToolNames, read_tool_choice
 
 _OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")
 _OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})
@@ -45,7 +43,7 @@ class ChatStars(StarsFields, BaseChatModel):
     and `continue_final_message` of `stars_engine.Chat`, `response_format` as OpenAI has it, and
     `reward_prompt`: what the reward model reads in place of the conversation.
 
-    Example:
+    Examples:
         >>> chat = ChatStars(max_tokens=48, seed=7)
         >>> chat.invoke([("user", "How was the film?")])
     """
@@ -65,8 +63,9 @@ class ChatStars(StarsFields, BaseChatModel):
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Return how many tokens a conversation is, as the model's chat template has it."""
-        chat = Chat(read_messages(messages), tools=read_tools(tools or ()), constrain_tools=False)
-        return len(read_conversation(chat, self.engine().model.codec).token_ids)
+        chat, _ = _chat_of(messages, tools or (), {"constrain_tools": False})
+        kwargs = self.settings().chat_template_kwargs
+        return len(read_conversation(chat, self.engine().model.codec, kwargs).token_ids)
 
     def batch(
         self,
@@ -104,9 +103,10 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        settings, chat, call = self._ask(messages, stop, kwargs)
+        settings, chat, call, names = self._ask(messages, stop, kwargs)
         with as_refusal():
-            return _chat_result(self.engine(settings).generate(chat, **call), settings)
+            results = self.engine(settings).generate(chat, **call)
+        return _chat_result(results, settings, names)
 
     async def _agenerate(
         self,
@@ -115,9 +115,10 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        settings, chat, call = self._ask(messages, stop, kwargs)
+        settings, chat, call, names = self._ask(messages, stop, kwargs)
         with as_refusal():
-            return _chat_result(await self.engine(settings).agenerate(chat, **call), settings)
+            results = await self.engine(settings).agenerate(chat, **call)
+        return _chat_result(results, settings, names)
 
     # --- accepted segments as they come ---
 
@@ -128,11 +129,11 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        settings, chat, call = self._ask(messages, stop, kwargs)
+        settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
         with as_refusal(), closing(self.engine(settings).stream(chat, **call)) as events:
             for event in settled(events):
-                chunk = chat_chunk_of(event, settings)
+                chunk = chat_chunk_of(names.event(event), settings)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -144,12 +145,12 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        settings, chat, call = self._ask(messages, stop, kwargs)
+        settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
         with as_refusal():
             async with self.engine(settings).astream(chat, **call) as events:
                 async for event in asettled(events):
-                    chunk = chat_chunk_of(event, settings)
+                    chunk = chat_chunk_of(names.event(event), settings)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -175,7 +176,10 @@ class ChatStars(StarsFields, BaseChatModel):
             **kwargs: Further keywords of each call: `parallel_tool_calls`, any setting.
         """
         formatted = read_tools(tools)
-        choice = read_tool_choice(tool_choice, [tool["function"]["name"] for tool in formatted])
+        names = [tool["function"]["name"] for tool in formatted]
+        if isinstance(tool_choice, str) and tool_choice not in names:
+            tool_choice = other_names(tools).get(tool_choice, tool_choice)
+        choice = read_tool_choice(tool_choice, names)
         if strict is False and choice in ("auto", "none"):
             kwargs.setdefault("constrain_tools", False)
         return self.bind(tools=formatted, tool_choice=choice, **kwargs)
@@ -187,43 +191,45 @@ class ChatStars(StarsFields, BaseChatModel):
         method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
         include_raw: bool = False,
         strict: bool | None = None,
+        compact: bool = False,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
         """Return this model with answers that are objects of a schema.
 
         Args:
-            schema: A pydantic model (of version 1 or 2), a TypedDict, or a JSON schema with a
-                title. None, with `json_mode`, is any object.
+            schema: A pydantic model (of version 1 or 2), a TypedDict, a function, or a JSON schema,
+                also as OpenAI, MCP, Anthropic, Bedrock, Gemini or Cohere wrap it. None, with
+                `json_mode`, is any object.
             method: "json_schema" and "json_mode" let nothing but JSON of the schema be written,
                 "function_calling" a call of a tool with these arguments.
             include_raw: Return a dictionary of `raw`, `parsed` and `parsing_error` instead.
             strict: False lets objects have properties beyond the schema's; not those of calls.
+            compact: Let no blanks stand between the parts of JSON, which small models fill their
+                budget with. Calls of tools never have any but one behind a comma or a colon.
             **kwargs: Further keywords of each call.
 
         Raises:
-            ValueError: The method is none, or there is no schema.
+            ValueError: The method is none, there is no schema, or what is given is none.
         """
         if method not in METHODS:
             raise ValueError(f"method={method!r} is none. Allowed: {', '.join(METHODS)}")
         if schema is None and method != "json_mode":
             raise ValueError(f"method={method!r} needs a schema; without one there is json_mode")
         kwargs.setdefault("stop", [])  # the object's own would end JSON where it may hold them
-        stated = {"kwargs": {"method": method, "strict": strict}, "schema": _stated(schema)}
+        found = None if schema is None else read_schema(schema)
+        told = {"method": method, "strict": strict}
+        kwargs["ls_structured_output_format"] = {"kwargs": told, "schema": stated(schema, found)}
+        name = (found and found.name) or "answer"
         if method == "function_calling":
-            if (kind := schema_of(schema).get("type")) != "object":
-                raise ValueError(
-                    "method='function_calling' needs the schema of an object, and this is of "
-                    f"{kind!r}. Cure: method='json_schema'"
-                )
-            [tool] = read_tools([schema])
-            name = tool["function"]["name"]
-            model = self.bind_tools(
-                [tool], tool_choice=name, ls_structured_output_format=stated, **kwargs
-            )
+            assert found is not None
+            model = self.bind_tools([_tool_of(found, name)], tool_choice=name, **kwargs)
         else:
-            grammar = json_grammar(schema, strict=strict)
-            model = self.bind(grammar=grammar, ls_structured_output_format=stated, **kwargs)
-        return reading(model, parser_of(schema, method), include_raw=include_raw)
+            grammar = JsonGrammar(compact=compact)
+            if found is not None and found.schema is not None:
+                is_strict = found.strict if strict is None else strict
+                grammar = grammar_of_schema(found.schema, strict=is_strict, compact=compact)
+            model = self.bind(grammar=grammar, **kwargs)
+        return reading(model, parser_of(schema, method, name), include_raw=include_raw)
 
     # --- settings ---
 
@@ -232,9 +238,11 @@ class ChatStars(StarsFields, BaseChatModel):
 
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[StarsConfig, Chat, dict[str, Any]]:
-        """Return the settings of one call, its conversation, and the engine's arguments."""
+    ) -> tuple[StarsConfig, Chat, dict[str, Any], ToolNames]:
+        """Return the settings of one call, its conversation, the engine's arguments, and names."""
         if (wanted := kwargs.get("response_format")) is not None:
+            if not isinstance(wanted, Mapping):  # a model, also of pydantic 1, or a TypedDict
+                wanted = read_schema(wanted).schema
             grammar = grammar_of_response_format(wanted)
             if "grammar" in kwargs and grammar is not None:
                 message = "response_format and grammar both say what the answer is to be. Cure: one"
@@ -242,19 +250,41 @@ class ChatStars(StarsFields, BaseChatModel):
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
         settings, call = self._call(stop, kwargs)
         given = {name: kwargs[name] for name in _OF_CHAT if kwargs.get(name) is not None}
-        tools = read_tools(kwargs.get("tools") or ())
-        if "tool_choice" in given:
-            names = [tool["function"]["name"] for tool in tools]
-            given["tool_choice"] = read_tool_choice(given["tool_choice"], names)
-        return settings, Chat(read_messages(messages), tools=tools, **given), call
+        chat, names = _chat_of(messages, kwargs.get("tools") or (), given)
+        return settings, chat, call, names
 
 
-def _stated(schema: Any) -> Any:
-    return schema if schema is None else convert_to_json_schema(schema)
+def _tool_of(found: NamedSchema, name: str) -> dict[str, Any]:
+    """Return the tool whose arguments are what is asked for.
+
+    Raises:
+        ValueError: That is no object.
+    """
+    kind = rooted(found.schema or {}).get("type", "object")
+    if kind != "object":
+        raise ValueError(
+            "method='function_calling' needs the schema of an object, and this is of "
+            f"{kind!r}. Cure: method='json_schema'"
+        )
+    return replace(found, name=name).as_tool()
 
 
-def _chat_result(results: list[StarsResult], settings: StarsConfig) -> ChatResult:
+def _chat_of(
+    messages: Sequence[BaseMessage], tools: Sequence[Any], given: Mapping[str, Any]
+) -> tuple[Chat, ToolNames]:
+    """Return a conversation as the model reads it, and what its tools are called outside."""
+    told = read_tools(tools)
+    given_names = [tool["function"]["name"] for tool in told]
+    names = ToolNames(given_names)
+    written = [names.tool(tool) for tool in told]
+    if "tool_choice" in given:
+        choice = read_tool_choice(given["tool_choice"], given_names)
+        given = {**given, "tool_choice": names.choice(choice)}
+    return Chat(read_messages(messages, names), tools=written, **given), names
+
+
+def _chat_result(results: list[StarsResult], settings: StarsConfig, names: ToolNames) -> ChatResult:
     return ChatResult(
-        generations=[chat_generation_of(result, settings) for result in results],
+        generations=[chat_generation_of(names.result(result), settings) for result in results],
         llm_output=llm_output_of(results, settings),
     )

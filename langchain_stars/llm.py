@@ -41,7 +41,7 @@ class StarsLLM(StarsFields, BaseLLM):
     Per call there is also `reward_prompt`: what the reward model reads in place of the prompt, such
     as the question without its documents.
 
-    Example:
+    Examples:
         >>> llm = StarsLLM(max_tokens=48, seed=7)
         >>> llm.invoke("The acting in this movie")
     """

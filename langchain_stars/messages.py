@@ -1,9 +1,9 @@
-"""LangChain's messages and tools as the engine's."""
+"""LangChain's messages as the engine's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from langchain_core.messages import (
@@ -14,10 +14,10 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel
 
+from langchain_stars.blocks import as_text, kind_of
 from stars_engine import InvalidToolCall, Message, PromptError, ToolCall
+from stars_engine.tool_names import ToolNames
 
 _ROLES = {"developer": "system", "human": "user", "ai": "assistant"}
 # Blocks of an assistant's content that stand elsewhere in the message, or that nobody reads again.
@@ -41,85 +41,44 @@ _NO_CONTENT = {
 }
 
 
-def read_messages(messages: Iterable[BaseMessage]) -> list[Message]:
+def read_messages(messages: Iterable[BaseMessage], names: ToolNames | None = None) -> list[Message]:
     """Return messages as the engine has them.
 
-    Names of speakers are left out, as by most models; those of tools are kept.
+    Names of speakers are left out, as by most models; those of tools are kept, as the model writes
+    them.
 
     Raises:
         PromptError: A message is of a kind that no model here reads.
         ConfigError: A content has parts that are no text.
     """
-    return [_read(message) for message in messages]
+    names = ToolNames() if names is None else names
+    return [_read(message, names) for message in messages]
 
 
-def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return tools of any kind (functions, models, schemas, `BaseTool`) in the OpenAI format."""
-    return [_read_tool(tool) for tool in tools]
-
-
-def read_tool_choice(choice: Any, names: Sequence[str]) -> str:
-    """Return a choice as the engine has it.
-
-    Args:
-        choice: "auto", "none", "any" or "required", True (a call, of the tool if there is one),
-            False or None (as the model likes), a tool's name, or the OpenAI and Anthropic formats.
-        names: The tools that there are.
-
-    Raises:
-        PromptError: It is none of these.
-    """
-    if choice is None or choice is False:
-        return "auto"
-    if isinstance(choice, Mapping):
-        inner = choice.get("function", choice)
-        named = inner.get("name") if isinstance(inner, Mapping) else None
-        choice = named or (choice.get("type") if len(choice) == 1 else choice)
-    if choice is True:
-        return names[0] if len(names) == 1 else "required"
-    allowed = ("auto", "none", "any", "required", *names)
-    if not isinstance(choice, str) or choice not in allowed:
-        raise PromptError(
-            f"tool_choice={choice!r} is neither a tool nor a way to choose. Allowed: "
-            f"{', '.join(map(repr, allowed))}, True, False and None"
-        )
-    return choice
-
-
-def _read_tool(tool: Any) -> dict[str, Any]:
-    if isinstance(tool, type) and issubclass(tool, BaseModel):
-        schema = tool.model_json_schema()  # LangChain's conversion cuts recursive ones
-        about = {"name": tool.__name__, "description": schema.pop("description", "")}
-        return {"type": "function", "function": {**about, "parameters": schema}}
-    made = convert_to_openai_tool(tool)
-    if "function" not in made:
-        raise PromptError(
-            f"the tool {made.get('name') or made.get('type')!r} runs on its provider's servers, "
-            "and this model runs here. Cure: a function, a pydantic model or a BaseTool"
-        )
-    return made
-
-
-def _read(message: BaseMessage) -> Message:
+def _read(message: BaseMessage, names: ToolNames) -> Message:
     match message:
         case SystemMessage():
-            return Message(role="system", content=message.content)
+            return Message(role="system", content=as_text(message.content))
         case HumanMessage():
-            return Message(role="user", content=message.content)
+            return Message(role="user", content=as_text(message.content))
         case AIMessage():
             return Message(
                 role="assistant",
                 content=_content_of(message),
                 reasoning=_reasoning_of(message) or None,
                 tool_calls=[
-                    ToolCall(name=call["name"], arguments=call["args"], id=call["id"] or "")
+                    ToolCall(
+                        name=names.written(call["name"]),
+                        arguments=call["args"],
+                        id=call["id"] or "",
+                    )
                     for call in message.tool_calls
                 ],
                 invalid_tool_calls=[
                     InvalidToolCall(
                         text=_as_written(call["args"]) or call["name"] or "",
                         error=call["error"] or "it is none",
-                        name=call["name"],
+                        name=call["name"] and names.written(call["name"]),
                     )
                     for call in message.invalid_tool_calls
                 ],
@@ -129,10 +88,11 @@ def _read(message: BaseMessage) -> Message:
                 role="tool",
                 content=_result_of(message),
                 tool_call_id=message.tool_call_id,
-                name=message.name,
+                name=message.name and names.written(message.name),
             )
         case ChatMessage():
-            return Message(role=_ROLES.get(message.role, message.role), content=message.content)
+            role = _ROLES.get(message.role, message.role)
+            return Message(role=role, content=as_text(message.content))
     raise PromptError(
         f"a {type(message).__name__} is no turn of a conversation. Cure: SystemMessage, "
         "HumanMessage, AIMessage, ToolMessage, or ChatMessage with one of their roles"
@@ -142,11 +102,7 @@ def _read(message: BaseMessage) -> Message:
 def _content_of(message: AIMessage) -> Any:
     if isinstance(message.content, str):
         return message.content
-    parts: list[Any] = [part for part in message.content if _kind_of(part) not in _NO_CONTENT]
-    return [
-        {"type": "text", "text": part["text"]} if _kind_of(part) == "output_text" else part
-        for part in parts
-    ]
+    return as_text([part for part in message.content if kind_of(part) not in _NO_CONTENT])
 
 
 def _reasoning_of(message: AIMessage) -> str:
@@ -154,7 +110,7 @@ def _reasoning_of(message: AIMessage) -> str:
     if isinstance(told, str):
         return told
     blocks: list[Any] = message.content if isinstance(message.content, list) else []
-    thoughts = [part for part in blocks if _kind_of(part) in ("reasoning", "thinking")]
+    thoughts = [part for part in blocks if kind_of(part) in ("reasoning", "thinking")]
     return "\n".join(part.get("reasoning") or part.get("thinking") or "" for part in thoughts)
 
 
@@ -163,7 +119,8 @@ def _result_of(message: ToolMessage) -> Any:
     if isinstance(message.content, str):
         return message.content
     parts: list[Any] = message.content
-    return [json.dumps(part["json"]) if _kind_of(part) == "json" else part for part in parts]
+    told = [json.dumps(part["json"]) if kind_of(part) == "json" else part for part in parts]
+    return as_text(told)
 
 
 def _as_written(args: str | None) -> str:
@@ -173,7 +130,3 @@ def _as_written(args: str | None) -> str:
     except ValueError:
         return args or ""
     return text if isinstance(text, str) else args or ""
-
-
-def _kind_of(part: Any) -> Any:
-    return part.get("type") if isinstance(part, Mapping) else "text"

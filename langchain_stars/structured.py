@@ -1,130 +1,128 @@
-"""Structured output: a schema in, a grammar for the model and a parser for its answer out."""
+"""Structured output: what reads the answers of a schema, or tells why it cannot."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import (
     BaseOutputParser,
-    JsonOutputKeyToolsParser,
     JsonOutputParser,
     PydanticOutputParser,
-    PydanticToolsParser,
 )
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
+from langchain_core.outputs import Generation
 from langchain_core.runnables import (
     Runnable,
     RunnableGenerator,
     RunnableMap,
-    RunnablePassthrough,
 )
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.runnables.passthrough import RunnableAssign
+from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
+from pydantic import BaseModel, SkipValidation
 
 from langchain_stars.refusals import StarsRefusalError, refusal_of
-from stars_engine import JsonGrammar
+from stars_engine.schema_formats.wrappings import NamedSchema
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 METHODS = ("json_schema", "function_calling", "json_mode")
 
 
-def json_grammar(schema: Any, *, strict: bool | None) -> JsonGrammar:
-    """Return the grammar of a schema of any kind; None is any object.
+def stated(schema: Any, found: NamedSchema | None) -> Any:
+    """Return the schema as LangChain's traces have it."""
+    if found is None or found.schema is None:
+        return None
+    about = {"title": found.name, "description": found.description}
+    if isinstance(schema, dict) or "$ref" in json.dumps(found.schema):
+        return {key: part for key, part in about.items() if part} | found.schema
+    return convert_to_json_schema(schema)  # which would cut what refers to itself
+
+
+def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
+    """Return what reads the answers: objects of a pydantic model, or plain dictionaries.
 
     Args:
-        schema: A pydantic model (of version 1 or 2), a TypedDict, a JSON schema, or None.
-        strict: False lets objects have properties that the schema does not name.
+        schema: What was asked for.
+        method: How it is answered.
+        name: Of the tool, for calls.
     """
-    if schema is None:
-        return JsonGrammar()
-    return JsonGrammar(json_schema=schema_of(schema), extra_properties=strict is False)
-
-
-def schema_of(schema: Any) -> dict[str, Any]:
-    """Return the JSON schema: LangChain's own conversion cuts recursion, and what is no object."""
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
-    found: Any = schema
-    if isinstance(schema, dict):
-        found = schema.get("function", schema)
-        found = found.get("parameters", found.get("schema", found))
-    if not isinstance(found, dict):
-        found = convert_to_json_schema(schema)
-    return {name: value for name, value in found.items() if name not in ("name", "strict")}
-
-
-def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:
-    """Return the grammar of a `response_format` of the OpenAI format; None for text.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if not isinstance(wanted, dict):
-        return json_grammar(wanted, strict=True)
-    match wanted.get("type"):
-        case "text":
-            return None
-        case "json_object":
-            return JsonGrammar()
-        case "json_schema" if isinstance(wanted.get("json_schema"), dict):
-            inner = wanted["json_schema"]
-            return JsonGrammar(
-                json_schema=inner.get("schema", {"type": "object"}),
-                extra_properties=inner.get("strict") is False,
-            )
-    raise ValueError(
-        f"response_format={wanted!r} is none. Allowed: {{'type': 'text'}}, "
-        "{'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': ...}}, or a "
-        "pydantic model"
-    )
-
-
-def parser_of(schema: Any, method: Method) -> BaseOutputParser[Any]:
-    """Return what reads the answers: objects of a pydantic model, or plain dictionaries."""
     is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
-    if method != "function_calling":
-        if is_model:
-            return PydanticOutputParser(pydantic_object=schema)
-        return JsonOutputParser()
+    if method == "function_calling":
+        model = cast("Any", schema) if is_model else None
+        return CallParser(key_name=name, first_tool_only=True, model=model)
     if is_model:
-        return PydanticToolsParser(tools=[cast("Any", schema)], first_tool_only=True)
-    name = convert_to_openai_tool(schema)["function"]["name"]
-    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        return PydanticOutputParser(pydantic_object=schema)
+    return JsonOutputParser()
+
+
+class CallParser(JsonOutputKeyToolsParser):
+    """Reads the arguments of one tool's call, as an object of a pydantic model if there is one.
+
+    LangChain's parser of pydantic models finds them by titles, which are no names of tools.
+    """
+
+    model: Annotated[Any, SkipValidation()] = None
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """Return the arguments of the call; None where there is none, or none yet.
+
+        Raises:
+            ValueError: The arguments are not valid by the model.
+        """
+        arguments = super().parse_result(result, partial=partial)
+        if arguments is None or self.model is None:
+            return arguments
+        try:
+            if issubclass(self.model, BaseModel):
+                return self.model.model_validate(arguments)
+            return self.model.parse_obj(arguments)
+        except ValueError:
+            if partial:
+                return None
+            raise
 
 
 def reading(
     model: Runnable[Any, AIMessage], parser: BaseOutputParser[Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
-    """Return a model whose answers are parsed."""
-    by_call = isinstance(parser, PydanticToolsParser | JsonOutputKeyToolsParser)
-
-    def checked(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-        said = ""
-        for message in messages:
-            said += str(message.text)
-            _check(message, said, by_call=by_call)
-            yield message
-
-    async def achecked(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-        said = ""
-        async for message in messages:
-            said += str(message.text)
-            _check(message, said, by_call=by_call)
-            yield message
-
-    parsing = RunnableGenerator(checked, achecked) | parser
+    """Return a model whose answers are parsed. It can be pickled, as nothing in it is a closure."""
+    by_call = isinstance(parser, CallParser)
+    checks = partial(_checked, by_call=by_call), partial(_achecked, by_call=by_call)
+    parsing = RunnableGenerator(*checks) | parser
     if not include_raw:
         return model | parsing
-    parsed = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | parsing, parsing_error=lambda _: None
-    )
-    unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
+    # Not RunnablePassthrough.assign: it makes a class by itself, which no other process knows.
+    parsed = RunnableAssign(RunnableMap(parsed=itemgetter("raw") | parsing, parsing_error=_nothing))
+    unparsed = RunnableAssign(RunnableMap(parsed=_nothing))
     return RunnableMap(raw=model) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _checked(messages: Iterator[BaseMessage], *, by_call: bool) -> Iterator[BaseMessage]:
+    said = ""
+    for message in messages:
+        said += str(message.text)
+        _check(message, said, by_call=by_call)
+        yield message
+
+
+async def _achecked(
+    messages: AsyncIterator[BaseMessage], *, by_call: bool
+) -> AsyncIterator[BaseMessage]:
+    said = ""
+    async for message in messages:
+        said += str(message.text)
+        _check(message, said, by_call=by_call)
+        yield message
 
 
 _BOUNDS = {

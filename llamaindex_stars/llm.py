@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,19 +16,13 @@ from llama_index.core.base.llms.types import (
     CompletionResponseAsyncGen,
     CompletionResponseGen,
     LLMMetadata,
-    MessageRole,
-    ToolCallBlock,
 )
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.program.function_program import get_function_tool
-from llama_index.core.prompts import PromptTemplate
-from llama_index.core.tools import BaseTool
-from llama_index.core.types import PydanticProgramMode, TokenAsyncGen
-from pydantic import BaseModel, ConfigDict
+from llama_index.core.types import TokenAsyncGen
+from pydantic import ConfigDict
 
+from llamaindex_stars.calling import CallingLLM
 from llamaindex_stars.keywords import keeps_secrets
 from llamaindex_stars.prompts import chat_prompt, completion_prompt, is_own_template
 from llamaindex_stars.responses import (
@@ -39,15 +33,18 @@ from llamaindex_stars.responses import (
     completion_of,
     completions_of,
 )
+from llamaindex_stars.tools import read_tool_list
 from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.errors import Problem
 from stars_engine.integrations import EngineFields, name_of_model, refuse_several_answers
+from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.tool_names import ToolNames, read_tool_choice
 from stars_engine.types import Prompt
 
 _OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")
 
 
-class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
+class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     """A language model of the local machine, steered by a reward model while it writes.
 
     Every field of `StarsConfig`'s parts may be given by its name, here or per call; unknown names
@@ -55,13 +52,14 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     share its rounds.
 
     Per call there are also `reward_prompt`: what the reward model reads in place of the prompt,
-    such as the question without its documents; and for conversations `tools`, `tool_choice`,
-    `parallel_tool_calls` and `constrain_tools` of `stars_engine.Chat`.
+    such as the question without its documents; `response_format` as OpenAI has it, or a schema; and
+    for conversations `tools`, `tool_choice`, `parallel_tool_calls` and `constrain_tools` of
+    `stars_engine.Chat`.
 
     Where prompt and `max_tokens` exceed the context, the answer may be as long as there is room
     (`on_overflow="clamp"`, unless it is set): LlamaIndex fills prompts up to `context_window`.
 
-    Example:
+    Examples:
         >>> llm = StarsLLM(max_tokens=48, seed=7)
         >>> llm.complete("The acting in this movie").text
     """
@@ -163,24 +161,24 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation, through the model's own chat template."""
         self._engine_of(kwargs).load()
-        engine, call = self._chat_call(messages, kwargs)
-        return chat_of(engine.generate(**call)[0])
+        engine, call, names = self._chat_call(messages, kwargs)
+        return chat_of(names.result(engine.generate(**call)[0]))
 
     @keeps_secrets
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
         await self._engine_of(kwargs).aload()
-        engine, call = self._chat_call(messages, kwargs)
-        return chat_of((await engine.agenerate(**call))[0])
+        engine, call, names = self._chat_call(messages, kwargs)
+        return chat_of(names.result((await engine.agenerate(**call))[0]))
 
     @keeps_secrets
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
         self._engine_of(kwargs).load()
-        engine, call = self._chat_call(messages, kwargs)
-        return chats_of(engine, call)
+        engine, call, names = self._chat_call(messages, kwargs)
+        return chats_of(engine, call, names)
 
     @keeps_secrets
     @llm_chat_callback()
@@ -189,122 +187,8 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
     ) -> ChatResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
         await self._engine_of(kwargs).aload()
-        engine, call = self._chat_call(messages, kwargs)
-        return achats_of(engine, call)
-
-    # --- tools ---
-
-    def _prepare_chat_with_tools(  # noqa: PLR0917 - LlamaIndex's arguments
-        self,
-        tools: Sequence[BaseTool],
-        user_msg: str | ChatMessage | None = None,
-        chat_history: list[ChatMessage] | None = None,
-        verbose: bool = False,
-        allow_parallel_tool_calls: bool = False,
-        tool_required: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Return the arguments of a chat with tools; the history stays as it is."""
-        messages = list(chat_history or [])
-        if user_msg is not None:
-            if isinstance(user_msg, str):
-                user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
-            messages.append(user_msg)
-        choice = kwargs.pop("tool_choice", None)  # programs give None
-        return {
-            "messages": messages,
-            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
-            "tool_choice": choice or ("required" if tool_required and tools else "auto"),
-            "parallel_tool_calls": allow_parallel_tool_calls,
-            **kwargs,
-        }
-
-    def get_tool_calls_from_response(
-        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
-    ) -> list[ToolSelection]:
-        """Return the calls of an answer.
-
-        Raises:
-            ValueError: It has none, and one is asked for.
-        """
-        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
-        if not calls and error_on_no_tool_call:
-            invalid = response.message.additional_kwargs.get("invalid_tool_calls")
-            reason = f"what was written as one is none: {invalid}" if invalid else "it is text"
-            raise ValueError(
-                f"the answer calls no tool ({reason}). Cure: tool_required=True, or more max_tokens"
-            )
-        return [
-            ToolSelection(
-                tool_id=call.tool_call_id or "",
-                tool_name=call.tool_name,
-                tool_kwargs=call.tool_kwargs,
-            )
-            for call in calls
-        ]
-
-    def _structured_stream_call(  # type: ignore[override]  # narrower
-        self,
-        output_cls: type[BaseModel],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Generator[BaseModel, None, None]:
-        """Yield the object once it is whole: LlamaIndex's own leaves the call to the model."""
-        if not self._predicts_by_calls:
-            yield from super()._structured_stream_call(  # type: ignore[misc]
-                output_cls, prompt, llm_kwargs, **prompt_args
-            )
-            return
-        asked = self._structured_call(output_cls, prompt, llm_kwargs, prompt_args)
-        for response in self.stream_chat_with_tools(**asked):
-            yield from self._objects(response, output_cls)
-
-    async def _structured_astream_call(  # type: ignore[override]  # narrower
-        self,
-        output_cls: type[BaseModel],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> AsyncGenerator[BaseModel, None]:
-        """Do the same without blocking the event loop."""
-        if not self._predicts_by_calls:
-            stream: AsyncGenerator[Any, None] = await super()._structured_astream_call(
-                output_cls, prompt, llm_kwargs, **prompt_args
-            )
-            return stream
-        asked = self._structured_call(output_cls, prompt, llm_kwargs, prompt_args)
-        responses = await self.astream_chat_with_tools(**asked)
-
-        async def objects() -> AsyncGenerator[BaseModel, None]:
-            async for response in responses:
-                for made in self._objects(response, output_cls):
-                    yield made
-
-        return objects()
-
-    @property
-    def _predicts_by_calls(self) -> bool:
-        modes = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
-        return self.pydantic_program_mode in modes and self.metadata.is_function_calling_model
-
-    def _structured_call(
-        self,
-        output_cls: type[BaseModel],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None,
-        prompt_args: dict[str, Any],
-    ) -> dict[str, Any]:
-        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
-        tool = get_function_tool(output_cls)
-        asked = {"tools": [tool], "chat_history": messages, "tool_required": True}
-        return {**(llm_kwargs or {}), **asked}
-
-    def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
-        """Return the object that an answer holds; none as long as it is unfinished."""
-        is_whole = response.raw is not None
-        calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
-        return [output_cls(**call.tool_kwargs) for call in calls]
+        engine, call, names = self._chat_call(messages, kwargs)
+        return achats_of(engine, call, names)
 
     # --- copies ---
 
@@ -329,7 +213,7 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine of a call."""
-        others = ("reward_prompt", *_OF_CHAT)
+        others = ("reward_prompt", "response_format", *_OF_CHAT)
         given = {name: value for name, value in kwargs.items() if name not in others}
         return self.engine(self.settings(**given))
 
@@ -337,21 +221,42 @@ class StarsLLM(EngineFields, FunctionCallingLLM, CustomLLM):
         self, text: str, formatted: bool, kwargs: dict[str, Any]
     ) -> tuple[StarsEngine, dict[str, Any]]:
         reward_prompt = kwargs.pop("reward_prompt", None)
-        settings = self.settings(**kwargs)
+        settings = self._settings_of(kwargs)
         prompt, settings = completion_prompt(self, text, settings, formatted=formatted)
         return self._call(prompt, settings, reward_prompt)
 
     def _chat_call(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
-    ) -> tuple[StarsEngine, dict[str, Any]]:
+    ) -> tuple[StarsEngine, dict[str, Any], ToolNames]:
         reward_prompt = kwargs.pop("reward_prompt", None)
         tools = {name: kwargs.pop(name) for name in _OF_CHAT if name in kwargs}
-        settings = self.settings(**kwargs)
+        given = read_tool_list(tools.get("tools") or ())
+        names = ToolNames(tool["function"]["name"] for tool in given)
+        if given:
+            tools["tools"] = [names.tool(tool) for tool in given]
+        if tools.get("tool_choice") is not None:
+            known = [tool["function"]["name"] for tool in given]
+            tools["tool_choice"] = names.choice(read_tool_choice(tools["tool_choice"], known))
+        settings = self._settings_of(kwargs)
         has_template = self.engine(settings).has_chat_template
         prompt, settings = chat_prompt(
-            self, messages, settings, has_template=has_template, tools=tools
+            self, messages, settings, has_template=has_template, tools=tools, names=names
         )
-        return self._call(prompt, settings, reward_prompt)
+        return *self._call(prompt, settings, reward_prompt), names
+
+    def _settings_of(self, kwargs: dict[str, Any]) -> StarsConfig:
+        """Return the settings of a call, its `response_format` as a grammar.
+
+        Raises:
+            ConfigError: `response_format` is none, or there is a grammar beside it.
+        """
+        kwargs = dict(kwargs)
+        wanted = kwargs.pop("response_format", None)
+        grammar = None if wanted is None else grammar_of_response_format(wanted)
+        if grammar is not None and kwargs.get("grammar") is not None:
+            message = "response_format and grammar both say what the answer is to be. Cure: one"
+            raise ConfigError("StarsLLM", [Problem("response_format", message)])
+        return self.settings(**(kwargs if grammar is None else {**kwargs, "grammar": grammar}))
 
     def _call(
         self, prompt: Prompt, settings: StarsConfig, reward_prompt: Any

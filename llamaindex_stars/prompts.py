@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic
 from llama_index.core.base.llms.types import (
     ChatMessage,
+    CitableBlock,
+    DocumentBlock,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -16,6 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 
 from stars_engine import Chat, Message, PromptError, RenderedPrompt, StarsConfig, ToolCall
+from stars_engine.tool_names import ToolNames
 from stars_engine.types import Prompt
 
 _ROLES = {
@@ -33,11 +38,12 @@ def completion_prompt(
 
     An unformatted string is what `prompt_format` says, unless the user gave a
     `completion_to_prompt` of his own. A formatted string is read as it is: with control tokens if
-    that function wrote it, as plain text if nobody did.
+    that function wrote it, as plain text if nobody did. Begin of text comes before it, once.
     """
     assert llm.completion_to_prompt is not None
     if llm.completion_to_prompt is not default_completion_to_prompt:
-        return RenderedPrompt(text if formatted else llm.completion_to_prompt(text)), settings
+        written = text if formatted else llm.completion_to_prompt(text)
+        return RenderedPrompt(written, add_special_tokens=True), settings
     return text, settings.replace(prompt_format="raw") if formatted else settings
 
 
@@ -48,6 +54,7 @@ def chat_prompt(
     *,
     has_template: bool,
     tools: Mapping[str, Any],
+    names: ToolNames,
 ) -> tuple[Prompt, StarsConfig]:
     """Return a conversation's prompt, and settings under which it is read as meant.
 
@@ -60,12 +67,13 @@ def chat_prompt(
         settings: Of the call.
         has_template: Whether the model has a chat template.
         tools: What of `stars_engine.Chat` the call gives.
+        names: What its tools are called, outside and by the model.
 
     Raises:
         PromptError: A message holds something other than text, calls and their results, or tools
             are to go through a `messages_to_prompt`.
     """
-    turns = [read_message(message) for message in messages]
+    turns = [read_message(message, names) for message in messages]
     uses_tools = bool(tools.get("tools")) or any(turn.tool_calls for turn in turns)
     if is_own_template(llm):
         assert llm.messages_to_prompt is not None
@@ -75,7 +83,8 @@ def chat_prompt(
                 "place. Cure: no messages_to_prompt, or no tools (for structured output, "
                 "pydantic_program_mode='llm')"
             )
-        return RenderedPrompt(llm.messages_to_prompt(messages), messages=turns), settings
+        written = llm.messages_to_prompt(messages)
+        return RenderedPrompt(written, messages=turns, add_special_tokens=True), settings
     if has_template or uses_tools:
         return Chat(turns, **tools), settings
     return generic(messages), settings.replace(prompt_format="raw")
@@ -86,8 +95,8 @@ def is_own_template(llm: LLM) -> bool:
     return llm.messages_to_prompt is not generic
 
 
-def read_message(message: ChatMessage) -> Message:
-    """Return a message as the engine has it.
+def read_message(message: ChatMessage, names: ToolNames | None = None) -> Message:
+    """Return a message as the engine has it; tools are called as the model writes them.
 
     Raises:
         PromptError: It holds something other than text, thoughts, calls and their results.
@@ -109,17 +118,42 @@ def read_message(message: ChatMessage) -> Message:
                     )
                 )
             case _:
-                raise PromptError(
-                    f"a message holds {type(block).__name__}; this model reads text only. Cure: "
-                    "leave it out, or put it into words"
-                )
+                text += _texts_of(block)
     told = message.additional_kwargs
+    names = ToolNames() if names is None else names
     is_tool = role == "tool"
-    return Message(
+    name = told.get("name") if is_tool else None
+    made = Message(
         role=role,
         content="\n".join(text),
         reasoning="\n".join(filter(None, thoughts)) or None,
         tool_calls=calls or told.get("tool_calls") or (),
         tool_call_id=told.get("tool_call_id") if is_tool else None,
-        name=told.get("name") if is_tool else None,
+        name=name and names.written(name),
+    )
+    if not made.tool_calls:
+        return made
+    written = [call.replace(name=names.written(call.name)) for call in made.tool_calls]
+    return made.replace(tool_calls=tuple(written))
+
+
+def _texts_of(block: Any) -> list[str]:
+    """Return the text that another block holds: a document's in the block, what is to be cited.
+
+    Raises:
+        PromptError: It holds something else, or only says where it is.
+    """
+    match block:
+        case TextBlock():
+            return [block.text]
+        case CitableBlock():
+            return [block.title, *(text for part in block.content for text in _texts_of(part))]
+        case DocumentBlock() if str(block.document_mimetype).startswith("text/") and isinstance(
+            block.data, bytes
+        ):
+            with suppress(ValueError):  # of base64, or of UTF-8
+                return [b64decode(block.data, validate=True).decode()]
+    raise PromptError(
+        f"a message holds {type(block).__name__}; this model reads text only. Cure: "
+        "leave it out, or put it into words"
     )

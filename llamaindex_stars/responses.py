@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 
 from stars_engine import Message, SegmentEvent, StarsEngine, StarsResult
 from stars_engine.integrations import account_of, asettled, settled, usage_of
+from stars_engine.tool_names import ToolNames
 
 
 def completion_of(result: StarsResult) -> CompletionResponse:
@@ -62,24 +63,26 @@ async def acompletions_of(
             yield _completion_so_far(text, event)
 
 
-def chats_of(engine: StarsEngine, call: dict[str, Any]) -> Generator[ChatResponse, None, None]:
+def chats_of(
+    engine: StarsEngine, call: dict[str, Any], names: ToolNames
+) -> Generator[ChatResponse, None, None]:
     """Yield the message so far with each accepted segment; the last one has its calls."""
     text = thought = ""
     with closing(engine.stream(**call)) as events:
         for event in settled(events):
             text, thought = text + _delta(event), thought + (event.reasoning or "")
-            yield _chat_so_far(text, thought, event)
+            yield _chat_so_far(text, thought, names.event(event))
 
 
 async def achats_of(
-    engine: StarsEngine, call: dict[str, Any]
+    engine: StarsEngine, call: dict[str, Any], names: ToolNames
 ) -> AsyncGenerator[ChatResponse, None]:
     """Do the same without blocking the event loop."""
     text = thought = ""
     async with engine.astream(**call) as events:
         async for event in asettled(events):
             text, thought = text + _delta(event), thought + (event.reasoning or "")
-            yield _chat_so_far(text, thought, event)
+            yield _chat_so_far(text, thought, names.event(event))
 
 
 def _delta(event: SegmentEvent) -> str:

@@ -12,8 +12,9 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from numpy.typing import NDArray
 
 from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
+from stars_engine.json_schema import Layout, Rules, read_schema
 
 _MAX_KEPT = 64  # compiled grammars
 # Masks of all tokens that lead on: of a text that is sure to follow, not of one spelling only.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 # Were there no bound, small models would write no more.
-_BLANKS = {"whitespace_pattern": r"\x20|\x0A[\x20\x09]{0,32}"}
+_SPACED = Layout(blank=r"\x20|\x0A[\x20\x09]{0,32}")
+# Beginnings of all names that may come next stand side by side: the library's own 2,000 are few.
+_MAX_ITEMS = 50_000
 
 
 class GrammarState:
@@ -136,7 +140,8 @@ class Grammars:
             source = self._rules(grammar) + _OPTIONS
         except Exception as error:  # noqa: BLE001 - of a parser with exceptions of its own
             raise _unusable(grammar, str(error)) from None
-        matcher = self._library.LLMatcher(self._tokenizer, source, log_level=0)
+        limits = self._library.LLParserLimits(max_items_in_row=_MAX_ITEMS)
+        matcher = self._library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if matcher.is_error():
             raise _unusable(grammar, matcher.get_error())
         return GrammarState(matcher)
@@ -145,30 +150,68 @@ class Grammars:
         """Return a grammar in llguidance's variant of Lark's syntax."""
         match grammar.kind:
             case "json":
-                blanks = {"whitespace_flexible": False} if grammar.compact else _BLANKS
-                schema = grammar.json_schema
-                return "start: " + json_rule(schema, blanks, closed=not grammar.extra_properties)
+                layout = Layout() if grammar.compact else _SPACED
+                schema = json.dumps(grammar.json_schema)
+                return json_rules("start", schema, layout, closed=not grammar.extra_properties)
             case "regex":
                 if len(grammar.pattern) - len(grammar.pattern.rstrip("\\")) & 1:
                     raise ValueError("the pattern ends in a backslash that escapes nothing")
                 return f"start: /{self._library.regex_to_lark(grammar.pattern)}/"
             case "choice":
-                return "start: " + " | ".join(json.dumps(choice) for choice in grammar.choices)
+                # One terminal: as alternatives of a rule, thousands would stand side by side.
+                choices = " | ".join(json.dumps(choice) for choice in grammar.choices)
+                return f"start: CHOICE\nCHOICE: {choices}"
             case "ebnf":
                 return str(self._to_lark(grammar.text))
 
 
-def json_rule(schema: dict[str, Any], blanks: dict[str, Any], *, closed: bool = True) -> str:
-    """Return what stands for JSON of a schema in a rule of llguidance's variant of Lark's syntax.
+@lru_cache(maxsize=256)
+def json_rules(name: str, schema: str, layout: Layout = _SPACED, *, closed: bool = True) -> str:
+    """Return rules for JSON of a schema, in llguidance's variant of Lark's syntax.
 
     Args:
-        schema: The JSON schema.
-        blanks: What may stand between the parts, in llguidance's words.
+        name: Name of the first rule, in lower case; the names of all others begin with it.
+        schema: The JSON schema, as JSON.
+        layout: What stands between the parts.
         closed: Whether objects have the properties that are named, and no others.
+
+    Raises:
+        ValueError: No value is in the schema, or it asks for what no grammar holds; the message
+            names each keyword, and where it stands.
     """
-    if closed:
-        schema = _closed(schema, _refs_of_parts(schema))
-    return f"%json {json.dumps({**schema, 'x-guidance': blanks})}"
+    held = read_schema(json.loads(schema), closed=closed)
+    if held.unheld:
+        told = [str(unheld) for unheld in held.unheld]
+        raise ValueError("; ".join(told[:4] + ["..."] * (len(told) > 4)))
+    return "\n".join(Rules(held, name, layout, _matches_nothing).write())
+
+
+@lru_cache(maxsize=4096)
+def _matches_nothing(terminal: str) -> bool:
+    """Return whether what stands in a terminal matches no text at all.
+
+    Raises:
+        ValueError: It cannot be told.
+    """
+    library, tokenizer = _of_bytes()
+    source = f"start: T\nT: {terminal}{_OPTIONS}"
+    matcher = library.LLMatcher(tokenizer, source, log_level=0)
+    if not matcher.is_error():
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        if np.unpackbits(bits, bitorder="little")[:256].any() or matcher.is_accepting():
+            return False
+        if _told(matcher.get_error()) == "NoExtensionBias":
+            return True
+    raise ValueError(f"`pattern`: it is too complex for a grammar ({_told(matcher.get_error())})")
+
+
+@cache
+def _of_bytes() -> tuple[Any, Any]:
+    with needs_extra("grammar"):
+        import llguidance  # noqa: PLC0415 - an extra of its own
+    vocabulary = _Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], [256])
+    wrapped = llguidance.TokenizerWrapper(vocabulary)
+    return llguidance, llguidance.LLTokenizer(wrapped, eos_token=256)
 
 
 class _Vocabulary:
@@ -182,89 +225,16 @@ class _Vocabulary:
         return []
 
 
-# Where a schema holds others: by name, in a list, or one. Elsewhere stand values, such as `const`.
-_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_SINGLE = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then")
-
-
-def _inner(schema: dict[str, Any]) -> Iterator[tuple[str, str | int | None, Any]]:
-    """Yield the schemas right within a schema, each with where it stands."""
-    for key in _BY_NAME:
-        if isinstance(schema.get(key), dict):
-            yield from ((key, name, value) for name, value in schema[key].items())
-    for key in _IN_LISTS:
-        if isinstance(schema.get(key), list):
-            yield from ((key, index, value) for index, value in enumerate(schema[key]))
-    for key in (*_SINGLE, "else"):
-        if isinstance(schema.get(key), dict):
-            yield key, None, schema[key]
-
-
-def _in_parts(schema: dict[str, Any]) -> bool:
-    """Whether an object is described in several places, where none may exclude the others'."""
-    described = {"properties", "patternProperties", "required"} & schema.keys()
-    beside = {"anyOf", "oneOf", "$ref", "if", "dependentSchemas"} & schema.keys()
-    return "allOf" in schema or bool(described and beside)
-
-
-def _is_part(key: str) -> bool:
-    """Whether what stands there describes the same object as what is around it."""
-    return key in ("allOf", "anyOf", "oneOf", "if", "then", "else", "not", "dependentSchemas")
-
-
-def _refs_of_parts(root: Any) -> set[str]:
-    """Return which definitions are parts of some object."""
-    found: set[str] = set()
-
-    def walk(schema: Any, *, is_part: bool) -> None:
-        if not isinstance(schema, dict):
-            return
-        parted = is_part or _in_parts(schema)
-        if parted and isinstance(schema.get("$ref"), str):
-            found.add(schema["$ref"])
-        for key, place, value in _inner(schema):
-            named = f"#/{key}/{place}" in found
-            walk(value, is_part=named or (parted and _is_part(key)))
-
-    size = -1
-    while size < len(found):  # a definition that is a part may refer to another
-        size = len(found)
-        walk(root, is_part="#" in found)
-    return found
-
-
-def _closed(schema: Any, refs: set[str], *, is_part: bool = False) -> Any:
-    """Let objects have the properties that are named, and no others, where nothing is said.
-
-    An object that is described in several places stays open, as do these places.
-    """
-    if not isinstance(schema, dict):
-        return schema
-    parted = is_part or "#" in refs or _in_parts(schema)
-    closed = dict(schema)
-    for key, place, value in _inner(schema):
-        named = f"#/{key}/{place}" in refs
-        inner = _closed(value, refs - {"#"}, is_part=named or (parted and _is_part(key)))
-        if place is None:
-            closed[key] = inner
-            continue
-        if closed[key] is schema[key]:
-            closed[key] = schema[key].copy()
-        closed[key][place] = inner
-    if (
-        isinstance(schema.get("properties"), dict)
-        and "patternProperties" not in schema
-        and not parted
-    ):
-        closed.setdefault("additionalProperties", False)
-    return closed
+def _told(reason: str) -> str:
+    """Return an error of the library without lines of the source."""
+    if reason.startswith("panic"):
+        return "it has too many parts"
+    return " ".join(re.split(r"\n\s*\d+ \| |\n<state>", reason)[0].split())
 
 
 def _unusable(grammar: Grammar, reason: str) -> ConfigError:
-    told = re.split(r"\n\s*\d+ \| ", reason)[0]  # without lines of the source
+    told = _told(reason)
     if grammar.kind != "ebnf":
         told = re.sub(r"^at \d+\(\d+\): ", "", told)
-    told = " ".join(told.split())
     message = f"the {grammar.kind} grammar cannot be used: {told[:400]}. Cure: change it there"
     return ConfigError("SamplingParams", [Problem("grammar", message)])

@@ -51,6 +51,9 @@ class EngineFields(BaseModel):
     prompt_format: Any = Field(
         default=UNSET, repr=False, description="auto, chat or raw; see StarsConfig"
     )
+    chat_template_kwargs: Any = Field(
+        default=UNSET, repr=False, description="variables for the chat template; see StarsConfig"
+    )
 
     max_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
     temperature: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
@@ -233,6 +236,7 @@ def identity(settings: StarsConfig) -> dict[str, Any]:
     for name in ("model", "reward"):
         values[name] = _plain(getattr(settings, name))
     values["prompt_format"] = settings.prompt_format
+    values["chat_template_kwargs"] = settings.chat_template_kwargs
     sampling = settings.sampling
     values |= {"sampling": sampling} if sampling == "model" else sampling.model_dump(mode="json")
     return values | settings.align.model_dump(mode="json")
@@ -316,7 +320,7 @@ def refuse_several_answers(settings: StarsConfig, *, cure: str = "n=1, or no str
 
 def _same_parts(a: StarsConfig, b: StarsConfig) -> bool:
     """Whether one engine serves both configs; an engine has one prompt format."""
-    names = ("model", "reward", "engine", "prompt_format")
+    names = ("model", "reward", "engine", "prompt_format", "chat_template_kwargs")
     return all(getattr(a, name) == getattr(b, name) for name in names)
 
 

@@ -149,7 +149,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
             model, info = auto_class.from_pretrained(
                 source,
                 **_from_where(config),
-                dtype=_dtype(config.dtype, device),
+                dtype=_dtype(config, device),
                 use_safetensors=True,
                 **placement,
                 **{**keywords, "output_loading_info": True},
@@ -267,11 +267,24 @@ def _longrope_border(text_config: Any) -> int | None:
     return min((border for border in borders if isinstance(border, int)), default=None)
 
 
-def _dtype(name: str, device: torch.device | None) -> Any:
-    if name != "auto":
-        return getattr(torch, name)
+def _dtype(config: Checkpoint, device: torch.device | None) -> Any:
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    is_cpu = _is_cpu(config.device_map) if device is None else device.type == "cpu"
     # Half precision is emulated on most CPUs; widening stored halves to float32 is exact.
-    return torch.float32 if device is not None and device.type == "cpu" else "auto"
+    return torch.float32 if is_cpu else "auto"
+
+
+def _is_cpu(device_map: str | dict[str, Any] | None) -> bool:
+    """Whether a device map puts all of a model on the CPU (what it leaves on disk computes there).
+
+    The maps that accelerate makes itself do so where there is no accelerator.
+    """
+    if isinstance(device_map, dict):
+        return all(str(place) in ("cpu", "disk") for place in device_map.values())
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return not torch.accelerator.is_available()
+    return device_map == "cpu"
 
 
 def check_exists(

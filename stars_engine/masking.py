@@ -125,8 +125,14 @@ def unseal(value: Any) -> Any:
 
 
 def masked(value: Any) -> Any:
-    """Return values with a mask in the place of each secret, sealed or not."""
-    return _shown(seal(value), lambda _: MASK)
+    """Return values with a mask in the place of each secret, sealed or not.
+
+    Of values that are nested within themselves nothing is shown but their type.
+    """
+    try:
+        return _shown(seal(value), lambda _: MASK)
+    except RecursionError:
+        return f"{type(value).__name__} within itself"
 
 
 def digested(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""When memory ends: how that is told, and going on with less at a time."""
+"""Out of memory: how to recognize it, and how to go on with less at a time."""
 
 from __future__ import annotations
 
@@ -12,56 +12,61 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SAYS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+_MESSAGES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+)
 
 
 @runtime_checkable
 class KeepsCache(Protocol):
-    """A model that keeps what it has read, for whoever asks next."""
+    """A model that caches what it has computed."""
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory of what is kept of one token; 0 if nothing is, or before anything was read."""
+        """Memory of one cached token; 0 if nothing is cached, or before the first one is."""
         ...
 
     def limit_cache(self, max_bytes: int | None) -> None:
-        """Bound what is kept of texts, in use or not; None: nothing is let go of."""
+        """Bound the memory of the cache, in use or not; None for a default."""
         ...
 
-    def drop_unused(self) -> None:
-        """Let go of what no text in progress needs."""
+    def free_unused(self) -> None:
+        """Free what no request in progress needs."""
         ...
 
 
 @runtime_checkable
-class WatchesWeights(Protocol):
-    """A model that keeps what it has read, and whose weights may change."""
+class DependsOnWeights(Protocol):
+    """A model with a cache, whose weights may change."""
 
-    def look_at_weights(self) -> None:
-        """Forget what was read with other weights; called when requests begin."""
+    def invalidate_if_changed(self) -> None:
+        """Forget what was computed with other weights; called when requests start."""
         ...
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory has ended, on whatever device."""
+    """Return whether an error says that a device is out of memory."""
     if isinstance(error, MemoryError):
         return True
-    # torch raises a RuntimeError on the CPU, and a kind of its own on others.
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in said for words in _SAYS)
+    # torch raises a RuntimeError on the CPU, and subclasses of it on other devices.
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in message for words in _MESSAGES)
 
 
-def want_of_memory(run: Callable[[], object]) -> Exception | None:
-    """Do something; return the error if memory ended meanwhile, without what it came from.
+def catch_oom(run: Callable[[], object]) -> Exception | None:
+    """Call a function; return the error if memory ran out, without its traceback.
 
-    Whoever makes room does so afterwards: within a handler the error still holds tensors.
+    Free memory afterwards, not in a handler: there, the error still holds tensors.
     """
     try:
         run()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return bare(error)
+        return strip_traceback(error)
     return None
 
 
@@ -70,24 +75,24 @@ def iterate_in_smaller_batches(
     items: Sequence[Item],
     *,
     what: str,
-    make_room: Callable[[int], None],
+    free_unused: Callable[[int], None],
     most: int | None = None,
 ) -> Iterator[Result]:
     """Run items together; when memory runs out, in batches of half as many, and so on.
 
     Args:
-        run: Gives a result for each item; may be run again after it has failed.
+        run: Returns a result for each item; may be called again after it has failed.
         items: What to run.
-        what: They are, for the log.
-        make_room: Lets go of what is not needed; told how many items will be tried at once.
-        most: Items at once to begin with; None for all.
+        what: The items' name in the log.
+        free_unused: Frees memory; takes how many items will be tried at once.
+        most: Items to try at once; None for all.
 
     Yields:
         The result of each item, in order.
 
     Raises:
-        RuntimeError: Memory runs out with a single item, in the room that was made. The results
-            of the items before it have been yielded.
+        RuntimeError: Out of memory with a single item, after memory was freed. The results of the
+            items before it have been yielded.
         MemoryError: The same.
     """
     size = max(1, min(most or len(items), len(items)))
@@ -107,7 +112,7 @@ def iterate_in_smaller_batches(
         if size > 1:
             size = -(-size // 2)
             logger.warning("Out of memory; reducing the batch to %d %s.", size, what)
-        make_room(size)
+        free_unused(size)
 
 
 def in_smaller_batches(
@@ -115,28 +120,28 @@ def in_smaller_batches(
     items: Sequence[Item],
     *,
     what: str,
-    make_room: Callable[[int], None],
+    free_unused: Callable[[int], None],
 ) -> list[Result]:
     """Return what `iterate_in_smaller_batches` yields."""
-    return list(iterate_in_smaller_batches(run, items, what=what, make_room=make_room))
+    return list(iterate_in_smaller_batches(run, items, what=what, free_unused=free_unused))
 
 
-def bare(error: Exception) -> Exception:
-    """Return an error without what it came from: frames hold tensors, and errors each other."""
+def strip_traceback(error: Exception) -> Exception:
+    """Return an error without its traceback and causes: their frames hold tensors."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 
 
-def make_room(*models: object) -> None:
-    """Have models let go of what no text in progress needs."""
+def free_unused(*models: object) -> None:
+    """Free what models cache and no request in progress needs."""
     for model in models:
         if isinstance(model, KeepsCache):
-            model.drop_unused()
-    release_unused()
+            model.free_unused()
+    empty_device_cache()
 
 
-def release_unused() -> None:
-    """Give memory that torch holds for later back to its device."""
+def empty_device_cache() -> None:
+    """Return memory that torch has reserved to its device."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

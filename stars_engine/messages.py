@@ -9,10 +9,43 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stars_engine.model_schemas import schema_of_model
 from stars_engine.schema import Schema, is_json
+from stars_engine.schema_formats.dialects import as_json_schema
+from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
 
+# What rendering a conversation gives the template itself, and what it asks of transformers.
+_OWN_KEYWORDS = frozenset(
+    {
+        *("messages", "conversation", "tools", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "tokenizer_kwargs", "processor_kwargs"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        "return_assistant_tokens_mask",
+    }
+)
+_SPECIAL_TOKEN = re.compile("(bos|eos|unk|sep|pad|cls|mask)_token|additional_special_tokens")
 _NAME = r"[a-zA-Z0-9_.-]{1,64}"
 CHOICES = ("auto", "none", "required")
+
+
+def check_template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords of a chat template that are JSON, and that rendering has no other use for.
+
+    Raises:
+        ValueError: They are not.
+    """
+    for name in kwargs:
+        if name in _OWN_KEYWORDS:
+            raise ValueError(
+                f"{name!r} is set where a conversation is rendered. Cure: leave it out; messages, "
+                "tools and the rest are fields of Chat, the template is "
+                "TransformersModel(chat_template=...)"
+            )
+        if _SPECIAL_TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is the tokenizer's own. Cure: leave it out")
+    checked: dict[str, Any] = is_json(kwargs, "chat_template_kwargs")
+    return checked
 
 
 class ToolCall(Schema):
@@ -32,12 +65,13 @@ class ToolCall(Schema):
     @field_validator("arguments", mode="before")
     @classmethod
     def _parsed(cls, arguments: Any) -> Any:
-        if not isinstance(arguments, str):
-            return is_json({} if arguments is None else arguments, "arguments")
-        try:
-            return is_json(json.loads(arguments or "{}"), "arguments")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"the arguments are no JSON: {error}") from None
+        """Of text, as the OpenAI format has them; null and nothing are no arguments."""
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments.strip() or "{}")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"the arguments are no JSON: {error}") from None
+        return is_json({} if arguments is None else arguments, "arguments")
 
     def __hash__(self) -> int:
         return hash((self.name, self.id))  # equal arguments may be written differently
@@ -66,10 +100,16 @@ class Tool(Schema):
     @classmethod
     def _flat(cls, value: Any) -> Any:
         if isinstance(value, type) and hasattr(value, "model_json_schema"):
-            schema = value.model_json_schema()
+            schema = rooted(schema_of_model(value))
             about = schema.pop("description", "")
             return {"name": value.__name__, "description": about, "parameters": schema}
-        return _without_function(value)
+        value = _without_function(value)
+        if not isinstance(value, Mapping) or not is_wrapped(value):
+            return value
+        tools = [tool.as_tool()["function"] for tool in read_tools(value)]
+        if len(tools) != 1:
+            raise ValueError(f"{len(tools)} tools are given as one. Cure: each by itself")
+        return tools[0]
 
     @field_validator("name")
     @classmethod
@@ -83,6 +123,8 @@ class Tool(Schema):
     def _of_an_object(cls, schema: Any) -> Any:
         if schema is None:
             return {"type": "object", "properties": {}}
+        if isinstance(schema, Mapping):
+            schema = rooted(as_json_schema(schema))
         if isinstance(schema, Mapping) and schema.get("type", "object") != "object":
             raise ValueError(
                 f"arguments are an object, and this is the schema of {schema['type']!r}. Cure: "
@@ -167,8 +209,23 @@ class Chat(Schema):
         default=False, description="the answer goes on with the last message, an assistant's"
     )
 
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="variables for the chat template, a JSON object; they count more than those of "
+        "the config",
+        examples=[{"enable_thinking": False}],
+    )
+
     def __init__(self, messages: Any = (), /, **values: Any) -> None:
         super().__init__(**({"messages": messages} | values))
+
+    def __hash__(self) -> int:
+        return hash((self.messages, self.tools, self.tool_choice))
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return check_template_kwargs(kwargs)
 
     @field_validator("tool_choice", mode="before")
     @classmethod

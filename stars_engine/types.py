@@ -57,6 +57,11 @@ class RenderedPrompt(Schema):
     messages: tuple[Message, ...] | None = Field(
         default=None, description="messages that the reward model sees instead of the text"
     )
+    add_special_tokens: bool = Field(
+        default=False,
+        description="put what the tokenizer puts before a text, such as begin of text, before this "
+        "one, unless it is there",
+    )
 
     def __init__(self, text: Any = "", /, **values: Any) -> None:
         super().__init__(**({"text": text} | values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from stars_engine.backends.base import DraftRequest, PrefixHandle
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.config import TransformersModel
+from stars_engine.config import SamplingParams, TransformersModel
 
 SMALL = {
     "vocab_size": 64,
@@ -118,6 +120,31 @@ def random_backend(
     return TransformersBackend(TransformersModel(model=model, tokenizer=tokenizer))
 
 
+class Text:
+    """One text that a backend continues."""
+
+    def __init__(self, backend: TransformersBackend, prompt: Sequence[int]) -> None:
+        self.backend, self.prompt = backend, list(prompt)
+        self.token_ids = list(prompt)
+        self.handle = PrefixHandle()
+
+    def accept(self, ids: Sequence[int]) -> None:
+        self.token_ids += ids
+
+    @torch.inference_mode()
+    def next_logits(self) -> torch.Tensor:
+        """Have the text computed; return the logits after it."""
+        [computed] = self.backend.decoder.compute([(self.token_ids, self.handle.cached)])
+        self.handle.cached = computed
+        return computed.last_output
+
+    def request(
+        self, uniforms: Sequence[float], sampling: SamplingParams, lookahead: int = 0
+    ) -> DraftRequest:
+        ids = tuple(self.token_ids)
+        return DraftRequest(ids, len(self.prompt), uniforms, sampling, lookahead, self.handle)
+
+
 class Fed:
     """Counts the tokens that a model reads."""
 
@@ -138,4 +165,4 @@ class Fed:
 
 def pool_of(backend: TransformersBackend) -> Any:
     assert isinstance(backend.decoder, SharedPrefixDecoder)
-    return backend.decoder._pool
+    return backend.decoder.cache.pool

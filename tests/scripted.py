@@ -21,6 +21,8 @@ ASSISTANT = "<|im_start|>assistant\n"  # what the templates of these families wr
 NEVER = {"kind": "constant", "value": 1e6}  # thresholds that nothing reaches
 [_QUOTE] = tokenizer_of("hermes").encode('"', add_special_tokens=False)
 CLOSING = {_QUOTE: 4.0}  # a bias, or random strings would hardly ever end
+[_BRACKET, _BRACE] = tokenizer_of("hermes").encode("]}", add_special_tokens=False)
+ENDING = {**CLOSING, _BRACKET: 4.0, _BRACE: 4.0}  # the same for lists and objects
 
 
 def speechless(family: str = "hermes") -> TransformersModel:

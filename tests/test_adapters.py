@@ -50,6 +50,7 @@ def test_every_setting_is_a_field() -> None:
     assert EngineFields.model_fields.keys() == FLAT_FIELDS | {"config"}
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_text_everywhere(
     adapter: Callable[..., Any], expected: str, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_reward_model_may_read_another_prompt(adapter: Callable[..., Any]) -
 # --- the package ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "others"),
     [
@@ -160,6 +162,7 @@ def test_a_missing_framework_names_its_extra(package: str, framework: str, extra
     assert f"pip install 'stars-engine[{extra}]'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -200,6 +203,7 @@ def test_a_copy_has_engines_of_its_own(adapter: Callable[..., Any]) -> None:
     future.cancel()
 
 
+@pytest.mark.slow
 def test_a_call_with_models_of_its_own_leaves_the_objects_engine(
     adapter: Callable[..., Any],
 ) -> None:

@@ -58,6 +58,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+@pytest.mark.slow
 def test_thresholds_are_found_once_and_kept(
     cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,6 +103,7 @@ def test_what_gives_no_thresholds_is_told_before_any_are_promised(
     assert runs == []
 
 
+@pytest.mark.slow
 def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "ask.py"
     script.write_text(
@@ -132,6 +134,7 @@ def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -
     assert sum("Calibrating thresholds" in errors for _, errors in outputs) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_made_anew(
     cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +200,7 @@ def test_parts_of_ones_own_are_calibrated_for_the_engine_alone(
     assert not cache.exists()  # no file could say whose they are
 
 
+@pytest.mark.slow
 def test_one_calibration_serves_answers_of_all_lengths_up_to_its_own(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
@@ -310,6 +314,7 @@ async def test_a_pilot_that_nobody_waits_for_stops_at_its_next_stage(
     assert len(runs) == 2
 
 
+@pytest.mark.slow
 def test_waiting_for_another_process_is_told(
     cache: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

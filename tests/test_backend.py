@@ -16,7 +16,8 @@ from stars_engine import (
     StarsEngine,
     TokenIds,
 )
-from stars_engine.backends.base import Draft, DraftRequest
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.forked import ForkingDecoder
 from stars_engine.backends.padded import PaddedDecoder
 from stars_engine.backends.shared import SharedPrefixDecoder
@@ -24,7 +25,7 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.errors import ConfigError
 from stars_engine.testing import check_backend
-from tests.backend_parts import FAMILIES, random_backend
+from tests.backend_parts import FAMILIES, Text, random_backend
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -41,9 +42,10 @@ def test_cached_logits_equal_uncached_ones(family: str, tokenizer: object) -> No
     with torch.inference_mode():
         runs = []
         for decoder in (PaddedDecoder(model), SharedPrefixDecoder(model), UncachedDecoder(model)):
-            prefixes = decoder.start(prompts)
-            decoder.extend([(prefix, [5, 6, 7, 8]) for prefix in prefixes])
-            logits = [torch.stack([prefix.next_logits for prefix in prefixes])]
+            prefixes = decoder.compute([(prompt, None) for prompt in prompts])
+            grown = [[*prompt, 5, 6, 7, 8] for prompt in prompts]
+            prefixes = decoder.compute(list(zip(grown, prefixes, strict=True)))
+            logits = [torch.stack([prefix.last_output for prefix in prefixes])]
             branches = decoder.branch([prefixes[0], prefixes[1], prefixes[0]], 3)
             logits += [branches.step(torch.tensor([3, 4, 5])) for _ in range(3)]
             runs.append(torch.cat(logits))
@@ -76,11 +78,11 @@ def test_a_row_that_has_ended_reads_nothing_beyond_the_context(
     backend = random_backend(family, tokenizer, n_positions=64, max_position_embeddings=64)
     assert backend.context_len == 64
     backend.decoder = decoder(backend.model, backend.context_len)
-    slots = backend.prefill([list(range(3, 58)), [7, 8]])
+    texts = [Text(backend, list(range(3, 58))), Text(backend, [7, 8])]
     sampling = SamplingParams(logit_bias={2: -float("inf")}, top_k=None)
     requests = [
-        DraftRequest(slot, [0.1 + 0.02 * i for i in range(size)], sampling)
-        for slot, size in zip(slots, (9, 32), strict=True)
+        text.request([0.1 + 0.02 * i for i in range(size)], sampling)
+        for text, size in zip(texts, (9, 32), strict=True)
     ]
     together = backend.draft(requests)
     assert [len(draft.token_ids) for draft in together] == [9, 32]
@@ -105,10 +107,10 @@ def test_longrope_is_read_up_to_its_border(
     )
     assert backend.context_len == 32
     assert "32 tokens at most, not 128" in caplog.text
-    slots = backend.prefill([list(range(3, 27)), [7, 8]])
+    texts = [Text(backend, list(range(3, 27))), Text(backend, [7, 8])]
     requests = [
-        DraftRequest(slot, [0.5] * size, SamplingParams(top_k=None))
-        for slot, size in zip(slots, (8, 30), strict=True)
+        text.request([0.5] * size, SamplingParams(top_k=None))
+        for text, size in zip(texts, (8, 30), strict=True)
     ]
     assert backend.draft(requests) == [backend.draft([request])[0] for request in requests]
 
@@ -130,8 +132,7 @@ def test_an_emoji_split_over_segments_is_held_back(engine: StarsEngine) -> None:
             return getattr(model, name)
 
         def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-            done = [len(r.slot.token_ids) - r.slot.num_prompt_tokens for r in requests]
-            return [Draft((ids[position],)) for position in done]
+            return [Draft((ids[request.num_completion_tokens],)) for request in requests]
 
     seen: list[str] = []
     config = engine.config.replace(align=AlignParams(schedule=NoSchedule(), segment_len=1))

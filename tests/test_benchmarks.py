@@ -22,6 +22,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_small_run_ends_with_its_figures(name: str) -> None:
     run = subprocess.run(

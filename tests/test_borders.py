@@ -243,11 +243,13 @@ def p_value() -> float:
     return float(chisquare(observed, expected).pvalue)
 
 
+@pytest.mark.slow
 def test_a_segment_does_not_depend_on_the_rejected_draws_of_the_one_before() -> None:
     """Those may have read uniforms of positions that this segment draws again."""
     assert p_value() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_check_sees_streams_that_begin_anew_with_each_segment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -52,6 +52,7 @@ class Counting:
 # --- the pilot ---
 
 
+@pytest.mark.slow
 def test_the_pilot_is_the_real_loop(
     engine: StarsEngine, schedule: CalibratedSchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedu
     assert acceptances == sorted(acceptances, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [16, 4])
 def test_bounds_of_the_engine_and_other_callers_change_nothing(
     engine: StarsEngine, schedule: CalibratedSchedule, max_rows: int
@@ -111,6 +113,7 @@ def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> N
     assert len(found) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_beta", [0.0, 0.25])
 def test_rewards_in_another_scale_give_the_same_texts(
     engine: StarsEngine, relative_beta: float
@@ -138,6 +141,7 @@ def test_rewards_in_another_scale_give_the_same_texts(
         assert any(0 < probability < 1 for probability in outcomes[0][1])
 
 
+@pytest.mark.slow
 def test_predicted_effort_holds_on_other_prompts(
     engine: StarsEngine, schedule: CalibratedSchedule
 ) -> None:
@@ -166,6 +170,7 @@ def test_observed_effort_counts_what_results_say(engine: StarsEngine) -> None:
     assert (found.acceptance.value, found.budget.value, found.forced.value) == (1, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_exhausted", ["stop", "raise", "fallback"])
 def test_answers_that_stop_are_predicted(engine: StarsEngine, on_exhausted: str) -> None:
     """Few draws and a small acceptance: many answers end before their last segment."""
@@ -270,6 +275,7 @@ def test_a_pilot_waits_for_those_only_that_come(engine: StarsEngine) -> None:
     assert len(result.segments) == len(fitter.lines) == 3
 
 
+@pytest.mark.slow
 def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(
     engine: StarsEngine,
 ) -> None:

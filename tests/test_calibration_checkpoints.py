@@ -20,6 +20,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_at_once(
         calibrate(engine, OPENINGS, checkpoint=tmp_path / name, **QUICK)
 
 
+@pytest.mark.slow
 def test_an_interrupted_calibration_goes_on(
     engine: StarsEngine,
     schedule: CalibratedSchedule,

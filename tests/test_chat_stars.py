@@ -464,6 +464,7 @@ def test_copies_answer_alike() -> None:
 # --- many at once ---
 
 
+@pytest.mark.slow
 def test_callers_share_rounds(speechless: Callable[..., Any]) -> None:
     chat = speechless(segment_len=4)
     prompts = [[HumanMessage(f"Number {index}")] for index in range(32)]

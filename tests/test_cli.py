@@ -42,6 +42,7 @@ def stars(*args: str, stdin: str = "", cwd: Path | None = None) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_demo_shows_both_arms_and_the_gain() -> None:
     run = stars("demo", "--samples", "2")
     assert run.returncode == 0, run.stderr
@@ -60,6 +61,7 @@ def test_demo_shows_both_arms_and_the_gain() -> None:
     assert "Wall time" in run.stdout
 
 
+@pytest.mark.slow
 def test_generate_json_is_what_the_engine_gives(engine: StarsEngine, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     args = ["This movie", "--seed", "7", "--max-tokens", "24", "-n", "2"]
@@ -71,6 +73,7 @@ def test_generate_json_is_what_the_engine_gives(engine: StarsEngine, tmp_path: P
     assert list(read_jsonl(trace)) == results
 
 
+@pytest.mark.slow
 def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
     [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
@@ -78,6 +81,7 @@ def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     assert "seed 7" in run.stderr
 
 
+@pytest.mark.slow
 def test_prompts_from_stdin_and_files_keep_their_order(tmp_path: Path) -> None:
     prompts = ["This movie", "The acting in it", "I"]
     lines = tmp_path / "prompts.txt"
@@ -96,6 +100,7 @@ def test_prompts_from_stdin_and_files_keep_their_order(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 def test_a_config_file_and_options_over_it(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     align = AlignParams(schedule={"kind": "constant", "value": -99}, segment_len=4)
@@ -108,6 +113,7 @@ def test_a_config_file_and_options_over_it(tmp_path: Path) -> None:
     assert result.seed == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -145,6 +151,7 @@ def test_mistakes_end_in_one_clear_message(args: list[str], words: list[str]) ->
         assert word in message, run.stderr
 
 
+@pytest.mark.slow
 def test_a_reward_whose_module_fails_ends_in_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     args = ["--model", "stars:embedded-lm", "--reward", "broken:f", "--threshold", "0"]
@@ -158,6 +165,7 @@ def test_a_reward_whose_module_fails_ends_in_one_message(tmp_path: Path) -> None
         assert word in run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_a_terminal_that_cannot_show_a_character(encoding: str) -> None:
     env = {**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"}
@@ -180,6 +188,7 @@ def test_an_empty_stdin_is_a_mistake() -> None:
     assert "holds no prompt" in run.stderr
 
 
+@pytest.mark.slow
 def test_a_callable_as_reward(tmp_path: Path) -> None:
     (tmp_path / "brevity.py").write_text("def short(prompt, completion): return -len(completion)\n")
     # A script, as the installed command is: Python does not look in the current directory for it.
@@ -223,6 +232,7 @@ def test_where_results_go_is_looked_at_before_the_pilot(tmp_path: Path, option: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_calibration_says_that_it_goes_on(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("A film\n" * 8)
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", "--no-verify"]
@@ -260,6 +270,7 @@ def test_messages_are_not_wrapped_where_no_terminal_is() -> None:
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_torch_the_cure_is_named() -> None:
     code = "import sys; sys.modules['torch'] = None; from stars_engine.cli import main; main()"
     for args in (["demo"], ["generate", "A"], ["doctor"]):
@@ -271,6 +282,7 @@ def test_without_torch_the_cure_is_named() -> None:
         assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_130() -> None:
     args = ["generate", "It was", "-n", "100", "--max-tokens", "400", "--json"]
     run = subprocess.Popen(
@@ -283,6 +295,7 @@ def test_ctrl_c_ends_it_with_130() -> None:
     assert messages == "interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_mistake() -> None:
     args = ["generate", "It was", "--max-tokens", "48", "--seed", "1"]
     run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -312,6 +325,7 @@ def test_bad_prompt_files_name_their_line(tmp_path: Path) -> None:
     assert b"stdin, line 1: not UTF-8" in run.stderr
 
 
+@pytest.mark.slow
 def test_doctor_names_versions_and_models() -> None:
     run = stars("doctor")
     assert run.returncode == 0, run.stderr
@@ -327,6 +341,7 @@ def test_doctor_names_versions_and_models() -> None:
         assert run.stdout.count(word) == 2
 
 
+@pytest.mark.slow
 def test_where_segments_end_and_what_is_read_ahead() -> None:
     common = ["generate", "The story", "--json", "--seed", "1", "--max-tokens", "60"]
     run = stars(*common, "--segment-end", "sentence", "--segment-len", "30")

@@ -151,6 +151,7 @@ def test_files_give_back_an_equal_config(tmp_path: Path, suffix: str) -> None:
     assert "schema_version" in path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 @given(stop=st.lists(st.text(min_size=1), max_size=3))
 @example(stop=["\x85", "a\u2028b", "\u2029", "\ufeff", "\ufffe", "\x00", "\x7f", "\r\n", "\t", " "])

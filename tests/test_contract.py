@@ -184,6 +184,7 @@ def test_errors_name_what_is_wrong(adapter: Adapter) -> None:
     assert adapter.ask(llm)  # none of them does any harm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_process_ends_well_in_the_middle_of_an_answer(kind: Any) -> None:
     ask = "complete" if "llama" in kind.__module__ else "invoke"

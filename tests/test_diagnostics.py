@@ -139,6 +139,7 @@ def test_draws_are_similar_up_to_one_token_of_eight(drafts: list[str], num_simil
     assert rollout.costs["num_similar_draws"] == num_similar
 
 
+@pytest.mark.slow
 def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     sampling = SamplingParams(seed=1, n=40)
     # Of short segments, such as the pair ships with, a few are drawn twice by chance.
@@ -311,6 +312,7 @@ def test_first_drafts_that_end_the_answer_are_measured_by_their_own_line() -> No
         assert found == expected
 
 
+@pytest.mark.slow
 def test_rewards_off_their_calibration_are_told(
     own: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:

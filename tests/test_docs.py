@@ -38,6 +38,7 @@ def stars_commands() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -50,6 +51,7 @@ def test_python_blocks_run(
         exec(compile("\n" * line + block, str(page), "exec", dont_inherit=True), namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", stars_commands())
 def test_commands_run(command: str, tmp_path: Path) -> None:
     args = shlex.split(command, comments=True)[1:]

@@ -29,6 +29,7 @@ SHORT = SamplingParams(seed=3, max_tokens=32)
 ANY = AlignParams(schedule=NoSchedule())
 
 
+@pytest.mark.slow
 def test_the_embedded_pair_turns_warm(engine: StarsEngine) -> None:
     prompts = ["This movie", "The acting", "I saw this film and", "My friend said that"]
     sampling = SamplingParams(seed=11, n=4, max_tokens=96)
@@ -57,6 +58,7 @@ def test_a_stream_may_be_left(engine: StarsEngine) -> None:
     assert engine.generate("This movie", sampling=SHORT)[0].text
 
 
+@pytest.mark.slow
 def test_threads_take_turns(engine: StarsEngine) -> None:
     prompts = [f"Film number {index}" for index in range(8)]
     alone = [engine.generate(prompt, sampling=SHORT)[0].text for prompt in prompts]

@@ -39,6 +39,7 @@ def run(code: str) -> tuple[int, float, str]:
     return done.returncode, time.time() - first_round_s, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status"),
     [
@@ -155,6 +156,7 @@ def test_the_process_ends_cleanly(code: str, status: int) -> None:
     assert "Fatal Python error" not in stderr
 
 
+@pytest.mark.slow
 def test_a_fork_gets_a_clear_error_and_may_begin_anew() -> None:
     code = """
 engine.generate('The', sampling=SamplingParams(max_tokens=4))
@@ -174,6 +176,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
     assert returncode == 11, stderr
 
 
+@pytest.mark.slow
 def test_what_a_fork_inherits_says_so_and_never_hangs() -> None:
     code = """
 never = never.replace(max_attempts=10**9)

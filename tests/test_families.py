@@ -20,7 +20,7 @@ from stars_engine import (
     StarsEngine,
     TokenIds,
 )
-from stars_engine.backends.selection import LADDER
+from stars_engine.backends.selection import DECODERS
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.rewards.classifier import ClassifierRewardModel
@@ -149,7 +149,7 @@ def plain(stars: StarsEngine, backend: TransformersBackend) -> list[StarsResult]
 
 def test_each_family_takes_its_highest_rung(family: str, backend: TransformersBackend) -> None:
     assert backend.path.startswith(RUNGS[family])
-    assert type(backend.decoder) is LADDER[RUNGS[family]]
+    assert type(backend.decoder) is DECODERS[RUNGS[family]]
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -212,4 +212,4 @@ def test_rewards_are_those_of_whole_texts(
             assert accounts(alone(engine, count, **test)) == accounts(whole)
             assert accounts(together(engine, count, **test)) == accounts(whole)
     read = sum(result.usage.num_reward_tokens for result in whole)
-    assert 0 < reader.num_fed < 2 * read  # of four times that
+    assert 0 < reader.num_computed < 2 * read  # of four times that

@@ -20,10 +20,10 @@ from stars_engine import (
     TokenIds,
     YesNoReward,
 )
-from stars_engine.rewards import incremental
+from stars_engine.kv_cache import prefix_cache
 from stars_engine.rewards.classifier import ClassifierRewardModel
-from stars_engine.rewards.encoding import Row
-from stars_engine.rewards.incremental import IncrementalReader
+from stars_engine.rewards.encoding import EncodedInput
+from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from tests.backend_parts import Fed, pool_of, random_backend, random_model
@@ -40,21 +40,21 @@ def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardM
     return ClassifierRewardModel(config)
 
 
-def reader_of(reward: Reward) -> IncrementalReader:
+def reader_of(reward: Reward) -> IncrementalRunner:
     assert reward._incremental is not None, reward.path
     return reward._incremental
 
 
-def read(reader: IncrementalReader, rows: list[Ids]) -> list[torch.Tensor]:
-    return reader.read([Row(ids) for ids in rows])
+def read(reader: IncrementalRunner, rows: list[Ids]) -> list[torch.Tensor]:
+    return reader.run([EncodedInput(ids) for ids in rows])
 
 
-def check(reward: Reward, rows: list[Ids] | list[Row]) -> None:
+def check(reward: Reward, rows: list[Ids] | list[EncodedInput]) -> None:
     """Each row as one plain pass over it, alone."""
-    marked = [row if isinstance(row, Row) else Row(row) for row in rows]
+    marked = [row if isinstance(row, EncodedInput) else EncodedInput(row) for row in rows]
     with torch.inference_mode():
-        ours = reader_of(reward).read(marked)
-        plain = [reward._read_whole([row])[0] for row in marked]
+        ours = reader_of(reward).run(marked)
+        plain = [reward._run_whole([row])[0] for row in marked]
     assert [len(output) for output in ours] == [len(row.points) for row in marked]
     torch.testing.assert_close(torch.cat(ours), torch.cat(plain), atol=1e-5, rtol=1e-4)
 
@@ -79,7 +79,7 @@ def random_ids(rng: random.Random, count: int) -> Ids:
     return [rng.randrange(3, 60) for _ in range(count)]
 
 
-def grown(rng: random.Random, row: Row) -> Row:
+def grown(rng: random.Random, row: EncodedInput) -> EncodedInput:
     """More tokens; the last point moves or stays, or all of them are others."""
     longer = [*row.ids, *random_ids(rng, rng.randrange(1, 9))]
     end = len(longer) - 1
@@ -87,18 +87,18 @@ def grown(rng: random.Random, row: Row) -> Row:
     if rng.random() < 0.1:
         marks = {*rng.sample(range(end + 1), min(3, end))}
     inner = rng.sample(range(len(row.ids), end + 1), rng.randrange(2))
-    return Row(longer, (*sorted({*marks, *inner} - {end}), end))
+    return EncodedInput(longer, (*sorted({*marks, *inner} - {end}), end))
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_rows_come(seed: int, tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_rows_come(seed: int, tokenizer: object) -> None:
     """Answers that grow, are taken back, share prompts, start anew, come again, in any company."""
-    monkeypatch.setattr(incremental, "MAX_STEMS", 4)
     rng = random.Random(seed)
     reward = classifier("llama", tokenizer)
+    reward.limit_cache(4 * 128 * reward.bytes_per_token)  # prefixes are evicted all the time
 
     prompts = [random_ids(rng, rng.randrange(1, 40)) for _ in range(3)]
-    answers = [Row(rng.choice(prompts)) for _ in range(6)]
+    answers = [EncodedInput(rng.choice(prompts)) for _ in range(6)]
     for _ in range(12):
         chosen = rng.sample(range(6), rng.randrange(1, 6))
         candidates = {
@@ -113,26 +113,26 @@ def test_whatever_rows_come(seed: int, tokenizer: object, monkeypatch: pytest.Mo
             elif happens < 0.7:  # another tokenizer takes some back
                 shorter = [*answers[index].ids[: -rng.randrange(1, 4)], *random_ids(rng, 3)][:90]
                 marks = [mark for mark in answers[index].marks if mark < len(shorter) - 1]
-                answers[index] = Row(shorter, (*marks, len(shorter) - 1))
+                answers[index] = EncodedInput(shorter, (*marks, len(shorter) - 1))
             elif happens < 0.8:
-                answers[index] = Row(rng.choice(prompts))
+                answers[index] = EncodedInput(rng.choice(prompts))
             elif happens < 0.9:  # some are asked for again, as they were
                 check(reward, rows)
             if len(answers[index].ids) > 100:
-                answers[index] = Row(rng.choice(prompts))
+                answers[index] = EncodedInput(rng.choice(prompts))
 
 
 def test_a_candidates_tokens_are_read_once(tokenizer: object) -> None:
     reader = reader_of(classifier("llama", tokenizer))
     prompt = [1, *range(3, 40)]
     read(reader, [prompt])
-    assert (reader.num_fed, reader.num_prefills) == (len(prompt), 1)
+    assert (reader.num_computed, reader.num_prefills) == (len(prompt), 1)
     kept = prompt
     for segment in range(3):
         rows = [[*kept, *[10 + segment + k] * 8] for k in range(4)]
         read(reader, rows)
         read(reader, [[*kept, *[30 + segment] * 8]])  # a second round of the same segment
-        assert reader.num_fed == len(prompt) + (segment + 1) * 5 * 8
+        assert reader.num_computed == len(prompt) + (segment + 1) * 5 * 8
         kept = rows[2]
     assert reader.num_prefills == 1
 
@@ -141,9 +141,9 @@ def test_known_rows_are_not_read_again(tokenizer: object) -> None:
     reader = reader_of(classifier("llama", tokenizer))
     prompt = [1, *range(3, 40)]
     [first] = read(reader, [prompt])
-    fed = reader.num_fed
+    fed = reader.num_computed
     assert torch.equal(read(reader, [prompt])[0], first)
-    assert reader.num_fed == fed
+    assert reader.num_computed == fed
 
 
 def test_two_answers_to_one_prompt_share_it_and_part(tokenizer: object) -> None:
@@ -153,7 +153,7 @@ def test_two_answers_to_one_prompt_share_it_and_part(tokenizer: object) -> None:
     one, two = [*prompt, *[5] * 8], [*prompt, *[6] * 8]
     check(reward, [one, two])
     check(reward, [[*one, *[7] * 8], [*two, *[8] * 8], [*two, *[9] * 8]])
-    assert (reader.num_fed, reader.num_prefills) == (len(prompt) + 5 * 8, 1)
+    assert (reader.num_computed, reader.num_prefills) == (len(prompt) + 5 * 8, 1)
 
 
 def test_a_judge_that_answers_yes_or_no(tokenizer: object) -> None:
@@ -164,7 +164,7 @@ def test_a_judge_that_answers_yes_or_no(tokenizer: object) -> None:
     rows = [[*stem, *[50 + k] * 6, 9, 9] for k in range(3)]
     check(reward, rows)
     check(reward, [[*stem, *[51] * 6, *[60 + k] * 6, 9, 9] for k in range(3)])
-    assert reader_of(reward).num_fed == len(stem) + 3 * 8 + 3 * 8
+    assert reader_of(reward).num_computed == len(stem) + 3 * 8 + 3 * 8
 
 
 @pytest.mark.parametrize("num_candidates", [1, 4])
@@ -184,7 +184,7 @@ def test_the_engine_has_each_candidate_read_once(num_candidates: int) -> None:
         drafted = usage.num_drafted_tokens + usage.num_surplus_tokens
         assert usage.num_attempts > len(result.segments)
         prompt = len(engine.model.codec.encode_prompt("The film was"))
-        assert reader.num_fed == prompt + drafted
+        assert reader.num_computed == prompt + drafted
         assert reader.num_prefills == 1
 
 
@@ -211,7 +211,7 @@ def test_a_prompt_is_read_once_by_each_model(
     reader = reader_of(pair.reward)
     prompt = TokenIds([1, *range(3, 40)])
     align = pair.config.align.replace(num_candidates=num_candidates)
-    num_fed = 0
+    num_computed = 0
     # Under these seeds no two drafts begin alike; what they share is not read again either.
     for prompt_len, seed in ((38, 6), (1, 7), (1, 8)):
         sampling = pair.sampling.replace(seed=seed)
@@ -224,8 +224,8 @@ def test_a_prompt_is_read_once_by_each_model(
         # Of each draft all but the last token; of the segments kept before the end, that one.
         assert sum(rows * count for rows, count in others) == drafted * 3 // 4 + 2
         assert all(count == 1 for _, count in others)
-        num_fed += drafted + (38 if seed == 6 else 0)
-        assert (reader.num_fed, reader.num_prefills) == (num_fed, 1)
+        num_computed += drafted + (38 if seed == 6 else 0)
+        assert (reader.num_computed, reader.num_prefills) == (num_computed, 1)
 
 
 def test_kept_memory_does_not_grow_with_candidates(pair: StarsEngine) -> None:
@@ -234,7 +234,7 @@ def test_kept_memory_does_not_grow_with_candidates(pair: StarsEngine) -> None:
     for num_candidates in (1, 16, 1):
         align = pair.config.align.replace(num_candidates=num_candidates)
         pair.generate(TokenIds([1, *range(3, 40)]), align=align)
-        pools = (pool_of(pair.model), reader_of(pair.reward)._pool)
+        pools = (pool_of(pair.model), reader_of(pair.reward).cache.pool)
         sizes.append([pool.num_bytes for pool in pools])
     assert sizes[0] == sizes[1] == sizes[2]
     assert min(sizes[0]) > 0
@@ -247,10 +247,40 @@ def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: ob
     rejected = [[*prompt, *[50 + k] * 8] for k in range(20)]
     for row in rejected:
         check(reward, [row])
-    [stem] = [stem for stem in reader._stems if stem.tails]
-    assert len(stem.tails) <= incremental._REMEMBERED_PASSES
+    [prefix] = [each for each in reader.cache.pool.prefixes() if each.uncommitted]
+    assert sum(row.has_kv for row in prefix.uncommitted) <= prefix_cache._MAX_RECENT
     check(reward, [[*rejected[0], *[90] * 8]])
     check(reward, [[*rejected[-1], *[91] * 8]])
+
+
+def test_nothing_is_pinned_between_two_calls(tokenizer: object) -> None:
+    """A slow reward holds no memory: all of it can be freed, and costs time alone."""
+    reward = classifier("llama", tokenizer)
+    reader = reader_of(reward)
+    prompt = [1, *range(3, 40)]
+    check(reward, [[*prompt, *[5] * 8], [*prompt, *[6] * 8], [7, 8, 9]])
+    check(reward, [[*prompt, *[5] * 8, 50], [7, 8, 9, 10]])
+    assert reader.cache.pool.num_bytes > 0
+    reward.free_unused()
+    assert reader.cache.pool.num_bytes == 0
+    computed = reader.num_computed
+    check(reward, [[*prompt, *[5] * 8, 50, 51]])
+    assert reader.num_computed - computed == len(prompt) + 10
+
+
+def test_an_eviction_costs_what_was_evicted(tokenizer: object) -> None:
+    """The least recently used answer goes first; what stays is not computed again."""
+    reward = classifier("llama", tokenizer)
+    reader = reader_of(reward)
+    reward.limit_cache(2 * 64 * reward.bytes_per_token)
+    answers = [[token, *range(3, 33)] for token in (40, 41, 42)]
+    for ids in answers:
+        check(reward, [ids])
+    before = reader.num_computed
+    check(reward, [[*answers[2], 5], [*answers[1], 5]])
+    assert reader.num_computed - before == 2
+    check(reward, [[*answers[0], 5]])
+    assert reader.num_computed - before == 2 + len(answers[0]) + 1
 
 
 def test_siblings_that_begin_alike_are_not_taken_for_kept(tokenizer: object) -> None:
@@ -261,7 +291,7 @@ def test_siblings_that_begin_alike_are_not_taken_for_kept(tokenizer: object) -> 
     read(reader, [first, [*prompt, *[7] * 8]])
     read(reader, [[*prompt, 5, *[8] * 9]])
     read(reader, [[*first, *[9] * 8]])
-    assert reader.num_fed == len(prompt) + 2 * 8 + 10 + 8
+    assert reader.num_computed == len(prompt) + 2 * 8 + 10 + 8
     assert reader.num_prefills == 1
 
 
@@ -270,4 +300,4 @@ def test_what_a_template_puts_behind_an_answer_hides_no_growth(tokenizer: object
     prompt, behind = [1, *range(3, 40)], [*range(60, 90)]
     read(reader, [[*prompt, *[5] * 8, *behind], [*prompt, *[6] * 8, *behind]])
     read(reader, [[*prompt, *[6] * 8, *[7] * 8, *behind]])
-    assert reader.num_fed == len(prompt) + 3 * (8 + 30)
+    assert reader.num_computed == len(prompt) + 3 * (8 + 30)

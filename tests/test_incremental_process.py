@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from stars_engine import ProcessReward
-from stars_engine.kv_cache.prefixes import num_common
-from stars_engine.rewards.encoding import Row
+from stars_engine.kv_cache.cached_prefix import common_prefix_len
+from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
 from tests.reward_parts import small
@@ -103,18 +103,18 @@ def test_settled_steps_are_not_read_again(
     reward = make(words, "llama")
     reader = reader_of(reward)
     reward.score(items([""]))
-    assert reader.num_fed == 20 + 1
+    assert reader.num_computed == 20 + 1
     rng = random.Random(1)
     kept, kept_ids = "", reward._read(items([""])[0]).ids
     for ends in (False, True, True, False, False, True, False):
         rounds = [[segment(rng, ends=ends) for _ in range(num_candidates)] for _ in range(2)]
         for texts in rounds:  # a rejected one, and one of which a candidate is kept
-            before = reader.num_fed
+            before = reader.num_computed
             asked = items([kept + text for text in texts])
             reward.score(asked)
             rows = [reward._read(item).ids for item in asked]
-            assert reader.num_fed - before == num_candidates * (4 + ends + 1)
-            assert all(len(ids) - num_common(ids, kept_ids) == 4 + ends + 1 for ids in rows)
+            assert reader.num_computed - before == num_candidates * (4 + ends + 1)
+            assert all(len(ids) - common_prefix_len(ids, kept_ids) == 4 + ends + 1 for ids in rows)
         kept, kept_ids = kept + rounds[1][-1], rows[-1]
     assert reader.num_prefills == 1
 
@@ -123,9 +123,9 @@ def test_a_step_that_ends_with_its_segment_keeps_its_marker(words: PreTrainedTok
     reward = by_labels(words, "llama")
     reader = reader_of(reward)
     reward.score(items(["w1 w2"]))
-    fed = reader.num_fed
+    fed = reader.num_computed
     reward.score(items(["w1 w2\nw3 w4", "w1 w2\nw5"]))
-    assert reader.num_fed - fed == (2 + 1) + (1 + 1)
+    assert reader.num_computed - fed == (2 + 1) + (1 + 1)
 
 
 def test_unfinished_steps_that_do_not_count_cost_nothing(words: PreTrainedTokenizerFast) -> None:
@@ -133,32 +133,34 @@ def test_unfinished_steps_that_do_not_count_cost_nothing(words: PreTrainedTokeni
     reader = reader_of(reward)
     reward.score(items(["w1 w2 "]))
     first = reward.score(items(["w1 w2\nw3 "]))
-    fed = reader.num_fed
+    fed = reader.num_computed
     again = reward.score(items([f"w1 w2\nw3 w{number} " for number in range(4, 8)]))
-    assert reader.num_fed == fed
+    assert reader.num_computed == fed
     assert [score.value for score in again] == [first[0].value] * 4
     reward.score(items(["w1 w2\nw3 w4\nw5"]))
-    assert reader.num_fed - fed == 2 + 1
+    assert reader.num_computed - fed == 2 + 1
 
 
 def test_a_point_that_nobody_asked_for_is_read_again(words: PreTrainedTokenizerFast) -> None:
     reward = by_words(words, "llama")
     reader = reader_of(reward)
     ids = [*range(3, 33)]
-    check(reward, [Row(ids)])
-    check(reward, [Row(ids, (25, 29))])
-    assert reader.num_fed == 30 + 5
-    check(reward, [Row(ids, (25, 29)), Row(ids[:26], (25,)), Row(ids)])
-    assert reader.num_fed == 30 + 5
+    check(reward, [EncodedInput(ids)])
+    check(reward, [EncodedInput(ids, (25, 29))])
+    assert reader.num_computed == 30 + 5
+    check(reward, [EncodedInput(ids, (25, 29)), EncodedInput(ids[:26], (25,)), EncodedInput(ids)])
+    assert reader.num_computed == 30 + 5
 
 
 def test_what_is_kept_is_small(words: PreTrainedTokenizerFast) -> None:
     """Labels of points: neither hidden states nor a vocabulary's logits."""
     reward = by_words(words, "llama")
-    check(reward, [Row([*range(3, 33)], (10, 20, 29))])
-    check(reward, [Row([*range(3, 43)], (10, 20, 39))])
-    for stem in reader_of(reward)._stems:
-        for known in (stem, *stem.tails):
+    check(reward, [EncodedInput([*range(3, 33)], (10, 20, 29))])
+    check(reward, [EncodedInput([*range(3, 43)], (10, 20, 39))])
+    kept = [each for each in reader_of(reward).cache.pool.prefixes() if each.outputs]
+    assert kept
+    for prefix in kept:
+        for known in (prefix, *prefix.uncommitted):
             assert all(output.shape == (2,) for output in known.outputs.values())
             bases = [output._base for output in known.outputs.values()]
             assert all(base is None or base.numel() <= 2 * 3 for base in bases)
@@ -179,7 +181,7 @@ def test_a_head_that_is_trained(words: PreTrainedTokenizerFast) -> None:
     torch.testing.assert_close(logits[1] - logits[0], torch.ones(2), atol=1e-4, rtol=0.0)
 
 
-def test_models_that_see_what_follows_read_whole_texts(words: PreTrainedTokenizerFast) -> None:
+def test_models_that_see_what_follows_run_whole_texts(words: PreTrainedTokenizerFast) -> None:
     model = small(BertForTokenClassification, BertConfig, words, num_labels=2, pad_token_id=0)
     reward = live(words, model, **BY_LABELS)
     assert reward._incremental is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stars_engine.kv_cache import kernels
+from stars_engine.kv_cache import fused_kernels as kernels
 from stars_engine.kv_cache.fused_kernels import kernel_for
 from tests.backend_parts import random_backend
 

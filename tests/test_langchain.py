@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import (
+    AIMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.content import create_plaintext_block, create_text_block
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField
 
 import langchain_stars
+from langchain_stars.messages import read_messages
 from stars_engine import (
     ConfigError,
     SamplingParams,
@@ -20,6 +30,7 @@ from tests.conftest import PROMPT, SETTINGS
 pytestmark = pytest.mark.usefixtures("one_runtime")
 
 
+@pytest.mark.slow
 def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
     llm = langchain_stars.StarsLLM(**SETTINGS)
     prompts = [f"Film number {index}" for index in range(16)]
@@ -98,3 +109,46 @@ def test_langchain_identity_counts_tokens_and_tells_settings_apart() -> None:
     assert llm.asdict()["schedule"]["kind"] == "calibrated"
     assert llm.get_num_tokens("The acting") == 2
     assert llm._get_ls_params(stop=["x"])["ls_stop"] == ["x"]
+
+
+TEXT = "Four \u00bd."
+CODED = base64.b64encode(TEXT.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (create_plaintext_block(text=TEXT), TEXT),
+        (create_plaintext_block(base64=CODED), TEXT),
+        (create_plaintext_block(text=TEXT, title="T", context="C"), f"T\nC\n{TEXT}"),
+        (create_text_block(TEXT), TEXT),
+        ({"type": "input_text", "text": TEXT}, TEXT),
+        ({"type": "file", "source_type": "text", "mime_type": "text/plain", "text": TEXT}, TEXT),
+        ({"type": "file", "source_type": "base64", "mime_type": "text/csv", "data": CODED}, TEXT),
+        (
+            {"type": "document", "title": "T", "source": {"type": "text", "data": TEXT}},
+            f"T\n{TEXT}",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage, ToolMessage, ChatMessage])
+def test_blocks_that_hold_text_are_read(block: Any, expected: str, kind: Any) -> None:
+    more = {ToolMessage: {"tool_call_id": "1"}, ChatMessage: {"role": "user"}}.get(kind, {})
+    [turn] = read_messages([kind(content=["A ", block, " B"], **more)])
+    assert turn.content == f"A {expected} B"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        create_plaintext_block(url="http://localhost/a.txt"),
+        create_plaintext_block(file_id="7"),
+        create_plaintext_block(base64="no base64!"),
+        {"type": "file", "mime_type": "application/pdf", "base64": CODED},
+        {"type": "document", "source": {"type": "url", "url": "http://localhost/a"}},
+        {"type": "image", "url": "http://localhost/a.png"},
+    ],
+)
+def test_blocks_that_hold_no_text_are_refused(block: Any) -> None:
+    with pytest.raises(ConfigError, match=f"type '{block['type']}'"):
+        read_messages([HumanMessage(content=[block])])

@@ -82,6 +82,7 @@ class TestScripted(_OfChatStars, ChatModelIntegrationTests):
     pass
 
 
+@pytest.mark.slow
 class TestSpeechless(_OfChatStars, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:

@@ -280,6 +280,7 @@ def test_thresholds_that_follow_the_prefix(
     assert_same_law(case, closed_form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_exhausted", ["best", "last"])
 @pytest.mark.parametrize("num_candidates", [1, 2, 4])
 @pytest.mark.parametrize("beta", [0.0, 0.4])
@@ -294,6 +295,7 @@ def test_segments_of_two_tokens_with_a_short_last_one(num_candidates: int) -> No
     assert_same_law(case, closed_form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
 @pytest.mark.parametrize("num_candidates", [1, 4])
 @pytest.mark.parametrize(
@@ -322,6 +324,7 @@ SENTENCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("segment_len", "min_segment_len", "num_candidates", "on_exhausted"),
     [
@@ -352,6 +355,7 @@ def test_segments_that_end_with_a_sentence(
         assert_same_law(case, lambda _: closed_form(without))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
 @pytest.mark.parametrize("num_candidates", [1, 2, 4])
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.llms import ChatMessage
+from llama_index.core.base.llms.types import CitableBlock, DocumentBlock
+from llama_index.core.llms import ChatMessage, TextBlock
 
 import llamaindex_stars
+from llamaindex_stars.prompts import read_message
 from stars_engine import (
     AlignParams,
     Chat,
@@ -17,6 +19,7 @@ from stars_engine import (
     SamplingParams,
     StarsConfig,
     StarsEngine,
+    TokenIds,
 )
 from tests.conftest import PROMPT, SETTINGS, shared_model
 
@@ -111,6 +114,42 @@ def test_llamaindex_chats_by_the_models_template() -> None:
     with pytest.raises(PromptError, match="ImageBlock"):
         llm.chat([image])
     llm.close()
+
+
+@pytest.mark.parametrize("begin", ["", "<|startoftext|>"])
+@pytest.mark.parametrize("formatted", [False, True])
+def test_prompts_of_the_callers_own_begin_once(begin: str, formatted: bool) -> None:
+    """As `tokenizer(prompt)` has it: begin of text stands before it, and is not doubled."""
+    llm = llamaindex_stars.StarsLLM(
+        **SETTINGS,
+        completion_to_prompt=lambda text: f"{begin}Say: {text}",
+        messages_to_prompt=lambda messages: f"{begin}Say: {messages[0].content}",
+    )
+    codec = llm.load().engine().model.codec
+    expected = codec.encode_prompt("Say: it")
+    assert expected[0] == codec.tokenizer.bos_token_id
+    text = f"{begin}Say: it" if formatted else "it"
+    by_ids = StarsEngine.shared(llm.settings()).generate(
+        TokenIds(expected), sampling=SamplingParams(**SETTINGS)
+    )[0]
+    response = llm.complete(text, formatted=formatted)
+    assert response.text == by_ids.text
+    assert response.raw["usage"]["prompt_tokens"] == len(expected)
+    assert llm.chat([ChatMessage("it")]).message.content == by_ids.text
+    assert "".join(r.delta for r in llm.stream_complete(text, formatted=formatted)) == by_ids.text
+
+
+def test_text_in_other_blocks_is_read() -> None:
+    document = DocumentBlock(data=b"Four \xc2\xbd.", document_mimetype="text/plain")
+    cited = CitableBlock(title="Title", source="s", content=[TextBlock(text="Five."), document])
+    blocks = [TextBlock(text="Hi"), document, cited]
+    [turn] = [read_message(ChatMessage(role="user", blocks=blocks))]
+    assert turn.content == "Hi\nFour \u00bd.\nTitle\nFive.\nFour \u00bd."
+    pdf = DocumentBlock(data=b"%PDF", document_mimetype="application/pdf")
+    elsewhere = DocumentBlock(url="http://localhost/a.txt", document_mimetype="text/plain")
+    for block in (pdf, elsewhere, CitableBlock(title="t", source="s", content=[pdf])):
+        with pytest.raises(PromptError, match="DocumentBlock"):
+            read_message(ChatMessage(role="user", blocks=[block]))
 
 
 def test_llamaindex_uses_the_users_own_templates(expected: str) -> None:

@@ -291,6 +291,7 @@ async def test_function_agents_and_workflows_of_them(streaming: bool) -> None:
         assert str(await flow.run("How warm is Oslo?")) == "It has 7 degrees."
 
 
+@pytest.mark.slow
 async def test_react_agents() -> None:
     def script(conversation: str) -> str:
         if "Observation:" in conversation.rpartition("<|im_start|>user")[2]:
@@ -414,6 +415,7 @@ def test_a_call_with_a_model_of_its_own_loads_no_other() -> None:
     llm.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["given", "model"])
 def test_room_is_left_for_prompts(index: VectorStoreIndex, sampling: str) -> None:
     config = {"sampling": "model"} if sampling == "model" else {}

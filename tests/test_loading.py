@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from stars_engine import (
 )
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
+from stars_engine.loading import load_model
 from tests.backend_parts import SMALL
+from tests.chat_templates import random_llama
 from tests.conftest import shared_model
 
 
@@ -122,3 +125,24 @@ def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> 
         TransformersBackend(
             TransformersModel(name_or_path=name, adapter_path=str(tmp_path / "adapter"))
         )
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["cpu", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}, {"": torch.device("cpu")}, "auto"],
+)
+def test_half_precision_is_widened_on_a_cpu_however_it_is_placed(
+    tmp_path: Path, tokenizer: Any, place: Any
+) -> None:
+    if place == "auto" and torch.accelerator.is_available():
+        pytest.skip("an accelerator is here")
+    made = random_llama(tokenizer).half()
+    made.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for kind, dtype in (({}, torch.float32), ({"dtype": "float16"}, torch.float16)):
+        config = TransformersModel(name_or_path=str(tmp_path), device_map=place, **kind)
+        assert load_model(config, AutoModelForCausalLM).dtype == dtype
+    plain = load_model(
+        TransformersModel(name_or_path=str(tmp_path), device="cpu"), AutoModelForCausalLM
+    )
+    assert plain.dtype == torch.float32

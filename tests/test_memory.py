@@ -131,6 +131,7 @@ def test_fewer_rows_at_a_time(
     assert caplog.text.count("reducing the batch") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_prefixes", [1, 2, 4])
 def test_requests_wait_for_memory(
     num_prefixes: int,
@@ -162,6 +163,7 @@ def test_what_was_accepted_is_read_again_when_there_is_memory(
     assert scarce.num_computed > len(PROMPTS) or not long_enough
 
 
+@pytest.mark.slow
 def test_one_row_too_many_makes_the_others_wait(
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
@@ -206,6 +208,7 @@ def test_a_request_too_large_for_the_machine_fails_alone(
     assert [account(results[index]) for index in others] == [wanted[index] for index in others]
 
 
+@pytest.mark.slow
 def test_giving_one_up_that_waits_fails_no_other_that_waits(engine: StarsEngine) -> None:
     scarce = Scarce(engine.model, num_prefixes=1)
     config = engine.config.replace(sampling=SAMPLING.replace(max_tokens=60), align=ALIGN)
@@ -285,6 +288,7 @@ def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
         assert waiting.done()
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> None:
     def slow(prompt: str, completion: str) -> float:
         time.sleep(0.002)
@@ -309,6 +313,7 @@ def test_what_is_read_again_is_bounded_as_before(engine: StarsEngine) -> None:
     assert drafted[0] == drafted[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scarce", ["prefixes", "rows", "tokens"])
 def test_pilots_that_wait_for_each_other_find_what_they_would(
     scarce: str, engine: StarsEngine
@@ -447,11 +452,11 @@ def test_smaller_batches_until_they_fit(caplog: pytest.LogCaptureFixture) -> Non
 
     rooms: list[int] = []
     with caplog.at_level(logging.WARNING):
-        found = in_smaller_batches(run, range(10), what="things", make_room=rooms.append)
+        found = in_smaller_batches(run, range(10), what="things", free_unused=rooms.append)
     assert found == [-item for item in range(10)]
     assert tried == [10, 5, 3, 3, 3, 1]
     assert rooms == [5, 3]
-    assert in_smaller_batches(run, [], what="things", make_room=rooms.append) == []
+    assert in_smaller_batches(run, [], what="things", free_unused=rooms.append) == []
 
 
 def test_other_errors_and_single_items_are_not_tried_again() -> None:
@@ -459,6 +464,6 @@ def test_other_errors_and_single_items_are_not_tried_again() -> None:
         raise RuntimeError(FULL if len(items) == 1 else "another thing")
 
     with pytest.raises(RuntimeError, match="another thing"):
-        in_smaller_batches(run, [1, 2], what="things", make_room=lambda _: None)
+        in_smaller_batches(run, [1, 2], what="things", free_unused=lambda _: None)
     with pytest.raises(RuntimeError, match="not enough memory"):
-        in_smaller_batches(run, [1], what="things", make_room=lambda _: None)
+        in_smaller_batches(run, [1], what="things", free_unused=lambda _: None)

@@ -222,6 +222,7 @@ def test_when_every_row_costs_its_share_each_has_one() -> None:
 # --- whether it pays: rounds simulated ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [128, 16])
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
 def test_simulated_rounds_take_less_time(cost: Cost, max_rows: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
-from stars_engine.kv_cache import packing
+from stars_engine.kv_cache import packed_linear as packing
 from stars_engine.kv_cache.packed_linear import PackedLinears
 
 
@@ -24,7 +24,7 @@ def layers(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
 
 @pytest.fixture(autouse=True)
 def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_LEAST", 0)
+    monkeypatch.setattr(packing, "_MIN_WEIGHTS", 0)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_layers_with_ways_of_their_own_are_left_alone(counted: list[int]) -> Non
 
 @torch.inference_mode()
 def test_a_small_layer_stays_as_it_is(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_LEAST", 24 * 40)
+    monkeypatch.setattr(packing, "_MIN_WEIGHTS", 24 * 40)
     model = layers()
     with PackedLinears(model)():
         model(torch.randn(1, 24))

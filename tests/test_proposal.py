@@ -181,6 +181,7 @@ def test_penalties_follow_their_row_and_are_rewound(engine: StarsEngine) -> None
     assert model.draft([request] * 3) == [model.draft([request])[0]] * 3
 
 
+@pytest.mark.slow
 def test_min_tokens_holds_back_the_end(engine: StarsEngine) -> None:
     align = AlignParams(schedule=NoSchedule(), segment_len=16)
     sampling = SamplingParams(seed=0, n=16, max_tokens=160)

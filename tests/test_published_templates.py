@@ -41,13 +41,18 @@ NO_SYSTEM = {"gemma"}
 CONTROL = re.compile(r"<[|｜][^\s|｜<>]+[|｜]>|<[A-Za-z_/]+>|\[/?[A-Z_]+\]")
 
 
-def published(name: str) -> PreTrainedTokenizerFast:
-    """Return a tiny tokenizer with a template, and all its markers for control tokens."""
+def template_of(name: str) -> str:
+    """Return a template as published."""
     spec = find_spec("trl")
     assert spec is not None
     assert spec.origin is not None
     path = Path(spec.origin).parent / "chat_templates" / f"{name}.jinja"
-    template = path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def published(name: str) -> PreTrainedTokenizerFast:
+    """Return a tiny tokenizer with a template, and all its markers for control tokens."""
+    template = template_of(name)
     control = dict.fromkeys(["<s>", "</s>", *CONTROL.findall(template)])
     return tokenizer_of_family(Family(template, tuple(control), "</s>"))
 

@@ -124,6 +124,7 @@ def test_shared_tokenizer_is_fed_the_very_ids(imdb_engine: StarsEngine) -> None:
     assert reencoded > 0
 
 
+@pytest.mark.slow
 def test_candidate_rewards_equal_plain_forwards(engine: StarsEngine) -> None:
     """Rewards in a result are those of the whole text, at every kept segment."""
     directory = Path(__file__).parents[1] / "stars_engine" / "embedded" / "reward"

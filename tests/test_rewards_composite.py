@@ -79,6 +79,7 @@ def attempts_of(result: StarsResult) -> list[Attempt]:
 # --- values ---
 
 
+@pytest.mark.slow
 def test_the_sum_on_real_segment_borders(engine: StarsEngine, borders: list[RewardInput]) -> None:
     """Each part as it is alone; the sum of weight * (r - mean) / std."""
     config = CompositeReward(
@@ -137,6 +138,7 @@ def test_values_that_are_no_numbers_survive_json() -> None:
 # --- the same text ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_candidates", [1, 4])
 def test_alone_or_in_company(engine: StarsEngine, num_candidates: int) -> None:
     """The text of each does not depend on the batch, nor on how many are drafted at once."""
@@ -404,6 +406,7 @@ def test_composites_within_composites_are_refused() -> None:
 # --- standardised ---
 
 
+@pytest.mark.slow
 def test_parts_are_scaled_by_a_plain_pilot(engine: StarsEngine) -> None:
     """Afterwards each part has mean 0 and deviation 1 on the same texts."""
 

@@ -43,6 +43,7 @@ def non_empty(text: str, separator: str) -> list[str]:
 # --- the published conventions ---
 
 
+@pytest.mark.slow
 def test_qwen_math_prm(
     borders: list[RewardInput],
     qwen: Qwen2ForTokenClassification,
@@ -66,6 +67,7 @@ def test_qwen_math_prm(
     assert max(len(non_empty(item.text, "\n\n")) for item in items) >= 5
 
 
+@pytest.mark.slow
 def test_math_shepherd(borders: list[RewardInput]) -> None:
     """A tag after each line, and how likely a causal model goes on with + rather than -."""
     texts = [item.text for item in borders] + ["Step: a ки\nStep: b + - ки\n"] * 50
@@ -85,6 +87,7 @@ def test_math_shepherd(borders: list[RewardInput]) -> None:
         assert found == pytest.approx(plain.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_skywork_prm(
     borders: list[RewardInput], qwen_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def reward_of(model: Any, tokenizer: Any, **more: Any) -> ClassifierRewardModel:
     )
 
 
+@pytest.mark.slow
 def test_llama_classifier_through_its_chat_template(
     borders: list[RewardInput],
     llama: LlamaForSequenceClassification,
@@ -96,6 +97,7 @@ def test_llama_classifier_through_its_chat_template(
     assert sum(item.finished for item in items) >= 5
 
 
+@pytest.mark.slow
 def test_deberta_through_a_template(borders: list[RewardInput]) -> None:
     tokenizer = word_piece_tokenizer([item.text for item in borders])
     model = small(

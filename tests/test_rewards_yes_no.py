@@ -78,6 +78,7 @@ def log_odds(model: Any, ids: list[int], positive: int, negative: int) -> float:
     return (log_probs[positive] - log_probs[negative]).item()
 
 
+@pytest.mark.slow
 def test_an_instruction_through_the_chat_template(
     borders: list[RewardInput], gemma: Gemma2ForCausalLM, gemma_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -97,6 +98,7 @@ def test_an_instruction_through_the_chat_template(
         assert score.num_tokens == len(ids)
 
 
+@pytest.mark.slow
 def test_llama_guard_through_its_own_template(
     borders: list[RewardInput], llama: LlamaForCausalLM, llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -115,6 +117,7 @@ def test_llama_guard_through_its_own_template(
         assert score.value == pytest.approx(log_odds(llama, ids, safe, unsafe), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_shield_gemma_with_a_policy(
     borders: list[RewardInput], gemma: Gemma2ForCausalLM, gemma_tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -66,6 +66,7 @@ def busy(engine: StarsEngine) -> Iterator[StarsEngine]:
 # --- rounds ---
 
 
+@pytest.mark.slow
 def test_concurrent_calls_share_rounds(engine: StarsEngine) -> None:
     prompts = [f"Film number {index}" for index in range(32)]
     before = engine.stats().num_steps
@@ -100,6 +101,7 @@ def test_segment_lengths_take_turns(engine: StarsEngine) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_round_holds_max_rows_at_most(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +263,7 @@ def test_a_call_larger_than_the_queue_still_gets_in(busy: StarsEngine) -> None:
     assert len(busy.generate(["a"] * 5, sampling=SHORT, align=everything)) == 5
 
 
+@pytest.mark.slow
 def test_a_single_prompt_comes_in_between_those_of_a_large_call(engine: StarsEngine) -> None:
     params = EngineParams(max_active=1, max_waiting=2)
     config = StarsConfig(engine=params, align=engine.config.align)
@@ -281,6 +284,7 @@ def test_a_single_prompt_comes_in_between_those_of_a_large_call(engine: StarsEng
         assert idle(mine)
 
 
+@pytest.mark.slow
 def test_callers_take_turns(engine: StarsEngine) -> None:
     config = StarsConfig(engine=EngineParams(max_active=2), align=engine.config.align)
     with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:

@@ -89,6 +89,7 @@ def test_a_pair_is_cut_around_the_border_of_context_and_answer() -> None:
     assert alike.differs == min(map(len, alike.sides))  # nothing to learn within the cut
 
 
+@pytest.mark.slow
 def test_the_toxicity_reward_learns_from_scores_and_knows_prefixes() -> None:
     rng = random.Random(0)
     neutral = ["the", "film", "was", "seen", "by", "a", "man", "in", "town", "on", "that", "day"]
@@ -111,6 +112,7 @@ def test_the_toxicity_reward_learns_from_scores_and_knows_prefixes() -> None:
         assert figures.auc(-told, np.array(scores)) > 0.95
 
 
+@pytest.mark.slow
 def test_the_harmlessness_reward_learns_which_of_two_is_preferred() -> None:
     rng = random.Random(0)
     words = ["a", "plan", "for", "the", "house", "and", "garden", "of", "my", "old", "friend"]

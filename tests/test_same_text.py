@@ -27,6 +27,7 @@ def with_m(engine: StarsEngine, m: int) -> AlignParams:
     return engine.config.align.replace(num_candidates=m)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [2, 4, 8])
 def test_same_text_for_every_m(imdb_engine: StarsEngine, m: int) -> None:
     one = imdb_engine.generate(PROMPTS, sampling=SEEDED, align=with_m(imdb_engine, 1))
@@ -36,12 +37,14 @@ def test_same_text_for_every_m(imdb_engine: StarsEngine, m: int) -> None:
     assert all(r.usage.num_surplus_tokens == 0 for r in one)
 
 
+@pytest.mark.slow
 def test_same_text_alone_and_in_a_ragged_batch(imdb_engine: StarsEngine) -> None:
     together = imdb_engine.generate(PROMPTS, sampling=SEEDED)
     alone = [imdb_engine.generate(prompt, sampling=SEEDED)[0] for prompt in PROMPTS]
     assert [account(r) for r in together] == [account(r) for r in alone]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tinystories", "stories260k"])
 def test_same_text_on_the_other_models(name: str, request: pytest.FixtureRequest) -> None:
     backend: TransformersBackend = request.getfixturevalue(name)
@@ -63,6 +66,7 @@ def test_same_text_on_the_other_models(name: str, request: pytest.FixtureRequest
         assert [account(r) for r in run] == [account(r) for r in runs[0]]
 
 
+@pytest.mark.slow
 def test_samples_of_one_prompt_differ(engine: StarsEngine) -> None:
     results = engine.generate("This movie", sampling=SamplingParams(seed=1, n=4))
     assert len({result.text for result in results}) == 4
@@ -114,6 +118,7 @@ RAMP = {"kind": "linear", "initial": -0.1, "target": 2.6}
 HARD = {"schedule": RAMP, "beta": 0.2, "max_attempts": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=["sentence", "lookahead"])
 def test_same_text_with_options(engine: StarsEngine, options: dict) -> None:
     prompts = PROMPTS[:5]
@@ -138,6 +143,7 @@ def test_same_text_with_options(engine: StarsEngine, options: dict) -> None:
     assert [account(r) for r in mixed[:5]] == [account(r) for r in one]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=["sentence", "lookahead"])
 @pytest.mark.parametrize("m", [1, 4])
 def test_accepting_everything_with_options_is_vanilla(

@@ -137,10 +137,12 @@ def _many_at_once() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.mark.slow
 def test_real_backend_follows_the_exact_law(backend: TransformersBackend) -> None:
     assert p_value(sample(backend), exact_law(backend)) > 0.001
 
 
+@pytest.mark.slow
 def test_mutant_best_of_the_accepted_is_rejected(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_mutant_best_of_the_accepted_is_rejected(
     assert p_value(sample(backend), exact_law(backend)) < 1e-6
 
 
+@pytest.mark.slow
 def test_mutant_noise_reused_between_attempts_is_rejected(backend: TransformersBackend) -> None:
     class ReusedNoise(CounterNoise):
         def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:

@@ -155,7 +155,7 @@ def test_a_broken_file_is_told_without_its_secrets(tmp_path: Path) -> None:
     for text in (
         f"model: {{token: {TOKEN}, model_kwargs: {{password: {PASSWORD}}}\nreward: [",
         f"model:\n  token: '{TOKEN}\n",
-        f"model:\n  token: {TOKEN}\n  nam: x\nreward: {{kind: x, api_key: {KEY}}}\n",
+        f"model:\n  token: {TOKEN}\n  sizee: x\nreward: {{kind: x, api_key: {KEY}}}\n",
         f"model: [{TOKEN}]\n",
         f"model: {{name_or_path: 'https://user:{PASSWORD}@hub/x'}}\n",
     ):

@@ -108,6 +108,7 @@ def test_the_last_close_unloads_and_ends_the_thread(loads: list[StarsConfig]) ->
     assert len(loads) == 2
 
 
+@pytest.mark.slow
 def test_forgotten_handles_keep_the_models_for_a_while(loads: list[StarsConfig]) -> None:
     for _ in range(3):  # as objects made anew for every request do
         StarsEngine.shared().generate("a", sampling=SHORT)
@@ -139,6 +140,7 @@ def test_a_reward_that_nobody_uses_is_let_go(loads: list[StarsConfig]) -> None:
     keeper.close()
 
 
+@pytest.mark.slow
 def test_a_forgotten_reward_is_let_go_while_the_engine_is_busy(loads: list[StarsConfig]) -> None:
     def forgotten_reward(prompt: str, completion: str) -> float:
         return 1.0
@@ -163,6 +165,7 @@ def test_a_forgotten_reward_is_let_go_while_the_engine_is_busy(loads: list[Stars
         future.cancel()
 
 
+@pytest.mark.slow
 def test_other_bounds_are_for_others_when_nobody_holds_the_runtime(
     loads: list[StarsConfig],
 ) -> None:
@@ -183,6 +186,7 @@ def test_other_bounds_are_for_others_when_nobody_holds_the_runtime(
     assert isinstance(future.exception(timeout=10), EngineClosedError)
 
 
+@pytest.mark.slow
 def test_loads_of_several_runtimes_do_not_disturb_each_other() -> None:
     barrier = threading.Barrier(6)
 

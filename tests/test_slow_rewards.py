@@ -67,6 +67,7 @@ def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngi
         assert isinstance(bad, RewardError)
 
 
+@pytest.mark.slow
 def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
     release = threading.Event()
     config = StarsConfig(

@@ -157,6 +157,7 @@ def test_what_is_not_there_is_refused(imdb: Path) -> None:
         labelled_rows(imdb, "test")
 
 
+@pytest.mark.slow
 def test_real_reviews_split_as_described() -> None:
     guide, labels = labelled_rows(shared_data("imdb"), "guide")
     assert 19_500 < len(guide) < 20_500

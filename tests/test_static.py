@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from stars_engine import SamplingParams
-from stars_engine.backends import drafting, ladder
-from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.backends.selection import ON_GPU, choose_decoder
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends import drafting, selection
+from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.selection import ON_GPU, select_decoder
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.errors import GenerationError
-from stars_engine.kv_cache import static
+from stars_engine.kv_cache import cuda_graphs
 from stars_engine.kv_cache.cuda_graphs import shape_for
-from tests.backend_parts import random_backend
+from tests.backend_parts import Text, random_backend
 
 SHARING = [
     *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox"),
@@ -28,40 +29,40 @@ PENALIZED = SamplingParams(repetition_penalty=1.3, presence_penalty=0.5, min_tok
 LENGTHS = (37, 5, 18)
 
 
-def with_static(backend: TransformersBackend) -> TransformersBackend:
-    backend.decoder = SharedPrefixDecoder(backend.model, backend.context_len, static=True)
+def with_graphs(backend: TransformersBackend) -> TransformersBackend:
+    backend.decoder = SharedPrefixDecoder(backend.model, backend.context_len, use_graphs=True)
     return backend
 
 
-def requests(slots: Sequence[object], counts: Sequence[int], turn: int) -> list[DraftRequest]:
+def requests(texts: Sequence[Text], counts: Sequence[int], turn: int) -> list[DraftRequest]:
     return [
-        DraftRequest(
-            slot,
+        text.request(
             [(0.37 * (k + 1) * (i + 2) + 0.11 * turn) % 1 for i in range(6)],
             (PLAIN, PENALIZED)[k % 2],
             lookahead=2,
         )
-        for slot, count in zip(slots, counts, strict=True)
+        for text, count in zip(texts, counts, strict=True)
         for k in range(count)
     ]
 
 
 def run(backend: TransformersBackend) -> list[object]:
     """Three rounds on three prefixes, with other numbers of candidates in each."""
-    slots = backend.prefill([[1 + (7 * i) % 60 for i in range(n)] for n in LENGTHS])
+    texts = [Text(backend, [1 + (7 * i) % 60 for i in range(n)]) for n in LENGTHS]
     found: list[object] = []
     for turn, counts in enumerate([(3, 1, 2), (1, 4, 4), (3, 1, 2)]):
-        drafts = backend.draft(requests(slots, counts, turn))
+        drafts = backend.draft(requests(texts, counts, turn))
         found.append(drafts)
         first = [sum(counts[:index]) for index in range(3)]
         kept = [drafts[index] for index in first]
-        backend.commit(
-            [(s, d.token_ids) for s, d in zip(slots, kept, strict=True) if isinstance(d, Draft)]
-        )
-        found.append([list(slot.token_ids) for slot in slots])
+        for text, draft in zip(texts, kept, strict=True):
+            if isinstance(draft, Draft):
+                text.accept(draft.token_ids)
+        found.append([list(text.token_ids) for text in texts])
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unseen", [1, 4])
 @pytest.mark.parametrize("family", SHARING)
 def test_drafts_are_those_without_any_cache(
@@ -71,26 +72,26 @@ def test_drafts_are_those_without_any_cache(
     backend = random_backend(family, tokenizer)
     backend.decoder = UncachedDecoder(backend.model, backend.context_len)
     wanted = run(backend)
-    monkeypatch.setattr(drafting, "steps_unseen", lambda device: unseen)
-    assert run(with_static(backend)) == wanted
+    monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: unseen)
+    assert run(with_graphs(backend)) == wanted
 
 
 def test_rounds_of_like_numbers_share_buffers(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    original = static.StaticRows
+    original = cuda_graphs.GraphRows
 
     def make(*arguments: object) -> object:
         made.append(arguments[-1])
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(static, "StaticRows", make)
-    backend = with_static(random_backend("llama", tokenizer))
+    monkeypatch.setattr(cuda_graphs, "GraphRows", make)
+    backend = with_graphs(random_backend("llama", tokenizer))
     run(backend)
     assert len(made) == len(set(made)) == 2  # of the first and third round, and of the second
     assert {shape.num_prefixes for shape in made} == {4}
-    backend.drop_unused()
+    backend.free_unused()
     run(backend)
     assert len(made) == 4
 
@@ -98,36 +99,36 @@ def test_rounds_of_like_numbers_share_buffers(
 def test_prefixes_too_large_to_copy_are_read_where_they_are(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(static, "_MOST_COPIED", 0)
+    monkeypatch.setattr(cuda_graphs, "_MAX_COPIED_BYTES", 0)
     backend = random_backend("llama", tokenizer)
     wanted = run(backend)
-    assert run(with_static(backend)) == wanted
+    assert run(with_graphs(backend)) == wanted
 
 
 def test_shapes_unused_for_long_are_let_go_of(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = with_static(random_backend("llama", tokenizer))
+    backend = with_graphs(random_backend("llama", tokenizer))
     wanted = run(backend)
     decoder = backend.decoder
     assert isinstance(decoder, SharedPrefixDecoder)
-    assert decoder._steps is not None
-    shapes = list(decoder._steps._by_shape)
+    shapes = list(decoder._graphs._by_shape)
     assert len(shapes) == 2
     per_shape = 4 * shapes[0].width * backend.bytes_per_token
-    monkeypatch.setattr(static, "_MOST_COPIED", 2 * per_shape - 1)
-    decoder._steps.forget()
+    monkeypatch.setattr(cuda_graphs, "_MAX_COPIED_BYTES", 2 * per_shape - 1)
+    decoder._graphs.clear()
     assert run(backend) == wanted
-    assert len(decoder._steps._by_shape) == 1
+    assert len(decoder._graphs._by_shape) == 1
 
 
 def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
-    backend = with_static(random_backend("llama", tokenizer))
-    prefixes = backend.prefill([[1, 2, 3], [4] * 70, [5], [6]])
-    slots = [prefix.slot for prefix in prefixes]
-    shape = shape_for([slots[0]] * 5 + [slots[1]], [3] * 5 + [70], 7)
+    backend = with_graphs(random_backend("llama", tokenizer))
+    prompts = [[1, 2, 3], [4] * 70, [5], [6]]
+    computed = backend.decoder.compute([(prompt, None) for prompt in prompts])
+    prefixes = [each.prefix for each in computed]
+    shape = shape_for([prefixes[0]] * 5 + [prefixes[1]], 7)
     assert shape == (8, 2, 8, 96, 7)
-    shape = shape_for(slots * 9, [3, 70, 1, 1] * 9, 7)
+    shape = shape_for(prefixes * 9, 7)
     assert shape.num_rows == 40
     assert shape.num_prefixes * shape.most >= shape.num_rows
 
@@ -135,17 +136,15 @@ def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
 def test_a_row_with_nothing_to_draw_fails_alone_though_it_is_seen_late(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drafting, "steps_unseen", lambda device: 4)
-    backend = with_static(random_backend("llama", tokenizer))
-    [slot] = backend.prefill([[1, 2, 3]])
+    monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: 4)
+    backend = with_graphs(random_backend("llama", tokenizer))
+    text = Text(backend, [1, 2, 3])
     banned = SamplingParams(logit_bias=dict.fromkeys(range(64), -float("inf")))
     uniforms = [0.3] * 6
-    drafts = backend.draft(
-        [DraftRequest(slot, uniforms, banned), DraftRequest(slot, uniforms, PLAIN)]
-    )
+    drafts = backend.draft([text.request(uniforms, banned), text.request(uniforms, PLAIN)])
     assert isinstance(drafts[0], GenerationError)
     assert "the sampling settings leave none" in str(drafts[0])
-    assert drafts[1] == backend.draft([DraftRequest(slot, uniforms, PLAIN)])[0]
+    assert drafts[1] == backend.draft([text.request(uniforms, PLAIN)])[0]
 
 
 def test_graphs_are_tried_first_where_there_is_a_gpu(
@@ -153,13 +152,13 @@ def test_graphs_are_tried_first_where_there_is_a_gpu(
 ) -> None:
     backend = random_backend("llama", tokenizer)
     assert backend.path == "shared prefix"
-    monkeypatch.setattr(ladder, "_is_on_one_gpu", lambda model: True)
-    _, path = choose_decoder(backend.model, backend.context_len)
+    monkeypatch.setattr(selection, "_is_on_one_gpu", lambda model: True)
+    _, path = select_decoder(backend.model, backend.context_len)
     assert path == ON_GPU
 
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(static.StaticRows, "_run", fail)
-    _, path = choose_decoder(backend.model, backend.context_len)
+    monkeypatch.setattr(cuda_graphs.GraphRows, "_run", fail)
+    _, path = select_decoder(backend.model, backend.context_len)
     assert path.startswith("shared prefix (shared prefix in CUDA graphs raised RuntimeError")

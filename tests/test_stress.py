@@ -165,6 +165,7 @@ def both() -> Iterator[Both]:
     assert not [thread for thread in left if thread.name.startswith("stars-")]  # workers too
 
 
+@pytest.mark.slow
 def test_every_text_is_the_one_obtained_alone_and_memory_is_flat(both: Both) -> None:
     alone: dict[tuple[Any, ...], str] = {}
     for job in JOBS:

@@ -213,7 +213,7 @@ def test_a_real_terminal_gets_no_escape(tmp_path: Path, arguments: list[str]) ->
     text = "\x1b]0;owned\x07\x9b31m\u202e[red]evil"
     given = [part.replace("PROMPT", text) for part in arguments]
     found = on_a_terminal(given, tmp_path).decode()
-    assert "evil" in found
+    assert "evil" in found or "--json" in arguments  # which does not repeat prompts
     assert "\x1b]" not in found
     assert not {"\x07", "\x9b", "\u202e"} & set(found)
 

@@ -47,6 +47,7 @@ def random_walks(noise: float = 0.0, prompt_scale: float = 0.0) -> Answers:
     return Answers(prompts, list(seen), [tokens] * count, walk[:, -1])
 
 
+@pytest.mark.slow
 def test_steps_of_a_random_walk_each_tell_their_share() -> None:
     """Four independent steps: rho_k = 1/2 each, so four halves where Best-of-N has one whole."""
     rho = innovations(random_walks())
@@ -84,6 +85,7 @@ def test_the_curve_of_plain_answers_is_that_of_their_steps() -> None:
     assert plain_curve(random_walks().coarser(32), max_attempts=20) == ()
 
 
+@pytest.mark.slow
 def test_what_prompts_share_is_no_merit_of_the_reward() -> None:
     """Large differences between prompts change neither correlations nor the advantage."""
     alike, apart = random_walks(), random_walks(prompt_scale=50.0)
@@ -94,6 +96,7 @@ def test_what_prompts_share_is_no_merit_of_the_reward() -> None:
     assert between_prompts(apart) > 0.95
 
 
+@pytest.mark.slow
 def test_noise_on_prefixes_takes_the_advantage_away() -> None:
     """To the last segment alone, which sees the outcome itself: no more than Best-of-N."""
     advantages = [segment_trust(random_walks(noise), 8).advantage.value for noise in (0, 2, 50)]
@@ -130,6 +133,7 @@ def prompts() -> list[str]:
     return ["The film was", "My brother", "This actor", "One scene", "The music", "I saw"]
 
 
+@pytest.mark.slow
 def test_a_report_of_the_embedded_pair(
     engine: StarsEngine, prompts: list[str], tmp_path: Path
 ) -> None:
@@ -174,6 +178,7 @@ def test_a_report_of_the_embedded_pair(
         write_report(tmp_path / "nowhere" / "r.html", report)
 
 
+@pytest.mark.slow
 def test_a_judge_of_ones_own_is_the_outcome(engine: StarsEngine, prompts: list[str]) -> None:
     """A judge that looks at length alone: the reward says little of it."""
     sampling = SamplingParams(max_tokens=32)
@@ -205,6 +210,7 @@ def test_an_answer_without_an_opinion_is_left_out(engine: StarsEngine, prompts: 
     assert all(-1 <= border.pearson <= 1 for border in report.borders)
 
 
+@pytest.mark.slow
 def test_a_second_reward_model_may_judge(engine: StarsEngine, prompts: list[str]) -> None:
     """The guide's own weights, reading text instead of ids, nearly agree with the guide."""
     sampling = SamplingParams(max_tokens=24)
@@ -221,6 +227,7 @@ def _agrees(
     assert 0.9 < report.borders[-1].pearson <= 1
 
 
+@pytest.mark.slow
 def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> None:
     from stars_engine.calibration.report import _advise, _recommend
 

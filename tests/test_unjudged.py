@@ -102,6 +102,7 @@ def expected_law() -> dict[tuple[str, str], float]:
     return dict(law)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_candidates", [1, 2])
 def test_the_law_with_thoughts_that_are_not_judged(num_candidates: int) -> None:
     """The real loop, enumerated, against the closed formula."""

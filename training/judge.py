@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from stars_engine.disk import write_file
 from training.linear import LinearClassifier
 from training.pieces import beginning, with_passages
 from training.split import labelled_rows
@@ -100,7 +101,7 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     judge.save(args.out / _FILE)
-    (args.out / _FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+    write_file(args.out / _FIGURES, json.dumps(figures, indent=2) + "\n", "figures")
     print(json.dumps(figures, indent=2))
 
 

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stars_engine.disk import write_file
+
 
 def record(out: Path, stage: str, figures: dict[str, Any]) -> None:
     """Merge one stage's figures into `metrics.json`."""
     path = out / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
     metrics[stage] = figures
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_file(path, json.dumps(metrics, indent=2) + "\n", "metrics")
     say(f"{stage}: {json.dumps(figures)}")
 
 

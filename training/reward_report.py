@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
+from stars_engine.disk import write_file
 from training.linear import LinearClassifier
 from training.pieces import beginning
 from training.prefixes import (
@@ -74,7 +75,7 @@ def main() -> None:
             lambda name=name: read_linear(args.imdb, name, texts),
         )
     figures = report(logits, texts, labels)
-    (args.out / "reward_report.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_file(args.out / "reward_report.json", json.dumps(figures, indent=2) + "\n", "report")
     print(tables(figures))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from stars_engine import SamplingParams, StarsEngine, StarsResult
+from stars_engine.disk import write_file
 
 PROMPT = "I watched this film last night and"
 NUM_SEEDS, MAX_TOKENS = 20, 64
@@ -34,7 +35,7 @@ def main() -> None:
             [plain] = engine.vanilla(PROMPT, sampling=sampling)
             [aligned] = engine.generate(PROMPT, sampling=sampling)
             lines.append(f"{seed}. {_shown(plain)}\n\n   **STARS** {_shown(aligned)}\n")
-    args.out.write_text("\n".join(lines))
+    write_file(args.out, "\n".join(lines), "samples")
 
 
 def _shown(result: StarsResult) -> str:

@@ -148,10 +148,9 @@ class DraftParser:
         body = draft[:-1] if ended else draft  # an end-of-text token has no text
         text, ids = self._decode(body)
         # A stop string may start in an earlier segment, but cannot end there.
-        longest = max(map(len, self.sampling.stop), default=0)
-        found = find_stop(text, self.sampling.stop, max(0, len(self.text) - longest))
-        if found is not None:
-            size = self._size_with_stop(body, found)
+        start = max(len(self.text), self._len_before_stops(body))
+        if find_stop(text, self.sampling.stop, ends_after=start) is not None:
+            size, found = self._first_stop(body, start)
             text = text[:found]
             return ParsedDraft(size, text, self._ids_of(text, ids), "stop")
         reason: FinishReason | None = "stop" if ended else None
@@ -171,13 +170,25 @@ class DraftParser:
             text, size = self.text + tail, len(self.token_ids) + size
         return text, whole[:size]
 
-    def _size_with_stop(self, body: Sequence[int], found: int) -> int:
-        """Return how many drafted tokens complete the stop string at position `found`."""
-        for size in range(1, len(body)):
+    def _len_before_stops(self, body: Sequence[int]) -> int:
+        """Return the length of the text in which no stop string ends the answer."""
+        num_left = self.sampling.min_tokens - len(self.token_ids)
+        if num_left <= 0 or not self.sampling.stop:
+            return 0
+        return len(self._decode(body[:num_left])[0])
+
+    def _first_stop(self, body: Sequence[int], start: int) -> tuple[int, int]:
+        """Return after how many drafted tokens a stop string is complete, and its position.
+
+        Of several stop strings, the one that is complete first counts, as if tokens came one by
+        one. So the result does not depend on where segments end.
+        """
+        for size in range(1, len(body) + 1):
             text, _ = self._decode(body[:size])
-            if find_stop(text, self.sampling.stop, found) == found:
-                return size
-        return len(body)
+            found = find_stop(text, self.sampling.stop, ends_after=start)
+            if found is not None:
+                return size, found
+        raise AssertionError("the whole text contains a stop string")
 
     def _ids_of(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
         """Return ids for `text`, a truncated completion: keep whole tokens and encode the rest."""

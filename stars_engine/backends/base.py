@@ -15,19 +15,21 @@ if TYPE_CHECKING:
 
 
 class PrefixHandle:
-    """What a language model keeps of one request's prefix from one draft to the next.
+    """What a language model keeps for one request from one draft to the next.
 
-    It is a hint that makes finding the prefix fast. Drafts never depend on it: with an empty or
-    outdated handle the model finds the prefix elsewhere in its cache, or computes it again.
+    It is a hint that makes the lookup fast. Drafts never depend on it: with an empty or outdated
+    handle the model finds the prefix elsewhere in its cache, or computes it again.
 
     Attributes:
-        cached: The model's own record of the prefix; None if it has none.
+        cached: Keeps the request's prefix in the model's cache; None if nothing is kept.
+        grammar: The state of the request's grammar; None if it has none, or before its first draft.
     """
 
-    __slots__ = ("__weakref__", "cached")
+    __slots__ = ("__weakref__", "cached", "grammar")
 
     def __init__(self) -> None:
         self.cached: Any = None
+        self.grammar: Any = None
 
     def release(self) -> None:
         """Let the model reuse the memory of the prefix."""

@@ -1,49 +1,26 @@
-"""How committed prefixes are continued: what every decoder does, and one pass through the model.
-
-A `Prefix` is immutable in all but `extend`: drafting leaves it as it is, so a rejected candidate
-leaves no trace that would have to be undone.
-"""
+"""What a decoder is: it computes prefixes, and branches candidate rows off them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from transformers import Cache
 
-from stars_engine.grammars import GrammarState
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
+class ComputedPrefix(Protocol):
+    """A prefix of which a decoder keeps what its candidates need, as long as it is held."""
 
-
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class Prefix:
-    """One rollout's committed tokens.
-
-    Attributes:
-        token_ids: Prompt and accepted segments.
-        next_logits: `(vocab,)`, the model's logits after the last of them.
-        layers: Keys and values by layer, where a `PaddedDecoder` keeps them.
-        cache: The cache of a `ForkingDecoder`.
-        slot: Where a `SharedPrefixDecoder` keeps them.
-        grammar: Where in its request's grammar the completion is.
-        num_in_grammar: Tokens of the prefix that the grammar has consumed, the prompt included.
-    """
-
-    token_ids: list[int]
-    next_logits: torch.Tensor
-    layers: list[KeysValues] = field(default_factory=list)
-    cache: Cache | None = None
-    slot: Any = None
-    grammar: GrammarState | None = None
-    num_in_grammar: int = 0
+    @property
+    def last_output(self) -> torch.Tensor:
+        """The logits after the last token, `(vocab,)`."""
+        ...
 
 
 class Branches(Protocol):
-    """Candidate rows growing beside each other from their prefixes."""
+    """Candidate rows, decoded together."""
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token to each row, `(rows,)`; return the logits after it, `(rows, vocab)`."""
@@ -51,45 +28,44 @@ class Branches(Protocol):
 
 
 class Decoder(Protocol):
-    """Reads prefixes and branches off candidates."""
+    """Computes prefixes and branches candidates off them.
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
-        """Read prompts."""
-        ...
+    Branching leaves a prefix as it is, so rejecting a candidate takes no action.
+    """
 
-    def copy(self, prefix: Prefix) -> Prefix:
-        """Return a prefix of the same tokens, which goes its own way."""
-        ...
-
-    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
-        """Append accepted tokens to prefixes."""
-        ...
-
-    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
-        """Begin one candidate row on each of the given prefixes (repeats are separate rows).
+    def compute(self, prefixes: Sequence[tuple[Sequence[int], Any]]) -> Sequence[ComputedPrefix]:
+        """Return prefixes with all their tokens; what is known of them is not computed again.
 
         Args:
-            rows: Their prefixes.
-            num_tokens: Steps that they are taken at most.
+            prefixes: The tokens of each, and what its holder got the last time, or None.
+        """
+        ...
+
+    def branch(self, prefixes: Sequence[Any], num_tokens: int) -> Branches:
+        """Start a candidate row on each of the given prefixes; repeats are separate rows.
+
+        Args:
+            prefixes: The prefix of each row, as computed.
+            num_tokens: Maximum steps.
         """
         ...
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory of what is kept of one token; 0 if nothing is, or not by the token."""
+        """Memory of one token of a prefix; 0 if nothing is kept by the token."""
         return 0
 
     def limit_cache(self, max_bytes: int | None) -> None:
-        """Bound what is kept of texts, in use or not. Most keep none that are not."""
+        """Bound the memory of prefixes. Most decoders keep none that is not held."""
         return
 
-    def drop_unused(self) -> None:
-        """Let go of what no prefix needs. Most keep nothing else."""
+    def free_unused(self) -> None:
+        """Free what no holder needs. Most decoders keep nothing else."""
         return
 
 
 class Forward:
-    """One call of the model for the logits after the last token, with what it understands.
+    """Calls a model for the logits after the last token, with the arguments that it understands.
 
     Args:
         model: A causal language model of transformers, with an adapter or without.
@@ -97,10 +73,10 @@ class Forward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        # A PeftModel has one; a model that has been given adapters is one itself.
+        # A PeftModel wraps one; a model that was given adapters is one itself.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._accepts = set(inspect.signature(base.forward).parameters)
-        # Models without attention name their states in a way of their own.
+        # Models without attention name their cache differently.
         self._cache_name = "cache_params" if "cache_params" in self._accepts else "past_key_values"
         self.config = model.config
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -112,7 +88,7 @@ class Forward:
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """Read `(rows, count)` ids; return `(rows, vocab)` logits."""
+        """Return the logits after `(rows, count)` ids, `(rows, vocab)`."""
         options: dict[str, Any] = {"logits_to_keep": 1, "position_ids": positions}
         options = {
             name: value

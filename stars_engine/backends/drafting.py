@@ -1,4 +1,4 @@
-"""Candidates in the making: what was drawn for each row, and when all of them are complete."""
+"""Rows being drafted: the tokens drawn for each, and when all of them are complete."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stars_engine.grammars import GrammarState
 from stars_engine.sampling import NO_TOKEN
 
 
-class Row:
-    """One candidate in the making, then its lookahead.
+class DraftRow:
+    """One candidate being drafted, then its lookahead.
 
     Attributes:
-        request: What is asked for.
-        grammar: Where in its grammar it is, if it has one.
-        done: Whether it has all its tokens. It runs on beside the others; what it draws is dropped.
+        request: What was requested.
+        grammar: The state of its grammar, if it has one.
+        done: Whether it has all its tokens. It runs on beside the others; its tokens are dropped.
     """
 
     def __init__(self, request: DraftRequest, grammar: GrammarState | None) -> None:
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def draft(self) -> Draft:
-        """What has come of it."""
+        """The draft."""
         cut = self._num_candidate
         return Draft(tuple(self._ids[:cut]), tuple(self._ids[cut:]))
 
@@ -65,11 +65,11 @@ class _Drawn(NamedTuple):
 class Drafting:
     """The rows of one batch.
 
-    Tokens stay on their device for some steps; rows with a grammar need each at once.
+    Tokens stay on their device for some steps; rows with a grammar need each token at once.
 
     Args:
-        requests: What each row is to be.
-        grammars: Where in its grammar each request is.
+        requests: The request of each row.
+        grammars: The state of each request's grammar; None if it has none.
         is_end: Whether a token ends the text.
         device: Of the tokens.
     """
@@ -81,11 +81,11 @@ class Drafting:
         is_end: Callable[[int, SamplingParams], bool],
         device: torch.device,
     ) -> None:
-        self.rows = [Row(*item) for item in zip(requests, grammars, strict=True)]
+        self.rows = [DraftRow(*item) for item in zip(requests, grammars, strict=True)]
         self._is_end = is_end
         at_once = any(row.grammar is not None for row in self.rows)
-        self._most_unseen = 1 if at_once else steps_unseen(device)
-        self._unseen: list[_Drawn] = []
+        self._max_unfetched = 1 if at_once else num_unfetched_steps(device)
+        self._unfetched: list[_Drawn] = []
         self._failures: dict[int, GenerationError] = {}
 
     @property
@@ -94,20 +94,20 @@ class Drafting:
         return all(row.done for row in self.rows)
 
     def note(self, tokens: torch.Tensor, logits: torch.Tensor, *, is_last: bool) -> None:
-        """Take in what was drawn, `(rows,)`, from `(rows, vocab)` logits, and look at times."""
-        if self._most_unseen > 1:
+        """Note tokens drawn, `(rows,)`, from `(rows, vocab)` logits; fetch them now and then."""
+        if self._max_unfetched > 1:
             logits = logits.amax(-1, keepdim=True)  # nan where one is
-        self._unseen.append(_Drawn(tokens, logits))
-        if is_last or len(self._unseen) == self._most_unseen:
-            self._look()
+        self._unfetched.append(_Drawn(tokens, logits))
+        if is_last or len(self._unfetched) == self._max_unfetched:
+            self._fetch()
 
     def drafts(self) -> list[Draft | GenerationError]:
-        """Return what has come of each row."""
+        """Return the draft of each row, or why there is none."""
         return [self._failures.get(index, row.draft) for index, row in enumerate(self.rows)]
 
-    def _look(self) -> None:
-        steps = torch.stack([drawn.tokens for drawn in self._unseen]).tolist()
-        for tokens, drawn in zip(steps, self._unseen, strict=True):
+    def _fetch(self) -> None:
+        steps = torch.stack([drawn.tokens for drawn in self._unfetched]).tolist()
+        for tokens, drawn in zip(steps, self._unfetched, strict=True):
             for index, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
                 if row.done:
                     continue
@@ -117,15 +117,15 @@ class Drafting:
                 row.done = True
                 if not row.in_lookahead:  # a lookahead just ends there
                     self._failures[index] = _nothing_to_draw(drawn.logits[index], row)
-        self._unseen.clear()
+        self._unfetched.clear()
 
 
-def steps_unseen(device: torch.device) -> int:
-    """Return how many steps are taken between two looks at what was drawn: they wait for a GPU."""
+def num_unfetched_steps(device: torch.device) -> int:
+    """Return how many steps pass before tokens are fetched: fetching waits for a GPU."""
     return 1 if device.type == "cpu" else 8
 
 
-def _nothing_to_draw(logits: torch.Tensor, row: Row) -> GenerationError:
+def _nothing_to_draw(logits: torch.Tensor, row: DraftRow) -> GenerationError:
     request = row.request
     position = request.num_completion_tokens
     if not (logits < torch.inf).all():  # or nan; -inf is how models say never
@@ -133,9 +133,9 @@ def _nothing_to_draw(logits: torch.Tensor, row: Row) -> GenerationError:
             "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
         )
     elif row.grammar is not None:
-        told = row.grammar.error or "no token that the other settings leave goes on from here"
+        found = row.grammar.error or "no token that the other settings leave continues the text"
         reason = (
-            f"the grammar leaves none ({told}). Cure: check the grammar, logit_bias and min_tokens"
+            f"the grammar leaves none ({found}). Cure: check the grammar, logit_bias and min_tokens"
         )
     else:
         reason = (

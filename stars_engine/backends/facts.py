@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, read without its weights."""
+"""Facts about a checkpoint, read without its weights."""
 
 from __future__ import annotations
 
@@ -50,16 +50,25 @@ def read_facts(config: TransformersModel) -> ModelFacts | None:
 
 def sampling_of(generation_config: Any) -> SamplingParams:
     """Return what a checkpoint's generation config sets; ours for what it leaves open."""
-    given = {}
+    given: dict[str, Any] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
         value = getattr(generation_config, name, None)
         if value is not None:
             given[name] = value
+    if getattr(generation_config, "do_sample", None) is False:
+        given["temperature"] = 0  # whatever is set for samples
     if given.get("top_k") == 0:  # how transformers says: keep all
         given["top_k"] = None
     limit = getattr(generation_config, "max_new_tokens", None)
     if limit is not None:
         given["max_tokens"] = limit
+    stop = getattr(generation_config, "stop_strings", None)
+    if stop:
+        given["stop"] = stop
+    least = getattr(generation_config, "min_new_tokens", None)
+    if least is not None:
+        most = limit or SamplingParams.model_fields["max_tokens"].default
+        given["min_tokens"] = min(least, most)
     return SamplingParams(**given)
 
 

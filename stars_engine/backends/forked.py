@@ -1,24 +1,24 @@
 """A decoder for models with recurrent states: every prefix has a cache, forked for its candidates.
 
-Such states cannot be padded or shared, so each prefix's rows are a batch of their own, and accepted
-tokens are read one by one: several at once after a cache are read wrongly by some architectures.
+Such states cannot be padded or shared, so each prefix's rows are a batch of their own. Accepted
+tokens are computed one by one: some architectures get several at once after a cache wrong.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
+from stars_engine.backends.decoders import Branches, Forward
+from stars_engine.backends.states import StateDecoder, StatePrefix
 
 
-class ForkingDecoder(Decoder):
-    """Keeps a cache of transformers' own for each prefix.
+class ForkingDecoder(StateDecoder):
+    """Keeps a transformers cache for each prefix.
 
     Args:
         model: A causal language model of transformers.
@@ -29,46 +29,40 @@ class ForkingDecoder(Decoder):
         self._forward = Forward(model)
         self._context_len = context_len
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
+    def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
-        prefixes = []
-        for prompt in prompts:
-            cache = DynamicCache(config=self._forward.config.get_text_config())
-            ids = torch.tensor([list(prompt)], device=self._forward.device)
-            logits = self._forward(ids, cache=cache)
-            prefixes.append(Prefix(list(prompt), logits[0], cache=cache))
-        return prefixes
-
-    def copy(self, prefix: Prefix) -> Prefix:
-        """See `Decoder`."""
-        return replace(prefix, cache=copy.deepcopy(prefix.cache))
-
-    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
-        """See `Decoder`."""
-        for prefix, ids in kept:
-            for token in ids:
-                new = torch.tensor([[token]], device=self._forward.device)
-                prefix.next_logits = self._forward(
-                    new, positions=self._position(len(prefix.token_ids)), cache=prefix.cache
-                )[0]
-                prefix.token_ids = [*prefix.token_ids, token]
-
-    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
-        """See `Decoder`."""
-        groups: dict[Prefix, list[int]] = {}
-        for row, prefix in enumerate(rows):
+        groups: dict[StatePrefix, list[int]] = {}
+        for row, prefix in enumerate(prefixes):
             groups.setdefault(prefix, []).append(row)
         return _ForkedBranches(self, groups)
 
-    def fork(self, prefix: Prefix, count: int) -> Cache:
+    def fork(self, prefix: StatePrefix, count: int) -> Cache:
         """Return a cache of that many rows, each with the prefix's states."""
-        forked: Any = copy.deepcopy(prefix.cache)
+        forked: Any = copy.deepcopy(prefix.states)
         forked.reorder_cache(torch.zeros(count, dtype=torch.long, device=self._forward.device))
         return forked  # type: ignore[no-any-return]
 
     def read(self, tokens: torch.Tensor, position: int, cache: Cache) -> torch.Tensor:
         """Append one token to each row, `(rows,)`; return `(rows, vocab)`."""
         return self._forward(tokens[:, None], positions=self._position(position), cache=cache)
+
+    def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
+        """See `StateDecoder`."""
+        for prefix, ids in new:
+            if prefix.states is None:
+                prefix.states = DynamicCache(config=self._forward.config.get_text_config())
+                tokens = torch.tensor([ids], device=self._forward.device)
+                prefix.last_output = self._forward(tokens, cache=prefix.states)[0]
+                prefix.token_ids = ids
+                continue
+            for token in ids:
+                tokens = torch.tensor([token], device=self._forward.device)
+                prefix.last_output = self.read(tokens, len(prefix.token_ids), prefix.states)[0]
+                prefix.token_ids = [*prefix.token_ids, token]
+
+    def copy_states(self, states: Any) -> Any:
+        """See `StateDecoder`."""
+        return copy.deepcopy(states)
 
     def _position(self, position: int) -> torch.Tensor:
         """A row that has ended runs on at the last position of the context."""
@@ -78,7 +72,7 @@ class ForkingDecoder(Decoder):
 
 
 class _ForkedBranches:
-    def __init__(self, decoder: ForkingDecoder, groups: dict[Prefix, list[int]]) -> None:
+    def __init__(self, decoder: ForkingDecoder, groups: dict[StatePrefix, list[int]]) -> None:
         self._decoder = decoder
         self._groups = [
             (rows, len(prefix.token_ids), decoder.fork(prefix, len(rows)))
@@ -87,6 +81,7 @@ class _ForkedBranches:
         self._num_read = 0
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Branches`."""
         logits: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
         for rows, length, cache in self._groups:
             found = self._decoder.read(tokens[rows], length + self._num_read, cache)

@@ -1,8 +1,8 @@
-"""What the grammars of a batch's rows allow next, found in the cheaper of two ways.
+"""Which tokens the grammars of a batch allow next, found in the cheaper of two ways.
 
-All tokens at once, beside the model's pass: the tokens so far alone rule them. Or, where a grammar
-allows much of the vocabulary and top-k asks for few tokens, these one by one from the likeliest
-down until there are enough: a walk over a vocabulary may take as long as a layer of a small model.
+All tokens at once, in parallel to the model's pass, since only earlier tokens matter. Or, if a
+grammar allows much of the vocabulary and top-k needs few tokens, one by one from the likeliest down
+until there are enough: a scan of the vocabulary may take as long as a layer of a small model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Masks:
     """The masks of rows that share sampling settings, at one step after the other.
 
     Args:
-        grammars: What grammars are read with.
+        grammars: The grammars of the model's vocabulary.
         sampling: Settings of all rows.
         num_rows: How many there are.
     """
@@ -38,14 +38,14 @@ class Masks:
         self._grammars = grammars
         self._stop_token_ids = sampling.stop_token_ids
         self._may_try = [sampling.top_k is not None or sampling.temperature == 0] * num_rows
-        self._is_wide = [False] * num_rows  # whether a grammar allows much where a row is
+        self._is_wide = [False] * num_rows  # whether the grammar allows much at this step
         self._states: list[GrammarState | None] = []
         self._tried: list[int] = []  # rows of this step
         self._soon: Future[NDArray[np.bool_]] | None = None  # of the others
-        self._flags: NDArray[np.bool_] | None = None  # the same, come in
+        self._flags: NDArray[np.bool_] | None = None  # the same, when done
 
     def prepare(self, states: Sequence[GrammarState | None]) -> None:
-        """Start on the next step; the states are not to be changed before `allowed`."""
+        """Start on the next step; the states must not change before `allowed`."""
         self._states = list(states)
         held = [row for row, state in enumerate(states) if state is not None]
         self._tried = [row for row in held if self._may_try[row] and self._is_wide[row]]
@@ -55,11 +55,11 @@ class Masks:
             self._soon = self._grammars.allowed_soon(others, self._stop_token_ids)
 
     def allowed(self, logits: torch.Tensor, num_needed: int | None) -> torch.Tensor | Shortlist:
-        """Return which tokens may come next: all, or the likeliest and what ties with the last.
+        """Return which tokens may come next: all, or the likeliest and ties with the last of them.
 
         Args:
             logits: `(rows, vocab)`, after penalties and bias.
-            num_needed: How many of the likeliest are asked for; None for all.
+            num_needed: How many of the likeliest are needed; None for all.
         """
         found: dict[int, _Tokens] = {}
         if num_needed is not None and self._tried and logits.device.type == "cpu":
@@ -78,7 +78,7 @@ class Masks:
         return torch.from_numpy(flags).to(logits.device)
 
     def _at_once(self, logits: torch.Tensor) -> NDArray[np.bool_]:
-        """Return the masks of rows that are not tried."""
+        """Return the masks of rows that are not tried token by token."""
         if self._flags is None:
             if self._soon is None:
                 self._flags = np.ones(logits.shape, dtype=np.bool_)
@@ -91,7 +91,7 @@ class Masks:
         return self._flags
 
     def _likeliest(self, logits: torch.Tensor, num_needed: int) -> dict[int, _Tokens]:
-        """Return the tokens of each row tried, of those where enough are found."""
+        """Return the tokens of each row that is tried, if enough are found."""
         num_tried = min(max(_TRIED * num_needed, _MIN_TRIED), logits.shape[-1])
         # Picking out all rows would copy the logits.
         picked = logits if len(self._tried) == len(logits) else logits[self._tried]
@@ -105,7 +105,7 @@ class Masks:
         return found
 
     def _keep(self, row: int, tokens: _Tokens, num_needed: int, *, is_all: bool) -> _Tokens | None:
-        """Return which of a row's tokens, falling in value, are allowed; None if too few."""
+        """Return which of a row's tokens, by falling value, are allowed; None if too few."""
         state = self._states[row]
         assert state is not None
         kept = _Tokens([], [])
@@ -126,7 +126,7 @@ class _Tokens(NamedTuple):
 
 
 def _few(found: dict[int, _Tokens], logits: torch.Tensor) -> Shortlist:
-    """Return the tokens of all rows, ascending; rows with fewer than others have empty places."""
+    """Return the tokens of all rows, ascending; shorter rows are padded."""
     width = max(1, *(len(tokens.ids) for tokens in found.values()))
     ids = torch.zeros(len(logits), width, dtype=torch.long)
     values = torch.full((len(logits), width), -inf, dtype=logits.dtype)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward, KeysValues, Prefix
+from stars_engine.backends.decoders import Branches, Forward
+from stars_engine.backends.states import StateDecoder, StatePrefix
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
 
 
-class PaddedDecoder(Decoder):
-    """Keeps every prefix's keys and values; only new tokens are read.
+class PaddedDecoder(StateDecoder):
+    """Keeps the KV of every prefix; computes only new tokens.
 
     Prefixes of different lengths share a batch by padding on the left, with a mask and explicit
     positions.
@@ -25,47 +27,38 @@ class PaddedDecoder(Decoder):
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:
-        self._bytes_per_token = 0
         self._forward = Forward(model)
         self._context_len = context_len
+        self._bytes_per_token = 0
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
+    def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
-        prefixes = [Prefix([], torch.empty(0)) for _ in prompts]
-        self.extend(list(zip(prefixes, prompts, strict=True)))
-        return prefixes
+        return _PaddedBranches(self._forward, prefixes, self._context_len)
 
-    def copy(self, prefix: Prefix) -> Prefix:
-        """See `Decoder`. Tensors are shared: `extend` replaces them and never writes into them."""
-        return replace(prefix, layers=list(prefix.layers))
-
-    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
-        """See `Decoder`."""
-        by_length: dict[int, list[tuple[Prefix, Sequence[int]]]] = defaultdict(list)
-        for prefix, ids in kept:
+    def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
+        """See `StateDecoder`."""
+        by_length: dict[int, list[tuple[StatePrefix, list[int]]]] = defaultdict(list)
+        for prefix, ids in new:
             by_length[len(ids)].append((prefix, ids))
         for group in by_length.values():
-            rows = self._branches([prefix for prefix, _ in group])
-            new = torch.tensor([list(ids) for _, ids in group], device=self._forward.device)
-            logits = rows.read(new)
-            for row, (prefix, new_ids) in enumerate(group):
-                prefix.token_ids = [*prefix.token_ids, *new_ids]
-                prefix.next_logits = logits[row]
-                prefix.layers = rows.row_layers(row, len(prefix.token_ids))
-                num_bytes = sum(part.nbytes for layer in prefix.layers for part in layer)
+            prefixes = [prefix for prefix, _ in group]
+            rows = _PaddedBranches(self._forward, prefixes, self._context_len)
+            logits = rows.read(torch.tensor([ids for _, ids in group], device=self._forward.device))
+            for row, (prefix, ids) in enumerate(group):
+                prefix.token_ids = [*prefix.token_ids, *ids]
+                prefix.last_output = logits[row]
+                prefix.states = layers = rows.row_layers(row, len(prefix.token_ids))
+                num_bytes = sum(part.nbytes for layer in layers for part in layer)
                 self._bytes_per_token = num_bytes // len(prefix.token_ids)
+
+    def copy_states(self, states: Any) -> Any:
+        """See `StateDecoder`. Tensors are shared: nothing writes into them."""
+        return states
 
     @property
     def bytes_per_token(self) -> int:
         """See `Decoder`."""
         return self._bytes_per_token
-
-    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
-        """See `Decoder`."""
-        return self._branches(rows)
-
-    def _branches(self, rows: Sequence[Prefix]) -> _PaddedBranches:
-        return _PaddedBranches(self._forward, rows, self._context_len)
 
 
 class _PaddedBranches:
@@ -77,7 +70,7 @@ class _PaddedBranches:
     """
 
     def __init__(
-        self, forward: Forward, prefixes: Sequence[Prefix], context_len: int | None = None
+        self, forward: Forward, prefixes: Sequence[StatePrefix], context_len: int | None = None
     ) -> None:
         self._forward, self._context_len = forward, context_len
         lengths = torch.tensor([len(p.token_ids) for p in prefixes], device=forward.device)
@@ -86,9 +79,9 @@ class _PaddedBranches:
         columns = torch.arange(width, device=forward.device)
         self._mask = (columns >= width - lengths[:, None]).long()  # (rows, width)
         self._cache = DynamicCache()
-        for index, _ in enumerate(next((p.layers for p in prefixes if p.layers), [])):
+        for index, _ in enumerate(next((p.states for p in prefixes if p.states), [])):
             keys, values = (
-                torch.cat([_pad_left(p.layers[index][part], width) for p in prefixes])
+                torch.cat([_pad_left(p.states[index][part], width) for p in prefixes])
                 for part in (0, 1)
             )
             self._cache.update(keys, values, index)

@@ -1,4 +1,4 @@
-"""Draw one token for each row of a batch whose rows have settings of their own."""
+"""Draws one token for each row of a batch whose rows have different sampling settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from stars_engine.backends.base import DraftRequest
-from stars_engine.backends.drafting import Row
+from stars_engine.backends.drafting import DraftRow
 from stars_engine.backends.masks import Masks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
@@ -20,10 +20,10 @@ class RowSampler:
     """Draws one token per row and step; rows with the same settings are filtered together.
 
     Args:
-        requests: What each row is to be.
-        logits: `(rows, vocab)`, those before the first step.
+        requests: The request of each row.
+        logits: `(rows, vocab)`, of the first step.
         end_ids: The model's end-of-text tokens.
-        grammars: What grammars are read with; None if no row has one.
+        grammars: The grammars of the model's vocabulary; None if no row has one.
     """
 
     def __init__(
@@ -57,17 +57,15 @@ class RowSampler:
                 group.masks = Masks(grammars, sampling, len(rows))
             self._groups.append(group)
 
-    def draw(self, logits: torch.Tensor, rows: Sequence[Row], step: int) -> torch.Tensor:
-        """Return `(rows,)` tokens from `(rows, vocab)` logits and what each row is drawn by.
+    def draw(self, logits: torch.Tensor, rows: Sequence[DraftRow], step: int) -> torch.Tensor:
+        """Return a token for each row, `(rows,)`, from `(rows, vocab)` logits.
 
-        Masks are those of the last `prepare`.
-
-        A row in its lookahead gets its likeliest token. `NO_TOKEN` stands where a row's logits and
-        settings leave nothing to draw from.
+        Masks are those of the last `prepare`. A row in its lookahead gets its likeliest token.
+        `NO_TOKEN` means that a row's logits and settings leave nothing to draw.
         """
         quantiles = self._quantiles[:, step]
         looks_ahead = [step >= count for count in self._num_candidate]
-        # What a row that is done draws is dropped: it does as the rows beside it.
+        # Tokens of a row that is done are dropped: it follows the rows beside it.
         open_rows = [index for index, row in enumerate(rows) if not row.done]
         is_ahead = {looks_ahead[index] for index in open_rows}
         if len(is_ahead) == 1:
@@ -79,21 +77,21 @@ class RowSampler:
             if group.position + step < sampling.min_tokens:
                 banned = (*self._end_ids, *sampling.stop_token_ids)
             greedy = [looks_ahead[row] for row in group.indices]
-            # A single group is all rows: picking them out would copy the logits.
+            # A single group is all rows: indexing would copy the logits.
             own = slice(None) if len(self._groups) == 1 else group.rows
             drawn = group.draw(logits[own], quantiles[own], banned, greedy)
             tokens[own] = drawn
             if group.counts is not None:
-                # A row with no token has ended; what is counted in it is of no use.
+                # A row with no token has ended; its counts are not used.
                 column = drawn.clamp(min=0)[:, None]
                 group.counts.scatter_add_(1, column, torch.ones_like(column))
         return tokens
 
-    def prepare(self, rows: Sequence[Row]) -> None:
-        """Have the masks of the next step made while the model reads."""
+    def prepare(self, rows: Sequence[DraftRow]) -> None:
+        """Start computing the masks of the next step while the model runs."""
         for group in self._groups:
             if group.masks is not None:
-                # Rows that are done have no grammar to keep to.
+                # Rows that are done need no mask.
                 states = [None if rows[row].done else rows[row].grammar for row in group.indices]
                 group.masks.prepare(states)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.base import DraftRequest, PrefixHandle
-from stars_engine.backends.decoders import Prefix
+from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.drafting import Drafting
 from stars_engine.backends.facts import sampling_of
 from stars_engine.backends.row_sampler import RowSampler
-from stars_engine.backends.selection import choose_decoder
-from stars_engine.config import SamplingParams, TransformersModel
+from stars_engine.backends.selection import select_decoder
+from stars_engine.config import Grammar, SamplingParams, TransformersModel
 from stars_engine.errors import (
     ConfigError,
     GenerationError,
@@ -68,7 +69,7 @@ class TransformersBackend:
         self.end_ids = _end_ids(model, tokenizer)
         self._grammars: Grammars | None = None  # its library is an extra: made when it is needed
         self._interrupted = False
-        self.decoder, self.path = choose_decoder(model, self.context_len)
+        self.decoder, self.path = select_decoder(model, self.context_len)
 
     # --- LanguageModel ---
 
@@ -76,8 +77,8 @@ class TransformersBackend:
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
         """Draft all candidates and their lookaheads together, one token of each row per step."""
         prefixes = self._compute_prefixes(requests)
-        logits = torch.stack([prefix.next_logits for prefix in prefixes])  # (rows, vocab)
-        grammars = self._grammar_states(requests, prefixes)
+        logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
+        grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
         drafting = Drafting(requests, grammars, self.is_end, logits.device)
         sampler.prepare(drafting.rows)
@@ -113,48 +114,30 @@ class TransformersBackend:
             self._grammars = Grammars(*self.codec.vocabulary(self.vocab_size), self.end_ids)
         return self._grammars
 
-    def _compute_prefixes(self, requests: Sequence[DraftRequest]) -> list[Prefix]:
-        """Return each request's prefix; what is not computed of it yet is computed now."""
-        known: list[tuple[Prefix, Sequence[int]]] = []
-        fresh: dict[PrefixHandle, tuple[int, ...]] = {}
-        for request in {request.handle: request for request in requests}.values():
-            prefix, ids = request.handle.cached, tuple(request.token_ids)
-            size = len(prefix.token_ids) if isinstance(prefix, Prefix) else 0
-            if size and list(ids[:size]) == prefix.token_ids:
-                if size < len(ids):
-                    known.append((prefix, ids[size:]))
-            else:
-                request.handle.release()
-                fresh[request.handle] = ids
-        if known:
-            self.decoder.extend(known)
-        distinct = list(dict.fromkeys(fresh.values()))
-        computed = (
-            dict(zip(distinct, self.decoder.start(distinct), strict=True)) if distinct else {}
-        )
-        used: set[tuple[int, ...]] = set()
-        for handle, ids in fresh.items():
-            handle.cached = self.decoder.copy(computed[ids]) if ids in used else computed[ids]
-            used.add(ids)
-        return [request.handle.cached for request in requests]
+    def _compute_prefixes(self, requests: Sequence[DraftRequest]) -> list[ComputedPrefix]:
+        """Return each request's prefix; candidates of one request share it."""
+        keys = [(request.handle, tuple(request.token_ids)) for request in requests]
+        distinct = dict.fromkeys(keys)
+        computed = self.decoder.compute([(ids, handle.cached) for handle, ids in distinct])
+        found = dict(zip(distinct, computed, strict=True))
+        for (handle, _), each in found.items():
+            handle.cached = each
+        return [found[key] for key in keys]
 
-    def _grammar_states(
-        self, requests: Sequence[DraftRequest], prefixes: Sequence[Prefix]
-    ) -> list[GrammarState | None]:
-        """Return where in its grammar each request is; None if it has none."""
-        states: list[GrammarState | None] = []
-        for request, prefix in zip(requests, prefixes, strict=True):
-            grammar, completion = request.sampling.grammar, request.token_ids
-            if grammar is None:
-                states.append(None)
-                continue
-            if prefix.grammar is None:
-                prefix.grammar = self.grammars.start(grammar)
-                prefix.num_in_grammar = request.num_prompt_tokens
-            prefix.grammar.consume(completion[prefix.num_in_grammar :])
-            prefix.num_in_grammar = len(completion)
-            states.append(prefix.grammar)
-        return states
+    def _grammar_state(self, request: DraftRequest) -> GrammarState | None:
+        """Return the state of a request's grammar after its prefix; None if it has none.
+
+        It belongs to the request, not to the cache: equal prefixes may have different grammars.
+        """
+        grammar = request.sampling.grammar
+        if grammar is None:
+            return None
+        completion = tuple(request.token_ids[request.num_prompt_tokens :])
+        progress = request.handle.grammar
+        if not isinstance(progress, _GrammarProgress) or not progress.leads_to(grammar, completion):
+            progress = _GrammarProgress(grammar, self.grammars.start(grammar))
+            request.handle.grammar = progress
+        return progress.advance(completion)
 
     # --- memory ---
 
@@ -167,9 +150,9 @@ class TransformersBackend:
         """See `KeepsCache`."""
         self.decoder.limit_cache(max_bytes)
 
-    def drop_unused(self) -> None:
+    def free_unused(self) -> None:
         """See `KeepsCache`."""
-        self.decoder.drop_unused()
+        self.decoder.free_unused()
 
     def interrupt(self) -> None:
         """Give up drafting for good, at the next token; may be called from any thread."""
@@ -190,6 +173,33 @@ class TransformersBackend:
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
         return sampling_of(self.model.generation_config)
+
+
+@dataclass
+class _GrammarProgress:
+    """How far a request is in its grammar.
+
+    Attributes:
+        grammar: The grammar.
+        state: Its state after the tokens consumed.
+        consumed: Tokens of the completion.
+    """
+
+    grammar: Grammar
+    state: GrammarState
+    consumed: tuple[int, ...] = ()
+
+    def leads_to(self, grammar: Grammar, completion: tuple[int, ...]) -> bool:
+        """Whether the tokens consumed begin a completion under a grammar."""
+        same = self.grammar is grammar or self.grammar == grammar
+        return same and completion[: len(self.consumed)] == self.consumed
+
+    def advance(self, completion: tuple[int, ...]) -> GrammarState:
+        """Consume what is new of a completion; return the state after it."""
+        if len(completion) > len(self.consumed):
+            self.state.consume(completion[len(self.consumed) :])
+            self.consumed = completion
+        return self.state
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -1,19 +1,19 @@
-"""A decoder that keeps nothing, for models whose state cannot be branched off."""
+"""A decoder without KV, for models whose states cannot be branched off."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from stars_engine.backends.decoders import Branches, Decoder, Forward, Prefix
+from stars_engine.backends.decoders import Branches, Forward
+from stars_engine.backends.states import StateDecoder, StatePrefix
 
 
-class UncachedDecoder(Decoder):
-    """Keeps nothing: reads each row whole at each step. For models without a KV cache of ours.
+class UncachedDecoder(StateDecoder):
+    """Computes each row whole at each step. Only logits after prefixes are kept.
 
     Rows of one length share a batch, so nothing is padded.
 
@@ -27,25 +27,9 @@ class UncachedDecoder(Decoder):
         self._forward = Forward(model)
         self.context_len = context_len
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
+    def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
-        logits = self.read([list(prompt) for prompt in prompts])
-        return [Prefix(list(prompt), logits[row]) for row, prompt in enumerate(prompts)]
-
-    def copy(self, prefix: Prefix) -> Prefix:
-        """See `Decoder`."""
-        return replace(prefix)
-
-    def extend(self, kept: Sequence[tuple[Prefix, Sequence[int]]]) -> None:
-        """See `Decoder`."""
-        logits = self.read([[*prefix.token_ids, *ids] for prefix, ids in kept])
-        for row, (prefix, ids) in enumerate(kept):
-            prefix.token_ids = [*prefix.token_ids, *ids]
-            prefix.next_logits = logits[row]
-
-    def branch(self, rows: Sequence[Prefix], num_tokens: int) -> Branches:
-        """See `Decoder`."""
-        return _UncachedBranches(self, [list(prefix.token_ids) for prefix in rows])
+        return _UncachedBranches(self, [list(prefix.token_ids) for prefix in prefixes])
 
     def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Return the logits after each whole row, `(rows, vocab)`."""
@@ -58,12 +42,24 @@ class UncachedDecoder(Decoder):
             logits |= zip(indices, self._forward(ids), strict=True)
         return torch.stack([logits[index] for index in range(len(rows))])
 
+    def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
+        """See `StateDecoder`."""
+        logits = self.read([[*prefix.token_ids, *ids] for prefix, ids in new])
+        for row, (prefix, ids) in enumerate(new):
+            prefix.token_ids = [*prefix.token_ids, *ids]
+            prefix.last_output = logits[row]
+
+    def copy_states(self, states: Any) -> Any:
+        """See `StateDecoder`. There are none."""
+        return states
+
 
 class _UncachedBranches:
     def __init__(self, decoder: UncachedDecoder, rows: list[list[int]]) -> None:
         self._decoder, self._rows = decoder, rows
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Branches`."""
         limit = self._decoder.context_len
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
             if limit is None or len(row) < limit:

@@ -57,10 +57,13 @@ def dependencies(
     tested = _chosen(align, _TEST)
     if align.judge == "answer":
         del tested["judge"]  # the default is omitted, since older files do not have this field
+    # Omitted if there are none, since older files do not have this field.
+    kwargs = config.chat_template_kwargs
     return {
         "model": identity(config.model),
         "reward": identity(config.reward),
         "prompt_format": config.prompt_format,
+        **({"chat_template_kwargs": kwargs} if kwargs else {}),
         "sampling": _chosen(sampling, _PROPOSAL),
         "align": tested,
     }

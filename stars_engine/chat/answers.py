@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stars_engine.chat.template import Rendered, encode_rendered, free_mark, render
+from stars_engine.chat.template import (
+    NO_KWARGS,
+    Rendered,
+    TemplateKwargs,
+    encode_rendered,
+    free_mark,
+    render,
+)
 from stars_engine.chat.turns import texts_of, tools_of, turns_of
 from stars_engine.errors import PromptError
 from stars_engine.messages import Message, Tool
@@ -22,6 +29,7 @@ def encode_answer(
     *,
     end_of_turn: bool,
     tools: Sequence[Tool] = (),
+    template_kwargs: TemplateKwargs = NO_KWARGS,
 ) -> list[int]:
     """Encode a conversation and the assistant's answer to it.
 
@@ -31,16 +39,23 @@ def encode_answer(
         completion: The answer; control tokens in it are text.
         end_of_turn: Whether what the template writes after an answer follows.
         tools: What the template is to tell of tools.
+        template_kwargs: Further variables of the template.
 
     Raises:
         PromptError: The template rejects the messages, or hides where an answer ends.
     """
-    head, tail = frame(codec, messages, tools)
+    head, tail = frame(codec, messages, tools, template_kwargs)
     if not completion:
         # Templates may leave out a turn without a content.
         text = head.text + tail if end_of_turn else head.text
         return encode_rendered(codec, Rendered(text, head.mark))
-    text, mark = render(codec, [*messages, _answer(completion)], tools, add_generation_prompt=False)
+    text, mark = render(
+        codec,
+        [*messages, _answer(completion)],
+        tools,
+        add_generation_prompt=False,
+        template_kwargs=template_kwargs,
+    )
     if not text.endswith(tail):
         raise _hidden(completion)
     if not end_of_turn:
@@ -49,7 +64,10 @@ def encode_answer(
 
 
 def frame(
-    codec: Codec, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    codec: Codec,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    template_kwargs: TemplateKwargs = NO_KWARGS,
 ) -> tuple[Rendered, str]:
     """Return what the template writes before an answer, and after it.
 
@@ -57,54 +75,109 @@ def frame(
         PromptError: The template rejects the messages, or hides where an answer is.
     """
     # A word that no content holds, between marks that no template trims.
-    mark = free_mark(texts_of([turns_of(messages), tools_of(tools)]))
+    mark = free_mark(texts_of([turns_of(messages), tools_of(tools), dict(template_kwargs)]))
     probe = f"{mark}answer{mark}"
     turns = [*messages, _answer(probe)]
-    text = render(codec, turns, tools, add_generation_prompt=False, mark=mark).text
+    text = render(
+        codec,
+        turns,
+        tools,
+        add_generation_prompt=False,
+        mark=mark,
+        template_kwargs=template_kwargs,
+    ).text
     before, found, after = text.rpartition(probe)
     if not found:
         raise _hidden(probe)
     return Rendered(before, mark), after
 
 
-def acceptable(codec: Codec, messages: Sequence[Message]) -> tuple[Message, ...]:
+def acceptable(
+    codec: Codec,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    *,
+    has_answer: bool = True,
+    template_kwargs: TemplateKwargs = NO_KWARGS,
+) -> tuple[Message, ...]:
     """Return the conversation so that the template takes it: merged, where it does not as it is.
 
-    System and tool messages, and users in a row, go into the neighbouring user turn.
+    A template that rejects a conversation, or leaves out what the system or a user said, gets it
+    with consecutive turns of one role joined; if that does not do, system turns (and results of
+    tools that nobody called) go into the neighbouring user turn as well.
+
+    Args:
+        codec: The tokenizer with the template.
+        messages: The conversation.
+        tools: What the template is to tell of tools.
+        has_answer: Whether an assistant's turn, finished or not, follows; else it is to begin.
+        template_kwargs: Further variables of the template.
 
     Raises:
         PromptError: It rejects the merged conversation too.
     """
+
+    def rendered(turns: Sequence[Message]) -> Rendered:
+        if has_answer:
+            return frame(codec, turns, tools, template_kwargs)[0]
+        return render(
+            codec, turns, tools, add_generation_prompt=True, template_kwargs=template_kwargs
+        )
+
+    def keeps_all(turns: Sequence[Message]) -> bool:
+        """Whether the template takes the turns, and writes what system, user and tools said."""
+        try:
+            text, mark = rendered(turns)
+        except PromptError:
+            return False
+        text = text.replace(mark, "")
+        roles = _roles_that_stay(messages)
+        return all(turn.content.strip() in text for turn in turns if turn.role not in roles)
+
     given = tuple(messages)
-    if _keeps_all(codec, given):
-        return given
-    merged = _merge(given)
-    if merged != given and _keeps_all(codec, merged):
-        return merged
-    frame(codec, given)  # tells what is wrong
+    for turns in (given, _joined(given), _joined(_without_system(given))):
+        if keeps_all(turns):
+            return turns
+    rendered(given)  # tells what is wrong
     return given  # the template leaves something out on purpose
 
 
-def _keeps_all(codec: Codec, messages: Sequence[Message]) -> bool:
-    """Whether the template takes the messages, and writes what system, user and tools said."""
-    try:
-        head, _ = frame(codec, messages)
-    except PromptError:
-        return False
-    text = head.text.replace(head.mark, "")
-    return all(m.content.strip() in text for m in messages if m.role != "assistant")
+def _roles_that_stay(messages: Sequence[Message]) -> set[str]:
+    """Return whose turns no user's turn takes up; results of tools are such if there are calls."""
+    has_calls = any(message.tool_calls for message in messages)
+    return {"assistant", "tool"} if has_calls else {"assistant"}
 
 
-def _merge(messages: Sequence[Message]) -> tuple[Message, ...]:
-    merged: list[Message] = []
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """Return messages in which users say what the system does, and what an assistant begins with.
+
+    So do results of tools where there are no calls.
+    """
+    roles = _roles_that_stay(messages)
+    return [
+        message
+        if message.role in roles and index > 0
+        else Message(role="user", content=message.content)
+        for index, message in enumerate(messages)
+    ]
+
+
+def _joined(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return messages without two in a row of one role, but for calls and results of tools."""
+    joined: list[Message] = []
     for message in messages:
-        role = "assistant" if message.role == "assistant" and merged else "user"
-        if merged and merged[-1].role == role:
-            content = f"{merged[-1].content}\n\n{message.content}"
-            merged[-1] = Message(role=role, content=content)
-        else:
-            merged.append(Message(role=role, content=message.content))
-    return tuple(merged)
+        last = joined[-1] if joined else None
+        if last is None or last.role != message.role or _is_about_tools(last, message):
+            joined.append(message)
+            continue
+        thoughts = "\n\n".join(filter(None, (last.reasoning, message.reasoning)))
+        content = "\n\n".join(filter(None, (last.content, message.content)))
+        joined[-1] = Message(role=last.role, content=content, reasoning=thoughts or None)
+    return tuple(joined)
+
+
+def _is_about_tools(*messages: Message) -> bool:
+    return any(m.role == "tool" or m.tool_calls or m.invalid_tool_calls for m in messages)
 
 
 def _answer(content: str) -> Message:

@@ -19,10 +19,13 @@ from stars_engine.chat.formats import (
 )
 from stars_engine.chat.replies import ReplyReader, Thoughts
 from stars_engine.chat.template import (
+    NO_KWARGS,
+    TemplateKwargs,
     encode_rendered,
     has_template,
     knows_tools,
     render,
+    sources_of,
 )
 from stars_engine.chat.tool_grammars import tool_grammar
 from stars_engine.chat.turns import in_words, linked, spoken, with_short_ids
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _USER_TURN = "\n\nUser:"
 _announced: WeakKeyDictionary[Codec, bool] = WeakKeyDictionary()
+_merged: WeakKeyDictionary[Codec, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +62,59 @@ class ResolvedPrompt:
     replies: ReplyReader | None = None
 
 
-def read_conversation(chat: Chat, codec: Codec) -> ResolvedPrompt:
+def read_conversation(
+    chat: Chat, codec: Codec, template_kwargs: TemplateKwargs = NO_KWARGS
+) -> ResolvedPrompt:
     """Encode a conversation, and tell what may be answered.
 
     The model's template renders messages, tools and calls. Where it knows no tools, or calls in no
     format of ours, they are told in words, and calls are JSON; where there is no template, the
-    conversation is a transcript.
+    conversation is a transcript. A conversation that the template rejects is merged (`acceptable`).
+
+    Args:
+        chat: The conversation.
+        codec: The model's tokenizer.
+        template_kwargs: Variables of the template; the conversation's own count more.
 
     Raises:
         PromptError: The template rejects the messages.
     """
+    variables = {**template_kwargs, **chat.chat_template_kwargs}
     form = format_of(_template(codec))
     messages, tools = linked(chat.messages), chat.tools if chat.callable_tools else ()
-    if _uses_tools(chat) and (form is GENERIC or not knows_tools(codec)):
+    if _uses_tools(chat) and (form is GENERIC or not knows_tools(codec, variables)):
         form = GENERIC
-        messages, tools = in_words(chat, form), ()
-        if has_template(codec):
-            num_begun = int(chat.continue_final_message)
-            whole = messages[: len(messages) - num_begun]
-            messages = (*acceptable(codec, whole), *messages[len(messages) - num_begun :])
+        messages, tools = in_words(chat, form, codec.reserved_tokens), ()
     elif form in (MISTRAL, MISTRAL_NAMED):
         messages = with_short_ids(messages)
-    *before, last = messages
-    begun = last.content if chat.continue_final_message else ""
+    begun = messages[-1].content if chat.continue_final_message else ""
+    if has_template(codec):
+        whole = messages[:-1] if begun else messages
+        taken = acceptable(codec, whole, tools, has_answer=bool(begun), template_kwargs=variables)
+        if taken != whole:
+            _announce_merging(codec, whole)
+        messages = (*taken, *messages[len(whole) :])
+    before = messages[:-1]
     stop: tuple[str, ...] = ()
     thoughts: Thoughts = "none"
     if not has_template(codec):
         _announce_transcript(codec)
         ids, stop = codec.encode_prompt(_as_transcript(messages, begun)), (_USER_TURN,)
     elif begun:
-        ids = encode_answer(codec, before, begun, tools=tools, end_of_turn=False)
+        ids = encode_answer(
+            codec, before, begun, tools=tools, end_of_turn=False, template_kwargs=variables
+        )
         if CLOSING in _template(codec):
             thoughts = "begun" if begun.rfind(OPENING) > begun.rfind(CLOSING) else "may"
         if not codec.decode(ids).endswith(begun):
             begun = begun.strip()  # as the template does
     else:
-        rendered = render(codec, messages, tools, add_generation_prompt=True)
+        rendered = render(
+            codec, messages, tools, add_generation_prompt=True, template_kwargs=variables
+        )
         ids, thoughts = encode_rendered(codec, rendered), _thoughts(rendered.text, codec)
-    told = spoken(chat.messages[:-1] if begun else chat.messages, form)
+    said = chat.messages[:-1] if begun else chat.messages
+    told = spoken(said, form, codec.reserved_tokens)
     # Only a marker tells a call within an answer that goes on with text.
     tools_left = () if begun and not form.marker else chat.callable_tools
     return ResolvedPrompt(
@@ -163,8 +182,7 @@ def _thoughts(rendered: str, codec: Codec) -> Thoughts:
 
 
 def _template(codec: Codec) -> str:
-    template = codec.tokenizer.chat_template or ""
-    return "\n".join(template.values()) if isinstance(template, dict) else template
+    return "\n".join(sources_of(codec))
 
 
 def _as_transcript(messages: Sequence[Message], begun: str) -> str:
@@ -182,4 +200,15 @@ def _announce_transcript(codec: Codec) -> None:
             "the model's tokenizer has no chat template: conversations are read as a plain "
             "transcript (User: ... Assistant: ...). Cure: TransformersModel(chat_template=...), or "
             "a model trained for conversations"
+        )
+
+
+def _announce_merging(codec: Codec, messages: Sequence[Message]) -> None:
+    if codec not in _merged:
+        _merged[codec] = True
+        logger.warning(
+            "the model's chat template does not take %s as they are: consecutive turns of one role "
+            "are joined, and what the system says goes into the user's turn. Cure: roles that the "
+            "template takes, or TransformersModel(chat_template=...)",
+            ", ".join(message.role for message in messages),
         )

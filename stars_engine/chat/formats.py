@@ -42,25 +42,43 @@ class ToolFormat:
     tag: str = ""
     close: str = ""
 
-    def head_of(self, name: str) -> str:
-        """Return what stands before the arguments of a call."""
+    def head_of(self, name: str, reserved: Sequence[str] = ()) -> str:
+        """Return what stands before the arguments of a call; see `write`."""
         if self.infix:
-            return f"{name}{self.infix}"
-        return f'{{"name": {json.dumps(name)}, "{self.key}": '
+            return f"{_escaped(name, reserved)}{self.infix}"
+        return f'{{"name": {_escaped(json.dumps(name), reserved)}, "{self.key}": '
 
     @property
     def tail(self) -> str:
         """What stands behind the arguments of a call."""
         return "" if self.infix else "}"
 
-    def write(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> str:
-        """Return an answer that calls tools, each with its arguments."""
+    def write(
+        self, calls: Sequence[tuple[str, dict[str, Any]]], reserved: Sequence[str] = ()
+    ) -> str:
+        """Return an answer that calls tools, each with its arguments.
+
+        Args:
+            calls: Names and arguments.
+            reserved: Tokens that names and arguments may not hold: their first characters are
+                escaped, which leaves the JSON the same.
+        """
         between = self.between or ""
         written = (
-            self.head_of(name) + json.dumps(arguments, ensure_ascii=False) + self.tail
+            self.head_of(name, reserved)
+            + _escaped(json.dumps(arguments, ensure_ascii=False), reserved)
+            + self.tail
             for name, arguments in calls
         )
         return self.begin + between.join(written) + self.end
+
+
+def _escaped(written: str, reserved: Sequence[str]) -> str:
+    """Return JSON with an escape in place of the first character of each reserved token."""
+    for token in reserved:
+        if len(token) > 1 and ord(token[0]) < 0x10000:
+            written = written.replace(token, f"\\u{ord(token[0]):04x}{token[1:]}")
+    return written
 
 
 HERMES = ToolFormat(

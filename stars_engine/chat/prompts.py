@@ -8,7 +8,7 @@ from typing import Literal
 
 from stars_engine.chat.conversations import ResolvedPrompt, read_conversation, transcript
 from stars_engine.chat.formats import GENERIC
-from stars_engine.chat.template import has_template
+from stars_engine.chat.template import NO_KWARGS, TemplateKwargs, has_template
 from stars_engine.chat.turns import spoken, texts_of, turns_of
 from stars_engine.errors import PromptError
 from stars_engine.messages import Chat, Message
@@ -23,6 +23,7 @@ def resolve_prompt(
     codec: Codec,
     *,
     prompt_format: PromptFormat = "auto",
+    template_kwargs: TemplateKwargs = NO_KWARGS,
     reward_prompt: str | Chat | None = None,
 ) -> ResolvedPrompt:
     """Encode a prompt of any form.
@@ -32,6 +33,7 @@ def resolve_prompt(
         codec: The language model's tokenizer.
         prompt_format: What a string is: a user turn, raw text, or (auto) a user turn if the model
             has a chat template.
+        template_kwargs: Variables of the chat template; those of a `Chat` count more.
         reward_prompt: What the reward model reads instead of the prompt.
 
     Raises:
@@ -45,7 +47,7 @@ def resolve_prompt(
         for tool in prompt.tools:
             for text in texts_of(tool.model_dump()):
                 _check_text(text, f"the tool {tool.name}")
-        resolved = read_conversation(prompt, codec)
+        resolved = read_conversation(prompt, codec, template_kwargs)
     else:
         resolved = ResolvedPrompt(*_encode(prompt, codec))
     if not resolved.token_ids:
@@ -55,7 +57,7 @@ def resolve_prompt(
         )
     if reward_prompt is None:
         return resolved
-    return replace(resolved, for_reward=_replacement(reward_prompt))
+    return replace(resolved, for_reward=_replacement(reward_prompt, codec))
 
 
 def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -85,9 +87,10 @@ def _encode(prompt: Prompt, codec: Codec) -> tuple[tuple[int, ...], RewardPrompt
         case RenderedPrompt():
             _check_text(prompt.text, "the rendered prompt")
             _check_messages(prompt.messages or ())
-            ids = codec.encode_rendered(prompt.text) or codec.empty_prompt()
+            ids = codec.encode_rendered(prompt.text, add_prefix=prompt.add_special_tokens)
+            ids = ids or codec.empty_prompt()
             if prompt.messages is not None:
-                told = spoken(prompt.messages, GENERIC)
+                told = spoken(prompt.messages, GENERIC, codec.reserved_tokens)
                 seen = RewardPrompt(transcript(told), tuple(ids), told)
             else:
                 seen = RewardPrompt(codec.decode(ids), tuple(ids))
@@ -98,7 +101,7 @@ def _encode(prompt: Prompt, codec: Codec) -> tuple[tuple[int, ...], RewardPrompt
     raise PromptError(_wrong_type(prompt))
 
 
-def _replacement(prompt: str | Chat) -> RewardPrompt:
+def _replacement(prompt: str | Chat, codec: Codec) -> RewardPrompt:
     match prompt:
         case str():
             _check_text(prompt, "reward_prompt")
@@ -110,7 +113,7 @@ def _replacement(prompt: str | Chat) -> RewardPrompt:
                     "reward model. Cure: Chat(messages)"
                 )
             _check_messages(prompt.messages)
-            told = spoken(prompt.messages, GENERIC)
+            told = spoken(prompt.messages, GENERIC, codec.reserved_tokens)
             return RewardPrompt(transcript(told), messages=told)
     raise PromptError(
         f"reward_prompt is {type(prompt).__name__}; give a string or Chat([...]), or None"

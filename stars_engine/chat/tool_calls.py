@@ -186,7 +186,7 @@ def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidTo
     try:
         if form.infix:
             name, _, written = piece.partition(form.infix)
-            arguments = _loads(unmarked(written))
+            arguments = _loads(unmarked(written)) if written.strip(BLANKS) else {}
         else:
             value = _loads(unmarked(piece))
             if isinstance(value, dict):
@@ -198,6 +198,8 @@ def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidTo
     if not isinstance(name, str) or name not in names:
         known = ", ".join(sorted(names)) or "none"
         return _invalid(piece, name, f"there is no tool {name!r}; there are: {known}")
+    if arguments is None:  # as models write that there are none
+        arguments = {}
     if not isinstance(arguments, dict):
         return _invalid(piece, name, f"its arguments are no object: {arguments!r}")
     return ToolCall(name=name, arguments=arguments)

@@ -8,13 +8,15 @@ import re
 from stars_engine.chat.formats import CLOSING, OPENING, ToolFormat
 from stars_engine.chat.replies import Thoughts
 from stars_engine.config import EbnfGrammar
-from stars_engine.grammars import json_rule
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.grammars import json_rules
+from stars_engine.json_schema import Layout
 from stars_engine.messages import Tool
 from stars_engine.tokenization.codec import Codec
 
 _ANYTHING = r"/(.|\n)*/"
 # As json.dumps writes, and so what models have learnt to write.
-_BLANKS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_LAYOUT = Layout(comma=", ", colon=": ")
 _BLANK = r"[ \t\r\n]"
 
 
@@ -37,12 +39,14 @@ def tool_grammar(
         several: Whether there may be several calls, where the format has a way to write them.
         thoughts: "none"; "may" where a thought may stand before the answer; "begun" where the
             prompt has begun one.
+
+    Raises:
+        ConfigError: The arguments of a tool are such that no grammar holds them.
     """
     rules = []
     names = []
     for index, tool in enumerate(tools):
-        parameters = {**tool.parameters, "type": "object"}
-        rules.append(f"arguments_{index}: {json_rule(parameters, _BLANKS)}")
+        rules.append(_arguments(f"arguments_{index}", tool))
         parts = [_spelt(form.head_of(tool.name), codec), f"arguments_{index}"]
         rules.append(f"call_{index}: " + " ".join([*parts, _spelt(form.tail, codec)]))
         names.append(f"call_{index}")
@@ -62,6 +66,23 @@ def tool_grammar(
         before = "(thought BLANK?)?" if thoughts == "may" else "thought BLANK?"
         start = f"{before} ({start})"
     return EbnfGrammar(text="\n".join([f"start: {start}", *rules]))
+
+
+def _arguments(name: str, tool: Tool) -> str:
+    """Return the rules of a tool's arguments.
+
+    Raises:
+        ConfigError: No grammar holds them.
+    """
+    try:
+        return json_rules(name, json.dumps({**tool.parameters, "type": "object"}), _LAYOUT)
+    except ValueError as error:
+        message = (
+            f"the arguments of {tool.name!r} cannot be held by a grammar: {error}. Cure: leave "
+            f"that out of the parameters of {tool.name!r}, or Chat(constrain_tools=False) to have "
+            "calls drafted freely"
+        )
+        raise ConfigError("Chat", [Problem("tools", message)]) from None
 
 
 def _thought(codec: Codec, *, begun: bool) -> list[str]:

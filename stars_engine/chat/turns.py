@@ -24,9 +24,9 @@ def tools_of(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
     return listed or None
 
 
-def in_words(chat: Chat, form: ToolFormat) -> tuple[Message, ...]:
+def in_words(chat: Chat, form: ToolFormat, reserved: Sequence[str]) -> tuple[Message, ...]:
     """Return a conversation whose tools, calls and results are text, for templates without them."""
-    messages = spoken(chat.messages, form)
+    messages = spoken(chat.messages, form, reserved)
     if not chat.tools or chat.tool_choice == "none":
         return messages
     told = _instructions(chat.tools, form)
@@ -36,9 +36,17 @@ def in_words(chat: Chat, form: ToolFormat) -> tuple[Message, ...]:
     return (Message(role="system", content=told), *messages)
 
 
-def spoken(messages: Sequence[Message], form: ToolFormat) -> tuple[Message, ...]:
-    """Return messages with calls and results as text: of assistants, and of users."""
-    return tuple(_said(message, form) for message in messages)
+def spoken(
+    messages: Sequence[Message], form: ToolFormat, reserved: Sequence[str]
+) -> tuple[Message, ...]:
+    """Return messages with calls and results as text: of assistants, and of users.
+
+    Args:
+        messages: The conversation.
+        form: How calls are written.
+        reserved: Tokens that arguments of calls are not to write.
+    """
+    return tuple(_said(message, form, reserved) for message in messages)
 
 
 def linked(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -122,13 +130,14 @@ def _call(call: ToolCall) -> Turn:
     return {"type": "function", **({"id": call.id} if call.id else {}), "function": function}
 
 
-def _said(message: Message, form: ToolFormat) -> Message:
+def _said(message: Message, form: ToolFormat, reserved: Sequence[str]) -> Message:
     if message.role == "tool":
         of = f" of {message.name}" if message.name else ""
         return Message(role="user", content=f"Result{of}: {message.content}")
     parts = [message.content, *(call.text for call in message.invalid_tool_calls)]
     if message.tool_calls:
-        parts.append(form.write([(call.name, call.arguments) for call in message.tool_calls]))
+        calls = [(call.name, call.arguments) for call in message.tool_calls]
+        parts.append(form.write(calls, reserved))
     return Message(role=message.role, content="\n".join(filter(None, parts)))
 
 

@@ -12,12 +12,14 @@ from stars_engine.config.root import StarsConfig
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schema import Schema
 
-ROOT_FIELDS = frozenset({"model", "reward", "prompt_format"})
+ROOT_FIELDS = frozenset({"model", "reward", "prompt_format", "chat_template_kwargs"})
 PARTS: dict[str, type[Schema]] = {
     "sampling": SamplingParams,
     "align": AlignParams,
     "engine": EngineParams,
 }
+# What people know as a setting, and published chat templates read.
+_OF_TEMPLATES = ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "documents")
 FLAT_FIELDS = ROOT_FIELDS.union(*(part.model_fields for part in PARTS.values()))
 
 
@@ -26,8 +28,8 @@ def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -
 
     Args:
         config: Where the others come from.
-        fields: Values by field name: `model`, `reward`, `prompt_format`, and every field of
-            `SamplingParams`, `AlignParams` and `EngineParams`.
+        fields: Values by field name: `model`, `reward`, `prompt_format`, `chat_template_kwargs`,
+            and every field of `SamplingParams`, `AlignParams` and `EngineParams`.
         owner: Whose fields these are, for messages.
 
     Raises:
@@ -69,6 +71,8 @@ def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
         if name not in FLAT_FIELDS:
             close = difflib.get_close_matches(name, sorted(FLAT_FIELDS), n=1)
             cure = f"did you mean `{close[0]}`?" if close else f"known: {sorted(FLAT_FIELDS)}."
+            if name in _OF_TEMPLATES:
+                cure = f"chat templates read it: chat_template_kwargs={{{name!r}: ...}}"
             problems.append(Problem(name, f"unknown field; {cure}"))
     if problems:
         raise ConfigError(owner, problems)

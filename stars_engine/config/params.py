@@ -79,7 +79,11 @@ class SamplingParams(Schema):
         examples=[{"kind": "choice", "choices": ["yes", "no"]}],
     )
     min_tokens: int = Field(
-        default=0, ge=0, description="no end of text before this many tokens", examples=[16]
+        default=0,
+        ge=0,
+        description="nothing ends the answer before this many tokens: no end of text, no stop "
+        "token; stop strings count that end behind them",
+        examples=[16],
     )
     stop: tuple[str, ...] = Field(
         default=(), description="strings that end the answer; never part of it", examples=[["\n\n"]]

@@ -23,6 +23,7 @@ from stars_engine.config.rewards import (
 )
 from stars_engine.errors import Problem
 from stars_engine.files import Filed, find_object
+from stars_engine.messages import check_template_kwargs
 from stars_engine.schedules import AutoSchedule, BaseSchedule, LinearSchedule
 
 
@@ -78,6 +79,12 @@ class StarsConfig(Filed):
         description="what a string prompt is: one user turn, raw text to continue, or (auto) a "
         "user turn if the model has a chat template",
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="variables for the language model's chat template, a JSON object; a Chat may "
+        "have others",
+        examples=[{"enable_thinking": False}],
+    )
     engine: EngineParams = Field(
         default_factory=EngineParams, description="how much is done at once, and who waits"
     )
@@ -97,6 +104,11 @@ class StarsConfig(Filed):
     @classmethod
     def _align_by_name(cls, value: object) -> object:
         return preset(value) if isinstance(value, str) else value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return check_template_kwargs(kwargs)
 
     @model_validator(mode="after")
     def _pair_belongs_together(self) -> Self:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.kv_cache.prefixes import capacity_of_slot
+from stars_engine.kv_cache.capacity import slot_capacity
 from stars_engine.memory import KeepsCache
 
 
@@ -79,6 +79,6 @@ class MemoryBudget:
 
 def _slot_tokens(rollout: Rollout) -> int:
     """Return the capacity of a rollout's final slot, plus its first one if it outgrows that."""
-    first = capacity_of_slot(len(rollout.prompt_ids))
-    last = capacity_of_slot(rollout.max_num_tokens)
+    first = slot_capacity(len(rollout.prompt_ids))
+    last = slot_capacity(rollout.max_num_tokens)
     return last if first == last else first + last

@@ -50,7 +50,7 @@ class Drafter:
                 self._draft_isolated,
                 requests,
                 what="candidates",
-                make_room=shrink,
+                free_unused=shrink,
                 most=max_rows,
             )
         except (RuntimeError, MemoryError):

@@ -23,10 +23,10 @@ from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, RequestError, describe_error
 from stars_engine.memory import (
-    WatchesWeights,
-    bare,
+    DependsOnWeights,
+    free_unused,
     is_out_of_memory,
-    make_room,
+    strip_traceback,
 )
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import Asked, Question, answer_now, single_models, spread
@@ -140,7 +140,7 @@ class EngineCore:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                problem = bare(error)
+                problem = strip_traceback(error)
             while left and len(outcomes) >= left[0].num_candidates:
                 request, count = left.pop(0)
                 drafted.append((request, outcomes[:count]))
@@ -245,14 +245,14 @@ class EngineCore:
     # --- memory ---
 
     def _free_unused(self) -> None:
-        make_room(self._model, *_reward_parts(self.scheduler.in_progress))
+        free_unused(self._model, *_reward_parts(self.scheduler.in_progress))
 
     @staticmethod
     def _invalidate_changed_weights(requests: Sequence[Request]) -> None:
         """Invalidate caches of reward models whose weights changed, when a request starts."""
         for part in _reward_parts([request for request in requests if not request.started]):
-            if isinstance(part, WatchesWeights):
-                part.look_at_weights()
+            if isinstance(part, DependsOnWeights):
+                part.invalidate_if_changed()
 
 
 def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:

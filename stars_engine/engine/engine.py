@@ -44,7 +44,7 @@ class StarsEngine(Handle):
         model: A custom language model that replaces `config.model`.
         reward: A custom reward model that replaces `config.reward`.
 
-    Example:
+    Examples:
         >>> engine = StarsEngine()
         >>> [result] = engine.generate("This movie", sampling=SamplingParams(seed=7))
     """
@@ -251,7 +251,11 @@ class StarsEngine(Handle):
             self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
         )
         return RequestGroup(
-            requests, self._source, prompt_format=self.config.prompt_format, owner=self
+            requests,
+            self._source,
+            prompt_format=self.config.prompt_format,
+            template_kwargs=self.config.chat_template_kwargs,
+            owner=self,
         )
 
     def _resolve_thresholds(self, group: RequestGroup) -> None:

@@ -1,13 +1,13 @@
-"""Attention of many candidates to prefixes that they share.
+"""Shared-prefix attention: many candidates attend to the prefixes they have in common.
 
 The keys of a prefix are read once for all its candidates, whose queries are folded into one long
-query, and the keys of each candidate's own tokens apart from them. Each part gives the softmax over
-its own keys and the log of the sum of their exponentials; weighted by the latter, the parts add up
-to the softmax over all keys. Nothing is copied, concatenated or masked out for a candidate.
+query. The keys in each candidate's scratch KV are read separately. Each part yields the softmax
+over its keys and their log-sum-exp; weighted by the latter, the parts add up to the softmax over
+all keys. Nothing is copied, concatenated or masked out for a candidate.
 
-The function stands in transformers' `AttentionInterface`, which hands it sliding windows, soft caps
-and sinks; what it is not handed (position biases, masks of a model's own) it refuses, or the
-self-check at load finds it out.
+The function is registered in transformers' `AttentionInterface`, which passes sliding windows, soft
+caps and sinks. Position biases and custom masks are refused; what is not passed at all, the
+self-check at load detects.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from stars_engine.kv_cache.fused_kernels import Kernel, kernel_for
-from stars_engine.kv_cache.layout import Prefixes, View
+from stars_engine.kv_cache.layout import AttentionLayout, PrefixGroup
 
 _PREFIX = "stars_shared_prefix_"
 _REFUSED = ("position_bias", "alibi", "head_mask", "block_indices")
 _active = threading.local()
 
-_FUSED_FROM = 128  # keys; below, the kernel's own costs are larger than what it saves
+_FUSED_FROM = 128  # keys; below, the kernel costs more than it saves
 
 Part = tuple[torch.Tensor, torch.Tensor]  # output (..., D) and log-sum-exp (...)
 
@@ -50,20 +50,20 @@ class Scores(NamedTuple):
     softcap: float | None
 
     def kernel(self, query: torch.Tensor, value: torch.Tensor) -> Kernel | None:
-        """Return the fused kernel for such scores, if there is one."""
+        """Return the fused kernel for these scores, if there is one."""
         if self.softcap is not None or query.shape[-1] != value.shape[-1]:
             return None
         return kernel_for(query)
 
 
 @contextmanager
-def attending(view: View) -> Iterator[None]:
-    """Let forward passes of this thread attend to a view."""
-    _active.view = view
+def attending(layout: AttentionLayout) -> Iterator[None]:
+    """Let forward passes of this thread attend by a layout."""
+    _active.layout = layout
     try:
         yield
     finally:
-        _active.view = None
+        _active.layout = None
 
 
 def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
@@ -78,42 +78,46 @@ def shared_prefix_attention(  # noqa: PLR0917 - transformers calls it
     s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend to the prefix of the active view and to own tokens, causally.
+    """Attend to the prefixes of the active layout and to scratch KV, causally.
 
     Args:
         module: The attention layer.
         query: `(rows, heads, num_new, head_dim)`.
-        key: Of all own tokens, `(rows, kv_heads, num_own, head_dim)`; the last `num_new` are new.
+        key: Of all scratch tokens, `(rows, kv_heads, num_scratch, head_dim)`, the last `num_new`
+            of which are new.
         value: Like `key`.
-        attention_mask: None: there is nothing to mask.
+        attention_mask: Must be None: there is nothing to mask.
         scaling: Of the scores.
         sliding_window: Tokens that a query sees at most, itself included.
         softcap: Bound of the scores, by tanh.
-        s_aux: Score of a sink for each head, which takes weight and gives nothing.
-        **others: Of no meaning here, or refused.
+        s_aux: Score of each head's sink, which takes weight and adds nothing.
+        **others: Ignored, or refused.
 
     Returns:
         `(rows, num_new, heads, head_dim)`, and no weights.
     """
-    view: View = _active.view
+    layout: AttentionLayout = _active.layout
     refused = [name for name in _REFUSED if others.get(name) is not None]
     if refused or attention_mask is not None:
-        raise ValueError(f"no prefix is shared under {', '.join(refused) or 'a mask'} of its own")
+        found = ", ".join(refused) or "custom masks"
+        raise ValueError(f"shared-prefix attention does not support {found}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scale, sliding_window, softcap)
-    parts = [_own(view, query, key, value, scores)]
-    parts += _shared(view, module.layer_idx, query, scores)
+    parts = [_to_scratch(layout, query, key, value, scores)]
+    parts += _to_all_prefixes(layout, module.layer_idx, query, scores)
     if s_aux is not None:
         sink = _precise(s_aux).reshape(1, -1, 1).expand(parts[0][1].shape)
         parts.append((torch.zeros_like(parts[0][0]), sink))
     return _merge(parts).to(query.dtype).transpose(1, 2), None
 
 
-def _shared(view: View, layer: int, query: torch.Tensor, scores: Scores) -> list[Part]:
-    """Attend to the prefixes; nothing if none is in reach."""
+def _to_all_prefixes(
+    layout: AttentionLayout, layer: int, query: torch.Tensor, scores: Scores
+) -> list[Part]:
+    """Attend to the prefixes; return nothing if none is in reach."""
     found = [
-        (prefixes.members, _to_prefixes(prefixes, view.num_before, layer, query, scores))
-        for prefixes in view.prefixes
+        (group.members, _to_prefixes(group, layout.num_before, layer, query, scores))
+        for group in layout.groups
     ]
     within = [(members, part) for members, part in found if part is not None]
     if len(within) == 1 and within[0][0] is None:
@@ -132,20 +136,20 @@ def _shared(view: View, layer: int, query: torch.Tensor, scores: Scores) -> list
 
 
 def _to_prefixes(
-    prefixes: Prefixes, num_before: int, layer: int, query: torch.Tensor, scores: Scores
+    group: PrefixGroup, num_before: int, layer: int, query: torch.Tensor, scores: Scores
 ) -> Part | None:
-    """Attend to prefixes in one tensor, all queries of a prefix in one; None if out of reach."""
-    if prefixes.members is not None:
-        query = query[prefixes.members.to(query.device)]
+    """Attend to prefixes in one tensor, all queries of a prefix as one; None if out of reach."""
+    if group.members is not None:
+        query = query[group.members.to(query.device)]
     _, heads, num_new, dim = query.shape
-    start, mask = prefixes.visible(scores.window, num_before, num_new, query.device)
-    keys = prefixes.keys[layer][:, :, start:]
-    values = prefixes.values[layer][:, :, start:]
+    start, mask = group.mask(scores.window, num_before, num_new, query.device)
+    keys = group.keys[layer][:, :, start:]
+    values = group.values[layer][:, :, start:]
     num_prefixes, kv_heads, width, _ = keys.shape
     if width == 0:
         return None
-    most, groups = prefixes.rows.most, heads // kv_heads
-    grid = prefixes.rows.to_grid(query, num_prefixes)
+    most, groups = group.placement.most, heads // kv_heads
+    grid = group.placement.to_grid(query, num_prefixes)
     folded = grid.view(num_prefixes, most, kv_heads, groups, num_new, dim).transpose(1, 2)
     folded = folded.reshape(num_prefixes, kv_heads, most * groups * num_new, dim)
     if mask is not None:
@@ -157,24 +161,30 @@ def _to_prefixes(
         output.view(*unfolded, -1).transpose(1, 2).reshape(-1, heads, num_new, values.shape[-1])
     )
     lse = lse.view(unfolded).transpose(1, 2).reshape(-1, heads, num_new)
-    return prefixes.rows.from_grid(output), prefixes.rows.from_grid(lse)
+    return group.placement.from_grid(output), group.placement.from_grid(lse)
 
 
-def _own(
-    view: View, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+def _to_scratch(
+    layout: AttentionLayout,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scores: Scores,
 ) -> Part:
-    """Attend to a row's own tokens, each query to those up to its own."""
+    """Attend to a row's scratch KV, each query up to its own token."""
     rows, heads, num_new, dim = query.shape
-    kv_heads, num_own = key.shape[1], key.shape[2]
+    kv_heads, num_scratch = key.shape[1], key.shape[2]
     groups = heads // kv_heads
-    mask = view.own_mask(scores.window, num_new, num_own, query.device)
-    windowed = scores.window is not None and num_own > scores.window
-    if num_new == num_own > 1 and not windowed and (kernel := scores.kernel(query, value)):
+    mask = layout.scratch_mask(scores.window, num_new, num_scratch, query.device)
+    windowed = scores.window is not None and num_scratch > scores.window
+    if num_new == num_scratch > 1 and not windowed and (kernel := scores.kernel(query, value)):
         key, value = (_repeat(states, groups) for states in (key, value))
         return kernel(query, key, value, scale=scores.scale, causal=True)
     folded = query.reshape(rows, kv_heads, groups * num_new, dim)
     if mask is not None:
-        mask = mask.expand(groups, num_new, num_own).reshape(1, 1, groups * num_new, num_own)
+        mask = mask.expand(groups, num_new, num_scratch).reshape(
+            1, 1, groups * num_new, num_scratch
+        )
     output, lse = _attend(folded, key, value, scores, mask)
     return output.view(rows, heads, num_new, -1), lse.view(rows, heads, num_new)
 
@@ -223,14 +233,14 @@ def _precise(states: torch.Tensor) -> torch.Tensor:
 
 # --- names in transformers' registries ---
 
-_names: dict[str, str] = {}  # of ours, by the implementation that each stands in for
+_names: dict[str, str] = {}  # of ours, by the implementation that each replaces
 
 
 def name_for(original: str | None) -> str:
-    """Return the name under which our attention stands in for another implementation.
+    """Return the name under which our attention replaces another implementation.
 
-    While a config has the name, other threads may pass through the same model: for them it does
-    what the other implementation does, masks included.
+    While a config has the name, other threads may run the same model: for them the name calls the
+    other implementation, masks included.
     """
     key = original or "eager"
     if key.startswith(_PREFIX):
@@ -244,15 +254,15 @@ def name_for(original: str | None) -> str:
 
 
 def _attend_or(original: str, module: Any, *args: Any, **kwargs: Any) -> Any:
-    if getattr(_active, "view", None) is not None:
+    if getattr(_active, "layout", None) is not None:
         return shared_prefix_attention(module, *args, **kwargs)
-    # A family's own eager attention is in its module, not in the registry.
+    # Eager attention is in the module of the family, not in the registry.
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get(original, eager)(module, *args, **kwargs)
 
 
 def _mask_or(original: str, *args: Any, **kwargs: Any) -> Any:
-    if getattr(_active, "view", None) is not None:
+    if getattr(_active, "layout", None) is not None:
         return None
     build = ALL_MASK_ATTENTION_FUNCTIONS.get(original)
     return None if build is None else build(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Rows that continue prefixes in slots, and passes of a model over them."""
+"""Forward passes of a model over rows that continue cached prefixes."""
 
 from __future__ import annotations
 
@@ -12,62 +12,60 @@ from typing import Any, Protocol
 import torch
 
 from stars_engine.kv_cache.attention import attending, name_for
-from stars_engine.kv_cache.layout import Prefixes, Rows, View
+from stars_engine.kv_cache.cached_prefix import CachedPrefix
+from stars_engine.kv_cache.layout import AttentionLayout, PrefixGroup, RowPlacement
 from stars_engine.kv_cache.packed_linear import PackedLinears
-from stars_engine.kv_cache.pool import ByLayer, Slot, SlotPool
-from stars_engine.kv_cache.scratch import OwnTokens
-from stars_engine.kv_cache.weight_fingerprint import Change, Watch
+from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.kv_cache.scratch import ScratchKV
+from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
 
 
-class _Turn:
-    """Whose pass through a model it is."""
+class _ModelLock:
+    """Held during a pass: a model's config names our attention meanwhile."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
 
 
-_turns: weakref.WeakValueDictionary[int, _Turn] = weakref.WeakValueDictionary()  # by config
+# By config: engines may share a model.
+_locks: weakref.WeakValueDictionary[int, _ModelLock] = weakref.WeakValueDictionary()
 _making = threading.Lock()
 
 
-class ReadingRows(Protocol):
-    """Rows that read on."""
+class ScratchRows(Protocol):
+    """Rows that continue prefixes, and their scratch KV."""
 
     @property
-    def own(self) -> OwnTokens:
-        """What they have read."""
+    def kv(self) -> ScratchKV:
+        """Keys and values of their tokens."""
         ...
 
     def positions(self, count: int) -> torch.Tensor:
-        """Return `(rows, count)`, of the next tokens."""
+        """Return the positions of the next tokens, `(rows, count)`."""
         ...
 
-    def view(self) -> View:
+    def layout(self) -> AttentionLayout:
         """Return what the next tokens attend to."""
         ...
 
-    def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
-        """Return the keys and values of a row's first own tokens, by layer."""
-        ...
 
+class ModelRunner:
+    """Runs a model with shared-prefix attention in place of its own.
 
-class SharingPass:
-    """Runs a model with our attention in place of its own.
-
-    Its configs name the attention during a pass and are set back after it, since the model may be
-    somebody else's too. Passes of ours through one model wait for each other.
+    The model's configs name the attention during a pass and are restored after it, since others may
+    use the model, too. Our passes through one model wait for each other.
 
     Args:
-        model: Of transformers.
-        call: Has it read `(rows, count)` ids at `(rows, count)` positions with a cache.
+        model: A transformers model.
+        call: Calls it with `(rows, count)` ids, `(rows, count)` positions and a cache.
         context_len: Positions it has; None for no limit.
-        head: What the call has beside the model, if anything; its weights count too.
+        head: What the call uses beside the model, if anything; its weights count too.
     """
 
     def __init__(
         self,
         model: Any,
-        call: Callable[..., Any],
+        call: Callable[..., torch.Tensor],
         context_len: int | None,
         head: torch.nn.Module | None = None,
     ) -> None:
@@ -81,33 +79,33 @@ class SharingPass:
             if hasattr(config, "_attn_implementation_internal")
         ]
         self._model = model
-        self._watch = Watch([model] if head is None else [model, head])
+        self._fingerprint = WeightFingerprint([model] if head is None else [model, head])
         self._packed = PackedLinears(model)
         with _making:
-            self._turn = _turns.setdefault(id(model.config), _Turn())
-        self.turn = self._turn.lock
+            self._lock = _locks.setdefault(id(model.config), _ModelLock())
+        self.lock = self._lock.lock
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go: where the model is now."""
+        """Where tokens go: the device of the model now."""
         device: torch.device = self._embedding.weight.device
         return device
 
     def __call__(
-        self, rows: ReadingRows, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
-    ) -> Any:
-        """Have each row read more tokens, equally many; return what the call returns."""
+        self, rows: ScratchRows, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        """Append `(rows, count)` tokens to rows; return what the call returns."""
         ids = torch.as_tensor(ids, device=self.device)
         positions = rows.positions(ids.shape[1])
         if self._context_len is not None:  # rows that have ended run on beside the others
             positions = positions.clamp(max=self._context_len - 1)
-        with self.turn, self._own_attention(), self._packed(), attending(rows.view()):
-            output = self._call(ids, positions, rows.own, **options)
-        rows.own.num_tokens += ids.shape[1]
+        with self.lock, self._shared_prefix_attention(), self._packed(), attending(rows.layout()):
+            output = self._call(ids, positions, rows.kv, **options)
+        rows.kv.num_tokens += ids.shape[1]
         return output
 
     @contextmanager
-    def _own_attention(self) -> Iterator[None]:
+    def _shared_prefix_attention(self) -> Iterator[None]:
         # The internal attribute: the public setter looks through all modules each time.
         names = [config._attn_implementation_internal for config in self._configs]  # noqa: SLF001
         try:
@@ -118,60 +116,72 @@ class SharingPass:
             for config, name in zip(self._configs, names, strict=True):
                 config._attn_implementation_internal = name  # noqa: SLF001
 
-    def change(self, *, thoroughly: bool) -> Change:
-        """Return what has become of the weights since the last call; see `Watch.change`."""
-        change = self._watch.change(thoroughly=thoroughly)
-        if change is not Change.NONE:
+    def weights_changed(self, *, thorough: bool) -> bool:
+        """Return whether weights have changed; see `WeightFingerprint.has_changed`."""
+        changed = self._fingerprint.has_changed(thorough=thorough)
+        if changed:
             self._packed = PackedLinears(self._model)
-        return change
+        return changed
+
+    def extend(
+        self,
+        prefixes: Sequence[CachedPrefix],
+        ids: Sequence[list[int]],
+        pool: SlotPool,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Compute equally many tokens of each prefix and store their KV."""
+        rows = EagerRows(pool, prefixes, len(ids[0]), self.device)
+        output = self(rows, ids, **options)
+        for index, (prefix, new) in enumerate(zip(prefixes, ids, strict=True)):
+            pool.write(prefix, *rows.kv.first(index, len(new)), new)
+        return output
 
 
-class Continuations:
-    """Rows of own tokens that continue prefixes.
+class EagerRows:
+    """Rows of any number and length, run kernel by kernel.
 
     Args:
         pool: Where the prefixes are.
-        slots: Of each row's prefix.
-        lengths: Tokens of each row's prefix that it goes on from.
-        num_tokens: Own tokens of each row at most.
+        prefixes: The prefix of each row; repeats are separate rows.
+        num_tokens: Maximum tokens of each row.
         device: Of the model.
     """
 
     def __init__(
         self,
         pool: SlotPool,
-        slots: Sequence[Slot],
-        lengths: Sequence[int],
+        prefixes: Sequence[CachedPrefix],
         num_tokens: int,
         device: torch.device,
     ) -> None:
-        self.own = OwnTokens(len(slots), num_tokens)
+        self.kv = ScratchKV(len(prefixes), num_tokens)
+        lengths = [len(prefix.token_ids) for prefix in prefixes]
         self._starts = torch.tensor(lengths, device=device)[:, None]
-        by_slot = {slot: length for slot, length in zip(slots, lengths, strict=True) if length > 0}
-        self._view = View(_side_by_side(pool, slots, by_slot, device))
+        by_prefix = {prefix: n for prefix, n in zip(prefixes, lengths, strict=True) if n > 0}
+        self._layout = AttentionLayout(_groups(pool, prefixes, by_prefix, device))
 
     def positions(self, count: int) -> torch.Tensor:
-        """Return `(rows, count)`, of the next tokens."""
-        before = self.own.num_tokens
+        """Return the positions of the next tokens, `(rows, count)`."""
+        before = self.kv.num_tokens
         return self._starts + torch.arange(before, before + count, device=self._starts.device)
 
-    def view(self) -> View:
+    def layout(self) -> AttentionLayout:
         """Return what the next tokens attend to."""
-        return replace(self._view, num_before=self.own.num_tokens)
-
-    def states(self, row: int, count: int) -> tuple[ByLayer, ByLayer]:
-        """Return the keys and values of a row's first own tokens, by layer."""
-        return self.own.first(row, count)
+        return replace(self._layout, num_before=self.kv.num_tokens)
 
 
-def _side_by_side(
-    pool: SlotPool, slots: Sequence[Slot], lengths: Mapping[Slot, int], device: torch.device
-) -> list[Prefixes]:
-    """Return what rows attend to, by the tensors in which their prefixes stand.
+def _groups(
+    pool: SlotPool,
+    prefixes: Sequence[CachedPrefix],
+    lengths: Mapping[CachedPrefix, int],
+    device: torch.device,
+) -> list[PrefixGroup]:
+    """Return the prefixes that rows attend to, by the tensors that hold them.
 
     Args:
-        pool: Of the slots.
-        slots: Of each row.
+        pool: Of the prefixes.
+        prefixes: Of each row.
         lengths: Of each prefix that is not empty.
         device: Of the model.
     """
@@ -179,11 +189,11 @@ def _side_by_side(
         return []
     distinct = list(lengths)
     found = []
-    for order, keys, values in pool.side_by_side(distinct, list(lengths.values())):
+    for order, keys, values in pool.group(distinct, list(lengths.values())):
         places = {distinct[index]: place for place, index in enumerate(order)}
-        members = [row for row, slot in enumerate(slots) if slot in places]
-        rows = Rows.of([places[slots[row]] for row in members], device)
-        chosen = None if len(members) == len(slots) else torch.tensor(members, device=device)
+        members = [row for row, prefix in enumerate(prefixes) if prefix in places]
+        placement = RowPlacement.of([places[prefixes[row]] for row in members], device)
+        chosen = None if len(members) == len(prefixes) else torch.tensor(members, device=device)
         within = [lengths[distinct[index]] for index in order]
-        found.append(Prefixes(keys, values, within, rows, chosen))
+        found.append(PrefixGroup(keys, values, within, placement, chosen))
     return found

@@ -1,7 +1,7 @@
-"""Fused attention that gives the log-sum-exp of its scores, too.
+"""Fused attention kernels that also return the log-sum-exp of the scores.
 
-These operations of torch are private, so they may be missing or different one day: each is tried
-once on random states, and taken only if it gives what the formula does.
+These operations of torch are private, so they may be missing or different one day. Each is tried
+once on random states, and used only if it agrees with the formula.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CUDA_DTYPES = (torch.bfloat16, torch.float16)
-_CUDA_MOST_DIM = 256
+_MAX_CUDA_DIM = 256
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def kernel_for(query: torch.Tensor) -> Kernel | None:
-    """Return the kernel for queries of a type and size; None if there is none that is right."""
+    """Return the kernel for queries of a type and size; None if none is right."""
     return _find(query.device.type, query.dtype, query.shape[-1])
 
 
@@ -31,7 +31,7 @@ def kernel_for(query: torch.Tensor) -> Kernel | None:
 def _find(device: str, dtype: torch.dtype, dim: int) -> Kernel | None:
     if device == "cpu" and dtype in _CPU_DTYPES:
         kernel = _on_cpu
-    elif device == "cuda" and dtype in _CUDA_DTYPES and dim % 8 == 0 and dim <= _CUDA_MOST_DIM:
+    elif device == "cuda" and dtype in _CUDA_DTYPES and dim % 8 == 0 and dim <= _MAX_CUDA_DIM:
         kernel = _on_cuda
     else:
         return None
@@ -65,7 +65,7 @@ def _is_right(kernel: Kernel, device: str, dtype: torch.dtype, dim: int) -> bool
     query, key, value = (each.double() for each in states)
     scores = query @ key.mT * 0.3
     later = torch.ones(40, 40, dtype=torch.bool, device=device).triu(1)
-    close = _ROUNDING.get(dtype, 5e-2)
+    tolerance = _ROUNDING.get(dtype, 5e-2)
     for causal in (False, True):
         seen = scores.masked_fill(later, -torch.inf) if causal else scores
         try:
@@ -75,8 +75,8 @@ def _is_right(kernel: Kernel, device: str, dtype: torch.dtype, dim: int) -> bool
         wanted = seen.softmax(-1) @ value
         if output.shape != wanted.shape or lse.shape != seen.shape[:-1]:
             return False
-        if not torch.allclose(output.double(), wanted, atol=close, rtol=close):
+        if not torch.allclose(output.double(), wanted, atol=tolerance, rtol=tolerance):
             return False
-        if not torch.allclose(lse.double(), seen.logsumexp(-1), atol=close, rtol=close):
+        if not torch.allclose(lse.double(), seen.logsumexp(-1), atol=tolerance, rtol=tolerance):
             return False
     return True

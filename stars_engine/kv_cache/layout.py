@@ -1,4 +1,4 @@
-"""What the rows of a pass attend to: prefixes that they share, and their own tokens."""
+"""The attention layout: which keys the rows of a pass attend to, in prefixes and in scratch KV."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """How the rows of a batch belong to prefixes.
+class RowPlacement:
+    """Which prefix each row of a batch continues, as places in a grid.
 
     Attributes:
-        most: Rows of one prefix at most.
-        places: Where each row stands in a grid of `most` rows for each prefix, `(rows,)`; None if
+        most: Rows of one prefix, at most.
+        places: The place of each row in a grid of `most` rows for each prefix, `(rows,)`; None if
             the rows fill it in order.
     """
 
@@ -26,7 +26,7 @@ class Rows:
 
     @classmethod
     def of(cls, prefixes: Sequence[int], device: torch.device) -> Self:
-        """Arrange rows by the index of each one's prefix."""
+        """Place rows by the index of each one's prefix."""
         most = max(Counter(prefixes).values())
         nexts = [itertools.count(index * most) for index in range(max(prefixes) + 1)]
         places = [next(nexts[prefix]) for prefix in prefixes]
@@ -51,32 +51,30 @@ Mask = tuple[int, torch.Tensor | None]
 
 
 @dataclass(slots=True)
-class Prefixes:
-    """Prefixes that stand in one tensor, and the rows that go on from them.
+class PrefixGroup:
+    """Prefixes in one tensor, and the rows that continue them.
 
     Attributes:
         keys: By layer, `(prefixes, kv_heads, width, head_dim)`, padded on the right.
         values: Like `keys`.
         lengths: Tokens of each prefix, at most `width`.
-        rows: How these rows belong to the prefixes.
-        members: Which rows of the batch they are, `(rows,)`; None: all of them.
+        placement: Which of the prefixes each of these rows continues.
+        members: Which rows of the batch they are, `(rows,)`; None for all.
     """
 
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
     lengths: Sequence[int]
-    rows: Rows
+    placement: RowPlacement
     members: torch.Tensor | None = None
     _masks: dict[object, Mask] = field(default_factory=dict, init=False)
 
-    def visible(
-        self, window: int | None, num_before: int, num_new: int, device: torch.device
-    ) -> Mask:
-        """Return the first column that any query sees, and which of the others each one does.
+    def mask(self, window: int | None, num_before: int, num_new: int, device: torch.device) -> Mask:
+        """Return the first column that any query sees, and which of the others each one sees.
 
         Args:
             window: Tokens that a query sees at most, itself included; None for all.
-            num_before: Own tokens of each row before its queries.
+            num_before: Scratch tokens of each row before its queries.
             num_new: Queries of each row.
             device: Of the mask.
 
@@ -85,10 +83,10 @@ class Prefixes:
         """
         key = (num_new, device) if window is None else (window, num_before, num_new, device)
         if key not in self._masks:
-            self._masks[key] = self._find_visible(window, num_before, num_new, device)
+            self._masks[key] = self._build_mask(window, num_before, num_new, device)
         return self._masks[key]
 
-    def _find_visible(
+    def _build_mask(
         self, window: int | None, num_before: int, num_new: int, device: torch.device
     ) -> Mask:
         width, start = self.keys[0].shape[2], 0
@@ -107,32 +105,32 @@ class Prefixes:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What the rows of one forward pass attend to beside their own new tokens.
+class AttentionLayout:
+    """What the rows of one forward pass attend to beside their new tokens.
 
     Attributes:
-        prefixes: Those that stand in one tensor together; rows of no prefix are in none of them.
-        num_before: Own tokens of each row before this pass.
+        groups: The prefixes. Rows that continue none are in no group.
+        num_before: Scratch tokens of each row before this pass.
     """
 
-    prefixes: Sequence[Prefixes]
+    groups: Sequence[PrefixGroup]
     num_before: int = 0
 
-    def own_mask(
-        self, window: int | None, num_new: int, num_own: int, device: torch.device
+    def scratch_mask(
+        self, window: int | None, num_new: int, num_scratch: int, device: torch.device
     ) -> torch.Tensor | None:
-        """Return which own tokens each query sees, `(num_new, num_own)`; None if all see all.
+        """Return which scratch tokens each query sees, `(num_new, num_scratch)`; None for all.
 
         Args:
             window: Tokens that a query sees at most, itself included; None for all.
             num_new: Queries of each row, of its last tokens.
-            num_own: Own tokens of each row.
+            num_scratch: Scratch tokens of each row, the new ones included.
             device: Of the mask.
         """
-        windowed = window is not None and num_own > window
+        windowed = window is not None and num_scratch > window
         if num_new == 1 and not windowed:
             return None
-        columns = torch.arange(num_own, device=device)
-        places = columns[num_own - num_new :, None]
+        columns = torch.arange(num_scratch, device=device)
+        places = columns[num_scratch - num_new :, None]
         mask = columns <= places
         return mask & (columns > places - window) if window is not None else mask

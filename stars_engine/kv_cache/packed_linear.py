@@ -1,10 +1,10 @@
-"""Linear layers of a CPU whose weights are laid out once for the kernel that multiplies few rows.
+"""Packed linear layers: weights laid out once for the CPU kernel that multiplies few rows.
 
-torch lays a matrix out anew for each product of more than one row, which takes longer than to
-multiply: two candidates cost twice as much as one, and eight hardly more than two. With weights
-laid out beforehand, a decode step of eight rows costs little more than a step of one.
+torch lays out a matrix again for each product of more than one row, which takes longer than the
+product: two candidates cost twice as much as one, and eight hardly more than two. With packed
+weights a decode step of eight rows costs little more than a step of one.
 
-The packed copies stand beside the model's own weights and are made again when those change.
+Packed copies are kept beside the model's own weights and are made again when those change.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from typing import Any, TypeGuard
 import torch
 from torch.nn import functional
 
-from stars_engine.kv_cache.weight_fingerprint import some_elements
+from stars_engine.kv_cache.weight_fingerprint import sample_elements
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_LEAST = 1 << 16  # weights of a layer: below, the kernel costs more than it saves
-_SHARE_OF_MEMORY = 4  # a packed model takes a fourth of the machine's memory at most
-_ROWS = 8  # that the layout is made for; others are multiplied nearly as fast
+_MIN_WEIGHTS = 1 << 16  # of a layer: below, the kernel costs more than it saves
+_MEMORY_DIVISOR = 4  # a packed model takes a fourth of the machine's memory at most
+_ROWS = 8  # the layout is made for; other numbers are nearly as fast
 
-_passing = threading.local()
+_active = threading.local()
 
 
 class _Packed:
-    """A packed weight, and what tells whether it still is the layer's."""
+    """A packed weight, and the fingerprint of the weight that was packed."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
-        self.state, self.elements = _state_of(layer), some_elements([layer.weight])
+        self.state, self.elements = _state_of(layer), sample_elements([layer.weight])
         self.weight = _lay_out(layer.weight.detach())
 
     def is_of(self, layer: torch.nn.Linear) -> bool:
-        """Whether it is what packing the layer now would give."""
-        return self.state == _state_of(layer) and self.elements == some_elements([layer.weight])
+        """Whether packing the layer now would give the same."""
+        return self.state == _state_of(layer) and self.elements == sample_elements([layer.weight])
 
 
-# By layer: engines on one model share what is packed, as long as one of them is there.
+# By layer: engines on one model share packed weights, as long as one of them exists.
 _packed: weakref.WeakKeyDictionary[torch.nn.Linear, weakref.ref[_Packed]] = (
     weakref.WeakKeyDictionary()
 )
@@ -51,9 +51,9 @@ _packed: weakref.WeakKeyDictionary[torch.nn.Linear, weakref.ref[_Packed]] = (
 class PackedLinears:
     """The linear layers of a model, with packed weights during passes of this thread.
 
-    Layers that are small, or no plain ones (quantized, parametrized, hooked, on another device),
-    stay as they are, and so does a model for whose copy there is too little memory. A weight that
-    is changed through `.data` is not noticed: whoever finds it out makes a new one of these.
+    Layers that are small or not plain (quantized, parametrized, hooked, on another device) stay as
+    they are, and so does a model that is too large to copy. Writing to a weight through `.data` is
+    not noticed: whoever notices creates a new instance.
 
     Args:
         model: Any module.
@@ -68,16 +68,16 @@ class PackedLinears:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Let the layers multiply by packed weights; other threads see the layers' own."""
-        # Who has been given a way of its own meanwhile keeps it.
+        # A layer whose forward was replaced meanwhile keeps it.
         layers = [layer for layer in self._layers if _is_plain(layer)]
         forwards = [(layer, self._forward_of(layer)) for layer in layers]
-        _passing.now = True
+        _active.now = True
         try:
             for layer, forward in forwards:
                 layer.__dict__["forward"] = forward  # around `Module.__setattr__`, which is slow
             yield
         finally:
-            _passing.now = False
+            _active.now = False
             for layer, forward in forwards:
                 if layer.__dict__.get("forward") is forward:
                     del layer.__dict__["forward"]
@@ -96,7 +96,7 @@ class PackedLinears:
 class _Forward:
     """Multiplies by a packed weight in our passes, and as the layer does in those of others.
 
-    A copy of the layer that is made or pickled meanwhile gets the latter alone.
+    A copy or pickle of the layer that is made meanwhile gets the layer's own forward.
     """
 
     def __init__(self, layer: torch.nn.Linear, packed: _Packed) -> None:
@@ -104,7 +104,7 @@ class _Forward:
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         layer = self._layer
-        if getattr(_passing, "now", False) and states.dtype == layer.weight.dtype:
+        if getattr(_active, "now", False) and states.dtype == layer.weight.dtype:
             return _multiply(states, self.packed.weight, layer.bias)
         return functional.linear(states, layer.weight, layer.bias)
 
@@ -123,13 +123,13 @@ def _can_pack(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     if type(module) is not torch.nn.Linear or not _is_plain(module):
         return False
     weight: Any = module.weight
-    if weight.device.type != "cpu" or weight.dtype not in _DTYPES or weight.numel() < _LEAST:
+    if weight.device.type != "cpu" or weight.dtype not in _DTYPES or weight.numel() < _MIN_WEIGHTS:
         return False
     return _works(weight.dtype)
 
 
 def _is_plain(layer: torch.nn.Module) -> bool:
-    """Whether nobody has given a layer another way; that of a copy of ours is the same."""
+    """Whether a layer has its own forward, or the one that a copy got from us."""
     forward = layer.__dict__.get("forward")
     is_copied = isinstance(forward, partial) and forward.func is torch.nn.Linear.forward
     return forward is None or is_copied
@@ -140,7 +140,7 @@ def _state_of(layer: torch.nn.Linear) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
 
 
-# These operations are private (torch's own compiler uses them), so they may be missing one day.
+# These operations are private (torch's compiler uses them), so they may be missing one day.
 
 
 def _lay_out(weight: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def _multiply(states: torch.Tensor, packed: torch.Tensor, bias: Any) -> torch.Te
 @cache
 @torch.no_grad()
 def _works(dtype: torch.dtype) -> bool:
-    """Whether packed products are there for a type, and are right."""
+    """Whether packed products exist for a type, and are right."""
     generator = torch.Generator().manual_seed(0)
     states, weight = (
         torch.randn(size, generator=generator).to(dtype) for size in ((2, 3, 48), (80, 48))
@@ -178,4 +178,4 @@ def _most_bytes() -> int:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # not on every system
         memory = 16 << 30
-    return memory // _SHARE_OF_MEMORY
+    return memory // _MEMORY_DIVISOR

@@ -1,195 +1,136 @@
-"""Keys and values of committed prefixes, one slot each.
+"""The slot pool: keys and values of cached prefixes, one slot each.
 
-A prefix is stored once, whatever the number of its candidates. Rejecting a candidate is doing
-nothing; accepting one copies its row behind the prefix.
-
-Slots of one capacity stand beside each other in *blocks*, so that prefixes of like length are one
-tensor. A slot that is given back keeps its columns until its room is needed.
+A prefix is stored once, whatever the number of its candidates. Slots of one capacity are allocated
+in *blocks*, so that prefixes of similar length are one tensor. A slot that is not pinned keeps its
+KV until its memory is needed.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 
-import torch
+from stars_engine.kv_cache.block import Block, ByLayer
+from stars_engine.kv_cache.cached_prefix import MIN_PREFIX_LEN, CachedPrefix
+from stars_engine.kv_cache.capacity import slot_capacity
+from stars_engine.memory import catch_oom, empty_device_cache
 
-from stars_engine.kv_cache.prefixes import LEAST, capacity_of_slot
-from stars_engine.memory import release_unused, want_of_memory
-
-logger = logging.getLogger(__name__)
-
-ByLayer = list[torch.Tensor]
-
-_MOST_KEPT = 1 << 30  # bytes of unused slots that are kept, if no bound is given
-_MOST_COPIED = 4096  # tokens of prefixes that are put side by side for a round
-
-
-class Block:
-    """Tensors of some slots of one capacity.
-
-    Attributes:
-        num_slots: How many.
-        capacity: Tokens of each.
-        keys: By layer, `(num_slots, kv_heads, capacity, head_dim)`; none before the first write.
-        values: Like `keys`.
-    """
-
-    def __init__(self, num_slots: int, capacity: int) -> None:
-        self.num_slots, self.capacity = num_slots, capacity
-        self.keys: ByLayer = []
-        self.values: ByLayer = []
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory held."""
-        return sum(states.nbytes for part in self.parts() for states in part)
-
-    def parts(self) -> tuple[ByLayer, ByLayer]:
-        """Return keys and values."""
-        return self.keys, self.values
-
-    def allocate(self, like: tuple[ByLayer, ByLayer]) -> None:
-        """Make the tensors, for states of the same heads, dimensions, type and device."""
-        # Zeros: what a mask hides is multiplied by 0, and must not be nan.
-        self.keys, self.values = (
-            [
-                new.new_zeros(self.num_slots, new.shape[0], self.capacity, new.shape[2])
-                for new in part
-            ]
-            for part in like
-        )
-
-
-class Slot:
-    """Room for one prefix; another place when it has outgrown its own.
-
-    Attributes:
-        block: Where it is.
-        index: Its row there.
-        ids: The tokens whose keys and values it holds, in use or not.
-        stale: Whether they are of no use to others: read with other weights, or grown out of.
-    """
-
-    __slots__ = ("__weakref__", "block", "ids", "index", "stale")
-
-    def __init__(self, block: Block, index: int) -> None:
-        self.block, self.index = block, index
-        self.ids: list[int] = []
-        self.stale = False
+_MAX_UNPINNED_BYTES = 1 << 30  # unless a limit is given
+_MAX_GATHERED = 4096  # tokens of prefixes that are copied into one tensor for a pass
 
 
 class SlotPool:
-    """Slots of a model.
+    """The slots of one model, each with the prefix whose KV it holds or held.
 
     Args:
-        max_bytes: What slots in use and unused ones may take together before the latter are let go
-            of; None: 1 GiB of unused ones is kept, as long as there is memory.
+        max_bytes: What all slots may take before those that are not pinned are freed; None for
+            1 GiB of those, as long as there is memory.
+        min_kept: Shortest prefix worth keeping when it is not pinned.
     """
 
-    def __init__(self, max_bytes: int | None = None) -> None:
+    def __init__(self, max_bytes: int | None = None, *, min_kept: int = MIN_PREFIX_LEN) -> None:
         self.max_bytes = max_bytes
-        self._blocks: list[Block] = []  # the latest given back last
-        self._slots: list[Slot] = []
-        self._free: dict[int, deque[Slot]] = defaultdict(deque)  # by capacity, longest free first
-        self._given_back: deque[Slot] = deque()  # from any thread
-        self._like: tuple[ByLayer, ByLayer] | None = None  # one token's states, for their shapes
+        self._min_kept = min_kept
+        self._blocks: list[Block] = []  # the most recently unpinned last
+        self._slots: list[CachedPrefix] = []
+        self._free: dict[int, deque[CachedPrefix]] = defaultdict(
+            deque
+        )  # by capacity, next to reuse first
+        self._unpinned: deque[CachedPrefix] = deque()  # by any thread, not in `_free` yet
+        self._like: tuple[ByLayer, ByLayer] | None = None  # one token's KV, for its shapes
 
-    # --- having and giving back ---
+    # --- allocation ---
 
-    def take(self, lengths: Sequence[int]) -> list[Slot]:
-        """Return an empty slot for so many tokens, and some more, for each length.
+    def allocate(self, lengths: Sequence[int]) -> list[CachedPrefix]:
+        """Return an empty slot for each length, with some room to grow.
 
         Raises:
-            RuntimeError: Memory has ended; nothing is taken.
+            RuntimeError: Out of memory; nothing is allocated.
         """
-        wanted = [capacity_of_slot(length) for length in lengths]
+        wanted = [slot_capacity(length) for length in lengths]
         self._collect()
         if (over := self._bytes_over(0)) > 0:
-            self.drop_unused(over)
-        taken: dict[int, deque[Slot]] = defaultdict(deque)
+            self.free_unused(over)
+        taken: dict[int, deque[CachedPrefix]] = defaultdict(deque)
         try:
             for capacity, count in Counter(wanted).items():
                 self._provide(count, capacity, taken[capacity])
         except BaseException:
-            self._given_back += [slot for slots in taken.values() for slot in slots]
+            self._unpinned += [slot for slots in taken.values() for slot in slots]
             raise
         found = [taken[capacity].popleft() for capacity in wanted]
         for slot in found:
             self.trim(slot, 0)
-            slot.stale = False
         return found
 
-    def take_back(self, slot: Slot) -> bool:
-        """Take a certain slot, with what is in it; False if somebody has it."""
+    def pin(self, prefix: CachedPrefix) -> bool:
+        """Keep a slot from eviction; return False if it is pinned already."""
         self._collect()
-        free = self._free[slot.block.capacity]
-        if slot not in free:
+        free = self._free[prefix.block.capacity]
+        if prefix not in free:
             return False
-        free.remove(slot)
+        free.remove(prefix)
         return True
 
-    def give_back(self, slot: Slot) -> None:
-        """Let others use a slot; may be called from any thread."""
-        self._given_back.append(slot)
+    def unpin(self, prefix: CachedPrefix) -> None:
+        """Allow eviction. May be called from any thread."""
+        self._unpinned.append(prefix)
 
-    def reserve(self, slot: Slot, length: int) -> None:
-        """Make a slot long enough for so many tokens; what is in it stays.
+    def reserve(self, slot: CachedPrefix, length: int) -> None:
+        """Make room for so many tokens in a slot; its KV stays.
 
         Raises:
-            RuntimeError: Memory has ended; the slot is as it was.
+            RuntimeError: Out of memory; the slot is unchanged.
         """
         if length <= slot.block.capacity:
             return
-        [other] = self.take([length])
-        self.copy(slot, other, len(slot.ids))
-        # They change places, so that whoever has the slot has the longer one.
-        slot.block, other.block = other.block, slot.block
-        slot.index, other.index = other.index, slot.index
-        other.stale = True  # the rest of it would be kept twice
-        self.give_back(other)
+        [other] = self.allocate([length])
+        try:
+            self.copy(slot, other, len(slot.token_ids))
+            # They swap places, so that whoever has the slot has the larger one.
+            slot.block, other.block = other.block, slot.block
+            slot.index, other.index = other.index, slot.index
+        finally:
+            self.trim(other, 0)
+            self.unpin(other)
 
-    def trim(self, slot: Slot, length: int) -> None:
-        """Forget all but the first columns of a slot."""
-        if length < len(slot.ids):
+    def trim(self, prefix: CachedPrefix, length: int) -> None:
+        """Keep only the first tokens of a slot."""
+        size = len(prefix.token_ids)
+        if length < size:
             # What a mask hides is multiplied by 0, and must not be nan.
-            for states in slot.block.values:
-                states[slot.index, :, length : len(slot.ids)] = 0
-            slot.ids = slot.ids[:length]
+            for states in prefix.block.values:
+                states[prefix.index, :, length:size] = 0
+            prefix.cut(length)
 
-    def slots(self) -> Iterator[Slot]:
-        """Yield all slots, in use or not."""
+    def prefixes(self) -> Iterator[CachedPrefix]:
+        """Yield all slots, pinned or not."""
         return iter(self._slots)
-
-    def forget(self) -> None:
-        """Call what slots hold stale, as long as somebody has them and afterwards."""
-        for slot in self._slots:
-            slot.stale = True
 
     # --- reading and writing ---
 
-    def write(self, slot: Slot, keys: ByLayer, values: ByLayer, ids: Sequence[int]) -> None:
-        """Append columns, by layer `(kv_heads, count, head_dim)`, of so many tokens to a slot.
+    def write(
+        self, prefix: CachedPrefix, keys: ByLayer, values: ByLayer, ids: Sequence[int]
+    ) -> None:
+        """Append the KV of tokens, by layer `(kv_heads, tokens, head_dim)`.
 
         Raises:
-            RuntimeError: Memory has ended; the slot is as it was.
+            RuntimeError: Out of memory; the slot is unchanged.
         """
-        start, end = len(slot.ids), len(slot.ids) + len(ids)
+        start, end = len(prefix.token_ids), len(prefix.token_ids) + len(ids)
         if self._like is None:
             self._like = tuple([new[:, :1].clone() for new in part] for part in (keys, values))  # type: ignore[assignment]
-        self.reserve(slot, end)
-        if not slot.block.keys:
-            self._allocate(slot.block)
-        for part, new_part in zip(slot.block.parts(), (keys, values), strict=True):
+        self.reserve(prefix, end)
+        if not prefix.block.keys:
+            self._allocate(prefix.block)
+        for part, new_part in zip(prefix.block.parts(), (keys, values), strict=True):
             for states, new in zip(part, new_part, strict=True):
-                states[slot.index, :, start:end] = new
-        slot.ids = [*slot.ids, *ids]
+                states[prefix.index, :, start:end] = new
+        prefix.append(ids)
 
-    def copy(self, source: Slot, target: Slot, length: int) -> None:
-        """Copy the first columns of a slot into another, which is long enough."""
+    def copy(self, source: CachedPrefix, target: CachedPrefix, length: int) -> None:
+        """Copy the first tokens of a slot into another, which is large enough."""
         self.trim(target, 0)
-        target.ids = source.ids[:length]
         if not length:  # there may be no tensors yet
             return
         if not target.block.keys:
@@ -197,29 +138,31 @@ class SlotPool:
         for part, new_part in zip(source.block.parts(), target.block.parts(), strict=True):
             for states, new in zip(part, new_part, strict=True):
                 new[target.index, :, :length] = states[source.index, :, :length]
+        target.append(source.token_ids[:length])
 
-    def side_by_side(
-        self, slots: Sequence[Slot], lengths: Sequence[int]
+    def group(
+        self, slots: Sequence[CachedPrefix], lengths: Sequence[int]
     ) -> Iterator[tuple[list[int], ByLayer, ByLayer]]:
-        """Yield tensors in which slots stand beside each other, each slot in one of them.
+        """Yield tensors that hold several slots, each slot in one of them.
 
-        Neighbours in a block are a view of it. Others are copied if they are few tokens; if not,
-        each block is apart, so that a long prefix is never copied, nor a short one padded to it.
+        Neighbors in a block are a view of it. Others are copied if they are few tokens. If not,
+        each run of neighbors is apart, so that a long prefix is never copied, nor a short one
+        padded to its length.
 
         Args:
-            slots: No two of them the same.
-            lengths: Columns of each that are wanted; the others are not to be looked at.
+            slots: Distinct slots.
+            lengths: Tokens of each; what is beyond them in the tensors has no meaning.
 
         Yields:
-            Indices of slots in the order in which they stand there, keys and values by layer:
-            `(slots, kv_heads, width, head_dim)`, `width` being the longest one's length.
+            Indices of slots in the tensors' order, and keys and values by layer: `(slots,
+            kv_heads, width, head_dim)`, where `width` is the length of the longest.
         """
         order = sorted(range(len(slots)), key=lambda i: (id(slots[i].block), slots[i].index))
         runs = _runs(order, slots)
         width = max(lengths)
-        if len(runs) > 1 and len(slots) * width <= _MOST_COPIED:
-            keys, values = self.empty(len(slots), width)
-            self.copy_out([slots[i] for i in order], [lengths[i] for i in order], keys, values)
+        if len(runs) > 1 and len(slots) * width <= _MAX_GATHERED:
+            keys, values = self.new_tensors(len(slots), width)
+            self.gather([slots[i] for i in order], [lengths[i] for i in order], keys, values)
             yield order, keys, values
             return
         for run in runs:
@@ -231,19 +174,19 @@ class SlotPool:
             )
             yield run, keys, values
 
-    def empty(self, num_prefixes: int, width: int) -> tuple[ByLayer, ByLayer]:
-        """Return room of its own for prefixes, by layer `(num_prefixes, heads, width, dim)`."""
+    def new_tensors(self, num_prefixes: int, width: int) -> tuple[ByLayer, ByLayer]:
+        """Return tensors for prefixes, by layer `(num_prefixes, kv_heads, width, head_dim)`."""
         assert self._like is not None
         block = Block(num_prefixes, width)
         block.allocate(self._like)
         return block.parts()
 
-    def copy_out(
-        self, slots: Sequence[Slot], lengths: Sequence[int], keys: ByLayer, values: ByLayer
+    def gather(
+        self, slots: Sequence[CachedPrefix], lengths: Sequence[int], keys: ByLayer, values: ByLayer
     ) -> None:
-        """Copy the first columns of slots into room of the caller's, one after the other.
+        """Copy the first tokens of slots into tensors of the caller, one after the other.
 
-        Values of all other columns are 0 afterwards: see `trim`.
+        All other values are set to 0: see `trim`.
         """
         for place, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
             for part, new_part in zip(slot.block.parts(), (keys, values), strict=True):
@@ -263,24 +206,21 @@ class SlotPool:
 
     @property
     def num_bytes(self) -> int:
-        """Memory held."""
+        """Memory allocated."""
         return sum(block.num_bytes for block in self._blocks)
 
-    def drop_unused(self, num_bytes: int | None = None) -> None:
-        """Let go of blocks that nobody uses, those first that were given back first.
+    def free_unused(self, num_bytes: int | None = None) -> None:
+        """Free blocks without pinned slots, the least recently unpinned first.
 
         Args:
-            num_bytes: To be set free at least, if there is so much; None: all.
+            num_bytes: How much to free, if there is so much; None for all.
         """
         self._collect()
-        free = [slot for slots in self._free.values() for slot in slots]
-        unused = defaultdict(list)
-        for slot in free:
-            unused[slot.block].append(slot)
+        num_free = Counter(slot.block for slots in self._free.values() for slot in slots)
         for block in self._blocks.copy():
             if num_bytes is not None and num_bytes <= 0:
                 return
-            if len(unused[block]) == block.num_slots:
+            if num_free[block] == block.num_slots:
                 num_bytes = None if num_bytes is None else num_bytes - block.num_bytes
                 self._drop(block)
 
@@ -291,24 +231,24 @@ class SlotPool:
         self._free[block.capacity] = deque(kept)
 
     def _collect(self) -> None:
-        """Put slots that were given back in line: first what nobody can go on from."""
-        while self._given_back:
-            slot = self._given_back.popleft()
-            self._blocks.remove(slot.block)  # the latest used last
+        """Line up slots that were unpinned: those that no text can continue are reused first."""
+        while self._unpinned:
+            slot = self._unpinned.popleft()
+            self._blocks.remove(slot.block)  # most recently used last
             self._blocks.append(slot.block)
             line = self._free[slot.block.capacity]
-            if _is_of_use(slot):
+            if self._is_of_use(slot):
                 line.append(slot)
             else:
                 line.appendleft(slot)
 
-    def _provide(self, count: int, capacity: int, taken: deque[Slot]) -> None:
-        """Take so many slots; what others can go on from is kept as long as may be.
+    def _provide(self, count: int, capacity: int, taken: deque[CachedPrefix]) -> None:
+        """Take so many slots of a capacity; evict prefixes only when over the budget.
 
-        What is taken is out of the line at once: room is made of what is in it.
+        What is taken leaves the line at once, so no room is made of it.
         """
         free = self._free[capacity]
-        while len(taken) < count and free and not _is_of_use(free[0]):
+        while len(taken) < count and free and not self._is_of_use(free[0]):
             taken.append(free.popleft())
         if self._bytes_over((count - len(taken)) * capacity) > 0:
             while len(taken) < count and free:
@@ -319,43 +259,42 @@ class SlotPool:
             taken += [self._free[capacity].popleft() for _ in range(lacking)]
 
     def _add_block(self, lacking: int, capacity: int) -> None:
-        """Add slots: so many, and half of those in use, so that growing costs little."""
+        """Add slots: as many as needed plus half of those in use, so that growth is cheap."""
         same = sum(block.num_slots for block in self._blocks if block.capacity == capacity)
         num_slots = max(lacking, (same - len(self._free[capacity])) // 2)
         if self._bytes_over(num_slots * capacity) > 0:
             num_slots = lacking
-            self.drop_unused(max(0, self._bytes_over(lacking * capacity)))
+            self.free_unused(max(0, self._bytes_over(lacking * capacity)))
         block = Block(num_slots, capacity)
         if self._like is not None:
             self._allocate(block)
         self._blocks.append(block)
-        fresh = [Slot(block, index) for index in range(num_slots)]
+        fresh = [CachedPrefix(block, index) for index in range(num_slots)]
         self._slots += fresh
         self._free[capacity].extendleft(reversed(fresh))
 
     def _bytes_over(self, num_tokens: int) -> int:
-        """Return how much would have to be let go of for so many more tokens."""
+        """Return how many bytes have to be freed for so many more tokens."""
         if self.max_bytes is not None:
             return self.num_bytes + num_tokens * self.bytes_per_token - self.max_bytes
-        num_unused = sum(slot.block.capacity for slots in self._free.values() for slot in slots)
-        return num_unused * self.bytes_per_token - _MOST_KEPT
+        num_free = sum(slot.block.capacity for slots in self._free.values() for slot in slots)
+        return num_free * self.bytes_per_token - _MAX_UNPINNED_BYTES
+
+    def _is_of_use(self, slot: CachedPrefix) -> bool:
+        """Whether another text may continue a slot's prefix."""
+        return len(slot.token_ids) >= self._min_kept
 
     def _allocate(self, block: Block) -> None:
         assert self._like is not None
         like = self._like
-        if want_of_memory(lambda: block.allocate(like)) is not None:
-            self.drop_unused()
-            release_unused()
+        if catch_oom(lambda: block.allocate(like)) is not None:
+            self.free_unused()
+            empty_device_cache()
             block.allocate(like)
 
 
-def _is_of_use(slot: Slot) -> bool:
-    """Whether another text may go on from what it holds."""
-    return not slot.stale and len(slot.ids) >= LEAST
-
-
-def _runs(order: Sequence[int], slots: Sequence[Slot]) -> list[list[int]]:
-    """Return the indices of slots, ordered by block and place, in runs of neighbours."""
+def _runs(order: Sequence[int], slots: Sequence[CachedPrefix]) -> list[list[int]]:
+    """Return the indices of slots, ordered by block and place, in runs of neighbors."""
     runs: list[list[int]] = []
     for index in order:
         before = slots[runs[-1][-1]] if runs else None

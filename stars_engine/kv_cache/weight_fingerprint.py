@@ -1,27 +1,18 @@
-"""Whether a model's weights are still those that something was read with."""
+"""Whether a model's weights have changed since something was computed with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from typing import NamedTuple
 
 import torch
 
-_LOOKED_AT = 4  # elements of each weight
-_MOST_LOOKED_AT = 1024  # weights, about: of more, every second or third
+_NUM_SAMPLED = 4  # elements of each weight
+_MAX_SAMPLED = 1024  # weights, about: of more, every second or third
 
 
-class Change(Enum):
-    """What has become of weights since they were looked at."""
-
-    NONE = "none"
-    VALUES = "other values"
-    KIND = "another type or device"
-
-
-class Watch:
-    """Watches the weights of modules: trained, loaded, moved, adapters added, switched or merged.
+class WeightFingerprint:
+    """Notices that weights were trained, loaded or moved, or adapters added, switched or merged.
 
     Args:
         modules: Whose weights.
@@ -29,40 +20,37 @@ class Watch:
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self._modules = modules
-        self._stamp, self._elements = self._look(), some_elements(self._weights())
+        self._state, self._elements = self._read_state(), sample_elements(self._weights())
 
     @torch.no_grad()
-    def change(self, *, thoroughly: bool) -> Change:
-        """Return what has changed since the last call.
+    def has_changed(self, *, thorough: bool) -> bool:
+        """Return whether weights have changed since the last call.
 
         Args:
-            thoroughly: Look at some elements of each weight, too: whoever writes through `.data`,
-                as peft does when it merges an adapter, leaves no version. Takes milliseconds.
+            thorough: Also compare some elements of each weight, which takes milliseconds: writing
+                through `.data`, as peft does when it merges an adapter, leaves no version.
         """
-        before, self._stamp = self._stamp, self._look()
-        change = Change.NONE if self._stamp == before else Change.VALUES
-        if self._stamp.kind != before.kind:
-            change = Change.KIND
-        if thoroughly or change is not Change.NONE:
-            elements, self._elements = self._elements, some_elements(self._weights())
-            if change is Change.NONE and elements != self._elements:
-                change = Change.VALUES
-        return change
+        before, self._state = self._state, self._read_state()
+        changed = self._state != before
+        if thorough or changed:
+            elements, self._elements = self._elements, sample_elements(self._weights())
+            changed = changed or elements != self._elements
+        return changed
 
     def _weights(self) -> list[torch.Tensor]:
         return [weight for module in self._modules for weight in module.parameters()]
 
-    def _look(self) -> _Stamp:
+    def _read_state(self) -> _State:
         weights = self._weights()
-        return _Stamp(
+        return _State(
             tuple(dict.fromkeys((weight.dtype, weight.device) for weight in weights)),
             tuple((weight.data_ptr(), _version(weight)) for weight in weights),
             tuple(_adapters(self._modules)),
         )
 
 
-class _Stamp(NamedTuple):
-    """What changes when weights do, mostly.
+class _State(NamedTuple):
+    """What mostly changes when weights do.
 
     Attributes:
         kind: Type and device of the weights.
@@ -75,27 +63,27 @@ class _Stamp(NamedTuple):
     adapters: tuple[object, ...]
 
 
-def some_elements(weights: Sequence[torch.Tensor]) -> bytes:
-    """Return some elements of weights, in bits; those of each device are fetched at once."""
+def sample_elements(weights: Sequence[torch.Tensor]) -> bytes:
+    """Return some elements of weights, as bytes; those of each device are fetched at once."""
     found: dict[torch.device, list[torch.Tensor]] = {}
-    for weight in weights[:: 1 + len(weights) // _MOST_LOOKED_AT]:
+    for weight in weights[:: 1 + len(weights) // _MAX_SAMPLED]:
         if weight.numel() and weight.device.type != "meta":
-            found.setdefault(weight.device, []).append(_some_of(weight.detach()).float())
+            found.setdefault(weight.device, []).append(_sample(weight.detach()).float())
     return b"".join(torch.cat(some).cpu().numpy().tobytes() for some in found.values())
 
 
-def _some_of(weight: torch.Tensor) -> torch.Tensor:
-    step = max(1, (weight.numel() - 1) // (_LOOKED_AT - 1))
+def _sample(weight: torch.Tensor) -> torch.Tensor:
+    step = max(1, (weight.numel() - 1) // (_NUM_SAMPLED - 1))
     if weight.is_contiguous():
-        return weight.view(-1)[::step][:_LOOKED_AT]
-    places = torch.arange(0, weight.numel(), step)[:_LOOKED_AT]
+        return weight.view(-1)[::step][:_NUM_SAMPLED]
+    places = torch.arange(0, weight.numel(), step)[:_NUM_SAMPLED]
     return weight[torch.unravel_index(places, weight.shape)]
 
 
 def _version(weight: torch.Tensor) -> int:
     try:
         return weight._version  # noqa: SLF001
-    except RuntimeError:  # one that was made in inference mode has none
+    except RuntimeError:  # a tensor made in inference mode has none
         return 0
 
 

@@ -1,9 +1,9 @@
 """Which rows may be scored in one batch.
 
-A reward must not depend on what is scored beside it. Most models do not see padding: it is masked,
-or comes after the last token that they look at. Some do: XLNet's summary reads the last column,
-FNet mixes all columns and knows no mask, and code of a checkpoint's own may count positions from
-the end. Their rows share a batch only with their equals.
+A reward must not depend on batch composition. Most models do not see padding: it is masked, or
+comes after the last token that they use. Some do: XLNet's summary reads the last column, FNet mixes
+all columns and has no mask, and code of a checkpoint may count positions from the end. For these,
+only rows of the same length share a batch.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ def find_sharing(
     tolerance = _ROUNDING.get(dtype, 1e-4)
     try:
         alone = [_tensor(run([row])) for row in (short, long)]
-    except Exception:  # noqa: BLE001 - a model that cannot score says so when it is asked to
+    except Exception:  # noqa: BLE001 - a model that cannot score raises again when it is used
         return Sharing.ANY
     if _agree(run, [short, long], torch.cat(alone), tolerance):
         return Sharing.ANY
     equal = _agree(run, [long, long], torch.cat([alone[1], alone[1]]), tolerance)
     sharing = Sharing.EQUAL if equal else Sharing.NONE
     logger.warning(
-        "%s scores a text by what is scored beside it: each is scored %s, which is slower",
+        "Scores of %s depend on batch composition; texts are scored %s, which is slower",
         name,
-        "with texts of the same length" if equal else "alone",
+        "with others of the same length" if equal else "one by one",
     )
     return sharing
 
 
 def batches(lengths: Sequence[int], batch_size: int, sharing: Sharing) -> Iterator[list[int]]:
-    """Yield the indices of rows that share a batch, like lengths together.
+    """Yield the indices of rows that share a batch, similar lengths together.
 
     Args:
         lengths: Of all rows.

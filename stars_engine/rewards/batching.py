@@ -1,4 +1,4 @@
-"""Rows of token ids in batches of like length, and what comes of some of their tokens."""
+"""Rows of token ids in batches of similar length, and a model's outputs at some positions."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from stars_engine.rewards.batch_invariance import Sharing, batches
-from stars_engine.rewards.encoding import Row
+from stars_engine.rewards.encoding import EncodedInput
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class CallAt(Protocol):
-    """Has a model read, and returns what comes of some tokens of each row."""
+    """Calls a model and returns its outputs at some tokens of each row."""
 
     def __call__(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Read `input_ids` and other inputs of the model as they are.
+        """Pass `input_ids` and other inputs to the model as they are.
 
         Args:
-            columns: `(rows, count)`, of the tokens that are asked for; some of them twice.
-            inputs: `input_ids` `(rows, tokens)`, and what goes with them.
+            columns: `(rows, count)`, of the tokens whose outputs are wanted; they may repeat.
+            inputs: `input_ids`, `(rows, tokens)`, and other arguments of the model.
 
         Returns:
             `(rows, count, ...)`.
@@ -30,7 +30,7 @@ class CallAt(Protocol):
         ...
 
 
-ReadWhole = Callable[[Sequence[Row]], Sequence[torch.Tensor]]  # `(points, ...)` of each row
+RunWhole = Callable[[Sequence[EncodedInput]], Sequence[torch.Tensor]]  # `(points, ...)` of each row
 
 
 def pad(
@@ -49,7 +49,7 @@ def pad(
 
 
 def pad_columns(columns: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """Return `(rows, count)`: each row's columns, at least one, the last as often as it takes."""
+    """Return `(rows, count)`: each row's columns, at least one, padded by repeating the last."""
     count = max(map(len, columns))
     padded = [[*row, *[row[-1]] * (count - len(row))] for row in columns]
     return torch.tensor(padded, device=device)
@@ -61,10 +61,10 @@ def at_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return states[torch.arange(len(columns), device=states.device)[:, None], columns]
 
 
-def read_whole(
-    call: CallAt, rows: Sequence[Row], pad_id: int, device: torch.device
+def run_whole(
+    call: CallAt, rows: Sequence[EncodedInput], pad_id: int, device: torch.device
 ) -> list[torch.Tensor]:
-    """Read rows whole, as one batch; return what comes of each row's points, `(points, ...)`."""
+    """Compute rows whole, as one batch; return the outputs at their points, `(points, ...)`."""
     columns = pad_columns([row.points for row in rows], device)
     outputs = call(columns, **pad([row.ids for row in rows], pad_id, device))
     return [output[: len(row.points)] for output, row in zip(outputs, rows, strict=True)]
@@ -77,7 +77,7 @@ def in_batches(
     run: Callable[[Sequence[Item]], Sequence[Result]],
     sharing: Sharing = Sharing.ANY,
 ) -> list[Result]:
-    """Run items of like length together, and return the results in the items' order."""
+    """Run items of similar length together; return the results in the items' order."""
     results: dict[int, Result] = {}
     for batch in batches(lengths, batch_size, sharing):
         results |= zip(batch, run([items[index] for index in batch]), strict=True)

@@ -15,17 +15,17 @@ from stars_engine.errors import ModelLoadError
 from stars_engine.loading import load_model, load_tokenizer
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
-from stars_engine.rewards.batching import at_columns, pad, read_whole
-from stars_engine.rewards.encoding import Reader, Row, TextTemplate, context_of
+from stars_engine.rewards.batching import at_columns, pad, run_whole
+from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
 from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.incremental import IncrementalReader
+from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.labels import names_of, pick_label, read_label
-from stars_engine.rewards.self_check import KeepsRead, choose_reader, read_rows
+from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt, Score
 
 
-class ClassifierRewardModel(KeepsRead):
+class ClassifierRewardModel(CachesPrefixes):
     """Reads prompt and completion as one sequence and returns one label's value.
 
     Args:
@@ -55,8 +55,12 @@ class ClassifierRewardModel(KeepsRead):
         self._suffix_ids = [] if is_causal else self._find_suffix()
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=is_causal)
-        self._reader = Reader(
-            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+        self._encoder = InputEncoder(
+            codec,
+            name=self.name,
+            max_tokens=limit,
+            on_overflow=config.on_overflow,
+            template_kwargs=config.chat_template_kwargs,
         )
         self._incremental, self.path = self._choose_path(limit)
 
@@ -74,7 +78,7 @@ class ClassifierRewardModel(KeepsRead):
         return {
             "class": f"{type(self._model).__name__}, {self._model.num_parameters():,} parameters",
             "placement": f"{self._model.device}, {self._model.dtype}",
-            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "context": f"{self._encoder.max_tokens or 'unlimited'} tokens",
             "reads": reads,
             "path": self.path,
         }
@@ -85,10 +89,10 @@ class ClassifierRewardModel(KeepsRead):
         rows = [self._read(item) for item in inputs]
         if not rows:
             return []
-        outputs = read_rows(
+        outputs = run_rows(
             self._incremental,
             rows,
-            self._read_whole,
+            self._run_whole,
             batch_size=self._config.batch_size,
             sharing=self._sharing,
         )
@@ -99,8 +103,10 @@ class ClassifierRewardModel(KeepsRead):
 
     # --- reading ---
 
-    def _read(self, item: RewardInput) -> Row:
-        return self._reader.fit(item.prompt, lambda prompt: Row(self._encode(prompt, item)))
+    def _read(self, item: RewardInput) -> EncodedInput:
+        return self._encoder.fit(
+            item.prompt, lambda prompt: EncodedInput(self._encode(prompt, item))
+        )
 
     def _encode(self, prompt: RewardPrompt, item: RewardInput) -> list[int]:
         config = self._config
@@ -122,10 +128,12 @@ class ClassifierRewardModel(KeepsRead):
         return ids or self._codec.empty_prompt()
 
     def _encode_chat(self, prompt: RewardPrompt, item: RewardInput, *, ends: bool) -> list[int]:
-        messages = self._reader.conversation(prompt)
+        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
         if not self.reads_ids:
-            return encode_answer(self._codec, messages, item.text, end_of_turn=ends)
-        head, tail = frame(self._codec, messages)
+            return encode_answer(
+                self._codec, messages, item.text, end_of_turn=ends, template_kwargs=kwargs
+            )
+        head, tail = frame(self._codec, messages, template_kwargs=kwargs)
         ids = [*encode_rendered(self._codec, head), *item.token_ids]
         return [*ids, *encode_rendered(self._codec, Rendered(tail, head.mark))] if ends else ids
 
@@ -159,13 +167,13 @@ class ClassifierRewardModel(KeepsRead):
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return (rows, labels)."""
-        return torch.cat(self._read_whole([Row(list(row)) for row in rows]))
+        return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
 
-    def _read_whole(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+    def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
         """Return (1, labels) of each row."""
         pad_id = self._tokenizer.pad_token_id or 0
         if self._score_head is not None:
-            return read_whole(self._call, rows, pad_id, self._device)
+            return run_whole(self._call, rows, pad_id, self._device)
         inputs = pad([row.ids for row in rows], pad_id, self._device)
         return list(self._model(**inputs).logits[:, None])
 
@@ -176,14 +184,14 @@ class ClassifierRewardModel(KeepsRead):
         scores: torch.Tensor = self._score_head(at_columns(hidden, columns))
         return scores
 
-    def _choose_path(self, context_len: int | None) -> tuple[IncrementalReader | None, str]:
+    def _choose_path(self, context_len: int | None) -> tuple[IncrementalRunner | None, str]:
         """Read only what is new, if the model is causal and a check finds the same values."""
         if self._score_head is None:
             return None, "whole texts (no causal head)"
-        return choose_reader(
+        return select_runner(
             self._model,
             self._call,
-            self._read_whole,
+            self._run_whole,
             context_len=context_len,
             batch_size=self._config.batch_size,
             sharing=self._sharing,

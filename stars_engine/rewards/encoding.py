@@ -1,10 +1,10 @@
-"""How a reward that is a model reads a prompt and an answer: its own template, its own context."""
+"""How reward models encode a prompt and an answer: with their template, within their context."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +23,12 @@ _MAX_REMEMBERED = 256  # conversations and how they are merged
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one forward pass reads.
+class EncodedInput:
+    """A prompt and an answer as the reward model's tokens.
 
     Attributes:
         ids: Token ids, at least one.
-        marks: Positions at which scores are read, ascending, the last one at the end; empty where
+        marks: Positions at which scores are read, ascending, the last one at the end; empty if
             that is the only one.
         truncated: Whether the prompt was cut.
     """
@@ -60,7 +60,7 @@ class TextTemplate:
     def encode(self, prompt: str, completion: str, *, with_rest: bool) -> list[int]:
         """Encode the template with prompt and completion in their places.
 
-        What the tokenizer puts before a text comes first, unless {bos} says where.
+        Tokens that the tokenizer puts before a text come first, unless {bos} says where.
 
         Args:
             prompt: The prompt's text.
@@ -80,21 +80,29 @@ class TextTemplate:
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
 
-class Reader:
-    """What the readings of all model rewards share: conversations, the context, warnings.
+class InputEncoder:
+    """What the encodings of all model rewards share: conversations, the context, warnings.
 
     Args:
         codec: The reward model's tokenizer.
         name: Of the reward, in messages.
         max_tokens: The context; None for no limit.
         on_overflow: "truncate" or "raise".
+        template_kwargs: Variables of its chat template.
     """
 
     def __init__(
-        self, codec: Codec, *, name: str, max_tokens: int | None, on_overflow: str
+        self,
+        codec: Codec,
+        *,
+        name: str,
+        max_tokens: int | None,
+        on_overflow: str,
+        template_kwargs: Mapping[str, Any],
     ) -> None:
         self.codec = codec
         self.max_tokens = max_tokens
+        self._template_kwargs = template_kwargs
         self._name = name
         self._truncates = on_overflow == "truncate"
         self._warned: set[str] = set()
@@ -109,7 +117,9 @@ class Reader:
         if given not in self._conversations:
             if len(self._conversations) >= _MAX_REMEMBERED:
                 self._conversations.clear()
-            self._conversations[given] = acceptable(self.codec, given)
+            self._conversations[given] = acceptable(
+                self.codec, given, template_kwargs=self._template_kwargs
+            )
         taken = self._conversations[given]
         if taken != given:
             self._warn_once(
@@ -120,7 +130,9 @@ class Reader:
             )
         return taken
 
-    def fit(self, prompt: RewardPrompt, encode: Callable[[RewardPrompt], Row]) -> Row:
+    def fit(
+        self, prompt: RewardPrompt, encode: Callable[[RewardPrompt], EncodedInput]
+    ) -> EncodedInput:
         """Encode prompt and answer, and cut the prompt from the left as far as it is too long.
 
         Args:

@@ -17,12 +17,12 @@ from stars_engine.errors import ModelLoadError
 from stars_engine.loading import load_model, load_tokenizer
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
-from stars_engine.rewards.batching import CallAt, read_whole
-from stars_engine.rewards.encoding import Reader, Row, TextTemplate, context_of
+from stars_engine.rewards.batching import CallAt, run_whole
+from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.label_tokens import NextWords
 from stars_engine.rewards.labels import names_of, pick_label, read_label
-from stars_engine.rewards.self_check import KeepsRead, choose_reader, read_rows
+from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.rewards.value_heads import load_token_head
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt, Score
@@ -35,7 +35,7 @@ _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-class ProcessRewardModel(KeepsRead):
+class ProcessRewardModel(CachesPrefixes):
     """Puts a marker after each step and reads there how probably the step is good.
 
     An answer without a step yet is scored by a marker after the prompt.
@@ -72,13 +72,17 @@ class ProcessRewardModel(KeepsRead):
         self._label = self._find_label()
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
-        self._reader = Reader(
-            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+        self._encoder = InputEncoder(
+            codec,
+            name=self.name,
+            max_tokens=limit,
+            on_overflow=config.on_overflow,
+            template_kwargs=config.chat_template_kwargs,
         )
-        self._incremental, self.path = choose_reader(
+        self._incremental, self.path = select_runner(
             model,
             self._call,
-            self._read_whole,
+            self._run_whole,
             context_len=limit,
             batch_size=config.batch_size,
             sharing=self._sharing,
@@ -92,7 +96,7 @@ class ProcessRewardModel(KeepsRead):
         return {
             "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
             "placement": f"{model.device}, {model.dtype}",
-            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "context": f"{self._encoder.max_tokens or 'unlimited'} tokens",
             "reads": f"text, through {how}, {self._convention.marker!r} after each step",
             "path": self.path,
         }
@@ -124,14 +128,14 @@ class ProcessRewardModel(KeepsRead):
         ]
 
     @torch.inference_mode()
-    def _score_steps(self, inputs: Sequence[RewardInput]) -> list[tuple[list[float], Row]]:
+    def _score_steps(self, inputs: Sequence[RewardInput]) -> list[tuple[list[float], EncodedInput]]:
         rows = [self._read(item) for item in inputs]
         if not rows:
             return []
-        outputs = read_rows(
+        outputs = run_rows(
             self._incremental,
             rows,
-            self._read_whole,
+            self._run_whole,
             batch_size=self._config.batch_size,
             sharing=self._sharing,
         )
@@ -140,11 +144,11 @@ class ProcessRewardModel(KeepsRead):
 
     # --- reading ---
 
-    def _read(self, item: RewardInput) -> Row:
+    def _read(self, item: RewardInput) -> EncodedInput:
         steps = self.steps(item)
-        return self._reader.fit(item.prompt, lambda prompt: self._encode(prompt, steps))
+        return self._encoder.fit(item.prompt, lambda prompt: self._encode(prompt, steps))
 
-    def _encode(self, prompt: RewardPrompt, steps: Sequence[str]) -> Row:
+    def _encode(self, prompt: RewardPrompt, steps: Sequence[str]) -> EncodedInput:
         """Encode each step apart, so that markers are where they are, whatever the text holds."""
         first, *others = steps or [""]
         ids = [*self._encode_beginning(prompt, first), self._marker]
@@ -153,13 +157,14 @@ class ProcessRewardModel(KeepsRead):
         for step in others:
             ids += [*self._codec.encode_continuation(between + step), self._marker]
             marks.append(len(ids) - 1)
-        return Row(ids, tuple(marks))
+        return EncodedInput(ids, tuple(marks))
 
     def _encode_beginning(self, prompt: RewardPrompt, step: str) -> list[int]:
         if self._template is not None:
             return self._template.encode(prompt.text, step, with_rest=False)
-        head, _ = frame(self._codec, self._reader.conversation(prompt))
-        shown = defuse(step.replace(head.mark, ""), self._codec.control_tokens, head.mark)
+        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
+        head, _ = frame(self._codec, messages, template_kwargs=kwargs)
+        shown = defuse(step.replace(head.mark, ""), self._codec.reserved_tokens, head.mark)
         return encode_rendered(self._codec, Rendered(head.text + shown, head.mark))
 
     def _two_words(self) -> list[int]:
@@ -176,8 +181,8 @@ class ProcessRewardModel(KeepsRead):
         return [good, bad]
 
     def _one_token(self, field: str, text: str) -> int:
-        """Return the id of a control token, or of text that is one token after other text."""
-        if text in self._codec.control_tokens:
+        """Return the id of an added token, or of text that is one token after other text."""
+        if text in self._codec.reserved_tokens:
             token: int = self._tokenizer.convert_tokens_to_ids(text)
             return token
         for ids in (self._codec.encode_continuation(text), self._codec.encode(text)):
@@ -191,9 +196,9 @@ class ProcessRewardModel(KeepsRead):
 
     # --- the forward pass ---
 
-    def _read_whole(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+    def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
         """Return (marks, labels) of each row."""
-        return read_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
+        return run_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
 
     @torch.inference_mode()
     def _find_label(self) -> int:
@@ -205,7 +210,7 @@ class ProcessRewardModel(KeepsRead):
         if self._convention.head == "tokens":
             return 0  # the good word
         try:
-            [logits] = self._read_whole([Row([self._marker] * 3)])
+            [logits] = self._run_whole([EncodedInput([self._marker] * 3)])
         except Exception as error:
             raise _no_head(self.name, error) from error
         known = names_of(self._model.config)
@@ -215,7 +220,7 @@ class ProcessRewardModel(KeepsRead):
     @torch.inference_mode()
     def _find_sharing(self) -> Sharing:
         def run(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-            return torch.cat(self._read_whole([Row(list(row)) for row in rows]))
+            return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
 
         short, long = ([*self._codec.encode_prompt(text), self._marker] for text in PROBES)
         return find_sharing(run, short, long, name=self.name, dtype=self._model.dtype)

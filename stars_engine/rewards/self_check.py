@@ -1,4 +1,4 @@
-"""Which way a reward model reads texts: only what is new of them, or whole."""
+"""How a reward model runs on texts: only their new tokens, or whole, by a self-check at load."""
 
 from __future__ import annotations
 
@@ -9,105 +9,107 @@ from typing import Any
 import torch
 
 from stars_engine.kv_cache.self_check import ROUNDING, window_of
-from stars_engine.memory import in_smaller_batches, make_room
+from stars_engine.memory import free_unused, in_smaller_batches
 from stars_engine.rewards.batch_invariance import Sharing
-from stars_engine.rewards.batching import CallAt, ReadWhole, in_batches
-from stars_engine.rewards.cached_prefixes import Ids
-from stars_engine.rewards.encoding import Row
-from stars_engine.rewards.incremental import IncrementalReader
+from stars_engine.rewards.batching import CallAt, RunWhole, in_batches
+from stars_engine.rewards.encoding import EncodedInput
+from stars_engine.rewards.incremental import IncrementalRunner
 
 logger = logging.getLogger(__name__)
 
 
-class KeepsRead:
-    """A reward model that keeps what it has read, if its reader does; see `KeepsCache`."""
+class CachesPrefixes:
+    """A reward model that caches prefixes, if it runs incrementally; see `KeepsCache`."""
 
-    _incremental: IncrementalReader | None
+    _incremental: IncrementalRunner | None
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory of what is kept of one token."""
-        return 0 if self._incremental is None else self._incremental.bytes_per_token
+        """Memory of one cached token."""
+        return 0 if self._incremental is None else self._incremental.cache.bytes_per_token
 
     def limit_cache(self, max_bytes: int | None) -> None:
-        """Bound what is kept."""
+        """Bound the memory of the cache."""
         if self._incremental is not None:
-            self._incremental.limit_cache(max_bytes)
+            self._incremental.cache.limit_cache(max_bytes)
 
-    def drop_unused(self) -> None:
-        """Let go of what is kept."""
+    def free_unused(self) -> None:
+        """Free the cache: nothing is pinned between two calls."""
         if self._incremental is not None:
-            self._incremental.drop_unused()
+            self._incremental.cache.free_unused()
 
-    def look_at_weights(self) -> None:
-        """Forget what was read with other weights."""
+    def invalidate_if_changed(self) -> None:
+        """Forget what was computed with other weights."""
         if self._incremental is not None:
-            self._incremental.look_at_weights()
+            self._incremental.cache.invalidate_if_changed()
 
 
-def read_rows(
-    reader: IncrementalReader | None,
-    rows: Sequence[Row],
-    plain: ReadWhole,
+def run_rows(
+    runner: IncrementalRunner | None,
+    rows: Sequence[EncodedInput],
+    plain: RunWhole,
     *,
     batch_size: int,
     sharing: Sharing,
 ) -> list[torch.Tensor]:
-    """Return what comes of each row's points, `(points, ...)`, by a reader or plainly.
+    """Return the outputs at each row's points, `(points, ...)`.
 
     Args:
-        reader: Reads only what is new; None: every row is read whole.
+        runner: Computes only new tokens; None if every row is computed whole.
         rows: The rows.
-        plain: Reads some rows whole, as one batch.
+        plain: Computes some rows whole, as one batch.
         batch_size: Rows of a batch at most.
         sharing: Which rows may share a batch.
     """
 
-    def run(some: Sequence[Row]) -> list[torch.Tensor]:
-        if reader is not None:
-            return reader.read(some)
+    def run(some: Sequence[EncodedInput]) -> list[torch.Tensor]:
+        if runner is not None:
+            return runner.run(some)
         return in_batches(some, [len(row.ids) for row in some], batch_size, plain, sharing)
 
-    return in_smaller_batches(run, rows, what="texts", make_room=lambda _: make_room(reader))
+    def free(_: int) -> None:
+        free_unused(runner and runner.cache)
+
+    return in_smaller_batches(run, rows, what="texts", free_unused=free)
 
 
-def choose_reader(
+def select_runner(
     model: Any,
     call: CallAt,
-    plain: ReadWhole,
+    plain: RunWhole,
     *,
     context_len: int | None,
     batch_size: int,
     sharing: Sharing,
     head: torch.nn.Module | None = None,
-) -> tuple[IncrementalReader | None, str]:
-    """Return a reader, if what it finds is what plain passes find, and how texts are read.
+) -> tuple[IncrementalRunner | None, str]:
+    """Return an incremental runner if its outputs equal plain passes', and a description.
 
     Args:
         model: A causal model of transformers.
-        call: One pass through it, with a cache.
-        plain: Reads rows whole, as one batch; returns what comes of their points.
+        call: Calls it, with a cache.
+        plain: Computes rows whole, as one batch; returns the outputs at their points.
         context_len: Positions it has; None for no limit.
         batch_size: Rows of a pass at most.
         sharing: Which rows may share a pass.
-        head: What the call has beside the model, if anything.
+        head: What the call uses beside the model, if anything.
     """
     if sharing is not Sharing.ANY:
-        return None, "whole texts (it scores a text by what is beside it)"
+        return None, "whole texts (scores depend on batch composition)"
 
-    reader = IncrementalReader(model, call, context_len, batch_size=batch_size, head=head)
-    problem = _find_problem(reader, plain, model, context_len)
+    runner = IncrementalRunner(model, call, context_len, batch_size=batch_size, head=head)
+    problem = _find_problem(runner, plain, model, context_len)
     if problem is not None:
         logger.warning("%s reads texts whole, which is slower: %s", type(model).__name__, problem)
         return None, f"whole texts ({problem})"
-    reader.drop_unused()  # the check's own; what it has shown of sizes stays
-    reader.num_fed = reader.num_prefills = 0
-    return reader, "new tokens only"
+    runner.cache.free_unused()
+    runner.num_computed = runner.num_prefills = 0
+    return runner, "new tokens only"
 
 
 @torch.inference_mode()
 def _find_problem(
-    reader: IncrementalReader, plain: ReadWhole, model: Any, context_len: int | None
+    runner: IncrementalRunner, plain: RunWhole, model: Any, context_len: int | None
 ) -> str | None:
     """Compare with plain passes on random ids; return what is wrong."""
     generator = torch.Generator().manual_seed(0)
@@ -118,20 +120,20 @@ def _find_problem(
         return "its context is too short to check"
     vocab_size = model.get_input_embeddings().weight.shape[0]
 
-    def random_ids(count: int) -> Ids:
-        ids: Ids = torch.randint(vocab_size, (count,), generator=generator).tolist()
+    def random_ids(count: int) -> list[int]:
+        ids: list[int] = torch.randint(vocab_size, (count,), generator=generator).tolist()
         return ids
 
-    def grown(ids: Ids, marks: tuple[int, ...], count: int) -> Row:
+    def grown(ids: list[int], marks: tuple[int, ...], count: int) -> EncodedInput:
         end = len(ids) + count - 1
-        return Row([*ids, *random_ids(count)], (*marks, end - 1, end))
+        return EncodedInput([*ids, *random_ids(count)], (*marks, end - 1, end))
 
-    kept: list[tuple[Ids, tuple[int, ...]]]
+    kept: list[tuple[list[int], tuple[int, ...]]]
     kept = [(random_ids(length), (length // 2,)) for length in (size, size - size // 4)]
     try:
         for _ in range(3):
             rows = [grown(*each, count) for each in kept for count in (4, 3, 4)]
-            ours = torch.cat(reader.read(rows)).float()
+            ours = torch.cat(runner.run(rows)).float()
             plainly = torch.cat([found for row in rows for found in plain([row])]).float()
             difference = (ours - plainly).abs().max().item()
             scale = plainly.abs().max().item()

@@ -14,16 +14,16 @@ from stars_engine.loading import load_model, load_tokenizer
 from stars_engine.messages import Message
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
-from stars_engine.rewards.batching import read_whole
-from stars_engine.rewards.encoding import Reader, Row, TextTemplate, context_of
+from stars_engine.rewards.batching import run_whole
+from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.label_tokens import NextWords
-from stars_engine.rewards.self_check import KeepsRead, choose_reader, read_rows
+from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt, Score
 
 
-class YesNoRewardModel(KeepsRead):
+class YesNoRewardModel(CachesPrefixes):
     """log p(positive) - log p(negative) of the token that follows the judge's prompt.
 
     Args:
@@ -59,13 +59,17 @@ class YesNoRewardModel(KeepsRead):
         self._call = NextWords(model, words)
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
-        self._reader = Reader(
-            codec, name=self.name, max_tokens=limit, on_overflow=config.on_overflow
+        self._encoder = InputEncoder(
+            codec,
+            name=self.name,
+            max_tokens=limit,
+            on_overflow=config.on_overflow,
+            template_kwargs=config.chat_template_kwargs,
         )
-        self._incremental, self.path = choose_reader(
+        self._incremental, self.path = select_runner(
             model,
             self._call,
-            self._read_whole,
+            self._run_whole,
             context_len=limit,
             batch_size=config.batch_size,
             sharing=self._sharing,
@@ -78,7 +82,7 @@ class YesNoRewardModel(KeepsRead):
         return {
             "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
             "placement": f"{model.device}, {model.dtype}",
-            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "context": f"{self._encoder.max_tokens or 'unlimited'} tokens",
             "reads": f"text, through {how}; {judging.positive!r} against {judging.negative!r}",
             "path": self.path,
         }
@@ -89,10 +93,10 @@ class YesNoRewardModel(KeepsRead):
         rows = [self._read(item) for item in inputs]
         if not rows:
             return []
-        outputs = read_rows(
+        outputs = run_rows(
             self._incremental,
             rows,
-            self._read_whole,
+            self._run_whole,
             batch_size=self._config.batch_size,
             sharing=self._sharing,
         )
@@ -103,8 +107,10 @@ class YesNoRewardModel(KeepsRead):
 
     # --- reading ---
 
-    def _read(self, item: RewardInput) -> Row:
-        return self._reader.fit(item.prompt, lambda prompt: Row(self._encode(prompt, item.text)))
+    def _read(self, item: RewardInput) -> EncodedInput:
+        return self._encoder.fit(
+            item.prompt, lambda prompt: EncodedInput(self._encode(prompt, item.text))
+        )
 
     def _encode(self, prompt: RewardPrompt, completion: str) -> list[int]:
         if self._template is not None:
@@ -115,27 +121,32 @@ class YesNoRewardModel(KeepsRead):
             ids, shown = encode_rendered(self._codec, rendered), rendered.text
         prefix = self._judging.answer_prefix
         if prefix and not shown.endswith(prefix):
-            ids = [*ids, *self._codec.encode_continuation(prefix)]
+            ids = [*ids, *self._codec.encode_continuation(prefix, parse=True)]
         return ids
 
     def _ask(self, prompt: RewardPrompt, completion: str) -> Rendered:
         """Render the instruction as a user turn; without one, the conversation with the answer."""
         instruction = self._judging.instruction
         if instruction is None:
-            turns = self._reader.conversation(prompt)
+            turns = self._encoder.conversation(prompt)
             turns = (*turns, Message(role="assistant", content=completion))
         else:
             # One after the other: what is put in may hold such a place itself.
             before, _, after = self._with_policy(instruction).partition("{completion}")
             content = before.replace("{prompt}", prompt.text) + completion + after
             turns = (Message(role="user", content=content),)
-        return render(self._codec, turns, add_generation_prompt=True)
+        return render(
+            self._codec,
+            turns,
+            add_generation_prompt=True,
+            template_kwargs=self._config.chat_template_kwargs,
+        )
 
     def _with_policy(self, text: str) -> str:
         return text.replace("{policy}", self._judging.policy or "")
 
     def _first_token(self, field: str, word: str) -> int:
-        ids = self._codec.encode_continuation(word)
+        ids = self._codec.encode_continuation(word, parse=True)
         if not ids:
             raise ModelLoadError(f"{field}={word!r} is no token of {self.name}. Cure: another word")
         return ids[0]
@@ -149,11 +160,11 @@ class YesNoRewardModel(KeepsRead):
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return (rows, 2): of the positive word and of the negative, after each row."""
-        return torch.cat(self._read_whole([Row(list(row)) for row in rows]))
+        return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
 
-    def _read_whole(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+    def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
         """Return (1, 2) of each row."""
-        return read_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
+        return run_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
 
     @torch.inference_mode()
     def _find_sharing(self) -> Sharing:

@@ -88,6 +88,7 @@ def read_prompt(
         request.prompt,
         model.codec,
         prompt_format=group.prompt_format,
+        template_kwargs=group.template_kwargs,
         reward_prompt=request.reward_prompt,
     )
     if sampling.grammar is not None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
 from stars_engine.algorithm.rollout import Rollout
@@ -106,6 +106,7 @@ class RequestGroup:
         prompts: The prompts with their settings.
         reward: The source of the reward model.
         prompt_format: How string prompts are read.
+        template_kwargs: Variables of the language model's chat template.
         decoding: How drafts become text.
         num_samples: N of Best-of-N, else 0.
         return_exceptions: Whether errors are returned as results, or raised.
@@ -126,6 +127,7 @@ class RequestGroup:
     prompts: tuple[PromptRequest, ...]
     reward: RewardSource
     prompt_format: PromptFormat = "auto"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     decoding: DecodingStrategy = field(default_factory=StarsDecoding)
     num_samples: int = 0
     return_exceptions: bool = False

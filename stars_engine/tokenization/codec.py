@@ -6,46 +6,62 @@ Holds a transformers tokenizer but imports nothing of it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
-from stars_engine.tokenization.token_bytes import REPLACEMENT, bytes_of_tokens
+from stars_engine.tokenization.added_tokens import (
+    AddedTokens,
+    MarkedEncoder,
+    added_tokens_of,
+    read_added_tokens,
+)
+from stars_engine.tokenization.token_bytes import (
+    REPLACEMENT,
+    ByteLevel,
+    TokenBytes,
+    bytes_of_tokens,
+)
+
+logger = logging.getLogger(__name__)
 
 _ANCHOR_LEN = 8  # prompt tokens decoded along with a completion, so that its first space survives
 
 
 class Codec:
-    """Encoding and decoding for one tokenizer, language model's or reward model's."""
+    """Encoding and decoding for one tokenizer, language model's or reward model's.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        control_tokens: Special tokens: decoding leaves them out. Longest first.
+        reserved_tokens: All tokens that only a template or `encode_rendered` writes: the control
+            tokens, and added tokens such as `<tool_call>` that have a text. Longest first.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        control = {token.content for token in added if token.special}
-        control |= set(tokenizer.all_special_tokens)
-        self.control_tokens = tuple(sorted(control, key=lambda token: (-len(token), token)))
-        if not _has_other_role(tokenizer, tokenizer.unk_token):
-            control.discard(tokenizer.unk_token)  # ordinary text has unknown words too
-        self._control_ids = set(tokenizer.convert_tokens_to_ids(list(control)))
-        self._control_pattern = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
+        added = read_added_tokens(tokenizer)
+        self.control_tokens = _longest_first(added.control.values())
+        self.reserved_tokens = _longest_first(added.reserved.values())
+        self._ids = {name: token for token, name in added.reserved.items()}
+        self._left_out = frozenset(added.control)
+        self._control_ids = added.control.keys() - added.everyday
+        self._reserved_ids = added.reserved.keys() - added.everyday
+        self._control_pattern = _pattern(self.control_tokens)
+        self._reserved_pattern = _pattern(self.reserved_tokens)
+        self._bytes = bytes_of_tokens(
+            tokenizer, self._decode_as_it_is, left_out=self._left_out, words=added.words
+        )
+        self._marked_encoder = _marked_encoder(tokenizer, added, self._bytes)
         self._prefix_ids = self._find_prefix()
-        self._bytes = bytes_of_tokens(tokenizer, self._decode_as_it_is)
 
     # --- encoding ---
 
     def encode(self, text: str) -> list[int]:
-        """Encode text without adding anything; control tokens in it are plain characters."""
-        ids = self._encode_plainly(text)
-        if self._control_ids.isdisjoint(ids):
-            return ids
-        # Some vocabularies hold a control token as an ordinary piece: cut each one in two.
-        pieces = []
-        start = 0
-        for match in self._control_pattern.finditer(text):
-            pieces.append(text[start : match.start() + 1])
-            start = match.start() + 1
-        pieces.append(text[start:])
-        return [token for piece in pieces for token in self._encode_plainly(piece)]
+        """Encode text without adding anything; reserved tokens in it are plain characters."""
+        return self._encode_parts([(text, False)])
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode text with what the tokenizer puts before it (often one begin-of-text token).
@@ -55,49 +71,64 @@ class Codec:
         """
         return [*self._prefix_ids, *self.encode(text)]
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """Encode rendered text: control tokens are parsed, nothing is added."""
+    def encode_rendered(self, text: str, *, add_prefix: bool = False) -> list[int]:
+        """Encode rendered text: reserved tokens are parsed.
+
+        Args:
+            text: The text, from a source that is trusted.
+            add_prefix: Put before it what the tokenizer puts before a text, unless it is there.
+        """
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        prefix = self._prefix_ids if add_prefix else []
+        return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         """Encode pieces of one text, each with True if it is a template's.
 
-        Control tokens are parsed in the template's pieces and nowhere else, also where two pieces
+        Reserved tokens are parsed in the template's pieces and nowhere else, also where two pieces
         would make one up together. Nothing is added.
         """
-        text = "".join(piece for piece, _ in pieces)
-        meant: list[tuple[int, int]] = []
-        start = 0
+        parts: list[tuple[str, bool]] = []
         for piece, is_template in pieces:
-            if is_template:
-                found = self._control_pattern.finditer(piece)
-                meant += [(start + match.start(), start + match.end()) for match in found]
-            start += len(piece)
-        if [match.span() for match in self._control_pattern.finditer(text)] == meant:
-            return self.encode_rendered(text)
-        ids: list[int] = []
-        start = 0
-        for begin, end in meant:
-            ids += [*self.encode(text[start:begin]), *self.encode_rendered(text[begin:end])]
-            start = end
-        return [*ids, *self.encode(text[start:])]
+            parts += self.split_reserved_tokens(piece) if is_template else [(piece, False)]
+        return self._encode_parts(parts)
 
-    def encode_continuation(self, text: str) -> list[int]:
-        """Encode text that goes on from other text: no space is put before its first word."""
-        anchor = self.encode("\n")
-        ids = self.encode("\n" + text)
-        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self.encode(text)
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """Encode text in which a mark keeps reserved tokens apart that are not to be parsed.
+
+        Args:
+            text: Rendered text, from which the mark is taken out.
+            mark: One character, within each reserved token that is text.
+        """
+        parts = self.split_reserved_tokens(text)
+        followed = [*(part.startswith(mark) for part, _ in parts[1:]), False]
+        return self._encode_parts(
+            [
+                # Within a single character there is no place for a mark, so it stands behind it.
+                (part.replace(mark, ""), meant and not (len(part) == 1 and is_marked))
+                for (part, meant), is_marked in zip(parts, followed, strict=True)
+            ]
+        )
+
+    def encode_continuation(self, text: str, *, parse: bool = False) -> list[int]:
+        """Encode text that goes on from other text: no space is put before its first word.
+
+        Args:
+            text: The text.
+            parse: Whether reserved tokens in it are parsed.
+        """
+        encode = self.encode_rendered if parse else self.encode
+        anchor = encode("\n")
+        ids = encode("\n" + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else encode(text)
 
     def split_control_tokens(self, text: str) -> list[tuple[str, bool]]:
         """Cut text into pieces, each with True if it is a control token."""
-        pieces: list[tuple[str, bool]] = []
-        start = 0
-        for match in self._control_pattern.finditer(text):
-            pieces += [(text[start : match.start()], False), (match.group(), True)]
-            start = match.end()
-        pieces.append((text[start:], False))
-        return [piece for piece in pieces if piece[0]]
+        return _split(text, self._control_pattern)
+
+    def split_reserved_tokens(self, text: str) -> list[tuple[str, bool]]:
+        """Cut text into pieces, each with True if it is a reserved token."""
+        return _split(text, self._reserved_pattern)
 
     # --- decoding ---
 
@@ -127,15 +158,18 @@ class Codec:
     def vocabulary(self, size: int) -> tuple[list[bytes], list[int]]:
         """Return what each token id below `size` stands for, and which are control tokens.
 
-        Of a control token the bytes are its name; of an id without a token, nothing.
+        Of a control token the bytes are its name; of an id without a token, nothing. Ids may have
+        holes between them, and go beyond the number of tokens.
         """
-        known = min(size, len(self.tokenizer))
-        pieces = self._bytes.pieces(range(known))
-        control = sorted(token for token in self._control_ids if token < known)
+        known = sorted({token for token in self.tokenizer.get_vocab().values() if token < size})
+        pieces = [b""] * size
+        for token, piece in zip(known, self._bytes.pieces(known), strict=True):
+            pieces[token] = piece
+        control = sorted(token for token in self._control_ids if token < size)
         names = self.tokenizer.convert_ids_to_tokens(control)
         for token, name in zip(control, names, strict=True):
             pieces[token] = name.encode()
-        return [*pieces, *[b""] * (size - known)], control
+        return pieces, control
 
     # --- identity ---
 
@@ -155,15 +189,45 @@ class Codec:
                 return [token]
         return []
 
+    def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """Encode parts of one text, each with True if it is a reserved token that is meant."""
+        if self._marked_encoder is not None:
+            ids = self._marked_encoder.encode(parts)
+            if ids is not None:
+                return ids
+        found: list[int] = []
+        plain = ""
+        for part, is_meant in parts:
+            if is_meant:
+                found += [*self._encode_plainly(plain), self._ids[part]]
+            plain = "" if is_meant else plain + part
+        return [*found, *self._encode_plainly(plain)]
+
     def _encode_plainly(self, text: str) -> list[int]:
+        """Encode text without any added token.
+
+        Some vocabularies hold a reserved token as an ordinary piece: each is cut in two.
+        """
+        if not text:
+            return []
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
-        return ids
+        if self._reserved_ids.isdisjoint(ids):
+            return ids
+        places = [match.start() + 1 for match in self._reserved_pattern.finditer(text)]
+        # Where normalisation makes one up, it is somewhere: in one of the halves.
+        places = places or [len(text) // 2]
+        borders = [0, *(place for place in places if 0 < place < len(text)), len(text)]
+        if len(borders) == 2:
+            return ids  # a single character, which is what it is
+        pieces = (text[start:end] for start, end in pairwise(borders))
+        return [token for piece in pieces for token in self._encode_plainly(piece)]
 
     def _decode_as_it_is(self, ids: list[int]) -> str:
+        kept = [token for token in ids if token not in self._left_out]
         text: str = self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text
 
@@ -176,8 +240,39 @@ class Codec:
         return []
 
 
-def _has_other_role(tokenizer: Any, unk_token: str | None) -> bool:
-    """Whether the unknown token also is another: GPT-2 has one token for all its roles."""
-    roles = tokenizer.special_tokens_map.items()
-    named = {role: [tokens] if isinstance(tokens, str) else tokens for role, tokens in roles}
-    return any(unk_token in tokens for role, tokens in named.items() if role != "unk_token")
+def _marked_encoder(
+    tokenizer: Any, added: AddedTokens, token_bytes: TokenBytes
+) -> MarkedEncoder | None:
+    misread: list[str] = []
+    if isinstance(token_bytes, ByteLevel):
+        # A letter that stands for a byte in the vocabulary itself: typed, it is another text.
+        others = {
+            token: info.content
+            for token, info in added_tokens_of(tokenizer).items()
+            if token not in added.reserved
+        }
+        pieces = zip(others.values(), token_bytes.pieces(list(others)), strict=True)
+        misread = [name for name, piece in pieces if name.encode() != piece]
+    try:
+        return MarkedEncoder(tokenizer, added, misread)
+    except Exception as error:  # noqa: BLE001 - tokenizers of foreign code
+        logger.debug("text is encoded in pieces around a template's tokens: %s", error)
+        return None
+
+
+def _longest_first(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names), key=lambda name: (-len(name), name)))
+
+
+def _pattern(names: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+
+def _split(text: str, pattern: re.Pattern[str]) -> list[tuple[str, bool]]:
+    pieces: list[tuple[str, bool]] = []
+    start = 0
+    for match in pattern.finditer(text):
+        pieces += [(text[start : match.start()], False), (match.group(), True)]
+        start = match.end()
+    pieces.append((text[start:], False))
+    return [piece for piece in pieces if piece[0]]

@@ -12,9 +12,22 @@ _CLOSERS = (
 _SENTENCE_END = re.compile(rf"(?:[{re.escape(_TERMINATORS)}][{re.escape(_CLOSERS)}]*|\n)\Z")
 
 
-def find_stop(text: str, stops: Sequence[str], start: int = 0) -> int | None:
-    """Return where the earliest stop string begins at or after `start`, or None."""
-    found = [index for stop in stops if (index := text.find(stop, start)) >= 0]
+def find_stop(
+    text: str, stops: Sequence[str], start: int = 0, *, ends_after: int = 0
+) -> int | None:
+    """Return where the earliest stop string begins at or after `start`, or None.
+
+    Args:
+        text: The text.
+        stops: The stop strings.
+        start: Where to look from.
+        ends_after: Those that end at or before this place do not count.
+    """
+    found = [
+        index
+        for stop in stops
+        if (index := text.find(stop, max(start, ends_after + 1 - len(stop)))) >= 0
+    ]
     return min(found, default=None)
 
 

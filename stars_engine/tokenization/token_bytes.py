@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
 _SPACE = "\u2581"  # SentencePiece's
+_FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # names of SentencePiece's bytes
 _MAX_WAITING = 3  # a character has at most four bytes, so at most three tokens wait for the last
 
 
@@ -37,37 +38,55 @@ class TokenBytes(Protocol):
         ...
 
 
-def bytes_of_tokens(tokenizer: Any, decode: Callable[[list[int]], str]) -> TokenBytes:
+def bytes_of_tokens(
+    tokenizer: Any,
+    decode: Callable[[list[int]], str],
+    *,
+    left_out: frozenset[int],
+    words: dict[int, str],
+) -> TokenBytes:
     """Find out of which kind a tokenizer is.
 
     Args:
         tokenizer: A tokenizer of transformers.
         decode: Its decoding, which leaves control tokens out.
+        left_out: The ids that it leaves out, as if they were not there.
+        words: Added tokens that read as they are, by their ids.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if "ByteLevel" in _decoder_kinds(backend):
-        return ByteLevel(tokenizer)
+        return ByteLevel(tokenizer, left_out, words)
     ids = _fallback_ids(tokenizer)
     is_read = 0x41 in ids and decode([ids[0x41]]) == "A"
     if is_read and ids.keys() >= set(REPLACEMENT.encode()):
-        return ByteFallback(tokenizer, ids)
+        return ByteFallback(tokenizer, ids, left_out, words)
     return Opaque(decode) if backend is None else Whole(decode)
 
 
 class ByteLevel:
-    """Every token is bytes."""
+    """Every token is bytes; added tokens are text, whatever their letters stand for elsewhere.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: A tokenizer of transformers.
+        left_out: The ids that decoding leaves out.
+        words: Added tokens, by their ids.
+    """
+
+    def __init__(self, tokenizer: Any, left_out: frozenset[int], words: dict[int, str]) -> None:
         self._tokenizer = tokenizer
-        self._pieces = dict.fromkeys(_left_out(tokenizer), b"")
+        self._pieces = {token: text.encode() for token, text in words.items()}
+        self._pieces |= dict.fromkeys(left_out, b"")
+        spelt = {token: _bytes_spelt(text) for token, text in words.items()}
+        misread = [token for token, own in spelt.items() if own not in (None, self._pieces[token])]
+        self._readable = _in_bytes(tokenizer, misread, self._pieces, _LETTERS)
 
     def num_waiting(self, ids: Sequence[int]) -> int:
         """See `TokenBytes`."""
         return _num_waiting(ids, self._piece)
 
     def readable(self, ids: Sequence[int]) -> list[int]:
-        """See `TokenBytes`."""
-        return list(ids)
+        """Return ids in which added tokens that would be read as bytes are spelt in bytes."""
+        return [part for token in ids for part in self._readable.get(token, (token,))]
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
         """See `TokenBytes`."""
@@ -76,10 +95,8 @@ class ByteLevel:
     def _piece(self, token: int) -> bytes:
         if token not in self._pieces:
             letters = self._tokenizer.convert_ids_to_tokens(token) or ""
-            known = all(letter in _BYTE_OF_LETTER for letter in letters)
-            self._pieces[token] = (
-                bytes(_BYTE_OF_LETTER[letter] for letter in letters) if known else letters.encode()
-            )
+            spelt = _bytes_spelt(letters)
+            self._pieces[token] = letters.encode() if spelt is None else spelt
         return self._pieces[token]
 
 
@@ -89,13 +106,24 @@ class ByteFallback:
     Args:
         tokenizer: A tokenizer of transformers.
         ids: Its ids by their bytes, those of U+FFFD among them.
+        left_out: The ids that decoding leaves out.
+        words: Added tokens that read as they are, by their ids.
     """
 
-    def __init__(self, tokenizer: Any, ids: dict[int, int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        ids: dict[int, int],
+        left_out: frozenset[int],
+        words: dict[int, str],
+    ) -> None:
         self._tokenizer = tokenizer
-        self._left_out = _left_out(tokenizer)
+        self._left_out = left_out
         self._ids = ids
         self._bytes = {token: byte for byte, token in ids.items()}
+        self._added = {token: text.encode() for token, text in words.items()}
+        misread = [token for token, text in words.items() if _SPACE in text]
+        self._readable = _in_bytes(tokenizer, misread, self._added, _FALLBACK)
 
     def num_waiting(self, ids: Sequence[int]) -> int:
         """See `TokenBytes`."""
@@ -110,7 +138,7 @@ class ByteFallback:
                 text = bytes(self._bytes[token] for token in run).decode(errors="replace")
                 readable += (self._ids[byte] for byte in text.encode())
             else:
-                readable += run
+                readable += (part for token in run for part in self._readable.get(token, (token,)))
         return readable
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
@@ -125,7 +153,9 @@ class ByteFallback:
     def _piece(self, token: int) -> bytes | None:
         if token in self._left_out:
             return b""
-        return bytes([self._bytes[token]]) if token in self._bytes else None
+        if token in self._bytes:
+            return bytes([self._bytes[token]])
+        return self._added.get(token)
 
 
 class Whole:
@@ -214,7 +244,7 @@ def _decoder_kinds(backend: Any) -> set[str]:
 
 def _fallback_ids(tokenizer: Any) -> dict[int, int]:
     """Return the ids of the tokens `<0x00>` to `<0xFF>` that there are, by their bytes."""
-    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    names = _FALLBACK
     ids = tokenizer.convert_tokens_to_ids(names)
     found = ((byte, token) for byte, token in enumerate(ids) if token is not None)
     return {
@@ -224,10 +254,32 @@ def _fallback_ids(tokenizer: Any) -> dict[int, int]:
     }
 
 
-def _left_out(tokenizer: Any) -> frozenset[int]:
-    """Return the ids that decoding leaves out, as if they were not there."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return frozenset(token for token, info in added.items() if info.special)
+def _in_bytes(
+    tokenizer: Any, tokens: Sequence[int], texts: dict[int, bytes], names: Sequence[str]
+) -> dict[int, list[int]]:
+    """Return, for tokens that a decoder would misread, those of their bytes, as far as there are.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        tokens: Added tokens.
+        texts: Their bytes, by their ids.
+        names: The names of the tokens for the bytes 0 to 255.
+    """
+    if not tokens:
+        return {}
+    ids = tokenizer.convert_tokens_to_ids(list(names))
+    found = tokenizer.convert_ids_to_tokens([token or 0 for token in ids])
+    known = [token for token, name, own in zip(ids, found, names, strict=True) if name == own]
+    if len(known) < len(names):  # some byte has no token of its own
+        return {}
+    return {token: [known[byte] for byte in texts[token]] for token in tokens}
+
+
+def _bytes_spelt(letters: str) -> bytes | None:
+    """Return the bytes that byte-level letters stand for; None if others are among them."""
+    if any(letter not in _BYTE_OF_LETTER for letter in letters):
+        return None
+    return bytes(_BYTE_OF_LETTER[letter] for letter in letters)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -238,3 +290,4 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF_LETTER = _byte_alphabet()
+_LETTERS = [letter for letter, _ in sorted(_BYTE_OF_LETTER.items(), key=lambda pair: pair[1])]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.models import Checkpoint
+from stars_engine.messages import check_template_kwargs
 from stars_engine.schema import Schema, not_nan
 
 DEFAULT_MAX_RETRIES = 2
@@ -87,6 +88,25 @@ class ModelReward(Failing, Checkpoint):
         description="if prompt and answer exceed the model's context: cut the prompt from the left "
         "(counted, warned of once), or fail; the answer is never cut",
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="variables for the reward model's own chat template, a JSON object",
+        examples=[{"enable_thinking": False}],
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return check_template_kwargs(kwargs)
+
+    @model_validator(mode="after")
+    def _kwargs_act(self) -> Self:
+        if self.chat_template_kwargs and getattr(self, "template", None) is not None:
+            raise ValueError(
+                "chat_template_kwargs are for the model's own chat template, which `template` "
+                "takes the place of; give one of them"
+            )
+        return self
 
 
 def check_template(

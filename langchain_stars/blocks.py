@@ -1,0 +1,61 @@
+"""Blocks of a message's content that hold text, in the spellings that there are."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+# What blocks of text are called, by LangChain, OpenAI and Anthropic.
+_TEXT = ("text", "output_text", "input_text")
+
+
+def kind_of(part: Any) -> Any:
+    """Return a block's type; of a string, that of text."""
+    return part.get("type") if isinstance(part, Mapping) else "text"
+
+
+def as_text(content: Any) -> Any:
+    """Return a content with blocks that hold text as plain text blocks; others as they are.
+
+    Read are plain-text documents whose text is in the block, as text or base64. What a block only
+    refers to, by a URL or a file's id, is not there to be read.
+    """
+    return content if isinstance(content, str) else [_as_text(part) for part in content]
+
+
+def _as_text(part: Any) -> Any:
+    text = _text_of(part) if isinstance(part, Mapping) else None
+    return part if text is None else {"type": "text", "text": text}
+
+
+def _text_of(part: Mapping[str, Any]) -> str | None:
+    kind, text = kind_of(part), part.get("text")
+    if kind in _TEXT:
+        return text if isinstance(text, str) else None
+    if kind == "document" and isinstance(part.get("source"), Mapping):  # Anthropic's
+        source = part["source"]
+        is_text = source.get("type") == "text" and isinstance(source.get("data"), str)
+        return _titled(part, source["data"]) if is_text else None
+    is_plain = kind == "text-plain" or (
+        kind == "file" and str(part.get("mime_type")).startswith("text/")
+    )
+    if not is_plain:
+        return None
+    if not isinstance(text, str):
+        text = _decoded(part.get("base64") or part.get("data"))
+    return None if text is None else _titled(part, text)
+
+
+def _titled(part: Mapping[str, Any], text: str) -> str:
+    """Return a document's text with what the block tells of it before it."""
+    about = [part[name] for name in ("title", "context") if isinstance(part.get(name), str)]
+    return "\n".join([*about, text])
+
+
+def _decoded(data: Any) -> str | None:
+    try:
+        return base64.b64decode(data, validate=True).decode() if isinstance(data, str) else None
+    except (binascii.Error, UnicodeDecodeError):
+        return None

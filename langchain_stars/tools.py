@@ -1,0 +1,164 @@
+"""LangChain's tools as the engine's, by the schema of their source.
+
+LangChain's own conversion to the OpenAI format replaces references by what they refer to, and those
+of recursive types by nothing, so that anything would be valid there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.tools import BaseTool, Tool, create_schema_from_function
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
+from pydantic.errors import PydanticInvalidForJsonSchema
+from typing_extensions import is_typeddict
+
+from langchain_stars.typed_dicts import typed_dict_schema
+from stars_engine import PromptError
+from stars_engine.config.grammars import schema_of
+from stars_engine.schema_formats import wrappings
+from stars_engine.schema_formats.parts import referred, rooted, without_titles
+from stars_engine.schema_formats.wrappings import NamedSchema
+
+
+def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return tools of any kind (functions, models, schemas, `BaseTool`) in the OpenAI format.
+
+    Raises:
+        PromptError: A tool is of no known kind, or runs at its provider.
+        ConfigError: A dictionary is no tool, or a schema is none.
+    """
+    return [found.as_tool() for tool in tools for found in _read(tool)]
+
+
+def read_schema(schema: Any) -> NamedSchema:
+    """Return the JSON schema of anything that LangChain takes for one.
+
+    Args:
+        schema: A pydantic model (of version 1 or 2), a TypedDict, a JSON schema in any wrapping, a
+            function or a `BaseTool`.
+
+    Raises:
+        ConfigError: A dictionary is no JSON schema.
+        PromptError: It is nothing of all that.
+    """
+    if isinstance(schema, Mapping):
+        return wrappings.read_schema(schema)
+    if isinstance(schema, type) and not is_typeddict(schema) and _is_model(schema):
+        whole = _of_model(schema)
+        return NamedSchema(whole, name_of_model(schema), rooted(whole).get("description", ""))
+    [found] = _read(schema)
+    return found
+
+
+def name_of_model(model: type) -> str:
+    """Return what a pydantic model is called as a tool, as LangChain's parsers have it."""
+    if issubclass(model, BaseModel):
+        return str(model.model_config.get("title") or model.__name__)
+    return model.__name__
+
+
+def other_names(tools: Sequence[Any]) -> dict[str, str]:
+    """Return names by which classes may be chosen beside those of their tools."""
+    classes = (tool for tool in tools if isinstance(tool, type) and _is_model(tool))
+    return {cls.__name__: name_of_model(cls) for cls in classes}
+
+
+def _read(tool: Any) -> list[NamedSchema]:
+    if isinstance(tool, Mapping):
+        return wrappings.read_tools(tool)
+    if isinstance(tool, BaseTool):
+        return [_of_base_tool(tool)]
+    if is_typeddict(tool):
+        return [_named(tool.__name__, typed_dict_schema(tool))]
+    if isinstance(tool, type) and _is_model(tool):
+        return [_named(name_of_model(tool), _of_model(tool))]
+    if callable(tool) and hasattr(tool, "__name__"):
+        model = create_schema_from_function(
+            tool.__name__,
+            tool,
+            filter_args=(),
+            parse_docstring=True,
+            error_on_invalid_docstring=False,
+            include_injected=False,
+        )
+        return [_named(tool.__name__, _of_model(model), model.__doc__ or "")]
+    raise PromptError(
+        f"a {type(tool).__name__} is no tool. Cure: a function, a pydantic model, a TypedDict, a "
+        "dictionary with a schema, or a BaseTool"
+    )
+
+
+def _named(name: str, schema: dict[str, Any], description: str | None = None) -> NamedSchema:
+    schema = rooted(schema)
+    told = schema.get("description", "") if description is None else description
+    bare = {key: part for key, part in schema.items() if key != "description"}
+    return NamedSchema(without_titles(bare), name, told)
+
+
+def _of_base_tool(tool: BaseTool) -> NamedSchema:
+    arguments = tool.args_schema
+    if isinstance(arguments, dict):
+        found = wrappings.read_schema(arguments, owner=f"tools.{tool.name}.args_schema")
+        return NamedSchema(found.schema, tool.name, tool.description)
+    if isinstance(tool, Tool) and arguments is None:  # of one text, in LangChain's own form
+        made = convert_to_openai_tool(tool)
+        if "function" not in made:
+            raise PromptError(
+                f"the tool {tool.name!r} takes text of no schema, and only its provider's models "
+                "call such. Cure: a function, or a tool with an args_schema"
+            )
+        return NamedSchema(made["function"]["parameters"], tool.name, tool.description)
+    return _named(tool.name, _asked(tool), tool.description)
+
+
+def _asked(tool: BaseTool) -> dict[str, Any]:
+    """Return the schema of what a model is to write: arguments that are injected are none of it.
+
+    It is that of the tool's own model, as LangChain's selection of fields forgets aliases,
+    discriminators and what is said of the model as a whole.
+    """
+    source: Any = tool.get_input_schema()
+    chosen: Any = tool.tool_call_schema
+    fields = _fields(source)
+    injected = {_key_of(source, name) for name in fields.keys() - _fields(chosen).keys()}
+    try:
+        schema = rooted(_of_model(source))
+    except PydanticInvalidForJsonSchema:
+        if not injected:
+            raise
+        return _of_model(chosen)  # of types that only the program knows
+    properties = schema.get("properties", {})
+    kept = {name: part for name, part in properties.items() if name not in injected}
+    required = [name for name in schema.get("required", ()) if name not in injected]
+    schema = {**schema, "properties": kept, "required": required}
+    return referred(schema if required else {k: v for k, v in schema.items() if k != "required"})
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = (
+        model.model_fields if hasattr(model, "model_json_schema") else model.__fields__
+    )
+    return fields
+
+
+def _key_of(model: Any, name: str) -> str:
+    """Return what a field is called in JSON."""
+    field = _fields(model)[name]
+    alias = getattr(field, "validation_alias", None) or getattr(field, "alias", None)
+    return alias if isinstance(alias, str) else name
+
+
+def _is_model(value: type) -> bool:
+    return hasattr(value, "model_json_schema") or (
+        hasattr(value, "schema") and hasattr(value, "__fields__")
+    )
+
+
+def _of_model(model: Any) -> dict[str, Any]:
+    """Return the schema of a pydantic model of either version."""
+    is_new = hasattr(model, "model_json_schema")
+    schema: dict[str, Any] = schema_of(model) if is_new else model.schema()
+    return schema

@@ -1,0 +1,151 @@
+"""Calls of tools in LlamaIndex's terms, and objects that are predicted by them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    MessageRole,
+    ToolCallBlock,
+)
+from llama_index.core.chat_engine.types import AgentChatResponse
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import BaseTool
+from llama_index.core.types import PydanticProgramMode
+from pydantic import BaseModel
+
+from llamaindex_stars.tools import callable_tools, read_tool_list
+
+
+class CallingLLM(FunctionCallingLLM):
+    """A model that calls tools under the names that they were given, by their whole schemas."""
+
+    def _prepare_chat_with_tools(  # noqa: PLR0917 - LlamaIndex's arguments
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of a chat with tools; the history stays as it is."""
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            if isinstance(user_msg, str):
+                user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+            messages.append(user_msg)
+        choice = kwargs.pop("tool_choice", None)  # programs give None
+        return {
+            "messages": messages,
+            "tools": read_tool_list(tools),
+            "tool_choice": choice or ("required" if tool_required and tools else "auto"),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """Return the calls of an answer.
+
+        Raises:
+            ValueError: It has none, and one is asked for.
+        """
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        if not calls and error_on_no_tool_call:
+            invalid = response.message.additional_kwargs.get("invalid_tool_calls")
+            reason = f"what was written as one is none: {invalid}" if invalid else "it is text"
+            raise ValueError(
+                f"the answer calls no tool ({reason}). Cure: tool_required=True, or more max_tokens"
+            )
+        return [
+            ToolSelection(
+                tool_id=call.tool_call_id or "",
+                tool_name=call.tool_name,
+                tool_kwargs=call.tool_kwargs,
+            )
+            for call in calls
+        ]
+
+    def predict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
+        """See `FunctionCallingLLM.predict_and_call`; structured prediction goes through it."""
+        return super().predict_and_call(callable_tools(tools), *args, **kwargs)
+
+    async def apredict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
+        """Do the same without blocking the event loop."""
+        return await super().apredict_and_call(callable_tools(tools), *args, **kwargs)
+
+    def _structured_stream_call(  # type: ignore[override]  # narrower
+        self,
+        output_cls: type[BaseModel],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[BaseModel, None, None]:
+        """Yield the object once it is whole: LlamaIndex's own leaves the call to the model."""
+        if not self._predicts_by_calls:
+            yield from super()._structured_stream_call(  # type: ignore[misc]
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+            return
+        asked = self._structured_call(output_cls, prompt, llm_kwargs, prompt_args)
+        for response in self.stream_chat_with_tools(**asked):
+            yield from self._objects(response, output_cls)
+
+    async def _structured_astream_call(  # type: ignore[override]  # narrower
+        self,
+        output_cls: type[BaseModel],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[BaseModel, None]:
+        """Do the same without blocking the event loop."""
+        if not self._predicts_by_calls:
+            stream: AsyncGenerator[Any, None] = await super()._structured_astream_call(
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+            return stream
+        asked = self._structured_call(output_cls, prompt, llm_kwargs, prompt_args)
+        responses = await self.astream_chat_with_tools(**asked)
+
+        async def objects() -> AsyncGenerator[BaseModel, None]:
+            async for response in responses:
+                for made in self._objects(response, output_cls):
+                    yield made
+
+        return objects()
+
+    @property
+    def _predicts_by_calls(self) -> bool:
+        modes = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
+        return self.pydantic_program_mode in modes and self.metadata.is_function_calling_model
+
+    def _structured_call(
+        self,
+        output_cls: type[BaseModel],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
+    ) -> dict[str, Any]:
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        tool = get_function_tool(output_cls)
+        asked = {"tools": [tool], "chat_history": messages, "tool_required": True}
+        return {**(llm_kwargs or {}), **asked}
+
+    def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
+        """Return the object that an answer holds; none as long as it is unfinished."""
+        is_whole = response.raw is not None
+        calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
+        return [output_cls.model_validate(call.tool_kwargs) for call in calls]

@@ -1,0 +1,69 @@
+"""Decoders that keep each prefix's states with its holder, and nothing of texts that have ended."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stars_engine.backends.decoders import Decoder
+
+
+class StatePrefix:
+    """A prefix and what its decoder keeps of it.
+
+    Attributes:
+        token_ids: The tokens.
+        states: Whatever the decoder needs to continue them; None before anything is computed.
+        last_output: `(vocab,)`, the logits after the last token.
+    """
+
+    def __init__(self, decoder: StateDecoder) -> None:
+        self.decoder = decoder
+        self.token_ids: list[int] = []
+        self.states: Any = None
+        self.last_output = torch.empty(0)
+
+
+class StateDecoder(Decoder):
+    """A decoder whose prefixes can be continued only from their end."""
+
+    def compute(self, prefixes: Sequence[tuple[Sequence[int], Any]]) -> list[StatePrefix]:
+        """See `Decoder`. Equal prefixes are computed once, then copied."""
+        found: list[StatePrefix] = []
+        first: dict[tuple[int, ...], StatePrefix] = {}
+        copied: dict[StatePrefix, StatePrefix] = {}  # from
+        for ids, known in prefixes:
+            prefix = known
+            if known in found or not self._may_continue(known, ids):
+                prefix = StatePrefix(self)
+                leader = first.setdefault(tuple(ids), prefix)
+                if leader is not prefix:
+                    copied[prefix] = leader
+            found.append(prefix)
+        wanted = zip(found, (list(ids) for ids, _ in prefixes), strict=True)
+        new = [(prefix, ids[len(prefix.token_ids) :]) for prefix, ids in wanted]
+        missing = [(prefix, ids) for prefix, ids in new if ids and prefix not in copied]
+        if missing:
+            self.extend(missing)
+        for prefix, leader in copied.items():
+            prefix.token_ids, prefix.last_output = leader.token_ids, leader.last_output
+            prefix.states = self.copy_states(leader.states)
+        return found
+
+    @abstractmethod
+    def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
+        """Append tokens to prefixes."""
+
+    @abstractmethod
+    def copy_states(self, states: Any) -> Any:
+        """Return states that may be continued independently."""
+
+    def _may_continue(self, known: Any, ids: Sequence[int]) -> bool:
+        """Whether a prefix is one of this decoder that can be continued to some tokens."""
+        if not isinstance(known, StatePrefix) or known.decoder is not self:
+            return False
+        size = len(known.token_ids)
+        return 0 < size <= len(ids) and known.token_ids == list(ids[:size])

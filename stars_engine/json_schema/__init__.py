@@ -1,0 +1,7 @@
+"""JSON schemas as grammars: what a grammar holds of a schema, and what it cannot hold."""
+
+from stars_engine.json_schema.held import HeldSchema, Unheld
+from stars_engine.json_schema.reading import read_schema
+from stars_engine.json_schema.rules import Layout, Rules, UnsatisfiableError
+
+__all__ = ["HeldSchema", "Layout", "Rules", "Unheld", "UnsatisfiableError", "read_schema"]

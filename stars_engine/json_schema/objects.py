@@ -1,0 +1,110 @@
+"""Objects as a grammar writes them: named properties in order, and then those of other names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+from stars_engine.json_schema.meets import Meets, TooComplexError, rest_of, string_holds
+from stars_engine.json_schema.nodes import ANY, NEVER, Node, Object, Reference, String
+from stars_engine.json_schema.patterns import NOTHING, between_quotes, either, written
+
+_MAX_PATTERNS = 5  # that names may match in any combination
+
+
+@dataclass(frozen=True)
+class Field:
+    """A property with a name.
+
+    Attributes:
+        name: The name.
+        node: What its value is.
+        is_required: Whether it must be there.
+    """
+
+    name: str
+    node: Node
+    is_required: bool
+
+
+@dataclass(frozen=True)
+class Others:
+    """Properties of any of many names.
+
+    Attributes:
+        key: What stands in a terminal for such a name, with its quotes.
+        node: What their values are.
+    """
+
+    key: str
+    node: Node
+
+
+def laid_out(
+    obj: Object, meets: Meets, resolve: Callable[[Reference], Node]
+) -> tuple[list[Field], list[Others]]:
+    """Return the properties of objects, those with names first.
+
+    Raises:
+        TooComplexError: There are too many patterns of names.
+    """
+    names = None if obj.names is None else _strings(obj.names, resolve)
+    order = dict.fromkeys([*obj.properties, *obj.required])
+    for string in names or ():
+        order.update(dict.fromkeys(string.values or ()))
+    fields = []
+    for name in order:
+        node = meets.property_of(obj, name)
+        if names is not None and not any(_allows(string, name) for string in names):
+            node = NEVER
+        fields.append(Field(name, node, name in obj.required))
+    bases = [between_quotes(())]
+    if names is not None:
+        bases = [
+            between_quotes(s.patterns, s.avoided, (s.min_length, s.max_length))
+            for s in names
+            if s.values is None
+        ]
+    base = either(bases)
+    if base == NOTHING:
+        return fields, []
+    taken = either(json.dumps(written(name), ensure_ascii=False) for name in order)
+    return fields, list(_others(obj, meets, base, taken))
+
+
+def _others(obj: Object, meets: Meets, base: str, taken: str) -> list[Others]:
+    patterns = obj.patterns
+    if len(patterns) > _MAX_PATTERNS:
+        raise TooComplexError(f"more than {_MAX_PATTERNS} patternProperties")
+    found = []
+    for size in range(len(patterns) + 1):
+        for chosen in combinations(patterns, size):
+            node = ANY if chosen else rest_of(obj)
+            for _, inner in chosen:
+                node = meets.meet(node, inner)
+            if node == NEVER:
+                continue
+            matched = [pattern for pattern, _ in chosen]
+            others = [pattern for pattern, _ in patterns if pattern not in matched]
+            key = f"({base})"
+            if matched or others:
+                key += f" & ({between_quotes(matched, others)})"
+            key = f'"\\"" ({key}) "\\""'
+            if taken != NOTHING:
+                key = f"({key}) & ~({taken})"
+            found.append(Others(key, node))
+    return found
+
+
+def _strings(node: Node, resolve: Callable[[Reference], Node]) -> list[String]:
+    found = []
+    for part in node:
+        alternatives = resolve(part) if isinstance(part, Reference) else (part,)
+        found += [inner for inner in alternatives if isinstance(inner, String)]
+    return found
+
+
+def _allows(string: String, name: str) -> bool:
+    return string_holds(string, name) and (string.values is None or name in string.values)

@@ -1,0 +1,397 @@
+r"""Regular expressions of strings, rewritten for strings as JSON writes them.
+
+A pattern of a schema is matched against a string's characters, and a grammar against the text
+between the quotes. Readers of JSON Schema do not agree on all classes (`\d` holds Arabic digits in
+Python, and does not in ECMAScript): what is written here is matched under all readings.
+"""
+
+from __future__ import annotations
+
+import re
+import re._constants as ops  # type: ignore[import-not-found]  # no types for it
+import re._parser as parser  # type: ignore[import-not-found]
+import sys
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+_LAST = sys.maxunicode
+# Written as they are, none of these may stand between quotes.
+_ESCAPED = {ord('"'), ord("\\"), *range(0x20), 0x7F}
+_SHORT = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", ord('"'): '"', ord("\\"): "\\"}
+_MAX_REPEAT = 100_000
+_MAX_LENGTH = 10**9
+
+CHARACTER = r'([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bef]|1[0-9a-f]|7f))'
+
+
+class UnheldPatternError(ValueError):
+    """A regular expression that a grammar cannot hold; the message says why."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression in Python's syntax, which matches somewhere in a string.
+
+    Raises:
+        UnheldPatternError: It is no regular expression, or has parts that no grammar can hold.
+    """
+
+    source: str
+
+    def __post_init__(self) -> None:
+        self.expression(negated=False)
+
+    def expression(self, *, negated: bool) -> str:
+        """Return what stands in a terminal for the text of all strings that match.
+
+        Args:
+            negated: Whether these are excluded: then the text may hold more, and never less.
+        """
+        return _expression(self.source, negated)
+
+    def matches(self, text: str) -> bool:
+        """Return whether it matches somewhere, under every reading of its classes."""
+        return all(found is not None for found in self._readings(text))
+
+    def may_match(self, text: str) -> bool:
+        """Return whether it matches somewhere, under any reading of its classes."""
+        return any(found is not None for found in self._readings(text))
+
+    def _readings(self, text: str) -> list[re.Match[str] | None]:
+        found = re.search(self.source, text)
+        if "\\" not in self.source and not self.source.startswith("(?"):
+            return [found]
+        try:
+            return [found, re.compile(self.source, re.ASCII).search(text)]
+        except ValueError:  # it says itself that it is for Unicode
+            return [found]
+
+
+def anywhere_of_length(least: int, most: int | None) -> str:
+    """Return what stands in a terminal for the text of strings of a length."""
+    if least > _MAX_LENGTH:
+        raise UnheldPatternError(f"`minLength`: {least} characters")
+    if most is not None and most > _MAX_LENGTH:  # which no answer comes to
+        most = None
+    return f"/{CHARACTER}{{{least},{'' if most is None else most}}}/"
+
+
+def between_quotes(
+    patterns: Sequence[Pattern],
+    avoided: Sequence[Pattern] = (),
+    lengths: tuple[int, int | None] = (0, None),
+) -> str:
+    """Return what stands in a terminal for the text of strings.
+
+    Args:
+        patterns: All of these match somewhere in the string.
+        avoided: None of these does.
+        lengths: Least and greatest number of characters.
+    """
+    text = _ALL if lengths == (0, None) else anywhere_of_length(*lengths)
+    for pattern in patterns:
+        text = _both(text, pattern.expression(negated=False))
+    for pattern in avoided:
+        text = _without(text, pattern.expression(negated=True))
+    return text
+
+
+def written(text: str) -> str:
+    """Return a string as JSON writes it, with its quotes; letters as they are."""
+    return '"' + "".join(map(_json_character, text)) + '"'
+
+
+def _json_character(letter: str) -> str:
+    code = ord(letter)
+    if code in _SHORT:
+        return "\\" + _SHORT[code]
+    return f"\\u{code:04x}" if code in _ESCAPED or 0xD800 <= code <= 0xDFFF else letter
+
+
+# --- expressions of terminals ---
+
+NOTHING = "NOTHING"  # no text at all
+_EMPTY = '""'
+_ALL = f"/{CHARACTER}*/"
+
+
+def _join(first: str, second: str) -> str:
+    if NOTHING in (first, second):
+        return NOTHING
+    if first == _EMPTY:
+        return second
+    return first if second == _EMPTY else f"{first} {second}"
+
+
+def either(parts: Iterable[str]) -> str:
+    """Return what stands in a terminal for any of several parts; `NOTHING` if there are none."""
+    kept = list(dict.fromkeys(part for part in parts if part != NOTHING))
+    if not kept:
+        return NOTHING
+    return kept[0] if len(kept) == 1 else "(" + " | ".join(f"({part})" for part in kept) + ")"
+
+
+def _both(first: str, second: str) -> str:
+    if NOTHING in (first, second):
+        return NOTHING
+    if first == _ALL:
+        return second
+    return first if second == _ALL else f"(({first}) & ({second}))"
+
+
+def _without(first: str, second: str) -> str:
+    return first if second == NOTHING else f"(({first}) & ~({second}))"
+
+
+@cache
+def _expression(source: str, negated: bool) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what others read as a set within a set
+            tree = parser.parse(source)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
+        raise UnheldPatternError(f"{source!r} is no regular expression: {error}") from None
+    if tree.state.flags & (re.MULTILINE | re.LOCALE):
+        raise UnheldPatternError(f"{source!r} has flags that a grammar cannot hold")
+    translation = _Translation(source, tree.state.flags)
+    items = list(tree)
+    if not _has_beginning(items):
+        return _join(_ALL, translation.follow(items, _ALL, start=False, negated=negated))
+    later = translation.follow(items, _ALL, start=False, negated=negated)
+    here = translation.follow(items, _ALL, start=True, negated=negated)
+    return either([here, _join(f"/{CHARACTER}+/", later)])
+
+
+def _has(items: Any, kind: Any, *values: Any) -> bool:
+    """Whether there is a part of a kind somewhere inside."""
+    for part in items:
+        if (
+            isinstance(part, tuple)
+            and len(part) == 2
+            and part[0] is kind
+            and (not values or part[1] in values)
+        ):
+            return True
+        if isinstance(part, (tuple, list, parser.SubPattern)) and _has(part, kind, *values):
+            return True
+    return False
+
+
+def _has_beginning(items: Any) -> bool:
+    return _has(items, ops.AT, ops.AT_BEGINNING, ops.AT_BEGINNING_STRING)
+
+
+def _asserts(items: Any) -> bool:
+    return any(_has(items, kind) for kind in (ops.AT, ops.ASSERT, ops.ASSERT_NOT))
+
+
+class _Translation:
+    """Rewrites a parsed regular expression."""
+
+    def __init__(self, source: str, flags: int) -> None:
+        self._source, self._flags = source, flags
+
+    def follow(self, items: Sequence[Any], rest: str, *, start: bool, negated: bool) -> str:
+        """Return what stands for parts of a pattern and all that follows them.
+
+        Args:
+            items: The parts, as Python parses them.
+            rest: What follows, to the end of the string.
+            start: Whether the string begins here.
+            negated: See `Pattern.expression`.
+        """
+        if not items:
+            return rest
+        plain = list(takewhile(lambda item: not _asserts([item]), items))
+        if plain:
+            later = items[len(plain) :]
+            if start and self._may_be_empty(plain) and _has_beginning(later):
+                raise self._unheld("a `^` after what may be empty")
+            regex = self.plain(plain, negated=negated)
+            after = self.follow(later, rest, start=False, negated=negated)
+            return _join(f"/{regex}/" if regex else _EMPTY, after)
+        (kind, value), later = items[0], items[1:]
+        if kind is ops.AT:
+            return self._at(value, later, rest, start=start, negated=negated)
+        if kind in (ops.ASSERT, ops.ASSERT_NOT):
+            after = self.follow(later, rest, start=start, negated=negated)
+            return self._look(kind, value, after, start=start, negated=negated)
+        forms = [[*form, *later] for form in self._forms(kind, value)]
+        return either(self.follow(form, rest, start=start, negated=negated) for form in forms)
+
+    def _forms(self, kind: Any, value: Any) -> list[list[Any]]:
+        """Return the sequences that a part with assertions inside may be."""
+        if kind is ops.SUBPATTERN and not (value[1] or value[2]):
+            return [list(value[3])]
+        if kind is ops.BRANCH:
+            return [list(branch) for branch in value[1]]
+        if kind in (ops.MAX_REPEAT, ops.MIN_REPEAT) and value[1] == 1:
+            return [list(value[2])] if value[0] else [list(value[2]), []]
+        raise self._unheld("`^`, `$` or look-ahead in what is repeated or has flags of its own")
+
+    def _look(self, kind: Any, value: Any, after: str, *, start: bool, negated: bool) -> str:
+        direction, inner = value
+        if direction < 0:
+            raise self._unheld("look-behind")
+        is_not = kind is ops.ASSERT_NOT
+        ahead = self.follow(list(inner), _ALL, start=start, negated=negated ^ is_not)
+        return _without(after, ahead) if is_not else _both(after, ahead)
+
+    def _at(
+        self, value: Any, later: Sequence[Any], rest: str, *, start: bool, negated: bool
+    ) -> str:
+        if value in (ops.AT_BEGINNING, ops.AT_BEGINNING_STRING):
+            return self.follow(later, rest, start=start, negated=negated) if start else NOTHING
+        if value not in (ops.AT_END, ops.AT_END_STRING):
+            raise self._unheld(r"`\b` and its like")
+        # Only what is empty may follow. Python lets `$` stand before a last line break too.
+        end = self.follow(later, rest, start=start, negated=negated)
+        ends = _EMPTY if value is ops.AT_END_STRING or not negated else r'("" | "\\n")'
+        return _both(end, ends)
+
+    def _unheld(self, what: str) -> UnheldPatternError:
+        return UnheldPatternError(f"{what} in {self._source!r}")
+
+    def _may_be_empty(self, items: Sequence[Any]) -> bool:
+        return bool(parser.SubPattern(parser.State(), list(items)).getwidth()[0] == 0)
+
+    # --- parts without assertions: regular expressions in Rust's syntax ---
+
+    def plain(self, items: Iterable[Any], *, negated: bool) -> str:
+        """Return a regular expression of parts without assertions."""
+        return "".join(self._part(kind, value, negated=negated) for kind, value in items)
+
+    def _part(self, kind: Any, value: Any, *, negated: bool) -> str:
+        match kind:
+            case ops.LITERAL | ops.NOT_LITERAL | ops.ANY | ops.IN:
+                return _of_codes(self._characters(kind, value, negated=negated))
+            case ops.BRANCH:
+                inner = "|".join(self.plain(branch, negated=negated) for branch in value[1])
+            case ops.SUBPATTERN:
+                _, added, removed, items = value
+                if (added | removed) & ~(re.IGNORECASE | re.DOTALL):
+                    raise self._unheld("flags of a group")
+                flags = (self._flags | added) & ~removed
+                inner = _Translation(self._source, flags).plain(items, negated=negated)
+            case ops.MAX_REPEAT | ops.MIN_REPEAT:
+                least, most, items = value
+                if least > _MAX_REPEAT or (most is not ops.MAXREPEAT and most > _MAX_REPEAT):
+                    raise self._unheld(f"more than {_MAX_REPEAT} repetitions")
+                bound = "" if most is ops.MAXREPEAT else most
+                return f"({self.plain(items, negated=negated)}){{{least},{bound}}}"
+            case _:
+                names = {"GROUPREF": "a back-reference", "ATOMIC_GROUP": "an atomic group"}
+                raise self._unheld(names.get(str(kind), str(kind).lower()))
+        return f"({inner})"
+
+    def _characters(self, kind: Any, value: Any, *, negated: bool) -> list[tuple[int, int]]:
+        """Return the characters that a part for one of them stands for."""
+        if kind is ops.LITERAL:
+            return self._cases([(value, value)])
+        if kind is ops.NOT_LITERAL:
+            return _complement(self._cases([(value, value)], wide=not negated))
+        if kind is ops.IN:
+            return self._class(value, negated=negated)
+        if self._flags & re.DOTALL:
+            return [(0, _LAST)]
+        breaks = [(10, 10)] if negated else [(10, 10), (13, 13), (0x2028, 0x2029)]
+        return _complement(breaks)
+
+    def _class(self, parts: Sequence[Any], *, negated: bool) -> list[tuple[int, int]]:
+        is_not = parts[0][0] is ops.NEGATE
+        wide = negated ^ is_not  # more than what all readings hold, as it is taken away
+        ranges: list[tuple[int, int]] = []
+        for kind, value in parts[is_not:]:
+            match kind:
+                case ops.LITERAL:
+                    ranges.append((value, value))
+                case ops.RANGE:
+                    ranges.append(tuple(value))
+                case ops.CATEGORY:
+                    ranges += _category(value, wide=wide)
+        ranges = self._cases(ranges, wide=wide)
+        return _complement(ranges) if is_not else ranges
+
+    def _cases(self, ranges: list[tuple[int, int]], *, wide: bool = False) -> list[tuple[int, int]]:
+        """Return characters with their other case, where case is ignored: letters of ASCII."""
+        if not self._flags & re.IGNORECASE:
+            return ranges
+        found = list(ranges)
+        for first, last in ranges:
+            for low, high, shift in ((65, 90, 32), (97, 122, -32)):
+                if max(first, low) <= min(last, high):
+                    found.append((max(first, low) + shift, min(last, high) + shift))
+        if wide:  # letters beyond ASCII have cases of their own
+            found.append((0x80, _LAST))
+        return found
+
+
+_ASCII = {
+    "DIGIT": [(48, 57)],
+    "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)],
+    "SPACE": [(9, 13), (32, 32)],
+}
+_SPACES = [(9, 13), (28, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E),
+           (0x2000, 0x200B), (0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F),
+           (0x3000, 0x3000), (0xFEFF, 0xFEFF)]  # fmt: skip
+
+
+def _category(name: Any, *, wide: bool) -> list[tuple[int, int]]:
+    r"""Return a class such as `\d`: what all readings hold, or what any of them holds."""
+    is_not = str(name).startswith("CATEGORY_NOT_")
+    kind = str(name).rpartition("_")[2]
+    ranges = _widest(kind) if wide ^ is_not else _ASCII[kind]
+    return _complement(ranges) if is_not else list(ranges)
+
+
+@cache
+def _widest(kind: str) -> list[tuple[int, int]]:
+    if kind == "SPACE":
+        return _SPACES
+    # Characters that no version of Unicode known here names may be letters of a later one.
+    initials = ("N", "Cn") if kind == "DIGIT" else ("L", "M", "N", "Pc", "So", "Cn", "Cf")
+    found = list(_ASCII[kind])
+    begin = None
+    for code in range(0x80, _LAST + 2):
+        inside = code <= _LAST and unicodedata.category(chr(code)).startswith(initials)
+        if inside and begin is None:
+            begin = code
+        elif not inside and begin is not None:
+            found.append((begin, code - 1))
+            begin = None
+    return found
+
+
+def _complement(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    found, begin = [], 0
+    for first, last in sorted(ranges):
+        if first > begin:
+            found.append((begin, first - 1))
+        begin = max(begin, last + 1)
+    return [*found, (begin, _LAST)] if begin <= _LAST else found
+
+
+def _of_codes(ranges: Iterable[tuple[int, int]]) -> str:
+    """Return one character of several, as JSON writes it, in Rust's syntax."""
+    outside = _complement(ranges)
+    escaped = [c for c in sorted(_ESCAPED) if not any(a <= c <= b for a, b in outside)]
+    free = _complement([*outside, *((code, code) for code in _ESCAPED), (0xD800, 0xDFFF)])
+    parts = [_escape(code) for code in escaped]
+    if free:
+        parts.append("[" + "".join(f"\\x{{{a:x}}}-\\x{{{b:x}}}" for a, b in free) + "]")
+    return f"({'|'.join(parts)})" if parts else r"[^\x00-\x{10FFFF}]"
+
+
+def _escape(code: int) -> str:
+    """Return how JSON writes a character that it escapes."""
+    forms = []
+    if code in _SHORT:
+        forms.append(r"\\" + (r"\\" if code == ord("\\") else _SHORT[code]))
+    if (code < 0x20 and code not in _SHORT) or code == 0x7F:
+        forms.append(rf"\\u00{code:02x}")
+    return "|".join(forms)

@@ -1,0 +1,281 @@
+"""JSON schemas read as nodes, with a list of what no grammar can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+from stars_engine.json_schema import tags
+from stars_engine.json_schema.held import HeldSchema, Place, Unheld
+from stars_engine.json_schema.meets import Meets, TooComplexError, array
+from stars_engine.json_schema.negation import CONDITIONAL, Negation
+from stars_engine.json_schema.nodes import (
+    ANY,
+    NEVER,
+    Alternative,
+    Node,
+    Object,
+    Reference,
+    node_of_values,
+)
+from stars_engine.json_schema.patterns import UnheldPatternError
+from stars_engine.json_schema.references import References
+from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
+from stars_engine.json_schema.values import MalformedError, count, list_of
+
+_MAX_DEFINITIONS = 10_000
+# Known by their names, in this draft or in one before it, and held by no grammar.
+_UNHELD = {
+    "contentSchema": "what is inside a string is text to a grammar",
+    "disallow": "a keyword of draft 3",
+    "extends": "a keyword of draft 3",
+    "divisibleBy": "a keyword of draft 3",
+}
+
+
+def read_schema(schema: Any, *, closed: bool = True) -> HeldSchema:
+    """Return what a grammar holds of a schema, and what it cannot hold.
+
+    Args:
+        schema: JSON Schema, draft 2020-12 or one before it.
+        closed: Whether objects have the properties that are named, and no others, where the schema
+            says nothing. An object that is described in several places stays open.
+    """
+    return Reader(schema, closed=closed).read()
+
+
+class Reader:
+    """Reads one document."""
+
+    def __init__(self, root: Any, *, closed: bool) -> None:
+        self._root, self._closed = root, closed
+        self.references = References(root)
+        self._unheld: dict[Unheld, None] = {}
+        self._emptied: dict[str, None] = {}
+        self._to_read: dict[str, tuple[Any, Place]] = {}
+        self._bodies: dict[str, Node] = {}
+        self._flat: dict[str, Node] = {}
+        self._resolving: list[str] = []
+        self._is_tainted = False
+        self._names: dict[int, str] = {}
+        self._choices: list[tuple[Place, list[Node], list[Node]]] = []
+        self._negation = Negation(self)
+        self._typed = TypedKeywords(self)
+        self.meets = Meets(self._name_of)
+
+    def read(self) -> HeldSchema:
+        """Return what is held of the whole document."""
+        root: Node = ANY
+        try:
+            root = self.node(self._root, Place("#"))
+            while pending := [name for name in self._to_read if name not in self._bodies]:
+                for name in pending:
+                    self._body(name)
+            for place, branches, others in self._choices:
+                self._check_choice(place, branches, others)
+        except RecursionError:
+            self.add(Place("#"), "schema", "it is nested too deeply")
+        except TooComplexError as error:
+            self.add(Place("#"), "schema", str(error))
+        return HeldSchema(root, tuple(self._unheld), tuple(self._emptied), self.resolve, self.meets)
+
+    def add(self, place: Place, keyword: str, reason: str) -> None:
+        """Note what cannot be held."""
+        if not place.is_wide:
+            self._unheld[Unheld(place.path, keyword, reason)] = None
+
+    @contextmanager
+    def noting(self, place: Place, keyword: str) -> Iterator[None]:
+        """Note a keyword that turns out not to be held, and go on without it."""
+        try:
+            yield
+        except (MalformedError, UnheldPatternError, TooComplexError, LookupError) as error:
+            self.add(place, keyword, str(error))
+
+    # --- references ---
+
+    def _name_of(self, node: Node) -> str:
+        name = self._names.setdefault(id(node[0]), f"node {len(self._names)}")
+        self._bodies[name] = node
+        return name
+
+    def _body(self, name: str) -> Node:
+        if name not in self._bodies:
+            if len(self._bodies) > _MAX_DEFINITIONS:
+                raise TooComplexError(f"more than {_MAX_DEFINITIONS} definitions")
+            self._bodies[name] = self.node(*self._to_read[name])
+        return self._bodies[name]
+
+    def resolve(self, reference: Reference) -> Node:
+        """Return what a reference leads to: alternatives that are no references.
+
+        A reference that leads back to itself, with nothing in between, leads to nothing.
+        """
+        node = ANY
+        for name in reference.names:
+            node = self.meets.meet(node, self._flattened(name))
+        return self._without_references(node)
+
+    def _flattened(self, name: str) -> Node:
+        if name in self._flat:
+            return self._flat[name]
+        if name in self._resolving:
+            self._is_tainted = True
+            return NEVER
+        self._resolving.append(name)
+        node = self._without_references(self._body(name))
+        self._resolving.pop()
+        if not self._resolving:
+            self._is_tainted = False
+        if not self._is_tainted:
+            self._flat[name] = node
+        return node
+
+    def _without_references(self, node: Node) -> Node:
+        if not any(isinstance(part, Reference) for part in node):
+            return node
+        found: list[Alternative] = []
+        for part in node:
+            found += self.resolve(part) if isinstance(part, Reference) else (part,)
+        return tuple(found)
+
+    def _referred(self, schema: dict[str, Any], keyword: str, place: Place) -> Node:
+        reference = schema[keyword]
+        if not isinstance(reference, str):
+            raise MalformedError(f"{reference!r} is no reference")
+        if keyword == "$recursiveRef" and "$recursiveAnchor" in str(self._root):
+            raise MalformedError("where it leads depends on where the schema is used")
+        if keyword == "$dynamicRef" and self.references.is_dynamic(reference.partition("#")[2]):
+            raise MalformedError("where it leads depends on where the schema is used")
+        target = self.references.find(schema, reference)
+        if isinstance(target, bool):
+            return ANY if target else NEVER
+        name = f"{id(target)} {place.is_part} {place.is_wide}"
+        path = reference if reference.startswith("#") else f"#({reference})"
+        self._to_read.setdefault(name, (target, Place(path, place.is_part, place.is_wide)))
+        return (Reference((name,)),)
+
+    # --- schemas ---
+
+    def node(self, schema: Any, place: Place) -> Node:
+        """Return the values of a schema."""
+        if isinstance(schema, bool) or schema == {}:
+            return ANY if schema is not False else NEVER
+        if not isinstance(schema, dict):
+            self.add(place, "schema", f"{schema!r} is no schema")
+            return ANY
+        is_parted = place.is_part or _is_in_parts(schema)
+        node, has_base = ANY, False
+        for keyword in schema:
+            if keyword in _UNHELD:
+                self.add(place, keyword, _UNHELD[keyword])
+            if keyword not in KEYWORDS:
+                before = node
+                with self.noting(place, keyword):
+                    applied = self._apply(keyword, schema, place, is_parted=is_parted)
+                    node = self.meets.meet(node, applied)
+                if before != NEVER and node == NEVER and not place.is_wide:
+                    self._emptied[f"`{keyword}` at {place.path}"] = None
+            elif not has_base:
+                has_base = True
+                base = self._typed.read(schema, place, is_open=is_parted or not self._closed)
+                node = self.meets.meet(node, base)
+        return self._evaluated(node, schema, place)
+
+    def _apply(
+        self, keyword: str, schema: dict[str, Any], place: Place, *, is_parted: bool
+    ) -> Node:
+        """Return the values that one keyword allows."""
+        match keyword:
+            case "const" | "enum":
+                value = schema[keyword]
+                return node_of_values([value] if keyword == "const" else list_of(value))
+            case "$ref" | "$dynamicRef" | "$recursiveRef":
+                return self._referred(schema, keyword, replace(place, is_part=is_parted))
+            case "allOf" | "anyOf" | "oneOf":
+                return self._combined(keyword, schema, place, is_parted=is_parted)
+            case "uniqueItems" if schema[keyword] and count(schema.get("maxItems", 2)) > 1:
+                raise MalformedError("a grammar does not compare items")
+            case "contains":
+                return self._contains(schema, place)
+        if keyword in CONDITIONAL and not place.is_wide:
+            return self._negation.conditional(keyword, schema, place)
+        return ANY
+
+    def _combined(
+        self, keyword: str, schema: dict[str, Any], place: Place, *, is_parted: bool
+    ) -> Node:
+        """Return the values of all, or of any, of several schemas."""
+        branches = list_of(schema[keyword])
+        places = [place.at(keyword, i, is_part=is_parted) for i in range(len(branches))]
+        nodes = [self.node(b, p) for b, p in zip(branches, places, strict=True)]
+        if keyword == "allOf":
+            return reduce(self.meets.meet, nodes, ANY)
+        tag = None if place.is_wide else tags.tag_of(schema, branches, self.references)
+        if tag is not None:
+            nodes = [self.meets.meet(node, (Object({}, (tag,)),)) for node in nodes]
+        if keyword == "oneOf" and not place.is_wide:
+            pairs = zip(branches, places, strict=True)
+            others = [self.node(b, replace(p, is_wide=True)) for b, p in pairs]
+            self._choices.append((place, nodes, others))
+        if any(node is ANY for node in nodes):
+            return ANY
+        return tuple(part for node in nodes for part in node)
+
+    def _check_choice(self, place: Place, nodes: list[Node], others: list[Node]) -> None:
+        for index, node in enumerate(nodes):
+            for number, other in enumerate(others):
+                if number != index and not self.meets.disjoint(node, other, self.resolve):
+                    reason = f"a value of branch {index} may be one of branch {number} too"
+                    self.add(place, "oneOf", reason)
+                    return
+
+    def _contains(self, schema: dict[str, Any], place: Place) -> Node:
+        least = count(schema.get("minContains", 1))
+        if least == 0 and "maxContains" not in schema:
+            return ANY
+        if self.node(schema["contains"], replace(place.at("contains"), is_wide=True)) is not ANY:
+            raise MalformedError("a grammar does not count items of a kind")
+        most = count(schema["maxContains"]) if "maxContains" in schema else None
+        return (*ANY[:-2], *array((), None, least, most), ANY[-1])
+
+    def _evaluated(self, node: Node, schema: dict[str, Any], place: Place) -> Node:
+        """Give what keywords in place have not evaluated its schema."""
+        for keyword in ("unevaluatedProperties", "unevaluatedItems"):
+            if keyword not in schema or not any(name in schema for name in IN_PLACE):
+                continue
+            rest = self.node(schema[keyword], place.at(keyword))
+            if rest is ANY or place.is_wide:
+                continue
+            # What a schema that does not hold evaluates does not count.
+            is_known = keyword == "unevaluatedProperties" and not _negates(schema)
+            if not is_known or any(isinstance(part, Reference) for part in node):
+                self.add(place, keyword, "beside keywords that may evaluate the same")
+                continue
+            node = tuple(
+                replace(part, additional=rest)
+                if isinstance(part, Object) and part.additional is None
+                else part
+                for part in node
+            )
+        return node
+
+
+def _is_in_parts(schema: dict[str, Any]) -> bool:
+    """Whether an object is described in several places, where none may exclude the others'."""
+    described = {"properties", "patternProperties", "required"} & schema.keys()
+    beside = {"anyOf", "oneOf", "$ref", "if", "dependentSchemas"} & schema.keys()
+    return "allOf" in schema or bool(described and beside)
+
+
+def _negates(schema: Any) -> bool:
+    """Whether what is read of an object comes from a schema that it is not to satisfy."""
+    if not isinstance(schema, dict):
+        return False
+    parts = [part for key in ("allOf", "anyOf", "oneOf") for part in schema.get(key, [])]
+    dependent = schema.get("dependentSchemas", {})
+    negated = {"not", "if", "dependencies"} & schema.keys()
+    return bool(negated) or any(map(_negates, [*parts, *dependent.values()]))

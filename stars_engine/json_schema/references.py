@@ -1,0 +1,120 @@
+"""Where `$ref` leads within one document: pointers, anchors, and resources with an `$id`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin
+
+# Where a schema holds others: by name, in a list, or one. Elsewhere stand values, such as `const`.
+BY_NAME = (
+    "properties",
+    "patternProperties",
+    "$defs",
+    "definitions",
+    "dependentSchemas",
+    "dependencies",
+)
+IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+SINGLE = (
+    "items",
+    "additionalProperties",
+    "additionalItems",
+    "unevaluatedProperties",
+    "unevaluatedItems",
+    "propertyNames",
+    "contains",
+    "not",
+    "if",
+    "then",
+    "else",
+    "contentSchema",
+)
+
+
+def inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the schemas right within a schema, each with where it stands."""
+    for key in BY_NAME:
+        if isinstance(schema.get(key), dict):
+            yield from (((key, str(name)), value) for name, value in schema[key].items())
+    for key in IN_LISTS:
+        if isinstance(schema.get(key), list):
+            yield from (((key, str(index)), value) for index, value in enumerate(schema[key]))
+    for key in SINGLE:
+        if isinstance(schema.get(key), dict):
+            yield (key,), schema[key]
+
+
+class References:
+    """The places of a document that references may lead to.
+
+    Args:
+        root: The whole schema.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._base_of: dict[int, str] = {}  # schemas by identity, with the base of their resource
+        self._resources: dict[str, Any] = {}
+        self._anchors: dict[tuple[str, str], Any] = {}
+        self._dynamic: dict[str, list[Any]] = {}
+        todo: list[tuple[Any, str]] = [(root, "")]
+        self._resources[""] = root
+        while todo:
+            schema, base = todo.pop()
+            if not isinstance(schema, dict) or id(schema) in self._base_of:
+                continue
+            own = schema.get("$id", schema.get("id"))
+            if isinstance(own, str) and own.startswith("#"):  # an anchor of draft 7
+                self._anchors[base, own[1:]] = schema
+            elif isinstance(own, str):
+                base = urldefrag(urljoin(base, own)).url
+                self._resources[base] = schema
+            self._base_of[id(schema)] = base
+            for key in ("$anchor", "$dynamicAnchor"):
+                if isinstance(schema.get(key), str):
+                    self._anchors[base, schema[key]] = schema
+            if isinstance(schema.get("$dynamicAnchor"), str):
+                self._dynamic.setdefault(schema["$dynamicAnchor"], []).append(schema)
+            todo += [(inner, base) for _, inner in inner_schemas(schema)]
+
+    def find(self, schema: dict[str, Any], reference: str) -> Any:
+        """Return what a reference within a schema leads to.
+
+        Raises:
+            LookupError: It leads to nothing in this document.
+        """
+        base = self._base_of.get(id(schema), "")
+        url, fragment = urldefrag(urljoin(base, reference) if base else reference)
+        if not reference.partition("#")[0]:
+            url = base
+        if url not in self._resources:
+            raise LookupError(f"{reference!r} is not in this schema")
+        fragment = unquote(fragment)
+        if fragment and not fragment.startswith("/"):
+            found = self._anchors.get((url, fragment))
+        else:
+            found = self._pointed(self._resources[url], fragment, url)
+        if not isinstance(found, (dict, bool)):
+            raise LookupError(f"{reference!r} leads to no schema")  # noqa: TRY004 - of a place
+        return found
+
+    def _pointed(self, found: Any, pointer: str, url: str) -> Any:
+        """Return what a JSON pointer leads to within a resource; None where it leads to nothing."""
+        if pointer == "/" and isinstance(found, dict) and "" not in found:
+            return found  # written so by some, and meant for the root
+        for part in pointer.split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, dict):
+                found = found.get(key)
+            elif isinstance(found, list) and key.isdigit() and int(key) < len(found):
+                found = found[int(key)]
+            else:
+                return None
+            if isinstance(found, dict):  # also where only a reference says that it is a schema
+                self._base_of.setdefault(id(found), url)
+        return found
+
+    def is_dynamic(self, name: str) -> bool:
+        """Whether a dynamic reference may lead to several places."""
+        return len(self._dynamic.get(name, [])) > 1

@@ -1,0 +1,407 @@
+"""Nodes written as rules of llguidance's variant of Lark's syntax.
+
+Every prefix that such a grammar allows begins a whole value: values that cannot be completed (a
+property that holds itself and is required, names that no string has) are left out beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+from typing import Any
+
+from stars_engine.json_schema import numbers
+from stars_engine.json_schema.held import HeldSchema
+from stars_engine.json_schema.meets import TooComplexError
+from stars_engine.json_schema.nodes import (
+    ANY,
+    Alternative,
+    Array,
+    Bool,
+    Node,
+    Null,
+    Number,
+    Object,
+    Reference,
+    String,
+)
+from stars_engine.json_schema.objects import Field, Others, laid_out
+from stars_engine.json_schema.patterns import NOTHING, between_quotes, written
+from stars_engine.json_schema.sequences import items, properties
+
+# A state for each remainder; few multiples are written one by one.
+_MAX_COEFFICIENT = 10_000
+_MAX_LISTED = 2_000
+_MAX_DEPTH = 1_000
+
+
+class UnsatisfiableError(ValueError):
+    """No value is in a schema."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands between the parts of JSON.
+
+    Attributes:
+        comma: Between items and between properties.
+        colon: Between a name and its value.
+        blank: A regular expression of what else may stand once between any two parts; None for
+            nothing.
+    """
+
+    comma: str = ","
+    colon: str = ":"
+    blank: str | None = None
+
+    def terminals(self, prefix: str) -> list[str]:
+        """Return the terminals that stand for punctuation."""
+        blank = "" if self.blank is None else f"({self.blank})?"
+
+        def line(name: str, text: str, *, before: bool = True, after: bool = True) -> str:
+            around = (blank if before else "", blank if after else "")
+            regex = "".join(f"\\x{{{ord(letter):x}}}" for letter in text)
+            return f"{prefix}_{name}: /{around[0]}{regex}{around[1]}/"
+
+        return [
+            line("COMMA", self.comma),
+            line("COLON", self.colon),
+            *(line(f"OPEN_{kind}", text, before=False) for kind, text in (("O", "{"), ("A", "["))),
+            *(line(f"CLOSE_{kind}", text, after=False) for kind, text in (("O", "}"), ("A", "]"))),
+        ]
+
+
+@dataclass
+class _Form:
+    """One alternative of a node, as it is written: a terminal, or the parts of it.
+
+    Attributes:
+        leaf: A terminal's name or a rule's source; None for arrays and objects.
+        array: The array.
+        fields: Named properties of the object.
+        others: Its other properties.
+        obj: The object.
+    """
+
+    leaf: str | None = None
+    array: Array | None = None
+    obj: Object | None = None
+    fields: tuple[Field, ...] = ()
+    others: tuple[tuple[str, Node], ...] = ()
+
+
+class Rules:
+    """Writes the rules of one schema.
+
+    Args:
+        held: The schema.
+        name: Name of the first rule; those of all others begin with it.
+        layout: What stands between the parts.
+        is_empty: Whether what stands in a terminal matches nothing.
+    """
+
+    def __init__(
+        self, held: HeldSchema, name: str, layout: Layout, is_empty: Callable[[str], bool]
+    ) -> None:
+        self._held, self._name, self._layout = held, name, layout
+        self._is_empty = is_empty
+        self._prefix = name.upper()
+        self._terminals: dict[str, str] = {}
+        self._nodes: dict[Any, Node] = {}  # by key; alive, as keys are identities
+        self._forms: dict[Any, list[_Form]] = {}
+        self._productive: set[Any] = set()
+        self._rule_names: dict[Any, str] = {}
+        self._lines: list[str] = []
+        self._defined: dict[str, str] = {}
+
+    def write(self) -> list[str]:
+        """Return all rules and terminals.
+
+        Raises:
+            UnsatisfiableError: No value is in the schema.
+            TooComplexError: It has more parts than a grammar is worth.
+        """
+        root = self._held.root
+        self._find_forms(root)
+        self._find_productive()
+        if not self._is_productive(root):
+            raise UnsatisfiableError(f"no value satisfies the schema: {self._why_none(root)}")
+        self._lines.append(f"{self._name}: {self._rule(root)}")
+        todo = 0
+        while todo < len(self._rule_names):
+            key, name = list(self._rule_names.items())[todo]
+            todo += 1
+            alternatives = [self._written(form) for form in self._forms[key]]
+            kept = dict.fromkeys(text for text in alternatives if text is not None)
+            self._lines.append(f"{name}: {' | '.join(kept)}")
+        self._check_depth()
+        ends = [f"{name}: {source}" for source, name in self._terminals.items()]
+        return [*self._lines, *ends, *self._layout.terminals(self._prefix)]
+
+    def _check_depth(self) -> None:
+        """Refuse rules within rules that are deeper than the library's stack."""
+        inner: dict[str, list[str]] = {}
+        for line in self._lines:
+            name, _, source = line.partition(": ")
+            inner[name] = re.findall(rf"\b{self._name}_s?[0-9]+\b", source)
+        seen = {self._name}
+        path = [iter(inner[self._name])]
+        while path:
+            following = next(path[-1], None)
+            if following is None:
+                path.pop()
+            elif following not in seen and following in inner:
+                seen.add(following)
+                path.append(iter(inner[following]))
+                if len(path) > _MAX_DEPTH:
+                    raise TooComplexError("`$ref`, `properties`: they are nested too deeply")
+
+    # --- what there is to write ---
+
+    def _key(self, node: Node) -> Any:
+        if len(node) == 1 and isinstance(node[0], Reference):
+            return node[0].names
+        self._nodes[id(node)] = node
+        return id(node)
+
+    def _find_forms(self, root: Node) -> None:
+        todo = [root]
+        while todo:
+            node = todo.pop()
+            key = self._key(node)
+            if key in self._forms:
+                continue
+            self._forms[key] = forms = []
+            for part in node:
+                alternatives = self._held.resolve(part) if isinstance(part, Reference) else (part,)
+                forms += [form for a in alternatives if (form := self._form(a)) is not None]
+            for form in forms:
+                todo += self._children(form)
+
+    def _children(self, form: _Form) -> list[Node]:
+        if form.array is not None:
+            rest = [] if form.array.items is None else [form.array.items]
+            return [*form.array.prefix, *rest]
+        return [field.node for field in form.fields] + [node for _, node in form.others]
+
+    def _form(self, alternative: Alternative) -> _Form | None:
+        match alternative:
+            case Array():
+                items = ANY if alternative.items is None else alternative.items
+                arr = Array(alternative.prefix, items, alternative.min_items, alternative.max_items)
+                return _Form(array=arr)
+            case Object():
+                fields, others = laid_out(alternative, self._held.meets, self._held.resolve)
+                if others and alternative.min_properties > len(fields) + 1:
+                    raise TooComplexError("`minProperties`: a grammar does not compare names")
+                named = [(t, o.node) for o in others if (t := self._key_terminal(o)) is not None]
+                return _Form(obj=alternative, fields=tuple(fields), others=tuple(named))
+            case Reference():
+                return None
+        leaf = self._leaf(alternative)
+        return None if leaf is None else _Form(leaf=leaf)
+
+    def _key_terminal(self, others: Others) -> str | None:
+        return None if self._is_empty(others.key) else self._terminal(others.key)
+
+    def _terminal(self, source: str) -> str:
+        name = self._terminals.get(source)
+        if name is None:
+            name = self._terminals[source] = f"{self._prefix}_T{len(self._terminals)}"
+        return name
+
+    # --- single values ---
+
+    def _leaf(self, alternative: Alternative) -> str | None:
+        match alternative:
+            case Null():
+                return self._terminal('"null"')
+            case Bool(values):
+                words = [json.dumps(value) for value in sorted(values)]
+                return self._terminal(" | ".join(f'"{word}"' for word in words))
+            case Number():
+                if alternative.multiple_of is not None and alternative.values is None:
+                    return _multiples(alternative)
+                source = numbers.expression(alternative)
+                return None if source is None else self._terminal(source)
+            case String():
+                return self._string(alternative)
+        return None
+
+    def _string(self, string: String) -> str | None:
+        if string.values is not None:
+            texts = [json.dumps(written(value), ensure_ascii=False) for value in string.values]
+            return self._terminal(" | ".join(texts)) if texts else None
+        lengths = (string.min_length, string.max_length)
+        inner = between_quotes(string.patterns, string.avoided, lengths)
+        if inner == NOTHING:
+            return None
+        source = f'"\\"" {inner} "\\""'
+        if (string.patterns or string.avoided) and self._is_empty(source):
+            return None
+        return self._terminal(source)
+
+    # --- which values can be completed ---
+
+    def _is_productive(self, node: Node) -> bool:
+        return self._key(node) in self._productive
+
+    def _find_productive(self) -> None:
+        found = True
+        while found:
+            found = False
+            for key in reversed(self._forms):  # what is inside comes later
+                if key not in self._productive and any(map(self._can_end, self._forms[key])):
+                    self._productive.add(key)
+                    found = True
+
+    def _can_end(self, form: _Form) -> bool:
+        if form.leaf is not None:
+            return True
+        if form.array is not None:
+            arr = form.array
+            needed = [*arr.prefix[: arr.min_items]]
+            if arr.min_items > len(arr.prefix) and arr.items is not None:
+                needed.append(arr.items)
+            return all(map(self._is_productive, needed))
+        assert form.obj is not None
+        if not all(self._is_productive(f.node) for f in form.fields if f.is_required):
+            return False
+        num_fields = sum(self._is_productive(field.node) for field in form.fields)
+        has_others = any(self._is_productive(node) for _, node in form.others)
+        return form.obj.min_properties <= num_fields + has_others
+
+    def _why_none(self, node: Node) -> str:
+        """Return where a value cannot be completed."""
+        path, seen = "#", set()
+        while (key := self._key(node)) not in seen and self._forms[key]:
+            seen.add(key)
+            form = self._forms[key][0]
+            steps = [(f.name, f.node) for f in form.fields if f.is_required]
+            if form.array is not None:
+                steps = [(str(index), inner) for index, inner in enumerate(form.array.prefix)]
+                steps.append(("items", form.array.items or ()))
+            missing = [step for step in steps if not self._is_productive(step[1])]
+            if not missing:
+                return f"too few properties are possible at {path}"
+            path, node = f"{path}/{missing[0][0]}", missing[0][1]
+        if self._forms[key]:
+            return f"what stands at {path} has no end"
+        emptied = ", ".join(self._held.emptied[:3])
+        return f"nothing is possible at {path}" + (f" ({emptied})" if emptied else "")
+
+    # --- rules ---
+
+    def _rule(self, node: Node) -> str:
+        key = self._key(node)
+        if key not in self._rule_names:
+            forms = self._forms[key]
+            if len(forms) == 1 and forms[0].leaf is not None:
+                return forms[0].leaf
+            self._rule_names[key] = f"{self._name}_{len(self._rule_names)}"
+        return self._rule_names[key]
+
+    def _written(self, form: _Form) -> str | None:
+        if not self._can_end(form):
+            return None
+        if form.leaf is not None:
+            return form.leaf
+        return self._array(form.array) if form.array is not None else self._object(form)
+
+    def _define(self, source: str) -> str:
+        if source.isidentifier():
+            return source
+        name = self._defined.get(source)
+        if name is None:
+            name = self._defined[source] = f"{self._name}_s{len(self._defined)}"
+            self._lines.append(f"{name}: {source}")
+        return name
+
+    def _array(self, arr: Array) -> str:
+        prefix: list[str] = []
+        most = arr.max_items
+        for node in arr.prefix:
+            if not self._is_productive(node):
+                most = len(prefix)
+                break
+            prefix.append(self._rule(node))
+        rest = None
+        if most != len(prefix) and arr.items is not None and self._is_productive(arr.items):
+            rest = self._rule(arr.items)
+        comma = f"{self._prefix}_COMMA"
+        inner, may_be_empty = items(prefix, rest, (arr.min_items, most), comma, self._define)
+        return self._enclosed("A", "[]", inner, may_be_empty=may_be_empty)
+
+    def _object(self, form: _Form) -> str:
+        colon, comma = f"{self._prefix}_COLON", f"{self._prefix}_COMMA"
+        fields = []
+        for field in form.fields:
+            if self._is_productive(field.node):
+                name = json.dumps(written(field.name), ensure_ascii=False)
+                text = self._define(f"{name} {colon} {self._rule(field.node)}")
+                fields.append((text, field.is_required))
+        pairs = [
+            f"{key} {colon} {self._rule(node)}"
+            for key, node in form.others
+            if self._is_productive(node)
+        ]
+        others = self._define(" | ".join(pairs)) if pairs else None
+        assert form.obj is not None
+        counts = (form.obj.min_properties, form.obj.max_properties)
+        inner, may_be_empty = properties(fields, others, counts, comma, self._define)
+        return self._enclosed("O", "{}", inner, may_be_empty=may_be_empty)
+
+    def _enclosed(self, kind: str, ends: str, inner: str | None, *, may_be_empty: bool) -> str:
+        opened = f"{self._prefix}_OPEN_{kind}"
+        forms = []
+        if may_be_empty or inner is None:
+            forms.append(f'{opened} "{ends[1]}"')
+        if inner is not None:
+            forms.append(f"{opened} ({inner}) {self._prefix}_CLOSE_{kind}")
+        return " | ".join(forms)
+
+
+def _multiples(number: Number) -> str | None:
+    """Return what stands in a rule for multiples; None if there are none.
+
+    Raises:
+        TooComplexError: The divisor has too many digits.
+    """
+    divisor = number.multiple_of
+    assert divisor is not None
+    if number.integer:
+        divisor = Fraction(divisor.numerator)
+    exponent = 0
+    while (divisor * 10**exponent).denominator != 1:
+        exponent += 1
+        if exponent > 12:
+            raise TooComplexError(f"`multipleOf`: {float(divisor)!r} has too many digits")
+    largest = Fraction(10**15)
+    low = -largest if number.low is None else max(number.low, -largest)
+    high = largest if number.high is None else min(number.high, largest)
+    least, most = ceil(low / divisor), floor(high / divisor)
+    least += number.above_low and least * divisor == number.low
+    most -= number.below_high and most * divisor == number.high
+    if least > most:
+        return None
+    if most - least < _MAX_LISTED:
+        texts = [json.dumps(_plain(count * divisor)) for count in range(least, most + 1)]
+        return f"({' | '.join(map(json.dumps, texts))})"
+    if divisor * 10**exponent > _MAX_COEFFICIENT:
+        raise TooComplexError(f"`multipleOf`: {float(divisor)!r} has too many digits")
+    schema = {
+        "type": "integer" if number.integer else "number",
+        "multipleOf": _plain(divisor),
+        "minimum": _plain(least * divisor),
+        "maximum": _plain(most * divisor),
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    return f"%json {json.dumps(schema)}"
+
+
+def _plain(value: Fraction) -> int | float:
+    return value.numerator if value.denominator == 1 else float(value)

@@ -1,0 +1,126 @@
+"""JSON schemas of pydantic models, with what pydantic checks and its own JSON schemas leave out.
+
+JSON of the schema is to be JSON of the model: a number of so many digits, a date and time without a
+zone, a key that is an integer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+_KEYS = {  # of objects: JSON writes them as strings
+    "integer": r"^(0|-?[1-9][0-9]{0,17})$",
+    "number": r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$",
+    "boolean": "^(true|false)$",
+}
+_DATE = r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+_CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
+_WEB = {"http", "https"}
+_LARGEST_SPAN = 86_400 * 999_999_999  # seconds of a `timedelta`
+
+
+def schema_of_model(model: Any) -> dict[str, Any]:
+    """Return the JSON schema of a pydantic model; its own where it has a method for that."""
+    method = getattr(model.model_json_schema, "__func__", None)
+    if method is getattr(BaseModel.model_json_schema, "__func__", None):
+        return dict(model.model_json_schema(schema_generator=ModelJsonSchema))
+    return dict(model.model_json_schema())
+
+
+class ModelJsonSchema(GenerateJsonSchema):
+    """Writes JSON schemas that a grammar keeps answers to."""
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
+        """Return a number with its digits bounded; a string where no number says so."""
+        digits, places = schema.get("max_digits"), schema.get("decimal_places")
+        if digits is not None and places is None:
+            # As a string: a number has no way to say how many digits it has in all.
+            whole, cut = rf"[0-9]{{1,{digits}}}", rf"(?=[0-9.]{{3,{digits + 1}}}$)[0-9]+\.[0-9]+"
+            return {"type": "string", "pattern": f"^-?({whole}|{cut})$"}
+        found: JsonSchemaValue = {"type": "number"}
+        for ours, theirs in (
+            ("ge", "minimum"),
+            ("gt", "exclusiveMinimum"),
+            ("le", "maximum"),
+            ("lt", "exclusiveMaximum"),
+            ("multiple_of", "multipleOf"),
+        ):
+            if ours in schema:
+                found[theirs] = float(schema[ours])  # type: ignore[literal-required]
+        if places is None:
+            return found
+        parts = [found, {"multipleOf": float(f"1e-{places}")}]
+        if digits is not None:
+            largest = 10 ** max(digits - places, 0)
+            parts.append({"exclusiveMinimum": -largest, "exclusiveMaximum": largest})
+        return {"type": "number", "allOf": parts}
+
+    def set_schema(self, schema: core_schema.SetSchema) -> JsonSchemaValue:
+        """Return a list: what comes twice is once in a set."""
+        return _without_unique(super().set_schema(schema), schema)
+
+    def frozenset_schema(self, schema: core_schema.FrozenSetSchema) -> JsonSchemaValue:
+        """Return a list: what comes twice is once in a set."""
+        return _without_unique(super().frozenset_schema(schema), schema)
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        """Return an object whose names are read as keys."""
+        found = super().dict_schema(schema)
+        keys = self.generate_inner(schema["keys_schema"]).copy() if "keys_schema" in schema else {}
+        if keys.get("type") in _KEYS and "propertyNames" not in found:
+            found["propertyNames"] = {"pattern": _KEYS[keys["type"]]}
+            if keys.keys() - {"type", "title", "description"}:  # bounds are no part of a pattern
+                found["propertyNames"] = {"allOf": [found["propertyNames"], {"not": keys}]}
+        return found
+
+    def complex_schema(self, schema: core_schema.ComplexSchema) -> JsonSchemaValue:
+        """Return a string such as "1.5-2j"."""
+        return {"type": "string", "pattern": r"^-?[0-9]{1,9}(\.[0-9]{1,9})?[+-][0-9]{1,9}j$"}
+
+    def timedelta_schema(self, schema: core_schema.TimedeltaSchema) -> JsonSchemaValue:
+        """Return a duration; seconds within Python's range."""
+        found = super().timedelta_schema(schema)
+        if found.get("type") == "number":
+            found = {**found, "minimum": -_LARGEST_SPAN, "maximum": _LARGEST_SPAN}
+        return found
+
+    def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
+        """Return a date and time, without a zone where there is to be none."""
+        if schema.get("tz_constraint") == "naive":
+            return {"type": "string", "pattern": f"^{_DATE}T{_CLOCK}$"}
+        return super().datetime_schema(schema)
+
+    def time_schema(self, schema: core_schema.TimeSchema) -> JsonSchemaValue:
+        """Return a time, without a zone where there is to be none."""
+        if schema.get("tz_constraint") == "naive":
+            return {"type": "string", "pattern": f"^{_CLOCK}$"}
+        return super().time_schema(schema)
+
+    def url_schema(self, schema: core_schema.UrlSchema) -> JsonSchemaValue:
+        """Return a URL of a scheme that is allowed."""
+        return self._of_schemes(super().url_schema(schema), schema.get("allowed_schemes"))
+
+    def multi_host_url_schema(self, schema: core_schema.MultiHostUrlSchema) -> JsonSchemaValue:
+        """Return a URL of a scheme that is allowed."""
+        found = super().multi_host_url_schema(schema)
+        return self._of_schemes(found, schema.get("allowed_schemes") or ["https"])
+
+    def _of_schemes(self, found: JsonSchemaValue, schemes: list[str] | None) -> JsonSchemaValue:
+        if schemes is None or set(schemes) >= _WEB:
+            return found
+        inner = f"({'|'.join(map(re.escape, schemes))})"
+        if set(schemes) & _WEB:
+            return {**found, "pattern": f"^{inner}://"}
+        plain = {key: value for key, value in found.items() if key != "format"}
+        return {**plain, "pattern": rf"^{inner}://[a-z0-9]{{1,40}}(/[a-z0-9]{{1,40}})+$"}
+
+
+def _without_unique(found: JsonSchemaValue, schema: Any) -> JsonSchemaValue:
+    if schema.get("min_length", 0) <= 1:
+        return {key: value for key, value in found.items() if key != "uniqueItems"}
+    return found

@@ -1,0 +1,52 @@
+"""What an answer is to be, as the OpenAI format and its relatives say it: grammars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stars_engine.config.grammars import JsonGrammar, schema_of
+from stars_engine.errors import ConfigError, Problem
+from stars_engine.schema_formats.wrappings import read_schema
+
+_OWNER = "response_format"
+
+
+def grammar_of_schema(
+    schema: dict[str, Any], *, strict: bool | None = None, compact: bool = False
+) -> JsonGrammar:
+    """Return the grammar of a JSON schema.
+
+    Args:
+        schema: The schema.
+        strict: False lets objects have properties that the schema does not name.
+        compact: Whether there are no blanks between the parts.
+    """
+    return JsonGrammar(json_schema=schema, extra_properties=strict is False, compact=compact)
+
+
+def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:
+    """Return the grammar of a `response_format`; None for text.
+
+    Args:
+        wanted: `{"type": "text"}`, `{"type": "json_object"}`, `{"type": "json_schema", ...}`, a
+            JSON schema in any of the wrappings that `read_schema` knows, or a pydantic model.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    if isinstance(wanted, type) and hasattr(wanted, "model_json_schema"):
+        return grammar_of_schema(schema_of(wanted))
+    if isinstance(wanted, Mapping) and set(wanted) == {"type"}:
+        if wanted["type"] == "text":
+            return None
+        if wanted["type"] == "json_object":
+            return JsonGrammar()
+    if not isinstance(wanted, Mapping):
+        allowed = "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', "
+        allowed += "'json_schema': {'schema': ...}}, a JSON schema, or a pydantic model"
+        message = f"{wanted!r} is none. Allowed: {allowed}"
+        raise ConfigError("call", [Problem(_OWNER, message)])
+    found = read_schema(wanted, owner=_OWNER)
+    assert found.schema is not None
+    return grammar_of_schema(found.schema, strict=found.strict)

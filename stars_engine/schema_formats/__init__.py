@@ -1,0 +1,1 @@
+"""JSON schemas as dictionaries, in the formats of vendors and in pieces."""

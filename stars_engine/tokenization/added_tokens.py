@@ -1,0 +1,261 @@
+"""Added tokens of a tokenizer: which ones only a template may write, and text encoded without them.
+
+A tokenizer finds its added tokens anywhere in a text. Most of them structure a conversation:
+`<|im_end|>` ends a turn, `<tool_call>` begins a call. Whether the tokenizer calls such a token
+*special* only says whether decoding leaves it out. Typed by a user, or found in a document, it has
+to be text in either case. Other added tokens are ordinary vocabulary: words, characters, blanks.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_BRACKETED = re.compile(r"\s*(<.+>|\[.+\])\s*", re.DOTALL)
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what byte fallback writes
+# Stands before a template's tokens while a text is encoded. Noncharacters: in no ordinary text.
+_MARK = "\ufdef\ufdee"
+
+
+@dataclass(frozen=True, slots=True)
+class AddedTokens:
+    """The added tokens of one tokenizer, sorted by who may write them.
+
+    Attributes:
+        control: Tokens that have no text: decoding leaves them out. By their ids.
+        reserved: Tokens that only templates write, the control tokens among them.
+        everyday: Ids of `control` that ordinary text has too: of unknown words, of single bytes.
+        words: Tokens that the vocabulary got on top of its own pieces, and that read as they are.
+    """
+
+    control: dict[int, str]
+    reserved: dict[int, str]
+    everyday: frozenset[int]
+    words: dict[int, str]
+
+
+def read_added_tokens(tokenizer: Any) -> AddedTokens:
+    """Sort a tokenizer's added tokens.
+
+    A special token is reserved, unless it is an ordinary piece of text that was made the padding
+    token, or a single character. Any other added token is reserved if it is written in brackets, as
+    `<tool_call>` and `[INST]` are, or if the chat template writes it and it is no mere word.
+    Bracketed pieces that a model's own vocabulary holds (Gemma has one for each HTML tag) are text,
+    unless the template writes them.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+    """
+    added = {token: info.content for token, info in added_tokens_of(tokenizer).items()}
+    named = _named(tokenizer)
+    marked = {token for token, info in added_tokens_of(tokenizer).items() if info.special}
+    special = {**named, **{token: added[token] for token in marked}}
+    roles, own = _roles(tokenizer), own_vocabulary(tokenizer)
+    control = {
+        token: name
+        for token, name in special.items()
+        if not (_is_ordinary(name, roles.get(name, set())) and _is_piece(tokenizer, name, own))
+    }
+    written = _written_by_template(tokenizer)
+    others = {token: name for token, name in added.items() if token not in special}
+    reserved = {token: name for token, name in others.items() if _is_reserved(name, written, own)}
+    everyday = {
+        token
+        for token, name in control.items()
+        if roles.get(name) == {"unk_token"} or _BYTE.fullmatch(name)
+    }
+    words = {token: name for token, name in others.items() if name not in own}
+    return AddedTokens(control, {**control, **reserved}, frozenset(everyday), words)
+
+
+def added_tokens_of(tokenizer: Any) -> dict[int, Any]:
+    """Return a tokenizer's added tokens by their ids, as transformers has them."""
+    found: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    return found
+
+
+def _named(tokenizer: Any) -> dict[int, str]:
+    """Return the special tokens that have a role, by their ids."""
+    names = list(dict.fromkeys(tokenizer.all_special_tokens))
+    found = zip(tokenizer.convert_tokens_to_ids(names), names, strict=True)
+    unknown = tokenizer.unk_token
+    first: dict[int, str] = {}
+    for token, name in found:
+        # What is no token at all has the unknown token's id.
+        if token is not None and (name == unknown or token not in first):
+            first[token] = name
+    return first
+
+
+def _roles(tokenizer: Any) -> dict[str, set[str]]:
+    """Return the roles of special tokens by their names."""
+    roles: dict[str, set[str]] = {}
+    for role, names in tokenizer.special_tokens_map.items():
+        for name in [names] if isinstance(names, str) else names:
+            roles.setdefault(str(name), set()).add(role)
+    return roles
+
+
+def _is_ordinary(name: str, roles: set[str]) -> bool:
+    """Whether a special token can be ordinary text all the same: a character, or padding."""
+    return not _BRACKETED.fullmatch(name) and (len(name) == 1 or roles == {"pad_token"})
+
+
+def _is_piece(tokenizer: Any, name: str, own: frozenset[str]) -> bool:
+    """Whether text has a token without anybody's looking for it."""
+    if name in own:
+        return True
+    plain = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return bool(plain == tokenizer.convert_tokens_to_ids([name]))
+
+
+def _is_reserved(name: str, written: Sequence[str], own: frozenset[str]) -> bool:
+    """Whether only templates write an added token that is not special."""
+    is_written = any(name in text for text in written)
+    if _BRACKETED.fullmatch(name):
+        return is_written or name not in own
+    return is_written and not _is_word(name)
+
+
+def _is_word(name: str) -> bool:
+    """Whether a token is a blank, a character or words, which templates and people write alike."""
+    bare = name.strip()
+    return len(bare) < 2 or all(letter.isalnum() or letter in "_ \t\n" for letter in bare)
+
+
+def own_vocabulary(tokenizer: Any) -> frozenset[str]:
+    """Return the pieces that a tokenizer has without its added tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return frozenset(backend.get_vocab(with_added_tokens=False))
+    size = getattr(tokenizer, "vocab_size", 0)
+    vocabulary = tokenizer.get_vocab() if size else {}
+    return frozenset(name for name, token in vocabulary.items() if token < size)
+
+
+def _written_by_template(tokenizer: Any) -> list[str]:
+    """Return the text in a tokenizer's chat templates: what they write, not how they decide."""
+    template = getattr(tokenizer, "chat_template", None) or ""
+    sources = list(template.values()) if isinstance(template, dict) else [template]
+    texts: list[str] = []
+    for source in filter(None, sources):
+        texts += [value for kind, value in template_words(source) if kind in ("data", "string")]
+    return texts
+
+
+def template_words(source: str) -> list[tuple[str, str]]:
+    """Return the tokens of a Jinja template with their kinds; strings as they read.
+
+    Of a template that is none, all of it counts as text.
+    """
+    try:
+        from jinja2 import Environment  # noqa: PLC0415 - as transformers has it
+
+        found = [(kind, value) for _, kind, value in Environment().lex(source)]
+    except Exception:  # noqa: BLE001 - rendering tells what is wrong with it
+        return [("data", source)]
+    return [(kind, _unquoted(value) if kind == "string" else value) for kind, value in found]
+
+
+def _unquoted(literal: str) -> str:
+    """Return what a string literal of a template reads as."""
+    inner = literal[1:-1]
+    try:
+        return inner.encode("ascii", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError:
+        return inner
+
+
+# --- encoding ---
+
+
+class MarkedEncoder:
+    """Encodes text in which only what a template writes is taken for reserved tokens.
+
+    It is a copy of the tokenizer that knows each reserved token by a second name, with a mark
+    before it, and no longer by its own. What a template writes is encoded as ever, in one piece
+    with the text around it; the same characters in what somebody typed are text.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        added: Its added tokens.
+        misread: Names of further added tokens that typed text is not to become.
+
+    Raises:
+        ValueError: There is no such copy: the tokenizer is written in Python, or encodes otherwise.
+    """
+
+    def __init__(self, tokenizer: Any, added: AddedTokens, misread: Sequence[str] = ()) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None or not hasattr(backend, "to_str"):
+            raise ValueError("a tokenizer in Python")
+        self._encoder = _copy_without(backend, [*added.reserved.values(), *misread])
+        taken = set(self._encoder.get_vocab(with_added_tokens=True).values())
+        self._meant = _add_marked(self._encoder, added.reserved, added_tokens_of(tokenizer))
+        if not taken.isdisjoint(self._meant):
+            raise ValueError("a vocabulary with holes, where new tokens take the ids of others")
+        self._forbidden = added.reserved.keys() - added.everyday
+        self._check(tokenizer, added)
+
+    def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int] | None:
+        """Encode parts of one text, each with True if it is a reserved token that is meant.
+
+        Returns:
+            The ids, without anything added; None where they would hold a reserved token that is
+            not meant.
+        """
+        if any(_MARK in part for part, _ in parts):
+            return None
+        text = "".join(_MARK + part if is_meant else part for part, is_meant in parts)
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        if not self._forbidden.isdisjoint(ids):
+            return None
+        return [self._meant.get(token, token) for token in ids]
+
+    def _check(self, tokenizer: Any, added: AddedTokens) -> None:
+        """Check on a text with all reserved tokens that it is encoded as the tokenizer does."""
+        parts: list[tuple[str, bool]] = [("A text", False)]
+        for name in added.reserved.values():
+            parts += [(name, True), (" of words\nand 1 x", False), (name, True), ("y", False)]
+        text = "".join(part for part, _ in parts)
+        if (
+            self.encode(parts)
+            != tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ):
+            raise ValueError("a tokenizer that encodes otherwise")
+
+
+def _copy_without(backend: Any, names: Sequence[str]) -> Any:
+    """Return a copy of a tokenizer of the tokenizers library that finds no token of these names."""
+    from tokenizers import AddedToken  # noqa: PLC0415 - there is one of its tokenizers
+
+    copied = copy.deepcopy(backend)
+    copied.no_truncation()
+    copied.no_padding()
+    # Those that are special are not looked for.
+    copied.add_special_tokens([AddedToken(name, special=True) for name in names])
+    copied.encode_special_tokens = True
+    return copied
+
+
+def _add_marked(encoder: Any, reserved: dict[int, str], added: dict[int, Any]) -> dict[int, int]:
+    """Add reserved tokens with a mark before them; return their own ids by the new ones."""
+    from tokenizers import AddedToken  # noqa: PLC0415 - there is one of its tokenizers
+
+    names = [_MARK + name for name in reserved.values()]
+    encoder.add_tokens(
+        [
+            AddedToken(
+                name,
+                single_word=getattr(added.get(token), "single_word", False),
+                lstrip=getattr(added.get(token), "lstrip", False),
+                rstrip=getattr(added.get(token), "rstrip", False),
+                normalized=getattr(added.get(token), "normalized", False),
+            )
+            for name, token in zip(names, reserved, strict=True)
+        ]
+    )
+    return dict(zip(map(encoder.token_to_id, names), reserved, strict=True))

@@ -1,0 +1,120 @@
+"""Names of tools: as callers give them, and as a model writes them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stars_engine.errors import PromptError
+from stars_engine.messages import CHOICES
+from stars_engine.types import SegmentEvent, StarsResult
+
+_MAX_LEN = 64
+_UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
+
+
+class ToolNames:
+    """What each tool of a conversation is called by its caller and by the model.
+
+    Models write letters, digits, '_', '-' and '.'; callers name tools as they like: `Box[bool]`,
+    "look up", names in any script or of any length. Names that a model can write stay as they are.
+
+    Args:
+        given: Names of the tools that may be called. Others, of calls in the conversation so far,
+            get theirs when first asked for.
+    """
+
+    def __init__(self, given: Iterable[str] = ()) -> None:
+        self._written: dict[str, str] = {}
+        names = list(given)
+        for name in sorted(names, key=lambda name: _safe(name) != name):  # stable
+            self.written(name)
+
+    def written(self, name: str) -> str:
+        """Return how the model writes a name; no two names are written alike."""
+        if name not in self._written:
+            safe, taken = _safe(name), set(self._written.values())
+            if safe != name:
+                taken |= {*CHOICES, "any"}
+            number = 1
+            while safe in taken:
+                number += 1
+                safe = f"{_safe(name)[: _MAX_LEN - 1 - len(str(number))]}_{number}"
+            self._written[name] = safe
+        return self._written[name]
+
+    def given(self, name: str) -> str:
+        """Return what the caller calls the tool that the model calls so."""
+        return next((given for given, safe in self._written.items() if safe == name), name)
+
+    def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a tool in the OpenAI format as the model is told of it."""
+        function = tool["function"]
+        name = self.written(function["name"])
+        about = {"name": name}
+        if name != function["name"] and not function.get("description"):
+            about["description"] = function["name"]  # which may say what the written one cannot
+        return {**tool, "function": {**function, **about}}
+
+    def result(self, result: StarsResult) -> StarsResult:
+        """Return an answer whose calls have the names that the caller gave."""
+        message = result.message
+        if message is None or not (message.tool_calls or message.invalid_tool_calls):
+            return result
+        valid = [call.replace(name=self.given(call.name)) for call in message.tool_calls]
+        invalid = [
+            call if call.name is None else call.replace(name=self.given(call.name))
+            for call in message.invalid_tool_calls
+        ]
+        told = message.replace(tool_calls=tuple(valid), invalid_tool_calls=tuple(invalid))
+        return result.model_copy(update={"message": told})
+
+    def event(self, event: SegmentEvent) -> SegmentEvent:
+        """Return an event of a stream with the same done to the answer that it ends with."""
+        if event.result is None:
+            return event
+        return event.model_copy(update={"result": self.result(event.result)})
+
+    def choice(self, choice: str) -> str:
+        """Return a `tool_choice` of `read_tool_choice` as the model is told of it."""
+        return self._written.get(choice, choice)
+
+
+def read_tool_choice(choice: Any, names: Iterable[str]) -> str:
+    """Return a choice as the engine has it.
+
+    Args:
+        choice: "auto", "none", "any" or "required", True (a call, of the tool if there is one),
+            False or None (as the model likes), a tool's name, or the OpenAI and Anthropic formats.
+        names: The tools that there are, as their caller names them.
+
+    Raises:
+        PromptError: It is none of these.
+    """
+    names = list(names)
+    if choice is None or choice is False:
+        return "auto"
+    if isinstance(choice, Mapping):
+        inner = choice.get("function", choice)
+        named = inner.get("name") if isinstance(inner, Mapping) else None
+        choice = named or (choice.get("type") if len(choice) == 1 else choice)
+    if choice is True:
+        return names[0] if len(names) == 1 else "required"
+    allowed = (*CHOICES, "any", *names)
+    if not isinstance(choice, str) or choice not in allowed:
+        raise PromptError(
+            f"tool_choice={choice!r} is neither a tool nor a way to choose. Allowed: "
+            f"{', '.join(map(repr, allowed))}, True, False and None"
+        )
+    return choice
+
+
+def _safe(name: str) -> str:
+    """Return the nearest name that a model can write, not yet told apart from others."""
+    if len(name) <= _MAX_LEN and name and not _UNSAFE.search(name):
+        return name
+    plain = unicodedata.normalize("NFKD", name)
+    plain = "".join(char for char in plain if not unicodedata.combining(char))
+    return _UNSAFE.sub("_", plain).strip("_")[:_MAX_LEN] or "tool"

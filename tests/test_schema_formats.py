@@ -1,0 +1,274 @@
+"""Schemas and tools in the wrappings of vendors: read, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stars_engine import Chat, ConfigError, PromptError, Tool, ToolCall
+from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
+from stars_engine.chat.tool_calls import read_calls
+from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.schema_formats.parts import referred, rooted, without_titles
+from stars_engine.schema_formats.wrappings import read_schema, read_tools
+from stars_engine.tool_names import ToolNames, read_tool_choice
+
+S: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}},
+    "required": ["a"],
+}
+GEMINI = {"type": "OBJECT", "properties": {"a": {"type": "INTEGER"}}, "required": ["a"]}
+
+# Each is a tool called V, or the format of an answer.
+TOOLS: dict[str, dict[str, Any]] = {
+    "openai tool": {"type": "function", "function": {"name": "V", "parameters": S}},
+    "openai strict": {
+        "type": "function",
+        "function": {"name": "V", "description": "d", "parameters": S, "strict": True},
+    },
+    "openai function": {"name": "V", "parameters": S},
+    "openai responses": {"type": "function", "name": "V", "parameters": S, "strict": True},
+    "mcp": {"name": "V", "inputSchema": S},
+    "mcp, all it may say": {
+        "name": "V",
+        "title": "The V",
+        "description": "d",
+        "inputSchema": {"$schema": "http://json-schema.org/draft-07/schema#", **S},
+        "outputSchema": {"type": "object"},
+        "annotations": {"readOnlyHint": True},
+        "icons": [],
+        "_meta": {"v": 1},
+    },
+    "anthropic": {"name": "V", "input_schema": S, "cache_control": {"type": "ephemeral"}},
+    "anthropic custom": {"type": "custom", "name": "V", "input_schema": S},
+    "bedrock": {"toolSpec": {"name": "V", "inputSchema": {"json": S}}},
+    "bedrock, inner": {"name": "V", "inputSchema": {"json": S}},
+    "gemini": {"functionDeclarations": [{"name": "V", "parameters": GEMINI}]},
+    "gemini, python": {"function_declarations": [{"name": "V", "parameters": GEMINI}]},
+    "gemini declaration": {"name": "V", "parameters": GEMINI},
+    "gemini, json schema": {"name": "V", "parametersJsonSchema": S},
+    "cohere": {"name": "V", "parameter_definitions": {"a": {"type": "int", "required": True}}},
+    "json schema, title": {"title": "V", **S},
+    "json schema, name": {"name": "V", **S},
+}
+ANSWERS: dict[str, dict[str, Any]] = {
+    "response_format": {"type": "json_schema", "json_schema": {"name": "V", "schema": S}},
+    "inner": {"name": "V", "schema": S, "strict": True},
+    "responses": {"format": {"type": "json_schema", "name": "V", "schema": S}},
+    "json_object": {"type": "json_object", "schema": S},
+    "cohere 2": {"type": "json_object", "json_schema": S},
+    "anthropic": {"type": "json_schema", "schema": S},
+    "gemini": {"responseMimeType": "application/json", "responseSchema": GEMINI},
+    "gemini json": {"response_mime_type": "application/json", "response_json_schema": S},
+    "ollama": {"format": S},
+    "bare": S,
+}
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_tools_of_every_vendor(kind: str) -> None:
+    [found] = read_tools(TOOLS[kind])
+    assert found.name == "V"
+    tool = found.as_tool()["function"]
+    assert tool["parameters"]["properties"] == {"a": {"type": "integer"}}
+    assert tool["parameters"]["required"] == ["a"]
+    assert tool["description"] == ("d" if found.description else "")
+    assert read_schema(TOOLS[kind]).schema == found.schema
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TOOLS if not kind.startswith("json schema")])
+def test_the_engine_reads_the_same_tools(kind: str) -> None:
+    [tool] = Chat([{"role": "user", "content": "Hi"}], tools=[TOOLS[kind]]).tools
+    assert tool.name == "V"
+    assert tool.parameters["properties"] == {"a": {"type": "integer"}}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_formats_of_answers(kind: str) -> None:
+    schema = read_schema(ANSWERS[kind]).schema
+    assert schema is not None
+    assert schema["properties"] == {"a": {"type": "integer"}}
+    grammar = grammar_of_response_format(ANSWERS[kind])
+    assert grammar is not None
+    assert grammar.json_schema == schema
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "a dictionary of nothing is no JSON schema"),
+        ({"name": "V", "fooSchema": S}, "'name', 'fooSchema' is no JSON schema"),
+        ({"name": "V", "body": S}, "'name', 'body' is no JSON schema"),
+        ({"name": "V", "inputSchema": S, "foo": 1}, "foo: no format has this key"),
+        ({"type": "object", "inputs": S}, "inputs: a schema beside a schema"),
+        ({**S, "inputSchema": S}, "no format has this key beside a schema"),
+        ({"parameters": S, "schema": S}, "'parameters' and 'schema' are both schemas"),
+        ({"name": "V", "schema": "{}"}, "schema: str is no schema. Cure: json.loads"),
+        ({"name": "V", "schema": {"name": "V"}}, "schema: there is a name in it and no schema"),
+        ({"name": "V", "schema": {"a": S}}, "schema: a dictionary of 'a' is no JSON schema"),
+        ({"name": "V"}, "there is no schema in it, only 'name'"),
+        ({"type": "xml"}, "type: 'xml' is no type"),
+        ({"type": "str"}, "type: 'str' is no type"),
+        ({"type": "json_schema", "properties": {}}, "is no JSON schema"),
+        ({"type": "object", "function": {"name": "V", "parameters": S}}, "type: 'object' is no w"),
+        ({"type": "OBJECT", "properties": {"a": {"type": "TEXT"}}}, "'text' is no type"),
+        ({"functionDeclarations": [GEMINI, GEMINI]}, "2 schemas are given, and one is needed"),
+        ({"name": "V", "parameter_definitions": {"a": {"type": "tensor"}}}, "a.type: 'tensor'"),
+        ({"name": "V", "parameter_definitions": {"a": {"kind": "int"}}}, "'kind' is no key of a"),
+        ({"name": 5, "schema": S}, "name: text is needed, and this is 5"),
+        ({"name": "V", "schema": S, "strict": "yes"}, "strict: 'yes' is not allowed"),
+        ({1: S}, "keys of a schema are text"),
+    ],
+)
+def test_what_is_no_schema_is_refused_by_name(given: Any, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_schema(given)
+    assert told in str(caught.value)
+
+
+def test_tools_that_are_none() -> None:
+    hosted: list[dict[str, Any]] = [
+        {"type": "web_search"},
+        {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
+        {"googleSearch": {}},
+        {"type": "custom", "name": "code", "format": {"type": "text"}},
+    ]
+    for tool in hosted:
+        with pytest.raises(PromptError, match="runs on its provider's servers"):
+            read_tools(tool)
+    with pytest.raises(ConfigError, match="a tool needs a name"):
+        read_tools(S)
+    [bare] = read_tools({"name": "now", "description": "Tells the time."})
+    assert bare.as_tool()["function"]["parameters"] == {"type": "object", "properties": {}}
+    [empty] = read_tools({"name": "now", "inputSchema": {}})
+    assert empty.as_tool()["function"]["parameters"]["properties"] == {}
+
+
+def test_schemas_of_gemini_are_read_as_they_are_meant() -> None:
+    given = {
+        "type": "OBJECT",
+        "properties": {
+            "n": {"type": "INTEGER", "format": "int32", "nullable": True},
+            "kind": {"type": "STRING", "format": "enum", "enum": ["a", "b"], "nullable": True},
+            "list": {"type": "ARRAY", "items": {"type": "STRING"}, "minItems": "1"},
+            "type": {"any_of": [{"type": "STRING"}, {"type": "NUMBER"}]},
+        },
+        "propertyOrdering": ["list", "n"],
+        "default": {"type": "OBJECT"},  # a value, and no schema
+    }
+    schema = read_schema(given).schema
+    assert schema is not None
+    assert list(schema["properties"]) == ["list", "n", "kind", "type"]
+    assert schema["properties"] == {
+        "n": {"type": ["integer", "null"]},
+        "kind": {"type": ["string", "null"], "enum": ["a", "b", None]},
+        "list": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "type": {"anyOf": [{"type": "string"}, {"type": "number"}]},
+    }
+    assert schema["default"] == {"type": "OBJECT"}
+
+
+def test_parameters_of_cohere() -> None:
+    definitions = {
+        "days": {"type": "List[str]", "description": "which"},
+        "sizes": {"type": "Dict[str, List[float]]", "required": True},
+        "any": {"type": "dict"},
+    }
+    schema = read_schema({"name": "V", "parameter_definitions": definitions}).schema
+    assert schema == {
+        "type": "object",
+        "properties": {
+            "days": {"type": "array", "items": {"type": "string"}, "description": "which"},
+            "sizes": {
+                "type": "object",
+                "additionalProperties": {"type": "array", "items": {"type": "number"}},
+            },
+            "any": {"type": "object"},
+        },
+        "required": ["sizes"],
+    }
+
+
+def test_parts_of_schemas() -> None:
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}, "title": "Node"}
+    recursive = {"$ref": "#/$defs/Node", "$defs": {"Node": node, "Other": {"type": "string"}}}
+    assert rooted(recursive)["properties"] == node["properties"]
+    assert set(referred(rooted(recursive))["$defs"]) == {"Node"}
+    circle = {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}
+    assert rooted(circle)["$ref"] == "#/$defs/A"
+    assert rooted({"allOf": [{"$ref": "#/definitions/A"}], "definitions": {"A": S}})["required"]
+    plain = {**S, "$defs": {"A": S}}
+    assert "$defs" not in referred(plain)
+    titled = {"title": "T", "properties": {"title": {"title": "Title", "const": {"title": "x"}}}}
+    assert without_titles(titled) == {"properties": {"title": {"const": {"title": "x"}}}}
+
+
+def test_names_are_written_in_letters_and_come_back_as_given() -> None:
+    given = [
+        "look up",
+        "look_up",
+        "math.add",
+        "Box[bool]",
+        "Größe für",
+        "天气",
+        "新闻",
+        "x" * 80,
+        "x" * 90,
+        "auto ",
+    ]
+    names = ToolNames(given)
+    written = [names.written(name) for name in given]
+    assert len(set(written)) == len(given)
+    assert [names.given(name) for name in written] == given
+    assert written[:7] == [
+        "look_up_2",
+        "look_up",
+        "math.add",
+        "Box_bool",
+        "Gro_e_fur",
+        "tool",
+        "tool_2",
+    ]
+    for name in written:
+        Tool(name=name)
+        assert name not in ("auto", "none", "required", "any")
+    # A call of the conversation so far, of a tool that is no more.
+    assert names.written("look?up") not in written
+    assert ToolNames(reversed(given)).written("look_up") == "look_up"
+    described = names.tool({"type": "function", "function": {"name": "天气"}})["function"]
+    assert described["description"] == "天气"
+
+
+def test_choices_of_tools() -> None:
+    names = ["look up", "b"]
+    assert (
+        read_tool_choice({"type": "function", "function": {"name": "look up"}}, names) == names[0]
+    )
+    assert read_tool_choice({"type": "any"}, names) == "any"
+    assert read_tool_choice({"type": "required"}, names) == "required"
+    assert ToolNames(names).choice("look up") == "look_up"
+    assert ToolNames(names).choice("auto") == "auto"
+    with pytest.raises(PromptError, match="Allowed: 'auto', 'none', 'required', 'any', 'look up'"):
+        read_tool_choice("look_up", names)
+
+
+@pytest.mark.parametrize("written", ["null", "", " ", "{}", None])
+def test_no_arguments_are_none_however_they_are_written(written: str | None) -> None:
+    assert ToolCall(name="now", arguments=written).arguments == {}  # type: ignore[arg-type]
+    call = {"function": {"name": "now", "arguments": written}}
+    assert ToolCall.model_validate(call).arguments == {}
+    tools = [Tool(name="now")]
+    if written:
+        given = "null" if not written.strip() else written
+        text = f'<tool_call>\n{{"name": "now", "arguments": {given}}}\n</tool_call>'
+        assert [call.arguments for call in read_calls(text, HERMES, tools).valid] == [{}]
+    named = f"[TOOL_CALLS]now[ARGS]{written or ''}"
+    assert [call.arguments for call in read_calls(named, MISTRAL_NAMED, tools).valid] == [{}]
+
+
+def test_arguments_that_are_none_stay_refused() -> None:
+    for written in ("nul", "[]", "5", '"null"'):
+        with pytest.raises(ConfigError, match="arguments"):
+            ToolCall(name="now", arguments=written)  # type: ignore[arg-type]
