@@ -228,7 +228,7 @@ def test_forced_segments_that_were_asked_for_are_no_trouble() -> None:
         rollout.align = rollout.align.replace(schedule=schedule)
     assert told([kept] * 21 + [forced] * 29) == []
     assert told([kept] * 19 + [forced] * 31) == [
-        "31 of 50 segments were forced (62.0%) where calibration foresees 60.0% at most"
+        "31 of 50 segments were forced (62.0%), but calibration predicts 60.0% at most"
     ]
 
 

@@ -183,7 +183,7 @@ never = never.replace(max_attempts=10**9)
 stream = engine.stream('The', **work)
 future = engine.submit('The', **work)
 private = StarsEngine(model=engine.model, reward=engine.reward)
-locks = [engine._runtime._lock, engine._runtime._loop.admission._lock, stream._mailbox._lock]
+locks = [engine._runtime._lock, engine._runtime._loop.admission._lock, stream._event_queue._lock]
 for lock in locks:
     lock.acquire()  # as another thread may have done
 child = os.fork()

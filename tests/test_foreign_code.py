@@ -188,7 +188,7 @@ def test_a_callback_that_exits_disturbs_nobody(engine: StarsEngine) -> None:
     assert engine.generate("third", sampling=SHORT)[0].text
 
 
-@pytest.mark.parametrize("method", ["_step", "_read_inbox", "_deliver", "_survive"])
+@pytest.mark.parametrize("method", ["_step", "_read_inbox", "_deliver", "_recover"])
 def test_when_the_engines_thread_fails_nobody_waits_for_ever(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -201,7 +201,7 @@ def test_when_the_engines_thread_fails_nobody_waits_for_ever(
 
         with monkeypatch.context() as patch:
             patch.setattr(EngineLoop, method, fail)
-            if method == "_survive":
+            if method == "_recover":
                 patch.setattr(engine.model, "draft", fail)
             with pytest.raises(EngineClosedError, match="Odd: a mistake of ours"):
                 mine.submit(["a"] * 3, sampling=LONG).result(timeout=AT_ONCE_S)

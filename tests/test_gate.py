@@ -34,24 +34,24 @@ def test_a_large_call_comes_in_as_far_as_there_is_room() -> None:
     large = door.enter(5)
     assert door.let_in == [large]
     assert (door.gate.num_admitted, door.gate.num_in_line) == (3, 2)
-    assert not large.entered.done()
+    assert not large.admitted.done()
     door.gate.start_one(large)
     door.gate.start_one(large)
-    assert large.entered.done()
+    assert large.admitted.done()
     assert (door.gate.num_admitted, door.gate.num_in_line) == (3, 0)
 
 
 def test_those_in_line_take_turns() -> None:
     door = Door(2)
     large, other, single = door.enter(9), door.enter(4), door.enter(1)
-    assert door.gate.line == [other, single]
+    assert door.gate.blocked_groups == [other, single]
     order = []
     for _ in range(3):
         before = list(door.let_in)
         door.gate.start_one(large)
         order.append([call for call in door.let_in if call not in before])
     assert order == [[], [other], [single]]
-    assert single.entered.done()
+    assert single.admitted.done()
     assert [door.gate.may_start(call) for call in (large, other, single)] == [False, True, True]
 
 
@@ -61,7 +61,7 @@ def test_a_queue_is_full_when_nothing_of_it_is_free() -> None:
     large = door.enter(5, wait=False)  # one place is free
     with pytest.raises(QueueFullError, match="2 requests are waiting and max_waiting is 2"):
         door.enter(1, wait=False)
-    door.gate.forget(large)
+    door.gate.remove(large)
     assert (door.gate.num_admitted, door.gate.num_in_line) == (1, 0)
     assert door.gate.may_start(first)
     door.enter(1, wait=False)
@@ -72,23 +72,23 @@ def test_rollouts_that_end_in_line_count_first() -> None:
     large = door.enter(5)
     door.gate.drop(large, 3)
     assert (door.gate.num_admitted, door.gate.num_in_line) == (2, 0)
-    assert large.entered.done()
+    assert large.admitted.done()
     behind = door.enter(2)
     door.gate.drop(large, 1)
     assert door.gate.may_start(behind)
-    door.gate.forget(behind)
-    door.gate.forget(behind)  # again does nothing
+    door.gate.remove(behind)
+    door.gate.remove(behind)  # again does nothing
     assert (door.gate.num_admitted, door.gate.num_in_line) == (1, 0)
     door.gate.start_one(large)
-    assert not door.gate._inside
-    assert not door.gate._outside
+    assert not door.gate._admitted
+    assert not door.gate._not_admitted
 
 
 def test_a_call_of_nothing_does_not_wait() -> None:
     door = Door(1)
     door.enter(3)
     empty = door.enter(0, wait=False)
-    assert empty.entered.done()
+    assert empty.admitted.done()
     assert empty in door.let_in
 
 

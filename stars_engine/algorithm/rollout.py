@@ -51,8 +51,8 @@ class Rollout:
         reward: RM(x, completion), if it was computed.
         reward_parts: Values of the parts of a composite reward.
         error: The error that ended the request, if one did.
-        num_forked_segments: Segments that it had when it was forked; they are counted elsewhere.
-        num_forked_tokens: Their tokens.
+        num_forked_segments: Segments that it had when it was forked; the original counts them.
+        num_forked_tokens: Tokens of those segments.
     """
 
     prompt_ids: tuple[int, ...]

@@ -54,7 +54,7 @@ class Drafter:
                 most=max_rows,
             )
         except (RuntimeError, MemoryError):
-            self.max_rows = max_rows  # fewer rows were of no use: prefixes take the memory
+            self.max_rows = max_rows  # fewer rows did not help: prefixes use the memory
             raise
 
     def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:

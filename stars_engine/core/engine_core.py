@@ -136,7 +136,7 @@ class EngineCore:
             problem: Exception | None = None
             try:
                 for outcome in self._drafter.draft(asked):
-                    outcomes.append(outcome)  # noqa: PERF402 - what precedes an error is used
+                    outcomes.append(outcome)  # noqa: PERF402 - outcomes before an error are used
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

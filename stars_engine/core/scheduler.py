@@ -26,8 +26,8 @@ class Scheduler:
 
     Args:
         max_rows: Maximum number of candidates drafted at once; None for no limit.
-        max_active: Requests in progress of one reward model, and requests ready to draft, at most;
-            None for `MAX_ACTIVE`.
+        max_active: Maximum number of requests in progress per reward model, and of requests ready
+            to draft; `MAX_ACTIVE` if None.
         budget: The memory that requests in progress may reserve.
     """
 
@@ -161,13 +161,14 @@ class Scheduler:
     # --- memory ---
 
     def preempt(self, batch: Sequence[Request]) -> list[Request] | None:
-        """Make room for requests of a batch that ran out of memory.
+        """Preempt requests after a batch has run out of memory.
 
-        Those that hold no prefix yet give way first: nothing of them is lost. Next are requests
-        whose drafts are being scored, then all that hold a prefix; of either, the younger half.
+        Requests of the batch without a cached prefix are preempted first, because no computation is
+        lost. Next is the younger half of the requests whose drafts are being scored, then the
+        younger half of all requests with a cached prefix.
 
         Returns:
-            What is left of the batch; None if a single request is alone in memory.
+            The rest of the batch; None if a single request is alone in memory.
         """
         holding = [request for request in self._ages if request.holds_prefix]
         fresh = [request for request in batch if not request.holds_prefix]
@@ -186,7 +187,7 @@ class Scheduler:
         left = [request for request in batch if request not in victims]
         self._max_holding = max(1, len({*left, *(r for r in holding if r.holds_prefix)}))
         logger.warning(
-            "Out of memory; preempting %d requests. They are computed again later", len(victims)
+            "Out of memory; preempting %d requests, which are recomputed later", len(victims)
         )
         return left
 
@@ -209,7 +210,7 @@ class Scheduler:
 
     def _resume(self) -> None:
         if not any(request.holds_prefix for request in self._ages):
-            self._max_holding = None  # it was found beside others
+            self._max_holding = None  # the limit does not apply to an empty cache
         while self._preempted and self._has_room():
             request = self._preempted.popleft()
             request.status = RequestStatus.RUNNING

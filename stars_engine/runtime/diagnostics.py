@@ -113,9 +113,9 @@ class ForcedCheck:
             expected = self.limit + self.num_predicted / self.num_seen
             predicted = f", but calibration predicts {expected:.1%} at most"
         return (
-            f"{self.num_forced} of {self.num_seen} segments were forced ({share:.1%}){predicted}. "
-            "A forced segment is kept although none of its draws was accepted. Cure: lower the "
-            "thresholds, or raise beta or max_attempts; on_exhausted='stop' keeps no such segment"
+            f"{self.num_forced} of {self.num_seen} segments were forced ({share:.1%}){predicted}: "
+            "they were kept although none of their draws was accepted. Cure: lower the thresholds, "
+            "or raise beta or max_attempts; on_exhausted='stop' keeps no such segment"
         )
 
 

@@ -288,8 +288,10 @@ class EngineLoop:
         for part in output.parts:
             self._outputs.pop(part, None)
         group = output.group
-        self._totals.add(output.rollout, judged=group.judged, settled=group.is_settled)
-        if group.is_settled:
+        self._totals.add(
+            output.rollout, judged=group.judged, has_final_thresholds=group.has_final_thresholds
+        )
+        if group.has_final_thresholds:
             self._diagnostics.observe(output.rollout)
         group.note(output, event)
 

@@ -157,8 +157,8 @@ class RequestGroup:
         return not isinstance(self.decoding, PlainDecoding)
 
     @property
-    def is_settled(self) -> bool:
-        """Whether thresholds are known; a calibration is still searching for its own."""
+    def has_final_thresholds(self) -> bool:
+        """Whether its thresholds are final; those of a calibration are still being fitted."""
         return isinstance(self.decoding, StarsDecoding)
 
     @property

@@ -89,13 +89,13 @@ class Totals:
         self._sums: Counter[str] = Counter()
         self._deviation = 0.0
 
-    def add(self, rollout: Rollout, *, judged: bool, settled: bool) -> None:
-        """Add the counts of a finished answer; of a continuation, only what is new.
+    def add(self, rollout: Rollout, *, judged: bool, has_final_thresholds: bool) -> None:
+        """Add the counts of a finished answer, without those of an answer that it continues.
 
         Args:
             rollout: The answer.
             judged: Whether its segments were judged.
-            settled: Whether its thresholds were settled before, not found meanwhile.
+            has_final_thresholds: Whether its thresholds are final, not being calibrated.
         """
         if rollout.error is not None:
             kind = "num_failed"
@@ -108,7 +108,7 @@ class Totals:
         self._sums["num_kept_tokens"] += len(rollout.token_ids) - rollout.num_forked_tokens
         for name, amount in rollout.costs.items():
             self._sums[name] += amount
-        if settled:
+        if has_final_thresholds:
             found = deviations(rollout)
             self._sums["num_calibrated_drafts"] += len(found)
             self._deviation += sum(found)
