@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsEngine
-from stars_engine.core.offline import stars
 from stars_engine.backends.facts import sampling_of
+from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward
 from tests.conftest import make_rollout
 from tests.test_token_bytes import Dictated, byte_level
