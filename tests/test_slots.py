@@ -217,12 +217,12 @@ def test_equal_prompts_are_computed_once(
     assert [backend.draft(requests(text, 2)) for text in reversed(texts)] == wanted[::-1]
 
 
-def test_rows_find_their_places() -> None:
+def test_rows_are_placed_in_a_grid() -> None:
     device = torch.device("cpu")
-    assert RowPlacement.of([0, 0, 1, 1], device).places is None
+    assert RowPlacement.of([0, 0, 1, 1], device).cells is None
     rows = RowPlacement.of([1, 0, 1], device)
-    assert rows.places is not None
-    assert (rows.most, rows.places.tolist()) == (2, [2, 0, 3])
+    assert rows.cells is not None
+    assert (rows.most, rows.cells.tolist()) == (2, [2, 0, 3])
     states = torch.arange(3.0)[:, None]
     assert rows.to_grid(states, 2)[:, 0].tolist() == [1, 0, 0, 2]
     assert torch.equal(rows.from_grid(rows.to_grid(states, 2)), states)

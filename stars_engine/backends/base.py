@@ -91,11 +91,11 @@ class LanguageModel(Detokenizer, Protocol):
         ...
 
     def check_grammar(self, sampling: SamplingParams) -> None:
-        """Do nothing if the settings have no grammar, or one that drafts will keep to.
+        """Do nothing if the settings have no grammar, or one that drafts will follow.
 
         Raises:
-            ConfigError: It is none, or cannot be kept to.
-            MissingExtraError: What it is read with is not installed.
+            ConfigError: The grammar is invalid, or cannot be followed.
+            MissingExtraError: The library for grammars is not installed.
         """
         ...
 

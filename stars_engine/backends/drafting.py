@@ -21,7 +21,7 @@ class DraftRow:
     Attributes:
         request: What was requested.
         grammar: The state of its grammar, if it has one.
-        done: Whether it has all its tokens. It runs on beside the others; its tokens are dropped.
+        done: Whether it has all its tokens. It runs on with the others; its tokens are dropped.
     """
 
     def __init__(self, request: DraftRequest, grammar: GrammarState | None) -> None:

@@ -64,7 +64,7 @@ class PaddedDecoder(StateDecoder):
 class _PaddedBranches:
     """Rows with a cache of their own, copied from the prefixes.
 
-    A row that has ended runs on beside the others. Beyond the context it stays at the last
+    A row that has ended runs on with the others. Beyond the context it stays at the last
     position, and its tokens there are masked out: models count positions by their ids or by the
     mask, and learned positions have no row for more.
     """

@@ -65,7 +65,7 @@ class RowSampler:
         """
         quantiles = self._quantiles[:, step]
         looks_ahead = [step >= count for count in self._num_candidate]
-        # Tokens of a row that is done are dropped: it follows the rows beside it.
+        # Tokens of a row that is done are dropped: it follows the other rows.
         open_rows = [index for index, row in enumerate(rows) if not row.done]
         is_ahead = {looks_ahead[index] for index in open_rows}
         if len(is_ahead) == 1:

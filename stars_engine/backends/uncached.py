@@ -19,8 +19,8 @@ class UncachedDecoder(StateDecoder):
 
     Args:
         model: A causal language model of transformers.
-        context_len: Tokens it reads at most; None for no limit. A row that has ended runs on beside
-            the others only so far.
+        context_len: Tokens it reads at most; None for no limit. A row that has ended runs on
+            with the others only so far.
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:

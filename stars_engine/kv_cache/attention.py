@@ -130,8 +130,8 @@ def _to_all_prefixes(
     lse = like[1].new_full((rows, heads, num_new), -torch.inf)  # of a row without a prefix
     for members, part in within:
         assert members is not None
-        places = members.to(query.device)
-        output[places], lse[places] = part
+        indices = members.to(query.device)
+        output[indices], lse[indices] = part
     return [(output, lse)]
 
 

@@ -136,13 +136,13 @@ class GraphRows:
         self._starts = torch.zeros(shape.num_rows, dtype=torch.long, device=device)
         self._ids = torch.zeros(shape.num_rows, 1, dtype=torch.long, device=device)
         self._lengths = torch.zeros(shape.num_prefixes, dtype=torch.long, device=device)
-        self._places = torch.zeros(shape.num_rows, dtype=torch.long, device=device)
+        self._cells = torch.zeros(shape.num_rows, dtype=torch.long, device=device)
         self._keys, self._values = pool.new_tensors(shape.num_prefixes, shape.width)
         self._group = _GraphPrefixGroup(
             self._keys,
             self._values,
             [],
-            RowPlacement(shape.most, self._places),
+            RowPlacement(shape.most, self._cells),
             true_lengths=self._lengths,
             position=self._position,
         )
@@ -160,8 +160,8 @@ class GraphRows:
         distinct = dict(zip(prefixes, lengths, strict=True))
         index_of = {prefix: index for index, prefix in enumerate(distinct)}
         self._pool.gather(list(distinct), list(distinct.values()), self._keys, self._values)
-        places = _places([index_of[prefix] for prefix in prefixes], self._shape)
-        self._places.copy_(torch.tensor(places))
+        cells = _cells([index_of[prefix] for prefix in prefixes], self._shape)
+        self._cells.copy_(torch.tensor(cells))
         self._lengths.zero_()[: len(distinct)] = torch.tensor(list(distinct.values()))
         self._starts.zero_()[: len(prefixes)] = torch.tensor(lengths)
         self._position.zero_()
@@ -273,7 +273,7 @@ def shape_for(prefixes: Sequence[CachedPrefix], num_tokens: int) -> Shape:
     """Return the shape for some rows, rounded up."""
     counts = Counter(prefixes)
     num_rows, num_prefixes = _rounded(len(prefixes)), _rounded(len(counts))
-    # Rows that only fill up the shape need places, too.
+    # Rows that only fill up the shape need cells, too.
     most = max(_rounded(max(counts.values())), -(-num_rows // num_prefixes))
     longest = max(len(prefix.token_ids) for prefix in counts)
     return Shape(num_rows, num_prefixes, most, capacity_for(longest), num_tokens)
@@ -285,13 +285,13 @@ def _rounded(count: int) -> int:
     return power if power <= 16 else -(-count // 8) * 8
 
 
-def _places(prefixes: Sequence[int], shape: Shape) -> list[int]:
-    """Return the place of each row in the grid: its prefix's places, then any that are left."""
+def _cells(prefixes: Sequence[int], shape: Shape) -> list[int]:
+    """Return the cell of each row in the grid: its prefix's cells, then any that are left."""
     used = [0] * shape.num_prefixes
-    places = []
+    cells = []
     for prefix in prefixes:
-        places.append(prefix * shape.most + used[prefix])
+        cells.append(prefix * shape.most + used[prefix])
         used[prefix] += 1
-    taken = set(places)
-    left = (place for place in range(shape.num_prefixes * shape.most) if place not in taken)
-    return [*places, *(next(left) for _ in range(shape.num_rows - len(places)))]
+    taken = set(cells)
+    left = (cell for cell in range(shape.num_prefixes * shape.most) if cell not in taken)
+    return [*cells, *(next(left) for _ in range(shape.num_rows - len(cells)))]

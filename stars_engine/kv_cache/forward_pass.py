@@ -59,7 +59,7 @@ class ModelRunner:
         model: A transformers model.
         call: Calls it with `(rows, count)` ids, `(rows, count)` positions and a cache.
         context_len: Positions it has; None for no limit.
-        head: What the call uses beside the model, if anything; its weights count too.
+        head: What the call uses apart from the model, if anything; its weights count too.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ModelRunner:
         """Append `(rows, count)` tokens to rows; return what the call returns."""
         ids = torch.as_tensor(ids, device=self.device)
         positions = rows.positions(ids.shape[1])
-        if self._context_len is not None:  # rows that have ended run on beside the others
+        if self._context_len is not None:  # rows that have ended run on with the others
             positions = positions.clamp(max=self._context_len - 1)
         with self.lock, self._shared_prefix_attention(), self._packed(), attending(rows.layout()):
             output = self._call(ids, positions, rows.kv, **options)
@@ -190,9 +190,9 @@ def _groups(
     distinct = list(lengths)
     found = []
     for order, keys, values in pool.group(distinct, list(lengths.values())):
-        places = {distinct[index]: place for place, index in enumerate(order)}
-        members = [row for row, prefix in enumerate(prefixes) if prefix in places]
-        placement = RowPlacement.of([places[prefixes[row]] for row in members], device)
+        ranks = {distinct[index]: rank for rank, index in enumerate(order)}
+        members = [row for row, prefix in enumerate(prefixes) if prefix in ranks]
+        placement = RowPlacement.of([ranks[prefixes[row]] for row in members], device)
         chosen = None if len(members) == len(prefixes) else torch.tensor(members, device=device)
         within = [lengths[distinct[index]] for index in order]
         found.append(PrefixGroup(keys, values, within, placement, chosen))

@@ -13,38 +13,38 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class RowPlacement:
-    """Which prefix each row of a batch continues, as places in a grid.
+    """Which prefix each row of a batch continues, as cells in a grid.
 
     Attributes:
         most: Rows of one prefix, at most.
-        places: The place of each row in a grid of `most` rows for each prefix, `(rows,)`; None if
+        cells: The cell of each row in a grid of `most` rows for each prefix, `(rows,)`; None if
             the rows fill it in order.
     """
 
     most: int
-    places: torch.Tensor | None
+    cells: torch.Tensor | None
 
     @classmethod
     def of(cls, prefixes: Sequence[int], device: torch.device) -> Self:
         """Place rows by the index of each one's prefix."""
         most = max(Counter(prefixes).values())
         nexts = [itertools.count(index * most) for index in range(max(prefixes) + 1)]
-        places = [next(nexts[prefix]) for prefix in prefixes]
-        if places == list(range((max(prefixes) + 1) * most)):
+        cells = [next(nexts[prefix]) for prefix in prefixes]
+        if cells == list(range((max(prefixes) + 1) * most)):
             return cls(most, None)
-        return cls(most, torch.tensor(places, device=device))
+        return cls(most, torch.tensor(cells, device=device))
 
     def to_grid(self, states: torch.Tensor, num_prefixes: int) -> torch.Tensor:
-        """Put rows in their places: `(rows, ...)` to `(prefixes * most, ...)`."""
-        if self.places is None:
+        """Put rows in their cells: `(rows, ...)` to `(prefixes * most, ...)`."""
+        if self.cells is None:
             return states
         grid = states.new_zeros(num_prefixes * self.most, *states.shape[1:])
-        grid[self.places.to(states.device)] = states
+        grid[self.cells.to(states.device)] = states
         return grid
 
     def from_grid(self, states: torch.Tensor) -> torch.Tensor:
         """Undo `to_grid`."""
-        return states if self.places is None else states[self.places.to(states.device)]
+        return states if self.cells is None else states[self.cells.to(states.device)]
 
 
 Mask = tuple[int, torch.Tensor | None]
@@ -106,7 +106,7 @@ class PrefixGroup:
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayout:
-    """What the rows of one forward pass attend to beside their new tokens.
+    """What the rows of one forward pass attend to, apart from their new tokens.
 
     Attributes:
         groups: The prefixes. Rows that continue none are in no group.
@@ -131,6 +131,6 @@ class AttentionLayout:
         if num_new == 1 and not windowed:
             return None
         columns = torch.arange(num_scratch, device=device)
-        places = columns[num_scratch - num_new :, None]
-        mask = columns <= places
-        return mask & (columns > places - window) if window is not None else mask
+        queries = columns[num_scratch - num_new :, None]
+        mask = columns <= queries
+        return mask & (columns > queries - window) if window is not None else mask

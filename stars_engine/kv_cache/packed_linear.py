@@ -4,7 +4,7 @@ torch lays out a matrix again for each product of more than one row, which takes
 product: two candidates cost twice as much as one, and eight hardly more than two. With packed
 weights a decode step of eight rows costs little more than a step of one.
 
-Packed copies are kept beside the model's own weights and are made again when those change.
+Packed copies are kept in addition to the model's weights and are made again when those change.
 """
 
 from __future__ import annotations

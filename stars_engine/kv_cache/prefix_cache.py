@@ -290,7 +290,7 @@ class PrefixCache:
         prefix.outputs = outputs_before(match.outputs, match.num_tokens)
 
     def _compute(self, wanted: Sequence[tuple[CachedPrefix, PrefixRequest]]) -> None:
-        """Compute the missing tokens: equally many together, none beside an empty prefix."""
+        """Compute the missing tokens: equally many together, none with an empty prefix."""
         groups: dict[tuple[bool, int], list[tuple[CachedPrefix, PrefixRequest]]] = defaultdict(list)
         for prefix, request in wanted:
             size = len(prefix.token_ids)

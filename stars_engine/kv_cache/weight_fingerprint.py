@@ -76,8 +76,8 @@ def _sample(weight: torch.Tensor) -> torch.Tensor:
     step = max(1, (weight.numel() - 1) // (_NUM_SAMPLED - 1))
     if weight.is_contiguous():
         return weight.view(-1)[::step][:_NUM_SAMPLED]
-    places = torch.arange(0, weight.numel(), step)[:_NUM_SAMPLED]
-    return weight[torch.unravel_index(places, weight.shape)]
+    indices = torch.arange(0, weight.numel(), step)[:_NUM_SAMPLED]
+    return weight[torch.unravel_index(indices, weight.shape)]
 
 
 def _version(weight: torch.Tensor) -> int:

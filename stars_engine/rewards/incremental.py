@@ -38,7 +38,7 @@ class IncrementalRunner:
         call: Calls it.
         context_len: Positions it has; None for no limit.
         batch_size: Rows of a pass at most.
-        head: What the call uses beside the model, if anything.
+        head: What the call uses apart from the model, if anything.
 
     Attributes:
         cache: The prefixes of rows.

@@ -92,7 +92,7 @@ def select_runner(
         context_len: Positions it has; None for no limit.
         batch_size: Rows of a pass at most.
         sharing: Which rows may share a pass.
-        head: What the call uses beside the model, if anything.
+        head: What the call uses apart from the model, if anything.
     """
     if sharing is not Sharing.ANY:
         return None, "whole texts (scores depend on batch composition)"
