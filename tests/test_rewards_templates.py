@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -371,3 +372,21 @@ def test_chatml_keeps_its_newline_for_final_answers(borders: list[RewardInput]) 
         assert final == [*partial, *end]
     with torch.inference_mode():
         assert codec.decode(partial).endswith(" <|im_end|>")
+
+
+def test_variables_reach_the_rewards_own_template(
+    borders: list[RewardInput],
+    llama: LlamaForSequenceClassification,
+    llama_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer = copy.copy(llama_tokenizer)
+    tokenizer.chat_template = "{{ rubric }}" + HEADERS
+    reward = reward_of(llama, tokenizer, chat_template_kwargs={"rubric": "Be strict. <|eot_id|>"})
+    plain = reward_of(llama, tokenizer)
+    codec = Codec(tokenizer)
+    added = codec.encode("Be strict. <|eot_id|>")
+    assert tokenizer.convert_tokens_to_ids("<|eot_id|>") not in added
+    for item in as_chats(borders[:8]):
+        [score], [other] = reward.score([item]), plain.score([item])
+        assert score.num_tokens == other.num_tokens + len(added)
+        assert score.value != other.value
