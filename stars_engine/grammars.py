@@ -200,7 +200,7 @@ def _matches_nothing(terminal: str) -> bool:
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if np.unpackbits(bits, bitorder="little")[:256].any() or matcher.is_accepting():
             return False
-        if matcher.stop_reason() == "NoExtensionBias":
+        if _told(matcher.get_error()) == "NoExtensionBias":
             return True
     raise ValueError(f"`pattern`: it is too complex for a grammar ({_told(matcher.get_error())})")
 
@@ -227,6 +227,8 @@ class _Vocabulary:
 
 def _told(reason: str) -> str:
     """Return an error of the library without lines of the source."""
+    if reason.startswith("panic"):
+        return "it has too many parts"
     return " ".join(re.split(r"\n\s*\d+ \| |\n<state>", reason)[0].split())
 
 

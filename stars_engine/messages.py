@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stars_engine.model_schemas import schema_of_model
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import rooted
@@ -70,7 +71,7 @@ class Tool(Schema):
     @classmethod
     def _flat(cls, value: Any) -> Any:
         if isinstance(value, type) and hasattr(value, "model_json_schema"):
-            schema = rooted(value.model_json_schema())
+            schema = rooted(schema_of_model(value))
             about = schema.pop("description", "")
             return {"name": value.__name__, "description": about, "parameters": schema}
         value = _without_function(value)

@@ -284,5 +284,8 @@ def _kinds(field: FieldInfo | None) -> str:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply to show"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sys
@@ -10,7 +9,6 @@ from functools import cache
 from itertools import product
 from typing import Any, Literal
 
-import jsonschema
 import pytest
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerFast
@@ -41,6 +39,8 @@ from stars_engine.testing.enumerator import TreeNoise
 from stars_engine.types import StarsResult
 from tests.backend_parts import random_backend
 from tests.conftest import make_rollout
+from tests.grammar_parts import check
+from tests.random_schemas import random_document, random_leaf, random_schema
 from tests.test_token_bytes import KINDS
 
 PIECES = ("a", "b", "ab", "ba", "", "c")
@@ -205,45 +205,17 @@ def answers(backend: Any, rollouts: list[Rollout], reward: Any = None) -> list[S
     return [rollout.result() for rollout in rollouts]
 
 
-LEAVES = [
-    {"type": "string", "maxLength": 6},
-    {"type": "string", "minLength": 2, "maxLength": 4},
-    {"type": "string", "pattern": "^[a-c]{2,4}$"},
-    {"type": "string", "pattern": r"^\d{1,5}-x?$"},
-    *({"type": "string", "format": name} for name in ("date", "uuid", "time")),
-    *({"type": name} for name in ("integer", "number", "boolean", "null")),
-    {"type": "integer", "minimum": -7, "maximum": 1203},
-    {"type": "number", "exclusiveMinimum": 0, "maximum": 2.5},
-    {"enum": ["a", "Größe", 1, 2.5, None, True, "x y", {"a": []}]},
-    *({"const": value} for value in ('a\n"b"', 17, [1, "2"], {"k": {}})),
-]
-
-
-def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
-    def inner() -> dict[str, Any]:
-        return random_schema(rng, depth + 1)
-
-    kind = rng.choice(["leaf", "array", "tuple", "any", "object", "object"] if depth < 3 else [""])
-    if kind == "array":
-        return {"type": "array", "items": inner(), "minItems": rng.randint(0, 2), "maxItems": 3}
-    if kind == "tuple":
-        items = [inner() for _ in range(rng.randint(1, 3))]
-        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
-    if kind == "any":
-        return {"anyOf": [inner(), inner()]}
-    if kind == "object":
-        names = rng.sample(["a", "b c", "ü", "name", 'x"y', "n"], rng.randint(0, 4))
-        required = rng.sample(names, rng.randint(0, len(names)))
-        properties = {name: inner() for name in names}
-        return {"type": "object", "properties": properties, "required": required}
-    return rng.choice(LEAVES)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_answers_of_a_model_that_cannot_speak_are_valid_json(backend: Any, seed: int) -> None:
     """A hundred random schemas; every answer that ends by itself is an instance of its own."""
     rng = random.Random(seed)
-    schemas = [random_schema(rng) for _ in range(100)]
+    schemas = [random_schema(rng) for _ in range(80)]
+    schemas += [random_leaf(rng) for _ in range(10)]
+    tags = ("oneOf", "patternProperties", "if", "allOf")  # as `random_document` has them
+    while len(schemas) < 100:
+        document = random_document(rng)
+        if any(tag in document for tag in tags):
+            schemas.append(document)
     rollouts = [
         make_rollout(
             seed=seed,
@@ -259,8 +231,7 @@ def test_answers_of_a_model_that_cannot_speak_are_valid_json(backend: Any, seed:
     finished = [(s, r) for s, r in zip(schemas, results, strict=True) if r.finish_reason == "stop"]
     assert len(finished) >= 90
     for schema, result in finished:
-        value = json.loads(result.text)
-        jsonschema.validate(value, schema, cls=jsonschema.Draft202012Validator)
+        check(schema, result.text)
         assert result.text == result.text.strip()
 
 

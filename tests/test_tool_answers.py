@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
+from pydantic import BaseModel, Field
 
 from stars_engine import (
     AlignParams,
     Chat,
+    ConfigError,
     ConstantSchedule,
     Message,
     RegexGrammar,
@@ -27,6 +31,7 @@ from stars_engine.chat.formats import (
     format_of,
 )
 from stars_engine.codec import Codec
+from stars_engine.config.grammars import schema_of
 from tests.chat_parts import (
     CLOCK,
     TOOLS,
@@ -38,7 +43,8 @@ from tests.chat_parts import (
     engine_of,
 )
 from tests.chat_templates import FAMILIES, random_llama, tokenizer_of
-from tests.test_grammars import random_schema
+from tests.random_models import random_model
+from tests.random_schemas import random_schema
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, None])
@@ -82,6 +88,86 @@ def test_forced_calls_with_random_schemas(name: str) -> None:
                 call.arguments, tool.parameters, cls=jsonschema.Draft202012Validator
             )
     assert ended >= 20
+
+
+class Node(BaseModel):
+    name: Literal["a"]
+    kids: list[Node] = []
+
+
+class Circle(BaseModel):
+    kind: Literal["circle"] = "circle"
+    radius: float
+
+
+class Square(BaseModel):
+    kind: Literal["square"] = "square"
+
+
+class Drawing(BaseModel):
+    tree: Node
+    shapes: list[Annotated[Circle | Square, Field(discriminator="kind")]] = []
+    path: Path | None = None
+
+
+@pytest.mark.parametrize("name", [*WITH_TOOLS, "gemma", None])
+def test_arguments_that_refer_to_themselves_and_tagged_unions(name: str | None) -> None:
+    codec = Codec(tokenizer_of(name))
+    form = format_of(codec.tokenizer.chat_template)
+    tool = Tool(name="draw", parameters=schema_of(Drawing))
+    chat = Chat([USER], tools=[tool], tool_choice="draw")
+
+    def is_allowed(**arguments: Any) -> bool:
+        return accepts(chat, codec, form.write([("draw", arguments)]))
+
+    tree = {"name": "a", "kids": [{"name": "a", "kids": []}, {"name": "a"}]}
+    shapes = [{"kind": "circle", "radius": 1.5}, {"kind": "square"}]
+    assert is_allowed(tree=tree, shapes=shapes, path="a/b")
+    assert is_allowed(tree={"name": "a"}, path=None)
+    assert not is_allowed(tree={"name": "a", "kids": [1.2]})
+    assert not is_allowed(tree={"name": "a", "kids": [{}]})
+    assert not is_allowed(tree={"name": "a"}, shapes=[{}])
+    assert not is_allowed(tree={"name": "a"}, shapes=[{"radius": 1}])
+
+
+def test_arguments_of_random_models_are_read_by_them() -> None:
+    models = {f"tool_{seed}": random_model(seed, unheld=False) for seed in range(2000, 2020)}
+    ended = 0
+    with engine_of("hermes") as engine:
+        tools = [Tool(name=name, parameters=schema_of(model)) for name, model in models.items()]
+        tools = [tool for tool in tools if len(json.dumps(tool.parameters)) < 5000]
+        chats = [Chat([USER], tools=[tool], tool_choice=tool.name) for tool in tools]
+        sampling = engine.sampling.replace(max_tokens=500)
+        for tool, result in zip(tools, engine.generate(chats, sampling=sampling), strict=True):
+            if result.finish_reason == "length":
+                continue
+            ended += 1
+            assert result.message is not None
+            [call] = result.message.tool_calls
+            models[call.name].model_validate_json(json.dumps(call.arguments))
+            assert call.name == tool.name
+    assert ended >= 12
+
+
+@pytest.mark.parametrize(
+    ("parameters", "match"),
+    [
+        ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, "`uniqueItems`.*/a: "),
+        ({"properties": {"a": {"$ref": "#/$defs/none"}}}, r"`\$ref` at #/properties/a"),
+        ({"properties": {"a": {"not": {}}}, "required": ["a"]}, "no value satisfies .*#/a"),
+        ({"properties": {"a": {"pattern": r"\bx"}}}, "`pattern` at #/properties/a"),
+    ],
+)
+def test_arguments_that_no_grammar_holds_are_refused(parameters: Any, match: str) -> None:
+    tool = Tool(name="odd", parameters={"type": "object", **parameters})
+    with engine_of("hermes") as engine:
+        for choice in ("auto", "odd"):
+            chat = Chat([USER], tools=[CLOCK, tool], tool_choice=choice)
+            with pytest.raises(ConfigError, match=f"arguments of 'odd' .*{match}") as caught:
+                engine.generate(chat)
+            assert "constrain_tools=False" in str(caught.value)
+        free = Chat([USER], tools=[CLOCK, tool], constrain_tools=False)
+        assert answer(engine, free, max_tokens=4).token_ids
 
 
 @pytest.mark.parametrize("name", ["hermes", "mistral", "gemma"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
-from stars_engine.config.model_schemas import ModelJsonSchema
+from stars_engine.model_schemas import schema_of_model
 from stars_engine.schema import Schema, is_json
+
+_MAX_DEPTH = 200
 
 
 class JsonGrammar(Schema):
@@ -33,7 +35,13 @@ class JsonGrammar(Schema):
     @field_validator("json_schema", mode="before")
     @classmethod
     def _of_a_model(cls, value: Any) -> Any:
-        return is_json(schema_of(value), "a schema")
+        schema = schema_of(value)
+        if _is_deeper(schema, _MAX_DEPTH):
+            raise ValueError(
+                f"a schema is not nested more than {_MAX_DEPTH} deep. Cure: name its parts in "
+                "$defs, and refer to them"
+            )
+        return is_json(schema, "a schema")
 
     def __hash__(self) -> int:
         return hash(self.content_hash())
@@ -82,6 +90,19 @@ def as_grammar(value: Any) -> Any:
     return JsonGrammar(json_schema=value) if isinstance(value, type) else value
 
 
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and mappings are nested deeper, without a call for each level."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (Mapping, list, tuple))
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+    return bool(level)
+
+
 def schema_of(value: Any) -> Any:
     """Return the JSON schema of a pydantic model, and all else as it is.
 
@@ -95,7 +116,4 @@ def schema_of(value: Any) -> Any:
             f"{value.__name__} is no pydantic model. Cure: a JSON schema as a dict, or a subclass "
             "of pydantic.BaseModel"
         )
-    own = getattr(value.model_json_schema, "__func__", None)
-    if own is getattr(BaseModel.model_json_schema, "__func__", None):
-        return value.model_json_schema(schema_generator=ModelJsonSchema)
-    return value.model_json_schema()
+    return schema_of_model(value)

@@ -172,8 +172,8 @@ def _rounded(value: Fraction, *, up: bool, strictly: bool) -> Decimal:
     if exact is not None and not strictly:
         return exact
     if value == 0:
-        return Decimal(1).scaleb(-15)
-    step = Decimal(1).scaleb(Decimal(value.numerator / value.denominator).adjusted() - 14)
+        return Decimal(1).scaleb(-30)
+    step = Decimal(1).scaleb(Decimal(value.numerator / value.denominator).adjusted() - 16)
     scaled = value / Fraction(step)
     count = math.ceil(scaled) if up else math.floor(scaled)
     bound = float(value)

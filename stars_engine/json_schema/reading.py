@@ -93,7 +93,7 @@ class Reader:
         try:
             yield
         except (MalformedError, UnheldPatternError, TooComplexError, LookupError) as error:
-            self.add(place, keyword, str(error).strip("\"'") or repr(error))
+            self.add(place, keyword, str(error))
 
     # --- references ---
 

@@ -7,6 +7,7 @@ property that holds itself and is required, names that no string has) are left o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,6 +36,7 @@ from stars_engine.json_schema.sequences import items, properties
 # A state for each remainder; few multiples are written one by one.
 _MAX_COEFFICIENT = 10_000
 _MAX_LISTED = 2_000
+_MAX_DEPTH = 1_000
 
 
 class UnsatisfiableError(ValueError):
@@ -136,8 +138,27 @@ class Rules:
             alternatives = [self._written(form) for form in self._forms[key]]
             kept = dict.fromkeys(text for text in alternatives if text is not None)
             self._lines.append(f"{name}: {' | '.join(kept)}")
+        self._check_depth()
         ends = [f"{name}: {source}" for source, name in self._terminals.items()]
         return [*self._lines, *ends, *self._layout.terminals(self._prefix)]
+
+    def _check_depth(self) -> None:
+        """Refuse rules within rules that are deeper than the library's stack."""
+        inner: dict[str, list[str]] = {}
+        for line in self._lines:
+            name, _, source = line.partition(": ")
+            inner[name] = re.findall(rf"\b{self._name}_s?[0-9]+\b", source)
+        seen = {self._name}
+        path = [iter(inner[self._name])]
+        while path:
+            following = next(path[-1], None)
+            if following is None:
+                path.pop()
+            elif following not in seen and following in inner:
+                seen.add(following)
+                path.append(iter(inner[following]))
+                if len(path) > _MAX_DEPTH:
+                    raise TooComplexError("`$ref`, `properties`: they are nested too deeply")
 
     # --- what there is to write ---
 

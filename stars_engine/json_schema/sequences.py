@@ -89,7 +89,9 @@ class _Counted:
         self._comma, self._define = comma, define
         self._cap = min(max(counts[0], counts[1] or 0, 1), len(fields) + 1)
         if len(fields) > _MAX_COUNTED:
-            raise UncountableError(f"among more than {_MAX_COUNTED} properties")
+            raise UncountableError(
+                f"`minProperties`, `maxProperties`: among more than {_MAX_COUNTED} properties"
+            )
 
     def written(self) -> str | None:
         """Return what stands for one property or more; None if there can be none."""
@@ -121,16 +123,14 @@ class _Counted:
             # With no property at all, this part is not asked for.
             if self._others is None or missing > 1 or room == 0:
                 return None
-            if room == 1:  # llguidance has no `{0,0}`
-                return self._define(self._others)
-            bound = "" if room is None else room - 1
-            return self._define(f"{self._others} ({self._comma} {self._others}){{0,{bound}}}")
+            most_after = None if room is None else room - 1
+            after = _repeated(f"{self._comma} {self._others}", 0, most_after)
+            return self._define(f"{self._others} {after}")
         if missing > 1 or (missing == 1 and (self._others is None or room == 0)):
             return None
         if self._others is None or room == 0:
             return self._define('""')
-        bound = "" if room is None else room
-        return self._define(f"({self._comma} {self._others}){{{max(missing, 0)},{bound}}}")
+        return self._define(_repeated(f"{self._comma} {self._others}", max(missing, 0), room))
 
 
 def items(
@@ -155,17 +155,14 @@ def items(
     least, most = counts
     most_prefix = len(prefix) if most is None else min(len(prefix), most)
     if most_prefix > max(_MAX_COUNTED, least):
-        raise UncountableError(f"more than {_MAX_COUNTED} items that may be left out")
+        raise UncountableError(f"`prefixItems`: more than {_MAX_COUNTED} that may be left out")
     after = ""
     more = None if most is None else most - len(prefix)
     if rest is not None and (more is None or more > 0):
-        bound = "" if more is None else more
-        after = f"({comma} {rest}){{{max(0, least - len(prefix))},{bound}}}"
-        if not prefix and more == 1:  # llguidance has no `{0,0}`
-            return rest, least == 0
         if not prefix:
-            bound = "" if more is None else more - 1
-            return f"{rest} ({comma} {rest}){{{max(0, least - 1)},{bound}}}", least == 0
+            most_after = None if more is None else more - 1
+            return f"{rest} {_repeated(f'{comma} {rest}', least - 1, most_after)}", least == 0
+        after = _repeated(f"{comma} {rest}", least - len(prefix), more)
     if not most_prefix:
         return None, True
     if most_prefix < len(prefix):
@@ -175,3 +172,9 @@ def items(
         if index >= least:
             after = define(f"({after})?")
     return f"{prefix[0]} {after}".strip(), least == 0
+
+
+def _repeated(text: str, least: int, most: int | None) -> str:
+    if most == 0:
+        return '""'
+    return f"({text}){{{max(0, least)},{'' if most is None else most}}}"

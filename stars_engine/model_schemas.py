@@ -6,8 +6,10 @@ zone, a key that is an integer.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -20,6 +22,14 @@ _DATE = r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
 _WEB = {"http", "https"}
 _LARGEST_SPAN = 86_400 * 999_999_999  # seconds of a `timedelta`
+
+
+def schema_of_model(model: Any) -> dict[str, Any]:
+    """Return the JSON schema of a pydantic model; its own where it has a method for that."""
+    method = getattr(model.model_json_schema, "__func__", None)
+    if method is getattr(BaseModel.model_json_schema, "__func__", None):
+        return dict(model.model_json_schema(schema_generator=ModelJsonSchema))
+    return dict(model.model_json_schema())
 
 
 class ModelJsonSchema(GenerateJsonSchema):
@@ -93,11 +103,17 @@ class ModelJsonSchema(GenerateJsonSchema):
 
     def url_schema(self, schema: core_schema.UrlSchema) -> JsonSchemaValue:
         """Return a URL of a scheme that is allowed."""
-        found = super().url_schema(schema)
-        schemes = schema.get("allowed_schemes")
+        return self._of_schemes(super().url_schema(schema), schema.get("allowed_schemes"))
+
+    def multi_host_url_schema(self, schema: core_schema.MultiHostUrlSchema) -> JsonSchemaValue:
+        """Return a URL of a scheme that is allowed."""
+        found = super().multi_host_url_schema(schema)
+        return self._of_schemes(found, schema.get("allowed_schemes") or ["https"])
+
+    def _of_schemes(self, found: JsonSchemaValue, schemes: list[str] | None) -> JsonSchemaValue:
         if schemes is None or set(schemes) >= _WEB:
             return found
-        inner = f"({'|'.join(schemes)})"
+        inner = f"({'|'.join(map(re.escape, schemes))})"
         if set(schemes) & _WEB:
             return {**found, "pattern": f"^{inner}://"}
         plain = {key: value for key, value in found.items() if key != "format"}
