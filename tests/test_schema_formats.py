@@ -128,6 +128,14 @@ def test_what_is_no_schema_is_refused_by_name(given: Any, told: str) -> None:
     assert told in str(caught.value)
 
 
+def test_schemas_that_are_nested_too_deep_are_refused() -> None:
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(5_000):
+        deep = {"type": "array", "items": deep}
+    with pytest.raises(ConfigError, match="nested too deep"):
+        read_schema(deep)
+
+
 def test_tools_that_are_none() -> None:
     hosted: list[dict[str, Any]] = [
         {"type": "web_search"},

@@ -29,8 +29,16 @@ def as_json_schema(schema: Mapping[str, Any], owner: str = "", path: str = "") -
     """Return a schema with types in small letters: Gemini's as JSON schema has it, others as is.
 
     Raises:
-        ConfigError: A type is unknown.
+        ConfigError: A type is unknown, or it is nested too deep to be read.
     """
+    try:
+        return _read(schema, owner, path)
+    except RecursionError:
+        message = "it is nested too deep. Cure: name its parts in $defs, and refer to them"
+        raise problem(owner, path, message) from None
+
+
+def _read(schema: Mapping[str, Any], owner: str, path: str) -> dict[str, Any]:
     kinds: list[Any] = []
 
     def look(inner: dict[str, Any]) -> dict[str, Any]:
