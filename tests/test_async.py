@@ -81,6 +81,7 @@ def paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
     return f"./{Path(model).name}", f"../models/{Path(reward).name}"
 
 
+@pytest.mark.slow
 async def test_adapters_with_models_by_path(
     paths: tuple[str, str], blockbuster: BlockBuster
 ) -> None:

@@ -225,6 +225,7 @@ def test_one_calibration_serves_answers_of_all_lengths_up_to_its_own(
         assert len(runs) == 2
 
 
+@pytest.mark.slow
 def test_several_samplings_share_one_test_in_one_call(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:

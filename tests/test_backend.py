@@ -28,6 +28,7 @@ from stars_engine.testing import check_backend
 from tests.backend_parts import FAMILIES, Text, random_backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_drafts_what_it_would_alone(family: str, tokenizer: object) -> None:
     backend = random_backend(family, tokenizer)

@@ -326,6 +326,7 @@ def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(
 # --- used elsewhere ---
 
 
+@pytest.mark.slow
 def test_answers_far_longer_than_the_calibrated_ones_are_told(
     engine: StarsEngine, schedule: CalibratedSchedule
 ) -> None:

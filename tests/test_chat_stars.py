@@ -536,6 +536,7 @@ async def test_whoever_leaves_frees_the_engine(speechless: Callable[..., Any]) -
     assert threading.active_count() <= threads
 
 
+@pytest.mark.slow
 def test_rejected_text_reaches_no_callback(speechless: Callable[..., Any]) -> None:
     class Notes(BaseCallbackHandler):
         def __init__(self) -> None:

@@ -145,6 +145,7 @@ def test_usage(adapter: Adapter) -> None:
     assert num_prompt > len(ASKED.encode())  # and the template around it
 
 
+@pytest.mark.slow
 def test_seeds_and_batches(adapter: Adapter) -> None:
     llm = adapter.make()
     alone = [adapter.ask(llm, f"Number {index}") for index in range(8)]

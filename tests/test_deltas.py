@@ -77,6 +77,7 @@ def test_steps_add_up_whatever_their_size(name: str | None, tool_choice: str) ->
         assert told.reasoning + new.reasoning == (message.reasoning or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hermes", "thinking", "gemma", None])
 def test_streams_of_the_engine_add_up_to_its_messages(name: str | None) -> None:
     with engine_of(name, schedule=NoSchedule(), segment_len=4) as engine:

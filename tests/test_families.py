@@ -162,6 +162,7 @@ def test_runs_are_those_without_a_cache(
     assert accounts(together(stars, count)) == expected
 
 
+@pytest.mark.slow
 def test_one_token_read_wrong_would_show(
     stars: StarsEngine, backend: TransformersBackend, plain: list[StarsResult]
 ) -> None:
@@ -183,6 +184,7 @@ def drafter(tokenizer: object) -> TransformersBackend:
     return random_backend("llama", tokenizer, scale=SCALES["llama"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_rewards_are_those_of_whole_texts(
     kind: str, drafter: TransformersBackend, tokenizer: Any

@@ -139,6 +139,7 @@ def test_predictions_hold_for_rewards_of_few_values(
     assert abs(np.mean(errors)) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [(-1.0, 0.0), (0.0, 1.0), (0.2, 0.9), (-3.0, -0.5)])
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9, 0.99])
 @pytest.mark.parametrize("slope", [0.0, 0.3, 0.9])

@@ -72,6 +72,7 @@ class OnTheEnginesThread:
         return [self.function(item.prompt.text, item.text) for item in inputs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [*EXITS, Unspeakable()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("offloaded", [True, False])
 def test_a_reward_that_exits_ends_its_own_request_at_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -103,23 +104,27 @@ def makefile_targets() -> dict[str, str]:
     return dict(re.findall(target, text, re.MULTILINE))
 
 
+def make(*arguments: str) -> str:
+    """Return what make prints; also where make runs this test."""
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFL"))
+    }
+    run = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    return run.stdout
+
+
 def test_makefile_lists_all_its_targets() -> None:
-    run = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    listed = [line.split()[0] for line in run.stdout.splitlines()]
+    listed = [line.split()[0] for line in make().splitlines()]
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert listed == list(makefile_targets()) == re.findall(r"^([a-z-]+):", text, re.MULTILINE)
 
 
 def test_makefile_runs_the_test_command_of_the_readme() -> None:
-    run = subprocess.run(
-        ["make", "--dry-run", "test-all", "PYTHON=python"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = make("--dry-run", "test-all", "PYTHON=python").strip()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f".venv/bin/{run.stdout.strip()}\n```" in readme
+    assert f".venv/bin/{command}\n```" in readme
 
 
 def workflow() -> dict[str, Any]:

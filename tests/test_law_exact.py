@@ -405,6 +405,7 @@ def _paths() -> int:
     return runs
 
 
+@pytest.mark.slow
 def test_enumerator_takes_every_path_once() -> None:
     # One segment of two tokens, the first may end the text: 2 * 3 + 1 drafts, 4 surplus ones
     # would multiply them, but only the first of four candidates is accepted.

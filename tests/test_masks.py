@@ -71,6 +71,7 @@ def settings(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"temperature": 1.0, "top_k": 5, **fields})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [

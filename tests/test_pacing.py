@@ -489,6 +489,7 @@ def test_what_one_call_has_found_the_next_one_begins_with() -> None:
 # --- with the embedded pair ---
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_one_at_a_time(engine: StarsEngine) -> None:
     align = AlignParams(schedule=ConstantSchedule(value=1.5), segment_len=8, max_attempts=12)
     prompts, sampling = ["The film", "I was", "Nobody"], SamplingParams(seed=5, max_tokens=40)

@@ -156,6 +156,7 @@ def test_alone_or_in_company(engine: StarsEngine, num_candidates: int) -> None:
     assert sum(r.usage.num_attempts for r in together) > sum(len(r.segments) for r in together)
 
 
+@pytest.mark.slow
 def test_one_part_of_weight_one_is_that_reward(engine: StarsEngine) -> None:
     align = AlignParams(schedule=ConstantSchedule(value=0.8), segment_len=5)
     alone = StarsConfig(model="stars:embedded-lm", reward=TONE, align=align, sampling=SAMPLING)
@@ -356,6 +357,7 @@ def test_keys_tell_composites_apart() -> None:
     assert len(different) == 9
 
 
+@pytest.mark.slow
 def test_equal_composites_share_one_load(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,6 +298,7 @@ def test_a_batch_of_the_wrong_length(engine: StarsEngine, on_failure: str) -> No
         assert outcomes[1].usage.num_reward_failures == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "floor"), [(math.nan, None), (-math.inf, None), (0.5, 0.9)])
 def test_one_row_is_rejected_and_no_failure(
     engine: StarsEngine, value: float, floor: float | None
@@ -317,6 +318,7 @@ def test_one_row_is_rejected_and_no_failure(
 # --- models on the engine's thread ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_failure", ["raise", "reject", "retry"])
 def test_a_model_that_fails(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, on_failure: str

@@ -159,6 +159,7 @@ def test_accepting_everything_with_options_is_vanilla(
 # --- baselines ---
 
 
+@pytest.mark.slow
 def test_accepting_everything_is_vanilla(engine: StarsEngine) -> None:
     sampling = SamplingParams(seed=2, max_tokens=50)
     align = AlignParams(schedule=NoSchedule(), segment_len=7)

@@ -73,6 +73,7 @@ def test_many_threads_load_once(loads: list[StarsConfig]) -> None:
     assert len(loads) == 1
 
 
+@pytest.mark.slow
 def test_what_is_loaded_tells_runtimes_apart(loads: list[StarsConfig]) -> None:
     base = StarsConfig()
     other_align = base.replace(align=AlignParams(schedule=NoSchedule()))
@@ -91,6 +92,7 @@ def test_what_is_loaded_tells_runtimes_apart(loads: list[StarsConfig]) -> None:
     assert handles[0].stats().num_finished == 3
 
 
+@pytest.mark.slow
 def test_the_last_close_unloads_and_ends_the_thread(loads: list[StarsConfig]) -> None:
     before = engine_threads()
     first, second = StarsEngine.shared(), StarsEngine.shared()

@@ -290,6 +290,7 @@ def test_changes_that_leave_no_version_are_noticed(name: str, tokenizer: object)
         assert not torch.allclose(logits, old, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "implementation"),
     [("llama", "sdpa"), ("llama", "eager"), ("gpt_oss", "eager"), ("gemma2", "eager")],

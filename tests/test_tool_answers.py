@@ -243,6 +243,7 @@ def test_reasoning_is_kept_apart() -> None:
         assert result.text.startswith("<think>")
 
 
+@pytest.mark.slow
 def test_a_whole_turn_with_a_tool() -> None:
     with engine_of("mistral") as engine:
         chat = Chat([USER], tools=TOOLS, tool_choice="weather")

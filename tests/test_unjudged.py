@@ -229,6 +229,7 @@ def test_json_by_a_grammar_is_not_judged() -> None:
     assert read
 
 
+@pytest.mark.slow
 def test_calibration_of_answers_with_thoughts_ends() -> None:
     """All drafts of a stage have a reward there, those within a thought that of no prose."""
     with engine_of([], schedule=AutoSchedule()) as engine:
