@@ -245,7 +245,7 @@ class ChatStars(StarsFields, BaseChatModel):
                 wanted = read_schema(wanted).schema
             grammar = grammar_of_response_format(wanted)
             if "grammar" in kwargs and grammar is not None:
-                message = "response_format and grammar both say what the answer is to be. Cure: one"
+                message = "response_format and grammar both say what the answer is to be. Hint: one"
                 raise ConfigError("ChatStars", [Problem("response_format", message)])
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
         settings, call = self._call(stop, kwargs)
@@ -264,7 +264,7 @@ def _tool_of(found: NamedSchema, name: str) -> dict[str, Any]:
     if kind != "object":
         raise ValueError(
             "method='function_calling' needs the schema of an object, and this is of "
-            f"{kind!r}. Cure: method='json_schema'"
+            f"{kind!r}. Hint: method='json_schema'"
         )
     return replace(found, name=name).as_tool()
 

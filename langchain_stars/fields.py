@@ -118,7 +118,7 @@ def _own_names(values: Mapping[str, Any], owner: str) -> dict[str, Any]:
         seconds = given.pop("timeout")
         if given.setdefault("deadline_s", seconds) != seconds:
             message = f"timeout={seconds} is LangChain's name for deadline_s, and that is "
-            message += f"{given['deadline_s']}. Cure: give one of them"
+            message += f"{given['deadline_s']}. Hint: give one of them"
             raise ConfigError(owner, [Problem("timeout", message)])
     return given
 
@@ -128,7 +128,7 @@ def _without_remote(values: dict[str, Any]) -> dict[str, Any]:
     for name in _REMOTE:
         if values.pop(name, None) is not None:
             message = (
-                f"{name} is for models behind a network; this one runs here. Cure: leave it out"
+                f"{name} is for models behind a network; this one runs here. Hint: leave it out"
             )
             warnings.warn(message, StarsWarning, stacklevel=4)
     return values

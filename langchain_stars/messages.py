@@ -94,7 +94,7 @@ def _read(message: BaseMessage, names: ToolNames) -> Message:
             role = _ROLES.get(message.role, message.role)
             return Message(role=role, content=as_text(message.content))
     raise PromptError(
-        f"a {type(message).__name__} is no turn of a conversation. Cure: SystemMessage, "
+        f"a {type(message).__name__} is no turn of a conversation. Hint: SystemMessage, "
         "HumanMessage, AIMessage, ToolMessage, or ChatMessage with one of their roles"
     )
 

@@ -149,7 +149,7 @@ def _check(message: BaseMessage, said: str, *, by_call: bool) -> None:
     if (bool(message.tool_calls) if by_call else _is_json(said)) or reason not in _BOUNDS:
         return
     raise OutputParserException(
-        f"the answer was cut off by {_BOUNDS[reason]} before its JSON was complete. Cure: more "
+        f"the answer was cut off by {_BOUNDS[reason]} before its JSON was complete. Hint: more "
         "room, or a schema with bounds (maxLength, maxItems); no stop string that JSON may hold",
         llm_output=said,
     )

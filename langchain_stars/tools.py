@@ -86,7 +86,7 @@ def _read(tool: Any) -> list[NamedSchema]:
         )
         return [_named(tool.__name__, _of_model(model), model.__doc__ or "")]
     raise PromptError(
-        f"a {type(tool).__name__} is no tool. Cure: a function, a pydantic model, a TypedDict, a "
+        f"a {type(tool).__name__} is no tool. Hint: a function, a pydantic model, a TypedDict, a "
         "dictionary with a schema, or a BaseTool"
     )
 
@@ -108,7 +108,7 @@ def _of_base_tool(tool: BaseTool) -> NamedSchema:
         if "function" not in made:
             raise PromptError(
                 f"the tool {tool.name!r} takes text of no schema, and only its provider's models "
-                "call such. Cure: a function, or a tool with an args_schema"
+                "call such. Hint: a function, or a tool with an args_schema"
             )
         return NamedSchema(made["function"]["parameters"], tool.name, tool.description)
     return _named(tool.name, _asked(tool), tool.description)

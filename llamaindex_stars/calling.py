@@ -64,7 +64,7 @@ class CallingLLM(FunctionCallingLLM):
             invalid = response.message.additional_kwargs.get("invalid_tool_calls")
             reason = f"what was written as one is none: {invalid}" if invalid else "it is text"
             raise ValueError(
-                f"the answer calls no tool ({reason}). Cure: tool_required=True, or more max_tokens"
+                f"the answer calls no tool ({reason}). Hint: tool_required=True, or more max_tokens"
             )
         return [
             ToolSelection(

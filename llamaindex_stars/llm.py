@@ -203,7 +203,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
                 pickle.dumps(getattr(self, name))
             except Exception as error:
                 message = (
-                    f"it cannot be pickled ({error}). Cure: models by name, and a callable as "
+                    f"it cannot be pickled ({error}). Hint: models by name, and a callable as "
                 )
                 message += "FunctionReward(function='module:name')"
                 raise ConfigError("StarsLLM", [Problem(name, message)]) from error
@@ -254,7 +254,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         wanted = kwargs.pop("response_format", None)
         grammar = None if wanted is None else grammar_of_response_format(wanted)
         if grammar is not None and kwargs.get("grammar") is not None:
-            message = "response_format and grammar both say what the answer is to be. Cure: one"
+            message = "response_format and grammar both say what the answer is to be. Hint: one"
             raise ConfigError("StarsLLM", [Problem("response_format", message)])
         return self.settings(**(kwargs if grammar is None else {**kwargs, "grammar": grammar}))
 
@@ -262,7 +262,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: Prompt, settings: StarsConfig, reward_prompt: Any
     ) -> tuple[StarsEngine, dict[str, Any]]:
         """Return the engine, and its arguments."""
-        refuse_several_answers(settings, cure="n=1")
+        refuse_several_answers(settings, hint="n=1")
         engine, sampling = self.engine(settings), settings.sampling
         if sampling == "model":
             sampling = engine.facts.default_sampling()

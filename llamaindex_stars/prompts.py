@@ -80,7 +80,7 @@ def chat_prompt(
         if tools.get("tools"):
             raise PromptError(
                 "tools go through the model's chat template, and messages_to_prompt takes its "
-                "place. Cure: no messages_to_prompt, or no tools (for structured output, "
+                "place. Hint: no messages_to_prompt, or no tools (for structured output, "
                 "pydantic_program_mode='llm')"
             )
         written = llm.messages_to_prompt(messages)
@@ -154,6 +154,6 @@ def _texts_of(block: Any) -> list[str]:
             with suppress(ValueError):  # of base64, or of UTF-8
                 return [b64decode(block.data, validate=True).decode()]
     raise PromptError(
-        f"a message holds {type(block).__name__}; this model reads text only. Cure: "
+        f"a message holds {type(block).__name__}; this model reads text only. Hint: "
         "leave it out, or put it into words"
     )

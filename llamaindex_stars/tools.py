@@ -84,7 +84,7 @@ def _read(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, Mapping):
         return read_tools(tool)
     raise PromptError(
-        f"a {type(tool).__name__} is no tool. Cure: FunctionTool.from_defaults(...), a pydantic "
+        f"a {type(tool).__name__} is no tool. Hint: FunctionTool.from_defaults(...), a pydantic "
         "model, or a dictionary with a schema"
     )
 

@@ -117,9 +117,9 @@ def why_not(error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         fix = _FIXES.get(error.errno or 0, "check the path and its permissions")
         check = "; check the path" if error.errno in _WRONG_PATHS else ""
-        return f"{error.strerror or error}{check}. Cure: {fix}"
+        return f"{error.strerror or error}{check}. Hint: {fix}"
     # A zero byte, or halves of surrogate pairs.
-    return f"{error}. Cure: give a path of characters that file names may have"
+    return f"{error}. Hint: give a path of characters that file names may have"
 
 
 def shown_path(path: str | Path) -> str:
@@ -235,7 +235,7 @@ def _mend_tail(
         return True
     if tail.strip(b"\0") and not tail.startswith(b"{"):
         message = (
-            "its last line is no record and has no newline; it may be another kind of file. Cure: "
+            "its last line is no record and has no newline; it may be another kind of file. Hint: "
             "give another path, or end the line"
         )
         raise file_error(path, title, message)

@@ -1,4 +1,4 @@
-"""Every exception the engine raises on purpose. Each message names what is wrong and its cure."""
+"""Every exception that the package raises on purpose: what is wrong, then `Hint:` with the fix."""
 
 from __future__ import annotations
 
@@ -13,12 +13,29 @@ if TYPE_CHECKING:
     from stars_engine.types import StarsResult
 
 
-class StarsError(Exception):
+HINT = "Hint: "
+
+
+class _HintedError(Exception):
+    """An exception whose message may contain a hint.
+
+    Attributes:
+        hint: How to fix it; empty if the message does not say.
+    """
+
+    @property
+    def hint(self) -> str:
+        """How to fix it; empty if the message does not say."""
+        _, _, hint = str(self).partition(HINT)
+        return hint.strip()
+
+
+class StarsError(_HintedError):
     """Base of all errors raised by this package."""
 
 
-class StarsWarning(UserWarning):
-    """Something that works, but hardly as intended."""
+class StarsWarning(_HintedError, UserWarning):  # noqa: N818 - a warning
+    """Something works, but probably not as intended."""
 
 
 class Problem(NamedTuple):
@@ -47,6 +64,12 @@ class ConfigError(StarsError, ValueError):
             lines = "".join(f"\n  - {problem}" for problem in problems)
             super().__init__(f"{title} has {len(problems)} problems:{lines}")
 
+    @property
+    def hint(self) -> str:
+        """How to fix the problems, one line for each that says so."""
+        hints = (problem.message.partition(HINT)[2].strip() for problem in self.problems)
+        return "\n".join(filter(None, hints))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are copied by calling the class with `args`, which is the message alone.
         return type(self), (self.title, self.problems), self.__dict__
@@ -57,7 +80,7 @@ class MissingExtraError(StarsError, ImportError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
-            f"{module!r} is not installed. Cure: pip install 'stars-engine[{extra}]'", name=module
+            f"{module!r} is not installed. Hint: pip install 'stars-engine[{extra}]'", name=module
         )
         self.extra = extra
 
@@ -67,7 +90,7 @@ class MissingExtraError(StarsError, ImportError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import into `MissingExtraError`, which names the cure."""
+    """Turn a failed import into `MissingExtraError`, which says how to install the package."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -77,7 +77,7 @@ def refuse_imports(title: str, config: Schema) -> None:
     problems = [
         Problem(
             field,
-            f"{value!r} runs Python code, and imports are not allowed here. Cure: remove it, or "
+            f"{value!r} runs Python code, and imports are not allowed here. Hint: remove it, or "
             "allow imports if you trust the author",
         )
         for field, value in _code_in(config)

@@ -236,5 +236,5 @@ def _unusable(grammar: Grammar, reason: str) -> ConfigError:
     told = _told(reason)
     if grammar.kind != "ebnf":
         told = re.sub(r"^at \d+\(\d+\): ", "", told)
-    message = f"the {grammar.kind} grammar cannot be used: {told[:400]}. Cure: change it there"
+    message = f"the {grammar.kind} grammar cannot be used: {told[:400]}. Hint: change it there"
     return ConfigError("SamplingParams", [Problem("grammar", message)])

@@ -40,7 +40,7 @@ def check_kernels(config: Checkpoint, declare: Callable[[], Any]) -> None:
     if found is not None:
         raise ModelLoadError(
             f"{config.name_or_path!r}: attention {found!r} is code from the hub, and "
-            "trust_remote_code is off. Cure: model_kwargs={'attn_implementation': 'sdpa'}, install "
+            "trust_remote_code is off. Hint: model_kwargs={'attn_implementation': 'sdpa'}, install "
             "the package of that attention, or trust_remote_code=True if you trust its "
             "repository"
         )

@@ -305,7 +305,7 @@ async def asettled(events: AsyncIterable[SegmentEvent]) -> AsyncGenerator[Segmen
         yield end
 
 
-def refuse_several_answers(settings: StarsConfig, *, cure: str = "n=1, or no stream") -> None:
+def refuse_several_answers(settings: StarsConfig, *, hint: str = "n=1, or no stream") -> None:
     """Refuse `n` above 1, because framework streams, and some responses, carry one answer.
 
     Raises:
@@ -313,7 +313,7 @@ def refuse_several_answers(settings: StarsConfig, *, cure: str = "n=1, or no str
     """
     if settings.sampling != "model" and settings.sampling.n > 1:
         message = (
-            f"{settings.sampling.n} is not allowed; only one answer can be returned. Cure: {cure}"
+            f"{settings.sampling.n} is not allowed; only one answer can be returned. Hint: {hint}"
         )
         raise ConfigError("stream", [Problem("n", message)])
 

@@ -75,7 +75,7 @@ def resolve(name: str) -> str:
         return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
     if name.startswith("stars:"):
         raise ModelLoadError(
-            f"{name!r} is no model inside the package. Cure: one of {', '.join(_EMBEDDED_FOLDERS)}"
+            f"{name!r} is no model inside the package. Hint: one of {', '.join(_EMBEDDED_FOLDERS)}"
         )
     return os.path.expanduser(name)  # noqa: PTH111 - as Path, "./x" would read as a hub name
 
@@ -98,13 +98,13 @@ def load_tokenizer(config: Checkpoint) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **_from_where(config))
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
-            f"no tokenizer could be loaded from {source!r}: {first_line(error, config)}. Cure: set "
-            f"tokenizer_name_or_path to where the model's tokenizer is{_hub_cure(source)}"
+            f"no tokenizer could be loaded from {source!r}: {first_line(error, config)}. Hint: set "
+            f"tokenizer_name_or_path to where the model's tokenizer is{_hub_hint(source)}"
         ) from redacted_cause(error, config.secrets)
     # transformers makes an empty tokenizer out of a directory that holds none.
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise ModelLoadError(
-            f"{source!r} holds a model without a tokenizer. Cure: set tokenizer_name_or_path to "
+            f"{source!r} holds a model without a tokenizer. Hint: set tokenizer_name_or_path to "
             "where the model's tokenizer is"
         )
     return tokenizer
@@ -122,7 +122,7 @@ def read_config(config: Checkpoint) -> Any:
         return transformers.AutoConfig.from_pretrained(source, **_from_where(config))
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
-            f"{source!r}: its config cannot be read: {first_line(error, config)}. Cure: check the "
+            f"{source!r}: its config cannot be read: {first_line(error, config)}. Hint: check the "
             "name, or trust_remote_code=True for a checkpoint with code of its own"
         ) from redacted_cause(error, config.secrets)
 
@@ -157,8 +157,8 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
             f"{source!r} could not be loaded as {auto_class.__name__}: {first_line(error, config)}."
-            " Cure: weights must be safetensors, and code of the checkpoint's own needs "
-            f"trust_remote_code=True{_hub_cure(source)}"
+            " Hint: weights must be safetensors, and code of the checkpoint's own needs "
+            f"trust_remote_code=True{_hub_hint(source)}"
         ) from redacted_cause(error, config.secrets)
     _check_weights(info, source, auto_class)
     if device is not None and getattr(model, "quantization_method", None) is None:
@@ -189,7 +189,7 @@ def _keywords(config: Checkpoint) -> dict[str, Any]:
     if MASK in config.secrets:
         raise ModelLoadError(
             f"model_kwargs={masked(config.model_kwargs)}: a secret is missing, since pickles hold "
-            "none. Cure: give it again, with .replace(model_kwargs=...)"
+            "none. Hint: give it again, with .replace(model_kwargs=...)"
         )
     keywords: dict[str, Any] = unseal(config.model_kwargs)
     return keywords
@@ -207,11 +207,11 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelLoadError(
-            f"device={name!r}: this process sees {torch.cuda.device_count()} CUDA devices. Cure: "
+            f"device={name!r}: this process sees {torch.cuda.device_count()} CUDA devices. Hint: "
             "device='auto', or install a torch build for your GPU"
         )
     if device.type == "mps" and not mps:
-        raise ModelLoadError("device='mps': this machine has none. Cure: device='auto'")
+        raise ModelLoadError("device='mps': this machine has none. Hint: device='auto'")
     return device
 
 
@@ -305,14 +305,14 @@ def check_exists(
     if path.is_file() or looks_local:
         found = "a file" if path.is_file() else "no such directory"
         raise ModelLoadError(
-            f"{field}={source!r}: {found}. Cure: give a directory that save_pretrained wrote, or a "
+            f"{field}={source!r}: {found}. Hint: give a directory that save_pretrained wrote, or a "
             "hub name such as 'Qwen/Qwen2.5-0.5B'"
         )
     missing = _why_not_on_hub(source, revision, token)
     if missing is not None:
         raise ModelLoadError(
             f"{field}={source!r}: no such directory, and {missing}. "
-            "Cure: check the name, the revision and the network, or give a local directory that "
+            "Hint: check the name, the revision and the network, or give a local directory that "
             "save_pretrained wrote"
         )
 
@@ -346,7 +346,7 @@ def _check_model(config: Checkpoint) -> None:
     if pickles and not any(path.glob("*.safetensors")):
         raise ModelLoadError(
             f"name_or_path={source!r} holds only pickled weights ({pickles[0]}), which can run "
-            "code when read. Cure: load them once where you trust them and write safetensors "
+            "code when read. Hint: load them once where you trust them and write safetensors "
             "with model.save_pretrained(directory)"
         )
 
@@ -354,7 +354,7 @@ def _check_model(config: Checkpoint) -> None:
 def _check_config_file(path: Path, source: str) -> None:
     if not path.is_file():
         raise ModelLoadError(
-            f"name_or_path={source!r}: no model, the directory has no config.json. Cure: give the "
+            f"name_or_path={source!r}: no model, the directory has no config.json. Hint: give the "
             "directory that save_pretrained wrote"
         )
     try:
@@ -364,12 +364,12 @@ def _check_config_file(path: Path, source: str) -> None:
         broken = first_line(error)
     if broken is not None:
         raise ModelLoadError(
-            f"name_or_path={source!r}: its config.json cannot be used: {broken}. Cure: write it "
+            f"name_or_path={source!r}: its config.json cannot be used: {broken}. Hint: write it "
             "again with model.save_pretrained(directory)"
         )
 
 
-def _hub_cure(source: str) -> str:
+def _hub_hint(source: str) -> str:
     """Say what else can help, where it was not a local directory that could not be loaded."""
     if Path(source).is_dir():
         return ""
@@ -385,14 +385,14 @@ def _check_weights(info: Mapping[str, Any], source: str, auto_class: Any) -> Non
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
         raise ModelLoadError(
             f"{source!r} lacks weights of {auto_class.__name__}: {shown}; they would be random. "
-            "Cure: a checkpoint that was trained as what it is used for, a language model as "
+            "Hint: a checkpoint that was trained as what it is used for, a language model as "
             "model, a sequence classifier as reward"
         )
     head = sorted(key for key in info["unexpected_keys"] if _CLASSIFIER_HEAD.search(key))
     if head and auto_class is transformers.AutoModelForCausalLM:
         warnings.warn(
             f"{source!r} is used as language model but has the head of a classifier ({head[0]}), "
-            "which is left out: it may be a reward model. Cure: give the language model's name",
+            "which is left out: it may be a reward model. Hint: give the language model's name",
             StarsWarning,
             stacklevel=3,
         )

@@ -38,12 +38,12 @@ def check_template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     for name in kwargs:
         if name in _OWN_KEYWORDS:
             raise ValueError(
-                f"{name!r} is set where a conversation is rendered. Cure: leave it out; messages, "
+                f"{name!r} is set where a conversation is rendered. Hint: leave it out; messages, "
                 "tools and the rest are fields of Chat, the template is "
                 "TransformersModel(chat_template=...)"
             )
         if _SPECIAL_TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is the tokenizer's own. Cure: leave it out")
+            raise ValueError(f"{name!r} is the tokenizer's own. Hint: leave it out")
     checked: dict[str, Any] = is_json(kwargs, "chat_template_kwargs")
     return checked
 
@@ -108,7 +108,7 @@ class Tool(Schema):
             return value
         tools = [tool.as_tool()["function"] for tool in read_tools(value)]
         if len(tools) != 1:
-            raise ValueError(f"{len(tools)} tools are given as one. Cure: each by itself")
+            raise ValueError(f"{len(tools)} tools are given as one. Hint: each by itself")
         return tools[0]
 
     @field_validator("name")
@@ -127,7 +127,7 @@ class Tool(Schema):
             schema = rooted(as_json_schema(schema))
         if isinstance(schema, Mapping) and schema.get("type", "object") != "object":
             raise ValueError(
-                f"arguments are an object, and this is the schema of {schema['type']!r}. Cure: "
+                f"arguments are an object, and this is the schema of {schema['type']!r}. Hint: "
                 "{'type': 'object', 'properties': {'value': ...}}"
             )
         return is_json(schema, "a schema")
@@ -252,7 +252,7 @@ class Chat(Schema):
         if self.tool_choice not in (*CHOICES, "any", *names):
             allowed = ", ".join(map(repr, (*CHOICES, "any", *names)))
             raise ValueError(
-                f"tool_choice {self.tool_choice!r} is none of {allowed}. Cure: one of these, or a "
+                f"tool_choice {self.tool_choice!r} is none of {allowed}. Hint: one of these, or a "
                 "tool of this name"
             )
         if self.must_call and not self.tools:
@@ -260,7 +260,7 @@ class Chat(Schema):
         if self.must_call and not self.constrain_tools:
             raise ValueError(
                 f"tool_choice {self.tool_choice!r} is kept by a grammar, and constrain_tools is "
-                "False. Cure: leave one of them out"
+                "False. Hint: leave one of them out"
             )
         if self.continue_final_message:
             self._check_begun(self.messages[-1])
@@ -285,7 +285,7 @@ class Chat(Schema):
         if last.role != "assistant" or other or not last.content:
             raise ValueError(
                 "continue_final_message goes on with what an assistant began to say, and the last "
-                "message is none. Cure: end with a message of role 'assistant' with a content and "
+                "message is none. Hint: end with a message of role 'assistant' with a content and "
                 "nothing else (a thought may stand in the content)"
             )
         if len(self.messages) == 1:
@@ -310,6 +310,6 @@ def _text_of(part: Any) -> str:
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise ValueError(
-        f"a part of the content is of type {kind!r}, and these models read text alone. Cure: leave "
+        f"a part of the content is of type {kind!r}, and these models read text alone. Hint: leave "
         "images, sound and files out, or describe them in words"
     )

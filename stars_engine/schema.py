@@ -66,7 +66,7 @@ class Schema(BaseModel):
                 super().__setattr__(name, value)
             except ValidationError:
                 title = type(self).__name__
-                message = f"a {title} is frozen. Cure: make a new one, .replace({name}=...)"
+                message = f"a {title} is frozen. Hint: make a new one, .replace({name}=...)"
                 raise ConfigError(title, [Problem(name, message)]) from None
 
     def replace(self, **changes: Any) -> Self:
@@ -155,12 +155,12 @@ def _is_number(cls: type[BaseModel], name: str) -> bool:
 def _explain_unnamed(cls: type[BaseModel], given: object) -> str:
     first = next(name for name in cls.model_fields if name != "kind")
     return (
-        f"the fields of {cls.__name__} are given by name. Cure: {cls.__name__}({first}={given!r})"
+        f"the fields of {cls.__name__} are given by name. Hint: {cls.__name__}({first}={given!r})"
     )
 
 
 def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]:
-    """Translate pydantic's errors: field, value, allowed range, cure.
+    """Translate pydantic's errors: field, value, allowed range, hint.
 
     A field that may be of several types fails once for each: the first account is enough.
     """
@@ -216,8 +216,8 @@ def _explain_unknown(cls: type[BaseModel], name: str) -> str:
         return f"unknown field; {cls.hints[name]}"
     known = list(cls.model_fields)
     close = difflib.get_close_matches(name, known, n=1)
-    cure = f"did you mean `{close[0]}`?" if close else f"known fields: {', '.join(known)}."
-    return f"unknown field; {cure}"
+    hint = f"did you mean `{close[0]}`?" if close else f"known fields: {', '.join(known)}."
+    return f"unknown field; {hint}"
 
 
 def _describe(name: str, field: FieldInfo | None) -> str:

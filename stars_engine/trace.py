@@ -55,7 +55,7 @@ def read_jsonl(path: str | Path) -> Iterator[StarsResult]:
                 if isinstance(result, StarsResult):
                     yield result
                 elif line.endswith(b"\n"):
-                    message = f"line {number} is not a result: {result}. Cure: remove the line"
+                    message = f"line {number} is not a result: {result}. Hint: remove the line"
                     raise file_error(path, _TITLE, message)
                 else:
                     logger.warning(

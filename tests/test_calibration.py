@@ -256,10 +256,10 @@ def test_a_reward_that_fails_in_the_pilot_is_told(engine: StarsEngine) -> None:
         ({"num_drafts": 21}, ["num_drafts", "21", "max_attempts=20"]),
         ({"sampling": SamplingParams(temperature=0)}, ["temperature", "above 0"]),
         ({"prompts": ["a"]}, ["prompts", "1", "at least 8"]),
-        ({"prompts": "a string of many characters"}, ["prompts", "one str", "a list", "Cure"]),
-        ({"prompts": TokenIds(range(9))}, ["prompts", "one TokenIds", "a list", "Cure"]),
+        ({"prompts": "a string of many characters"}, ["prompts", "one str", "a list", "Hint"]),
+        ({"prompts": TokenIds(range(9))}, ["prompts", "one TokenIds", "a list", "Hint"]),
         ({"prompts": iter(OPENINGS)}, ["prompts", "list_iterator", "a list", "list(...)"]),
-        ({"prompts": [1] * 8}, ["prompts", "int", "index 0", "TokenIds", "Cure"]),
+        ({"prompts": [1] * 8}, ["prompts", "int", "index 0", "TokenIds", "Hint"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -338,7 +338,7 @@ def test_answers_far_longer_than_the_calibrated_ones_are_told(
     with pytest.warns(StarsWarning, match="min_tokens") as told:
         engine.generate("A", sampling=few, align=align)
     assert len(told) == 1
-    with pytest.warns(StarsWarning, match=r"up to 24 tokens .* more than 48.*Cure") as told:
+    with pytest.warns(StarsWarning, match=r"up to 24 tokens .* more than 48.*Hint") as told:
         engine.generate(["A", "B"], sampling=SAMPLING.replace(max_tokens=49), align=align)
 
 
@@ -347,7 +347,7 @@ def test_other_settings_than_it_was_made_for_are_told(
 ) -> None:
     align = AlignParams(schedule=schedule)
     engine.generate("A", sampling=SAMPLING, align=align)  # no warning: warnings are errors here
-    with pytest.warns(StarsWarning, match=r"sampling\.temperature is 0\.5, not 0\.8.*Cure"):
+    with pytest.warns(StarsWarning, match=r"sampling\.temperature is 0\.5, not 0\.8.*Hint"):
         engine.generate("A", sampling=SAMPLING.replace(temperature=0.5), align=align)
     with pytest.warns(StarsWarning, match=r"align\.segment_len is 4, not 8"):
         engine.generate("A", sampling=SAMPLING, align=align.replace(segment_len=4))
@@ -378,7 +378,7 @@ def test_a_reward_without_a_number_fails_the_pilot_and_nobody_else(engine: Stars
     )
     with StarsEngine(config, model=engine.model) as own:
         bystander = own.submit("bystander", sampling=SamplingParams(max_tokens=128, min_tokens=128))
-        with pytest.raises(RewardError, match=r"give no threshold.*finite reward.*Cure"):
+        with pytest.raises(RewardError, match=r"give no threshold.*finite reward.*Hint"):
             calibrate(own, OPENINGS[:8], **QUICK)
         assert bystander.result()[0].finish_reason == "length"
 
@@ -388,7 +388,7 @@ def test_rewards_too_large_for_a_threshold_are_told_in_sentences(engine: StarsEn
     config = StarsConfig(model="stars:embedded-lm", reward=lambda prompt, c: 1e300 * len(c))
     with (
         StarsEngine(config, model=engine.model) as own,
-        pytest.raises(RewardError, match=r"give no threshold.*Cure") as caught,
+        pytest.raises(RewardError, match=r"give no threshold.*Hint") as caught,
     ):
         calibrate(own, OPENINGS[:8], **QUICK)
     assert ".." not in str(caught.value).replace("...", "")

@@ -128,18 +128,18 @@ def test_a_config_file_and_options_over_it(tmp_path: Path) -> None:
         ),
         (
             ["--model", "stars:embedded-lm", "--reward", "antigravity.no:f", "--threshold", "0"],
-            ["antigravity.no:f", "cannot be imported", "Cure"],
+            ["antigravity.no:f", "cannot be imported", "Hint"],
         ),
         (["--model", "a/b"], ["--reward is required"]),
         (["--model", "./a", "--reward", "./b"], ["name_or_path='./a'", "no such directory"]),
         (["--initial-weight", "0.5"], ["--target"]),
         (["--top-k", "-1"], ["top_k", "-1", ">= 1"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
-        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Cure"]),
+        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
         (["--prompts", "nowhere.txt"], ["not both"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "max_tokens"]),
-        (["--threshold", "99", "--on-exhausted", "raise"], ["20 attempts", "Cure"]),
+        (["--threshold", "99", "--on-exhausted", "raise"], ["20 attempts", "Hint"]),
     ],
 )
 def test_mistakes_end_in_one_clear_message(args: list[str], words: list[str]) -> None:
@@ -161,7 +161,7 @@ def test_a_reward_whose_module_fails_ends_in_one_message(tmp_path: Path) -> None
     )
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
-    for word in ("broken:f", "ZeroDivisionError", "Cure"):
+    for word in ("broken:f", "ZeroDivisionError", "Hint"):
         assert word in run.stderr
 
 

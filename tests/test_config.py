@@ -1,4 +1,4 @@
-"""Config objects: every bad value gets one message with field, value, what is allowed, cure."""
+"""Config objects: every bad value gets one message with field, value, what is allowed, hint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from stars_engine import (
 )
 from stars_engine.config.flat import with_fields
 from stars_engine.config.root import embedded_align, embedded_ramp
+from stars_engine.errors import Problem, PromptError, StarsWarning
 
 FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
 
@@ -42,11 +44,11 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: AlignParams(beta=math.nan), ["beta", "nan", ">= 0"]),
         (lambda: AlignParams(segment_len=0), ["segment_len", "0", ">= 1", "segment_len=32"]),
         (lambda: AlignParams(segment_end="word"), ["segment_end", "'word'", "'length' or 'sentence'"]),
-        (lambda: AlignParams(min_segment_len=4), ["min_segment_len=4", "Cure: set segment_end='sentence'"]),
+        (lambda: AlignParams(min_segment_len=4), ["min_segment_len=4", "Hint: set segment_end='sentence'"]),
         (lambda: AlignParams(min_segment_len=0), ["min_segment_len", "0", ">= 1"]),
-        (lambda: AlignParams(segment_end="sentence", segment_len=8, min_segment_len=9), ["min_segment_len=9", "segment_len=8", "1 to 8", "Cure"]),
+        (lambda: AlignParams(segment_end="sentence", segment_len=8, min_segment_len=9), ["min_segment_len=9", "segment_len=8", "1 to 8", "Hint"]),
         (lambda: AlignParams(lookahead=-1), ["lookahead", "-1", ">= 0", "lookahead=16"]),
-        (lambda: AlignParams(segment_end="sentence", lookahead=4), ["lookahead=4", "segment_end='sentence'", "Cure"]),
+        (lambda: AlignParams(segment_end="sentence", lookahead=4), ["lookahead=4", "segment_end='sentence'", "Hint"]),
         (lambda: AlignParams(max_attempts=0), ["max_attempts", "0", ">= 1"]),
         (lambda: AlignParams(num_candidates=0), ["num_candidates", "0", ">= 1"]),
         (lambda: AlignParams(segment_len="many"), ["segment_len", "'many'", "an integer"]),
@@ -282,17 +284,17 @@ def test_frozen_replaceable_and_hashed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "cure"),
+    ("build", "hint"),
     [
         (lambda: LinearSchedule(8.0), "LinearSchedule(target=8.0)"),
         (lambda: ConstantSchedule(1), "ConstantSchedule(value=1)"),
         (lambda: TransformersModel("a/b"), "TransformersModel(name_or_path='a/b')"),
     ],
 )
-def test_fields_are_given_by_name(build: Callable[[], object], cure: str) -> None:
+def test_fields_are_given_by_name(build: Callable[[], object], hint: str) -> None:
     with pytest.raises(TypeError) as caught:
         build()
-    assert cure in str(caught.value)
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
@@ -349,3 +351,20 @@ def test_one_field_changed_by_name_leaves_the_pairs_other_settings() -> None:
     changed = with_fields(StarsConfig(), {"max_attempts": 5}, owner="StarsLLM").align
     assert changed == own.replace(max_attempts=5)
     assert changed.segment_len == own.segment_len != AlignParams().segment_len
+
+
+def test_the_hint_of_an_error_is_an_attribute_too() -> None:
+    problems = [Problem("a", "is 1. Hint: give 2"), Problem("b", "is 3"), Problem("c", "Hint: 4")]
+    assert ConfigError("X", problems).hint == "give 2\n4"
+    assert ConfigError("X", problems[1:2]).hint == ""
+    error = PromptError("the prompt is empty. Hint: give one token at least")
+    assert error.hint == pickle.loads(pickle.dumps(error)).hint == "give one token at least"
+    assert MissingExtraError("torch", "local").hint == "pip install 'stars-engine[local]'"
+    assert StarsWarning("slow. Hint: be quick").hint == "be quick"
+
+
+def test_every_error_that_tells_how_to_fix_it_has_its_hint() -> None:
+    """No message of ours gives advice under another word than `Hint:`."""
+    for package in ("stars_engine", "langchain_stars", "llamaindex_stars"):
+        for path in (Path(__file__).parents[1] / package).rglob("*.py"):
+            assert not re.search(r"\b(Cure|Fix|Advice|Remedy): ", path.read_text("utf-8")), path

@@ -180,7 +180,7 @@ def test_errors_name_what_is_wrong(adapter: Adapter) -> None:
         adapter.ask(llm, temprature=1)
     with pytest.raises(ConfigError, match="beta"):
         adapter.ask(llm, beta=-1)
-    with pytest.raises(ContextOverflowError, match="Cure"):
+    with pytest.raises(ContextOverflowError, match="Hint"):
         adapter.ask(llm, "x" * 20_000)
     assert adapter.ask(llm)  # none of them does any harm
 

@@ -63,7 +63,7 @@ def test_forced_segments_are_told_once(own: StarsEngine, caplog: pytest.LogCaptu
         own.generate("The", sampling=sampling, align=align)
     [message] = [text for text in warnings_in(caplog) if "forced" in text]
     assert message.startswith("60 of 60 segments were forced (100.0%)")
-    assert "Cure: " in message
+    assert "Hint: " in message
     stats = own.stats()
     assert (stats.num_segments, stats.num_forced, stats.forced_rate) == (120, 120, 1.0)
 
@@ -337,4 +337,4 @@ def test_rewards_off_their_calibration_are_told(
     assert drift(-4.0) == pytest.approx(2.0, abs=0.5)  # half of all were as expected
     [message] = [text for text in warnings_in(caplog) if "calibrated" in text]
     assert "standard deviations from what the calibrated thresholds expect" in message
-    assert "Cure: calibrate" in message
+    assert "Hint: calibrate" in message

@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_old_file(disk: Path, one: StarsResult, name: str
         WRITERS[name](path, one)
     message = str(caught.value)
     assert str(path) in message
-    assert "No space left on device. Cure: free some space" in message
+    assert "No space left on device. Hint: free some space" in message
     assert path.read_text() == "old"
     assert sorted(file.name for file in disk.iterdir()) == sorted(["filler", name])
     (disk / "filler").unlink()
@@ -129,7 +129,7 @@ def test_a_read_only_directory_leaves_the_old_file(
     if write is None:
         path = immutable / name
         write = WRITERS[name]
-    with pytest.raises(ConfigError, match=r"cannot be written: .* Cure: check the permissions"):
+    with pytest.raises(ConfigError, match=r"cannot be written: .* Hint: check the permissions"):
         write(path, one)
     assert [file.name for file in immutable.iterdir()] == ["old.json"]
     assert (immutable / "old.json").read_text() == "old"
@@ -150,7 +150,7 @@ def test_wrong_places_are_named(tmp_path: Path, one: StarsResult, name: str) -> 
     }
     for place, words in places.items():
         with pytest.raises(
-            ConfigError, match=rf"(?s)cannot be written: .*{words}.*Cure: "
+            ConfigError, match=rf"(?s)cannot be written: .*{words}.*Hint: "
         ) as caught:
             WRITERS[name](place, one)
         assert len(str(caught.value)) < 700

@@ -30,7 +30,7 @@ from tests.test_runtime import LONG, NEVER, SHORT, idle, wait_until, with_reward
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (MemoryError("too many rows"), r"too many rows.*Cure: shorten the prompt"),
+        (MemoryError("too many rows"), r"too many rows.*Hint: shorten the prompt"),
         (RuntimeError("too many rows"), r"too many rows.*max_rows"),
     ],
     ids=lambda item: type(item).__name__,

@@ -132,7 +132,7 @@ def test_a_module_that_cannot_be_imported(
         future = mine.submit("a", sampling=SHORT)
         with pytest.raises(ModelLoadError, match=r"breaks_on_import.*Error|SystemExit") as caught:
             future.result(timeout=AT_ONCE_S)
-    assert "Cure" in str(caught.value)
+    assert "Hint" in str(caught.value)
     schedule = FunctionSchedule(function="breaks_on_import:f")
     with pytest.raises(ScheduleError, match=r"breaks_on_import"):
         engine.generate("a", sampling=SHORT, align=PLAIN.replace(schedule=schedule))
@@ -207,7 +207,7 @@ def test_when_the_engines_thread_fails_nobody_waits_for_ever(
             with pytest.raises(EngineClosedError, match="Odd: a mistake of ours"):
                 mine.submit(["a"] * 3, sampling=LONG).result(timeout=AT_ONCE_S)
         for ask in (mine.submit, mine.generate, mine.stream):
-            with pytest.raises(EngineClosedError, match=r"closed\. Cure: create a new"):
+            with pytest.raises(EngineClosedError, match=r"closed\. Hint: create a new"):
                 ask("a", sampling=SHORT)
 
 

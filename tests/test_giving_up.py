@@ -140,7 +140,7 @@ def test_two_readers_of_one_stream_are_told(engine: StarsEngine) -> None:
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(list, stream)
         wait_until(stream._reader.locked)
-        with pytest.raises(StarsError, match=r"two threads or tasks .* Cure"):
+        with pytest.raises(StarsError, match=r"two threads or tasks .* Hint"):
             next(stream)
         stream.cancel()
         [last] = first.result(timeout=10)

@@ -409,7 +409,7 @@ def test_the_engine_takes_a_pydantic_model(engine: StarsEngine) -> None:
 def test_grammars_that_are_none(engine: StarsEngine, grammar: Grammar, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         engine.generate("A film", sampling=SamplingParams(grammar=grammar))
-    assert "Cure: " in str(caught.value)
+    assert "Hint: " in str(caught.value)
     assert "no_forcing" not in str(caught.value)  # nothing of what is added to it
 
 
@@ -426,7 +426,7 @@ def test_one_bad_grammar_fails_alone(engine: StarsEngine) -> None:
     [
         ({"kind": "xml"}, "unknown kind 'xml'; allowed kinds: json, regex, choice, ebnf"),
         ({"kind": "choice", "choices": []}, "a list of at least one"),
-        (int, "int is no pydantic model. Cure"),
+        (int, "int is no pydantic model. Hint"),
     ],
 )
 def test_values_that_are_no_grammar(value: object, message: str) -> None:

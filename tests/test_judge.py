@@ -98,7 +98,7 @@ def test_a_judge_survives_its_file(judge: LinearClassifier, tmp_path: Path) -> N
 
 
 def test_no_judge_is_told_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"Cure: python -m training\.judge"):
+    with pytest.raises(FileNotFoundError, match=r"Hint: python -m training\.judge"):
         load_judge(tmp_path)
 
 

@@ -383,7 +383,7 @@ def test_copies_by_way_of_plain_values() -> None:
 
 def test_what_cannot_be_pickled_is_told_and_stays(speechless: Callable[..., StarsLLM]) -> None:
     llm = StarsLLM(model="stars:embedded-lm", reward=lambda p, c: -1.0, schedule={"kind": "none"})
-    with pytest.raises(ConfigError, match=r"reward: it cannot be pickled .* Cure"):
+    with pytest.raises(ConfigError, match=r"reward: it cannot be pickled .* Hint"):
         pickle.dumps(llm)
     assert llm.complete("This movie", max_tokens=4).raw["reward"] == -1.0
     with pytest.raises(ConfigError, match="n=1"):

@@ -411,7 +411,7 @@ def test_a_request_beyond_the_budget_by_itself_is_refused(
     assert results.index(refused) == 1
     assert isinstance(refused, ContextOverflowError)
     assert "budget is 30 tokens in all" in str(refused)
-    assert "Cure: shorten the prompt, lower max_tokens, or raise EngineParams(max_pref" in str(
+    assert "Hint: shorten the prompt, lower max_tokens, or raise EngineParams(max_pref" in str(
         refused
     )
 

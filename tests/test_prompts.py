@@ -153,7 +153,7 @@ def test_no_template_and_a_refusing_one() -> None:
     with pytest.raises(PromptError, match=r"has none.*chat_template"):
         encode_chat(make_codec(None), [turn("hi")])
     broken = make_codec("\n{% for %}")
-    with pytest.raises(PromptError, match=r"chat_template has a syntax error in line 2.*Cure"):
+    with pytest.raises(PromptError, match=r"chat_template has a syntax error in line 2.*Hint"):
         encode_chat(broken, [turn("hi")])
     refusing = make_codec("{{ raise_exception('system first') }}")
     with pytest.raises(PromptError, match=r"system first.*roles.*user"):
@@ -221,8 +221,8 @@ def test_an_empty_prompt(codec: Codec) -> None:
         (b"bytes", "not bytes"),
         (None, "NoneType"),
         (7, "not int"),
-        ((prompt for prompt in ["a"]), "not generator. Cure: list(...)"),
-        ({"a", "b"}, "not set. Cure: list(...)"),
+        ((prompt for prompt in ["a"]), "not generator. Hint: list(...)"),
+        ({"a", "b"}, "not set. Hint: list(...)"),
     ],
 )
 def test_what_is_no_prompt(codec: Codec, prompts: object, words: str) -> None:

@@ -115,7 +115,7 @@ def test_a_third_call_that_fails_ends_its_request(engine: StarsEngine) -> None:
     error = outcomes[1]
     assert isinstance(error, RewardError)
     assert "the reward watch failed: OSError: call 3: no answer" in str(error)
-    assert "Cure: mend the reward" in str(error)
+    assert "Hint: mend the reward" in str(error)
     assert isinstance(error.__cause__, OSError)
     assert len(error.result.segments) == 2
     assert error.result.finish_reason == "error"
@@ -361,7 +361,7 @@ def test_the_prompt_alone_cannot_be_rejected(engine: StarsEngine) -> None:
     align = ANY.replace(schedule=LinearSchedule(target=0.0, initial_weight=0.5))
     outcomes, _ = run(engine, fails, align, on_failure="reject")
     assert all(isinstance(outcome, RewardError) for outcome in outcomes)
-    assert "Cure: fix the reward model, or use LinearSchedule(initial" in str(outcomes[0])
+    assert "Hint: fix the reward model, or use LinearSchedule(initial" in str(outcomes[0])
 
 
 # --- without an engine ---

@@ -105,7 +105,7 @@ def test_formats_of_answers(kind: str) -> None:
         ({"type": "object", "inputs": S}, "inputs: a schema beside a schema"),
         ({**S, "inputSchema": S}, "no format has this key beside a schema"),
         ({"parameters": S, "schema": S}, "'parameters' and 'schema' are both schemas"),
-        ({"name": "V", "schema": "{}"}, "schema: str is no schema. Cure: json.loads"),
+        ({"name": "V", "schema": "{}"}, "schema: str is no schema. Hint: json.loads"),
         ({"name": "V", "schema": {"name": "V"}}, "schema: there is a name in it and no schema"),
         ({"name": "V", "schema": {"a": S}}, "schema: a dictionary of 'a' is no JSON schema"),
         ({"name": "V"}, "there is no schema in it, only 'name'"),

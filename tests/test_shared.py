@@ -252,7 +252,7 @@ def test_copies_and_pickles_lead_to_the_same_runtime(loads: list[StarsConfig]) -
 
 def test_parts_of_ones_own_cannot_be_pickled(engine: StarsEngine) -> None:
     mine = StarsEngine(StarsConfig(align=AlignParams(schedule=NoSchedule())), model=engine.model)
-    with pytest.raises(TypeError, match="Cure"):
+    with pytest.raises(TypeError, match="Hint"):
         pickle.dumps(mine)
 
 

@@ -145,7 +145,7 @@ def test_names_that_are_taken_are_refused_by_name(name: str) -> None:
         lambda: llamaindex_stars.StarsLLM(chat_template_kwargs=kwargs),
         lambda: YesNoReward(name_or_path="x", chat_template_kwargs=kwargs),
     ):
-        with pytest.raises(ConfigError, match=f"'{name}'.*Cure: leave it out"):
+        with pytest.raises(ConfigError, match=f"'{name}'.*Hint: leave it out"):
             make()
 
 

@@ -275,7 +275,7 @@ def test_a_judge_that_fails_is_named(
     engine: StarsEngine, prompts: list[str], judge: object, words: str
 ) -> None:
     sampling = SamplingParams(max_tokens=4)
-    with pytest.raises(RewardError, match=rf"the judge failed .*prompts\[0\]: {words}.*Cure"):
+    with pytest.raises(RewardError, match=rf"the judge failed .*prompts\[0\]: {words}.*Hint"):
         trust_report(
             engine, prompts[:4], sampling=sampling, num_answers=4, remedies=False, judge=judge
         )

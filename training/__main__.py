@@ -195,7 +195,7 @@ def _made(args: argparse.Namespace, file: str, stage: str, read: Callable[[Path]
     """Read what an earlier stage wrote."""
     path = args.work / file
     if not path.exists():
-        raise SystemExit(f"{path} is not there. Cure: run --stage {stage} with this --work first")
+        raise SystemExit(f"{path} is not there. Hint: run --stage {stage} with this --work first")
     return read(path)
 
 

@@ -37,7 +37,7 @@ def load_judge(directory: Path) -> LinearClassifier:
     """
     if not (directory / _FILE).exists():
         raise FileNotFoundError(
-            f"no judge in {directory}. Cure: python -m training.judge --imdb DIR --out {directory}"
+            f"no judge in {directory}. Hint: python -m training.judge --imdb DIR --out {directory}"
         )
     return LinearClassifier.load(directory / _FILE)
 

@@ -150,7 +150,7 @@ def apply_on_exhausted(rollout: Rollout) -> SegmentEvent:
     if align.on_exhausted == "raise":
         raise AlignmentError(
             f"no candidate of segment {len(rollout.segments)} was accepted in "
-            f"{rollout.max_attempts} attempts. Cure: lower the thresholds, raise max_attempts or "
+            f"{rollout.max_attempts} attempts. Hint: lower the thresholds, raise max_attempts or "
             "beta, or set on_exhausted; the error's `result` holds the accepted text"
         )
     if align.on_exhausted == "fallback":
@@ -177,13 +177,13 @@ def set_prompt_reward(rollout: Rollout, outcome: RewardOutcome) -> None:
     if outcome.failed:
         raise RewardError(
             "the reward model failed to score the prompt alone, and the schedule starts from that "
-            "reward. Cure: fix the reward model, or use LinearSchedule(initial=...) instead of "
+            "reward. Hint: fix the reward model, or use LinearSchedule(initial=...) instead of "
             "initial_weight"
         )
     if not math.isfinite(outcome.value):
         raise RewardError(
             f"the reward of the prompt alone is {outcome.value}, and the schedule starts from that "
-            "reward; it must be finite. Cure: use LinearSchedule(initial=...) instead of "
+            "reward; it must be finite. Hint: use LinearSchedule(initial=...) instead of "
             "initial_weight"
         )
     rollout.prompt_reward = rollout.prefix_reward = outcome.value
@@ -214,7 +214,7 @@ def warn_of_greedy(settings: Iterable[tuple[SamplingParams, AlignParams]]) -> No
         if sampling.temperature == 0 and not isinstance(align.schedule, NoSchedule):
             warnings.warn(
                 "temperature is 0, so all draws of a segment are equal: each is drafted and "
-                "judged once, then on_exhausted applies. Cure: set a temperature above 0",
+                "judged once, then on_exhausted applies. Hint: set a temperature above 0",
                 StarsWarning,
                 stacklevel=3,
             )

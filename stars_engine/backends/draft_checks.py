@@ -34,7 +34,7 @@ def checked_draft(
         return checked
     return GenerationError(
         f"the language model {type(model).__name__} returned a draft that {problem}. The request "
-        "ends here; others are not affected. Cure: correct its `draft` method; "
+        "ends here; others are not affected. Hint: correct its `draft` method; "
         "stars_engine.testing.check_backend checks a language model"
     )
 

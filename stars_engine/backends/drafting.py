@@ -130,16 +130,16 @@ def _nothing_to_draw(logits: torch.Tensor, row: DraftRow) -> GenerationError:
     position = request.num_completion_tokens
     if not (logits < torch.inf).all():  # or nan; -inf is how models say never
         reason = (
-            "the model's logits are nan or infinite. Cure: another dtype, such as dtype='float32'"
+            "the model's logits are nan or infinite. Hint: another dtype, such as dtype='float32'"
         )
     elif row.grammar is not None:
         found = row.grammar.error or "no token that the other settings leave continues the text"
         reason = (
-            f"the grammar leaves none ({found}). Cure: check the grammar, logit_bias and min_tokens"
+            f"the grammar leaves none ({found}). Hint: check the grammar, logit_bias and min_tokens"
         )
     else:
         reason = (
-            "the sampling settings leave none. Cure: check logit_bias, min_tokens with "
+            "the sampling settings leave none. Hint: check logit_bias, min_tokens with "
             f"stop_token_ids, and temperature={request.sampling.temperature}"
         )
     return GenerationError(

@@ -103,7 +103,7 @@ class TransformersBackend:
             if not self.end_ids and not sampling.stop_token_ids:
                 message = (
                     "the model has no end-of-text token, so an answer that is complete could not "
-                    "end. Cure: stop_token_ids=[...]"
+                    "end. Hint: stop_token_ids=[...]"
                 )
                 raise ConfigError("SamplingParams", [Problem("grammar", message)])
 
@@ -230,7 +230,7 @@ def _add_adapter(model: Any, path: str, config: TransformersModel) -> Any:
         raise
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
-            f"adapter_path={path!r} could not be loaded: {first_line(error, config)}. Cure: give "
+            f"adapter_path={path!r} could not be loaded: {first_line(error, config)}. Hint: give "
             "the directory that PeftModel.save_pretrained wrote for this base model"
         ) from redacted_cause(error, config.secrets)
 
@@ -249,6 +249,6 @@ def _check_adapter(directory: Path, path: str) -> None:
     if not (directory / _ADAPTER_WEIGHTS).is_file():
         raise ModelLoadError(
             f"adapter_path={path!r} holds no {_ADAPTER_WEIGHTS}, and pickled weights can run code "
-            "when read. Cure: load it once where you trust it and write it with "
+            "when read. Hint: load it once where you trust it and write it with "
             "PeftModel.save_pretrained(directory, safe_serialization=True)"
         )

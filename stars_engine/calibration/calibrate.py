@@ -262,7 +262,7 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
     if ineligible > attempts / 2:
         warnings.warn(
             f"{ineligible} of {attempts} pilot drafts had a non-finite reward or were vetoed; the "
-            "thresholds depend on the others alone. Cure: check the reward, or lower its floor",
+            "thresholds depend on the others alone. Hint: check the reward, or lower its floor",
             StarsWarning,
             stacklevel=3,
         )
@@ -276,11 +276,11 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
         if not abs(found - wanted) <= 0.25 * max(wanted, 0.2):  # nan too
             num_prompts = schedule.made_for["pilot"]["num_prompts"]
             reason = (
-                "A reward with few distinct values leaves no threshold in between. Cure: use a "
+                "A reward with few distinct values leaves no threshold in between. Hint: use a "
                 "finer reward, a beta above 0, or another target"
                 if num_prompts >= _FEW_PROMPTS
                 else f"{num_prompts} pilot prompts may be too few, or a reward with few distinct "
-                "values leaves no threshold in between. Cure: use 100 prompts or more, or a finer "
+                "values leaves no threshold in between. Hint: use 100 prompts or more, or a finer "
                 "reward"
             )
             logger.warning(

@@ -191,7 +191,7 @@ class Pilot:
         except ValueError as error:
             reason = str(error).rstrip(".")
             raise RewardError(
-                f"the rewards of the pilot's drafts give no threshold: {reason}. Cure: check the "
+                f"the rewards of the pilot's drafts give no threshold: {reason}. Hint: check the "
                 "rewards of unfinished answers, and the reward's floor"
             ) from error
         self._on_stage()

@@ -32,15 +32,15 @@ def checked_prompts(title: str, prompts: object, *, least: int = 1) -> list[Prom
     allowed = "a list of str, Chat, TokenIds or RenderedPrompt"
     if isinstance(prompts, _KINDS):
         raise problem(
-            f"a single {type(prompts).__name__} is not allowed; allowed: {allowed}. Cure: give "
+            f"a single {type(prompts).__name__} is not allowed; allowed: {allowed}. Hint: give "
             "several prompts similar to those of later use, prompts=[..., ...]"
         )
     if not isinstance(prompts, Sequence):
-        raise problem(f"{type(prompts).__name__} is not allowed; {allowed}. Cure: use list(...)")
+        raise problem(f"{type(prompts).__name__} is not allowed; {allowed}. Hint: use list(...)")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, _KINDS):
             raise problem(
-                f"{type(prompt).__name__} at index {index} is not allowed; {allowed}. Cure: use "
+                f"{type(prompt).__name__} at index {index} is not allowed; {allowed}. Hint: use "
                 "TokenIds([...]) for token ids and Chat([...]) for role dicts"
             )
     if len(prompts) < least:

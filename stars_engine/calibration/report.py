@@ -263,7 +263,7 @@ def _opinion(judge: Judge, prompt: str, result: StarsResult) -> float:
     except Exception as error:
         raise RewardError(
             f"the judge failed on an answer to prompts[{result.prompt_index}]: "
-            f"{describe_error(error)}. Cure: fix the judge; it takes (prompt, answer) and returns "
+            f"{describe_error(error)}. Hint: fix the judge; it takes (prompt, answer) and returns "
             "a number, or nan to exclude the answer",
             result,
         ) from error

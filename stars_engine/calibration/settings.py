@@ -125,7 +125,7 @@ def warn_of_mismatch(
     if found:
         warnings.warn(
             f"thresholds are used with settings other than those of their calibration: "
-            f"{'; '.join(found)}. The thresholds may be far off. Cure: calibrate for these "
+            f"{'; '.join(found)}. The thresholds may be far off. Hint: calibrate for these "
             "settings, or use AutoSchedule()",
             StarsWarning,
             stacklevel=4,
@@ -135,7 +135,7 @@ def warn_of_mismatch(
         # Without the request's own `max_tokens`, because warnings with equal text show once.
         warnings.warn(
             f"thresholds that were calibrated up to {measured} tokens are used for answers of more "
-            f"than {_MAX_LENGTH_RATIO * measured}; later segments use the last stage. Cure: "
+            f"than {_MAX_LENGTH_RATIO * measured}; later segments use the last stage. Hint: "
             "calibrate with a larger max_tokens, or use AutoSchedule()",
             StarsWarning,
             stacklevel=4,

@@ -187,5 +187,5 @@ def _answer(content: str) -> Message:
 def _hidden(content: str) -> PromptError:
     return PromptError(
         f"the reward model's chat template does not show where the answer {content[:40]!r} ends. "
-        "Cure: template='...{prompt}...{completion}...' in place of it"
+        "Hint: template='...{prompt}...{completion}...' in place of it"
     )

@@ -198,7 +198,7 @@ def _announce_transcript(codec: Codec) -> None:
         _announced[codec] = True
         logger.warning(
             "the model's tokenizer has no chat template: conversations are read as a plain "
-            "transcript (User: ... Assistant: ...). Cure: TransformersModel(chat_template=...), or "
+            "transcript (User: ... Assistant: ...). Hint: TransformersModel(chat_template=...), or "
             "a model trained for conversations"
         )
 
@@ -208,7 +208,7 @@ def _announce_merging(codec: Codec, messages: Sequence[Message]) -> None:
         _merged[codec] = True
         logger.warning(
             "the model's chat template does not take %s as they are: consecutive turns of one role "
-            "are joined, and what the system says goes into the user's turn. Cure: roles that the "
+            "are joined, and what the system says goes into the user's turn. Hint: roles that the "
             "template takes, or TransformersModel(chat_template=...)",
             ", ".join(message.role for message in messages),
         )

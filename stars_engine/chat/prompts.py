@@ -52,7 +52,7 @@ def resolve_prompt(
         resolved = ResolvedPrompt(*_encode(prompt, codec))
     if not resolved.token_ids:
         raise PromptError(
-            "the prompt is empty and this model has no begin-of-text token to start from. Cure: "
+            "the prompt is empty and this model has no begin-of-text token to start from. Hint: "
             "give at least one character"
         )
     if reward_prompt is None:
@@ -110,7 +110,7 @@ def _replacement(prompt: str | Chat, codec: Codec) -> RewardPrompt:
             if ignored := prompt.model_fields_set - {"messages"}:
                 raise PromptError(
                     f"reward_prompt is a Chat with {', '.join(sorted(ignored))}, of no use to a "
-                    "reward model. Cure: Chat(messages)"
+                    "reward model. Hint: Chat(messages)"
                 )
             _check_messages(prompt.messages)
             told = spoken(prompt.messages, GENERIC, codec.reserved_tokens)
@@ -133,7 +133,7 @@ def _check_text(text: str, what: str) -> None:
     except UnicodeEncodeError as error:
         raise PromptError(
             f"{what} holds half a surrogate pair, {text[error.start]!r} at index {error.start}, "
-            "which is no character. Cure: text.encode('utf-16', 'surrogatepass').decode('utf-16', "
+            "which is no character. Hint: text.encode('utf-16', 'surrogatepass').decode('utf-16', "
             "'replace')"
         ) from None
 
@@ -143,15 +143,15 @@ def _wrong_type(prompt: object) -> str:
         isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], dict)
     ):
         return (
-            "a bare list of role dicts could be one conversation or many prompts. Cure: wrap each "
+            "a bare list of role dicts could be one conversation or many prompts. Hint: wrap each "
             "conversation, Chat([{'role': 'user', 'content': '...'}])"
         )
     if isinstance(prompt, list | tuple) and all(isinstance(part, int) for part in prompt):
-        return "a bare list of numbers is no prompt. Cure: TokenIds([...]) for token ids"
+        return "a bare list of numbers is no prompt. Hint: TokenIds([...]) for token ids"
     if isinstance(prompt, Iterable) and not isinstance(prompt, Sequence | dict):
         kind = type(prompt).__name__
-        return f"prompts are a list or another sequence, not {kind}. Cure: list(...)"
+        return f"prompts are a list or another sequence, not {kind}. Hint: list(...)"
     return (
-        f"a prompt is a str, Chat, TokenIds or RenderedPrompt, not {type(prompt).__name__}. Cure: "
+        f"a prompt is a str, Chat, TokenIds or RenderedPrompt, not {type(prompt).__name__}. Hint: "
         "convert it, or wrap a list of prompts in one list"
     )

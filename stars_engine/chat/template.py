@@ -71,7 +71,7 @@ def encode_chat(
     """
     if not has_template(codec):
         raise PromptError(
-            "a conversation needs a chat template and this model's tokenizer has none. Cure: pass "
+            "a conversation needs a chat template and this model's tokenizer has none. Hint: pass "
             "a string, set prompt_format='raw', or give TransformersModel(chat_template=...)"
         )
     rendered = render(
@@ -118,13 +118,13 @@ def render(
     except Exception as error:  # templates raise whatever they like
         if (line := getattr(error, "lineno", None)) is not None:  # of Jinja's syntax errors alone
             raise PromptError(
-                f"the model's chat_template has a syntax error in line {line}: {error}. Cure: mend "
+                f"the model's chat_template has a syntax error in line {line}: {error}. Hint: mend "
                 "TransformersModel(chat_template=...), or give one if it is the tokenizer's own"
             ) from error
         roles = ", ".join(message.role for message in messages)
         calls = ", or the calls of tools and their ids" if "tool" in f"{turns}" else ""
         raise PromptError(
-            f"the model's chat template rejects these messages ({error}). Cure: change the roles "
+            f"the model's chat template rejects these messages ({error}). Hint: change the roles "
             f"or their order{calls}; they are: {roles}"
         ) from error
     return Rendered(text, mark)
@@ -146,7 +146,7 @@ def free_mark(contents: Sequence[str]) -> str:
     if mark is None:
         raise PromptError(
             "the contents hold all 32 noncharacters U+FDD0 to U+FDEF, and one is needed to mark "
-            "control tokens. Cure: take them out, they are no characters"
+            "control tokens. Hint: take them out, they are no characters"
         )
     return mark
 
@@ -224,7 +224,7 @@ def _warn_of_unread(codec: Codec, template_kwargs: TemplateKwargs) -> None:
         if name not in read:
             warnings.warn(
                 f"chat_template_kwargs={{{name!r}: ...}} changes nothing: the chat template reads "
-                "no variable of this name. Cure: leave it out, or check its spelling",
+                "no variable of this name. Hint: leave it out, or check its spelling",
                 StarsWarning,
                 stacklevel=3,
             )

@@ -78,7 +78,7 @@ def _arguments(name: str, tool: Tool) -> str:
         return json_rules(name, json.dumps({**tool.parameters, "type": "object"}), _LAYOUT)
     except ValueError as error:
         message = (
-            f"the arguments of {tool.name!r} cannot be held by a grammar: {error}. Cure: leave "
+            f"the arguments of {tool.name!r} cannot be held by a grammar: {error}. Hint: leave "
             f"that out of the parameters of {tool.name!r}, or Chat(constrain_tools=False) to have "
             "calls drafted freely"
         )

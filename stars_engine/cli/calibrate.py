@@ -153,7 +153,7 @@ def _split(prompts: list[str], limit: int, *, verify: bool) -> tuple[list[str], 
     if count < MIN_PROMPTS:
         raise typer.BadParameter(
             f"{count} of {len(prompts)} prompts would be the pilot, and it needs {MIN_PROMPTS}; "
-            f"better 100. Cure: more prompts{', or --no-verify' if verify else ''}"
+            f"better 100. Hint: more prompts{', or --no-verify' if verify else ''}"
         )
     if count > limit:
         messages.say(f"the first {limit} of {count} prompts are used for the pilot")

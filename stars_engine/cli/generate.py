@@ -39,7 +39,7 @@ def read_prompts(path: Path | None) -> list[str]:
     ]
     numbered = [(number, line) for number, line in numbered if line.strip()]
     if not numbered:
-        raise PromptError(f"{path or 'stdin'} holds no prompt. Cure: one prompt a line")
+        raise PromptError(f"{path or 'stdin'} holds no prompt. Hint: one prompt a line")
     if path is not None and path.suffix == ".jsonl":
         return [_json_prompt(path, number, line) for number, line in numbered]
     return [line for _, line in numbered]
@@ -115,7 +115,7 @@ def _decode(source: str, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise PromptError(
-            f"{source}, line {line}: not UTF-8 text. Cure: save it as UTF-8"
+            f"{source}, line {line}: not UTF-8 text. Hint: save it as UTF-8"
         ) from None
 
 
@@ -126,6 +126,6 @@ def _json_prompt(path: Path, number: int, line: str) -> str:
         prompt = None
     if not isinstance(prompt, str):
         raise PromptError(
-            f'{path}, line {number}: not a prompt. Cure: lines like {{"prompt": "text"}}'
+            f'{path}, line {number}: not a prompt. Hint: lines like {{"prompt": "text"}}'
         )
     return prompt

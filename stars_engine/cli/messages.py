@@ -63,7 +63,7 @@ def _explain(error: OSError) -> str:
         return str(error)
     if error.filename is None:
         return error.strerror
-    return f"{error.filename}: {error.strerror}. Cure: check the path and its permissions"
+    return f"{error.filename}: {error.strerror}. Hint: check the path and its permissions"
 
 
 messages = Messages()

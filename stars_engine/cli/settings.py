@@ -80,7 +80,7 @@ def read_config(
         if "align" in base.model_fields_set and base.align.schedule and not has_others:
             raise typer.BadParameter(
                 f"thresholds belong to one pair of models, and those of {path} were made for "
-                "another. Cure: give --preset best, --schedule FILE, --threshold, or --target"
+                "another. Hint: give --preset best, --schedule FILE, --threshold, or --target"
             )
     changes: dict[str, Any] = given(model=model, prompt_format=prompt_format)
     if reward is not None:

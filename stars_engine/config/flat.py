@@ -70,10 +70,10 @@ def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
     for name in fields:
         if name not in FLAT_FIELDS:
             close = difflib.get_close_matches(name, sorted(FLAT_FIELDS), n=1)
-            cure = f"did you mean `{close[0]}`?" if close else f"known: {sorted(FLAT_FIELDS)}."
+            hint = f"did you mean `{close[0]}`?" if close else f"known: {sorted(FLAT_FIELDS)}."
             if name in _OF_TEMPLATES:
-                cure = f"chat templates read it: chat_template_kwargs={{{name!r}: ...}}"
-            problems.append(Problem(name, f"unknown field; {cure}"))
+                hint = f"chat templates read it: chat_template_kwargs={{{name!r}: ...}}"
+            problems.append(Problem(name, f"unknown field; {hint}"))
     if problems:
         raise ConfigError(owner, problems)
 

@@ -38,7 +38,7 @@ class JsonGrammar(Schema):
         schema = schema_of(value)
         if _is_deeper(schema, _MAX_DEPTH):
             raise ValueError(
-                f"a schema is not nested more than {_MAX_DEPTH} deep. Cure: name its parts in "
+                f"a schema is not nested more than {_MAX_DEPTH} deep. Hint: name its parts in "
                 "$defs, and refer to them"
             )
         return is_json(schema, "a schema")
@@ -113,7 +113,7 @@ def schema_of(value: Any) -> Any:
         return dict(value) if isinstance(value, Mapping) else value
     if not hasattr(value, "model_json_schema"):
         raise ValueError(
-            f"{value.__name__} is no pydantic model. Cure: a JSON schema as a dict, or a subclass "
+            f"{value.__name__} is no pydantic model. Hint: a JSON schema as a dict, or a subclass "
             "of pydantic.BaseModel"
         )
     return schema_of_model(value)

@@ -97,14 +97,14 @@ def check_no_code(keywords: Mapping[str, Any]) -> None:
         kernel = next(hub_kernels(value), None)
         if kernel is not None:
             raise ValueError(
-                f"{name}={kernel!r} loads code from the hub, and trust_remote_code is off. Cure: "
+                f"{name}={kernel!r} loads code from the hub, and trust_remote_code is off. Hint: "
                 "'sdpa', 'eager' or another implementation that is installed, or "
                 "trust_remote_code=True if you trust that repository"
             )
     for name in _KERNELS:
         if keywords.get(name):
             raise ValueError(
-                f"{name} loads code from the hub, and trust_remote_code is off. Cure: leave it "
+                f"{name} loads code from the hub, and trust_remote_code is off. Hint: leave it "
                 "out, or trust_remote_code=True if you trust the repositories of those kernels"
             )
 

@@ -347,17 +347,17 @@ class AlignParams(Schema):
         if self.segment_end == "length" and shortest is not None:
             raise ValueError(
                 f"min_segment_len={shortest} belongs to segment_end='sentence', and segment_end is "
-                "'length'. Cure: set segment_end='sentence', or leave min_segment_len out"
+                "'length'. Hint: set segment_end='sentence', or leave min_segment_len out"
             )
         if shortest is not None and shortest > self.segment_len:
             raise ValueError(
                 f"min_segment_len={shortest} is above segment_len={self.segment_len}; allowed: 1 "
-                f"to {self.segment_len}. Cure: lower it, or raise segment_len"
+                f"to {self.segment_len}. Hint: lower it, or raise segment_len"
             )
         if self.segment_end == "sentence" and self.lookahead:
             raise ValueError(
                 f"lookahead={self.lookahead} and segment_end='sentence' do not go together: where "
-                "a sentence ends is known only when the draft is read as text. Cure: "
+                "a sentence ends is known only when the draft is read as text. Hint: "
                 "segment_end='length' with lookahead, or lookahead=0"
             )
         return self

@@ -44,7 +44,7 @@ def _paper(changes: Mapping[str, Any]) -> AlignParams:
         if "target" not in values:
             message = (
                 "is required: r*, the reward that an answer is to reach, is a matter of the reward "
-                "model, and the paper gives no value. Cure: preset('paper', target=...), or the "
+                "model, and the paper gives no value. Hint: preset('paper', target=...), or the "
                 "preset 'best', which finds thresholds itself"
             )
             raise ConfigError("preset 'paper'", [Problem("target", message)])

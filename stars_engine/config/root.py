@@ -171,8 +171,8 @@ def _objects_in(
         for key, inner in part.parts.items():
             yield from _objects_in(f"{name}.parts.{key}.reward", inner.reward)
     elif part.is_live:
-        cure = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"
-        yield Problem(name, f"holds a live object, which no file can; give {cure}")
+        hint = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"
+        yield Problem(name, f"holds a live object, which no file can; give {hint}")
     if isinstance(part, Checkpoint):
         if part.token is not None:
             yield Problem(

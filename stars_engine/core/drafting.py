@@ -100,7 +100,7 @@ class Drafter:
 def model_failed(cause: BaseException) -> GenerationError:
     """Return the error of a request for which the language model failed."""
     error = GenerationError(
-        f"the language model failed: {describe_error(cause)}. Cure: if it ran out of memory, "
+        f"the language model failed: {describe_error(cause)}. Hint: if it ran out of memory, "
         "lower EngineParams(max_rows=..., max_active=...) or shorten the prompt"
     )
     error.__cause__ = cause

@@ -264,7 +264,7 @@ def _out_of_memory_error(rollout: Rollout, cause: Exception) -> GenerationError:
     error = GenerationError(
         f"out of memory with a single running request ({describe_error(cause)}; prompt "
         f"{len(rollout.prompt_ids)} tokens, completion {len(rollout.token_ids)}). The request "
-        "ends here; others are not affected. Cure: shorten the prompt, or use shorter segments or "
+        "ends here; others are not affected. Hint: shorten the prompt, or use shorter segments or "
         "a smaller dtype"
     )
     error.__cause__ = cause
@@ -274,7 +274,7 @@ def _out_of_memory_error(rollout: Rollout, cause: Exception) -> GenerationError:
 def _unreadable_draft_error(cause: Exception) -> GenerationError:
     error = GenerationError(
         f"a draft could not be parsed: {describe_error(cause)}. The request ends here; others are "
-        "not affected. Cure: fix the tokenizer or the decoding strategy that raised this"
+        "not affected. Hint: fix the tokenizer or the decoding strategy that raised this"
     )
     error.__cause__ = cause
     return error

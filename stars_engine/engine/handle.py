@@ -143,7 +143,7 @@ class Handle:
     def __reduce__(self) -> tuple[Callable[..., Handle], tuple[StarsConfig]]:
         if self._factory is None:
             raise TypeError(
-                "an engine with a custom model or reward object cannot be pickled or copied. Cure: "
+                "an engine with a custom model or reward object cannot be pickled or copied. Hint: "
                 "create a new one with StarsEngine(config, model=..., reward=...)"
             )
         return self._factory, (self.config,)
@@ -170,7 +170,7 @@ class Handle:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise EngineClosedError("this engine is closed. Cure: create a new StarsEngine(config)")
+            raise EngineClosedError("this engine is closed. Hint: create a new StarsEngine(config)")
         self._runtime.check_process()
 
     def _models(self) -> tuple[PromptedModel, RewardModel]:

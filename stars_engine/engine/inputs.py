@@ -97,7 +97,7 @@ def _one_each(reward_prompt: RewardPrompts, count: int) -> Sequence[str | Chat |
         return [reward_prompt] * count
     if len(reward_prompt) != count:
         raise PromptError(
-            f"{len(reward_prompt)} reward prompts for {count} prompts. Cure: pass one for all "
+            f"{len(reward_prompt)} reward prompts for {count} prompts. Hint: pass one for all "
             "prompts, or a list with one for each; None stands for the prompt itself"
         )
     return reward_prompt

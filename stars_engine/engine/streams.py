@@ -48,7 +48,7 @@ class _Stream:
         if not self._reader.acquire(blocking=False):
             raise StarsError(
                 "two threads or tasks read one stream at the same time; each would get a part of "
-                "the text. Cure: use one stream per reader, or one reader that forwards events"
+                "the text. Hint: use one stream per reader, or one reader that forwards events"
             )
         try:
             yield

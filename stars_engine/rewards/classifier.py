@@ -151,7 +151,7 @@ class ClassifierRewardModel(CachesPrefixes):
             if lm_fingerprint not in (None, self._codec.fingerprint()):
                 raise ModelLoadError(
                     f"read='ids', but {self.name} has another tokenizer than the language model. "
-                    "Cure: read='text' or read='auto'"
+                    "Hint: read='text' or read='auto'"
                 )
             return True
         shares = lm_fingerprint is not None and lm_fingerprint == self._codec.fingerprint()

@@ -125,7 +125,7 @@ class InputEncoder:
             self._warn_once(
                 "roles",
                 f"the chat template of {self._name} rejects {', '.join(m.role for m in given)}; "
-                "their contents are merged into user turns. Cure: a reward_prompt in roles it "
+                "their contents are merged into user turns. Hint: a reward_prompt in roles it "
                 "takes, or a reward model that knows them",
             )
         return taken
@@ -149,20 +149,20 @@ class InputEncoder:
         if not self._truncates:
             raise RewardError(
                 f"{self._name} reads {limit} tokens at most; prompt and answer have "
-                f"{len(row.ids)}. Cure: on_overflow='truncate' cuts the prompt; or a shorter "
+                f"{len(row.ids)}. Hint: on_overflow='truncate' cuts the prompt; or a shorter "
                 "reward_prompt, or a smaller max_tokens"
             )
         self._warn_once(
             "context",
             f"{self._name} reads {limit} tokens at most; the beginning of longer prompts is cut "
-            "off (usage.num_truncated_rewards counts them). Cure: a reward model with a longer "
+            "off (usage.num_truncated_rewards counts them). Hint: a reward model with a longer "
             "context, or a shorter reward_prompt",
         )
         while len(row.ids) > limit:
             if not _can_be_cut(prompt):
                 raise RewardError(
                     f"{self._name} reads {limit} tokens at most, and the answer alone has more. "
-                    f"Cure: max_tokens below {limit}, or a reward model with a longer context"
+                    f"Hint: max_tokens below {limit}, or a reward model with a longer context"
                 )
             prompt = _cut_left(prompt, len(row.ids) - limit, self.codec)
             row = encode(prompt)

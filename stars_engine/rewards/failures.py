@@ -111,12 +111,12 @@ def failure(name: str, error: BaseException, num_calls: int = 1) -> RewardError:
     often = f" {num_calls} times" if num_calls > 1 else ""
     if isinstance(error, RewardTimeoutError):
         said = f"the reward {name} {error}{often}"
-        cure = "a faster reward, or a larger FunctionReward(timeout_s=...)"
+        hint = "a faster reward, or a larger FunctionReward(timeout_s=...)"
     else:
         said = f"the reward {name} failed{often}: {describe_error(error)}"
-        cure = "mend the reward, or return nan to reject what it cannot judge"
+        hint = "mend the reward, or return nan to reject what it cannot judge"
     wrapped = RewardError(
-        f"{said}. The request ends here; others are not affected. Cure: {cure}; "
+        f"{said}. The request ends here; others are not affected. Hint: {hint}; "
         "on_failure='reject' rejects such candidates instead, 'retry' asks again"
     )
     wrapped.__cause__ = error

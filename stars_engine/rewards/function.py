@@ -73,7 +73,7 @@ def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
         found: Callable[..., Any] = named_object(function)
     except ImportError as error:
         raise ModelLoadError(
-            f"function={function!r} cannot be imported: {error}. Cure: name a callable on the "
+            f"function={function!r} cannot be imported: {error}. Hint: name a callable on the "
             "import path as 'package.module:name'"
         ) from error
     except TypeError as error:

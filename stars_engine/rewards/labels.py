@@ -26,13 +26,13 @@ def pick_label(names: Mapping[int, str], label: int | str | None, name: str) -> 
         if len(names) == 1:
             return 0
         raise ModelLoadError(
-            f"{name} has {len(names)} labels: {known}. Cure: say which one is the reward, "
+            f"{name} has {len(names)} labels: {known}. Hint: say which one is the reward, "
             "label=<index or name>"
         )
     for index, text in names.items():
         if label in (index, text):
             return index
-    raise ModelLoadError(f"label={label!r}: {name} has no such label. Cure: one of {known}")
+    raise ModelLoadError(f"label={label!r}: {name} has no such label. Hint: one of {known}")
 
 
 def read_label(

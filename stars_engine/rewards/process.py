@@ -176,7 +176,7 @@ class ProcessRewardModel(CachesPrefixes):
         bad = self._one_token("negative", convention.negative)
         if good == bad:
             raise ModelLoadError(
-                f"positive and negative are the same token of {self.name}. Cure: two others"
+                f"positive and negative are the same token of {self.name}. Hint: two others"
             )
         return [good, bad]
 
@@ -190,7 +190,7 @@ class ProcessRewardModel(CachesPrefixes):
                 return ids[0]
         raise ModelLoadError(
             f"{field}={text!r} is not one token of {self.name}, but "
-            f"{len(self._codec.encode_continuation(text))}. Cure: the {field} that the model was "
+            f"{len(self._codec.encode_continuation(text))}. Hint: the {field} that the model was "
             "trained with, or the convention of its family"
         )
 
@@ -228,6 +228,6 @@ class ProcessRewardModel(CachesPrefixes):
 
 def _no_head(name: str, found: object) -> ModelLoadError:
     return ModelLoadError(
-        f"{name} gives no labels for each token ({found}). Cure: a process reward model with such "
+        f"{name} gives no labels for each token ({found}). Hint: a process reward model with such "
         "a head, or head='tokens' for one that answers by next tokens"
     )

@@ -99,7 +99,7 @@ def build_head(weights: Mapping[str, torch.Tensor], source: str) -> torch.nn.Mod
         raise ModelLoadError(
             f"{source!r}: no head that scores tokens; known are weights named score.*, v_head.*, "
             f"value_head.*, reward_head.* or classifier.* of one linear layer, or of some with "
-            f"numbers; found: {found}. Cure: a process reward model, or trust_remote_code=True "
+            f"numbers; found: {found}. Hint: a process reward model, or trust_remote_code=True "
             "for a checkpoint with code of its own"
         )
     ordered = sorted(layers, key=int) if numbered else layers
@@ -108,7 +108,7 @@ def build_head(weights: Mapping[str, torch.Tensor], source: str) -> torch.nn.Mod
         if first.out_features != second.in_features:
             raise ModelLoadError(
                 f"{source!r}: the layers of the head do not fit together, {first.out_features} "
-                f"and {second.in_features}. Cure: trust_remote_code=True, if it has code of its own"
+                f"and {second.in_features}. Hint: trust_remote_code=True, if it has code of its own"
             )
     modules: list[torch.nn.Module] = [linears[0]]
     for linear in linears[1:]:

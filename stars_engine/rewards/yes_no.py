@@ -42,7 +42,7 @@ class YesNoRewardModel(CachesPrefixes):
             self._template = TextTemplate(self._with_policy(judging.template), codec)
         elif not has_template(codec):
             raise ModelLoadError(
-                f"{self.name} has no chat template to ask through. Cure: template='...{{prompt}}..."
+                f"{self.name} has no chat template to ask through. Hint: template='...{{prompt}}..."
                 "{completion}...', the judge's whole input"
             )
         words = [
@@ -52,7 +52,7 @@ class YesNoRewardModel(CachesPrefixes):
         if words[0] == words[1]:
             raise ModelLoadError(
                 f"positive={judging.positive!r} and negative={judging.negative!r} begin with the "
-                f"same token of {self.name}. Cure: two answers that differ from the first token on"
+                f"same token of {self.name}. Hint: two answers that differ from the first token on"
             )
         self._model = model = load_model(config, AutoModelForCausalLM)
         self._device = model.get_input_embeddings().weight.device
@@ -148,7 +148,7 @@ class YesNoRewardModel(CachesPrefixes):
     def _first_token(self, field: str, word: str) -> int:
         ids = self._codec.encode_continuation(word, parse=True)
         if not ids:
-            raise ModelLoadError(f"{field}={word!r} is no token of {self.name}. Cure: another word")
+            raise ModelLoadError(f"{field}={word!r} is no token of {self.name}. Hint: another word")
         return ids[0]
 
     # --- the forward pass ---

@@ -59,7 +59,7 @@ class AdmissionQueue:
             if self._is_full and group.num_rollouts and not wait:
                 raise QueueFullError(
                     f"{self.num_admitted} requests are waiting and max_waiting is "
-                    f"{self._capacity}. Cure: retry later, raise EngineParams(max_waiting=...), or "
+                    f"{self._capacity}. Hint: retry later, raise EngineParams(max_waiting=...), or "
                     "wait with on_full='wait'"
                 )
             if group.num_rollouts:

@@ -114,7 +114,7 @@ class ForcedCheck:
             predicted = f", but calibration predicts {expected:.1%} at most"
         return (
             f"{self.num_forced} of {self.num_seen} segments were forced ({share:.1%}){predicted}: "
-            "they were kept although none of their draws was accepted. Cure: lower the thresholds, "
+            "they were kept although none of their draws was accepted. Hint: lower the thresholds, "
             "or raise beta or max_attempts; on_exhausted='stop' keeps no such segment"
         )
 
@@ -144,7 +144,7 @@ class DriftCheck:
         return (
             f"the rewards of {self.num_seen} first drafts deviate by {mean:+.2f} standard "
             "deviations from what the calibrated thresholds expect. Prompts, models or settings "
-            "differ from those of the calibration, so its predictions do not hold. Cure: "
+            "differ from those of the calibration, so its predictions do not hold. Hint: "
             "calibrate on prompts like these"
         )
 
@@ -159,7 +159,7 @@ def standard_checks() -> list[Check]:
             min_seen=200,
             is_wrong=lambda share: share < 0.05,
             message="{cases} of {seen} draws were accepted ({share}): nearly all drafts are "
-            "discarded. Cure: lower the thresholds or raise beta, and check that the schedule was "
+            "discarded. Hint: lower the thresholds or raise beta, and check that the schedule was "
             "made for this model, this reward and this segment_len; aim for about 30%",
         ),
         RateCheck(
@@ -167,7 +167,7 @@ def standard_checks() -> list[Check]:
             min_seen=50,
             is_wrong=lambda share: share > 1 / 3,
             message="{cases} of {seen} redrafts equal an earlier draw of their segment, or nearly "
-            "so ({share}): drafting again changes little. Cure: raise temperature, top_k, top_p or "
+            "so ({share}): drafting again changes little. Hint: raise temperature, top_k, top_p or "
             "segment_len",
         ),
     ]

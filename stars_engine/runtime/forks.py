@@ -19,6 +19,6 @@ def check_process(pid: int) -> None:
     if os.getpid() != pid:
         raise EngineForkedError(
             f"this engine belongs to process {pid}; its thread does not exist in the forked "
-            f"process {os.getpid()}. Cure: create the engine in the child process, or start "
+            f"process {os.getpid()}. Hint: create the engine in the child process, or start "
             "processes with the 'spawn' method"
         )

@@ -94,7 +94,7 @@ class Models:
             raise
         except BaseException as error:  # third-party code called exit; the caller must not exit
             ended = ModelLoadError(
-                f"loading ended with {describe_error(error)}. Cure: fix the code of the checkpoint "
+                f"loading ended with {describe_error(error)}. Hint: fix the code of the checkpoint "
                 "or the reward that raised this"
             )
             self._failures[key] = LoadFailure(time.monotonic(), without_traceback(ended))

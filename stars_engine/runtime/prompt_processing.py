@@ -133,7 +133,7 @@ def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParam
     if sampling.grammar is not None:
         message = (
             "the tools of the conversation already constrain the answer, so a grammar is not "
-            "allowed. Cure: set Chat(tool_choice='none'), or remove the grammar"
+            "allowed. Hint: set Chat(tool_choice='none'), or remove the grammar"
         )
         raise ConfigError("SamplingParams", [Problem("grammar", message)])
     return sampling.replace(grammar=prompt.grammar)
@@ -149,9 +149,9 @@ def check_tools(tools: Sequence[Tool], sampling: SamplingParams, model: Prompted
         try:
             model.check_grammar(sampling.replace(grammar=JsonGrammar(json_schema=tool.parameters)))
         except ConfigError as error:
-            reason = error.problems[0].message.partition(". Cure:")[0]
+            reason = error.problems[0].message.partition(". Hint:")[0]
             message = (
-                f"{reason}. Cure: remove it from the parameters of {tool.name!r}, or set "
+                f"{reason}. Hint: remove it from the parameters of {tool.name!r}, or set "
                 "Chat(constrain_tools=False) to draft tool calls without a grammar"
             )
             raise ConfigError("Chat", [Problem("tools", message)]) from None
@@ -168,7 +168,7 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
     if max(prompt.token_ids) >= vocab_size:
         raise PromptError(
             f"token id {max(prompt.token_ids)} is outside the vocabulary; allowed: 0 to "
-            f"{vocab_size - 1}. Cure: encode with this model's tokenizer"
+            f"{vocab_size - 1}. Hint: encode with this model's tokenizer"
         )
     if limit is None or len(prompt.token_ids) + sampling.max_tokens <= limit:
         return sampling
@@ -181,7 +181,7 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
         hint += f", set max_tokens to at most {room}, or on_overflow='clamp'"
     raise ContextOverflowError(
         f"the prompt has {len(prompt.token_ids)} tokens and max_tokens is "
-        f"{sampling.max_tokens}; the model's context is {limit} tokens. Cure: {hint}"
+        f"{sampling.max_tokens}; the model's context is {limit} tokens. Hint: {hint}"
     )
 
 
@@ -196,7 +196,7 @@ def check_memory_budget(rollouts: Sequence[Rollout], budget: MemoryBudget) -> No
             raise ContextOverflowError(
                 f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
                 f"{rollout.sampling.max_tokens}; the engine's budget is {budget.describe()}. "
-                "Cure: shorten the prompt, lower max_tokens, or raise "
+                "Hint: shorten the prompt, lower max_tokens, or raise "
                 "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
             )
 

@@ -291,10 +291,10 @@ def engine_closed_error(cause: BaseException | None = None) -> EngineClosedError
     if cause is None:
         return EngineClosedError(
             "the engine was closed before this request ended; the error's `result` holds the "
-            "accepted text. Cure: close the engine after the results have arrived"
+            "accepted text. Hint: close the engine after the results have arrived"
         )
     error = EngineClosedError(
-        f"the engine's thread failed: {describe_error(cause)}. Cure: create a new "
+        f"the engine's thread failed: {describe_error(cause)}. Hint: create a new "
         "StarsEngine(config)"
     )
     error.__cause__ = cause

@@ -207,11 +207,11 @@ class Runtime:
         if current_thread() is self._thread:
             raise StarsError(
                 "the engine was called from its own thread, by a reward model or a future's "
-                "callback, which would deadlock. Cure: call it from another thread"
+                "callback, which would deadlock. Hint: call it from another thread"
             )
         if self._loop.reward_executor.called_from_reward:
             raise StarsError(
-                "the engine was called by a reward that it waits for, which could deadlock. Cure: "
+                "the engine was called by a reward that it waits for, which could deadlock. Hint: "
                 "give the reward its own engine, StarsEngine(config)"
             )
 
@@ -238,7 +238,7 @@ class Runtime:
 
     def _ensure_thread(self) -> None:
         if self._closed:
-            raise EngineClosedError("this engine is closed. Cure: create a new StarsEngine(config)")
+            raise EngineClosedError("this engine is closed. Hint: create a new StarsEngine(config)")
         if self._thread is None:
             # A daemon thread, so that an idle engine does not keep the process alive. `exits` ends
             # it before the interpreter does, because that would abort a thread inside torch.

@@ -66,12 +66,12 @@ class FunctionSchedule(BaseSchedule):
                 raise
             raise ScheduleError(
                 f"the schedule's function failed: {describe_error(error)}. The request "
-                "ends here; others are not affected. Cure: fix the function; it takes a Progress "
+                "ends here; others are not affected. Hint: fix the function; it takes a Progress "
                 "and returns a number"
             ) from error
         if math.isnan(value):
             raise ScheduleError(
-                "the schedule's function returned nan; a threshold is a number, inf or -inf. Cure: "
+                "the schedule's function returned nan; a threshold is a number, inf or -inf. Hint: "
                 "check the function's inputs; `prefix_reward` is nan in the first segment unless "
                 "uses_prompt_reward=True"
             )

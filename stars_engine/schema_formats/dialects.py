@@ -34,7 +34,7 @@ def as_json_schema(schema: Mapping[str, Any], owner: str = "", path: str = "") -
     try:
         return _read(schema, owner, path)
     except RecursionError:
-        message = "it is nested too deep. Cure: name its parts in $defs, and refer to them"
+        message = "it is nested too deep. Hint: name its parts in $defs, and refer to them"
         raise problem(owner, path, message) from None
 
 

@@ -138,7 +138,7 @@ def read_tools(value: Mapping[str, Any], *, owner: str = "tools") -> list[NamedS
     found = _read(value, owner, "")
     for tool in found:
         if not tool.name:
-            message = "a tool needs a name. Cure: 'name' beside the schema, or 'title' in it"
+            message = "a tool needs a name. Hint: 'name' beside the schema, or 'title' in it"
             raise problem(owner, "name", message)
     return found
 
@@ -164,7 +164,7 @@ def _read(value: Any, owner: str, path: str) -> list[NamedSchema]:
     held = [key for key in (*_HOLDERS, *_COHERE) if value.get(key) is not None]
     if len(held) > 1:
         names = " and ".join(map(repr, held))
-        raise problem(owner, path, f"{names} are both schemas. Cure: give one of them")
+        raise problem(owner, path, f"{names} are both schemas. Hint: give one of them")
     if held:
         return [_beside_facts(value, held[0], owner, path)]
     return [_bare(value, owner, path)]
@@ -204,8 +204,8 @@ def _held(value: Mapping[str, Any], key: str, owner: str, path: str) -> dict[str
     if isinstance(inner, Mapping) and set(inner) == {"json"}:  # Bedrock
         inner, path = inner["json"], at(path, "json")
     if not isinstance(inner, Mapping):
-        cure = "json.loads(...) of it" if isinstance(inner, str) else "a JSON schema as a dict"
-        message = f"{type(inner).__name__} is no schema. Cure: {cure}"
+        hint = "json.loads(...) of it" if isinstance(inner, str) else "a JSON schema as a dict"
+        message = f"{type(inner).__name__} is no schema. Hint: {hint}"
         raise problem(owner, path, message)
     if not inner and key in ("parameters", "inputSchema", "input_schema"):
         return {"type": "object", "properties": {}}  # how many write a tool without arguments
@@ -232,7 +232,7 @@ def _bare(value: Mapping[str, Any], owner: str, path: str) -> NamedSchema:
     for key in schema.keys() - KEYWORDS - ANNOTATIONS:
         if isinstance(schema[key], Mapping) and _looks_like_schema(schema[key]):
             message = (
-                "a schema beside a schema, in a key that no format has. Cure: leave it out, or "
+                "a schema beside a schema, in a key that no format has. Hint: leave it out, or "
                 "give it alone"
             )
             raise problem(owner, at(path, key), message)
@@ -282,7 +282,7 @@ def _refuse_others(value: Mapping[str, Any], allowed: set[str], owner: str, path
     others = [key for key in value if key not in allowed and not key.startswith("x-")]
     if others:
         key = others[0]
-        message = "no format has this key beside a schema. Cure: leave it out, or give the schema"
+        message = "no format has this key beside a schema. Hint: leave it out, or give the schema"
         raise problem(owner, at(path, key), f"{message} alone. Allowed: {ALLOWED}")
 
 
@@ -310,5 +310,5 @@ def _refuse_hosted(value: Mapping[str, Any]) -> None:
     if is_hosted or has_text or named is not None:
         raise PromptError(
             f"the tool {(named or value.get('name') or kind)!r} runs on its provider's servers, "
-            "and this model runs here. Cure: a function, a pydantic model or a BaseTool"
+            "and this model runs here. Hint: a function, a pydantic model or a BaseTool"
         )
