@@ -224,7 +224,7 @@ def test_a_single_candidate_is_tried_again_in_the_room_that_is_made(engine: Star
     class Full(Scarce):
         num_dropped = 0
 
-        def drop_unused(self) -> None:
+        def free_unused(self) -> None:
             self.num_dropped += 1
 
         def draft(self, requests: Sequence[Any]) -> Any:
@@ -352,14 +352,14 @@ def test_a_reward_model_reads_fewer_texts_at_a_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     reader = engine.reward._incremental  # type: ignore[attr-defined]
-    read = reader.read
+    run_rows = reader.run
 
     def tight(rows: Sequence[Any]) -> Any:
         if len(rows) > 3:
             raise RuntimeError(FULL)
-        return read(rows)
+        return run_rows(rows)
 
-    monkeypatch.setattr(reader, "read", tight)
+    monkeypatch.setattr(reader, "run", tight)
     assert [account(result) for result in run()] == wanted
     assert "Out of memory; reducing the batch to 3 texts." in caplog.text
 
@@ -384,8 +384,8 @@ def test_requests_beyond_the_budget_of_tokens_wait(
 def test_requests_beyond_the_budget_of_bytes_wait(
     run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]], engine: StarsEngine
 ) -> None:
-    engine.model.drop_unused()
-    engine.reward.drop_unused()  # type: ignore[attr-defined]
+    engine.model.free_unused()
+    engine.reward.free_unused()  # type: ignore[attr-defined]
     pool = pool_of(engine.model)
     limit = 3 * 64 * pool.bytes_per_token
     scarce = Scarce(engine.model)
