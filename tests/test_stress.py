@@ -32,6 +32,7 @@ from stars_engine import (
     AlignParams,
     ClassifierReward,
     ConstantSchedule,
+    EngineParams,
     StarsConfig,
     TransformersModel,
 )
@@ -58,6 +59,8 @@ def random_pair() -> StarsConfig:
             model=LlamaForSequenceClassification(config).double(), tokenizer=tokenizer
         ),
         align=AlignParams(schedule=ConstantSchedule(value=0.05), beta=0.02),
+        # The cache of prefixes may grow up to this, so that other growth shows.
+        engine=EngineParams(max_cache_bytes=16 * 2**20),
     )
 
 
