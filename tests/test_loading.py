@@ -14,9 +14,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from stars_engine import (
     ModelLoadError,
+    SamplingParams,
     StarsEngine,
     StarsWarning,
 )
+from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.loading import load_model
@@ -118,8 +120,9 @@ def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> 
         TransformersModel(name_or_path=name, adapter_path=str(tmp_path / "adapter"))
     )
     assert tuned.path == "shared prefix"
-    [a], [b] = plain.prefill([[3, 4]]), tuned.prefill([[3, 4]])
-    assert (a.next_logits - b.next_logits).abs().max() > 1e-4
+    sampling = SamplingParams(temperature=3.0, top_k=None, top_p=1.0)
+    requests = [DraftRequest([3, 4], 2, [n / 200] * 8, sampling) for n in range(200)]
+    assert plain.draft(requests) == plain.draft(requests) != tuned.draft(requests)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match="adapter_path"):
         TransformersBackend(
