@@ -57,13 +57,13 @@ def ways(model: TransformersModel, cls: type[BaseModel], seed: int) -> dict[str,
     return found | {"llamaindex": lambda: llm.structured_predict(cls, PromptTemplate("Hi"))}
 
 
-def outcome(ask: Callable[[], Any], cls: type[BaseModel], num_rounds: Callable[[], int]) -> str:
+def outcome(ask: Callable[[], Any], cls: type[BaseModel], num_steps: Callable[[], int]) -> str:
     """Return how one question ended; what is neither valid, unfinished nor refused is raised."""
-    before = num_rounds()
+    before = num_steps()
     try:
         found = ask()
     except ConfigError:
-        return "refused" if num_rounds() == before else "refused too late"
+        return "refused" if num_steps() == before else "refused too late"
     except OutputParserException as error:
         if "cut off by max_tokens" in str(error):
             return "unfinished"
@@ -71,7 +71,7 @@ def outcome(ask: Callable[[], Any], cls: type[BaseModel], num_rounds: Callable[[
     except ValueError as error:
         if "calls no tool" in str(error):
             return "unfinished"
-        if "needs the schema of an object" in str(error) and num_rounds() == before:
+        if "needs the schema of an object" in str(error) and num_steps() == before:
             return "refused"
         raise
     assert isinstance(found, cls)
@@ -95,14 +95,14 @@ def test_random_models(model: TransformersModel) -> None:
     counts: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
 
-    def num_rounds() -> int:
-        return chat.engine().stats().num_rounds
+    def num_steps() -> int:
+        return chat.engine().stats().num_steps
 
     for seed in range(FIRST, FIRST + COUNT):
         cls = random_model(seed)
         for method, ask in ways(model, cls, seed).items():
             try:
-                counts[method, outcome(ask, cls, num_rounds)] += 1
+                counts[method, outcome(ask, cls, num_steps)] += 1
             except Exception as error:
                 counts[method, "wrong"] += 1
                 wrong.append(f"seed {seed}, {method}: {type(error).__name__}: {error}"[:600])

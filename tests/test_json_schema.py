@@ -158,9 +158,14 @@ def test_no_text_leads_nowhere(schema: Any, valid: list[str], invalid: list[str]
         ({"type": "string", "pattern": "a^"}, "nothing is possible at #"),
         ({**OBJECT, "properties": {"a": False}, "required": ["a"]}, "possible at #/a"),
         ({"type": "array", "items": {"not": {}}, "minItems": 1}, "possible at #"),
+        ({**OBJECT, "required": ["a", "b"], "maxProperties": 1}, "no number of properties"),
+        (
+            {**OBJECT, "properties": {"a": {}, "b": {}}, "minProperties": 2, "maxProperties": 1},
+            "no number of properties",
+        ),
         ({"enum": []}, "`enum` at #"),
         ({"$ref": "#"}, "nothing is possible at #"),
-        ({**OBJECT, "additionalProperties": False, "minProperties": 1}, "too few properties"),
+        ({**OBJECT, "additionalProperties": False, "minProperties": 1}, "no number of properties"),
     ],
 )
 def test_schemas_that_nothing_satisfies_are_refused(schema: Any, match: str) -> None:

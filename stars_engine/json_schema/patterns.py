@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 import re._constants as ops  # type: ignore[import-not-found]  # no types for it
 import re._parser as parser  # type: ignore[import-not-found]
-import sys
-import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,10 +17,16 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
-_LAST = sys.maxunicode
-# Written as they are, none of these may stand between quotes.
-_ESCAPED = {ord('"'), ord("\\"), *range(0x20), 0x7F}
-_SHORT = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", ord('"'): '"', ord("\\"): "\\"}
+from stars_engine.json_schema.characters import (
+    ESCAPED,
+    LAST,
+    SHORT,
+    Ranges,
+    category,
+    complement,
+    of_codes,
+)
+
 _MAX_REPEAT = 100_000
 _MAX_LENGTH = 10**9
 
@@ -108,9 +112,9 @@ def written(text: str) -> str:
 
 def _json_character(letter: str) -> str:
     code = ord(letter)
-    if code in _SHORT:
-        return "\\" + _SHORT[code]
-    return f"\\u{code:04x}" if code in _ESCAPED or 0xD800 <= code <= 0xDFFF else letter
+    if code in SHORT:
+        return "\\" + SHORT[code]
+    return f"\\u{code:04x}" if code in ESCAPED or 0xD800 <= code <= 0xDFFF else letter
 
 
 # --- expressions of terminals ---
@@ -269,7 +273,7 @@ class _Translation:
     def _part(self, kind: Any, value: Any, *, negated: bool) -> str:
         match kind:
             case ops.LITERAL | ops.NOT_LITERAL | ops.ANY | ops.IN:
-                return _of_codes(self._characters(kind, value, negated=negated))
+                return of_codes(self._characters(kind, value, negated=negated))
             case ops.BRANCH:
                 inner = "|".join(self.plain(branch, negated=negated) for branch in value[1])
             case ops.SUBPATTERN:
@@ -289,23 +293,23 @@ class _Translation:
                 raise self._unheld(names.get(str(kind), str(kind).lower()))
         return f"({inner})"
 
-    def _characters(self, kind: Any, value: Any, *, negated: bool) -> list[tuple[int, int]]:
+    def _characters(self, kind: Any, value: Any, *, negated: bool) -> Ranges:
         """Return the characters that a part for one of them stands for."""
         if kind is ops.LITERAL:
             return self._cases([(value, value)])
         if kind is ops.NOT_LITERAL:
-            return _complement(self._cases([(value, value)], wide=not negated))
+            return complement(self._cases([(value, value)], wide=not negated))
         if kind is ops.IN:
             return self._class(value, negated=negated)
         if self._flags & re.DOTALL:
-            return [(0, _LAST)]
+            return [(0, LAST)]
         breaks = [(10, 10)] if negated else [(10, 10), (13, 13), (0x2028, 0x2029)]
-        return _complement(breaks)
+        return complement(breaks)
 
-    def _class(self, parts: Sequence[Any], *, negated: bool) -> list[tuple[int, int]]:
+    def _class(self, parts: Sequence[Any], *, negated: bool) -> Ranges:
         is_not = parts[0][0] is ops.NEGATE
         wide = negated ^ is_not  # more than what all readings hold, as it is taken away
-        ranges: list[tuple[int, int]] = []
+        ranges: Ranges = []
         for kind, value in parts[is_not:]:
             match kind:
                 case ops.LITERAL:
@@ -313,11 +317,11 @@ class _Translation:
                 case ops.RANGE:
                     ranges.append(tuple(value))
                 case ops.CATEGORY:
-                    ranges += _category(value, wide=wide)
+                    ranges += category(value, wide=wide)
         ranges = self._cases(ranges, wide=wide)
-        return _complement(ranges) if is_not else ranges
+        return complement(ranges) if is_not else ranges
 
-    def _cases(self, ranges: list[tuple[int, int]], *, wide: bool = False) -> list[tuple[int, int]]:
+    def _cases(self, ranges: Ranges, *, wide: bool = False) -> Ranges:
         """Return characters with their other case, where case is ignored: letters of ASCII."""
         if not self._flags & re.IGNORECASE:
             return ranges
@@ -327,71 +331,5 @@ class _Translation:
                 if max(first, low) <= min(last, high):
                     found.append((max(first, low) + shift, min(last, high) + shift))
         if wide:  # letters beyond ASCII have cases of their own
-            found.append((0x80, _LAST))
+            found.append((0x80, LAST))
         return found
-
-
-_ASCII = {
-    "DIGIT": [(48, 57)],
-    "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)],
-    "SPACE": [(9, 13), (32, 32)],
-}
-_SPACES = [(9, 13), (28, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E),
-           (0x2000, 0x200B), (0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F),
-           (0x3000, 0x3000), (0xFEFF, 0xFEFF)]  # fmt: skip
-
-
-def _category(name: Any, *, wide: bool) -> list[tuple[int, int]]:
-    r"""Return a class such as `\d`: what all readings hold, or what any of them holds."""
-    is_not = str(name).startswith("CATEGORY_NOT_")
-    kind = str(name).rpartition("_")[2]
-    ranges = _widest(kind) if wide ^ is_not else _ASCII[kind]
-    return _complement(ranges) if is_not else list(ranges)
-
-
-@cache
-def _widest(kind: str) -> list[tuple[int, int]]:
-    if kind == "SPACE":
-        return _SPACES
-    # Characters that no version of Unicode known here names may be letters of a later one.
-    initials = ("N", "Cn") if kind == "DIGIT" else ("L", "M", "N", "Pc", "So", "Cn", "Cf")
-    found = list(_ASCII[kind])
-    begin = None
-    for code in range(0x80, _LAST + 2):
-        inside = code <= _LAST and unicodedata.category(chr(code)).startswith(initials)
-        if inside and begin is None:
-            begin = code
-        elif not inside and begin is not None:
-            found.append((begin, code - 1))
-            begin = None
-    return found
-
-
-def _complement(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    found, begin = [], 0
-    for first, last in sorted(ranges):
-        if first > begin:
-            found.append((begin, first - 1))
-        begin = max(begin, last + 1)
-    return [*found, (begin, _LAST)] if begin <= _LAST else found
-
-
-def _of_codes(ranges: Iterable[tuple[int, int]]) -> str:
-    """Return one character of several, as JSON writes it, in Rust's syntax."""
-    outside = _complement(ranges)
-    escaped = [c for c in sorted(_ESCAPED) if not any(a <= c <= b for a, b in outside)]
-    free = _complement([*outside, *((code, code) for code in _ESCAPED), (0xD800, 0xDFFF)])
-    parts = [_escape(code) for code in escaped]
-    if free:
-        parts.append("[" + "".join(f"\\x{{{a:x}}}-\\x{{{b:x}}}" for a, b in free) + "]")
-    return f"({'|'.join(parts)})" if parts else r"[^\x00-\x{10FFFF}]"
-
-
-def _escape(code: int) -> str:
-    """Return how JSON writes a character that it escapes."""
-    forms = []
-    if code in _SHORT:
-        forms.append(r"\\" + (r"\\" if code == ord("\\") else _SHORT[code]))
-    if (code < 0x20 and code not in _SHORT) or code == 0x7F:
-        forms.append(rf"\\u00{code:02x}")
-    return "|".join(forms)

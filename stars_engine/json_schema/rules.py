@@ -10,13 +10,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil, floor
 from typing import Any
 
 from stars_engine.json_schema import numbers
 from stars_engine.json_schema.held import HeldSchema
 from stars_engine.json_schema.meets import TooComplexError
+from stars_engine.json_schema.multiples import multiples
 from stars_engine.json_schema.nodes import (
     ANY,
     Alternative,
@@ -33,9 +32,6 @@ from stars_engine.json_schema.objects import Field, Others, laid_out
 from stars_engine.json_schema.patterns import NOTHING, between_quotes, written
 from stars_engine.json_schema.sequences import items, properties
 
-# A state for each remainder; few multiples are written one by one.
-_MAX_COEFFICIENT = 10_000
-_MAX_LISTED = 2_000
 _MAX_DEPTH = 1_000
 
 
@@ -225,7 +221,7 @@ class Rules:
                 return self._terminal(" | ".join(f'"{word}"' for word in words))
             case Number():
                 if alternative.multiple_of is not None and alternative.values is None:
-                    return _multiples(alternative)
+                    return multiples(alternative)
                 source = numbers.expression(alternative)
                 return None if source is None else self._terminal(source)
             case String():
@@ -271,9 +267,13 @@ class Rules:
         assert form.obj is not None
         if not all(self._is_productive(f.node) for f in form.fields if f.is_required):
             return False
+        num_required = sum(field.is_required for field in form.fields)
         num_fields = sum(self._is_productive(field.node) for field in form.fields)
         has_others = any(self._is_productive(node) for _, node in form.others)
-        return form.obj.min_properties <= num_fields + has_others
+        least, most = form.obj.min_properties, form.obj.max_properties
+        if most is not None and max(least, num_required) > most:
+            return False
+        return least <= num_fields + has_others
 
     def _why_none(self, node: Node) -> str:
         """Return where a value cannot be completed."""
@@ -287,7 +287,7 @@ class Rules:
                 steps.append(("items", form.array.items or ()))
             missing = [step for step in steps if not self._is_productive(step[1])]
             if not missing:
-                return f"too few properties are possible at {path}"
+                return f"no number of properties is possible at {path}"
             path, node = f"{path}/{missing[0][0]}", missing[0][1]
         if self._forms[key]:
             return f"what stands at {path} has no end"
@@ -358,50 +358,9 @@ class Rules:
     def _enclosed(self, kind: str, ends: str, inner: str | None, *, may_be_empty: bool) -> str:
         opened = f"{self._prefix}_OPEN_{kind}"
         forms = []
-        if may_be_empty or inner is None:
+        if may_be_empty:
             forms.append(f'{opened} "{ends[1]}"')
         if inner is not None:
             forms.append(f"{opened} ({inner}) {self._prefix}_CLOSE_{kind}")
+        assert forms, "it can end, so there is something to write"
         return " | ".join(forms)
-
-
-def _multiples(number: Number) -> str | None:
-    """Return what stands in a rule for multiples; None if there are none.
-
-    Raises:
-        TooComplexError: The divisor has too many digits.
-    """
-    divisor = number.multiple_of
-    assert divisor is not None
-    if number.integer:
-        divisor = Fraction(divisor.numerator)
-    exponent = 0
-    while (divisor * 10**exponent).denominator != 1:
-        exponent += 1
-        if exponent > 12:
-            raise TooComplexError(f"`multipleOf`: {float(divisor)!r} has too many digits")
-    largest = Fraction(10**15)
-    low = -largest if number.low is None else max(number.low, -largest)
-    high = largest if number.high is None else min(number.high, largest)
-    least, most = ceil(low / divisor), floor(high / divisor)
-    least += number.above_low and least * divisor == number.low
-    most -= number.below_high and most * divisor == number.high
-    if least > most:
-        return None
-    if most - least < _MAX_LISTED:
-        texts = [json.dumps(_plain(count * divisor)) for count in range(least, most + 1)]
-        return f"({' | '.join(map(json.dumps, texts))})"
-    if divisor * 10**exponent > _MAX_COEFFICIENT:
-        raise TooComplexError(f"`multipleOf`: {float(divisor)!r} has too many digits")
-    schema = {
-        "type": "integer" if number.integer else "number",
-        "multipleOf": _plain(divisor),
-        "minimum": _plain(least * divisor),
-        "maximum": _plain(most * divisor),
-        "x-guidance": {"whitespace_flexible": False},
-    }
-    return f"%json {json.dumps(schema)}"
-
-
-def _plain(value: Fraction) -> int | float:
-    return value.numerator if value.denominator == 1 else float(value)
