@@ -16,13 +16,16 @@ def real_number(value: Any, meaning: str) -> float:
         meaning: What it should be, for the message, as in "a reward".
 
     Raises:
-        TypeError: It is not a real number, or none that a float can hold.
+        ValueError: It is a text or bytes, whatever they say.
+        TypeError: It is something else, or a number that no float can hold.
     """
+    if isinstance(value, str | bytes | bytearray):
+        raise ValueError(f"{meaning} is a number, not {value[:60]!r}")  # noqa: TRY004 - as `float`
     number = value
     if not isinstance(number, Real):
         number = _only_element(number)
     if not isinstance(number, Real) and not _can_be_float(number):
-        shown = repr(value)[:60] if isinstance(value, str | bytes | None) else type(value).__name__
+        shown = "None" if value is None else type(value).__name__
         raise TypeError(f"{meaning} is a number, not {shown}")
     try:
         return float(number)

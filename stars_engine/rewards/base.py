@@ -113,7 +113,10 @@ def as_number(value: Any) -> float:
     Raises:
         TypeError: It is none.
     """
-    return real_number(value, "a reward")
+    try:
+        return real_number(value, "a reward")
+    except ValueError as error:
+        raise TypeError(str(error)) from None
 
 
 def with_floor(
