@@ -69,6 +69,21 @@ class Scarce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    # Since Python 3.12, a protocol is not met by names that `__getattr__` finds.
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self._model.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        self._model.limit_cache(max_bytes)
+
+    def drop_unused(self) -> None:
+        self._model.drop_unused()
+
+    def look_at_weights(self) -> None:
+        self._model.look_at_weights()
+
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         if len(self._live) + len(prompts) > self._num_prefixes:
             gc.collect()
