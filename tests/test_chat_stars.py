@@ -465,7 +465,7 @@ def test_copies_answer_alike() -> None:
 
 
 @pytest.mark.slow
-def test_callers_share_rounds(speechless: Callable[..., Any]) -> None:
+def test_callers_share_steps(speechless: Callable[..., Any]) -> None:
     chat = speechless(segment_len=4)
     prompts = [[HumanMessage(f"Number {index}")] for index in range(32)]
     before = chat.engine().stats().num_steps
