@@ -63,7 +63,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 
-def resolve(name: str) -> str:
+def resolve_source(name: str) -> str:
     """Return what transformers can load: of `~/x` the path meant, of embedded weights their place.
 
     Any other name stays as it is.
@@ -89,7 +89,7 @@ def load_tokenizer(config: Checkpoint) -> Any:
     if config.model is not None:
         return config.tokenizer
     assert config.name_or_path is not None
-    source = resolve(config.tokenizer_name_or_path or config.name_or_path)
+    source = resolve_source(config.tokenizer_name_or_path or config.name_or_path)
     if config.tokenizer_name_or_path is None:
         _check_model(config)  # where there is no model, its tokenizer is not what is missing
     else:
@@ -117,7 +117,7 @@ def read_config(config: Checkpoint) -> Any:
         ModelLoadError: There is no such config, or it cannot be read.
     """
     assert config.name_or_path is not None
-    source = resolve(config.name_or_path)
+    source = resolve_source(config.name_or_path)
     try:
         return transformers.AutoConfig.from_pretrained(source, **_from_where(config))
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
@@ -136,7 +136,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
     if config.model is not None:
         return config.model.eval()
     assert config.name_or_path is not None
-    source = resolve(config.name_or_path)
+    source = resolve_source(config.name_or_path)
     _check_model(config)
     if not config.trust_remote_code:
         check_kernels(config, partial(read_config, config))
@@ -290,13 +290,12 @@ def _is_cpu(device_map: str | dict[str, Any] | None) -> bool:
 def check_exists(
     source: str, field: str, revision: str | None = None, token: str | None = None
 ) -> None:
-    """Check that there is a directory of that name, as `resolve` gives it, or something on the hub.
+    """Check that a source, as `resolve_source` returns it, is a directory or a hub repository.
 
-    The hub is asked once and at most for seconds: loading would ask again and again, for files
-    that the name does not lead to.
+    The hub is asked once, with a short timeout; loading would ask many times for missing files.
 
     Raises:
-        ModelLoadError: There is neither.
+        ModelLoadError: It is neither.
     """
     path = Path(source)
     if path.is_dir():
@@ -336,7 +335,7 @@ def _why_not_on_hub(name: str, revision: str | None, token: str | None) -> str |
 def _check_model(config: Checkpoint) -> None:
     """Check that a directory, if it is one, holds a model with weights that are safe to read."""
     assert config.name_or_path is not None
-    source = resolve(config.name_or_path)
+    source = resolve_source(config.name_or_path)
     check_exists(source, "name_or_path", config.revision, hub_token(config))
     path = Path(source)
     if not path.is_dir():

@@ -110,10 +110,10 @@ def test_a_config_file_that_asks_for_code(tmp_path: Path) -> None:
     import shutil
 
     from stars_engine.backends.transformers import TransformersBackend
-    from stars_engine.loading import resolve
+    from stars_engine.loading import resolve_source
 
     folder = tmp_path / "lm"
-    shutil.copytree(resolve("stars:embedded-lm"), folder)
+    shutil.copytree(resolve_source("stars:embedded-lm"), folder)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "attn_implementation": "org/kernel"}))
     with pytest.raises(ModelLoadError, match="attention 'org/kernel' is code from the hub"):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from stars_engine import ClassifierReward, ModelLoadError, StarsEngine, TransformersModel
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.loading import check_exists, resolve
+from stars_engine.loading import check_exists, resolve_source
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
 
@@ -115,8 +115,8 @@ def adapter(tmp_path: Path, engine: StarsEngine) -> Path:
 def test_a_tilde_is_the_home_directory(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = adapter.parent
     monkeypatch.setenv("HOME", str(home))
-    shutil.copytree(resolve("stars:embedded-lm"), home / "lm")
-    shutil.copytree(resolve("stars:embedded-reward"), home / "rewards" / "sentiment")
+    shutil.copytree(resolve_source("stars:embedded-lm"), home / "lm")
+    shutil.copytree(resolve_source("stars:embedded-reward"), home / "rewards" / "sentiment")
     there = TransformersModel(
         name_or_path="~/lm", tokenizer_name_or_path="~/lm", adapter_path="~/adapter"
     )
