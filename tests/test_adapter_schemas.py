@@ -454,7 +454,7 @@ def test_tools_that_are_none_are_refused_by_name(chat: ChatStars, llm: StarsLLM)
             llm.chat([ChatMessage("Hi")], tools=[given])
     with pytest.raises(ConfigError, match="a tool needs a name"):
         chat.bind_tools([S])
-    with pytest.raises(PromptError, match="neither a tool nor a way to choose"):
+    with pytest.raises(PromptError, match="unknown tool_choice='Three'"):
         llm.chat([ChatMessage("Hi")], tools=[Tree], tool_choice="Three")
 
 

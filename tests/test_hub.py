@@ -58,7 +58,7 @@ def answer(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (RepositoryNotFoundError, "no such model on the hub"),
+        (RepositoryNotFoundError, "the hub has no such model"),
         (RevisionNotFoundError, "the hub has no such revision"),
         (OfflineModeIsEnabled, "HF_HUB_OFFLINE"),
         (EntryNotFoundError, None),  # a tokenizer alone has no config.json
@@ -86,7 +86,7 @@ def test_what_the_hub_answers(
 def test_what_is_cached_is_not_asked_for(asked: list[str], tmp_path: Path) -> None:
     (tmp_path / "cache" / "models--a--b").mkdir(parents=True)
     check_exists("a/b", "name_or_path")
-    with pytest.raises(ModelLoadError, match="no hub name has this form"):
+    with pytest.raises(ModelLoadError, match="it is not a valid hub name"):
         check_exists("a b", "name_or_path")
     assert asked == []
 

@@ -201,7 +201,9 @@ def test_a_long_prompt_is_cut_from_the_left(word_tokenizer: PreTrainedTokenizerF
 def test_a_language_model_is_no_classifier() -> None:
     """Its head would be random: another reward in every process."""
     config = ClassifierReward(name_or_path=shared_model("imdb-lm-656K"), label=0)
-    with pytest.raises(ModelLoadError, match=r"lacks weights.*score\.weight.*Hint: a checkpoint"):
+    with pytest.raises(
+        ModelLoadError, match=r"lacks weights.*score\.weight.*Hint: use a checkpoint"
+    ):
         ClassifierRewardModel(config)
 
 

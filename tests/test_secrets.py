@@ -227,7 +227,9 @@ def test_pickles_tell_what_they_lack(caplog: pytest.LogCaptureFixture) -> None:
     assert "token" not in again.model.model_fields_set
     assert again.model.model_kwargs["attn_implementation"] == "sdpa"
     local = TransformersModel(name_or_path="stars:embedded-lm", model_kwargs={"note": f"x {KEY}"})
-    with pytest.raises(ModelLoadError, match="a secret is missing, since pickles hold none"):
+    with pytest.raises(
+        ModelLoadError, match="a secret is missing, because pickles do not contain secrets"
+    ):
         TransformersBackend(pickle.loads(pickle.dumps(local)))
     caplog.clear()
     plain = StarsConfig(model="a/b", reward="a/b")
