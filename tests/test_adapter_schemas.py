@@ -318,14 +318,14 @@ def test_what_is_no_schema_is_refused_when_it_is_given(
         chat.with_structured_output(given, method=method)
     with pytest.raises(ConfigError, match="schema"):
         chat.bind_tools([given])
-    rounds = chat.engine().stats().num_rounds
+    steps = chat.engine().stats().num_steps
     with pytest.raises(ConfigError, match="response_format"):
         chat.invoke("Hi", response_format=given)
     with pytest.raises(ConfigError, match="response_format"):
         llm.chat([ChatMessage("Hi")], response_format=given)
     with pytest.raises(ConfigError):
         llm.chat([ChatMessage("Hi")], tools=[given])
-    assert chat.engine().stats().num_rounds == rounds
+    assert chat.engine().stats().num_steps == steps
 
 
 def test_response_formats_in_both_adapters(chat: ChatStars, llm: StarsLLM) -> None:

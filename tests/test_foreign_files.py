@@ -62,7 +62,9 @@ PICKLES: list[dict[str, Any]] = [
 def test_no_keyword_loads_code_unasked(
     kind: type, fields: dict[str, Any], keywords: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"loads code from the hub, and trust_remote_code is off"):
+    with pytest.raises(
+        ConfigError, match=r"loads code from the hub, but trust_remote_code is False"
+    ):
         kind(name_or_path="a/b", model_kwargs=keywords, **fields)
     kind(name_or_path="a/b", model_kwargs=keywords, trust_remote_code=True, **fields)
 
