@@ -1,8 +1,8 @@
-"""Do calibrated thresholds keep their word on other prompts?
+"""Validate calibrated thresholds on other prompts.
 
-For each pair of models, segment length and target: calibrate on openings of training reviews, then
-answer openings of held-out reviews, and put what was predicted beside what is observed. Nothing is
-timed; texts and figures depend on the seeds alone.
+For each pair of models, segment length and target, the script calibrates on openings of training
+reviews, then answers openings of held-out reviews, and compares the prediction with the
+observation. Nothing is timed; texts and figures depend only on the seeds.
 
     python benchmarks/calibration.py --shared DIR
 
@@ -90,7 +90,7 @@ def openings(path: Path, count: int = 100) -> list[str]:
 
 
 def row(name: str, length: int, target: float, schedule: CalibratedSchedule, seen: object) -> str:
-    """One line of the table: predicted, then observed."""
+    """Return one line of the table: predicted, then observed."""
     cells, holds = [], []
     for field in ("acceptance", "budget", "forced"):
         predicted, observed = getattr(schedule.predicted, field), getattr(seen, field)

@@ -1,14 +1,14 @@
-"""What a grammar's masks add to a decode step.
+"""Measure what a grammar's masks add to a decode step.
 
     python -m benchmarks.grammar --imdb DIR [--vocab-size 128256] [--rows 8] [--tokens 64]
         [--threads 1] [--repetitions 9] [--dtype float32]
 
-A random Llama of 8 layers of 384, as in `benchmarks.local_engine`, with a byte-level vocabulary,
-trained on reviews, so that the masks run over a real tree of words. The rows draw candidates of
-one prefix, as a round of STARS does, with a grammar and without in turns; all grammars last longer
-than the candidates, and a random model at temperature 1 writes anything that they allow. Wall time
-of a step for all rows together, masks on all processors: medians, and the ratio within turns. Needs
-a quiet machine.
+The model is a random Llama of 8 layers of 384, as in `benchmarks.local_engine`. Its byte-level
+vocabulary is trained on reviews, so that the masks traverse a real trie of words. The rows draw
+candidates of one prefix, as a step of STARS does, with a grammar and without in turns. All grammars
+last longer than the candidates, and a random model at temperature 1 writes anything that they
+allow. The result is the wall time of a step for all rows together, with masks on all processors:
+medians, and the ratio within turns. It needs a quiet machine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Time to draw a token, with a shortlist of choices and without.
+"""Measure the time to draw a token, with and without a shortlist of choices.
 
     python -m benchmarks.sampler [--vocab-sizes 32000 128256 256000] [--rows 1 8] [--repetitions 30]
 
-Random normal logits, float32, one thread. Both ways take turns; medians of processor time, in
-milliseconds for all rows together. Text is the same (`tests/test_proposal.py`).
+Logits are random and normal, float32, one thread. Both ways take turns. The result is the median
+processor time in milliseconds for all rows together. The text is the same
+(`tests/test_proposal.py`).
 """
 
 from __future__ import annotations
