@@ -27,7 +27,7 @@ from benchmarks.comparison import best_of, over_prompts, win_rate
 from stars_engine import SamplingParams, StarsConfig, StarsEngine, StarsResult, preset
 
 OPENING_WORDS, JUDGE_WORDS = 12, 120
-FIRST, LAST = 200, 350  # reviews of each label that give openings; from 1,000 on they train
+FIRST, LAST = 200, 350  # reviews of each label for openings; those from 1,000 on train the judge
 TRAIN_FROM = 1000
 
 

@@ -29,7 +29,7 @@ from stars_engine import (
 )
 
 OPENING_WORDS = 12
-TOLERANCE, SHARE = 0.05, 0.10  # of the acceptance; of budget and forced rate
+TOLERANCE, SHARE = 0.05, 0.10  # for the acceptance; for budget and forced rate
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=["imdb-656K", "embedded"])
     parser.add_argument("--segment-lens", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.3, 0.5])
-    parser.add_argument("--answers", type=int, default=2, help="per prompt")
+    parser.add_argument("--answers", type=int, default=2, help="answers per prompt")
     options = parser.parse_args()
     torch.set_num_threads(1)
     imdb = options.shared / "data" / "imdb"

@@ -279,19 +279,23 @@ def read_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--imdb", type=Path, required=True, help="folder of the *.jsonl.gz files")
-    parser.add_argument("--judge", type=Path, required=True, help="what training.judge wrote")
-    parser.add_argument("--out", type=Path, required=True, help="answers, thresholds and figures")
-    parser.add_argument("--model", type=Path, help="the embedded one if not given")
-    parser.add_argument("--reward", type=Path, help="likewise")
+    parser.add_argument("--judge", type=Path, required=True, help="folder of the trained judge")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for answers, thresholds and figures"
+    )
+    parser.add_argument("--model", type=Path, help="language model; default: the embedded one")
+    parser.add_argument("--reward", type=Path, help="reward model; default: the embedded one")
     parser.add_argument("--select", type=int, default=100, help="openings that choose the arm")
-    parser.add_argument("--report", type=int, default=300, help="openings that it is reported on")
-    parser.add_argument("--seeds", type=int, default=3, help="of the report")
+    parser.add_argument("--report", type=int, default=300, help="openings that report the arm")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the report")
     parser.add_argument("--samples", type=int, default=16, help="plain answers to each opening")
-    parser.add_argument("--max-times", type=float, default=4.5, help="of the chosen arm")
-    parser.add_argument("--max-tokens", type=int, default=128, help="of every answer")
-    parser.add_argument("--aim-seeds", type=int, default=1, help="of the arms that are not chosen")
+    parser.add_argument(
+        "--max-times", type=float, default=4.5, help="maximum cost of the chosen arm"
+    )
+    parser.add_argument("--max-tokens", type=int, default=128, help="tokens of every answer")
+    parser.add_argument("--aim-seeds", type=int, default=1, help="seeds of the other reported arms")
     names = [arm.name for arm in CANDIDATES]
-    parser.add_argument("--ship", choices=names, help="in place of the chosen arm")
+    parser.add_argument("--ship", choices=names, help="arm to ship instead of the chosen one")
     parser.add_argument("--until", choices=["plain", "select", "report"], default="report")
     return parser.parse_args()
 

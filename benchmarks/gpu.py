@@ -96,7 +96,9 @@ def steps(pair: Pair, options: argparse.Namespace, bandwidth: float) -> dict[int
     print("|---:|---:|---:|")
     found = {}
     for index, rows in enumerate(ROWS):
-        seconds = median(turn[index] for turn in turns[2:])  # the first ones warm up and capture
+        seconds = median(
+            turn[index] for turn in turns[2:]
+        )  # the first turns warm up and capture graphs
         found[rows] = {"ms": seconds * 1e3, "roofline": num_bytes / bandwidth / seconds}
         print(f"| {rows} | {seconds * 1e3:.2f} | {found[rows]['roofline']:.0%} |", flush=True)
     return found

@@ -24,7 +24,7 @@ from stars_engine import AlignParams, LinearSchedule, SamplingParams
 from training.linear import LinearClassifier
 
 COMPARED = (4, 8, 16)
-# Shares of plain sampling's: an arm beyond them has gamed its guide, or writes otherwise.
+# Limits relative to plain sampling: an arm beyond them games its guide, or changes its style.
 GUARDS = {"perplexity": (0.8, 1.2), "distinct-2": (0.9, 1.1), "tokens": (0.9, 1.1)}
 
 
@@ -66,7 +66,7 @@ class Half:
         numbers = range(1, self.guide.shape[1] + 1)
         self.curve = np.stack([best_of(n, self.guide, self.opinion) for n in numbers], axis=1)
         self.num_plain = self.guide.shape[1]
-        # What one plain answer takes: all costs are counted in it.
+        # Tokens of one plain answer: the unit of all costs.
         self._length = self.table(self.plain, [len(answer.ids) for answer in self.plain]).mean(1)
 
     def table(self, answers: Sequence[AnswerRecord], values: Sequence[float] | Floats) -> Floats:

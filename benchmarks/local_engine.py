@@ -39,7 +39,7 @@ import transformers
 
 from benchmarks.pair import MAX_ATTEMPTS, Pair, Setting, Size
 
-BEHIND = 64  # tokens of the answer that published code has read again, on average
+BEHIND = 64  # tokens of the answer that published code reads again, on average
 
 SIZE = Size(
     lm={
@@ -149,7 +149,7 @@ def measure(
         values["generate per attempt"] = draws * per_attempt
         values["no cache"] = draws * uncached
         again, _ = pair.write(alone, None, **size)
-        if turn:  # the first one warms up
+        if turn:  # the first turn warms up
             for name in _ARMS:
                 found[name].append(values[name] / ((unit + again) / 2))
     return {name: interval(values) for name, values in found.items()}

@@ -130,7 +130,7 @@ class Pair:
         )
         torch.manual_seed(0)
         default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # not float32 first: that takes twice the memory
+        torch.set_default_dtype(dtype)  # creating float32 weights first would take twice the memory
         try:
             with torch.device(device):
                 lm = LlamaForCausalLM(LlamaConfig(**shape, **size.lm)).eval()
@@ -138,7 +138,7 @@ class Pair:
                 self.reward_model = LlamaForSequenceClassification(rm_config).eval()
         finally:
             torch.set_default_dtype(default)
-        # As an engine has one for as long as its model is loaded.
+        # Like an engine, which keeps one as long as its model is loaded.
         self._autotuner = CandidateAutotuner()
         self.lm = TransformersBackend(TransformersModel(model=lm, tokenizer=tokenizer))
         self.rm = ClassifierRewardModel(
@@ -235,7 +235,7 @@ class Pair:
             sampling = SAMPLING.replace(max_tokens=steps)
             rollout = Rollout(ids, RewardPrompt("", token_ids=ids), sampling, align, noise)
             drafts = Request(rollout, Nothing(), StarsDecoding()).draft_requests(count)
-            self.lm.draft([replace(drafts[0], uniforms=(0.5,))])  # the prompt is read
+            self.lm.draft([replace(drafts[0], uniforms=(0.5,))])  # reads the prompt
             seconds.append(self.seconds(lambda drafts=drafts: self.lm.draft(drafts)) / steps)
         return seconds
 

@@ -41,7 +41,7 @@ def main() -> None:
     print("|---:|---:|---|---:|---:|---:|")
     for vocab_size in args.vocab_sizes:
         for rows in args.rows:
-            # As peaked as a language model's: a nucleus of a few dozen tokens.
+            # As peaked as those of a language model: a nucleus of a few dozen tokens.
             logits, uniforms = torch.randn(rows, vocab_size) * 4, torch.rand(rows)
             for name, params in SETTINGS.items():
                 whole, few = compare(logits, uniforms, params, args.repetitions)
@@ -53,7 +53,7 @@ def compare(
     logits: torch.Tensor, uniforms: torch.Tensor, params: SamplingParams, repetitions: int
 ) -> tuple[float, float]:
     """Return the median seconds of both ways."""
-    shortlist = sampling._shortlist  # noqa: SLF001 - what is measured
+    shortlist = sampling._shortlist  # noqa: SLF001 - the function under test
     ways = (lambda *_: None, shortlist)
     seconds: list[list[float]] = [[], []]
     try:

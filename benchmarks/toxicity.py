@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--reward", type=Path, required=True, help="folder of the trained reward")
     parser.add_argument("--lm", type=Path, default=EMBEDDED_LM)
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--continuations", type=int, default=15, help="per prompt, of every arm")
+    parser.add_argument(
+        "--continuations", type=int, default=15, help="continuations per prompt and arm"
+    )
     parser.add_argument("--max-n", type=int, default=3, help="the largest N of Best-of-N")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--budget", type=float, default=2.7, help="drafted over kept tokens")
@@ -65,7 +67,7 @@ def main() -> None:
     opinion = judge(parts["judge"])
     config = StarsConfig(
         model=str(options.lm),
-        # As its training rows and the judge: the continuation alone.
+        # The continuation alone, like its training rows and the judge.
         reward=ClassifierReward(name_or_path=str(options.reward), template="{bos}{completion}"),
         align=preset("best"),
         sampling=SamplingParams(

@@ -71,9 +71,9 @@ REWARD_RUNS = (
     Run("third", ("first", "second"), _plan_of(1200, 0.0015, 31), Weights(16, 160, 48.0)),
     Run("fourth", ("second", "third"), _plan_of(450, 0.0010, 41), Weights(16, 256, 64.0)),
 )
-# The last run counts twice: of two means this one was ahead on dev reviews, by 0.04 points.
+# The last run counts twice: of two means, this one was better on dev reviews, by 0.04 points.
 REWARD_MEAN = ("second", "third", "fourth", "fourth")
-REWARD_CONTEXT_LEN = 1024  # 96 of 100 reviews whole
+REWARD_CONTEXT_LEN = 1024  # fits 96 of 100 reviews
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="where the pair is written")
     parser.add_argument("--stage", choices=["all", *_STAGES], default="all")
     parser.add_argument(
-        "--work", type=Path, required=True, help="what is made on the way, and gone on from"
+        "--work", type=Path, required=True, help="folder for intermediate files and resumption"
     )
     parser.add_argument(
         "--beside", type=Path, nargs="*", default=[], help="other language models for lm-report"
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile; needs a C++ compiler"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the processor; default: 1")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; default: 1")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers_logging.set_verbosity_error()

@@ -81,7 +81,7 @@ def _candidates(texts: Sequence[str], others: Sequence[str]) -> Iterator[tuple[i
     hashes, owners = _distinct(hashes, owners)
     order = np.argsort(hashes, kind="stable")
     hashes, owners = hashes[order], owners[order]
-    # Most runs of `others` occur in no other text: a table of 26 bits tells so at little cost.
+    # Most runs of `others` occur in no other text: a table of 26 bits shows that at little cost.
     is_known = np.zeros(1 << 26, bool)
     is_known[hashes >> np.uint64(38)] = True
     for start in range(0, len(others), _CHUNK):

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 Floats = NDArray[np.float64]
 
-# Marks of emphasis count as words; an apostrophe keeps a negation whole.
+# Marks of emphasis count as words; an apostrophe keeps a negation together.
 _WORD = r"(?u)\w[\w']*|[!?]"
 
 

@@ -86,7 +86,7 @@ def train_lm(
     model = LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            torch.nn.init.zeros_(parameter)  # every layer begins as the identity
+            torch.nn.init.zeros_(parameter)  # every layer starts as the identity
     network = torch.compile(model, dynamic=True) if compiled else model
     seconds = train(
         model,

@@ -99,12 +99,12 @@ def _smoothed(keys: Ints, counts: Ints, contexts: Ints, num_contexts: int) -> Or
         2 - 3 * base * threes / twos,
         3 - 4 * base * fours / threes,
     ]
-    # Something is always taken away, or an n-gram that was never seen would be impossible.
+    # The discount is always positive; otherwise an unseen n-gram would be impossible.
     steps = np.clip(steps, 0.05, [1.0, 2.0, 3.0])
     discounts = np.array([0.0, *steps])[np.minimum(counts, 3)]
     totals = np.bincount(contexts, weights=counts, minlength=num_contexts)
     taken = np.bincount(contexts, weights=np.minimum(discounts, counts), minlength=num_contexts)
-    followed = totals > 0  # a context at the very end of the stream has nothing after it
+    followed = totals > 0  # no token follows a context at the end of the stream
     backoff = np.where(followed, taken / np.where(followed, totals, 1), 1.0)
     left = np.maximum(counts - discounts, 0) / np.where(followed, totals, 1)[contexts]
     return Order(keys, left, backoff)

@@ -52,7 +52,9 @@ def read_prefixes(
     context = context or model.config.max_position_embeddings
     whole = _encode(tokenizer, texts, context)
     rows = list(whole)
-    wanted: list[list[tuple[int, int, int]]] = [[] for _ in rows]  # of each: token, text, column
+    wanted: list[list[tuple[int, int, int]]] = [
+        [] for _ in rows
+    ]  # for each row: token, text, column
     for column, length in enumerate(lengths):
         beginnings = _encode(tokenizer, [beginning(text, length) for text in texts], context)
         for index, ids in enumerate(beginnings):

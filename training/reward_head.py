@@ -22,7 +22,7 @@ from training.data import Row, pad
 def with_head(language_model: LlamaForCausalLM) -> LlamaForSequenceClassification:
     """Return a classifier with the language model's body and a head of zeros for one logit."""
     values = language_model.config.to_dict()
-    for name in ("architectures", "id2label", "label2id"):  # of another head
+    for name in ("architectures", "id2label", "label2id"):  # these describe another head
         values.pop(name, None)
     model = LlamaForSequenceClassification(
         language_model.config.__class__(**{**values, "num_labels": 1})

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, nargs="*", default=[], help="other causal classifiers, one logit"
     )
-    parser.add_argument("--reviews", type=int, help="dev reviews; all if not given")
+    parser.add_argument("--reviews", type=int, help="number of dev reviews; default: all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -192,7 +192,7 @@ def kept(
 def _of_files(directory: Path) -> list[str]:
     names = ("model.safetensors", "tokenizer.json", "config.json")
     digests = [hashlib.blake2b((directory / name).read_bytes()).hexdigest() for name in names]
-    return [*digests, "the end of long texts"]  # how they were read
+    return [*digests, "the end of long texts"]  # how the texts were read
 
 
 def _named(length: int | None) -> str:

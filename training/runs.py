@@ -74,7 +74,7 @@ def train(
         parts = []
         for batch in passes:
             total, weight = loss_of(batch)
-            # Every pass weighs about as much; equal weights let one pass go before the next.
+            # Passes weigh about the same; treating them as equal frees one pass before the next.
             (total / weight / len(passes)).backward()
             parts.append(total.item() / weight)
         optimizer.step()

@@ -13,8 +13,8 @@ from training.linear import Floats, LinearClassifier
 from training.reward_head import prefix_logits
 
 _BATCH_TOKENS = 4096
-# Of the network's log-odds, which are three times too sure of themselves on reviews it has not
-# seen, beside the linear model's: a logistic regression on 2,500 dev reviews gave 0.30 and 0.98.
+# Weight of the network's log-odds relative to the linear model's. The network is three times too
+# confident on unseen reviews: a logistic regression on 2,500 dev reviews gave 0.30 and 0.98.
 _NETWORK_SHARE = 1 / 3
 
 

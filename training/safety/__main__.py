@@ -21,7 +21,7 @@ from training.safety.harmlessness_data import folds, read_pairs
 from training.safety.toxicity_data import read_rows, split_rows
 
 SEED = 20251103
-# Fold 0 is kept for choosing settings, so it is never counted.
+# Fold 0 is reserved for choosing settings, so it is never counted.
 TEST_FOLDS = (1, 2, 3, 4)
 
 

@@ -22,7 +22,7 @@ from training.safety.harmlessness_data import Pair
 from training.safety.linear import bag_of_words
 
 NUM_EPOCHS, BATCH_SIZE, LR, DROPOUT = 2, 16, 0.002, 0.2
-CONTEXT_LEN, ANSWER_LEN = 32, 64  # tokens: the end of the one, the beginning of the other
+CONTEXT_LEN, ANSWER_LEN = 32, 64  # tokens: the end of the context, the beginning of the answer
 PREFIX_LENS = (16, 32)
 
 

@@ -57,7 +57,7 @@ def deal(
     total = sum(map(len, grouped))
     order = list(grouped)
     random.Random(seed).shuffle(order)
-    # A large group goes first: last, it would overfill whichever part is still open.
+    # Large groups go first: at the end, one would overfill the last open part.
     order.sort(key=len, reverse=True)
     parts: dict[str, list[int]] = {name: [] for name in shares}
     for group in order:
