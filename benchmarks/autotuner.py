@@ -80,7 +80,7 @@ class SimulatedRollout:
         needed = self.needed[len(self.done)]
         if self.num_rejected < needed:
             return None
-        # Attempts that are spent count as rejected, as in the engine.
+        # A segment without an accepted attempt counts as rejected, as in the engine.
         settled = SegmentDraws(len(self.done), min(needed, MAX_ATTEMPTS), needed <= MAX_ATTEMPTS)
         self.done.append(settled)
         self.num_rejected = 0
