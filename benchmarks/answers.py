@@ -1,4 +1,4 @@
-"""Answers of an engine, kept in files so that a run that was cut off goes on where it stopped."""
+"""Answers of an engine, stored in files so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from stars_engine import (
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is kept of a result.
+class AnswerRecord:
+    """The stored part of a result.
 
     Attributes:
         prompt: Index of the prompt.
         text: The answer, without the prompt.
         ids: Its token ids.
-        reward: The guide's, of the whole.
+        reward: The guide's reward of the whole answer.
         num_drafted: Tokens of all judged draws.
         num_segments: Kept segments.
         num_forced: Segments kept without acceptance.
@@ -49,8 +49,8 @@ class Answer:
     num_forced: int
 
     @classmethod
-    def of(cls, result: StarsResult) -> Answer:
-        """Keep what figures are made of."""
+    def of(cls, result: StarsResult) -> AnswerRecord:
+        """Return the fields that the figures need."""
         if result.reward is None:
             raise ValueError(f"prompt {result.prompt_index} has an answer without a reward")
         return cls(
@@ -65,14 +65,14 @@ class Answer:
 
 
 class Arms:
-    """An engine's answers and thresholds, by what they are a function of.
+    """Answers and thresholds of an engine, stored by their inputs.
 
-    Everything is kept under a hash of models, prompts and settings, so that nothing made for
-    others is ever used.
+    Everything is stored under a hash of models, prompts and settings, so that stored answers are
+    never used for other inputs.
 
     Args:
-        engine: Loads its models when something is asked for that is not in the files.
-        directory: Of the files.
+        engine: Loads its models when something is not in the files.
+        directory: Directory of the files.
         models: Directories of the engine's checkpoints.
     """
 
@@ -81,14 +81,14 @@ class Arms:
         directory.mkdir(parents=True, exist_ok=True)
         self._models = [_fingerprint(path) for path in models]
 
-    def vanilla(self, prompts: Sequence[str], sampling: SamplingParams) -> list[Answer]:
+    def vanilla(self, prompts: Sequence[str], sampling: SamplingParams) -> list[AnswerRecord]:
         """Return plain answers, `sampling.n` for each prompt."""
         about = ["vanilla", sampling.model_dump(mode="json"), list(prompts)]
         return self._answers(about, lambda: self._engine.vanilla(prompts, sampling=sampling))
 
     def stars(
         self, prompts: Sequence[str], sampling: SamplingParams, align: AlignParams
-    ) -> list[Answer]:
+    ) -> list[AnswerRecord]:
         """Return aligned answers."""
         values = align.model_dump(mode="json")
         about = ["stars", sampling.model_dump(mode="json"), values, list(prompts)]
@@ -109,13 +109,13 @@ class Arms:
             _written(path, schedule.to_file)
         return CalibratedSchedule.from_file(path)
 
-    def _answers(self, about: list[Any], make: Any) -> list[Answer]:
+    def _answers(self, about: list[Any], make: Any) -> list[AnswerRecord]:
         path = self._path(about, "json")
         if not path.exists():
-            rows = [asdict(Answer.of(result)) for result in make()]
+            rows = [asdict(AnswerRecord.of(result)) for result in make()]
             _written(path, lambda part: part.write_text(json.dumps(rows), encoding="utf-8"))
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in rows]
+        return [AnswerRecord(**{**row, "ids": tuple(row["ids"])}) for row in rows]
 
     def _path(self, about: list[Any], ending: str) -> Path:
         text = json.dumps([*self._models, *about], sort_keys=True)
@@ -123,10 +123,10 @@ class Arms:
         return self._directory / f"{about[0]}-{digest}.{ending}"
 
 
-def perplexity(model: Path, prompts: Sequence[str], answers: Sequence[Answer]) -> float:
+def perplexity(model: Path, prompts: Sequence[str], answers: Sequence[AnswerRecord]) -> float:
     """Return the base model's perplexity on answers given their prompts.
 
-    Of the model as it is: temperature 1, all tokens, so that arms are told apart by the text alone.
+    The model is used unchanged: temperature 1, all tokens. So arms differ only in their texts.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -140,7 +140,7 @@ def perplexity(model: Path, prompts: Sequence[str], answers: Sequence[Answer]) -
 
 @torch.inference_mode()
 def _nats(network: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> NDArray[np.float64]:
-    """Negative log-likelihood of the second parts, and their tokens."""
+    """Return the negative log-likelihood of the second parts, and their number of tokens."""
     width = max(len(before) + len(after) for before, after in rows)
     ids, targets = (torch.full((len(rows), width), value) for value in (0, -100))
     for line, (before, after) in enumerate(rows):
@@ -162,7 +162,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def _written(path: Path, write: Any) -> None:
-    """Write a file whole or not at all, even if another process does the same."""
+    """Write a file atomically, even if another process does the same."""
     part = path.with_name(f"part-{os.getpid()}-{path.name}")
     write(part)
     part.replace(path)

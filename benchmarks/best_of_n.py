@@ -1,10 +1,10 @@
-"""STARS against Best-of-N at equal drafted tokens, told by a judge that did not guide.
+"""Compare STARS with Best-of-N at equal drafted tokens, by a judge that did not guide.
 
-On openings of held-out reviews the embedded pair writes 128 tokens under the preset `best`, and
+On openings of held-out reviews, the embedded pair writes 128 tokens under the preset `best`, and
 under a linear ramp (segments of 32). Best-of-N for every N up to --samples is the exact expectation
 over subsets of as many plain answers; between two N it is interpolated. The judge is a linear model
-on words and pairs of words, of another architecture than the guide and trained on held-out reviews
-that give no opening. Intervals: bootstrap over openings.
+on words and pairs of words. It has another architecture than the guide, and is trained on held-out
+reviews that give no opening. Intervals: bootstrap over openings.
 
     python -m benchmarks.best_of_n --shared DIR     (needs scikit-learn)
 """
@@ -27,7 +27,7 @@ from benchmarks.comparison import best_of, over_prompts, win_rate
 from stars_engine import SamplingParams, StarsConfig, StarsEngine, StarsResult, preset
 
 OPENING_WORDS, JUDGE_WORDS = 12, 120
-FIRST, LAST = 200, 350  # reviews of each label that give openings; from 1,000 on they train
+FIRST, LAST = 200, 350  # reviews of each label for openings; those from 1,000 on train the judge
 TRAIN_FROM = 1000
 
 
@@ -94,7 +94,7 @@ def read(path: Path) -> list[str]:
 
 
 def train_judge(reviews: dict[str, list[str]]) -> Pipeline:
-    """Train on beginnings of the length that is judged; print its accuracy on others."""
+    """Train on beginnings of the length that is judged; print the accuracy on others."""
     texts, labels = [], []
     for label, value in (("neg", 0), ("pos", 1)):
         own = [" ".join(text.split()[:JUDGE_WORDS]) for text in reviews[label][TRAIN_FROM:]]
@@ -117,11 +117,11 @@ def train_judge(reviews: dict[str, list[str]]) -> Pipeline:
 
 
 class Table:
-    """Rows of arms, each beside Best-of-N at its own number of drafted tokens.
+    """Prints rows of arms, each compared with Best-of-N at its own number of drafted tokens.
 
     Args:
-        opinion: `(openings, samples)`, the judge on plain answers.
-        curve: `(samples, openings)`, the judge on Best-of-1, 2, ...
+        opinion: The judge on plain answers, `(openings, samples)`.
+        curve: The judge on Best-of-1, 2, ..., `(samples, openings)`.
     """
 
     def __init__(self, opinion: np.ndarray, curve: np.ndarray) -> None:
@@ -130,7 +130,7 @@ class Table:
     def row(
         self, name: str, *, times: float, guide: float, judge: np.ndarray, single: bool = False
     ) -> dict[str, object]:
-        """Print a row; differences are paired by opening, intervals a bootstrap over them."""
+        """Print a row; differences are paired by opening, intervals a bootstrap over openings."""
         low = min(int(times), len(self._curve) - 1)
         share = times - low
         equal = self._curve[low - 1]

@@ -1,8 +1,8 @@
-"""Do calibrated thresholds keep their word on other prompts?
+"""Validate calibrated thresholds on other prompts.
 
-For each pair of models, segment length and target: calibrate on openings of training reviews, then
-answer openings of held-out reviews, and put what was predicted beside what is observed. Nothing is
-timed; texts and figures depend on the seeds alone.
+For each pair of models, segment length and target, the script calibrates on openings of training
+reviews, then answers openings of held-out reviews, and compares the prediction with the
+observation. Nothing is timed; texts and figures depend only on the seeds.
 
     python benchmarks/calibration.py --shared DIR
 
@@ -29,7 +29,7 @@ from stars_engine import (
 )
 
 OPENING_WORDS = 12
-TOLERANCE, SHARE = 0.05, 0.10  # of the acceptance; of budget and forced rate
+TOLERANCE, SHARE = 0.05, 0.10  # for the acceptance; for budget and forced rate
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=["imdb-656K", "embedded"])
     parser.add_argument("--segment-lens", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.3, 0.5])
-    parser.add_argument("--answers", type=int, default=2, help="per prompt")
+    parser.add_argument("--answers", type=int, default=2, help="answers per prompt")
     options = parser.parse_args()
     torch.set_num_threads(1)
     imdb = options.shared / "data" / "imdb"
@@ -90,7 +90,7 @@ def openings(path: Path, count: int = 100) -> list[str]:
 
 
 def row(name: str, length: int, target: float, schedule: CalibratedSchedule, seen: object) -> str:
-    """One line of the table: predicted, then observed."""
+    """Return one line of the table: predicted, then observed."""
     cells, holds = [], []
     for field in ("acceptance", "budget", "forced"):
         predicted, observed = getattr(schedule.predicted, field), getattr(seen, field)

@@ -1,7 +1,7 @@
-"""Arms compared on the same prompts: Best-of-N in expectation, wins, intervals over prompts.
+"""Compare arms on the same prompts: Best-of-N in expectation, wins, intervals over prompts.
 
-Answers to one prompt are kin, so everything is averaged within a prompt first and prompts are what
-is resampled.
+Answers to one prompt are correlated, so everything is first averaged within a prompt, and prompts
+are resampled.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NUM_RESAMPLES = 4000
 
 
 def best_of(n: int, guide: Floats, value: Floats) -> Floats:
-    """Return the expected value of Best-of-n: of the answer of highest guide, over all n-subsets.
+    """Return the expected value of Best-of-n over all n-subsets, selected by the guide.
 
     Args:
         n: 1 to the number of samples.
-        guide: What selects, `(prompts, samples)`.
-        value: What is wanted of the selected answer, of the same shape.
+        guide: Values that select the answer, `(prompts, samples)`.
+        value: Values of the answers, of the same shape.
 
     Returns:
         `(prompts,)`.
@@ -38,11 +38,11 @@ def best_of(n: int, guide: Floats, value: Floats) -> Floats:
 
 
 def at_equal_tokens(curve: Floats, times: float) -> float:
-    """Return what Best-of-N comes to at `times` answers' tokens, linear between two N.
+    """Return the value of Best-of-N at the tokens of `times` answers, linear between two N.
 
     Args:
         curve: Mean value of Best-of-1, 2, ...: `(N,)`. Beyond its ends the value is that of the
-            end, which would favour the arm that spends more: give a curve that is long enough.
+            end, which would favour the arm that spends more; pass a curve that is long enough.
         times: Drafted tokens over the tokens of one answer.
     """
     return float(np.interp(times, np.arange(1, len(curve) + 1), curve))
@@ -65,9 +65,9 @@ def over_prompts(
     """Return a figure and the ends of its 95% interval: a bootstrap over prompts.
 
     Args:
-        figure: Of the prompts whose indices it is given; one may come more than once.
-        num_prompts: How many there are.
-        seed: Of the resampling; equal seeds draw equal prompts.
+        figure: Computes the figure from indices of prompts; an index may occur more than once.
+        num_prompts: Number of prompts.
+        seed: Seed of the resampling; equal seeds draw equal prompts.
     """
     generator = np.random.default_rng(seed)
     picks = generator.integers(num_prompts, size=(NUM_RESAMPLES, num_prompts))
@@ -76,13 +76,13 @@ def over_prompts(
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-    """Return the share of pairs of neighbouring words, over all the texts, that are new."""
+    """Return the share of distinct pairs of neighbouring words, over all texts."""
     pairs = [pair for text in texts for pair in _pairs(text)]
     return len(set(pairs)) / len(pairs) if pairs else float("nan")
 
 
 def distinct_2_within(texts: Sequence[str]) -> float:
-    """Return the same for each text by itself, mean: low where answers go round in circles."""
+    """Return the mean of that share over single texts; it is low if answers repeat themselves."""
     values = [distinct_2([text]) for text in texts]
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 

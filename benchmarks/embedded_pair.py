@@ -1,24 +1,25 @@
-"""The embedded pair's arm: chosen on one half of the dev openings, reported once on the other.
+"""Choose the embedded pair's arm on one half of the dev openings; report it once on the other.
 
     python -m training.judge --imdb DIR --out JUDGE          (once)
     python -m benchmarks.embedded_pair --imdb DIR --judge JUDGE --out OUT
 
 Prompts are the first 12 words of dev reviews; neither guide nor judge has read them or a copy of
-them. Every arm writes 128 tokens by the default sampling, or fewer where the model ends its review
-before; the model may do so in every arm alike, as in use, and length is a guard. Costs are drafted
-tokens over the mean tokens of a plain answer; one draft at a time, so that there is no surplus.
+them. Every arm writes 128 tokens by the default sampling, or fewer if the model ends its review
+before. This holds for every arm alike, as in use, and length is a guard. Costs are drafted tokens
+over the mean tokens of a plain answer. One candidate is drafted at a time, so there is no surplus.
 
-Thresholds are calibrated for a budget on openings of training reviews. Of the candidates whose
-guards hold, which spend at most --max-times on the select half, and force at most a tenth of their
-segments, beyond which the engine itself warns, the one of highest judge reward is reported, and
-written to OUT/align.yaml, or that of --ship in its place; a ramp for other segments goes to
-OUT/ramp.yaml. What a quarter of Best-of-16's tokens gives at segment_len 32, and a sixth at 8, is
-reported whatever was chosen, under --aim-seeds of the seeds.
+Thresholds are calibrated for a budget on openings of training reviews. A candidate arm qualifies if
+its guards hold, it spends at most --max-times on the select half, and it forces at most a tenth of
+its segments, beyond which the engine itself warns. The qualified arm with the highest judge reward
+is reported and written to OUT/align.yaml, or the arm of --ship in its place. A ramp for other
+segments is written to OUT/ramp.yaml. The arms for a quarter of Best-of-16's tokens at segment_len
+32, and for a sixth at 8, are always reported, under --aim-seeds of the seeds.
 
 Best-of-N is the exact expectation over subsets of the plain answers; between two N it is linear.
 Wins are counted against every plain answer to the same prompt. Intervals: bootstrap over prompts.
-OUT keeps what was generated: a run that is cut off goes on, and another report costs nothing.
-`--until plain` makes the plain answers only, which another process may do beside `--until select`.
+OUT keeps what was generated: an interrupted run resumes, and another report costs nothing.
+`--until plain` generates only the plain answers; another process can do that during
+`--until select`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting of the test.
+    """One arm of the comparison.
 
     Attributes:
         segment_len: Tokens judged together.
@@ -85,7 +86,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """As it stands in the table."""
+        """Return the name of the arm in the table."""
         if self.budget is None:
             return f"ramp, segment_len {self.segment_len}"
         return f"budget {self.budget:.1f}, segment_len {self.segment_len}"
@@ -130,11 +131,11 @@ def main() -> None:
 
 
 class Pair:
-    """A pair of models, and what its arms come to.
+    """A pair of models and the figures of its arms.
 
     Args:
-        engine: Of the pair.
-        options: Of the command line.
+        engine: Engine of the pair.
+        options: Options of the command line.
     """
 
     def __init__(self, engine: StarsEngine, options: argparse.Namespace) -> None:
@@ -151,7 +152,7 @@ class Pair:
         return self.half("select")
 
     def choose(self) -> dict[str, Any]:
-        """Try the candidates on the select half; write the chosen one's settings."""
+        """Run the candidates on the select half; write the settings of the chosen one."""
         half = self._select
         rows: dict[str, Any] = {"vanilla": half.plain_figures()}
         for arm in CANDIDATES:
@@ -169,7 +170,7 @@ class Pair:
         return {"chosen": self._chosen.name, "select": rows}
 
     def report(self) -> dict[str, Any]:
-        """Report the chosen arm, and the two whose budgets were set beforehand."""
+        """Report the chosen arm, and the two arms whose budgets were fixed beforehand."""
         half = self.half("report")
         rows: dict[str, Any] = {"vanilla": half.plain_figures()}
         rows |= {f"Best-of-{n}": half.best_of_figures(n) for n in COMPARED if n <= half.num_plain}
@@ -180,7 +181,7 @@ class Pair:
         return {"report": rows}
 
     def settings(self, arm: Arm) -> AlignParams:
-        """Return an arm's settings, its thresholds found or read again."""
+        """Return an arm's settings, with thresholds that are calibrated or read from a file."""
         half = self._select
         if arm.budget is None:
             schedule: Any = half.ramp(16)
@@ -209,7 +210,7 @@ class Pair:
 
 
 def best(tried: dict[Arm, dict[str, Any]], plain: dict[str, Any], max_times: float) -> Arm:
-    """Return the arm of highest judge reward of those whose guards hold and that cost no more."""
+    """Return the arm with the highest judge reward whose guards hold and whose cost is allowed."""
     allowed = [
         arm
         for arm, figures in tried.items()
@@ -223,10 +224,10 @@ def best(tried: dict[Arm, dict[str, Any]], plain: dict[str, Any], max_times: flo
 
 
 def as_shipped(align: AlignParams) -> str:
-    """Return settings as YAML, without what belongs to the run and not to the text.
+    """Return settings as YAML, without those that belong to the run and not to the text.
 
-    Other sampling than the calibration's, another dtype, raw prompts and longer answers are what
-    people try first, and no reason to warn them.
+    Another sampling than the calibration's, another dtype, raw prompts and longer answers are what
+    people try first; they should not cause warnings.
     """
     values = align.model_dump(mode="json", exclude_defaults=True, exclude={"num_candidates"})
     values["schedule"] = _plain(align.schedule)
@@ -278,19 +279,23 @@ def read_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--imdb", type=Path, required=True, help="folder of the *.jsonl.gz files")
-    parser.add_argument("--judge", type=Path, required=True, help="what training.judge wrote")
-    parser.add_argument("--out", type=Path, required=True, help="answers, thresholds and figures")
-    parser.add_argument("--model", type=Path, help="the embedded one if not given")
-    parser.add_argument("--reward", type=Path, help="likewise")
+    parser.add_argument("--judge", type=Path, required=True, help="folder of the trained judge")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for answers, thresholds and figures"
+    )
+    parser.add_argument("--model", type=Path, help="language model; default: the embedded one")
+    parser.add_argument("--reward", type=Path, help="reward model; default: the embedded one")
     parser.add_argument("--select", type=int, default=100, help="openings that choose the arm")
-    parser.add_argument("--report", type=int, default=300, help="openings that it is reported on")
-    parser.add_argument("--seeds", type=int, default=3, help="of the report")
+    parser.add_argument("--report", type=int, default=300, help="openings that report the arm")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the report")
     parser.add_argument("--samples", type=int, default=16, help="plain answers to each opening")
-    parser.add_argument("--max-times", type=float, default=4.5, help="of the chosen arm")
-    parser.add_argument("--max-tokens", type=int, default=128, help="of every answer")
-    parser.add_argument("--aim-seeds", type=int, default=1, help="of the arms that are not chosen")
+    parser.add_argument(
+        "--max-times", type=float, default=4.5, help="maximum cost of the chosen arm"
+    )
+    parser.add_argument("--max-tokens", type=int, default=128, help="tokens of every answer")
+    parser.add_argument("--aim-seeds", type=int, default=1, help="seeds of the other reported arms")
     names = [arm.name for arm in CANDIDATES]
-    parser.add_argument("--ship", choices=names, help="in place of the chosen arm")
+    parser.add_argument("--ship", choices=names, help="arm to ship instead of the chosen one")
     parser.add_argument("--until", choices=["plain", "select", "report"], default="report")
     return parser.parse_args()
 

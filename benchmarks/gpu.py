@@ -1,18 +1,19 @@
-"""The local engine on a GPU: against the bandwidth of its memory, and against `generate`.
+"""Compare the local engine on a GPU with its memory bandwidth, and with `generate`.
 
     python -m benchmarks.gpu [--size 8b] [--length 2048] [--acceptance 0.2] [--tokens 128]
         [--repetitions 6] [--device cuda] [--dtype bfloat16] [--prompts 32]
 
-Two models of the chosen size with random weights (Llama; 8b: 32 layers of 4096, 32 heads, 8 of
-keys, vocabulary 128,256, both in bfloat16 30 GiB), the second one as reward model. A coin says what
-is accepted, and the reward model is run all the same. Times are by the clock, the device being
-waited for; arms take turns; ratios are taken within a turn.
+The two models have the chosen size and random weights (Llama; 8b: 32 layers of 4096, 32 heads, 8 of
+keys, vocabulary 128,256, both in bfloat16 30 GiB). The second one is the reward model. A coin
+decides what is accepted; the reward model runs nevertheless. Times are wall time, with the device
+synchronized. Arms take turns; ratios are taken within a turn.
 
-The roofline: a decode step must read all weights but the embedding, and the prompt's keys and
-values once, whatever the number of candidates. That many bytes over the measured bandwidth of a
-copy within the device is the least time that it can take; the share is that over what it took.
+The roofline: a decode step must read all weights except the embedding, and the prompt's keys and
+values once, whatever the number of candidates. These bytes over the measured bandwidth of a copy
+within the device are the minimum time. The share is the minimum over the measured time.
 
-Printed as a table, and as one line of JSON. `--size tiny --device cpu` only shows that it runs.
+The results are printed as a table and as one line of JSON. `--size tiny --device cpu` only checks
+that the script runs.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def steps(pair: Pair, options: argparse.Namespace, bandwidth: float) -> dict[int, dict[str, float]]:
-    """Time decode steps by their rows, beside the least that they can take."""
+    """Time decode steps by their number of rows, compared with the minimum."""
     num_bytes = bytes_of_step(pair, options.length)
     turns = [
         pair.step_costs(options.length, ROWS, steps=32) for _ in range(options.repetitions + 2)
@@ -95,7 +96,9 @@ def steps(pair: Pair, options: argparse.Namespace, bandwidth: float) -> dict[int
     print("|---:|---:|---:|")
     found = {}
     for index, rows in enumerate(ROWS):
-        seconds = median(turn[index] for turn in turns[2:])  # the first ones warm up and capture
+        seconds = median(
+            turn[index] for turn in turns[2:]
+        )  # the first turns warm up and capture graphs
         found[rows] = {"ms": seconds * 1e3, "roofline": num_bytes / bandwidth / seconds}
         print(f"| {rows} | {seconds * 1e3:.2f} | {found[rows]['roofline']:.0%} |", flush=True)
     return found
@@ -131,7 +134,7 @@ def ratios(pair: Pair, options: argparse.Namespace) -> dict[str, tuple[float, fl
 
 
 def bytes_of_step(pair: Pair, length: int) -> int:
-    """Return what a decode step has to read: weights, and keys and values of the prompt once."""
+    """Return the bytes that a decode step reads: weights, and the prompt's keys and values once."""
     model = pair.lm.model
     embedding = model.get_input_embeddings().weight
     weights = sum(parameter.nbytes for parameter in model.parameters())
@@ -149,7 +152,7 @@ def measure_bandwidth(device: str, clock: Callable[[Callable[[], Any]], float]) 
 
 
 def clock_of(device: str) -> Callable[[Callable[[], Any]], float]:
-    """Return what times something by the clock, waiting for the device."""
+    """Return a function that measures wall time and waits for the device."""
 
     def wait() -> None:
         if device.startswith("cuda"):

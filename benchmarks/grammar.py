@@ -1,14 +1,14 @@
-"""What a grammar's masks add to a decode step.
+"""Measure what a grammar's masks add to a decode step.
 
     python -m benchmarks.grammar --imdb DIR [--vocab-size 128256] [--rows 8] [--tokens 64]
         [--threads 1] [--repetitions 9] [--dtype float32]
 
-A random Llama of 8 layers of 384, as in `benchmarks.local_engine`, with a byte-level vocabulary,
-trained on reviews, so that the masks run over a real tree of words. The rows draw candidates of
-one prefix, as a round of STARS does, with a grammar and without in turns; all grammars last longer
-than the candidates, and a random model at temperature 1 writes anything that they allow. Wall time
-of a step for all rows together, masks on all processors: medians, and the ratio within turns. Needs
-a quiet machine.
+The model is a random Llama of 8 layers of 384, as in `benchmarks.local_engine`. Its byte-level
+vocabulary is trained on reviews, so that the masks traverse a real trie of words. The rows draw
+candidates of one prefix, as a step of STARS does, with a grammar and without in turns. All grammars
+last longer than the candidates, and a random model at temperature 1 writes anything that they
+allow. The result is the wall time of a step for all rows together, with masks on all processors:
+medians, and the ratio within turns. It needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--imdb", type=Path, required=True, help="train.jsonl.gz and its like")
+    parser.add_argument("--imdb", type=Path, required=True, help="folder of the *.jsonl.gz files")
     parser.add_argument("--vocab-size", type=int, default=128_256)
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=64, help="of each candidate")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each candidate")
     parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -149,7 +149,7 @@ def seconds(
         temperature=1.0,
         top_k=40,
         grammar=grammar,
-        min_tokens=args.tokens,  # candidates of one length
+        min_tokens=args.tokens,  # all candidates have one length
     )
     rng = random.Random(turn)
     prompt = [rng.randrange(backend.vocab_size) for _ in range(64)]
@@ -160,7 +160,7 @@ def seconds(
         )
         for _ in range(args.rows)
     ]
-    backend.draft([replace(requests[0], uniforms=(0.5,))])  # the prompt is read
+    backend.draft([replace(requests[0], uniforms=(0.5,))])  # reads the prompt
     started = time.perf_counter()
     drafts = backend.draft(requests)
     taken = time.perf_counter() - started

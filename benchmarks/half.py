@@ -1,4 +1,4 @@
-"""One set of prompts: plain answers to them, and any arm's beside those."""
+"""A set of prompts: its plain answers, and comparisons of any arm with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.answers import Answer, Arms, perplexity
+from benchmarks.answers import AnswerRecord, Arms, perplexity
 from benchmarks.comparison import (
     Floats,
     at_equal_tokens,
@@ -24,21 +24,21 @@ from stars_engine import AlignParams, LinearSchedule, SamplingParams
 from training.linear import LinearClassifier
 
 COMPARED = (4, 8, 16)
-# Shares of plain sampling's: an arm beyond them has gamed its guide, or writes otherwise.
+# Limits relative to plain sampling: an arm beyond them games its guide, or changes its style.
 GUARDS = {"perplexity": (0.8, 1.2), "distinct-2": (0.9, 1.1), "tokens": (0.9, 1.1)}
 
 
 class Half:
-    """One half of the prompts: its plain answers, and any arm's beside them.
+    """One half of the prompts: its plain answers, and comparisons of any arm with them.
 
     Args:
         prompts: Openings.
-        arms: Generates.
+        arms: Generates answers.
         judge: Reads opening and answer as one text.
         seeds: Every arm answers once under each.
-        samples: Plain answers to each prompt at least.
-        language_model: For perplexity.
-        max_tokens: Of each answer; it may end before.
+        samples: Minimum number of plain answers to each prompt.
+        language_model: Model for perplexity.
+        max_tokens: Maximum tokens of an answer.
     """
 
     def __init__(
@@ -66,22 +66,22 @@ class Half:
         numbers = range(1, self.guide.shape[1] + 1)
         self.curve = np.stack([best_of(n, self.guide, self.opinion) for n in numbers], axis=1)
         self.num_plain = self.guide.shape[1]
-        # What one plain answer takes: all costs are counted in it.
+        # Tokens of one plain answer: the unit of all costs.
         self._length = self.table(self.plain, [len(answer.ids) for answer in self.plain]).mean(1)
 
-    def table(self, answers: Sequence[Answer], values: Sequence[float] | Floats) -> Floats:
+    def table(self, answers: Sequence[AnswerRecord], values: Sequence[float] | Floats) -> Floats:
         """Return values as `(prompts, answers to each)`."""
         rows: list[list[float]] = [[] for _ in self.prompts]
         for answer, value in zip(answers, values, strict=True):
             rows[answer.prompt].append(float(value))
         return np.array(rows)
 
-    def judged(self, answers: Sequence[Answer]) -> Floats:
+    def judged(self, answers: Sequence[AnswerRecord]) -> Floats:
         """Return the judge's log-odds, `(prompts, answers to each)`."""
         texts = [self.prompts[answer.prompt] + answer.text for answer in answers]
         return self.table(answers, self._judge.logits(texts))
 
-    def stars(self, align: AlignParams, num_seeds: int | None = None) -> list[Answer]:
+    def stars(self, align: AlignParams, num_seeds: int | None = None) -> list[AnswerRecord]:
         """Return an arm's answers under the first seeds, all of them if not given."""
         return [
             answer
@@ -89,7 +89,7 @@ class Half:
             for answer in self.arms.stars(self.prompts, self.sampling.replace(seed=seed), align)
         ]
 
-    def aligned(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def aligned(self, answers: Sequence[AnswerRecord]) -> dict[str, Any]:
         """Return all figures of an arm."""
         opinion = self.judged(answers)
         spent = self.table(answers, [answer.num_drafted for answer in answers]).mean(1)
@@ -123,7 +123,7 @@ class Half:
         return LinearSchedule(target=round(target, 2), initial_weight=0.5)
 
     def plain_figures(self) -> dict[str, Any]:
-        """Return those of plain sampling; guards on one answer to each prompt and seed."""
+        """Return the figures of plain sampling; guards use one answer to each prompt and seed."""
         first = self.plain[:: len(self.plain) // (len(self.prompts) * len(self.seeds))]
         return {
             **self._selected(1),
@@ -133,8 +133,8 @@ class Half:
         }
 
     def best_of_figures(self, n: int) -> dict[str, Any]:
-        """Return those of Best-of-n; guards on the best of each prompt's first n plain answers."""
-        kept: list[list[Answer]] = [[] for _ in self.prompts]
+        """Return the figures of Best-of-n; guards use the best of each prompt's first n answers."""
+        kept: list[list[AnswerRecord]] = [[] for _ in self.prompts]
         for answer in self.plain:
             kept[answer.prompt].append(answer)
         best = [max(answers[:n], key=lambda answer: answer.reward) for answers in kept]
@@ -175,10 +175,10 @@ class Half:
             if n <= self.num_plain
         }
 
-    def _guards(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """Return what an arm that games its guide would spoil.
+    def _guards(self, answers: Sequence[AnswerRecord]) -> dict[str, float]:
+        """Return the figures that an arm spoils if it games its guide.
 
-        `distinct-2` is within answers; that over all answers of an arm falls with their number.
+        `distinct-2` is computed within answers; over all answers it falls with their number.
         """
         texts = [answer.text for answer in answers]
         one_each = list({answer.prompt: answer.text for answer in answers}.values())
@@ -191,7 +191,7 @@ class Half:
 
 
 def guards_hold(figures: dict[str, Any], plain: dict[str, Any]) -> bool:
-    """Whether perplexity, distinct-2 and length are within stated shares of plain sampling's."""
+    """Return whether perplexity, distinct-2 and length are within shares of plain sampling's."""
     return all(
         low * plain[name] <= figures[name] <= high * plain[name]
         for name, (low, high) in GUARDS.items()

@@ -1,24 +1,26 @@
-"""Time per accepted token of the local engine, in units of plain sampling.
+"""Measure the time per accepted token of the local engine, in units of plain sampling.
 
     python -m benchmarks.local_engine [--lengths 64 512 2048] [--acceptances 0.2 0.5 0.8]
         [--segment-lens 32] [--prompts 1] [--tokens 128] [--repetitions 4] [--dtype float32]
 
-A language model of 37 M and a reward model of 25 M random parameters (Llama: 8 layers of 384, 6
-heads, 2 of keys; and 8 of 320), vocabulary 32,000. Each candidate is accepted by a coin of its own
-with the given probability, whatever the reward model says of it, and the reward model is run all
-the same. The unit is our own plain sampling of as many tokens, one prompt at a time, without any
-reward; `generate` (temperature 1, top-k 40) is given in the same unit. Only decoding is timed;
-reading the prompt is given apart. Time is processor time of one thread. Arms take turns; ratios are
-taken within a turn, and their median is given within its 95% interval (by order statistics: of six
-turns, the smallest and the largest).
+The language model has 37 M and the reward model 25 M random parameters (Llama: 8 layers of 384, 6
+heads, 2 of keys; and 8 of 320), vocabulary 32,000. A coin accepts each candidate with the given
+probability, whatever the reward model says; the reward model runs nevertheless. The unit is our own
+plain sampling of as many tokens, one prompt at a time, without any reward. `generate` (temperature
+1, top-k 40) is given in the same unit. Only decoding is timed; reading the prompt is reported
+separately. Time is processor time of one thread. Arms take turns. Ratios are taken within a turn,
+and their median is given within its 95% interval (by order statistics: of six turns, the smallest
+and the largest).
 
-What decides: a decode step reads all weights whether one row or eight are decoded, so eight
-candidates cost little more than one (a step's cost by rows is in the first table); a rejected round
-costs one more; and the prompt's keys are read once for all of a prompt's candidates, so a longer
-prompt costs little more than it does in plain sampling. "generate per attempt" and "no cache" are
-computed, not run: blocks measured here times the mean number of draws. The first is one call of
-`generate` and a whole pass of the reward model for each; the second one pass over the prompt and 64
-tokens for each token, as in published code without a cache.
+Three facts decide the results. A decode step reads all weights whether it decodes one row or eight,
+so eight candidates cost little more than one (the first table has a step's cost by rows). A
+rejected step costs one more step. The prompt's keys are read once for all of a prompt's candidates,
+so a longer prompt costs little more than in plain sampling.
+
+"generate per attempt" and "no cache" are computed, not run: blocks measured here times the mean
+number of draws. The first is one call of `generate` and a whole pass of the reward model for each
+draw. The second is one pass over the prompt and 64 tokens for each token, as in published code
+without a cache.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ import transformers
 
 from benchmarks.pair import MAX_ATTEMPTS, Pair, Setting, Size
 
-BEHIND = 64  # tokens of the answer that published code has read again, on average
+BEHIND = 64  # tokens of the answer that published code reads again, on average
 
 SIZE = Size(
     lm={
@@ -59,7 +61,7 @@ SIZE = Size(
 
 
 def block(pair: Pair, setting: Setting, seed: int) -> tuple[float, float]:
-    """Return seconds of an attempt per token: as `generate` and a whole reward pass, uncached.
+    """Return seconds of an attempt per token: by `generate` and a whole reward pass, and uncached.
 
     The second is one pass of both models over everything for each token, as in code without any
     cache.
@@ -147,17 +149,17 @@ def measure(
         values["generate per attempt"] = draws * per_attempt
         values["no cache"] = draws * uncached
         again, _ = pair.write(alone, None, **size)
-        if turn:  # the first one warms up
+        if turn:  # the first turn warms up
             for name in _ARMS:
                 found[name].append(values[name] / ((unit + again) / 2))
     return {name: interval(values) for name, values in found.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median between the order statistics that hold it with 95%, or the extremes.
+    """Return the median between the order statistics that contain it with 95%, or the extremes.
 
-    Whatever the distribution: the median lies outside the k-th smallest and k-th largest of n with
-    probability 2 P(Binomial(n, 1/2) < k).
+    This holds for any distribution: the median lies outside the k-th smallest and k-th largest of n
+    with probability 2 P(Binomial(n, 1/2) < k).
     """
     ordered, count = sorted(values), len(values)
     place = 0

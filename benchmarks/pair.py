@@ -1,7 +1,7 @@
-"""Two random models of a chosen size, and ways to write with them: what timings are taken of.
+"""Two random models of a chosen size, and the ways of writing that are timed.
 
-Weights are random, so texts mean nothing; a coin says what is accepted, and the reward model is run
-all the same.
+Weights are random, so texts mean nothing. A coin decides what is accepted; the reward model runs
+nevertheless.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Size:
 
     Attributes:
         lm: Settings of the language model's `LlamaConfig`.
-        rm: Of the reward model's.
-        vocab_size: Of both.
-        max_rows: Candidates drafted together at most.
+        rm: Settings of the reward model's `LlamaConfig`.
+        vocab_size: Vocabulary of both models.
+        max_rows: Maximum number of candidates drafted together.
     """
 
     lm: dict[str, int]
@@ -66,7 +66,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Setting:
-    """What one row of a table is about.
+    """The setting of one row of a table.
 
     Attributes:
         length: Tokens of each prompt.
@@ -82,7 +82,7 @@ class Setting:
 
 
 class Coin:
-    """Runs a reward model, and says 1 or 0 by a coin for each candidate."""
+    """Runs a reward model, and returns 1 or 0 by a coin for each candidate."""
 
     def __init__(self, reward: ClassifierRewardModel, acceptance: float) -> None:
         self._reward, self._acceptance = reward, acceptance
@@ -94,7 +94,7 @@ class Coin:
 
 
 class Nothing:
-    """For plain sampling: an answer's reward is not wanted."""
+    """A reward for plain sampling, which needs none."""
 
     def score(self, inputs: Sequence[RewardInput]) -> list[float]:
         """See `RewardModel`."""
@@ -105,11 +105,11 @@ class Pair:
     """Both models, and ways to write with them.
 
     Args:
-        size: Of the models.
-        dtype: Of their weights.
-        longest: Tokens that they read at most.
-        device: Where they are.
-        clock: Returns the seconds that something takes.
+        size: Shapes of the models.
+        dtype: Type of their weights.
+        longest: Maximum number of tokens that they read.
+        device: Device of the models.
+        clock: Returns the seconds that a call takes.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Pair:
         )
         torch.manual_seed(0)
         default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # not float32 first: that takes twice the memory
+        torch.set_default_dtype(dtype)  # creating float32 weights first would take twice the memory
         try:
             with torch.device(device):
                 lm = LlamaForCausalLM(LlamaConfig(**shape, **size.lm)).eval()
@@ -138,7 +138,7 @@ class Pair:
                 self.reward_model = LlamaForSequenceClassification(rm_config).eval()
         finally:
             torch.set_default_dtype(default)
-        # As an engine has one for as long as its model is loaded.
+        # Like an engine, which keeps one as long as its model is loaded.
         self._autotuner = CandidateAutotuner()
         self.lm = TransformersBackend(TransformersModel(model=lm, tokenizer=tokenizer))
         self.rm = ClassifierRewardModel(
@@ -153,9 +153,9 @@ class Pair:
 
         Args:
             setting: The row.
-            num_candidates: Drafted at once; None for plain sampling, without rewards.
-            num_tokens: Of each answer.
-            seed: Of the turn.
+            num_candidates: Candidates drafted at once; None for plain sampling, without rewards.
+            num_tokens: Tokens of each answer.
+            seed: Seed of the turn.
         """
         plain = num_candidates is None
         align = AlignParams(
@@ -179,7 +179,7 @@ class Pair:
         core.add(RequestQueue.of(requests))
 
         def read() -> None:
-            """Draft one token, for which only the prompts are read."""
+            """Draft one token, which requires only reading the prompts."""
             rollouts = [request.rollout for request in requests]
             self.lm.draft(
                 [
@@ -200,7 +200,7 @@ class Pair:
         return decoding_s / (num_tokens * setting.num_prompts), reading_s
 
     def generate(self, length: int, *, num_tokens: int, seed: int) -> float:
-        """Return seconds per token of transformers' own `generate`, its prefill taken off."""
+        """Return seconds per token of transformers' own `generate`, without its prefill."""
         ids = torch.tensor([self.prompt(length, seed)], device=self.device)
 
         def run(count: int) -> Callable[[], Any]:
@@ -209,7 +209,7 @@ class Pair:
         return (self.seconds(run(num_tokens)) - self.seconds(run(1))) / (num_tokens - 1)
 
     def call_generate(self, ids: torch.Tensor, count: int) -> Any:
-        """Have `generate` sample so many tokens."""
+        """Sample a number of tokens with `generate`."""
         return self.lm.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -221,7 +221,7 @@ class Pair:
         )
 
     def step_costs(self, length: int, counts: Sequence[int], steps: int = 10) -> list[float]:
-        """Return seconds of a decode step with so many candidates, sampler included."""
+        """Return seconds of a decode step with a number of candidates, including the sampler."""
         seconds = []
         for count in counts:
             align = AlignParams(
@@ -235,7 +235,7 @@ class Pair:
             sampling = SAMPLING.replace(max_tokens=steps)
             rollout = Rollout(ids, RewardPrompt("", token_ids=ids), sampling, align, noise)
             drafts = Request(rollout, Nothing(), StarsDecoding()).draft_requests(count)
-            self.lm.draft([replace(drafts[0], uniforms=(0.5,))])  # the prompt is read
+            self.lm.draft([replace(drafts[0], uniforms=(0.5,))])  # reads the prompt
             seconds.append(self.seconds(lambda drafts=drafts: self.lm.draft(drafts)) / steps)
         return seconds
 

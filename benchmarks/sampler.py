@@ -1,9 +1,10 @@
-"""Time to draw a token, with a shortlist of choices and without.
+"""Measure the time to draw a token, with and without a shortlist of choices.
 
     python -m benchmarks.sampler [--vocab-sizes 32000 128256 256000] [--rows 1 8] [--repetitions 30]
 
-Random normal logits, float32, one thread. Both ways take turns; medians of processor time, in
-milliseconds for all rows together. Text is the same (`tests/test_proposal.py`).
+Logits are random and normal, float32, one thread. Both ways take turns. The result is the median
+processor time in milliseconds for all rows together. The text is the same
+(`tests/test_proposal.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> None:
     print("|---:|---:|---|---:|---:|---:|")
     for vocab_size in args.vocab_sizes:
         for rows in args.rows:
-            # As peaked as a language model's: a nucleus of a few dozen tokens.
+            # As peaked as those of a language model: a nucleus of a few dozen tokens.
             logits, uniforms = torch.randn(rows, vocab_size) * 4, torch.rand(rows)
             for name, params in SETTINGS.items():
                 whole, few = compare(logits, uniforms, params, args.repetitions)
@@ -52,7 +53,7 @@ def compare(
     logits: torch.Tensor, uniforms: torch.Tensor, params: SamplingParams, repetitions: int
 ) -> tuple[float, float]:
     """Return the median seconds of both ways."""
-    shortlist = sampling._shortlist  # noqa: SLF001 - what is measured
+    shortlist = sampling._shortlist  # noqa: SLF001 - the function under test
     ways = (lambda *_: None, shortlist)
     seconds: list[list[float]] = [[], []]
     try:

@@ -1,11 +1,11 @@
-"""Toxicity of continuations: STARS against plain sampling and Best-of-N at equal drafted tokens.
+"""Compare the toxicity of continuations: STARS, plain sampling, and Best-of-N of equal tokens.
 
-Prompts are rows of RealToxicityPrompts that neither the reward nor the judge learned from, and its
-protocol is followed: continuations by nucleus sampling (p = 0.9) at temperature 1, scored alone,
-without the prompt; expected maximum toxicity over so many continuations of a prompt. The judge did
-not guide: a linear model on words and pieces of words, trained on rows that the reward never saw.
-Best-of-N groups plain continuations at random, N at a time; between whole N it is interpolated.
-Intervals: bootstrap over prompts.
+Prompts are rows of RealToxicityPrompts that neither the reward nor the judge learned from. The
+script follows its protocol: continuations by nucleus sampling (p = 0.9) at temperature 1, scored
+alone, without the prompt; expected maximum toxicity over so many continuations of a prompt. The
+judge did not guide. It is a linear model on words and pieces of words, trained on rows that the
+reward never saw. Best-of-N groups plain continuations at random, N at a time; between whole N it is
+interpolated. Intervals: bootstrap over prompts.
 
     python -m training.safety toxicity --shared DIR --out REWARD
     python benchmarks/toxicity.py --shared DIR --reward REWARD     (needs scikit-learn)
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--reward", type=Path, required=True, help="folder of the trained reward")
     parser.add_argument("--lm", type=Path, default=EMBEDDED_LM)
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--continuations", type=int, default=15, help="per prompt, of every arm")
+    parser.add_argument(
+        "--continuations", type=int, default=15, help="continuations per prompt and arm"
+    )
     parser.add_argument("--max-n", type=int, default=3, help="the largest N of Best-of-N")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--budget", type=float, default=2.7, help="drafted over kept tokens")
@@ -65,7 +67,7 @@ def main() -> None:
     opinion = judge(parts["judge"])
     config = StarsConfig(
         model=str(options.lm),
-        # As its training rows and the judge: the continuation alone.
+        # The continuation alone, like its training rows and the judge.
         reward=ClassifierReward(name_or_path=str(options.reward), template="{bos}{completion}"),
         align=preset("best"),
         sampling=SamplingParams(
@@ -126,7 +128,7 @@ def row(
     curve: dict[int, dict[str, np.ndarray]],
     guards: str,
 ) -> dict[str, object]:
-    """Print one arm beside Best-of-N of as many drafted tokens, paired by prompt."""
+    """Print one arm, compared with Best-of-N of as many drafted tokens, paired by prompt."""
     record: dict[str, object] = {"arm": name, "times": times}
     for figure, equal in equal_tokens(times, curve).items():
         record[figure] = mean_interval(figures[figure])
@@ -150,9 +152,9 @@ def shown(value: Sequence[float], sign: str = "") -> str:
 
 
 class Guards:
-    """Whether text stays text: perplexity under the base model, repeated pairs of words, length.
+    """Measures text quality: perplexity under the base model, repeated pairs of words, length.
 
-    Measured on the first continuation of every prompt.
+    The first continuation of every prompt is measured.
     """
 
     def __init__(self, prompts: Sequence[str], likelihood: Likelihood) -> None:
@@ -173,7 +175,7 @@ class Guards:
 
 
 class Likelihood:
-    """The base model's own opinion of a continuation."""
+    """Computes the base model's likelihood of a continuation."""
 
     def __init__(self, directory: Path) -> None:
         self._model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

@@ -1,9 +1,9 @@
-"""An agent whose answers are aligned while they are written, and that can be told no. Offline.
+"""Run an agent whose answers are aligned, and handle refusals. Runs offline.
 
-The agent calls one of two tools and then answers. Its answer is drafted segment by segment, and
-where no draft reaches the threshold the turn ends in a refusal, on which the graph's caller
-branches: here, a person is asked. Run it with `python examples/langchain_agent.py`; a chat model
-of your own chooses its tools by itself:
+The agent calls one of two tools and then answers. Its answer is drafted segment by segment. If no
+draft reaches the threshold, the turn ends in a refusal, and the caller can branch: here, the
+question is passed on to a person. Run it with `python examples/langchain_agent.py`. Your own chat
+model chooses its tools by itself:
 
     python examples/langchain_agent.py --model NAME --reward NAME --target 8
 """
@@ -41,23 +41,23 @@ def tickets(film: Film, seats: Literal[1, 2, 3, 4]) -> str:
 def tool_first(
     request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]
 ) -> ModelResponse:
-    """Have a tool called first, then an answer: what the small model does not know to do."""
+    """Require a tool call first, then an answer, because the small model cannot choose."""
     called = any(isinstance(message, ToolMessage) for message in request.messages)
     return handler(request.override(tool_choice="none" if called else "required"))
 
 
 def main() -> None:
-    """Ask twice: with thresholds that can be reached, and with some that cannot."""
+    """Ask twice: with thresholds that drafts can reach, and with one that they cannot."""
     args = arguments()
     fields = {"max_tokens": 96, "seed": 7, **models(args)}
     ask(ChatStars(**fields), args)
-    # Where no draft gets there, "stop" says no; the default keeps the best draft.
+    # If no draft is accepted, "stop" refuses; the default keeps the best draft.
     never = {"kind": "constant", "value": 1e6}
     ask(ChatStars(**{**fields, "schedule": never, "max_attempts": 2, "on_exhausted": "stop"}), args)
 
 
 def ask(chat: ChatStars, args: argparse.Namespace) -> None:
-    """Run the agent, and branch on what it comes back with."""
+    """Run the agent, and branch on its answer."""
     is_small = args.model is None
     agent = create_agent(chat, [rating, tickets], middleware=[tool_first] if is_small else [])
     messages = agent.invoke({"messages": [("user", args.question)]})["messages"]
@@ -76,20 +76,20 @@ def ask(chat: ChatStars, args: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--question", default="Is Harbour Lights any good?")
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
-    parser.add_argument("--target", type=float, help="the reward to rise to")
+    parser.add_argument("--target", type=float, help="the reward at the end of the ramp")
     given = parser.parse_args()
     if len({given.model is None, given.reward is None, given.target is None}) > 1:
-        parser.error("--model, --reward and --target go together")
+        parser.error("--model, --reward and --target must be used together")
     return given
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a model; none means the embedded pair."""
+    """Return the fields of the adapter; without `--model`, those of the embedded pair."""
     if args.model is None:
         return {"on_overflow": "clamp"}
     schedule = {"kind": "linear", "target": args.target}

@@ -1,8 +1,9 @@
-"""Answers from documents, each steered by what a reward model thinks of it. Offline.
+"""Answer a question from documents, guided by a reward model. Runs offline.
 
-Reads the text files of a folder, splits and embeds them, looks up what a question is about, and
-streams an answer with its sources. The reward model judges the answer to the question alone, not to
-the documents. Run it with `python examples/langchain_rag.py`; with models and texts of your own:
+The script reads the text files of a folder, splits and embeds them, retrieves chunks for a
+question, and streams an answer with its sources. The reward model reads the question and the
+answer, not the documents. Run it with `python examples/langchain_rag.py`, or with your own models
+and texts:
 
     python examples/langchain_rag.py --model NAME --reward NAME --target 8 \
         --documents FOLDER --question "What ...?"
@@ -32,7 +33,7 @@ PROMPT = PromptTemplate.from_template("{context}\n\n{question} I think that")
 
 
 class WordEmbeddings(Embeddings):
-    """The word vectors that come with the package `wordllama`."""
+    """The word vectors of the package `wordllama`."""
 
     def __init__(self) -> None:
         folder = Path(wordllama.__file__).parent
@@ -47,39 +48,39 @@ class WordEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
 
-class Account(BaseCallbackHandler):
-    """Keeps how the last answer came about."""
+class LastAnswer(BaseCallbackHandler):
+    """Keeps the metadata of the last answer."""
 
     def on_llm_end(self, response: Any, **_: Any) -> None:
-        """Note it."""
+        """Keep the metadata of an answer."""
         self.info = response.generations[0][0].generation_info
 
 
 def main() -> None:
     """Answer one question."""
     args = arguments()
-    logging.getLogger().setLevel(logging.WARNING)  # wordllama turns it up
+    logging.getLogger().setLevel(logging.WARNING)  # wordllama lowers it
     store = QdrantVectorStore.from_documents(
-        passages(args.documents), WordEmbeddings(), location=":memory:", collection_name="texts"
+        chunks(args.documents), WordEmbeddings(), location=":memory:", collection_name="texts"
     )
     llm = StarsLLM(max_tokens=40, seed=7, **models(args))
     chain = RunnablePassthrough.assign(
         documents=itemgetter("question") | store.as_retriever(search_kwargs={"k": 2})
     ) | RunnablePassthrough.assign(answer=answerer(llm))
 
-    account = Account()
+    last = LastAnswer()
     documents: list[Document] = []
     print(args.question, "I think that", end="")
-    for piece in chain.stream({"question": args.question}, config={"callbacks": [account]}):
+    for piece in chain.stream({"question": args.question}, config={"callbacks": [last]}):
         documents += piece.get("documents", [])
         print(piece.get("answer", ""), end="", flush=True)
     print("\n\nsources:", *sorted({document.metadata["source"] for document in documents}))
-    print("reward:", round(account.info["reward"], 2), "usage:", account.info["usage"])
+    print("reward:", round(last.info["reward"], 2), "usage:", last.info["usage"])
     llm.close()
 
 
-def passages(folder: Path) -> list[Document]:
-    """Return the texts of a folder in pieces, each with its file's name."""
+def chunks(folder: Path) -> list[Document]:
+    """Return the texts of a folder in chunks, each with the name of its file."""
     texts = [
         Document(path.read_text(encoding="utf-8"), metadata={"source": path.name})
         for path in sorted(folder.glob("*.txt"))
@@ -88,35 +89,35 @@ def passages(folder: Path) -> list[Document]:
 
 
 def answerer(llm: StarsLLM) -> Any:
-    """Return what turns documents and a question into an answer."""
+    """Return a function that answers a question from documents."""
 
     def answer(given: dict[str, Any]) -> Runnable[Any, str]:
         context = "\n\n".join(document.page_content for document in given["documents"])
         asked = PROMPT.partial(context=context)
-        # The reward model is shown the question in place of the whole prompt.
+        # The reward model reads the question instead of the whole prompt.
         return asked | llm.bind(reward_prompt=f"{given['question']} I think that")
 
     return answer
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=Path, default=FILMS, help="a folder of *.txt")
     parser.add_argument("--question", default="How was the acting in Harbour Lights?")
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
-    parser.add_argument("--target", type=float, help="the reward to rise to")
+    parser.add_argument("--target", type=float, help="the reward at the end of the ramp")
     given = parser.parse_args()
     if len({given.model is None, given.reward is None, given.target is None}) > 1:
-        parser.error("--model, --reward and --target go together")
+        parser.error("--model, --reward and --target must be used together")
     if not any(given.documents.glob("*.txt")):
-        parser.error(f"--documents {given.documents} holds no *.txt")
+        parser.error(f"--documents {given.documents} contains no *.txt file")
     return given
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a model; none means the embedded pair."""
+    """Return the fields of the adapter; without `--model`, those of the embedded pair."""
     if args.model is None:
         return {}
     schedule = {"kind": "linear", "target": args.target}

@@ -1,8 +1,8 @@
-"""Two kinds of agents whose words are aligned while they are written. Offline.
+"""Run two kinds of agents whose answers are aligned. Runs offline.
 
-A `FunctionAgent` calls tools through the model's own format, a `ReActAgent` by words that a grammar
-keeps in form: both work with a model that never learnt either. Run it with
-`python examples/llamaindex_agent.py`; a chat model of your own chooses its tools by itself:
+A `FunctionAgent` calls tools in the model's own format. A `ReActAgent` calls them by text that a
+grammar constrains. Both work with a model that was trained for neither. Run it with
+`python examples/llamaindex_agent.py`. Your own chat model chooses its tools by itself:
 
     python examples/llamaindex_agent.py --model NAME --reward NAME --target 8
 """
@@ -21,7 +21,7 @@ from stars_engine import EbnfGrammar
 
 Film = Literal["Harbour Lights", "The Long Winter", "Paper Moonlight"]
 STARS = {"Harbour Lights": 5, "The Long Winter": 4, "Paper Moonlight": 2}
-# A thought and a call, or a thought and the answer.
+# Reasoning, then a tool call or the answer.
 STEPS = EbnfGrammar(
     text=r"""
 start: "Thought: " LINE "\n" (call | "Answer: " LINE)
@@ -38,7 +38,7 @@ def rating(film: Film) -> str:
 
 
 class ToolFirst(StarsLLM):
-    """Has a tool called first, then an answer: what the small model does not know to do."""
+    """Requires a tool call first, then an answer, because the small model cannot choose."""
 
     async def astream_chat_with_tools(
         self, tools: list[BaseTool], chat_history: list[ChatMessage], **kwargs: Any
@@ -50,24 +50,24 @@ class ToolFirst(StarsLLM):
 
 
 async def main() -> None:
-    """Ask both."""
+    """Ask both agents."""
     args = arguments()
     is_small = args.model is None
     fields = {"max_tokens": 64, "seed": 7, **models(args)}
     llm = (ToolFirst if is_small else StarsLLM)(**fields)
     await show(FunctionAgent(tools=[rating], llm=llm), args.question)
     stepping = StarsLLM(**fields, grammar=STEPS, judge="all") if is_small else llm
-    # The usual words to such agents are longer than all that the small model reads.
-    words = {"formatter": ReActChatFormatter(system_header="{tool_desc}")} if is_small else {}
-    await show(ReActAgent(tools=[rating], llm=stepping, **words), args.question)
-    told = (await llm.achat([ChatMessage(args.question)])).raw
-    print("reward:", round(told["reward"], 2), "usage:", told["usage"])
+    # The default system prompt is longer than the context of the small model.
+    header = {"formatter": ReActChatFormatter(system_header="{tool_desc}")} if is_small else {}
+    await show(ReActAgent(tools=[rating], llm=stepping, **header), args.question)
+    raw = (await llm.achat([ChatMessage(args.question)])).raw
+    print("reward:", round(raw["reward"], 2), "usage:", raw["usage"])
     llm.close()
     stepping.close()
 
 
 async def show(agent: FunctionAgent | ReActAgent, question: str) -> None:
-    """Run an agent, and print what it does."""
+    """Run an agent, and print its tool calls and its answer."""
     print(type(agent).__name__)
     run = agent.run(question, max_iterations=40)
     async for event in run.stream_events():
@@ -77,20 +77,20 @@ async def show(agent: FunctionAgent | ReActAgent, question: str) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--question", default="Is Harbour Lights any good?")
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
-    parser.add_argument("--target", type=float, help="the reward to rise to")
+    parser.add_argument("--target", type=float, help="the reward at the end of the ramp")
     given = parser.parse_args()
     if len({given.model is None, given.reward is None, given.target is None}) > 1:
-        parser.error("--model, --reward and --target go together")
+        parser.error("--model, --reward and --target must be used together")
     return given
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a model; none means the embedded pair."""
+    """Return the fields of the adapter; without `--model`, those of the embedded pair."""
     if args.model is None:
         return {}
     schedule = {"kind": "linear", "target": args.target}

@@ -1,8 +1,8 @@
-"""Answers from an index, each steered by what a reward model thinks of it. Offline.
+"""Answer questions from an index, guided by a reward model. Runs offline.
 
-Reads a folder, embeds its texts, streams an answer with its sources, and then answers several
-questions at once from an event loop. Run it with `python examples/llamaindex_rag.py`; with models
-and texts of your own:
+The script reads a folder, embeds its texts, streams an answer with its sources, and then answers
+several questions at once from an event loop. Run it with `python examples/llamaindex_rag.py`, or
+with your own models and texts:
 
     python examples/llamaindex_rag.py --model NAME --reward NAME --target 8 \
         --documents FOLDER --question "What ...?"
@@ -28,7 +28,7 @@ PROMPT = PromptTemplate("{context_str}\n\n{query_str} I think that")
 
 
 class WordEmbeddings(BaseEmbedding):
-    """The word vectors that come with the package `wordllama`."""
+    """The word vectors of the package `wordllama`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,9 +48,9 @@ class WordEmbeddings(BaseEmbedding):
 def main() -> None:
     """Answer one question as a stream, then three at once."""
     args = arguments()
-    logging.getLogger().setLevel(logging.ERROR)  # wordllama turns it up
+    logging.getLogger().setLevel(logging.ERROR)  # wordllama lowers it
     llm = StarsLLM(max_tokens=40, seed=7, **models(args))
-    Settings.tokenizer = llm.tokenizer_fn  # prompts are filled up by the model's own count
+    Settings.tokenizer = llm.tokenizer_fn  # prompts are filled by the model's own token count
     index = VectorStoreIndex.from_documents(
         SimpleDirectoryReader(args.documents, required_exts=[".txt"]).load_data(),
         embed_model=WordEmbeddings(),
@@ -74,29 +74,29 @@ def main() -> None:
 
     for film, answer in zip(films, asyncio.run(ask_all()), strict=True):
         print(f"{film}: I think that{answer}")
-    told = llm.complete("The acting in Harbour Lights").raw
-    print("reward:", round(told["reward"], 2), "usage:", told["usage"])
+    raw = llm.complete("The acting in Harbour Lights").raw
+    print("reward:", round(raw["reward"], 2), "usage:", raw["usage"])
     llm.close()
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=Path, default=FILMS, help="a folder of *.txt")
     parser.add_argument("--question", default="How was the acting in Harbour Lights?")
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
-    parser.add_argument("--target", type=float, help="the reward to rise to")
+    parser.add_argument("--target", type=float, help="the reward at the end of the ramp")
     given = parser.parse_args()
     if len({given.model is None, given.reward is None, given.target is None}) > 1:
-        parser.error("--model, --reward and --target go together")
+        parser.error("--model, --reward and --target must be used together")
     if not any(given.documents.glob("*.txt")):
-        parser.error(f"--documents {given.documents} holds no *.txt")
+        parser.error(f"--documents {given.documents} contains no *.txt file")
     return given
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a model; none means the embedded pair."""
+    """Return the fields of the adapter; without `--model`, those of the embedded pair."""
     if args.model is None:
         return {}
     schedule = {"kind": "linear", "target": args.target}

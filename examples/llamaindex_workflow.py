@@ -1,8 +1,8 @@
-"""A workflow with a guarded generation step: where no draft is good enough, it branches. Offline.
+"""Run a workflow that branches if no draft is good enough. Runs offline.
 
-The step asks for an aligned answer and lets the engine raise where none of its drafts reaches the
-threshold; the next step then takes another way. Run it with
-`python examples/llamaindex_workflow.py`; with models of your own:
+One step asks for an aligned answer; the engine raises an error if no draft reaches the threshold.
+The next step then handles the refusal. Run it with `python examples/llamaindex_workflow.py`, or
+with your own models:
 
     python examples/llamaindex_workflow.py --model NAME --reward NAME --target 8
 """
@@ -27,7 +27,7 @@ class Refused(Event):
 
 
 class Guarded(Workflow):
-    """Answers a question, or says who will."""
+    """Answers a question, or passes it on."""
 
     def __init__(self, llm: StarsLLM) -> None:
         super().__init__(timeout=600)
@@ -35,7 +35,7 @@ class Guarded(Workflow):
 
     @step
     async def answer(self, event: StartEvent) -> StopEvent | Refused:
-        """Answer, and branch where alignment says no."""
+        """Answer, or branch if no draft is accepted."""
         try:
             response = await self._llm.acomplete(event.opening)
         except AlignmentError as error:
@@ -46,16 +46,16 @@ class Guarded(Workflow):
 
     @step
     async def refuse(self, event: Refused) -> StopEvent:
-        """Take the other way."""
+        """Handle a refusal."""
         return StopEvent(result=f"passed on to a person.\n  {event.reason}")
 
 
 async def main() -> None:
-    """Run it with thresholds that can be reached, and with some that cannot."""
+    """Run the workflow with thresholds that drafts can reach, and with one that they cannot."""
     args = arguments()
     fields = {"max_tokens": 40, "seed": 7, "on_exhausted": "raise", **models(args)}
     never = {"schedule": {"kind": "constant", "value": 1e6}, "max_attempts": 2}
-    # Kept whatever it is like, but for the second, which nothing can satisfy.
+    # The first engine always keeps a draft; no draft reaches the threshold of the second.
     for given in ({**fields, "on_exhausted": "best"}, {**fields, **never}):
         llm = StarsLLM(**given)
         print(await Guarded(llm).run(opening=args.opening))
@@ -63,20 +63,20 @@ async def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--opening", default="The acting in this movie")
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
-    parser.add_argument("--target", type=float, help="the reward to rise to")
+    parser.add_argument("--target", type=float, help="the reward at the end of the ramp")
     given = parser.parse_args()
     if len({given.model is None, given.reward is None, given.target is None}) > 1:
-        parser.error("--model, --reward and --target go together")
+        parser.error("--model, --reward and --target must be used together")
     return given
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a model; none means the embedded pair."""
+    """Return the fields of the adapter; without `--model`, those of the embedded pair."""
     if args.model is None:
         return {}
     schedule = {"kind": "linear", "target": args.target}

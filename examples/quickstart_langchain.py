@@ -1,6 +1,6 @@
-"""Aligned text in a LangChain chain, on the pair of small models inside the package. Offline.
+"""Write aligned text in a LangChain chain, with the small models of the package. Runs offline.
 
-Run it with `python examples/quickstart_langchain.py`; with models of your own:
+Run it with `python examples/quickstart_langchain.py`, or with your own models:
 
     python examples/quickstart_langchain.py --model NAME --reward NAME --target 8
 """
@@ -17,7 +17,7 @@ from langchain_stars import StarsLLM
 
 
 def main() -> None:
-    """Answer once, in a batch, as a stream, and from an event loop."""
+    """Answer one prompt, a batch, a stream, and prompts from an event loop."""
     llm = StarsLLM(max_tokens=48, seed=7, **models_from_command_line())
     chain = PromptTemplate.from_template("{opening}") | llm | StrOutputParser()
 
@@ -41,16 +41,16 @@ def main() -> None:
 
 
 def models_from_command_line() -> dict[str, object]:
-    """Read `--model`, `--reward` and `--target`; nothing means the embedded pair."""
+    """Parse `--model`, `--reward` and `--target`; without them, use the embedded pair."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
-    parser.add_argument("--target", type=float, help="the reward to rise to")
+    parser.add_argument("--target", type=float, help="the reward at the end of the ramp")
     given = parser.parse_args()
     if given.model is None and given.reward is None:
         return {}
     if None in (given.model, given.reward, given.target):
-        parser.error("--model, --reward and --target go together")
+        parser.error("--model, --reward and --target must be used together")
     schedule = {"kind": "linear", "target": given.target}
     return {"model": given.model, "reward": given.reward, "schedule": schedule}
 

@@ -1,6 +1,6 @@
-"""Aligned text from LlamaIndex, on the pair of small models inside the package. Offline.
+"""Write aligned text with LlamaIndex and the small models of the package. Runs offline.
 
-Run it with `python examples/quickstart_llamaindex.py`; with models of your own:
+Run it with `python examples/quickstart_llamaindex.py`, or with your own models:
 
     python examples/quickstart_llamaindex.py --model NAME --reward NAME --target 8
 """
@@ -17,7 +17,7 @@ from llamaindex_stars import StarsLLM
 
 
 def main() -> None:
-    """Complete, stream, chat, predict by a template, and answer from an event loop."""
+    """Complete, stream, chat, fill a prompt template, and answer from an event loop."""
     llm = StarsLLM(max_tokens=48, seed=7, **models_from_command_line())
     print("reads:   ", llm.metadata.context_window, "tokens")
 
@@ -45,16 +45,16 @@ def main() -> None:
 
 
 def models_from_command_line() -> dict[str, object]:
-    """Read `--model`, `--reward` and `--target`; nothing means the embedded pair."""
+    """Parse `--model`, `--reward` and `--target`; without them, use the embedded pair."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a language model: hub name or directory")
     parser.add_argument("--reward", help="a reward model: hub name or directory")
-    parser.add_argument("--target", type=float, help="the reward to rise to")
+    parser.add_argument("--target", type=float, help="the reward at the end of the ramp")
     given = parser.parse_args()
     if given.model is None and given.reward is None:
         return {}
     if None in (given.model, given.reward, given.target):
-        parser.error("--model, --reward and --target go together")
+        parser.error("--model, --reward and --target must be used together")
     schedule = {"kind": "linear", "target": given.target}
     return {"model": given.model, "reward": given.reward, "schedule": schedule}
 

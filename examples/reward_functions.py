@@ -1,6 +1,6 @@
-"""Rewards that are plain Python functions; name them as 'examples.reward_functions:sentiment'.
+"""Reward functions in plain Python, named as 'examples.reward_functions:sentiment'.
 
-Run it, `python examples/reward_functions.py`, to see what each says of a few answers.
+Run `python examples/reward_functions.py` to print the rewards of a few answers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def no_phone_number(prompt: str, completion: str) -> float:
 
 
 def brevity(prompt: str, completion: str, *, max_words: int = 40) -> float:
-    """Return 0 up to `max_words` words, and below that a point for each further word."""
+    """Return 0 up to `max_words` words, and a point less for each further word."""
     return float(min(0, max_words - len(completion.split())))
 
 
@@ -52,9 +52,9 @@ def brevity(prompt: str, completion: str, *, max_words: int = 40) -> float:
 
 
 def json_validity(item: RewardInput) -> float:
-    """Return 1 for JSON, and while the answer is unfinished for what may still become JSON; else 0.
+    """Return 1 for JSON, or while the answer is unfinished for what can become JSON; else 0.
 
-    Needs `FunctionReward(by="input")`: two texts alone do not tell whether the answer has ended.
+    Needs `FunctionReward(by="input")`: two texts alone do not show whether the answer has ended.
     """
     if not item.finished:
         return float(may_become_json(item.text))
@@ -78,7 +78,7 @@ _SPACE = " \t\n\r"
 
 
 def may_become_json(text: str) -> bool:
-    """Return whether a text is JSON or the beginning of it."""
+    """Return whether a text is JSON or the beginning of JSON."""
     closers: list[str] = []  # of what is open
     state = "value"  # value, first (value or ]), first key (key or }), key, colon, end (of a value)
     rest = text.lstrip(_SPACE)
@@ -111,7 +111,7 @@ def may_become_json(text: str) -> bool:
 
 
 def _is_half(rest: str, state: str) -> bool:
-    """Whether all that is left is the beginning of one token that may stand here."""
+    """Return whether the rest is the beginning of one token that is allowed here."""
     may_be_value = state in ("value", "first")
     if (may_be_value or state in ("key", "first key")) and _HALF_STRING.fullmatch(rest):
         return True
@@ -120,7 +120,7 @@ def _is_half(rest: str, state: str) -> bool:
 
 
 def main() -> None:
-    """Print what each says of a few answers."""
+    """Print the rewards of a few answers."""
     answers = ["A wonderful, touching film.", "Awful. Call +49 30 1234567!", '{"stars": [4, ']
     rewards = {
         "sentiment": FunctionReward(function=sentiment),

@@ -1,6 +1,6 @@
-"""STARS for LangChain: text aligned while it is generated, as a `BaseLLM` and as a chat model.
+"""STARS for LangChain: a `BaseLLM` and a chat model that align text during generation.
 
-Importing this loads neither models nor torch.
+Importing this package loads neither models nor torch.
 """
 
 from stars_engine.errors import needs_extra

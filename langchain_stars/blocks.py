@@ -1,4 +1,4 @@
-"""Blocks of a message's content that hold text, in the spellings that there are."""
+"""Read text from content blocks in the formats of several vendors."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-# What blocks of text are called, by LangChain, OpenAI and Anthropic.
+# Types of text blocks, in LangChain, OpenAI and Anthropic.
 _TEXT = ("text", "output_text", "input_text")
 
 
 def kind_of(part: Any) -> Any:
-    """Return a block's type; of a string, that of text."""
+    """Return the type of a block; a string has the type "text"."""
     return part.get("type") if isinstance(part, Mapping) else "text"
 
 
 def as_text(content: Any) -> Any:
-    """Return a content with blocks that hold text as plain text blocks; others as they are.
+    """Convert blocks that hold text to plain text blocks; other blocks stay unchanged.
 
-    Read are plain-text documents whose text is in the block, as text or base64. What a block only
-    refers to, by a URL or a file's id, is not there to be read.
+    Plain-text documents are read if the block contains their text, as a string or base64. Documents
+    that a block only refers to, by URL or file id, are not read.
     """
     return content if isinstance(content, str) else [_as_text(part) for part in content]
 
@@ -49,7 +49,7 @@ def _text_of(part: Mapping[str, Any]) -> str | None:
 
 
 def _titled(part: Mapping[str, Any], text: str) -> str:
-    """Return a document's text with what the block tells of it before it."""
+    """Return the text of a document, preceded by its title and context."""
     about = [part[name] for name in ("title", "context") if isinstance(part.get(name), str)]
     return "\n".join([*about, text])
 

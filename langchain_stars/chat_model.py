@@ -1,4 +1,4 @@
-"""`ChatStars`: LangChain's messages and tools in, the engine's answers out."""
+"""`ChatStars`: a LangChain chat model on top of the engine."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})
 
 
 class ChatStars(StarsFields, BaseChatModel):
-    """A chat model of the local machine, steered by a reward model while it writes.
+    """A local chat model that a reward model steers during generation.
 
-    Every field of `StarsConfig`'s parts may be given by its name, here or per call; unknown names
-    raise. Per call there are also `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools`
-    and `continue_final_message` of `stars_engine.Chat`, `response_format` as OpenAI has it, and
-    `reward_prompt`: what the reward model reads in place of the conversation.
+    All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
+    raise an error. Calls also accept `tools`, `tool_choice`, `parallel_tool_calls`,
+    `constrain_tools` and `continue_final_message` of `stars_engine.Chat`, `response_format` in the
+    OpenAI format, and `reward_prompt`, which replaces the conversation for the reward model.
 
     Examples:
         >>> chat = ChatStars(max_tokens=48, seed=7)
@@ -51,18 +51,18 @@ class ChatStars(StarsFields, BaseChatModel):
     _kind: ClassVar[Literal["llm", "chat"]] = "chat"
 
     streaming: bool = Field(
-        default=False, description="let `invoke` stream too, for callbacks that follow it"
+        default=False, description="stream in `invoke` too, for callbacks that receive tokens"
     )
 
     @property
     def model_name(self) -> str:
-        """What the model is told by; LangChain's agents ask."""
+        """The name of the model, which LangChain's agents read."""
         return name_of_model(self.settings())
 
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Return how many tokens a conversation is, as the model's chat template has it."""
+        """Return the number of tokens of a conversation, rendered with the chat template."""
         chat, _ = _chat_of(messages, tools or (), {"constrain_tools": False})
         kwargs = self.settings().chat_template_kwargs
         return len(read_conversation(chat, self.engine().model.codec, kwargs).token_ids)
@@ -75,7 +75,7 @@ class ChatStars(StarsFields, BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Answer all inputs in shared rounds, unless `max_concurrency` says otherwise."""
+        """Answer all inputs in shared engine steps, unless `max_concurrency` limits them."""
         configs = all_at_once(config, len(inputs))
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
@@ -89,7 +89,7 @@ class ChatStars(StarsFields, BaseChatModel):
             "pdf_inputs": False,
             "tool_calling": True,
             "tool_choice": True,
-            # An answer keeps to tools or to a schema, not to either of both.
+            # An answer follows tools or a schema, but cannot choose between them.
             "structured_output": False,
             "temperature": True,
         }
@@ -120,7 +120,7 @@ class ChatStars(StarsFields, BaseChatModel):
             results = await self.engine(settings).agenerate(chat, **call)
         return _chat_result(results, settings, names)
 
-    # --- accepted segments as they come ---
+    # --- streaming ---
 
     def _stream(
         self,
@@ -169,11 +169,11 @@ class ChatStars(StarsFields, BaseChatModel):
 
         Args:
             tools: Functions, pydantic models, TypedDicts, schemas or `BaseTool`s.
-            tool_choice: "auto", "none", "any" or "required", True, a tool's name, or the OpenAI
-                format. It is kept to: a grammar lets nothing else be written.
-            strict: Arguments keep to their schema anyhow; False lets the model write freely
-                (`constrain_tools`), which `tool_choice` then cannot force.
-            **kwargs: Further keywords of each call: `parallel_tool_calls`, any setting.
+            tool_choice: "auto", "none", "any" or "required", True, the name of a tool, or the
+                OpenAI format. A grammar enforces the choice.
+            strict: By default, a grammar enforces the schema of arguments. False turns this off
+                (`constrain_tools`), unless `tool_choice` forces a call.
+            **kwargs: Further keywords for each call, such as `parallel_tool_calls` or any setting.
         """
         formatted = read_tools(tools)
         names = [tool["function"]["name"] for tool in formatted]
@@ -194,31 +194,33 @@ class ChatStars(StarsFields, BaseChatModel):
         compact: bool = False,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Return this model with answers that are objects of a schema.
+        """Return this model with answers that conform to a schema.
 
         Args:
-            schema: A pydantic model (of version 1 or 2), a TypedDict, a function, or a JSON schema,
-                also as OpenAI, MCP, Anthropic, Bedrock, Gemini or Cohere wrap it. None, with
-                `json_mode`, is any object.
-            method: "json_schema" and "json_mode" let nothing but JSON of the schema be written,
-                "function_calling" a call of a tool with these arguments.
-            include_raw: Return a dictionary of `raw`, `parsed` and `parsing_error` instead.
-            strict: False lets objects have properties beyond the schema's; not those of calls.
-            compact: Let no blanks stand between the parts of JSON, which small models fill their
-                budget with. Calls of tools never have any but one behind a comma or a colon.
-            **kwargs: Further keywords of each call.
+            schema: A pydantic model (version 1 or 2), a TypedDict, a function, or a JSON schema,
+                possibly in the wrapping of OpenAI, MCP, Anthropic, Bedrock, Gemini or Cohere. With
+                `json_mode`, None allows any object.
+            method: "json_schema" and "json_mode" constrain the answer to JSON of the schema;
+                "function_calling" constrains it to a tool call with these arguments.
+            include_raw: Return a dictionary with `raw`, `parsed` and `parsing_error` instead.
+            strict: If False, objects may have properties beyond the schema; calls may not.
+            compact: Allow no whitespace between the parts of JSON, on which small models may spend
+                their token budget. Tool calls always have one space after a comma or a colon.
+            **kwargs: Further keywords for each call.
 
         Raises:
-            ValueError: The method is none, there is no schema, or what is given is none.
+            ValueError: The method is unknown, or the schema is missing or invalid.
         """
         if method not in METHODS:
-            raise ValueError(f"method={method!r} is none. Allowed: {', '.join(METHODS)}")
+            raise ValueError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}")
         if schema is None and method != "json_mode":
-            raise ValueError(f"method={method!r} needs a schema; without one there is json_mode")
-        kwargs.setdefault("stop", [])  # the object's own would end JSON where it may hold them
+            raise ValueError(
+                f"method={method!r} needs a schema. Hint: give one, or use method='json_mode'"
+            )
+        kwargs.setdefault("stop", [])  # stop strings of the model could end the JSON early
         found = None if schema is None else read_schema(schema)
-        told = {"method": method, "strict": strict}
-        kwargs["ls_structured_output_format"] = {"kwargs": told, "schema": stated(schema, found)}
+        options = {"method": method, "strict": strict}
+        kwargs["ls_structured_output_format"] = {"kwargs": options, "schema": stated(schema, found)}
         name = (found and found.name) or "answer"
         if method == "function_calling":
             assert found is not None
@@ -239,13 +241,13 @@ class ChatStars(StarsFields, BaseChatModel):
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> tuple[StarsConfig, Chat, dict[str, Any], ToolNames]:
-        """Return the settings of one call, its conversation, the engine's arguments, and names."""
+        """Return the settings, conversation, engine arguments and tool names of one call."""
         if (wanted := kwargs.get("response_format")) is not None:
-            if not isinstance(wanted, Mapping):  # a model, also of pydantic 1, or a TypedDict
+            if not isinstance(wanted, Mapping):  # a pydantic model (version 1 or 2) or a TypedDict
                 wanted = read_schema(wanted).schema
             grammar = grammar_of_response_format(wanted)
             if "grammar" in kwargs and grammar is not None:
-                message = "response_format and grammar both say what the answer is to be. Hint: one"
+                message = "response_format and grammar both constrain the answer. Hint: give one"
                 raise ConfigError("ChatStars", [Problem("response_format", message)])
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
         settings, call = self._call(stop, kwargs)
@@ -255,16 +257,16 @@ class ChatStars(StarsFields, BaseChatModel):
 
 
 def _tool_of(found: NamedSchema, name: str) -> dict[str, Any]:
-    """Return the tool whose arguments are what is asked for.
+    """Return a tool whose arguments are the requested object.
 
     Raises:
-        ValueError: That is no object.
+        ValueError: The schema is not that of an object.
     """
     kind = rooted(found.schema or {}).get("type", "object")
     if kind != "object":
         raise ValueError(
-            "method='function_calling' needs the schema of an object, and this is of "
-            f"{kind!r}. Hint: method='json_schema'"
+            "method='function_calling' needs the schema of an object, but the type of this schema "
+            f"is {kind!r}. Hint: use method='json_schema'"
         )
     return replace(found, name=name).as_tool()
 
@@ -272,11 +274,11 @@ def _tool_of(found: NamedSchema, name: str) -> dict[str, Any]:
 def _chat_of(
     messages: Sequence[BaseMessage], tools: Sequence[Any], given: Mapping[str, Any]
 ) -> tuple[Chat, ToolNames]:
-    """Return a conversation as the model reads it, and what its tools are called outside."""
-    told = read_tools(tools)
-    given_names = [tool["function"]["name"] for tool in told]
+    """Return a conversation for the engine, and the names of its tools."""
+    formatted = read_tools(tools)
+    given_names = [tool["function"]["name"] for tool in formatted]
     names = ToolNames(given_names)
-    written = [names.tool(tool) for tool in told]
+    written = [names.tool(tool) for tool in formatted]
     if "tool_choice" in given:
         choice = read_tool_choice(given["tool_choice"], given_names)
         given = {**given, "tool_choice": names.choice(choice)}

@@ -1,4 +1,4 @@
-"""What `StarsLLM` and `ChatStars` have in common: settings, identity, token counts."""
+"""The common base of `StarsLLM` and `ChatStars`: settings, identity, token counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REMOTE = ("api_key", "max_retries")
 
 
 class StarsFields(EngineFields):
-    """Fields of an adapter, with LangChain's names for some: `timeout` is `deadline_s`."""
+    """Fields of an adapter; LangChain's name `timeout` stands for `deadline_s`."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     _kind: ClassVar[Literal["llm", "chat"]]
@@ -27,13 +27,12 @@ class StarsFields(EngineFields):
     def __init__(self, **values: Any) -> None:
         super().__init__(**_without_remote(_own_names(values, type(self).__name__)))
 
-    # Callbacks and traces get the keywords of calls as they are given, so that the secrets in them
-    # are put away before.
+    # Callbacks and traces receive the keywords of calls, so secrets in them are sealed first.
 
-    if not TYPE_CHECKING:  # for a type checker they are LangChain's own
+    if not TYPE_CHECKING:  # keep LangChain's signatures for type checkers
 
         def bind(self, **kwargs: Any) -> Any:
-            """Bind keywords of calls, with the secrets in settings of models masked."""
+            """Bind keywords of calls, with the secrets in model settings masked."""
             return super().bind(**self.without_plain_secrets(kwargs))
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +60,7 @@ class StarsFields(EngineFields):
         return identity(self.settings())
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the model's own token ids of a text, without begin-of-text."""
+        """Return the model's token ids for a text, without begin-of-text."""
         return self.engine().model.codec.encode(text)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -79,7 +78,7 @@ class StarsFields(EngineFields):
         return params
 
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return, of the keywords of a call, those that are settings."""
+        """Return the keywords of a call that are settings."""
         return {name: value for name, value in kwargs.items() if name != "reward_prompt"}
 
     def _settings(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> StarsConfig:
@@ -89,7 +88,7 @@ class StarsFields(EngineFields):
     def _call(
         self, stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> tuple[StarsConfig, dict[str, Any]]:
-        """Return the settings of one call, and the engine's arguments."""
+        """Return the settings of one call, and the arguments for the engine."""
         settings = self._settings(stop, self._of_engine(kwargs))
         call: dict[str, Any] = {
             "align": settings.align,
@@ -103,7 +102,7 @@ class StarsFields(EngineFields):
 def all_at_once(
     config: RunnableConfig | list[RunnableConfig] | None, num_inputs: int
 ) -> list[RunnableConfig]:
-    """Return configs by which LangChain's threads, which only wait here, are as many as inputs."""
+    """Return configs with one thread per input; LangChain's threads only wait for the engine."""
     configs = get_config_list(config, num_inputs)
     for one in configs:
         if one.get("max_concurrency") is None:
@@ -112,23 +111,23 @@ def all_at_once(
 
 
 def _own_names(values: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Return fields by our names."""
+    """Replace LangChain's field names by the engine's."""
     given = dict(values)
     if "timeout" in given:
         seconds = given.pop("timeout")
         if given.setdefault("deadline_s", seconds) != seconds:
-            message = f"timeout={seconds} is LangChain's name for deadline_s, and that is "
-            message += f"{given['deadline_s']}. Hint: give one of them"
+            message = f"timeout={seconds} is LangChain's name for deadline_s, but deadline_s is "
+            message += f"{given['deadline_s']}. Hint: give only one of them"
             raise ConfigError(owner, [Problem("timeout", message)])
     return given
 
 
 def _without_remote(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only remote models need, and say so."""
+    """Remove settings that only remote models need, with a warning."""
     for name in _REMOTE:
         if values.pop(name, None) is not None:
             message = (
-                f"{name} is for models behind a network; this one runs here. Hint: leave it out"
+                f"{name} is for remote models, and this model runs locally. Hint: leave it out"
             )
             warnings.warn(message, StarsWarning, stacklevel=4)
     return values

@@ -1,4 +1,4 @@
-"""`StarsLLM`: LangChain's prompts in, the engine's answers out."""
+"""`StarsLLM`: a LangChain LLM on top of the engine."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 
 
 class StarsLLM(StarsFields, BaseLLM):
-    """A language model of the local machine, steered by a reward model while it writes.
+    """A local language model that a reward model steers during generation.
 
-    Every field of `StarsConfig`'s parts may be given by its name, here or per call (`bind`,
-    `invoke`, `configurable_fields`); unknown names raise. All instances in a process share one
-    engine per language model, and concurrent calls share its rounds. Prompts that are messages go
-    through the model's chat template.
+    All fields of the parts of `StarsConfig` are available by name, here and per call (`bind`,
+    `invoke`, `configurable_fields`); unknown names raise an error. All instances in a process share
+    one engine per language model, and concurrent calls share its steps. Prompts that are messages
+    are rendered with the model's chat template.
 
-    Per call there is also `reward_prompt`: what the reward model reads in place of the prompt, such
-    as the question without its documents.
+    Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
+    with the question without its documents.
 
     Examples:
         >>> llm = StarsLLM(max_tokens=48, seed=7)
@@ -48,7 +48,7 @@ class StarsLLM(StarsFields, BaseLLM):
 
     _kind: ClassVar[Literal["llm", "chat"]] = "llm"
 
-    # --- what LangChain does around an answer ---
+    # --- LangChain's public methods ---
 
     def generate(
         self,
@@ -57,7 +57,7 @@ class StarsLLM(StarsFields, BaseLLM):
         callbacks: Callbacks | list[Callbacks] | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """Answer prompts as one batch of the engine; what the call gives is in the cache's key."""
+        """Answer prompts as one engine batch; the keywords are part of the cache key."""
         with self._identified_by(kwargs):
             return super().generate(prompts, stop, callbacks, **kwargs)
 
@@ -80,10 +80,10 @@ class StarsLLM(StarsFields, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Answer inputs as one batch of the engine.
+        """Answer inputs as one engine batch.
 
-        With `return_exceptions` each is a call of its own, so that one that fails leaves the others
-        alone; the engine runs them in shared rounds.
+        With `return_exceptions`, each input is a separate call, so that a failure does not affect
+        the others; the engine runs them in shared steps.
         """
         if not return_exceptions:
             return super().batch(inputs, config, **kwargs)
@@ -104,7 +104,7 @@ class StarsLLM(StarsFields, BaseLLM):
         return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
 
     def generate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
-        """Answer prompts; those that are messages go through the chat template."""
+        """Answer prompts; messages are rendered with the chat template."""
         return super().generate_prompt([_kept(prompt) for prompt in prompts], *args, **kwargs)
 
     async def agenerate_prompt(
@@ -125,7 +125,7 @@ class StarsLLM(StarsFields, BaseLLM):
 
     @contextmanager
     def _identified_by(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """Let what a call gives be part of the identity: LangChain's caches leave it out."""
+        """Make the keywords of a call part of the identity, which LangChain's caches omit."""
         given = {name: value for name, value in kwargs.items() if name not in _OF_RUN}
         token = _call_under_way.set((self, given))
         try:
@@ -162,7 +162,7 @@ class StarsLLM(StarsFields, BaseLLM):
             results = await self.engine(settings).agenerate(_read_all(prompts), **call)
         return _llm_result(results, len(prompts), settings)
 
-    # --- accepted segments as they come ---
+    # --- streaming ---
 
     def _stream(
         self,
@@ -206,7 +206,7 @@ _call_under_way: ContextVar[tuple[StarsLLM | None, Mapping[str, Any]]] = Context
 
 
 class _ConversationText(str):  # noqa: SLOT000 - it has a field
-    """A conversation on its way through LangChain, which lets text pass alone."""
+    """A conversation as a string, because LangChain passes only text to an LLM."""
 
     messages: list[BaseMessage]
 
@@ -214,15 +214,15 @@ class _ConversationText(str):  # noqa: SLOT000 - it has a field
         turns = [
             turn.model_dump(mode="json", exclude_defaults=True) for turn in read_messages(messages)
         ]
-        # A noncharacter before it: caches must not take it for a text that reads the same.
-        told = "\ufdd0" + json.dumps({"messages": turns}, ensure_ascii=False)
-        text = super().__new__(cls, told)
+        # The noncharacter keeps caches from confusing it with a prompt of the same text.
+        encoded = "\ufdd0" + json.dumps({"messages": turns}, ensure_ascii=False)
+        text = super().__new__(cls, encoded)
         text.messages = list(messages)
         return text
 
 
 class _Conversation(ChatPromptValue):
-    """Messages as a prompt whose text still knows them."""
+    """A prompt of messages whose string keeps them."""
 
     def to_string(self) -> str:
         return _ConversationText(self.messages)

@@ -1,4 +1,4 @@
-"""LangChain's messages as the engine's."""
+"""Convert LangChain messages to engine messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stars_engine import InvalidToolCall, Message, PromptError, ToolCall
 from stars_engine.tool_names import ToolNames
 
 _ROLES = {"developer": "system", "human": "user", "ai": "assistant"}
-# Blocks of an assistant's content that stand elsewhere in the message, or that nobody reads again.
+# Blocks of assistant content that are stored elsewhere in the message, or are not needed again.
 _NO_CONTENT = {
     "reasoning",
     "thinking",
@@ -30,7 +30,7 @@ _NO_CONTENT = {
     "invalid_tool_call",
     "tool_use",
     "function_call",
-    "refusal",  # which tells why, and was never said
+    "refusal",  # the reason for a refusal is not part of the conversation
     "server_tool_call",
     "server_tool_call_chunk",
     "server_tool_result",
@@ -42,14 +42,14 @@ _NO_CONTENT = {
 
 
 def read_messages(messages: Iterable[BaseMessage], names: ToolNames | None = None) -> list[Message]:
-    """Return messages as the engine has them.
+    """Convert messages to the engine's form.
 
-    Names of speakers are left out, as by most models; those of tools are kept, as the model writes
-    them.
+    Names of speakers are dropped, because most models do not read them. Names of tools are
+    converted to the names that the model writes.
 
     Raises:
-        PromptError: A message is of a kind that no model here reads.
-        ConfigError: A content has parts that are no text.
+        PromptError: A message has an unsupported type.
+        ConfigError: A content has parts that are not text.
     """
     names = ToolNames() if names is None else names
     return [_read(message, names) for message in messages]
@@ -77,7 +77,7 @@ def _read(message: BaseMessage, names: ToolNames) -> Message:
                 invalid_tool_calls=[
                     InvalidToolCall(
                         text=_as_written(call["args"]) or call["name"] or "",
-                        error=call["error"] or "it is none",
+                        error=call["error"] or "invalid tool call",
                         name=call["name"] and names.written(call["name"]),
                     )
                     for call in message.invalid_tool_calls
@@ -94,7 +94,7 @@ def _read(message: BaseMessage, names: ToolNames) -> Message:
             role = _ROLES.get(message.role, message.role)
             return Message(role=role, content=as_text(message.content))
     raise PromptError(
-        f"a {type(message).__name__} is no turn of a conversation. Hint: SystemMessage, "
+        f"unsupported message type {type(message).__name__}. Hint: use SystemMessage, "
         "HumanMessage, AIMessage, ToolMessage, or ChatMessage with one of their roles"
     )
 
@@ -106,25 +106,26 @@ def _content_of(message: AIMessage) -> Any:
 
 
 def _reasoning_of(message: AIMessage) -> str:
-    told = message.additional_kwargs.get("reasoning_content")
-    if isinstance(told, str):
-        return told
+    extra = message.additional_kwargs.get("reasoning_content")
+    if isinstance(extra, str):
+        return extra
     blocks: list[Any] = message.content if isinstance(message.content, list) else []
-    thoughts = [part for part in blocks if kind_of(part) in ("reasoning", "thinking")]
-    return "\n".join(part.get("reasoning") or part.get("thinking") or "" for part in thoughts)
+    reasoning = [part for part in blocks if kind_of(part) in ("reasoning", "thinking")]
+    return "\n".join(part.get("reasoning") or part.get("thinking") or "" for part in reasoning)
 
 
 def _result_of(message: ToolMessage) -> Any:
-    """Return what a tool gave: text, or what is no text as JSON."""
+    """Return the result of a tool as text; JSON parts are serialized."""
     if isinstance(message.content, str):
         return message.content
     parts: list[Any] = message.content
-    told = [json.dumps(part["json"]) if kind_of(part) == "json" else part for part in parts]
-    return as_text(told)
+    return as_text(
+        [json.dumps(part["json"]) if kind_of(part) == "json" else part for part in parts]
+    )
 
 
 def _as_written(args: str | None) -> str:
-    """Return an invalid call's text; streams have it as a JSON string, see `outputs`."""
+    """Return the text of an invalid call; streams encode it as a JSON string, see `outputs`."""
     try:
         text = json.loads(args or "")
     except ValueError:

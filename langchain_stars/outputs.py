@@ -1,4 +1,4 @@
-"""The engine's answers as LangChain's: messages, chunks, usage, and how they came about."""
+"""Convert engine results to LangChain messages, chunks, usage and metadata."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _NORMALIZED = {
 
 
 def generation_of(result: StarsResult) -> Generation:
-    """Return an answer as text; a thought of a conversation's answer is in its info."""
+    """Return an answer as text; the reasoning of a chat answer is in its info."""
     return Generation(text=text_of(result), generation_info=info_of(result))
 
 
 def generation_chunk_of(event: SegmentEvent) -> GenerationChunk:
-    """Return an accepted segment as text; the last one has the info."""
+    """Return an accepted segment as a chunk of text; the last one has the info."""
     text = event.text if event.content is None else event.content
     return GenerationChunk(text=text, generation_info=event.result and info_of(event.result))
 
 
 def text_of(result: StarsResult) -> str:
-    """Return what an answer says: to conversations without its thought."""
+    """Return the text of an answer; for conversations, without the reasoning."""
     return result.text if result.message is None else result.message.content
 
 
 def info_of(result: StarsResult) -> dict[str, Any]:
-    """Return the account of an answer, with what is no part of its text."""
+    """Return the metadata of an answer, including reasoning and refusal."""
     info = account_of(result)
     if result.message is not None and result.message.reasoning:
         info["reasoning"] = result.message.reasoning
@@ -78,7 +78,7 @@ def chat_generation_of(result: StarsResult, settings: StarsConfig) -> ChatGenera
 
 
 def chat_chunk_of(event: SegmentEvent, settings: StarsConfig) -> ChatGenerationChunk:
-    """Return an accepted segment as a piece of the message; the last one has all that is told."""
+    """Return an accepted segment as a chunk of the message; the last one has the metadata."""
     content: str | list[str | dict[Any, Any]] = event.content or ""
     extras: dict[str, Any] = {}
     if event.reasoning:
@@ -104,7 +104,7 @@ def chat_chunk_of(event: SegmentEvent, settings: StarsConfig) -> ChatGenerationC
 
 
 def usage_metadata_of(result: StarsResult) -> UsageMetadata:
-    """Return token counts; of the details, `rejected` is what alignment threw away."""
+    """Return token counts; in the details, `rejected` counts discarded tokens."""
     usage = result.usage
     details = {
         "drafted": usage.num_drafted_tokens,
@@ -121,7 +121,7 @@ def usage_metadata_of(result: StarsResult) -> UsageMetadata:
 
 
 def llm_output_of(results: Sequence[StarsResult], settings: StarsConfig) -> dict[str, Any]:
-    """Return what LangChain has of all answers to one call: their usage, and the model."""
+    """Return the usage and the model name for all answers to one call."""
     totals: Counter[str] = Counter()
     for result in results:
         totals.update(usage_of(result))
@@ -129,9 +129,9 @@ def llm_output_of(results: Sequence[StarsResult], settings: StarsConfig) -> dict
 
 
 def metadata_of(result: StarsResult, settings: StarsConfig) -> dict[str, Any]:
-    """Return how an answer came about, by the names of LangChain where it has any."""
+    """Return the metadata of an answer, under LangChain's names where they exist."""
     account = account_of(result)
-    del account["usage"]  # which the message has in a place of its own
+    del account["usage"]  # the message has a separate field for it
     return {
         "model_name": name_of_model(settings),
         "model_provider": "stars",
@@ -141,7 +141,7 @@ def metadata_of(result: StarsResult, settings: StarsConfig) -> dict[str, Any]:
 
 
 def _message_of(result: StarsResult) -> Message:
-    assert result.message is not None, "conversations are answered by messages"
+    assert result.message is not None, "answers to conversations have a message"
     return result.message
 
 
@@ -151,7 +151,7 @@ def _content_of(result: StarsResult) -> str | list[str | dict[Any, Any]]:
 
 
 def _has_block(result: StarsResult) -> bool:
-    """Whether a refusal is told by a block; a fallback is the answer's own text."""
+    """Whether a refusal is reported as a block; a fallback is text of the answer."""
     return HAS_REFUSAL_BLOCKS and result.finish_reason == "rejected"
 
 
@@ -173,7 +173,7 @@ def _call_fields(call: Any) -> dict[str, Any]:
 
 
 def _call_chunks(message: Message) -> list[ToolCallChunk]:
-    """Return calls as chunks, from which LangChain makes them again; invalid ones stay so."""
+    """Return calls as chunks, which LangChain merges into calls; invalid ones stay invalid."""
     valid = [
         tool_call_chunk(
             name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=i
@@ -188,7 +188,7 @@ def _call_chunks(message: Message) -> list[ToolCallChunk]:
 
 
 def _not_parsed(text: str) -> str:
-    """Return what was written as a call so that LangChain does not take it for a valid one."""
+    """Encode the text of an invalid call so that LangChain does not parse it as a valid one."""
     try:
         return json.dumps(text) if isinstance(parse_partial_json(text), dict) else text
     except (ValueError, RecursionError):

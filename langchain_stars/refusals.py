@@ -1,7 +1,7 @@
-"""Answers that alignment refused, as LangChain's chains and agents see them.
+"""Report refused answers to LangChain's chains and agents.
 
-Newer cores have an error and a content block for that; where they are missing, an error and a
-field of our own stand in for them.
+Newer versions of langchain-core have an error and a content block for refusals. With older
+versions, this module uses its own error and a field of the message.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _ModelRefusalError: type[Exception] = getattr(
 
 
 class StarsRefusalError(AlignmentError, _ModelRefusalError):  # type: ignore[misc, valid-type]
-    """No draft of the model was good enough, and something needs one.
+    """No draft was accepted, and the caller needs an answer.
 
-    A `ModelRefusalError` where LangChain has that (`langchain-core` 1.7.5), else a
-    `LangChainException`; an `AlignmentError` everywhere.
+    It is a `ModelRefusalError` if LangChain has that class (`langchain-core` 1.7.5), and otherwise
+    a `LangChainException`. It is always an `AlignmentError`.
 
     Attributes:
-        result: What had been accepted before, and the account of it.
-        raw_message: The answer as a message; None where there is none.
+        result: The accepted part of the answer and its metadata.
+        raw_message: The answer as a message, or None.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class StarsRefusalError(AlignmentError, _ModelRefusalError):  # type: ignore[mis
 
 
 def refusal_of(message: BaseMessage) -> str | None:
-    """Return why, or by what words, an answer was refused; None if it was not.
+    """Return the reason for a refusal, or its fallback text; None if the answer was not refused.
 
-    What an agent or a graph branches on:
+    Agents and graphs can branch on it:
 
         >>> "refused" if refusal_of(state["messages"][-1]) else "go on"
     """
-    told = message.additional_kwargs.get("refusal") if isinstance(message, AIMessage) else None
-    return told if isinstance(told, str) else None
+    reason = message.additional_kwargs.get("refusal") if isinstance(message, AIMessage) else None
+    return reason if isinstance(reason, str) else None
 
 
 def refusal_in(result: StarsResult) -> str | None:
-    """Return the same of an answer of the engine."""
+    """Return the same for a result of the engine."""
     if result.finish_reason not in _REFUSED:
         return None
     if result.finish_reason == "fallback":
@@ -66,14 +66,14 @@ def refusal_in(result: StarsResult) -> str | None:
 
 
 def blocks_of(text: str, refusal: str) -> list[str | dict[Any, Any]]:
-    """Return a content that ends in a refusal."""
-    said: list[str | dict[Any, Any]] = [text] if text else []  # as sums of chunks have it
+    """Return content blocks that end in a refusal."""
+    said: list[str | dict[Any, Any]] = [text] if text else []  # the form of merged chunks
     return [*said, {"type": "refusal", "refusal": refusal}]
 
 
 @contextmanager
 def as_refusal() -> Iterator[None]:
-    """Raise an alignment error as a refusal."""
+    """Convert `AlignmentError` to `StarsRefusalError`."""
     try:
         yield
     except StarsRefusalError:

@@ -1,4 +1,4 @@
-"""Structured output: what reads the answers of a schema, or tells why it cannot."""
+"""Structured output: parse the answers for a schema, and report why parsing fails."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ METHODS = ("json_schema", "function_calling", "json_mode")
 
 
 def stated(schema: Any, found: NamedSchema | None) -> Any:
-    """Return the schema as LangChain's traces have it."""
+    """Return the schema for LangChain's traces."""
     if found is None or found.schema is None:
         return None
     about = {"title": found.name, "description": found.description}
     if isinstance(schema, dict) or "$ref" in json.dumps(found.schema):
         return {key: part for key, part in about.items() if part} | found.schema
-    return convert_to_json_schema(schema)  # which would cut what refers to itself
+    return convert_to_json_schema(schema)  # cannot convert recursive schemas
 
 
 def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
-    """Return what reads the answers: objects of a pydantic model, or plain dictionaries.
+    """Return a parser of answers, to objects of a pydantic model or to dictionaries.
 
     Args:
-        schema: What was asked for.
-        method: How it is answered.
-        name: Of the tool, for calls.
+        schema: The requested schema.
+        method: The method of structured output.
+        name: The name of the tool, for "function_calling".
     """
     is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method == "function_calling":
@@ -62,18 +62,18 @@ def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
 
 
 class CallParser(JsonOutputKeyToolsParser):
-    """Reads the arguments of one tool's call, as an object of a pydantic model if there is one.
+    """Parses the arguments of a tool call, to an object of a pydantic model if there is one.
 
-    LangChain's parser of pydantic models finds them by titles, which are no names of tools.
+    LangChain's own parser finds pydantic models by their titles, which are not names of tools.
     """
 
     model: Annotated[Any, SkipValidation()] = None
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        """Return the arguments of the call; None where there is none, or none yet.
+        """Return the arguments of the call; None if there is no call, or no complete one yet.
 
         Raises:
-            ValueError: The arguments are not valid by the model.
+            ValueError: The model does not accept the arguments.
         """
         arguments = super().parse_result(result, partial=partial)
         if arguments is None or self.model is None:
@@ -91,13 +91,13 @@ class CallParser(JsonOutputKeyToolsParser):
 def reading(
     model: Runnable[Any, AIMessage], parser: BaseOutputParser[Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
-    """Return a model whose answers are parsed. It can be pickled, as nothing in it is a closure."""
+    """Return a model whose answers are parsed. It contains no closures, so it can be pickled."""
     by_call = isinstance(parser, CallParser)
     checks = partial(_checked, by_call=by_call), partial(_achecked, by_call=by_call)
     parsing = RunnableGenerator(*checks) | parser
     if not include_raw:
         return model | parsing
-    # Not RunnablePassthrough.assign: it makes a class by itself, which no other process knows.
+    # RunnablePassthrough.assign creates a class at runtime, which cannot be pickled.
     parsed = RunnableAssign(RunnableMap(parsed=itemgetter("raw") | parsing, parsing_error=_nothing))
     unparsed = RunnableAssign(RunnableMap(parsed=_nothing))
     return RunnableMap(raw=model) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
@@ -134,23 +134,24 @@ _BOUNDS = {
 
 
 def _check(message: BaseMessage, said: str, *, by_call: bool) -> None:
-    """Raise where an answer ended before it was whole: parsers would take what there is for all.
+    """Refuse an incomplete answer, which parsers would accept as complete.
 
     Raises:
         StarsRefusalError: No draft was accepted.
-        OutputParserException: A bound, or a stop string, cut the answer off.
+        OutputParserException: A limit or a stop string cut off the answer.
     """
     refusal = refusal_of(message)
     if refusal is not None:
         raise StarsRefusalError(f"the answer was refused: {refusal}", raw_message=message)
     reason = message.response_metadata.get("finish_reason")
     if reason is None or not isinstance(message, AIMessage):
-        return  # more is to come
+        return  # the answer is not finished
     if (bool(message.tool_calls) if by_call else _is_json(said)) or reason not in _BOUNDS:
         return
     raise OutputParserException(
-        f"the answer was cut off by {_BOUNDS[reason]} before its JSON was complete. Hint: more "
-        "room, or a schema with bounds (maxLength, maxItems); no stop string that JSON may hold",
+        f"the answer was cut off by {_BOUNDS[reason]} before its JSON was complete. Hint: raise "
+        "the limit, bound the schema (maxLength, maxItems), or remove stop strings that JSON may "
+        "contain",
         llm_output=said,
     )
 

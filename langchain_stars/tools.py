@@ -1,7 +1,7 @@
-"""LangChain's tools as the engine's, by the schema of their source.
+"""Convert LangChain tools for the engine, from the schemas of their sources.
 
-LangChain's own conversion to the OpenAI format replaces references by what they refer to, and those
-of recursive types by nothing, so that anything would be valid there.
+LangChain's own conversion to the OpenAI format inlines references, and drops those of recursive
+types, so that any value would be valid there.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
     """Return tools of any kind (functions, models, schemas, `BaseTool`) in the OpenAI format.
 
     Raises:
-        PromptError: A tool is of no known kind, or runs at its provider.
-        ConfigError: A dictionary is no tool, or a schema is none.
+        PromptError: A tool has an unsupported type, or runs on its provider's servers.
+        ConfigError: A dictionary is not a tool, or its schema is invalid.
     """
     return [found.as_tool() for tool in tools for found in _read(tool)]
 
 
 def read_schema(schema: Any) -> NamedSchema:
-    """Return the JSON schema of anything that LangChain takes for one.
+    """Return the JSON schema of anything that LangChain accepts as a schema.
 
     Args:
-        schema: A pydantic model (of version 1 or 2), a TypedDict, a JSON schema in any wrapping, a
+        schema: A pydantic model (version 1 or 2), a TypedDict, a JSON schema in any wrapping, a
             function or a `BaseTool`.
 
     Raises:
-        ConfigError: A dictionary is no JSON schema.
-        PromptError: It is nothing of all that.
+        ConfigError: A dictionary is not a JSON schema.
+        PromptError: The schema has an unsupported type.
     """
     if isinstance(schema, Mapping):
         return wrappings.read_schema(schema)
@@ -54,14 +54,14 @@ def read_schema(schema: Any) -> NamedSchema:
 
 
 def name_of_model(model: type) -> str:
-    """Return what a pydantic model is called as a tool, as LangChain's parsers have it."""
+    """Return the tool name of a pydantic model, as LangChain's parsers expect it."""
     if issubclass(model, BaseModel):
         return str(model.model_config.get("title") or model.__name__)
     return model.__name__
 
 
 def other_names(tools: Sequence[Any]) -> dict[str, str]:
-    """Return names by which classes may be chosen beside those of their tools."""
+    """Return class names that also select a tool."""
     classes = (tool for tool in tools if isinstance(tool, type) and _is_model(tool))
     return {cls.__name__: name_of_model(cls) for cls in classes}
 
@@ -86,16 +86,16 @@ def _read(tool: Any) -> list[NamedSchema]:
         )
         return [_named(tool.__name__, _of_model(model), model.__doc__ or "")]
     raise PromptError(
-        f"a {type(tool).__name__} is no tool. Hint: a function, a pydantic model, a TypedDict, a "
-        "dictionary with a schema, or a BaseTool"
+        f"unsupported tool type {type(tool).__name__}. Hint: use a function, a pydantic model, a "
+        "TypedDict, a dictionary with a schema, or a BaseTool"
     )
 
 
 def _named(name: str, schema: dict[str, Any], description: str | None = None) -> NamedSchema:
     schema = rooted(schema)
-    told = schema.get("description", "") if description is None else description
-    bare = {key: part for key, part in schema.items() if key != "description"}
-    return NamedSchema(without_titles(bare), name, told)
+    about = schema.get("description", "") if description is None else description
+    rest = {key: part for key, part in schema.items() if key != "description"}
+    return NamedSchema(without_titles(rest), name, about)
 
 
 def _of_base_tool(tool: BaseTool) -> NamedSchema:
@@ -103,22 +103,22 @@ def _of_base_tool(tool: BaseTool) -> NamedSchema:
     if isinstance(arguments, dict):
         found = wrappings.read_schema(arguments, owner=f"tools.{tool.name}.args_schema")
         return NamedSchema(found.schema, tool.name, tool.description)
-    if isinstance(tool, Tool) and arguments is None:  # of one text, in LangChain's own form
+    if isinstance(tool, Tool) and arguments is None:  # takes one string, in LangChain's own form
         made = convert_to_openai_tool(tool)
         if "function" not in made:
             raise PromptError(
-                f"the tool {tool.name!r} takes text of no schema, and only its provider's models "
-                "call such. Hint: a function, or a tool with an args_schema"
+                f"the tool {tool.name!r} takes text without a schema, which only models of its "
+                "provider support. Hint: use a function, or a tool with an args_schema"
             )
         return NamedSchema(made["function"]["parameters"], tool.name, tool.description)
     return _named(tool.name, _asked(tool), tool.description)
 
 
 def _asked(tool: BaseTool) -> dict[str, Any]:
-    """Return the schema of what a model is to write: arguments that are injected are none of it.
+    """Return the schema of the arguments that a model writes, without injected arguments.
 
-    It is that of the tool's own model, as LangChain's selection of fields forgets aliases,
-    discriminators and what is said of the model as a whole.
+    The schema comes from the tool's own model, because LangChain's selection of fields drops
+    aliases, discriminators and settings of the whole model.
     """
     source: Any = tool.get_input_schema()
     chosen: Any = tool.tool_call_schema
@@ -129,7 +129,7 @@ def _asked(tool: BaseTool) -> dict[str, Any]:
     except PydanticInvalidForJsonSchema:
         if not injected:
             raise
-        return _of_model(chosen)  # of types that only the program knows
+        return _of_model(chosen)  # injected arguments may have types without a JSON schema
     properties = schema.get("properties", {})
     kept = {name: part for name, part in properties.items() if name not in injected}
     required = [name for name in schema.get("required", ()) if name not in injected]
@@ -145,7 +145,7 @@ def _fields(model: Any) -> dict[str, Any]:
 
 
 def _key_of(model: Any, name: str) -> str:
-    """Return what a field is called in JSON."""
+    """Return the JSON name of a field."""
     field = _fields(model)[name]
     alias = getattr(field, "validation_alias", None) or getattr(field, "alias", None)
     return alias if isinstance(alias, str) else name
@@ -158,7 +158,7 @@ def _is_model(value: type) -> bool:
 
 
 def _of_model(model: Any) -> dict[str, Any]:
-    """Return the schema of a pydantic model of either version."""
+    """Return the schema of a pydantic model (version 1 or 2)."""
     is_new = hasattr(model, "model_json_schema")
     schema: dict[str, Any] = schema_of(model) if is_new else model.schema()
     return schema

@@ -1,4 +1,4 @@
-"""TypedDicts as pydantic models, so that their schemas keep what refers to itself."""
+"""Convert TypedDicts to pydantic models, so that recursive schemas are preserved."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _MARKS = {
 def typed_dict_schema(typed_dict: type) -> dict[str, Any]:
     """Return the JSON schema of a TypedDict.
 
-    `Annotated[int, ..., "what it is"]` and docstrings describe keys as LangChain has it;
-    `Annotated[int, 5, "what it is"]` has a default, and so need not be written. LangChain's own
-    conversion cuts what refers to itself.
+    As in LangChain, `Annotated[int, ..., "description"]` and docstrings describe keys, and
+    `Annotated[int, 5, "description"]` gives a key a default, which makes it optional. LangChain's
+    own conversion does not support recursive types.
 
     Raises:
         pydantic.PydanticUserError: A key's type has no JSON schema.
@@ -43,7 +43,7 @@ def typed_dict_schema(typed_dict: type) -> dict[str, Any]:
 
 
 def _collect(value: Any, found: dict[type, str]) -> None:
-    """Give each TypedDict that a type leads to a name of its own."""
+    """Give a unique name to each TypedDict that a type refers to."""
     if is_typeddict(value) and value not in found:
         name, number = value.__name__, 1
         while name in found.values():
@@ -63,40 +63,40 @@ def _model_of(typed_dict: Any, names: dict[type, str]) -> type[BaseModel]:
     described = about.get("parameters", {}).get("properties", {})
     fields: dict[str, Any] = {}
     for key, hint in hints.items():
-        bare, metadata, marks = _unmarked(hint)
-        told: dict[str, Any] = {}
+        inner, metadata, marks = _unmarked(hint)
+        options: dict[str, Any] = {}
         if text := described.get(key, {}).get("description"):
-            told["description"] = text
+            options["description"] = text
         if metadata and not _is_of_pydantic(metadata[0]):
             default, metadata = metadata[0], metadata[2:]
-            told |= {} if default is ... else {"default": default}
-        # Marks in annotations that are text are seen here, and not by the class.
+            options |= {} if default is ... else {"default": default}
+        # The class itself does not see marks in string annotations.
         optional = "NotRequired" in marks or key in typed_dict.__optional_keys__
-        if "default" not in told and optional and "Required" not in marks:
-            told["default_factory"] = dict  # never asked for: what may be left out has no default
-        annotation = _replaced(bare, names)
+        if "default" not in options and optional and "Required" not in marks:
+            options["default_factory"] = dict  # makes the key optional; it is never called
+        annotation = _replaced(inner, names)
         if metadata:
             annotation = Annotated[(annotation, *metadata)]
-        fields[f"field_{len(fields)}"] = (annotation, Field(alias=key, **told))
+        fields[f"field_{len(fields)}"] = (annotation, Field(alias=key, **options))
     model: type[BaseModel] = create_model(names[typed_dict], **fields)
     model.__doc__ = about.get("description") or None
     return model
 
 
 def _about(typed_dict: Any, hints: dict[str, Any]) -> dict[str, Any]:
-    """Return what LangChain reads of docstrings and annotations, types left out of it."""
+    """Return what LangChain reads from docstrings and annotations, without types."""
     plain: dict[str, Any] = {}
     for key, hint in hints.items():
         metadata = _unmarked(hint)[1][:2]
-        is_told = bool(metadata) and not _is_of_pydantic(metadata[0])
-        plain[key] = Annotated[(str, *metadata)] if is_told else str
+        is_described = bool(metadata) and not _is_of_pydantic(metadata[0])
+        plain[key] = Annotated[(str, *metadata)] if is_described else str
     copied: Any = TypedDict(typed_dict.__name__, plain)  # type: ignore[misc]
     copied.__doc__ = typed_dict.__doc__
     return convert_to_openai_function(copied)
 
 
 def _unmarked(hint: Any) -> tuple[Any, tuple[Any, ...], set[str]]:
-    """Return a type, its metadata, and the marks of its key."""
+    """Return a type, its metadata, and the qualifiers of its key."""
     metadata: tuple[Any, ...] = ()
     marks: set[str] = set()
     while (origin := get_origin(hint)) is Annotated or origin in _MARKS:
@@ -112,7 +112,7 @@ def _is_of_pydantic(metadata: Any) -> bool:
 
 
 def _replaced(hint: Any, names: dict[type, str]) -> Any:
-    """Return a type with the names of models in the place of TypedDicts."""
+    """Replace TypedDicts in a type with references to their models."""
     if is_typeddict(hint):
         return ForwardRef(names[hint])
     origin, arguments = get_origin(hint), get_args(hint)
@@ -124,5 +124,5 @@ def _replaced(hint: Any, names: dict[type, str]) -> Any:
         return Annotated[(_replaced(arguments[0], names), *arguments[1:])]
     parts = tuple(_replaced(part, names) for part in arguments)
     if origin in (Union, types.UnionType):
-        return Union[parts]  # noqa: UP007 - of parts that are only known here
+        return Union[parts]  # noqa: UP007 - the parts are dynamic
     return origin[parts]

@@ -1,6 +1,6 @@
-"""STARS for LlamaIndex: text aligned while it is generated, as a `CustomLLM`.
+"""STARS for LlamaIndex: a `CustomLLM` that aligns text during generation.
 
-Importing this loads neither models nor torch.
+Importing this package loads neither models nor torch.
 """
 
 from stars_engine.errors import needs_extra

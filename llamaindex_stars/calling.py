@@ -1,4 +1,4 @@
-"""Calls of tools in LlamaIndex's terms, and objects that are predicted by them."""
+"""Tool calls for LlamaIndex, and structured prediction through them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llamaindex_stars.tools import callable_tools, read_tool_list
 
 
 class CallingLLM(FunctionCallingLLM):
-    """A model that calls tools under the names that they were given, by their whole schemas."""
+    """A model that calls tools under the caller's names, with their complete schemas."""
 
     def _prepare_chat_with_tools(  # noqa: PLR0917 - LlamaIndex's arguments
         self,
@@ -36,13 +36,13 @@ class CallingLLM(FunctionCallingLLM):
         tool_required: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the arguments of a chat with tools; the history stays as it is."""
+        """Return the arguments for a chat with tools; does not modify the history."""
         messages = list(chat_history or [])
         if user_msg is not None:
             if isinstance(user_msg, str):
                 user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
             messages.append(user_msg)
-        choice = kwargs.pop("tool_choice", None)  # programs give None
+        choice = kwargs.pop("tool_choice", None)  # LlamaIndex's programs pass None
         return {
             "messages": messages,
             "tools": read_tool_list(tools),
@@ -57,14 +57,15 @@ class CallingLLM(FunctionCallingLLM):
         """Return the calls of an answer.
 
         Raises:
-            ValueError: It has none, and one is asked for.
+            ValueError: The answer has no valid call, and `error_on_no_tool_call` is True.
         """
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not calls and error_on_no_tool_call:
             invalid = response.message.additional_kwargs.get("invalid_tool_calls")
-            reason = f"what was written as one is none: {invalid}" if invalid else "it is text"
+            reason = f"the model produced an invalid tool call: {invalid}" if invalid else "text"
             raise ValueError(
-                f"the answer calls no tool ({reason}). Hint: tool_required=True, or more max_tokens"
+                f"the answer has no tool call ({reason}). Hint: use tool_required=True, or a "
+                "larger max_tokens"
             )
         return [
             ToolSelection(
@@ -78,7 +79,7 @@ class CallingLLM(FunctionCallingLLM):
     def predict_and_call(
         self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> AgentChatResponse:
-        """See `FunctionCallingLLM.predict_and_call`; structured prediction goes through it."""
+        """See `FunctionCallingLLM.predict_and_call`, which structured prediction uses."""
         return super().predict_and_call(callable_tools(tools), *args, **kwargs)
 
     async def apredict_and_call(
@@ -94,7 +95,7 @@ class CallingLLM(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[BaseModel, None, None]:
-        """Yield the object once it is whole: LlamaIndex's own leaves the call to the model."""
+        """Yield the object once it is complete; LlamaIndex's own method does not force the call."""
         if not self._predicts_by_calls:
             yield from super()._structured_stream_call(  # type: ignore[misc]
                 output_cls, prompt, llm_kwargs, **prompt_args
@@ -145,7 +146,7 @@ class CallingLLM(FunctionCallingLLM):
         return {**(llm_kwargs or {}), **asked}
 
     def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
-        """Return the object that an answer holds; none as long as it is unfinished."""
+        """Return the object in an answer; an empty list while the answer is unfinished."""
         is_whole = response.raw is not None
         calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
         return [output_cls.model_validate(call.tool_kwargs) for call in calls]

@@ -1,4 +1,4 @@
-"""Keywords of calls, as LlamaIndex shows them to those who follow its events."""
+"""Keep secrets in the keywords of calls out of LlamaIndex's events."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def keeps_secrets(method: Method) -> Method:
-    """Have a method get its keywords with the secrets in them put away.
+    """Seal the secrets in the keywords of a method.
 
-    It goes around LlamaIndex's own decorators, which pass the keywords on.
+    Apply this outside LlamaIndex's own decorators, which pass the keywords to events.
 
     Args:
-        method: Of an `EngineFields`.
+        method: A method of an `EngineFields`.
     """
 
     @wraps(method)

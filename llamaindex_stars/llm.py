@@ -1,4 +1,4 @@
-"""`StarsLLM`: LlamaIndex's arguments in, the engine's answers out."""
+"""`StarsLLM`: a LlamaIndex LLM on top of the engine."""
 
 from __future__ import annotations
 
@@ -45,19 +45,20 @@ _OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")
 
 
 class StarsLLM(EngineFields, CallingLLM, CustomLLM):
-    """A language model of the local machine, steered by a reward model while it writes.
+    """A local language model that a reward model steers during generation.
 
-    Every field of `StarsConfig`'s parts may be given by its name, here or per call; unknown names
-    raise. All instances in a process share one engine per language model, and concurrent calls
-    share its rounds.
+    All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
+    raise an error. All instances in a process share one engine per language model, and concurrent
+    calls share its steps.
 
-    Per call there are also `reward_prompt`: what the reward model reads in place of the prompt,
-    such as the question without its documents; `response_format` as OpenAI has it, or a schema; and
-    for conversations `tools`, `tool_choice`, `parallel_tool_calls` and `constrain_tools` of
+    Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
+    with the question without its documents; `response_format`, in the OpenAI format or as a schema;
+    and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls` and `constrain_tools` of
     `stars_engine.Chat`.
 
-    Where prompt and `max_tokens` exceed the context, the answer may be as long as there is room
-    (`on_overflow="clamp"`, unless it is set): LlamaIndex fills prompts up to `context_window`.
+    If prompt and `max_tokens` exceed the context, the answer is shortened to the remaining context
+    (`on_overflow="clamp"`, unless it is set), because LlamaIndex fills prompts up to
+    `context_window`.
 
     Examples:
         >>> llm = StarsLLM(max_tokens=48, seed=7)
@@ -68,12 +69,12 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name in serialised form."""
+        """Return the name for serialization."""
         return "StarsLLM"
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What the model can read and write, by its files; event loops ask, so it is not loaded."""
+        """The capabilities of the model, read from its files without loading its weights."""
         settings = self.settings()
         facts = self.engine(settings).facts
         sampling = facts.default_sampling() if settings.sampling == "model" else settings.sampling
@@ -81,11 +82,11 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         if facts.context_len is not None:
             limits = {"context_window": facts.context_len}
             if _clamped(sampling).on_overflow == "clamp":
-                num_output = min(num_output, facts.context_len // 4)  # what prompts leave free
+                num_output = min(num_output, facts.context_len // 4)  # space that prompts reserve
         return LLMMetadata(
             num_output=num_output,
             is_chat_model=facts.has_chat_template,
-            # A grammar writes valid calls for any model, in the format of its template.
+            # With a grammar, any model writes valid calls in the format of its template.
             is_function_calling_model=not is_own_template(self)
             and find_spec("llguidance") is not None,
             model_name=name_of_model(settings),
@@ -93,7 +94,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         )
 
     def to_payload(self) -> dict[str, Any]:
-        """What events tell of it; loads nothing, since events come from event loops too."""
+        """Return the payload for events; does not load the model, to keep event loops free."""
         settings = self.settings()
         if self.engine(settings).is_loaded:
             return super().to_payload()
@@ -101,7 +102,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[int]]:
-        """The model's own tokenizer, for `Settings.tokenizer`; the first use loads it."""
+        """The model's tokenizer, for `Settings.tokenizer`; the first use loads the model."""
 
         def encode(text: str) -> list[int]:
             return self.engine().model.codec.encode(text)
@@ -123,7 +124,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     @keeps_secrets
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a prompt; `prompt_format` rules what an unformatted string is."""
+        """Answer a prompt; `prompt_format` determines how an unformatted string is read."""
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of(engine.generate(**call)[0])
 
@@ -159,7 +160,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     @keeps_secrets
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer a conversation, through the model's own chat template."""
+        """Answer a conversation, rendered with the model's chat template."""
         self._engine_of(kwargs).load()
         engine, call, names = self._chat_call(messages, kwargs)
         return chat_of(names.result(engine.generate(**call)[0]))
@@ -193,7 +194,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     # --- copies ---
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled; LlamaIndex would leave out what cannot be, and go on without.
+        """Return the state to pickle; LlamaIndex would silently drop fields that fail to pickle.
 
         Raises:
             ConfigError: A field is a live object that cannot be pickled.
@@ -203,16 +204,16 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
                 pickle.dumps(getattr(self, name))
             except Exception as error:
                 message = (
-                    f"it cannot be pickled ({error}). Hint: models by name, and a callable as "
+                    f"it cannot be pickled ({error}). Hint: give models by name, and a callable as "
                 )
                 message += "FunctionReward(function='module:name')"
                 raise ConfigError("StarsLLM", [Problem(name, message)]) from error
-        return super(StarsLLM, self.model_copy()).__getstate__()  # which drops engines
+        return super(StarsLLM, self.model_copy()).__getstate__()  # the copy has no engines
 
     # --- settings ---
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
-        """Return the engine of a call."""
+        """Return the engine for a call."""
         others = ("reward_prompt", "response_format", *_OF_CHAT)
         given = {name: value for name, value in kwargs.items() if name not in others}
         return self.engine(self.settings(**given))
@@ -245,23 +246,23 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         return *self._call(prompt, settings, reward_prompt), names
 
     def _settings_of(self, kwargs: dict[str, Any]) -> StarsConfig:
-        """Return the settings of a call, its `response_format` as a grammar.
+        """Return the settings of a call, with its `response_format` as a grammar.
 
         Raises:
-            ConfigError: `response_format` is none, or there is a grammar beside it.
+            ConfigError: `response_format` is invalid, or the call also has a grammar.
         """
         kwargs = dict(kwargs)
         wanted = kwargs.pop("response_format", None)
         grammar = None if wanted is None else grammar_of_response_format(wanted)
         if grammar is not None and kwargs.get("grammar") is not None:
-            message = "response_format and grammar both say what the answer is to be. Hint: one"
+            message = "response_format and grammar both constrain the answer. Hint: give one"
             raise ConfigError("StarsLLM", [Problem("response_format", message)])
         return self.settings(**(kwargs if grammar is None else {**kwargs, "grammar": grammar}))
 
     def _call(
         self, prompt: Prompt, settings: StarsConfig, reward_prompt: Any
     ) -> tuple[StarsEngine, dict[str, Any]]:
-        """Return the engine, and its arguments."""
+        """Return the engine and its arguments."""
         refuse_several_answers(settings, hint="n=1")
         engine, sampling = self.engine(settings), settings.sampling
         if sampling == "model":
@@ -271,7 +272,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
 
 def _clamped(sampling: SamplingParams) -> SamplingParams:
-    """Return settings that take the room there is, unless they say otherwise."""
+    """Return settings that clamp `max_tokens` to the context, unless `on_overflow` is set."""
     if "on_overflow" in sampling.model_fields_set:
         return sampling
     return sampling.replace(on_overflow="clamp")

@@ -1,4 +1,4 @@
-"""LlamaIndex's prompts and messages as the engine's."""
+"""Convert LlamaIndex prompts and messages for the engine."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _ROLES = {
 def completion_prompt(
     llm: LLM, text: str, settings: StarsConfig, *, formatted: bool
 ) -> tuple[Prompt, StarsConfig]:
-    """Return a completion's prompt, and settings under which it is read as meant.
+    """Return the prompt of a completion, and the settings to read it with.
 
-    An unformatted string is what `prompt_format` says, unless the user gave a
-    `completion_to_prompt` of his own. A formatted string is read as it is: with control tokens if
-    that function wrote it, as plain text if nobody did. Begin of text comes before it, once.
+    `prompt_format` determines how an unformatted string is read, unless the user set a
+    `completion_to_prompt` function. A formatted string is read unchanged: with control tokens if
+    that function wrote it, otherwise as plain text. Begin-of-text is added before it once.
     """
     assert llm.completion_to_prompt is not None
     if llm.completion_to_prompt is not default_completion_to_prompt:
@@ -56,22 +56,22 @@ def chat_prompt(
     tools: Mapping[str, Any],
     names: ToolNames,
 ) -> tuple[Prompt, StarsConfig]:
-    """Return a conversation's prompt, and settings under which it is read as meant.
+    """Return the prompt of a conversation, and the settings to read it with.
 
-    It goes through the user's `messages_to_prompt`, else the model's chat template, else
-    LlamaIndex's own plain transcript. Tools, and a model without a template, make it a `Chat`.
+    The user's `messages_to_prompt` renders it, or else the model's chat template. Without either,
+    it becomes a `Chat` if it uses tools, and otherwise LlamaIndex's plain transcript.
 
     Args:
-        llm: Whose functions for prompts count.
+        llm: The model whose prompt functions apply.
         messages: The conversation.
-        settings: Of the call.
+        settings: The settings of the call.
         has_template: Whether the model has a chat template.
-        tools: What of `stars_engine.Chat` the call gives.
-        names: What its tools are called, outside and by the model.
+        tools: The fields of `stars_engine.Chat` in the call.
+        names: The names of its tools.
 
     Raises:
-        PromptError: A message holds something other than text, calls and their results, or tools
-            are to go through a `messages_to_prompt`.
+        PromptError: A message contains something other than text, calls and their results, or
+            there are both tools and a `messages_to_prompt`.
     """
     turns = [read_message(message, names) for message in messages]
     uses_tools = bool(tools.get("tools")) or any(turn.tool_calls for turn in turns)
@@ -79,8 +79,8 @@ def chat_prompt(
         assert llm.messages_to_prompt is not None
         if tools.get("tools"):
             raise PromptError(
-                "tools go through the model's chat template, and messages_to_prompt takes its "
-                "place. Hint: no messages_to_prompt, or no tools (for structured output, "
+                "tools need the model's chat template, but messages_to_prompt replaces it. Hint: "
+                "remove messages_to_prompt, or the tools (for structured output, use "
                 "pydantic_program_mode='llm')"
             )
         written = llm.messages_to_prompt(messages)
@@ -91,24 +91,24 @@ def chat_prompt(
 
 
 def is_own_template(llm: LLM) -> bool:
-    """Whether a user's function renders conversations."""
+    """Whether a function of the user renders conversations."""
     return llm.messages_to_prompt is not generic
 
 
 def read_message(message: ChatMessage, names: ToolNames | None = None) -> Message:
-    """Return a message as the engine has it; tools are called as the model writes them.
+    """Convert a message for the engine; tools get the names that the model writes.
 
     Raises:
-        PromptError: It holds something other than text, thoughts, calls and their results.
+        PromptError: It contains something other than text, reasoning, calls and their results.
     """
     role = _ROLES.get(message.role, message.role.value)
-    text, thoughts, calls = [], [], []
+    text, reasoning, calls = [], [], []
     for block in message.blocks:
         match block:
             case TextBlock():
                 text.append(block.text)
             case ThinkingBlock():
-                thoughts.append(block.content or "")
+                reasoning.append(block.content or "")
             case ToolCallBlock():
                 calls.append(
                     ToolCall(
@@ -119,16 +119,16 @@ def read_message(message: ChatMessage, names: ToolNames | None = None) -> Messag
                 )
             case _:
                 text += _texts_of(block)
-    told = message.additional_kwargs
+    extra = message.additional_kwargs
     names = ToolNames() if names is None else names
     is_tool = role == "tool"
-    name = told.get("name") if is_tool else None
+    name = extra.get("name") if is_tool else None
     made = Message(
         role=role,
         content="\n".join(text),
-        reasoning="\n".join(filter(None, thoughts)) or None,
-        tool_calls=calls or told.get("tool_calls") or (),
-        tool_call_id=told.get("tool_call_id") if is_tool else None,
+        reasoning="\n".join(filter(None, reasoning)) or None,
+        tool_calls=calls or extra.get("tool_calls") or (),
+        tool_call_id=extra.get("tool_call_id") if is_tool else None,
         name=name and names.written(name),
     )
     if not made.tool_calls:
@@ -138,10 +138,10 @@ def read_message(message: ChatMessage, names: ToolNames | None = None) -> Messag
 
 
 def _texts_of(block: Any) -> list[str]:
-    """Return the text that another block holds: a document's in the block, what is to be cited.
+    """Return the text of another block: of an embedded document, or of citable content.
 
     Raises:
-        PromptError: It holds something else, or only says where it is.
+        PromptError: It contains something other than text, or only a reference.
     """
     match block:
         case TextBlock():
@@ -151,9 +151,9 @@ def _texts_of(block: Any) -> list[str]:
         case DocumentBlock() if str(block.document_mimetype).startswith("text/") and isinstance(
             block.data, bytes
         ):
-            with suppress(ValueError):  # of base64, or of UTF-8
+            with suppress(ValueError):  # invalid base64 or UTF-8
                 return [b64decode(block.data, validate=True).decode()]
     raise PromptError(
-        f"a message holds {type(block).__name__}; this model reads text only. Hint: "
-        "leave it out, or put it into words"
+        f"a message contains a {type(block).__name__}, but this model reads only text. Hint: "
+        "remove it, or describe it as text"
     )

@@ -1,4 +1,4 @@
-"""The engine's answers as LlamaIndex's: completions and chats, whole and as they come."""
+"""Convert engine results to LlamaIndex completions and chat responses, whole and streamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stars_engine.tool_names import ToolNames
 
 
 def completion_of(result: StarsResult) -> CompletionResponse:
-    """Return an answer as text; in conversations without its thought."""
+    """Return an answer as text; for conversations, without the reasoning."""
     return CompletionResponse(
         text=result.text if result.message is None else result.message.content,
         raw=account_of(result),
@@ -32,7 +32,7 @@ def completion_of(result: StarsResult) -> CompletionResponse:
 
 
 def chat_of(result: StarsResult) -> ChatResponse:
-    """Return an answer as a message, with its thought and its calls of tools."""
+    """Return an answer as a message with reasoning and tool calls."""
     message = result.message
     if message is None:
         message = Message(role="assistant", content=result.text)
@@ -67,22 +67,22 @@ def chats_of(
     engine: StarsEngine, call: dict[str, Any], names: ToolNames
 ) -> Generator[ChatResponse, None, None]:
     """Yield the message so far with each accepted segment; the last one has its calls."""
-    text = thought = ""
+    text = reasoning = ""
     with closing(engine.stream(**call)) as events:
         for event in settled(events):
-            text, thought = text + _delta(event), thought + (event.reasoning or "")
-            yield _chat_so_far(text, thought, names.event(event))
+            text, reasoning = text + _delta(event), reasoning + (event.reasoning or "")
+            yield _chat_so_far(text, reasoning, names.event(event))
 
 
 async def achats_of(
     engine: StarsEngine, call: dict[str, Any], names: ToolNames
 ) -> AsyncGenerator[ChatResponse, None]:
     """Do the same without blocking the event loop."""
-    text = thought = ""
+    text = reasoning = ""
     async with engine.astream(**call) as events:
         async for event in asettled(events):
-            text, thought = text + _delta(event), thought + (event.reasoning or "")
-            yield _chat_so_far(text, thought, names.event(event))
+            text, reasoning = text + _delta(event), reasoning + (event.reasoning or "")
+            yield _chat_so_far(text, reasoning, names.event(event))
 
 
 def _delta(event: SegmentEvent) -> str:
@@ -95,13 +95,13 @@ def _completion_so_far(text: str, event: SegmentEvent) -> CompletionResponse:
     return completion_of(event.result).model_copy(update={"delta": _delta(event)})
 
 
-def _chat_so_far(text: str, thought: str, event: SegmentEvent) -> ChatResponse:
+def _chat_so_far(text: str, reasoning: str, event: SegmentEvent) -> ChatResponse:
     if event.result is None:
-        message = Message(role="assistant", content=text, reasoning=thought or None)
+        message = Message(role="assistant", content=text, reasoning=reasoning or None)
         response = ChatResponse(message=_chat_message(message), delta=_delta(event))
     else:
         response = chat_of(event.result).model_copy(update={"delta": _delta(event)})
-    if event.reasoning:  # where LlamaIndex's agents look for it
+    if event.reasoning:  # LlamaIndex's agents read it here
         response.additional_kwargs["thinking_delta"] = event.reasoning
     return response
 
@@ -115,7 +115,7 @@ def _chat_message(message: Message) -> ChatMessage:
         ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
         for call in message.tool_calls
     ]
-    told = {}
+    extra = {}
     if message.invalid_tool_calls:
-        told["invalid_tool_calls"] = [call.model_dump() for call in message.invalid_tool_calls]
-    return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=told)
+        extra["invalid_tool_calls"] = [call.model_dump() for call in message.invalid_tool_calls]
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)

@@ -1,4 +1,4 @@
-"""LlamaIndex's tools as the engine's, and how they are called with what comes back."""
+"""Convert LlamaIndex tools for the engine, and make them callable with the model's arguments."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from stars_engine.schema_formats.wrappings import NamedSchema, read_tools
 
 
 def read_tool_list(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return tools in the OpenAI format, under the names that were given.
+    """Return tools in the OpenAI format, under the caller's names.
 
     Args:
-        tools: Tools of LlamaIndex, pydantic models, or dictionaries in the format of any vendor.
+        tools: LlamaIndex tools, pydantic models, or dictionaries in the format of any vendor.
 
     Raises:
-        PromptError: It is none of these, or a tool that runs at its provider.
-        ConfigError: A dictionary is no tool, or its schema is none.
+        PromptError: A tool has an unsupported type, or runs on its provider's servers.
+        ConfigError: A dictionary is not a tool, or its schema is invalid.
     """
     return [found.as_tool() for tool in tools for found in _read(tool)]
 
@@ -38,8 +38,8 @@ def read_tool_list(tools: Sequence[Any]) -> list[dict[str, Any]]:
 def parameters_of(metadata: ToolMetadata) -> dict[str, Any]:
     """Return the schema of a tool's arguments.
 
-    LlamaIndex's own takes a few keys of it, and so nothing of a model that refers to itself. Where
-    a kind of metadata has a way of its own, that counts.
+    LlamaIndex's own method keeps only some keys, which loses recursive models. If a subclass of
+    `ToolMetadata` overrides that method, the override is used.
     """
     own = type(metadata).get_parameters_dict is not ToolMetadata.get_parameters_dict
     if own or metadata.fn_schema is None:
@@ -49,9 +49,9 @@ def parameters_of(metadata: ToolMetadata) -> dict[str, Any]:
 
 
 def callable_tools(tools: Sequence[BaseTool]) -> list[BaseTool]:
-    """Return tools that LlamaIndex can call, which looks for `properties` in their schema."""
+    """Return tools that LlamaIndex can call; it reads `properties` from their schema."""
     for tool in tools:
-        _resolve(tool)
+        _resolve_annotations(tool)
     return [
         tool if "properties" in tool.metadata.get_parameters_dict() else _ByName(tool)
         for tool in tools
@@ -63,8 +63,8 @@ def _whole(model: type[BaseModel]) -> dict[str, Any]:
     return {key: part for key, part in schema.items() if key not in ("title", "description")}
 
 
-def _resolve(tool: BaseTool) -> None:
-    """Look up what annotations that are text refer to, where the function is defined."""
+def _resolve_annotations(tool: BaseTool) -> None:
+    """Resolve string annotations in the module where the function is defined."""
     model = tool.metadata.fn_schema
     if model is not None and not model.__pydantic_complete__ and isinstance(tool, FunctionTool):
         names = getattr(inspect.unwrap(tool.real_fn), "__globals__", {})
@@ -73,7 +73,7 @@ def _resolve(tool: BaseTool) -> None:
 
 def _read(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, BaseTool):
-        _resolve(tool)
+        _resolve_annotations(tool)
         metadata = tool.metadata
         described = metadata.description or ""
         return [NamedSchema(parameters_of(metadata), metadata.get_name(), described)]
@@ -84,13 +84,13 @@ def _read(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, Mapping):
         return read_tools(tool)
     raise PromptError(
-        f"a {type(tool).__name__} is no tool. Hint: FunctionTool.from_defaults(...), a pydantic "
-        "model, or a dictionary with a schema"
+        f"unsupported tool type {type(tool).__name__}. Hint: use FunctionTool.from_defaults(...), "
+        "a pydantic model, or a dictionary with a schema"
     )
 
 
 class _Whole(ToolMetadata):
-    """Metadata with a schema that has `properties`."""
+    """Metadata whose schema always has `properties`."""
 
     def get_parameters_dict(self) -> dict[str, Any]:
         """Return the schema of the arguments."""
@@ -99,7 +99,7 @@ class _Whole(ToolMetadata):
 
 
 class _ByName(AsyncBaseTool):
-    """A tool whose arguments are always given by name, as its model has them."""
+    """A tool whose arguments are always passed by name."""
 
     def __init__(self, tool: BaseTool) -> None:
         self._tool = tool
@@ -117,5 +117,5 @@ class _ByName(AsyncBaseTool):
         return await adapt_to_async_tool(self._tool).acall(**self._named(args), **kwargs)
 
     def _named(self, args: tuple[Any, ...]) -> dict[str, Any]:
-        """Return the argument that LlamaIndex gives without its name, where there is only one."""
+        """Name an argument that LlamaIndex passes by position if it is the only one."""
         return dict(zip(self._metadata.get_parameters_dict()["properties"], args, strict=False))

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, lines appended whole, and errors that name path and fix."""
+"""Write files atomically, append whole lines, and report file errors with path and fix."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ from stars_engine.errors import ConfigError, Problem
 logger = logging.getLogger(__name__)
 
 _FIXES = {
-    errno.ENOSPC: "free some space, or take another path",
-    errno.EDQUOT: "free some of your quota, or take another path",
-    errno.EFBIG: "raise the limit of file sizes, or take another path",
-    errno.EROFS: "take a path on a file system that can be written to",
-    errno.EACCES: "check the permissions of the file and its directory, or take another path",
-    errno.EPERM: "check the permissions of the file and its directory, or take another path",
-    errno.EBUSY: "it is mounted by itself and cannot be replaced; mount its directory instead",
-    errno.ENAMETOOLONG: "take a shorter name",
+    errno.ENOSPC: "free some space, or use another path",
+    errno.EDQUOT: "free some of your quota, or use another path",
+    errno.EFBIG: "raise the limit on file sizes, or use another path",
+    errno.EROFS: "use a path on a writable file system",
+    errno.EACCES: "check the permissions of the file and its directory, or use another path",
+    errno.EPERM: "check the permissions of the file and its directory, or use another path",
+    errno.EBUSY: "the file is a mount point and cannot be replaced; mount its directory instead",
+    errno.ENAMETOOLONG: "use a shorter name",
     errno.EISDIR: "give a file in that directory",
-    errno.ENOENT: "make the directory, or take another",
-    errno.ENOTDIR: "a part of it is a file; take another directory",
+    errno.ENOENT: "create the directory, or use another one",
+    errno.ENOTDIR: "a part of the path is a file; use another directory",
 }
 _WRONG_PATHS = {errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems that cannot
-_OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of files that are open already
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # the file system does not support fsync
+_OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of files that are already open
 _BLOCK = 1 << 16
 _SHOWN = 200  # characters of a path in a message
 
 
 def write_file(path: str | Path, data: str | bytes, title: str) -> None:
-    """Write a file, all or nothing: until the new one is on the disk, the old one stays.
+    """Write a file atomically: the old file stays until the new one is on the disk.
 
-    The new content is written beside the file, flushed to the disk and moved over it. Symbolic
-    links are followed, and the mode of an existing file is kept. What cannot be replaced, such as
-    a pipe or `/dev/stdout`, is written to directly.
+    The new content is written to a temporary file in the same directory, flushed to the disk and
+    moved over the old file. Symbolic links are followed, and the mode of an existing file is kept.
+    Files that cannot be replaced, such as a pipe or `/dev/stdout`, are written directly.
 
     Args:
         path: The file.
-        data: Its content; text is encoded as UTF-8.
+        data: The content; text is encoded as UTF-8.
         title: What the file holds, for messages.
 
     Raises:
-        ConfigError: The file cannot be written; nothing is left beside it.
+        ConfigError: The file cannot be written; no temporary file is left.
     """
     write_parts(path, [data.encode() if isinstance(data, str) else data], title)
 
 
 def write_parts(path: str | Path, parts: Iterable[bytes], title: str) -> None:
-    """Write a file piece by piece, all or nothing; see `write_file`.
+    """Write a file atomically in parts; see `write_file`.
 
-    What `parts` raises also leaves the old file as it was.
+    If `parts` raises an error, the old file also stays unchanged.
     """
-    with _told(path, title):
+    with _file_errors(path, title):
         new = _Replacement(Path(path))
     try:
         for part in parts:
-            with _told(path, title):
+            with _file_errors(path, title):
                 new.write(part)
-        with _told(path, title):
+        with _file_errors(path, title):
             new.finish()
     finally:
         new.close()
@@ -73,27 +73,27 @@ def write_parts(path: str | Path, parts: Iterable[bytes], title: str) -> None:
 def append_lines(
     path: str | Path, data: bytes, title: str, *, is_whole: Callable[[bytes], bool]
 ) -> None:
-    """Append whole lines: an error while writing leaves the file as it was.
+    """Append whole lines; if writing fails, the file stays unchanged.
 
-    A last line without its newline was torn by an earlier crash. It gets its newline if `is_whole`
-    says that only that is missing, and is removed otherwise.
+    A last line without a newline was truncated by an earlier crash. It gets its newline if
+    `is_whole` returns True, and is removed otherwise.
 
     Args:
         path: The file; it need not exist.
         data: One or more lines, each with its newline.
         title: What the file holds, for messages.
-        is_whole: Whether a line lacks nothing but its newline.
+        is_whole: Returns whether a line is complete except for its newline.
 
     Raises:
-        ConfigError: The file cannot be written, or its last line is not one of ours.
+        ConfigError: The file cannot be written, or its last line is not a record.
     """
-    with _told(path, title):
+    with _file_errors(path, title):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 _write_all(handle, data)
                 return
-            if _mend_tail(handle, path, title, is_whole):
+            if _repair_last_line(handle, path, title, is_whole):
                 data = b"\n" + data
             size = os.fstat(handle).st_size
             try:
@@ -108,29 +108,30 @@ def append_lines(
 
 
 def file_error(path: str | Path, title: str, message: str) -> ConfigError:
-    """Make the error of a file."""
+    """Return the error for a file."""
     return ConfigError(f"{title} file", [Problem(shown_path(path), message)])
 
 
 def why_not(error: OSError | ValueError) -> str:
-    """Return why a file cannot be used, and the fix."""
+    """Return why a file cannot be used, and a hint."""
     if isinstance(error, OSError):
         fix = _FIXES.get(error.errno or 0, "check the path and its permissions")
         check = "; check the path" if error.errno in _WRONG_PATHS else ""
         return f"{error.strerror or error}{check}. Hint: {fix}"
-    # A zero byte, or halves of surrogate pairs.
-    return f"{error}. Hint: give a path of characters that file names may have"
+    # A zero byte, or a lone surrogate.
+    return f"{error}. Hint: give a path with valid characters"
 
 
 def shown_path(path: str | Path) -> str:
-    """Return a path for a message, the middle of a very long one left out."""
+    """Return a path for a message; the middle of a very long path is omitted."""
     text = str(path)
     half = _SHOWN // 2
     return text if len(text) <= _SHOWN else f"{text[:half]}…{text[-half:]}"
 
 
 @contextmanager
-def _told(path: str | Path, title: str) -> Iterator[None]:
+def _file_errors(path: str | Path, title: str) -> Iterator[None]:
+    """Convert errors of the operating system to `ConfigError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -140,7 +141,7 @@ def _told(path: str | Path, title: str) -> Iterator[None]:
 
 
 class _Replacement:
-    """A file in the making, beside the one whose place it takes when it is finished."""
+    """A temporary file that replaces the target once it is finished."""
 
     def __init__(self, path: Path) -> None:
         self._old: os.stat_result | None = None
@@ -149,16 +150,16 @@ class _Replacement:
         self._new: str | None = None
         if self._old is not None and stat.S_ISDIR(self._old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        is_open = os.path.abspath(path).startswith(_OPEN_FILES)  # noqa: PTH100 - no disk is asked
+        is_open = os.path.abspath(path).startswith(_OPEN_FILES)  # noqa: PTH100 - no disk access
         if is_open or (self._old is not None and not stat.S_ISREG(self._old.st_mode)):
             self._handle: int | None = os.open(path, os.O_WRONLY)
             return
         self._target = os.path.realpath(path)
         if self._old is not None and not os.access(self._target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        name = f".stars-{uuid.uuid4().hex}.tmp"  # names of any length have room for it
+        name = f".stars-{uuid.uuid4().hex}.tmp"  # short, whatever the length of the target's name
         new = os.path.join(os.path.dirname(self._target), name)  # noqa: PTH118, PTH120
-        mode = 0o666 if self._old is None else 0o600  # the old file's own when it is finished
+        mode = 0o666 if self._old is None else 0o600  # `finish` sets the mode of the old file
         self._handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         self._new = new
 
@@ -167,7 +168,7 @@ class _Replacement:
         _write_all(self._handle, data)
 
     def finish(self) -> None:
-        """Flush to the disk, and take the old file's place."""
+        """Flush to the disk and replace the old file."""
         assert self._handle is not None
         if self._new is None:
             return
@@ -176,22 +177,22 @@ class _Replacement:
         _sync(self._handle)
         handle, self._handle = self._handle, None
         os.close(handle)
-        os.replace(self._new, self._target)  # noqa: PTH105 - strings, as above
+        os.replace(self._new, self._target)  # noqa: PTH105 - strings, like the others
         self._new = None
         _sync_folder(os.path.dirname(self._target))  # noqa: PTH120
 
     def close(self) -> None:
-        """Remove what was not finished."""
+        """Remove an unfinished file."""
         if self._handle is not None:
             with suppress(OSError):
                 os.close(self._handle)
         if self._new is not None:
             with suppress(OSError):
-                os.unlink(self._new)  # noqa: PTH108 - likewise
+                os.unlink(self._new)  # noqa: PTH108 - a string, like the others
 
 
 def _adopt(handle: int, new: str, old: os.stat_result) -> None:
-    """Give a new file the owner, where that is permitted, and the mode of the old one."""
+    """Give the new file the mode of the old one and, if permitted, its owner."""
     made = os.fstat(handle)
     if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid) and hasattr(os, "fchown"):
         with suppress(OSError):
@@ -214,7 +215,7 @@ def _sync(handle: int) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Have the move itself survive a power failure, where directories can be flushed."""
+    """Flush the directory, so that the move survives a power failure where this is supported."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -223,10 +224,10 @@ def _sync_folder(folder: str) -> None:
             os.close(handle)
 
 
-def _mend_tail(
+def _repair_last_line(
     handle: int, path: str | Path, title: str, is_whole: Callable[[bytes], bool]
 ) -> bool:
-    """Remove a torn last line; return whether one is whole and only lacks its newline."""
+    """Remove a truncated last line; return whether it is complete and only lacks its newline."""
     size = os.fstat(handle).st_size
     tail = _tail(handle, size)
     if not tail:
@@ -235,12 +236,12 @@ def _mend_tail(
         return True
     if tail.strip(b"\0") and not tail.startswith(b"{"):
         message = (
-            "its last line is no record and has no newline; it may be another kind of file. Hint: "
-            "give another path, or end the line"
+            "the last line is not a record and has no newline; this may be another kind of file. "
+            "Hint: give another path, or end the line with a newline"
         )
         raise file_error(path, title, message)
     logger.warning(
-        "%s: the last line was torn by an earlier crash; its %d bytes are removed",
+        "%s: removing the last line (%d bytes), which an earlier crash truncated",
         shown_path(path),
         len(tail),
     )
@@ -249,13 +250,13 @@ def _mend_tail(
 
 
 def _tail(handle: int, size: int) -> bytes:
-    """Return what follows the last newline."""
+    """Return the bytes after the last newline."""
     tail = b""
     while size > 0:
         start = max(0, size - _BLOCK)
         os.lseek(handle, start, os.SEEK_SET)
         block = os.read(handle, size - start)
-        _, newline, rest = block.rpartition(b"\n")  # without a newline all of it is the rest
+        _, newline, rest = block.rpartition(b"\n")  # without a newline, `rest` is the whole block
         tail = rest + tail
         if newline:
             break

@@ -1,4 +1,4 @@
-"""Every exception that the package raises on purpose: what is wrong, then `Hint:` with the fix."""
+"""The exceptions of the package. Messages say what is wrong, and end in `Hint:` with the fix."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class _HintedError(Exception):
     """An exception whose message may contain a hint.
 
     Attributes:
-        hint: How to fix it; empty if the message does not say.
+        hint: How to fix the problem; empty if the message has no hint.
     """
 
     @property
     def hint(self) -> str:
-        """How to fix it; empty if the message does not say."""
+        """How to fix the problem; empty if the message has no hint."""
         _, _, hint = str(self).partition(HINT)
         return hint.strip()
 
@@ -35,7 +35,7 @@ class StarsError(_HintedError):
 
 
 class StarsWarning(_HintedError, UserWarning):  # noqa: N818 - a warning
-    """Something works, but probably not as intended."""
+    """Warns about something that works, but probably not as intended."""
 
 
 class Problem(NamedTuple):
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     message: str
 
     def under(self, parent: str) -> Problem:
-        """Return the same problem as seen from the config object that holds this one."""
+        """Return the problem with its path as seen from the parent config object."""
         return Problem(f"{parent}.{self.field}" if self.field else parent, self.message)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(StarsError, ValueError):
-    """A config object was given a value it does not allow."""
+    """A config object has an invalid value."""
 
     def __init__(self, title: str, problems: list[Problem]) -> None:
         self.title = title
@@ -66,12 +66,12 @@ class ConfigError(StarsError, ValueError):
 
     @property
     def hint(self) -> str:
-        """How to fix the problems, one line for each that says so."""
+        """How to fix the problems; one line for each problem with a hint."""
         hints = (problem.message.partition(HINT)[2].strip() for problem in self.problems)
         return "\n".join(filter(None, hints))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are copied by calling the class with `args`, which is the message alone.
+        # By default, exceptions are copied by calling the class with `args`, the message.
         return type(self), (self.title, self.problems), self.__dict__
 
 
@@ -90,7 +90,7 @@ class MissingExtraError(StarsError, ImportError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import into `MissingExtraError`, which says how to install the package."""
+    """Convert a failed import to `MissingExtraError`, which says how to install the package."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -98,27 +98,27 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 
 class Interrupted(BaseException):
-    """What a thread was at was given up because the process is ending."""
+    """Raised in a thread whose work is abandoned because the process is ending."""
 
 
 def is_for_program(error: BaseException) -> bool:
-    """Whether an error is meant for the program, and not the fault of the code it came up in.
+    """Whether an error is meant for the whole program, not caused by the code that raised it.
 
-    Other people's code may raise `SystemExit` or `asyncio.CancelledError`, which end one thread or
-    task of theirs; Python raises `KeyboardInterrupt` on the main thread, whatever runs there.
+    Third-party code may raise `SystemExit` or `asyncio.CancelledError` to end its own thread or
+    task. Python raises `KeyboardInterrupt` on the main thread, in whatever code runs there.
     """
     on_main = current_thread() is main_thread()
     return isinstance(error, Interrupted) or (isinstance(error, KeyboardInterrupt) and on_main)
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error's class and message; the class alone if its message cannot be had.
+    """Return the class and message of an error; only the class if reading the message fails.
 
-    What looks like a secret in the message is masked.
+    Anything in the message that looks like a secret is masked.
     """
     try:
         return f"{type(error).__name__}: {redact(str(error))}"
-    except Exception:  # noqa: BLE001 - other people's exceptions
+    except Exception:  # noqa: BLE001 - third-party exceptions
         return type(error).__name__
 
 
@@ -127,19 +127,19 @@ class ModelLoadError(StarsError):
 
 
 class PromptError(StarsError, ValueError):
-    """A prompt is of a form that cannot be used."""
+    """A prompt has an invalid type or form."""
 
 
 class ContextOverflowError(PromptError):
-    """Prompt and requested completion do not fit the model's context. Raised before any work."""
+    """Prompt and completion exceed the model's context. Raised before any work starts."""
 
 
 class RequestError(StarsError):
-    """One request failed; the others of its batch are not affected.
+    """A request failed; other requests in its batch are not affected.
 
     Attributes:
-        result: What had been accepted when the request failed (`finish_reason="error"` or
-            `"rejected"`), or None if it failed before any work.
+        result: The part that was accepted before the failure (`finish_reason="error"` or
+            `"rejected"`), or None if the request failed before any work.
     """
 
     def __init__(self, message: str, result: StarsResult | None = None) -> None:
@@ -148,11 +148,11 @@ class RequestError(StarsError):
 
 
 class RewardError(RequestError):
-    """The reward model raised, or returned something that is not a number."""
+    """The reward model raised an error, or returned something that is not a number."""
 
 
 class ScheduleError(RequestError):
-    """A schedule's own function raised, or returned something that is not a number."""
+    """The function of a schedule raised an error, or returned something that is not a number."""
 
 
 class AlignmentError(RequestError):
@@ -160,19 +160,19 @@ class AlignmentError(RequestError):
 
 
 class CalibrationStoppedError(RequestError):
-    """A calibration was told to stop before its last stage."""
+    """A calibration was stopped before its last stage."""
 
 
 class GenerationError(RequestError):
-    """The language model failed, for example for want of memory."""
+    """The language model failed, for example because it ran out of memory."""
 
 
 class EngineClosedError(RequestError):
-    """A closed engine was asked to work, or was closed at work."""
+    """A closed engine received a request, or the engine was closed while a request was running."""
 
 
 class EngineForkedError(StarsError):
-    """An engine was used in a process forked from its own, where its thread does not exist."""
+    """An engine was used in a forked process, where its thread does not exist."""
 
 
 class QueueFullError(StarsError):

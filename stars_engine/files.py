@@ -118,7 +118,7 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
     load = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
         data = path.read_bytes()
-    except (OSError, ValueError) as error:  # a name may be one that no file has
+    except (OSError, ValueError) as error:  # a ValueError is an invalid file name
         raise file_error(path, title, f"cannot be read: {why_not(error)}") from None
     try:
         values = load(data.decode())
@@ -128,7 +128,7 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
             raise file_error(path, title, f"holds {type(values).__name__}, not a mapping of fields")
         _check_keys(path, title, values)
     except RecursionError:
-        message = "is nested too deeply, or within itself; write it flat"
+        message = "is nested too deeply, or within itself; flatten it"
         raise file_error(path, title, message) from None
     except ConfigError:
         raise
@@ -150,7 +150,7 @@ def write_values(path: Path, config: BaseModel) -> None:
     try:
         data = text_of(config, path.suffix).encode()
     except ValueError as error:
-        raise file_error(path, title, f"cannot be written: {error}; take that out") from None
+        raise file_error(path, title, f"cannot be written: {error}; remove that value") from None
     write_file(path, data, title)
 
 

@@ -1,9 +1,9 @@
-"""Which tokens a grammar allows after those so far: one state per prefix, forked per candidate.
+"""Grammar-constrained decoding: one state per prefix, forked per candidate.
 
-A grammar masks the proposal: tokens that lead nowhere have probability 0, the others keep their
-ratios (before temperature and truncation, so that these never leave nothing). The text may end
-exactly where the grammar is complete. llguidance computes the masks (Geng et al. 2025,
-arXiv 2501.10868).
+A grammar masks the proposal: tokens that it does not allow have probability 0, and the others keep
+their ratios. The mask is applied before temperature and truncation, so at least one token always
+remains. The text may end exactly where the grammar is complete. llguidance computes the masks (Geng
+et al. 2025, arXiv 2501.10868).
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.json_schema import Layout, Rules, read_schema
 
 _MAX_KEPT = 64  # compiled grammars
-# Masks of all tokens that lead on: of a text that is sure to follow, not of one spelling only.
+# Without forcing, masks allow every tokenization of text that must follow, not only one.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-# Were there no bound, small models would write no more.
+# The bound keeps small models from writing whitespace forever.
 _SPACED = Layout(blank=r"\x20|\x0A[\x20\x09]{0,32}")
-# Beginnings of all names that may come next stand side by side: the library's own 2,000 are few.
+# The parser tracks the beginnings of all possible names at once, and the default of 2,000 is low.
 _MAX_ITEMS = 50_000
 
 
 class GrammarState:
-    """Where in its grammar a text is. Forks are independent of each other."""
+    """The state of a text in its grammar. Forks are independent of each other."""
 
     def __init__(self, matcher: Any) -> None:
         self.matcher = matcher
 
     def fork(self) -> GrammarState:
-        """Return a state of the same text, which goes its own way."""
+        """Return an independent copy of the state."""
         return GrammarState(self.matcher.deep_copy())
 
     def consume(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text; those that the grammar does not allow leave it in error."""
+        """Append tokens to the text; a token that the grammar forbids puts the state in error."""
         self.matcher.consume_tokens(list(tokens))
 
     @property
     def error(self) -> str:
-        """What went wrong: a token that was not allowed, or a text too complex; else empty."""
+        """The error, such as a token that was not allowed or a text too complex; else empty."""
         return str(self.matcher.get_error()).partition("\n<state>")[0].strip()
 
 
 class Grammars:
-    """Grammars over one vocabulary, compiled once.
+    """Compiled grammars over one vocabulary.
 
     Args:
-        pieces: Bytes of each token, of control tokens their names.
-        control_ids: The control tokens: allowed where a grammar names them, and nowhere else.
-        end_ids: What ends a text, allowed exactly where its grammar is complete.
+        pieces: The bytes of each token; for control tokens, their names.
+        control_ids: The control tokens, which are allowed only where a grammar names them.
+        end_ids: The tokens that end a text, which are allowed only where its grammar is complete.
 
     Raises:
         MissingExtraError: llguidance is not installed.
@@ -69,27 +69,27 @@ class Grammars:
         self, pieces: Sequence[bytes], control_ids: Sequence[int], end_ids: Iterable[int]
     ) -> None:
         with needs_extra("grammar"):
-            import llguidance  # noqa: PLC0415 - an extra of its own
+            import llguidance  # noqa: PLC0415 - an optional extra
             from llguidance.gbnf_to_lark import any_to_lark  # noqa: PLC0415
 
         self._library, self._to_lark = llguidance, any_to_lark
         self._end_ids = list(end_ids)
         self._num_tokens = len(pieces)
-        # One token that does not exist stands for the end: a model may have several, or none.
+        # An additional token stands for the end, because a model may have several ends or none.
         vocabulary = _Vocabulary([*pieces, b"<end>"], [*control_ids, len(pieces)])
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), eos_token=len(pieces)
         )
-        # Rows side by side; by itself it would leave a fifth of the processors alone.
+        # Rows are computed in parallel; the default leaves a fifth of the processors idle.
         self._threads = llguidance.LLExecutor(num_threads=min(os.cpu_count() or 1, 32))
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="stars-grammar")
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="stars-grammar")
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
 
     def start(self, grammar: Grammar) -> GrammarState:
         """Return the state of an empty text.
 
         Raises:
-            ConfigError: The grammar is none, or uses what is not supported.
+            ConfigError: The grammar is invalid, or uses an unsupported feature.
         """
         key = grammar.content_hash()
         if key not in self._compiled:
@@ -102,15 +102,15 @@ class Grammars:
     def allowed(
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
     ) -> NDArray[np.bool_]:
-        """Return which tokens may come next: `(len(states), num_tokens)`; all where there is none.
+        """Return the tokens that may come next, `(len(states), num_tokens)`.
 
         Args:
-            states: Where each text is.
+            states: The state of each text; None allows all tokens.
             stop_token_ids: More tokens that end a text.
         """
         bits = np.full((len(states), self._num_tokens // 32 + 1), -1, dtype=np.int32)
         held = [(row, state) for row, state in enumerate(states) if state is not None]
-        if held:  # it refuses an empty list
+        if held:  # the library refuses an empty list
             states_of_rows = [(state.matcher, row) for row, state in held]
             self._threads.unsafe_compute_mask_ptr(
                 states_of_rows, bits.ctypes.data, bits.strides[0], len(bits)
@@ -119,12 +119,12 @@ class Grammars:
         ends = [*self._end_ids, *stop_token_ids]
         for row, state in held:
             flags[row, ends] = flags[row, self._num_tokens]
-            if state.error:  # where it would end the text as if it were complete
+            if state.error:  # otherwise the text could end as if it were complete
                 flags[row] = False
         return flags[:, : self._num_tokens]
 
     def allows(self, state: GrammarState, token: int, stop_token_ids: Sequence[int] = ()) -> bool:
-        """Return whether one token may come next: what `allowed` says of it, for a few of them."""
+        """Return whether one token may come next; faster than `allowed` for few tokens."""
         if token in self._end_ids or token in stop_token_ids:
             return not state.error and bool(state.matcher.is_accepting())
         return bool(state.matcher.validate_tokens([token]) == 1)
@@ -132,8 +132,8 @@ class Grammars:
     def allowed_soon(
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
     ) -> Future[NDArray[np.bool_]]:
-        """Have `allowed` found beside other work; the states are not to be changed before."""
-        return self._beside.submit(self.allowed, states, stop_token_ids)
+        """Compute `allowed` in the background; do not change the states until it is done."""
+        return self._background.submit(self.allowed, states, stop_token_ids)
 
     def _compile(self, grammar: Grammar) -> GrammarState:
         try:
@@ -176,22 +176,22 @@ def json_rules(name: str, schema: str, layout: Layout = _SPACED, *, closed: bool
         closed: Whether objects have the properties that are named, and no others.
 
     Raises:
-        ValueError: No value is in the schema, or it asks for what no grammar holds; the message
-            names each keyword, and where it stands.
+        ValueError: No value satisfies the schema, or a grammar cannot express it; the message
+            names each keyword and its location.
     """
     held = read_schema(json.loads(schema), closed=closed)
     if held.unheld:
-        told = [str(unheld) for unheld in held.unheld]
-        raise ValueError("; ".join(told[:4] + ["..."] * (len(told) > 4)))
+        reasons = [str(unheld) for unheld in held.unheld]
+        raise ValueError("; ".join(reasons[:4] + ["..."] * (len(reasons) > 4)))
     return "\n".join(Rules(held, name, layout, _matches_nothing).write())
 
 
 @lru_cache(maxsize=4096)
 def _matches_nothing(terminal: str) -> bool:
-    """Return whether what stands in a terminal matches no text at all.
+    """Return whether a terminal matches no text at all.
 
     Raises:
-        ValueError: It cannot be told.
+        ValueError: The terminal is too complex to decide.
     """
     library, tokenizer = _of_bytes()
     source = f"start: T\nT: {terminal}{_OPTIONS}"
@@ -200,22 +200,22 @@ def _matches_nothing(terminal: str) -> bool:
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if np.unpackbits(bits, bitorder="little")[:256].any() or matcher.is_accepting():
             return False
-        if _told(matcher.get_error()) == "NoExtensionBias":
+        if _reason(matcher.get_error()) == "NoExtensionBias":
             return True
-    raise ValueError(f"`pattern`: it is too complex for a grammar ({_told(matcher.get_error())})")
+    raise ValueError(f"`pattern` is too complex for a grammar ({_reason(matcher.get_error())})")
 
 
 @cache
 def _of_bytes() -> tuple[Any, Any]:
     with needs_extra("grammar"):
-        import llguidance  # noqa: PLC0415 - an extra of its own
+        import llguidance  # noqa: PLC0415 - an optional extra
     vocabulary = _Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], [256])
     wrapped = llguidance.TokenizerWrapper(vocabulary)
     return llguidance, llguidance.LLTokenizer(wrapped, eos_token=256)
 
 
 class _Vocabulary:
-    """What llguidance asks of a tokenizer. It is never to encode: no token is forced."""
+    """The tokenizer interface of llguidance. It never encodes, because no token is forced."""
 
     def __init__(self, tokens: list[bytes], special_token_ids: list[int]) -> None:
         self.tokens, self.special_token_ids = tokens, special_token_ids
@@ -225,16 +225,18 @@ class _Vocabulary:
         return []
 
 
-def _told(reason: str) -> str:
-    """Return an error of the library without lines of the source."""
+def _reason(reason: str) -> str:
+    """Return an error of the library without its source lines."""
     if reason.startswith("panic"):
         return "it has too many parts"
     return " ".join(re.split(r"\n\s*\d+ \| |\n<state>", reason)[0].split())
 
 
 def _unusable(grammar: Grammar, reason: str) -> ConfigError:
-    told = _told(reason)
+    reason = _reason(reason)
     if grammar.kind != "ebnf":
-        told = re.sub(r"^at \d+\(\d+\): ", "", told)
-    message = f"the {grammar.kind} grammar cannot be used: {told[:400]}. Hint: change it there"
+        reason = re.sub(r"^at \d+\(\d+\): ", "", reason)
+    message = (
+        f"the {grammar.kind} grammar cannot be used: {reason[:400]}. Hint: change the grammar there"
+    )
     return ConfigError("SamplingParams", [Problem("grammar", message)])

@@ -1,4 +1,4 @@
-"""Code that transformers would take from the hub, found before it does."""
+"""Detect code that transformers would load from the hub, before it does."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _FLASH_MODULES = {
 
 
 def check_kernels(config: Checkpoint, declare: Callable[[], Any]) -> None:
-    """Refuse attention whose code transformers would load from the hub, trusted or not.
+    """Refuse attention whose code transformers would load from the hub.
 
-    `check_no_code` has refused what the keywords say. A checkpoint's own config can say the same,
-    and for flash attention that is not installed transformers takes a kernel of the hub.
+    `check_no_code` checks the keywords. A checkpoint's own config can also name such attention, and
+    transformers replaces flash attention that is not installed with a kernel from the hub.
 
     Raises:
-        ModelLoadError: It would.
+        ModelLoadError: The attention is code from the hub.
     """
     asked = config.model_kwargs.get("attn_implementation")
     found = None
     if asked is None:
-        with suppress(ModelLoadError):  # loading the weights tells it better
+        with suppress(ModelLoadError):  # loading the weights raises a better error
             declared = declare()
             parts = [declared, *(getattr(declared, name, None) for name in declared.sub_configs)]
             declared_by = [getattr(part, "_attn_implementation", None) for part in parts]
@@ -39,10 +39,10 @@ def check_kernels(config: Checkpoint, declare: Callable[[], Any]) -> None:
         found = next((name for name in _named(asked) if not _is_installed(name)), None)
     if found is not None:
         raise ModelLoadError(
-            f"{config.name_or_path!r}: attention {found!r} is code from the hub, and "
-            "trust_remote_code is off. Hint: model_kwargs={'attn_implementation': 'sdpa'}, install "
-            "the package of that attention, or trust_remote_code=True if you trust its "
-            "repository"
+            f"{config.name_or_path!r}: attention {found!r} is code from the hub, but "
+            "trust_remote_code is False. Hint: use model_kwargs={'attn_implementation': 'sdpa'}, "
+            "install the package of that attention, or set trust_remote_code=True if you trust "
+            "its repository"
         )
 
 

@@ -1,4 +1,4 @@
-"""Secrets: which values are some, and how they are kept out of what is shown, dumped and logged."""
+"""Detect secrets, and keep them out of representations, dumps and logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pydantic import SecretStr
 
 MASK = "**********"
 
-# For `context` of dumps that are only hashed: secrets as digests, so that each has its own hash.
+# The `context` of dumps that are only hashed: they contain digests, so that secrets have different
+# hashes.
 DIGESTS = {"stars_engine.secrets": "digest"}
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -27,13 +28,13 @@ _SECRET_WORDS = _set(
     "password pwd secret secrets signature"
 )
 _KEYS = _set("access account api auth encryption private secret service signing")
-_TEXT_TOKENS = _set(  # what a tokenizer or model calls so
+_TEXT_TOKENS = _set(  # tokens of text, which are not secrets
     "additional audio begin bos cls decoder end eoi eos fill first forced image last mask middle "
     "next pad per prefix sep special start stop suffix text unk video vision"
 )
 
 _START = r"(?<![A-Za-z0-9])"
-# What is a secret wherever it stands: credentials in URLs, and what issuers' prefixes tell.
+# Secrets anywhere in a text: credentials in URLs, and tokens with the prefix of an issuer.
 _ANYWHERE = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
@@ -59,7 +60,7 @@ _NAMED = re.compile(
 
 
 def is_secret_name(name: object) -> bool:
-    """Return whether what has this name is a secret, as `token`, `api_key` or `X-Auth-Token`."""
+    """Return whether a name denotes a secret, such as `token`, `api_key` or `X-Auth-Token`."""
     if not isinstance(name, str):
         return False
     words = [word.lower() for word in _WORDS.findall(name)]
@@ -77,10 +78,10 @@ def is_secret_name(name: object) -> bool:
 
 
 def redact(text: str, known: Iterable[str] = ()) -> str:
-    """Return a text without the secrets in it: those that are known, and what looks like one."""
+    """Mask the known secrets in a text, and everything that looks like a secret."""
     forms = {form for value in known for form in (value, quote(value, safe=""))}
     for secret in sorted(forms, key=len, reverse=True):
-        if len(secret) > 3:  # a shorter one is part of any word
+        if len(secret) > 3:  # shorter ones occur in ordinary words
             text = text.replace(secret, MASK)
     for pattern in _ANYWHERE:
         text = pattern.sub(MASK, text)
@@ -88,22 +89,23 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
 
 
 def holds_secret(text: str) -> bool:
-    """Return whether a text holds what looks like a secret by itself, whatever its name."""
+    """Return whether a text contains something that looks like a secret, whatever its name."""
     return any(pattern.search(text) for pattern in _ANYWHERE)
 
 
 def _without_value(found: re.Match[str]) -> str:
-    name, between, quotes, bare = found[1], found[2], found[3] or "", found[5]
-    is_word = bare is not None and bare.isalpha() and name.lower() == "token"  # of a grammar
+    name, between, quotes, unquoted = found[1], found[2], found[3] or "", found[5]
+    # In grammars, `token: word` is common.
+    is_word = unquoted is not None and unquoted.isalpha() and name.lower() == "token"
     if is_word or not is_secret_name(name):
         return found[0]
     return f"{name}{between}{quotes}{MASK}{quotes}"
 
 
 def seal(value: Any, *, secret: bool = False) -> Any:
-    """Return plain values with the secrets among them as `SecretStr`, which shows itself masked.
+    """Return plain values with their secrets as `SecretStr`, whose representation is masked.
 
-    Secrets are texts under a name like `token` or `password`, and texts that look like one.
+    Secrets are strings under a name like `token` or `password`, and strings that look like one.
     """
     if isinstance(value, str):
         return SecretStr(value) if value and (secret or holds_secret(value)) else value
@@ -120,14 +122,14 @@ def seal(value: Any, *, secret: bool = False) -> Any:
 
 
 def unseal(value: Any) -> Any:
-    """Return values as they were before `seal`."""
+    """Undo `seal`."""
     return _shown(value, SecretStr.get_secret_value)
 
 
 def masked(value: Any) -> Any:
-    """Return values with a mask in the place of each secret, sealed or not.
+    """Return values with a mask for each secret, sealed or not.
 
-    Of values that are nested within themselves nothing is shown but their type.
+    For values that are nested within themselves, only the type is shown.
     """
     try:
         return _shown(seal(value), lambda _: MASK)
@@ -136,12 +138,12 @@ def masked(value: Any) -> Any:
 
 
 def digested(value: Any) -> Any:
-    """Return values with a digest in the place of each secret, for hashes."""
+    """Return values with a digest for each secret, for hashing."""
     return _shown(seal(value), digest)
 
 
 def emptied(value: Any) -> Any:
-    """Return values whose secrets are sealed masks, which tell that something is missing."""
+    """Return values with a sealed mask for each secret, which shows that a secret is missing."""
     return _shown(seal(value), lambda _: SecretStr(MASK))
 
 
@@ -156,7 +158,7 @@ def _shown(value: Any, show: Callable[[SecretStr], Any]) -> Any:
 
 
 def digest(secret: SecretStr) -> str:
-    """Return what tells a secret from others, and does not tell the secret."""
+    """Return a digest that identifies a secret without revealing it."""
     found = hashlib.sha256(secret.get_secret_value().encode("utf-8", "surrogatepass"))
     return f"sha256:{found.hexdigest()[:12]}"
 
@@ -174,7 +176,7 @@ def secrets_in(value: Any) -> Iterator[str]:
 
 
 def redacted_cause(error: Exception, known: Iterable[str] = ()) -> Exception | None:
-    """Return an error that another one is raised from; None where its account tells a secret."""
+    """Return an error for use as a cause; None if its chain of messages reveals a secret."""
     known = tuple(known)
     link: BaseException | None = error
     seen = set()

@@ -1,4 +1,4 @@
-"""Conversations: messages, tools, calls of tools and their results."""
+"""Conversations: messages, tools, tool calls and their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import rooted
 from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
 
-# What rendering a conversation gives the template itself, and what it asks of transformers.
+# Keywords that rendering itself passes to the template or to transformers.
 _OWN_KEYWORDS = frozenset(
     {
         *("messages", "conversation", "tools", "chat_template", "add_generation_prompt"),
@@ -30,32 +30,32 @@ CHOICES = ("auto", "none", "required")
 
 
 def check_template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords of a chat template that are JSON, and that rendering has no other use for.
+    """Return the variables for a chat template if they are JSON and not reserved.
 
     Raises:
-        ValueError: They are not.
+        ValueError: A variable is reserved, or is not JSON.
     """
     for name in kwargs:
         if name in _OWN_KEYWORDS:
             raise ValueError(
-                f"{name!r} is set where a conversation is rendered. Hint: leave it out; messages, "
-                "tools and the rest are fields of Chat, the template is "
+                f"{name!r} is set when a conversation is rendered. Hint: leave it out; messages, "
+                "tools and similar settings are fields of Chat, and the template is "
                 "TransformersModel(chat_template=...)"
             )
         if _SPECIAL_TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is the tokenizer's own. Hint: leave it out")
+            raise ValueError(f"{name!r} is set by the tokenizer. Hint: leave it out")
     checked: dict[str, Any] = is_json(kwargs, "chat_template_kwargs")
     return checked
 
 
 class ToolCall(Schema):
-    """What an assistant asks a tool."""
+    """A call of a tool by the assistant."""
 
-    name: str = Field(min_length=1, description="which tool", examples=["weather"])
+    name: str = Field(min_length=1, description="name of the tool", examples=["weather"])
     arguments: dict[str, Any] = Field(
-        default={}, description="what it is given", examples=[{"city": "Oslo"}]
+        default={}, description="arguments by name", examples=[{"city": "Oslo"}]
     )
-    id: str = Field(default="", description="what its result refers to")
+    id: str = Field(default="", description="id that the result refers to")
 
     @model_validator(mode="before")
     @classmethod
@@ -65,34 +65,34 @@ class ToolCall(Schema):
     @field_validator("arguments", mode="before")
     @classmethod
     def _parsed(cls, arguments: Any) -> Any:
-        """Of text, as the OpenAI format has them; null and nothing are no arguments."""
+        """Accept a JSON string, as in the OpenAI format; null and "" mean no arguments."""
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments.strip() or "{}")
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"the arguments are no JSON: {error}") from None
+                raise ValueError(f"the arguments are not valid JSON: {error}") from None
         return is_json({} if arguments is None else arguments, "arguments")
 
     def __hash__(self) -> int:
-        return hash((self.name, self.id))  # equal arguments may be written differently
+        return hash((self.name, self.id))  # dictionaries of arguments are not hashable
 
 
 class InvalidToolCall(Schema):
-    """What was written as a call of a tool and is none."""
+    """An invalid tool call that the model wrote."""
 
-    text: str = Field(description="as the model wrote it")
-    error: str = Field(description="what is wrong with it")
-    name: str | None = Field(default=None, description="which tool, where that is told")
+    text: str = Field(description="text of the call, as the model wrote it")
+    error: str = Field(description="what is wrong with the call")
+    name: str | None = Field(default=None, description="name of the tool, if known")
 
 
 class Tool(Schema):
-    """A tool that an assistant may call."""
+    """A tool that the assistant may call."""
 
-    name: str = Field(description="what it is called by", examples=["weather"])
-    description: str = Field(default="", description="what it is for, told to the model")
+    name: str = Field(description="name of the tool", examples=["weather"])
+    description: str = Field(default="", description="purpose of the tool; the model reads it")
     parameters: dict[str, Any] = Field(
         default={"type": "object", "properties": {}},
-        description="JSON schema of its arguments, an object",
+        description="JSON schema of the arguments, an object",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
     )
 
@@ -108,7 +108,10 @@ class Tool(Schema):
             return value
         tools = [tool.as_tool()["function"] for tool in read_tools(value)]
         if len(tools) != 1:
-            raise ValueError(f"{len(tools)} tools are given as one. Hint: each by itself")
+            raise ValueError(
+                f"this dictionary describes {len(tools)} tools; expected 1. Hint: pass each tool "
+                "as its own item"
+            )
         return tools[0]
 
     @field_validator("name")
@@ -127,8 +130,8 @@ class Tool(Schema):
             schema = rooted(as_json_schema(schema))
         if isinstance(schema, Mapping) and schema.get("type", "object") != "object":
             raise ValueError(
-                f"arguments are an object, and this is the schema of {schema['type']!r}. Hint: "
-                "{'type': 'object', 'properties': {'value': ...}}"
+                f"arguments are an object, but the type of this schema is {schema['type']!r}. "
+                "Hint: use {'type': 'object', 'properties': {'value': ...}}"
             )
         return is_json(schema, "a schema")
 
@@ -137,30 +140,30 @@ class Tool(Schema):
 
 
 class Message(Schema):
-    """One turn of a conversation."""
+    """A message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"] = Field(
-        description="who speaks", examples=["user"]
+        description="author of the message", examples=["user"]
     )
-    content: str = Field(description="what is said, as text", examples=["Hello!"])
+    content: str = Field(description="text of the message", examples=["Hello!"])
     reasoning: str | None = Field(
-        default=None, description="what an assistant thought before it answered"
+        default=None, description="reasoning of the assistant before its answer"
     )
     tool_calls: tuple[ToolCall, ...] = Field(
-        default=(), description="what an assistant asks of tools"
+        default=(), description="valid tool calls of the assistant"
     )
     invalid_tool_calls: tuple[InvalidToolCall, ...] = Field(
-        default=(), description="what it wrote as such and is none"
+        default=(), description="invalid tool calls of the assistant"
     )
     tool_call_id: str | None = Field(
-        default=None, description="which call a tool's message is the result of"
+        default=None, description="id of the call whose result a tool message holds"
     )
-    name: str | None = Field(default=None, description="which tool a tool's message is of")
+    name: str | None = Field(default=None, description="name of the tool of a tool message")
 
     @model_validator(mode="before")
     @classmethod
     def _may_only_call(cls, value: Any) -> Any:
-        """An assistant that calls tools need not say anything; None is nothing."""
+        """Allow an assistant message with calls to have no content; drop fields that are None."""
         if not isinstance(value, Mapping):
             return value
         given = {name: part for name, part in value.items() if part is not None}
@@ -179,7 +182,9 @@ class Message(Schema):
         for role, names in (("assistant", own), ("tool", {"tool_call_id", "name"})):
             for name in sorted(names):
                 if getattr(self, name) and self.role != role:
-                    raise ValueError(f"{name} is for the role {role!r}, and this is {self.role!r}")
+                    raise ValueError(
+                        f"{name} needs the role {role!r}, but the role is {self.role!r}"
+                    )
         return self
 
 
@@ -187,32 +192,36 @@ class Chat(Schema):
     """A conversation, rendered by the model's own chat template."""
 
     messages: tuple[Message, ...] = Field(
-        min_length=1, description="the turns so far", examples=[[{"role": "user", "content": "Hi"}]]
+        min_length=1,
+        description="the messages so far",
+        examples=[[{"role": "user", "content": "Hi"}]],
     )
     tools: tuple[Tool, ...] = Field(
-        default=(), description="what the assistant may call; JSON schemas or pydantic models"
+        default=(),
+        description="tools that the assistant may call; JSON schemas or pydantic models",
     )
     tool_choice: str = Field(
         default="auto",
-        description="'auto': text or calls; 'none': text; 'required', or 'any': at least one call; "
-        "a tool's name: one call of this tool",
+        description="'auto': text or calls; 'none': text; 'required' or 'any': at least one call; "
+        "the name of a tool: one call of this tool",
     )
     parallel_tool_calls: bool = Field(
-        default=True, description="several calls in one answer, where the model's format has them"
+        default=True,
+        description="allow several calls in one answer, if the model's format supports them",
     )
     constrain_tools: bool = Field(
         default=True,
-        description="a grammar lets no call be drafted but of the tools, with valid arguments; "
-        "false drafts freely, and what is no call comes back as an invalid one",
+        description="constrain calls with a grammar to the tools and to valid arguments; if false, "
+        "calls are not constrained, and invalid ones are returned as invalid_tool_calls",
     )
     continue_final_message: bool = Field(
-        default=False, description="the answer goes on with the last message, an assistant's"
+        default=False, description="continue the last message, which is an assistant prefill"
     )
 
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
-        description="variables for the chat template, a JSON object; they count more than those of "
-        "the config",
+        description="variables for the chat template, a JSON object; they take precedence over "
+        "those of the config",
         examples=[{"enable_thinking": False}],
     )
 
@@ -230,20 +239,20 @@ class Chat(Schema):
     @field_validator("tool_choice", mode="before")
     @classmethod
     def _named(cls, choice: Any) -> Any:
-        """Of the OpenAI format."""
+        """Accept the OpenAI format."""
         if isinstance(choice, Mapping) and isinstance(choice.get("function"), Mapping):
             return choice["function"].get("name")
         return "auto" if choice is None else choice
 
     @field_validator("tools")
     @classmethod
-    def _told_apart(cls, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    def _named_uniquely(cls, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
         names = [tool.name for tool in tools]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two tools are called {name!r}; give each a name of its own")
+                raise ValueError(f"two tools are called {name!r}; names must be unique")
             if name in (*CHOICES, "any"):
-                raise ValueError(f"no tool can be called {name!r}: it is a tool_choice")
+                raise ValueError(f"no tool can be called {name!r}: the name is a tool_choice")
         return tools
 
     @model_validator(mode="after")
@@ -252,23 +261,23 @@ class Chat(Schema):
         if self.tool_choice not in (*CHOICES, "any", *names):
             allowed = ", ".join(map(repr, (*CHOICES, "any", *names)))
             raise ValueError(
-                f"tool_choice {self.tool_choice!r} is none of {allowed}. Hint: one of these, or a "
-                "tool of this name"
+                f"unknown tool_choice {self.tool_choice!r}; expected one of {allowed}. Hint: use "
+                "one of these, or add a tool of this name"
             )
         if self.must_call and not self.tools:
             raise ValueError(f"tool_choice {self.tool_choice!r} needs tools to choose from")
         if self.must_call and not self.constrain_tools:
             raise ValueError(
-                f"tool_choice {self.tool_choice!r} is kept by a grammar, and constrain_tools is "
-                "False. Hint: leave one of them out"
+                f"tool_choice {self.tool_choice!r} needs a grammar, but constrain_tools is False. "
+                "Hint: remove one of them"
             )
         if self.continue_final_message:
-            self._check_begun(self.messages[-1])
+            self._check_prefill(self.messages[-1])
         return self
 
     @property
     def must_call(self) -> bool:
-        """Whether the answer is to be a call."""
+        """Whether the answer must contain a call."""
         return self.tool_choice not in ("auto", "none")
 
     @property
@@ -280,22 +289,22 @@ class Chat(Schema):
             return self.tools
         return tuple(tool for tool in self.tools if tool.name == self.tool_choice)
 
-    def _check_begun(self, last: Message) -> None:
+    def _check_prefill(self, last: Message) -> None:
         other = last.tool_calls or last.invalid_tool_calls or last.reasoning
         if last.role != "assistant" or other or not last.content:
             raise ValueError(
-                "continue_final_message goes on with what an assistant began to say, and the last "
-                "message is none. Hint: end with a message of role 'assistant' with a content and "
-                "nothing else (a thought may stand in the content)"
+                "continue_final_message continues an assistant message, but the last message is "
+                "not a plain one. Hint: end with a message of role 'assistant' that has only a "
+                "content (the content may include reasoning)"
             )
         if len(self.messages) == 1:
-            raise ValueError("continue_final_message needs a message that is answered")
+            raise ValueError("continue_final_message needs a message before the assistant's")
         if self.must_call:
-            raise ValueError("an answer that goes on with text cannot begin with a call of a tool")
+            raise ValueError("an answer that continues text cannot begin with a tool call")
 
 
 def _without_function(value: Any) -> Any:
-    """Take a tool or a call out of the envelope that the OpenAI format has around it."""
+    """Unwrap a tool or a call from the envelope of the OpenAI format."""
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         rest = {name: value[name] for name in value if name not in ("type", "function")}
         strict = {name: inner for name, inner in value["function"].items() if name != "strict"}
@@ -310,6 +319,6 @@ def _text_of(part: Any) -> str:
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise ValueError(
-        f"a part of the content is of type {kind!r}, and these models read text alone. Hint: leave "
-        "images, sound and files out, or describe them in words"
+        f"a part of the content has type {kind!r}, but these models read only text. Hint: remove "
+        "images, audio and files, or describe them as text"
     )

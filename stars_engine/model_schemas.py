@@ -1,7 +1,7 @@
-"""JSON schemas of pydantic models, with what pydantic checks and its own JSON schemas leave out.
+"""JSON schemas of pydantic models, including constraints that pydantic's own schemas omit.
 
-JSON of the schema is to be JSON of the model: a number of so many digits, a date and time without a
-zone, a key that is an integer.
+Any JSON that satisfies the schema should validate: a number with a limited number of digits, a date
+and time without a time zone, an integer key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-_KEYS = {  # of objects: JSON writes them as strings
+_KEYS = {  # patterns for keys of objects, which are strings in JSON
     "integer": r"^(0|-?[1-9][0-9]{0,17})$",
     "number": r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$",
     "boolean": "^(true|false)$",
@@ -25,7 +25,7 @@ _LARGEST_SPAN = 86_400 * 999_999_999  # seconds of a `timedelta`
 
 
 def schema_of_model(model: Any) -> dict[str, Any]:
-    """Return the JSON schema of a pydantic model; its own where it has a method for that."""
+    """Return the JSON schema of a pydantic model, from its own method if it overrides it."""
     method = getattr(model.model_json_schema, "__func__", None)
     if method is getattr(BaseModel.model_json_schema, "__func__", None):
         return dict(model.model_json_schema(schema_generator=ModelJsonSchema))
@@ -33,13 +33,13 @@ def schema_of_model(model: Any) -> dict[str, Any]:
 
 
 class ModelJsonSchema(GenerateJsonSchema):
-    """Writes JSON schemas that a grammar keeps answers to."""
+    """Generates JSON schemas for grammars."""
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
-        """Return a number with its digits bounded; a string where no number says so."""
-        digits, places = schema.get("max_digits"), schema.get("decimal_places")
-        if digits is not None and places is None:
-            # As a string: a number has no way to say how many digits it has in all.
+        """Return a number with bounded digits; a string if a number cannot express the bound."""
+        digits, decimals = schema.get("max_digits"), schema.get("decimal_places")
+        if digits is not None and decimals is None:
+            # A number schema cannot bound the total number of digits, so use a string.
             whole, cut = rf"[0-9]{{1,{digits}}}", rf"(?=[0-9.]{{3,{digits + 1}}}$)[0-9]+\.[0-9]+"
             return {"type": "string", "pattern": f"^-?({whole}|{cut})$"}
         found: JsonSchemaValue = {"type": "number"}
@@ -52,11 +52,11 @@ class ModelJsonSchema(GenerateJsonSchema):
         ):
             if ours in schema:
                 found[theirs] = float(schema[ours])  # type: ignore[literal-required]
-        if places is None:
+        if decimals is None:
             return found
-        parts = [found, {"multipleOf": float(f"1e-{places}")}]
+        parts = [found, {"multipleOf": float(f"1e-{decimals}")}]
         if digits is not None:
-            largest = 10 ** max(digits - places, 0)
+            largest = 10 ** max(digits - decimals, 0)
             parts.append({"exclusiveMinimum": -largest, "exclusiveMaximum": largest})
         return {"type": "number", "allOf": parts}
 
@@ -69,12 +69,12 @@ class ModelJsonSchema(GenerateJsonSchema):
         return _without_unique(super().frozenset_schema(schema), schema)
 
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
-        """Return an object whose names are read as keys."""
+        """Return an object whose property names are valid keys."""
         found = super().dict_schema(schema)
         keys = self.generate_inner(schema["keys_schema"]).copy() if "keys_schema" in schema else {}
         if keys.get("type") in _KEYS and "propertyNames" not in found:
             found["propertyNames"] = {"pattern": _KEYS[keys["type"]]}
-            if keys.keys() - {"type", "title", "description"}:  # bounds are no part of a pattern
+            if keys.keys() - {"type", "title", "description"}:  # a pattern cannot express bounds
                 found["propertyNames"] = {"allOf": [found["propertyNames"], {"not": keys}]}
         return found
 
@@ -83,20 +83,20 @@ class ModelJsonSchema(GenerateJsonSchema):
         return {"type": "string", "pattern": r"^-?[0-9]{1,9}(\.[0-9]{1,9})?[+-][0-9]{1,9}j$"}
 
     def timedelta_schema(self, schema: core_schema.TimedeltaSchema) -> JsonSchemaValue:
-        """Return a duration; seconds within Python's range."""
+        """Return a duration; seconds are limited to Python's range."""
         found = super().timedelta_schema(schema)
         if found.get("type") == "number":
             found = {**found, "minimum": -_LARGEST_SPAN, "maximum": _LARGEST_SPAN}
         return found
 
     def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
-        """Return a date and time, without a zone where there is to be none."""
+        """Return a date and time, without a time zone if it must be naive."""
         if schema.get("tz_constraint") == "naive":
             return {"type": "string", "pattern": f"^{_DATE}T{_CLOCK}$"}
         return super().datetime_schema(schema)
 
     def time_schema(self, schema: core_schema.TimeSchema) -> JsonSchemaValue:
-        """Return a time, without a zone where there is to be none."""
+        """Return a time, without a time zone if it must be naive."""
         if schema.get("tz_constraint") == "naive":
             return {"type": "string", "pattern": f"^{_CLOCK}$"}
         return super().time_schema(schema)

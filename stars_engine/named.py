@@ -1,4 +1,4 @@
-"""Objects named as 'package.module:name', so that config files can refer to them."""
+"""Look up objects by 'package.module:name', so that config files can refer to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from functools import reduce
 from typing import Any
 
-_LONGEST = 255  # file names are no longer
+_LONGEST = 255  # the limit of file names
 
 
 def names_an_object(text: str) -> bool:
@@ -23,7 +23,8 @@ def check_name(function: Any) -> Any:
     """
     if isinstance(function, str) and not names_an_object(function):
         raise ValueError(
-            "a callable is named 'package.module:name', as in 'my_package.rewards:polite'"
+            "the name of a callable has the form 'package.module:name', as in "
+            "'my_package.rewards:polite'"
         )
     if isinstance(function, str) and len(function) > _LONGEST:
         raise ValueError(f"a name of {len(function)} characters is too long; at most {_LONGEST}")

@@ -1,4 +1,4 @@
-"""Numbers that other people's code returns."""
+"""Read numbers that third-party code returns."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import Any
 
 
 def real_number(value: Any, meaning: str) -> float:
-    """Return a real number as a float: of Python, or one element of an array or tensor.
+    """Return a Python number, or the only element of an array or tensor, as a float.
 
-    `float` also reads texts and the bytes of buffers, and would make 10.0 of `' 1_0 '`.
+    `float` alone would also read strings and buffers, such as `' 1_0 '` as 10.0.
 
     Args:
-        value: What was returned.
-        meaning: What it should be, for the message, as in "a reward".
+        value: The returned value.
+        meaning: The meaning of the value for messages, such as "a reward".
 
     Raises:
-        TypeError: It is not a real number, or none that a float can hold.
+        ValueError: The value is a string or bytes.
+        TypeError: The value is another object, or does not fit a float.
     """
+    if isinstance(value, str | bytes | bytearray):
+        raise ValueError(f"{meaning} is a number, not {value[:60]!r}")  # noqa: TRY004 - as `float`
     number = value
     if not isinstance(number, Real):
         number = _only_element(number)
     if not isinstance(number, Real) and not _can_be_float(number):
-        shown = repr(value)[:60] if isinstance(value, str | bytes | None) else type(value).__name__
+        shown = "None" if value is None else type(value).__name__
         raise TypeError(f"{meaning} is a number, not {shown}")
     try:
         return float(number)
@@ -32,18 +35,18 @@ def real_number(value: Any, meaning: str) -> float:
 
 
 def _only_element(value: Any) -> Any:
-    """Return the element of an array or tensor that has one; anything else as it is."""
+    """Return the only element of an array or tensor; other values unchanged."""
     item = getattr(value, "item", None)
     if not callable(item) or isinstance(value, type):
         return value
     try:
         return item()
-    except Exception:  # noqa: BLE001 - it has several, or is something else
+    except Exception:  # noqa: BLE001 - it has several elements, or is not an array
         return None
 
 
 def _can_be_float(value: Any) -> bool:
-    """Whether an object says of itself that it is a number, as `Decimal` does."""
+    """Whether an object converts itself to a number, as `Decimal` does."""
     return not isinstance(value, str | bytes | bytearray) and (
         hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
     )

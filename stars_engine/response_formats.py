@@ -1,4 +1,4 @@
-"""What an answer is to be, as the OpenAI format and its relatives say it: grammars."""
+"""Convert `response_format`, in the OpenAI format and similar ones, to grammars."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def grammar_of_schema(
 
     Args:
         schema: The schema.
-        strict: False lets objects have properties that the schema does not name.
-        compact: Whether there are no blanks between the parts.
+        strict: If False, objects may have properties that the schema does not name.
+        compact: Whether to omit whitespace between the parts.
     """
     return JsonGrammar(json_schema=schema, extra_properties=strict is False, compact=compact)
 
@@ -30,10 +30,10 @@ def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:
 
     Args:
         wanted: `{"type": "text"}`, `{"type": "json_object"}`, `{"type": "json_schema", ...}`, a
-            JSON schema in any of the wrappings that `read_schema` knows, or a pydantic model.
+            JSON schema in any wrapping that `read_schema` supports, or a pydantic model.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: `wanted` is not a response format.
     """
     if isinstance(wanted, type) and hasattr(wanted, "model_json_schema"):
         return grammar_of_schema(schema_of(wanted))
@@ -45,7 +45,7 @@ def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:
     if not isinstance(wanted, Mapping):
         allowed = "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', "
         allowed += "'json_schema': {'schema': ...}}, a JSON schema, or a pydantic model"
-        message = f"{wanted!r} is none. Allowed: {allowed}"
+        message = f"invalid response format {wanted!r}; expected one of {allowed}"
         raise ConfigError("call", [Problem(_OWNER, message)])
     found = read_schema(wanted, owner=_OWNER)
     assert found.schema is not None

@@ -1,4 +1,4 @@
-"""The frozen base of every config object and result, and how its errors read."""
+"""The frozen base class of config objects and results, with readable errors."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Schema(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        # JSON has no infinities: they are written as the strings that pydantic reads back.
+        # JSON has no infinities, so they are written as strings that pydantic reads back.
         ser_json_inf_nan="strings",
         protected_namespaces=(),
-        hide_input_in_errors=True,  # it may hold secrets
+        hide_input_in_errors=True,  # inputs may contain secrets
     )
 
-    # What to say of names that people try, where the most similar field is not what they mean.
+    # Hints for plausible field names for which the most similar field is the wrong one.
     hints: ClassVar[dict[str, str]] = {}
 
     def __init__(self, /, *unnamed: Any, **values: Any) -> None:
@@ -59,14 +59,14 @@ class Schema(BaseModel):
         with _as_config_error(cls):
             return super().model_validate_json(json_data, **options)
 
-    if not TYPE_CHECKING:  # for a type checker it would permit every assignment
+    if not TYPE_CHECKING:  # a type checker would take this as permission for any assignment
 
         def __setattr__(self, name: str, value: object) -> None:
             try:
                 super().__setattr__(name, value)
             except ValidationError:
                 title = type(self).__name__
-                message = f"a {title} is frozen. Hint: make a new one, .replace({name}=...)"
+                message = f"a {title} is frozen. Hint: create a copy with .replace({name}=...)"
                 raise ConfigError(title, [Problem(name, message)]) from None
 
     def replace(self, **changes: Any) -> Self:
@@ -75,13 +75,13 @@ class Schema(BaseModel):
         return type(self)(**{**values, **changes})
 
     def __deepcopy__(self, memo: Any = None) -> Self:
-        """Return the object itself: it is frozen, and may hold a loaded model."""
+        """Return the object itself, which is frozen and may hold a loaded model."""
         return self
 
     def content_hash(self) -> str:
-        """Return 12 hexadecimal digits that change whenever a field does.
+        """Return 12 hexadecimal digits that change whenever a field changes.
 
-        Of a function only the name counts.
+        Functions are identified by name only.
         """
         values = self.model_dump_json(fallback=_name_of, context=DIGESTS)
         return hashlib.sha256(values.encode()).hexdigest()[:12]
@@ -89,7 +89,7 @@ class Schema(BaseModel):
 
 @contextmanager
 def _as_config_error(cls: type[BaseModel]) -> Iterator[None]:
-    """Raise `ConfigError` in place of pydantic's error, which shows what was given."""
+    """Raise `ConfigError` instead of pydantic's error, which shows its input."""
     try:
         yield
     except ValidationError as error:
@@ -97,10 +97,10 @@ def _as_config_error(cls: type[BaseModel]) -> Iterator[None]:
 
 
 def is_json(value: Any, meaning: str) -> Any:
-    """Return a value that can be written as JSON: no infinities, no halves of surrogate pairs.
+    """Return a value if it can be written as JSON, without infinities and lone surrogates.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: The value cannot be written as JSON.
     """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -110,24 +110,24 @@ def is_json(value: Any, meaning: str) -> Any:
 
 
 def not_nan(value: float | None, meaning: str) -> float | None:
-    """Return a number that is one.
+    """Return a number if it is not nan.
 
     Raises:
-        ValueError: It is nan, which compares with nothing.
+        ValueError: It is nan, which cannot be compared.
     """
     if value is not None and math.isnan(value):
-        raise ValueError(f"{meaning}; nan compares with nothing")
+        raise ValueError(f"{meaning}; nan cannot be compared")
     return value
 
 
 def _name_of(live: Any) -> str:
-    """Return what tells a live object from others, in every process."""
+    """Return a name for a live object that is the same in every process."""
     named = live if hasattr(live, "__qualname__") else type(live)
     return f"{named.__module__}.{named.__qualname__}"
 
 
 class _NoNumber:
-    """A boolean given for a number: pydantic would take it for 0 or 1, and refuses this."""
+    """A boolean given for a number. pydantic would read it as 0 or 1, and refuses this wrapper."""
 
     def __init__(self, value: bool) -> None:
         self._value = value
@@ -138,7 +138,7 @@ class _NoNumber:
 
 @cache
 def _is_number(cls: type[BaseModel], name: str) -> bool:
-    """Whether a field is a number, and could not be a boolean as well."""
+    """Whether a field is a number and not also a boolean."""
     parts = (
         list(_union_parts(cls.model_fields[name].annotation)) if name in cls.model_fields else []
     )
@@ -155,23 +155,23 @@ def _is_number(cls: type[BaseModel], name: str) -> bool:
 def _explain_unnamed(cls: type[BaseModel], given: object) -> str:
     first = next(name for name in cls.model_fields if name != "kind")
     return (
-        f"the fields of {cls.__name__} are given by name. Hint: {cls.__name__}({first}={given!r})"
+        f"{cls.__name__} takes keyword arguments only. Hint: use {cls.__name__}({first}={given!r})"
     )
 
 
 def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]:
     """Translate pydantic's errors: field, value, allowed range, hint.
 
-    A field that may be of several types fails once for each: the first account is enough.
+    A field with several types fails once for each; only the first error is reported.
     """
-    told: set[str] = set()
+    reported: set[str] = set()
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in _without_tags(cls, item["loc"]))
         name = str(item["loc"][0]) if item["loc"] else ""
         nested = item.get("ctx", {}).get("error")
-        if name in told:
+        if name in reported:
             continue
-        told.add(name)
+        reported.add(name)
         if isinstance(nested, ConfigError):
             yield from (problem.under(field) if field else problem for problem in nested.problems)
         else:
@@ -179,12 +179,12 @@ def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]
 
 
 def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Drop the union tag that pydantic puts after the name of a field with several kinds."""
+    """Drop the union tag that pydantic inserts after the name of a field with several kinds."""
     if len(loc) < 2 or loc[0] not in cls.model_fields or isinstance(loc[1], int):
         return loc
     parts = _union_parts(cls.model_fields[str(loc[0])].annotation)
     is_mapping = any(typing.get_origin(part) is dict for part in parts)
-    return loc if is_mapping else (loc[0], *loc[2:])  # a mapping's key is no tag
+    return loc if is_mapping else (loc[0], *loc[2:])  # the key of a mapping is not a tag
 
 
 def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
@@ -221,7 +221,7 @@ def _explain_unknown(cls: type[BaseModel], name: str) -> str:
 
 
 def _describe(name: str, field: FieldInfo | None) -> str:
-    """Say what the field means, and give a value that works."""
+    """Describe a field, and give an example of a valid value."""
     if field is None:
         return ""
     about = f"{name}: {field.description}." if field.description else ""
@@ -230,7 +230,7 @@ def _describe(name: str, field: FieldInfo | None) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    """Return the allowed values in words, from the annotation and its bounds."""
+    """Describe the allowed values, from the annotation and its bounds."""
     parts = _union_parts(field.annotation)
     return " or ".join(_type_in_words(part, field.metadata) for part in parts)
 
@@ -278,7 +278,7 @@ def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
 
 
 def _kinds(field: FieldInfo | None) -> str:
-    """List the kinds of a tagged union, also where it is optional or annotated."""
+    """List the kinds of a tagged union, including optional and annotated ones."""
     parts = list(_union_parts(field.annotation)) if field else []
     names = []
     while parts:

@@ -1,4 +1,4 @@
-"""Names of tools: as callers give them, and as a model writes them."""
+"""Map the names that callers give tools to names that a model can write."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
 class ToolNames:
-    """What each tool of a conversation is called by its caller and by the model.
+    """The names of a conversation's tools, for the caller and for the model.
 
-    Models write letters, digits, '_', '-' and '.'; callers name tools as they like: `Box[bool]`,
-    "look up", names in any script or of any length. Names that a model can write stay as they are.
+    Models write letters, digits, '_', '-' and '.'. Callers use any name: `Box[bool]`, "look up",
+    names in any script or of any length. Names that a model can write do not change.
 
     Args:
-        given: Names of the tools that may be called. Others, of calls in the conversation so far,
-            get theirs when first asked for.
+        given: Names of the tools that may be called. Names from earlier calls of the conversation
+            are mapped on first use.
     """
 
     def __init__(self, given: Iterable[str] = ()) -> None:
@@ -33,7 +33,7 @@ class ToolNames:
             self.written(name)
 
     def written(self, name: str) -> str:
-        """Return how the model writes a name; no two names are written alike."""
+        """Return the name that the model writes; it is unique."""
         if name not in self._written:
             safe, taken = _safe(name), set(self._written.values())
             if safe != name:
@@ -46,20 +46,20 @@ class ToolNames:
         return self._written[name]
 
     def given(self, name: str) -> str:
-        """Return what the caller calls the tool that the model calls so."""
+        """Return the caller's name for a name that the model writes."""
         return next((given for given, safe in self._written.items() if safe == name), name)
 
     def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a tool in the OpenAI format as the model is told of it."""
+        """Return a tool in the OpenAI format with the name that the model writes."""
         function = tool["function"]
         name = self.written(function["name"])
         about = {"name": name}
         if name != function["name"] and not function.get("description"):
-            about["description"] = function["name"]  # which may say what the written one cannot
+            about["description"] = function["name"]  # it may say more than the written name
         return {**tool, "function": {**function, **about}}
 
     def result(self, result: StarsResult) -> StarsResult:
-        """Return an answer whose calls have the names that the caller gave."""
+        """Return an answer with the caller's names in its calls."""
         message = result.message
         if message is None or not (message.tool_calls or message.invalid_tool_calls):
             return result
@@ -68,30 +68,31 @@ class ToolNames:
             call if call.name is None else call.replace(name=self.given(call.name))
             for call in message.invalid_tool_calls
         ]
-        told = message.replace(tool_calls=tuple(valid), invalid_tool_calls=tuple(invalid))
-        return result.model_copy(update={"message": told})
+        renamed = message.replace(tool_calls=tuple(valid), invalid_tool_calls=tuple(invalid))
+        return result.model_copy(update={"message": renamed})
 
     def event(self, event: SegmentEvent) -> SegmentEvent:
-        """Return an event of a stream with the same done to the answer that it ends with."""
+        """Return a stream event with the caller's names in its final answer, if it has one."""
         if event.result is None:
             return event
         return event.model_copy(update={"result": self.result(event.result)})
 
     def choice(self, choice: str) -> str:
-        """Return a `tool_choice` of `read_tool_choice` as the model is told of it."""
+        """Return a `tool_choice` of `read_tool_choice` with the name that the model writes."""
         return self._written.get(choice, choice)
 
 
 def read_tool_choice(choice: Any, names: Iterable[str]) -> str:
-    """Return a choice as the engine has it.
+    """Convert a tool choice to the engine's form.
 
     Args:
-        choice: "auto", "none", "any" or "required", True (a call, of the tool if there is one),
-            False or None (as the model likes), a tool's name, or the OpenAI and Anthropic formats.
-        names: The tools that there are, as their caller names them.
+        choice: "auto", "none", "any" or "required", True (a call, of the only tool if there is
+            one), False or None (the model decides), the name of a tool, or the OpenAI or Anthropic
+            format.
+        names: The caller's names of the tools.
 
     Raises:
-        PromptError: It is none of these.
+        PromptError: `choice` is not a valid choice.
     """
     names = list(names)
     if choice is None or choice is False:
@@ -105,14 +106,14 @@ def read_tool_choice(choice: Any, names: Iterable[str]) -> str:
     allowed = (*CHOICES, "any", *names)
     if not isinstance(choice, str) or choice not in allowed:
         raise PromptError(
-            f"tool_choice={choice!r} is neither a tool nor a way to choose. Allowed: "
+            f"unknown tool_choice={choice!r}; expected one of "
             f"{', '.join(map(repr, allowed))}, True, False and None"
         )
     return choice
 
 
 def _safe(name: str) -> str:
-    """Return the nearest name that a model can write, not yet told apart from others."""
+    """Return the nearest name that a model can write; it may not be unique."""
     if len(name) <= _MAX_LEN and name and not _UNSAFE.search(name):
         return name
     plain = unicodedata.normalize("NFKD", name)

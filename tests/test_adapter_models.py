@@ -69,7 +69,7 @@ def outcome(ask: Callable[[], Any], cls: type[BaseModel], num_steps: Callable[[]
             return "unfinished"
         raise
     except ValueError as error:
-        if "calls no tool" in str(error):
+        if "has no tool call" in str(error):
             return "unfinished"
         if "needs the schema of an object" in str(error) and num_steps() == before:
             return "refused"

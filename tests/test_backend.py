@@ -107,7 +107,7 @@ def test_longrope_is_read_up_to_its_border(
         },
     )
     assert backend.context_len == 32
-    assert "32 tokens at most, not 128" in caplog.text
+    assert "at most 32 tokens instead of 128" in caplog.text
     texts = [Text(backend, list(range(3, 27))), Text(backend, [7, 8])]
     requests = [
         text.request([0.5] * size, SamplingParams(top_k=None))

@@ -127,7 +127,7 @@ def test_an_answer_goes_on_with_what_was_begun(name: str | None) -> None:
     chat = Chat([USER, begun], continue_final_message=True)
     resolved = read_conversation(chat, Codec(tokenizer))
     assert Codec(tokenizer).decode(resolved.token_ids).endswith("It is <|im_end|> ve")
-    assert resolved.begun == begun.content
+    assert resolved.prefill == begun.content
     assert resolved.for_reward.messages == (USER,)
     if name not in (None, "mistral"):  # whose template trims nothing but adds a space
         plain = begun.replace(content="It is ve")
@@ -190,7 +190,7 @@ def test_tools_of_other_forms() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"tool_choice": "nobody", "tools": [CLOCK]}, "'nobody' is none of .*'clock'"),
+        ({"tool_choice": "nobody", "tools": [CLOCK]}, "unknown tool_choice 'nobody'.*'clock'"),
         ({"tool_choice": "required"}, "needs tools"),
         ({"tools": [CLOCK, CLOCK]}, "two tools are called 'clock'"),
         ({"tools": [{"name": "auto"}]}, "no tool can be called 'auto'"),
@@ -198,7 +198,7 @@ def test_tools_of_other_forms() -> None:
         ({"tools": [{"name": "f", "parameters": {"type": "array"}}]}, "arguments are an object"),
         ({"tools": [{"name": "f", "parameters": {"default": {1, 2}}}]}, "must be JSON"),
         ({"tools": [CLOCK], "tool_choice": "any", "constrain_tools": False}, "constrain_tools"),
-        ({"continue_final_message": True}, "the last message is none"),
+        ({"continue_final_message": True}, "the last message is not a plain one"),
     ],
 )
 def test_chats_that_are_none(values: dict[str, Any], told: str) -> None:
@@ -209,11 +209,11 @@ def test_chats_that_are_none(values: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"role": "user", "content": [{"type": "image_url"}]}, "image_url.*text alone"),
-        ({"role": "user", "content": "a", "tool_call_id": "1"}, "for the role 'tool'"),
-        ({"role": "user", "content": "a", "tool_calls": [CALL]}, "for the role 'assistant'"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "image_url.*only text"),
+        ({"role": "user", "content": "a", "tool_call_id": "1"}, "needs the role 'tool'"),
+        ({"role": "user", "content": "a", "tool_calls": [CALL]}, "needs the role 'assistant'"),
         ({"role": "user"}, "content"),
-        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}, "no JSON"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}, "not valid JSON"),
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": {1}}}]}, "be JSON"),
     ],
 )

@@ -151,7 +151,7 @@ def test_settings_act_wherever_they_are_given(speechless: Callable[..., Any]) ->
         speechless(timeout=5, deadline_s=6)
     with pytest.raises(ConfigError, match="n=1"):
         list(chat.stream(ASKED, n=2))
-    with pytest.warns(UserWarning, match="api_key is for models behind a network"):
+    with pytest.warns(UserWarning, match="api_key is for remote models"):
         speechless(api_key="secret")
 
 
@@ -174,7 +174,7 @@ def test_the_profile_claims_what_holds(speechless: Callable[..., Any]) -> None:
     assert not profile["structured_output"]  # with tools beside it
     assert not profile["image_inputs"]
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
-    with pytest.raises(ConfigError, match="'image_url', and these models read text alone"):
+    with pytest.raises(ConfigError, match="'image_url', but these models read only text"):
         speechless().invoke([HumanMessage([picture])])
 
 
@@ -201,7 +201,7 @@ def test_messages_are_read_whatever_their_form() -> None:
     assert read.tool_calls[0].arguments == {"city": "Oslo"}
     assert read.invalid_tool_calls[0].text == "{"
     assert (result.content, result.tool_call_id) == ('{"a": 1}', "1")
-    with pytest.raises(PromptError, match="RemoveMessage is no turn"):
+    with pytest.raises(PromptError, match="unsupported message type RemoveMessage"):
         read_messages([RemoveMessage(id="1")])
 
 
@@ -228,10 +228,10 @@ def test_a_chosen_tool_is_called(speechless: Callable[..., Any], choice: Any) ->
 
 
 def test_tool_choices_that_are_none(speechless: Callable[..., Any]) -> None:
-    with pytest.raises(PromptError, match="'wether' is neither a tool"):
+    with pytest.raises(PromptError, match="unknown tool_choice='wether'"):
         speechless().bind_tools([weather], tool_choice="wether")
     for empty in ({}, {"type": "tool"}, {"type": "function", "function": {}}):
-        with pytest.raises(PromptError, match="neither a tool nor a way"):
+        with pytest.raises(PromptError, match="unknown tool_choice="):
             speechless().bind_tools([weather], tool_choice=empty)
     with pytest.raises(PromptError, match="'web_search' runs on its provider's servers"):
         speechless().bind_tools([{"type": "web_search"}])
@@ -312,7 +312,9 @@ def test_structured_output(speechless: Callable[..., Any], method: Any) -> None:
 
 
 def test_schemas_that_cannot_be(speechless: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="Allowed: json_schema, function_calling, json_mode"):
+    with pytest.raises(
+        ValueError, match="expected one of json_schema, function_calling, json_mode"
+    ):
         speechless().with_structured_output(City, method="xml")
     with pytest.raises(ValueError, match="needs a schema"):
         speechless().with_structured_output()
@@ -465,7 +467,7 @@ def test_copies_answer_alike() -> None:
 
 
 @pytest.mark.slow
-def test_callers_share_rounds(speechless: Callable[..., Any]) -> None:
+def test_callers_share_steps(speechless: Callable[..., Any]) -> None:
     chat = speechless(segment_len=4)
     prompts = [[HumanMessage(f"Number {index}")] for index in range(32)]
     before = chat.engine().stats().num_steps

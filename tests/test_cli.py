@@ -352,7 +352,7 @@ def test_where_segments_end_and_what_is_read_ahead() -> None:
     assert StarsResult.model_validate_json(run.stdout).usage.num_lookahead_tokens >= 5
     run = stars(*common, "--segment-end", "sentence", "--lookahead", "5")
     assert run.returncode == 2
-    assert "do not go together" in run.stderr
+    assert "does not support segment_end" in run.stderr
 
 
 def test_help_and_version() -> None:

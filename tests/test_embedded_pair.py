@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from benchmarks.answers import Answer, Arms, perplexity
+from benchmarks.answers import AnswerRecord, Arms, perplexity
 from benchmarks.embedded_pair import (
     CANDIDATES,
     EMBEDDED,
@@ -73,9 +73,9 @@ def silent(engine: StarsEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sta
     return engine
 
 
-def assert_same(kept: Sequence[Answer], results: Sequence[StarsResult]) -> None:
+def assert_same(kept: Sequence[AnswerRecord], results: Sequence[StarsResult]) -> None:
     """Equal, rewards up to rounding: what was read before is not read again."""
-    fresh = [Answer.of(result) for result in results]
+    fresh = [AnswerRecord.of(result) for result in results]
     assert [replace(answer, reward=0.0) for answer in kept] == [
         replace(answer, reward=0.0) for answer in fresh
     ]
@@ -122,7 +122,7 @@ def test_perplexity_is_of_the_answers_tokens_alone(arms: Arms, engine: StarsEngi
         tokens += len(answer.ids)
     assert together == pytest.approx(math.exp(nats / tokens), rel=1e-5)
     other = [
-        Answer(**{**vars(answer), "prompt": (answer.prompt + 1) % len(PROMPTS)})
+        AnswerRecord(**{**vars(answer), "prompt": (answer.prompt + 1) % len(PROMPTS)})
         for answer in answers
     ]
     assert perplexity(EMBEDDED / "lm", PROMPTS, other) > together  # of other prompts, less likely

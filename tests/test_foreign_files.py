@@ -62,7 +62,9 @@ PICKLES: list[dict[str, Any]] = [
 def test_no_keyword_loads_code_unasked(
     kind: type, fields: dict[str, Any], keywords: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"loads code from the hub, and trust_remote_code is off"):
+    with pytest.raises(
+        ConfigError, match=r"loads code from the hub, but trust_remote_code is False"
+    ):
         kind(name_or_path="a/b", model_kwargs=keywords, **fields)
     kind(name_or_path="a/b", model_kwargs=keywords, trust_remote_code=True, **fields)
 
@@ -110,10 +112,10 @@ def test_a_config_file_that_asks_for_code(tmp_path: Path) -> None:
     import shutil
 
     from stars_engine.backends.transformers import TransformersBackend
-    from stars_engine.loading import resolve
+    from stars_engine.loading import resolve_source
 
     folder = tmp_path / "lm"
-    shutil.copytree(resolve("stars:embedded-lm"), folder)
+    shutil.copytree(resolve_source("stars:embedded-lm"), folder)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "attn_implementation": "org/kernel"}))
     with pytest.raises(ModelLoadError, match="attention 'org/kernel' is code from the hub"):

@@ -426,7 +426,7 @@ def test_one_bad_grammar_fails_alone(engine: StarsEngine) -> None:
     [
         ({"kind": "xml"}, "unknown kind 'xml'; allowed kinds: json, regex, choice, ebnf"),
         ({"kind": "choice", "choices": []}, "a list of at least one"),
-        (int, "int is no pydantic model. Hint"),
+        (int, "int is not a pydantic model. Hint"),
     ],
 )
 def test_values_that_are_no_grammar(value: object, message: str) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from stars_engine import ClassifierReward, ModelLoadError, StarsEngine, TransformersModel
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.loading import check_exists, resolve
+from stars_engine.loading import check_exists, resolve_source
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
 
@@ -58,7 +58,7 @@ def answer(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (RepositoryNotFoundError, "no such model on the hub"),
+        (RepositoryNotFoundError, "the hub has no such model"),
         (RevisionNotFoundError, "the hub has no such revision"),
         (OfflineModeIsEnabled, "HF_HUB_OFFLINE"),
         (EntryNotFoundError, None),  # a tokenizer alone has no config.json
@@ -86,7 +86,7 @@ def test_what_the_hub_answers(
 def test_what_is_cached_is_not_asked_for(asked: list[str], tmp_path: Path) -> None:
     (tmp_path / "cache" / "models--a--b").mkdir(parents=True)
     check_exists("a/b", "name_or_path")
-    with pytest.raises(ModelLoadError, match="no hub name has this form"):
+    with pytest.raises(ModelLoadError, match="it is not a valid hub name"):
         check_exists("a b", "name_or_path")
     assert asked == []
 
@@ -115,8 +115,8 @@ def adapter(tmp_path: Path, engine: StarsEngine) -> Path:
 def test_a_tilde_is_the_home_directory(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = adapter.parent
     monkeypatch.setenv("HOME", str(home))
-    shutil.copytree(resolve("stars:embedded-lm"), home / "lm")
-    shutil.copytree(resolve("stars:embedded-reward"), home / "rewards" / "sentiment")
+    shutil.copytree(resolve_source("stars:embedded-lm"), home / "lm")
+    shutil.copytree(resolve_source("stars:embedded-reward"), home / "rewards" / "sentiment")
     there = TransformersModel(
         name_or_path="~/lm", tokenizer_name_or_path="~/lm", adapter_path="~/adapter"
     )

@@ -305,7 +305,7 @@ def test_references_in_a_long_chain_end_no_process() -> None:
     assert held(nested) is not None
     for _ in range(5000):
         nested = {**OBJECT, "properties": {"a": nested}}
-    with pytest.raises(ConfigError, match=r"json_schema: .* nested more than 200 deep"):
+    with pytest.raises(ConfigError, match=r"json_schema: .* nested more than 200 levels deep"):
         JsonGrammar(json_schema=nested)
 
 

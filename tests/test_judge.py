@@ -105,7 +105,7 @@ def test_no_judge_is_told_with_the_cure(tmp_path: Path) -> None:
 def test_figures_of_a_judge(judge: LinearClassifier) -> None:
     texts, labels = reviews(60, 8)
     figures = judge_figures(judge, texts, labels)
-    assert figures["whole reviews"]["texts"] == figures["passages of 128 words"]["texts"] == 60
+    assert figures["whole reviews"]["texts"] == figures["excerpts of 128 words"]["texts"] == 60
     assert figures["whole reviews"]["accuracy"] > 0.9
     signed = judge.logits(texts) * (2 * np.array(labels) - 1)
     assert figures["whole reviews"]["log_loss"] == pytest.approx(np.log1p(np.exp(-signed)).mean())

@@ -73,7 +73,7 @@ class _OfChatStars:
         return "stars:embedded-lm"
 
 
-@pytest.mark.filterwarnings("ignore:(api_key|max_retries) is for models behind a network")
+@pytest.mark.filterwarnings("ignore:(api_key|max_retries) is for remote models")
 class TestUnits(_OfChatStars, ChatModelUnitTests):
     pass
 

@@ -262,7 +262,7 @@ def test_forced_calls_leave_the_history_alone(speechless: Callable[..., StarsLLM
         [tool], user_msg="How warm?", chat_history=history, tool_required=True
     )
     assert llm.get_tool_calls_from_response(last)[0].tool_kwargs == call.tool_kwargs
-    with pytest.raises(ValueError, match="calls no tool"):
+    with pytest.raises(ValueError, match="has no tool call"):
         llm.get_tool_calls_from_response(llm.chat([ChatMessage("Hello")]))
     assert "7 degrees" in str(
         llm.predict_and_call([tool], user_msg="How warm?", tool_required=True)

@@ -54,7 +54,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) ->
     ("fields", "words"),
     [
         ({"name_or_path": "stars:lm"}, ["stars:lm", "stars:embedded-lm, stars:embedded-reward"]),
-        ({"name_or_path": "{empty}"}, ["name_or_path=", "no model", "config.json"]),
+        ({"name_or_path": "{empty}"}, ["name_or_path=", "not a model", "config.json"]),
         (
             {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "{empty}/no/where"},
             ["tokenizer_name_or_path=", "no such directory"],

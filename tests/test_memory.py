@@ -75,6 +75,18 @@ class Scarce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    # Since Python 3.12, a protocol does not count names that `__getattr__` finds.
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self._model.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        self._model.limit_cache(max_bytes)
+
+    def free_unused(self) -> None:
+        self._model.free_unused()
+
     @property
     def live(self) -> set[PrefixHandle]:
         """Handles of prefixes that are cached."""

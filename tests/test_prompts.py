@@ -221,8 +221,8 @@ def test_an_empty_prompt(codec: Codec) -> None:
         (b"bytes", "not bytes"),
         (None, "NoneType"),
         (7, "not int"),
-        ((prompt for prompt in ["a"]), "not generator. Hint: list(...)"),
-        ({"a", "b"}, "not set. Hint: list(...)"),
+        ((prompt for prompt in ["a"]), "not generator. Hint: use list(...)"),
+        ({"a", "b"}, "not set. Hint: use list(...)"),
     ],
 )
 def test_what_is_no_prompt(codec: Codec, prompts: object, words: str) -> None:

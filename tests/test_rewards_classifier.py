@@ -192,7 +192,7 @@ def test_padding_id_inside_a_text_is_no_padding(engine: StarsEngine) -> None:
 def test_a_long_prompt_is_cut_from_the_left(word_tokenizer: PreTrainedTokenizerFast) -> None:
     reward = ClassifierRewardModel(ClassifierReward(model=bert(), tokenizer=word_tokenizer))
     long = RewardInput(RewardPrompt("movie " * 100), " is good", ())
-    with pytest.warns(StarsWarning, match="64 tokens at most"):
+    with pytest.warns(StarsWarning, match="at most 64 tokens"):
         [score] = reward.score([long])
     assert score.num_tokens == 64
     assert math.isfinite(score.value)
@@ -201,7 +201,9 @@ def test_a_long_prompt_is_cut_from_the_left(word_tokenizer: PreTrainedTokenizerF
 def test_a_language_model_is_no_classifier() -> None:
     """Its head would be random: another reward in every process."""
     config = ClassifierReward(name_or_path=shared_model("imdb-lm-656K"), label=0)
-    with pytest.raises(ModelLoadError, match=r"lacks weights.*score\.weight.*Hint: a checkpoint"):
+    with pytest.raises(
+        ModelLoadError, match=r"lacks weights.*score\.weight.*Hint: use a checkpoint"
+    ):
         ClassifierRewardModel(config)
 
 
@@ -225,7 +227,7 @@ def test_positions_of_roberta_begin_after_the_padding(
         tokenizer.model_max_length = limit
         reward = ClassifierRewardModel(ClassifierReward(model=model, tokenizer=tokenizer))
         long = RewardInput(RewardPrompt("movie " * 100), " is good", ())
-        with pytest.warns(StarsWarning, match=f"{expected} tokens at most"):
+        with pytest.warns(StarsWarning, match=f"at most {expected} tokens"):
             [score] = reward.score([long])
         assert score.num_tokens == expected
 
@@ -234,7 +236,7 @@ def test_reading_ids_of_another_tokenizer_is_refused(
     word_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     config = ClassifierReward(model=bert(), tokenizer=word_tokenizer, read="ids")
-    with pytest.raises(ModelLoadError, match="another tokenizer"):
+    with pytest.raises(ModelLoadError, match="needs the language model's tokenizer"):
         ClassifierRewardModel(config, "someone else's")
 
 

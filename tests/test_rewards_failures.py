@@ -26,7 +26,7 @@ from stars_engine import (
 from stars_engine.core.offline import stars
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.classifier import ClassifierRewardModel
-from stars_engine.rewards.failures import MAX_WAIT_S, FailurePolicy, Patience
+from stars_engine.rewards.failures import MAX_WAIT_S, FailurePolicy, RetryPolicy
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput, RewardPrompt, Score
@@ -115,7 +115,7 @@ def test_a_third_call_that_fails_ends_its_request(engine: StarsEngine) -> None:
     error = outcomes[1]
     assert isinstance(error, RewardError)
     assert "the reward watch failed: OSError: call 3: no answer" in str(error)
-    assert "Hint: mend the reward" in str(error)
+    assert "Hint: fix the reward model" in str(error)
     assert isinstance(error.__cause__, OSError)
     assert len(error.result.segments) == 2
     assert error.result.finish_reason == "error"
@@ -405,7 +405,7 @@ def test_waits_double_up_to_a_bound() -> None:
 
     policy = FailurePolicy("retry", max_retries=8, retry_wait_s=0.5)
     with pytest.raises(OSError, match="no answer"):
-        policy.call(fails, Patience(sleep=waits.append))
+        policy.call(fails, RetryPolicy(sleep=waits.append))
     assert waits == [0.5, 1, 2, 4, 8, 16, MAX_WAIT_S, MAX_WAIT_S]
 
 
@@ -417,7 +417,7 @@ def test_nobody_is_asked_again_for_an_answer_that_nobody_wants() -> None:
         raise OSError("no answer")
 
     reward = FunctionRewardModel(FunctionReward(function=fails, on_failure="retry"))
-    patience = Patience(sleep=lambda _: None, is_wanted=lambda: len(calls) < 2)
-    [outcome] = score_each(reward, [RewardInput(RewardPrompt("a"), "b", ())], patience)
+    retry_policy = RetryPolicy(sleep=lambda _: None, is_wanted=lambda: len(calls) < 2)
+    [outcome] = score_each(reward, [RewardInput(RewardPrompt("a"), "b", ())], retry_policy)
     assert isinstance(outcome, RewardError)
     assert len(calls) == 2

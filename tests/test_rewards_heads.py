@@ -170,7 +170,9 @@ def test_a_model_without_labels_for_tokens_is_refused(
 ) -> None:
     model = small(model_class, Qwen2Config, qwen_tokenizer, num_labels=2)
     config = ProcessReward(model=model, tokenizer=qwen_tokenizer, convention="qwen2.5-math-prm")
-    with pytest.raises(ModelLoadError, match=r"no labels for each token.*head='tokens'"):
+    with pytest.raises(
+        ModelLoadError, match=r"does not return labels for each token.*head='tokens'"
+    ):
         ProcessRewardModel(config)
 
 

@@ -221,7 +221,7 @@ def test_several_tokens_are_no_marker(field: str, qwen_tokenizer: PreTrainedToke
         negative="-",
         **own,
     )
-    with pytest.raises(ModelLoadError, match=f"{field}='several tokens.*not one token"):
+    with pytest.raises(ModelLoadError, match=f"{field}='several tokens.*it must be one"):
         ProcessRewardModel(config)
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.conftest import shared_data
-from training.heads import load_with_head
+from training.reward_head import load_with_head
 from training.safety import figures, harmlessness, process, protocol, toxicity
 from training.safety.harmlessness_data import Pair, folds, read_pairs
 from training.safety.linear import LinearRegressor, bag_of_words
@@ -108,8 +108,8 @@ def test_the_toxicity_reward_learns_from_scores_and_knows_prefixes() -> None:
     assert loss < 0.6 < math.log(2)
     values = process.all_logits(model, rows)
     for place in (6, -1):  # a prefix that holds the word, and the end
-        told = np.array([row[place] for row in values])
-        assert figures.auc(-told, np.array(scores)) > 0.95
+        predicted = np.array([row[place] for row in values])
+        assert figures.auc(-predicted, np.array(scores)) > 0.95
 
 
 @pytest.mark.slow
@@ -124,9 +124,9 @@ def test_the_harmlessness_reward_learns_which_of_two_is_preferred() -> None:
     encoded = [harmlessness.EncodedPair(pair, tokenizer) for pair in pairs]
     loss = harmlessness.train(model, encoded, num_steps=30, seed=1, log=lambda _: None)
     assert loss < math.log(2) - 0.05
-    told = harmlessness.verdicts(model, encoded)
-    assert told["end"].mean() > 0.95
-    assert np.isnan(told["32"]).all()  # no answer is that long
+    predicted = harmlessness.verdicts(model, encoded)
+    assert predicted["end"].mean() > 0.95
+    assert np.isnan(predicted["32"]).all()  # no answer is that long
     swapped = [Pair(p.context, p.rejected, p.chosen) for p in pairs]
     backwards = [harmlessness.EncodedPair(pair, tokenizer) for pair in swapped]
     assert harmlessness.verdicts(model, backwards)["end"].mean() < 0.05
@@ -153,8 +153,8 @@ def test_logits_of_a_row_do_not_depend_on_its_neighbours() -> None:
 def test_the_linear_model_estimates_probabilities() -> None:
     texts = ["blue sea", "blue sky", "grey sea", "grey sky"] * 20
     scores = [0.8, 0.8, 0.3, 0.3] * 20
-    told = LinearRegressor(bag_of_words(), strength=100).fit(texts, scores).predict(texts[:4])
-    assert told == pytest.approx(scores[:4], abs=0.02)
+    predicted = LinearRegressor(bag_of_words(), strength=100).fit(texts, scores).predict(texts[:4])
+    assert predicted == pytest.approx(scores[:4], abs=0.02)
 
 
 def test_figures_of_estimates(monkeypatch: pytest.MonkeyPatch) -> None:

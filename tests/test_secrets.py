@@ -214,7 +214,7 @@ def test_a_mask_is_no_secret() -> None:
         lambda: TransformersModel(name_or_path="a/b", token=MASK),
         lambda: TransformersModel(name_or_path="a/b", model_kwargs={"proxies": {"https": MASK}}),
     ):
-        with pytest.raises(ConfigError, match="stands for a secret that was not written"):
+        with pytest.raises(ConfigError, match="is a placeholder for a masked secret"):
             again()
     plain = StarsConfig(model="a/b", reward="a/b")
     assert StarsConfig(**plain.model_dump()) == plain
@@ -227,7 +227,9 @@ def test_pickles_tell_what_they_lack(caplog: pytest.LogCaptureFixture) -> None:
     assert "token" not in again.model.model_fields_set
     assert again.model.model_kwargs["attn_implementation"] == "sdpa"
     local = TransformersModel(name_or_path="stars:embedded-lm", model_kwargs={"note": f"x {KEY}"})
-    with pytest.raises(ModelLoadError, match="a secret is missing, since pickles hold none"):
+    with pytest.raises(
+        ModelLoadError, match="a secret is missing, because pickles do not contain secrets"
+    ):
         TransformersBackend(pickle.loads(pickle.dumps(local)))
     caplog.clear()
     plain = StarsConfig(model="a/b", reward="a/b")
@@ -477,5 +479,5 @@ def test_known_secrets_in_text() -> None:
 
 
 def test_a_live_model_takes_no_token() -> None:
-    with pytest.raises(ConfigError, match="token only act when a checkpoint is loaded"):
+    with pytest.raises(ConfigError, match="token only affect the loading of a checkpoint"):
         ClassifierReward(model=object(), tokenizer=object(), token=TOKEN)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import shared_data
 from training.duplicates import copies, exact_copies, normalised, repeated
-from training.pieces import beginning, with_passages
+from training.pieces import beginning, with_excerpts
 from training.split import labelled_rows, numbers, openings
 
 WORDS = [f"w{index}" for index in range(400)]
@@ -169,14 +169,14 @@ def test_beginnings_keep_spaces_and_lines() -> None:
     assert beginning("one two", 3) == beginning("one two", None) == "one two"
 
 
-def test_passages_come_from_their_text() -> None:
+def test_excerpts_come_from_their_text() -> None:
     rng = np.random.default_rng(3)
     texts = [review(rng, length) for length in (5, 20, 50)]
-    pieces, labels = with_passages(texts, [0, 1, 0], (10, 30), seed=0)
+    pieces, labels = with_excerpts(texts, [0, 1, 0], (10, 30), seed=0)
     assert pieces[:3] == texts
     assert labels == [0, 1, 0, 1, 0, 0]
     assert [len(piece.split()) for piece in pieces[3:]] == [10, 10, 30]
     sources = [texts[1], texts[2], texts[2]]
     assert all(piece in text for piece, text in zip(pieces[3:], sources, strict=True))
-    assert with_passages(texts, [0, 1, 0], (10, 30), seed=0)[0] == pieces
-    assert with_passages(texts, [0, 1, 0], (10, 30), seed=1)[0] != pieces
+    assert with_excerpts(texts, [0, 1, 0], (10, 30), seed=0)[0] == pieces
+    assert with_excerpts(texts, [0, 1, 0], (10, 30), seed=1)[0] != pieces

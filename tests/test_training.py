@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from training.data import epoch
-from training.heads import Weights
 from training.ngram import NgramModel
 from training.optim import orthogonalised
+from training.reward_head import Weights
 from training.runs import Plan, train
 from training.teaching import balanced, windows
 

@@ -1,1 +1,1 @@
-"""How the embedded pair was made. No installed package imports this."""
+"""The training code of the embedded pair. No installed package imports it."""

@@ -1,15 +1,17 @@
-"""Make the embedded pair, or one stage of it.
+"""Train the embedded pair, or one stage of it.
 
     python -m training --imdb DIR --work DIR [--stage STAGE] [--out DIR]
 
-`lm`: tokenizer and language model. `lm-report`: its bits per byte, beside a 5-gram model and the
-models of `--beside`. Three stages of the reward model follow. `teacher`: from the language model's
-weights, trained on labelled reviews; its verdicts on reviews without a label. `student`: from the
-language model's weights again, trained on both. `reward`: from the mean of the two, trained on
-longer rows, and on verdicts of the teacher together with a bag of words, in runs that go on from
-each other; the mean of the last ones' weights is shipped. Thresholds are chosen and written by
-`benchmarks/embedded_pair.py`. Seeds and step counts are fixed; a run that was cut off goes on from
-what is in `--work`. What the stages measure goes to `metrics.json`.
+`lm` trains the tokenizer and the language model. `lm-report` measures its bits per byte, compared
+with a 5-gram model and the models of `--beside`. Three stages train the reward model. `teacher`
+starts from the language model's weights, learns from labelled reviews, and gives verdicts on
+reviews without a label. `student` starts from the language model's weights again and learns from
+both. `reward` starts from the mean of the two and learns from longer rows, and from verdicts of the
+teacher together with a bag of words, in consecutive runs; the mean of the last runs' weights is
+shipped.
+
+`benchmarks/embedded_pair.py` chooses and writes the thresholds. Seeds and step counts are fixed. An
+interrupted run resumes from the files in `--work`. Measurements are written to `metrics.json`.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from training.data import Row, encode_rows, read_reviews, training_reviews
-from training.heads import Weights, load_with_head
 from training.linear import Floats, LinearClassifier
 from training.lm import CONTEXT_LEN, as_pretrained, model_config, save_lm, train_lm
 from training.lm import train_tokenizer as fit_tokenizer
 from training.lm_report import compare
 from training.records import record, say
 from training.reward import load_reward, save_reward, train_reward
+from training.reward_head import Weights, load_with_head
 from training.reward_report import STRENGTHS
 from training.runs import Plan
 from training.split import labelled_rows
@@ -51,7 +53,7 @@ NUM_STUDENT_UNLABELLED = 30_000
 
 
 class Run(NamedTuple):
-    """One training run of the reward stage, from the mean of what stages or runs before it gave."""
+    """One training run of the reward stage, from the mean of earlier stages or runs."""
 
     name: str
     begins_with: tuple[str, ...]
@@ -69,13 +71,13 @@ REWARD_RUNS = (
     Run("third", ("first", "second"), _plan_of(1200, 0.0015, 31), Weights(16, 160, 48.0)),
     Run("fourth", ("second", "third"), _plan_of(450, 0.0010, 41), Weights(16, 256, 64.0)),
 )
-# The last run counts twice: of two means this one was ahead on dev reviews, by 0.04 points.
+# The last run counts twice: of two means, this one was better on dev reviews, by 0.04 points.
 REWARD_MEAN = ("second", "third", "fourth", "fourth")
-REWARD_CONTEXT_LEN = 1024  # 96 of 100 reviews whole
+REWARD_CONTEXT_LEN = 1024  # fits 96 of 100 reviews
 
 
 def main() -> None:
-    """Run the chosen stages and record what they measured."""
+    """Run the chosen stages and record their measurements."""
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description=__doc__,
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="where the pair is written")
     parser.add_argument("--stage", choices=["all", *_STAGES], default="all")
     parser.add_argument(
-        "--work", type=Path, required=True, help="what is made on the way, and gone on from"
+        "--work", type=Path, required=True, help="folder for intermediate files and resumption"
     )
     parser.add_argument(
         "--beside", type=Path, nargs="*", default=[], help="other language models for lm-report"
@@ -93,7 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile; needs a C++ compiler"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the processor; default: 1")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; default: 1")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers_logging.set_verbosity_error()
@@ -178,7 +180,7 @@ def _both(
     log_odds: Floats,
     context_len: int,
 ) -> tuple[list[Row], list[float]]:
-    """Return windows of labelled reviews and of texts that verdicts were given on."""
+    """Return windows of labelled reviews and of texts with verdicts."""
     chosen = balanced(log_odds)
     unlabelled = _encode([texts[index] for index in chosen], tokenizer)
     labelled, labels = _labelled(args, tokenizer)
@@ -192,7 +194,7 @@ def _both(
 
 
 def _made(args: argparse.Namespace, file: str, stage: str, read: Callable[[Path], Any]) -> Any:
-    """Read what an earlier stage wrote."""
+    """Read the output of an earlier stage."""
     path = args.work / file
     if not path.exists():
         raise SystemExit(f"{path} is not there. Hint: run --stage {stage} with this --work first")
@@ -226,7 +228,7 @@ _STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def _running(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Return what the command line says of every training run."""
+    """Return the options that apply to every training run."""
     return {"compiled": args.compile, "checkpoint": args.work / f"{name}.pt", "log": say}
 
 

@@ -1,4 +1,4 @@
-"""Read the IMDB reviews (Maas et al. 2011) and turn them into batches of token ids."""
+"""Read the IMDB reviews (Maas et al. 2011), and make batches of token ids from them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Item = TypeVar("Item")
 
 
 def read_reviews(path: Path) -> list[str]:
-    """Return the review texts of one `.jsonl.gz` file, HTML line breaks turned into newlines."""
+    """Return the review texts of one `.jsonl.gz` file, with newlines for HTML line breaks."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         texts = (json.loads(line)["text"] for line in file)
         return [re.sub(r"\s*<br\s*/?>\s*(<br\s*/?>\s*)*", "\n", text).strip() for text in texts]
 
 
 def training_reviews(imdb: Path) -> list[str]:
-    """Return the texts of all training reviews, labelled and not, file by file."""
+    """Return the texts of all training reviews, with and without labels, file by file."""
     names = ("train_pos", "train_neg", "train_unsup")
     return [text for name in names for text in read_reviews(imdb / f"{name}.jsonl.gz")]
 
@@ -44,13 +44,13 @@ def encode_rows(
 
 
 def epochs(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[int]]:
-    """Yield row indices in groups without end: `epoch` after `epoch`, each in another order."""
+    """Yield row indices in endless groups: `epoch` after `epoch`, each in another order."""
     for number in count():
         yield from epoch(rows, num_tokens=num_tokens, seed=seed + number)
 
 
 def epoch(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[int]]:
-    """Yield row indices in groups: like lengths, at most `num_tokens` with padding, each once."""
+    """Yield each row index once, in groups of similar length: `num_tokens` with padding at most."""
 
     def within_budget(pool: list[int]) -> Iterator[list[int]]:
         group: list[int] = []
@@ -86,7 +86,7 @@ def _groups(
     pool_size: int,
     cut: Callable[[list[int]], Iterable[list[int]]],
 ) -> list[list[int]]:
-    """Sort by length inside pools, which keeps padding low and the order random; cut; shuffle."""
+    """Sort by length within pools, cut and shuffle; padding stays low and the order random."""
     order = list(range(len(rows)))
     rng.shuffle(order)
     pools = (sorted(pool, key=lambda i: len(rows[i])) for pool in chunks(order, pool_size))
@@ -96,7 +96,7 @@ def _groups(
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of `size` items, the last one perhaps shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield chunk

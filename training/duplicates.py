@@ -1,4 +1,4 @@
-"""Texts that are the same, or nearly the same, found by the runs of words that they share."""
+"""Copies and near-duplicates of texts, found by the runs of words that they share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _CHUNK = 5_000  # texts
 
 
 def normalised(text: str) -> str:
-    """Return the text's words in lower case, without marks, markup and line breaks.
+    """Return the text's words in lower case, without punctuation, markup and line breaks.
 
-    Texts of equal words are one text here; hash this, and copies have equal hashes.
+    Texts with equal words are one text here: if you hash this, copies have equal hashes.
     """
     return " ".join(words_of(re.sub(r"<br\s*/?>", " ", text)))
 
@@ -27,25 +27,25 @@ def words_of(text: str) -> list[str]:
 
 
 def exact_copies(texts: Sequence[str], others: Sequence[str]) -> NDArray[np.bool]:
-    """Tell which of `texts` have the words of one of `others`, and no more: `(len(texts),)`."""
+    """Return which of `texts` have exactly the words of one of `others`: `(len(texts),)`."""
     known = {normalised(text) for text in others}
     return np.array([normalised(text) in known for text in texts], bool)
 
 
 def copies(texts: Sequence[str], others: Sequence[str]) -> NDArray[np.bool]:
-    """Tell which of `texts` are exact or near copies of one of `others`: `(len(texts),)`.
+    """Return which of `texts` are copies or near-duplicates of one of `others`: `(len(texts),)`.
 
-    A near copy shares at least 10 shingles (distinct runs of 8 words) and a fifth of those of
-    whichever of the two is shorter, so that an excerpt is a copy of what it was taken from, and
-    so are two reviews that one writer filled into one form. Every pair that shares a run is
-    looked at; nothing is left to the chance of a sketch such as MinHash. On these reviews the rule
-    separates: independent ones share a stock phrase, which is a run or two.
+    A near-duplicate shares at least 10 shingles (distinct runs of 8 words) and a fifth of those of
+    the shorter text. So an excerpt is a near-duplicate of its source, and so are two reviews that
+    one writer made from one form. Every pair that shares a run is compared; unlike a sketch such as
+    MinHash, nothing is left to chance. On these reviews the rule separates well: independent
+    reviews share a stock phrase, which is a run or two.
     """
     return exact_copies(texts, others) | _near(texts, others, earlier_only=False)
 
 
 def repeated(texts: Sequence[str]) -> NDArray[np.bool]:
-    """Tell which texts are exact or near copies of an earlier one among themselves."""
+    """Return which texts are copies or near-duplicates of an earlier one."""
     seen: set[str] = set()
     is_copy = _near(texts, texts, earlier_only=True)
     for index, words in enumerate(map(normalised, texts)):
@@ -74,14 +74,14 @@ def _shingles(text: str) -> set[tuple[str, ...]]:
 def _candidates(texts: Sequence[str], others: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Yield every pair (index in `texts`, index in `others`) that shares 10 shingles or more.
 
-    Equal shingles have equal hashes, so none is missed; unequal ones rarely do, so few are extra.
+    Equal shingles have equal hashes, so none is missed; unequal ones rarely do, so few are wrong.
     """
     names: dict[str, int] = {}
     hashes, owners = _hashes(texts, names)
     hashes, owners = _distinct(hashes, owners)
     order = np.argsort(hashes, kind="stable")
     hashes, owners = hashes[order], owners[order]
-    # Most runs of `others` occur in no other text: a table of 26 bits tells so at little cost.
+    # Most runs of `others` occur in no other text: a table of 26 bits shows that at little cost.
     is_known = np.zeros(1 << 26, bool)
     is_known[hashes >> np.uint64(38)] = True
     for start in range(0, len(others), _CHUNK):
@@ -103,7 +103,7 @@ def _candidates(texts: Sequence[str], others: Sequence[str]) -> Iterator[tuple[i
 def _hashes(
     texts: Sequence[str], names: dict[str, int]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return each run of 8 words as 64 bits, and the index of its text; `names` is added to."""
+    """Return each run of 8 words as 64 bits, and the index of its text; add to `names`."""
     ids = [[names.setdefault(word, len(names)) for word in normalised(t).split()] for t in texts]
     owners = np.repeat(np.arange(len(texts)), [len(row) for row in ids])
     words = _scrambled(np.array([word for row in ids for word in row], np.uint64))

@@ -1,11 +1,11 @@
 """Train the judge of evaluations: `python -m training.judge --imdb DIR --out DIR [--sst2 DIR]`.
 
-It tells positive from negative text and never guides. Nothing of the guide is in it: a linear
-model on words and pairs of words (naive-Bayes features, Wang and Manning 2012) in place of a
-transformer, words in place of the pair's tokens, and other reviews, those of
-`split.labelled_rows(imdb, "judge")`. It also learns from passages of 64 and 128 words, the length
-that it is asked about, and, with `--sst2`, from single sentences. Its log-odds are calibrated on an
-eighth of its reviews that it has not seen.
+The judge tells positive from negative text and never guides. It has nothing in common with the
+guide: a linear model on words and pairs of words (naive-Bayes features, Wang and Manning 2012)
+instead of a transformer, words instead of the pair's tokens, and other reviews, those of
+`split.labelled_rows(imdb, "judge")`. It also learns from excerpts of 64 and 128 words, the length
+that it judges, and, with `--sst2`, from single sentences. Its log-odds are calibrated on an eighth
+of its reviews that it has not seen.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 
 from stars_engine.disk import write_file
 from training.linear import LinearClassifier
-from training.pieces import beginning, with_passages
+from training.pieces import beginning, with_excerpts
 from training.split import labelled_rows
 
 SEED = 20251103
-PASSAGE_WORDS = (64, 128)
+EXCERPT_WORDS = (64, 128)
 STRENGTH = 10.0
 _FILE, _FIGURES = "judge.npz", "judge.json"
 
@@ -33,7 +33,7 @@ def load_judge(directory: Path) -> LinearClassifier:
     """Return a trained judge; its `logits` are log-odds that a text is positive.
 
     Raises:
-        FileNotFoundError: There is none in the directory.
+        FileNotFoundError: The directory has no judge.
     """
     if not (directory / _FILE).exists():
         raise FileNotFoundError(
@@ -45,26 +45,26 @@ def load_judge(directory: Path) -> LinearClassifier:
 def train_judge(
     texts: Sequence[str], labels: Sequence[int], sentences: Sequence[tuple[str, int]] = ()
 ) -> LinearClassifier:
-    """Fit on seven eighths of the reviews and on sentences; calibrate on passages of the rest."""
+    """Fit on seven eighths of the reviews and on sentences; calibrate on excerpts of the rest."""
     held = len(texts) // 8
-    pieces, piece_labels = with_passages(texts[held:], labels[held:], PASSAGE_WORDS, seed=SEED)
+    pieces, piece_labels = with_excerpts(texts[held:], labels[held:], EXCERPT_WORDS, seed=SEED)
     pieces += [sentence for sentence, _ in sentences]
     piece_labels += [label for _, label in sentences]
     judge = LinearClassifier.fit(pieces, piece_labels, strength=STRENGTH, bayes=True)
-    others, other_labels = with_passages(texts[:held], labels[:held], PASSAGE_WORDS, seed=SEED)
+    others, other_labels = with_excerpts(texts[:held], labels[:held], EXCERPT_WORDS, seed=SEED)
     return judge.calibrated(others[held:], other_labels[held:])
 
 
 def judge_figures(
     judge: LinearClassifier, texts: Sequence[str], labels: Sequence[int]
 ) -> dict[str, Any]:
-    """Return accuracy and log loss (nats) on whole reviews, beginnings and passages."""
+    """Return accuracy and log loss (nats) on whole reviews, beginnings and excerpts."""
     tasks: dict[str, tuple[Sequence[str], Sequence[int]]] = {"whole reviews": (texts, labels)}
-    for words in PASSAGE_WORDS:
-        begun = [beginning(text, words) for text in texts]
-        tasks[f"first {words} words"] = begun, labels
-        pieces, piece_labels = with_passages(texts, labels, (words,), seed=SEED)
-        tasks[f"passages of {words} words"] = pieces[len(texts) :], piece_labels[len(texts) :]
+    for words in EXCERPT_WORDS:
+        beginnings = [beginning(text, words) for text in texts]
+        tasks[f"first {words} words"] = beginnings, labels
+        pieces, piece_labels = with_excerpts(texts, labels, (words,), seed=SEED)
+        tasks[f"excerpts of {words} words"] = pieces[len(texts) :], piece_labels[len(texts) :]
     figures = {}
     for name, (task, truth) in tasks.items():
         signed = judge.logits(task) * (2 * np.asarray(truth) - 1)

@@ -13,17 +13,17 @@ from sklearn.linear_model import LogisticRegression
 
 Floats = NDArray[np.float64]
 
-# Marks of emphasis count as words; an apostrophe keeps a negation whole.
+# Marks of emphasis count as words; an apostrophe keeps a negation together.
 _WORD = r"(?u)\w[\w']*|[!?]"
 
 
 class LinearClassifier:
-    """Log-odds of a positive text: a weight for every word and run of words, and no order.
+    """Log-odds of a positive text: a weight for every word and run of words, without order.
 
     Args:
         terms: The words and runs, in the order of `idf` and `weights`.
         idf: Inverse document frequencies.
-        weights: Of the normalised TF-IDF features.
+        weights: Weights of the normalised TF-IDF features.
         bias: Log-odds of a text with none of the terms.
     """
 
@@ -46,11 +46,11 @@ class LinearClassifier:
         """Learn from texts and labels, 1 for positive and 0 for negative.
 
         Args:
-            texts: What to learn from.
-            labels: One for each text.
+            texts: Texts to learn from.
+            labels: One label for each text.
             strength: Inverse of the L2 penalty.
-            bayes: Whether features are weighted by naive Bayes' log-count ratios first, which
-                helps where texts are few or short (Wang and Manning 2012).
+            bayes: Whether naive Bayes' log-count ratios weight the features first, which helps if
+                texts are few or short (Wang and Manning 2012).
             longest: Words in the longest run.
         """
         features = _features(longest, min_df=2)
@@ -72,7 +72,7 @@ class LinearClassifier:
         return np.asarray(self._features.transform(texts) @ self._weights + self._bias)
 
     def calibrated(self, texts: Sequence[str], labels: Sequence[int]) -> Self:
-        """Return a copy whose log-odds are right on texts it has not seen (Platt 1999)."""
+        """Return a copy with log-odds calibrated on texts that it has not seen (Platt 1999)."""
         scale = LogisticRegression(C=np.inf).fit(self.logits(texts)[:, None], labels)
         slope, shift = float(scale.coef_[0, 0]), float(scale.intercept_[0])
         return type(self)(self._terms, self._idf, slope * self._weights, slope * self._bias + shift)
@@ -86,7 +86,7 @@ class LinearClassifier:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
+        """Read a file of `save`."""
         with np.load(path, allow_pickle=False) as arrays:
             terms = arrays["terms"].tobytes().decode().split("\n")
             return cls(terms, arrays["idf"], arrays["weights"], float(arrays["bias"]))

@@ -24,7 +24,7 @@ SHARE_OF_SHORT_ROWS = 0.85
 
 
 def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """Train a byte-level BPE tokenizer: no text is out of its vocabulary."""
+    """Train a byte-level BPE tokenizer, whose vocabulary covers every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +56,7 @@ def as_pretrained(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def model_config(tokenizer: Tokenizer) -> LlamaConfig:
-    """The shape of both models: 3.8 million parameters, embeddings tied."""
+    """Return the shape of both models: 3.8 million parameters, embeddings tied."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
@@ -86,7 +86,7 @@ def train_lm(
     model = LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            torch.nn.init.zeros_(parameter)  # every layer begins as the identity
+            torch.nn.init.zeros_(parameter)  # every layer starts as the identity
     network = torch.compile(model, dynamic=True) if compiled else model
     seconds = train(
         model,
@@ -100,7 +100,7 @@ def train_lm(
 
 
 def _batches(rows: Sequence[Row], plan: Plan) -> Iterator[list[Row]]:
-    """Most steps read beginnings of reviews, where prompts are; the last ones up to the context."""
+    """Yield batches: most steps read beginnings of reviews, the last ones up to the context."""
     num_short = int(SHARE_OF_SHORT_ROWS * plan.num_steps) * plan.accumulate
     short, long = ([row[:length] for row in rows] for length in (SHORT_ROW_LEN, CONTEXT_LEN))
     for group in islice(epochs(short, num_tokens=plan.micro_tokens, seed=plan.seed), num_short):
@@ -110,7 +110,7 @@ def _batches(rows: Sequence[Row], plan: Plan) -> Iterator[list[Row]]:
 
 
 def nats(model: Callable[..., Any], rows: Sequence[Row]) -> tuple[torch.Tensor, int]:
-    """Total negative log-likelihood of `rows` after their first token, and how many tokens that is.
+    """Return the negative log-likelihood of `rows` after their first token, and its token count.
 
     Causal attention never looks right, so right padding needs no mask.
     """
@@ -125,7 +125,7 @@ def nats(model: Callable[..., Any], rows: Sequence[Row]) -> tuple[torch.Tensor, 
 
 @torch.inference_mode()
 def bits_per_byte(model: LlamaForCausalLM, rows: Sequence[Row], num_bytes: int) -> float:
-    """Total negative log-likelihood of `rows` in bits, over the bytes of text they encode."""
+    """Return the negative log-likelihood of `rows` in bits per byte of the text they encode."""
     groups = chunks(sorted(rows, key=len), 8)
     return sum(nats(model, group)[0].item() for group in groups) / math.log(2) / num_bytes
 

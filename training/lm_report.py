@@ -1,4 +1,4 @@
-"""Bits per byte of the language model, beside a 5-gram model and any other language models."""
+"""Bits per byte of the language model, compared with a 5-gram model and other language models."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NUM_CHARACTERS = 1000  # of each review: within the context of every model
 def compare(
     directories: Sequence[Path], training: Sequence[str], dev: Sequence[str]
 ) -> dict[str, Any]:
-    """Return bits per byte on the beginnings of `dev`: every model predicts text and end.
+    """Return bits per byte on the beginnings of `dev`; every model predicts text and end.
 
     Args:
-        directories: Checkpoints of language models; the 5-gram model takes the first one's tokens.
+        directories: Checkpoints of language models; the 5-gram model uses the first one's tokens.
         training: Texts that the 5-gram model counts.
         dev: Held-out texts; their first 1,000 characters are read.
     """

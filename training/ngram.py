@@ -1,4 +1,4 @@
-"""A 5-gram model with modified Kneser-Ney smoothing: the bar a small language model has to clear.
+"""A 5-gram model with modified Kneser-Ney smoothing, the baseline of the language model.
 
 Chen and Goodman, *An Empirical Study of Smoothing Techniques for Language Modeling* (1999), section
 2.8: interpolated, three discounts per order, continuation counts below the highest order.
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Order:
-    """All n-grams of one length: sorted keys and what interpolation needs of each.
+    """All n-grams of one length: sorted keys, and the data that interpolation needs.
 
     A key is `context * vocab_size + token`, where `context` is the index of the first n - 1 tokens
     in the order below. Arrays run over the n-grams, or over the contexts (`backoff`).
@@ -76,7 +76,7 @@ class NgramModel:
         return np.log2(probs)
 
     def _contexts(self, ids: Ints, n: int) -> Ints:
-        """Index of the n-gram that ends before each token; -1 where it is unseen or too long."""
+        """Return the index of the n-gram that ends before each token; -1 if unseen or too long."""
         length = len(ids) - 1
         index = np.zeros(length, np.int64)
         known = np.ones(length, bool)
@@ -91,7 +91,7 @@ class NgramModel:
 
 
 def _smoothed(keys: Ints, counts: Ints, contexts: Ints, num_contexts: int) -> Order:
-    """Discounts D1, D2, D3+ from counts of counts; what they take away goes to the order below."""
+    """Return discounts D1, D2, D3+ from counts of counts; their mass goes to the order below."""
     ones, twos, threes, fours = (max(1, int((counts == r).sum())) for r in (1, 2, 3, 4))
     base = ones / (ones + 2 * twos)
     steps = [
@@ -99,19 +99,19 @@ def _smoothed(keys: Ints, counts: Ints, contexts: Ints, num_contexts: int) -> Or
         2 - 3 * base * threes / twos,
         3 - 4 * base * fours / threes,
     ]
-    # Something is always taken away, or an n-gram that was never seen would be impossible.
+    # The discount is always positive; otherwise an unseen n-gram would be impossible.
     steps = np.clip(steps, 0.05, [1.0, 2.0, 3.0])
     discounts = np.array([0.0, *steps])[np.minimum(counts, 3)]
     totals = np.bincount(contexts, weights=counts, minlength=num_contexts)
     taken = np.bincount(contexts, weights=np.minimum(discounts, counts), minlength=num_contexts)
-    followed = totals > 0  # a context at the very end of the stream has nothing after it
+    followed = totals > 0  # no token follows a context at the end of the stream
     backoff = np.where(followed, taken / np.where(followed, totals, 1), 1.0)
     left = np.maximum(counts - discounts, 0) / np.where(followed, totals, 1)[contexts]
     return Order(keys, left, backoff)
 
 
 def _find(keys: Ints, wanted: Ints) -> tuple[NDArray[np.bool_], Ints]:
-    """Where `wanted` lies in sorted `keys`: whether, and at which index (0 where it does not)."""
+    """Return whether each of `wanted` is in sorted `keys`, and its index (0 if it is not)."""
     index = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     found = keys[index] == wanted
     return found, np.where(found, index, 0)

@@ -1,4 +1,4 @@
-"""The optimiser and the learning-rate shape that all trainings share."""
+"""The optimiser and the learning-rate schedule of all training runs."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ class HybridOptimizer:
         self.num_done += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on from here."""
+        """Return the state for `load_state_dict`."""
         states = [optimizer.state_dict() for optimizer in self._optimizers]
         return {"num_done": self.num_done, "optimizers": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Resume from a saved state."""
         self.num_done = state["num_done"]
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

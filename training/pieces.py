@@ -1,4 +1,4 @@
-"""Pieces of texts, counted in words: what has been read so far, and passages from the middle."""
+"""Parts of texts, counted in words: beginnings, and excerpts from the middle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 
 def beginning(text: str, num_words: int | None) -> str:
-    """Return a text up to the end of its word `num_words`, spaces and lines as they are."""
+    """Return a text up to the end of its word `num_words`, with spaces and lines unchanged."""
     if num_words is None:
         return text
     for index, word in enumerate(re.finditer(r"\S+", text), start=1):
@@ -17,12 +17,12 @@ def beginning(text: str, num_words: int | None) -> str:
     return text
 
 
-def with_passages(
+def with_excerpts(
     texts: Sequence[str], labels: Sequence[int], lengths: Iterable[int], *, seed: int
 ) -> tuple[list[str], list[int]]:
-    """Return texts and, of each, one passage of each length (in words) that it exceeds.
+    """Return texts and, of each, one excerpt of each length (in words) that it exceeds.
 
-    Passages begin anywhere, and have the label of the text that they come from.
+    Excerpts begin anywhere, and have the label of their text.
     """
     lengths, rng = tuple(lengths), random.Random(seed)
     pieces, piece_labels = list(texts), list(labels)

@@ -1,4 +1,4 @@
-"""Rewards of beginnings of texts, by a causal classifier, and what they are worth."""
+"""Rewards of beginnings of texts by a causal classifier, and measures of their quality."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ def read_prefixes(
 ) -> Floats:
     """Return a causal classifier's logit after the beginning of each text, as `score` would.
 
-    Each beginning is encoded by itself. Where its ids begin those of the whole text, one forward
-    pass serves both, since causal attention never looks right; else it has a pass of its own.
+    Each beginning is encoded by itself. If its ids are a prefix of those of the whole text, one
+    forward pass serves both, since causal attention never looks right; otherwise it needs its own
+    pass.
 
     Args:
         directory: A checkpoint with one logit, and its tokenizer.
-        texts: What is read.
-        lengths: In words; None for the whole text.
-        context: Tokens that are read at most, by default as many as the model can: the first one,
-            and the last of a longer text, as rewards cut a prompt.
+        texts: Texts to read.
+        lengths: Lengths in words; None for the whole text.
+        context: Maximum number of tokens, by default the model's own: the first one, and the last
+            of a longer text, as rewards truncate a prompt.
 
     Returns:
         `(len(texts), len(lengths))`.
@@ -51,10 +52,12 @@ def read_prefixes(
     context = context or model.config.max_position_embeddings
     whole = _encode(tokenizer, texts, context)
     rows = list(whole)
-    wanted: list[list[tuple[int, int, int]]] = [[] for _ in rows]  # of each: token, text, column
+    wanted: list[list[tuple[int, int, int]]] = [
+        [] for _ in rows
+    ]  # for each row: token, text, column
     for column, length in enumerate(lengths):
-        begun = _encode(tokenizer, [beginning(text, length) for text in texts], context)
-        for index, ids in enumerate(begun):
+        beginnings = _encode(tokenizer, [beginning(text, length) for text in texts], context)
+        for index, ids in enumerate(beginnings):
             if whole[index][: len(ids)] == ids:
                 wanted[index].append((len(ids) - 1, index, column))
             else:
@@ -70,7 +73,7 @@ def read_prefixes(
 
 
 def accuracy(logits: Floats, labels: Sequence[int]) -> NDArray[np.bool]:
-    """Tell where the sign of a logit is right; shapes as `logits`, labels along the first axis."""
+    """Return where the sign of a logit is right; shaped as `logits`, with labels along the rows."""
     truth = np.asarray(labels, bool)
     return np.asarray((logits > 0) == truth.reshape(-1, *[1] * (logits.ndim - 1)))
 
@@ -89,9 +92,9 @@ def calibration(logits: Floats, labels: Sequence[int]) -> dict[str, Any]:
         inside = bins == number
         if not inside.any():
             continue
-        told, seen = float(probabilities[inside].mean()), float(truth[inside].mean())
-        error += inside.mean() * abs(told - seen)
-        curve.append({"texts": int(inside.sum()), "probability": told, "positive": seen})
+        predicted, seen = float(probabilities[inside].mean()), float(truth[inside].mean())
+        error += inside.mean() * abs(predicted - seen)
+        curve.append({"texts": int(inside.sum()), "probability": predicted, "positive": seen})
     signed = logits * (2 * truth - 1)
     return {
         "expected_calibration_error": float(error),
@@ -111,14 +114,14 @@ def rank_correlations(logits: Floats) -> list[float]:
 def lead(ours: NDArray[np.bool], theirs: NDArray[np.bool]) -> tuple[float, float]:
     """Return by how much more often one is right than the other, and 1.96 standard errors.
 
-    Both on the same texts, `(texts,)`, so the difference is paired.
+    Both are measured on the same texts, `(texts,)`, so the difference is paired.
     """
     difference = ours.astype(float) - theirs
     return float(difference.mean()), float(1.96 * difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 def shown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """Return a Markdown table, its rows by name."""
+    """Return a Markdown table with rows by name."""
     lines = [["", *heads], ["---", *["---:"] * len(heads)]]
     lines += [[name, *cells] for name, cells in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -129,7 +132,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], context: int) -> list[Row]:
 
 
 def _batches(rows: Sequence[Row]) -> list[list[int]]:
-    """Return row indices, rows of like length together."""
+    """Return row indices, with rows of similar length together."""
     groups: dict[int, list[list[int]]] = defaultdict(lambda: [[]])
     for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
         width = -(-len(rows[index]) // 32) * 32

@@ -1,4 +1,4 @@
-"""What a stage measured, kept and told."""
+"""Measurements of a stage: stored in a file, and printed."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def record(out: Path, stage: str, figures: dict[str, Any]) -> None:
 
 
 def say(line: str) -> None:
-    """Print progress at once, also into a file."""
+    """Print progress at once, and append it to a file."""
     print(line, flush=True)

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from training.data import Row, epochs
-from training.heads import Weights, prefix_logits, prefix_loss
+from training.reward_head import Weights, prefix_logits, prefix_loss
 from training.runs import Plan, train
 
 DROPOUT = 0.1
@@ -29,21 +29,21 @@ def train_reward(
 ) -> float:
     """Train one logit in place, log-odds of a positive review, on *every* prefix of every row.
 
-    A classifier trained on whole reviews would be asked about openings it never saw; the loss on
-    every prefix makes its logit an estimate of the final label from what has been read so far.
+    A classifier trained on whole reviews would have to judge beginnings that it never saw. The loss
+    on every prefix makes its logit an estimate of the final label from the text so far.
 
     Args:
-        model: What to begin with.
+        model: The model to start from.
         rows: Token ids.
         targets: Probability that each row's review is positive; a label is 0 or 1.
         plan: Length and rates.
-        weights: Of the prefixes.
+        weights: Weights of the prefixes.
         compiled: Whether `torch.compile` is used.
-        checkpoint: File to go on from and to write to.
+        checkpoint: File to resume from and to write to.
         log: Takes a line of progress.
 
     Returns:
-        The seconds it took.
+        The seconds of training.
     """
     torch.manual_seed(plan.seed)
     body = torch.compile(model.model, dynamic=True) if compiled else model.model
@@ -75,7 +75,7 @@ def save_reward(
 
 
 def load_reward(directory: Path) -> LlamaForSequenceClassification:
-    """Read what `save_reward` wrote."""
+    """Read a checkpoint of `save_reward`."""
     model: LlamaForSequenceClassification = LlamaForSequenceClassification.from_pretrained(
         directory, dtype=torch.float32
     )

@@ -1,12 +1,12 @@
-"""What the reward model is worth on unfinished text, beside simpler and earlier ones.
+"""Measure the reward model on unfinished text, compared with simpler and earlier models.
 
     python -m training.reward_report --imdb DIR --out DIR [--reward DIR] [--beside DIR ...]
 
-All are asked about the same reviews, those of `split.labelled_rows(imdb, "dev")`, cut after so many
+All models judge the same reviews, those of `split.labelled_rows(imdb, "dev")`, cut after so many
 words. The linear baseline is a bag of words and pairs of words, fitted to the same reviews as the
-reward model (`"guide"`), once whole and once cut in all these ways; its row has the better of the
-two at each length, chosen by these very figures, in its favour. What was fitted or read stays in
-`--out` and is used again.
+reward model (`"guide"`), once whole and once cut in all these ways. Its row has the better of the
+two at each length, chosen by these very figures, in its favour. Fits and results stay in `--out`
+and are used again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, nargs="*", default=[], help="other causal classifiers, one logit"
     )
-    parser.add_argument("--reviews", type=int, help="dev reviews; all if not given")
+    parser.add_argument("--reviews", type=int, help="number of dev reviews; default: all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -82,11 +82,11 @@ def main() -> None:
 def report(
     logits: dict[str, Floats], texts: Sequence[str], labels: Sequence[int]
 ) -> dict[str, Any]:
-    """Return all figures; the first model of `logits` is the one that the others stand beside.
+    """Return all figures; the others are compared with the first model of `logits`.
 
     Args:
         logits: By model, `(texts, 9)`: after 16, 32, ... 128 words, and at the end.
-        texts: What was read.
+        texts: The texts.
         labels: 1 for positive, 0 for negative.
     """
     columns = [_LENGTHS.index(length) for length in PREFIX_WORDS]
@@ -181,7 +181,7 @@ def read_linear(imdb: Path, fitted_to: str, texts: Sequence[str]) -> Floats:
 def kept(
     directory: Path, about: Sequence[str], texts: Sequence[str], read: Callable[[], Floats]
 ) -> Floats:
-    """Return what was read before of the same texts by the same model, else read now."""
+    """Return stored logits of the same texts by the same model, or compute them."""
     digest = hashlib.blake2b(json.dumps([*about, *texts]).encode(), digest_size=8).hexdigest()
     path = directory / f"logits-{digest}.npy"
     if not path.exists():
@@ -192,7 +192,7 @@ def kept(
 def _of_files(directory: Path) -> list[str]:
     names = ("model.safetensors", "tokenizer.json", "config.json")
     digests = [hashlib.blake2b((directory / name).read_bytes()).hexdigest() for name in names]
-    return [*digests, "the end of long texts"]  # how they were read
+    return [*digests, "the end of long texts"]  # how the texts were read
 
 
 def _named(length: int | None) -> str:

@@ -21,12 +21,12 @@ CHECKPOINT_EVERY = 50
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a model is trained, and how fast.
+    """Length and rates of a training run.
 
     Attributes:
         num_steps: Updates of the weights.
         lr: Peak learning rate.
-        micro_tokens: Tokens of one forward and backward pass, padding included.
+        micro_tokens: Tokens of one forward and backward pass, including padding.
         accumulate: Passes per update.
         seed: Fixes the initial weights and the order of the rows.
     """
@@ -47,18 +47,18 @@ def train(
     checkpoint: Path | None,
     log: Callable[[str], None],
 ) -> float:
-    """Train `model` in place, going on from `checkpoint` where there is one.
+    """Train `model` in place; resume from `checkpoint` if it exists.
 
     Args:
         model: The model.
-        batches: What each pass reads, in the same order in every run.
-        loss_of: From that to the *summed* loss and the sum of its weights.
+        batches: Batch of each pass, in the same order in every run.
+        loss_of: Returns the *summed* loss of a batch and the sum of its weights.
         plan: Length and rates.
-        checkpoint: File that is written every 50 steps and at the end; None keeps none.
+        checkpoint: File that is written every 50 steps and at the end; None for no checkpoint.
         log: Takes a line of progress.
 
     Returns:
-        Seconds spent in training, those before a resumption included.
+        Seconds spent in training, including those before a resumption.
     """
     optimizer = HybridOptimizer(model, lr=plan.lr, num_steps=plan.num_steps)
     before = 0.0
@@ -74,7 +74,7 @@ def train(
         parts = []
         for batch in passes:
             total, weight = loss_of(batch)
-            # Every pass weighs about as much; equal weights let one pass go before the next.
+            # Passes weigh about the same; treating them as equal frees one pass before the next.
             (total / weight / len(passes)).backward()
             parts.append(total.item() / weight)
         optimizer.step()
@@ -97,7 +97,7 @@ def train(
 
 
 def _steps(batches: Iterable[Batch], plan: Plan, num_done: int) -> Iterator[Sequence[Batch]]:
-    """Yield the passes of each step that is still to do."""
+    """Yield the passes of each remaining step."""
     steps = chunks(batches, plan.accumulate)
     for step, passes in enumerate(steps):
         if step >= plan.num_steps:

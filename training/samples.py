@@ -1,4 +1,4 @@
-"""Write what the pair says: `python -m training.samples [--out FILE]`, seeds 0 to 19, unchosen."""
+"""Write answers of the pair: `python -m training.samples [--out FILE]`, seeds 0 to 19, unchosen."""
 
 from __future__ import annotations
 

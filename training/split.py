@@ -1,6 +1,6 @@
-"""Who may read which reviews: the guide, the judge, and what is held out from both.
+"""Split the reviews among the guide, the judge, and the held-out set.
 
-A review's place depends on a hash of its own words alone, so copies share a place, and adding or
+The part of a review depends only on a hash of its own words. So copies share a part, and adding or
 removing other reviews moves none. `python -m training.split --imdb DIR` prints the numbers.
 """
 
@@ -28,7 +28,7 @@ _LABELS = ((1, "pos"), (0, "neg"))
 
 
 def labelled_rows(imdb: Path, part: Part) -> tuple[list[str], list[int]]:
-    """Return reviews and their labels (1 positive, 0 negative), in an order of chance.
+    """Return reviews and their labels (1 positive, 0 negative), in random order.
 
     Args:
         imdb: Folder of the `.jsonl.gz` files.
@@ -41,20 +41,20 @@ def labelled_rows(imdb: Path, part: Part) -> tuple[list[str], list[int]]:
 
 
 def openings(imdb: Path, half: Half, num: int, words: int = 12) -> list[str]:
-    """Return beginnings of reviews, no two alike, of positive and negative ones in turn.
+    """Return beginnings of reviews, no two equal, positive and negative ones in turn.
 
-    A smaller `num` gives the first of a larger one.
+    A smaller `num` returns the first of a larger one.
 
     Args:
         imdb: Folder of the `.jsonl.gz` files.
-        half: "select": of one half of the dev reviews, on which settings are chosen; "report": of
-            the other half, on which they are reported; "pilot": of the guide's training reviews,
-            on which thresholds are calibrated.
-        num: How many.
-        words: Length of each; shorter reviews give none.
+        half: "select": from the half of the dev reviews on which settings are chosen; "report":
+            from the other half, on which they are reported; "pilot": from the guide's training
+            reviews, on which thresholds are calibrated.
+        num: Number of beginnings.
+        words: Length of each; shorter reviews are left out.
 
     Raises:
-        ValueError: `half` is none of these, or it has fewer openings.
+        ValueError: `half` is unknown, or it has fewer openings.
     """
     if half not in get_args(Half):
         raise ValueError(f"half={half!r} is not allowed; one of {', '.join(get_args(Half))}")
@@ -75,7 +75,7 @@ def openings(imdb: Path, half: Half, num: int, words: int = 12) -> list[str]:
 
 
 def numbers(imdb: Path) -> dict[str, Any]:
-    """Return how many reviews each part has, and how many copies were left out of it."""
+    """Return the number of reviews of each part, and of the copies left out of it."""
     parts = {name: _part(imdb, name) for name in get_args(Part)}
     dev, _, of_training = _dev_and_copies(imdb)
     exact = exact_copies(dev, _training(imdb))
@@ -116,7 +116,7 @@ def _dev_and_copies(imdb: Path) -> tuple[list[str], list[int], Flags]:
 
 
 def _read(imdb: Path, split: str) -> tuple[list[str], list[int]]:
-    """Return a split's labelled reviews in an order of chance: positive and negative ones mixed."""
+    """Return a split's labelled reviews in random order, positive and negative ones mixed."""
     rows = [
         (text, label)
         for label, name in _LABELS
@@ -127,7 +127,7 @@ def _read(imdb: Path, split: str) -> tuple[list[str], list[int]]:
 
 
 def _training(imdb: Path) -> list[str]:
-    """Return every training review, those without a label too: the language model reads them."""
+    """Return every training review, including those without a label, for the language model."""
     unlabelled = imdb / "train_unsup.jsonl.gz"
     return _read(imdb, "train")[0] + (read_reviews(unlabelled) if unlabelled.exists() else [])
 
@@ -138,7 +138,7 @@ def _pick(texts: list[str], labels: list[int], chosen: Flags) -> tuple[list[str]
 
 
 def _chance(text: str, purpose: str) -> float:
-    """Return a number in [0, 1) that depends on the words and the purpose alone."""
+    """Return a number in [0, 1) that depends only on the words and the purpose."""
     digest = hashlib.blake2b(f"{purpose}\n{normalised(text)}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
 

@@ -1,4 +1,4 @@
-"""What is said of reviews without a label, by whom, and which of them to learn from."""
+"""Verdicts on reviews without a label, and the choice of reviews to learn from."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from training.data import Row
-from training.heads import prefix_logits
 from training.linear import Floats, LinearClassifier
+from training.reward_head import prefix_logits
 
 _BATCH_TOKENS = 4096
-# Of the network's log-odds, which are three times too sure of themselves on reviews it has not
-# seen, beside the linear model's: a logistic regression on 2,500 dev reviews gave 0.30 and 0.98.
+# Weight of the network's log-odds relative to the linear model's. The network is three times too
+# confident on unseen reviews: a logistic regression on 2,500 dev reviews gave 0.30 and 0.98.
 _NETWORK_SHARE = 1 / 3
 
 
 def windows(row: Row, context_len: int) -> list[Row]:
-    """Return what is read of a row: all of it, or its beginning and its end.
+    """Return the tokens of a row that are read: all, or the beginning and the end.
 
     The end begins with the row's first token, as every text does.
     """
@@ -34,7 +34,7 @@ def verdicts(
 ) -> Floats:
     """Return the log-odds that each review is positive: `(len(rows),)`.
 
-    Of a review beyond the context, the mean of its two windows.
+    For a review beyond the context, that is the mean of its two windows.
     """
     pieces = [
         (index, window) for index, row in enumerate(rows) for window in windows(row, context_len)
@@ -54,16 +54,16 @@ def verdicts(
 def with_words(network: Floats, words: LinearClassifier, texts: Sequence[str]) -> Floats:
     """Return log-odds of texts by a network and a bag of words and pairs of words together.
 
-    The two read alike little of a text: where they differ, each is right about half of the time,
-    and what one alone knows is news to the other (co-training, Blum and Mitchell 1998).
+    The two have little in common: if they differ, each is right about half of the time, and one
+    learns from the other (co-training, Blum and Mitchell 1998).
     """
     return np.asarray(words.logits(texts) + _NETWORK_SHARE * network)
 
 
 def balanced(log_odds: Floats) -> list[int]:
-    """Return which reviews to take so that as many are positive as negative: the first of each.
+    """Return the reviews to use so that as many are positive as negative: the first of each.
 
-    A model that saw more of one kind would think so of every opening.
+    A model that saw more of one kind would expect that kind in every opening.
     """
     kinds = [np.flatnonzero(log_odds > 0), np.flatnonzero(log_odds <= 0)]
     size = min(map(len, kinds))
@@ -74,8 +74,8 @@ def balanced(log_odds: Floats) -> list[int]:
 def mean_of(models: Sequence[LlamaForSequenceClassification]) -> LlamaForSequenceClassification:
     """Return the first model with the mean of all models' weights.
 
-    Models trained from the same weights in different ways lie in one valley, and between them is
-    better than either (Wortsman et al. 2022, "Model soups").
+    Models trained from the same weights in different ways lie in one basin, and the mean is better
+    than any of them (Wortsman et al. 2022, "Model soups").
     """
     found = [model.state_dict() for model in models]
     for name, weights in models[0].named_parameters():

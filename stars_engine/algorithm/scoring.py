@@ -56,7 +56,7 @@ def in_unscored_span(rollout: Rollout) -> bool:
     if replies is None:
         return False
     if not rollout.token_ids:
-        return replies.must_call or replies.thoughts == "begun"
+        return replies.must_call or replies.reasoning_mode == "open"
     marked = replies.marked(rollout.prompt_ids, rollout.token_ids, rollout.text)
     begin, end = replies.prose(marked)
     return len(marked) <= begin or end < len(marked)
@@ -66,4 +66,4 @@ def _scored_prefill(rollout: Rollout) -> str:
     """Return the part of the assistant prefill that the reward model sees."""
     if rollout.align.judge == "all" or rollout.replies is None:
         return rollout.prefill
-    return rollout.replies.prose_of_begun(rollout.prefill)
+    return rollout.replies.prose_of_prefill(rollout.prefill)

@@ -9,7 +9,7 @@ import transformers
 
 from stars_engine.backends.base import ModelFacts
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.loading import context_len, hub_token, load_tokenizer, read_config, resolve
+from stars_engine.loading import context_len, hub_token, load_tokenizer, read_config, resolve_source
 
 # Keywords of from_pretrained that say how weights are kept. Any other may change the config.
 _OF_WEIGHTS = {
@@ -74,7 +74,7 @@ def sampling_of(generation_config: Any) -> SamplingParams:
 
 def _read_generation_config(config: TransformersModel, declared: Any) -> Any:
     assert config.name_or_path is not None
-    source = resolve(config.name_or_path)
+    source = resolve_source(config.name_or_path)
     try:
         return transformers.GenerationConfig.from_pretrained(
             source, revision=config.revision or "main", token=hub_token(config)

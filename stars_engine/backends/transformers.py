@@ -37,7 +37,7 @@ from stars_engine.loading import (
     hub_token,
     load_model,
     load_tokenizer,
-    resolve,
+    resolve_source,
 )
 from stars_engine.masking import redacted_cause
 from stars_engine.tokenization.codec import Codec
@@ -61,7 +61,7 @@ class TransformersBackend:
             tokenizer.chat_template = config.chat_template
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
-            model = _add_adapter(model, resolve(config.adapter_path), config)
+            model = _add_adapter(model, resolve_source(config.adapter_path), config)
         self.model = model
         self.codec = Codec(tokenizer)
         self.context_len = context_len(model.config, tokenizer)

@@ -1,1 +1,1 @@
-"""Prompts of every form to token ids, and to what the reward model sees."""
+"""Convert prompts of every form to token ids, and to the prompt that the reward model reads."""

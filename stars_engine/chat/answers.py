@@ -1,7 +1,7 @@
-"""Conversations with an answer in them, finished or not, as a reward model's chat template has it.
+"""Render a conversation and its answer, finished or not, with a reward model's chat template.
 
-How a template begins and ends an assistant's turn is found by rendering one: it differs from model
-to model, and nothing else says it.
+Rendering a probe shows how the template begins and ends an assistant message. This differs between
+models, and nothing else declares it.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def encode_answer(
     Args:
         codec: The tokenizer with the template.
         messages: The conversation, as `acceptable` returns it.
-        completion: The answer; control tokens in it are text.
-        end_of_turn: Whether what the template writes after an answer follows.
-        tools: What the template is to tell of tools.
-        template_kwargs: Further variables of the template.
+        completion: The answer; control tokens in it are encoded as text.
+        end_of_turn: Whether to append what the template writes after an answer.
+        tools: The tools that the template describes.
+        template_kwargs: Further variables for the template.
 
     Raises:
-        PromptError: The template rejects the messages, or hides where an answer ends.
+        PromptError: The template rejects the messages, or does not show where an answer ends.
     """
     head, tail = frame(codec, messages, tools, template_kwargs)
     if not completion:
-        # Templates may leave out a turn without a content.
+        # Templates may omit a message without content.
         text = head.text + tail if end_of_turn else head.text
         return encode_rendered(codec, Rendered(text, head.mark))
     text, mark = render(
@@ -69,12 +69,12 @@ def frame(
     tools: Sequence[Tool] = (),
     template_kwargs: TemplateKwargs = NO_KWARGS,
 ) -> tuple[Rendered, str]:
-    """Return what the template writes before an answer, and after it.
+    """Return the text that the template writes before an answer and after it.
 
     Raises:
-        PromptError: The template rejects the messages, or hides where an answer is.
+        PromptError: The template rejects the messages, or does not show where an answer is.
     """
-    # A word that no content holds, between marks that no template trims.
+    # A word that occurs in no content, between marks that templates do not strip.
     mark = free_mark(texts_of([turns_of(messages), tools_of(tools), dict(template_kwargs)]))
     probe = f"{mark}answer{mark}"
     turns = [*messages, _answer(probe)]
@@ -100,21 +100,22 @@ def acceptable(
     has_answer: bool = True,
     template_kwargs: TemplateKwargs = NO_KWARGS,
 ) -> tuple[Message, ...]:
-    """Return the conversation so that the template takes it: merged, where it does not as it is.
+    """Return the conversation in a form that the template accepts, merging messages if necessary.
 
-    A template that rejects a conversation, or leaves out what the system or a user said, gets it
-    with consecutive turns of one role joined; if that does not do, system turns (and results of
-    tools that nobody called) go into the neighbouring user turn as well.
+    If the template rejects a conversation, or omits a system or user message, consecutive messages
+    of one role are joined. If that is not enough, system messages, and tool results without a call,
+    are also joined to the neighboring user message.
 
     Args:
         codec: The tokenizer with the template.
         messages: The conversation.
-        tools: What the template is to tell of tools.
-        has_answer: Whether an assistant's turn, finished or not, follows; else it is to begin.
-        template_kwargs: Further variables of the template.
+        tools: The tools that the template describes.
+        has_answer: Whether an assistant message, finished or not, follows; otherwise the template
+            starts one.
+        template_kwargs: Further variables for the template.
 
     Raises:
-        PromptError: It rejects the merged conversation too.
+        PromptError: The template also rejects the merged conversation.
     """
 
     def rendered(turns: Sequence[Message]) -> Rendered:
@@ -125,7 +126,7 @@ def acceptable(
         )
 
     def keeps_all(turns: Sequence[Message]) -> bool:
-        """Whether the template takes the turns, and writes what system, user and tools said."""
+        """Whether the template accepts the messages and writes those of system, user and tools."""
         try:
             text, mark = rendered(turns)
         except PromptError:
@@ -138,20 +139,20 @@ def acceptable(
     for turns in (given, _joined(given), _joined(_without_system(given))):
         if keeps_all(turns):
             return turns
-    rendered(given)  # tells what is wrong
-    return given  # the template leaves something out on purpose
+    rendered(given)  # raises if the template rejects the conversation
+    return given  # the template omits something on purpose
 
 
 def _roles_that_stay(messages: Sequence[Message]) -> set[str]:
-    """Return whose turns no user's turn takes up; results of tools are such if there are calls."""
+    """Return the roles that are not merged into user messages; with calls, tool results stay."""
     has_calls = any(message.tool_calls for message in messages)
     return {"assistant", "tool"} if has_calls else {"assistant"}
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """Return messages in which users say what the system does, and what an assistant begins with.
+    """Return messages with system messages, and a leading assistant message, given to the user.
 
-    So do results of tools where there are no calls.
+    The same applies to tool results if there are no calls.
     """
     roles = _roles_that_stay(messages)
     return [
@@ -163,16 +164,16 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def _joined(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return messages without two in a row of one role, but for calls and results of tools."""
+    """Join consecutive messages of one role, except tool calls and tool results."""
     joined: list[Message] = []
     for message in messages:
         last = joined[-1] if joined else None
         if last is None or last.role != message.role or _is_about_tools(last, message):
             joined.append(message)
             continue
-        thoughts = "\n\n".join(filter(None, (last.reasoning, message.reasoning)))
+        reasoning = "\n\n".join(filter(None, (last.reasoning, message.reasoning)))
         content = "\n\n".join(filter(None, (last.content, message.content)))
-        joined[-1] = Message(role=last.role, content=content, reasoning=thoughts or None)
+        joined[-1] = Message(role=last.role, content=content, reasoning=reasoning or None)
     return tuple(joined)
 
 
@@ -187,5 +188,5 @@ def _answer(content: str) -> Message:
 def _hidden(content: str) -> PromptError:
     return PromptError(
         f"the reward model's chat template does not show where the answer {content[:40]!r} ends. "
-        "Hint: template='...{prompt}...{completion}...' in place of it"
+        "Hint: replace it with template='...{prompt}...{completion}...'"
     )

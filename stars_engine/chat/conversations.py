@@ -1,4 +1,4 @@
-"""Conversations as prompts: through the model's template, with tools, or as a plain transcript."""
+"""Encode conversations: with the model's chat template and tools, or as a plain transcript."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stars_engine.chat.formats import (
     ToolFormat,
     format_of,
 )
-from stars_engine.chat.replies import ReplyReader, Thoughts
+from stars_engine.chat.replies import ReasoningMode, ReplyReader
 from stars_engine.chat.template import (
     NO_KWARGS,
     TemplateKwargs,
@@ -28,7 +28,7 @@ from stars_engine.chat.template import (
     sources_of,
 )
 from stars_engine.chat.tool_grammars import tool_grammar
-from stars_engine.chat.turns import in_words, linked, spoken, with_short_ids
+from stars_engine.chat.turns import linked, with_calls_as_text, with_short_ids, with_tools_as_text
 from stars_engine.config import EbnfGrammar
 from stars_engine.messages import Chat, Message
 from stars_engine.tokenization.codec import Codec
@@ -43,20 +43,20 @@ _merged: WeakKeyDictionary[Codec, bool] = WeakKeyDictionary()
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPrompt:
-    """A prompt as the models read it.
+    """A prompt in the form that the models read.
 
     Attributes:
         token_ids: Ids for the language model, at least one.
         for_reward: The same prompt, or its replacement, for the reward model.
-        begun: What the assistant has begun to say, at the end of `token_ids`.
-        grammar: What the answer may be, where tools rule that.
-        stop: Strings that end the answer, beside those of the request.
-        replies: Reads the answers to a conversation; None for text to continue.
+        prefill: The assistant prefill: the beginning of the answer, at the end of `token_ids`.
+        grammar: The grammar of the answer, if tools constrain it.
+        stop: Stop strings in addition to those of the request.
+        replies: Reads the answers to a conversation; None if the prompt is text to continue.
     """
 
     token_ids: tuple[int, ...]
     for_reward: RewardPrompt
-    begun: str = ""
+    prefill: str = ""
     grammar: EbnfGrammar | None = None
     stop: tuple[str, ...] = ()
     replies: ReplyReader | None = None
@@ -65,16 +65,17 @@ class ResolvedPrompt:
 def read_conversation(
     chat: Chat, codec: Codec, template_kwargs: TemplateKwargs = NO_KWARGS
 ) -> ResolvedPrompt:
-    """Encode a conversation, and tell what may be answered.
+    """Encode a conversation, and determine what the answer may be.
 
-    The model's template renders messages, tools and calls. Where it knows no tools, or calls in no
-    format of ours, they are told in words, and calls are JSON; where there is no template, the
-    conversation is a transcript. A conversation that the template rejects is merged (`acceptable`).
+    The model's template renders messages, tools and calls. If it does not support tools, or writes
+    calls in an unknown format, the tools are described as text and calls are JSON. Without a
+    template, the conversation becomes a transcript. If the template rejects the conversation, its
+    messages are merged (`acceptable`).
 
     Args:
         chat: The conversation.
         codec: The model's tokenizer.
-        template_kwargs: Variables of the template; the conversation's own count more.
+        template_kwargs: Variables for the template; those of the conversation take precedence.
 
     Raises:
         PromptError: The template rejects the messages.
@@ -84,56 +85,61 @@ def read_conversation(
     messages, tools = linked(chat.messages), chat.tools if chat.callable_tools else ()
     if _uses_tools(chat) and (form is GENERIC or not knows_tools(codec, variables)):
         form = GENERIC
-        messages, tools = in_words(chat, form, codec.reserved_tokens), ()
+        messages, tools = with_tools_as_text(chat, form, codec.reserved_tokens), ()
     elif form in (MISTRAL, MISTRAL_NAMED):
         messages = with_short_ids(messages)
-    begun = messages[-1].content if chat.continue_final_message else ""
+    prefill = messages[-1].content if chat.continue_final_message else ""
     if has_template(codec):
-        whole = messages[:-1] if begun else messages
-        taken = acceptable(codec, whole, tools, has_answer=bool(begun), template_kwargs=variables)
+        whole = messages[:-1] if prefill else messages
+        taken = acceptable(codec, whole, tools, has_answer=bool(prefill), template_kwargs=variables)
         if taken != whole:
             _announce_merging(codec, whole)
         messages = (*taken, *messages[len(whole) :])
     before = messages[:-1]
     stop: tuple[str, ...] = ()
-    thoughts: Thoughts = "none"
+    reasoning_mode: ReasoningMode = "none"
     if not has_template(codec):
         _announce_transcript(codec)
-        ids, stop = codec.encode_prompt(_as_transcript(messages, begun)), (_USER_TURN,)
-    elif begun:
+        ids, stop = codec.encode_prompt(_as_transcript(messages, prefill)), (_USER_TURN,)
+    elif prefill:
         ids = encode_answer(
-            codec, before, begun, tools=tools, end_of_turn=False, template_kwargs=variables
+            codec, before, prefill, tools=tools, end_of_turn=False, template_kwargs=variables
         )
         if CLOSING in _template(codec):
-            thoughts = "begun" if begun.rfind(OPENING) > begun.rfind(CLOSING) else "may"
-        if not codec.decode(ids).endswith(begun):
-            begun = begun.strip()  # as the template does
+            reasoning_mode = (
+                "open" if prefill.rfind(OPENING) > prefill.rfind(CLOSING) else "optional"
+            )
+        if not codec.decode(ids).endswith(prefill):
+            prefill = prefill.strip()  # the template strips it too
     else:
         rendered = render(
             codec, messages, tools, add_generation_prompt=True, template_kwargs=variables
         )
-        ids, thoughts = encode_rendered(codec, rendered), _thoughts(rendered.text, codec)
-    said = chat.messages[:-1] if begun else chat.messages
-    told = spoken(said, form, codec.reserved_tokens)
-    # Only a marker tells a call within an answer that goes on with text.
-    tools_left = () if begun and not form.marker else chat.callable_tools
+        ids, reasoning_mode = (
+            encode_rendered(codec, rendered),
+            _reasoning_mode(rendered.text, codec),
+        )
+    said = chat.messages[:-1] if prefill else chat.messages
+    shown = with_calls_as_text(said, form, codec.reserved_tokens)
+    # After a prefill, only a marker distinguishes a call from text.
+    tools_left = () if prefill and not form.marker else chat.callable_tools
     return ResolvedPrompt(
         token_ids=tuple(ids),
-        for_reward=RewardPrompt(transcript(told), tuple(ids), told),
-        begun=begun,
-        grammar=_grammar(chat, form, codec, thoughts) if tools_left else None,
+        for_reward=RewardPrompt(transcript(shown), tuple(ids), shown),
+        prefill=prefill,
+        grammar=_grammar(chat, form, codec, reasoning_mode) if tools_left else None,
         stop=stop,
-        replies=ReplyReader(codec, form, tools_left, thoughts, chat.must_call),
+        replies=ReplyReader(codec, form, tools_left, reasoning_mode, chat.must_call),
     )
 
 
-def without_thought(prompt: ResolvedPrompt) -> ResolvedPrompt:
-    """Return a prompt whose template has begun a thought with the thought closed.
+def with_closed_reasoning(prompt: ResolvedPrompt) -> ResolvedPrompt:
+    """Return the prompt with the reasoning closed that its template opens, if it opens any.
 
-    For answers of a grammar, which has no place for one.
+    The answers of a grammar have no room for reasoning.
     """
     replies = prompt.replies
-    if replies is None or replies.thoughts != "begun" or prompt.begun:
+    if replies is None or replies.reasoning_mode != "open" or prompt.prefill:
         return prompt
     closing = replies.codec.encode_rendered(f"\n{CLOSING}\n\n")
     ids = (*prompt.token_ids, *closing)
@@ -142,12 +148,12 @@ def without_thought(prompt: ResolvedPrompt) -> ResolvedPrompt:
         prompt,
         token_ids=ids,
         for_reward=seen if seen.token_ids is None else replace(seen, token_ids=ids),
-        replies=replace(replies, thoughts="none"),
+        replies=replace(replies, reasoning_mode="none"),
     )
 
 
 def transcript(messages: Sequence[Message]) -> str:
-    """Return a conversation as plain text; a lone user turn is just its content."""
+    """Return a conversation as plain text; a single user message is just its content."""
     if len(messages) == 1 and messages[0].role == "user":
         return messages[0].content
     return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in messages)
@@ -159,34 +165,36 @@ def _uses_tools(chat: Chat) -> bool:
     )
 
 
-def _grammar(chat: Chat, form: ToolFormat, codec: Codec, thoughts: Thoughts) -> EbnfGrammar | None:
+def _grammar(
+    chat: Chat, form: ToolFormat, codec: Codec, reasoning_mode: ReasoningMode
+) -> EbnfGrammar | None:
     if not (chat.callable_tools and chat.constrain_tools):
         return None
-    one = chat.tool_choice == chat.callable_tools[0].name  # chosen by its name
+    one = chat.tool_choice == chat.callable_tools[0].name  # chosen by name
     return tool_grammar(
         chat.callable_tools,
         form,
         codec,
         must_call=chat.must_call,
         several=chat.parallel_tool_calls and not one,
-        thoughts=thoughts,
+        reasoning_mode=reasoning_mode,
     )
 
 
-def _thoughts(rendered: str, codec: Codec) -> Thoughts:
-    """Tell whether the answer may begin with a thought, or the prompt has begun one."""
+def _reasoning_mode(rendered: str, codec: Codec) -> ReasoningMode:
+    """Return whether the answer may begin with reasoning, or the prompt has opened it."""
     end = rendered.rstrip()
     if end.endswith(OPENING):
-        return "begun"
-    return "may" if CLOSING in _template(codec) and not end.endswith(CLOSING) else "none"
+        return "open"
+    return "optional" if CLOSING in _template(codec) and not end.endswith(CLOSING) else "none"
 
 
 def _template(codec: Codec) -> str:
     return "\n".join(sources_of(codec))
 
 
-def _as_transcript(messages: Sequence[Message], begun: str) -> str:
-    if begun:
+def _as_transcript(messages: Sequence[Message], prefill: str) -> str:
+    if prefill:
         *before, last = messages
         return _as_transcript(before, "") + f" {last.content}"
     turns = (f"{message.role.capitalize()}: {message.content}" for message in messages)
@@ -197,9 +205,9 @@ def _announce_transcript(codec: Codec) -> None:
     if codec not in _announced:
         _announced[codec] = True
         logger.warning(
-            "the model's tokenizer has no chat template: conversations are read as a plain "
-            "transcript (User: ... Assistant: ...). Hint: TransformersModel(chat_template=...), or "
-            "a model trained for conversations"
+            "The model's tokenizer has no chat template; conversations become a plain transcript "
+            "(User: ... Assistant: ...). Hint: set TransformersModel(chat_template=...), or use a "
+            "chat model"
         )
 
 
@@ -207,8 +215,8 @@ def _announce_merging(codec: Codec, messages: Sequence[Message]) -> None:
     if codec not in _merged:
         _merged[codec] = True
         logger.warning(
-            "the model's chat template does not take %s as they are: consecutive turns of one role "
-            "are joined, and what the system says goes into the user's turn. Hint: roles that the "
-            "template takes, or TransformersModel(chat_template=...)",
+            "The model's chat template rejects the roles %s; consecutive messages of one role are "
+            "joined, and system messages are merged into user messages. Hint: use roles that the "
+            "template accepts, or set TransformersModel(chat_template=...)",
             ", ".join(message.role for message in messages),
         )

@@ -1,4 +1,4 @@
-"""An assistant's message as it comes: what each step adds to its content and reasoning."""
+"""Stream an assistant message: what each step adds to its content and reasoning."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from stars_engine.messages import Message
 
 
 class Said(NamedTuple):
-    """Content and reasoning of an answer, each whole or what was added to it."""
+    """Content and reasoning of an answer, or what a step adds to them."""
 
     content: str = ""
     reasoning: str = ""
 
 
 class Deltas:
-    """Tells what is new, and takes nothing back: calls of tools are never told as content.
+    """Returns what is new in an answer and never retracts it; tool calls are never content.
 
-    What may be the beginning of a call or the end of a thought waits, as do blanks that a message
-    may end before.
+    Text that may be the beginning of a call or the end of the reasoning is withheld until it is
+    decided, and so are trailing blanks.
 
     Args:
         reader: Reads the answers to the conversation.
@@ -29,18 +29,18 @@ class Deltas:
 
     def __init__(self, reader: ReplyReader, prompt_ids: Sequence[int]) -> None:
         self._reader, self._prompt_ids = reader, prompt_ids
-        self._told = Said()
+        self._sent = Said()
 
     def add(self, ids: Sequence[int], text: str) -> Said:
-        """Return what is new in an answer that goes on."""
+        """Return what is new in an unfinished answer."""
         content, reasoning = self._reader.said(self._prompt_ids, ids, text)
-        return self._tell(Said(content.rstrip(), reasoning.rstrip()))
+        return self._send(Said(content.rstrip(), reasoning.rstrip()))
 
     def end(self, message: Message) -> Said:
-        """Return what is new in the whole answer."""
-        return self._tell(Said(message.content, message.reasoning or ""))
+        """Return what is new in the finished answer."""
+        return self._send(Said(message.content, message.reasoning or ""))
 
-    def _tell(self, now: Said) -> Said:
-        new = Said(*(part[len(told) :] for part, told in zip(now, self._told, strict=True)))
-        self._told = Said(*(told + part for told, part in zip(self._told, new, strict=True)))
+    def _send(self, now: Said) -> Said:
+        new = Said(*(part[len(sent) :] for part, sent in zip(now, self._sent, strict=True)))
+        self._sent = Said(*(sent + part for sent, part in zip(self._sent, new, strict=True)))
         return new

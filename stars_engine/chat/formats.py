@@ -1,4 +1,4 @@
-"""How models write calls of tools, as the chat template tells."""
+"""The formats in which models write tool calls, detected from the chat template."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 from stars_engine.tokenization.codec import Codec
 
-BLANKS = " \t\r\n"  # those of JSON
-_PLACE = "\ufdd0"  # stands before a marker that is a control token, and never in text
+BLANKS = " \t\r\n"  # the whitespace of JSON
+_PREFIX = "\ufdd0"  # precedes a marker that is a control token; never occurs in text
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """One way to write calls.
+    """A format for tool calls.
 
     Attributes:
-        name: What it is known by.
-        marker: What only calls begin with, wherever in the answer; empty where a call is the whole
-            answer and known by its first characters.
-        begin: What stands before the first call, the marker at its start.
-        between: What stands between two calls; None for a format with one call to an answer.
-        end: What stands after the last.
-        key: What the arguments are called, beside `name`.
-        infix: What stands between name and arguments, in a format without a key.
-        first: The first characters of calls that have no marker.
-        tag: What may stand before those.
-        close: What stands behind each call.
+        name: The name of the format.
+        marker: Text that begins a call anywhere in the answer; empty if a call is the whole answer
+            and is recognized by its first characters.
+        begin: Text before the first call; starts with the marker.
+        between: Text between two calls; None if the format allows one call per answer.
+        end: Text after the last call.
+        key: The JSON key of the arguments, next to `name`.
+        infix: Text between name and arguments, in a format without a key.
+        first: The first characters of a call without a marker.
+        tag: Optional text before `first`.
+        close: Text after each call.
     """
 
     name: str
@@ -43,25 +43,25 @@ class ToolFormat:
     close: str = ""
 
     def head_of(self, name: str, reserved: Sequence[str] = ()) -> str:
-        """Return what stands before the arguments of a call; see `write`."""
+        """Return the text before the arguments of a call; see `write`."""
         if self.infix:
             return f"{_escaped(name, reserved)}{self.infix}"
         return f'{{"name": {_escaped(json.dumps(name), reserved)}, "{self.key}": '
 
     @property
     def tail(self) -> str:
-        """What stands behind the arguments of a call."""
+        """The text after the arguments of a call."""
         return "" if self.infix else "}"
 
     def write(
         self, calls: Sequence[tuple[str, dict[str, Any]]], reserved: Sequence[str] = ()
     ) -> str:
-        """Return an answer that calls tools, each with its arguments.
+        """Return an answer that consists of tool calls.
 
         Args:
             calls: Names and arguments.
-            reserved: Tokens that names and arguments may not hold: their first characters are
-                escaped, which leaves the JSON the same.
+            reserved: Tokens that must not occur in names and arguments; their first characters are
+                escaped, which does not change the JSON value.
         """
         between = self.between or ""
         written = (
@@ -74,7 +74,7 @@ class ToolFormat:
 
 
 def _escaped(written: str, reserved: Sequence[str]) -> str:
-    """Return JSON with an escape in place of the first character of each reserved token."""
+    """Return JSON in which the first character of each reserved token is escaped."""
     for token in reserved:
         if len(token) > 1 and ord(token[0]) < 0x10000:
             written = written.replace(token, f"\\u{ord(token[0]):04x}{token[1:]}")
@@ -123,7 +123,7 @@ _MARKERS = (HERMES.marker, HERMES.close, MISTRAL.marker, MISTRAL_NAMED.infix, LL
 
 
 def format_of(template: str | None) -> ToolFormat:
-    """Return the format that a chat template writes calls in; the generic one if in none here."""
+    """Return the format in which a chat template writes calls; the generic one if unknown."""
     text = template or ""
     if MISTRAL.marker in text:
         return MISTRAL_NAMED if MISTRAL_NAMED.infix in text else MISTRAL
@@ -134,48 +134,48 @@ def format_of(template: str | None) -> ToolFormat:
     return GENERIC
 
 
-# --- markers that are control tokens, which have no text ---
+# --- markers that are control tokens, which text does not contain ---
 
 
 def as_seen(marker: str, codec: Codec) -> str:
-    """Return what `marked_text` has for a marker: nothing that a text could hold by itself."""
-    return _PLACE + marker if marker in codec.control_tokens else marker
+    """Return the form of a marker in `marked_text`; plain text cannot contain a control token."""
+    return _PREFIX + marker if marker in codec.control_tokens else marker
 
 
 def format_as_seen(form: ToolFormat, codec: Codec) -> ToolFormat:
-    """Return a format with its markers as `marked_text` has them."""
+    """Return a format with its markers in the form of `marked_text`."""
     names = ("marker", "infix", "tag", "close")
     parts = {name: getattr(form, name) for name in names}
     return replace(form, **{n: as_seen(part, codec) for n, part in parts.items() if part})
 
 
 def marked_text(codec: Codec, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
-    """Return an answer's text with the markers in it that are control tokens.
+    """Insert the markers that are control tokens into the text of an answer.
 
     Args:
         codec: The model's tokenizer.
         prompt_ids: The prompt.
         ids: The answer.
-        text: Its text, which may end before a stop string.
+        text: The text of the answer, which may end before a stop string.
     """
     markers = {
-        codec.tokenizer.convert_tokens_to_ids(marker): _PLACE + marker
+        codec.tokenizer.convert_tokens_to_ids(marker): _PREFIX + marker
         for marker in (*_MARKERS, OPENING, CLOSING)
         if marker in codec.control_tokens
     }
-    places = [(place, markers[token]) for place, token in enumerate(ids) if token in markers]
-    for place, marker in reversed(places):
-        at = len(codec.completion_text(prompt_ids, ids[:place])[0])
+    found = [(index, markers[token]) for index, token in enumerate(ids) if token in markers]
+    for index, marker in reversed(found):
+        at = len(codec.completion_text(prompt_ids, ids[:index])[0])
         if at <= len(text):
             text = text[:at] + marker + text[at:]
     return text
 
 
 def is_control(marker: str) -> bool:
-    """Whether a marker as seen is a control token, which no text is taken for."""
-    return marker.startswith(_PLACE)
+    """Whether a marker, in the form of `marked_text`, is a control token."""
+    return marker.startswith(_PREFIX)
 
 
 def unmarked(text: str) -> str:
-    """Return a piece of marked text as it is shown: a marker is its name."""
-    return text.replace(_PLACE, "")
+    """Return marked text for display, with the names of the markers."""
+    return text.replace(_PREFIX, "")

@@ -1,4 +1,4 @@
-"""Turn what callers pass as a prompt into token ids and a `RewardPrompt`."""
+"""Convert a caller's prompt to token ids and a `RewardPrompt`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from stars_engine.chat.conversations import ResolvedPrompt, read_conversation, transcript
 from stars_engine.chat.formats import GENERIC
 from stars_engine.chat.template import NO_KWARGS, TemplateKwargs, has_template
-from stars_engine.chat.turns import spoken, texts_of, turns_of
+from stars_engine.chat.turns import texts_of, turns_of, with_calls_as_text
 from stars_engine.errors import PromptError
 from stars_engine.messages import Chat, Message
 from stars_engine.tokenization.codec import Codec
@@ -31,13 +31,13 @@ def resolve_prompt(
     Args:
         prompt: A string, `Chat`, `TokenIds` or `RenderedPrompt`.
         codec: The language model's tokenizer.
-        prompt_format: What a string is: a user turn, raw text, or (auto) a user turn if the model
-            has a chat template.
-        template_kwargs: Variables of the chat template; those of a `Chat` count more.
-        reward_prompt: What the reward model reads instead of the prompt.
+        prompt_format: How to read a string: as a user message ("chat"), as raw text ("raw"), or
+            as a user message if the model has a chat template ("auto").
+        template_kwargs: Variables for the chat template; those of a `Chat` take precedence.
+        reward_prompt: Replaces the prompt for the reward model.
 
     Raises:
-        PromptError: The prompt is of another type, or empty where the model needs a token.
+        PromptError: The prompt has another type, or is empty and the model needs a token.
     """
     if isinstance(prompt, str) and _is_turn(prompt_format, codec):
         _check_text(prompt, "the prompt")
@@ -52,8 +52,8 @@ def resolve_prompt(
         resolved = ResolvedPrompt(*_encode(prompt, codec))
     if not resolved.token_ids:
         raise PromptError(
-            "the prompt is empty and this model has no begin-of-text token to start from. Hint: "
-            "give at least one character"
+            "the prompt is empty, and this model has no begin-of-text token to start from. Hint: "
+            "give a prompt of at least one character"
         )
     if reward_prompt is None:
         return resolved
@@ -64,7 +64,7 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Return one prompt, or a sequence of them, as a list.
 
     Raises:
-        PromptError: A bare list of role dicts or of token ids, which could mean two things.
+        PromptError: A bare list of role dicts or of token ids, which is ambiguous.
     """
     if isinstance(prompts, str | Chat | TokenIds | RenderedPrompt):
         return [prompts]
@@ -74,7 +74,7 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def _is_turn(prompt_format: PromptFormat, codec: Codec) -> bool:
-    """Whether a string is what a user says, and not text to continue."""
+    """Whether a string is a user message rather than text to continue."""
     return prompt_format == "chat" or (prompt_format == "auto" and has_template(codec))
 
 
@@ -90,8 +90,8 @@ def _encode(prompt: Prompt, codec: Codec) -> tuple[tuple[int, ...], RewardPrompt
             ids = codec.encode_rendered(prompt.text, add_prefix=prompt.add_special_tokens)
             ids = ids or codec.empty_prompt()
             if prompt.messages is not None:
-                told = spoken(prompt.messages, GENERIC, codec.reserved_tokens)
-                seen = RewardPrompt(transcript(told), tuple(ids), told)
+                shown = with_calls_as_text(prompt.messages, GENERIC, codec.reserved_tokens)
+                seen = RewardPrompt(transcript(shown), tuple(ids), shown)
             else:
                 seen = RewardPrompt(codec.decode(ids), tuple(ids))
             return tuple(ids), seen
@@ -109,14 +109,15 @@ def _replacement(prompt: str | Chat, codec: Codec) -> RewardPrompt:
         case Chat():
             if ignored := prompt.model_fields_set - {"messages"}:
                 raise PromptError(
-                    f"reward_prompt is a Chat with {', '.join(sorted(ignored))}, of no use to a "
-                    "reward model. Hint: Chat(messages)"
+                    f"reward_prompt is a Chat with {', '.join(sorted(ignored))}, which reward "
+                    "models do not use. Hint: give Chat(messages)"
                 )
             _check_messages(prompt.messages)
-            told = spoken(prompt.messages, GENERIC, codec.reserved_tokens)
-            return RewardPrompt(transcript(told), messages=told)
+            shown = with_calls_as_text(prompt.messages, GENERIC, codec.reserved_tokens)
+            return RewardPrompt(transcript(shown), messages=shown)
     raise PromptError(
-        f"reward_prompt is {type(prompt).__name__}; give a string or Chat([...]), or None"
+        f"reward_prompt is {type(prompt).__name__}; expected a str, a Chat or None. Hint: give a "
+        "string, or Chat([...])"
     )
 
 
@@ -127,14 +128,14 @@ def _check_messages(messages: Sequence[Message]) -> None:
 
 
 def _check_text(text: str, what: str) -> None:
-    """Refuse halves of surrogate pairs, which Python lets into strings and no tokenizer reads."""
+    """Refuse lone surrogates, which Python allows in strings and tokenizers cannot read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"{what} holds half a surrogate pair, {text[error.start]!r} at index {error.start}, "
-            "which is no character. Hint: text.encode('utf-16', 'surrogatepass').decode('utf-16', "
-            "'replace')"
+            f"{what} contains half a surrogate pair, {text[error.start]!r} at index {error.start}, "
+            "which is not a character. Hint: use text.encode('utf-16', 'surrogatepass')"
+            ".decode('utf-16', 'replace')"
         ) from None
 
 
@@ -144,14 +145,14 @@ def _wrong_type(prompt: object) -> str:
     ):
         return (
             "a bare list of role dicts could be one conversation or many prompts. Hint: wrap each "
-            "conversation, Chat([{'role': 'user', 'content': '...'}])"
+            "conversation, as in Chat([{'role': 'user', 'content': '...'}])"
         )
     if isinstance(prompt, list | tuple) and all(isinstance(part, int) for part in prompt):
-        return "a bare list of numbers is no prompt. Hint: TokenIds([...]) for token ids"
+        return "a bare list of numbers is not a prompt. Hint: use TokenIds([...]) for token ids"
     if isinstance(prompt, Iterable) and not isinstance(prompt, Sequence | dict):
         kind = type(prompt).__name__
-        return f"prompts are a list or another sequence, not {kind}. Hint: list(...)"
+        return f"prompts must be a list or another sequence, not {kind}. Hint: use list(...)"
     return (
-        f"a prompt is a str, Chat, TokenIds or RenderedPrompt, not {type(prompt).__name__}. Hint: "
-        "convert it, or wrap a list of prompts in one list"
+        f"a prompt must be a str, Chat, TokenIds or RenderedPrompt, not {type(prompt).__name__}. "
+        "Hint: convert it, or pass several prompts as one list"
     )

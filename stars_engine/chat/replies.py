@@ -1,4 +1,4 @@
-"""What an assistant's answer consists of: reasoning, content, calls of tools."""
+"""Split an assistant's answer into reasoning, content and tool calls."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from stars_engine.chat.tool_calls import Calls, may_be_a_call, read_calls, start
 from stars_engine.messages import InvalidToolCall, Message, Tool
 from stars_engine.tokenization.codec import Codec
 
-# Whether an answer may begin with a thought, or the prompt has begun one.
-Thoughts = Literal["none", "may", "begun"]
+# Whether an answer may begin with reasoning ("optional"), or the prompt has opened it ("open").
+ReasoningMode = Literal["none", "optional", "open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +31,34 @@ class ReplyReader:
 
     Attributes:
         codec: The language model's tokenizer.
-        form: How the model writes calls.
-        tools: What it may call; without any, nothing is read as a call.
-        thoughts: Whether it writes thoughts.
-        must_call: Whether nothing but calls can be answered.
+        form: The format in which the model writes calls.
+        tools: The tools that it may call; without tools, nothing is read as a call.
+        reasoning_mode: Whether the answer contains reasoning.
+        must_call: Whether the answer must consist of calls.
     """
 
     codec: Codec
     form: ToolFormat
     tools: tuple[Tool, ...] = ()
-    thoughts: Thoughts = "none"
+    reasoning_mode: ReasoningMode = "none"
     must_call: bool = False
 
     def read(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> Message:
-        """Return an answer as a message: finished or not, nothing of it is lost."""
+        """Return an answer, finished or not, as a message; no text is lost."""
         marked = self.marked(prompt_ids, ids, text)
         reasoning, rest = None, marked
         if self._thinks(marked):
-            begun = marked.lstrip(BLANKS).removeprefix(self._seen(OPENING))
-            thought, _, rest = begun.partition(self._seen(CLOSING))
-            reasoning, rest = unmarked(thought).strip(), rest.lstrip("\n")
+            opened = marked.lstrip(BLANKS).removeprefix(self._seen(OPENING))
+            inner, _, rest = opened.partition(self._seen(CLOSING))
+            reasoning, rest = unmarked(inner).strip(), rest.lstrip("\n")
         calls = Calls(unmarked(rest))
         if self.tools:
             salt = ",".join(map(str, prompt_ids))
             calls = read_calls(rest, self._form_as_seen(), self.tools, salt=salt)
             if self.must_call and not (calls.valid or calls.invalid) and rest.strip():
-                broken = InvalidToolCall(text=unmarked(rest), error="it ends before a call begins")
+                broken = InvalidToolCall(
+                    text=unmarked(rest), error="the answer ends before a call begins"
+                )
                 calls = Calls("", invalid=(broken,))
         return Message(
             role="assistant",
@@ -67,16 +69,16 @@ class ReplyReader:
         )
 
     def said(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> tuple[str, str]:
-        """Return the content and the reasoning of an unfinished answer that are sure to stay."""
+        """Return the content and the reasoning of an unfinished answer that cannot change."""
         reasoning, rest = "", self.marked(prompt_ids, ids, text)
         opening, closing = self._seen(OPENING), self._seen(CLOSING)
-        begun = rest.lstrip(BLANKS)
-        if self.thoughts == "may" and opening.startswith(begun):
+        stripped = rest.lstrip(BLANKS)
+        if self.reasoning_mode == "optional" and opening.startswith(stripped):
             return "", ""
         if self._thinks(rest):
-            thought, closed, rest = begun.removeprefix(opening).partition(closing)
-            thought = thought if closed else thought[: _end_without(closing, thought)]
-            reasoning, rest = unmarked(thought).lstrip(), rest.lstrip("\n")
+            inner, closed, rest = stripped.removeprefix(opening).partition(closing)
+            inner = inner if closed else inner[: _end_without(closing, inner)]
+            reasoning, rest = unmarked(inner).lstrip(), rest.lstrip("\n")
         if self.tools:
             form = self._form_as_seen()
             if self.must_call or may_be_a_call(rest, form):
@@ -88,7 +90,7 @@ class ReplyReader:
     def judged(
         self, prompt_ids: Sequence[int], ids: Sequence[int], text: str
     ) -> tuple[str, tuple[int, ...]]:
-        """Return the prose of an answer, as text and as the ids of the tokens that begin in it."""
+        """Return the prose of an answer: its text, and the ids of the tokens that begin in it."""
         marked = self.marked(prompt_ids, ids, text)
         begin, end = self.prose(marked)
         if self.tools:
@@ -102,24 +104,24 @@ class ReplyReader:
         first, last = (bisect_left(range(len(ids)), place, key=start_of) for place in (begin, end))
         return unmarked(marked[begin:end]), tuple(ids[first:last])
 
-    def prose_of_begun(self, begun: str) -> str:
-        """Return the prose of what an answer was begun with: what follows its thought."""
-        if self.thoughts == "none" or OPENING not in begun:
-            return begun
-        return begun.rpartition(CLOSING)[2].lstrip() if self.thoughts != "begun" else ""
+    def prose_of_prefill(self, prefill: str) -> str:
+        """Return the prose of an assistant prefill: the part after its reasoning."""
+        if self.reasoning_mode == "none" or OPENING not in prefill:
+            return prefill
+        return prefill.rpartition(CLOSING)[2].lstrip() if self.reasoning_mode != "open" else ""
 
     def marked(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> str:
-        """Return an answer's text with the markers in it that are control tokens."""
+        """Insert the markers that are control tokens into the text of an answer."""
         return marked_text(self.codec, prompt_ids, ids, text)
 
     def prose(self, marked: str) -> tuple[int, int]:
-        """Return where, in an answer with its markers, the prose begins and ends.
+        """Return where the prose begins and ends in a marked answer.
 
-        Before it stands reasoning, behind it stand calls. What could be the beginning of either is
-        none so far.
+        Reasoning precedes the prose, and calls follow it. Text that could still become the
+        beginning of either is not prose yet.
         """
-        begin, begun = 0, marked.lstrip(BLANKS)
-        if self.thoughts != "none" and begun and self._seen(OPENING).startswith(begun):
+        begin, stripped = 0, marked.lstrip(BLANKS)
+        if self.reasoning_mode != "none" and stripped and self._seen(OPENING).startswith(stripped):
             return len(marked), len(marked)
         if self._thinks(marked):
             end = marked.find(self._seen(CLOSING))
@@ -133,9 +135,11 @@ class ReplyReader:
         return begin, begin + start_of_calls(rest, form)
 
     def _thinks(self, marked: str) -> bool:
-        if self.thoughts == "none":
+        if self.reasoning_mode == "none":
             return False
-        return self.thoughts == "begun" or marked.lstrip(BLANKS).startswith(self._seen(OPENING))
+        return self.reasoning_mode == "open" or marked.lstrip(BLANKS).startswith(
+            self._seen(OPENING)
+        )
 
     def _text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
         return self.codec.completion_text(prompt_ids, ids)[0]
@@ -148,6 +152,6 @@ class ReplyReader:
 
 
 def _end_without(marker: str, text: str) -> int:
-    """Return where a text ends if what may be the beginning of a marker is none of it."""
+    """Return the length of a text without a suffix that may be the beginning of a marker."""
     sizes = range(min(len(marker) - 1, len(text)), 0, -1)
     return len(text) - next((size for size in sizes if text.endswith(marker[:size])), 0)

@@ -1,4 +1,4 @@
-"""Calls of tools, read from an answer: what is none is kept as it was written."""
+"""Read tool calls from an answer; invalid calls are kept as text."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _MAX_DEPTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What an answer holds.
+    """The content and the tool calls of an answer.
 
     Attributes:
-        content: What it says beside its calls.
-        valid: Calls of tools that there are, with arguments that are an object.
-        invalid: All else that was written as a call: nothing of it is lost.
+        content: The text outside the calls.
+        valid: Calls of known tools whose arguments are an object.
+        invalid: Everything else that was written as a call; no text is lost.
     """
 
     content: str
@@ -39,7 +39,7 @@ class Calls:
 
 
 def start_of_calls(text: str, form: ToolFormat) -> int:
-    """Return where in a marked text its calls begin; its length if there are none."""
+    """Return where the calls of a marked text begin; its length if there are none."""
     if form.marker:
         found = text.find(form.marker)
         return len(text) if found < 0 else found
@@ -56,20 +56,20 @@ def start_of_calls(text: str, form: ToolFormat) -> int:
 
 
 def may_be_a_call(text: str, form: ToolFormat) -> bool:
-    """Whether all of a marked text could be the beginning of a call's marker, or first words."""
-    begun = _without_blanks(text)
+    """Whether a whole marked text could be the beginning of a call."""
+    stripped = _without_blanks(text)
     signs = (form.marker, form.tag, form.first, form.tag + form.first)
-    return bool(begun) and any(sign.startswith(begun) for sign in signs)
+    return bool(stripped) and any(sign.startswith(stripped) for sign in signs)
 
 
 def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str = "") -> Calls:
     """Read an answer's calls.
 
     Args:
-        text: The answer, marked.
-        form: How they are written, as seen.
-        tools: What may be called.
-        salt: What tells this answer's calls from those of equal answers.
+        text: The marked answer.
+        form: The format of calls, in the form of `marked_text`.
+        tools: The tools that may be called.
+        salt: Makes the call ids of this answer differ from those of equal answers.
     """
     start = start_of_calls(text, form)
     if start == len(text):
@@ -77,7 +77,7 @@ def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str 
     scanner = _Scanner(text[start:])
     said, pieces = _cut(scanner, form)
     pieces = [piece for piece in pieces if piece]
-    if not pieces:  # the marks of a call, and none between them
+    if not pieces:  # the markers of a call, with nothing between them
         pieces, said = [scanner.text], ""
     names = {tool.name for tool in tools}
     valid: list[ToolCall] = []
@@ -88,14 +88,14 @@ def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str 
             invalid.append(call)
         else:
             number = f"{len(valid)}:{salt}:{text}"
-            # Nine letters and digits, as Mistral's templates ask for; equal answers, equal ids.
+            # Nine letters and digits, as Mistral's templates require; equal answers get equal ids.
             valid.append(call.replace(id=sha256(number.encode()).hexdigest()[:9]))
     content = "\n".join(filter(None, (text[:start].rstrip(), said)))
     return Calls(unmarked(content), tuple(valid), tuple(invalid))
 
 
 def _cut(scanner: _Scanner, form: ToolFormat) -> tuple[str, list[str]]:
-    """Return what is said behind calls, and the calls as written."""
+    """Return the text after calls, and the calls as written."""
     if form.name == GENERIC.name:
         return _cut_generic(scanner)
     if form.name == LLAMA.name:
@@ -104,7 +104,7 @@ def _cut(scanner: _Scanner, form: ToolFormat) -> tuple[str, list[str]]:
         scanner.skip()
         pieces = [scanner.json() or scanner.rest()]
         scanner.skip()
-        while scanner.take(";") or scanner.peek == "{":  # calls that the format has no way for
+        while scanner.take(";") or scanner.peek == "{":  # more calls than the format allows
             scanner.skip()
             pieces.append(scanner.json() or scanner.rest())
             scanner.skip()
@@ -137,7 +137,7 @@ def _cut_generic(scanner: _Scanner) -> tuple[str, list[str]]:
 
 
 def _items(scanner: _Scanner, marker: str) -> list[str]:
-    """Return the items of a JSON list as written; what cannot be read is one piece to its end."""
+    """Return the items of a JSON list as written; the unreadable rest is one piece."""
     if not scanner.take("["):
         return [scanner.json() or scanner.until(marker)]
     items: list[str] = []
@@ -154,7 +154,7 @@ def _items(scanner: _Scanner, marker: str) -> list[str]:
 
 
 def _single(scanner: _Scanner, form: ToolFormat) -> list[str]:
-    """Return the call behind a marker as written, and what else stands before its end."""
+    """Return the call after a marker as written, and any other text before its end."""
     start = scanner.place
     if form.infix:
         found = scanner.text.find(form.infix, start)
@@ -191,33 +191,33 @@ def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidTo
             value = _loads(unmarked(piece))
             if isinstance(value, dict):
                 name = value.get("name")
-                # Models trained on one format may write another's key.
+                # Models trained on one format may write the key of another one.
                 arguments = value.get("arguments", value.get("parameters", {}))
     except (ValueError, RecursionError) as error:
-        return _invalid(piece, name, f"it is no JSON: {error}")
+        return _invalid(piece, name, f"the call is not valid JSON: {error}")
     if not isinstance(name, str) or name not in names:
         known = ", ".join(sorted(names)) or "none"
-        return _invalid(piece, name, f"there is no tool {name!r}; there are: {known}")
-    if arguments is None:  # as models write that there are none
+        return _invalid(piece, name, f"unknown tool {name!r}; known tools: {known}")
+    if arguments is None:  # some models write null for no arguments
         arguments = {}
     if not isinstance(arguments, dict):
-        return _invalid(piece, name, f"its arguments are no object: {arguments!r}")
+        return _invalid(piece, name, f"the arguments are not an object: {arguments!r}")
     return ToolCall(name=name, arguments=arguments)
 
 
 def _invalid(piece: str, name: Any, error: str) -> InvalidToolCall:
-    told = name if isinstance(name, str) and name else None
-    return InvalidToolCall(text=unmarked(piece), name=told, error=error)
+    known = name if isinstance(name, str) and name else None
+    return InvalidToolCall(text=unmarked(piece), name=known, error=error)
 
 
 def _finite(written: str) -> float:
-    """Return a number; one that no float holds is the largest there is, as JSON has no infinity."""
+    """Return a number, clipped to the range of finite floats because JSON has no infinity."""
     largest = sys.float_info.max
     return min(max(float(written), -largest), largest)
 
 
 def _refused(written: str) -> Any:
-    raise ValueError(f"{written} is no JSON")
+    raise ValueError(f"{written} is not valid JSON")
 
 
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refused)
@@ -225,12 +225,12 @@ _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refused)
 
 def _loads(written: str) -> Any:
     value = _DECODER.decode(written)
-    json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+    json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > _MAX_DEPTH:
-            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
         level = [part for whole in level for part in _parts(whole)]
     return value
 
@@ -246,7 +246,7 @@ def _without_blanks(text: str) -> str:
 
 
 class _Scanner:
-    """A place in a text that moves on."""
+    """A cursor in a text."""
 
     def __init__(self, text: str) -> None:
         self.text, self.place = text, 0
@@ -260,17 +260,17 @@ class _Scanner:
         return self.text[self.place : self.place + 1]
 
     def skip(self) -> None:
-        """Move behind blanks."""
+        """Move past blanks."""
         self.place = len(self.text) - len(self.text[self.place :].lstrip(BLANKS))
 
     def take(self, sign: str) -> bool:
-        """Move behind a sign if it is here."""
+        """Move past a sign if it is at the cursor."""
         is_here = bool(sign) and self.text.startswith(sign, self.place)
         self.place += len(sign) * is_here
         return is_here
 
     def json(self) -> str | None:
-        """Return the JSON here as written and move behind it; None if there is none."""
+        """Return the JSON at the cursor as written and move past it; None if there is none."""
         try:
             _, end = _DECODER.raw_decode(self.text, self.place)
         except (ValueError, RecursionError):
@@ -279,7 +279,7 @@ class _Scanner:
         return piece
 
     def until(self, sign: str) -> str:
-        """Return what stands before a sign, or all, and move there."""
+        """Return the text before a sign, or all of the rest, and move there."""
         end = self.text.find(sign, self.place) if sign else -1
         end = len(self.text) if end < 0 else end
         piece, self.place = self.text[self.place : end], end

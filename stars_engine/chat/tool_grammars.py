@@ -1,4 +1,4 @@
-"""What an answer may be where there are tools: text, calls, or either."""
+"""Grammars for answers with tools: text, calls, or either."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 
 from stars_engine.chat.formats import CLOSING, OPENING, ToolFormat
-from stars_engine.chat.replies import Thoughts
+from stars_engine.chat.replies import ReasoningMode
 from stars_engine.config import EbnfGrammar
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.grammars import json_rules
@@ -15,7 +15,7 @@ from stars_engine.messages import Tool
 from stars_engine.tokenization.codec import Codec
 
 _ANYTHING = r"/(.|\n)*/"
-# As json.dumps writes, and so what models have learnt to write.
+# The layout of json.dumps, which models have learned to write.
 _LAYOUT = Layout(comma=", ", colon=": ")
 _BLANK = r"[ \t\r\n]"
 
@@ -27,21 +27,21 @@ def tool_grammar(
     *,
     must_call: bool,
     several: bool,
-    thoughts: Thoughts = "none",
+    reasoning_mode: ReasoningMode = "none",
 ) -> EbnfGrammar:
     """Return the grammar of answers that call tools in a model's own format.
 
     Args:
-        tools: Those that may be called, at least one.
-        form: How calls are written.
-        codec: The tokenizer: which markers are control tokens.
-        must_call: Whether text alone is no answer.
-        several: Whether there may be several calls, where the format has a way to write them.
-        thoughts: "none"; "may" where a thought may stand before the answer; "begun" where the
-            prompt has begun one.
+        tools: The tools that may be called, at least one.
+        form: The format of calls.
+        codec: The tokenizer, which determines which markers are control tokens.
+        must_call: Whether the answer must contain a call.
+        several: Whether the answer may contain several calls, if the format allows it.
+        reasoning_mode: "none"; "optional" if reasoning may precede the answer; "open" if the
+            prompt has opened the reasoning.
 
     Raises:
-        ConfigError: The arguments of a tool are such that no grammar holds them.
+        ConfigError: A grammar cannot express the arguments of a tool.
     """
     rules = []
     names = []
@@ -59,45 +59,48 @@ def tool_grammar(
     rules.append(f"calls: {begin} {inner}")
     start = "calls"
     if not must_call:
-        start, more_rules = _text_or_calls(form, codec, inner, thinks=thoughts == "may")
+        start, more_rules = _text_or_calls(form, codec, inner, thinks=reasoning_mode == "optional")
         rules += more_rules
-    if thoughts != "none":
-        rules += [*_thought(codec, begun=thoughts == "begun"), f"BLANK: /{_BLANK}{{1,4}}/"]
-        before = "(thought BLANK?)?" if thoughts == "may" else "thought BLANK?"
+    if reasoning_mode != "none":
+        rules += [
+            *_reasoning_rules(codec, is_open=reasoning_mode == "open"),
+            f"BLANK: /{_BLANK}{{1,4}}/",
+        ]
+        before = "(reasoning BLANK?)?" if reasoning_mode == "optional" else "reasoning BLANK?"
         start = f"{before} ({start})"
     return EbnfGrammar(text="\n".join([f"start: {start}", *rules]))
 
 
 def _arguments(name: str, tool: Tool) -> str:
-    """Return the rules of a tool's arguments.
+    """Return the grammar rules for a tool's arguments.
 
     Raises:
-        ConfigError: No grammar holds them.
+        ConfigError: A grammar cannot express the arguments.
     """
     try:
         return json_rules(name, json.dumps({**tool.parameters, "type": "object"}), _LAYOUT)
     except ValueError as error:
         message = (
-            f"the arguments of {tool.name!r} cannot be held by a grammar: {error}. Hint: leave "
-            f"that out of the parameters of {tool.name!r}, or Chat(constrain_tools=False) to have "
-            "calls drafted freely"
+            f"the arguments of {tool.name!r} cannot be expressed by a grammar: {error}. Hint: "
+            f"remove that from the parameters of {tool.name!r}, or use Chat(constrain_tools=False) "
+            "for unconstrained calls"
         )
         raise ConfigError("Chat", [Problem("tools", message)]) from None
 
 
-def _thought(codec: Codec, *, begun: bool) -> list[str]:
-    """Return the rules of a thought, which ends at its first closing tag."""
+def _reasoning_rules(codec: Codec, *, is_open: bool) -> list[str]:
+    """Return the grammar rules for reasoning, which ends at its first closing tag."""
     if CLOSING in codec.control_tokens:
-        opening = "" if begun else _spelt(OPENING, codec)
-        return [f"thought: {opening} inner {_spelt(CLOSING, codec)}", f"inner: {_ANYTHING}"]
-    opening = "" if begun else _escaped(OPENING)
-    return [rf"thought[lazy]: /{opening}(.|\n)*?{_escaped(CLOSING)}/"]
+        opening = "" if is_open else _spelt(OPENING, codec)
+        return [f"reasoning: {opening} inner {_spelt(CLOSING, codec)}", f"inner: {_ANYTHING}"]
+    opening = "" if is_open else _escaped(OPENING)
+    return [rf"reasoning[lazy]: /{opening}(.|\n)*?{_escaped(CLOSING)}/"]
 
 
 def _text_or_calls(
     form: ToolFormat, codec: Codec, inner: str, *, thinks: bool
 ) -> tuple[str, list[str]]:
-    # Text never reads like a call, nor like a thought: these have rules of their own.
+    # Text must not look like a call or like reasoning, which have their own rules.
     text = _ANYTHING
     if thinks and OPENING not in codec.control_tokens:
         text += rf" & ~/{_BLANK}*{_escaped(OPENING)}(.|\n)*/"
@@ -117,12 +120,12 @@ def _text_or_calls(
 
 
 def _pieces(first: str) -> list[str]:
-    """Cut `{"name"` where JSON may have blanks."""
+    """Split `{"name"` where JSON allows blanks."""
     return [first[0], first[1:]]
 
 
 def _spelt(text: str, codec: Codec) -> str:
-    """Return text as a sequence in a rule; control tokens are the tokens themselves."""
+    """Return text as a sequence in a rule, with control tokens as tokens."""
     parts = []
     for piece, is_control in codec.split_control_tokens(text):
         if is_control:
@@ -133,6 +136,6 @@ def _spelt(text: str, codec: Codec) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text as a part of a regular expression between slashes."""
+    """Escape text for a regular expression between slashes."""
     text = re.sub(r"[][\\.^$|?*+(){}/]", r"\\\g<0>", text)
     return text.replace("\n", r"\n")

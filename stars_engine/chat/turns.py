@@ -1,4 +1,4 @@
-"""Messages as chat templates take them, also templates that know nothing of tools."""
+"""Convert messages for chat templates, including templates without support for tools."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ from typing import Any
 from stars_engine.chat.formats import ToolFormat
 from stars_engine.messages import Chat, Message, Tool, ToolCall
 
-Turn = dict[str, Any]
+TemplateMessage = dict[str, Any]
 
 
-def turns_of(messages: Sequence[Message]) -> list[Turn]:
-    """Return messages with the keys that published templates read."""
+def turns_of(messages: Sequence[Message]) -> list[TemplateMessage]:
+    """Return messages as dictionaries with the keys that published templates read."""
     return [_turn(message) for message in messages]
 
 
 def tools_of(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
-    """Return tools with the keys that published templates read; None if there are none."""
+    """Return tools as dictionaries with the keys that published templates read, or None."""
     listed = [{"type": "function", "function": tool.model_dump()} for tool in tools]
     return listed or None
 
 
-def in_words(chat: Chat, form: ToolFormat, reserved: Sequence[str]) -> tuple[Message, ...]:
-    """Return a conversation whose tools, calls and results are text, for templates without them."""
-    messages = spoken(chat.messages, form, reserved)
+def with_tools_as_text(
+    chat: Chat, form: ToolFormat, reserved: Sequence[str]
+) -> tuple[Message, ...]:
+    """Return a conversation with tools, calls and results as text."""
+    messages = with_calls_as_text(chat.messages, form, reserved)
     if not chat.tools or chat.tool_choice == "none":
         return messages
-    told = _instructions(chat.tools, form)
+    instructions = _instructions(chat.tools, form)
     if messages[0].role == "system":
-        first = messages[0].replace(content=f"{messages[0].content}\n\n{told}")
+        first = messages[0].replace(content=f"{messages[0].content}\n\n{instructions}")
         return (first, *messages[1:])
-    return (Message(role="system", content=told), *messages)
+    return (Message(role="system", content=instructions), *messages)
 
 
-def spoken(
+def with_calls_as_text(
     messages: Sequence[Message], form: ToolFormat, reserved: Sequence[str]
 ) -> tuple[Message, ...]:
-    """Return messages with calls and results as text: of assistants, and of users.
+    """Return messages with calls as text of the assistant, and results as text of the user.
 
     Args:
         messages: The conversation.
-        form: How calls are written.
-        reserved: Tokens that arguments of calls are not to write.
+        form: The format of calls.
+        reserved: Tokens that must not occur in the arguments of calls.
     """
     return tuple(_said(message, form, reserved) for message in messages)
 
 
 def linked(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return messages whose results say of which call they are, in the order of the calls."""
+    """Return messages in which each tool result names its call; results are in call order."""
     open_calls: list[ToolCall] = []
     found = []
     for message in messages:
@@ -60,13 +62,13 @@ def linked(messages: Sequence[Message]) -> tuple[Message, ...]:
             found.append(message)
             continue
         open_calls.remove(answered[0])
-        told = message.tool_call_id or answered[0].id or None
-        found.append(message.replace(tool_call_id=told, name=message.name or answered[0].name))
+        call_id = message.tool_call_id or answered[0].id or None
+        found.append(message.replace(tool_call_id=call_id, name=message.name or answered[0].name))
     return tuple(found)
 
 
 def with_short_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return messages whose ids are nine letters and digits, as Mistral's templates ask."""
+    """Return messages with call ids of nine letters and digits, as Mistral's templates require."""
     numbered = []
     for index, message in enumerate(messages):
         calls = tuple(
@@ -87,7 +89,7 @@ def _short(name: str) -> str:
 
 
 def texts_of(value: Any) -> list[str]:
-    """Return all strings in turns or tools, keys included."""
+    """Return all strings in messages or tools, including keys."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
@@ -98,7 +100,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Return turns or tools with all strings changed, but for the keys that templates look for."""
+    """Apply a change to all strings in messages or tools, except the keys that templates read."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -112,9 +114,9 @@ def _key(key: Any, change: Callable[[str], str]) -> Any:
     return change(key) if isinstance(key, str) and not key.isidentifier() else key
 
 
-def _turn(message: Message) -> Turn:
+def _turn(message: Message) -> TemplateMessage:
     written = [message.content, *(call.text for call in message.invalid_tool_calls)]
-    turn: Turn = {"role": message.role, "content": "\n".join(filter(None, written))}
+    turn: TemplateMessage = {"role": message.role, "content": "\n".join(filter(None, written))}
     if message.reasoning is not None:
         turn["reasoning_content"] = message.reasoning
     if message.tool_calls:
@@ -125,7 +127,7 @@ def _turn(message: Message) -> Turn:
     return turn
 
 
-def _call(call: ToolCall) -> Turn:
+def _call(call: ToolCall) -> TemplateMessage:
     function = {"name": call.name, "arguments": call.arguments}
     return {"type": "function", **({"id": call.id} if call.id else {}), "function": function}
 

@@ -1,4 +1,4 @@
-"""Config objects: frozen, validated without I/O, readable from and writable to YAML and JSON."""
+"""Config objects: frozen, validated without I/O, loaded from and saved to YAML and JSON."""
 
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.grammars import (

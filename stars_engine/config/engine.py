@@ -1,4 +1,4 @@
-"""Bounds of an engine's work."""
+"""Limits on the work of an engine."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from stars_engine.schema import Schema
 
 
 class EngineParams(Schema):
-    """How much an engine does at once, and who waits. They change speed and memory, never text."""
+    """Limits on concurrent work and memory. They affect speed and memory, never the text."""
 
     max_rows: int = Field(
         default=128,
         ge=1,
-        description="candidates drafted together in one round at most",
+        description="maximum number of candidates drafted in one step",
         examples=[128],
     )
     max_active: int = Field(
         default=256,
         ge=1,
-        description="requests in progress at most; each holds its prefix's key-value cache. Those "
-        "that wait for a function's reward count apart, for each reward",
+        description="maximum number of running requests; each holds the key-value cache of its "
+        "prefix. Requests that wait for the reward of a function are counted separately, for each "
+        "reward",
         examples=[256],
     )
     max_prefix_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens that prompts in progress and their answers (by their max_tokens) may "
-        "come to together; requests beyond wait, and one that exceeds it alone is refused",
+        description="maximum total tokens of running prompts and their answers (counted as "
+        "max_tokens); further requests wait, and a request that exceeds the limit alone is refused",
         examples=[200_000],
     )
     max_cache_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="memory for keys and values of the language model's texts, in progress or kept "
-        "for later, and as much again for each reward model that keeps what it has read; requests "
-        "beyond wait, and one that exceeds it alone is refused",
+        description="maximum memory for the language model's key-value cache, and the same again "
+        "for each reward model that caches prefixes; further requests wait, and a request that "
+        "exceeds the limit alone is refused",
         examples=[8 * 2**30],
     )
     max_waiting: int = Field(
         default=1024,
         ge=1,
-        description="requests in the queue at most; a larger call comes in piece by piece",
+        description="maximum number of queued requests; a larger call enters the queue in parts",
         examples=[1024],
     )
     on_full: Literal["wait", "raise"] = Field(
@@ -52,7 +53,8 @@ class EngineParams(Schema):
     keep_alive_s: float = Field(
         default=300.0,
         ge=0,
-        description="seconds that a shared engine stays loaded when its last handle was forgotten, "
-        "inf for as long as the process; closing the last handle unloads it at once",
+        description="seconds that a shared engine stays loaded after its last handle is garbage-"
+        "collected; inf keeps it until the process ends; closing the last handle unloads it at "
+        "once",
         examples=[300.0],
     )

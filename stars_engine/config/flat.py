@@ -1,4 +1,4 @@
-"""A config by the names of its parts' fields, as keyword arguments give it."""
+"""Build a config from keyword arguments with the field names of its parts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PARTS: dict[str, type[Schema]] = {
     "align": AlignParams,
     "engine": EngineParams,
 }
-# What people know as a setting, and published chat templates read.
+# Variables of published chat templates that users may take for settings.
 _OF_TEMPLATES = ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "documents")
 FLAT_FIELDS = ROOT_FIELDS.union(*(part.model_fields for part in PARTS.values()))
 
 
 def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -> StarsConfig:
-    """Return a copy of a config with fields of its parts changed, each by its own name.
+    """Return a copy of a config with changed fields of its parts, given by field name.
 
     Args:
-        config: Where the others come from.
+        config: The config to change.
         fields: Values by field name: `model`, `reward`, `prompt_format`, `chat_template_kwargs`,
             and every field of `SamplingParams`, `AlignParams` and `EngineParams`.
-        owner: Whose fields these are, for messages.
+        owner: The object that has these fields, for messages.
 
     Raises:
         ConfigError: A name is unknown, or a value is not allowed.
@@ -47,12 +47,13 @@ def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -
                     [
                         Problem(
                             next(iter(given)),
-                            "the config says sampling='model'; give a SamplingParams there, or "
-                            "leave sampling to the model",
+                            "the config has sampling='model', which sampling fields cannot change. "
+                            "Hint: set sampling=SamplingParams(...) in the config, or remove this "
+                            "field",
                         )
                     ],
                 )
-            # The embedded pair's thresholds mean nothing to other models.
+            # The thresholds of the embedded pair do not apply to other models.
             foreign = part == "align" and "align" not in config.model_fields_set
             changes[part] = (kind() if foreign and _other_pair(changes) else current).replace(
                 **given
@@ -64,7 +65,7 @@ def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
     """Check that all names are fields of a config's parts.
 
     Raises:
-        ConfigError: One is not; the message names the closest.
+        ConfigError: A name is unknown; the message suggests the closest one.
     """
     problems = []
     for name in fields:
@@ -72,7 +73,7 @@ def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
             close = difflib.get_close_matches(name, sorted(FLAT_FIELDS), n=1)
             hint = f"did you mean `{close[0]}`?" if close else f"known: {sorted(FLAT_FIELDS)}."
             if name in _OF_TEMPLATES:
-                hint = f"chat templates read it: chat_template_kwargs={{{name!r}: ...}}"
+                hint = f"it is a chat template variable: chat_template_kwargs={{{name!r}: ...}}"
             problems.append(Problem(name, f"unknown field; {hint}"))
     if problems:
         raise ConfigError(owner, problems)

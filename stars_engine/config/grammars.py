@@ -1,4 +1,4 @@
-"""Grammars: which answers the language model can give at all."""
+"""Grammars that constrain the answers of the language model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _MAX_DEPTH = 200
 
 
 class JsonGrammar(Schema):
-    """JSON that a schema allows (JSON Schema, draft 2020-12), properties in the schema's order."""
+    """JSON that conforms to a schema (draft 2020-12), with properties in the schema's order."""
 
     kind: Literal["json"] = "json"
     json_schema: dict[str, Any] = Field(
         default={"type": "object"},
-        description="JSON schema of the answer, or a pydantic model; as it stands: any object",
+        description="JSON schema of the answer, or a pydantic model; by default, any object",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
     )
     compact: bool = Field(
         default=False,
-        description="no blanks between the parts; else one space, or a line break and indentation",
+        description="allow no whitespace between the parts; otherwise, allow one space, or a line "
+        "break and indentation",
     )
     extra_properties: bool = Field(
         default=False,
-        description="objects may have properties beyond those that the schema names, where it does "
-        "not forbid them",
+        description="allow properties that the schema does not name, unless it forbids them",
     )
 
     @field_validator("json_schema", mode="before")
@@ -38,8 +38,8 @@ class JsonGrammar(Schema):
         schema = schema_of(value)
         if _is_deeper(schema, _MAX_DEPTH):
             raise ValueError(
-                f"a schema is not nested more than {_MAX_DEPTH} deep. Hint: name its parts in "
-                "$defs, and refer to them"
+                f"the schema is nested more than {_MAX_DEPTH} levels deep. Hint: define its parts "
+                "in $defs and refer to them"
             )
         return is_json(schema, "a schema")
 
@@ -53,8 +53,8 @@ class RegexGrammar(Schema):
     kind: Literal["regex"] = "regex"
     pattern: str = Field(
         min_length=1,
-        description="regular expression of the whole answer, in the syntax of Rust's regex crate: "
-        "Python's without look-around and back-references",
+        description="regular expression for the whole answer, in the syntax of Rust's regex crate: "
+        "that of Python without look-around and backreferences",
         examples=[r"\d{4}-\d{2}-\d{2}"],
     )
 
@@ -64,7 +64,7 @@ class ChoiceGrammar(Schema):
 
     kind: Literal["choice"] = "choice"
     choices: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        min_length=1, description="the answers there are", examples=[["yes", "no"]]
+        min_length=1, description="the allowed answers", examples=[["yes", "no"]]
     )
 
 
@@ -74,8 +74,8 @@ class EbnfGrammar(Schema):
     kind: Literal["ebnf"] = "ebnf"
     text: str = Field(
         min_length=1,
-        description="the grammar, in Lark's syntax as llguidance reads it, or GBNF; it begins at "
-        "the rule `start`, or `root` in GBNF",
+        description="the grammar, in llguidance's variant of Lark syntax, or in GBNF; its first "
+        "rule is `start`, or `root` in GBNF",
         examples=['start: "yes" | "no" " because " /[a-z ]+/'],
     )
 
@@ -86,12 +86,12 @@ Grammar = Annotated[
 
 
 def as_grammar(value: Any) -> Any:
-    """Return the grammar that a pydantic model stands for, and all else as it is."""
+    """Convert a pydantic model to a grammar; return other values unchanged."""
     return JsonGrammar(json_schema=value) if isinstance(value, type) else value
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and mappings are nested deeper, without a call for each level."""
+    """Whether lists and mappings are nested more deeply; not recursive."""
     level = [value]
     for _ in range(depth + 1):
         level = [
@@ -104,16 +104,16 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def schema_of(value: Any) -> Any:
-    """Return the JSON schema of a pydantic model, and all else as it is.
+    """Convert a pydantic model to its JSON schema; return other values unchanged.
 
     Raises:
-        ValueError: A class that is no pydantic model.
+        ValueError: The value is a class, but not a pydantic model.
     """
     if not isinstance(value, type):
         return dict(value) if isinstance(value, Mapping) else value
     if not hasattr(value, "model_json_schema"):
         raise ValueError(
-            f"{value.__name__} is no pydantic model. Hint: a JSON schema as a dict, or a subclass "
-            "of pydantic.BaseModel"
+            f"{value.__name__} is not a pydantic model. Hint: give a JSON schema as a dict, or a "
+            "subclass of pydantic.BaseModel"
         )
     return schema_of_model(value)

@@ -1,4 +1,4 @@
-"""What may be said of how a checkpoint is loaded: names, further keywords, and no code in them."""
+"""Validate how a checkpoint is loaded: its name and keywords, and that they load no code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from stars_engine.masking import MASK, holds_secret, seal
 
-_LONGEST_NAME, _LONGEST_PART = 4000, 255  # bytes; file systems hold no more
+_LONGEST_NAME, _LONGEST_PART = 4000, 255  # bytes; the limits of file systems
 
 _RESERVED = {
     "revision": "use the field `revision`",
@@ -21,26 +21,26 @@ _RESERVED = {
     "use_auth_token": "use the field `token`",
     "use_safetensors": "only safetensors weights are read",
     "weights_only": "only safetensors weights are read",
-    "custom_generate": "it belongs to `generate` of transformers, which the engine does not call",
+    "custom_generate": "it is for `generate` of transformers, which the engine does not call",
 }
 
-# Keywords that name code on the hub, and whether a value does.
+# Keywords whose values may name code on the hub.
 _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")
 
 
 def check_name(name: str | None) -> str | None:
-    """Return a name on the hub, a path or a revision, if files may have it.
+    """Return a hub name, a path or a revision if it is a valid file name.
 
     Raises:
-        ValueError: They may not, or it holds a secret.
+        ValueError: It is not valid, or it contains a secret.
     """
     if name is None:
         return None
     if holds_secret(name):
-        raise ValueError("it holds what looks like a secret; give secrets in the field `token`")
+        raise ValueError("it seems to contain a secret; give secrets in the field `token`")
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in name):
-        raise ValueError("no name or path on the hub or a disk has control characters in it")
+        raise ValueError("names and paths must not contain control characters")
     data = name.encode()
     if len(data) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in data.split(b"/")):
         raise ValueError(
@@ -51,31 +51,31 @@ def check_name(name: str | None) -> str | None:
 
 
 def check_values(value: Any) -> Any:
-    """Return keywords, or a device map, with the secrets in it sealed.
+    """Return keywords, or a device map, with their secrets sealed.
 
     Raises:
-        ValueError: It holds itself, half of a surrogate pair, bytes that are no text, or a mask in
-            the place of a secret.
+        ValueError: The value contains itself, a lone surrogate, bytes that are not text, or a mask
+            instead of a secret.
     """
     for text in _texts(value):
         try:
             text.decode() if isinstance(text, bytes) else text.encode()
         except UnicodeError as error:
             kind = "bytes" if isinstance(text, bytes) else "text"
-            raise ValueError(f"it holds {kind} that cannot be written: {error}") from None
+            raise ValueError(f"it contains {kind} that cannot be written: {error}") from None
         if text == MASK:
             raise ValueError(
-                f"{MASK!r} stands for a secret that was not written; give the secret itself, or "
-                "leave it out"
+                f"{MASK!r} is a placeholder for a masked secret; give the secret itself, or leave "
+                "it out"
             )
     return seal(value)
 
 
 def check_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords of `from_pretrained` with the secrets among them sealed.
+    """Return keywords of `from_pretrained` with their secrets sealed.
 
     Raises:
-        ValueError: One has a field of its own, or has pickles read.
+        ValueError: A keyword has its own field, or allows pickles.
     """
     for name in keywords.keys() & _RESERVED.keys():
         raise ValueError(f"{name!r} cannot be given here; {_RESERVED[name]}")
@@ -84,10 +84,10 @@ def check_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_no_code(keywords: Mapping[str, Any]) -> None:
-    """Check that nothing has code loaded from the hub, as is without `trust_remote_code`.
+    """Check that no keyword loads code from the hub without `trust_remote_code`.
 
     Raises:
-        ValueError: Something does.
+        ValueError: A keyword does.
     """
     named = [(name, keywords[name]) for name in _ATTENTION if name in keywords]
     declared = keywords.get("config")
@@ -97,20 +97,20 @@ def check_no_code(keywords: Mapping[str, Any]) -> None:
         kernel = next(hub_kernels(value), None)
         if kernel is not None:
             raise ValueError(
-                f"{name}={kernel!r} loads code from the hub, and trust_remote_code is off. Hint: "
-                "'sdpa', 'eager' or another implementation that is installed, or "
+                f"{name}={kernel!r} loads code from the hub, but trust_remote_code is False. Hint: "
+                "use 'sdpa', 'eager' or another installed implementation, or set "
                 "trust_remote_code=True if you trust that repository"
             )
     for name in _KERNELS:
         if keywords.get(name):
             raise ValueError(
-                f"{name} loads code from the hub, and trust_remote_code is off. Hint: leave it "
-                "out, or trust_remote_code=True if you trust the repositories of those kernels"
+                f"{name} loads code from the hub, but trust_remote_code is False. Hint: leave it "
+                "out, or set trust_remote_code=True if you trust the repositories of those kernels"
             )
 
 
 def hub_kernels(value: Any) -> Iterator[str]:
-    """Find attention kernels on the hub in what names implementations: 'org/name@revision:part'."""
+    """Yield attention implementations that are kernels on the hub: 'org/name@revision:part'."""
     if isinstance(value, str):
         if any(sign in value for sign in "/@:"):
             yield value
@@ -123,7 +123,7 @@ def _texts(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str | bytes]:
     """Yield all texts and bytes in plain values.
 
     Raises:
-        ValueError: A list or mapping holds itself.
+        ValueError: A list or mapping contains itself.
     """
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
@@ -131,7 +131,7 @@ def _texts(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str | bytes]:
         yield value
     elif isinstance(value, Mapping | list | tuple):
         if id(value) in inside or len(inside) > 100:
-            raise ValueError("it is nested within itself, or too deeply; write it flat")
+            raise ValueError("it is nested within itself, or too deeply; flatten it")
         parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         for part in parts:
             yield from _texts(part, (*inside, id(value)))

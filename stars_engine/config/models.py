@@ -1,4 +1,4 @@
-"""Where drafts come from, and what every loadable checkpoint has in common."""
+"""Language models, and the common base of all checkpoints that can be loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)
 
-# Names that stand for the weights inside the package.
+# Names of the weights inside the package.
 EMBEDDED_LM = "stars:embedded-lm"
 EMBEDDED_REWARD = "stars:embedded-reward"
 
@@ -34,13 +34,13 @@ _DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 class Checkpoint(Schema):
     """A model on the hub, in a local directory, or already in memory.
 
-    Secrets (`token`, and values in `model_kwargs` whose names or forms are those of secrets) are
-    shown and dumped as a mask, and are written to no file and no pickle.
+    Secrets (`token`, and values in `model_kwargs` that look like secrets) are masked in
+    representations and dumps, and are not written to files or pickles.
     """
 
     hints: ClassVar[dict[str, str]] = dict.fromkeys(
         ("use_auth_token", "auth_token", "hf_token", "api_key"),
-        "a token of the hub goes into the field `token`",
+        "use the field `token` for a hub token",
     )
 
     name_or_path: str | None = Field(
@@ -61,7 +61,7 @@ class Checkpoint(Schema):
     tokenizer_name_or_path: str | None = Field(
         default=None,
         min_length=1,
-        description="where the tokenizer is, if not beside the weights",
+        description="source of the tokenizer, if it is not stored with the weights",
     )
     revision: str | None = Field(
         default=None, description="branch, tag or commit on the hub", examples=["main"]
@@ -69,12 +69,12 @@ class Checkpoint(Schema):
     token: SecretStr | None = Field(
         default=None,
         min_length=1,
-        description="a token of the hub; None: that of HF_TOKEN or of `hf auth login`",
+        description="hub token; None uses that of HF_TOKEN or of `hf auth login`",
     )
     dtype: Dtype = Field(
         default="auto",
-        description="of weights and arithmetic; auto: the checkpoint's own, float32 on a CPU; "
-        "float64 is slow, and leaves no rounding by which batches could differ",
+        description="dtype of weights and arithmetic; auto uses the checkpoint's dtype, or float32 "
+        "on a CPU; float64 is slow, but has no rounding differences between batches",
         examples=["bfloat16"],
     )
     device: str = Field(
@@ -85,12 +85,13 @@ class Checkpoint(Schema):
     )
     device_map: str | dict[str, Any] | None = Field(
         default=None,
-        description="spread over devices by accelerate, instead of `device`",
+        description="device map for accelerate, instead of `device`",
         examples=["auto"],
     )
     model_kwargs: dict[str, Any] = Field(
         default_factory=dict,
-        description="further keywords of from_pretrained: quantization_config, attn_implementation",
+        description="further keywords for from_pretrained, such as quantization_config or "
+        "attn_implementation",
         examples=[{"attn_implementation": "sdpa"}],
     )
     trust_remote_code: bool = Field(
@@ -107,7 +108,7 @@ class Checkpoint(Schema):
     @model_validator(mode="before")
     @classmethod
     def _token_has_a_field(cls, values: Any) -> Any:
-        """Read a token among the keywords, where transformers has it, as the field."""
+        """Move a token from the keywords, where transformers expects it, to its field."""
         keywords = values.get("model_kwargs") if isinstance(values, Mapping) else None
         if not isinstance(keywords, Mapping) or not isinstance(
             keywords.get("token"), str | SecretStr
@@ -130,7 +131,7 @@ class Checkpoint(Schema):
         if token is not None:
             check_values([token])
             if not token.get_secret_value().isprintable() or " " in token.get_secret_value():
-                raise ValueError("a token is a word of visible characters")
+                raise ValueError("a token consists of printable characters without spaces")
         return token
 
     @field_validator("device_map")
@@ -161,17 +162,17 @@ class Checkpoint(Schema):
 
     @property
     def secrets(self) -> list[str]:
-        """The secrets it holds, to be kept out of messages."""
+        """The secrets in the config, which must not appear in messages."""
         return list(secrets_in([self.token, self.model_kwargs, self.device_map]))
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Return what is pickled: all but the secrets."""
+        """Return the state to pickle, without secrets."""
         state = super().__getstate__()
         if not self.secrets:
             return state
         logger.warning(
-            "the secrets of a %s are left out of its pickle; where that is read, the hub's token "
-            "is that of HF_TOKEN or of `hf auth login`",
+            "The pickle of a %s does not contain its secrets; when it is loaded, the hub token is "
+            "that of HF_TOKEN or of `hf auth login`",
             type(self).__name__,
         )
         values = {**state["__dict__"], "token": None}
@@ -189,16 +190,16 @@ class Checkpoint(Schema):
                 f"{'a' if self.model is not None else 'no'} model"
             )
         if self.model is not None and self.tokenizer is None:
-            raise ValueError("a loaded model needs its tokenizer; pass tokenizer=... beside it")
+            raise ValueError("a loaded model needs its tokenizer; also pass tokenizer=...")
         if self.model is None and self.tokenizer is not None:
             raise ValueError(
-                "tokenizer=... goes with a loaded model and would be ignored beside name_or_path; "
-                "use tokenizer_name_or_path, or pass model=... too"
+                "tokenizer=... is for a loaded model and has no effect with name_or_path; use "
+                "tokenizer_name_or_path, or also pass model=..."
             )
         if self.model is not None and self.needs_loading_options():
             raise ValueError(
-                f"{', '.join(self.needs_loading_options())} only act when a checkpoint is loaded; "
-                "a model in memory is used as it is"
+                f"{', '.join(self.needs_loading_options())} only affect the loading of a "
+                "checkpoint, not a model in memory; leave them out"
             )
         if self.device_map is not None and self.device != "auto":
             raise ValueError(
@@ -208,19 +209,19 @@ class Checkpoint(Schema):
         return self
 
     def needs_loading_options(self) -> list[str]:
-        """Names of the fields that were set and only act while a checkpoint is loaded."""
+        """Return the names of the given fields that only affect the loading of a checkpoint."""
         loading = {"revision", "dtype", "device", "device_map", "model_kwargs", "trust_remote_code"}
         loading |= {"token", "tokenizer_name_or_path", "adapter_path"}
         return sorted(self.model_fields_set & loading)
 
     @property
     def is_live(self) -> bool:
-        """True if the config holds an object that no file can hold."""
+        """Whether the config holds a live object, which cannot be written to a file."""
         return self.model is not None
 
 
 class TransformersModel(Checkpoint):
-    """A causal language model run in this process by transformers."""
+    """A causal language model that transformers runs in this process."""
 
     kind: Literal["transformers"] = "transformers"
     adapter_path: str | None = Field(

@@ -1,4 +1,4 @@
-"""Per-request settings: how tokens are sampled, and how segments are judged."""
+"""Settings of requests: how tokens are sampled, and how segments are accepted."""
 
 from __future__ import annotations
 
@@ -23,38 +23,41 @@ class SamplingParams(Schema):
     """The proposal: the base model after penalties, temperature and truncation."""
 
     max_tokens: int = Field(
-        default=128, ge=1, description="completion tokens at most", examples=[128]
+        default=128, ge=1, description="maximum number of completion tokens", examples=[128]
     )
     temperature: float = Field(
         default=0.8,
         ge=0,
         allow_inf_nan=False,
-        description="of the language model; 0 is greedy",
+        description="temperature of the language model; 0 is greedy decoding",
         examples=[0.8],
     )
     top_k: int | None = Field(
-        default=40, ge=1, description="keep the k likeliest tokens; None keeps all", examples=[40]
+        default=40,
+        ge=1,
+        description="keep the k most likely tokens; None keeps all",
+        examples=[40],
     )
     top_p: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="keep the likeliest tokens that hold this much probability",
+        description="keep the most likely tokens whose total probability reaches this value",
         examples=[0.95],
     )
     min_p: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="drop tokens below this share of the likeliest token's probability",
+        description="drop tokens below this fraction of the most likely token's probability",
         examples=[0.05],
     )
     repetition_penalty: float = Field(
         default=1.0,
         gt=0,
         allow_inf_nan=False,
-        description="divides positive and multiplies negative logits of tokens in prompt or "
-        "completion",
+        description="divides positive logits, and multiplies negative logits, of tokens in the "
+        "prompt or completion",
         examples=[1.1],
     )
     presence_penalty: float = Field(
@@ -66,7 +69,7 @@ class SamplingParams(Schema):
     frequency_penalty: float = Field(
         default=0.0,
         allow_inf_nan=False,
-        description="subtracted from a token's logit for each time it is in the completion",
+        description="subtracted from a token's logit for each occurrence in the completion",
         examples=[0.5],
     )
     logit_bias: dict[int, float] | None = Field(
@@ -74,30 +77,33 @@ class SamplingParams(Schema):
     )
     grammar: Grammar | None = Field(
         default=None,
-        description="what the answer must be: JSON of a schema, or a text of a regular expression, "
-        "a list of choices or a context-free grammar; no other token is drafted",
+        description="constrains the answer to a JSON schema, a regular expression, a list of "
+        "choices or a context-free grammar; other tokens are never drafted",
         examples=[{"kind": "choice", "choices": ["yes", "no"]}],
     )
     min_tokens: int = Field(
         default=0,
         ge=0,
-        description="nothing ends the answer before this many tokens: no end of text, no stop "
-        "token; stop strings count that end behind them",
+        description="minimum number of tokens before an end-of-text token or a stop token may end "
+        "the answer; stop strings count if they end after them",
         examples=[16],
     )
     stop: tuple[str, ...] = Field(
-        default=(), description="strings that end the answer; never part of it", examples=[["\n\n"]]
+        default=(),
+        description="strings that end the answer and are not part of it",
+        examples=[["\n\n"]],
     )
     stop_token_ids: tuple[int, ...] = Field(
         default=(),
-        description="token ids that end the answer, beside the model's own",
+        description="token ids that end the answer, in addition to the model's own",
         examples=[[2]],
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         lt=2**63,
-        description="same seed, same text; None draws a fresh one, reported in the result",
+        description="the same seed gives the same text; None draws a new seed, which the result "
+        "reports",
         examples=[7],
     )
     n: int = Field(default=1, ge=1, description="answers per prompt", examples=[4])
@@ -129,8 +135,8 @@ class SamplingParams(Schema):
         for token, value in (bias or {}).items():
             if math.isnan(value) or value == math.inf or token < 0:
                 raise ValueError(
-                    f"{{{token}: {value}}} is no bias; keys are token ids from 0, values are "
-                    "numbers or -inf (never draw the token)"
+                    f"{{{token}: {value}}} is not a valid bias; keys are token ids from 0, values "
+                    "are numbers or -inf (never draw the token)"
                 )
         return bias
 
@@ -144,25 +150,25 @@ class SamplingParams(Schema):
 
 
 class AlignParams(Schema):
-    """The test that each segment must pass (arXiv 2511.03827).
+    """The acceptance test of segments (arXiv 2511.03827).
 
     `segment_end="sentence"` is a stopping rule: a candidate ends at the first token, from
-    `min_segment_len` on, after which its text ends a sentence (`text.ends_sentence`), else at
-    `segment_len`. Whether it ends after a token depends only on the tokens up to it, so candidates
-    are draws from one proposal, over segments of several lengths, and the law of a segment holds
-    as it is. (Drafting on and going back to the *last* border would not be such a rule: the kept
-    tokens would then be chosen by those behind them.)
+    `min_segment_len` on, after which its text ends a sentence (`text.ends_sentence`), and otherwise
+    at `segment_len`. Whether it ends after a token depends only on the tokens so far. Candidates
+    are therefore draws from one proposal over segments of several lengths, and the law of a segment
+    holds unchanged. (Drafting on and cutting at the *last* boundary would not be such a rule,
+    because later tokens would then select the kept ones.)
 
-    `lookahead` changes what is scored, not what is kept: the reward of a candidate is that of the
-    completion with the candidate and its greedy continuation, a function of the candidate. So the
-    law of a segment holds with these rewards. The reward of a prefix is the one its last segment
-    was kept with.
+    `lookahead` changes what is scored, not what is kept. The reward of a candidate is that of the
+    completion with the candidate and its greedy continuation, which is a function of the candidate,
+    so the law of a segment holds with these rewards. The reward of a prefix is the one with which
+    its last segment was kept.
     """
 
     schedule: Schedule | None = Field(
         default=None,
-        description="thresholds; None: those shipped with the embedded pair, AutoSchedule() for "
-        "other models",
+        description="thresholds; None uses the shipped thresholds for the embedded pair, and "
+        "AutoSchedule() for other models",
         examples=[{"kind": "linear", "target": 8.0, "initial_weight": 0.5}],
     )
     beta: float = Field(
@@ -173,66 +179,71 @@ class AlignParams(Schema):
         examples=[0.7],
     )
     segment_len: int = Field(
-        default=32, ge=1, description="tokens drafted and judged together", examples=[32]
+        default=32, ge=1, description="tokens that are drafted and scored together", examples=[32]
     )
     segment_end: Literal["length", "sentence"] = Field(
         default="length",
-        description="where a segment ends: after segment_len tokens, or before that at the first "
-        "end of a sentence",
+        description="where a segment ends: after segment_len tokens, or earlier at the first end "
+        "of a sentence",
         examples=["sentence"],
     )
     min_segment_len: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="tokens before a sentence may end the segment, at most segment_len; only with "
-        "segment_end='sentence'; None means a quarter of segment_len",
+        description="minimum tokens before a sentence may end the segment, at most segment_len; "
+        "only with segment_end='sentence'; None means a quarter of segment_len",
         examples=[8],
     )
     lookahead: int = Field(
         default=0,
         ge=0,
-        description="tokens by which each candidate is continued greedily for the reward model to "
-        "read; they are never kept; only with segment_end='length'",
+        description="tokens of greedy continuation that the reward model reads after each "
+        "candidate; they are never kept; only with segment_end='length'",
         examples=[16],
     )
     judge: Literal["answer", "all"] = Field(
         default="answer",
-        description="'answer': reasoning, calls of tools and JSON that a grammar rules are kept "
-        "unjudged, and the reward model does not read them; 'all': everything is judged",
+        description="'answer': reasoning, tool calls and grammar-constrained JSON are unscored "
+        "spans, which are kept without a test and which the reward model does not read; 'all': "
+        "everything is scored",
     )
     max_attempts: int = Field(
-        default=20, ge=1, description="draws per segment, the first included", examples=[20]
+        default=20,
+        ge=1,
+        description="maximum draws per segment, including the first",
+        examples=[20],
     )
     on_exhausted: Literal["best", "last", "stop", "raise", "fallback"] = Field(
         default="best",
-        description="when no draw was accepted: keep the best or last draw, end before this "
-        "segment, raise AlignmentError, or end with fallback_text",
+        description="if no draw is accepted: keep the best or last draw, end before this segment, "
+        "raise AlignmentError, or end with fallback_text",
     )
     fallback_text: str | None = Field(
         default=None,
-        description="appended to what was accepted when on_exhausted is 'fallback'",
+        description="text appended to the accepted segments if on_exhausted is 'fallback'",
         examples=["I'd rather not go on."],
     )
     terminal: Literal["schedule", "target"] | float = Field(
         default="schedule",
-        description="threshold of a candidate that ends the answer: as any other, the schedule's "
-        "end, or a number",
+        description="threshold for a candidate that ends the answer: that of the schedule, the "
+        "schedule's target, or a number",
         examples=["target"],
     )
     max_drafted_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="end with what is accepted rather than draft more tokens than this",
+        description="maximum drafted tokens; the answer then ends with the accepted segments",
         examples=[2048],
     )
     deadline_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="seconds; end with what is accepted at the first round that begins later",
+        description="seconds; the answer ends with the accepted segments at the first step that "
+        "begins later",
         examples=[10.0],
     )
     num_candidates: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="drafted at once per round; 'auto': as many as are quickest, by the acceptance "
-        "so far and the measured costs of rounds, and 4 at most where the reward is a function; "
-        "changes speed, never text",
+        description="candidates drafted per step; 'auto' chooses the fastest number from the "
+        "acceptance so far and the measured cost of steps, at most 4 if the reward is a function; "
+        "affects speed, never the text",
         examples=[4],
     )
     keep_rejected_text: bool = Field(
@@ -242,7 +253,7 @@ class AlignParams(Schema):
     @model_validator(mode="before")
     @classmethod
     def _carried_by_calibration(cls, values: Any) -> Any:
-        """Take from a calibrated schedule what it was made for and is not given here."""
+        """Take the settings that a calibrated schedule was made for, unless given here."""
         schedule = values.get("schedule") if isinstance(values, dict) else None
         if isinstance(schedule, Mapping) and schedule.get("kind") == "calibrated":
             schedule = CalibratedSchedule.model_validate(schedule)
@@ -251,9 +262,9 @@ class AlignParams(Schema):
         return {**schedule.carried, **values, "schedule": schedule}
 
     def replace(self, **changes: Any) -> Self:
-        """Return a validated copy; a calibrated schedule brings what it was made for.
+        """Return a validated copy; a calibrated schedule brings the settings it was made for.
 
-        Another schedule in its place does not inherit what the calibrated one brought.
+        A schedule that replaces a calibrated one does not inherit these settings.
         """
         old, new = self.schedule, changes.get("schedule", self.schedule)
         if isinstance(new, CalibratedSchedule):
@@ -286,7 +297,7 @@ class AlignParams(Schema):
 
     @model_serializer(mode="wrap")
     def _without_what_is_left_to_auto(self, handler: SerializerFunctionWrapHandler) -> Any:
-        """Leave out what an `AutoSchedule` is to choose: read back, it would be a setting."""
+        """Omit values that an `AutoSchedule` will choose; in a file they would be settings."""
         values = handler(self)
         if isinstance(self.schedule, AutoSchedule):
             for name in {"segment_len", "beta"} - self.model_fields_set:
@@ -294,7 +305,7 @@ class AlignParams(Schema):
         return values
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Leave out what is not settled yet: a number would be taken for the one used."""
+        """Omit values that are not chosen yet, because the defaults shown would be wrong."""
         left = {"segment_len", "beta"} - self.model_fields_set
         open_ = self.schedule is None or isinstance(self.schedule, AutoSchedule)
         for name, value in super().__repr_args__():
@@ -325,20 +336,20 @@ class AlignParams(Schema):
         return self
 
     def judges_none_of(self, sampling: SamplingParams) -> bool:
-        """Whether no segment of answers drafted so is judged: JSON that a grammar rules."""
+        """Whether no segment is scored, because the answer is grammar-constrained JSON."""
         grammar = sampling.grammar
         return self.judge == "answer" and grammar is not None and grammar.kind == "json"
 
     @property
     def shortest_segment(self) -> int:
-        """Tokens before a sentence may end the segment."""
+        """Minimum tokens before a sentence may end the segment."""
         if self.min_segment_len is not None:
             return self.min_segment_len
         return max(1, self.segment_len // 4)
 
     @property
     def row_len(self) -> int:
-        """Tokens drafted for one candidate at most."""
+        """Maximum tokens drafted for one candidate."""
         return self.segment_len + self.lookahead
 
     @model_validator(mode="after")
@@ -346,7 +357,7 @@ class AlignParams(Schema):
         shortest = self.min_segment_len
         if self.segment_end == "length" and shortest is not None:
             raise ValueError(
-                f"min_segment_len={shortest} belongs to segment_end='sentence', and segment_end is "
+                f"min_segment_len={shortest} needs segment_end='sentence', but segment_end is "
                 "'length'. Hint: set segment_end='sentence', or leave min_segment_len out"
             )
         if shortest is not None and shortest > self.segment_len:
@@ -356,9 +367,9 @@ class AlignParams(Schema):
             )
         if self.segment_end == "sentence" and self.lookahead:
             raise ValueError(
-                f"lookahead={self.lookahead} and segment_end='sentence' do not go together: where "
-                "a sentence ends is known only when the draft is read as text. Hint: "
-                "segment_end='length' with lookahead, or lookahead=0"
+                f"lookahead={self.lookahead} does not support segment_end='sentence', because the "
+                "end of a sentence is known only after drafting. Hint: use segment_end='length' "
+                "with lookahead, or lookahead=0"
             )
         return self
 
@@ -367,6 +378,6 @@ class AlignParams(Schema):
         if (self.on_exhausted == "fallback") != (self.fallback_text is not None):
             raise ValueError(
                 f"on_exhausted={self.on_exhausted!r} and fallback_text={self.fallback_text!r}: "
-                "fallback_text belongs to on_exhausted='fallback', and is required there"
+                "fallback_text is required with on_exhausted='fallback', and only allowed there"
             )
         return self

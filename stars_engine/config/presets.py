@@ -1,4 +1,4 @@
-"""Named settings of the test, for those who do not want to choose each."""
+"""Named presets of alignment settings."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from stars_engine.schedules import AutoSchedule
 
 
 def preset(name: str, **changes: Any) -> AlignParams:
-    """Return named settings of the test.
+    """Return a preset of alignment settings.
 
     Args:
-        name: "best": what measurements recommend, short segments with calibrated thresholds at a
-            budget of 2.7; "safe": the same, but an answer ends before a segment of which no draft
-            was accepted; "paper": segments of 32 tokens under a linear ramp to `target`, with 20
-            draws, as in STARS (arXiv 2511.03827).
-        **changes: Other fields of `AlignParams`; for "paper" `target` is required, and
-            `initial_weight` may be given.
+        name: "best": the settings that measurements recommend, short segments with calibrated
+            thresholds at a budget of 2.7; "safe": the same, but an answer ends before a segment
+            without an accepted draft; "paper": segments of 32 tokens with a linear ramp to
+            `target` and up to 20 draws, as in STARS (arXiv 2511.03827).
+        **changes: Other fields of `AlignParams`. "paper" requires `target`, and accepts
+            `initial_weight`.
 
     Raises:
-        ConfigError: There is no preset of that name, or a field is not allowed.
+        ConfigError: The preset is unknown, or a field is invalid.
     """
     if name not in _PRESETS:
-        message = f"{name!r} is no preset; allowed: {', '.join(PRESET_NAMES)}"
+        message = f"unknown preset {name!r}; expected one of {', '.join(PRESET_NAMES)}"
         raise ConfigError("preset", [Problem("name", message)])
     return _PRESETS[name](changes)
 
@@ -43,9 +43,9 @@ def _paper(changes: Mapping[str, Any]) -> AlignParams:
     if "schedule" not in values:
         if "target" not in values:
             message = (
-                "is required: r*, the reward that an answer is to reach, is a matter of the reward "
-                "model, and the paper gives no value. Hint: preset('paper', target=...), or the "
-                "preset 'best', which finds thresholds itself"
+                "is required: the target reward r* depends on the reward model, and the paper "
+                "gives no value. Hint: use preset('paper', target=...), or the preset 'best', "
+                "which calibrates its thresholds"
             )
             raise ConfigError("preset 'paper'", [Problem("target", message)])
         ramp = {k: values.pop(k) for k in ("target", "initial", "initial_weight") if k in values}

@@ -1,4 +1,4 @@
-"""The whole configuration of an engine."""
+"""The complete configuration of an engine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def embedded_align() -> AlignParams:
 
 @cache
 def embedded_ramp() -> LinearSchedule:
-    """Thresholds of the embedded pair for segments other than those it was calibrated for."""
+    """Thresholds of the embedded pair for settings other than those it was calibrated with."""
     return LinearSchedule(**_embedded("ramp.yaml"))
 
 
@@ -45,12 +45,12 @@ def _embedded(file: str) -> dict[str, Any]:
     return values
 
 
-# What thresholds that were measured segment by segment depend on.
+# The settings that calibrated thresholds depend on.
 _MEASURED_WITH = ("segment_len", "beta", "segment_end", "min_segment_len", "lookahead")
 
 
 class StarsConfig(Filed):
-    """Everything an engine needs. `StarsConfig()` is the embedded pair: offline, no download."""
+    """The configuration of an engine. `StarsConfig()` is the embedded pair, without downloads."""
 
     model: TransformersModel = Field(
         default_factory=lambda: TransformersModel(name_or_path=EMBEDDED_LM),
@@ -65,28 +65,28 @@ class StarsConfig(Filed):
     )
     align: AlignParams = Field(
         default_factory=embedded_align,
-        description="how segments are judged; a name means preset(name). Left out: what is shipped "
-        "with the embedded pair, for other models thresholds that the engine finds itself",
+        description="how segments are accepted; a name means preset(name). By default, the "
+        "embedded pair uses its shipped settings, and the engine calibrates other models",
         examples=["best"],
     )
     sampling: SamplingParams | Literal["model"] = Field(
         default_factory=SamplingParams,
-        description="how tokens are sampled; 'model': by the checkpoint's own generation config",
+        description="how tokens are sampled; 'model' uses the checkpoint's generation config",
         examples=["model"],
     )
     prompt_format: Literal["auto", "chat", "raw"] = Field(
         default="auto",
-        description="what a string prompt is: one user turn, raw text to continue, or (auto) a "
-        "user turn if the model has a chat template",
+        description="how to read a string prompt: 'chat' as a user message, 'raw' as text to "
+        "continue, 'auto' as a user message if the model has a chat template",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
-        description="variables for the language model's chat template, a JSON object; a Chat may "
-        "have others",
+        description="variables for the language model's chat template, a JSON object; a Chat can "
+        "override them",
         examples=[{"enable_thinking": False}],
     )
     engine: EngineParams = Field(
-        default_factory=EngineParams, description="how much is done at once, and who waits"
+        default_factory=EngineParams, description="limits on concurrent work and memory"
     )
     schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
 
@@ -117,17 +117,18 @@ class StarsConfig(Filed):
         missing = [name for name in ("model", "reward") if name not in self.model_fields_set]
         if missing:
             raise ValueError(
-                f"{missing[0]} is required: the embedded {missing[0]} only goes with its own "
-                "partner, a language model of movie reviews with a reward model of their sentiment"
+                f"{missing[0]} is required: the embedded {missing[0]} only works with its partner; "
+                "the pair is a language model of movie reviews and a reward model of their "
+                "sentiment"
             )
         if "align" not in self.model_fields_set:
-            # The default is the embedded pair's, and means nothing to other models.
+            # The default settings are for the embedded pair and do not apply to other models.
             object.__setattr__(self, "align", AlignParams())
         return self
 
     @property
     def uses_embedded_pair(self) -> bool:
-        """True if both models are the ones inside the package."""
+        """Whether both models are those inside the package."""
         return self.model.name_or_path == EMBEDDED_LM and (
             isinstance(self.reward, ClassifierReward) and self.reward.is_embedded
         )
@@ -139,10 +140,10 @@ class StarsConfig(Filed):
             yield from _objects_in("align.schedule", self.align.schedule)
 
     def with_thresholds(self, align: AlignParams | None = None) -> AlignParams:
-        """Return the test with a schedule in place: its own, the config's, or the pair's.
+        """Return alignment settings with a schedule: their own, the config's, or the default.
 
-        Thresholds of a pair of models for which none are given are left to the engine to find. The
-        embedded pair's were measured for its own segments; others get a ramp.
+        Without thresholds, the engine calibrates a pair of models. The thresholds of the embedded
+        pair were calibrated for its own settings; with other settings, it uses a ramp.
         """
         align = self.align if align is None else align
         default = embedded_align().schedule if self.uses_embedded_pair else AutoSchedule()
@@ -153,12 +154,12 @@ class StarsConfig(Filed):
             return AlignParams(**ramp)
         if align.schedule is not None:
             return align
-        # Made anew: what a calibrated schedule brings along yields to what the test itself sets.
+        # Build it anew, because explicit settings take precedence over those of the schedule.
         return AlignParams(**{**own, "schedule": schedule})
 
 
 def _measured_otherwise(own: Mapping[str, Any]) -> bool:
-    """Whether the embedded pair's thresholds were measured with other settings than these."""
+    """Whether these settings differ from those of the embedded pair's calibration."""
     shipped = embedded_align()
     return any(own[name] != getattr(shipped, name) for name in _MEASURED_WITH if name in own)
 
@@ -166,19 +167,19 @@ def _measured_otherwise(own: Mapping[str, Any]) -> bool:
 def _objects_in(
     name: str, part: Checkpoint | FunctionReward | CompositeReward | BaseSchedule
 ) -> Iterator[Problem]:
-    """Find what no file can hold."""
+    """Yield the values that a file cannot contain."""
     if isinstance(part, CompositeReward):
         for key, inner in part.parts.items():
             yield from _objects_in(f"{name}.parts.{key}.reward", inner.reward)
     elif part.is_live:
         hint = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"
-        yield Problem(name, f"holds a live object, which no file can; give {hint}")
+        yield Problem(name, f"is a live object, which files cannot contain; give {hint}")
     if isinstance(part, Checkpoint):
         if part.token is not None:
             yield Problem(
                 f"{name}.token",
-                "is a secret, and files hold none; leave it out of the file (HF_TOKEN and `hf auth "
-                "login` give one where there is none) and set it in code with .replace(token=...)",
+                "is a secret, which files cannot contain; leave it out of the file (HF_TOKEN and "
+                "`hf auth login` provide a default) and set it in code with .replace(token=...)",
             )
         for field in ("model_kwargs", "device_map"):
             found = find_object(getattr(part, field))

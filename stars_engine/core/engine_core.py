@@ -29,10 +29,16 @@ from stars_engine.memory import (
     strip_traceback,
 )
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.reward_requests import Asked, Question, answer_now, single_models, spread
+from stars_engine.rewards.reward_requests import (
+    RewardRequest,
+    RoutedRequest,
+    score_now,
+    single_models,
+    split_composites,
+)
 from stars_engine.types import SegmentEvent
 
-Scorer = Callable[[Sequence[Asked]], None]
+Scorer = Callable[[Sequence[RoutedRequest]], None]
 Events = list[tuple[Rollout, SegmentEvent]]
 
 
@@ -53,7 +59,7 @@ class EngineCore:
         self,
         model: LanguageModel,
         scheduler: Scheduler | None = None,
-        scorer: Scorer = answer_now,
+        scorer: Scorer = score_now,
         autotuner: CandidateAutotuner | None = None,
     ) -> None:
         self.scheduler = scheduler or Scheduler()
@@ -81,7 +87,7 @@ class EngineCore:
         batch = self._allocate(self.scheduler.schedule())
         drafted = self._draft(batch)
         opened = [self._open(request, drafts) for request, drafts in drafted]
-        self._scorer(spread(item for asked in opened for item in asked))
+        self._scorer(split_composites(item for asked in opened for item in asked))
         self._note_step(drafted, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
@@ -175,7 +181,7 @@ class EngineCore:
         for request, _ in drafted:
             request.started = True
 
-    def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[Asked]:
+    def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[RoutedRequest]:
         """Start the verification of a request's drafts; return the requests for rewards.
 
         Drafts before the first failed one are verified. A failure counts only when it is the next
@@ -198,9 +204,9 @@ class EngineCore:
         request.verification = verification
         self.scheduler.wait_for_reward(request)
         return [
-            Asked(
+            RoutedRequest(
                 request.reward,
-                Question(item, partial(verification.set_outcome, index), verification),
+                RewardRequest(item, partial(verification.set_outcome, index), verification),
             )
             for index, item in enumerate(verification.inputs)
         ]

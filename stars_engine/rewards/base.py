@@ -1,4 +1,4 @@
-"""What the loop asks of a reward model, and how one failing input is kept from the others."""
+"""The interface of reward models, and scoring that isolates inputs that fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from stars_engine.errors import is_for_program
 from stars_engine.reals import real_number
-from stars_engine.rewards.failures import FailurePolicy, Patience, failure
+from stars_engine.rewards.failures import FailurePolicy, RetryPolicy, failure
 from stars_engine.types import RewardInput, RewardOutcome, Score
 
 
@@ -24,15 +24,16 @@ class RewardModel(Protocol):
 
 @runtime_checkable
 class OffloadedReward(RewardModel, Protocol):
-    """A reward model that is called on threads of its own, where it may be slow or hang.
+    """A reward model that runs on worker threads, because it may be slow or hang.
 
     Attributes:
-        max_concurrency: Calls at one time.
-        timeout_s: Seconds one call may take; None for as long as it likes.
-        batched: Whether it wants all candidates of a request in one call, or one in each.
+        max_concurrency: Maximum number of concurrent calls.
+        timeout_s: Maximum duration of a call in seconds; None for no limit.
+        batched: Whether one call scores all candidates of a request; otherwise one call scores
+            one candidate.
 
-    It may also have `ends_overdue_calls = True`, if its calls end by themselves in time, and a
-    method `end_calls()`, which is called when the engine lets go of it.
+    Two members are optional: `ends_overdue_calls = True` if the reward ends overdue calls itself,
+    and `end_calls()`, which the engine calls when it releases the reward.
     """
 
     max_concurrency: int
@@ -41,45 +42,45 @@ class OffloadedReward(RewardModel, Protocol):
 
 
 def score_each(
-    reward: RewardModel, inputs: Sequence[RewardInput], patience: Patience | None = None
+    reward: RewardModel, inputs: Sequence[RewardInput], retry_policy: RetryPolicy | None = None
 ) -> list[RewardOutcome]:
-    """Score all inputs in one call; where that fails, each alone, to find the ones that do.
+    """Score all inputs in one call; if the call fails, score each input alone.
 
-    What then fails is settled by the reward's own `failures`, a `FailurePolicy`; without one it
-    ends its request.
+    The reward's `failures`, a `FailurePolicy`, decides what happens to inputs that fail alone.
+    Without a policy, a failure ends the request.
 
     Args:
         reward: The reward model.
-        inputs: What it is asked.
-        patience: How to wait before it is asked again; the default sleeps.
+        inputs: The inputs to score.
+        retry_policy: How to wait between retries; the default sleeps.
 
     Returns:
-        A score per input, or the error that input met.
+        One score or error per input.
     """
     if not inputs:
         return []
-    patience = patience or Patience()
+    retry_policy = retry_policy or RetryPolicy()
     policy = failures_of(reward)
     ask = partial(_score_all, reward, inputs)
     try:
-        return policy.call(ask, patience) if len(inputs) == 1 else ask()
-    except BaseException as error:  # reward models are other people's code, and may exit
+        return policy.call(ask, retry_policy) if len(inputs) == 1 else ask()
+    except BaseException as error:  # reward models are third-party code, and may exit
         if is_for_program(error):
             raise
         if len(inputs) == 1:
-            return [settle(reward, error)]
-        outcomes = [found for item in inputs for found in score_each(reward, [item], patience)]
+            return [apply_failure_policy(reward, error)]
+        outcomes = [found for item in inputs for found in score_each(reward, [item], retry_policy)]
         none_failed = all(isinstance(found, Score) and not found.failed for found in outcomes)
         if isinstance(error, WrongCountError) and none_failed:
-            # It was no single input's fault: whoever wrote the reward must hear of it.
-            return [settle(reward, error, num_calls=1) for _ in inputs]
+            # No single input is at fault, so report the error to the author of the reward.
+            return [apply_failure_policy(reward, error, num_calls=1) for _ in inputs]
         return outcomes
 
 
-def settle(
+def apply_failure_policy(
     reward: RewardModel, error: BaseException, num_calls: int | None = None
 ) -> RewardOutcome:
-    """Turn a failure that is not mended by asking again into what the policy makes of it."""
+    """Return the outcome of a failure once there are no more retries."""
     policy = failures_of(reward)
     if policy.rejects:
         policy.warn_once(describe(reward), error)
@@ -88,44 +89,47 @@ def settle(
 
 
 def failures_of(reward: RewardModel) -> FailurePolicy:
-    """Return a reward's policy; to end the request, where it has none of its own."""
+    """Return a reward's failure policy; by default, a failure ends the request."""
     policy: FailurePolicy | None = getattr(reward, "failures", None)
     return policy or FailurePolicy()
 
 
 class WrongCountError(ValueError):
-    """A reward model returned another number of rewards than it was asked for."""
+    """A reward model returned the wrong number of rewards."""
 
 
 def check_count(rewards: Sequence[object], inputs: Sequence[object]) -> None:
     """Check that there is one reward for each input.
 
     Raises:
-        WrongCountError: There is not.
+        WrongCountError: The counts differ.
     """
     if len(rewards) != len(inputs):
         raise WrongCountError(f"returned {len(rewards)} rewards for {len(inputs)} completions")
 
 
 def as_number(value: Any) -> float:
-    """Turn what a reward model returned into a number.
+    """Convert the return value of a reward model to a number.
 
     Raises:
-        TypeError: It is none.
+        TypeError: The value is not a number.
     """
-    return real_number(value, "a reward")
+    try:
+        return real_number(value, "a reward")
+    except ValueError as error:
+        raise TypeError(str(error)) from None
 
 
 def with_floor(
     value: float, floor: float | None, *, num_tokens: int = 0, truncated: bool = False
 ) -> Score:
-    """Make a score, vetoed if it lies below the floor."""
+    """Return a score, vetoed if it is below the floor."""
     vetoed = floor is not None and value < floor
     return Score(value, vetoed=vetoed, num_tokens=num_tokens, truncated=truncated)
 
 
 def describe(reward: RewardModel) -> str:
-    """Name a reward model in messages."""
+    """Return the name of a reward model for messages."""
     return getattr(reward, "name", None) or type(reward).__name__
 
 

@@ -1,9 +1,9 @@
 """Which rows may be scored in one batch.
 
-A reward must not depend on batch composition. Most models do not see padding: it is masked, or
-comes after the last token that they use. Some do: XLNet's summary reads the last column, FNet mixes
-all columns and has no mask, and code of a checkpoint may count positions from the end. For these,
-only rows of the same length share a batch.
+A reward must not depend on batch composition. Most models do not see padding, because it is masked
+or comes after the last token that they use. Some do: XLNet's summary reads the last column, FNet
+mixes all columns and has no mask, and a checkpoint's own code may count positions from the end. For
+these models, only rows of the same length share a batch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 Values = torch.Tensor | Sequence[float]
 
-# Texts to try a model on.
+# Texts that the self-check scores.
 PROBES = ("Short.", "A longer text, to be scored alone and beside the short one.")
 
-# Largest difference taken for rounding, relative to the largest value.
+# Largest difference that counts as rounding, relative to the largest value.
 _ROUNDING = {torch.float16: 3e-2, torch.bfloat16: 6e-2}
 
 
@@ -44,17 +44,17 @@ def find_sharing(
     """Compare rows scored together with the same rows alone.
 
     Args:
-        run: Scores rows of token ids as one batch, padding them; one value, or one row of them,
-            for each.
+        run: Pads rows of token ids and scores them as one batch; returns one value, or one row of
+            values, for each.
         short: A row that the model can read.
-        long: A longer one.
-        name: Of the model, for the log.
-        dtype: Of its arithmetic, which says what rounding is.
+        long: A longer row.
+        name: The name of the model, for the log.
+        dtype: The dtype that the model computes in, which determines the tolerance.
     """
     tolerance = _ROUNDING.get(dtype, 1e-4)
     try:
         alone = [_tensor(run([row])) for row in (short, long)]
-    except Exception:  # noqa: BLE001 - a model that cannot score raises again when it is used
+    except Exception:  # noqa: BLE001 - a model that cannot score raises again on use
         return Sharing.ANY
     if _agree(run, [short, long], torch.cat(alone), tolerance):
         return Sharing.ANY
@@ -63,18 +63,18 @@ def find_sharing(
     logger.warning(
         "Scores of %s depend on batch composition; texts are scored %s, which is slower",
         name,
-        "with others of the same length" if equal else "one by one",
+        "in batches of equal length" if equal else "one by one",
     )
     return sharing
 
 
 def batches(lengths: Sequence[int], batch_size: int, sharing: Sharing) -> Iterator[list[int]]:
-    """Yield the indices of rows that share a batch, similar lengths together.
+    """Yield the indices of the rows of each batch; rows of similar length are batched together.
 
     Args:
-        lengths: Of all rows.
-        batch_size: Rows of a batch at most.
-        sharing: Which may share one.
+        lengths: The lengths of all rows.
+        batch_size: Maximum rows per batch.
+        sharing: Which rows may share a batch.
     """
     batch: list[int] = []
     size = 1 if sharing is Sharing.NONE else batch_size
@@ -96,7 +96,7 @@ def _agree(
 ) -> bool:
     try:
         together = _tensor(run(rows))
-    except Exception:  # noqa: BLE001 - some cannot pad at all
+    except Exception:  # noqa: BLE001 - some models cannot pad at all
         return False
     scale = max(alone.abs().max().item(), 0.1)
     return together.shape == alone.shape and torch.allclose(

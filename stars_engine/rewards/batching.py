@@ -1,4 +1,4 @@
-"""Rows of token ids in batches of similar length, and a model's outputs at some positions."""
+"""Batch rows of token ids by length, and read a model's outputs at given positions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Result = TypeVar("Result")
 
 
 class CallAt(Protocol):
-    """Calls a model and returns its outputs at some tokens of each row."""
+    """Calls a model and returns its outputs at given tokens of each row."""
 
     def __call__(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Pass `input_ids` and other inputs to the model as they are.
+        """Call the model with `inputs`, unchanged.
 
         Args:
-            columns: `(rows, count)`, of the tokens whose outputs are wanted; they may repeat.
+            columns: `(rows, count)`, the columns to return outputs for; they may repeat.
             inputs: `input_ids`, `(rows, tokens)`, and other arguments of the model.
 
         Returns:
-            `(rows, count, ...)`.
+            The outputs, `(rows, count, ...)`.
         """
         ...
 
@@ -36,7 +36,7 @@ RunWhole = Callable[[Sequence[EncodedInput]], Sequence[torch.Tensor]]  # `(point
 def pad(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Put rows of different lengths into one batch, padded on the right.
+    """Pad rows on the right into one batch.
 
     Returns:
         `input_ids` and `attention_mask`, `(rows, tokens)` each.
@@ -49,14 +49,14 @@ def pad(
 
 
 def pad_columns(columns: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """Return `(rows, count)`: each row's columns, at least one, padded by repeating the last."""
+    """Pad each row's columns by repeating the last one; return `(rows, count)`, count >= 1."""
     count = max(map(len, columns))
     padded = [[*row, *[row[-1]] * (count - len(row))] for row in columns]
     return torch.tensor(padded, device=device)
 
 
 def at_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return `(rows, count, ...)` of `(rows, tokens, ...)`."""
+    """Select columns: `(rows, tokens, ...)` to `(rows, count, ...)`."""
     columns = columns.to(states.device)
     return states[torch.arange(len(columns), device=states.device)[:, None], columns]
 
@@ -64,7 +64,7 @@ def at_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def run_whole(
     call: CallAt, rows: Sequence[EncodedInput], pad_id: int, device: torch.device
 ) -> list[torch.Tensor]:
-    """Compute rows whole, as one batch; return the outputs at their points, `(points, ...)`."""
+    """Compute whole rows as one batch; return the outputs at each row's points, `(points, ...)`."""
     columns = pad_columns([row.points for row in rows], device)
     outputs = call(columns, **pad([row.ids for row in rows], pad_id, device))
     return [output[: len(row.points)] for output, row in zip(outputs, rows, strict=True)]
@@ -77,7 +77,7 @@ def in_batches(
     run: Callable[[Sequence[Item]], Sequence[Result]],
     sharing: Sharing = Sharing.ANY,
 ) -> list[Result]:
-    """Run items of similar length together; return the results in the items' order."""
+    """Run items in batches of similar length; return the results in the order of the items."""
     results: dict[int, Result] = {}
     for batch in batches(lengths, batch_size, sharing):
         results |= zip(batch, run([items[index] for index in batch]), strict=True)

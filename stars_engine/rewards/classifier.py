@@ -1,4 +1,4 @@
-"""A sequence classifier as reward model: encoder or causal, by token ids or through text."""
+"""A sequence classifier as reward model: encoder or causal; reads token ids or text."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from stars_engine.types import RewardInput, RewardPrompt, Score
 
 
 class ClassifierRewardModel(CachesPrefixes):
-    """Reads prompt and completion as one sequence and returns one label's value.
+    """Reads prompt and completion as one sequence and returns the value of one label.
 
     Args:
         config: What to load, or the live objects.
-        lm_fingerprint: Of the language model's tokenizer; where it is also the classifier's, token
-            ids are passed on as they are. Decoding and encoding again would change them.
+        lm_fingerprint: Fingerprint of the language model's tokenizer. If the classifier has the
+            same tokenizer, it reads the token ids directly: decoding and encoding them again may
+            change them.
     """
 
     def __init__(self, config: ClassifierReward, lm_fingerprint: str | None = None) -> None:
@@ -46,8 +47,8 @@ class ClassifierRewardModel(CachesPrefixes):
         self._template = TextTemplate(config.template, codec) if config.template else None
         self.reads_ids = self._choose_reading(lm_fingerprint)
         self._device = model.get_input_embeddings().weight.device
-        # Causal classifiers look for the last token that is not padding, by its id: wrong where
-        # that id is also a token of the text. Their head is applied at an index of our own.
+        # Causal classifiers find the last token by comparing ids with the padding id, which fails
+        # if that id also occurs in the text. The head is applied at an explicit index instead.
         self._score_head = getattr(model, "score", None)
         if self._score_head is not None and not self._head_agrees():
             self._score_head = None
@@ -65,7 +66,7 @@ class ClassifierRewardModel(CachesPrefixes):
         self._incremental, self.path = self._choose_path(limit)
 
     def about(self) -> dict[str, str]:
-        """Return what it is, for people."""
+        """Return a readable description."""
         if self._template is not None:
             reads = "text, through the config's template"
         elif has_template(self._codec) and self._config.read != "ids":
@@ -85,7 +86,7 @@ class ClassifierRewardModel(CachesPrefixes):
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
-        """Score whole sequences: only what is new of them is read, where the model allows it."""
+        """Score whole sequences; where the model allows it, compute only their new tokens."""
         rows = [self._read(item) for item in inputs]
         if not rows:
             return []
@@ -138,9 +139,9 @@ class ClassifierRewardModel(CachesPrefixes):
         return [*ids, *encode_rendered(self._codec, Rendered(tail, head.mark))] if ends else ids
 
     def _find_suffix(self) -> list[int]:
-        """Return what encoders expect after a text, such as [SEP].
+        """Return the tokens that encoders expect after a text, such as [SEP].
 
-        To a causal classifier it would say that the answer is over.
+        A causal classifier would read them as the end of the answer.
         """
         framed: list[int] = self._tokenizer("a", split_special_tokens=True)["input_ids"]
         body = self._codec.encode_prompt("a")
@@ -150,8 +151,8 @@ class ClassifierRewardModel(CachesPrefixes):
         if self._config.read == "ids":
             if lm_fingerprint not in (None, self._codec.fingerprint()):
                 raise ModelLoadError(
-                    f"read='ids', but {self.name} has another tokenizer than the language model. "
-                    "Hint: read='text' or read='auto'"
+                    f"read='ids' needs the language model's tokenizer, and {self.name} has a "
+                    "different one. Hint: use read='text' or read='auto'"
                 )
             return True
         shares = lm_fingerprint is not None and lm_fingerprint == self._codec.fingerprint()
@@ -178,14 +179,14 @@ class ClassifierRewardModel(CachesPrefixes):
         return list(self._model(**inputs).logits[:, None])
 
     def _call(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Apply the head to some tokens; see `batching.CallAt`."""
+        """Apply the head to given tokens; see `batching.CallAt`."""
         hidden = self._model.base_model(**inputs).last_hidden_state
         assert self._score_head is not None
         scores: torch.Tensor = self._score_head(at_columns(hidden, columns))
         return scores
 
     def _choose_path(self, context_len: int | None) -> tuple[IncrementalRunner | None, str]:
-        """Read only what is new, if the model is causal and a check finds the same values."""
+        """Select incremental scoring if the model is causal and a self-check agrees."""
         if self._score_head is None:
             return None, "whole texts (no causal head)"
         return select_runner(
@@ -199,11 +200,11 @@ class ClassifierRewardModel(CachesPrefixes):
 
     @torch.inference_mode()
     def _head_agrees(self) -> bool:
-        """Check on one unpadded probe that the head on the last token is what the model does."""
+        """Check on an unpadded probe that the head at the last token equals the model's output."""
         probe = self._codec.encode_prompt("A short text to compare two ways on.")
         try:
             ours = self._logits([probe])[0].float()
-        except Exception:  # noqa: BLE001 - a head of another shape, failing in its own way
+        except Exception:  # noqa: BLE001 - heads of other shapes fail in their own ways
             return False
         ids = torch.tensor([probe], device=self._device)
         plain = self._model(input_ids=ids).logits[0].float().to(ours.device)

@@ -1,4 +1,4 @@
-"""A weighted sum of rewards: models and functions, each asked as it is asked alone."""
+"""A weighted sum of rewards; each part is scored as it would be alone."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from functools import partial
 from stars_engine.config import CompositeReward
 from stars_engine.errors import RewardError
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.reward_requests import Asked, Question, answer_now
+from stars_engine.rewards.reward_requests import RewardRequest, RoutedRequest, score_now
 from stars_engine.types import RewardInput, RewardOutcome, Score
 
 
 class CompositeRewardModel:
     """The sum of weight * (r - mean) / std over the parts.
 
-    A part that is vetoed vetoes the candidate; one that is not finite makes the sum not finite,
-    which rejects it. A part that fails obeys its own policy.
+    A veto by one part vetoes the candidate. A part that is not finite makes the sum not finite,
+    which rejects the candidate. A part that fails follows its own failure policy.
 
     Args:
         config: Weights and floors.
-        parts: The parts' reward models, by the names of `config.parts`.
+        parts: The reward model of each part, by its name in `config.parts`.
     """
 
     def __init__(self, config: CompositeReward, parts: Mapping[str, RewardModel]) -> None:
@@ -29,16 +29,18 @@ class CompositeRewardModel:
         self.name = f"composite of {', '.join(parts)}"
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
-        """See `RewardModel`; all parts are asked on this thread, one after the other.
+        """See `RewardModel`; scores the parts on this thread, one after another.
 
         Raises:
             RewardError: A part failed.
         """
         answers: dict[int, RewardOutcome] = {}
-        asked: list[Asked] = []
+        routed: list[RoutedRequest] = []
         for index, item in enumerate(inputs):
-            asked += self.divide(Question(item, partial(answers.__setitem__, index), _Nobody()))
-        answer_now(asked)
+            routed += self.divide(
+                RewardRequest(item, partial(answers.__setitem__, index), _OpenRequester())
+            )
+        score_now(routed)
         scores = []
         for index in range(len(inputs)):
             answer = answers[index]
@@ -47,7 +49,7 @@ class CompositeRewardModel:
             scores.append(answer)
         return scores
 
-    def divide(self, question: Question) -> list[Asked]:
+    def divide(self, request: RewardRequest) -> list[RoutedRequest]:
         """See `GatheringReward`."""
         answers: dict[str, RewardOutcome] = {}
 
@@ -55,10 +57,12 @@ class CompositeRewardModel:
             if name not in answers:
                 answers[name] = answer
                 if len(answers) == len(self._parts):
-                    question.reply(self._combine(answers))
+                    request.reply(self._combine(answers))
 
         return [
-            Asked(reward, Question(question.input, partial(note, name), question.asker))
+            RoutedRequest(
+                reward, RewardRequest(request.input, partial(note, name), request.requester)
+            )
             for name, reward in self._parts.items()
         ]
 
@@ -71,7 +75,7 @@ class CompositeRewardModel:
         return dict(self._parts)
 
     def _combine(self, answers: Mapping[str, RewardOutcome]) -> RewardOutcome:
-        """Return the sum, or the error of the first part, in order, that met one."""
+        """Return the sum, or the error of the first part that failed."""
         scores: dict[str, Score] = {}
         for name in self._parts:
             answer = answers[name]
@@ -97,13 +101,13 @@ class CompositeRewardModel:
 
 
 def _named(part: str, error: RewardError) -> RewardError:
-    """Say which part an error is of; its reward's own name may be that of many, like <lambda>."""
+    """Name the part in its error; the reward's own name may not be unique, like <lambda>."""
     named = RewardError(f"part {part!r} of the composite: {error}")
     named.__cause__ = error.__cause__
     return named
 
 
-class _Nobody:
-    """An asker that always wants its answers."""
+class _OpenRequester:
+    """A requester that never closes."""
 
     closed = False

@@ -1,4 +1,4 @@
-"""How reward models encode a prompt and an answer: with their template, within their context."""
+"""Encode prompt and answer for a reward model: with its template, within its context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stars_engine.tokenization.token_bytes import REPLACEMENT
 from stars_engine.types import RewardPrompt
 
 _PLACES = re.compile(r"(\{bos\}|\{prompt\}|\{completion\})")
-_MAX_REMEMBERED = 256  # conversations and how they are merged
+_MAX_REMEMBERED = 256  # merged conversations
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class EncodedInput:
 
     Attributes:
         ids: Token ids, at least one.
-        marks: Positions at which scores are read, ascending, the last one at the end; empty if
-            that is the only one.
-        truncated: Whether the prompt was cut.
+        marks: Positions at which scores are read, ascending, ending at the last token; empty if
+            only the last token is read.
+        truncated: Whether the prompt was truncated.
     """
 
     ids: list[int]
@@ -58,14 +58,14 @@ class TextTemplate:
         self._has_bos = text.startswith("{bos}")
 
     def encode(self, prompt: str, completion: str, *, with_rest: bool) -> list[int]:
-        """Encode the template with prompt and completion in their places.
+        """Encode the template with prompt and completion filled in.
 
-        Tokens that the tokenizer puts before a text come first, unless {bos} says where.
+        The tokenizer's prefix tokens come first, unless the template begins with {bos}.
 
         Args:
-            prompt: The prompt's text.
-            completion: The answer's.
-            with_rest: Whether what follows the completion is part of it.
+            prompt: The text of the prompt.
+            completion: The text of the answer.
+            with_rest: Whether to include the part of the template after the completion.
         """
         pieces: list[tuple[str, bool]] = []
         for part in self._parts:
@@ -81,14 +81,14 @@ class TextTemplate:
 
 
 class InputEncoder:
-    """What the encodings of all model rewards share: conversations, the context, warnings.
+    """The part of encoding that all reward models share: conversations, context, warnings.
 
     Args:
         codec: The reward model's tokenizer.
-        name: Of the reward, in messages.
-        max_tokens: The context; None for no limit.
+        name: The name of the reward, for messages.
+        max_tokens: The context length; None for no limit.
         on_overflow: "truncate" or "raise".
-        template_kwargs: Variables of its chat template.
+        template_kwargs: Variables for the chat template.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class InputEncoder:
         self._conversations: dict[tuple[Message, ...], tuple[Message, ...]] = {}
 
     def conversation(self, prompt: RewardPrompt) -> tuple[Message, ...]:
-        """Return a prompt as a conversation that the chat template takes.
+        """Return a prompt as a conversation that the chat template accepts.
 
-        A prompt that is none becomes one user turn.
+        A prompt that is not a conversation becomes one user message.
         """
         given = prompt.messages or (Message(role="user", content=prompt.text),)
         if given not in self._conversations:
@@ -124,23 +124,24 @@ class InputEncoder:
         if taken != given:
             self._warn_once(
                 "roles",
-                f"the chat template of {self._name} rejects {', '.join(m.role for m in given)}; "
-                "their contents are merged into user turns. Hint: a reward_prompt in roles it "
-                "takes, or a reward model that knows them",
+                f"The chat template of {self._name} rejects the roles "
+                f"{', '.join(m.role for m in given)}; their contents are merged into user "
+                "messages. Hint: give a reward_prompt with roles that it accepts, or use another "
+                "reward model",
             )
         return taken
 
     def fit(
         self, prompt: RewardPrompt, encode: Callable[[RewardPrompt], EncodedInput]
     ) -> EncodedInput:
-        """Encode prompt and answer, and cut the prompt from the left as far as it is too long.
+        """Encode prompt and answer; truncate the prompt on the left if they are too long.
 
         Args:
             prompt: The prompt.
-            encode: Encodes it together with the answer.
+            encode: Encodes the prompt together with the answer.
 
         Raises:
-            RewardError: It is too long, and cutting is not allowed or not enough.
+            RewardError: The input is too long, and truncation is not allowed or does not suffice.
         """
         row = encode(prompt)
         limit = self.max_tokens
@@ -148,21 +149,22 @@ class InputEncoder:
             return row
         if not self._truncates:
             raise RewardError(
-                f"{self._name} reads {limit} tokens at most; prompt and answer have "
-                f"{len(row.ids)}. Hint: on_overflow='truncate' cuts the prompt; or a shorter "
-                "reward_prompt, or a smaller max_tokens"
+                f"prompt and answer have {len(row.ids)} tokens, and {self._name} reads at most "
+                f"{limit}. Hint: set on_overflow='truncate' to truncate the prompt, or use a "
+                "shorter reward_prompt or a smaller max_tokens"
             )
         self._warn_once(
             "context",
-            f"{self._name} reads {limit} tokens at most; the beginning of longer prompts is cut "
-            "off (usage.num_truncated_rewards counts them). Hint: a reward model with a longer "
-            "context, or a shorter reward_prompt",
+            f"{self._name} reads at most {limit} tokens; longer prompts are truncated on the left "
+            "(see usage.num_truncated_rewards). Hint: use a reward model with a longer context, or "
+            "a shorter reward_prompt",
         )
         while len(row.ids) > limit:
             if not _can_be_cut(prompt):
                 raise RewardError(
-                    f"{self._name} reads {limit} tokens at most, and the answer alone has more. "
-                    f"Hint: max_tokens below {limit}, or a reward model with a longer context"
+                    f"the answer alone is longer than the {limit} tokens that {self._name} reads. "
+                    f"Hint: set max_tokens below {limit}, or use a reward model with a longer "
+                    "context"
                 )
             prompt = _cut_left(prompt, len(row.ids) - limit, self.codec)
             row = encode(prompt)
@@ -175,29 +177,29 @@ class InputEncoder:
 
 
 def context_of(model: Any, tokenizer: Any, *, is_causal: bool) -> int | None:
-    """Return how many tokens a reward model reads, or None if it has no limit."""
+    """Return the context length of a reward model, or None if it has no limit."""
     limit = context_len(model.config, tokenizer)
     if is_causal:
         return limit
-    # `max_position_embeddings` of RoBERTa and its kin counts the rows before the first position:
-    # up to the padding's, which is the padding token's id.
+    # RoBERTa-like models reserve the first position embeddings, up to the padding token's id, and
+    # `max_position_embeddings` includes them.
     limits = [limit, getattr(tokenizer, "model_max_length", None)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - offset)
-    # A tokenizer without a limit says 10**30.
+    # A tokenizer without a limit reports 10**30.
     return min((n for n in limits if n is not None and n < 10**9), default=None)
 
 
 def _can_be_cut(prompt: RewardPrompt) -> bool:
-    """Whether there is anything left of a prompt, in any of its forms."""
+    """Whether any form of a prompt is not yet empty."""
     messages = prompt.messages or ()
     return bool(prompt.text or prompt.token_ids or messages[1:] or any(m.content for m in messages))
 
 
 def _cut_left(prompt: RewardPrompt, count: int, codec: Codec) -> RewardPrompt:
-    """Return a prompt without its first tokens, in each of its forms; always a shorter one."""
+    """Remove the first tokens from each form of a prompt; the result is always shorter."""
     ids, messages = prompt.token_ids, prompt.messages
     return RewardPrompt(
         _cut_text(prompt.text, count, codec),
@@ -210,20 +212,20 @@ def _cut_text(text: str, count: int, codec: Codec) -> str:
     ids = codec.encode(text)
     for start in range(count, len(ids)):
         rest = codec.decode(ids[start:]).lstrip(REPLACEMENT)
-        if len(rest) < len(text):  # a piece within a word may be written longer than it was
+        if len(rest) < len(text):  # decoding a part of a word may yield more characters
             return rest
     return ""
 
 
 def _cut_ids(ids: Sequence[int], count: int, codec: Codec) -> tuple[int, ...]:
-    """Keep what begins every text, as long as there is something after it."""
+    """Keep the tokenizer's prefix tokens as long as other tokens follow them."""
     prefix = tuple(codec.encode_prompt(""))
     size = len(prefix) if len(ids) > len(prefix) and tuple(ids[: len(prefix)]) == prefix else 0
     return (*ids[:size], *ids[size + count :])
 
 
 def _cut_messages(messages: Sequence[Message], count: int, codec: Codec) -> tuple[Message, ...]:
-    """Cut the first turn, or drop it whole; a conversation does not begin with an assistant's."""
+    """Truncate or drop the first message; a conversation never begins with the assistant."""
     first, *others = messages
     if not others or len(codec.encode(first.content)) > count:
         return (Message(role=first.role, content=_cut_text(first.content, count, codec)), *others)

@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, for coroutines of other people."""
+"""An event loop on its own thread, for third-party coroutines."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from stars_engine.rewards.failures import RewardTimeoutError
 
 
 class EventLoop:
-    """Runs awaitables for any number of threads, all on one loop.
+    """Runs awaitables for any number of threads on one event loop.
 
-    One loop, because clients that people keep between calls belong to the loop they were first
-    used on. Its thread begins with the first call and ends with `close`, or with the object.
+    There is one loop because a client that is reused between calls is bound to the loop on which it
+    was first used. The thread starts with the first call, and ends with `close` or when the object
+    is collected.
 
     Args:
-        name: Of the thread.
+        name: The name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,15 +32,15 @@ class EventLoop:
         """Wait for a result.
 
         Raises:
-            RewardTimeoutError: It took too long, and was cancelled.
+            RewardTimeoutError: The awaitable exceeded the timeout, and was cancelled.
         """
-        with self._lock:  # before the loop is stopped, or on the next one
+        with self._lock:  # never between stopping one loop and starting the next
             loop = self._started()
             future = asyncio.run_coroutine_threadsafe(_within(awaitable, timeout_s), loop)
         return future.result()
 
     def close(self) -> None:
-        """Cancel what runs, and end the thread."""
+        """Cancel running awaitables and end the thread."""
         with self._lock:
             loop, self._loop = self._loop, None
             if loop is not None:
@@ -78,5 +79,5 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    with suppress(RuntimeError):  # it has ended already
+    with suppress(RuntimeError):  # the loop has already ended
         loop.call_soon_threadsafe(loop.stop)

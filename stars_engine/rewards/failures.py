@@ -1,4 +1,4 @@
-"""What happens when a reward fails: the request ends, the candidate is rejected, or asked again."""
+"""What happens when a reward fails: end the request, reject the candidate, or retry."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from stars_engine.errors import RewardError, describe_error
 
 logger = logging.getLogger(__name__)
 
-MAX_WAIT_S = 30.0  # between two calls of a reward that keeps failing
+MAX_WAIT_S = 30.0  # longest wait between two calls of a reward that keeps failing
 
 Result = TypeVar("Result")
 
 
 class RewardTimeoutError(TimeoutError):
-    """A call of a reward took longer than it may."""
+    """A reward call exceeded its timeout."""
 
     def __init__(self, timeout_s: float | None) -> None:
         super().__init__(f"took longer than {timeout_s} s")
 
 
 class _UnwantedError(Exception):
-    """Ends the wait for a second call whose answer is of no use any more."""
+    """Ends the wait for a retry whose result is no longer needed."""
 
 
 def _sleep(seconds: float) -> None:
@@ -37,13 +37,13 @@ def _sleep(seconds: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How to wait between two calls, by who waits.
+class RetryPolicy:
+    """How the caller waits between retries.
 
     Attributes:
-        sleep: Sleeps for some seconds, or none, before each further call.
-        is_wanted: Whether an answer is still of use.
-        num_spent: Calls that have failed before.
+        sleep: Sleeps before each retry, for a number of seconds that may be 0.
+        is_wanted: Returns whether the result is still needed.
+        num_spent: Number of calls that have already failed.
     """
 
     sleep: Callable[[float], None] = _sleep
@@ -52,13 +52,13 @@ class Patience:
 
 
 class FailurePolicy:
-    """A reward's answer to its own failures.
+    """What a reward does when it fails.
 
     Args:
         on_failure: "raise", "reject" or "retry".
-        max_retries: Further calls, of "retry".
-        retry_wait_s: Seconds before the first of them, doubled each time; 0 for rewards that run
-            on the engine's thread, where nothing could happen meanwhile.
+        max_retries: Maximum number of retries if `on_failure` is "retry".
+        retry_wait_s: Seconds before the first retry; doubles each time. 0 for rewards that run on
+            the engine's thread, because a wait would block the engine.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class FailurePolicy:
 
     @classmethod
     def of(cls, config: Failing, *, retry_wait_s: float = 0.0) -> FailurePolicy:
-        """Return what a config object says."""
+        """Return the policy that a config object describes."""
         return cls(config.on_failure, max_retries=config.max_retries, retry_wait_s=retry_wait_s)
 
-    def call(self, ask: Callable[[], Result], patience: Patience) -> Result:
-        """Call, and call again if it fails and the policy says so; the last error is raised."""
-        num_calls = self.max_retries + 1 - patience.num_spent
+    def call(self, ask: Callable[[], Result], retry_policy: RetryPolicy) -> Result:
+        """Call `ask`, with retries if the policy has any, and raise the last error."""
+        num_calls = self.max_retries + 1 - retry_policy.num_spent
         if num_calls <= 1:
             return ask()
 
         def sleep(seconds: float) -> None:
-            if patience.is_wanted():
-                patience.sleep(seconds)
-            if not patience.is_wanted():
-                raise _UnwantedError("nobody waits for this reward any more")
+            if retry_policy.is_wanted():
+                retry_policy.sleep(seconds)
+            if not retry_policy.is_wanted():
+                raise _UnwantedError("this reward is no longer needed")
 
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(num_calls),
@@ -95,29 +95,29 @@ class FailurePolicy:
         return retrying(ask)
 
     def warn_once(self, name: str, error: BaseException) -> None:
-        """Tell the log that candidates are rejected for want of a reward."""
+        """Log that candidates without a reward are rejected."""
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "the reward %s failed (%s); its candidate is rejected, and so will be others "
-                "(on_failure='reject'; usage.num_reward_failures counts them)",
+                "Reward %s failed (%s); candidates without a reward are rejected "
+                "(on_failure='reject'; see usage.num_reward_failures)",
                 name,
                 describe_error(error),
             )
 
 
 def failure(name: str, error: BaseException, num_calls: int = 1) -> RewardError:
-    """Return the error that ends the request of a reward that failed."""
+    """Return the error that ends a request whose reward failed."""
     often = f" {num_calls} times" if num_calls > 1 else ""
     if isinstance(error, RewardTimeoutError):
         said = f"the reward {name} {error}{often}"
-        hint = "a faster reward, or a larger FunctionReward(timeout_s=...)"
+        hint = "use a faster reward, or a larger FunctionReward(timeout_s=...)"
     else:
         said = f"the reward {name} failed{often}: {describe_error(error)}"
-        hint = "mend the reward, or return nan to reject what it cannot judge"
+        hint = "fix the reward model, or return nan to reject completions that it cannot score"
     wrapped = RewardError(
-        f"{said}. The request ends here; others are not affected. Hint: {hint}; "
-        "on_failure='reject' rejects such candidates instead, 'retry' asks again"
+        f"{said}. This request ends; others are not affected. Hint: {hint}; "
+        "on_failure='reject' rejects such candidates instead, and 'retry' calls the reward again"
     )
     wrapped.__cause__ = error
     return wrapped

@@ -18,9 +18,9 @@ from stars_engine.types import RewardInput, Score
 class FunctionRewardModel:
     """Calls `f(prompt, completion)` for each completion, or once with lists if `batched`.
 
-    With `by="input"`, `f(input)` or `f(inputs)`. An `OffloadedReward`: the engine calls it on
-    threads of its own. What a call returns may be awaitable; it is awaited on an event loop that
-    belongs to this reward, and cancelled when it takes longer than `timeout_s`.
+    With `by="input"`, calls `f(input)` or `f(inputs)`. It is an `OffloadedReward`, so the engine
+    calls it on worker threads. If a call returns an awaitable, it is awaited on an event loop that
+    belongs to this reward, and cancelled after `timeout_s`.
     """
 
     def __init__(self, config: FunctionReward) -> None:
@@ -32,7 +32,7 @@ class FunctionRewardModel:
         self._function = _resolve(config.function)
         shown = config.function
         self.name = shown if isinstance(shown, str) else getattr(shown, "__name__", repr(shown))
-        call = getattr(self._function, "__call__", None)  # noqa: B004 - async ones of objects too
+        call = getattr(self._function, "__call__", None)  # noqa: B004 - it may be an async method
         self.ends_overdue_calls = inspect.iscoroutinefunction(
             self._function
         ) or inspect.iscoroutinefunction(call)
@@ -50,7 +50,7 @@ class FunctionRewardModel:
         return [with_floor(as_number(value), self._config.floor) for value in values]
 
     def end_calls(self) -> None:
-        """Cancel what is awaited and end the event loop; the next call begins another."""
+        """Cancel awaitables and end the event loop; the next call starts a new one."""
         self._loop.close()
 
     def _arguments(self, inputs: Sequence[RewardInput], *, single: bool = False) -> list[Any]:
@@ -73,8 +73,8 @@ def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
         found: Callable[..., Any] = named_object(function)
     except ImportError as error:
         raise ModelLoadError(
-            f"function={function!r} cannot be imported: {error}. Hint: name a callable on the "
-            "import path as 'package.module:name'"
+            f"function={function!r} cannot be imported: {error}. Hint: give the name of a callable "
+            "on the import path, as 'package.module:name'"
         ) from error
     except TypeError as error:
         raise ModelLoadError(f"function={error}") from error

@@ -1,9 +1,8 @@
-"""Running a reward model on rows of token ids that mostly continue rows it has seen.
+"""Run a reward model on rows of token ids that mostly continue earlier rows.
 
-A reward model is asked for whole texts, step after step. What it computed of them is in a prefix
-cache, so only new tokens are computed: for the successors of an accepted segment, their own. Nobody
-has to say which candidate was accepted: rows that continue it show it. Nothing is pinned between
-two calls.
+The engine asks for the rewards of whole texts, step after step. The prefix cache holds the tokens
+that were already computed, so that only new tokens are computed. Callers need not report which
+candidate was accepted: later rows that continue it show this. Nothing is pinned between calls.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, Prefix
 from stars_engine.rewards.batching import CallAt, pad_columns
 from stars_engine.rewards.encoding import EncodedInput
 
-_MAX_TOKENS = 1024  # of beginnings, computed in one pass
+_MAX_TOKENS = 1024  # tokens of prefixes that are computed in one pass
 
 
 class IncrementalRunner:
-    """Runs a model on rows; what they have in common with earlier rows is not computed again.
+    """Runs a model on rows without recomputing the tokens that they share with earlier rows.
 
     Args:
-        model: A causal model of transformers.
-        call: Calls it.
-        context_len: Positions it has; None for no limit.
-        batch_size: Rows of a pass at most.
-        head: What the call uses apart from the model, if anything.
+        model: A causal transformers model.
+        call: Calls the model.
+        context_len: The context length; None for no limit.
+        batch_size: Maximum rows per pass.
+        head: A module that `call` uses in addition to the model, if any.
 
     Attributes:
-        cache: The prefixes of rows.
-        num_computed: Tokens computed so far, padding not included.
+        cache: The prefix cache.
+        num_computed: Tokens computed so far, without padding.
         num_prefills: Rows computed from their beginning so far.
     """
 
@@ -90,7 +89,7 @@ class IncrementalRunner:
     # --- finding prefixes ---
 
     def _find(self, rows: Sequence[EncodedInput]) -> dict[int, Match]:
-        """Find what is known of rows; rows of which nothing is are left out."""
+        """Find the cached prefix of each row; rows without one are left out."""
         found: dict[int, Match] = {}
         last: Match | None = None
         for index, row in enumerate(rows):
@@ -104,7 +103,7 @@ class IncrementalRunner:
     def _compute_beginnings(
         self, rows: Sequence[EncodedInput], indices: Sequence[int]
     ) -> dict[int, PinnedPrefix]:
-        """Compute what rows have in common that nothing is known of; return each one's prefix."""
+        """Compute the common prefixes of rows without a match; return the prefix of each row."""
         groups = list(_groups(indices, rows))
         wanted = []
         for group in groups:
@@ -136,7 +135,7 @@ class IncrementalRunner:
     # --- passes ---
 
     def _batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        """Yield the indices of rows of one pass: none is padded to more than twice its length."""
+        """Yield the row indices of each pass; no row is padded to much over twice its length."""
         batch: list[int] = []
         for index in sorted(lengths, key=lambda index: lengths[index]):
             too_long = batch and lengths[index] > 2 * lengths[batch[0]] + MIN_PREFIX_LEN
@@ -148,7 +147,7 @@ class IncrementalRunner:
             yield batch
 
     def _run(self, prefixes: Sequence[CachedPrefix], rows: Sequence[EncodedInput]) -> list[Outputs]:
-        """Compute rows beyond their prefixes; return all outputs known of them."""
+        """Compute the tokens of rows after their prefixes; return all known outputs."""
         starts = [len(prefix.token_ids) for prefix in prefixes]
         new = [row.ids[start:] for row, start in zip(rows, starts, strict=True)]
         points = [
@@ -157,7 +156,7 @@ class IncrementalRunner:
         ]
         columns = [[p - start for p in each] for each, start in zip(points, starts, strict=True)]
         width = max(map(len, new))
-        padded = [[*ids, *[0] * (width - len(ids))] for ids in new]  # behind: nothing sees it
+        padded = [[*ids, *[0] * (width - len(ids))] for ids in new]  # no token attends to it
         batch = EagerRows(self.cache.pool, prefixes, width, self._runner.device)
         found = self._runner(batch, padded, columns=columns)
         self.num_computed += sum(map(len, new))
@@ -179,7 +178,7 @@ class IncrementalRunner:
 
 
 def _groups(indices: Sequence[int], rows: Sequence[EncodedInput]) -> Iterator[list[int]]:
-    """Yield rows of which nothing is known, neighbors with much in common together."""
+    """Group neighboring rows that share a long prefix."""
     group: list[int] = []
     for index in indices:
         if group and not _is_alike(rows[group[0]].ids, rows[index].ids):
@@ -191,13 +190,13 @@ def _groups(indices: Sequence[int], rows: Sequence[EncodedInput]) -> Iterator[li
 
 
 def _is_alike(first: list[int], second: list[int]) -> bool:
-    """Whether rows look like candidates of one segment: they differ in a short end."""
+    """Whether two rows look like candidates of one segment: they differ only in a short suffix."""
     common = common_prefix_len(first, second)
     return common > 0 and min(len(first), len(second)) - common <= max(64, common // 8)
 
 
 def _with_cache(call: CallAt) -> Callable[..., torch.Tensor]:
-    """Return a call as `ModelRunner` makes it."""
+    """Adapt a call to the signature that `ModelRunner` uses."""
 
     def run(
         ids: torch.Tensor, positions: torch.Tensor, cache: Cache, columns: Sequence[Sequence[int]]

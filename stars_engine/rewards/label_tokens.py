@@ -1,4 +1,4 @@
-"""Next tokens of a causal language model as labels."""
+"""Next-token logits of a causal language model as labels."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from stars_engine.rewards.batching import at_columns
 
 
-class NextWords:
-    """Reads how a causal language model goes on: some next tokens, as if there were no others.
+class NextTokenLogits:
+    """Reads the logits of some next tokens from a causal language model.
 
     Args:
-        model: Of transformers.
-        words: The tokens' ids.
+        model: A transformers model.
+        words: The ids of the tokens.
     """
 
     def __init__(self, model: Any, words: Sequence[int]) -> None:
@@ -25,9 +25,9 @@ class NextWords:
         self._can_choose = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def __call__(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Return the logits of the words, `(rows, count, words)`; see `batching.CallAt`."""
+        """Return the logits of the tokens, `(rows, count, words)`; see `batching.CallAt`."""
         inputs = {"use_cache": False, **inputs}
-        if self._can_choose:  # a vocabulary's logits of all tokens would be a lot
+        if self._can_choose:  # logits over the vocabulary at every position need much memory
             inputs["logits_to_keep"], columns = torch.unique(columns, return_inverse=True)
         logits = self._model(**inputs).logits[..., self._words]
         return at_columns(logits, columns)

@@ -1,4 +1,4 @@
-"""From a classifier's logits to one number."""
+"""Read one number from a classifier's logits."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from stars_engine.errors import ModelLoadError
 
 
 def names_of(config: Any) -> dict[int, str]:
-    """Return a model's labels by index."""
+    """Return the names of a model's labels by index."""
     return {index: config.id2label[index] for index in sorted(config.id2label)}
 
 
 def pick_label(names: Mapping[int, str], label: int | str | None, name: str) -> int:
-    """Return the index of a label given by index or name; the only one, if none is given.
+    """Return the index of a label given by index or name; by default, of the only label.
 
     Raises:
-        ModelLoadError: There is no such label, or none is given and there are several.
+        ModelLoadError: There is no such label, or no label is given and there are several.
     """
     known = ", ".join(f"{index} ({text})" for index, text in names.items())
     if label is None:
         if len(names) == 1:
             return 0
         raise ModelLoadError(
-            f"{name} has {len(names)} labels: {known}. Hint: say which one is the reward, "
-            "label=<index or name>"
+            f"{name} has {len(names)} labels: {known}. Hint: choose the one that is the reward "
+            "with label=<index or name>"
         )
     for index, text in names.items():
         if label in (index, text):
             return index
-    raise ModelLoadError(f"label={label!r}: {name} has no such label. Hint: one of {known}")
+    raise ModelLoadError(f"{name} has no label {label!r}. Hint: use one of {known}")
 
 
 def read_label(
@@ -42,11 +42,11 @@ def read_label(
 
     Args:
         logits: (..., labels).
-        label: Which one.
-        output: "logit", "probability" or "log_odds" (log p - log(1 - p), finite also where p
-            rounds to 0 or 1).
-        independent: Whether each label has a probability of its own, as in multi-label models and
-            where there is only one; else they share one by softmax.
+        label: The index of the label.
+        output: "logit", "probability" or "log_odds" (log p - log(1 - p), which stays finite where
+            p rounds to 0 or 1).
+        independent: Whether each label has its own probability (sigmoid), as in multi-label
+            models; otherwise the probabilities of all labels sum to 1 (softmax).
 
     Returns:
         (...), float64.

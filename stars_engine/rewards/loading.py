@@ -1,4 +1,4 @@
-"""From config objects to reward models. Kinds that need torch import it when they are loaded."""
+"""Load reward models from config objects. Kinds that need torch import it when they load."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def load_reward(config: RewardConfig, lm_fingerprint: str | None = None) -> Rewa
     """Load a reward model.
 
     Args:
-        config: Of any kind.
-        lm_fingerprint: Of the language model's tokenizer, which the reward model may share.
+        config: A reward config of any kind.
+        lm_fingerprint: Fingerprint of the language model's tokenizer, which the reward model may
+            share.
 
     Raises:
-        ModelLoadError: It cannot be loaded.
-        MissingExtraError: A package that it needs is not installed.
+        ModelLoadError: The reward model cannot be loaded.
+        MissingExtraError: A required package is not installed.
     """
     if isinstance(config, CompositeReward):
         from stars_engine.rewards.composite import CompositeRewardModel

@@ -1,4 +1,4 @@
-"""A process reward model: a score for each step of an answer, and one reward from them."""
+"""A process reward model: scores each step of an answer and aggregates the scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import CallAt, run_whole
 from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
 from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.label_tokens import NextWords
+from stars_engine.rewards.label_tokens import NextTokenLogits
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.rewards.value_heads import load_token_head
@@ -36,9 +36,9 @@ _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 class ProcessRewardModel(CachesPrefixes):
-    """Puts a marker after each step and reads there how probably the step is good.
+    """Puts a marker after each step and reads there the probability that the step is good.
 
-    An answer without a step yet is scored by a marker after the prompt.
+    An answer that has no step yet is scored at a marker after the prompt.
 
     Args:
         config: What to load, or the live objects.
@@ -63,7 +63,7 @@ class ProcessRewardModel(CachesPrefixes):
         if convention.head == "tokens":
             words = self._two_words()
             model = load_model(config, AutoModelForCausalLM)
-            self._call = NextWords(model, words)
+            self._call = NextTokenLogits(model, words)
         else:
             self._call = labels = load_token_head(config)
             model, head = labels.model, labels.head
@@ -90,7 +90,7 @@ class ProcessRewardModel(CachesPrefixes):
         )
 
     def about(self) -> dict[str, str]:
-        """Return what it is, for people."""
+        """Return a readable description."""
         model = self._model
         how = "its own chat template" if self._template is None else "a template"
         return {
@@ -102,7 +102,7 @@ class ProcessRewardModel(CachesPrefixes):
         }
 
     def steps(self, item: RewardInput) -> list[str]:
-        """Return the steps of an answer that are scored."""
+        """Return the steps of an answer that are to be scored."""
         separator = self._convention.step_separator
         assert separator is not None
         steps = item.text.split(separator)
@@ -111,7 +111,7 @@ class ProcessRewardModel(CachesPrefixes):
         return [step for step in steps if step.strip()]
 
     def step_scores(self, inputs: Sequence[RewardInput]) -> list[list[float]]:
-        """Return the probability of each step; of the prompt, where there is no step yet."""
+        """Return the probability of each step; without a step, the one read after the prompt."""
         return [scores for scores, _ in self._score_steps(inputs)]
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
@@ -149,7 +149,7 @@ class ProcessRewardModel(CachesPrefixes):
         return self._encoder.fit(item.prompt, lambda prompt: self._encode(prompt, steps))
 
     def _encode(self, prompt: RewardPrompt, steps: Sequence[str]) -> EncodedInput:
-        """Encode each step apart, so that markers are where they are, whatever the text holds."""
+        """Encode each step separately, so that the text of a step cannot move a marker."""
         first, *others = steps or [""]
         ids = [*self._encode_beginning(prompt, first), self._marker]
         marks = [len(ids) - 1]
@@ -168,7 +168,7 @@ class ProcessRewardModel(CachesPrefixes):
         return encode_rendered(self._codec, Rendered(head.text + shown, head.mark))
 
     def _two_words(self) -> list[int]:
-        """Return the ids of the good word and of the bad one."""
+        """Return the token ids of the positive and the negative word."""
         convention = self._convention
         assert convention.positive is not None
         assert convention.negative is not None
@@ -176,12 +176,13 @@ class ProcessRewardModel(CachesPrefixes):
         bad = self._one_token("negative", convention.negative)
         if good == bad:
             raise ModelLoadError(
-                f"positive and negative are the same token of {self.name}. Hint: two others"
+                f"positive and negative are the same token of {self.name}. Hint: choose two words "
+                "that differ"
             )
         return [good, bad]
 
     def _one_token(self, field: str, text: str) -> int:
-        """Return the id of an added token, or of text that is one token after other text."""
+        """Return the id of an added token, or of a text that encodes to one token."""
         if text in self._codec.reserved_tokens:
             token: int = self._tokenizer.convert_tokens_to_ids(text)
             return token
@@ -189,9 +190,9 @@ class ProcessRewardModel(CachesPrefixes):
             if len(ids) == 1:
                 return ids[0]
         raise ModelLoadError(
-            f"{field}={text!r} is not one token of {self.name}, but "
-            f"{len(self._codec.encode_continuation(text))}. Hint: the {field} that the model was "
-            "trained with, or the convention of its family"
+            f"{field}={text!r} is {len(self._codec.encode_continuation(text))} tokens of "
+            f"{self.name}; it must be one. Hint: use the {field} that the model was trained with, "
+            "or the convention of its family"
         )
 
     # --- the forward pass ---
@@ -202,13 +203,13 @@ class ProcessRewardModel(CachesPrefixes):
 
     @torch.inference_mode()
     def _find_label(self) -> int:
-        """Check on a probe that there are labels for each token, and that the wanted one is.
+        """Check on a probe that the model returns labels for each token; return the label's index.
 
         Raises:
-            ModelLoadError: There are not.
+            ModelLoadError: The model returns no labels for tokens, or lacks the label.
         """
         if self._convention.head == "tokens":
-            return 0  # the good word
+            return 0  # the positive word
         try:
             [logits] = self._run_whole([EncodedInput([self._marker] * 3)])
         except Exception as error:
@@ -228,6 +229,7 @@ class ProcessRewardModel(CachesPrefixes):
 
 def _no_head(name: str, found: object) -> ModelLoadError:
     return ModelLoadError(
-        f"{name} gives no labels for each token ({found}). Hint: a process reward model with such "
-        "a head, or head='tokens' for one that answers by next tokens"
+        f"{name} does not return labels for each token ({found}). Hint: use a process reward model "
+        "with a token classification head, or head='tokens' for a model that predicts the label as "
+        "its next token"
     )

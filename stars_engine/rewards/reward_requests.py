@@ -1,7 +1,8 @@
-"""Questions to reward models, and to the parts of composite ones.
+"""Requests for rewards, and how they are split among the parts of a composite reward.
 
-Whoever wants a reward asks a question and is told the answer, at once or later. A question to a
-composite becomes one to each of its parts; its own answer follows the last of theirs.
+A `RewardRequest` asks for the reward of one completion. Its outcome arrives immediately or later.
+A request to a composite reward becomes one request for each part; the composite replies when the
+last part has replied.
 """
 
 from __future__ import annotations
@@ -14,60 +15,59 @@ from stars_engine.rewards.base import RewardModel, score_each
 from stars_engine.types import RewardInput, RewardOutcome
 
 
-class Asker(Protocol):
-    """Who asks; questions of one asker may go into one call.
+class Requester(Protocol):
+    """The owner of reward requests. Requests of one requester may share a call.
 
     Attributes:
-        closed: Whether further answers are of no use.
+        closed: Whether the requester no longer needs outcomes.
     """
 
     closed: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """What one reward is asked of, and whom to tell.
+class RewardRequest:
+    """A request for the reward of one completion.
 
     Attributes:
         input: Prompt and completion.
-        reply: Told the answer, on the thread that asked; only the first one counts.
-        asker: Whose question it is.
+        reply: Called with the outcome, on the thread that made the request; only the first call
+            counts.
+        requester: The owner of the request.
     """
 
     input: RewardInput
     reply: Callable[[RewardOutcome], None]
-    asker: Asker
+    requester: Requester
 
 
-class Asked(NamedTuple):
-    """A question and the reward model it is for."""
+class RoutedRequest(NamedTuple):
+    """A reward request and the reward model that it is for."""
 
     reward: RewardModel
-    question: Question
+    request: RewardRequest
 
 
 @runtime_checkable
 class GatheringReward(RewardModel, Protocol):
-    """A reward model that asks others and puts their answers together."""
+    """A reward model that combines the rewards of others."""
 
-    def divide(self, question: Question) -> Sequence[Asked]:
-        """Return the questions to its parts; it replies when all are answered."""
+    def divide(self, request: RewardRequest) -> Sequence[RoutedRequest]:
+        """Return the requests to the parts; `request` is answered when all of them are."""
         ...
 
     def models(self) -> Sequence[RewardModel]:
-        """Return its parts."""
+        """Return the parts."""
         ...
 
 
-def spread(asked: Iterable[Asked]) -> list[Asked]:
-    """Put questions to the parts in place of those to their composites."""
+def split_composites(routed: Iterable[RoutedRequest]) -> list[RoutedRequest]:
+    """Replace requests to composite rewards with requests to their parts."""
     return [
         part
-        for item in asked
+        for item in routed
         for part in (
-            item.reward.divide(item.question)
-            if isinstance(item.reward, GatheringReward)
-            else [item]
+            item.reward.divide(item.request) if isinstance(item.reward, GatheringReward) else [item]
         )
     ]
 
@@ -77,17 +77,17 @@ def single_models(reward: RewardModel) -> Sequence[RewardModel]:
     return reward.models() if isinstance(reward, GatheringReward) else [reward]
 
 
-def answer_now(asked: Sequence[Asked]) -> None:
-    """RewardOutcome questions on this thread, all of one reward model in one batch."""
-    for reward, questions in by_reward(asked):
-        answers = score_each(reward, [question.input for question in questions])
-        for question, answer in zip(questions, answers, strict=True):
-            question.reply(answer)
+def score_now(routed: Sequence[RoutedRequest]) -> None:
+    """Score requests on the current thread, one batch per reward model."""
+    for reward, requests in by_reward(routed):
+        answers = score_each(reward, [request.input for request in requests])
+        for request, answer in zip(requests, answers, strict=True):
+            request.reply(answer)
 
 
-def by_reward(asked: Iterable[Asked]) -> Iterator[tuple[RewardModel, list[Question]]]:
-    """Group questions by the reward model they are for, in the order of the first."""
-    groups: dict[int, tuple[RewardModel, list[Question]]] = {}
-    for reward, question in asked:
-        groups.setdefault(id(reward), (reward, []))[1].append(question)
+def by_reward(routed: Iterable[RoutedRequest]) -> Iterator[tuple[RewardModel, list[RewardRequest]]]:
+    """Group requests by reward model, in order of first appearance."""
+    groups: dict[int, tuple[RewardModel, list[RewardRequest]]] = {}
+    for reward, request in routed:
+        groups.setdefault(id(reward), (reward, []))[1].append(request)
     yield from groups.values()

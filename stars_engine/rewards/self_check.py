@@ -1,4 +1,4 @@
-"""How a reward model runs on texts: only their new tokens, or whole, by a self-check at load."""
+"""Choose how a reward model computes texts, incrementally or whole, by a self-check at load."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class CachesPrefixes:
-    """A reward model that caches prefixes, if it runs incrementally; see `KeepsCache`."""
+    """A reward model that caches prefixes if it runs incrementally; see `KeepsCache`."""
 
     _incremental: IncrementalRunner | None
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory of one cached token."""
+        """Bytes of memory per cached token."""
         return 0 if self._incremental is None else self._incremental.cache.bytes_per_token
 
     def limit_cache(self, max_bytes: int | None) -> None:
@@ -34,12 +34,12 @@ class CachesPrefixes:
             self._incremental.cache.limit_cache(max_bytes)
 
     def free_unused(self) -> None:
-        """Free the cache: nothing is pinned between two calls."""
+        """Free the cache; nothing is pinned between calls."""
         if self._incremental is not None:
             self._incremental.cache.free_unused()
 
     def invalidate_if_changed(self) -> None:
-        """Forget what was computed with other weights."""
+        """Drop cached values that were computed with other weights."""
         if self._incremental is not None:
             self._incremental.cache.invalidate_if_changed()
 
@@ -55,10 +55,10 @@ def run_rows(
     """Return the outputs at each row's points, `(points, ...)`.
 
     Args:
-        runner: Computes only new tokens; None if every row is computed whole.
+        runner: Computes only new tokens; None to compute whole rows.
         rows: The rows.
-        plain: Computes some rows whole, as one batch.
-        batch_size: Rows of a batch at most.
+        plain: Computes whole rows as one batch.
+        batch_size: Maximum rows per batch.
         sharing: Which rows may share a batch.
     """
 
@@ -83,16 +83,16 @@ def select_runner(
     sharing: Sharing,
     head: torch.nn.Module | None = None,
 ) -> tuple[IncrementalRunner | None, str]:
-    """Return an incremental runner if its outputs equal plain passes', and a description.
+    """Return an incremental runner if its outputs equal those of `plain`, and a description.
 
     Args:
-        model: A causal model of transformers.
-        call: Calls it, with a cache.
-        plain: Computes rows whole, as one batch; returns the outputs at their points.
-        context_len: Positions it has; None for no limit.
-        batch_size: Rows of a pass at most.
+        model: A causal transformers model.
+        call: Calls the model with a cache.
+        plain: Computes whole rows as one batch; returns the outputs at their points.
+        context_len: The context length; None for no limit.
+        batch_size: Maximum rows per pass.
         sharing: Which rows may share a pass.
-        head: What the call uses apart from the model, if anything.
+        head: A module that `call` uses in addition to the model, if any.
     """
     if sharing is not Sharing.ANY:
         return None, "whole texts (scores depend on batch composition)"
@@ -100,7 +100,11 @@ def select_runner(
     runner = IncrementalRunner(model, call, context_len, batch_size=batch_size, head=head)
     problem = _find_problem(runner, plain, model, context_len)
     if problem is not None:
-        logger.warning("%s reads texts whole, which is slower: %s", type(model).__name__, problem)
+        logger.warning(
+            "%s scores whole texts instead of new tokens only, which is slower: %s",
+            type(model).__name__,
+            problem,
+        )
         return None, f"whole texts ({problem})"
     runner.cache.free_unused()
     runner.num_computed = runner.num_prefills = 0
@@ -111,7 +115,7 @@ def select_runner(
 def _find_problem(
     runner: IncrementalRunner, plain: RunWhole, model: Any, context_len: int | None
 ) -> str | None:
-    """Compare with plain passes on random ids; return what is wrong."""
+    """Compare a runner with plain passes on random ids; return the problem, or None."""
     generator = torch.Generator().manual_seed(0)
     size = 12 + window_of(model)
     if context_len is not None:
@@ -139,8 +143,8 @@ def _find_problem(
             scale = plainly.abs().max().item()
             if not difference <= ROUNDING.get(model.dtype, 6e-2) * max(scale, 0.1):
                 return f"values differed by {difference:.2g} of {scale:.2g}"
-            # The last point of one stays, that of the other moves.
+            # The first row keeps its last point; the second one loses it.
             kept = [(rows[1].ids, rows[1].marks), (rows[5].ids[:-1], rows[5].marks[:-1])]
-    except Exception as error:  # noqa: BLE001 - architectures fail in ways of their own
+    except Exception as error:  # noqa: BLE001 - architectures fail in many ways
         return f"{type(error).__name__}: {error}"
     return None

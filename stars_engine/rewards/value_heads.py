@@ -1,8 +1,8 @@
-"""Heads that score every token, also those that transformers has no class for.
+"""Heads that score every token, including heads for which transformers has no class.
 
-Published process reward models often have a head of their own beside a plain backbone: two linear
-layers named `score` (Qwen2.5-Math-PRM), or one named `v_head` (TRL, Skywork). Both are read from
-the checkpoint's safetensors, so that its own code need not be run.
+Published process reward models often combine a plain backbone with a custom head: two linear layers
+named `score` (Qwen2.5-Math-PRM), or one named `v_head` (TRL, Skywork). Both are read from the
+checkpoint's safetensors, so that the checkpoint's own code does not run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.loading import hub_token, load_model, read_config, resolve
+from stars_engine.loading import hub_token, load_model, read_config, resolve_source
 from stars_engine.rewards.batching import at_columns
 
 _HEAD = re.compile(r"^(?:score|v_head|value_head|reward_head|classifier)\.(.+)$")
@@ -30,11 +30,11 @@ _VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class TokenHead:
-    """A backbone and what turns its hidden states into labels of each token.
+    """A backbone and a head that computes labels for each token from its hidden states.
 
     Args:
-        model: A transformers model that returns logits of each token, or a backbone.
-        head: On the backbone's last hidden states; None if the model has its own.
+        model: A transformers model that returns logits for each token, or a backbone.
+        head: Applied to the backbone's last hidden states; None if the model has its own head.
     """
 
     def __init__(self, model: Any, head: torch.nn.Module | None) -> None:
@@ -44,14 +44,17 @@ class TokenHead:
         """Return `(rows, count, labels)`; see `batching.CallAt`.
 
         Raises:
-            ValueError: The model does not return labels of each token.
+            ValueError: The model does not return labels for each token.
         """
         if self.head is None:
-            # Not `output[0]`: of a model without a head these are its hidden states.
+            # Not `output[0]`, which is the hidden states if the model has no head.
             logits = self.model(**inputs).logits
             shape = inputs["input_ids"].shape
             if logits.ndim != 3 or logits.shape[:2] != shape:
-                raise ValueError(f"it returns {tuple(logits.shape)} for {tuple(shape)}")
+                raise ValueError(
+                    f"its logits have shape {tuple(logits.shape)} for input_ids of shape "
+                    f"{tuple(shape)}"
+                )
             return at_columns(logits, columns)
         hidden = at_columns(self.model(**inputs).last_hidden_state, columns)
         weight = next(self.head.parameters())
@@ -60,15 +63,15 @@ class TokenHead:
 
 
 def load_token_head(config: ProcessReward) -> TokenHead:
-    """Load a model that labels tokens, by the class that its config names, or head by hand.
+    """Load a model that labels tokens: the class that its config names, or a backbone and a head.
 
     Raises:
-        ModelLoadError: It cannot be loaded, or has no such head.
+        ModelLoadError: The model cannot be loaded, or has no such head.
     """
     if config.model is not None:
         return _from_memory(config.model.eval())
     assert config.name_or_path is not None
-    source = resolve(config.name_or_path)
+    source = resolve_source(config.name_or_path)
     declared = read_config(config)
     architectures = getattr(declared, "architectures", None) or [""]
     if architectures[0].endswith("ForTokenClassification"):
@@ -76,20 +79,20 @@ def load_token_head(config: ProcessReward) -> TokenHead:
         return TokenHead(model, None)
     model = load_model(config, transformers.AutoModel)
     if config.trust_remote_code and type(model).__module__.startswith("transformers_modules"):
-        return TokenHead(model, None)  # the checkpoint's own class has its head
+        return TokenHead(model, None)  # the checkpoint's own class contains the head
     head = build_head(_read_head(config, source), source)
     return TokenHead(model, head.to(model.device, model.dtype).eval())
 
 
 def build_head(weights: Mapping[str, torch.Tensor], source: str) -> torch.nn.Module:
-    """Build a head from its weights: one linear layer, or some with ReLU between them.
+    """Build a head from its weights: one linear layer, or several with ReLU between them.
 
     Args:
-        weights: By name within the head: "weight", "summary.weight", "0.weight", "2.bias".
-        source: Where they are from, for messages.
+        weights: Weights by name within the head: "weight", "summary.weight", "0.weight", "2.bias".
+        source: The source of the weights, for messages.
 
     Raises:
-        ModelLoadError: There are none, or they are of another form.
+        ModelLoadError: There are no weights, or their layout is not supported.
     """
     layers = sorted({name.rpartition(".")[0] for name in weights})
     numbered = all(layer.isdigit() for layer in layers)
@@ -97,18 +100,19 @@ def build_head(weights: Mapping[str, torch.Tensor], source: str) -> torch.nn.Mod
     if not layers or not known or any(_weight(weights, layer).ndim != 2 for layer in layers):
         found = ", ".join(sorted(weights)) or "none"
         raise ModelLoadError(
-            f"{source!r}: no head that scores tokens; known are weights named score.*, v_head.*, "
-            f"value_head.*, reward_head.* or classifier.* of one linear layer, or of some with "
-            f"numbers; found: {found}. Hint: a process reward model, or trust_remote_code=True "
-            "for a checkpoint with code of its own"
+            f"{source!r} has no head that scores tokens; expected weights named score.*, v_head.*, "
+            "value_head.*, reward_head.* or classifier.* of one linear layer or of numbered "
+            f"layers, found: {found}. Hint: use a process reward model, or trust_remote_code=True "
+            "for a checkpoint with its own code"
         )
     ordered = sorted(layers, key=int) if numbered else layers
     linears = [_linear(weights, layer) for layer in ordered]
     for first, second in pairwise(linears):
         if first.out_features != second.in_features:
             raise ModelLoadError(
-                f"{source!r}: the layers of the head do not fit together, {first.out_features} "
-                f"and {second.in_features}. Hint: trust_remote_code=True, if it has code of its own"
+                f"{source!r}: a layer of the head has {first.out_features} outputs, but the next "
+                f"one has {second.in_features} inputs. Hint: use trust_remote_code=True if the "
+                "checkpoint has its own code"
             )
     modules: list[torch.nn.Module] = [linears[0]]
     for linear in linears[1:]:
@@ -117,7 +121,7 @@ def build_head(weights: Mapping[str, torch.Tensor], source: str) -> torch.nn.Mod
 
 
 def _from_memory(model: Any) -> TokenHead:
-    """Take a loaded model: one with a value head beside it (TRL), or one that returns logits."""
+    """Wrap a loaded model: one with a value head (TRL), or one that returns logits."""
     head = getattr(model, "v_head", None)
     if head is None:
         return TokenHead(model, None)
@@ -141,11 +145,11 @@ def _join(layer: str, name: str) -> str:
 
 
 def _read_head(config: ProcessReward, source: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a head by their names within it."""
+    """Return the weights of a head by name within the head."""
     weights: dict[str, torch.Tensor] = {}
     for file in _weight_files(config, source):
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - no mapping
+            for key in opened.keys():  # noqa: SIM118 - not a mapping
                 match = _HEAD.match(key)
                 if match:
                     weights[match[1]] = opened.get_tensor(key)

@@ -1,4 +1,4 @@
-"""A causal language model as judge: how much likelier one answer is than another."""
+"""A causal language model as judge: how much more likely one answer is than another."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import run_whole
 from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
 from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.label_tokens import NextWords
+from stars_engine.rewards.label_tokens import NextTokenLogits
 from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt, Score
 
 
 class YesNoRewardModel(CachesPrefixes):
-    """log p(positive) - log p(negative) of the token that follows the judge's prompt.
+    """log p(positive) - log p(negative) for the token that follows the judge's prompt.
 
     Args:
         config: What to load, or the live objects.
@@ -42,8 +42,8 @@ class YesNoRewardModel(CachesPrefixes):
             self._template = TextTemplate(self._with_policy(judging.template), codec)
         elif not has_template(codec):
             raise ModelLoadError(
-                f"{self.name} has no chat template to ask through. Hint: template='...{{prompt}}..."
-                "{completion}...', the judge's whole input"
+                f"{self.name} has no chat template. Hint: give the judge's whole input as "
+                "template='...{prompt}...{completion}...'"
             )
         words = [
             self._first_token("positive", judging.positive),
@@ -52,11 +52,11 @@ class YesNoRewardModel(CachesPrefixes):
         if words[0] == words[1]:
             raise ModelLoadError(
                 f"positive={judging.positive!r} and negative={judging.negative!r} begin with the "
-                f"same token of {self.name}. Hint: two answers that differ from the first token on"
+                f"same token of {self.name}. Hint: choose two answers whose first tokens differ"
             )
         self._model = model = load_model(config, AutoModelForCausalLM)
         self._device = model.get_input_embeddings().weight.device
-        self._call = NextWords(model, words)
+        self._call = NextTokenLogits(model, words)
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._encoder = InputEncoder(
@@ -76,7 +76,7 @@ class YesNoRewardModel(CachesPrefixes):
         )
 
     def about(self) -> dict[str, str]:
-        """Return what it is, for people."""
+        """Return a readable description."""
         judging, model = self._judging, self._model
         how = "its own chat template" if self._template is None else "a template"
         return {
@@ -125,13 +125,13 @@ class YesNoRewardModel(CachesPrefixes):
         return ids
 
     def _ask(self, prompt: RewardPrompt, completion: str) -> Rendered:
-        """Render the instruction as a user turn; without one, the conversation with the answer."""
+        """Render the instruction as a user message; without one, the conversation and answer."""
         instruction = self._judging.instruction
         if instruction is None:
             turns = self._encoder.conversation(prompt)
             turns = (*turns, Message(role="assistant", content=completion))
         else:
-            # One after the other: what is put in may hold such a place itself.
+            # In this order, because the inserted text may itself contain a placeholder.
             before, _, after = self._with_policy(instruction).partition("{completion}")
             content = before.replace("{prompt}", prompt.text) + completion + after
             turns = (Message(role="user", content=content),)
@@ -148,7 +148,9 @@ class YesNoRewardModel(CachesPrefixes):
     def _first_token(self, field: str, word: str) -> int:
         ids = self._codec.encode_continuation(word, parse=True)
         if not ids:
-            raise ModelLoadError(f"{field}={word!r} is no token of {self.name}. Hint: another word")
+            raise ModelLoadError(
+                f"{field}={word!r} encodes to no tokens of {self.name}. Hint: use another word"
+            )
         return ids[0]
 
     # --- the forward pass ---
@@ -159,7 +161,7 @@ class YesNoRewardModel(CachesPrefixes):
         return values
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return (rows, 2): of the positive word and of the negative, after each row."""
+        """Return (rows, 2): the logits of the positive and the negative word after each row."""
         return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
 
     def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:

@@ -23,7 +23,7 @@ from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import Interrupted
 from stars_engine.memory import KeepsCache
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.reward_requests import Asked, answer_now, single_models
+from stars_engine.rewards.reward_requests import RoutedRequest, score_now, single_models
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.diagnostics import Diagnostics
 from stars_engine.runtime.futures import set_exception, set_result
@@ -263,11 +263,11 @@ class EngineLoop:
 
     # --- rewards ---
 
-    def _score(self, asked: Sequence[Asked]) -> None:
+    def _score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread."""
         runs_offloaded = self.reward_executor.runs_offloaded
         self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])
-        answer_now([item for item in asked if not runs_offloaded(item.reward)])
+        score_now([item for item in asked if not runs_offloaded(item.reward)])
 
     # --- outputs ---
 

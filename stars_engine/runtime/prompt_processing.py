@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from stars_engine.algorithm.noise import CounterNoise, fresh_seed
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
-from stars_engine.chat.conversations import ResolvedPrompt, without_thought
+from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasoning
 from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
 from stars_engine.core.budget import MemoryBudget, Reserved
@@ -92,7 +92,7 @@ def read_prompt(
         reward_prompt=request.reward_prompt,
     )
     if sampling.grammar is not None:
-        resolved = without_thought(resolved)
+        resolved = with_closed_reasoning(resolved)
     fitted = fit(resolved, with_chat(sampling, resolved), model)
     try:
         model.check_grammar(fitted)
@@ -112,7 +112,7 @@ def read_prompt(
             seed=seed,
             prompt_index=prompt_index,
             sample_index=sample_index,
-            prefill=resolved.begun,
+            prefill=resolved.prefill,
             replies=resolved.replies,
             started_s=group.submitted_s,
         )

@@ -10,13 +10,18 @@ from threading import Thread
 from stars_engine.rewards.base import (
     OffloadedReward,
     RewardModel,
+    apply_failure_policy,
     describe,
     failures_of,
     score_each,
-    settle,
 )
-from stars_engine.rewards.failures import Patience, RewardTimeoutError
-from stars_engine.rewards.reward_requests import Asked, Question, by_reward, single_models
+from stars_engine.rewards.failures import RetryPolicy, RewardTimeoutError
+from stars_engine.rewards.reward_requests import (
+    RewardRequest,
+    RoutedRequest,
+    by_reward,
+    single_models,
+)
 from stars_engine.runtime.worker_pool import Task, WorkerPool, current_executor
 from stars_engine.types import RewardOutcome
 
@@ -39,12 +44,12 @@ class RewardExecutor:
         """Return whether a reward model runs on worker threads."""
         return isinstance(reward, OffloadedReward)
 
-    def submit(self, asked: Sequence[Asked]) -> None:
+    def submit(self, asked: Sequence[RoutedRequest]) -> None:
         """Submit requests for offloaded rewards."""
-        for reward, questions in by_reward(asked):
+        for reward, requests in by_reward(asked):
             assert isinstance(reward, OffloadedReward)
-            for group in _by_asker(questions):
-                for part in [group] if reward.batched else [[question] for question in group]:
+            for group in _by_requester(requests):
+                for part in [group] if reward.batched else [[request] for request in group]:
                     self._submit(reward, part)
 
     def expire_overdue(self) -> float | None:
@@ -83,7 +88,7 @@ class RewardExecutor:
         return current_executor.get() is self
 
     def _submit(
-        self, reward: OffloadedReward, questions: Sequence[Question], *, num_spent: int = 0
+        self, reward: OffloadedReward, requests: Sequence[RewardRequest], *, num_spent: int = 0
     ) -> None:
         """Submit requests to a worker; `num_spent` calls for them have failed already."""
         if id(reward) not in self._workers:
@@ -91,24 +96,24 @@ class RewardExecutor:
             workers = WorkerPool(name, reward.max_concurrency, mark=self)
             self._workers[id(reward)] = reward, workers
         _, workers = self._workers[id(reward)]
-        asker = questions[0].asker
+        requester = requests[0].requester
 
         def is_wanted() -> bool:
-            return not asker.closed and not workers.closing.is_set()
+            return not requester.closed and not workers.closing.is_set()
 
         def score(task: Task) -> None:
-            retry_policy = Patience(
+            retry_policy = RetryPolicy(
                 sleep=partial(task.sleep, workers.closing),
                 is_wanted=lambda: is_wanted() and not task.ended,
                 num_spent=num_spent,
             )
-            answers = score_each(reward, [question.input for question in questions], retry_policy)
+            answers = score_each(reward, [request.input for request in requests], retry_policy)
             if not task.ended:  # an overdue task is answered by `give_up`
-                self._post(partial(_reply, questions, answers))
+                self._post(partial(_reply, requests, answers))
 
         def retry(num_failed: int) -> None:
             if is_wanted():
-                self._submit(reward, questions, num_spent=num_failed)
+                self._submit(reward, requests, num_spent=num_failed)
 
         def give_up(task: Task) -> None:
             spent = num_spent + task.num_sleeps + 1
@@ -116,8 +121,8 @@ class RewardExecutor:
                 self._post(partial(retry, spent))  # on another worker, since this one still hangs
                 return
             error = RewardTimeoutError(reward.timeout_s)
-            answers = [settle(reward, error, spent) for _ in questions]
-            self._post(partial(_reply, questions, answers))
+            answers = [apply_failure_policy(reward, error, spent) for _ in requests]
+            self._post(partial(_reply, requests, answers))
 
         timeout_s = reward.timeout_s
         if timeout_s is not None and getattr(reward, "ends_overdue_calls", False):
@@ -125,24 +130,24 @@ class RewardExecutor:
         workers.submit(
             Task(
                 score,
-                owner=asker,
+                owner=requester,
                 timeout_s=timeout_s,
                 on_timeout=give_up,
-                is_wanted=lambda: not asker.closed,
+                is_wanted=lambda: not requester.closed,
             )
         )
 
 
-def _by_asker(questions: Sequence[Question]) -> list[list[Question]]:
-    groups: dict[int, list[Question]] = {}
-    for question in questions:
-        groups.setdefault(id(question.asker), []).append(question)
+def _by_requester(requests: Sequence[RewardRequest]) -> list[list[RewardRequest]]:
+    groups: dict[int, list[RewardRequest]] = {}
+    for request in requests:
+        groups.setdefault(id(request.requester), []).append(request)
     return list(groups.values())
 
 
-def _reply(questions: Sequence[Question], answers: Sequence[RewardOutcome]) -> None:
-    for question, answer in zip(questions, answers, strict=True):
-        question.reply(answer)
+def _reply(requests: Sequence[RewardRequest], answers: Sequence[RewardOutcome]) -> None:
+    for request, answer in zip(requests, answers, strict=True):
+        request.reply(answer)
 
 
 def _end_calls(reward: OffloadedReward) -> None:

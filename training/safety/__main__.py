@@ -1,7 +1,7 @@
-"""Make the rewards of the second axis: `python -m training.safety toxicity --shared DIR --out DIR`.
+"""Train a reward of the second axis: `python -m training.safety toxicity --shared DIR --out DIR`.
 
-Each command trains one reward from the weights of a language model, `--lm`, measures it on rows it
-never saw, beside a linear baseline, and writes weights and `metrics.json` to `--out`.
+Each command trains one reward from the weights of a language model, `--lm`, and measures it on rows
+that it never saw, compared with a linear baseline. It writes weights and `metrics.json` to `--out`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from training.safety.harmlessness_data import folds, read_pairs
 from training.safety.toxicity_data import read_rows, split_rows
 
 SEED = 20251103
-# Fold 0 is kept for choosing settings, so it is never counted.
+# Fold 0 is reserved for choosing settings, so it is never counted.
 TEST_FOLDS = (1, 2, 3, 4)
 
 
 def main() -> None:
-    """Run one command and record what it measured."""
+    """Run one command and record its measurements."""
     parser = argparse.ArgumentParser(prog="python -m training.safety", description=__doc__)
     parser.add_argument("command", choices=["toxicity", "harmlessness"])
     parser.add_argument("--shared", type=Path, required=True, help="folder with data/ in it")
@@ -52,7 +52,7 @@ def make_toxicity(data: Path, lm: Path, out: Path) -> dict[str, Any]:
 
 
 def make_harmlessness(data: Path, lm: Path, out: Path) -> dict[str, Any]:
-    """Cross-validate the harmlessness reward, then train the one that is written on all pairs."""
+    """Cross-validate the harmlessness reward, then train the final one on all pairs."""
     pairs = read_pairs(data / "hh-rlhf" / "harmless-base.jsonl.gz")
     figures = harmlessness.cross_validate(
         folds(pairs, seed=SEED), lm, test_folds=TEST_FOLDS, seed=SEED, log=say

@@ -1,4 +1,4 @@
-"""How well estimates rank what was scored, with intervals."""
+"""Measure how well estimates rank scores, with intervals."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def mean_interval(values: np.ndarray) -> list[float]:
     return [float(values.mean()), float(low), float(high)]
 
 
-def auc(told: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve of scores above 0.5; NaN where all are on one side."""
+def auc(values: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under the ROC curve for scores above 0.5; NaN if all are on one side."""
     labels = scores > 0.5
-    return float(roc_auc_score(labels, told)) if 0 < labels.sum() < len(labels) else float("nan")
+    return float(roc_auc_score(labels, values)) if 0 < labels.sum() < len(labels) else float("nan")
 
 
-def rank_correlation(told: np.ndarray, scores: np.ndarray) -> float:
-    """Spearman's correlation."""
-    return float(spearmanr(told, scores).statistic)
+def rank_correlation(values: np.ndarray, scores: np.ndarray) -> float:
+    """Return Spearman's correlation."""
+    return float(spearmanr(values, scores).statistic)
 
 
 def beside(estimates: Mapping[str, np.ndarray], scores: np.ndarray) -> dict[str, Any]:
@@ -38,8 +38,8 @@ def beside(estimates: Mapping[str, np.ndarray], scores: np.ndarray) -> dict[str,
         draws = [generator.integers(len(scores), size=len(scores)) for _ in range(NUM_RESAMPLES)]
         draws.insert(0, np.arange(len(scores)))  # the sample itself
         found = {
-            name: np.array([measure(told[draw], scores[draw]) for draw in draws])
-            for name, told in estimates.items()
+            name: np.array([measure(values[draw], scores[draw]) for draw in draws])
+            for name, values in estimates.items()
         }
         first, *others = estimates
         found |= {f"{first} - {other}": found[first] - found[other] for other in others}

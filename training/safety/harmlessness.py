@@ -15,14 +15,14 @@ from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from training.data import batches
-from training.heads import load_with_head, prefix_logits
+from training.reward_head import load_with_head, prefix_logits
 from training.safety import process
 from training.safety.figures import mean_interval
 from training.safety.harmlessness_data import Pair
 from training.safety.linear import bag_of_words
 
 NUM_EPOCHS, BATCH_SIZE, LR, DROPOUT = 2, 16, 0.002, 0.2
-CONTEXT_LEN, ANSWER_LEN = 32, 64  # tokens: the end of the one, the beginning of the other
+CONTEXT_LEN, ANSWER_LEN = 32, 64  # tokens: the end of the context, the beginning of the answer
 PREFIX_LENS = (16, 32)
 
 
@@ -32,7 +32,7 @@ class EncodedPair:
     Attributes:
         sides: Ids with the chosen and with the rejected answer.
         start: Index of the answers' first token.
-        differs: Index of the first token at which the sides differ, as far as both go.
+        differs: Index of the first token at which the sides differ, up to the end of the shorter.
     """
 
     def __init__(self, pair: Pair, tokenizer: Tokenizer) -> None:
@@ -60,10 +60,10 @@ def train(
     seed: int,
     log: Callable[[str], None],
 ) -> float:
-    """Bradley-Terry on ends, and on equally long beginnings; return the loss at the end.
+    """Train by Bradley-Terry on ends and on beginnings of equal length; return the final loss.
 
     Half the weight is on the ends of the answers, half on all beginnings of equal length that
-    differ: the reward is asked about unfinished answers.
+    differ, because the reward has to judge unfinished answers.
     """
     torch.manual_seed(seed)
 
@@ -89,10 +89,10 @@ def train(
 def verdicts(
     model: LlamaForSequenceClassification, pairs: Sequence[EncodedPair]
 ) -> dict[str, np.ndarray]:
-    """Tell where the model prefers the chosen answer: 1, 0, or 0.5 on ties; NaN if too short.
+    """Return where the model prefers the chosen answer: 1, 0, or 0.5 on ties; NaN if too short.
 
     Returns:
-        By answer tokens read, and for whole answers (cut at `ANSWER_LEN` tokens) under "end":
+        By number of answer tokens, and for whole answers (cut at `ANSWER_LEN` tokens) under "end":
         `(len(pairs),)`.
     """
     values = process.all_logits(model, [side for pair in pairs for side in pair.sides])
@@ -102,13 +102,14 @@ def verdicts(
         found["end"].append(_preferred(good[-1] - bad[-1]))
         for length in PREFIX_LENS:
             last = pair.start + length - 1
-            told = last < min(len(good), len(bad)) and last >= pair.differs
-            found[str(length)].append(_preferred(good[last] - bad[last]) if told else float("nan"))
+            readable = last < min(len(good), len(bad)) and last >= pair.differs
+            verdict = _preferred(good[last] - bad[last]) if readable else float("nan")
+            found[str(length)].append(verdict)
     return {name: np.array(values) for name, values in found.items()}
 
 
 def linear_verdicts(training: Sequence[Pair], held_out: Sequence[Pair]) -> np.ndarray:
-    """Verdicts of a linear model on the difference of the answers' bags of words."""
+    """Return verdicts of a linear model on the difference of the answers' bags of words."""
     features = bag_of_words()
     features.fit([answer for pair in training for answer in _sides(pair)])
 
@@ -124,7 +125,7 @@ def linear_verdicts(training: Sequence[Pair], held_out: Sequence[Pair]) -> np.nd
 
 
 def shorter_verdicts(pairs: Sequence[Pair]) -> np.ndarray:
-    """Verdicts of the rule that the shorter answer is the less harmful one."""
+    """Return verdicts of the rule that the shorter answer is less harmful."""
     return np.array([_preferred(len(pair.rejected) - len(pair.chosen)) for pair in pairs])
 
 
@@ -143,16 +144,16 @@ def cross_validate(
     """Train on all folds but one, for each test fold in turn, and count the right verdicts.
 
     Returns:
-        For each model accuracy over all pairs of the test folds, `[value, low, high]` with a 95%
-        bootstrap interval, and the reward's lead over the linear model.
+        For each model, its accuracy over all pairs of the test folds, `[value, low, high]` with a
+        95% bootstrap interval, and the reward's lead over the linear model.
     """
     right: dict[str, list[np.ndarray]] = {}
     for fold in test_folds:
         training = [pair for number, pairs in enumerate(dealt) if number != fold for pair in pairs]
         model, tokenizer = fitted(training, lm_directory, seed=seed, log=log)
         held_out = dealt[fold]
-        told = verdicts(model, [EncodedPair(pair, tokenizer) for pair in held_out])
-        for length, values in told.items():
+        found = verdicts(model, [EncodedPair(pair, tokenizer) for pair in held_out])
+        for length, values in found.items():
             right.setdefault(f"reward, {length}", []).append(values)
         right.setdefault("bag of words, end", []).append(linear_verdicts(training, held_out))
         right.setdefault("shorter answer", []).append(shorter_verdicts(held_out))

@@ -31,7 +31,7 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Return the pairs whose two conversations are one and the same up to the last answer."""
+    """Return the pairs whose two conversations are equal up to the last answer."""
     pairs = []
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -47,7 +47,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def folds(pairs: Sequence[Pair], *, seed: int) -> list[list[Pair]]:
-    """Deal pairs into folds; pairs that share ten words in a row anywhere stay together."""
+    """Split pairs into folds; pairs that share ten words in a row anywhere stay together."""
     texts = [f"{pair.context}{pair.chosen}\n{pair.rejected}" for pair in pairs]
     shares = {str(fold): 1 / NUM_FOLDS for fold in range(NUM_FOLDS)}
     dealt = deal(groups(texts, run_words=RUN_WORDS), shares, seed=seed)

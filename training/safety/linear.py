@@ -13,12 +13,12 @@ from sklearn.pipeline import make_union
 
 
 def bag_of_words() -> TfidfVectorizer:
-    """Words and pairs of words."""
+    """Return features of words and pairs of words."""
     return TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
 
 
 def words_and_pieces() -> Any:
-    """Words, pairs of words, and runs of 2 to 5 characters inside words."""
+    """Return features of words, pairs of words, and runs of 2 to 5 characters inside words."""
     pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=3, sublinear_tf=True)
     return make_union(bag_of_words(), pieces)
 

@@ -1,4 +1,4 @@
-"""What both rewards of the second axis are: fitted and saved."""
+"""Shared parts of both rewards of the second axis: fitting and saving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from training.heads import prefix_logits
+from training.reward_head import prefix_logits
 
 WARMUP = 0.15  # of the steps
 BODY_RATE = 0.3  # of the rate of embeddings and head
@@ -81,6 +81,6 @@ def fit(
 
 
 def save(model: LlamaForSequenceClassification, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write float32 safetensors, config and tokenizer: figures are of exactly these weights."""
+    """Write float32 safetensors, config and tokenizer, exactly as measured."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""Deal texts into parts so that no two parts share a run of words."""
+"""Split texts into parts so that no two parts share a run of words."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def groups(texts: Sequence[str], *, run_words: int) -> list[list[int]]:
 def deal(
     grouped: Sequence[Sequence[int]], shares: Mapping[str, float], *, seed: int
 ) -> dict[str, list[int]]:
-    """Deal whole groups, in random order, to parts of about the given shares.
+    """Assign whole groups, in random order, to parts of about the given shares.
 
     Args:
-        grouped: Lists of indices, as of `groups`.
-        shares: Part to its share of all indices; they add up to 1.
-        seed: Of the order.
+        grouped: Lists of indices, as returned by `groups`.
+        shares: Each part's share of all indices; they add up to 1.
+        seed: Seed of the order.
 
     Raises:
         ValueError: The shares do not add up to 1.
@@ -57,7 +57,7 @@ def deal(
     total = sum(map(len, grouped))
     order = list(grouped)
     random.Random(seed).shuffle(order)
-    # A large group goes first: last, it would overfill whichever part is still open.
+    # Large groups go first: at the end, one would overfill the last open part.
     order.sort(key=len, reverse=True)
     parts: dict[str, list[int]] = {name: [] for name in shares}
     for group in order:

@@ -12,7 +12,7 @@ from transformers import LlamaForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from training.data import batches, encode_rows
-from training.heads import Weights, load_with_head, prefix_logits, prefix_loss
+from training.reward_head import Weights, load_with_head, prefix_logits, prefix_loss
 from training.safety import process
 from training.safety.figures import beside, shown
 from training.safety.linear import LinearRegressor, bag_of_words, words_and_pieces
@@ -39,10 +39,10 @@ def train(
     seed: int,
     log: Callable[[str], None],
 ) -> float:
-    """Train on every prefix of every row; return the loss at the end.
+    """Train on every prefix of every row; return the final loss.
 
-    Scores are probabilities, so they are the targets of the cross-entropy as they are: the logit
-    becomes that of the expected score of the finished text, given what was read.
+    Scores are probabilities, so they are the targets of the cross-entropy: the logit becomes that
+    of the expected score of the finished text, given the text so far.
     """
     torch.manual_seed(seed)
 
@@ -58,7 +58,7 @@ def train(
 
 
 def linear_baseline(rows: Sequence[ScoredRow]) -> LinearRegressor:
-    """Train a bag of words on the reward's own rows; on prefixes too it did worse (dev rows)."""
+    """Train a bag of words on the reward's rows; training on prefixes too was worse (dev rows)."""
     return LinearRegressor(bag_of_words(), strength=3).fit(*scored_texts(rows))
 
 
@@ -89,11 +89,11 @@ def quality(
         longer = [i for i, ids in enumerate(encoded) if length == "end" or len(ids) - 2 > length]
         if length == "end":
             cuts = texts
-            told = [values[i][-1] for i in longer]
+            predicted = [values[i][-1] for i in longer]
         else:
             cuts = [tokenizer.decode(encoded[i][1 : length + 1]) for i in longer]
-            told = [values[i][length] for i in longer]
-        estimates = {"reward": -np.array(told), "bag of words": baseline.predict(cuts)}
+            predicted = [values[i][length] for i in longer]
+        estimates = {"reward": -np.array(predicted), "bag of words": baseline.predict(cuts)}
         table.append({"tokens": length, **beside(estimates, scores[longer])})
     return table
 
@@ -101,11 +101,14 @@ def quality(
 def judge_quality(model: LinearRegressor, held_out: Sequence[ScoredRow]) -> dict[str, Any]:
     """Measure the judge on whole held-out continuations."""
     scores = np.array([row.continuation_toxicity for row in held_out])
-    told = model.predict([as_continuation(row.continuation) for row in held_out])
+    predicted = model.predict([as_continuation(row.continuation) for row in held_out])
     return {
-        **beside({"judge": told}, scores),
-        "mean": {"judge": float(told.mean()), "scored": float(scores.mean())},
-        "above_half": {"judge": float((told > 0.5).mean()), "scored": float((scores > 0.5).mean())},
+        **beside({"judge": predicted}, scores),
+        "mean": {"judge": float(predicted.mean()), "scored": float(scores.mean())},
+        "above_half": {
+            "judge": float((predicted > 0.5).mean()),
+            "scored": float((scores > 0.5).mean()),
+        },
     }
 
 
@@ -117,7 +120,7 @@ def make(
     seed: int,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train the reward, write it, and return what it, its baseline and the judge show held out."""
+    """Train and write the reward; return the held-out figures of reward, baseline and judge."""
     model, tokenizer = load_with_head(lm_directory)
     texts, scores = scored_texts(parts["reward"])
     rows = encode(texts, tokenizer)

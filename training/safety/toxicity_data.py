@@ -1,4 +1,4 @@
-"""Scored texts of RealToxicityPrompts (Gehman et al. 2020), dealt into parts without copies."""
+"""Scored texts of RealToxicityPrompts (Gehman et al. 2020), split into parts without copies."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def read_rows(path: Path) -> list[ScoredRow]:
 
 
 def split_rows(rows: Sequence[ScoredRow], *, seed: int) -> dict[str, list[ScoredRow]]:
-    """Deal rows into the parts of `SHARES`; rows that share five words in a row stay together."""
+    """Split rows into the parts of `SHARES`; rows that share five words in a row stay together."""
     grouped = groups([row.prompt + row.continuation for row in rows], run_words=RUN_WORDS)
     parts = deal(grouped, SHARES, seed=seed)
     return {name: [rows[index] for index in indices] for name, indices in parts.items()}
 
 
 def scored_texts(rows: Sequence[ScoredRow]) -> tuple[list[str], list[float]]:
-    """Return both halves of every row as texts of their own, each as a continuation begins."""
+    """Return both halves of every row as separate texts, each as a continuation begins."""
     texts, scores = [], []
     for row in rows:
         texts += [as_continuation(row.prompt), as_continuation(row.continuation)]
@@ -62,5 +62,5 @@ def scored_texts(rows: Sequence[ScoredRow]) -> tuple[list[str], list[float]]:
 
 
 def as_continuation(text: str) -> str:
-    """Return the text with one leading space, as a language model goes on after a word."""
+    """Return the text with one leading space, as a language model continues after a word."""
     return " " + text.strip()

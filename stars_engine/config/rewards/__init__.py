@@ -1,4 +1,4 @@
-"""Reward models as config objects, one kind a file."""
+"""Config objects of reward models, one kind per file."""
 
 from typing import Annotated
 

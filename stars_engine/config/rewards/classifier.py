@@ -1,4 +1,4 @@
-"""Sequence classifiers as config objects."""
+"""Config objects of sequence classifiers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stars_engine.config.rewards.common import ModelReward, Template, check_temp
 
 
 class ClassifierReward(ModelReward):
-    """A sequence classifier that reads the prompt and the whole answer so far."""
+    """A sequence classifier that reads the prompt and the answer so far."""
 
     kind: Literal["classifier"] = "classifier"
     label: Annotated[int, Field(ge=0)] | str | None = Field(
         default=None,
-        description="which logit, by index or label name; needed if there are several",
+        description="index or name of the label that is the reward; required if there are several",
         examples=["POSITIVE"],
     )
     output: Literal["logit", "probability", "log_odds"] = Field(
@@ -25,24 +25,24 @@ class ClassifierReward(ModelReward):
     )
     read: Literal["auto", "ids", "text"] = Field(
         default="auto",
-        description="feed the language model's token ids as they are, without any template, or "
-        "text through the reward model's own tokenizer; auto: its own template, and the answer "
-        "as ids if the two tokenizers are the same",
+        description="'ids' reads the language model's token ids without a template; 'text' reads "
+        "text with the reward model's own tokenizer; 'auto' uses its template, and reads the "
+        "answer as ids if both models have the same tokenizer",
         examples=["text"],
     )
     template: Template | None = Field(
         default=None,
-        description="text with {completion}, {prompt} and {bos} in it, in place of the tokenizer's "
+        description="text with {completion}, {prompt} and {bos}, which replaces the tokenizer's "
         "chat template; control tokens in it are parsed, those in prompts and answers are not",
         examples=["{prompt}[SEP]{completion}"],
     )
     end_of_turn_on_partial: bool = Field(
         default=False,
-        description="whether what the template writes after an answer follows an unfinished one",
+        description="append what the template writes after an answer to unfinished answers",
     )
     end_of_turn_on_final: bool = Field(
         default=True,
-        description="whether what the template writes after an answer follows a finished one",
+        description="append what the template writes after an answer to finished answers",
     )
 
     @field_validator("template")
@@ -54,14 +54,14 @@ class ClassifierReward(ModelReward):
     def _template_is_read(self) -> Self:
         if self.read == "ids" and self.template is not None:
             raise ValueError(
-                "read='ids' feeds token ids without a template, so template=... would be ignored; "
+                "read='ids' reads token ids without a template, so template=... has no effect; "
                 "give one of the two"
             )
         return self
 
     @property
     def is_embedded(self) -> bool:
-        """True for the reward inside the package, on the scale of its thresholds."""
+        """Whether this is the reward inside the package, on the scale of its thresholds."""
         return (
             self.name_or_path == EMBEDDED_REWARD
             and self.output == "logit"

@@ -1,4 +1,4 @@
-"""What the config objects of all rewards have in common."""
+"""The common parts of all reward configs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ DEFAULT_MAX_RETRIES = 2
 Template = Annotated[str, Field(min_length=1)]
 
 
-# A place stands by itself: what a command takes, as in \boxed{answer}, is text.
-_PLACE = re.compile(r"(?<![\w\\}])\{[A-Za-z_]+\}")
+# A placeholder stands alone; the argument of a command, as in \boxed{answer}, is text.
+_PLACEHOLDER = re.compile(r"(?<![\w\\}])\{[A-Za-z_]+\}")
 
 
 def check_floor(floor: float | None) -> float | None:
-    """Return a floor that some reward may reach.
+    """Return a floor if rewards can reach it.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The floor is infinite or nan.
     """
     if floor == math.inf:
-        raise ValueError("no reward reaches it, so that every candidate is vetoed; a finite number")
+        raise ValueError("no reward reaches it, so every candidate is vetoed; give a finite number")
     return not_nan(floor, "a floor is a number or None")
 
 
@@ -37,7 +37,7 @@ class Floored(Schema):
 
     floor: float | None = Field(
         default=None,
-        description="veto: a candidate whose reward is below is rejected and never forced",
+        description="veto: a candidate with a lower reward is rejected and never forced",
         examples=[-2.0],
     )
 
@@ -48,17 +48,17 @@ class Floored(Schema):
 
 
 class Failing(Floored):
-    """A reward that may fail, and what then happens."""
+    """A reward that may fail, with the action to take."""
 
     on_failure: Literal["raise", "reject", "retry"] = Field(
         default="raise",
-        description="when the reward fails: end the request with RewardError, reject the candidate "
-        "(never kept, counted, logged once), or ask again and then raise",
+        description="if the reward fails: end the request with RewardError, reject the candidate "
+        "(never kept, counted, logged once), or retry and then raise",
     )
     max_retries: int = Field(
         default=DEFAULT_MAX_RETRIES,
         ge=1,
-        description="times a failed reward is asked again; with on_failure='retry'",
+        description="maximum number of retries; with on_failure='retry'",
         examples=[2],
     )
 
@@ -68,29 +68,29 @@ class Failing(Floored):
         return self
 
     def _acts_when_retrying(self, name: str) -> None:
-        # What equals the default may come from a file, which holds every field.
+        # A value that equals the default may come from a file, which contains every field.
         value, default = getattr(self, name), type(self).model_fields[name].default
         if self.on_failure != "retry" and value != default:
             raise ValueError(
-                f"{name}={value!r} acts with on_failure='retry' only; got on_failure="
-                f"{self.on_failure!r}. Set that, or leave {name} out"
+                f"{name}={value!r} needs on_failure='retry'; got on_failure="
+                f"{self.on_failure!r}. Hint: set on_failure='retry', or leave {name} out"
             )
 
 
 class ModelReward(Failing, Checkpoint):
-    """A reward that is a model, run in this process."""
+    """A reward model that runs in this process."""
 
     batch_size: int = Field(
         default=16, ge=1, description="candidates scored in one forward pass", examples=[16]
     )
     on_overflow: Literal["truncate", "raise"] = Field(
         default="truncate",
-        description="if prompt and answer exceed the model's context: cut the prompt from the left "
-        "(counted, warned of once), or fail; the answer is never cut",
+        description="if prompt and answer exceed the model's context: truncate the prompt on the "
+        "left (counted, with one warning), or fail; the answer is never truncated",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
-        description="variables for the reward model's own chat template, a JSON object",
+        description="variables for the reward model's chat template, a JSON object",
         examples=[{"enable_thinking": False}],
     )
 
@@ -103,8 +103,8 @@ class ModelReward(Failing, Checkpoint):
     def _kwargs_act(self) -> Self:
         if self.chat_template_kwargs and getattr(self, "template", None) is not None:
             raise ValueError(
-                "chat_template_kwargs are for the model's own chat template, which `template` "
-                "takes the place of; give one of them"
+                "chat_template_kwargs are for the model's chat template, but `template` replaces "
+                "it; give one of them"
             )
         return self
 
@@ -112,7 +112,7 @@ class ModelReward(Failing, Checkpoint):
 def check_template(
     text: str | None, *, may_hold: tuple[str, ...] = ("{prompt}", "{bos}")
 ) -> str | None:
-    """Check that a template holds the completion once, and other places at most once.
+    """Check that a template has {completion} once, and other placeholders at most once.
 
     Raises:
         ValueError: It does not.
@@ -121,20 +121,20 @@ def check_template(
         return None
     if text.count("{completion}") != 1:
         raise ValueError(
-            "a template holds {completion} exactly once, where the answer goes; for example "
-            "'{prompt}\\n{completion}'"
+            "a template contains {completion} exactly once, as the placeholder for the answer; "
+            "for example '{prompt}\\n{completion}'"
         )
-    for place in _PLACE.findall(text):
-        if place not in ("{completion}", *may_hold):
+    for placeholder in _PLACEHOLDER.findall(text):
+        if placeholder not in ("{completion}", *may_hold):
             raise ValueError(
-                f"{place} is no place that is filled in; a template holds {{completion}} and may "
-                f"hold {', '.join(may_hold)}. The prompt is {{prompt}}"
+                f"unknown placeholder {placeholder}; a template contains {{completion}} and may "
+                f"contain {', '.join(may_hold)}. The prompt is {{prompt}}"
             )
-    for place in may_hold:
-        if text.count(place) > 1:
-            raise ValueError(f"a template holds {place} at most once")
+    for placeholder in may_hold:
+        if text.count(placeholder) > 1:
+            raise ValueError(f"a template contains {placeholder} at most once")
     if text.find("{prompt}") > text.find("{completion}"):
-        raise ValueError("a template holds {prompt} before {completion}")
+        raise ValueError("{prompt} must precede {completion} in a template")
     if "{bos}" in text and not text.startswith("{bos}"):
-        raise ValueError("{bos}, the begin-of-text token, stands at a template's beginning only")
+        raise ValueError("{bos}, the begin-of-text token, must be at the beginning of a template")
     return text

@@ -1,4 +1,4 @@
-"""Weighted sums of rewards as config objects."""
+"""Config objects of weighted sums of rewards."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SingleReward = Annotated[
 
 
 def as_reward(value: Any) -> Any:
-    """Turn a name or a callable into the config object that it means."""
+    """Convert a name or a callable to the config object that it stands for."""
     if isinstance(value, str):
-        # Embedded weights have names of the same form.
+        # The names of embedded weights have the same form.
         if names_an_object(value) and not value.startswith("stars:"):
             return FunctionReward(function=value)
         return ClassifierReward(name_or_path=value)
@@ -42,23 +42,24 @@ class RewardPart(Schema):
     weight: float = Field(
         default=1.0,
         allow_inf_nan=False,
-        description="factor in the sum; 0 leaves only the floor, below 0 less is better",
+        description="factor in the sum; with 0 only the floor applies, and with a negative weight "
+        "lower is better",
         examples=[0.5],
     )
     mean: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="subtracted first, in the part's own units; None: nothing",
+        description="subtracted first, in the part's own units; None subtracts nothing",
         examples=[1.5],
     )
     std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="divided by then, in the part's own units; None: 1",
+        description="divisor after that, in the part's own units; None means 1",
         examples=[2.0],
     )
     floor: float | None = Field(
         default=None,
-        description="veto, in the part's own units, whatever the sum is",
+        description="veto in the part's own units, independent of the sum",
         examples=[-1.0],
     )
 
@@ -68,8 +69,8 @@ class RewardPart(Schema):
         kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
         if kind == "composite":
             raise ValueError(
-                "a composite within a composite; put its parts beside the others, with their "
-                "weights multiplied"
+                "a composite within a composite is not supported; add its parts to the outer one, "
+                "with their weights multiplied"
             )
         return as_reward(value)
 
@@ -79,17 +80,17 @@ class RewardPart(Schema):
         return check_floor(floor)
 
     def standardised(self, value: float) -> float:
-        """Return what a value of this part adds to the sum; not finite if the value is not."""
+        """Return the contribution of a value to the sum; not finite if the value is not."""
         value = (value - (self.mean or 0.0)) / (1.0 if self.std is None else self.std)
         return self.weight * value if math.isfinite(value) else value
 
 
 class _Parts(Schema):
-    """Its own class, so that `parts` is the first field."""
+    """A separate class, so that `parts` is the first field."""
 
     parts: dict[str, RewardPart] = Field(
-        description="the parts by name, at least one; a reward alone means RewardPart(reward=...), "
-        "weight 1",
+        description="the parts by name, at least one; a reward alone means RewardPart(reward=...) "
+        "with weight 1",
         examples=[{"tone": {"reward": "stars:embedded-reward", "weight": 0.7}}],
     )
 
@@ -104,20 +105,20 @@ class _Parts(Schema):
     @classmethod
     def _named(cls, parts: dict[str, RewardPart]) -> dict[str, RewardPart]:
         if not parts:
-            raise ValueError("a composite has at least one part, as in {'tone': 'my/classifier'}")
+            raise ValueError("a composite needs at least one part, as in {'tone': 'my/classifier'}")
         if "" in parts:
-            raise ValueError("a part without a name; names are shown in results and errors")
+            raise ValueError("a part has an empty name; results and errors show the names")
         return parts
 
 
 class CompositeReward(Floored, _Parts):
-    """A weighted sum of named rewards, models and functions together."""
+    """A weighted sum of named rewards, which may be models and functions."""
 
     kind: Literal["composite"] = "composite"
 
     @property
     def is_live(self) -> bool:
-        """True if a part holds an object that no file can hold."""
+        """Whether a part holds a live object, which cannot be written to a file."""
         return any(part.reward.is_live for part in self.parts.values())
 
 

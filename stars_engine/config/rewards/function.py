@@ -1,4 +1,4 @@
-"""Python callables as config objects."""
+"""Config objects of rewards that are Python callables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stars_engine.schema import Schema
 
 
 class _Callable(Schema):
-    """Its own class, so that `function` is the first field."""
+    """A separate class, so that `function` is the first field."""
 
     function: str | SkipJsonSchema[Callable[..., Any]] = Field(
-        description="the callable, sync or async, or where it is: 'package.module:name'",
+        description="the callable, sync or async, or its name: 'package.module:name'",
         examples=["my_package.rewards:politeness"],
     )
 
@@ -28,13 +28,13 @@ class _Callable(Schema):
 
 
 class FunctionReward(Failing, _Callable):
-    """A Python callable `f(prompt: str, completion: str) -> float`, or one that takes more."""
+    """A Python callable `f(prompt: str, completion: str) -> float`, or `f(input)`; see `by`."""
 
     kind: Literal["function"] = "function"
     by: Literal["text", "input"] = Field(
         default="text",
-        description="what the callable takes: prompt and completion as text, or one RewardInput, "
-        "which has token ids, messages and whether the answer is finished",
+        description="arguments of the callable: prompt and completion as text, or one RewardInput, "
+        "which also has token ids, messages and whether the answer is finished",
         examples=["input"],
     )
     batched: bool = Field(
@@ -45,20 +45,21 @@ class FunctionReward(Failing, _Callable):
     max_concurrency: int = Field(
         default=8,
         ge=1,
-        description="calls at one time, from threads of their own; 1 if it is not thread-safe",
+        description="maximum number of concurrent calls, each on its own thread; use 1 if the "
+        "callable is not thread-safe",
         examples=[1],
     )
     timeout_s: Annotated[float, Field(gt=0)] | None = Field(
         default=60.0,
-        description="seconds one call may take before it has failed; None: as long as it likes",
+        description="seconds after which a call has failed; None means no limit",
         examples=[5.0],
     )
     retry_wait_s: float = Field(
         default=0.5,
         ge=0,
         allow_inf_nan=False,
-        description="seconds before a failed call is made again, doubled each time, 30 at most; "
-        "with on_failure='retry'",
+        description="seconds before the first retry, doubled each time, up to 30; with "
+        "on_failure='retry'",
         examples=[0.5],
     )
 
@@ -69,5 +70,5 @@ class FunctionReward(Failing, _Callable):
 
     @property
     def is_live(self) -> bool:
-        """True if the config holds an object that no file can hold."""
+        """Whether the config holds a live object, which cannot be written to a file."""
         return not isinstance(self.function, str)

@@ -1,4 +1,4 @@
-"""Process reward models as config objects: one score for each step of an answer."""
+"""Config objects of process reward models, which score each step of an answer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from stars_engine.config.rewards.common import ModelReward, Template, check_temp
 
 
 class Convention(NamedTuple):
-    """How a process reward model wants steps marked, and where it tells their scores.
+    """How steps are marked for a process reward model, and where their scores are read.
 
     Attributes:
-        step_separator: Text between two steps; not read itself.
-        marker: Text of one token, written after each step; the score is read there.
+        step_separator: Text between two steps; the model does not read it.
+        marker: Text of one token after each step, where the score is read.
         after_marker: Text between a marker and the next step.
         head: "classifier" (labels for each token) or "tokens" (next-token logits).
-        label: Which label means a good step.
-        positive: The next token of a good step.
-        negative: That of a bad one.
+        label: The label of a good step.
+        positive: The next token after a good step.
+        negative: The next token after a bad step.
         template: Text around prompt and answer; None for the tokenizer's chat template.
     """
 
@@ -33,7 +33,7 @@ class Convention(NamedTuple):
     template: str | None = None
 
 
-# As the published model cards and inference code do it.
+# From the published model cards and inference code.
 CONVENTIONS = {
     "qwen2.5-math-prm": Convention(
         step_separator="\n\n", marker="<extra_0>", after_marker="", head="classifier", label=1
@@ -58,72 +58,73 @@ CONVENTIONS = {
 
 
 class ProcessReward(ModelReward):
-    """A model that scores an answer's steps; their probabilities of being good are aggregated.
+    """A model that scores the steps of an answer; the probabilities of good steps are aggregated.
 
-    `convention` names how a published family is used; fields given beside it replace its own.
+    `convention` names the settings of a published model family; explicit fields override them.
     """
 
     kind: Literal["process"] = "process"
     convention: Literal["qwen2.5-math-prm", "math-shepherd", "skywork-prm"] | None = Field(
         default=None,
-        description="how steps are marked and scores are read, by the name of a published family",
+        description="published model family whose settings for steps and scores apply",
         examples=["qwen2.5-math-prm"],
     )
     step_separator: str | None = Field(
         default=None,
         min_length=1,
-        description="text between two steps of an answer; None: the convention's",
+        description="text between two steps of an answer; None uses the convention's",
         examples=["\n\n"],
     )
     marker: str | None = Field(
         default=None,
         min_length=1,
-        description="one token, written after each step, where its score is read; None: the "
+        description="one token after each step, where its score is read; None uses the "
         "convention's",
         examples=["<extra_0>"],
     )
     after_marker: str | None = Field(
         default=None,
-        description="text between a marker and the next step; None: the convention's, or none",
+        description="text between a marker and the next step; None uses the convention's, or no "
+        "text",
         examples=["\n"],
     )
     head: Literal["classifier", "tokens"] | None = Field(
         default=None,
-        description="where scores come from: a head with labels for each token (one label: "
-        "sigmoid, several: softmax), or the next-token logits of `positive` and `negative`; "
-        "None: the convention's",
+        description="source of the scores: a head with labels for each token (one label: sigmoid, "
+        "several: softmax), or the next-token logits of `positive` and `negative`; None uses the "
+        "convention's",
         examples=["classifier"],
     )
     label: Annotated[int, Field(ge=0)] | str | None = Field(
         default=None,
-        description="which label of the head means a good step; needed if there are several",
+        description="label of the head for a good step; required if there are several",
         examples=[1],
     )
     positive: str | None = Field(
         default=None,
         min_length=1,
-        description="the token that follows a good step, of head='tokens'",
+        description="the token that follows a good step, for head='tokens'",
         examples=[" +"],
     )
     negative: str | None = Field(
         default=None,
         min_length=1,
-        description="the token that follows a bad step, of head='tokens'",
+        description="the token that follows a bad step, for head='tokens'",
         examples=[" -"],
     )
     template: Template | None = Field(
         default=None,
-        description="text with {completion}, {prompt} and {bos} in it; None: the convention's, "
-        "else the tokenizer's chat template, else prompt and answer as they are",
+        description="text with {completion}, {prompt} and {bos}; None uses the convention's, else "
+        "the tokenizer's chat template, else prompt and answer without a template",
         examples=["{prompt} {completion}"],
     )
     aggregate: Literal["last", "min", "mean", "product"] = Field(
-        default="last", description="from the probabilities of the steps to one reward"
+        default="last", description="how the probabilities of the steps become one reward"
     )
     score_unfinished: bool = Field(
         default=True,
-        description="whether the last step of an unfinished answer, itself unfinished, counts; if "
-        "not, it is not read until it ends",
+        description="score the unfinished last step of an unfinished answer; if false, the model "
+        "does not read it until it ends",
     )
 
     @field_validator("template")
@@ -140,7 +141,7 @@ class ProcessReward(ModelReward):
             got = ", ".join(f"{name}={getattr(given, name)!r}" for name in found)
             raise ValueError(
                 f"{', '.join(missing)} missing: without a convention, step_separator, marker and "
-                f"head are given; got {got or 'none of them'}. Known conventions: "
+                f"head are required; got {got or 'none of them'}. Known conventions: "
                 f"{', '.join(CONVENTIONS)}"
             )
         words = [name for name in ("positive", "negative") if getattr(given, name) is not None]
@@ -150,15 +151,15 @@ class ProcessReward(ModelReward):
                 f"positive={given.positive!r}, negative={given.negative!r}"
             )
         if given.head == "tokens" and given.label is not None:
-            raise ValueError(f"label={given.label!r} belongs to head='classifier'; leave it out")
+            raise ValueError(f"label={given.label!r} is for head='classifier'; leave it out")
         if given.head == "classifier" and words:
-            raise ValueError(f"{' and '.join(words)} belong to head='tokens'; leave them out")
+            raise ValueError(f"{' and '.join(words)} are for head='tokens'; leave them out")
         return self
 
     def resolved(self) -> Convention:
-        """Return the convention with this object's own fields in place of its."""
+        """Return the convention with the explicit fields of this object."""
         base = CONVENTIONS[self.convention] if self.convention else Convention(after_marker="")
         if self.head is not None and self.head != base.head:
-            base = base._replace(label=None, positive=None, negative=None)  # of the other head
+            base = base._replace(label=None, positive=None, negative=None)  # for the other head
         own = {name: getattr(self, name) for name in Convention._fields}
         return base._replace(**{name: value for name, value in own.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Language models as judges, as config objects."""
+"""Config objects of language models as judges."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from stars_engine.config.rewards.common import ModelReward, Template, check_temp
 
 
 class Judging(NamedTuple):
-    """What a judge is asked, and which answers count.
+    """The input of a judge, and the answers that determine the reward.
 
     Attributes:
         positive: The answer that makes the reward high.
         negative: The answer that makes it low.
-        answer_prefix: What the judge writes before its answer.
-        instruction: One user turn with {completion}, {prompt} and {policy} in it.
-        template: The judge's whole input, likewise.
-        policy: What {policy} stands for.
+        answer_prefix: Text that the judge writes before its answer.
+        instruction: A user message with {completion}, {prompt} and {policy}.
+        template: The judge's whole input, with the same placeholders.
+        policy: The text for {policy}.
     """
 
     positive: str = "Yes"
@@ -89,7 +89,7 @@ PRESETS = {
     ),
 }
 
-_PLACES = ("{prompt}", "{bos}", "{policy}")
+_PLACEHOLDERS = ("{prompt}", "{bos}", "{policy}")
 
 
 class YesNoReward(ModelReward):
@@ -102,77 +102,79 @@ class YesNoReward(ModelReward):
     kind: Literal["yes_no"] = "yes_no"
     preset: Literal["llama-guard", "shieldgemma"] | None = Field(
         default=None,
-        description="what a family of judges is asked. llama-guard: safe against unsafe, by the "
-        "judge's own chat template, or with `policy` by a prompt that holds it; shieldgemma: No "
-        "against Yes to whether `policy` is violated",
+        description="settings for a family of judges. llama-guard: 'safe' against 'unsafe', with "
+        "the judge's chat template, or with a prompt that contains `policy`; shieldgemma: 'No' "
+        "against 'Yes' to whether `policy` is violated",
         examples=["llama-guard"],
     )
     instruction: Template | None = Field(
         default=None,
-        description="the question as one user turn of the judge's chat template, with {completion} "
-        "and {prompt} (and {policy}) in it",
+        description="the question as a user message, with {completion}, {prompt} and optionally "
+        "{policy}",
         examples=["Question: {prompt}\nAnswer: {completion}\nIs the answer polite? Yes or No."],
     )
     template: Template | None = Field(
         default=None,
-        description="the judge's whole input, likewise, with control tokens that are parsed; for "
-        "judges without a chat template",
+        description="the judge's whole input, with the same placeholders and with control tokens "
+        "that are parsed; for judges without a chat template",
         examples=["Question: {prompt}\nAnswer: {completion}\nPolite:"],
     )
     policy: str | None = Field(
         default=None,
         min_length=1,
-        description="what {policy} stands for",
+        description="text for {policy}",
         examples=["S1: Violence.\nS2: Insults."],
     )
     positive: str | None = Field(
         default=None,
         min_length=1,
-        description="the judge's answer that makes the reward high; None: the preset's, or 'Yes'",
+        description="the answer that makes the reward high; None uses the preset's, or 'Yes'",
         examples=["Yes"],
     )
     negative: str | None = Field(
         default=None,
         min_length=1,
-        description="the judge's answer that makes the reward low; None: the preset's, or 'No'",
+        description="the answer that makes the reward low; None uses the preset's, or 'No'",
         examples=["No"],
     )
     answer_prefix: str | None = Field(
         default=None,
-        description="what the judge writes before its answer, put there unless its prompt ends so "
-        "already; None: the preset's, or nothing",
+        description="text that the judge writes before its answer, appended unless the prompt "
+        "already ends with it; None uses the preset's, or nothing",
         examples=["\n\n"],
     )
 
     @field_validator("template", "instruction")
     @classmethod
     def _holds_completion(cls, text: str | None) -> str | None:
-        return check_template(text, may_hold=_PLACES)
+        return check_template(text, may_hold=_PLACEHOLDERS)
 
     @model_validator(mode="after")
     def _asks_one_question(self) -> Self:
         texts = [name for name in ("instruction", "template") if getattr(self, name) is not None]
         if len(texts) == 2 or (not texts and self.preset is None):
             raise ValueError(
-                "give what the judge is asked, as instruction, as template, or by preset; got "
+                "give the question for the judge as one of instruction, template or preset; got "
                 f"{' and '.join(texts) or 'none of them'}. For example instruction='Question: "
                 "{prompt}\\nAnswer: {completion}\\nIs the answer polite? Yes or No.'"
             )
         if self.instruction is not None and "{bos}" in self.instruction:
-            raise ValueError("{bos} belongs to a template; the chat template writes its own")
+            raise ValueError("{bos} is for template only; the chat template writes its own")
         judging = self.resolved()
         if judging.positive == judging.negative:
-            raise ValueError(f"positive and negative are both {judging.positive!r}; they differ")
+            raise ValueError(
+                f"positive and negative are both {judging.positive!r}; they must differ"
+            )
         asked = judging.template or judging.instruction or ""
         if ("{policy}" in asked) != (judging.policy is not None):
             raise ValueError(
-                f"policy={judging.policy!r}: a policy goes with a place for it, {{policy}}, in the "
-                "template or instruction, and is required there"
+                f"policy={judging.policy!r}: a policy is required if the template or instruction "
+                "contains {policy}, and only allowed then"
             )
         return self
 
     def resolved(self) -> Judging:
-        """Return the preset with this object's own fields in place of its."""
+        """Return the preset with the explicit fields of this object."""
         base = PRESETS[self.preset] if self.preset else Judging()
         if self.preset == "llama-guard" and self.policy is not None:
             base = base._replace(template=_LLAMA_GUARD)

@@ -1,4 +1,4 @@
-"""One logit after every token, on the body of a language model."""
+"""A head that gives one logit after every token, on the body of a language model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from training.data import Row, pad
 
 
 def with_head(language_model: LlamaForCausalLM) -> LlamaForSequenceClassification:
-    """Return a classifier of one logit with the language model's body and a head of zeros."""
+    """Return a classifier with the language model's body and a head of zeros for one logit."""
     values = language_model.config.to_dict()
-    for name in ("architectures", "id2label", "label2id"):  # of another head
+    for name in ("architectures", "id2label", "label2id"):  # these describe another head
         values.pop(name, None)
     model = LlamaForSequenceClassification(
         language_model.config.__class__(**{**values, "num_labels": 1})
@@ -48,15 +48,15 @@ def prefix_logits(
     dropout: float = 0.0,
     word_dropout: float = 0.0,
 ) -> torch.Tensor:
-    """The logit after each token of each row: `(num_rows, max_len)`.
+    """Return the logit after each token of each row: `(num_rows, max_len)`.
 
     Args:
         model: The classifier.
         rows: Token ids; shorter rows are padded on the right, which causal attention never sees.
-        body: What stands for `model.model`, a compiled one for instance.
-        dropout: On embeddings and last states; above 0 in training only.
-        word_dropout: Share of tokens whose embedding is left out whole, so that no verdict hangs on
-            one word (Iyyer et al. 2015); above 0 in training only.
+        body: Replaces `model.model`, for example by a compiled one.
+        dropout: Applied to embeddings and last states; above 0 only in training.
+        word_dropout: Share of tokens whose embedding is left out, so that no verdict depends on
+            one word (Iyyer et al. 2015); above 0 only in training.
     """
     embedded = model.model.embed_tokens(pad(rows, value=0))
     kept = functional.dropout(torch.ones(embedded.shape[:2]), word_dropout, word_dropout > 0)
@@ -69,13 +69,13 @@ def prefix_logits(
 
 
 class Weights(NamedTuple):
-    """How much the prefixes of a row count in the loss.
+    """Weights of the prefixes of a row in the loss.
 
     Attributes:
-        rise: Tokens over which the weight grows from 0: the first ones cannot tell.
-        fall: Tokens after which it has fallen to a half, so that beginnings, which are few, count
-            as well as what comes after; None if it stays.
-        last: Weight of the row's last prefix beside its own: the verdict on all of it.
+        rise: Tokens over which the weight grows from 0, since the first ones show little.
+        fall: Tokens after which the weight has fallen to a half, so that beginnings, which are
+            few, count as much as later prefixes; None if it stays.
+        last: Additional weight of the row's last prefix: the verdict on the whole row.
     """
 
     rise: int
@@ -83,7 +83,7 @@ class Weights(NamedTuple):
     last: float = 0.0
 
     def of(self, lengths: torch.Tensor, width: int) -> torch.Tensor:
-        """Return `(rows, width)` for rows of some lengths; 0 beyond."""
+        """Return weights `(rows, width)` for rows of some lengths; 0 beyond their ends."""
         position = torch.arange(width)
         weights = (position / self.rise).clamp(max=1)
         if self.fall is not None:
@@ -95,13 +95,13 @@ class Weights(NamedTuple):
 def prefix_loss(
     logits: torch.Tensor, targets: Sequence[float], rows: Sequence[Row], weights: Weights
 ) -> tuple[torch.Tensor, float]:
-    """Weighted cross-entropy summed over all prefixes of all rows, and the sum of the weights.
+    """Return the weighted cross-entropy over all prefixes of all rows, and the sum of the weights.
 
     Args:
-        logits: Of `prefix_logits`.
-        targets: Probability of the positive label, of each row.
+        logits: Logits of `prefix_logits`.
+        targets: Probability of the positive label, for each row.
         rows: Token ids, for their lengths.
-        weights: Of the prefixes.
+        weights: Weights of the prefixes.
     """
     wanted = torch.tensor(targets)[:, None].expand_as(logits)
     each = weights.of(torch.tensor([len(row) for row in rows]), logits.shape[1])

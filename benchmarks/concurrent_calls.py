@@ -1,8 +1,8 @@
-"""Throughput of concurrent calls against the same calls one after another, on the embedded pair.
+"""Measure the throughput of concurrent calls against sequential ones, on the embedded pair.
 
-Both arms run in one process, warm, in turns; medians are given, and the rounds that each took.
+Both arms run in one process, warm, in turns. The report has the medians and the steps of each arm.
 
-    python benchmarks/shared_rounds.py [--calls 32] [--repetitions 5]
+    python benchmarks/concurrent_calls.py [--calls 32] [--repetitions 5]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     prompts = [f"Film number {index}" for index in range(options.calls)]
     expected = [llm.invoke(prompt) for prompt in prompts[:4]]  # warm
     seconds: dict[str, list[float]] = {"sequential": [], "concurrent": []}
-    rounds: dict[str, list[int]] = {"sequential": [], "concurrent": []}
+    steps: dict[str, list[int]] = {"sequential": [], "concurrent": []}
     differing = 0
     with ThreadPoolExecutor(options.calls) as pool:
         for _ in range(options.repetitions):
@@ -42,7 +42,7 @@ def main() -> None:
                 before, started_s = llm.engine().stats().num_steps, time.perf_counter()
                 texts[arm] = list(run(llm.invoke, prompts))
                 seconds[arm].append(time.perf_counter() - started_s)
-                rounds[arm].append(llm.engine().stats().num_steps - before)
+                steps[arm].append(llm.engine().stats().num_steps - before)
             differing += sum(a != b for a, b in zip(*texts.values(), strict=True))
     assert expected
     llm.close()
@@ -52,7 +52,7 @@ def main() -> None:
         "max_tokens": options.max_tokens,
         "num_candidates": options.num_candidates,
         "median_s": {arm: round(median(values), 3) for arm, values in seconds.items()},
-        "median_rounds": {arm: median(values) for arm, values in rounds.items()},
+        "median_steps": {arm: median(values) for arm, values in steps.items()},
         "median_throughput_ratio": round(median(ratios), 2),
         "ratios": [round(ratio, 2) for ratio in ratios],
         "texts_that_differed": differing,
