@@ -85,13 +85,13 @@ def show_answers(
         All aligned answers, in order.
     """
     results: dict[tuple[int, int], StarsResult] = {}
-    begun = -1
+    shown_index = -1
     for event in _in_turn(events, min(NUM_SHOWN, len(prompts)), results):
         prompt = (_shown(console, prompts[event.prompt_index]), "bold")
-        if event.prompt_index != begun:
-            begun = event.prompt_index
-            title = f"plain sampling: reward {plain[begun].reward:+.2f}"
-            text = Text.assemble(prompt, _shown(console, plain[begun].text))
+        if event.prompt_index != shown_index:
+            shown_index = event.prompt_index
+            title = f"plain sampling: reward {plain[shown_index].reward:+.2f}"
+            text = Text.assemble(prompt, _shown(console, plain[shown_index].text))
             console.print(Panel(text, title=title, style="dim"))
             console.print(Text.assemble(prompt, (" …", "dim")))
         if event.segment is not None:

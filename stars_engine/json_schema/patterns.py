@@ -1,8 +1,8 @@
-r"""Regular expressions of strings, rewritten for strings as JSON writes them.
+r"""Rewrite regular expressions of strings for the JSON text of these strings.
 
-A pattern of a schema is matched against a string's characters, and a grammar against the text
-between the quotes. Readers of JSON Schema do not agree on all classes (`\d` holds Arabic digits in
-Python, and does not in ECMAScript): what is written here is matched under all readings.
+A schema's pattern matches the characters of a string; a grammar matches the JSON text between the
+quotes. Implementations of JSON Schema disagree on some classes (`\d` includes Arabic digits in
+Python, but not in ECMAScript). The text that a grammar allows matches under all interpretations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import takewhile
 from typing import Any
 
 _LAST = sys.maxunicode
-# Written as they are, none of these may stand between quotes.
+# Characters that must be escaped between quotes.
 _ESCAPED = {ord('"'), ord("\\"), *range(0x20), 0x7F}
 _SHORT = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", ord('"'): '"', ord("\\"): "\\"}
 _MAX_REPEAT = 100_000
@@ -30,7 +30,7 @@ CHARACTER = r'([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bef]|1[0-9a-f]|7f))'
 
 
 class UnheldPatternError(ValueError):
-    """A regular expression that a grammar cannot hold; the message says why."""
+    """A grammar cannot express a regular expression; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Pattern:
     """A regular expression in Python's syntax, which matches somewhere in a string.
 
     Raises:
-        UnheldPatternError: It is no regular expression, or has parts that no grammar can hold.
+        UnheldPatternError: The expression is invalid, or a grammar cannot express it.
     """
 
     source: str
@@ -47,19 +47,20 @@ class Pattern:
         self.expression(negated=False)
 
     def expression(self, *, negated: bool) -> str:
-        """Return what stands in a terminal for the text of all strings that match.
+        """Return the terminal expression for the text of all strings that match.
 
         Args:
-            negated: Whether these are excluded: then the text may hold more, and never less.
+            negated: Whether the matches will be excluded; the expression may then match too much,
+                but never too little.
         """
         return _expression(self.source, negated)
 
     def matches(self, text: str) -> bool:
-        """Return whether it matches somewhere, under every reading of its classes."""
+        """Return whether it matches somewhere under every interpretation of its classes."""
         return all(found is not None for found in self._readings(text))
 
     def may_match(self, text: str) -> bool:
-        """Return whether it matches somewhere, under any reading of its classes."""
+        """Return whether it matches somewhere under any interpretation of its classes."""
         return any(found is not None for found in self._readings(text))
 
     def _readings(self, text: str) -> list[re.Match[str] | None]:
@@ -68,15 +69,15 @@ class Pattern:
             return [found]
         try:
             return [found, re.compile(self.source, re.ASCII).search(text)]
-        except ValueError:  # it says itself that it is for Unicode
+        except ValueError:  # the pattern has the Unicode flag
             return [found]
 
 
 def anywhere_of_length(least: int, most: int | None) -> str:
-    """Return what stands in a terminal for the text of strings of a length."""
+    """Return the terminal expression for the text of strings with bounded length."""
     if least > _MAX_LENGTH:
-        raise UnheldPatternError(f"`minLength`: {least} characters")
-    if most is not None and most > _MAX_LENGTH:  # which no answer comes to
+        raise UnheldPatternError(f"`minLength`: {least} is above {_MAX_LENGTH} characters")
+    if most is not None and most > _MAX_LENGTH:  # no answer is this long
         most = None
     return f"/{CHARACTER}{{{least},{'' if most is None else most}}}/"
 
@@ -86,12 +87,12 @@ def between_quotes(
     avoided: Sequence[Pattern] = (),
     lengths: tuple[int, int | None] = (0, None),
 ) -> str:
-    """Return what stands in a terminal for the text of strings.
+    """Return the terminal expression for the text of strings.
 
     Args:
-        patterns: All of these match somewhere in the string.
-        avoided: None of these does.
-        lengths: Least and greatest number of characters.
+        patterns: Patterns that must all match somewhere in the string.
+        avoided: Patterns that must not match.
+        lengths: Minimum and maximum number of characters.
     """
     text = _ALL if lengths == (0, None) else anywhere_of_length(*lengths)
     for pattern in patterns:
@@ -102,7 +103,7 @@ def between_quotes(
 
 
 def written(text: str) -> str:
-    """Return a string as JSON writes it, with its quotes; letters as they are."""
+    """Return the JSON text of a string, with quotes and without escapes for letters."""
     return '"' + "".join(map(_json_character, text)) + '"'
 
 
@@ -129,7 +130,7 @@ def _join(first: str, second: str) -> str:
 
 
 def either(parts: Iterable[str]) -> str:
-    """Return what stands in a terminal for any of several parts; `NOTHING` if there are none."""
+    """Return the terminal expression for any of several parts; `NOTHING` if there are none."""
     kept = list(dict.fromkeys(part for part in parts if part != NOTHING))
     if not kept:
         return NOTHING
@@ -152,12 +153,12 @@ def _without(first: str, second: str) -> str:
 def _expression(source: str, negated: bool) -> str:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what others read as a set within a set
+            warnings.simplefilter("error")  # ambiguous nested sets
             tree = parser.parse(source)
     except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise UnheldPatternError(f"{source!r} is no regular expression: {error}") from None
+        raise UnheldPatternError(f"{source!r} is not a regular expression: {error}") from None
     if tree.state.flags & (re.MULTILINE | re.LOCALE):
-        raise UnheldPatternError(f"{source!r} has flags that a grammar cannot hold")
+        raise UnheldPatternError(f"{source!r} has flags that a grammar cannot express")
     translation = _Translation(source, tree.state.flags)
     items = list(tree)
     if not _has_beginning(items):
@@ -168,7 +169,7 @@ def _expression(source: str, negated: bool) -> str:
 
 
 def _has(items: Any, kind: Any, *values: Any) -> bool:
-    """Whether there is a part of a kind somewhere inside."""
+    """Whether a parsed pattern contains a part of a kind."""
     for part in items:
         if (
             isinstance(part, tuple)
@@ -197,11 +198,11 @@ class _Translation:
         self._source, self._flags = source, flags
 
     def follow(self, items: Sequence[Any], rest: str, *, start: bool, negated: bool) -> str:
-        """Return what stands for parts of a pattern and all that follows them.
+        """Return the expression for parts of a pattern and everything after them.
 
         Args:
-            items: The parts, as Python parses them.
-            rest: What follows, to the end of the string.
+            items: The parts, as parsed by Python.
+            rest: The expression for the rest of the string.
             start: Whether the string begins here.
             negated: See `Pattern.expression`.
         """
@@ -211,7 +212,7 @@ class _Translation:
         if plain:
             later = items[len(plain) :]
             if start and self._may_be_empty(plain) and _has_beginning(later):
-                raise self._unheld("a `^` after what may be empty")
+                raise self._unheld("`^` after a part that may be empty")
             regex = self.plain(plain, negated=negated)
             after = self.follow(later, rest, start=False, negated=negated)
             return _join(f"/{regex}/" if regex else _EMPTY, after)
@@ -225,14 +226,14 @@ class _Translation:
         return either(self.follow(form, rest, start=start, negated=negated) for form in forms)
 
     def _forms(self, kind: Any, value: Any) -> list[list[Any]]:
-        """Return the sequences that a part with assertions inside may be."""
+        """Return the alternative sequences of a part that contains assertions."""
         if kind is ops.SUBPATTERN and not (value[1] or value[2]):
             return [list(value[3])]
         if kind is ops.BRANCH:
             return [list(branch) for branch in value[1]]
         if kind in (ops.MAX_REPEAT, ops.MIN_REPEAT) and value[1] == 1:
             return [list(value[2])] if value[0] else [list(value[2]), []]
-        raise self._unheld("`^`, `$` or look-ahead in what is repeated or has flags of its own")
+        raise self._unheld("`^`, `$` or look-ahead inside a repetition or a group with flags")
 
     def _look(self, kind: Any, value: Any, after: str, *, start: bool, negated: bool) -> str:
         direction, inner = value
@@ -248,8 +249,8 @@ class _Translation:
         if value in (ops.AT_BEGINNING, ops.AT_BEGINNING_STRING):
             return self.follow(later, rest, start=start, negated=negated) if start else NOTHING
         if value not in (ops.AT_END, ops.AT_END_STRING):
-            raise self._unheld(r"`\b` and its like")
-        # Only what is empty may follow. Python lets `$` stand before a last line break too.
+            raise self._unheld(r"`\b` or `\B`")
+        # Only an empty text may follow. In Python, `$` also matches before a final line break.
         end = self.follow(later, rest, start=start, negated=negated)
         ends = _EMPTY if value is ops.AT_END_STRING or not negated else r'("" | "\\n")'
         return _both(end, ends)
@@ -263,7 +264,7 @@ class _Translation:
     # --- parts without assertions: regular expressions in Rust's syntax ---
 
     def plain(self, items: Iterable[Any], *, negated: bool) -> str:
-        """Return a regular expression of parts without assertions."""
+        """Return a regular expression for parts without assertions."""
         return "".join(self._part(kind, value, negated=negated) for kind, value in items)
 
     def _part(self, kind: Any, value: Any, *, negated: bool) -> str:
@@ -290,7 +291,7 @@ class _Translation:
         return f"({inner})"
 
     def _characters(self, kind: Any, value: Any, *, negated: bool) -> list[tuple[int, int]]:
-        """Return the characters that a part for one of them stands for."""
+        """Return the characters that a single-character part matches."""
         if kind is ops.LITERAL:
             return self._cases([(value, value)])
         if kind is ops.NOT_LITERAL:
@@ -304,7 +305,7 @@ class _Translation:
 
     def _class(self, parts: Sequence[Any], *, negated: bool) -> list[tuple[int, int]]:
         is_not = parts[0][0] is ops.NEGATE
-        wide = negated ^ is_not  # more than what all readings hold, as it is taken away
+        wide = negated ^ is_not  # the union of all interpretations, because it is excluded
         ranges: list[tuple[int, int]] = []
         for kind, value in parts[is_not:]:
             match kind:
@@ -318,7 +319,7 @@ class _Translation:
         return _complement(ranges) if is_not else ranges
 
     def _cases(self, ranges: list[tuple[int, int]], *, wide: bool = False) -> list[tuple[int, int]]:
-        """Return characters with their other case, where case is ignored: letters of ASCII."""
+        """Return characters with their other case if case is ignored, for ASCII letters."""
         if not self._flags & re.IGNORECASE:
             return ranges
         found = list(ranges)
@@ -326,7 +327,7 @@ class _Translation:
             for low, high, shift in ((65, 90, 32), (97, 122, -32)):
                 if max(first, low) <= min(last, high):
                     found.append((max(first, low) + shift, min(last, high) + shift))
-        if wide:  # letters beyond ASCII have cases of their own
+        if wide:  # letters beyond ASCII may also have other cases
             found.append((0x80, _LAST))
         return found
 
@@ -342,7 +343,7 @@ _SPACES = [(9, 13), (28, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x1
 
 
 def _category(name: Any, *, wide: bool) -> list[tuple[int, int]]:
-    r"""Return a class such as `\d`: what all readings hold, or what any of them holds."""
+    r"""Return a class such as `\d`: the characters in all interpretations, or in any."""
     is_not = str(name).startswith("CATEGORY_NOT_")
     kind = str(name).rpartition("_")[2]
     ranges = _widest(kind) if wide ^ is_not else _ASCII[kind]
@@ -353,7 +354,7 @@ def _category(name: Any, *, wide: bool) -> list[tuple[int, int]]:
 def _widest(kind: str) -> list[tuple[int, int]]:
     if kind == "SPACE":
         return _SPACES
-    # Characters that no version of Unicode known here names may be letters of a later one.
+    # Characters that are unassigned now may become letters in a later version of Unicode.
     initials = ("N", "Cn") if kind == "DIGIT" else ("L", "M", "N", "Pc", "So", "Cn", "Cf")
     found = list(_ASCII[kind])
     begin = None
@@ -377,7 +378,7 @@ def _complement(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _of_codes(ranges: Iterable[tuple[int, int]]) -> str:
-    """Return one character of several, as JSON writes it, in Rust's syntax."""
+    """Return an expression, in Rust's syntax, for the JSON text of one of several characters."""
     outside = _complement(ranges)
     escaped = [c for c in sorted(_ESCAPED) if not any(a <= c <= b for a, b in outside)]
     free = _complement([*outside, *((code, code) for code in _ESCAPED), (0xD800, 0xDFFF)])
@@ -388,7 +389,7 @@ def _of_codes(ranges: Iterable[tuple[int, int]]) -> str:
 
 
 def _escape(code: int) -> str:
-    """Return how JSON writes a character that it escapes."""
+    """Return the JSON escapes of a character."""
     forms = []
     if code in _SHORT:
         forms.append(r"\\" + (r"\\" if code == ord("\\") else _SHORT[code]))

@@ -104,7 +104,7 @@ class Codec:
         followed = [*(part.startswith(mark) for part, _ in parts[1:]), False]
         return self._encode_parts(
             [
-                # Within a single character there is no place for a mark, so it stands behind it.
+                # Within a single character there is no cut for a mark, so it stands behind it.
                 (part.replace(mark, ""), meant and not (len(part) == 1 and is_marked))
                 for (part, meant), is_marked in zip(parts, followed, strict=True)
             ]
@@ -215,10 +215,10 @@ class Codec:
         ]
         if self._reserved_ids.isdisjoint(ids):
             return ids
-        places = [match.start() + 1 for match in self._reserved_pattern.finditer(text)]
+        cuts = [match.start() + 1 for match in self._reserved_pattern.finditer(text)]
         # Where normalisation makes one up, it is somewhere: in one of the halves.
-        places = places or [len(text) // 2]
-        borders = [0, *(place for place in places if 0 < place < len(text)), len(text)]
+        cuts = cuts or [len(text) // 2]
+        borders = [0, *(cut for cut in cuts if 0 < cut < len(text)), len(text)]
         if len(borders) == 2:
             return ids  # a single character, which is what it is
         pieces = (text[start:end] for start, end in pairwise(borders))
