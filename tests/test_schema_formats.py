@@ -267,7 +267,7 @@ def test_choices_of_tools() -> None:
     assert read_tool_choice({"type": "required"}, names) == "required"
     assert ToolNames(names).choice("look up") == "look_up"
     assert ToolNames(names).choice("auto") == "auto"
-    with pytest.raises(PromptError, match="expected one of 'auto', 'none', 'required', 'any', 'look up'"):
+    with pytest.raises(PromptError, match="one of 'auto', 'none', 'required', 'any', 'look up'"):
         read_tool_choice("look_up", names)
 
 
