@@ -318,7 +318,7 @@ def test_bad_prompt_files_name_their_line(tmp_path: Path) -> None:
         read_prompts(records)
     latin = tmp_path / "prompts.txt"
     latin.write_bytes("A\ncaf\u00e9\n".encode("latin-1"))
-    with pytest.raises(PromptError, match=r"line 2.*save it as UTF-8"):
+    with pytest.raises(PromptError, match=r"line 2.*save the file as UTF-8"):
         read_prompts(latin)
     run = subprocess.run([*COMMAND, "generate"], input=b"\xff", capture_output=True, check=False)
     assert run.returncode == 2

@@ -100,7 +100,7 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, process, yes_no, function, composite"]),
         (lambda: ClassifierReward(name_or_path="a", floor=math.nan), ["floor", "nan", "number or None"]),
         (lambda: FunctionReward(function=len, floor=math.nan), ["floor", "nan", "number or None"]),
-        (lambda: TransformersModel(name_or_path="a", tokenizer=1), ["tokenizer", "ignored", "model="]),
+        (lambda: TransformersModel(name_or_path="a", tokenizer=1), ["tokenizer", "no effect", "model="]),
         (lambda: SamplingParams(max_tokens=True), ["max_tokens", "True", "an integer >= 1"]),
         (lambda: SamplingParams(seed=False), ["seed", "False", "None"]),
         (lambda: SamplingParams(temperature=True), ["temperature", "True", "a number >= 0"]),

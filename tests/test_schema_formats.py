@@ -98,28 +98,37 @@ def test_formats_of_answers(kind: str) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({}, "a dictionary of nothing is no JSON schema"),
-        ({"name": "V", "fooSchema": S}, "'name', 'fooSchema' is no JSON schema"),
-        ({"name": "V", "body": S}, "'name', 'body' is no JSON schema"),
-        ({"name": "V", "inputSchema": S, "foo": 1}, "foo: no format has this key"),
-        ({"type": "object", "inputs": S}, "inputs: a schema beside a schema"),
-        ({**S, "inputSchema": S}, "no format has this key beside a schema"),
+        ({}, "a dictionary with no keys is not a JSON schema"),
+        ({"name": "V", "fooSchema": S}, "'name', 'fooSchema' is not a JSON schema"),
+        ({"name": "V", "body": S}, "'name', 'body' is not a JSON schema"),
+        ({"name": "V", "inputSchema": S, "foo": 1}, "foo: unknown key next to a schema"),
+        ({"type": "object", "inputs": S}, "inputs: this unknown key contains a schema"),
+        ({**S, "inputSchema": S}, "unknown key next to a schema"),
         ({"parameters": S, "schema": S}, "'parameters' and 'schema' are both schemas"),
-        ({"name": "V", "schema": "{}"}, "schema: str is no schema. Hint: json.loads"),
-        ({"name": "V", "schema": {"name": "V"}}, "schema: there is a name in it and no schema"),
-        ({"name": "V", "schema": {"a": S}}, "schema: a dictionary of 'a' is no JSON schema"),
-        ({"name": "V"}, "there is no schema in it, only 'name'"),
-        ({"type": "xml"}, "type: 'xml' is no type"),
-        ({"type": "str"}, "type: 'str' is no type"),
-        ({"type": "json_schema", "properties": {}}, "is no JSON schema"),
-        ({"type": "object", "function": {"name": "V", "parameters": S}}, "type: 'object' is no w"),
-        ({"type": "OBJECT", "properties": {"a": {"type": "TEXT"}}}, "'text' is no type"),
-        ({"functionDeclarations": [GEMINI, GEMINI]}, "2 schemas are given, and one is needed"),
-        ({"name": "V", "parameter_definitions": {"a": {"type": "tensor"}}}, "a.type: 'tensor'"),
-        ({"name": "V", "parameter_definitions": {"a": {"kind": "int"}}}, "'kind' is no key of a"),
-        ({"name": 5, "schema": S}, "name: text is needed, and this is 5"),
-        ({"name": "V", "schema": S, "strict": "yes"}, "strict: 'yes' is not allowed"),
-        ({1: S}, "keys of a schema are text"),
+        (
+            {"name": "V", "schema": "{}"},
+            "schema: str is not a schema. Hint: parse it with json.loads",
+        ),
+        ({"name": "V", "schema": {"name": "V"}}, "schema: there is a name, but no schema"),
+        ({"name": "V", "schema": {"a": S}}, "schema: a dictionary with 'a' is not a JSON schema"),
+        ({"name": "V"}, "there is no schema, only 'name'"),
+        ({"type": "xml"}, "type: unknown type 'xml'"),
+        ({"type": "str"}, "type: unknown type 'str'"),
+        ({"type": "json_schema", "properties": {}}, "is not a JSON schema"),
+        (
+            {"type": "object", "function": {"name": "V", "parameters": S}},
+            "type: unknown wrapping type 'object'",
+        ),
+        ({"type": "OBJECT", "properties": {"a": {"type": "TEXT"}}}, "unknown type 'text'"),
+        ({"functionDeclarations": [GEMINI, GEMINI]}, "expected one schema, got 2"),
+        (
+            {"name": "V", "parameter_definitions": {"a": {"type": "tensor"}}},
+            "a.type: unknown type 'tensor'",
+        ),
+        ({"name": "V", "parameter_definitions": {"a": {"kind": "int"}}}, "unknown key 'kind' of a"),
+        ({"name": 5, "schema": S}, "name: expected a string, got 5"),
+        ({"name": "V", "schema": S, "strict": "yes"}, "strict: expected true or false, got 'yes'"),
+        ({1: S}, "the keys of a schema must be strings"),
     ],
 )
 def test_what_is_no_schema_is_refused_by_name(given: Any, told: str) -> None:
@@ -258,7 +267,7 @@ def test_choices_of_tools() -> None:
     assert read_tool_choice({"type": "required"}, names) == "required"
     assert ToolNames(names).choice("look up") == "look_up"
     assert ToolNames(names).choice("auto") == "auto"
-    with pytest.raises(PromptError, match="Allowed: 'auto', 'none', 'required', 'any', 'look up'"):
+    with pytest.raises(PromptError, match="one of 'auto', 'none', 'required', 'any', 'look up'"):
         read_tool_choice("look_up", names)
 
 

@@ -1,4 +1,4 @@
-"""The commands, their options, and how errors end them."""
+"""The commands, their options, and how errors end a command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stars_engine.schedules import NoSchedule
 
 
 class _Commands(TyperGroup):
-    """The commands; what typer says of wrong arguments quotes them, also to a terminal."""
+    """The commands. typer quotes invalid arguments in its errors, so they are made visible."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
@@ -46,7 +46,7 @@ def _quoted_visibly() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        usage: Any = error  # typer's errors are click's, or those of its own copy of click
+        usage: Any = error  # an error of click, or of typer's own copy of click
         if hasattr(error, "format_message") and sys.stderr.isatty():
             usage.message = visible(usage.message)
         raise
@@ -58,24 +58,25 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    # Typer's frames wrap messages at 80 columns: for people at a terminal only.
+    # Typer's frames wrap messages at 80 columns, so use them only on a terminal.
     rich_markup_mode="rich" if sys.stderr.isatty() else None,
 )
 
-INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
+INTERRUPTED = 130  # the status of shells for a command that Ctrl-C ended
 
 
 def main() -> None:
-    """Run the command line; errors end it with one message and status 2, Ctrl-C with 130."""
-    # Weights load in a second: transformers' bars would only hide what is shown next.
+    """Run the command line. Errors print one message and exit with status 2, Ctrl-C with 130."""
+    # Small weights load in a second, and progress bars of transformers would hide the output.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = messages.say_warning
     logging.lastResort = LogMessages(logging.WARNING)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can show every character
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not support every character
         sys.stdout.reconfigure(errors="replace")
     if not sys.flags.safe_path:
-        # Rewards named 'module:name' may lie here. Last: a file here must not replace a package.
+        # Rewards named 'module:name' may be in this directory. It comes last, so that its files
+        # cannot shadow packages.
         sys.path.append("")
     try:
         app()
@@ -88,7 +89,7 @@ def main() -> None:
         messages.say_error(error)
         sys.exit(2)
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer has made this of a KeyboardInterrupt
+        if end.code == INTERRUPTED:  # typer converts KeyboardInterrupt to this
             messages.say("interrupted")
         raise
     except KeyboardInterrupt:
@@ -269,10 +270,10 @@ def doctor(
     reward: RewardOption = None,
     no_imports: NoImportsOption = False,
 ) -> None:
-    """Say what runs here, and how. Versions, device, models, cache path; loads both models."""
+    """Show versions, devices, both models and how they run. Loads both models."""
     from stars_engine.cli.doctor import run_doctor
 
-    # Nothing is judged, so no thresholds are asked for.
+    # Nothing is scored, so no thresholds are needed.
     align = {} if (model, reward) == (None, None) else {"schedule": NoSchedule()}
     settings = read_config(
         config, model, reward, sampling={}, align=align, allow_imports=not no_imports
@@ -284,5 +285,5 @@ app.command("calibrate")(calibrate_command)
 
 
 def _count(text: str | None) -> int | str | None:
-    """Read a number where there is one; what else is allowed, the config says."""
+    """Convert a decimal number; the config validates other values."""
     return int(text) if text is not None and text.isdecimal() else text

@@ -1,4 +1,4 @@
-"""`stars calibrate`: thresholds for two models, and how far the reward can be trusted."""
+"""`stars calibrate`: find thresholds for two models, and measure trust in the reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stars_engine.errors import ConfigError, needs_extra
 from stars_engine.files import check_suffix, check_writable, refuse_imports, text_of
 from stars_engine.schedules import CalibratedSchedule
 
-_PILOT_SHARE = 0.6  # of the prompts; the others verify
+_PILOT_SHARE = 0.6  # share of prompts for the pilot; the others verify the prediction
 
 
 def calibrate_command(
@@ -105,7 +105,7 @@ def calibrate_command(
         _keep(schedule, out)
         verification = None
         if verify:
-            with messages.status("verifying on other prompts"):
+            with messages.status("validating the calibration on other prompts"):
                 verification = check(engine, schedule, others)
             write(f"{len(pilot)} pilot prompts, {len(others)} others")
             write(verification.summary())
@@ -123,40 +123,41 @@ def calibrate_command(
 
 
 def _keep(schedule: CalibratedSchedule, out: Path) -> None:
-    """Write the thresholds; what cannot be written is printed, since finding it took long."""
+    """Write the thresholds; if that fails, print them, because calibration takes long."""
     try:
         schedule.to_file(out)
     except ConfigError as error:
         messages.say_error(error)
-        messages.say("the thresholds follow on standard output; keep them in a file")
+        messages.say("printing the thresholds to standard output; save them to a file")
         write(text_of(schedule, out.suffix))
         raise typer.Exit(2) from None
     messages.say(f"thresholds written to {out}")
 
 
 def _check_report(report: Path | None, judge: str | None) -> None:
-    """Tell now what would be in the way of the report when all is measured."""
+    """Check early that the report can be written, before long measurements."""
     if report is None:
         if judge is not None:
-            raise typer.BadParameter("--judge is for --report FILE; give both, or neither")
+            raise typer.BadParameter("--judge needs --report FILE; give both, or neither")
         return
     check_writable(report, "report")
     with needs_extra("eval"):
-        import matplotlib as mpl  # noqa: F401 - only to see whether it is there
+        import matplotlib as mpl  # noqa: F401 - checks that it is installed
 
 
 def _split(prompts: list[str], limit: int, *, verify: bool) -> tuple[list[str], list[str]]:
-    """Return the pilot's prompts, at most `limit`, and those that check the prediction."""
+    """Return the pilot prompts, at most `limit`, and the prompts that check the prediction."""
     from stars_engine.calibration.calibrate import MIN_PROMPTS
 
     count = round(len(prompts) * _PILOT_SHARE) if verify else len(prompts)
     if count < MIN_PROMPTS:
         raise typer.BadParameter(
-            f"{count} of {len(prompts)} prompts would be the pilot, and it needs {MIN_PROMPTS}; "
-            f"better 100. Hint: more prompts{', or --no-verify' if verify else ''}"
+            f"{count} of {len(prompts)} prompts are for the pilot, which needs at least "
+            f"{MIN_PROMPTS} (100 are better). Hint: give more prompts"
+            f"{', or use --no-verify' if verify else ''}"
         )
     if count > limit:
-        messages.say(f"the first {limit} of {count} prompts are used for the pilot")
+        messages.say(f"using the first {limit} of {count} prompts for the pilot")
     return prompts[: min(count, limit)], prompts[count:]
 
 

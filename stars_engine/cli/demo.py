@@ -1,4 +1,4 @@
-"""`stars demo`: what plain sampling writes, and what STARS keeps, on the embedded pair."""
+"""`stars demo`: compare plain sampling with STARS on the embedded pair."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUM_REJECTED_SHOWN = 2
 
 
 def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
-    """Show two answers in full and the averages over all prompts and samples."""
+    """Show two complete answers, and averages over all prompts and samples."""
     use_one_thread()
     console = Console(highlight=False)
     started = time.monotonic()
@@ -45,7 +45,7 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
     with StarsEngine(config) as engine:
         with console.status("loading the embedded pair"):
             engine.load()
-        # The answers fill a batch by themselves: one draft of each at a time leaves no surplus.
+        # The answers fill a batch, so one draft of each at a time avoids surplus drafts.
         align = engine.config.align.replace(num_candidates=1, keep_rejected_text=True)
         with console.status("averaging over all prompts"):
             plain = engine.vanilla(list(prompts))
@@ -61,8 +61,8 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
             f"Reward gained over plain sampling: [bold]{gain:+.2f}[/] (log-odds of a positive "
             f"review, mean of {len(aligned)} answers).\nTokens generated: {ratio:.1f} times those "
             f"of plain sampling. Wall time {time.monotonic() - started:.1f} s, loading included.\n"
-            "The reward that is reported is the one that steered: this shows that steering works, "
-            "not that a reader would agree.\n"
+            "The reported reward is the one that steered the model, so it shows that steering "
+            "works, not that a reader would agree.\n"
             'Next: stars generate "The best thing about it", stars doctor, stars --help'
         )
 
@@ -79,19 +79,19 @@ def show_answers(
         console: Where to print.
         prompts: All prompts.
         plain: The first plain answer to each.
-        events: Of all aligned answers.
+        events: The events of all aligned answers.
 
     Returns:
         All aligned answers, in order.
     """
     results: dict[tuple[int, int], StarsResult] = {}
-    begun = -1
+    shown_index = -1
     for event in _in_turn(events, min(NUM_SHOWN, len(prompts)), results):
         prompt = (_shown(console, prompts[event.prompt_index]), "bold")
-        if event.prompt_index != begun:
-            begun = event.prompt_index
-            title = f"plain sampling: reward {plain[begun].reward:+.2f}"
-            text = Text.assemble(prompt, _shown(console, plain[begun].text))
+        if event.prompt_index != shown_index:
+            shown_index = event.prompt_index
+            title = f"plain sampling: reward {plain[shown_index].reward:+.2f}"
+            text = Text.assemble(prompt, _shown(console, plain[shown_index].text))
             console.print(Panel(text, title=title, style="dim"))
             console.print(Text.assemble(prompt, (" …", "dim")))
         if event.segment is not None:
@@ -107,7 +107,7 @@ def show_answers(
 def _in_turn(
     events: Iterable[SegmentEvent], num_shown: int, results: dict[tuple[int, int], StarsResult]
 ) -> Iterator[SegmentEvent]:
-    """Yield what is to be shown, one answer after the other; note the results of all."""
+    """Yield the events to show, one answer after another, and record all results."""
     waiting: list[deque[SegmentEvent]] = [deque() for _ in range(num_shown)]
     turn = 0
     for event in events:

@@ -1,4 +1,4 @@
-"""`stars doctor`: what runs here, and how."""
+"""`stars doctor`: show versions, devices and models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PACKAGES = (
 
 
 def run_doctor(config: StarsConfig) -> None:
-    """Print versions and devices, load both models, and print what was found."""
+    """Print versions and devices, load both models, and describe them."""
     with needs_extra("local"):
         import torch
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -40,7 +40,7 @@ def run_doctor(config: StarsConfig) -> None:
     table.add_row("cuda", _cuda())
     table.add_row("mps", "available" if torch.backends.mps.is_available() else "none")
     table.add_row("cpu threads", str(torch.get_num_threads()))
-    with StarsEngine(config) as engine:  # closed: its thread must not outlive the command
+    with StarsEngine(config) as engine:  # closed, so that its thread ends with the command
         for about in (_describe_model(engine), _describe_reward(engine)):
             for name, value in about.items():
                 table.add_row(_cell(name), _cell(value))
@@ -48,7 +48,7 @@ def run_doctor(config: StarsConfig) -> None:
 
 
 def _cell(text: str) -> Text:
-    """Show names of models and parts as they are: what looks like markup in them is none."""
+    """Show names of models and parts verbatim, without reading markup in them."""
     return Text(visible(text) if sys.stdout.isatty() else text)
 
 
@@ -82,7 +82,7 @@ def _describe_reward(engine: StarsEngine) -> dict[str, str]:
             rows[f"  {name}"] = describe(part)
         indent = "    " if name else "  "
         about = getattr(part, "about", lambda part=part: {"class": type(part).__name__})()
-        # Rows are by name: those of one part are told from another's by its own.
+        # Rows are keyed by name, so the name of the part makes them unique.
         rows |= {f"{indent}{name} {key}" if name else f"  {key}": about[key] for key in about}
     return rows
 

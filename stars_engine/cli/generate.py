@@ -1,4 +1,4 @@
-"""`stars generate`: one prompt streamed, or many with a progress bar."""
+"""`stars generate`: stream one prompt, or answer many with a progress bar."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stars_engine.types import SegmentEvent, StarsResult
 
 
 def read_prompts(path: Path | None) -> list[str]:
-    """Read one prompt a line, from a file or stdin; `.jsonl` files hold `{"prompt": ...}`.
+    """Read one prompt per line from a file or stdin; `.jsonl` files contain `{"prompt": ...}`.
 
-    Only newlines end a line: form feeds and Unicode's separators are part of a prompt.
+    Only newlines end a line. Form feeds and Unicode separators are part of a prompt.
 
     Raises:
-        PromptError: What is read is not UTF-8, not of that form, or holds no prompt.
+        PromptError: The input is not UTF-8, is malformed, or contains no prompt.
     """
     if path is None:
         if sys.stdin.isatty():
@@ -39,7 +39,7 @@ def read_prompts(path: Path | None) -> list[str]:
     ]
     numbered = [(number, line) for number, line in numbered if line.strip()]
     if not numbered:
-        raise PromptError(f"{path or 'stdin'} holds no prompt. Hint: one prompt a line")
+        raise PromptError(f"{path or 'stdin'} holds no prompt. Hint: write one prompt per line")
     if path is not None and path.suffix == ".jsonl":
         return [_json_prompt(path, number, line) for number, line in numbered]
     return [line for _, line in numbered]
@@ -48,13 +48,13 @@ def read_prompts(path: Path | None) -> list[str]:
 def run_generate(
     prompts: Sequence[str], config: StarsConfig, *, as_json: bool, trace: Path | None
 ) -> None:
-    """Generate, print in the order of the prompts, and trace every result as it ends."""
+    """Generate, print in the order of the prompts, and trace each result when it finishes."""
     if trace is not None:
-        write_jsonl([], trace)  # fails now if it cannot be written
+        write_jsonl([], trace)  # fails early if the file cannot be written
     if config.uses_embedded_pair:
         use_one_thread()
     untraced: ConfigError | None = None
-    with StarsEngine(config) as engine:  # closed: its thread must not outlive the command
+    with StarsEngine(config) as engine:  # closed, so that its thread ends with the command
         n = engine.sampling.n
         streaming = len(prompts) == 1 and n == 1 and not as_json
         events = engine.stream(list(prompts))
@@ -63,7 +63,7 @@ def run_generate(
             if trace is not None and untraced is None:
                 try:
                     write_jsonl([result], trace, append=True)
-                except ConfigError as error:  # a full disk is no reason to lose the answers
+                except ConfigError as error:  # keep printing answers if the disk is full
                     untraced = error
             if as_json:
                 write_json(result.model_dump_json())
@@ -91,7 +91,7 @@ def _shown_as_text(events: Iterator[SegmentEvent]) -> Iterator[StarsResult]:
 def _with_progress(
     events: Iterator[SegmentEvent], num_prompts: int, n: int
 ) -> Iterator[StarsResult]:
-    """Yield results in the order of the prompts, showing how many have ended."""
+    """Yield results in the order of the prompts, and show how many have finished."""
     columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     ended: dict[tuple[int, int], StarsResult] = {}
     order = [(p, s) for p in range(num_prompts) for s in range(n)]
@@ -115,7 +115,7 @@ def _decode(source: str, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise PromptError(
-            f"{source}, line {line}: not UTF-8 text. Hint: save it as UTF-8"
+            f"{source}, line {line}: not UTF-8 text. Hint: save the file as UTF-8"
         ) from None
 
 
@@ -126,6 +126,6 @@ def _json_prompt(path: Path, number: int, line: str) -> str:
         prompt = None
     if not isinstance(prompt, str):
         raise PromptError(
-            f'{path}, line {number}: not a prompt. Hint: lines like {{"prompt": "text"}}'
+            f'{path}, line {number}: not a prompt. Hint: write lines like {{"prompt": "text"}}'
         )
     return prompt

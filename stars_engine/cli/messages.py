@@ -1,4 +1,4 @@
-"""What goes to standard error: messages, and how errors end the command."""
+"""Messages and errors on standard error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from stars_engine.errors import StarsError, StarsWarning
 
 
 class Messages(Console):
-    """Standard error. Lines are wrapped for a terminal only: elsewhere programs read them."""
+    """Standard error. Lines are wrapped only on a terminal, because programs read other output."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str, *, style: str = "") -> None:
-        """Print one message as it is, without markup.
+        """Print a message verbatim, without markup.
 
-        A terminal gets control characters as visible escapes: messages quote prompts and answers.
+        Messages quote prompts and answers, so a terminal gets control characters as escapes.
         """
         if self.is_terminal:
             self.print(Text(visible(text)), style=style)
@@ -30,7 +30,7 @@ class Messages(Console):
             self.file.flush()
 
     def say_error(self, error: Exception) -> None:
-        """Print an error's message and the notes that were added to it."""
+        """Print the message of an error, and its notes."""
         self.print("error:", style="bold red", end=" ")
         self.say(_explain(error) if isinstance(error, OSError) else str(error))
         for note in getattr(error, "__notes__", []):
@@ -39,22 +39,22 @@ class Messages(Console):
     def say_warning(
         self, message: Warning | str, category: type[Warning], *_: object, **__: object
     ) -> None:
-        """Stand in for `warnings.showwarning`: our warnings only, in our form."""
+        """Replace `warnings.showwarning`; show only the package's own warnings."""
         if issubclass(category, StarsWarning):
             self.print("warning:", style="bold yellow", end=" ")
             self.say(str(message))
 
 
 class LogMessages(logging.Handler):
-    """Log records that nobody else handles, in our form."""
+    """Prints log records that have no other handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record's message, and the traceback where it has one."""
+        """Print the message of a record, and its traceback if it has one."""
         messages.say(self.format(record))
 
 
 def is_broken_pipe(error: OSError) -> bool:
-    """True if whoever read our output has gone, as `head` does: no mistake of anybody's."""
+    """Whether the reader of the output has exited, as `head` does; this is not a failure."""
     return error.errno in (errno.EPIPE, errno.ESHUTDOWN)
 
 

@@ -1,8 +1,8 @@
-"""Text of models and prompts on its way to standard output, and what a terminal gets of it.
+"""Write text of models and prompts to standard output.
 
-A terminal acts on control characters: they move its cursor, rename its window, fill its clipboard
-or reverse the order of letters. It therefore gets them as visible escapes. A file or pipe gets the
-text unchanged.
+Control characters can move a terminal's cursor, rename its window, write to its clipboard or
+reverse the order of letters. A terminal therefore gets them as visible escapes. A file or pipe gets
+the text unchanged.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import re
 import sys
 from typing import TextIO
 
-# C0 but for tabs and newlines, DEL and C1; line and paragraph separators; marks, embeddings,
+# C0 except tabs and newlines, DEL and C1; line and paragraph separators; marks, embeddings,
 # overrides and isolates that change the direction of text.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    """Return a text with every control character as an escape that is read, not obeyed."""
+    """Replace every control character in a text with a visible escape."""
     return _CONTROLS.sub(_escape, text)
 
 
 def write(text: str, *, end: str = "\n") -> None:
-    """Write to standard output: unchanged, or made visible where that is a terminal."""
+    """Write to standard output; on a terminal, with visible escapes."""
     if _real().isatty():
-        sys.stdout.write(visible(text) + end)  # while a progress bar is shown, this goes above it
+        sys.stdout.write(visible(text) + end)  # a progress bar stays below this text
         sys.stdout.flush()
     else:
         _real().write(text + end)
@@ -33,9 +33,10 @@ def write(text: str, *, end: str = "\n") -> None:
 
 
 def write_json(line: str) -> None:
-    """Write a line of JSON; what its reader cannot take as it is becomes an escape of JSON's.
+    """Write a line of JSON, with JSON escapes for characters that the reader cannot take.
 
-    That is what the encoding of standard output lacks, and for a terminal every control character.
+    These are characters outside the encoding of standard output and, on a terminal, all control
+    characters.
     """
     try:
         line.encode(_real().encoding)
@@ -47,7 +48,7 @@ def write_json(line: str) -> None:
 
 
 def _real() -> TextIO:
-    """Return standard output; progress bars put a stand-in of theirs in its place."""
+    """Return the real standard output, which progress bars replace."""
     real: TextIO = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     return real
 

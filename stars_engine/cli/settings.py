@@ -1,4 +1,4 @@
-"""From a config file and options to the config of one run."""
+"""Build the config of a run from a config file and options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stars_engine.schema import Schema
 
 
 def shown(kind: type[Schema], field: str, text: str) -> str:
-    """Return an option's help with the default that its field has, where it has one."""
+    """Return the help of an option with the default of its field, if it has one."""
     default = kind.model_fields[field].default
     if default in (None, ()):
         return text
@@ -70,7 +70,7 @@ def read_config(
     """Read the file, or start from the defaults, and apply the options that were given.
 
     Raises:
-        ConfigError: The file or an option is not valid, or names code where none may be imported.
+        ConfigError: The file or an option is invalid, or names code although imports are refused.
     """
     base = StarsConfig.from_file(path, allow_imports=allow_imports) if path else StarsConfig()
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
@@ -80,7 +80,7 @@ def read_config(
         if "align" in base.model_fields_set and base.align.schedule and not has_others:
             raise typer.BadParameter(
                 f"thresholds belong to one pair of models, and those of {path} were made for "
-                "another. Hint: give --preset best, --schedule FILE, --threshold, or --target"
+                "another pair. Hint: give --preset best, --schedule FILE, --threshold or --target"
             )
     changes: dict[str, Any] = given(model=model, prompt_format=prompt_format)
     if reward is not None:
@@ -89,13 +89,14 @@ def read_config(
     if sampling:
         if base.sampling == "model":
             raise typer.BadParameter(
-                f"{path} says sampling: model; write the settings there, or leave the options out"
+                f"{path} has sampling: model, which options cannot change; write the settings in "
+                "the file, or leave the options out"
             )
         changes["sampling"] = base.sampling.replace(**sampling)
     if preset_name is not None:
         ramp = align.get("schedule")
         if preset_name == "paper" and isinstance(ramp, dict) and ramp["kind"] == "linear":
-            align = {**align, **ramp}  # --target and its kin are the preset's own
+            align = {**align, **ramp}  # --target and --initial are settings of the preset
             del align["schedule"], align["kind"]
         changes["align"] = preset(preset_name, **align)
     elif own_pair or align:
@@ -107,7 +108,7 @@ def read_config(
 
 
 def _import_nothing(settings: StarsConfig) -> None:
-    """Refuse what names code, and find no modules here that others try to import."""
+    """Refuse names of code, and stop importing modules from the current directory."""
     refuse_imports("options", settings)
     if "" in sys.path:
         sys.path.remove("")
@@ -119,14 +120,14 @@ def _is_another(name: str | None, part: TransformersModel | RewardConfig) -> boo
 
 
 def _test_of(base: StarsConfig, *, own_pair: bool) -> AlignParams:
-    """Return the file's test; the embedded pair's settings mean nothing to other models."""
+    """Return the alignment settings of the file; the embedded pair's do not fit other models."""
     return AlignParams() if own_pair and "align" not in base.model_fields_set else base.align
 
 
 def _check_own_pair(path: Path | None, model: str | None, reward: str | None) -> None:
-    """Refuse half a pair."""
+    """Refuse a change of only one model of the embedded pair."""
     if path is None and (model is None or reward is None):
         missing, other = ("--reward", "--model") if reward is None else ("--model", "--reward")
         raise typer.BadParameter(
-            f"{missing} is required beside {other}: the embedded pair only goes together"
+            f"{missing} is required with {other}: the embedded models only work as a pair"
         )

@@ -1,4 +1,4 @@
-"""How many processor threads torch uses for the embedded pair."""
+"""The number of torch threads for the embedded pair."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from stars_engine.errors import needs_extra
 
 
 def use_one_thread() -> None:
-    """Matrices this small gain nothing from a second thread, and wait for it on a busy machine."""
+    """Use one torch thread: small matrices gain nothing from more, and may wait for them."""
     with needs_extra("local"):
         import torch
     torch.set_num_threads(1)

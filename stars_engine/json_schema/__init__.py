@@ -1,4 +1,4 @@
-"""JSON schemas as grammars: what a grammar holds of a schema, and what it cannot hold."""
+"""Convert JSON schemas to grammars, and report what a grammar cannot express."""
 
 from stars_engine.json_schema.held import HeldSchema, Unheld
 from stars_engine.json_schema.reading import read_schema

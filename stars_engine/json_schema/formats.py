@@ -1,7 +1,7 @@
-"""Formats that a grammar holds, as regular expressions of values that Python and pydantic read.
+"""Regular expressions for `format`, limited to values that Python and pydantic accept.
 
-A format is an annotation in JSON Schema: a string of any other format is any string. Each pattern
-here holds less than its RFC where readers disagree: no second 60, no year 0, no hour 24.
+A format is an annotation in JSON Schema, so an unknown format allows any string. Where readers of
+an RFC disagree, the pattern is stricter: no second 60, no year 0, no hour 24.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _BASE64_URL = r"([A-Za-z0-9_-]{4})*([A-Za-z0-9_-][AQgw]==|[A-Za-z0-9_-]{2}[AEIMQ
 
 _IPV4_INTERFACE = rf"{_IPV4}(/([12]?[0-9]|3[0-2]))?"
 _IPV6_INTERFACE = rf"{_IPV6}(/([1-9]?[0-9]|1[01][0-9]|12[0-8]))?"
-# A network of one address: the bits after a network's own must be 0.
+# Only networks of one address, because the host bits of a network must be 0.
 _IPV4_NETWORK = rf"{_IPV4}(/32)?"
 _IPV6_NETWORK = rf"{_IPV6}(/128)?"
 
@@ -94,6 +94,6 @@ FORMATS = {
 
 
 def pattern_of(name: str) -> str | None:
-    """Return the regular expression of a format, None for any string."""
+    """Return the regular expression for a format; None allows any string."""
     held = FORMATS.get(name)
     return None if held is None else f"^({held})$"

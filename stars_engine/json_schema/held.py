@@ -1,4 +1,4 @@
-"""What a grammar holds of a schema, what it cannot hold, and where that stands."""
+"""The part of a schema that a grammar expresses, and the locations of the rest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stars_engine.json_schema.nodes import Node, Reference
 
 @dataclass(frozen=True)
 class Unheld:
-    """Something that a schema asks for and a grammar cannot hold.
+    """A requirement of a schema that a grammar cannot express.
 
     Attributes:
-        path: Where it stands, as a JSON pointer from the root: "#/properties/tags".
+        path: The location, as a JSON pointer from the root: "#/properties/tags".
         keyword: The keyword.
-        reason: What about it cannot be held.
+        reason: Why it cannot be expressed.
     """
 
     path: str
@@ -29,32 +29,32 @@ class Unheld:
 
 @dataclass(frozen=True)
 class HeldSchema:
-    """What a grammar holds of a schema.
+    """The part of a schema that a grammar expresses.
 
     Attributes:
-        root: The values that are allowed; more than the schema allows where `unheld` says so.
-        unheld: What the schema asks for and `root` leaves out.
-        emptied: Which keywords left nothing, and where, in words.
-        resolve: Leads from references in nodes to alternatives without references.
+        root: The allowed values; with entries in `unheld`, more than the schema allows.
+        unheld: Requirements of the schema that `root` ignores.
+        emptied: Descriptions of keywords that exclude all values, with their locations.
+        dereference: Replaces a reference by alternatives without references.
         meets: Intersections of these nodes.
     """
 
     root: Node
     unheld: tuple[Unheld, ...]
     emptied: tuple[str, ...]
-    resolve: Callable[[Reference], Node]
+    dereference: Callable[[Reference], Node]
     meets: Meets
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a schema stands.
+    """The location of a schema.
 
     Attributes:
         path: A JSON pointer from the root.
-        is_part: Whether it describes the same object as what is around it.
-        is_wide: Whether more values may be read than the schema has, and never fewer; otherwise
-            fewer, and never more.
+        is_part: Whether it describes the same object as its surrounding schema.
+        is_wide: Whether an approximation must include all values of the schema; otherwise it must
+            include no others.
     """
 
     path: str
@@ -62,6 +62,6 @@ class Place:
     is_wide: bool = False
 
     def at(self, *keys: object, is_part: bool = False) -> Place:
-        """Return a place within."""
+        """Return a location inside this one."""
         steps = "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
         return Place(self.path + steps, is_part, self.is_wide)

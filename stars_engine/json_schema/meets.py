@@ -1,4 +1,4 @@
-"""Values that belong to two nodes, and whether there can be any."""
+"""Intersections of nodes, and whether two nodes are disjoint."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ MAX_ALTERNATIVES = 2_000
 
 
 class TooComplexError(ValueError):
-    """An intersection with more alternatives than a grammar is worth."""
+    """A schema is too complex for a grammar."""
 
 
 class Meets:
     """Intersections of nodes.
 
     Args:
-        name_of: Gives a node a name that a reference may lead to; the same node, the same name.
+        name_of: Returns a name for a node, to which references can refer.
     """
 
     def __init__(self, name_of: Callable[[Node], str]) -> None:
         self._name_of = name_of
 
     def meet(self, first: Node, second: Node) -> Node:
-        """Return the values that belong to both; properties in the order of the first.
+        """Return the values in both nodes, with properties in the order of the first.
 
         Raises:
             TooComplexError: There are too many alternatives.
@@ -113,7 +113,7 @@ class Meets:
         )
 
     def _both(self, one: Node | None, other: Node | None) -> Node | None:
-        """Return what both say, where None says nothing."""
+        """Return the intersection of two optional nodes; None means no constraint."""
         if one is None or other is None:
             return other if one is None else one
         return self.meet(one, other)
@@ -126,14 +126,14 @@ class Meets:
                     continue
                 same = [inner for theirs, inner in its.patterns if theirs == pattern]
                 if not same and its.additional is not None:
-                    if its.patterns:  # which of their own patterns match beside it?
-                        raise TooComplexError("`patternProperties`: in several places")
+                    if its.patterns:  # they may match the same names
+                        raise TooComplexError("`patternProperties` in several schemas")
                     same = [its.additional]
                 found[pattern] = self.meet(node, same[0]) if same else node
         return tuple(found.items())
 
     def property_of(self, obj: Object, name: str) -> Node:
-        """Return what the value of a property is, whichever part of an object says so."""
+        """Return the node of a property's value, from all parts of an object node."""
         if name in obj.properties:
             return obj.properties[name]
         node = ANY
@@ -147,20 +147,20 @@ class Meets:
     # --- whether two nodes have values in common ---
 
     def disjoint(
-        self, first: Node, second: Node, resolve: Callable[[Reference], Node], depth: int = 0
+        self, first: Node, second: Node, dereference: Callable[[Reference], Node], depth: int = 0
     ) -> bool:
-        """Return whether two nodes surely have no value in common."""
+        """Return whether two nodes certainly have no common value."""
         if depth > 8:
             return False
 
         def alternatives(node: Node) -> list[Alternative]:
             found: list[Alternative] = []
             for part in node:
-                found += resolve(part) if isinstance(part, Reference) else (part,)
+                found += dereference(part) if isinstance(part, Reference) else (part,)
             return found
 
         return all(
-            self._disjoint(one, other, resolve, depth)
+            self._disjoint(one, other, dereference, depth)
             for one in alternatives(first)
             for other in alternatives(second)
         )
@@ -169,7 +169,7 @@ class Meets:
         self,
         one: Alternative,
         other: Alternative,
-        resolve: Callable[[Reference], Node],
+        dereference: Callable[[Reference], Node],
         depth: int,
     ) -> bool:
         if isinstance(one, Reference) or isinstance(other, Reference):
@@ -182,13 +182,16 @@ class Meets:
             if common > min(bounds, default=common):
                 return True
             return any(
-                self.disjoint(item_of(one, i), item_of(other, i), resolve, depth + 1)
+                self.disjoint(item_of(one, i), item_of(other, i), dereference, depth + 1)
                 for i in range(min(common, 16))
             )
         if isinstance(one, Object) and isinstance(other, Object):
             return any(
                 self.disjoint(
-                    self.property_of(one, name), self.property_of(other, name), resolve, depth + 1
+                    self.property_of(one, name),
+                    self.property_of(other, name),
+                    dereference,
+                    depth + 1,
                 )
                 for name in (*one.required, *other.required)
             )
@@ -196,7 +199,7 @@ class Meets:
 
 
 def array(prefix: tuple[Node, ...], items: Node | None, least: int, most: int | None) -> Node:
-    """Return arrays, as long as their items allow."""
+    """Return a node of arrays whose length is limited to items that can exist."""
     for index, node in enumerate(prefix):
         if node == NEVER:
             prefix, most = prefix[:index], min(index, index if most is None else most)
@@ -209,21 +212,21 @@ def array(prefix: tuple[Node, ...], items: Node | None, least: int, most: int | 
 
 
 def item_of(arr: Array, index: int) -> Node:
-    """Return what the item at an index is."""
+    """Return the node of the item at an index."""
     if index < len(arr.prefix):
         return arr.prefix[index]
     return ANY if arr.items is None else arr.items
 
 
 def rest_of(obj: Object) -> Node:
-    """Return what the values of all other properties are: without a name or pattern of theirs."""
+    """Return the node of properties that match no name and no pattern."""
     if obj.additional is not None:
         return obj.additional
     return ANY if obj.is_open else NEVER
 
 
 def meet_numbers(one: Number, other: Number) -> Node:
-    """Return the numbers that belong to both."""
+    """Return the numbers in both nodes."""
     low, above = _tighter(one.low, one.above_low, other.low, other.above_low, sign=1)
     high, below = _tighter(one.high, one.below_high, other.high, other.below_high, sign=-1)
     divisors = [d for d in (one.multiple_of, other.multiple_of) if d is not None]
@@ -270,7 +273,7 @@ def _tighter(
 
 
 def meet_strings(one: String, other: String) -> Node:
-    """Return the strings that belong to both."""
+    """Return the strings in both nodes."""
     bounds = [most for most in (one.max_length, other.max_length) if most is not None]
     both = String(
         max(one.min_length, other.min_length),
@@ -289,7 +292,7 @@ def meet_strings(one: String, other: String) -> Node:
 
 
 def string_holds(string: String, value: str) -> bool:
-    """Return whether a string is within all that a node says, apart from its list of values."""
+    """Return whether a string satisfies a node, apart from its list of values."""
     return (
         string.min_length <= len(value)
         and (string.max_length is None or len(value) <= string.max_length)

@@ -1,4 +1,4 @@
-"""What a schema does not allow, where that can be told keyword by keyword."""
+"""Negate schemas, where this is possible keyword by keyword."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stars_engine.json_schema.values import MalformedError, count, list_of, mapp
 
 if TYPE_CHECKING:
     from stars_engine.json_schema.held import Place
-    from stars_engine.json_schema.reading import Reader
+    from stars_engine.json_schema.reading import SchemaReader
 
 _KINDS: dict[str, type] = {
     "null": Null,
@@ -38,7 +38,7 @@ _KINDS: dict[str, type] = {
 }
 
 CONDITIONAL = ("not", "if", "dependentRequired", "dependentSchemas", "dependencies")
-# Keywords that count: the values beyond their bound.
+# Keywords with a count, and the values beyond their bound.
 _BEYOND: dict[str, tuple[Callable[..., Alternative], str, int]] = {
     "minLength": (String, "max_length", -1),
     "maxLength": (String, "min_length", 1),
@@ -56,20 +56,20 @@ _UNKNOWN = {
 
 
 class Negation:
-    """Reads what schemas do not allow.
+    """Reads the values that schemas exclude.
 
     Args:
-        reader: Reads what they allow.
+        reader: Reads the values that they allow.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: SchemaReader) -> None:
         self._reader = reader
 
     def conditional(self, keyword: str, schema: dict[str, Any], place: Place) -> Node:
-        """Return the values that `not`, `if` or a keyword of dependence allows.
+        """Return the values that `not`, `if` or a dependency keyword allows.
 
         Raises:
-            MalformedError: It cannot be told which these are; or the schema is malformed.
+            MalformedError: The schema cannot be negated, or is malformed.
         """
         value = schema[keyword]
         if keyword == "not":
@@ -99,10 +99,10 @@ class Negation:
         return (*meet(condition, then), *meet(negated, otherwise))
 
     def of(self, schema: Any, place: Place, depth: int = 0) -> Node:
-        """Return values that a schema does not allow, all of them or fewer.
+        """Return the values that a schema excludes, or a subset of them.
 
         Raises:
-            MalformedError: It cannot be told which these are; or the schema is malformed.
+            MalformedError: The schema cannot be negated, or is malformed.
         """
         if isinstance(schema, bool) or schema == {}:
             return ANY if schema is False else NEVER
@@ -111,7 +111,7 @@ class Negation:
         found: list[Alternative] = []
         for keyword, value in schema.items():
             if keyword in _UNKNOWN:
-                raise MalformedError(f"what `{keyword}` does not allow cannot be told")
+                raise MalformedError(f"`{keyword}` cannot be negated")
             node = self._of_keyword(keyword, value, schema, place, depth)
             if node is ANY:
                 return ANY
@@ -150,7 +150,7 @@ class Negation:
 
 
 def _of_plain_keyword(keyword: str, value: Any, schema: dict[str, Any]) -> Node:
-    """Return what a keyword without schemas inside does not allow."""
+    """Return the values that a keyword without inner schemas excludes."""
     node: Node
     match keyword:
         case _ if keyword in _BEYOND:
@@ -183,15 +183,15 @@ def _beyond(number: Number) -> Node:
 def _other_types(value: Any) -> Node:
     names = [value] if isinstance(value, str) else value
     if "integer" in names and "number" not in names:
-        raise MalformedError("numbers that are no integers cannot be told")
+        raise MalformedError("the type integer cannot be negated")
     kinds = tuple(_KINDS[name] for name in names if name in _KINDS)
     return tuple(part for part in ANY if not isinstance(part, kinds))
 
 
 def _other_values(listed: list[Any]) -> Node:
-    """Return all values but some."""
+    """Return all values except some."""
     if any(isinstance(value, (list, dict)) for value in listed):
-        raise MalformedError("other arrays or objects than these cannot be told")
+        raise MalformedError("a list of arrays or objects cannot be negated")
     truths = frozenset((False, True)) - {v for v in listed if isinstance(v, bool)}
     texts = tuple(Pattern(f"^{re.escape(value)}$") for value in listed if isinstance(value, str))
     found: list[Alternative] = [String(avoided=texts), *ANY[-2:]]

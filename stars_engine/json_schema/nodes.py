@@ -1,7 +1,7 @@
-"""What JSON values a schema allows, as sets that can be intersected and written as a grammar.
+"""Sets of JSON values, which can be intersected and written as a grammar.
 
-A node is a tuple of alternatives: a value belongs to the node if it belongs to one of them. The
-empty tuple holds no value. Each alternative holds values of one JSON type, except `Reference`.
+A node is a tuple of alternatives. A value is in the node if it is in one of them; the empty tuple
+has no values. Each alternative has values of one JSON type, except `Reference`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Null:
 
 @dataclass(frozen=True, eq=False)
 class Bool:
-    """Truth values.
+    """Booleans.
 
     Attributes:
-        values: Those that are allowed.
+        values: The allowed values.
     """
 
     values: frozenset[bool] = frozenset((False, True))
@@ -35,12 +35,12 @@ class Number:
 
     Attributes:
         integer: Whether only integers are allowed.
-        low: Lower bound, None for none.
-        high: Upper bound, None for none.
+        low: Lower bound, or None.
+        high: Upper bound, or None.
         above_low: Whether the lower bound itself is excluded.
         below_high: Whether the upper bound itself is excluded.
-        multiple_of: Divisor, None for none.
-        values: The only values, None for no such list.
+        multiple_of: Divisor, or None.
+        values: The only allowed values, or None.
     """
 
     integer: bool = False
@@ -57,11 +57,11 @@ class String:
     """Strings.
 
     Attributes:
-        min_length: Least number of characters.
-        max_length: Greatest number of characters, None for no bound.
+        min_length: Minimum number of characters.
+        max_length: Maximum number of characters, or None.
         patterns: Regular expressions that all match somewhere.
         avoided: Regular expressions that match nowhere.
-        values: The only values, None for no such list.
+        values: The only allowed values, or None.
     """
 
     min_length: int = 0
@@ -76,10 +76,10 @@ class Array:
     """Arrays.
 
     Attributes:
-        prefix: What the first items are.
-        items: What all further items are, None where the schema says nothing.
-        min_items: Least number of items.
-        max_items: Greatest number of items, None for no bound.
+        prefix: The nodes of the first items.
+        items: The node of all further items; None if unconstrained.
+        min_items: Minimum number of items.
+        max_items: Maximum number of items, or None.
     """
 
     prefix: tuple[Node, ...] = ()
@@ -93,14 +93,14 @@ class Object:
     """Objects.
 
     Attributes:
-        properties: What the values of named properties are, in the order in which they are written.
-        required: Names of properties that must be there.
-        patterns: What the values of properties are whose names a regular expression matches.
-        additional: What the values of all other properties are, None where the schema says nothing.
-        names: What names all properties may have, None for any.
-        min_properties: Least number of properties.
-        max_properties: Greatest number of properties, None for no bound.
-        is_open: Whether other properties are allowed where the schema says nothing.
+        properties: The nodes of named properties, in the order in which they are written.
+        required: Names of required properties.
+        patterns: The nodes of properties whose names match a regular expression.
+        additional: The node of all other properties; None if unconstrained.
+        names: The node of property names; None for any name.
+        min_properties: Minimum number of properties.
+        max_properties: Maximum number of properties, or None.
+        is_open: Whether other properties are allowed if the schema does not say.
     """
 
     properties: dict[str, Node]
@@ -115,7 +115,7 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Values that belong to all of several named nodes."""
+    """Values in the intersection of named nodes."""
 
     names: tuple[str, ...]
 
@@ -145,7 +145,7 @@ def node_of_value(value: Any) -> Node:
 
 
 def node_of_values(values: list[Any]) -> Node:
-    """Return the node of several values; those of one type side by side."""
+    """Return the node of several values, grouped by type."""
     found: list[Alternative] = []
     strings = tuple(dict.fromkeys(value for value in values if isinstance(value, str)))
     numbers = tuple(

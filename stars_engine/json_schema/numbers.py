@@ -1,7 +1,7 @@
-"""Regular expressions of numbers between bounds, as JSON writes them.
+"""Regular expressions for JSON numbers between bounds.
 
-What is written is finite in Python: floats end at 1.8e308, and `json.loads` reads integers of 4,300
-digits at most.
+The numbers are finite in Python: floats end at 1.8e308, and `json.loads` reads integers of at most
+4,300 digits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from stars_engine.json_schema.nodes import Number
 
-# So many digits before the point are finite with any exponent below that is written with them.
+# Numbers with this many digits before the point are finite with the exponents below.
 _DIGITS = 200
 _INTEGER = rf"(0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
 _FRACTION = r"(\.[0-9]{1,100})?"
@@ -25,7 +25,7 @@ _ZERO = r"0(\.0+)?([eE][+-]?[0-9]+)?"
 
 
 def expression(number: Number) -> str | None:
-    """Return what stands in a terminal for numbers without a divisor; None if there are none."""
+    """Return the terminal expression for numbers without a divisor; None if there are none."""
     if number.values is not None:
         texts = [json.dumps(value) for value in number.values if holds(number, value)]
         return " | ".join(json.dumps(text) for text in dict.fromkeys(texts)) or None
@@ -35,7 +35,7 @@ def expression(number: Number) -> str | None:
 
 
 def holds(number: Number, value: float) -> bool:
-    """Return whether a value is within all that a node says of numbers."""
+    """Return whether a value satisfies a node of numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
     exact = fraction(value)
@@ -50,12 +50,12 @@ def holds(number: Number, value: float) -> bool:
 
 
 def fraction(value: float) -> Fraction:
-    """Return a number of a schema as it is written there: 0.1 is a tenth."""
+    """Return a number of a schema exactly as written: 0.1 is one tenth."""
     return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
 
 
 def integer_bounds(number: Number) -> tuple[int | None, int | None]:
-    """Return the least and the greatest integer, both included, None for no bound."""
+    """Return the smallest and the largest integer, inclusive; None for no bound."""
     low = high = None
     if number.low is not None:
         low = math.ceil(number.low)
@@ -79,7 +79,7 @@ def _integers(low: int | None, high: int | None) -> str | None:
 
 
 def _natural(low: int, high: int | None) -> str:
-    """Return integers of at least `low`, not negative, of any length that is finite."""
+    """Return an expression for non-negative integers from `low` on, with a finite length."""
     if high is None:
         digits = len(str(low))
         if low <= 1:
@@ -94,7 +94,7 @@ def _natural(low: int, high: int | None) -> str:
 
 
 def _same_length(low: str, high: str) -> list[str]:
-    """Return the digits between two strings of the same length, both included."""
+    """Return expressions for digits between two strings of the same length, inclusive."""
     if low == high:
         return [low]
     if not low.strip("0") and not high.strip("9"):
@@ -147,12 +147,12 @@ def _negative(value: Fraction | None) -> Fraction | None:
 def _magnitudes(
     low: Fraction | None, high: Fraction | None, *, above: bool, below: bool
 ) -> str | None:
-    """Return decimals from `low` to `high`, not negative; with exponents if unbounded."""
+    """Return an expression for non-negative decimals; with exponents if unbounded."""
     if high is None and (low is None or low < 0 or (low == 0 and not above)):
         return f"/{_POSITIVE}/"
     if high is None and low == 0:
         return f"(/{_POSITIVE}/ & ~/{_ZERO}/)"
-    # An excluded bound is moved inwards, so far that no float of what is written reaches it.
+    # Move an excluded bound inwards until no written number rounds to it as a float.
     if low is None or low < 0:
         low, above = Fraction(0), False
     least = _rounded(low, up=True, strictly=above)
@@ -167,7 +167,7 @@ def _magnitudes(
 
 
 def _rounded(value: Fraction, *, up: bool, strictly: bool) -> Decimal:
-    """Return a decimal near a bound, on its inner side."""
+    """Return a decimal near a bound, on the inner side."""
     exact = _decimal(value)
     if exact is not None and not strictly:
         return exact
@@ -186,7 +186,7 @@ def _rounded(value: Fraction, *, up: bool, strictly: bool) -> Decimal:
 
 
 def _decimal(value: Fraction) -> Decimal | None:
-    """Return a fraction as a decimal, None if it has no end."""
+    """Return a fraction as a decimal; None if its expansion is infinite."""
     power = value.denominator
     twos = fives = 0
     while power % 2 == 0:
@@ -195,9 +195,9 @@ def _decimal(value: Fraction) -> Decimal | None:
         power, fives = power // 5, fives + 1
     if power != 1:
         return None
-    places = max(twos, fives)
-    digits = abs(value.numerator) * 10**places // value.denominator
-    return Decimal((int(value < 0), tuple(map(int, str(digits))), -places))
+    decimals = max(twos, fives)
+    digits = abs(value.numerator) * 10**decimals // value.denominator
+    return Decimal((int(value < 0), tuple(map(int, str(digits))), -decimals))
 
 
 def _parts(value: Decimal) -> tuple[str, str]:
@@ -215,7 +215,7 @@ def _at_most(value: Decimal) -> str:
 
 
 def _digits_up_to(after: str) -> str:
-    """Return digits after the point that come to no more than some."""
+    """Return an expression for decimal digits up to some value."""
     parts = [after + "0*"] if after else ["0+"]
     for place, digit in enumerate(after):
         parts.append(after[:place] if place else "")

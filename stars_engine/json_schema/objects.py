@@ -1,4 +1,4 @@
-"""Objects as a grammar writes them: named properties in order, and then those of other names."""
+"""The order of properties in a grammar: named properties first, then all others."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from stars_engine.json_schema.meets import Meets, TooComplexError, rest_of, stri
 from stars_engine.json_schema.nodes import ANY, NEVER, Node, Object, Reference, String
 from stars_engine.json_schema.patterns import NOTHING, between_quotes, either, written
 
-_MAX_PATTERNS = 5  # that names may match in any combination
+_MAX_PATTERNS = 5  # names may match any combination of them
 
 
 @dataclass(frozen=True)
 class Field:
-    """A property with a name.
+    """A named property.
 
     Attributes:
         name: The name.
-        node: What its value is.
-        is_required: Whether it must be there.
+        node: The node of its value.
+        is_required: Whether it is required.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Field:
 
 @dataclass(frozen=True)
 class Others:
-    """Properties of any of many names.
+    """Properties with other names.
 
     Attributes:
-        key: What stands in a terminal for such a name, with its quotes.
-        node: What their values are.
+        key: The terminal expression for such names, including quotes.
+        node: The node of their values.
     """
 
     key: str
@@ -43,14 +43,14 @@ class Others:
 
 
 def laid_out(
-    obj: Object, meets: Meets, resolve: Callable[[Reference], Node]
+    obj: Object, meets: Meets, dereference: Callable[[Reference], Node]
 ) -> tuple[list[Field], list[Others]]:
-    """Return the properties of objects, those with names first.
+    """Return the properties of an object node: the named ones, and the others.
 
     Raises:
-        TooComplexError: There are too many patterns of names.
+        TooComplexError: There are too many patterns for names.
     """
-    names = None if obj.names is None else _strings(obj.names, resolve)
+    names = None if obj.names is None else _strings(obj.names, dereference)
     order = dict.fromkeys([*obj.properties, *obj.required])
     for string in names or ():
         order.update(dict.fromkeys(string.values or ()))
@@ -98,10 +98,10 @@ def _others(obj: Object, meets: Meets, base: str, taken: str) -> list[Others]:
     return found
 
 
-def _strings(node: Node, resolve: Callable[[Reference], Node]) -> list[String]:
+def _strings(node: Node, dereference: Callable[[Reference], Node]) -> list[String]:
     found = []
     for part in node:
-        alternatives = resolve(part) if isinstance(part, Reference) else (part,)
+        alternatives = dereference(part) if isinstance(part, Reference) else (part,)
         found += [inner for inner in alternatives if isinstance(inner, String)]
     return found
 

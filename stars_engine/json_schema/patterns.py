@@ -1,8 +1,8 @@
-r"""Regular expressions of strings, rewritten for strings as JSON writes them.
+r"""Rewrite regular expressions of strings for the JSON text of these strings.
 
-A pattern of a schema is matched against a string's characters, and a grammar against the text
-between the quotes. Readers of JSON Schema do not agree on all classes (`\d` holds Arabic digits in
-Python, and does not in ECMAScript): what is written here is matched under all readings.
+A schema's pattern matches the characters of a string; a grammar matches the JSON text between the
+quotes. Implementations of JSON Schema disagree on some classes (`\d` includes Arabic digits in
+Python, but not in ECMAScript). The text that a grammar allows matches under all interpretations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHARACTER = r'([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bef]|1[0-9a-f]|7f))'
 
 
 class UnheldPatternError(ValueError):
-    """A regular expression that a grammar cannot hold; the message says why."""
+    """A grammar cannot express a regular expression; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pattern:
     """A regular expression in Python's syntax, which matches somewhere in a string.
 
     Raises:
-        UnheldPatternError: It is no regular expression, or has parts that no grammar can hold.
+        UnheldPatternError: The expression is invalid, or a grammar cannot express it.
     """
 
     source: str
@@ -51,19 +51,20 @@ class Pattern:
         self.expression(negated=False)
 
     def expression(self, *, negated: bool) -> str:
-        """Return what stands in a terminal for the text of all strings that match.
+        """Return the terminal expression for the text of all strings that match.
 
         Args:
-            negated: Whether these are excluded: then the text may hold more, and never less.
+            negated: Whether the matches will be excluded; the expression may then match too much,
+                but never too little.
         """
         return _expression(self.source, negated)
 
     def matches(self, text: str) -> bool:
-        """Return whether it matches somewhere, under every reading of its classes."""
+        """Return whether it matches somewhere under every interpretation of its classes."""
         return all(found is not None for found in self._readings(text))
 
     def may_match(self, text: str) -> bool:
-        """Return whether it matches somewhere, under any reading of its classes."""
+        """Return whether it matches somewhere under any interpretation of its classes."""
         return any(found is not None for found in self._readings(text))
 
     def _readings(self, text: str) -> list[re.Match[str] | None]:
@@ -72,15 +73,15 @@ class Pattern:
             return [found]
         try:
             return [found, re.compile(self.source, re.ASCII).search(text)]
-        except ValueError:  # it says itself that it is for Unicode
+        except ValueError:  # the pattern has the Unicode flag
             return [found]
 
 
 def anywhere_of_length(least: int, most: int | None) -> str:
-    """Return what stands in a terminal for the text of strings of a length."""
+    """Return the terminal expression for the text of strings with bounded length."""
     if least > _MAX_LENGTH:
-        raise UnheldPatternError(f"`minLength`: {least} characters")
-    if most is not None and most > _MAX_LENGTH:  # which no answer comes to
+        raise UnheldPatternError(f"`minLength`: {least} is above {_MAX_LENGTH} characters")
+    if most is not None and most > _MAX_LENGTH:  # no answer is this long
         most = None
     return f"/{CHARACTER}{{{least},{'' if most is None else most}}}/"
 
@@ -90,12 +91,12 @@ def between_quotes(
     avoided: Sequence[Pattern] = (),
     lengths: tuple[int, int | None] = (0, None),
 ) -> str:
-    """Return what stands in a terminal for the text of strings.
+    """Return the terminal expression for the text of strings.
 
     Args:
-        patterns: All of these match somewhere in the string.
-        avoided: None of these does.
-        lengths: Least and greatest number of characters.
+        patterns: Patterns that must all match somewhere in the string.
+        avoided: Patterns that must not match.
+        lengths: Minimum and maximum number of characters.
     """
     text = _ALL if lengths == (0, None) else anywhere_of_length(*lengths)
     for pattern in patterns:
@@ -106,7 +107,7 @@ def between_quotes(
 
 
 def written(text: str) -> str:
-    """Return a string as JSON writes it, with its quotes; letters as they are."""
+    """Return the JSON text of a string, with quotes and without escapes for letters."""
     return '"' + "".join(map(_json_character, text)) + '"'
 
 
@@ -133,7 +134,7 @@ def _join(first: str, second: str) -> str:
 
 
 def either(parts: Iterable[str]) -> str:
-    """Return what stands in a terminal for any of several parts; `NOTHING` if there are none."""
+    """Return the terminal expression for any of several parts; `NOTHING` if there are none."""
     kept = list(dict.fromkeys(part for part in parts if part != NOTHING))
     if not kept:
         return NOTHING
@@ -156,12 +157,12 @@ def _without(first: str, second: str) -> str:
 def _expression(source: str, negated: bool) -> str:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what others read as a set within a set
+            warnings.simplefilter("error")  # ambiguous nested sets
             tree = parser.parse(source)
     except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise UnheldPatternError(f"{source!r} is no regular expression: {error}") from None
+        raise UnheldPatternError(f"{source!r} is not a regular expression: {error}") from None
     if tree.state.flags & (re.MULTILINE | re.LOCALE):
-        raise UnheldPatternError(f"{source!r} has flags that a grammar cannot hold")
+        raise UnheldPatternError(f"{source!r} has flags that a grammar cannot express")
     translation = _Translation(source, tree.state.flags)
     items = list(tree)
     if not _has_beginning(items):
@@ -172,7 +173,7 @@ def _expression(source: str, negated: bool) -> str:
 
 
 def _has(items: Any, kind: Any, *values: Any) -> bool:
-    """Whether there is a part of a kind somewhere inside."""
+    """Whether a parsed pattern contains a part of a kind."""
     for part in items:
         if (
             isinstance(part, tuple)
@@ -201,11 +202,11 @@ class _Translation:
         self._source, self._flags = source, flags
 
     def follow(self, items: Sequence[Any], rest: str, *, start: bool, negated: bool) -> str:
-        """Return what stands for parts of a pattern and all that follows them.
+        """Return the expression for parts of a pattern and everything after them.
 
         Args:
-            items: The parts, as Python parses them.
-            rest: What follows, to the end of the string.
+            items: The parts, as parsed by Python.
+            rest: The expression for the rest of the string.
             start: Whether the string begins here.
             negated: See `Pattern.expression`.
         """
@@ -215,7 +216,7 @@ class _Translation:
         if plain:
             later = items[len(plain) :]
             if start and self._may_be_empty(plain) and _has_beginning(later):
-                raise self._unheld("a `^` after what may be empty")
+                raise self._unheld("`^` after a part that may be empty")
             regex = self.plain(plain, negated=negated)
             after = self.follow(later, rest, start=False, negated=negated)
             return _join(f"/{regex}/" if regex else _EMPTY, after)
@@ -229,14 +230,14 @@ class _Translation:
         return either(self.follow(form, rest, start=start, negated=negated) for form in forms)
 
     def _forms(self, kind: Any, value: Any) -> list[list[Any]]:
-        """Return the sequences that a part with assertions inside may be."""
+        """Return the alternative sequences of a part that contains assertions."""
         if kind is ops.SUBPATTERN and not (value[1] or value[2]):
             return [list(value[3])]
         if kind is ops.BRANCH:
             return [list(branch) for branch in value[1]]
         if kind in (ops.MAX_REPEAT, ops.MIN_REPEAT) and value[1] == 1:
             return [list(value[2])] if value[0] else [list(value[2]), []]
-        raise self._unheld("`^`, `$` or look-ahead in what is repeated or has flags of its own")
+        raise self._unheld("`^`, `$` or look-ahead inside a repetition or a group with flags")
 
     def _look(self, kind: Any, value: Any, after: str, *, start: bool, negated: bool) -> str:
         direction, inner = value
@@ -252,8 +253,8 @@ class _Translation:
         if value in (ops.AT_BEGINNING, ops.AT_BEGINNING_STRING):
             return self.follow(later, rest, start=start, negated=negated) if start else NOTHING
         if value not in (ops.AT_END, ops.AT_END_STRING):
-            raise self._unheld(r"`\b` and its like")
-        # Only what is empty may follow. Python lets `$` stand before a last line break too.
+            raise self._unheld(r"`\b` or `\B`")
+        # Only an empty text may follow. In Python, `$` also matches before a final line break.
         end = self.follow(later, rest, start=start, negated=negated)
         ends = _EMPTY if value is ops.AT_END_STRING or not negated else r'("" | "\\n")'
         return _both(end, ends)
@@ -267,7 +268,7 @@ class _Translation:
     # --- parts without assertions: regular expressions in Rust's syntax ---
 
     def plain(self, items: Iterable[Any], *, negated: bool) -> str:
-        """Return a regular expression of parts without assertions."""
+        """Return a regular expression for parts without assertions."""
         return "".join(self._part(kind, value, negated=negated) for kind, value in items)
 
     def _part(self, kind: Any, value: Any, *, negated: bool) -> str:
@@ -294,7 +295,7 @@ class _Translation:
         return f"({inner})"
 
     def _characters(self, kind: Any, value: Any, *, negated: bool) -> Ranges:
-        """Return the characters that a part for one of them stands for."""
+        """Return the characters that a single-character part matches."""
         if kind is ops.LITERAL:
             return self._cases([(value, value)])
         if kind is ops.NOT_LITERAL:
@@ -308,7 +309,7 @@ class _Translation:
 
     def _class(self, parts: Sequence[Any], *, negated: bool) -> Ranges:
         is_not = parts[0][0] is ops.NEGATE
-        wide = negated ^ is_not  # more than what all readings hold, as it is taken away
+        wide = negated ^ is_not  # the union of all interpretations, because it is excluded
         ranges: Ranges = []
         for kind, value in parts[is_not:]:
             match kind:
@@ -322,7 +323,7 @@ class _Translation:
         return complement(ranges) if is_not else ranges
 
     def _cases(self, ranges: Ranges, *, wide: bool = False) -> Ranges:
-        """Return characters with their other case, where case is ignored: letters of ASCII."""
+        """Return characters with their other case if case is ignored, for ASCII letters."""
         if not self._flags & re.IGNORECASE:
             return ranges
         found = list(ranges)
@@ -330,6 +331,6 @@ class _Translation:
             for low, high, shift in ((65, 90, 32), (97, 122, -32)):
                 if max(first, low) <= min(last, high):
                     found.append((max(first, low) + shift, min(last, high) + shift))
-        if wide:  # letters beyond ASCII have cases of their own
+        if wide:  # letters beyond ASCII may also have other cases
             found.append((0x80, LAST))
         return found

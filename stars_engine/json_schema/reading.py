@@ -1,4 +1,4 @@
-"""JSON schemas read as nodes, with a list of what no grammar can hold."""
+"""Read JSON schemas as nodes, and list what a grammar cannot express."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
 from stars_engine.json_schema.values import MalformedError, count, list_of
 
 _MAX_DEFINITIONS = 10_000
-# Known by their names, in this draft or in one before it, and held by no grammar.
+# Known keywords, of this or earlier drafts, that a grammar cannot express.
 _UNHELD = {
-    "contentSchema": "what is inside a string is text to a grammar",
-    "disallow": "a keyword of draft 3",
-    "extends": "a keyword of draft 3",
-    "divisibleBy": "a keyword of draft 3",
+    "contentSchema": "a grammar cannot constrain the content of a string",
+    "disallow": "keywords of draft 3 are not supported",
+    "extends": "keywords of draft 3 are not supported",
+    "divisibleBy": "keywords of draft 3 are not supported",
 }
 
 
 def read_schema(schema: Any, *, closed: bool = True) -> HeldSchema:
-    """Return what a grammar holds of a schema, and what it cannot hold.
+    """Return the part of a schema that a grammar can express, and a list of the rest.
 
     Args:
-        schema: JSON Schema, draft 2020-12 or one before it.
-        closed: Whether objects have the properties that are named, and no others, where the schema
-            says nothing. An object that is described in several places stays open.
+        schema: A JSON schema, of draft 2020-12 or earlier.
+        closed: Whether objects have only named properties if the schema does not say. An object
+            that several schemas describe stays open.
     """
-    return Reader(schema, closed=closed).read()
+    return SchemaReader(schema, closed=closed).read()
 
 
-class Reader:
-    """Reads one document."""
+class SchemaReader:
+    """Reads one schema document."""
 
     def __init__(self, root: Any, *, closed: bool) -> None:
         self._root, self._closed = root, closed
@@ -58,7 +58,7 @@ class Reader:
         self._to_read: dict[str, tuple[Any, Place]] = {}
         self._bodies: dict[str, Node] = {}
         self._flat: dict[str, Node] = {}
-        self._resolving: list[str] = []
+        self._dereferencing: list[str] = []
         self._is_tainted = False
         self._names: dict[int, str] = {}
         self._choices: list[tuple[Place, list[Node], list[Node]]] = []
@@ -67,7 +67,7 @@ class Reader:
         self.meets = Meets(self._name_of)
 
     def read(self) -> HeldSchema:
-        """Return what is held of the whole document."""
+        """Return the result for the whole document."""
         root: Node = ANY
         try:
             root = self.node(self._root, Place("#"))
@@ -77,19 +77,21 @@ class Reader:
             for place, branches, others in self._choices:
                 self._check_choice(place, branches, others)
         except RecursionError:
-            self.add(Place("#"), "schema", "it is nested too deeply")
+            self.add(Place("#"), "schema", "the schema is nested too deeply")
         except TooComplexError as error:
             self.add(Place("#"), "schema", str(error))
-        return HeldSchema(root, tuple(self._unheld), tuple(self._emptied), self.resolve, self.meets)
+        return HeldSchema(
+            root, tuple(self._unheld), tuple(self._emptied), self.dereference, self.meets
+        )
 
     def add(self, place: Place, keyword: str, reason: str) -> None:
-        """Note what cannot be held."""
+        """Record a requirement that cannot be expressed."""
         if not place.is_wide:
             self._unheld[Unheld(place.path, keyword, reason)] = None
 
     @contextmanager
     def noting(self, place: Place, keyword: str) -> Iterator[None]:
-        """Note a keyword that turns out not to be held, and go on without it."""
+        """Record a keyword that cannot be expressed, and continue without it."""
         try:
             yield
         except (MalformedError, UnheldPatternError, TooComplexError, LookupError) as error:
@@ -109,10 +111,10 @@ class Reader:
             self._bodies[name] = self.node(*self._to_read[name])
         return self._bodies[name]
 
-    def resolve(self, reference: Reference) -> Node:
-        """Return what a reference leads to: alternatives that are no references.
+    def dereference(self, reference: Reference) -> Node:
+        """Replace a reference by alternatives without references.
 
-        A reference that leads back to itself, with nothing in between, leads to nothing.
+        A reference that leads directly back to itself has no values.
         """
         node = ANY
         for name in reference.names:
@@ -122,13 +124,13 @@ class Reader:
     def _flattened(self, name: str) -> Node:
         if name in self._flat:
             return self._flat[name]
-        if name in self._resolving:
+        if name in self._dereferencing:
             self._is_tainted = True
             return NEVER
-        self._resolving.append(name)
+        self._dereferencing.append(name)
         node = self._without_references(self._body(name))
-        self._resolving.pop()
-        if not self._resolving:
+        self._dereferencing.pop()
+        if not self._dereferencing:
             self._is_tainted = False
         if not self._is_tainted:
             self._flat[name] = node
@@ -139,13 +141,13 @@ class Reader:
             return node
         found: list[Alternative] = []
         for part in node:
-            found += self.resolve(part) if isinstance(part, Reference) else (part,)
+            found += self.dereference(part) if isinstance(part, Reference) else (part,)
         return tuple(found)
 
     def _referred(self, schema: dict[str, Any], keyword: str, place: Place) -> Node:
         reference = schema[keyword]
         if not isinstance(reference, str):
-            raise MalformedError(f"{reference!r} is no reference")
+            raise MalformedError(f"{reference!r} is not a reference")
         if keyword == "$recursiveRef" and "$recursiveAnchor" in str(self._root):
             raise MalformedError("where it leads depends on where the schema is used")
         if keyword == "$dynamicRef" and self.references.is_dynamic(reference.partition("#")[2]):
@@ -161,11 +163,11 @@ class Reader:
     # --- schemas ---
 
     def node(self, schema: Any, place: Place) -> Node:
-        """Return the values of a schema."""
+        """Return the values that a schema allows."""
         if isinstance(schema, bool) or schema == {}:
             return ANY if schema is not False else NEVER
         if not isinstance(schema, dict):
-            self.add(place, "schema", f"{schema!r} is no schema")
+            self.add(place, "schema", f"{schema!r} is not a schema")
             return ANY
         is_parted = place.is_part or _is_in_parts(schema)
         node, has_base = ANY, False
@@ -188,7 +190,7 @@ class Reader:
     def _apply(
         self, keyword: str, schema: dict[str, Any], place: Place, *, is_parted: bool
     ) -> Node:
-        """Return the values that one keyword allows."""
+        """Return the values that a keyword allows."""
         match keyword:
             case "const" | "enum":
                 value = schema[keyword]
@@ -198,7 +200,7 @@ class Reader:
             case "allOf" | "anyOf" | "oneOf":
                 return self._combined(keyword, schema, place, is_parted=is_parted)
             case "uniqueItems" if schema[keyword] and count(schema.get("maxItems", 2)) > 1:
-                raise MalformedError("a grammar does not compare items")
+                raise MalformedError("a grammar cannot compare items")
             case "contains":
                 return self._contains(schema, place)
         if keyword in CONDITIONAL and not place.is_wide:
@@ -208,17 +210,17 @@ class Reader:
     def _combined(
         self, keyword: str, schema: dict[str, Any], place: Place, *, is_parted: bool
     ) -> Node:
-        """Return the values of all, or of any, of several schemas."""
+        """Return the values that all, or any, of several schemas allow."""
         branches = list_of(schema[keyword])
-        places = [place.at(keyword, i, is_part=is_parted) for i in range(len(branches))]
-        nodes = [self.node(b, p) for b, p in zip(branches, places, strict=True)]
+        locations = [place.at(keyword, i, is_part=is_parted) for i in range(len(branches))]
+        nodes = [self.node(b, p) for b, p in zip(branches, locations, strict=True)]
         if keyword == "allOf":
             return reduce(self.meets.meet, nodes, ANY)
         tag = None if place.is_wide else tags.tag_of(schema, branches, self.references)
         if tag is not None:
             nodes = [self.meets.meet(node, (Object({}, (tag,)),)) for node in nodes]
         if keyword == "oneOf" and not place.is_wide:
-            pairs = zip(branches, places, strict=True)
+            pairs = zip(branches, locations, strict=True)
             others = [self.node(b, replace(p, is_wide=True)) for b, p in pairs]
             self._choices.append((place, nodes, others))
         if any(node is ANY for node in nodes):
@@ -228,8 +230,8 @@ class Reader:
     def _check_choice(self, place: Place, nodes: list[Node], others: list[Node]) -> None:
         for index, node in enumerate(nodes):
             for number, other in enumerate(others):
-                if number != index and not self.meets.disjoint(node, other, self.resolve):
-                    reason = f"a value of branch {index} may be one of branch {number} too"
+                if number != index and not self.meets.disjoint(node, other, self.dereference):
+                    reason = f"branches {index} and {number} may have common values"
                     self.add(place, "oneOf", reason)
                     return
 
@@ -238,22 +240,22 @@ class Reader:
         if least == 0 and "maxContains" not in schema:
             return ANY
         if self.node(schema["contains"], replace(place.at("contains"), is_wide=True)) is not ANY:
-            raise MalformedError("a grammar does not count items of a kind")
+            raise MalformedError("a grammar cannot count items of a kind")
         most = count(schema["maxContains"]) if "maxContains" in schema else None
         return (*ANY[:-2], *array((), None, least, most), ANY[-1])
 
     def _evaluated(self, node: Node, schema: dict[str, Any], place: Place) -> Node:
-        """Give what keywords in place have not evaluated its schema."""
+        """Apply `unevaluatedProperties` and `unevaluatedItems` to what no keyword evaluates."""
         for keyword in ("unevaluatedProperties", "unevaluatedItems"):
             if keyword not in schema or not any(name in schema for name in IN_PLACE):
                 continue
             rest = self.node(schema[keyword], place.at(keyword))
             if rest is ANY or place.is_wide:
                 continue
-            # What a schema that does not hold evaluates does not count.
+            # A schema that does not match evaluates nothing.
             is_known = keyword == "unevaluatedProperties" and not _negates(schema)
             if not is_known or any(isinstance(part, Reference) for part in node):
-                self.add(place, keyword, "beside keywords that may evaluate the same")
+                self.add(place, keyword, "other keywords may evaluate the same values")
                 continue
             node = tuple(
                 replace(part, additional=rest)
@@ -265,14 +267,14 @@ class Reader:
 
 
 def _is_in_parts(schema: dict[str, Any]) -> bool:
-    """Whether an object is described in several places, where none may exclude the others'."""
+    """Whether several schemas describe an object, so that none may exclude other properties."""
     described = {"properties", "patternProperties", "required"} & schema.keys()
-    beside = {"anyOf", "oneOf", "$ref", "if", "dependentSchemas"} & schema.keys()
-    return "allOf" in schema or bool(described and beside)
+    combined = {"anyOf", "oneOf", "$ref", "if", "dependentSchemas"} & schema.keys()
+    return "allOf" in schema or bool(described and combined)
 
 
 def _negates(schema: Any) -> bool:
-    """Whether what is read of an object comes from a schema that it is not to satisfy."""
+    """Whether parts of an object's node may come from a schema that the object must not match."""
     if not isinstance(schema, dict):
         return False
     parts = [part for key in ("allOf", "anyOf", "oneOf") for part in schema.get(key, [])]

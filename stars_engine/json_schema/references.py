@@ -1,4 +1,4 @@
-"""Where `$ref` leads within one document: pointers, anchors, and resources with an `$id`."""
+"""Look up `$ref` within a document: pointers, anchors, and resources with an `$id`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
-# Where a schema holds others: by name, in a list, or one. Elsewhere stand values, such as `const`.
+# Keywords that contain schemas: by name, in a list, or one. Other keywords contain values.
 BY_NAME = (
     "properties",
     "patternProperties",
@@ -33,7 +33,7 @@ SINGLE = (
 
 
 def inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the schemas right within a schema, each with where it stands."""
+    """Yield the schemas directly inside a schema, each with its relative location."""
     for key in BY_NAME:
         if isinstance(schema.get(key), dict):
             yield from (((key, str(name)), value) for name, value in schema[key].items())
@@ -46,7 +46,7 @@ def inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any
 
 
 class References:
-    """The places of a document that references may lead to.
+    """The targets of references in a document.
 
     Args:
         root: The whole schema.
@@ -79,10 +79,10 @@ class References:
             todo += [(inner, base) for _, inner in inner_schemas(schema)]
 
     def find(self, schema: dict[str, Any], reference: str) -> Any:
-        """Return what a reference within a schema leads to.
+        """Return the target of a reference in a schema.
 
         Raises:
-            LookupError: It leads to nothing in this document.
+            LookupError: There is no such target in this document.
         """
         base = self._base_of.get(id(schema), "")
         url, fragment = urldefrag(urljoin(base, reference) if base else reference)
@@ -96,13 +96,13 @@ class References:
         else:
             found = self._pointed(self._resources[url], fragment, url)
         if not isinstance(found, (dict, bool)):
-            raise LookupError(f"{reference!r} leads to no schema")  # noqa: TRY004 - of a place
+            raise LookupError(f"{reference!r} does not refer to a schema")  # noqa: TRY004
         return found
 
     def _pointed(self, found: Any, pointer: str, url: str) -> Any:
-        """Return what a JSON pointer leads to within a resource; None where it leads to nothing."""
+        """Return the target of a JSON pointer in a resource, or None."""
         if pointer == "/" and isinstance(found, dict) and "" not in found:
-            return found  # written so by some, and meant for the root
+            return found  # some writers mean the root by this
         for part in pointer.split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             if isinstance(found, dict):
@@ -111,10 +111,10 @@ class References:
                 found = found[int(key)]
             else:
                 return None
-            if isinstance(found, dict):  # also where only a reference says that it is a schema
+            if isinstance(found, dict):  # a reference may make any dictionary a schema
                 self._base_of.setdefault(id(found), url)
         return found
 
     def is_dynamic(self, name: str) -> bool:
-        """Whether a dynamic reference may lead to several places."""
+        """Whether a dynamic reference may have several targets."""
         return len(self._dynamic.get(name, [])) > 1

@@ -1,7 +1,7 @@
-"""Nodes written as rules of llguidance's variant of Lark's syntax.
+"""Write nodes as grammar rules in llguidance's variant of Lark syntax.
 
-Every prefix that such a grammar allows begins a whole value: values that cannot be completed (a
-property that holds itself and is required, names that no string has) are left out beforehand.
+Every prefix that the grammar allows can be completed to a value. Values that cannot be completed (a
+required property that contains itself, names that no string can have) are left out.
 """
 
 from __future__ import annotations
@@ -36,18 +36,17 @@ _MAX_DEPTH = 1_000
 
 
 class UnsatisfiableError(ValueError):
-    """No value is in a schema."""
+    """No value satisfies a schema."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands between the parts of JSON.
+    """The punctuation and whitespace of JSON.
 
     Attributes:
-        comma: Between items and between properties.
-        colon: Between a name and its value.
-        blank: A regular expression of what else may stand once between any two parts; None for
-            nothing.
+        comma: Text between items and between properties.
+        colon: Text between a name and its value.
+        blank: A regular expression for optional whitespace between any two parts, or None.
     """
 
     comma: str = ","
@@ -55,7 +54,7 @@ class Layout:
     blank: str | None = None
 
     def terminals(self, prefix: str) -> list[str]:
-        """Return the terminals that stand for punctuation."""
+        """Return the terminals for punctuation."""
         blank = "" if self.blank is None else f"({self.blank})?"
 
         def line(name: str, text: str, *, before: bool = True, after: bool = True) -> str:
@@ -73,14 +72,14 @@ class Layout:
 
 @dataclass
 class _Form:
-    """One alternative of a node, as it is written: a terminal, or the parts of it.
+    """An alternative of a node in a form that can be written.
 
     Attributes:
-        leaf: A terminal's name or a rule's source; None for arrays and objects.
+        leaf: The name of a terminal or the source of a rule; None for arrays and objects.
         array: The array.
-        fields: Named properties of the object.
-        others: Its other properties.
         obj: The object.
+        fields: Named properties of the object.
+        others: Other properties of the object.
     """
 
     leaf: str | None = None
@@ -95,9 +94,9 @@ class Rules:
 
     Args:
         held: The schema.
-        name: Name of the first rule; those of all others begin with it.
-        layout: What stands between the parts.
-        is_empty: Whether what stands in a terminal matches nothing.
+        name: Name of the first rule, and prefix of the names of all others.
+        layout: Punctuation and whitespace.
+        is_empty: Whether a terminal expression matches nothing.
     """
 
     def __init__(
@@ -118,8 +117,8 @@ class Rules:
         """Return all rules and terminals.
 
         Raises:
-            UnsatisfiableError: No value is in the schema.
-            TooComplexError: It has more parts than a grammar is worth.
+            UnsatisfiableError: No value satisfies the schema.
+            TooComplexError: The schema is too complex for a grammar.
         """
         root = self._held.root
         self._find_forms(root)
@@ -139,7 +138,7 @@ class Rules:
         return [*self._lines, *ends, *self._layout.terminals(self._prefix)]
 
     def _check_depth(self) -> None:
-        """Refuse rules within rules that are deeper than the library's stack."""
+        """Refuse rules that are nested more deeply than the library's stack."""
         inner: dict[str, list[str]] = {}
         for line in self._lines:
             name, _, source = line.partition(": ")
@@ -154,9 +153,9 @@ class Rules:
                 seen.add(following)
                 path.append(iter(inner[following]))
                 if len(path) > _MAX_DEPTH:
-                    raise TooComplexError("`$ref`, `properties`: they are nested too deeply")
+                    raise TooComplexError("`$ref` or `properties` are nested too deeply")
 
-    # --- what there is to write ---
+    # --- forms ---
 
     def _key(self, node: Node) -> Any:
         if len(node) == 1 and isinstance(node[0], Reference):
@@ -173,7 +172,9 @@ class Rules:
                 continue
             self._forms[key] = forms = []
             for part in node:
-                alternatives = self._held.resolve(part) if isinstance(part, Reference) else (part,)
+                alternatives = (
+                    self._held.dereference(part) if isinstance(part, Reference) else (part,)
+                )
                 forms += [form for a in alternatives if (form := self._form(a)) is not None]
             for form in forms:
                 todo += self._children(form)
@@ -191,9 +192,9 @@ class Rules:
                 arr = Array(alternative.prefix, items, alternative.min_items, alternative.max_items)
                 return _Form(array=arr)
             case Object():
-                fields, others = laid_out(alternative, self._held.meets, self._held.resolve)
+                fields, others = laid_out(alternative, self._held.meets, self._held.dereference)
                 if others and alternative.min_properties > len(fields) + 1:
-                    raise TooComplexError("`minProperties`: a grammar does not compare names")
+                    raise TooComplexError("`minProperties`: a grammar cannot compare names")
                 named = [(t, o.node) for o in others if (t := self._key_terminal(o)) is not None]
                 return _Form(obj=alternative, fields=tuple(fields), others=tuple(named))
             case Reference():
@@ -250,7 +251,7 @@ class Rules:
         found = True
         while found:
             found = False
-            for key in reversed(self._forms):  # what is inside comes later
+            for key in reversed(self._forms):  # inner nodes come later
                 if key not in self._productive and any(map(self._can_end, self._forms[key])):
                     self._productive.add(key)
                     found = True
@@ -276,7 +277,7 @@ class Rules:
         return least <= num_fields + has_others
 
     def _why_none(self, node: Node) -> str:
-        """Return where a value cannot be completed."""
+        """Describe where a value cannot be completed."""
         path, seen = "#", set()
         while (key := self._key(node)) not in seen and self._forms[key]:
             seen.add(key)
@@ -290,9 +291,9 @@ class Rules:
                 return f"no number of properties is possible at {path}"
             path, node = f"{path}/{missing[0][0]}", missing[0][1]
         if self._forms[key]:
-            return f"what stands at {path} has no end"
+            return f"values at {path} would be infinitely deep"
         emptied = ", ".join(self._held.emptied[:3])
-        return f"nothing is possible at {path}" + (f" ({emptied})" if emptied else "")
+        return f"no value is possible at {path}" + (f" ({emptied})" if emptied else "")
 
     # --- rules ---
 

@@ -1,16 +1,16 @@
-"""Properties and items one after the other, with commas between them and none at the ends."""
+"""Rules for sequences of properties and items, separated by commas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Define = Callable[[str], str]  # gives a rule's source a name
+Define = Callable[[str], str]  # returns a name for the source of a rule
 
 _MAX_COUNTED = 200
 
 
 class UncountableError(ValueError):
-    """More properties or items than a grammar counts; the message says which."""
+    """There are too many properties or items to count; the message says which."""
 
 
 def properties(
@@ -20,14 +20,14 @@ def properties(
     comma: str,
     define: Define,
 ) -> tuple[str | None, bool]:
-    """Return what stands for the properties of an object, and whether there may be none.
+    """Return the rule source for the properties of an object, and whether there may be none.
 
     Args:
-        fields: Each named property, in order, and whether it must be there.
-        others: A property of another name, None if there are none.
-        counts: Least and greatest number of properties.
-        comma: What stands between two.
-        define: Gives a rule's source a name.
+        fields: Each named property, in order, and whether it is required.
+        others: A property with another name, or None.
+        counts: Minimum and maximum number of properties.
+        comma: The separator.
+        define: Returns a name for the source of a rule.
 
     Raises:
         UncountableError: There are too many properties to count.
@@ -54,13 +54,15 @@ def properties(
 
 
 def _nonempty(parts: list[tuple[str, str, bool]], define: Define) -> tuple[str, str]:
-    """Return what stands for some of the parts, and for some or none after a part before them.
+    """Return the source for at least one of the parts, and for any of them after another part.
 
-    Halves of halves: a rule for each part in a chain would be as deep as there are parts.
+    The parts are split recursively in halves, which keeps rules shallow; a chain of rules would be
+    as deep as there are parts.
 
     Args:
-        parts: What stands for each first of all, and after others; whether it must be there.
-        define: Gives a rule's source a name.
+        parts: The source of each part at the beginning and after others, and whether it is
+            required.
+        define: Returns a name for the source of a rule.
     """
     if len(parts) == 1:
         return parts[0][0], parts[0][1]
@@ -75,7 +77,7 @@ def _nonempty(parts: list[tuple[str, str, bool]], define: Define) -> tuple[str, 
 
 
 class _Counted:
-    """Properties of which there must be a number: one rule for each place and count."""
+    """Properties with a bounded count: one rule for each position and count."""
 
     def __init__(
         self,
@@ -90,11 +92,11 @@ class _Counted:
         self._cap = min(max(counts[0], counts[1] or 0, 1), len(fields) + 1)
         if len(fields) > _MAX_COUNTED:
             raise UncountableError(
-                f"`minProperties`, `maxProperties`: among more than {_MAX_COUNTED} properties"
+                f"`minProperties`, `maxProperties`: more than {_MAX_COUNTED} named properties"
             )
 
     def written(self) -> str | None:
-        """Return what stands for one property or more; None if there can be none."""
+        """Return the source for one property or more; None if there can be none."""
         most = self._counts[1]
         if most == 0:
             return None
@@ -115,12 +117,12 @@ class _Counted:
         return after[0]
 
     def _end(self, count: int) -> str | None:
-        """Return what may follow the last named property, where so many were written."""
+        """Return the source for what follows the last named property after `count` properties."""
         least, most = self._counts
         missing = least - count
         room = None if most is None else most - count
         if count == 0:
-            # With no property at all, this part is not asked for.
+            # The case without any property is handled elsewhere.
             if self._others is None or missing > 1 or room == 0:
                 return None
             most_after = None if room is None else room - 1
@@ -140,14 +142,14 @@ def items(
     comma: str,
     define: Define,
 ) -> tuple[str | None, bool]:
-    """Return what stands for the items of an array, and whether there may be none.
+    """Return the rule source for the items of an array, and whether there may be none.
 
     Args:
         prefix: The first items.
-        rest: Any further item, None if there are none.
-        counts: Least and greatest number of items.
-        comma: What stands between two.
-        define: Gives a rule's source a name.
+        rest: Any further item, or None.
+        counts: Minimum and maximum number of items.
+        comma: The separator.
+        define: Returns a name for the source of a rule.
 
     Raises:
         UncountableError: There are too many items to count.
@@ -155,7 +157,7 @@ def items(
     least, most = counts
     most_prefix = len(prefix) if most is None else min(len(prefix), most)
     if most_prefix > max(_MAX_COUNTED, least):
-        raise UncountableError(f"`prefixItems`: more than {_MAX_COUNTED} that may be left out")
+        raise UncountableError(f"`prefixItems`: more than {_MAX_COUNTED} optional items")
     after = ""
     more = None if most is None else most - len(prefix)
     if rest is not None and (more is None or more > 0):

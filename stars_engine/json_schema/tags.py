@@ -1,4 +1,4 @@
-"""The property that tells the branches of a union apart."""
+"""Find the property that distinguishes the branches of a union."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from stars_engine.json_schema.references import References
 
 
 def tag_of(schema: dict[str, Any], branches: list[Any], references: References) -> str | None:
-    """Return the name of a property that every value of a branch is to have; None for none.
+    """Return the name of a property that every branch must have, or None.
 
-    It is what a `discriminator` names, or else a property that has other values in each branch:
-    without it, nothing would tell to which branch a value belongs.
+    This is the property that `discriminator` names, or else a property with different values in
+    each branch. Without it, the branch of a value could be ambiguous.
     """
     named = schema.get("discriminator")
     if isinstance(named, dict) and isinstance(named.get("propertyName"), str):
@@ -26,7 +26,7 @@ def tag_of(schema: dict[str, Any], branches: list[Any], references: References) 
 
 
 def _tags(branch: Any, references: References, depth: int) -> dict[str, frozenset[str]]:
-    """Return which properties of a branch have one of few values, and which values."""
+    """Return the properties of a branch with a fixed set of values, and these values."""
     branch = _target(branch, references)
     if depth > 8:
         return {}
@@ -47,7 +47,7 @@ def _tags(branch: Any, references: References, depth: int) -> dict[str, frozense
 
 
 def _target(schema: Any, references: References) -> dict[str, Any]:
-    """Return a schema, or what it refers to and nothing else."""
+    """Return a schema, or its target if it is only a reference."""
     for _ in range(8):
         if not isinstance(schema, dict):
             return {}

@@ -1,4 +1,4 @@
-"""Keywords that speak of values of one type."""
+"""Read keywords that constrain values of one type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stars_engine.json_schema.values import MalformedError, count, list_of, mapp
 
 if TYPE_CHECKING:
     from stars_engine.json_schema.held import Place
-    from stars_engine.json_schema.reading import Reader
+    from stars_engine.json_schema.reading import SchemaReader
 
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _STRINGS = ("minLength", "maxLength", "pattern", "format")
@@ -39,7 +39,7 @@ _OBJECTS = (
 )
 KEYWORDS = {"type", *_NUMBERS, *_STRINGS, *_ARRAYS, *_OBJECTS}
 _TYPES = ("null", "boolean", "number", "string", "array", "object")
-# What may evaluate properties and items of the same value.
+# Keywords that may evaluate properties and items of the same value.
 IN_PLACE = (
     "allOf",
     "anyOf",
@@ -55,22 +55,22 @@ IN_PLACE = (
 
 
 class TypedKeywords:
-    """Reads the keywords of a schema that speak of values of one type.
+    """Reads the keywords of a schema that constrain values of one type.
 
     Args:
-        reader: Reads the schemas within.
+        reader: Reads the inner schemas.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: SchemaReader) -> None:
         self._reader = reader
 
     def read(self, schema: dict[str, Any], place: Place, *, is_open: bool) -> Node:
-        """Return the values of the types of a schema, as far as these keywords say.
+        """Return the values that these keywords allow.
 
         Args:
             schema: The schema.
-            place: Where it stands.
-            is_open: Whether objects may have other properties than those that are named.
+            place: Its location.
+            is_open: Whether objects may have properties that are not named.
         """
         named = schema.get("type", list(_TYPES))
         found: list[Alternative] = []
@@ -119,7 +119,7 @@ class TypedKeywords:
     def _array(self, schema: dict[str, Any], place: Place) -> Node:
         first, rest = schema.get("prefixItems", []), schema.get("items")
         keys = ("prefixItems", "items")
-        if isinstance(rest, list):  # as drafts before 2020-12 have it
+        if isinstance(rest, list):  # the form of earlier drafts
             first, rest, keys = rest, schema.get("additionalItems"), ("items", "additionalItems")
         if rest is None and not any(name in schema for name in IN_PLACE):
             rest = schema.get("unevaluatedItems")
@@ -168,22 +168,22 @@ class TypedKeywords:
         return self._counted(self._required(obj, schema, place), schema, place)
 
     def _required(self, obj: Object, schema: dict[str, Any], place: Place) -> Object:
-        """Return objects that have the properties that are asked for."""
+        """Add the required properties to an object node."""
         required: list[str] = []
         properties = dict(obj.properties)
         with self._reader.noting(place, "required"):
             required = list_of(schema.get("required", []))
             for name in required:
                 if not isinstance(name, str):
-                    raise MalformedError(f"{name!r} is no name")
+                    raise MalformedError(f"{name!r} is not a name")
                 if obj.additional is None and name not in properties:
-                    # A name that is asked for is named, though nothing is said of it.
+                    # A required property is a named one, even without a schema.
                     opened = replace(obj, is_open=True)
                     properties[name] = self._reader.meets.property_of(opened, name)
         return replace(obj, properties=properties, required=tuple(dict.fromkeys(required)))
 
     def _counted(self, obj: Object, schema: dict[str, Any], place: Place) -> Object:
-        """Return objects with as many properties, and such names, as is said."""
+        """Add the limits on the number and the names of properties to an object node."""
         if "propertyNames" in schema:
             names = self._reader.node(schema["propertyNames"], place.at("propertyNames"))
             obj = replace(obj, names=None if names is ANY else names)

@@ -1,4 +1,4 @@
-"""Numbers and strings of a schema's keywords, read as nodes."""
+"""Read the values of keywords for numbers and strings as nodes."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from stars_engine.json_schema.patterns import Pattern
 
 
 class MalformedError(ValueError):
-    """A keyword's value is not one that JSON Schema allows."""
+    """The value of a keyword is invalid in JSON Schema, or not supported."""
 
 
 def count(value: Any) -> int:
-    """Return a length or a number of things.
+    """Return a length or a count.
 
     Raises:
-        MalformedError: It is none.
+        MalformedError: The value is not a non-negative integer.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value) >= 0:
         return int(value)
-    raise MalformedError(f"{value!r} is no count")
+    raise MalformedError(f"{value!r} is not a non-negative integer")
 
 
 def number_of(value: Any) -> Fraction:
-    """Return a number exactly as it is written.
+    """Return a number exactly as written.
 
     Raises:
-        MalformedError: It is none.
+        MalformedError: The value is not a number.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return fraction(value)
-    raise MalformedError(f"{value!r} is no number")
+    raise MalformedError(f"{value!r} is not a number")
 
 
 def number(keyword: str, value: Any, schema: Mapping[str, Any]) -> Number:
-    """Return the numbers that one keyword allows.
+    """Return the numbers that a keyword allows.
 
     Raises:
-        MalformedError: Its value is not one that JSON Schema allows.
+        MalformedError: The value of the keyword is invalid.
     """
-    if isinstance(value, bool) and keyword.startswith("exclusive"):  # as draft 4 has it
+    if isinstance(value, bool) and keyword.startswith("exclusive"):  # the form of draft 4
         bound = "minimum" if keyword == "exclusiveMinimum" else "maximum"
         return number(keyword, schema[bound], schema) if value and bound in schema else Number()
     amount = number_of(value)
@@ -64,39 +64,39 @@ def number(keyword: str, value: Any, schema: Mapping[str, Any]) -> Number:
 
 
 def string(keyword: str, value: Any, *, with_formats: bool) -> String:
-    """Return the strings that one keyword allows.
+    """Return the strings that a keyword allows.
 
     Raises:
-        MalformedError: Its value is not one that JSON Schema allows.
-        UnheldPatternError: A regular expression that no grammar holds.
+        MalformedError: The value of the keyword is invalid.
+        UnheldPatternError: A grammar cannot express the regular expression.
     """
     if keyword == "minLength":
         return String(min_length=count(value))
     if keyword == "maxLength":
         return String(max_length=count(value))
     if not isinstance(value, str):
-        raise MalformedError(f"{value!r} is no string")
+        raise MalformedError(f"{value!r} is not a string")
     source = value if keyword == "pattern" else pattern_of(value) if with_formats else None
     return String() if source is None else String(patterns=(Pattern(source),))
 
 
 def list_of(value: Any) -> list[Any]:
-    """Return a list.
+    """Return a value if it is a list.
 
     Raises:
-        MalformedError: It is none.
+        MalformedError: The value is not a list.
     """
     if not isinstance(value, list):
-        raise MalformedError(f"{value!r} is no list")
+        raise MalformedError(f"{value!r} is not a list")
     return value
 
 
 def mapping_of(value: Any) -> dict[str, Any]:
-    """Return a mapping.
+    """Return a value if it is a mapping.
 
     Raises:
-        MalformedError: It is none.
+        MalformedError: The value is not a mapping.
     """
     if not isinstance(value, dict):
-        raise MalformedError(f"{value!r} is no mapping")
+        raise MalformedError(f"{value!r} is not a mapping")
     return value

@@ -1,1 +1,1 @@
-"""JSON schemas as dictionaries, in the formats of vendors and in pieces."""
+"""Read JSON schemas from dictionaries in the formats of several vendors."""

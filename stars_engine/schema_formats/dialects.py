@@ -1,4 +1,4 @@
-"""Vendors' own ways to write a schema, as JSON schema has them."""
+"""Convert vendor-specific schema dialects to JSON Schema."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ _SNAKE = {
     "property_ordering": "propertyOrdering",
 }
 _SIZES = tuple(name for name in _SNAKE.values() if name.startswith(("min", "max")))
-_OF_NUMBERS = ("float", "double", "int32", "int64", "enum")  # formats that say nothing here
+_OF_NUMBERS = ("float", "double", "int32", "int64", "enum")  # formats that add no constraint
 
 
 def as_json_schema(schema: Mapping[str, Any], owner: str = "", path: str = "") -> dict[str, Any]:
-    """Return a schema with types in small letters: Gemini's as JSON schema has it, others as is.
+    """Convert a Gemini schema, with types in capitals, to JSON Schema; return others unchanged.
 
     Raises:
-        ConfigError: A type is unknown, or it is nested too deep to be read.
+        ConfigError: A type is unknown, or the schema is nested too deeply.
     """
     try:
         return _read(schema, owner, path)
     except RecursionError:
-        message = "it is nested too deep. Hint: name its parts in $defs, and refer to them"
+        message = (
+            "the schema is nested too deeply. Hint: define its parts in $defs and refer to them"
+        )
         raise problem(owner, path, message) from None
 
 
@@ -57,10 +59,11 @@ def _of_gemini(schema: dict[str, Any], owner: str, path: str) -> dict[str, Any]:
         kind = str(getattr(kind, "value", kind)).lower()
         if kind not in TYPES:
             allowed = ", ".join(name.upper() for name in TYPES)
-            raise problem(owner, at(path, "type"), f"{kind!r} is no type. Allowed: {allowed}")
+            message = f"unknown type {kind!r}; expected one of {allowed}"
+            raise problem(owner, at(path, "type"), message)
         made["type"] = kind
     for key in _SIZES:
-        if isinstance(made.get(key), str):  # as protobuf writes 64-bit integers
+        if isinstance(made.get(key), str):  # protobuf writes 64-bit integers as strings
             made[key] = int(made[key]) if made[key].isdecimal() else made[key]
     if made.get("format") in _OF_NUMBERS:
         del made["format"]
@@ -105,23 +108,24 @@ _PYTHON_TYPES = {
 
 
 def of_cohere(given: Any, owner: str, path: str) -> dict[str, Any]:
-    """Return a schema of parameters as Cohere's first version has them.
+    """Return a JSON schema for parameters in the format of version 1 of Cohere's API.
 
     Raises:
-        ConfigError: They are none, or a type is unknown.
+        ConfigError: The parameters are invalid, or a type is unknown.
     """
     if given is None:
         return {"type": "object", "properties": {}}
     if not isinstance(given, Mapping) or not all(
         isinstance(part, Mapping) for part in given.values()
     ):
-        raise problem(owner, path, "parameters are a mapping of names to their definitions")
+        raise problem(owner, path, "parameters must be a mapping of names to definitions")
     properties = {}
     for name, part in given.items():
         others = set(part) - {"type", "description", "required"}
         if others:
             message = (
-                f"{min(others)!r} is no key of a parameter. Allowed: type, description, required"
+                f"unknown key {min(others)!r} of a parameter; expected type, description or "
+                "required"
             )
             raise problem(owner, at(path, name), message)
         about = {"description": part["description"]} if part.get("description") else {}
@@ -137,12 +141,13 @@ def _of_python(kind: Any, owner: str, path: str) -> dict[str, Any]:
     is_whole = not bracket or (rest.endswith("]") and found in ("array", "object"))
     if found is None or not is_whole:
         allowed = "str, int, float, bool, list, dict, List[...], Dict[str, ...]"
-        raise problem(owner, at(path, "type"), f"{kind!r} is no type. Allowed: {allowed}")
+        message = f"unknown type {kind!r}; expected one of {allowed}"
+        raise problem(owner, at(path, "type"), message)
     if not bracket:
         return {"type": found}
     if found == "array":
         return {"type": found, "items": _of_python(arguments, owner, path)}
     key, comma, inner = arguments.partition(",")
     if key.strip() != "str" or not comma:
-        raise problem(owner, at(path, "type"), f"{kind!r} has keys that are no text")
+        raise problem(owner, at(path, "type"), f"the keys of {kind!r} must be str")
     return {"type": found, "additionalProperties": _of_python(inner, owner, path)}

@@ -1,4 +1,4 @@
-"""Parts of a JSON schema: its words, the schemas within it, its definitions."""
+"""Parts of a JSON schema: keywords, inner schemas and definitions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SINGLE = (
 
 
 def problem(owner: str, path: str, message: str) -> ConfigError:
-    """Return an error that names the place in what was given."""
+    """Return an error with the path of the invalid part."""
     return ConfigError(owner, [Problem(path, message)])
 
 
@@ -48,16 +48,16 @@ def at(path: str, key: str) -> str:
 
 
 def rooted(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema that describes its value itself, where it only refers to a definition.
+    """Inline the definition if a schema is only a reference to it.
 
-    Recursive models are told as `{"$ref": ..., "$defs": ...}`, and chat templates look for
+    pydantic writes recursive models as `{"$ref": ..., "$defs": ...}`, but chat templates read
     `properties`. All references stay valid.
     """
     seen: set[str] = set()
     while (name := _root_reference(schema)) is not None and name not in seen:
         seen.add(name)
-        _, place, key = name.split("/", 2)
-        target = schema.get(place, {}).get(key)
+        _, table, key = name.split("/", 2)
+        target = schema.get(table, {}).get(key)
         if not isinstance(target, dict):
             break
         rest = {name: part for name, part in schema.items() if name not in ("$ref", "allOf")}
@@ -66,33 +66,33 @@ def rooted(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def referred(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema without the definitions that nothing in it refers to."""
-    places = [place for place in ("$defs", "definitions") if isinstance(schema.get(place), dict)]
+    """Remove definitions that nothing in the schema refers to."""
+    tables = [key for key in ("$defs", "definitions") if isinstance(schema.get(key), dict)]
     kept: set[str] = set()
-    waiting = [{name: part for name, part in schema.items() if name not in places}]
+    waiting = [{name: part for name, part in schema.items() if name not in tables}]
     while waiting:
         for reference in _references(waiting.pop()):
-            for place in places:
-                name = reference.removeprefix(f"#/{place}/").replace("~1", "/").replace("~0", "~")
-                found = schema[place].get(name) if name != reference else None
+            for table in tables:
+                name = reference.removeprefix(f"#/{table}/").replace("~1", "/").replace("~0", "~")
+                found = schema[table].get(name) if name != reference else None
                 if found is not None and reference not in kept:
                     waiting.append(found)
                 kept |= {reference} if found is not None else set()
     changed = dict(schema)
-    for place in places:
+    for table in tables:
         named = {
             name: part
-            for name, part in schema[place].items()
-            if f"#/{place}/" + name.replace("~", "~0").replace("/", "~1") in kept
+            for name, part in schema[table].items()
+            if f"#/{table}/" + name.replace("~", "~0").replace("/", "~1") in kept
         }
-        changed = {**changed, place: named}
+        changed = {**changed, table: named}
         if not named:
-            del changed[place]
+            del changed[table]
     return changed
 
 
 def without_titles(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema without the titles of its parts, which cost tokens and tell names twice."""
+    """Remove the titles of parts, which cost tokens and only repeat names."""
     if "title" in schema:
         schema = {name: part for name, part in schema.items() if name != "title"}
     return mapped(schema, without_titles)
@@ -101,7 +101,7 @@ def without_titles(schema: dict[str, Any]) -> dict[str, Any]:
 def mapped(
     schema: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return a schema with the schemas right within it changed; values such as `const` stay."""
+    """Apply a change to the schemas directly inside a schema; values such as `const` stay."""
     made: dict[str, Any] = {}
     for key, part in schema.items():
         if key in _BY_NAME and isinstance(part, Mapping):
@@ -120,7 +120,7 @@ def _changed(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> 
 
 
 def _root_reference(schema: Mapping[str, Any]) -> str | None:
-    """Return the definition that a schema is nothing but a reference to."""
+    """Return the reference if a schema consists only of a reference to a definition."""
     parts = schema.get("allOf")
     only = schema
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping):

@@ -1,4 +1,4 @@
-"""JSON schemas and tools as vendors wrap them: one reading for all who are given a dictionary."""
+"""Read JSON schemas and tools from the wrappings of several vendors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from stars_engine.errors import PromptError
 from stars_engine.schema_formats.dialects import as_json_schema, of_cohere
 from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, TYPES, at, problem, rooted
 
-# Keys that hold the schema of a tool's arguments, or of an answer, beside a name and other facts:
-# OpenAI, MCP, Anthropic and Bedrock, Gemini, LangChain, in both spellings.
+# Keys for the schema of a tool's arguments or of an answer, next to a name and other facts: OpenAI,
+# MCP, Anthropic, Bedrock, Gemini and LangChain, in both spellings.
 _HOLDERS = (
     "parameters",
     "inputSchema",
@@ -27,7 +27,7 @@ _HOLDERS = (
     "response_json_schema",
 )
 _COHERE = ("parameter_definitions", "parameterDefinitions")
-# Keys that hold one of these formats as a whole.
+# Keys whose values are one of these formats.
 _ENVELOPES = (
     "function",
     "toolSpec",
@@ -39,10 +39,10 @@ _ENVELOPES = (
     "responseFormat",
 )
 _LISTS = ("functionDeclarations", "function_declarations")
-_EMPTY = frozenset({*_HOLDERS, *_COHERE})  # where a dictionary is read that holds nothing
-# What such a dictionary may say besides.
+_EMPTY = frozenset({*_HOLDERS, *_COHERE})  # keys that may be null
+# Other keys of such a dictionary.
 _FACTS = frozenset({"name", "title", "description", "strict", "type"})
-# Facts that change nothing here: of MCP, Anthropic and Gemini.
+# Keys of MCP, Anthropic and Gemini that have no effect here.
 _OTHER_FACTS = frozenset(
     {
         "_meta",
@@ -74,13 +74,13 @@ ALLOWED = (
 
 @dataclass(frozen=True, slots=True)
 class NamedSchema:
-    """A JSON schema, and what its wrapping says of it.
+    """A JSON schema, with the facts in its wrapping.
 
     Attributes:
-        schema: The schema; None for a tool that takes no arguments.
-        name: What it is called; empty where nothing says that.
-        description: What it is for.
-        strict: Whether objects have named properties only; None where nothing says that.
+        schema: The schema; None for a tool without arguments.
+        name: The name; empty if not given.
+        description: The purpose; empty if not given.
+        strict: Whether objects have only named properties; None if not given.
     """
 
     schema: dict[str, Any] | None
@@ -93,33 +93,33 @@ class NamedSchema:
         about = {"name": self.name, "description": self.description}
         parameters: dict[str, Any] = {"type": "object", "properties": {}}
         if self.schema is not None and self.schema.keys() & KEYWORDS:
-            told = {"title": self.name, "description": self.description}
+            repeated = {"title": self.name, "description": self.description}
             parameters = rooted(self.schema)
             parameters = {
                 name: part
                 for name, part in parameters.items()
-                if name not in told or part != told[name]
+                if name not in repeated or part != repeated[name]
             }
         return {"type": "function", "function": {**about, "parameters": parameters}}
 
 
 def read_schema(value: Mapping[str, Any], *, owner: str = "schema") -> NamedSchema:
-    """Return the JSON schema that a dictionary is or holds.
+    """Return the JSON schema that a dictionary is or contains.
 
     Args:
         value: A JSON schema, or a wrapping of one.
-        owner: What errors call it.
+        owner: The name of the value in errors.
 
     Raises:
-        ConfigError: It is neither, or holds several, or none.
+        ConfigError: The dictionary contains no schema, or several.
     """
     found = _read(value, owner, "")
     if len(found) != 1:
-        raise problem(owner, "", f"{len(found)} schemas are given, and one is needed")
+        raise problem(owner, "", f"expected one schema, got {len(found)}")
     [one] = found
     if one.schema is None:
         keys = ", ".join(map(repr, value))
-        raise problem(owner, "", f"there is no schema in it, only {keys}. Allowed: {ALLOWED}")
+        raise problem(owner, "", f"there is no schema, only {keys}. Allowed: {ALLOWED}")
     return one
 
 
@@ -127,24 +127,24 @@ def read_tools(value: Mapping[str, Any], *, owner: str = "tools") -> list[NamedS
     """Return the tools that a dictionary describes: one, or a list of Gemini's declarations.
 
     Args:
-        value: A tool of any vendor, or a JSON schema with a title.
-        owner: What errors call it.
+        value: A tool in the format of any vendor, or a JSON schema with a title.
+        owner: The name of the value in errors.
 
     Raises:
-        PromptError: The tool is one that its provider runs.
-        ConfigError: It is no tool, or has no name.
+        PromptError: The tool runs on its provider's servers.
+        ConfigError: The dictionary is not a tool, or has no name.
     """
     _refuse_hosted(value)
     found = _read(value, owner, "")
     for tool in found:
         if not tool.name:
-            message = "a tool needs a name. Hint: 'name' beside the schema, or 'title' in it"
+            message = "a tool needs a name. Hint: add 'name' next to the schema, or 'title' in it"
             raise problem(owner, "name", message)
     return found
 
 
 def is_wrapped(value: Mapping[str, Any]) -> bool:
-    """Whether a dictionary has a vendor's wrapping, other than that of an OpenAI function."""
+    """Whether a dictionary has the wrapping of a vendor other than that of an OpenAI function."""
     keys = {*_EMPTY, *_ENVELOPES, *_LISTS} - {"parameters"}
     return bool(keys & value.keys()) or value.get("type") in ("function", "custom")
 
@@ -154,17 +154,17 @@ def is_wrapped(value: Mapping[str, Any]) -> bool:
 
 def _read(value: Any, owner: str, path: str) -> list[NamedSchema]:
     if not isinstance(value, Mapping):
-        message = f"{type(value).__name__} is no schema. Allowed: {ALLOWED}"
+        message = f"{type(value).__name__} is not a schema. Allowed: {ALLOWED}"
         raise problem(owner, path, message)
     if any(not isinstance(key, str) for key in value):
-        raise problem(owner, path, "keys of a schema are text")
+        raise problem(owner, path, "the keys of a schema must be strings")
     for key in (*_LISTS, *_ENVELOPES):
         if (found := _in_envelope(value, key, owner, path)) is not None:
             return found
     held = [key for key in (*_HOLDERS, *_COHERE) if value.get(key) is not None]
     if len(held) > 1:
         names = " and ".join(map(repr, held))
-        raise problem(owner, path, f"{names} are both schemas. Hint: give one of them")
+        raise problem(owner, path, f"{names} are both schemas. Hint: give only one of them")
     if held:
         return [_beside_facts(value, held[0], owner, path)]
     return [_bare(value, owner, path)]
@@ -173,7 +173,7 @@ def _read(value: Any, owner: str, path: str) -> list[NamedSchema]:
 def _in_envelope(
     value: Mapping[str, Any], key: str, owner: str, path: str
 ) -> list[NamedSchema] | None:
-    """Return what stands in an envelope; None if there is none of this name."""
+    """Return the schemas in an envelope; None if there is no envelope with this name."""
     inner, inside = value.get(key), at(path, key)
     if key in _LISTS and isinstance(inner, list | tuple):
         _refuse_others(value, {key}, owner, path)
@@ -188,7 +188,7 @@ def _in_envelope(
 
 
 def _beside_facts(value: Mapping[str, Any], key: str, owner: str, path: str) -> NamedSchema:
-    """Return the schema that a key holds, with the facts that stand beside it."""
+    """Return the schema under a key, with the facts next to it."""
     _refuse_others(value, {*_HOLDERS, *_COHERE, *_FACTS, *_OTHER_FACTS}, owner, path)
     _refuse_type(value, owner, path)
     if key in _COHERE:
@@ -199,52 +199,54 @@ def _beside_facts(value: Mapping[str, Any], key: str, owner: str, path: str) -> 
 
 
 def _held(value: Mapping[str, Any], key: str, owner: str, path: str) -> dict[str, Any]:
-    """Return the schema that a key holds."""
+    """Return the schema under a key."""
     inner, path = value[key], at(path, key)
     if isinstance(inner, Mapping) and set(inner) == {"json"}:  # Bedrock
         inner, path = inner["json"], at(path, "json")
     if not isinstance(inner, Mapping):
-        hint = "json.loads(...) of it" if isinstance(inner, str) else "a JSON schema as a dict"
-        message = f"{type(inner).__name__} is no schema. Hint: {hint}"
+        is_text = isinstance(inner, str)
+        hint = "parse it with json.loads(...)" if is_text else "give a JSON schema as a dict"
+        message = f"{type(inner).__name__} is not a schema. Hint: {hint}"
         raise problem(owner, path, message)
     if not inner and key in ("parameters", "inputSchema", "input_schema"):
-        return {"type": "object", "properties": {}}  # how many write a tool without arguments
+        return {"type": "object", "properties": {}}  # a common form of a tool without arguments
     schema = _bare(inner, owner, path).schema
     if schema is None:
-        raise problem(owner, path, "there is a name in it and no schema")
+        raise problem(owner, path, "there is a name, but no schema")
     return schema
 
 
 def _bare(value: Mapping[str, Any], owner: str, path: str) -> NamedSchema:
-    """Return a schema that stands by itself, or with a name and no arguments."""
+    """Return a schema without a wrapping, or a tool with a name and no arguments."""
     schema = {key: part for key, part in value.items() if key not in ("name", "strict")}
     schema = {key: part for key, part in schema.items() if key not in _EMPTY}
     name, description, strict = _facts(value, schema, owner, path)
     schema = as_json_schema(schema, owner, path)
-    told = _is_schema(schema, owner, path)
-    if not told and "name" in value and set(schema) <= {*_FACTS, *_OTHER_FACTS}:
+    is_schema = _is_schema(schema, owner, path)
+    if not is_schema and "name" in value and set(schema) <= {*_FACTS, *_OTHER_FACTS}:
         _refuse_type(value, owner, path)
         return NamedSchema(None, name, description, strict)
-    if not told:
-        keys = ", ".join(map(repr, value)) or "nothing"
-        message = f"a dictionary of {keys} is no JSON schema, and none is known to be in it"
+    if not is_schema:
+        keys = ", ".join(map(repr, value)) or "no keys"
+        message = f"a dictionary with {keys} is not a JSON schema and does not contain one"
         raise problem(owner, path, f"{message}. Allowed: {ALLOWED}")
     for key in schema.keys() - KEYWORDS - ANNOTATIONS:
         if isinstance(schema[key], Mapping) and _looks_like_schema(schema[key]):
             message = (
-                "a schema beside a schema, in a key that no format has. Hint: leave it out, or "
-                "give it alone"
+                "this unknown key contains a schema next to another schema. Hint: remove the key, "
+                "or pass its schema alone"
             )
             raise problem(owner, at(path, key), message)
     return NamedSchema(schema, name, description, strict)
 
 
 def _is_schema(value: Mapping[str, Any], owner: str, path: str) -> bool:
-    """Whether a dictionary says something in JSON schema's own words."""
+    """Whether a dictionary has keywords of JSON Schema."""
     kind = value.get("type")
     if isinstance(kind, str) and kind not in (*TYPES, *_WRAPPING_TYPES):
         allowed = ", ".join(TYPES)
-        raise problem(owner, at(path, "type"), f"{kind!r} is no type. Allowed: {allowed}")
+        message = f"unknown type {kind!r}; expected one of {allowed}"
+        raise problem(owner, at(path, "type"), message)
     if isinstance(kind, str) and kind in _WRAPPING_TYPES:
         return False
     return bool(set(value) & KEYWORDS) or ("title" in value and set(value) <= ANNOTATIONS)
@@ -266,11 +268,11 @@ def _facts(
         elif key == "description" and fact is None:
             fact = schema.get("description")
         if fact is not None and not isinstance(fact, str):
-            raise problem(owner, at(path, key), f"text is needed, and this is {fact!r}")
+            raise problem(owner, at(path, key), f"expected a string, got {fact!r}")
         facts.append(fact or "")
     strict = value.get("strict")
     if strict is not None and not isinstance(strict, bool):
-        raise problem(owner, at(path, "strict"), f"{strict!r} is not allowed; true or false")
+        raise problem(owner, at(path, "strict"), f"expected true or false, got {strict!r}")
     return facts[0], facts[1], strict
 
 
@@ -278,18 +280,18 @@ def _facts(
 
 
 def _refuse_others(value: Mapping[str, Any], allowed: set[str], owner: str, path: str) -> None:
-    """Refuse keys that no format has: what they would change is not known."""
+    """Refuse keys that no format has, because their meaning is unknown."""
     others = [key for key in value if key not in allowed and not key.startswith("x-")]
     if others:
         key = others[0]
-        message = "no format has this key beside a schema. Hint: leave it out, or give the schema"
-        raise problem(owner, at(path, key), f"{message} alone. Allowed: {ALLOWED}")
+        message = "unknown key next to a schema. Hint: remove the key, or pass the schema alone"
+        raise problem(owner, at(path, key), f"{message}. Allowed: {ALLOWED}")
 
 
 def _refuse_type(value: Mapping[str, Any], owner: str, path: str) -> None:
     kind = value.get("type")
     if kind is not None and kind not in _WRAPPING_TYPES:
-        message = f"{kind!r} is no wrapping of a schema. Allowed: {', '.join(_WRAPPING_TYPES)}"
+        message = f"unknown wrapping type {kind!r}; expected one of {', '.join(_WRAPPING_TYPES)}"
         raise problem(owner, at(path, "type"), message)
 
 
@@ -297,10 +299,10 @@ _HOSTED = ("googleSearch", "google_search", "codeExecution", "code_execution", "
 
 
 def _refuse_hosted(value: Mapping[str, Any]) -> None:
-    """Refuse tools that run at their provider.
+    """Refuse tools that run on their provider's servers.
 
     Raises:
-        PromptError: It is one.
+        PromptError: The tool is one of them.
     """
     kind = value.get("type")
     known = kind is None or isinstance(kind, list) or str(kind).lower() in TYPES
@@ -310,5 +312,5 @@ def _refuse_hosted(value: Mapping[str, Any]) -> None:
     if is_hosted or has_text or named is not None:
         raise PromptError(
             f"the tool {(named or value.get('name') or kind)!r} runs on its provider's servers, "
-            "and this model runs here. Hint: a function, a pydantic model or a BaseTool"
+            "but this model runs locally. Hint: use a function, a pydantic model or a BaseTool"
         )

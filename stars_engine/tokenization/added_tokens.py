@@ -1,9 +1,9 @@
-"""Added tokens of a tokenizer: which ones only a template may write, and text encoded without them.
+"""Sort the added tokens of a tokenizer, and encode text without tokens that only templates write.
 
 A tokenizer finds its added tokens anywhere in a text. Most of them structure a conversation:
-`<|im_end|>` ends a turn, `<tool_call>` begins a call. Whether the tokenizer calls such a token
-*special* only says whether decoding leaves it out. Typed by a user, or found in a document, it has
-to be text in either case. Other added tokens are ordinary vocabulary: words, characters, blanks.
+`<|im_end|>` ends a message, `<tool_call>` begins a call. Whether such a token is *special* only
+determines whether decoding omits it. Typed by a user or quoted in a document, it must be text in
+either case. Other added tokens are ordinary vocabulary: words, characters, blanks.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 _BRACKETED = re.compile(r"\s*(<.+>|\[.+\])\s*", re.DOTALL)
-_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what byte fallback writes
-# Stands before a template's tokens while a text is encoded. Noncharacters: in no ordinary text.
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # the form of byte-fallback tokens
+# Precedes a template's tokens during encoding. Noncharacters do not occur in ordinary text.
 _MARK = "\ufdef\ufdee"
 
 
 @dataclass(frozen=True, slots=True)
 class AddedTokens:
-    """The added tokens of one tokenizer, sorted by who may write them.
+    """The added tokens of a tokenizer, sorted by who may write them.
 
     Attributes:
-        control: Tokens that have no text: decoding leaves them out. By their ids.
-        reserved: Tokens that only templates write, the control tokens among them.
-        everyday: Ids of `control` that ordinary text has too: of unknown words, of single bytes.
-        words: Tokens that the vocabulary got on top of its own pieces, and that read as they are.
+        control: Tokens without text, which decoding omits, by id.
+        reserved: Tokens that only templates write, including the control tokens, by id.
+        everyday: Ids in `control` that also occur in ordinary text: unknown words, single bytes.
+        words: Tokens added to the vocabulary that decode to their names, by id.
     """
 
     control: dict[int, str]
@@ -100,12 +100,12 @@ def _roles(tokenizer: Any) -> dict[str, set[str]]:
 
 
 def _is_ordinary(name: str, roles: set[str]) -> bool:
-    """Whether a special token can be ordinary text all the same: a character, or padding."""
+    """Whether a special token can also be ordinary text: a character, or the padding token."""
     return not _BRACKETED.fullmatch(name) and (len(name) == 1 or roles == {"pad_token"})
 
 
 def _is_piece(tokenizer: Any, name: str, own: frozenset[str]) -> bool:
-    """Whether text has a token without anybody's looking for it."""
+    """Whether ordinary text is encoded to this token without the added token."""
     if name in own:
         return True
     plain = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -121,13 +121,13 @@ def _is_reserved(name: str, written: Sequence[str], own: frozenset[str]) -> bool
 
 
 def _is_word(name: str) -> bool:
-    """Whether a token is a blank, a character or words, which templates and people write alike."""
-    bare = name.strip()
-    return len(bare) < 2 or all(letter.isalnum() or letter in "_ \t\n" for letter in bare)
+    """Whether a token is a blank, a character or words, which users also write."""
+    stripped = name.strip()
+    return len(stripped) < 2 or all(letter.isalnum() or letter in "_ \t\n" for letter in stripped)
 
 
 def own_vocabulary(tokenizer: Any) -> frozenset[str]:
-    """Return the pieces that a tokenizer has without its added tokens."""
+    """Return the vocabulary of a tokenizer without its added tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return frozenset(backend.get_vocab(with_added_tokens=False))
@@ -137,7 +137,7 @@ def own_vocabulary(tokenizer: Any) -> frozenset[str]:
 
 
 def _written_by_template(tokenizer: Any) -> list[str]:
-    """Return the text in a tokenizer's chat templates: what they write, not how they decide."""
+    """Return the literal text in a tokenizer's chat templates, without their logic."""
     template = getattr(tokenizer, "chat_template", None) or ""
     sources = list(template.values()) if isinstance(template, dict) else [template]
     texts: list[str] = []
@@ -147,21 +147,21 @@ def _written_by_template(tokenizer: Any) -> list[str]:
 
 
 def template_words(source: str) -> list[tuple[str, str]]:
-    """Return the tokens of a Jinja template with their kinds; strings as they read.
+    """Return the tokens of a Jinja template with their kinds, and strings unquoted.
 
-    Of a template that is none, all of it counts as text.
+    If the template is invalid, all of it counts as text.
     """
     try:
-        from jinja2 import Environment  # noqa: PLC0415 - as transformers has it
+        from jinja2 import Environment  # noqa: PLC0415 - transformers requires it for templates
 
         found = [(kind, value) for _, kind, value in Environment().lex(source)]
-    except Exception:  # noqa: BLE001 - rendering tells what is wrong with it
+    except Exception:  # noqa: BLE001 - rendering reports the error
         return [("data", source)]
     return [(kind, _unquoted(value) if kind == "string" else value) for kind, value in found]
 
 
 def _unquoted(literal: str) -> str:
-    """Return what a string literal of a template reads as."""
+    """Return the value of a string literal of a template."""
     inner = literal[1:-1]
     try:
         return inner.encode("ascii", "backslashreplace").decode("unicode_escape")
@@ -173,19 +173,19 @@ def _unquoted(literal: str) -> str:
 
 
 class MarkedEncoder:
-    """Encodes text in which only what a template writes is taken for reserved tokens.
+    """Encodes text in which only a template can write reserved tokens.
 
-    It is a copy of the tokenizer that knows each reserved token by a second name, with a mark
-    before it, and no longer by its own. What a template writes is encoded as ever, in one piece
-    with the text around it; the same characters in what somebody typed are text.
+    It is a copy of the tokenizer in which each reserved token has a name with a mark before it
+    instead of its own. Text of a template is encoded as before, together with the surrounding text;
+    the same characters in user text stay text.
 
     Args:
         tokenizer: A tokenizer of transformers.
         added: Its added tokens.
-        misread: Names of further added tokens that typed text is not to become.
+        misread: Names of further added tokens that user text must not become.
 
     Raises:
-        ValueError: There is no such copy: the tokenizer is written in Python, or encodes otherwise.
+        ValueError: The tokenizer does not support such a copy, or the copy encodes differently.
     """
 
     def __init__(self, tokenizer: Any, added: AddedTokens, misread: Sequence[str] = ()) -> None:
@@ -201,11 +201,10 @@ class MarkedEncoder:
         self._check(tokenizer, added)
 
     def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int] | None:
-        """Encode parts of one text, each with True if it is a reserved token that is meant.
+        """Encode parts of one text, each with True if it is an intended reserved token.
 
         Returns:
-            The ids, without anything added; None where they would hold a reserved token that is
-            not meant.
+            The ids, without added tokens; None if they would contain an unintended reserved token.
         """
         if any(_MARK in part for part, _ in parts):
             return None
@@ -216,7 +215,7 @@ class MarkedEncoder:
         return [self._meant.get(token, token) for token in ids]
 
     def _check(self, tokenizer: Any, added: AddedTokens) -> None:
-        """Check on a text with all reserved tokens that it is encoded as the tokenizer does."""
+        """Check, on a text with all reserved tokens, that the copy encodes like the original."""
         parts: list[tuple[str, bool]] = [("A text", False)]
         for name in added.reserved.values():
             parts += [(name, True), (" of words\nand 1 x", False), (name, True), ("y", False)]
@@ -225,25 +224,25 @@ class MarkedEncoder:
             self.encode(parts)
             != tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ):
-            raise ValueError("a tokenizer that encodes otherwise")
+            raise ValueError("a tokenizer whose copy encodes differently")
 
 
 def _copy_without(backend: Any, names: Sequence[str]) -> Any:
-    """Return a copy of a tokenizer of the tokenizers library that finds no token of these names."""
-    from tokenizers import AddedToken  # noqa: PLC0415 - there is one of its tokenizers
+    """Return a copy of a fast tokenizer that does not find tokens with these names."""
+    from tokenizers import AddedToken  # noqa: PLC0415 - installed if there is a fast tokenizer
 
     copied = copy.deepcopy(backend)
     copied.no_truncation()
     copied.no_padding()
-    # Those that are special are not looked for.
+    # The copy does not look for special tokens.
     copied.add_special_tokens([AddedToken(name, special=True) for name in names])
     copied.encode_special_tokens = True
     return copied
 
 
 def _add_marked(encoder: Any, reserved: dict[int, str], added: dict[int, Any]) -> dict[int, int]:
-    """Add reserved tokens with a mark before them; return their own ids by the new ones."""
-    from tokenizers import AddedToken  # noqa: PLC0415 - there is one of its tokenizers
+    """Add reserved tokens with a mark before them; return their original ids by new id."""
+    from tokenizers import AddedToken  # noqa: PLC0415 - installed if there is a fast tokenizer
 
     names = [_MARK + name for name in reserved.values()]
     encoder.add_tokens(

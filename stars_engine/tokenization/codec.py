@@ -1,6 +1,6 @@
-"""Between text and token ids: control tokens stay text, half characters stay back.
+"""Convert between text and token ids, without control tokens in user text or partial characters.
 
-Holds a transformers tokenizer but imports nothing of it.
+It holds a transformers tokenizer, but does not import transformers.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from stars_engine.tokenization.token_bytes import (
 
 logger = logging.getLogger(__name__)
 
-_ANCHOR_LEN = 8  # prompt tokens decoded along with a completion, so that its first space survives
+_ANCHOR_LEN = 8  # prompt tokens decoded with a completion, which preserves its leading space
 
 
 class Codec:
-    """Encoding and decoding for one tokenizer, language model's or reward model's.
+    """Encodes and decodes with the tokenizer of a language model or reward model.
 
     Attributes:
         tokenizer: The tokenizer.
-        control_tokens: Special tokens: decoding leaves them out. Longest first.
+        control_tokens: Special tokens, which decoding omits, longest first.
         reserved_tokens: All tokens that only a template or `encode_rendered` writes: the control
-            tokens, and added tokens such as `<tool_call>` that have a text. Longest first.
+            tokens, and added tokens with a text such as `<tool_call>`, longest first.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -60,33 +60,33 @@ class Codec:
     # --- encoding ---
 
     def encode(self, text: str) -> list[int]:
-        """Encode text without adding anything; reserved tokens in it are plain characters."""
+        """Encode text without added tokens; reserved tokens in it are plain characters."""
         return self._encode_parts([(text, False)])
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Encode text with what the tokenizer puts before it (often one begin-of-text token).
+        """Encode text with the tokenizer's prefix, which is often one begin-of-text token.
 
-        What some tokenizers put *after* a text, end of text, is left out: it would end the answer
-        before it began.
+        An end-of-text token that some tokenizers append is omitted, because it would end the answer
+        before it begins.
         """
         return [*self._prefix_ids, *self.encode(text)]
 
     def encode_rendered(self, text: str, *, add_prefix: bool = False) -> list[int]:
-        """Encode rendered text: reserved tokens are parsed.
+        """Encode rendered text; reserved tokens in it are parsed.
 
         Args:
-            text: The text, from a source that is trusted.
-            add_prefix: Put before it what the tokenizer puts before a text, unless it is there.
+            text: The text, from a trusted source.
+            add_prefix: Whether to add the tokenizer's prefix, unless the text begins with it.
         """
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         prefix = self._prefix_ids if add_prefix else []
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
-        """Encode pieces of one text, each with True if it is a template's.
+        """Encode pieces of one text, each with True if a template wrote it.
 
-        Reserved tokens are parsed in the template's pieces and nowhere else, also where two pieces
-        would make one up together. Nothing is added.
+        Reserved tokens are parsed only in pieces of the template, not across pieces. No tokens are
+        added.
         """
         parts: list[tuple[str, bool]] = []
         for piece, is_template in pieces:
@@ -94,28 +94,28 @@ class Codec:
         return self._encode_parts(parts)
 
     def encode_marked(self, text: str, mark: str) -> list[int]:
-        """Encode text in which a mark keeps reserved tokens apart that are not to be parsed.
+        """Encode text in which a mark protects reserved tokens from being parsed.
 
         Args:
-            text: Rendered text, from which the mark is taken out.
-            mark: One character, within each reserved token that is text.
+            text: Rendered text; the mark is removed from it.
+            mark: One character inside each reserved token that is text.
         """
         parts = self.split_reserved_tokens(text)
         followed = [*(part.startswith(mark) for part, _ in parts[1:]), False]
         return self._encode_parts(
             [
-                # Within a single character there is no place for a mark, so it stands behind it.
+                # A single character has no inside, so its mark follows it.
                 (part.replace(mark, ""), meant and not (len(part) == 1 and is_marked))
                 for (part, meant), is_marked in zip(parts, followed, strict=True)
             ]
         )
 
     def encode_continuation(self, text: str, *, parse: bool = False) -> list[int]:
-        """Encode text that goes on from other text: no space is put before its first word.
+        """Encode text that continues other text, without a space before its first word.
 
         Args:
             text: The text.
-            parse: Whether reserved tokens in it are parsed.
+            parse: Whether to parse reserved tokens in it.
         """
         encode = self.encode_rendered if parse else self.encode
         anchor = encode("\n")
@@ -123,43 +123,43 @@ class Codec:
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else encode(text)
 
     def split_control_tokens(self, text: str) -> list[tuple[str, bool]]:
-        """Cut text into pieces, each with True if it is a control token."""
+        """Split text into pieces, each with True if it is a control token."""
         return _split(text, self._control_pattern)
 
     def split_reserved_tokens(self, text: str) -> list[tuple[str, bool]]:
-        """Cut text into pieces, each with True if it is a reserved token."""
+        """Split text into pieces, each with True if it is a reserved token."""
         return _split(text, self._reserved_pattern)
 
     # --- decoding ---
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids; control tokens are left out, spaces are left alone."""
+        """Decode ids without control tokens and without changing spaces."""
         return self._decode_as_it_is(self._bytes.readable(ids))
 
     def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """Decode a completion as it reads after its prompt.
+        """Decode a completion in the context of its prompt.
 
-        Of the same prompt, a longer completion's text goes on from a shorter one's.
+        The text of a longer completion continues the text of a shorter one with the same prompt.
 
         Returns:
-            The text up to the last whole character, and the number of ids it stands for: the
-            others are the beginning of a character.
+            The text up to the last complete character, and the number of ids in it; further ids are
+            the beginning of a character.
         """
         anchor = list(prompt_ids[-_ANCHOR_LEN:])
         num_waiting = self._bytes.num_waiting([*anchor, *ids])
         num_ids = max(0, len(ids) - num_waiting)
         whole = self.decode([*anchor, *ids[:num_ids]])
-        # A prompt may end in half a character, which the completion's first bytes make whole.
+        # A prompt may end inside a character that the completion completes.
         shown = self.decode(anchor)
         befores = shown, shown.removesuffix(REPLACEMENT)
         before = next((start for start in befores if whole.startswith(start)), None)
         return self.decode(ids[:num_ids]) if before is None else whole[len(before) :], num_ids
 
     def vocabulary(self, size: int) -> tuple[list[bytes], list[int]]:
-        """Return what each token id below `size` stands for, and which are control tokens.
+        """Return the bytes of each token id below `size`, and the control tokens.
 
-        Of a control token the bytes are its name; of an id without a token, nothing. Ids may have
-        holes between them, and go beyond the number of tokens.
+        The bytes of a control token are its name; an id without a token has none. Ids may have gaps
+        and exceed the number of tokens.
         """
         known = sorted({token for token in self.tokenizer.get_vocab().values() if token < size})
         pieces = [b""] * size
@@ -174,7 +174,7 @@ class Codec:
     # --- identity ---
 
     def fingerprint(self) -> str:
-        """Return a hash that two tokenizers share if and only if they encode alike."""
+        """Return a hash that is equal for two tokenizers if and only if they encode equally."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and hasattr(backend, "to_str"):
             identity = backend.to_str()
@@ -183,14 +183,14 @@ class Codec:
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def empty_prompt(self) -> list[int]:
-        """Return the one token that stands for an empty prompt: begin of text, or end of text."""
+        """Return the token for an empty prompt: begin-of-text, or else end-of-text."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return [token]
         return []
 
     def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
-        """Encode parts of one text, each with True if it is a reserved token that is meant."""
+        """Encode parts of one text, each with True if it is an intended reserved token."""
         if self._marked_encoder is not None:
             ids = self._marked_encoder.encode(parts)
             if ids is not None:
@@ -206,7 +206,7 @@ class Codec:
     def _encode_plainly(self, text: str) -> list[int]:
         """Encode text without any added token.
 
-        Some vocabularies hold a reserved token as an ordinary piece: each is cut in two.
+        Some vocabularies contain a reserved token as an ordinary piece; its text is split in two.
         """
         if not text:
             return []
@@ -215,12 +215,12 @@ class Codec:
         ]
         if self._reserved_ids.isdisjoint(ids):
             return ids
-        places = [match.start() + 1 for match in self._reserved_pattern.finditer(text)]
-        # Where normalisation makes one up, it is somewhere: in one of the halves.
-        places = places or [len(text) // 2]
-        borders = [0, *(place for place in places if 0 < place < len(text)), len(text)]
+        cuts = [match.start() + 1 for match in self._reserved_pattern.finditer(text)]
+        # If normalization creates a reserved token, search for it by splitting the text in halves.
+        cuts = cuts or [len(text) // 2]
+        borders = [0, *(cut for cut in cuts if 0 < cut < len(text)), len(text)]
         if len(borders) == 2:
-            return ids  # a single character, which is what it is
+            return ids  # a single character cannot be split
         pieces = (text[start:end] for start, end in pairwise(borders))
         return [token for piece in pieces for token in self._encode_plainly(piece)]
 
@@ -245,7 +245,7 @@ def _marked_encoder(
 ) -> MarkedEncoder | None:
     misread: list[str] = []
     if isinstance(token_bytes, ByteLevel):
-        # A letter that stands for a byte in the vocabulary itself: typed, it is another text.
+        # Added tokens whose letters stand for bytes in the vocabulary; as user text they differ.
         others = {
             token: info.content
             for token, info in added_tokens_of(tokenizer).items()
@@ -256,7 +256,7 @@ def _marked_encoder(
     try:
         return MarkedEncoder(tokenizer, added, misread)
     except Exception as error:  # noqa: BLE001 - tokenizers of foreign code
-        logger.debug("text is encoded in pieces around a template's tokens: %s", error)
+        logger.debug("Encoding text in pieces around a template's tokens: %s", error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Stop strings and ends of sentences in text. Pure."""
+"""Find stop strings and ends of sentences in text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def find_stop(
     Args:
         text: The text.
         stops: The stop strings.
-        start: Where to look from.
-        ends_after: Those that end at or before this place do not count.
+        start: The index to search from.
+        ends_after: Stop strings that end at or before this index do not count.
     """
     found = [
         index
@@ -32,7 +32,7 @@ def find_stop(
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-    """Return how many last characters of `text` may be the beginning of a stop string."""
+    """Return the number of final characters of `text` that may begin a stop string."""
     longest = 0
     for stop in stops:
         for size in range(min(len(stop) - 1, len(text)), longest, -1):
@@ -45,8 +45,8 @@ def held_back(text: str, stops: Sequence[str]) -> int:
 def ends_sentence(text: str) -> bool:
     """Return whether `text` ends with the end of a sentence.
 
-    That is: `.`, `!`, `?`, an ellipsis or their fullwidth, ideographic, Arabic and Devanagari kin,
-    with or without closing quotes and brackets behind it; or a newline. Nothing else is looked at,
-    so the point of an abbreviation or a decimal number ends a sentence too.
+    A sentence ends with `.`, `!`, `?`, an ellipsis, or their fullwidth, ideographic, Arabic and
+    Devanagari equivalents, optionally followed by closing quotes and brackets; or with a newline.
+    The context is ignored, so the point of an abbreviation or a decimal number also ends one.
     """
     return _SENTENCE_END.search(text) is not None

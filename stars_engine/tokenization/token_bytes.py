@@ -1,11 +1,11 @@
-"""Tokens that are bytes: where a character ends, and how bytes read that make none.
+"""Tokens that consist of bytes: where characters end, and how invalid bytes are decoded.
 
-Two kinds of tokenizers cut characters in pieces. *Byte-level* ones, of GPT-2's kind, write every
-byte of a text as a letter of an alphabet of their own. *Byte-fallback* ones, of SentencePiece's
-kind, have tokens `<0x00>` to `<0xFF>` for what no other token holds; their decoders give up a whole
-run of such tokens where one byte of it is wrong, so that a text would change with what follows it.
-Here a wrong byte spoils itself alone, by the rule that all decoders of UTF-8 share, and what a text
-reads as never depends on what comes later, nor on where it was cut.
+Two kinds of tokenizers split characters. *Byte-level* tokenizers, like GPT-2's, write every byte of
+a text as a letter of a special alphabet. *Byte-fallback* tokenizers, like SentencePiece's, have
+tokens `<0x00>` to `<0xFF>` for text that no other token covers. Their decoders replace a whole run
+of such tokens if one byte is invalid, so that a text could change with what follows it. Here, only
+the invalid byte is replaced, as in all UTF-8 decoders, and the decoded text never depends on later
+tokens or on where it was split.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
-_SPACE = "\u2581"  # SentencePiece's
-_FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # names of SentencePiece's bytes
-_MAX_WAITING = 3  # a character has at most four bytes, so at most three tokens wait for the last
+REPLACEMENT = "\ufffd"  # what decoders write for invalid bytes
+_SPACE = "\u2581"  # the space of SentencePiece
+_FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # names of SentencePiece's byte tokens
+_MAX_WAITING = 3  # a character has at most four bytes, so at most three tokens await its end
 
 
 class TokenBytes(Protocol):
-    """What one tokenizer's tokens are made of."""
+    """The bytes of a tokenizer's tokens."""
 
     def num_waiting(self, ids: Sequence[int]) -> int:
-        """Return how many of the last ids hold the beginning of a character that is not whole."""
+        """Return the number of final ids that belong to an incomplete character."""
         ...
 
     def readable(self, ids: Sequence[int]) -> list[int]:
-        """Return ids that the tokenizer's decoder reads as these are to be read."""
+        """Return ids that the tokenizer decodes to the correct text of the given ids."""
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """Return what each token adds to a text that has begun; nothing for those left out."""
+        """Return the bytes that each token adds to a text; none for tokens that are omitted."""
         ...
 
 
@@ -45,13 +45,13 @@ def bytes_of_tokens(
     left_out: frozenset[int],
     words: dict[int, str],
 ) -> TokenBytes:
-    """Find out of which kind a tokenizer is.
+    """Detect the kind of a tokenizer.
 
     Args:
-        tokenizer: A tokenizer of transformers.
-        decode: Its decoding, which leaves control tokens out.
-        left_out: The ids that it leaves out, as if they were not there.
-        words: Added tokens that read as they are, by their ids.
+        tokenizer: A transformers tokenizer.
+        decode: Decodes with it, without control tokens.
+        left_out: The ids that decoding omits.
+        words: Added tokens that decode to their names, by id.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if "ByteLevel" in _decoder_kinds(backend):
@@ -64,12 +64,12 @@ def bytes_of_tokens(
 
 
 class ByteLevel:
-    """Every token is bytes; added tokens are text, whatever their letters stand for elsewhere.
+    """Every token is bytes, except added tokens, which are text.
 
     Args:
-        tokenizer: A tokenizer of transformers.
-        left_out: The ids that decoding leaves out.
-        words: Added tokens, by their ids.
+        tokenizer: A transformers tokenizer.
+        left_out: The ids that decoding omits.
+        words: Added tokens by id.
     """
 
     def __init__(self, tokenizer: Any, left_out: frozenset[int], words: dict[int, str]) -> None:
@@ -85,7 +85,7 @@ class ByteLevel:
         return _num_waiting(ids, self._piece)
 
     def readable(self, ids: Sequence[int]) -> list[int]:
-        """Return ids in which added tokens that would be read as bytes are spelt in bytes."""
+        """Replace added tokens that would decode as letters of bytes with tokens for bytes."""
         return [part for token in ids for part in self._readable.get(token, (token,))]
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
@@ -101,13 +101,13 @@ class ByteLevel:
 
 
 class ByteFallback:
-    """Some tokens are one byte each, the others are text.
+    """Some tokens are one byte each; the others are text.
 
     Args:
-        tokenizer: A tokenizer of transformers.
-        ids: Its ids by their bytes, those of U+FFFD among them.
-        left_out: The ids that decoding leaves out.
-        words: Added tokens that read as they are, by their ids.
+        tokenizer: A transformers tokenizer.
+        ids: The ids of byte tokens by byte, including the bytes of U+FFFD.
+        left_out: The ids that decoding omits.
+        words: Added tokens that decode to their names, by id.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ByteFallback:
         return _num_waiting(ids, self._piece)
 
     def readable(self, ids: Sequence[int]) -> list[int]:
-        """Return ids in which every run of bytes is text: U+FFFD stands for what was none."""
+        """Return ids in which every run of bytes is valid, with U+FFFD for invalid bytes."""
         kept = (token for token in ids if token not in self._left_out)
         readable: list[int] = []
         for are_bytes, run in groupby(kept, key=self._bytes.__contains__):
@@ -159,7 +159,7 @@ class ByteFallback:
 
 
 class Whole:
-    """No token is a piece of a character."""
+    """No token is a part of a character."""
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
@@ -178,9 +178,10 @@ class Whole:
 
 
 class Opaque:
-    """A tokenizer that does not say: a replacement character at the end may be half of another.
+    """A tokenizer with unknown structure.
 
-    A genuine one there waits too, for the next token.
+    A replacement character at the end may be a part of another character, so it always waits for
+    the next token.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -204,7 +205,7 @@ class Opaque:
 
 
 def _num_waiting(ids: Sequence[int], piece: Callable[[int], bytes | None]) -> int:
-    """Count the tokens, from the last, that reach back to where an unfinished character begins."""
+    """Count the final tokens from the beginning of an incomplete character."""
     tail, sizes = b"", []
     for token in reversed(ids):
         part = piece(token)
@@ -213,11 +214,11 @@ def _num_waiting(ids: Sequence[int], piece: Callable[[int], bytes | None]) -> in
         tail = part + tail
         sizes.append(len(part))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(tail)  # may begin within a character: such bytes are wrong, and do not wait
-    begun = decoder.getstate()[0]
-    if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
-        return 0  # half a surrogate pair: Python waits for more, but nothing makes it a character
-    waiting, count = len(begun), 0
+    decoder.decode(tail)  # it may begin inside a character; such bytes are invalid and do not wait
+    pending = decoder.getstate()[0]
+    if pending[:1] == b"\xed" and pending[1:] >= b"\xa0":
+        return 0  # a lone surrogate: Python waits for more bytes, but none complete it
+    waiting, count = len(pending), 0
     while waiting > 0:
         waiting -= sizes[count]
         count += 1
@@ -225,7 +226,7 @@ def _num_waiting(ids: Sequence[int], piece: Callable[[int], bytes | None]) -> in
 
 
 def _pieces_by_decoding(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[bytes]:
-    """Return what each token adds to the text of one before it."""
+    """Return the bytes that each token adds to the text of a preceding token."""
     anchor = next((token for token in ids if decode([token]).strip().isalpha()), None)
     if anchor is None:
         return [decode([token]).encode() for token in ids]
@@ -234,35 +235,35 @@ def _pieces_by_decoding(ids: Sequence[int], decode: Callable[[list[int]], str]) 
 
 
 def _decoder_kinds(backend: Any) -> set[str]:
-    """Return the names of the decoders that a tokenizer of the tokenizers library is made of."""
+    """Return the names of the decoders in a fast tokenizer."""
     try:
         state: bytes = backend.decoder.__getstate__()
         return set(re.findall(r'"type":"(\w+)"', state.decode()))
-    except Exception:  # noqa: BLE001 - none, or one written in Python
+    except Exception:  # noqa: BLE001 - there is no decoder, or it is written in Python
         return set()
 
 
 def _fallback_ids(tokenizer: Any) -> dict[int, int]:
-    """Return the ids of the tokens `<0x00>` to `<0xFF>` that there are, by their bytes."""
+    """Return the ids of the existing tokens `<0x00>` to `<0xFF>`, by byte."""
     names = _FALLBACK
     ids = tokenizer.convert_tokens_to_ids(names)
     found = ((byte, token) for byte, token in enumerate(ids) if token is not None)
     return {
         byte: token
         for byte, token in found
-        if tokenizer.convert_ids_to_tokens(token) == names[byte]  # else the unknown token
+        if tokenizer.convert_ids_to_tokens(token) == names[byte]  # not the unknown token
     }
 
 
 def _in_bytes(
     tokenizer: Any, tokens: Sequence[int], texts: dict[int, bytes], names: Sequence[str]
 ) -> dict[int, list[int]]:
-    """Return, for tokens that a decoder would misread, those of their bytes, as far as there are.
+    """Return, for tokens that a decoder would misread, the ids of their bytes, if they all exist.
 
     Args:
-        tokenizer: A tokenizer of transformers.
+        tokenizer: A transformers tokenizer.
         tokens: Added tokens.
-        texts: Their bytes, by their ids.
+        texts: The bytes of the added tokens by id.
         names: The names of the tokens for the bytes 0 to 255.
     """
     if not tokens:
@@ -270,20 +271,20 @@ def _in_bytes(
     ids = tokenizer.convert_tokens_to_ids(list(names))
     found = tokenizer.convert_ids_to_tokens([token or 0 for token in ids])
     known = [token for token, name, own in zip(ids, found, names, strict=True) if name == own]
-    if len(known) < len(names):  # some byte has no token of its own
+    if len(known) < len(names):  # some byte has no token
         return {}
     return {token: [known[byte] for byte in texts[token]] for token in tokens}
 
 
 def _bytes_spelt(letters: str) -> bytes | None:
-    """Return the bytes that byte-level letters stand for; None if others are among them."""
+    """Return the bytes for byte-level letters; None if there are other letters."""
     if any(letter not in _BYTE_OF_LETTER for letter in letters):
         return None
     return bytes(_BYTE_OF_LETTER[letter] for letter in letters)
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level letters: a visible Latin-1 character stands for itself, others for the rest."""
+    """Return byte-level letters by byte; visible Latin-1 characters stand for themselves."""
     spare = iter(range(256, 512))
     visible = (chr(byte).isprintable() and byte != ord(" ") for byte in range(256))
     return {chr(byte if own else next(spare)): byte for byte, own in enumerate(visible)}
