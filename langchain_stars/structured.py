@@ -146,7 +146,8 @@ def _check(message: BaseMessage, said: str, *, by_call: bool) -> None:
     reason = message.response_metadata.get("finish_reason")
     if reason is None or not isinstance(message, AIMessage):
         return  # the answer is not finished
-    if (bool(message.tool_calls) if by_call else _is_json(said)) or reason not in _BOUNDS:
+    is_complete = bool(message.tool_calls) if by_call else _is_json(said, reason)
+    if is_complete or reason not in _BOUNDS:
         return
     raise OutputParserException(
         f"the answer was cut off by {_BOUNDS[reason]} before its JSON was complete. Hint: raise "
@@ -156,9 +157,11 @@ def _check(message: BaseMessage, said: str, *, by_call: bool) -> None:
     )
 
 
-def _is_json(text: str) -> bool:
+def _is_json(text: str, reason: str) -> bool:
+    """Whether an answer is complete JSON; a number that a limit cut off is not."""
     try:
-        json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return False
-    return True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not is_number or reason == "stop"

@@ -123,8 +123,8 @@ def why_not(error: OSError | ValueError) -> str:
 
 
 def shown_path(path: str | Path) -> str:
-    """Return a path for a message; the middle of a very long path is omitted."""
-    text = str(path)
+    """Return a path for a message: control characters escaped, the middle of a long one omitted."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
     half = _SHOWN // 2
     return text if len(text) <= _SHOWN else f"{text[:half]}…{text[-half:]}"
 

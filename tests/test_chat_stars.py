@@ -335,6 +335,17 @@ def test_json_that_was_cut_off_is_told(speechless: Callable[..., Any]) -> None:
     assert isinstance(told["parsing_error"], OutputParserException)
 
 
+def test_a_number_that_a_limit_cut_off_is_not_an_answer(speechless: Callable[..., Any]) -> None:
+    schema = {"title": "V", "type": "integer", "minimum": 1000, "maximum": 9_999_999}
+    for max_tokens in (1, 2, 3):
+        chat = speechless(max_tokens=max_tokens).with_structured_output(schema)
+        with pytest.raises(OutputParserException, match="cut off by max_tokens"):
+            chat.invoke(ASKED)
+    assert (
+        1000 <= speechless(max_tokens=40).with_structured_output(schema).invoke(ASKED) <= 9_999_999
+    )
+
+
 def test_schemas_are_kept_as_they_are() -> None:
     """No object, a recursive model: LangChain's conversion leaves nothing of them."""
     numbers = {"title": "Numbers", "type": "array", "items": {"enum": [1, 2]}, "minItems": 1}

@@ -363,6 +363,22 @@ def test_the_hint_of_an_error_is_an_attribute_too() -> None:
     assert StarsWarning("slow. Hint: be quick").hint == "be quick"
 
 
+def test_text_that_no_file_can_hold_is_refused() -> None:
+    for build in (
+        lambda: SamplingParams(stop=["\ud800"]),
+        lambda: AlignParams(on_exhausted="fallback", fallback_text="a\udc80"),
+    ):
+        with pytest.raises(ConfigError, match="surrogates"):
+            build()
+
+
+def test_a_path_in_a_message_has_no_control_characters() -> None:
+    with pytest.raises(ConfigError) as caught:
+        StarsConfig.from_file("\x1b]0;owned\x07.yaml")
+    assert str(caught.value).isprintable()
+    assert "owned" in str(caught.value)
+
+
 def test_every_error_that_tells_how_to_fix_it_has_its_hint() -> None:
     """No message of ours gives advice under another word than `Hint:`."""
     for package in ("stars_engine", "langchain_stars", "llamaindex_stars"):

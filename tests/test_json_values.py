@@ -10,6 +10,7 @@ import re
 import pytest
 
 from stars_engine import ChoiceGrammar
+from stars_engine.grammars import json_rules
 from tests.grammar_parts import accepts, byte_grammars, check, draw, held, holds, refused, texts
 
 OBJECT = {"type": "object"}
@@ -231,3 +232,19 @@ def test_many_names_and_values() -> None:
     values = held({"enum": [f"value {index}" for index in range(20_000)]})
     assert values is not None
     assert accepts(values, '"value 19999"')
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"exclusiveMinimum": 0, "exclusiveMaximum": 5e-324},
+        {"minimum": 1e-300, "maximum": 1e-299},
+        {"exclusiveMinimum": 0, "exclusiveMaximum": 1e-30},
+        {"minimum": 1e300},
+        {"maximum": -(10.0**70)},
+    ],
+)
+def test_bounds_that_no_grammar_holds_are_refused_by_name(bounds: dict[str, float]) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "number", **bounds}}}
+    with pytest.raises(ValueError, match=r"`minimum` or `maximum`.*1e-20 to 1e\+60"):
+        json_rules("start", json.dumps(schema))

@@ -86,7 +86,7 @@ def test_a_callers_tokenizer_keeps_its_template(engine: StarsEngine, tokenizer: 
 
 
 def test_a_classifier_as_language_model_warns() -> None:
-    with pytest.warns(StarsWarning, match=r"head of a classifier \(score\.weight\)"):
+    with pytest.warns(StarsWarning, match=r"classifier head \(score\.weight\)"):
         TransformersBackend(TransformersModel(name_or_path=shared_model("rm-sentiment-656K")))
 
 

@@ -233,7 +233,7 @@ def test_rejected_roles_are_merged_with_one_warning(
     )
     merged = [turn("Be kind.\n\nOne\n\nTwo"), turn("Well", "assistant"), turn("a fact")]
     item = RewardInput(RewardPrompt("", messages=turns), "It is good", ())
-    with pytest.warns(StarsWarning, match="rejects system, user, user, assistant, tool") as seen:
+    with pytest.warns(StarsWarning, match="roles system, user, user, assistant, tool") as seen:
         [score, again] = reward.score([item, item])
     assert len(seen) == 1
     text = gemma_tokenizer.apply_chat_template(dicts(merged, "It is good"), tokenize=False)

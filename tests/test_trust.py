@@ -268,7 +268,7 @@ def test_what_cannot_tell_is_refused_before_the_pilot(
     [
         (lambda prompt, answer: 1 / 0, "ZeroDivisionError"),
         (lambda: 1.0, "TypeError"),
-        (lambda prompt, answer: "good", "TypeError: an opinion is a number"),
+        (lambda prompt, answer: "good", "ValueError: an opinion is a number"),
     ],
 )
 def test_a_judge_that_fails_is_named(

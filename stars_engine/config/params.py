@@ -16,7 +16,7 @@ from pydantic import (
 
 from stars_engine.config.grammars import Grammar, as_grammar
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
-from stars_engine.schema import Schema
+from stars_engine.schema import Schema, is_json
 
 
 class SamplingParams(Schema):
@@ -122,7 +122,7 @@ class SamplingParams(Schema):
     def _not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
         if "" in stop:
             raise ValueError("an empty stop string would end every answer before it begins")
-        return stop
+        return tuple(is_json(item, "a stop string") for item in stop)
 
     @field_validator("grammar", mode="before")
     @classmethod
@@ -280,6 +280,11 @@ class AlignParams(Schema):
             if name not in brought or getattr(self, name) != brought[name]
         }
         return type(self)(**{**own, **changes})
+
+    @field_validator("fallback_text")
+    @classmethod
+    def _fallback_is_text(cls, text: str | None) -> str | None:
+        return None if text is None else str(is_json(text, "fallback_text"))
 
     @field_validator("beta")
     @classmethod

@@ -13,6 +13,8 @@ from fractions import Fraction
 
 from stars_engine.json_schema.nodes import Number
 
+_SMALLEST, _LARGEST = Fraction(1, 10**20), Fraction(10**60)  # bounds that a grammar holds
+
 # Numbers with this many digits before the point are finite with the exponents below.
 _DIGITS = 200
 _INTEGER = rf"(0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
@@ -140,6 +142,10 @@ def _reals(number: Number) -> str | None:
     return " | ".join(parts) or None
 
 
+class UnwritableBoundError(ValueError):
+    """A bound of a number would take too many digits to write as a grammar."""
+
+
 def _negative(value: Fraction | None) -> Fraction | None:
     return None if value is None else -value
 
@@ -147,7 +153,17 @@ def _negative(value: Fraction | None) -> Fraction | None:
 def _magnitudes(
     low: Fraction | None, high: Fraction | None, *, above: bool, below: bool
 ) -> str | None:
-    """Return an expression for non-negative decimals; with exponents if unbounded."""
+    """Return an expression for non-negative decimals; with exponents if unbounded.
+
+    Raises:
+        UnwritableBoundError: A bound is too close to zero, or too far from it.
+    """
+    for bound in (low, high):
+        if bound is not None and bound > 0 and not _SMALLEST <= bound <= _LARGEST:
+            raise UnwritableBoundError(
+                "`minimum` or `maximum`: a grammar holds bounds whose distance from zero is 0, or "
+                f"from {float(_SMALLEST):g} to {float(_LARGEST):g}"
+            )
     if high is None and (low is None or low < 0 or (low == 0 and not above)):
         return f"/{_POSITIVE}/"
     if high is None and low == 0:
