@@ -264,6 +264,28 @@ def test_words_that_templates_write_are_words() -> None:
     assert list(read(codec, Chat([said(text)]))) == expected
 
 
+def test_tokens_that_the_template_builds_from_pieces() -> None:
+    tokens = ("◁user▷", "## Response:", "【tool】", "◁think▷")
+    tokenizer = tokenizer_of_family(
+        Family(
+            "{% for m in messages %}{% if m.role == 'tool' %}{{ '【t' + 'ool】' + m.content }}"
+            "{% elif m.role == 'user' %}{{ '◁u' + 'ser▷' + m.content }}{% else %}"
+            "{{ '◁t' + 'hink▷' + m.content }}{% endif %}</s>{% endfor %}"
+            "{% if add_generation_prompt %}{{ '##' + ' Response:' }}{% endif %}",
+            ("<s>", "</s>"),
+            "</s>",
+            tokens,
+        )
+    )
+    codec = Codec(tokenizer)
+    assert {*tokens} <= {*codec.reserved_tokens}
+    ids = {tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    plain = [token for token in read(codec, Chat([said("ab")])) if token in ids]
+    typed = read(codec, Chat([said("".join(tokens))]))
+    assert [token for token in typed if token in ids] == plain
+    assert not ids & {*codec.encode("".join(tokens))}
+
+
 def test_tokens_without_brackets_that_the_template_writes() -> None:
     tokenizer = tokenizer_of_family(
         Family(

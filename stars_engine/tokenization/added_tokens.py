@@ -137,12 +137,48 @@ def own_vocabulary(tokenizer: Any) -> frozenset[str]:
 
 
 def _written_by_template(tokenizer: Any) -> list[str]:
-    """Return the literal text in a tokenizer's chat templates, without their logic."""
+    """Return the text that a tokenizer's chat templates write.
+
+    That is the literal text in their source, and what they render of a few short conversations:
+    a template may also build a token from pieces.
+    """
     template = getattr(tokenizer, "chat_template", None) or ""
     sources = list(template.values()) if isinstance(template, dict) else [template]
     texts: list[str] = []
     for source in filter(None, sources):
         texts += [value for kind, value in template_words(source) if kind in ("data", "string")]
+        texts += _rendered(tokenizer, source)
+    return texts
+
+
+def _rendered(tokenizer: Any, source: str) -> list[str]:
+    """Return what a template makes of short conversations; of those that it accepts."""
+    user, assistant = {"role": "user", "content": ""}, {"role": "assistant", "content": ""}
+    call = {"id": "000000000", "type": "function", "function": {"name": "f", "arguments": {}}}
+    calling = {**assistant, "tool_calls": [call]}
+    result = {"role": "tool", "name": "f", "tool_call_id": "000000000", "content": ""}
+    thinking = {**assistant, "reasoning_content": "0", "thinking": "0"}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    texts = []
+    for messages, options in (
+        ([user], {}),
+        ([user], {"enable_thinking": False}),
+        ([{"role": "system", "content": ""}, user, assistant, user], {}),
+        ([user, thinking, user], {}),
+        ([user, calling, result], {"tools": tools}),
+        ([user], {"tools": tools}),
+    ):
+        try:
+            text = tokenizer.apply_chat_template(
+                messages,
+                chat_template=source,
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
+            )
+        except Exception:  # noqa: BLE001 - templates refuse roles in many ways
+            continue
+        texts.append(str(text))
     return texts
 
 
