@@ -40,7 +40,10 @@ def stated(schema: Any, found: NamedSchema | None) -> Any:
         return None
     about = {"title": found.name, "description": found.description}
     if isinstance(schema, dict) or "$ref" in json.dumps(found.schema):
-        return {key: part for key, part in about.items() if part} | found.schema
+        parts = dict(found.schema)
+        if isinstance(parts.get("type"), list):  # LangChain expects a single type
+            parts["anyOf"] = [{"type": kind} for kind in parts.pop("type")]
+        return {key: part for key, part in about.items() if part} | parts
     return convert_to_json_schema(schema)  # cannot convert recursive schemas
 
 

@@ -10,6 +10,7 @@ from stars_engine.errors import ConfigError, Problem
 from stars_engine.schema_formats.wrappings import read_schema
 
 _OWNER = "response_format"
+_TELL_THE_TYPE = {"type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "not", "if"}
 
 
 def grammar_of_schema(
@@ -22,6 +23,8 @@ def grammar_of_schema(
         strict: If False, objects may have properties that the schema does not name.
         compact: Whether to omit whitespace between the parts.
     """
+    if "properties" in schema and not schema.keys() & _TELL_THE_TYPE:
+        schema = {"type": "object", **schema}  # in JSON Schema alone, a number satisfies it too
     return JsonGrammar(json_schema=schema, extra_properties=strict is False, compact=compact)
 
 

@@ -39,8 +39,8 @@ def write_jsonl(results: Iterable[StarsResult], path: str | Path, *, append: boo
 def read_jsonl(path: str | Path) -> Iterator[StarsResult]:
     """Yield the results of a file, in order.
 
-    A last line without its newline that is no result was torn by a crash: it is left out, with a
-    logged warning.
+    A last line without its newline that is not a result was cut off by a crash: it is omitted, with
+    a logged warning. A file that does not begin like a result is another kind of file.
 
     Raises:
         ConfigError: The file cannot be read, or a line is not a result; the message has its number.
@@ -54,7 +54,7 @@ def read_jsonl(path: str | Path) -> Iterator[StarsResult]:
                 result = _result(text)
                 if isinstance(result, StarsResult):
                     yield result
-                elif line.endswith(b"\n"):
+                elif line.endswith(b"\n") or (number == 1 and not text.startswith(b"{")):
                     message = f"line {number} is not a result: {result}. Hint: remove the line"
                     raise file_error(path, _TITLE, message)
                 else:

@@ -549,3 +549,14 @@ def test_bounds_of_one(chat: ChatStars, schema: Any) -> None:
     for seed in range(3):
         found = chat.with_structured_output(schema, strict=False, seed=seed).invoke("Hi")
         jsonschema.validate(found, schema)
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+def test_roots_of_several_types_and_of_none(chat: ChatStars, method: Any) -> None:
+    for kinds in (["string", "null"], ["boolean", "integer"]):
+        schema = {"title": "V", "type": kinds, "maxLength": 3, "maximum": 99, "minimum": 0}
+        model = chat.with_structured_output(schema, method=method)
+        said = model.invoke("Hi")
+        jsonschema.validate(said, schema)
+    named = {"title": "V", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    assert chat.with_structured_output(named, method=method).invoke("Hi") in ({"a": 1}, {"a": 2})

@@ -543,3 +543,12 @@ def test_parts_and_lines_of_any_size(tmp_path: Path) -> None:
     assert path.stat().st_size == sum(range(500))
     append_lines(path, b"end\n", "parts", is_whole=lambda _: True)
     assert path.read_bytes().endswith(b"\nend\n")
+
+
+@pytest.mark.parametrize("content", ["\u0000" * 40, "[" * 1000, "not a trace"])
+def test_a_file_of_another_kind_is_not_a_torn_trace(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "other.jsonl"
+    for encoding in ("utf-8", "utf-16"):
+        path.write_bytes(content.encode(encoding))
+        with pytest.raises(ConfigError, match="line 1 is not a result"):
+            list(read_jsonl(path))

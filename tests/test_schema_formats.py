@@ -10,6 +10,7 @@ from stars_engine import Chat, ConfigError, PromptError, Tool, ToolCall
 from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
 from stars_engine.chat.tool_calls import read_calls
 from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.wrappings import read_schema, read_tools
 from stars_engine.tool_names import ToolNames, read_tool_choice
@@ -289,3 +290,20 @@ def test_arguments_that_are_none_stay_refused() -> None:
     for written in ("nul", "[]", "5", '"null"'):
         with pytest.raises(ConfigError, match="arguments"):
             ToolCall(name="now", arguments=written)  # type: ignore[arg-type]
+
+
+def test_nullable_of_openapi_is_a_type() -> None:
+    given = {
+        "type": "object",
+        "properties": {
+            "a": {"type": "string", "nullable": True},
+            "b": {"type": ["integer", "null"], "nullable": True},
+            "c": {"enum": ["x"], "nullable": True},
+            "d": {"type": "string", "nullable": False},
+        },
+    }
+    found = as_json_schema(given)["properties"]
+    assert found["a"] == {"type": ["string", "null"]}
+    assert found["b"] == {"type": ["integer", "null"]}
+    assert found["c"] == {"enum": ["x", None]}
+    assert found["d"]["type"] == "string"

@@ -26,7 +26,9 @@ _OF_NUMBERS = ("float", "double", "int32", "int64", "enum")  # formats that add 
 
 
 def as_json_schema(schema: Mapping[str, Any], owner: str = "", path: str = "") -> dict[str, Any]:
-    """Convert a Gemini schema, with types in capitals, to JSON Schema; return others unchanged.
+    """Convert a Gemini schema, with types in capitals, or OpenAPI's `nullable` to JSON Schema.
+
+    Other schemas are returned unchanged.
 
     Raises:
         ConfigError: A type is unknown, or the schema is nested too deeply.
@@ -49,7 +51,7 @@ def _read(schema: Mapping[str, Any], owner: str, path: str) -> dict[str, Any]:
 
     look({_SNAKE.get(key, key): part for key, part in schema.items()})
     is_gemini = any(isinstance(kind, str) and kind.isupper() for kind in kinds)
-    return _of_gemini(dict(schema), owner, path) if is_gemini else dict(schema)
+    return _of_gemini(dict(schema), owner, path) if is_gemini else _of_openapi(dict(schema))
 
 
 def _of_gemini(schema: dict[str, Any], owner: str, path: str) -> dict[str, Any]:
@@ -78,11 +80,20 @@ def _of_gemini(schema: dict[str, Any], owner: str, path: str) -> dict[str, Any]:
     return made
 
 
+def _of_openapi(schema: dict[str, Any]) -> dict[str, Any]:
+    """Replace `nullable`, which OpenAPI 3.0 has in place of the type "null"."""
+    made = mapped(schema, _of_openapi)
+    if made.get("nullable") is True:
+        made = _or_null({key: part for key, part in made.items() if key != "nullable"})
+    return made
+
+
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     if "anyOf" in schema:
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     if "type" in schema:
-        schema = {**schema, "type": [schema["type"], "null"]}
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        schema = {**schema, "type": [*kinds, *(["null"] if "null" not in kinds else [])]}
     if isinstance(schema.get("enum"), list):
         schema = {**schema, "enum": [*schema["enum"], None]}
     return schema
