@@ -222,7 +222,7 @@ def test_a_mask_is_no_secret() -> None:
 
 def test_pickles_tell_what_they_lack(caplog: pytest.LogCaptureFixture) -> None:
     again = pickle.loads(pickle.dumps(planted()))
-    assert "secrets of a TransformersModel are left out of its pickle" in caplog.text
+    assert "The pickle of a TransformersModel does not contain its secrets" in caplog.text
     assert again.model.token is None
     assert "token" not in again.model.model_fields_set
     assert again.model.model_kwargs["attn_implementation"] == "sdpa"
@@ -481,3 +481,19 @@ def test_known_secrets_in_text() -> None:
 def test_a_live_model_takes_no_token() -> None:
     with pytest.raises(ConfigError, match="token only affect the loading of a checkpoint"):
         ClassifierReward(model=object(), tokenizer=object(), token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"url": "https://host/x?token=Zq81xkPw"},
+        {"headers": {"x-custom": "Bearer Zq81xkPw"}},
+        {"extra": "password=Zq81xkPw"},
+        {"connection": "Endpoint=https://h/;AccountKey=Zq81xkPw"},
+        {"sas": "Zq81xkPw"},
+    ],
+)
+def test_secrets_within_other_values_are_masked(kwargs: dict[str, Any]) -> None:
+    model = TransformersModel(name_or_path="a/b", model_kwargs=kwargs)
+    for shown in (repr(model), str(model.model_dump()), model.model_dump_json(), str([model])):
+        assert "Zq81xkPw" not in shown
