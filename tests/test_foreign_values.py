@@ -215,5 +215,5 @@ def nested() -> list[Any]:
     ids=repr,
 )
 def test_values_that_no_dump_can_hold(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{field}: .*it (holds|is nested)"):
+    with pytest.raises(ConfigError, match=f"{field}: .*it (contains|is nested)"):
         TransformersModel(name_or_path="a/b", **{field: value})

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("one_runtime")
 
 @pytest.mark.slow
 def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
-    llm = langchain_stars.StarsLLM(**SETTINGS)
+    settings = {**SETTINGS, "num_candidates": 4}
+    llm = langchain_stars.StarsLLM(**settings)
     prompts = [f"Film number {index}" for index in range(16)]
     alone = [llm.invoke(prompt) for prompt in prompts]
     before = llm.engine().stats().num_steps

@@ -127,7 +127,7 @@ class Meets:
                 same = [inner for theirs, inner in its.patterns if theirs == pattern]
                 if not same and its.additional is not None:
                     if its.patterns:  # they may match the same names
-                        raise TooComplexError("`patternProperties` in several schemas")
+                        raise TooComplexError("`patternProperties`: given in several schemas")
                     same = [its.additional]
                 found[pattern] = self.meet(node, same[0]) if same else node
         return tuple(found.items())

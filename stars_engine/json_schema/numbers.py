@@ -158,12 +158,12 @@ def _magnitudes(
     Raises:
         UnwritableBoundError: A bound is too close to zero, or too far from it.
     """
-    for bound in (low, high):
-        if bound is not None and bound > 0 and not _SMALLEST <= bound <= _LARGEST:
-            raise UnwritableBoundError(
-                "`minimum` or `maximum`: a grammar holds bounds whose distance from zero is 0, or "
-                f"from {float(_SMALLEST):g} to {float(_LARGEST):g}"
-            )
+    is_tiny = any(bound is not None and 0 < bound < _SMALLEST for bound in (low, high))
+    if is_tiny or (low is not None and low > _LARGEST):
+        raise UnwritableBoundError(
+            "`minimum` or `maximum`: a grammar can start a range of numbers at 0, or at a distance "
+            f"of {float(_SMALLEST):g} to {float(_LARGEST):g} from it"
+        )
     if high is None and (low is None or low < 0 or (low == 0 and not above)):
         return f"/{_POSITIVE}/"
     if high is None and low == 0:
