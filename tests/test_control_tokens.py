@@ -270,7 +270,7 @@ def test_tokens_that_the_template_builds_from_pieces() -> None:
         Family(
             "{% for m in messages %}{% if m.role == 'tool' %}{{ '【t' + 'ool】' + m.content }}"
             "{% elif m.role == 'user' %}{{ '◁u' + 'ser▷' + m.content }}{% else %}"
-            "{{ '◁t' + 'hink▷' + m.content }}{% endif %}</s>{% endfor %}"
+            "{{ '◁' + 'think▷' + m.content }}{% endif %}</s>{% endfor %}"
             "{% if add_generation_prompt %}{{ '##' + ' Response:' }}{% endif %}",
             ("<s>", "</s>"),
             "</s>",
