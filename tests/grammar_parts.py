@@ -50,9 +50,9 @@ def held(schema: Any, **options: Any) -> GrammarState | None:
     try:
         return byte_grammars().start(grammar)
     except ConfigError as error:
-        told = str(error)
+        message = str(error)
     # What is refused is named: a keyword and its place, or a place where nothing can stand.
-    assert re.search(r"`[$\w]+` at #|`\w+`: |no value satisfies .* at #", told), told
+    assert re.search(r"`[$\w]+` at #|`\w+`: |no value satisfies .* at #", message), message
     return None
 
 

@@ -59,8 +59,12 @@ def read_added_tokens(tokenizer: Any) -> AddedTokens:
         for token, name in special.items()
         if not (_is_ordinary(name, roles.get(name, set())) and _is_piece(tokenizer, name, own))
     }
-    written = _written_by_template(tokenizer)
     others = {token: name for token, name in added.items() if token not in special}
+    sources = _template_sources(tokenizer)
+    written = _literal_text(sources)
+    if any(not _is_reserved(name, written, own) and not _is_word(name) for name in others.values()):
+        # A template may also build a token from pieces, which only rendering shows.
+        written += [text for source in sources for text in _rendered(tokenizer, source)]
     reserved = {token: name for token, name in others.items() if _is_reserved(name, written, own)}
     everyday = {
         token
@@ -136,19 +140,20 @@ def own_vocabulary(tokenizer: Any) -> frozenset[str]:
     return frozenset(name for name, token in vocabulary.items() if token < size)
 
 
-def _written_by_template(tokenizer: Any) -> list[str]:
-    """Return the text that a tokenizer's chat templates write.
-
-    That is the literal text in their source, and what they render of a few short conversations:
-    a template may also build a token from pieces.
-    """
+def _template_sources(tokenizer: Any) -> list[str]:
+    """Return the sources of a tokenizer's chat templates."""
     template = getattr(tokenizer, "chat_template", None) or ""
-    sources = list(template.values()) if isinstance(template, dict) else [template]
-    texts: list[str] = []
-    for source in filter(None, sources):
-        texts += [value for kind, value in template_words(source) if kind in ("data", "string")]
-        texts += _rendered(tokenizer, source)
-    return texts
+    return list(filter(None, template.values() if isinstance(template, dict) else [template]))
+
+
+def _literal_text(sources: Sequence[str]) -> list[str]:
+    """Return the literal text in chat templates, without their logic."""
+    return [
+        value
+        for source in sources
+        for kind, value in template_words(source)
+        if kind in ("data", "string")
+    ]
 
 
 def _rendered(tokenizer: Any, source: str) -> list[str]:
