@@ -4,7 +4,7 @@
 
 Logits are random and normal, float32, one thread. Both ways take turns. The result is the median
 processor time in milliseconds for all rows together. The text is the same
-(`tests/test_proposal.py`).
+(`tests/law/test_proposal.py`).
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.calibration_parts import OPENINGS, QUICK
-from tests.reward_parts import CHATML, byte_tokenizer, real_borders, small
+from tests.support.calibration import OPENINGS, QUICK
+from tests.support.rewards import CHATML, byte_tokenizer, real_borders, small
 
 SHARED = Path(os.environ.get("STARS_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -1,0 +1,225 @@
+"""What both adapters promise alike: fields, settings per call, usage, streams, one engine."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import langchain_stars
+import llamaindex_stars
+from stars_engine import (
+    AlignParams,
+    ConfigError,
+    ConstantSchedule,
+    EngineParams,
+    SamplingParams,
+    StarsConfig,
+)
+from stars_engine.config.flat import FLAT_FIELDS
+from stars_engine.integrations import MAX_ENGINES, UNSET, EngineFields
+from tests.conftest import PROMPT, SETTINGS
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_runtime")
+
+
+@pytest.fixture(params=[langchain_stars.StarsLLM, llamaindex_stars.StarsLLM])
+def adapter(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def ask(llm: Any, prompt: str = PROMPT, **settings: Any) -> str:
+    """One answer, from either framework."""
+    if isinstance(llm, langchain_stars.StarsLLM):
+        return llm.invoke(prompt, **settings)
+    return llm.complete(prompt, **settings).text
+
+
+# --- fields ---
+
+
+def test_every_setting_is_a_field() -> None:
+    assert EngineFields.model_fields.keys() == FLAT_FIELDS | {"config"}
+
+
+@pytest.mark.slow
+def test_equal_settings_give_equal_text_everywhere(
+    adapter: Callable[..., Any], expected: str, tmp_path: Path
+) -> None:
+    config = StarsConfig(sampling=SamplingParams(**SETTINGS))
+    config.to_file(tmp_path / "stars.yaml")
+    assert ask(adapter(**SETTINGS)) == expected
+    assert ask(adapter(config=config)) == expected
+    assert ask(adapter.from_file(tmp_path / "stars.yaml")) == expected
+    assert ask(adapter(config=config, seed=8)) != expected
+    assert ask(adapter(config=config, seed=8), seed=7) == expected
+    assert ask(adapter(), **SETTINGS) == expected
+
+
+def test_none_is_a_value(adapter: Callable[..., Any]) -> None:
+    assert adapter(top_k=None).settings().sampling.top_k is None
+    assert adapter(top_k=UNSET).settings().sampling.top_k == SamplingParams().top_k
+    assert adapter().settings() == StarsConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temprature": 0.5}, "did you mean `temperature`"),
+        ({"max_tokens": 0}, "max_tokens: 0 is not allowed"),
+        ({"model": "a/model"}, "reward is required"),
+        ({"config": {"align": {"beta": -1}}}, "beta"),
+    ],
+)
+def test_bad_values_are_told_at_once(
+    adapter: Callable[..., Any], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapter(**values)
+
+
+def test_unknown_and_bad_keywords_of_a_call_raise(adapter: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="did you mean `segment_len`"):
+        ask(adapter(), segment_length=4)
+    with pytest.raises(ConfigError, match="beta"):
+        ask(adapter(), beta=-1)
+
+
+def test_other_models_need_their_own_thresholds(adapter: Callable[..., Any]) -> None:
+    llm = adapter(
+        model="stars:embedded-lm",
+        reward=lambda prompt, completion: float(len(completion)),
+        schedule={"kind": "constant", "value": 1.0},
+        **SETTINGS,
+    )
+    assert ask(llm)
+    llm.close()
+
+
+def test_copies_share_the_engine(adapter: Callable[..., Any], expected: str) -> None:
+    llm = adapter(**SETTINGS)
+    for again in (
+        copy.deepcopy(llm),
+        pickle.loads(pickle.dumps(llm)),
+        llm.model_copy(update={"seed": 7}),
+    ):
+        assert ask(again) == expected
+    llm.close()
+    assert ask(llm) == expected  # closed adapters get their engine anew
+
+
+def test_the_reward_model_may_read_another_prompt(adapter: Callable[..., Any]) -> None:
+    seen = set()
+
+    def note(prompt: str, completion: str) -> float:
+        seen.add(prompt)
+        return 1.0
+
+    llm = adapter(model="stars:embedded-lm", reward=note, schedule={"kind": "none"}, max_tokens=8)
+    ask(llm, "Long context. Was it good?", reward_prompt="Was it good?")
+    assert seen == {"Was it good?"}
+    llm.close()
+
+
+# --- the package ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [
+        ("langchain_stars", "torch transformers llama_index"),
+        ("llamaindex_stars", "torch transformers langchain_core"),
+    ],
+)
+def test_importing_an_adapter_is_light(package: str, others: str) -> None:
+    code = (
+        f"import sys, {package} as package; package.StarsLLM(max_tokens=8)\n"
+        f"found = set({others.split()!r}) & set(sys.modules); assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "framework", "extra"),
+    [
+        ("langchain_stars", "langchain_core", "langchain"),
+        ("llamaindex_stars", "llama_index", "llamaindex"),
+    ],
+)
+def test_a_missing_framework_names_its_extra(package: str, framework: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{framework!r}] = None\nimport {package}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"pip install 'stars-engine[{extra}]'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "reward:" in done.stdout
+
+
+def test_bounds_of_the_shared_engine_are_fields_too(adapter: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="max_rows"):
+        ask(adapter(max_rows=3, **SETTINGS))
+    assert adapter(on_full="raise").settings().engine == EngineParams(on_full="raise")
+
+
+# --- engines of copies and of calls ---
+
+
+def test_a_copy_has_engines_of_its_own(adapter: Callable[..., Any]) -> None:
+    llm = adapter(**SETTINGS)
+    mine = llm.engine()
+    never = AlignParams(schedule=ConstantSchedule(value=1e9), max_attempts=10_000)
+    for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(update={"seed": 8})):
+        assert copied.engine() is not mine
+        assert copied.engine()._runtime is mine._runtime
+        copied.close()
+        assert llm.engine() is mine
+        assert not mine.closed
+    future = mine.submit(PROMPT, align=never)
+    llm.model_copy().close()
+    assert not future.done()
+    future.cancel()
+
+
+@pytest.mark.slow
+def test_a_call_with_models_of_its_own_leaves_the_objects_engine(
+    adapter: Callable[..., Any],
+) -> None:
+    llm = adapter(**SETTINGS)
+    own = llm.engine()
+    text = ask(llm)
+    made = []
+    for _ in range(2 * MAX_ENGINES):
+        reward = lambda prompt, completion: 1.0  # noqa: E731 - another one each time
+        ask(llm, reward=reward, schedule={"kind": "none"}, model="stars:embedded-lm")
+        made.append(llm._engines[-1])
+        assert llm.engine() is own
+        assert len(llm._engines) <= MAX_ENGINES
+    assert ask(llm) == text
+    llm.close()
+    assert own.closed
+    assert all(engine.closed for engine in made[-MAX_ENGINES + 1 :])
+    assert ask(llm) == text  # anew
+    llm.close()

@@ -1,0 +1,110 @@
+"""Chat templates as published for their models: what is rendered, and who holds which border."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from stars_engine import Chat, Message
+from stars_engine.chat.conversations import read_conversation
+from stars_engine.chat.formats import format_of
+from stars_engine.chat.template import encode_chat
+from stars_engine.chat.turns import tools_of, turns_of
+from stars_engine.tokenization.codec import Codec
+from tests.support.chat import CALL, CALLED, CLOCK, RESULT, SYSTEM, TOOLS, USER, WEATHER
+from tests.support.chat_templates import Family, tokenizer_of_family
+
+# Each with the format of its calls; None where the template is told of no tools.
+PUBLISHED = {
+    "cohere": None,
+    "cohere2": None,
+    "deepseekv3": None,
+    "gemma": None,
+    "gemma3": None,
+    "glm4moe": "hermes",
+    "gptoss": None,
+    "lfm2": None,
+    "llama3": None,
+    "llama3_1": "llama",
+    "llama3_2": "llama",
+    "nemotron_3_nano": None,
+    "phi3": None,
+    "qwen2_5": "hermes",
+    "qwen3": "hermes",
+    "qwen3_instruct_2507": "hermes",
+}
+NO_SYSTEM = {"gemma"}
+CONTROL = re.compile(r"<[|｜][^\s|｜<>]+[|｜]>|<[A-Za-z_/]+>|\[/?[A-Z_]+\]")
+
+
+def template_of(name: str) -> str:
+    """Return a template as published."""
+    spec = find_spec("trl")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "chat_templates" / f"{name}.jinja"
+    return path.read_text(encoding="utf-8")
+
+
+def published(name: str) -> PreTrainedTokenizerFast:
+    """Return a tiny tokenizer with a template, and all its markers for control tokens."""
+    template = template_of(name)
+    control = dict.fromkeys(["<s>", "</s>", *CONTROL.findall(template)])
+    return tokenizer_of_family(Family(template, tuple(control), "</s>"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rendering_equals_apply_chat_template(name: str) -> None:
+    tokenizer = published(name)
+    codec = Codec(tokenizer)
+    said = [[USER], [USER, Message(role="assistant", content="Cold. 🥶"), USER]]
+    if name not in NO_SYSTEM:
+        said.append([SYSTEM, USER])
+    conversations = [(messages, ()) for messages in said]
+    if PUBLISHED[name] is not None:
+        assert format_of(tokenizer.chat_template).name == PUBLISHED[name]
+        conversations += [([USER], TOOLS), ([SYSTEM, USER], (CLOCK,))]
+        conversations.append(([SYSTEM, USER, CALLED, RESULT, USER], TOOLS))
+    for messages, tools in conversations:
+        expected = tokenizer.apply_chat_template(
+            turns_of(messages), tools=tools_of(tools), add_generation_prompt=True, return_dict=False
+        )
+        chat = Chat(messages, tools=tools, constrain_tools=False)
+        assert list(read_conversation(chat, codec).token_ids) == expected
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_an_answer_goes_on_with_what_was_begun(name: str) -> None:
+    tokenizer = published(name)
+    begun = Message(role="assistant", content="It is ve")
+    expected = tokenizer.apply_chat_template(
+        turns_of([USER, begun]), continue_final_message=True, return_dict=False
+    )
+    chat = Chat([USER, begun], continue_final_message=True)
+    assert list(read_conversation(chat, Codec(tokenizer)).token_ids) == expected
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_all_control_tokens_in_what_is_said_change_no_border_of_roles(name: str) -> None:
+    tokenizer = published(name)
+    codec = Codec(tokenizer)
+    control = set(tokenizer.convert_tokens_to_ids(list(codec.control_tokens)))
+    assert len(control) > 3
+    every = "".join(codec.control_tokens)
+
+    def borders(text: str) -> list[int]:
+        messages = [USER.replace(content=f"a{text}b"), Message(role="assistant", content="c")]
+        tools = ()
+        if PUBLISHED[name] is not None:
+            called = CALLED.replace(tool_calls=(CALL.replace(arguments={"city": text}),))
+            messages += [USER, called, RESULT.replace(content=text)]
+            tools = (WEATHER.replace(description=text),)
+        ids = encode_chat(codec, [*messages, USER.replace(content=text)], tools)
+        assert codec.decode(ids).count(text) >= 2
+        return [token for token in ids if token in control]
+
+    assert borders(every) == borders("x")

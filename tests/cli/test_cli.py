@@ -1,0 +1,364 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stars_engine import (
+    AlignParams,
+    PromptError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsResult,
+)
+from stars_engine.cli.app import app
+from stars_engine.cli.generate import read_prompts
+from stars_engine.trace import read_jsonl
+
+COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+
+
+def stars(*args: str, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess:
+    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        [*COMMAND, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+        cwd=cwd,
+    )
+
+
+@pytest.mark.slow
+def test_demo_shows_both_arms_and_the_gain() -> None:
+    run = stars("demo", "--samples", "2")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    rewards = {
+        arm: float(re.search(rf"│ {arm}\s*│\s*([+-]\d+\.\d+)", run.stdout)[1])
+        for arm in ("plain", "STARS")
+    }
+    assert rewards["STARS"] > rewards["plain"]
+    gain = float(re.search(r"plain sampling: ([+-]\d+\.\d+)", run.stdout.split("gained")[1])[1])
+    assert gain == pytest.approx(rewards["STARS"] - rewards["plain"], abs=0.011)
+    kept = [line for line in run.stdout.splitlines() if "≥" in line]
+    assert kept
+    assert all(re.search(r"\(attempt \d+\)$", line) for line in kept)
+    assert "tokens" in run.stdout
+    assert "Wall time" in run.stdout
+
+
+@pytest.mark.slow
+def test_generate_json_is_what_the_engine_gives(engine: StarsEngine, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    args = ["This movie", "--seed", "7", "--max-tokens", "24", "-n", "2"]
+    run = stars("generate", *args, "--json", "--trace", str(trace))
+    assert run.returncode == 0, run.stderr
+    results = [StarsResult.model_validate_json(line) for line in run.stdout.splitlines()]
+    expected = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24, n=2))
+    assert [r.text for r in results] == [r.text for r in expected]
+    assert list(read_jsonl(trace)) == results
+
+
+@pytest.mark.slow
+def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
+    run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
+    [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
+    assert run.stdout == expected.text + "\n"
+    assert "seed 7" in run.stderr
+
+
+@pytest.mark.slow
+def test_prompts_from_stdin_and_files_keep_their_order(tmp_path: Path) -> None:
+    prompts = ["This movie", "The acting in it", "I"]
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("\n".join(prompts) + "\n")
+    records = tmp_path / "prompts.jsonl"
+    records.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    common = ["generate", "--seed", "1", "--max-tokens", "16"]
+    runs = [
+        stars(*common, stdin=lines.read_text()),
+        stars(*common, "--prompts", str(lines)),
+        stars(*common, "--prompts", str(records)),
+    ]
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout == runs[2].stdout
+    places = [runs[0].stdout.index(prompt) for prompt in prompts[:2]]
+    assert places == sorted(places)
+
+
+@pytest.mark.slow
+def test_a_config_file_and_options_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "stars.yaml"
+    align = AlignParams(schedule={"kind": "constant", "value": -99}, segment_len=4)
+    config = StarsConfig(align=align, sampling=SamplingParams(seed=2, max_tokens=12))
+    config.to_file(path)
+    run = stars("generate", "A", "--config", str(path), "--json", "--beta", "0.5")
+    result = StarsResult.model_validate_json(run.stdout)
+    assert {segment.threshold for segment in result.segments} == {-99.0}
+    assert len(result.segments[0].token_ids) == 4
+    assert result.seed == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--beta", "-1"], ["beta", "-1", ">= 0"]),
+        (["--on-exhausted", "hope"], ["'hope'", "'best'"]),
+        (["--threshold", "1", "--target", "2"], ["--threshold", "--target"]),
+        (["--initial", "1"], ["--target"]),
+        (["--model", "./nowhere", "--reward", "./x", "--threshold", "0"], ["no such directory"]),
+        (
+            ["--model", "models/x", "--reward", "./x", "--threshold", "0"],
+            ["name_or_path='models/x'", "no such directory"],
+        ),
+        (
+            ["--model", "stars:embedded-lm", "--reward", "antigravity.no:f", "--threshold", "0"],
+            ["antigravity.no:f", "cannot be imported", "Hint"],
+        ),
+        (["--model", "a/b"], ["--reward is required"]),
+        (["--model", "./a", "--reward", "./b"], ["name_or_path='./a'", "no such directory"]),
+        (["--initial-weight", "0.5"], ["--target"]),
+        (["--top-k", "-1"], ["top_k", "-1", ">= 1"]),
+        (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
+        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
+        (["--prompts", "nowhere.txt"], ["not both"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+        (["--max-tokens", "600"], ["512", "max_tokens"]),
+        (["--threshold", "99", "--on-exhausted", "raise"], ["20 attempts", "Hint"]),
+    ],
+)
+def test_mistakes_end_in_one_clear_message(args: list[str], words: list[str]) -> None:
+    run = stars("generate", "This movie", "--seed", "1", *args)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    message = " ".join(run.stderr.split())
+    for word in words:
+        assert word in message, run.stderr
+
+
+@pytest.mark.slow
+def test_a_reward_whose_module_fails_ends_in_one_message(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    args = ["--model", "stars:embedded-lm", "--reward", "broken:f", "--threshold", "0"]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    run = subprocess.run(
+        [*COMMAND, "generate", "A", *args], capture_output=True, text=True, check=False, env=env
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    for word in ("broken:f", "ZeroDivisionError", "Hint"):
+        assert word in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_terminal_that_cannot_show_a_character(encoding: str) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"}
+    short = ["--max-tokens", "4", "--seed", "1"]
+    falling_back = ["--on-exhausted", "fallback", "--fallback-text", "é🙂", "--threshold", "9"]
+    for args in (
+        ["demo", "--samples", "1", "A 🙂"],
+        ["generate", "A 🙂", "-n", "2", *short],
+        ["generate", "A", *falling_back, "--max-attempts", "1", "--json", *short],
+    ):
+        run = subprocess.run([*COMMAND, *args], capture_output=True, check=False, env=env)
+        assert run.returncode == 0, run.stderr
+        assert run.stderr.count(b"Traceback") == 0
+    assert StarsResult.model_validate_json(run.stdout.decode(encoding)).text.endswith("é🙂")
+
+
+def test_an_empty_stdin_is_a_mistake() -> None:
+    run = stars("generate", stdin="\n")
+    assert run.returncode == 2
+    assert "holds no prompt" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_callable_as_reward(tmp_path: Path) -> None:
+    (tmp_path / "brevity.py").write_text("def short(prompt, completion): return -len(completion)\n")
+    # A script, as the installed command is: Python does not look in the current directory for it.
+    script = tmp_path / "bin" / "stars"
+    script.parent.mkdir()
+    script.write_text("from stars_engine.cli import main\nmain()\n")
+    args = ["generate", "A", "--model", "stars:embedded-lm", "--reward", "brevity:short"]
+    args += ["--threshold", "-500", "--max-tokens", "8", "--seed", "1", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, str(script), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=env,
+    )
+    assert run.returncode == 0, run.stderr
+    result = StarsResult.model_validate_json(run.stdout)
+    assert result.reward == -len(result.text)
+
+
+def test_thresholds_of_a_file_stay_with_its_pair(tmp_path: Path) -> None:
+    path = tmp_path / "stars.yaml"
+    StarsConfig(model="a/b", reward="c/d", align=AlignParams(schedule={"kind": "none"})).to_file(
+        path
+    )
+    for option in ("--model", "--reward"):
+        run = stars("generate", "A", "--config", str(path), option, "x/y")
+        assert run.returncode == 2
+        assert "thresholds belong to one pair" in run.stderr
+        assert "--threshold" in run.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--report"])
+def test_where_results_go_is_looked_at_before_the_pilot(tmp_path: Path, option: str) -> None:
+    args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
+    run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
+    assert run.returncode == 2
+    assert "does not exist; create it" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_calibration_says_that_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A film\n" * 8)
+    args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", "--no-verify"]
+    args += ["--prompts", "prompts.txt", "--out", "s.yaml"]
+    script = (
+        "from stars_engine.calibration.checkpoint import StageCheckpoint\n"
+        "from stars_engine.cli import main\n"
+        "StageCheckpoint.discard = lambda _: None  # as if interrupted after the last stage\n"
+        "main()\n"
+    )
+    first = subprocess.run(
+        [sys.executable, "-c", script, *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert first.returncode == 0, first.stderr
+    assert "Resuming" not in first.stderr
+    again = stars(*args, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "Resuming the calibration after 1 of 1 stages from s.yaml.partial" in again.stderr
+    assert not (tmp_path / "s.yaml.partial").exists()
+
+
+def test_messages_are_not_wrapped_where_no_terminal_is() -> None:
+    args = ["generate", "A", "--beta", "-1"]
+    run = subprocess.run(
+        [*COMMAND, *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "40"},
+    )
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_without_torch_the_cure_is_named() -> None:
+    code = "import sys; sys.modules['torch'] = None; from stars_engine.cli import main; main()"
+    for args in (["demo"], ["generate", "A"], ["doctor"]):
+        run = subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 2
+        assert "pip install 'stars-engine[local]'" in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_with_130() -> None:
+    args = ["generate", "It was", "-n", "100", "--max-tokens", "400", "--json"]
+    run = subprocess.Popen(
+        [*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(8)  # at work by then, or still importing: the same is due
+    run.send_signal(signal.SIGINT)
+    _, messages = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert messages == "interrupted\n"
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_is_no_mistake() -> None:
+    args = ["generate", "It was", "--max-tokens", "48", "--seed", "1"]
+    run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    with run.stderr:
+        assert run.stderr.read() == b""
+    assert run.wait(timeout=60) == 1
+
+
+def test_only_newlines_end_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffOne\u2028line\x85of\ftext\r\n\nAnother\n".encode())
+    assert read_prompts(path) == ["One\u2028line\x85of\ftext", "Another"]
+
+
+def test_bad_prompt_files_name_their_line(tmp_path: Path) -> None:
+    records = tmp_path / "prompts.jsonl"
+    records.write_text('{"prompt": "A"}\n\n{"question": "B"}\n')
+    with pytest.raises(PromptError, match="line 3"):
+        read_prompts(records)
+    latin = tmp_path / "prompts.txt"
+    latin.write_bytes("A\ncaf\u00e9\n".encode("latin-1"))
+    with pytest.raises(PromptError, match=r"line 2.*save the file as UTF-8"):
+        read_prompts(latin)
+    run = subprocess.run([*COMMAND, "generate"], input=b"\xff", capture_output=True, check=False)
+    assert run.returncode == 2
+    assert b"stdin, line 1: not UTF-8" in run.stderr
+
+
+@pytest.mark.slow
+def test_doctor_names_versions_and_models() -> None:
+    run = stars("doctor")
+    assert run.returncode == 0, run.stderr
+    for word in (
+        "torch",
+        "LlamaForCausalLM",
+        "LlamaForSequenceClassification",
+        "shared prefix",
+        "cpu",
+    ):
+        assert word in run.stdout
+    for word in ("placement", "context"):
+        assert run.stdout.count(word) == 2
+
+
+@pytest.mark.slow
+def test_where_segments_end_and_what_is_read_ahead() -> None:
+    common = ["generate", "The story", "--json", "--seed", "1", "--max-tokens", "60"]
+    run = stars(*common, "--segment-end", "sentence", "--segment-len", "30")
+    assert run.returncode == 0, run.stderr
+    texts = [segment.text for segment in StarsResult.model_validate_json(run.stdout).segments]
+    assert any(text.endswith(".") for text in texts[:-1])
+    run = stars(*common, "--lookahead", "5")
+    assert StarsResult.model_validate_json(run.stdout).usage.num_lookahead_tokens >= 5
+    run = stars(*common, "--segment-end", "sentence", "--lookahead", "5")
+    assert run.returncode == 2
+    assert "does not support segment_end" in run.stderr
+
+
+def test_help_and_version() -> None:
+    runner = CliRunner()
+    assert "stars-engine" in runner.invoke(app, ["--version"]).stdout
+    for command in ("demo", "generate", "doctor"):
+        assert runner.invoke(app, [command, "--help"]).exit_code == 0
+    shown = " ".join(runner.invoke(app, ["generate", "--help"]).stdout.split())
+    assert f"Default: {SamplingParams().temperature}." in shown

@@ -1,0 +1,260 @@
+"""Control characters of prompts and answers: seen on a terminal, unchanged in files and pipes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stars_engine import AlignmentError, SamplingParams, StarsConfig, StarsEngine, StarsResult
+from stars_engine.cli import generate as generating
+from stars_engine.cli import output
+from stars_engine.cli.demo import show_answers
+from stars_engine.cli.messages import Messages
+from stars_engine.trace import transcript
+
+COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+ROOT = Path(__file__).parents[2]
+NASTY = {
+    "colour": "\x1b[31mred\x1b[0m",
+    "title": "\x1b]0;owned\x07",
+    "link": "\x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\",
+    "clipboard": "\x1b]52;c;ZXZpbA==\x07",
+    "C1": "\x9b31mred\x9d0;title\x9c",
+    "cursor": "safe\rEVIL\b\b\x0b\x0c\x7f",
+    "bidi": "a\u202eevil\u202c \u2066x\u2069 \u200f",
+    "lines": "a\u2028b\u2029c",
+    "null": "a\0b",
+}
+RAW = set("\x1b\x07\x08\r\x0b\x0c\x7f\0\x9b\x9d\x9c\u202e\u202c\u2066\u2069\u200f\u2028\u2029")
+MARKUP = "[red]x[/red] [/nope] :smile: [link=http://evil]y[/link]"
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_control_characters_are_seen(name: str) -> None:
+    shown = output.visible(NASTY[name])
+    assert not RAW & set(shown)
+    assert "\\" in shown
+
+
+def test_other_text_is_as_it_is() -> None:
+    text = "Ünïcode 🙂 👩‍👩‍👧 العربية עברית\n\tindented [red]\\x1b"
+    assert output.visible(text) == text
+
+
+@pytest.mark.parametrize("text", NASTY.values())
+def test_what_is_written_to_a_terminal_and_to_a_file(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        monkeypatch.setattr(sys, "stdout", stream)
+        output.write(text)
+    assert not RAW & set(terminal.getvalue())
+    assert file.getvalue() == text + "\n"
+
+
+@pytest.mark.parametrize("text", NASTY.values())
+def test_json_stays_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    output.write_json(json.dumps({"text": text}, ensure_ascii=False))
+    assert not RAW & set(terminal.getvalue())
+    assert json.loads(terminal.getvalue()) == {"text": text}
+
+
+@pytest.mark.parametrize("text", [*NASTY.values(), MARKUP])
+def test_messages_and_logs(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        monkeypatch.setattr(sys, "stderr", stream)
+        console = Messages()
+        console.say(text)
+        console.say_error(AlignmentError(f"no draft of {text} was kept"))
+    assert f"{text}\n" in file.getvalue()
+    if text is MARKUP:
+        assert MARKUP.split()[-2] in terminal.getvalue()
+        assert ":smile:" in terminal.getvalue()
+        assert "[red]x[/red]" in terminal.getvalue()
+    else:
+        assert output.visible(text).split("\n")[0][:4] in terminal.getvalue()
+    assert not (RAW - {"\x1b"}) & set(terminal.getvalue())
+    assert "\x1b]" not in terminal.getvalue()  # colours of our own are the only escapes
+
+
+def answer(text: str) -> StarsResult:
+    with StarsEngine() as engine:
+        [result] = engine.generate("A film", sampling=SamplingParams(max_tokens=8, seed=0))
+    segments = [segment.replace(text=text) for segment in result.segments]
+    return result.replace(text=text, segments=segments)
+
+
+@pytest.mark.parametrize("text", [*NASTY.values(), MARKUP])
+def test_the_demo(text: str) -> None:
+    result = answer(text)
+
+    def shown(*, terminal: bool) -> str:
+        file = io.StringIO()
+        console = Console(
+            file=file, force_terminal=terminal, width=200, color_system=None, highlight=False
+        )
+        from stars_engine.types import SegmentEvent
+
+        events = [
+            SegmentEvent(segment=result.segments[0], text=text),
+            SegmentEvent(text="", result=result),
+        ]
+        show_answers(console, [text], [result], events)
+        return file.getvalue()
+
+    found = shown(terminal=True)
+    assert not (RAW & set(found))
+    if text is MARKUP:
+        assert MARKUP in found
+
+
+def test_the_transcript_shows_them() -> None:
+    for text in NASTY.values():
+        assert not RAW & set(transcript(answer(text)))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("num_prompts", [1, 2])
+def test_generate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_prompts: int, as_json: bool
+) -> None:
+    """The engine's own answers, with a prompt and a text that take over terminals."""
+    text = "".join(NASTY.values())
+    result = answer(text)
+    prompts = [text] * num_prompts
+
+    def stream(*_: object, **__: object) -> object:
+        from stars_engine.types import SegmentEvent
+
+        for index in range(num_prompts):
+            own = result.replace(prompt_index=index)
+            yield SegmentEvent(text=text, segment=own.segments[0], prompt_index=index)
+            yield SegmentEvent(text="", result=own, prompt_index=index)
+
+    monkeypatch.setattr(StarsEngine, "stream", stream)
+    outputs = {}
+    for kind in (Terminal, Pipe):
+        monkeypatch.setattr(sys, "stdout", kind())
+        generating.run_generate(prompts, StarsConfig(), as_json=as_json, trace=None)
+        outputs[kind] = sys.stdout.getvalue()
+    assert not RAW & set(outputs[Terminal])
+    if as_json:
+        for shown in outputs.values():
+            assert StarsResult.model_validate_json(shown.split("\n")[0]).text == text
+    else:
+        assert text in outputs[Pipe]
+
+
+class Pipe(io.StringIO):
+    encoding = "utf-8"
+
+
+def on_a_terminal(arguments: list[str], cwd: Path, **env: str) -> bytes:
+    """Run the command with a real terminal as its standard output and error."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200", **env},
+    )
+    os.close(follower)
+    found = b""
+    while True:
+        try:
+            block = os.read(leader, 4096)
+        except OSError:
+            break
+        if not block:
+            break
+        found += block
+    process.wait()
+    os.close(leader)
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "PROMPT", "--max-tokens", "8", "-n", "2"],
+        ["generate", "PROMPT", "--max-tokens", "8", "-n", "2", "--json"],
+        ["generate", "ok", "PROMPT"],
+        ["generate", "--prompts", "PROMPT"],
+        ["generate", "ok", "--config", "PROMPT"],
+        ["PROMPT"],
+        ["generate", "ok", "--PROMPT"],
+        ["generate", "ok", "--model", "PROMPT", "--reward", "PROMPT", "--threshold", "0"],
+        ["doctor", "--model", "PROMPT", "--reward", "stars:embedded-reward"],
+    ],
+    ids=" ".join,
+)
+def test_a_real_terminal_gets_no_escape(tmp_path: Path, arguments: list[str]) -> None:
+    text = "\x1b]0;owned\x07\x9b31m\u202e[red]evil"
+    given = [part.replace("PROMPT", text) for part in arguments]
+    found = on_a_terminal(given, tmp_path).decode()
+    assert "evil" in found or "--json" in arguments  # which does not repeat prompts
+    assert "\x1b]" not in found
+    assert not {"\x07", "\x9b", "\u202e"} & set(found)
+
+
+def test_a_pipe_gets_the_prompt_unchanged(tmp_path: Path) -> None:
+    text = "\x1b[31mThe film\x1b[0m\u202e"
+    run = subprocess.run(
+        [*COMMAND, "generate", text, "--max-tokens", "4", "-n", "2"],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.stdout.decode().count(text) == 2
+
+
+def test_a_full_standard_output_is_told(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(
+            [*COMMAND, "generate", "The film", "--max-tokens", "4"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    assert run.returncode == 2
+    assert b"No space left on device" in run.stderr
+    assert b"Traceback" not in run.stderr
+
+
+def test_a_full_trace_loses_no_answer(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [*COMMAND, "generate", "The film", "--max-tokens=4", "-n3", "--trace=/dev/full"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 2
+    assert run.stdout.count("The film") == 3
+    assert "/dev/full" in run.stderr
+    assert "No space left on device" in run.stderr

@@ -1,0 +1,483 @@
+"""When memory ends: less at a time, later, the same text; budgets that keep it from ending."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from typing import Any
+
+import pytest
+import torch
+
+from stars_engine import (
+    AlignParams,
+    ConfigError,
+    ConstantSchedule,
+    EngineParams,
+    GenerationError,
+    NoSchedule,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    StarsResult,
+    calibrate,
+)
+from stars_engine.backends.base import Draft, DraftRequest, PrefixHandle
+from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.core.offline import stars
+from stars_engine.errors import ContextOverflowError
+from stars_engine.memory import in_smaller_batches, is_out_of_memory
+from stars_engine.testing import TableReward, TabularModel
+from tests.conftest import make_rollout
+from tests.core.test_runtime import wait_until
+from tests.support.accounts import account
+from tests.support.backends import pool_of
+from tests.support.calibration import OPENINGS, QUICK
+
+PROMPTS = ["The film", "I went to see it on a rainy day and", "Nobody", "A", "One more of them"]
+SAMPLING = SamplingParams(seed=11, max_tokens=24)
+ALIGN = AlignParams(schedule=ConstantSchedule(value=1.0), segment_len=8, num_candidates=4)
+FULL = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory"
+
+
+class Scarce:
+    """A model on a machine with little memory: for prefixes, for rows, or at chosen drafts.
+
+    Args:
+        model: The model.
+        num_prefixes: That fit at once.
+        num_rows: That fit at once.
+        failing: Drafts that find no memory, counted from 0.
+
+    Attributes:
+        num_computed: Prefixes of which nothing was cached when they were drafted from.
+        most_live: Prefixes cached at once, at most.
+        row_counts: Of the drafts that found memory.
+    """
+
+    def __init__(
+        self,
+        model: TransformersBackend,
+        *,
+        num_prefixes: int = 100,
+        num_rows: int = 100,
+        failing: Sequence[int] = (),
+    ) -> None:
+        self._model = model
+        self._num_prefixes, self._num_rows, self._failing = num_prefixes, num_rows, failing
+        self._handles: weakref.WeakSet[PrefixHandle] = weakref.WeakSet()
+        self.num_drafts = self.num_computed = self.most_live = 0
+        self.row_counts: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    # Since Python 3.12, a protocol does not count names that `__getattr__` finds.
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self._model.bytes_per_token
+
+    def limit_cache(self, max_bytes: int | None) -> None:
+        self._model.limit_cache(max_bytes)
+
+    def free_unused(self) -> None:
+        self._model.free_unused()
+
+    @property
+    def live(self) -> set[PrefixHandle]:
+        """Handles of prefixes that are cached."""
+        return {handle for handle in self._handles if handle.cached is not None}
+
+    def draft(self, requests: Sequence[DraftRequest]) -> Any:
+        self.num_drafts += 1
+        if self.num_drafts - 1 in self._failing:
+            raise RuntimeError(FULL)
+        if len(requests) > self._num_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        live = self.live
+        new = {request.handle for request in requests} - live
+        if len(live) + len(new) > self._num_prefixes:
+            raise RuntimeError(FULL)
+        drafts = self._model.draft(requests)
+        self._handles.update(new)
+        self.num_computed += len(new)
+        self.most_live = max(self.most_live, len(self.live))
+        self.row_counts.append(len(requests))
+        return drafts
+
+
+@pytest.fixture
+def run(engine: StarsEngine) -> Iterator[Callable[..., list[StarsResult]]]:
+    def run(model: object = engine.model, **options: Any) -> list[StarsResult]:
+        config = engine.config.replace(
+            sampling=SAMPLING, align=ALIGN, engine=EngineParams(**options)
+        )
+        with StarsEngine(config, model=model, reward=engine.reward) as mine:  # type: ignore[arg-type]
+            return mine.generate(PROMPTS, return_exceptions=True)
+
+    yield run
+    engine.model.limit_cache(None)
+    engine.reward.limit_cache(None)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def wanted(run: Callable[..., list[StarsResult]]) -> list[dict[str, object]]:
+    return [account(result) for result in run()]
+
+
+def test_fewer_rows_at_a_time(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scarce = Scarce(engine.model, num_rows=6)
+    assert [account(result) for result in run(scarce)] == wanted
+    assert max(scarce.row_counts) <= 6
+    assert "Out of memory; reducing the batch to 5 candidates." in caplog.text
+    # 20, 10, 5: said once each, and not tried again.
+    assert caplog.text.count("reducing the batch") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_prefixes", [1, 2, 4])
+def test_requests_wait_for_memory(
+    num_prefixes: int,
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scarce = Scarce(engine.model, num_prefixes=num_prefixes)
+    assert [account(result) for result in run(scarce)] == wanted
+    assert scarce.most_live == num_prefixes
+    assert scarce.num_computed == len(PROMPTS)  # no prefix is computed twice
+    assert max(scarce.row_counts) == 4 * num_prefixes  # candidates are as many as before
+    assert "Out of memory; preempting" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "failing", [(0,), (2, 3, 7), range(0, 30, 2), range(3, 9), range(1, 8)], ids=str
+)
+def test_what_was_accepted_is_read_again_when_there_is_memory(
+    failing: Sequence[int],
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+) -> None:
+    scarce = Scarce(engine.model, failing=failing)
+    assert [account(result) for result in run(scarce)] == wanted
+    long_enough = isinstance(failing, range) and failing.step == 1  # for a single candidate to fail
+    assert scarce.num_computed > len(PROMPTS) or not long_enough
+
+
+@pytest.mark.slow
+def test_one_row_too_many_makes_the_others_wait(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even one candidate has room beside three prefixes."""
+    scarce = Scarce(engine.model)
+    draft = scarce.draft
+
+    def tight(requests: Sequence[Any]) -> Any:
+        if len(scarce.live) >= 3:
+            raise MemoryError
+        return draft(requests)
+
+    monkeypatch.setattr(scarce, "draft", tight)
+    assert [account(result) for result in run(scarce)] == wanted
+    assert scarce.num_computed > len(PROMPTS)
+
+
+def test_a_request_too_large_for_the_machine_fails_alone(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = max(len(engine.model.codec.encode_prompt(prompt)) for prompt in PROMPTS)
+    scarce = Scarce(engine.model)
+    draft = scarce.draft
+
+    def tight(requests: Sequence[DraftRequest]) -> Any:
+        if any(request.num_prompt_tokens == long for request in requests):
+            raise RuntimeError(FULL)
+        return draft(requests)
+
+    monkeypatch.setattr(scarce, "draft", tight)
+    results = run(scarce)
+    assert isinstance(results[1], GenerationError)
+    assert "out of memory with a single running request" in str(results[1])
+    assert f"prompt {long} tokens" in str(results[1])
+    others = [0, 2, 3, 4]
+    assert [account(results[index]) for index in others] == [wanted[index] for index in others]
+
+
+@pytest.mark.slow
+def test_giving_one_up_that_waits_fails_no_other_that_waits(engine: StarsEngine) -> None:
+    scarce = Scarce(engine.model, num_prefixes=1)
+    config = engine.config.replace(sampling=SAMPLING.replace(max_tokens=60), align=ALIGN)
+    with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        calls = [mine.submit(prompt) for prompt in PROMPTS[:3]]
+        wait_until(lambda: mine.stats().num_active == 3)
+        calls[1].cancel()
+        assert calls[0].result(timeout=60)[0].finish_reason in ("length", "stop")
+        assert calls[2].result(timeout=60)[0].finish_reason in ("length", "stop")
+
+
+def test_a_single_candidate_is_tried_again_in_the_room_that_is_made(engine: StarsEngine) -> None:
+    class Full(Scarce):
+        num_dropped = 0
+
+        def free_unused(self) -> None:
+            self.num_dropped += 1
+
+        def draft(self, requests: Sequence[Any]) -> Any:
+            if not self.num_dropped:
+                raise MemoryError
+            return super().draft(requests)
+
+    full = Full(engine.model)
+    config = engine.config.replace(sampling=SAMPLING, align=ALIGN.replace(num_candidates=1))
+    with StarsEngine(config, model=full, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        assert mine.generate(PROMPTS[0])[0].finish_reason in ("length", "stop")
+    assert full.num_dropped == 1
+
+
+def test_one_that_does_not_fit_holds_nobody_up_for_longer_than_it_waits() -> None:
+    """What a large prompt has shown to be too many is not so for the small ones behind it."""
+    room, computed = 10, []
+    held: dict[PrefixHandle, int] = {}
+
+    class Model(TabularModel):
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            sizes = {request.handle: request.num_prompt_tokens for request in requests}
+            live = {handle: size for handle, size in held.items() if handle.cached is not None}
+            if sum((live | sizes).values()) > room:
+                raise MemoryError
+            for handle, size in sizes.items():
+                if handle.cached is None:
+                    computed.append(size)
+                    handle.cached, held[handle] = "computed", size
+            return super().draft(requests)
+
+    rollouts = [
+        make_rollout(
+            prompt_ids=(1,) * size,
+            align=AlignParams(schedule=NoSchedule(), segment_len=2, num_candidates=1),
+            sampling=SamplingParams(max_tokens=4),
+        )
+        for size in (3, 3, 9, 3, 3, 3)
+    ]
+    for _ in stars(rollouts, Model(("a",), lambda _: (1.0,)), TableReward({})):
+        pass
+    assert {rollout.text for rollout in rollouts} == {"aaaa"}
+    # The large one is tried in vain beside two small ones, then alone; the others go together.
+    assert computed == [3, 3, 9, 3, 3, 3]
+
+
+def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
+    """A budget that it fills by itself; small ones keep coming."""
+    small, large = SAMPLING.replace(max_tokens=24), SAMPLING.replace(max_tokens=100)
+    params = EngineParams(max_prefix_tokens=120)
+    config = engine.config.replace(sampling=small, align=ALIGN, engine=params)
+    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
+        calls = [mine.submit(prompt) for prompt in PROMPTS]
+        waiting = mine.submit("A", sampling=large)
+        for _ in range(200):
+            if waiting.done():
+                break
+            calls = [call for call in calls if not call.done()]
+            calls += [mine.submit("A") for _ in range(5 - len(calls))]
+            wait(calls, return_when=FIRST_COMPLETED)
+        assert waiting.done()
+
+
+@pytest.mark.slow
+def test_who_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> None:
+    def slow(prompt: str, completion: str) -> float:
+        time.sleep(0.002)
+        return float(len(completion) % 3)
+
+    scarce = Scarce(engine.model, num_prefixes=2)
+    config = StarsConfig(model="stars:embedded-lm", sampling=SAMPLING, align=ALIGN, reward=slow)
+    with StarsEngine(config, model=scarce) as mine:  # type: ignore[arg-type]
+        mine.generate(PROMPTS)
+    assert scarce.num_computed == len(PROMPTS)
+
+
+def test_what_is_read_again_is_bounded_as_before(engine: StarsEngine) -> None:
+    align = ALIGN.replace(max_drafted_tokens=16)
+    drafted = []
+    for failing in ((), (1,)):
+        scarce = Scarce(engine.model, failing=failing)
+        config = engine.config.replace(sampling=SAMPLING, align=align)
+        with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+            [result] = mine.vanilla(PROMPTS[0])
+        drafted.append((result.text, result.usage.num_drafted_tokens))
+    assert drafted[0] == drafted[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scarce", ["prefixes", "rows", "tokens"])
+def test_pilots_that_wait_for_each_other_find_what_they_would(
+    scarce: str, engine: StarsEngine
+) -> None:
+    def fitted(model: object, **options: int) -> list[float]:
+        config = engine.config.replace(engine=EngineParams(**options))
+        with StarsEngine(config, model=model, reward=engine.reward) as mine:  # type: ignore[arg-type]
+            found = calibrate(mine, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
+        return [value for stage in found.stages for value in (stage.intercept, stage.offset)]
+
+    wanted = fitted(engine.model)
+    if scarce == "prefixes":
+        found = fitted(Scarce(engine.model, num_prefixes=4))
+    elif scarce == "rows":
+        found = fitted(Scarce(engine.model, num_rows=4))
+    else:
+        found = fitted(engine.model, max_prefix_tokens=200)
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_waiting_for_memory_ends_at_the_deadline(engine: StarsEngine) -> None:
+    scarce = Scarce(engine.model, num_prefixes=1)
+    align = ALIGN.replace(deadline_s=0.0001)
+    config = engine.config.replace(sampling=SAMPLING, align=align)
+    with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        results = mine.generate(PROMPTS)
+        assert {result.finish_reason for result in results} == {"deadline"}
+        assert mine.stats().num_active == 0
+
+
+def test_a_reward_model_reads_fewer_texts_at_a_time(
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reader = engine.reward._incremental  # type: ignore[attr-defined]
+    run_rows = reader.run
+
+    def tight(rows: Sequence[Any]) -> Any:
+        if len(rows) > 3:
+            raise RuntimeError(FULL)
+        return run_rows(rows)
+
+    monkeypatch.setattr(reader, "run", tight)
+    assert [account(result) for result in run()] == wanted
+    assert "Out of memory; reducing the batch to 3 texts." in caplog.text
+
+
+# --- budgets ---
+
+
+@pytest.mark.parametrize("num_at_once", [1, 2])
+def test_requests_beyond_the_budget_of_tokens_wait(
+    num_at_once: int,
+    run: Callable[..., list[StarsResult]],
+    wanted: list[dict[str, object]],
+    engine: StarsEngine,
+) -> None:
+    longest = 24 + max(len(engine.model.codec.encode_prompt(prompt)) for prompt in PROMPTS)
+    scarce = Scarce(engine.model)
+    found = run(scarce, max_prefix_tokens=num_at_once * longest)
+    assert [account(result) for result in found] == wanted
+    assert scarce.most_live == num_at_once
+
+
+def test_requests_beyond_the_budget_of_bytes_wait(
+    run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]], engine: StarsEngine
+) -> None:
+    gc.collect()  # engines of earlier tests may still pin prefixes
+    engine.model.free_unused()
+    engine.reward.free_unused()  # type: ignore[attr-defined]
+    pool = pool_of(engine.model)
+    limit = 3 * 64 * pool.bytes_per_token
+    scarce = Scarce(engine.model)
+    seen = []
+    draft = scarce.draft
+
+    def watched(requests: Sequence[DraftRequest]) -> Any:
+        drafts = draft(requests)
+        seen.append(pool.num_bytes)
+        return drafts
+
+    scarce.draft = watched  # type: ignore[method-assign]
+    assert [account(result) for result in run(scarce, max_cache_bytes=limit)] == wanted
+    assert 1 < scarce.most_live < len(PROMPTS)
+    assert max(seen) <= limit
+
+
+def test_a_request_beyond_the_budget_by_itself_is_refused(
+    run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]]
+) -> None:
+    results = run(max_prefix_tokens=30)
+    [refused] = [result for result in results if isinstance(result, Exception)]
+    assert results.index(refused) == 1
+    assert isinstance(refused, ContextOverflowError)
+    assert "budget is 30 tokens in all" in str(refused)
+    assert "Hint: shorten the prompt, lower max_tokens, or raise EngineParams(max_pref" in str(
+        refused
+    )
+
+
+@pytest.mark.parametrize("name", ["max_prefix_tokens", "max_cache_bytes"])
+def test_a_budget_of_nothing_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.*1"):
+        StarsConfig(engine={name: 0})
+
+
+# --- what says that memory has ended ---
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), True),
+        (RuntimeError(FULL), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=str,
+)
+def test_out_of_memory_is_known_on_every_device(error: Exception, answer: bool) -> None:
+    assert is_out_of_memory(error) is answer
+
+
+def test_smaller_batches_until_they_fit(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[int] = []
+
+    def run(items: Sequence[int]) -> list[int]:
+        tried.append(len(items))
+        if len(items) > 3:
+            raise MemoryError
+        return [-item for item in items]
+
+    rooms: list[int] = []
+    with caplog.at_level(logging.WARNING):
+        found = in_smaller_batches(run, range(10), what="things", free_unused=rooms.append)
+    assert found == [-item for item in range(10)]
+    assert tried == [10, 5, 3, 3, 3, 1]
+    assert rooms == [5, 3]
+    assert in_smaller_batches(run, [], what="things", free_unused=rooms.append) == []
+
+
+def test_other_errors_and_single_items_are_not_tried_again() -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        raise RuntimeError(FULL if len(items) == 1 else "another thing")
+
+    with pytest.raises(RuntimeError, match="another thing"):
+        in_smaller_batches(run, [1, 2], what="things", free_unused=lambda _: None)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        in_smaller_batches(run, [1], what="things", free_unused=lambda _: None)

@@ -1,0 +1,157 @@
+"""Rewards that are slow, hang, fail or call back: only their own requests are concerned."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stars_engine import (
+    AlignParams,
+    EngineParams,
+    FunctionReward,
+    NoSchedule,
+    RewardError,
+    StarsConfig,
+    StarsEngine,
+    TransformersModel,
+)
+from tests.core.test_runtime import LONG, NEVER, SHORT, wait_until, with_reward
+
+
+def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:
+    def slow(prompt: str, completion: str) -> float:
+        time.sleep(0.5 if prompt == "slow" else 0.0)
+        return 1.0
+
+    with with_reward(engine, slow) as mine:
+        waiting = mine.submit("slow", sampling=SHORT)
+        started_s = time.monotonic()
+        for index in range(3):
+            mine.generate(f"quick {index}", sampling=SHORT)
+        assert time.monotonic() - started_s < 0.9
+        assert not waiting.done()
+        assert waiting.result()[0].reward == 1.0
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_reward_that_hangs_ends_only_its_own_request(engine: StarsEngine, batched: bool) -> None:
+    release = threading.Event()
+
+    def hang(prompt: Any, completion: Any) -> Any:
+        if "hang" in prompt:
+            release.wait(30)
+        return [1.0] * len(prompt) if batched else 1.0
+
+    with with_reward(engine, hang, batched=batched, timeout_s=0.3, max_concurrency=2) as mine:
+        prompts = ["hang"] * 3 + ["fine"] * 3  # more that hang than there are workers
+        outcomes = mine.generate(prompts, sampling=SHORT, return_exceptions=True)
+        assert [isinstance(outcome, RewardError) for outcome in outcomes] == [True] * 3 + [
+            False
+        ] * 3
+        assert "took longer than 0.3 s" in str(outcomes[0])
+        assert outcomes[0].result.finish_reason == "error"
+        release.set()
+
+
+def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngine) -> None:
+    def shapeless(prompts: list[str], completions: list[str]) -> list[float]:
+        return [1.0] * (len(prompts) + (prompts[0] == "bad"))
+
+    with with_reward(engine, shapeless, batched=True) as mine:
+        good, bad = mine.generate(["good", "bad"], sampling=SHORT, return_exceptions=True)
+        assert good.text
+        assert isinstance(bad, RewardError)
+
+
+@pytest.mark.slow
+def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
+    release = threading.Event()
+    config = StarsConfig(
+        model="stars:embedded-lm",
+        reward=FunctionReward(function=lambda p, c: release.wait(30) and 1.0, timeout_s=0.3),
+        align=AlignParams(schedule=NoSchedule()),
+    )
+    with StarsEngine.shared() as other, StarsEngine.shared(config) as mine:
+        busy = other.submit("a", sampling=LONG, align=NEVER)
+        wait_until(lambda: other.stats().num_steps > 0)
+        with pytest.raises(RewardError, match="took longer"):
+            mine.submit("its reward hangs", sampling=SHORT).result(timeout=20)
+        assert not busy.done()
+        release.set()
+        busy.cancel()
+
+
+def test_slow_rewards_of_many_leave_workers_to_others(engine: StarsEngine) -> None:
+    release = threading.Event()
+
+    def slow(prompt: str, completion: str) -> float:
+        if prompt == "slow":
+            release.wait(30)
+        return 1.0
+
+    with with_reward(engine, slow, params=EngineParams(max_active=8)) as mine:
+        waiting = [mine.submit("slow", sampling=SHORT) for _ in range(3)]
+        wait_until(lambda: mine.stats().num_active == 3 and mine.stats().num_rows == 0)
+        assert mine.submit("quick", sampling=SHORT).result(timeout=20)[0].reward == 1.0
+        assert not any(future.done() for future in waiting)
+        release.set()
+        for future in waiting:
+            future.result(timeout=20)
+
+
+def test_rollouts_out_on_a_slow_reward_leave_their_places(engine: StarsEngine) -> None:
+    release = threading.Event()
+    loaded: Any = engine.model
+    model = TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer)
+
+    def config_of(reward: Callable[..., Any]) -> StarsConfig:
+        return StarsConfig(
+            model=model,
+            reward=FunctionReward(function=reward, timeout_s=None),
+            align=AlignParams(schedule=NoSchedule(), segment_len=8),
+            engine=EngineParams(max_active=2, max_waiting=4),
+        )
+
+    slow_config = config_of(lambda p, c: release.wait(30) and 1.0)
+    quick_config = config_of(lambda p, c: 1.0)
+    with StarsEngine.shared(slow_config) as slow, StarsEngine.shared(quick_config) as quick:
+        waiting = slow.submit(["slow"] * 5, sampling=SHORT)
+        wait_until(lambda: slow.stats().num_active == 2)
+        assert quick.submit("quick", sampling=SHORT).result(timeout=20)[0].reward == 1.0
+        assert slow.stats().num_active == 2  # its own places are all taken
+        release.set()
+        assert len(waiting.result(timeout=20)) == 5
+
+
+def test_a_reward_that_calls_its_engine_is_told(engine: StarsEngine) -> None:
+    handles: list[StarsEngine] = []
+
+    def calls_back(prompt: str, completion: str) -> float:
+        return float(len(handles[0].generate("inner", sampling=SHORT)[0].text))
+
+    with with_reward(engine, calls_back, timeout_s=None) as mine:
+        handles.append(mine)
+        outcomes = mine.generate(["a"] * 9, sampling=SHORT, return_exceptions=True)
+        assert all("could deadlock" in str(outcome) for outcome in outcomes)
+        handles[0] = engine  # another runtime's
+        assert mine.generate("a", sampling=SHORT)[0].reward > 0
+
+
+def test_an_early_acceptance_does_not_wait_for_surplus_rewards(engine: StarsEngine) -> None:
+    calls = []
+
+    def first_is_quick(prompt: str, completion: str) -> float:
+        calls.append(completion)
+        if len(calls) % 4 != 1:
+            time.sleep(0.4)
+        return 1.0
+
+    with with_reward(engine, first_is_quick) as mine:
+        started_s = time.monotonic()
+        [result] = mine.generate("a", sampling=SHORT)
+        assert time.monotonic() - started_s < 0.7  # two segments, each would take 0.4 s
+        assert result.usage.num_attempts == 2

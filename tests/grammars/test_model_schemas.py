@@ -1,0 +1,145 @@
+"""Types of pydantic models: all that a grammar writes of each is read by pydantic."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union
+from uuid import UUID
+
+import pydantic
+import pytest
+from pydantic import BaseModel, Field, create_model
+
+from tests.support.grammars import accepts, byte_grammars, held, texts
+
+T = TypeVar("T")
+
+
+class Size(IntEnum):
+    SMALL = 1
+    LARGE = 2
+
+
+class Word(Enum):
+    YES = "yes"
+    NUMBER = 3
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str
+
+
+class Box(BaseModel, Generic[T]):
+    content: T
+
+
+class Tree(BaseModel):
+    name: Literal["a"]
+    kids: list[Tree] = []
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: int
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+Pet = Annotated[Union[Cat, Dog], Field(discriminator="kind")]  # noqa: UP007
+
+TYPES: list[Any] = [
+    *(bool, int, float, str, bytes, Any, object, complex, date, datetime, time, timedelta),
+    *(UUID, pydantic.UUID1, pydantic.UUID4, pydantic.UUID7, Path, PurePosixPath, re.Pattern),
+    *(ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network),
+    *(ipaddress.IPv6Network, ipaddress.IPv4Interface, ipaddress.IPv6Interface),
+    *(pydantic.IPvAnyAddress, pydantic.IPvAnyInterface, pydantic.IPvAnyNetwork),
+    *(pydantic.AnyUrl, pydantic.HttpUrl, pydantic.FileUrl, pydantic.WebsocketUrl),
+    *(pydantic.RedisDsn, pydantic.PostgresDsn, pydantic.MongoDsn, pydantic.KafkaDsn),
+    *(pydantic.Base64Bytes, pydantic.Base64UrlBytes, pydantic.SecretStr, pydantic.SecretBytes),
+    *(pydantic.NaiveDatetime, pydantic.AwareDatetime, pydantic.FiniteFloat),
+    *(pydantic.PositiveFloat, pydantic.NonPositiveFloat, pydantic.NegativeInt, pydantic.StrictInt),
+    *(Decimal, Annotated[Decimal, Field(max_digits=5, decimal_places=2)]),
+    *(Annotated[Decimal, Field(decimal_places=2)], Annotated[Decimal, Field(max_digits=5)]),
+    *(Annotated[Decimal, Field(gt=0, lt=1)], Annotated[Decimal, Field(multiple_of=Decimal("0.5"))]),
+    *(Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=-0.1, le=0.3)]),
+    *(Annotated[int, Field(gt=10**20)], Annotated[int, Field(multiple_of=12, gt=5, lt=100)]),
+    *(set[str], frozenset[int], Annotated[set[int], Field(min_length=1)]),
+    *(dict[int, str], dict[float, int], dict[bool, int], dict[date, int], dict[UUID, int]),
+    *(dict[Literal["a", "b"], int], dict[Word, int], dict[str, int], Mapping[str, int]),
+    Annotated[dict[str, int], Field(min_length=1, max_length=2)],
+    *(tuple[int, str], tuple[int, ...], tuple[()], Pair, Sequence[int], deque[int]),
+    *(Counter[str], OrderedDict[str, int], Annotated[list[int], Field(min_length=2, max_length=3)]),
+    *(Literal["a", 1, True], Size, Word, Word | None, int | list[str]),
+    *(Annotated[str, Field(pattern=r"^\w+$", max_length=4)], Annotated[str, Field(pattern="b$")]),
+    *(Box[bool], Box[Box[int]], Tree, Pet, list[Pet], Pet | None, dict[str, Pet]),
+]
+
+
+@pytest.mark.parametrize("annotation", TYPES, ids=str)
+def test_types(annotation: Any) -> None:
+    model = create_model("M", value=(annotation, ...))
+    state = held(model, compact=True)
+    assert state is not None
+    drawn = texts(state, 40)
+    assert len(drawn) >= 5
+    for text in drawn:
+        model.model_validate_json(text)
+
+
+def test_values_that_models_are_used_with() -> None:
+    for annotation, value in (
+        (Path, '"/etc/hosts"'),
+        (Decimal, "12.5"),
+        (set[str], '["a","b"]'),
+        (dict[int, str], '{"1":"a"}'),
+        (datetime, '"2024-02-29T12:30:00Z"'),
+        (pydantic.HttpUrl, '"https://example.com/a?b=c#d"'),
+        (Tree, '{"name":"a","kids":[{"name":"a","kids":[]}]}'),
+        (Pet, '{"kind":"cat","lives":9}'),
+        (Box[bool], '{"content":true}'),
+    ):
+        state = held(create_model("M", value=(annotation, ...)), compact=True)
+        assert state is not None
+        assert accepts(state, f'{{"value":{value}}}'), annotation
+
+
+@pytest.mark.parametrize(
+    ("annotation", "keyword"),
+    [
+        (pydantic.Json[list[int]], "contentSchema"),
+        (Annotated[set[int], Field(min_length=2)], "uniqueItems"),
+        (Annotated[dict[str, int], Field(min_length=2)], "minProperties"),
+        (dict[Annotated[int, Field(ge=3)], str], "not"),
+    ],
+)
+def test_types_that_no_grammar_holds_are_refused(annotation: Any, keyword: str) -> None:
+    model = create_model("M", value=(annotation, ...))
+    with pytest.raises(Exception, match=f"`{keyword}`"):
+        byte_grammars().start(pydantic_grammar(model))
+
+
+def pydantic_grammar(model: type[BaseModel]) -> Any:
+    from stars_engine import JsonGrammar
+
+    return JsonGrammar(json_schema=model)
+
+
+def test_models_with_a_schema_of_their_own_keep_it() -> None:
+    class Own(BaseModel):
+        @classmethod
+        def model_json_schema(cls) -> dict[str, Any]:  # type: ignore[override]
+            return {"const": 3}
+
+    state = held(Own)
+    assert state is not None
+    assert texts(state, 1) == ["3"]

@@ -1,0 +1,66 @@
+"""Fused attention is taken where it is right, and only there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from stars_engine.kv_cache import fused_kernels as kernels
+from stars_engine.kv_cache.fused_kernels import kernel_for
+from tests.support.backends import random_backend
+
+
+@pytest.fixture(autouse=True)
+def found_anew() -> Iterator[None]:
+    kernels._find.cache_clear()
+    yield
+    kernels._find.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_there_is_one_on_a_cpu(dtype: torch.dtype) -> None:
+    kernel = kernel_for(torch.zeros(1, 1, 1, 16, dtype=dtype))
+    assert kernel is not None
+    query, key, value = (torch.randn(2, 4, n, 16).to(dtype) for n in (3, 200, 200))
+    output, lse = kernel(query, key, value, scale=0.2, causal=False)
+    scores = query.double() @ key.double().mT * 0.2
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(
+        output.double(), scores.softmax(-1) @ value.double(), atol=tolerance, rtol=tolerance
+    )
+    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), atol=tolerance, rtol=tolerance)
+
+
+def base_two(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """As some kernels give it."""
+    output, lse = original(*args, **options)
+    return output, lse * 1.4426950408889634
+
+
+def gone(*_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    raise AttributeError("'_OpNamespace' 'aten' object has no attribute '...'")
+
+
+def transposed(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    output, lse = original(*args, **options)
+    return output.transpose(1, 2), lse
+
+
+original = kernels._on_cpu
+
+
+@pytest.mark.parametrize("kernel", [base_two, gone, transposed])
+def test_one_that_is_wrong_or_missing_is_not_used(
+    kernel: Any, monkeypatch: pytest.MonkeyPatch, tokenizer: object
+) -> None:
+    monkeypatch.setattr(kernels, "_on_cpu", kernel)
+    assert kernel_for(torch.zeros(1, 1, 1, 16)) is None
+    assert random_backend("llama", tokenizer).path == "shared prefix"
+
+
+def test_other_devices_and_types_have_none() -> None:
+    assert kernel_for(torch.zeros(1, 1, 1, 16, device="meta")) is None
+    assert kernel_for(torch.zeros(1, 1, 1, 16, dtype=torch.int64)) is None
