@@ -218,7 +218,7 @@ def test_a_shared_engine_whose_thread_failed_is_made_anew(
 ) -> None:
     # A checkpoint of its own, so that no runtime of another test, whose thread waits, is shared.
     copy = shutil.copytree(Path(stars_engine.__file__).parent / "embedded" / "lm", tmp_path / "lm")
-    config = StarsConfig(model=str(copy), align=PLAIN)
+    config = StarsConfig(model=str(copy), reward="stars:embedded-reward", align=PLAIN)
     with StarsEngine.shared(config) as broken:
         with monkeypatch.context() as patch:
             patch.setattr(EngineLoop, "_wait_s", lambda _: 1 / 0)
