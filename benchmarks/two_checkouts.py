@@ -3,9 +3,8 @@
     git worktree add ../before COMMIT
     python -m benchmarks.two_checkouts ../before . [--turns 12] [--tokens 128]
 
-One process per checkout keeps both models loaded. The processes take turns: each turn runs every row
-once in each checkout, in alternating order and with the same seeds, and nothing else runs at that
-time. A row is the processor time per kept token (of concurrent calls: seconds) of the second
+One process per checkout keeps both models loaded. The processes take turns: each turn runs every
+row once in each checkout, in alternating order and with the same seeds. A row is the processor time per kept token (of concurrent calls: seconds) of the second
 checkout over the first's. The table gives the median of the ratios within its 95% interval.
 Modules that `local_engine` and `concurrent_calls` import must exist in both checkouts.
 """
@@ -23,8 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.local_engine import SIZE, interval
 from benchmarks.pair import Pair, Setting
+from langchain_stars import StarsLLM
 
 ROWS = {
     f"prompt of {length}, accepted {acceptance}, prompts {count}, m = {candidates}": (
@@ -72,13 +74,14 @@ class Worker:
         code = Path(__file__).read_text(encoding="utf-8")
         command = [sys.executable, "-c", code, "--serve", str(tokens)]
         env = {**os.environ, "PYTHONPATH": str(root.resolve())}
-        self._process = subprocess.Popen(  # noqa: S603 - this file
+        self._process = subprocess.Popen(
             command, cwd=root, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def ask(self, name: str, turn: int) -> float:
         """Return the seconds of a row."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([name, turn]) + "\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
@@ -92,10 +95,6 @@ class Worker:
 
 def serve(tokens: int) -> None:
     """Measure what is asked on standard input."""
-    import torch
-
-    from langchain_stars import StarsLLM
-
     torch.set_num_threads(1)
     pair = Pair(SIZE, torch.float32, 4096, "cpu", processor_seconds)
     llm = StarsLLM(max_tokens=64, seed=7, num_candidates=4)
