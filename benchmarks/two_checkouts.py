@@ -4,9 +4,10 @@
     python -m benchmarks.two_checkouts ../before . [--turns 12] [--tokens 128]
 
 One process per checkout keeps both models loaded. The processes take turns: each turn runs every
-row once in each checkout, in alternating order and with the same seeds. A row is the processor time per kept token (of concurrent calls: seconds) of the second
-checkout over the first's. The table gives the median of the ratios within its 95% interval.
-Modules that `local_engine` and `concurrent_calls` import must exist in both checkouts.
+row once in each checkout, in alternating order and with the same seeds. A row is the processor time
+per kept token (of concurrent calls: seconds) of the second checkout over the first's. The table
+gives the median of the ratios within its 95% interval. Modules that `local_engine` and
+`concurrent_calls` import must exist in both checkouts.
 """
 
 from __future__ import annotations
