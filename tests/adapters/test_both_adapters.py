@@ -25,7 +25,7 @@ from stars_engine import (
 )
 from stars_engine.config.flat import FLAT_FIELDS
 from stars_engine.integrations import MAX_ENGINES, UNSET, EngineFields
-from tests.conftest import PROMPT, SETTINGS
+from tests.support.adapters import PROMPT, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_runtime")

@@ -34,8 +34,8 @@ from pydantic import BaseModel, Field
 from langchain_stars import ChatStars, StarsLLM, StarsRefusalError, refusal_of
 from langchain_stars.messages import read_messages
 from stars_engine import AlignmentError, Chat, ConfigError, PromptError, TransformersModel
-from tests.core.test_async import Ticks
 from tests.support.chat_templates import random_llama, tokenizer_of
+from tests.support.event_loops import Ticks
 from tests.support.scripted import CLOSING, NEVER, scripted
 from tests.support.scripted import speechless as speechless_model
 

@@ -25,7 +25,7 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
-from tests.conftest import PROMPT, SETTINGS
+from tests.support.adapters import PROMPT, SETTINGS
 
 pytestmark = pytest.mark.usefixtures("one_runtime")
 

@@ -21,7 +21,8 @@ from stars_engine import (
     StarsEngine,
     TokenIds,
 )
-from tests.conftest import PROMPT, SETTINGS, shared_model
+from tests.support.adapters import PROMPT, SETTINGS
+from tests.support.shared_files import shared_model
 
 pytestmark = pytest.mark.usefixtures("one_runtime")
 

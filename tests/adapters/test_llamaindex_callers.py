@@ -42,8 +42,8 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.chat.turns import turns_of
-from tests.core.test_async import Ticks
 from tests.support.chat_templates import tokenizer_of
+from tests.support.event_loops import Ticks
 from tests.support.scripted import CLOSING, NEVER, scripted
 from tests.support.scripted import speechless as speechless_model
 

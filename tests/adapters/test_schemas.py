@@ -30,9 +30,9 @@ from langchain_stars.messages import read_messages
 from langchain_stars.tools import read_schema, read_tools
 from llamaindex_stars import StarsLLM
 from stars_engine import ConfigError, JsonGrammar, PromptError, TransformersModel
-from tests.grammars.test_schema_formats import ANSWERS, TOOLS, S
 from tests.support.mcp_tools import TOOLS as MCP_TOOLS
 from tests.support.scripted import ENDING, scripted, speechless
+from tests.support.vendor_schemas import ANSWERS, TOOLS, S
 
 T = TypeVar("T")
 METHODS = ["json_schema", "json_mode", "function_calling"]

@@ -22,9 +22,9 @@ from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.loading import load_model
-from tests.conftest import shared_model
 from tests.support.backends import SMALL
 from tests.support.chat_templates import random_llama
+from tests.support.shared_files import shared_model
 
 
 def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) -> None:

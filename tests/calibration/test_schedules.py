@@ -27,7 +27,7 @@ from stars_engine.core.offline import stars
 from stars_engine.schedules import Line, Progress
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 SHORT = SamplingParams(seed=3, max_tokens=24)
 

@@ -20,8 +20,9 @@ from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.turns import tools_of, turns_of
 from stars_engine.rewards.encoding import TextTemplate
 from stars_engine.tokenization.codec import Codec
-from tests.chat.test_published_templates import CONTROL, NO_SYSTEM, PUBLISHED, template_of
 from tests.support.chat_templates import FAMILIES, Family, tokenizer_of_family
+from tests.support.codecs import make_codec
+from tests.support.published_templates import CONTROL, NO_SYSTEM, PUBLISHED, template_of
 
 MARKED = ("<|extra|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "</tool_response>")
 PLAIN = "Z"  # stands where a token is injected, in the conversation to compare with
@@ -370,8 +371,6 @@ def test_reward_prompts_hold_no_tokens(name: str, special: bool) -> None:
 
 
 def test_rendered_prompts_begin_as_texts_do_once() -> None:
-    from tests.chat.test_prompts import make_codec
-
     codec = make_codec()
     begin = codec.tokenizer.bos_token
     [bos] = codec.encode_rendered(begin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from stars_engine import Chat, Message, PromptError, RenderedPrompt, TokenIds
@@ -13,31 +13,7 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.chat.prompts import as_prompt_list, resolve_prompt, transcript
 from stars_engine.chat.template import encode_chat
 from stars_engine.tokenization.codec import Codec
-
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content | trim }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def make_codec(chat_template: str | None = CHATML, *, bos: bool = True) -> Codec:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(CONTROL)
-    if bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<|endoftext|> $A <|im_end|>",  # also an end, which must not be kept
-            special_tokens=[(c, backend.token_to_id(c)) for c in ("<|endoftext|>", "<|im_end|>")],
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|endoftext|>" if bos else None
-    )
-    tokenizer.chat_template = chat_template
-    return Codec(tokenizer)
+from tests.support.codecs import CONTROL, make_codec
 
 
 @pytest.fixture

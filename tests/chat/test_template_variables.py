@@ -32,7 +32,6 @@ from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.turns import turns_of
 from stars_engine.integrations import identity
 from stars_engine.tokenization.codec import Codec
-from tests.chat.test_published_templates import PUBLISHED, published
 from tests.support.chat_templates import (
     FAMILIES,
     Family,
@@ -40,6 +39,7 @@ from tests.support.chat_templates import (
     tokenizer_of,
     tokenizer_of_family,
 )
+from tests.support.published_templates import PUBLISHED, published
 
 THINKING = (
     "{{ preamble }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"

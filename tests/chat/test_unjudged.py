@@ -28,9 +28,9 @@ from stars_engine.chat.replies import ReplyReader
 from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
-from tests.conftest import make_rollout
 from tests.support.chat import CLOCK, USER
 from tests.support.chat_templates import random_llama, tokenizer_of
+from tests.support.rollouts import make_rollout
 
 PIECES = ("<think>", "</think>", "a", "b", "")
 END = 4

@@ -21,7 +21,7 @@ from stars_engine import (
 )
 from stars_engine.grammars import Grammars
 from stars_engine.tokenization.codec import Codec
-from tests.chat.test_token_bytes import byte_fallback
+from tests.support.byte_tokenizers import byte_fallback
 from tests.support.chat_templates import random_llama
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())

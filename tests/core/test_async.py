@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -16,7 +15,8 @@ from llama_index.core.llms import ChatMessage
 import langchain_stars
 import llamaindex_stars
 from stars_engine import SamplingParams, StarsEngine
-from tests.conftest import shared_model
+from tests.support.event_loops import Ticks
+from tests.support.shared_files import shared_model
 
 SAMPLING = SamplingParams(seed=3, max_tokens=48)
 
@@ -25,25 +25,6 @@ SAMPLING = SamplingParams(seed=3, max_tokens=48)
 def blockbuster() -> Iterator[BlockBuster]:
     with blockbuster_ctx() as guard:
         yield guard
-
-
-class Ticks:
-    """Counts how often the event loop comes round."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._tick())
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._task.cancel()
-
-    async def _tick(self) -> None:
-        while True:
-            self.count += 1
-            await asyncio.sleep(0.001)
 
 
 async def test_warm_calls(engine: StarsEngine, blockbuster: BlockBuster) -> None:

@@ -39,7 +39,7 @@ from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TableReward, TabularModel
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 
 def linear(slope: float) -> Cost:

@@ -26,9 +26,7 @@ from stars_engine import (
     StarsEngine,
     StarsError,
 )
-from tests.core.test_runtime import LONG, NEVER, SHORT, busy, idle, wait_until
-
-__all__ = ["busy"]  # a fixture
+from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until
 
 EVERYTHING = AlignParams(schedule=NoSchedule(), segment_len=4)
 

@@ -29,7 +29,7 @@ from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_c
 from stars_engine.schedules import Effort, Estimate, Line
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.types import Score
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 NEVER = ConstantSchedule(value=1e9)
 

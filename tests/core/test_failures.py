@@ -24,7 +24,7 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.backends.base import DraftRequest
-from tests.core.test_runtime import LONG, NEVER, SHORT, idle, wait_until, with_reward
+from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until, with_reward
 
 
 @pytest.mark.parametrize(

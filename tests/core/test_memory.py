@@ -32,11 +32,11 @@ from stars_engine.core.offline import stars
 from stars_engine.errors import ContextOverflowError
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
 from stars_engine.testing import TableReward, TabularModel
-from tests.conftest import make_rollout
-from tests.core.test_runtime import wait_until
 from tests.support.accounts import account
 from tests.support.backends import pool_of
 from tests.support.calibration import OPENINGS, QUICK
+from tests.support.engines import wait_until
+from tests.support.rollouts import make_rollout
 
 PROMPTS = ["The film", "I went to see it on a rainy day and", "Nobody", "A", "One more of them"]
 SAMPLING = SamplingParams(seed=11, max_tokens=24)

@@ -13,7 +13,7 @@ from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.request import Request, RequestQueue, RequestStatus
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.testing import TableReward, TabularModel
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 ALIGN = AlignParams(schedule=NoSchedule(), segment_len=2, num_candidates=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
@@ -14,54 +14,14 @@ import pytest
 from stars_engine import (
     AlignParams,
     ConfigError,
-    ConstantSchedule,
     EngineParams,
-    FunctionReward,
     NoSchedule,
     QueueFullError,
     SamplingParams,
     StarsConfig,
     StarsEngine,
 )
-
-NEVER = AlignParams(schedule=ConstantSchedule(value=1e9), segment_len=4, max_attempts=10_000)
-SHORT = SamplingParams(seed=3, max_tokens=16)
-LONG = SamplingParams(seed=3, max_tokens=400)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s, "waited in vain"
-        time.sleep(0.002)
-
-
-def idle(engine: StarsEngine) -> bool:
-    stats = engine.stats()
-    return stats.num_active == stats.num_waiting == stats.num_in_line == 0
-
-
-def with_reward(
-    engine: StarsEngine, reward: Callable[..., Any], params: EngineParams | None = None, **more: Any
-) -> StarsEngine:
-    """An engine of its own over the loaded model of another."""
-    config = StarsConfig(
-        model="stars:embedded-lm",
-        reward=FunctionReward(function=reward, **more),
-        align=AlignParams(schedule=NoSchedule(), segment_len=8),
-        engine=params or EngineParams(),
-    )
-    return StarsEngine(config, model=engine.model)
-
-
-@pytest.fixture
-def busy(engine: StarsEngine) -> Iterator[StarsEngine]:
-    """An engine of its own with room for one request at a time."""
-    params = EngineParams(max_active=1, max_waiting=2)
-    config = StarsConfig(align=NEVER, engine=params)
-    with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
-        yield mine
-
+from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until, with_reward
 
 # --- rounds ---
 

@@ -27,7 +27,7 @@ from stars_engine import (
 )
 from stars_engine.backends.base import PromptedModel
 from stars_engine.runtime import registry
-from tests.core.test_runtime import NEVER, wait_until
+from tests.support.engines import NEVER, wait_until
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
 

@@ -19,7 +19,7 @@ from stars_engine import (
     StarsEngine,
     TransformersModel,
 )
-from tests.core.test_runtime import LONG, NEVER, SHORT, wait_until, with_reward
+from tests.support.engines import LONG, NEVER, SHORT, wait_until, with_reward
 
 
 def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:

@@ -33,7 +33,7 @@ from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
 LONG = SamplingParams(seed=3, max_tokens=400)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stars_engine.runtime.worker_pool import MIN_HUNG, Task, WorkerPool, current_executor
-from tests.core.test_runtime import wait_until
+from tests.support.engines import wait_until
 
 
 class Pool:

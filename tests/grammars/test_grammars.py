@@ -37,11 +37,11 @@ from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import StarsResult
-from tests.chat.test_token_bytes import KINDS
-from tests.conftest import make_rollout
 from tests.support.backends import random_backend
+from tests.support.byte_tokenizers import KINDS
 from tests.support.grammars import check, held
 from tests.support.random_schemas import random_document, random_leaf, random_schema
+from tests.support.rollouts import make_rollout
 
 PIECES = ("a", "b", "ab", "ba", "", "c")
 END = 4

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SHARED
 from tests.support.grammars import accepts, check, held, texts
 from tests.support.random_schemas import random_document
+from tests.support.shared_files import SHARED
 
 NUM_SCHEMAS = int(os.environ.get("STARS_RANDOM_SCHEMAS", "300"))
 

@@ -24,8 +24,8 @@ from stars_engine.core.offline import best_of_n, stars, vanilla
 from stars_engine.testing import TabularModel, check_backend
 from stars_engine.trace import transcript
 from stars_engine.types import RewardInput, StarsResult
-from tests.conftest import make_rollout
-from tests.law.test_sentence_segments import Seen
+from tests.support.recording import Seen
+from tests.support.rollouts import make_rollout
 
 PIECES = ["a", "b", "\n", ""]
 END = 3

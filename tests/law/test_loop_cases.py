@@ -26,7 +26,7 @@ from stars_engine.core.offline import best_of_n, stars
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.types import RewardInput
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 
 class Scripted(TabularModel):

@@ -24,7 +24,7 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.core.offline import stars
 from stars_engine.types import SegmentEvent
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 PIECES = ["a", "b", "c", "d"]
 NUM_SAMPLES = 20_000

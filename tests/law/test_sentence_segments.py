@@ -22,9 +22,10 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.core.offline import stars, vanilla
 from stars_engine.testing import TableReward, TabularModel
-from stars_engine.types import RewardInput, StarsResult
-from tests.conftest import make_rollout
-from tests.law.test_law_exact import SENTENCES, Case, closed_form, next_probs
+from stars_engine.types import StarsResult
+from tests.support.closed_form import SENTENCES, Case, closed_form, next_probs
+from tests.support.recording import Seen
+from tests.support.rollouts import make_rollout
 
 PIECES = ["a", ".", "b", "\n", '."', ""]
 END = 5
@@ -45,15 +46,6 @@ class Dictated(TabularModel):
             ids = self._ids[done : done + len(request.uniforms)]
             drafts.append(Draft(ids[: ids.index(END) + 1] if END in ids else ids))
         return drafts
-
-
-class Seen:
-    def __init__(self) -> None:
-        self.inputs: list[RewardInput] = []
-
-    def score(self, inputs: Sequence[RewardInput]) -> list[float]:
-        self.inputs += inputs
-        return [0.0] * len(inputs)
 
 
 def sentences(segment_len: int, min_segment_len: int | None = 1, **more: object) -> AlignParams:

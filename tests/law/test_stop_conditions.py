@@ -15,8 +15,8 @@ from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsEngine
 from stars_engine.backends.facts import sampling_of
 from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward
-from tests.chat.test_token_bytes import Dictated, byte_level
-from tests.conftest import make_rollout
+from tests.support.byte_tokenizers import Dictated, byte_level
+from tests.support.rollouts import make_rollout
 
 PLAIN = AlignParams(schedule=NoSchedule(), segment_len=8)
 

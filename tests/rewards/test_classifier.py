@@ -33,8 +33,8 @@ from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.labels import read_label
 from stars_engine.testing import check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.conftest import shared_model
 from tests.support.rewards import plain_logits
+from tests.support.shared_files import shared_model
 
 PROMPTS = ["This movie", "I saw", "The best thing about this film is that it"]
 

@@ -36,7 +36,7 @@ from stars_engine.runtime.registry import key_of
 from stars_engine.testing import TableReward, TabularModel, check_reward_model
 from stars_engine.trace import transcript
 from stars_engine.types import RewardInput, RewardPrompt, Score
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 TONE = ClassifierReward(name_or_path="stars:embedded-reward")
 SAMPLING = SamplingParams(max_tokens=24, seed=1)

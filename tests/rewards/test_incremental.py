@@ -24,12 +24,9 @@ from stars_engine.kv_cache import prefix_cache
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.incremental import IncrementalRunner
-from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from tests.support.backends import Fed, pool_of, random_backend, random_model
-
-Ids = list[int]
-Reward = ClassifierRewardModel | ProcessRewardModel | YesNoRewardModel
+from tests.support.incremental import Ids, check, reader_of
 
 
 def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardModel:
@@ -40,23 +37,8 @@ def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardM
     return ClassifierRewardModel(config)
 
 
-def reader_of(reward: Reward) -> IncrementalRunner:
-    assert reward._incremental is not None, reward.path
-    return reward._incremental
-
-
 def read(reader: IncrementalRunner, rows: list[Ids]) -> list[torch.Tensor]:
     return reader.run([EncodedInput(ids) for ids in rows])
-
-
-def check(reward: Reward, rows: list[Ids] | list[EncodedInput]) -> None:
-    """Each row as one plain pass over it, alone."""
-    marked = [row if isinstance(row, EncodedInput) else EncodedInput(row) for row in rows]
-    with torch.inference_mode():
-        ours = reader_of(reward).run(marked)
-        plain = [reward._run_whole([row])[0] for row in marked]
-    assert [len(output) for output in ours] == [len(row.points) for row in marked]
-    torch.testing.assert_close(torch.cat(ours), torch.cat(plain), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from stars_engine.kv_cache.cached_prefix import common_prefix_len
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.rewards.test_incremental import check, random_model, reader_of
+from tests.support.backends import random_model
+from tests.support.incremental import check, reader_of
 from tests.support.rewards import small
 
 WORDS = [f"w{number}" for number in range(48)]

@@ -30,7 +30,7 @@ from stars_engine.rewards.failures import MAX_WAIT_S, FailurePolicy, RetryPolicy
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput, RewardPrompt, Score
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 ANY = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4, max_attempts=3)
 SAMPLING = SamplingParams(max_tokens=24, seed=1)

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stars_engine import StarsEngine
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.conftest import shared_model
+from tests.support.shared_files import shared_model
 from training.pieces import beginning
 from training.prefixes import (
     accuracy,

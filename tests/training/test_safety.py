@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import shared_data
+from tests.support.shared_files import shared_data
 from training.reward_head import load_with_head
 from training.safety import figures, harmlessness, process, protocol, toxicity
 from training.safety.harmlessness_data import Pair, folds, read_pairs

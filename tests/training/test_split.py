@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import shared_data
+from tests.support.shared_files import shared_data
 from training.duplicates import copies, exact_copies, normalised, repeated
 from training.pieces import beginning, with_excerpts
 from training.split import labelled_rows, numbers, openings
