@@ -33,7 +33,7 @@ def engine() -> StarsEngine:
 
 @pytest.fixture(scope="session")
 def tokenizer(engine: StarsEngine) -> object:
-    """The embedded pair's."""
+    """The tokenizer of the embedded pair."""
     return engine.model.codec.tokenizer
 
 
@@ -69,13 +69,13 @@ def schedule(engine: StarsEngine) -> CalibratedSchedule:
 
 @pytest.fixture(scope="session")
 def borders(engine: StarsEngine) -> list[RewardInput]:
-    """What a reward is asked of at more than 400 real segment borders."""
+    """Inputs of a reward at more than 400 real segment ends."""
     return real_borders(engine)
 
 
 @pytest.fixture(scope="session")
 def qwen_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
-    """As of Qwen2.5-Math-PRM: a begin-of-text token that is never added by itself, a marker."""
+    """Like that of Qwen2.5-Math-PRM: a begin token that is never added, and a step marker."""
     return byte_tokenizer(
         [item.text for item in borders],
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"],

@@ -1,4 +1,4 @@
-"""Chat templates as published for their models: what is rendered, and who holds which border."""
+"""Chat templates as published for their models: rendering, and role boundaries."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def test_rendering_equals_apply_chat_template(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_an_answer_goes_on_with_what_was_begun(name: str) -> None:
+def test_a_prefill_is_continued(name: str) -> None:
     tokenizer = published(name)
-    begun = Message(role="assistant", content="It is ve")
+    prefill = Message(role="assistant", content="It is ve")
     expected = tokenizer.apply_chat_template(
-        turns_of([USER, begun]), continue_final_message=True, return_dict=False
+        turns_of([USER, prefill]), continue_final_message=True, return_dict=False
     )
-    chat = Chat([USER, begun], continue_final_message=True)
+    chat = Chat([USER, prefill], continue_final_message=True)
     assert list(read_conversation(chat, Codec(tokenizer)).token_ids) == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_all_control_tokens_in_what_is_said_change_no_border_of_roles(name: str) -> None:
+def test_control_tokens_in_messages_never_change_role_boundaries(name: str) -> None:
     tokenizer = published(name)
     codec = Codec(tokenizer)
     control = set(tokenizer.convert_tokens_to_ids(list(codec.control_tokens)))

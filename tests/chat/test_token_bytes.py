@@ -1,4 +1,4 @@
-"""Characters cut in pieces: a text depends on its token ids alone, not on where they were cut."""
+"""Split characters: a text depends on its token ids only, not on where they were split."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward
 from stars_engine.tokenization.codec import Codec
 from tests.support.byte_tokenizers import (
-    KINDS,
+    BYTE_TOKENIZERS,
     REPLACEMENT,
-    Dictated,
-    Kind,
+    ByteTokenizer,
+    FixedOutputModel,
     byte_fallback,
     byte_level,
 )
@@ -29,11 +29,11 @@ from tests.support.rollouts import make_rollout
 BYTES = sorted({*"a \né€🙂\ufffd\u0800\U00010000".encode(), 0xC0, 0xED, 0xF4, 0xFF})
 
 
-@KINDS
+@BYTE_TOKENIZERS
 @given(data=st.lists(st.sampled_from(BYTES), max_size=10), spot=st.integers(0, 10))
 @example(data=[0xED, 0xA0], spot=0)  # half a surrogate pair
-def test_a_text_goes_on_from_its_beginning(
-    make: Callable[[], Kind], data: list[int], spot: int
+def test_longer_token_sequences_extend_the_text(
+    make: Callable[[], ByteTokenizer], data: list[int], spot: int
 ) -> None:
     kind = make()
     prompt, ids = kind.ids(b"a"), kind.ids(bytes(data))
@@ -55,7 +55,7 @@ def begins_a_character(data: bytes) -> bool:
     return any(len(text) == 1 and text != REPLACEMENT for text in texts)
 
 
-@KINDS
+@BYTE_TOKENIZERS
 @pytest.mark.parametrize("segment_len", [1, 2, 3, 7])
 @pytest.mark.parametrize(
     ("data", "text"),
@@ -68,7 +68,7 @@ def begins_a_character(data: bytes) -> bool:
     ],
 )
 def test_the_text_does_not_depend_on_the_segments(
-    make: Callable[[], Kind], segment_len: int, data: bytes, text: str
+    make: Callable[[], ByteTokenizer], segment_len: int, data: bytes, text: str
 ) -> None:
     kind = make()
     rollout = make_rollout(
@@ -76,7 +76,7 @@ def test_the_text_does_not_depend_on_the_segments(
         align=AlignParams(schedule=NoSchedule(), segment_len=segment_len),
         sampling=SamplingParams(max_tokens=len(data)),
     )
-    model = Dictated(kind.codec, kind.ids(data))
+    model = FixedOutputModel(kind.codec, kind.ids(data))
     emitted = "".join(event.text for event in stars([rollout], model, TableReward({})))
     assert rollout.result().text == emitted == text
 
@@ -95,8 +95,8 @@ def test_a_token_that_ends_within_a_character_waits_whole() -> None:
     assert kind.codec.completion_text([b, half], [rest]) == ("🙂b", 1)
 
 
-@KINDS
-def test_half_a_character_of_the_prompt(make: Callable[[], Kind]) -> None:
+@BYTE_TOKENIZERS
+def test_an_incomplete_character_of_the_prompt(make: Callable[[], ByteTokenizer]) -> None:
     kind = make()
     prompt = kind.ids("a\ufffd".encode() + b"\xf0\x9f")
     read = partial(kind.codec.completion_text, prompt)
@@ -107,7 +107,7 @@ def test_half_a_character_of_the_prompt(make: Callable[[], Kind]) -> None:
     assert read(kind.ids("\ufffd".encode())) == ("\ufffd", 3)
 
 
-def test_a_tokenizer_that_does_not_say_waits_for_three_tokens() -> None:
+def test_a_tokenizer_without_byte_information_waits_for_three_tokens() -> None:
     class Plain:
         """All of a tokenizer that a `Codec` asks for, over bytes, as a Python one may be."""
 

@@ -1,4 +1,4 @@
-"""The project's own checks, so that one command runs them all."""
+"""The checks of the project: lint, types, imports, documentation, CI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schemas and tools in the wrappings of vendors: read, or refused by name."""
+"""Schemas and tools in the formats of vendors: read, or refused by name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_formats_of_answers(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({}, "a dictionary with no keys is not a JSON schema"),
         ({"name": "V", "fooSchema": S}, "'name', 'fooSchema' is not a JSON schema"),
@@ -81,10 +81,10 @@ def test_formats_of_answers(kind: str) -> None:
         ({1: S}, "the keys of a schema must be strings"),
     ],
 )
-def test_what_is_no_schema_is_refused_by_name(given: Any, told: str) -> None:
+def test_invalid_schemas_are_refused_by_name(given: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_schema(given)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_schemas_that_are_nested_too_deep_are_refused() -> None:
@@ -95,7 +95,7 @@ def test_schemas_that_are_nested_too_deep_are_refused() -> None:
         read_schema(deep)
 
 
-def test_tools_that_are_none() -> None:
+def test_invalid_tools() -> None:
     hosted: list[dict[str, Any]] = [
         {"type": "web_search"},
         {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
@@ -113,7 +113,7 @@ def test_tools_that_are_none() -> None:
     assert empty.as_tool()["function"]["parameters"]["properties"] == {}
 
 
-def test_schemas_of_gemini_are_read_as_they_are_meant() -> None:
+def test_schemas_of_gemini_are_converted() -> None:
     given = {
         "type": "OBJECT",
         "properties": {
@@ -172,7 +172,7 @@ def test_parts_of_schemas() -> None:
     assert without_titles(titled) == {"properties": {"title": {"const": {"title": "x"}}}}
 
 
-def test_names_are_written_in_letters_and_come_back_as_given() -> None:
+def test_names_are_written_as_ascii_and_returned_as_given() -> None:
     given = [
         "look up",
         "look_up",
@@ -222,7 +222,7 @@ def test_choices_of_tools() -> None:
 
 
 @pytest.mark.parametrize("written", ["null", "", " ", "{}", None])
-def test_no_arguments_are_none_however_they_are_written(written: str | None) -> None:
+def test_missing_arguments_are_empty_however_they_are_written(written: str | None) -> None:
     assert ToolCall(name="now", arguments=written).arguments == {}  # type: ignore[arg-type]
     call = {"function": {"name": "now", "arguments": written}}
     assert ToolCall.model_validate(call).arguments == {}
@@ -235,7 +235,7 @@ def test_no_arguments_are_none_however_they_are_written(written: str | None) -> 
     assert [call.arguments for call in read_calls(named, MISTRAL_NAMED, tools).valid] == [{}]
 
 
-def test_arguments_that_are_none_stay_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for written in ("nul", "[]", "5", '"null"'):
         with pytest.raises(ConfigError, match="arguments"):
             ToolCall(name="now", arguments=written)  # type: ignore[arg-type]

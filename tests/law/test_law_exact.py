@@ -97,10 +97,10 @@ def test_two_segments(
 @pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
 @pytest.mark.parametrize("num_candidates", [2, 3, 4])
 @pytest.mark.parametrize("with_nan", [False, True])
-def test_attempts_that_take_several_rounds(
+def test_attempts_that_take_several_steps(
     num_candidates: int, on_exhausted: str, *, with_nan: bool
 ) -> None:
-    """Five attempts in rounds of 2, 2, 1, or of 3, 2, or of 4, 1."""
+    """Five attempts in steps of 2, 2, 1, or of 3, 2, or of 4, 1."""
     rewards = NAN if with_nan else tuple(REWARDS.items())
     case = Case((0.4,), 0.5, 5, on_exhausted, num_candidates, max_tokens=1, rewards=rewards)
     assert_same_law(case, closed_form)
@@ -180,7 +180,7 @@ def test_segments_that_end_with_a_sentence(
     )
     assert_same_law(case, closed_form)
     without = replace(case, min_segment_len=None)
-    with pytest.raises(AssertionError):  # a border makes another law
+    with pytest.raises(AssertionError):  # sentence ends change the law
         assert_same_law(case, lambda _: closed_form(without))
 
 
@@ -190,7 +190,7 @@ def test_segments_that_end_with_a_sentence(
 @pytest.mark.parametrize(
     ("lookahead", "segment_len", "max_tokens"), [(1, 1, 3), (2, 1, 3), (5, 1, 3), (1, 2, 3)]
 )
-def test_rewards_of_looked_ahead_texts(
+def test_rewards_of_texts_with_lookahead(
     lookahead: int, segment_len: int, max_tokens: int, num_candidates: int, on_exhausted: str
 ) -> None:
     """The greedy continuations run into the stop string and into the token limit."""

@@ -18,7 +18,7 @@ REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
-class Kind:
+class ByteTokenizer:
     """A tokenizer with a token for each byte.
 
     Attributes:
@@ -36,7 +36,7 @@ class Kind:
 
 
 @cache
-def byte_fallback() -> Kind:
+def byte_fallback() -> ByteTokenizer:
     """Llama's kind: tokens for bytes, and tokens of text."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", "a", "b", "▁a", REPLACEMENT]
@@ -50,12 +50,12 @@ def byte_fallback() -> Kind:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    return Kind(Codec(tokenizer), first_byte=3, control=2)
+    return ByteTokenizer(Codec(tokenizer), first_byte=3, control=2)
 
 
 @cache
-def byte_level() -> Kind:
-    """GPT-2's kind: every token is bytes; some hold a part of a character beside others."""
+def byte_level() -> ByteTokenizer:
+    """GPT-2's kind: every token is bytes; some hold part of a character and another one."""
     own = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in own]
     letters = {byte: chr(byte) for byte in own}
@@ -68,13 +68,13 @@ def byte_level() -> Kind:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["</s>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    return Kind(Codec(tokenizer), first_byte=0, control=258)
+    return ByteTokenizer(Codec(tokenizer), first_byte=0, control=258)
 
 
-KINDS = pytest.mark.parametrize("make", [byte_fallback, byte_level])
+BYTE_TOKENIZERS = pytest.mark.parametrize("make", [byte_fallback, byte_level])
 
 
-class Dictated(TabularModel):
+class FixedOutputModel(TabularModel):
     """Writes given ids, which a codec decodes."""
 
     def __init__(self, codec: Codec, ids: Sequence[int]) -> None:

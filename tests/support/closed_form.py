@@ -10,7 +10,7 @@ from itertools import pairwise
 from stars_engine import PerSegmentSchedule
 from stars_engine.schedules import FunctionSchedule, Progress
 
-# A vocabulary with an end of text and a stop string, which may cross a segment border.
+# A vocabulary with an end of text and a stop string, which may cross segments.
 PIECES = ("a", "b", "")
 END = 2
 STOP = "bb"

@@ -6,8 +6,8 @@ import asyncio
 from typing import Self
 
 
-class Ticks:
-    """Counts how often the event loop comes round."""
+class LoopTicker:
+    """Counts iterations of the event loop."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.chat_templates import Family, tokenizer_of_family
 
-# Each with the format of its calls; None where the template is told of no tools.
+# Each with the format of its calls; None where the template has no tools.
 PUBLISHED = {
     "cohere": None,
     "cohere2": None,

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from stars_engine.types import RewardInput
 
 
-class Seen:
+class RecordingReward:
+    """Scores everything 0 and records its inputs."""
+
     def __init__(self) -> None:
         self.inputs: list[RewardInput] = []
 
