@@ -30,7 +30,7 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.loading import (
+from stars_engine.loading.models import (
     check_exists,
     context_len,
     first_line,

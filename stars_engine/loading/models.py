@@ -1,4 +1,4 @@
-"""Load transformers checkpoints from the hub, a directory, the package itself, or memory."""
+"""Load the config, tokenizer and weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from huggingface_hub.file_download import repo_folder_name
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError, StarsWarning
-from stars_engine.hub_code import check_kernels
+from stars_engine.loading.hub_code import check_kernels
 from stars_engine.masking import MASK, masked, redact, redacted_cause, unseal
 
 logger = logging.getLogger(__name__)
