@@ -112,7 +112,7 @@ def test_a_config_file_that_asks_for_code(tmp_path: Path) -> None:
     import shutil
 
     from stars_engine.backends.transformers import TransformersBackend
-    from stars_engine.loading.models import resolve_source
+    from stars_engine.loading.sources import resolve_source
 
     folder = tmp_path / "lm"
     shutil.copytree(resolve_source("stars:embedded-lm"), folder)
