@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 import transformers
-from stars_engine.disk import write_file
 
 from benchmarks import gpu
 from benchmarks.gpu_checks import CHECKS, Bench, Figures
 from benchmarks.pair import Pair, Setting, Size
+from stars_engine.files.disk import write_file
 
 STEPS_PROFILED = 8
 SUMMARY = ("ok", "seconds", "error", "skipped")
