@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
-from stars_engine.disk import shown_path, why_not, write_file
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.files import check_writable
+from stars_engine.files.config_files import check_writable
+from stars_engine.files.disk import shown_path, why_not, write_file
 
 logger = logging.getLogger(__name__)
 

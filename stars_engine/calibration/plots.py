@@ -11,8 +11,8 @@ from typing import Any
 from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
-from stars_engine.disk import write_file
 from stars_engine.errors import needs_extra
+from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
 
 _SIZE = (6.4, 3.6)  # inches

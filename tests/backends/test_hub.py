@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from stars_engine import ClassifierReward, ModelLoadError, StarsEngine, TransformersModel
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.loading import check_exists, resolve_source
+from stars_engine.loading.sources import check_exists, resolve_source
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
 
@@ -33,7 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
-    monkeypatch.setattr("stars_engine.loading.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("stars_engine.loading.sources.HF_HUB_CACHE", str(tmp_path / "cache"))
     return urls
 
 

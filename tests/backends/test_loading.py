@@ -21,7 +21,7 @@ from stars_engine import (
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
-from stars_engine.loading import load_model
+from stars_engine.loading.models import load_model
 from tests.support.backends import SMALL
 from tests.support.chat_templates import random_llama
 from tests.support.shared_files import shared_model

@@ -27,8 +27,8 @@ from stars_engine import (
 from stars_engine.calibration.cache import load_or_create
 from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.fit import Fitter, Target
-from stars_engine.disk import append_lines, write_file, write_parts
-from stars_engine.files import check_writable
+from stars_engine.files.config_files import check_writable
+from stars_engine.files.disk import append_lines, write_file, write_parts
 from stars_engine.trace import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -474,7 +474,7 @@ from pathlib import Path
 from stars_engine import CalibratedSchedule, SamplingParams, StarsConfig, StarsResult
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.checkpoint import StageCheckpoint
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 from stars_engine.trace import read_jsonl, write_jsonl
 
 CONFIGS = [StarsConfig(sampling=SamplingParams(stop=[c * 40_000])) for c in "ab"]

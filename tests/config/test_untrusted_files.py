@@ -25,7 +25,7 @@ from stars_engine import (
     TransformersModel,
     YesNoReward,
 )
-from stars_engine.hub_code import check_kernels
+from stars_engine.loading.hub_code import check_kernels
 
 COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_a_config_file_that_asks_for_code(tmp_path: Path) -> None:
     import shutil
 
     from stars_engine.backends.transformers import TransformersBackend
-    from stars_engine.loading import resolve_source
+    from stars_engine.loading.sources import resolve_source
 
     folder = tmp_path / "lm"
     shutil.copytree(resolve_source("stars:embedded-lm"), folder)
@@ -128,7 +128,7 @@ def test_flash_attention_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     )
     installed = {"kernels"}
     monkeypatch.setattr(
-        "stars_engine.hub_code.find_spec", lambda name: name if name in installed else None
+        "stars_engine.loading.hub_code.find_spec", lambda name: name if name in installed else None
     )
     with pytest.raises(ModelLoadError, match="'flash_attention_2' is code from the hub"):
         check_kernels(config, declared)

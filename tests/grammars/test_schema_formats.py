@@ -9,11 +9,11 @@ import pytest
 from stars_engine import Chat, ConfigError, PromptError, Tool, ToolCall
 from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
 from stars_engine.chat.tool_calls import read_calls
-from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.integrations.response_formats import grammar_of_response_format
+from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.wrappings import read_schema, read_tools
-from stars_engine.tool_names import ToolNames, read_tool_choice
 from tests.support.vendor_schemas import ANSWERS, GEMINI, TOOLS, S
 
 
