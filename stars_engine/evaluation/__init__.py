@@ -15,7 +15,7 @@ from stars_engine.evaluation.evaluate import evaluate
 from stars_engine.evaluation.figures import Evaluation
 from stars_engine.evaluation.prompts import PromptSet
 from stars_engine.evaluation.recipe import Guards, Recipe, TrustSettings, read_recipe, recipe_names
-
+from stars_engine.evaluation.report import write_reports
 
 __all__ = [
     "BestOfNArm",
@@ -32,5 +32,5 @@ __all__ = [
     "evaluate",
     "read_recipe",
     "recipe_names",
-
+    "write_reports",
 ]

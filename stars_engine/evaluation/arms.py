@@ -187,9 +187,7 @@ class BlockwiseArm(BaseArm):
     @property
     def base_align(self) -> AlignParams | None:
         """See `BaseArm`."""
-        return AlignParams(
-            schedule=NoSchedule(), max_attempts=self.m, segment_len=self.segment_len
-        )
+        return AlignParams(schedule=NoSchedule(), max_attempts=self.m, segment_len=self.segment_len)
 
 
 Arm = Annotated[

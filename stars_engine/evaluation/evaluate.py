@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -10,15 +12,16 @@ from pathlib import Path
 from stars_engine.calibration.report import TrustReport, trust_report
 from stars_engine.disk import write_file
 from stars_engine.engine.engine import StarsEngine
-from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.evaluation.arms import VanillaArm
+from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.figures import Evaluation, HalfFigures, Sample, SampleSegment
 from stars_engine.evaluation.judges import Judges
 from stars_engine.evaluation.measure import measure
 from stars_engine.evaluation.perplexity import Likelihood
 from stars_engine.evaluation.prompts import read_halves
 from stars_engine.evaluation.recipe import Recipe
+from stars_engine.evaluation.report import check_packages
 from stars_engine.evaluation.runner import ArmAnswers, Progress, Runner
+from stars_engine.evaluation.store import identity
 from stars_engine.evaluation.tables import GUIDE, Measures
 from stars_engine.files import text_of
 from stars_engine.types import Segment
@@ -45,9 +48,7 @@ def evaluate(
         ConfigError: Prompts cannot be read, or no candidate can be chosen.
         MissingExtraError: A package of the extra `eval` is not installed.
     """
-    with needs_extra("eval"):
-        import evalica  # noqa: F401, PLC0415 - fails early
-        import scipy  # noqa: F401, PLC0415
+    check_packages()
     directory = Path(directory)
     halves = read_halves(recipe.prompts)
     runner = Runner(recipe, halves, directory, progress)
@@ -60,8 +61,7 @@ def evaluate(
         names = [n for n in recipe.arms if n in {recipe.reference, *best_of, *recipe.candidates}]
         tuning = measure(recipe, runner.run(names, "tuning"), "tuning", measures)
         chosen = {
-            family: choose(recipe, tuning, family, names)
-            for family, names in recipe.choose.items()
+            family: choose(recipe, tuning, family, names) for family, names in recipe.choose.items()
         }
     reported = [n for n in recipe.arms if n not in recipe.candidates or n in chosen.values()]
     answers = runner.run(reported, "fresh")
@@ -89,8 +89,7 @@ def choose(recipe: Recipe, tuning: HalfFigures, family: str, names: Sequence[str
     allowed = [
         name
         for name in names
-        if tuning.arms[name].guards_hold
-        and tuning.arms[name].costs.times.value <= recipe.max_times
+        if tuning.arms[name].guards_hold and tuning.arms[name].costs.times.value <= recipe.max_times
     ]
     if not allowed:
         broken = {
@@ -133,7 +132,10 @@ def _trust(
     settings = recipe.trust
     if settings is None:
         return None
-    path = directory / f"trust-{recipe.replace(arms={'vanilla': VanillaArm()}, reference='vanilla', choose={}).content_hash()}.json"  # noqa: E501
+    about = [identity(part) for part in (recipe.config, recipe.sampling, settings)]
+    about += [*prompts, *map(identity, recipe.judges.values())]
+    digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
+    path = directory / f"trust-{digest}.json"
     if path.exists():
         return TrustReport.model_validate_json(path.read_bytes())
     judge = next(iter(recipe.judges), None)

@@ -12,7 +12,8 @@ from typing import Any
 from stars_engine.config import RewardConfig
 from stars_engine.disk import append_lines
 from stars_engine.errors import RewardError, needs_extra
-from stars_engine.rewards.base import score_each
+from stars_engine.evaluation.store import identity
+from stars_engine.rewards.base import RewardModel, score_each
 from stars_engine.rewards.loading import load_reward
 from stars_engine.types import RewardInput, RewardPrompt
 
@@ -22,7 +23,7 @@ _BATCH = 64
 _TITLE = "scores"
 
 
-def vader(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+def vader(_prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """Return how positive answers are, -1 to 1: VADER's compound value (Hutto and Gilbert 2014).
 
     A lexicon with rules for negation and emphasis; it has seen neither the embedded models' data
@@ -49,6 +50,7 @@ class Judges:
 
     def __init__(self, configs: dict[str, RewardConfig], path: Path) -> None:
         self._configs, self._path = configs, path
+        self._loaded: dict[str, RewardModel] = {}
         self._scores: dict[str, float] = {}
         if path.exists():
             for line in path.read_bytes().split(b"\n"):
@@ -68,15 +70,13 @@ class Judges:
             RewardError: The judge failed.
         """
         config = self._configs[name]
-        prefix = config.content_hash()
+        prefix = identity(config)
         keys = [_key(prefix, pair) for pair in pairs]
         missing = {
-            key: pair
-            for key, pair in zip(keys, pairs, strict=True)
-            if key not in self._scores
+            key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._scores
         }
         if missing:
-            judge, done = load_reward(config), 0
+            judge, done = self._load(name), 0
             for batch in _batches(list(missing.items())):
                 outcomes = score_each(judge, [_input(*pair) for _, pair in batch])
                 found: dict[str, float] = {}
@@ -91,6 +91,11 @@ class Judges:
                 done += len(batch)
                 progress(done, len(missing))
         return [self._scores[key] for key in keys]
+
+    def _load(self, name: str) -> RewardModel:
+        if name not in self._loaded:
+            self._loaded[name] = load_reward(self._configs[name])
+        return self._loaded[name]
 
 
 def _input(prompt: str, answer: str) -> RewardInput:

@@ -46,9 +46,7 @@ def measure(
 ) -> HalfFigures:
     """Return the figures of all arms on one half."""
     num_prompts = len({record.prompt_index for record in answers[recipe.reference].records})
-    tables = {
-        name: ArmTable(found, num_prompts, measures.score) for name, found in answers.items()
-    }
+    tables = {name: ArmTable(found, num_prompts, measures.score) for name, found in answers.items()}
     judges = list(recipe.judges) or [GUIDE]
     opinions = {
         name: {judge: table.opinions(judge) if judge != GUIDE else table.guide for judge in judges}
@@ -67,12 +65,12 @@ def measure(
             guide=mean_over_prompts(table.guide.mean(1)),
             judges={
                 judge: _judged(
-                    opinions[name][judge],
-                    None if name == recipe.reference else opinions[recipe.reference][judge],
-                    table,
-                    reference,
-                    pool,
                     judge,
+                    (table, opinions[name][judge]),
+                    None
+                    if name == recipe.reference
+                    else (reference, opinions[recipe.reference][judge]),
+                    pool,
                 )
                 for judge in judges
             },
@@ -127,18 +125,26 @@ def _curve(pool: Pool) -> Curve:
 
 
 def _judged(
-    ours: Floats,
-    theirs: Floats | None,
-    table: ArmTable,
-    reference: ArmTable,
-    pool: Pool | None,
     judge: str,
+    ours: tuple[ArmTable, Floats],
+    reference: tuple[ArmTable, Floats] | None,
+    pool: Pool | None,
 ) -> JudgeFigures:
-    mean = ours.mean(1)
+    """Return the figures of one arm and judge.
+
+    Args:
+        judge: Name of the judge.
+        ours: The arm, and the judge's rewards of its answers.
+        reference: The same for the reference arm; None if it is this arm.
+        pool: See `Pool`.
+    """
+    table, opinion = ours
+    mean = opinion.mean(1)
     wins = at_length = equal = over = like = None
-    if theirs is not None:
-        wins = mean_over_prompts(win_rate(ours, theirs))
-        at_length = length_controlled_win_rate(*_paired(ours, theirs, table.kept, reference.kept))
+    if reference is not None:
+        plain, theirs = reference
+        wins = mean_over_prompts(win_rate(opinion, theirs))
+        at_length = length_controlled_win_rate(*_paired(opinion, theirs, table.kept, plain.kept))
     if pool is not None:
         curve = best_of_curve(pool.guide, pool.judges[judge])
         drafted, length = table.drafted.mean(1), pool.tokens.mean(1)
@@ -284,9 +290,7 @@ def _by_difficulty(
 
 def _settings(table: ArmTable) -> dict[str, Any]:
     """Return the arm, with its thresholds where it has any."""
-    values: dict[str, Any] = table.arm.model_dump(
-        mode="json", exclude_defaults=True, fallback=str
-    )
+    values: dict[str, Any] = table.arm.model_dump(mode="json", exclude_defaults=True, fallback=str)
     values["kind"] = table.arm.kind
     if table.arm.kind in ("stars", "rejection"):
         align = table.align.model_dump(mode="json", exclude_defaults=True, fallback=str)

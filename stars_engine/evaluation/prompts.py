@@ -73,12 +73,12 @@ def read_halves(source: PromptSet) -> Halves:
         ConfigError: The file cannot be read, a record has no such column, or there are too few
             different prompts.
     """
+    title = source.file or source.bundled
     if source.file is None:
         path = resources.files("stars_engine") / "evaluation" / "prompts" / f"{source.bundled}.txt"
         found = path.read_text(encoding="utf-8").splitlines()
-        title = source.bundled
     else:
-        found, title = list(_records(Path(source.file), source.column)), source.file
+        found = list(_records(Path(source.file), source.column))
     if source.form == "dialogue":
         found = [_first_turn(text) for text in found]
     prompts = list(dict.fromkeys(text for text in found if text.strip()))

@@ -107,7 +107,7 @@ class Recipe(Filed):
             raise ValueError(
                 f"reference {self.reference!r} is not an arm; arms: {', '.join(self.arms)}"
             )
-        if isinstance(reference, BestOfNArm):
+        if reference.kind == "best_of_n":
             raise ValueError("the reference arm is one of one answer each, such as vanilla")
         for family, names in self.choose.items():
             unknown = [name for name in names if name not in self.arms]

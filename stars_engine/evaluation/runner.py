@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,19 +17,19 @@ from stars_engine.algorithm.blockwise import BlockwiseDecoding
 from stars_engine.calibration.fingerprints import model_fingerprints
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
-from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, BestOfNArm, BlockwiseArm, VanillaArm
 from stars_engine.evaluation.noisy import NoisyReward
 from stars_engine.evaluation.prompts import Halves
 from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.statistics import Floats
-from stars_engine.evaluation.store import AnswerRecord, AnswerStore, HalfName
+from stars_engine.evaluation.store import AnswerRecord, AnswerStore, HalfName, identity
 from stars_engine.evaluation.thresholds import Thresholds
 from stars_engine.schedules import NoSchedule
 from stars_engine.types import StarsResult
 
 Progress = Callable[[str, int, int], None]  # what is run, units done, units in total
 
+NO_ALIGN = AlignParams(schedule=NoSchedule())
 _POOL = "(plain pool)"  # plain answers to tuning prompts that set targets
 _POOL_SEED = 1
 
@@ -110,17 +110,17 @@ class Runner:
             arm, engine(), _digest(key), lambda n: self._plain_rewards(key, n, engine)
         )
         prompts = self._halves.tuning if half == "tuning" else self._halves.fresh
-        records = []
+        records: list[AnswerRecord] = []
         total = len(prompts) * len(recipe.seeds)
         for seed in recipe.seeds:
             sampling = recipe.sampling.replace(seed=seed)
-            about = [key, _decoding(arm), align.content_hash(), sampling.content_hash()]
+            about = [key, _decoding(arm), identity(align), identity(sampling)]
             records += self._answers(
                 name,
                 half,
                 prompts,
                 about,
-                lambda some, sampling=sampling: _generate(arm, engine(), some, sampling, align),
+                partial(_generate, arm, engine, sampling=sampling, align=align),
                 done=len(records),
                 total=total,
                 seed=seed,
@@ -134,7 +134,7 @@ class Runner:
             _POOL,
             "tuning",
             self._halves.tuning,
-            [key, "vanilla", sampling.content_hash()],
+            [key, "vanilla", identity(NO_ALIGN), identity(sampling)],
             lambda some: engine().vanilla(some, sampling=sampling),
             done=0,
             total=len(self._halves.tuning),
@@ -196,19 +196,20 @@ class Runner:
 
 def _generate(
     arm: AnyArm,
-    engine: StarsEngine,
+    engine: Callable[[], StarsEngine],
     prompts: list[str],
+    *,
     sampling: SamplingParams,
     align: AlignParams,
 ) -> list[StarsResult]:
     """Answer prompts the way of an arm."""
     if isinstance(arm, VanillaArm):
-        return engine.vanilla(prompts, sampling=sampling)
+        return engine().vanilla(prompts, sampling=sampling)
     if isinstance(arm, BestOfNArm):
-        return engine.best_of_n(prompts, arm.n, sampling=sampling)
+        return engine().best_of_n(prompts, arm.n, sampling=sampling)
     if isinstance(arm, BlockwiseArm):
-        return engine.decode(prompts, BlockwiseDecoding(), sampling=sampling, align=align)
-    return engine.generate(prompts, sampling=sampling, align=align)
+        return engine().decode(prompts, BlockwiseDecoding(), sampling=sampling, align=align)
+    return engine().generate(prompts, sampling=sampling, align=align)
 
 
 def _decoding(arm: AnyArm) -> str:
@@ -249,7 +250,7 @@ def _recording(config: StarsConfig) -> AlignParams:
 
 def _models_key(config: StarsConfig) -> str:
     values = {
-        "config": config.replace(align=AlignParams(schedule=NoSchedule())).content_hash(),
+        "config": identity(config.replace(align=NO_ALIGN, sampling=SamplingParams())),
         "files": model_fingerprints(config),
     }
     return json.dumps(values, sort_keys=True, default=str)
@@ -257,16 +258,3 @@ def _models_key(config: StarsConfig) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def check_results(records: Sequence[AnswerRecord], name: str) -> None:
-    """Check that every answer has a reward.
-
-    Raises:
-        ConfigError: An answer has none, for example because a limit ended it.
-    """
-    for record in records:
-        for result in record.results:
-            if result.reward is None and result.token_ids:
-                message = f"an answer to {record.prompt!r} has no reward ({result.finish_reason})"
-                raise ConfigError("evaluation", [Problem(f"arms.{name}", message)])

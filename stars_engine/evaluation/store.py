@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from stars_engine.disk import append_lines, file_error, why_not
 from stars_engine.errors import ConfigError
+from stars_engine.masking import DIGESTS
 from stars_engine.schema import Schema
 from stars_engine.types import StarsResult
 
@@ -85,3 +86,18 @@ def _is_record(line: bytes) -> bool:
     except (ValueError, ConfigError):
         return False
     return True
+
+
+def identity(config: Schema) -> str:
+    """Return text that is equal for configs that generate the same answers.
+
+    Fields that are None are omitted, so that a new optional field does not make stored answers
+    unusable. Live objects are identified by name only.
+    """
+    values = config.model_dump(mode="json", exclude_none=True, fallback=_name_of, context=DIGESTS)
+    return json.dumps(values, sort_keys=True)
+
+
+def _name_of(live: Any) -> str:
+    named = live if hasattr(live, "__qualname__") else type(live)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, PlainTarget, RejectionArm, tilted
 from stars_engine.evaluation.statistics import Floats, best_of
+from stars_engine.evaluation.store import identity
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule
 
 PlainRewards = Callable[[int], Floats]  # samples per prompt -> (prompts, samples)
@@ -79,7 +81,9 @@ class Thresholds:
         prompts = self._prompts if auto.prompts is None else auto.prompts
         if auto.prompts is None:
             self._check_prompts("align.schedule", MIN_PROMPTS)
-        path = self._directory / f"{key}-{align.content_hash()}.json"
+        about = [key, identity(align), identity(self._sampling), *prompts]
+        digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
+        path = self._directory / f"thresholds-{digest}.json"
         if path.exists():
             schedule = CalibratedSchedule.model_validate(json.loads(path.read_text("utf-8")))
         else:
