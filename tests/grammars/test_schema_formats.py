@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stars_engine import Chat, ConfigError, PromptError, Tool, ToolCall
+from stars_engine import Chat, ConfigError, JsonGrammar, PromptError, Tool, ToolCall
 from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
 from stars_engine.chat.tool_calls import read_calls
 from stars_engine.response_formats import grammar_of_response_format
@@ -50,6 +50,9 @@ TOOLS: dict[str, dict[str, Any]] = {
     "gemini, python": {"function_declarations": [{"name": "V", "parameters": GEMINI}]},
     "gemini declaration": {"name": "V", "parameters": GEMINI},
     "gemini, json schema": {"name": "V", "parametersJsonSchema": S},
+    "a key of its own": {"name": "V", "jsonSchema": S},
+    "a list of tools": {"tools": [{"name": "V", "inputSchema": S}]},
+    "ai sdk": {"name": "V", "inputSchema": {"jsonSchema": S}},
     "cohere": {"name": "V", "parameter_definitions": {"a": {"type": "int", "required": True}}},
     "json schema, title": {"title": "V", **S},
     "json schema, name": {"name": "V", **S},
@@ -63,6 +66,29 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "anthropic": {"type": "json_schema", "schema": S},
     "gemini": {"responseMimeType": "application/json", "responseSchema": GEMINI},
     "gemini json": {"response_mime_type": "application/json", "response_json_schema": S},
+    "gemini, settings": {
+        "generationConfig": {"responseMimeType": "application/json", "responseJsonSchema": S}
+    },
+    "gemini, interactions": {"type": "text", "mime_type": "application/json", "schema": S},
+    "responses, setting": {"text": {"format": {"type": "json_schema", "name": "V", "schema": S}}},
+    "anthropic, format": {"output_format": {"type": "json_schema", "schema": S}},
+    "anthropic, setting": {"output_config": {"format": {"type": "json_schema", "schema": S}}},
+    "vllm": {"guided_json": S},
+    "vllm, structured": {"structured_outputs": {"json": S}},
+    "vllm, extra": {"extra_body": {"structured_outputs": {"json": S}}},
+    "mistral": {
+        "type": "json_schema",
+        "json_schema": {"name": "V", "schema_definition": S, "strict": True},
+    },
+    "mcp, output": {"name": "V", "outputSchema": S},
+    "mcp, elicitation": {"mode": "form", "message": "Hi", "requestedSchema": S},
+    "bedrock, settings": {
+        "outputConfig": {
+            "textFormat": {"type": "json_schema", "structure": {"jsonSchema": {"schema": S}}}
+        }
+    },
+    "text generation inference": {"type": "json", "value": S},
+    "lm studio": {"structured": {"type": "json", "jsonSchema": S}},
     "ollama": {"format": S},
     "bare": S,
 }
@@ -94,6 +120,23 @@ def test_formats_of_answers(kind: str) -> None:
     grammar = grammar_of_response_format(ANSWERS[kind])
     assert grammar is not None
     assert grammar.json_schema == schema
+    assert JsonGrammar(json_schema=ANSWERS[kind]).json_schema == schema
+
+
+def test_formats_without_a_schema() -> None:
+    for text in ({"type": "text"}, {"text": {"format": {"type": "text"}}}):
+        assert grammar_of_response_format(text) is None
+    for anything in ({"type": "json_object"}, {"response_format": {"type": "json_object"}}):
+        assert grammar_of_response_format(anything) == JsonGrammar()
+
+
+def test_grammars_and_tools_of_what_is_no_schema_are_refused() -> None:
+    """Without a keyword that is known, any value would be valid."""
+    for given in ({"name": "V", "fooSchema": S}, {"a": S}, {"text": S}):
+        with pytest.raises(ConfigError, match="is not a JSON schema"):
+            JsonGrammar(json_schema=given)
+    with pytest.raises(ConfigError, match="no keyword of JSON Schema"):
+        Tool(name="V", parameters={"a": {"type": "integer"}})
 
 
 @pytest.mark.parametrize(
@@ -130,6 +173,17 @@ def test_formats_of_answers(kind: str) -> None:
         ({"name": 5, "schema": S}, "name: expected a string, got 5"),
         ({"name": "V", "schema": S, "strict": "yes"}, "strict: expected true or false, got 'yes'"),
         ({1: S}, "the keys of a schema must be strings"),
+        # Settings contain formats; they are not schemas themselves.
+        ({"text": S}, "text: a dictionary with 'type', 'properties', 'required' is not a JSON"),
+        ({"output_config": S}, "output_config: a dictionary with 'type'"),
+        ({"text": {"format": S, "verbosity": "low"}}, "text.verbosity: unknown key next to"),
+        ({"structured_outputs": {"regex": "a+"}}, "use grammar=RegexGrammar(...)"),
+        ({"guided_choice": ["a", "b"]}, "use grammar=RegexGrammar(...)"),
+        ({"guided_json": "{}"}, "guided_json: str is not a schema. Hint: parse it with json.loads"),
+        ({"structured_outputs": {"json": "{}"}}, "structured_outputs.json: str is not a schema"),
+        ({"json_schema": "{}"}, "json_schema: str is not a schema"),
+        ({"parameters": {**S, "schema": S}}, "parameters.schema: this unknown key contains"),
+        ({"value": S}, "a dictionary with 'value' is not a JSON schema"),
     ],
 )
 def test_what_is_no_schema_is_refused_by_name(given: Any, told: str) -> None:
