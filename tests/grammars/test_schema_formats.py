@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
 from stars_engine import Chat, ConfigError, JsonGrammar, PromptError, Tool, ToolCall
 from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
 from stars_engine.chat.tool_calls import read_calls
 from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.schema_formats.compact import compacted
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.wrappings import read_schema, read_tools
 from stars_engine.tool_names import ToolNames, read_tool_choice
+from tests.support.grammars import check, held, texts
+from tests.support.random_models import random_model
 
 S: dict[str, Any] = {
     "type": "object",
@@ -275,6 +280,47 @@ def test_parts_of_schemas() -> None:
     assert "$defs" not in referred(plain)
     titled = {"title": "T", "properties": {"title": {"title": "Title", "const": {"title": "x"}}}}
     assert without_titles(titled) == {"properties": {"title": {"const": {"title": "x"}}}}
+
+
+def test_schemas_in_prompts_are_short() -> None:
+    class Tree(BaseModel):
+        """A tree."""
+
+        name: Literal["a"]
+        kids: list[Tree] = []
+
+    class Cat(BaseModel):
+        kind: Literal["cat"] = "cat"
+        lives: int | None = None
+
+    class Dog(BaseModel):
+        kind: Literal["dog"] = "dog"
+
+    class Owner(BaseModel):
+        pet: Cat | Dog = Field(discriminator="kind")
+
+    assert compacted(rooted(Tree.model_json_schema())) == {
+        "description": "A tree.",
+        "type": "object",
+        "properties": {"name": {"const": "a"}, "kids": {"type": "array", "items": {"$ref": "#"}}},
+        "required": ["name"],
+    }
+    cat = {"kind": {"const": "cat"}, "lives": {"type": ["integer", "null"]}}
+    assert compacted(Owner.model_json_schema())["properties"]["pet"]["oneOf"] == [
+        {"type": "object", "properties": cat},
+        {"type": "object", "properties": {"kind": {"const": "dog"}}},
+    ]
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 2))
+def test_short_schemas_allow_the_same_values(seed: int) -> None:
+    schema = rooted(random_model(seed).model_json_schema())
+    short = compacted(schema)
+    assert len(json.dumps(short)) < len(json.dumps(schema))
+    for one, other in ((schema, short), (short, schema)):
+        state = held(one, compact=True)
+        for text in [] if state is None else texts(state, 4, seed):
+            check(other, text)
 
 
 def test_names_are_written_in_letters_and_come_back_as_given() -> None:
