@@ -22,7 +22,7 @@ from stars_engine.evaluation.report import check_packages
 from stars_engine.evaluation.runner import ArmAnswers, Progress, Runner
 from stars_engine.evaluation.store import identity
 from stars_engine.evaluation.tables import GUIDE, Measures
-from stars_engine.files import text_of
+from stars_engine.files.config_files import text_of
 from stars_engine.files.disk import write_file
 from stars_engine.types import Segment
 

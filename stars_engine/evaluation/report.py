@@ -13,7 +13,7 @@ from typing import Any
 from stars_engine.errors import needs_extra
 from stars_engine.evaluation import plots
 from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, Sample
-from stars_engine.files import text_of
+from stars_engine.files.config_files import text_of
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import Estimate
 

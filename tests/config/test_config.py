@@ -88,6 +88,14 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
             lambda: TransformersModel(name_or_path="a", model_kwargs={"use_safetensors": False}),
             ["model_kwargs", "use_safetensors", "safetensors"],
         ),
+        (
+            lambda: TransformersModel(name_or_path="a", model_kwargs={"config": {"vocab_size": 5}}),
+            ["model_kwargs", "'config' is of type dict", "a config object of transformers", "Hint:"],
+        ),
+        (
+            lambda: TransformersModel(name_or_path="a", model_kwargs={"config": "org/model"}),
+            ["model_kwargs", "'config' is of type str", "AutoConfig.from_pretrained(...)"],
+        ),
         (lambda: TransformersModel(model=1, tokenizer=1, dtype="float16"), ["dtype", "in memory"]),
         (lambda: FunctionReward(function="polite"), ["function", "'polite'", "package.module:name"]),
         (lambda: ClassifierReward(name_or_path="a", batch_size=0), ["batch_size", "0", ">= 1"]),

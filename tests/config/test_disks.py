@@ -24,6 +24,7 @@ from stars_engine import (
     StarsEngine,
     StarsResult,
 )
+from stars_engine.calibration.auto import _path_of
 from stars_engine.calibration.cache import load_or_create
 from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.fit import Fitter, Target
@@ -392,6 +393,24 @@ def test_a_calibration_survives_an_impossible_cache_path(
     assert load_or_create(tmp_path / place, lambda: schedule, lambda: True) is schedule
     [warning] = warnings_of(caplog)
     assert "cannot be cached in" in warning
+
+
+def test_the_cache_may_be_in_a_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    schedule = thresholds()
+    with StarsEngine(StarsConfig()) as engine:
+        for folder in ("~/c", "~nobody_/c"):
+            monkeypatch.setenv("STARS_CACHE_DIR", folder)
+            path = _path_of(engine, {})
+            assert load_or_create(path, lambda: schedule, lambda: True) is schedule
+            assert path.exists() == (folder == "~/c")
+    [told] = warnings_of(caplog)
+    assert "there is no home directory for '~nobody_'" in told
+    assert "set STARS_CACHE_DIR to another directory" in told
+    assert [found.name for found in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
