@@ -242,7 +242,10 @@ class EngineLoop:
         for output in group.outputs:
             self._outputs |= dict.fromkeys(output.parts, output)
             assert group.reward_model is not None
-            requests += [Request(part, group.reward_model, group.decoding) for part in output.parts]
+            requests += [
+                Request(part, group.reward_model, group.decoding, submitted_s=group.submitted_s)
+                for part in output.parts
+            ]
         group.queue = RequestQueue(
             requests,
             may_start=lambda: self.admission.may_start(group),
