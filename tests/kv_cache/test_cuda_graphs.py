@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from stars_engine import SamplingParams
+from stars_engine import SamplingParams, sampling
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends import drafting, selection
 from stars_engine.backends.base import DraftRequest
@@ -145,6 +147,67 @@ def test_a_row_with_nothing_to_draw_fails_alone_though_it_is_seen_late(
     assert isinstance(drafts[0], GenerationError)
     assert "the sampling settings leave none" in str(drafts[0])
     assert drafts[1] == backend.draft([text.request(uniforms, PLAIN)])[0]
+
+
+class DeviceCalls(TorchFunctionMode):
+    """Records calls that would wait for a GPU, or make a tensor elsewhere than on it."""
+
+    WAITING = (
+        *("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__"),
+        *("masked_select", "unique", "bincount", "one_hot", "argwhere"),
+    )
+    MAKING = ("tensor", "arange", "zeros", "ones", "full", "empty", "as_tensor", "rand", "eye")
+
+    def __init__(self) -> None:
+        self.active = False
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        # A device object is that of the model, which is the CPU in this test.
+        moves = name == "to" and "cpu" in (*args[1:], kwargs.get("device"))
+        makes = name in self.MAKING and kwargs.get("device") is None
+        picks = name == "__getitem__" and any(
+            isinstance(part, torch.Tensor) and part.dtype == torch.bool
+            for part in (args[1] if isinstance(args[1], tuple) else [args[1]])
+        )
+        if self.active and (name in self.WAITING or moves or makes or picks):
+            self.found.append(name)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_nothing_between_two_tokens_waits_for_the_device(
+    family: str, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = with_graphs(random_backend(family, tokenizer))
+    monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: 99)
+    step, fetch = cuda_graphs.GraphRows.step, drafting.Drafting._fetch
+    num_steps = 0
+
+    def counted(self: Any, tokens: torch.Tensor) -> torch.Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        logits = step(self, tokens)
+        calls.active = True  # from the first step on, until tokens are fetched
+        return logits
+
+    def last(self: Any) -> None:
+        calls.active = False
+        fetch(self)
+
+    monkeypatch.setattr(sampling, "_shortlist", lambda *_: None)  # as on a GPU
+    monkeypatch.setattr(cuda_graphs.GraphRows, "step", counted)
+    monkeypatch.setattr(drafting.Drafting, "_fetch", last)
+    texts = [Text(backend, [1 + (7 * i) % 60 for i in range(n)]) for n in LENGTHS]
+    with DeviceCalls() as calls:
+        backend.draft(requests(texts, (3, 1, 2), 0))
+        assert num_steps == 7
+        assert not calls.found
+        calls.active = True
+        assert torch.zeros(1).tolist() == [0.0]
+        assert calls.found == ["zeros", "tolist"]
 
 
 def test_graphs_are_tried_first_where_there_is_a_gpu(
