@@ -61,7 +61,7 @@ _BEARER = re.compile(
 )
 # name='value', "name": "value", name: value, ?name=value
 _NAMED = re.compile(
-    r"([\w-]+)(['\"]?\s*[:=]\s*)"
+    r"(?<![\w-])([\w-]++)(['\"]?\s*[:=]\s*)"  # of whole words only: linear in a long word
     r"(?:(['\"])([^'\"]+)\3|((?!/)[^\s'\"<(\[{,;&)]{6,}+(?!\()))"
 )
 

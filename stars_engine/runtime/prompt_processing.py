@@ -10,6 +10,7 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasoning
 from stars_engine.chat.prompts import resolve_prompt
+from stars_engine.chat.replies import ReplyReader
 from stars_engine.chat.turns import described
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
 from stars_engine.core.budget import MemoryBudget, Reserved
@@ -36,7 +37,7 @@ def read_prompts(
     index = 0
     for prompt_index, request in enumerate(group.prompts):
         try:
-            rollouts = read_prompt(request, group, model, prompt_index, max_rows=max_rows)
+            rollouts, replies = read_prompt(request, group, model, prompt_index, max_rows=max_rows)
             if budget is not None:
                 check_memory_budget(rollouts, budget)
         except StarsError as error:
@@ -44,7 +45,7 @@ def read_prompts(
                 group.set_outcome(index + offset, error)
         else:
             group.outputs += [
-                RequestOutput(group, index + offset, rollout)
+                RequestOutput(group, index + offset, rollout, replies)
                 for offset, rollout in enumerate(rollouts)
             ]
         index += request.num_answers
@@ -62,7 +63,6 @@ def unread_outputs(group: RequestGroup) -> list[RequestOutput]:
             noise = CounterNoise(seed=seed, prompt_ids=(), sample_index=sample_index)
             rollout = Rollout((), nothing, sampling, request.align, noise, seed)
             rollout.prompt_index, rollout.sample_index = prompt_index, sample_index
-            rollout.started_s = group.submitted_s
             rollouts.append(rollout)
     return [RequestOutput(group, index, rollout) for index, rollout in enumerate(rollouts)]
 
@@ -74,8 +74,8 @@ def read_prompt(
     prompt_index: int,
     *,
     max_rows: int,
-) -> list[Rollout]:
-    """Return the `n` rollouts of one prompt.
+) -> tuple[list[Rollout], ReplyReader | None]:
+    """Return the `n` rollouts of one prompt, and what parses their answers as messages.
 
     Raises:
         PromptError: The prompt is invalid.
@@ -103,7 +103,7 @@ def read_prompt(
         raise
     seed = fresh_seed() if sampling.seed is None else sampling.seed
     ids = resolved.token_ids
-    return [
+    rollouts = [
         Rollout(
             prompt_ids=ids,
             reward_prompt=resolved.for_reward,
@@ -114,11 +114,11 @@ def read_prompt(
             prompt_index=prompt_index,
             sample_index=sample_index,
             prefill=resolved.prefill,
-            replies=resolved.replies,
-            started_s=group.submitted_s,
+            spans=resolved.replies,
         )
         for sample_index in range(sampling.n)
     ]
+    return rollouts, resolved.replies
 
 
 def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:

@@ -407,9 +407,9 @@ def test_the_cache_may_be_in_a_home_directory(
             path = _path_of(engine, {})
             assert load_or_create(path, lambda: schedule, lambda: True) is schedule
             assert path.exists() == (folder == "~/c")
-    [told] = warnings_of(caplog)
-    assert "there is no home directory for '~nobody_'" in told
-    assert "set STARS_CACHE_DIR to another directory" in told
+    [warning] = warnings_of(caplog)
+    assert "there is no home directory for '~nobody_'" in warning
+    assert "set STARS_CACHE_DIR to another directory" in warning
     assert [found.name for found in tmp_path.iterdir()] == ["home"]
 
 
