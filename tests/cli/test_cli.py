@@ -290,7 +290,7 @@ def test_ctrl_c_exits_with_130() -> None:
     run = subprocess.Popen(
         [*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(8)  # at work by then, or still importing: the same is due
+    time.sleep(4)  # at work by then, or still importing: the same is due
     run.send_signal(signal.SIGINT)
     _, messages = run.communicate(timeout=60)
     assert run.returncode == 130
