@@ -33,7 +33,7 @@ from stars_engine.evaluation.statistics import (
     tokens_to_reach,
     win_rate,
 )
-from stars_engine.evaluation.store import HalfName
+from stars_engine.evaluation.store import HalfName, name_of
 from stars_engine.evaluation.tables import GUIDE, ArmTable, Measures, Nats, Pool, pool_of
 from stars_engine.evaluation.text_measures import distinct, repetition, self_bleu
 from stars_engine.types import StarsResult
@@ -291,10 +291,12 @@ def _by_difficulty(
 
 def _settings(table: ArmTable) -> dict[str, Any]:
     """Return the arm, with its thresholds where it has any."""
-    values: dict[str, Any] = table.arm.model_dump(mode="json", exclude_defaults=True, fallback=str)
+    values: dict[str, Any] = table.arm.model_dump(
+        mode="json", exclude_defaults=True, fallback=name_of
+    )
     values["kind"] = table.arm.kind
     if table.arm.kind in ("stars", "rejection"):
-        align = table.align.model_dump(mode="json", exclude_defaults=True, fallback=str)
+        align = table.align.model_dump(mode="json", exclude_defaults=True, fallback=name_of)
         schedule = align.get("schedule", {})
         for name in ("stages", "terminals", "made_for", "curve"):  # long; stored with the answers
             schedule.pop(name, None)
