@@ -20,7 +20,7 @@ from stars_engine.evaluation.prompts import read_halves
 from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.report import check_packages
 from stars_engine.evaluation.runner import ArmAnswers, Progress, Runner
-from stars_engine.evaluation.store import identity
+from stars_engine.evaluation.store import identity, name_of
 from stars_engine.evaluation.tables import GUIDE, Measures
 from stars_engine.files.config_files import text_of
 from stars_engine.files.disk import write_file
@@ -52,7 +52,7 @@ def evaluate(
     directory = Path(directory)
     halves = read_halves(recipe.prompts)
     runner = Runner(recipe, halves, directory, progress)
-    write_file(directory / "recipe.yaml", text_of(recipe), "recipe")
+    write_file(directory / "recipe.yaml", text_of(recipe, fallback=name_of), "recipe")
     measures = _measures(recipe, directory, progress)
     tuning: HalfFigures | None = None
     chosen: dict[str, str] = {}

@@ -13,6 +13,7 @@ from typing import Any
 from stars_engine.errors import needs_extra
 from stars_engine.evaluation import plots
 from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, Sample
+from stars_engine.evaluation.store import name_of
 from stars_engine.files.config_files import text_of
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import Estimate
@@ -44,7 +45,7 @@ def write_reports(evaluation: Evaluation, directory: str | Path) -> Path:
     page = directory / "report.html"
     write_file(page, html_of(evaluation), "report")
     write_file(
-        directory / "report.json", evaluation.model_dump_json(indent=1, fallback=str), "report"
+        directory / "report.json", evaluation.model_dump_json(indent=1, fallback=name_of), "report"
     )
     write_file(directory / "arms.csv", csv_of(evaluation), "report")
     return page
@@ -82,7 +83,7 @@ def html_of(evaluation: Evaluation) -> str:
         plots={name: Markup(text) for name, text in drawn.items() if text is not None},
         advantages=list(plots.advantages(evaluation)),
         samples=_by_prompt(evaluation.samples),
-        config=text_of(evaluation.recipe),
+        config=text_of(evaluation.recipe, fallback=name_of),
     )
 
 
