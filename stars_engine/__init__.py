@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SamplingParams,
         StarsConfig,
         TransformersModel,
+        ValueReward,
         YesNoReward,
     )
     from stars_engine.config.presets import preset
@@ -82,7 +83,7 @@ _HOMES = {
     "stars_engine.config": (
         "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
         "FunctionReward JsonGrammar ProcessReward RegexGrammar RewardPart SamplingParams "
-        "StarsConfig TransformersModel YesNoReward"
+        "StarsConfig TransformersModel ValueReward YesNoReward"
     ),
     "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -154,6 +155,7 @@ __all__ = [
     "TransformersModel",
     "TrustReport",
     "Usage",
+    "ValueReward",
     "Verification",
     "YesNoReward",
     "calibrate",

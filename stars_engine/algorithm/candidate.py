@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from stars_engine.algorithm.features import Features
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.tokenization.text import ends_sentence, find_stop
 from stars_engine.types import Attempt, FinishReason
@@ -21,10 +22,12 @@ class Draft:
             likeliest token under penalties and biases, the lowest id on ties. It is shorter than
             requested if a token ends the text, which is included, or if no token can be drawn. It
             is empty if the candidate ends the text.
+        features: Features of all its tokens, for the probes of the request; see `features`.
     """
 
     token_ids: tuple[int, ...]
     lookahead_ids: tuple[int, ...] = ()
+    features: Features = field(default_factory=dict, compare=False, repr=False)
 
 
 class Detokenizer(Protocol):
@@ -73,6 +76,7 @@ class Candidate:
         shown: The completion as the reward model reads it: with the lookahead, if there is one.
         num_lookahead_tokens: Lookahead tokens that the reward model sees.
         num_generated_tokens: All tokens generated for it, including those after its end.
+        features: Features of the draft's tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -81,6 +85,7 @@ class Candidate:
     scored: ParsedDraft
     num_lookahead_tokens: int
     num_generated_tokens: int
+    features: Features = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,7 @@ class DraftParser:
             # Both find a stop string at the same token, so `scored` is never shorter.
             num_lookahead_tokens=scored.size - segment.size,
             num_generated_tokens=len(draft.token_ids) + len(draft.lookahead_ids),
+            features=draft.features,
         )
 
     def _sentence_len(self, draft: Sequence[int]) -> int:

@@ -48,6 +48,7 @@ class DraftRequest:
         sampling: Filters and penalties.
         lookahead: Tokens by which the candidate is continued for the reward model to read.
         handle: Belongs to the request whose prefix it is; its candidates share it.
+        probes: Probes whose features the draft is to carry; they are attached to the model.
     """
 
     token_ids: Sequence[int]
@@ -56,6 +57,7 @@ class DraftRequest:
     sampling: SamplingParams
     lookahead: int = 0
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
+    probes: Sequence[Any] = ()
 
     @property
     def num_completion_tokens(self) -> int:

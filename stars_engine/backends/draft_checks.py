@@ -26,7 +26,9 @@ def checked_draft(
     if isinstance(draft, GenerationError):
         return draft
     try:
-        checked = Draft(_plain_ids(draft.token_ids), _plain_ids(draft.lookahead_ids))
+        checked = Draft(
+            _plain_ids(draft.token_ids), _plain_ids(draft.lookahead_ids), dict(draft.features)
+        )
         problem = _problem_of(checked, request, model)
     except (AttributeError, TypeError) as error:
         problem = f"is no Draft of token ids ({error})"
@@ -60,6 +62,8 @@ def _problem_of(draft: Draft, request: DraftRequest, model: LanguageModel) -> st
         problem = f"goes on after the end of text, its token {end}"
     elif len(ids) < asked and not model.is_end(whole[-1], request.sampling):
         problem = f"has {len(ids)} of {asked} tokens and does not end the text"
+    elif any(len(rows) != 1 + len(whole) for rows in draft.features.values()):
+        problem = f"has features of other tokens than its {len(whole)} and the one before them"
     else:
         return None
     return problem
