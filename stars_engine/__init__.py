@@ -52,6 +52,8 @@ if TYPE_CHECKING:
         StarsError,
         StarsWarning,
     )
+    from stars_engine.guides.report import GuideReport
+    from stars_engine.guides.train import train_guide
     from stars_engine.messages import Chat, InvalidToolCall, Message, Tool, ToolCall
     from stars_engine.runtime.stats import EngineStats
     from stars_engine.schedules import (
@@ -96,6 +98,8 @@ _HOMES = {
         "AutoSchedule CalibratedSchedule ConstantSchedule CosineSchedule FunctionSchedule "
         "LinearSchedule NoSchedule PerSegmentSchedule"
     ),
+    "stars_engine.guides.report": "GuideReport",
+    "stars_engine.guides.train": "train_guide",
     "stars_engine.messages": "Chat InvalidToolCall Message Tool ToolCall",
     "stars_engine.types": "Attempt RenderedPrompt Segment SegmentEvent StarsResult TokenIds Usage",
 }
@@ -124,6 +128,7 @@ __all__ = [
     "FunctionReward",
     "FunctionSchedule",
     "GenerationError",
+    "GuideReport",
     "InvalidToolCall",
     "JsonGrammar",
     "LinearSchedule",
@@ -161,6 +166,7 @@ __all__ = [
     "calibrate",
     "preset",
     "standardize",
+    "train_guide",
     "trust_report",
     "verify",
 ]
