@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.model_schemas import schema_of_model
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
 
 # Keywords that rendering itself passes to the template or to transformers.

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from stars_engine.disk import write_file
 from stars_engine.errors import ModelLoadError
+from stars_engine.files.disk import write_file
 from stars_engine.probes import GivesHiddenStates, Probe
 
 Pooling = Literal["last", "mean", "mean_score"]

@@ -82,6 +82,7 @@ class Rollout:
     error: Exception | None = None
     costs: dict[str, int] = field(default_factory=dict)
     started_s: float = field(default_factory=time.monotonic)
+    first_kept_s: float = math.nan
     ended_s: float = math.nan
     num_forked_segments: int = 0
     num_forked_tokens: int = 0
@@ -195,6 +196,7 @@ class Rollout:
             finish_reason=None,
             error=None,
             costs={},
+            first_kept_s=math.nan,
             ended_s=math.nan,
             num_forked_segments=self.num_kept_segments,
             num_forked_tokens=len(self.token_ids),
@@ -226,6 +228,8 @@ class Rollout:
         self.features = self.features_with(candidate, len(candidate.token_ids))
         self.token_ids += candidate.token_ids
         self.text = candidate.text
+        if math.isnan(self.first_kept_s):
+            self.first_kept_s = time.monotonic()
         if attempt is not None:
             self.prefix_reward = self.reward = attempt.reward
             self.reward_parts = attempt.parts
@@ -315,6 +319,9 @@ class Rollout:
             num_prompt_tokens=len(self.prompt_ids),
             num_kept_tokens=len(self.token_ids),
             duration_s=self.ended_s - self.started_s,
+            first_segment_s=None
+            if math.isnan(self.first_kept_s)
+            else self.first_kept_s - self.started_s,
             **self.costs,
         )
         message, reason = None, self.finish_reason

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stars_engine.disk import shown_path, why_not
 from stars_engine.errors import CalibrationStoppedError, ConfigError
+from stars_engine.files.disk import shown_path, why_not
 from stars_engine.schedules import CalibratedSchedule
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
-from stars_engine.disk import write_file
-from stars_engine.errors import needs_extra
+from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
+from stars_engine.svg import svg
 
-_SIZE = (6.4, 3.6)  # inches
 _ABOUT_BORDERS = (
     "Correlation, among answers to the same prompt, of the reward after a number of tokens with "
     "the outcome. It need not be high: the sum over the innovations of all segments counts."
@@ -60,19 +58,19 @@ def write_report(
         f"<pre>{html.escape(report.summary())}</pre>",
         "<h2>Correlation of prefix and outcome</h2>",
         f"<p>{_ABOUT_BORDERS}</p>",
-        _svg(lambda axes: _plot_borders(axes, report)),
+        svg(lambda axes: _plot_borders(axes, report)),
         "<h2>Expected advantage over Best-of-N</h2>",
         f"<p>{_ABOUT_ADVANTAGE}</p>",
-        _svg(lambda axes: _plot_advantage(axes, report)),
+        svg(lambda axes: _plot_advantage(axes, report)),
         "<h2>Innovation of each segment</h2>",
-        _svg(lambda axes: _plot_innovations(axes, report)),
+        svg(lambda axes: _plot_innovations(axes, report)),
     ]
     curve = schedule.curve if schedule is not None else report.curve
     if curve:
         parts += [
             "<h2>Cost of thresholds</h2>",
             f"<p>{_ABOUT_CURVE}</p>",
-            _svg(lambda axes: _plot_curve(axes, curve)),
+            svg(lambda axes: _plot_curve(axes, curve)),
         ]
     if verification is not None:
         parts += [
@@ -84,22 +82,6 @@ def write_report(
         f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
     write_file(path, page, "report")
-
-
-def _svg(draw: Any) -> str:
-    """Return a plot as SVG text, without a window or global state."""
-    with needs_extra("eval"):
-        from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    draw(axes)
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _plot_borders(axes: Any, report: TrustReport) -> None:

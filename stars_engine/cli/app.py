@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from stars_engine.cli.calibrate import calibrate_command
+from stars_engine.cli.compare import compare_command, report_command, sweep_command
 from stars_engine.cli.messages import LogMessages, is_broken_pipe, messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import visible, write
@@ -282,6 +283,9 @@ def doctor(
 
 
 app.command("calibrate")(calibrate_command)
+app.command("compare")(compare_command)
+app.command("sweep")(sweep_command)
+app.command("report")(report_command)
 
 
 def _count(text: str | None) -> int | str | None:

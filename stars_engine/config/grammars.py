@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from stars_engine.model_schemas import schema_of_model
 from stars_engine.schema import Schema, is_json
+from stars_engine.schema_formats.pydantic_models import schema_of_model
 
 _MAX_DEPTH = 200
 

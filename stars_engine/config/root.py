@@ -23,7 +23,7 @@ from stars_engine.config.rewards import (
     as_reward,
 )
 from stars_engine.errors import Problem
-from stars_engine.files import Filed, find_object
+from stars_engine.files.config_files import Filed, find_object
 from stars_engine.messages import check_template_kwargs
 from stars_engine.schedules import AutoSchedule, BaseSchedule, LinearSchedule
 

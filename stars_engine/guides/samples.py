@@ -13,8 +13,8 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.calibration.host import Host
 from stars_engine.config import SamplingParams
-from stars_engine.disk import append_lines
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.files.disk import append_lines
 from stars_engine.types import Prompt
 
 ProgressCallback = Callable[[str, int, int], None]  # what, done, total

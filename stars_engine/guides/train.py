@@ -19,8 +19,8 @@ from stars_engine.calibration.pilot_prompts import (
 )
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
-from stars_engine.disk import write_file
 from stars_engine.errors import ConfigError, ModelLoadError, Problem
+from stars_engine.files.disk import write_file
 from stars_engine.guides.fit import folds_of
 from stars_engine.guides.judging import Judge, judge_samples, scorer_of
 from stars_engine.guides.report import (

@@ -1,4 +1,4 @@
-"""Failures of models and loads: who is told, and that the others go on."""
+"""Failures of models and loads: which requests fail, and which go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.backends.base import DraftRequest
-from tests.core.test_runtime import LONG, NEVER, SHORT, idle, wait_until, with_reward
+from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until, with_reward
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from tests.core.test_runtime import LONG, NEVER, SHORT, idle, wait_until, with_r
     ],
     ids=lambda item: type(item).__name__,
 )
-def test_a_failing_model_ends_the_requests_in_progress_and_no_others(
+def test_a_failing_model_fails_only_the_running_requests(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     with StarsEngine(
@@ -75,7 +75,7 @@ class Fragile:
         return self._model.draft(requests)
 
 
-def test_only_the_request_ends_that_the_model_fails_for(engine: StarsEngine) -> None:
+def test_only_the_request_with_the_failing_prompt_fails(engine: StarsEngine) -> None:
     prompts = ["The film", "I went to see it on a rainy day and", "Nobody", "A"]
     config = StarsConfig(align=engine.config.align, sampling=SHORT)
     with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
@@ -92,7 +92,7 @@ def test_only_the_request_ends_that_the_model_fails_for(engine: StarsEngine) -> 
         assert idle(mine)
 
 
-def test_a_fault_that_passes_is_not_seen(engine: StarsEngine) -> None:
+def test_a_transient_fault_is_retried(engine: StarsEngine) -> None:
     config = StarsConfig(align=engine.config.align, sampling=SHORT)
     texts = []
     for num_failures in (0, 1):
@@ -103,7 +103,7 @@ def test_a_fault_that_passes_is_not_seen(engine: StarsEngine) -> None:
     assert texts[0] == texts[1]
 
 
-def test_a_stream_raises_with_what_it_emitted(engine: StarsEngine) -> None:
+def test_a_failing_stream_raises_with_its_partial_result(engine: StarsEngine) -> None:
     def breaks(prompt: str, completion: str) -> float:
         if len(completion) > 40:
             raise OSError("gone")
@@ -116,7 +116,7 @@ def test_a_stream_raises_with_what_it_emitted(engine: StarsEngine) -> None:
         assert "".join(texts) == caught.value.result.text != ""
 
 
-def test_no_waiting_for_oneself(engine: StarsEngine) -> None:
+def test_a_callback_cannot_wait_for_its_own_engine(engine: StarsEngine) -> None:
     outcomes: list[object] = []
 
     def call_back(_: object) -> None:
@@ -133,10 +133,10 @@ def test_no_waiting_for_oneself(engine: StarsEngine) -> None:
 
 
 def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:
-    rounds = engine.stats().num_steps
+    num_steps = engine.stats().num_steps
     with pytest.raises(PromptError):
         engine.generate(["fine", "word " * 900], sampling=SHORT)
-    assert engine.stats().num_steps == rounds
+    assert engine.stats().num_steps == num_steps
     good, bad = engine.generate(["fine", "word " * 900], sampling=SHORT, return_exceptions=True)
     assert isinstance(good, StarsResult)
     assert isinstance(bad, PromptError)
@@ -185,7 +185,7 @@ def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> No
             handle.close()
 
 
-def test_a_failed_load_keeps_nothing_in_memory(engine: StarsEngine) -> None:
+def test_a_failed_load_frees_its_memory(engine: StarsEngine) -> None:
     class Half:
         pass
 
@@ -207,7 +207,7 @@ def test_a_failed_load_keeps_nothing_in_memory(engine: StarsEngine) -> None:
             assert [half() for half in halves] == [None]
 
 
-def test_what_goes_wrong_again_and_again_is_told_once(
+def test_repeated_errors_are_logged_once(
     engine: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> float:

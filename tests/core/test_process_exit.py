@@ -1,4 +1,4 @@
-"""Ends of a process in the middle of a generation, and forks: each in a process of its own."""
+"""Process exit during generation, and forks, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ threading.Thread(target=mark, daemon=True).start()
 
 
 def run(code: str) -> tuple[int, float, str]:
-    """Return exit code, seconds from the first round to the end, and standard error."""
+    """Return exit code, seconds from the first step to the end, and standard error."""
     done = subprocess.run(
         [sys.executable, "-c", HEAD + code],
         capture_output=True,
@@ -148,7 +148,7 @@ def run(code: str) -> tuple[int, float, str]:
         "cold load",
     ],
 )
-def test_the_process_ends_cleanly(code: str, status: int) -> None:
+def test_the_process_exits_cleanly(code: str, status: int) -> None:
     returncode, seconds, stderr = run(code)
     assert returncode == status, stderr
     assert seconds < 5 + 0.5, stderr  # the half second is the generation's own
@@ -157,7 +157,7 @@ def test_the_process_ends_cleanly(code: str, status: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_fork_gets_a_clear_error_and_may_begin_anew() -> None:
+def test_a_fork_gets_a_clear_error_and_may_load_again() -> None:
     code = """
 engine.generate('The', sampling=SamplingParams(max_tokens=4))
 child = os.fork()
@@ -177,7 +177,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.slow
-def test_what_a_fork_inherits_says_so_and_never_hangs() -> None:
+def test_engines_inherited_by_a_fork_raise_and_never_hang() -> None:
     code = """
 never = never.replace(max_attempts=10**9)
 stream = engine.stream('The', **work)

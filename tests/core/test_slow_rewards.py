@@ -1,4 +1,4 @@
-"""Rewards that are slow, hang, fail or call back: only their own requests are concerned."""
+"""Rewards that are slow, hang, fail or call back affect only their own requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stars_engine import (
     StarsEngine,
     TransformersModel,
 )
-from tests.core.test_runtime import LONG, NEVER, SHORT, wait_until, with_reward
+from tests.support.engines import LONG, NEVER, SHORT, wait_until, with_reward
 
 
 def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:
@@ -38,7 +38,7 @@ def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_reward_that_hangs_ends_only_its_own_request(engine: StarsEngine, batched: bool) -> None:
+def test_a_reward_that_hangs_fails_only_its_request(engine: StarsEngine, batched: bool) -> None:
     release = threading.Event()
 
     def hang(prompt: Any, completion: Any) -> Any:
@@ -57,7 +57,7 @@ def test_a_reward_that_hangs_ends_only_its_own_request(engine: StarsEngine, batc
         release.set()
 
 
-def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngine) -> None:
+def test_a_reward_of_the_wrong_shape_fails_only_its_request(engine: StarsEngine) -> None:
     def shapeless(prompts: list[str], completions: list[str]) -> list[float]:
         return [1.0] * (len(prompts) + (prompts[0] == "bad"))
 
@@ -68,7 +68,7 @@ def test_a_reward_of_the_wrong_shape_ends_only_its_own_request(engine: StarsEngi
 
 
 @pytest.mark.slow
-def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
+def test_a_hung_reward_is_abandoned_while_the_engine_is_busy() -> None:
     release = threading.Event()
     config = StarsConfig(
         model="stars:embedded-lm",
@@ -85,7 +85,7 @@ def test_a_hung_reward_is_given_up_while_the_engine_is_busy() -> None:
         busy.cancel()
 
 
-def test_slow_rewards_of_many_leave_workers_to_others(engine: StarsEngine) -> None:
+def test_many_slow_rewards_leave_workers_for_other_requests(engine: StarsEngine) -> None:
     release = threading.Event()
 
     def slow(prompt: str, completion: str) -> float:
@@ -103,7 +103,7 @@ def test_slow_rewards_of_many_leave_workers_to_others(engine: StarsEngine) -> No
             future.result(timeout=20)
 
 
-def test_rollouts_out_on_a_slow_reward_leave_their_places(engine: StarsEngine) -> None:
+def test_requests_that_wait_for_a_slow_reward_make_room(engine: StarsEngine) -> None:
     release = threading.Event()
     loaded: Any = engine.model
     model = TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer)
@@ -127,7 +127,7 @@ def test_rollouts_out_on_a_slow_reward_leave_their_places(engine: StarsEngine) -
         assert len(waiting.result(timeout=20)) == 5
 
 
-def test_a_reward_that_calls_its_engine_is_told(engine: StarsEngine) -> None:
+def test_a_reward_that_calls_its_engine_raises(engine: StarsEngine) -> None:
     handles: list[StarsEngine] = []
 
     def calls_back(prompt: str, completion: str) -> float:

@@ -1,4 +1,4 @@
-"""Numbers, strings, formats and many choices of grammars, against what Python reads."""
+"""Numbers, strings, formats and enums of grammars, against what Python reads."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_patterns(pattern: str, valid: list[str], invalid: list[str]) -> None:
 @pytest.mark.parametrize(
     "pattern", [r"\bword", r"(a)\1", "(?<=a)b", "(", "[[:alpha:]]", "(?m)^a$", r"\p{L}", "(^a)*"]
 )
-def test_patterns_that_no_grammar_holds_are_refused(pattern: str) -> None:
+def test_patterns_without_a_grammar_are_refused(pattern: str) -> None:
     refused({"properties": {"a": {"pattern": pattern}}}, "`pattern` at #/properties/a: ")
 
 
@@ -167,7 +167,7 @@ def test_lengths_count_characters() -> None:
     holds(both, '"ax"', '"xb"', invalid=('"a"', '"axx"'))
 
 
-def test_names_have_one_spelling() -> None:
+def test_keys_have_one_spelling() -> None:
     schema = {**OBJECT, "properties": {"a": {"const": 1}, "\n\x01": {}}, "additionalProperties": {}}
     more = (
         r'{"\u0061":2}',
@@ -244,7 +244,7 @@ def test_many_names_and_values() -> None:
         {"maximum": -(10.0**70)},
     ],
 )
-def test_bounds_that_no_grammar_holds_are_refused_by_name(bounds: dict[str, float]) -> None:
+def test_limits_without_a_grammar_are_refused_by_name(bounds: dict[str, float]) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "number", **bounds}}}
     with pytest.raises(ValueError, match=r"`minimum` or `maximum`.*1e-20 to 1e\+60"):
         json_rules("start", json.dumps(schema))

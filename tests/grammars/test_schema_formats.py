@@ -1,4 +1,4 @@
-"""Schemas and tools in the wrappings of vendors: read, or refused by name."""
+"""Schemas and tools in the formats of vendors: read, or refused by name."""
 
 from __future__ import annotations
 
@@ -9,63 +9,12 @@ import pytest
 from stars_engine import Chat, ConfigError, PromptError, Tool, ToolCall
 from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
 from stars_engine.chat.tool_calls import read_calls
-from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.integrations.response_formats import grammar_of_response_format
+from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.wrappings import read_schema, read_tools
-from stars_engine.tool_names import ToolNames, read_tool_choice
-
-S: dict[str, Any] = {
-    "type": "object",
-    "properties": {"a": {"type": "integer"}},
-    "required": ["a"],
-}
-GEMINI = {"type": "OBJECT", "properties": {"a": {"type": "INTEGER"}}, "required": ["a"]}
-
-# Each is a tool called V, or the format of an answer.
-TOOLS: dict[str, dict[str, Any]] = {
-    "openai tool": {"type": "function", "function": {"name": "V", "parameters": S}},
-    "openai strict": {
-        "type": "function",
-        "function": {"name": "V", "description": "d", "parameters": S, "strict": True},
-    },
-    "openai function": {"name": "V", "parameters": S},
-    "openai responses": {"type": "function", "name": "V", "parameters": S, "strict": True},
-    "mcp": {"name": "V", "inputSchema": S},
-    "mcp, all it may say": {
-        "name": "V",
-        "title": "The V",
-        "description": "d",
-        "inputSchema": {"$schema": "http://json-schema.org/draft-07/schema#", **S},
-        "outputSchema": {"type": "object"},
-        "annotations": {"readOnlyHint": True},
-        "icons": [],
-        "_meta": {"v": 1},
-    },
-    "anthropic": {"name": "V", "input_schema": S, "cache_control": {"type": "ephemeral"}},
-    "anthropic custom": {"type": "custom", "name": "V", "input_schema": S},
-    "bedrock": {"toolSpec": {"name": "V", "inputSchema": {"json": S}}},
-    "bedrock, inner": {"name": "V", "inputSchema": {"json": S}},
-    "gemini": {"functionDeclarations": [{"name": "V", "parameters": GEMINI}]},
-    "gemini, python": {"function_declarations": [{"name": "V", "parameters": GEMINI}]},
-    "gemini declaration": {"name": "V", "parameters": GEMINI},
-    "gemini, json schema": {"name": "V", "parametersJsonSchema": S},
-    "cohere": {"name": "V", "parameter_definitions": {"a": {"type": "int", "required": True}}},
-    "json schema, title": {"title": "V", **S},
-    "json schema, name": {"name": "V", **S},
-}
-ANSWERS: dict[str, dict[str, Any]] = {
-    "response_format": {"type": "json_schema", "json_schema": {"name": "V", "schema": S}},
-    "inner": {"name": "V", "schema": S, "strict": True},
-    "responses": {"format": {"type": "json_schema", "name": "V", "schema": S}},
-    "json_object": {"type": "json_object", "schema": S},
-    "cohere 2": {"type": "json_object", "json_schema": S},
-    "anthropic": {"type": "json_schema", "schema": S},
-    "gemini": {"responseMimeType": "application/json", "responseSchema": GEMINI},
-    "gemini json": {"response_mime_type": "application/json", "response_json_schema": S},
-    "ollama": {"format": S},
-    "bare": S,
-}
+from tests.support.vendor_schemas import ANSWERS, GEMINI, TOOLS, S
 
 
 @pytest.mark.parametrize("kind", TOOLS)
@@ -97,7 +46,7 @@ def test_formats_of_answers(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({}, "a dictionary with no keys is not a JSON schema"),
         ({"name": "V", "fooSchema": S}, "'name', 'fooSchema' is not a JSON schema"),
@@ -132,10 +81,10 @@ def test_formats_of_answers(kind: str) -> None:
         ({1: S}, "the keys of a schema must be strings"),
     ],
 )
-def test_what_is_no_schema_is_refused_by_name(given: Any, told: str) -> None:
+def test_invalid_schemas_are_refused_by_name(given: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_schema(given)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_schemas_that_are_nested_too_deep_are_refused() -> None:
@@ -146,7 +95,7 @@ def test_schemas_that_are_nested_too_deep_are_refused() -> None:
         read_schema(deep)
 
 
-def test_tools_that_are_none() -> None:
+def test_invalid_tools() -> None:
     hosted: list[dict[str, Any]] = [
         {"type": "web_search"},
         {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
@@ -164,7 +113,7 @@ def test_tools_that_are_none() -> None:
     assert empty.as_tool()["function"]["parameters"]["properties"] == {}
 
 
-def test_schemas_of_gemini_are_read_as_they_are_meant() -> None:
+def test_schemas_of_gemini_are_converted() -> None:
     given = {
         "type": "OBJECT",
         "properties": {
@@ -223,7 +172,7 @@ def test_parts_of_schemas() -> None:
     assert without_titles(titled) == {"properties": {"title": {"const": {"title": "x"}}}}
 
 
-def test_names_are_written_in_letters_and_come_back_as_given() -> None:
+def test_names_are_written_as_ascii_and_returned_as_given() -> None:
     given = [
         "look up",
         "look_up",
@@ -273,7 +222,7 @@ def test_choices_of_tools() -> None:
 
 
 @pytest.mark.parametrize("written", ["null", "", " ", "{}", None])
-def test_no_arguments_are_none_however_they_are_written(written: str | None) -> None:
+def test_missing_arguments_are_empty_however_they_are_written(written: str | None) -> None:
     assert ToolCall(name="now", arguments=written).arguments == {}  # type: ignore[arg-type]
     call = {"function": {"name": "now", "arguments": written}}
     assert ToolCall.model_validate(call).arguments == {}
@@ -286,7 +235,7 @@ def test_no_arguments_are_none_however_they_are_written(written: str | None) -> 
     assert [call.arguments for call in read_calls(named, MISTRAL_NAMED, tools).valid] == [{}]
 
 
-def test_arguments_that_are_none_stay_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for written in ("nul", "[]", "5", '"null"'):
         with pytest.raises(ConfigError, match="arguments"):
             ToolCall(name="now", arguments=written)  # type: ignore[arg-type]

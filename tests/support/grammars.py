@@ -51,7 +51,7 @@ def held(schema: Any, **options: Any) -> GrammarState | None:
         return byte_grammars().start(grammar)
     except ConfigError as error:
         message = str(error)
-    # What is refused is named: a keyword and its place, or a place where nothing can stand.
+    # The message names what is refused: a keyword and its path, or a path without a valid value.
     assert re.search(r"`[$\w]+` at #|`\w+`: |no value satisfies .* at #", message), message
     return None
 

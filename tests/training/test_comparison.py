@@ -33,7 +33,7 @@ def test_best_of_more_than_there_are_is_refused() -> None:
         best_of(3, np.zeros((1, 2)), np.zeros((1, 2)))
 
 
-def test_equal_tokens_lie_between_whole_numbers() -> None:
+def test_equal_token_budgets_lie_between_whole_numbers() -> None:
     curve = np.array([0.0, 1.0, 3.0])
     assert [at_equal_tokens(curve, times) for times in (1, 1.5, 2.25, 3, 9)] == [0, 0.5, 1.5, 3, 3]
 
