@@ -49,6 +49,7 @@ class DraftRequest:
         lookahead: Tokens by which the candidate is continued for the reward model to read.
         entropies: Whether the draft reports entropies; see `Draft`.
         handle: Belongs to the request whose prefix it is; its candidates share it.
+        probes: Probes whose features the draft is to carry; they are attached to the model.
     """
 
     token_ids: Sequence[int]
@@ -58,6 +59,7 @@ class DraftRequest:
     lookahead: int = 0
     entropies: bool = False
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
+    probes: Sequence[Any] = ()
 
     @property
     def num_completion_tokens(self) -> int:
