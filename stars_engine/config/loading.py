@@ -81,7 +81,7 @@ def check_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{name!r} is not allowed here. Hint: {_RESERVED[name]}")
     declared = keywords.get("config")
     if isinstance(declared, str | Mapping | list | tuple | int | float):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - pydantic reports only these
             f"'config' is of type {type(declared).__name__}, which transformers ignores; allowed: "
             "a config object of transformers. Hint: give AutoConfig.from_pretrained(...), or leave "
             "it out"
