@@ -186,7 +186,7 @@ def _no_words() -> Any:
 
 
 def _drafts(backend: TransformersBackend, decoder: Decoder) -> list[Any]:
-    """Three rounds on three prefixes; the first candidate of each is accepted."""
+    """Three steps on three prefixes; the first candidate of each is accepted."""
     backend.decoder = decoder
     plain = SamplingParams(top_k=20, top_p=0.9)
     penalized = SamplingParams(repetition_penalty=1.3, min_tokens=3)

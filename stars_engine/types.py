@@ -222,6 +222,7 @@ class Usage(Schema):
         num_reward_failures: Rewards that failed and whose candidates were rejected.
         num_truncated_rewards: Rewards whose prompt was truncated to the reward model's context.
         duration_s: Wall time from the start to the end of the request.
+        first_segment_s: Wall time until the first segment was kept; None if none was.
     """
 
     num_prompt_tokens: int = 0
@@ -241,6 +242,7 @@ class Usage(Schema):
     num_reward_failures: int = 0
     num_truncated_rewards: int = 0
     duration_s: float = 0.0
+    first_segment_s: float | None = None
 
     @property
     def num_generated_tokens(self) -> int:

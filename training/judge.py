@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,11 @@ def load_judge(directory: Path) -> LinearClassifier:
     return LinearClassifier.load(directory / _FILE)
 
 
+@cache
+def _load_judge(directory: Path) -> LinearClassifier:
+    return load_judge(directory)
+
+
 def train_judge(
     texts: Sequence[str], labels: Sequence[int], sentences: Sequence[tuple[str, int]] = ()
 ) -> LinearClassifier:
@@ -53,6 +60,20 @@ def train_judge(
     judge = LinearClassifier.fit(pieces, piece_labels, strength=STRENGTH, bayes=True)
     others, other_labels = with_excerpts(texts[:held], labels[:held], EXCERPT_WORDS, seed=SEED)
     return judge.calibrated(others[held:], other_labels[held:])
+
+
+def log_odds(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Return log-odds that prompt and completion, as one text, are positive.
+
+    A judge for evaluations: `{kind: function, function: "training.judge:log_odds", batched: true}`.
+    The judge is that in the folder `STARS_JUDGE`.
+
+    Raises:
+        FileNotFoundError: The folder has no judge.
+    """
+    judge = _load_judge(Path(os.environ.get("STARS_JUDGE", "judge")))
+    texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    return [float(value) for value in judge.logits(texts)]
 
 
 def judge_figures(

@@ -1,7 +1,8 @@
 """Split the reviews among the guide, the judge, and the held-out set.
 
 The part of a review depends only on a hash of its own words. So copies share a part, and adding or
-removing other reviews moves none. `python -m training.split --imdb DIR` prints the numbers.
+removing other reviews moves none. `python -m training.split --imdb DIR` prints the numbers;
+with `--openings FILE` it writes prompts for an evaluation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from stars_engine.files.disk import write_file
 from training.data import read_reviews
 from training.duplicates import copies, exact_copies, normalised, repeated
 
@@ -144,10 +146,25 @@ def _chance(text: str, purpose: str) -> float:
 
 
 def main() -> None:
-    """Print the numbers of each part."""
+    """Print the numbers of each part, or write openings."""
     parser = argparse.ArgumentParser(prog="python -m training.split", description=__doc__)
     parser.add_argument("--imdb", type=Path, required=True, help="folder of the *.jsonl.gz files")
-    print(json.dumps(numbers(parser.parse_args().imdb), indent=2))
+    parser.add_argument(
+        "--openings",
+        type=Path,
+        help="instead, write openings to this .jsonl: those of the select half, then the others",
+    )
+    parser.add_argument("--select", type=int, default=96, help="openings of the select half")
+    parser.add_argument("--report", type=int, default=200, help="openings of the report half")
+    args = parser.parse_args()
+    if args.openings is None:
+        print(json.dumps(numbers(args.imdb), indent=2))
+        return
+    prompts = openings(args.imdb, "select", args.select) + openings(
+        args.imdb, "report", args.report
+    )
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    write_file(args.openings, "\n".join(lines) + "\n", "openings")
 
 
 if __name__ == "__main__":

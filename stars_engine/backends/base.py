@@ -47,6 +47,7 @@ class DraftRequest:
             unless the model ends the text before.
         sampling: Filters and penalties.
         lookahead: Tokens by which the candidate is continued for the reward model to read.
+        entropies: Whether the draft reports entropies; see `Draft`.
         handle: Belongs to the request whose prefix it is; its candidates share it.
     """
 
@@ -55,6 +56,7 @@ class DraftRequest:
     uniforms: Sequence[float]
     sampling: SamplingParams
     lookahead: int = 0
+    entropies: bool = False
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
 
     @property

@@ -26,7 +26,9 @@ def checked_draft(
     if isinstance(draft, GenerationError):
         return draft
     try:
-        checked = Draft(_plain_ids(draft.token_ids), _plain_ids(draft.lookahead_ids))
+        checked = Draft(
+            _plain_ids(draft.token_ids), _plain_ids(draft.lookahead_ids), tuple(draft.entropies)
+        )
         problem = _problem_of(checked, request, model)
     except (AttributeError, TypeError) as error:
         problem = f"is no Draft of token ids ({error})"
@@ -60,6 +62,8 @@ def _problem_of(draft: Draft, request: DraftRequest, model: LanguageModel) -> st
         problem = f"goes on after the end of text, its token {end}"
     elif len(ids) < asked and not model.is_end(whole[-1], request.sampling):
         problem = f"has {len(ids)} of {asked} tokens and does not end the text"
+    elif request.entropies and len(draft.entropies) != len(ids):
+        problem = f"has {len(draft.entropies)} entropies for {len(ids)} tokens"
     else:
         return None
     return problem

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from stars_engine.errors import CalibrationStoppedError, ConfigError
-from stars_engine.files.disk import shown_path, why_not
+from stars_engine.files.disk import check_home, shown_path, why_not
 from stars_engine.schedules import CalibratedSchedule
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ class CalibrationCache:
     def __init__(self, folder: Path | None = None) -> None:
         if folder is None:
             chosen = os.environ.get(CACHE_VARIABLE)
-            root = Path(chosen) if chosen else user_cache_path("stars-engine", appauthor=False)
+            root = user_cache_path("stars-engine", appauthor=False)
+            if chosen:
+                root = Path(os.path.expanduser(chosen))  # noqa: PTH111 - Path may raise
             folder = root / "calibrations"
         self._folder = folder
 
@@ -59,6 +61,7 @@ class CalibrationCache:
         """
         path = self.path_of(key)
         try:
+            check_home(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_suffix(".lock"), thread_local=False)
             _acquire(lock, path, is_wanted)

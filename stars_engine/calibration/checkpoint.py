@@ -54,11 +54,11 @@ class StageCheckpoint:
             raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
         names = {**settings, **self._settings}
         others = [name for name in names if settings.get(name) != self._settings.get(name)]
-        if others == ["stamps"]:
+        if others == ["fingerprints"]:
             logger.warning(
                 "%s was written with other weights or code (%s); starting a new calibration",
                 self._path,
-                ", ".join(_changed(settings.get("stamps"), self._settings["stamps"])),
+                ", ".join(_changed(settings.get("fingerprints"), self._settings["fingerprints"])),
             )
             return
         if others:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from stars_engine.calibration.verify import Verification
 from stars_engine.errors import needs_extra
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
+from stars_engine.svg import svg
 
 _TEMPLATE = "trust_report.html.jinja"
-_SIZE = (6.4, 3.6)  # inches
 
 
 def write_report(
@@ -47,34 +46,18 @@ def write_report(
     )
     curve = schedule.curve if schedule is not None else report.curve
     plots = {
-        "borders": _svg(lambda axes: _plot_borders(axes, report)),
-        "advantage": _svg(lambda axes: _plot_advantage(axes, report)),
-        "innovations": _svg(lambda axes: _plot_innovations(axes, report)),
-        "curve": _svg(lambda axes: _plot_curve(axes, curve)) if curve else "",
+        "borders": svg(lambda axes: _plot_borders(axes, report)),
+        "advantage": svg(lambda axes: _plot_advantage(axes, report)),
+        "innovations": svg(lambda axes: _plot_innovations(axes, report)),
+        "curve": svg(lambda axes: _plot_curve(axes, curve)) if curve else "",
     }
     page = pages.get_template(_TEMPLATE).render(
         report=report,
-        plots={name: Markup(svg) for name, svg in plots.items()},
+        plots={name: Markup(plot) for name, plot in plots.items()},
         worthwhile=WORTHWHILE,
         verification=verification,
     )
     write_file(path, f"{page}\n", "report")
-
-
-def _svg(draw: Any) -> str:
-    """Return a plot as SVG text, without a window or global state."""
-    with needs_extra("eval"):
-        from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    draw(axes)
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _plot_borders(axes: Any, report: TrustReport) -> None:

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from stars_engine.cli.calibrate import calibrate_command
+from stars_engine.cli.compare import compare_command, report_command, sweep_command
 from stars_engine.cli.messages import LogMessages, is_broken_pipe, messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import visible, write
@@ -162,7 +163,11 @@ def generate(
         int | None, typer.Option(help=shown(AlignParams, "segment_len", "Tokens judged together."))
     ] = None,
     segment_end: Annotated[
-        str | None, typer.Option(help=shown(AlignParams, "segment_end", "length or sentence."))
+        str | None,
+        typer.Option(help=shown(AlignParams, "segment_end", "length, sentence or entropy.")),
+    ] = None,
+    max_entropy: Annotated[
+        float | None, typer.Option(help="For segment-end entropy: nats, such as 3.")
     ] = None,
     lookahead: Annotated[
         int | None,
@@ -240,6 +245,7 @@ def generate(
         ),
         segment_len=segment_len,
         segment_end=segment_end,
+        max_entropy=max_entropy,
         lookahead=lookahead,
         beta=beta,
         max_attempts=max_attempts,
@@ -282,6 +288,9 @@ def doctor(
 
 
 app.command("calibrate")(calibrate_command)
+app.command("compare")(compare_command)
+app.command("sweep")(sweep_command)
+app.command("report")(report_command)
 
 
 def _count(text: str | None) -> int | str | None:

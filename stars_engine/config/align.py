@@ -22,6 +22,10 @@ from stars_engine.schema import Schema, is_json
 class AlignParams(Schema):
     """The acceptance test of segments (arXiv 2511.03827).
 
+    `segment_end="entropy"` ends a candidate before the first token, from `min_segment_len` tokens
+    on, whose distribution has an entropy of `max_entropy` or more, as CARDS does (arXiv
+    2406.16306). It is a stopping rule like the following.
+
     `segment_end="sentence"` is a stopping rule: a candidate ends at the first token, from
     `min_segment_len` on, after which its text ends a sentence (`text.ends_sentence`), and otherwise
     at `segment_len`. Whether it ends after a token depends only on the tokens so far. Candidates
@@ -51,17 +55,23 @@ class AlignParams(Schema):
     segment_len: int = Field(
         default=32, ge=1, description="tokens that are drafted and scored together", examples=[32]
     )
-    segment_end: Literal["length", "sentence"] = Field(
+    segment_end: Literal["length", "sentence", "entropy"] = Field(
         default="length",
         description="where a segment ends: after segment_len tokens, or earlier at the first end "
-        "of a sentence",
+        "of a sentence, or before the first token that the model is uncertain about",
         examples=["sentence"],
     )
     min_segment_len: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="minimum tokens before a sentence may end the segment, at most segment_len; "
-        "only with segment_end='sentence'; None means a quarter of segment_len",
+        description="minimum tokens before a sentence or an uncertain token may end the segment, "
+        "at most segment_len; not with segment_end='length'; None means a quarter of segment_len",
         examples=[8],
+    )
+    max_entropy: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="entropy of the model's next token from which a segment ends before it, in "
+        "nats, at temperature 1 and without filters; required with segment_end='entropy'",
+        examples=[3.0],
     )
     lookahead: int = Field(
         default=0,
@@ -217,7 +227,7 @@ class AlignParams(Schema):
 
     @property
     def shortest_segment(self) -> int:
-        """Minimum tokens before a sentence may end the segment."""
+        """Minimum tokens before a sentence or an uncertain token may end the segment."""
         if self.min_segment_len is not None:
             return self.min_segment_len
         return max(1, self.segment_len // 4)
@@ -232,19 +242,25 @@ class AlignParams(Schema):
         shortest = self.min_segment_len
         if self.segment_end == "length" and shortest is not None:
             raise ValueError(
-                f"min_segment_len={shortest} needs segment_end='sentence', but segment_end is "
-                "'length'. Hint: set segment_end='sentence', or leave min_segment_len out"
+                f"min_segment_len={shortest} needs segment_end='sentence' or 'entropy', but "
+                "segment_end is 'length'. Hint: set segment_end, or leave min_segment_len out"
+            )
+        if (self.segment_end == "entropy") != (self.max_entropy is not None):
+            raise ValueError(
+                f"segment_end={self.segment_end!r} and max_entropy={self.max_entropy}: max_entropy "
+                "is required with segment_end='entropy', and only allowed there. Hint: "
+                "segment_end='entropy', max_entropy=3.0"
             )
         if shortest is not None and shortest > self.segment_len:
             raise ValueError(
                 f"min_segment_len={shortest} is above segment_len={self.segment_len}; allowed: 1 "
                 f"to {self.segment_len}. Hint: lower it, or raise segment_len"
             )
-        if self.segment_end == "sentence" and self.lookahead:
+        if self.segment_end != "length" and self.lookahead:
             raise ValueError(
-                f"lookahead={self.lookahead} does not support segment_end='sentence', because the "
-                "end of a sentence is known only after drafting. Hint: use segment_end='length' "
-                "with lookahead, or lookahead=0"
+                f"lookahead={self.lookahead} does not support segment_end={self.segment_end!r}, "
+                "because the end of the segment is known only after drafting. Hint: use "
+                "segment_end='length' with lookahead, or lookahead=0"
             )
         return self
 

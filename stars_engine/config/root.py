@@ -47,7 +47,9 @@ def _embedded(file: str) -> dict[str, Any]:
 
 
 # The settings that calibrated thresholds depend on.
-_MEASURED_WITH = ("segment_len", "beta", "segment_end", "min_segment_len", "lookahead")
+_MEASURED_WITH = (
+    *("segment_len", "beta", "segment_end", "min_segment_len", "max_entropy", "lookahead"),
+)
 
 
 class StarsConfig(Filed):

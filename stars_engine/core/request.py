@@ -84,6 +84,7 @@ class Request:
                 uniforms=rollout.token_uniforms(first + offset),
                 sampling=rollout.sampling,
                 lookahead=rollout.next_lookahead,
+                entropies=rollout.align.segment_end == "entropy",
                 handle=self.handle,
             )
             for offset in range(count)

@@ -23,10 +23,13 @@ class OutputProcessor:
     def __init__(self, rollout: Rollout, replies: ReplyReader | None, submitted_s: float) -> None:
         self._rollout, self._replies, self._submitted_s = rollout, replies, submitted_s
         self._deltas = None if replies is None else Deltas(replies, rollout.prompt_ids)
+        self._first_segment_s: float | None = None
 
     def complete(self, event: SegmentEvent) -> SegmentEvent:
         """Return an event with its parts of the message; the last one with the whole result."""
         rollout, result = self._rollout, event.result
+        if self._first_segment_s is None and rollout.token_ids:
+            self._first_segment_s = time.monotonic() - self._submitted_s
         if result is not None:
             result = self._completed(result)
             if isinstance(rollout.error, RequestError):
@@ -42,7 +45,7 @@ class OutputProcessor:
         )
 
     def _completed(self, result: StarsResult) -> StarsResult:
-        """Return the result with the message and the duration."""
+        """Return the result with the message and the times."""
         rollout, reason, message = self._rollout, result.finish_reason, None
         if self._replies is not None:
             text = rollout.text.removesuffix(rollout.fallback) if rollout.fallback else rollout.text
@@ -50,8 +53,11 @@ class OutputProcessor:
             message = message.replace(content=message.content + rollout.fallback)
             if reason == "stop" and message.tool_calls:
                 reason = "tool_calls"
-        duration_s = time.monotonic() - self._submitted_s
-        usage = result.usage.model_copy(update={"duration_s": duration_s})
+        times = {
+            "duration_s": time.monotonic() - self._submitted_s,
+            "first_segment_s": self._first_segment_s,
+        }
+        usage = result.usage.model_copy(update=times)
         return result.model_copy(
             update={"message": message, "finish_reason": reason, "usage": usage}
         )

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
+from math import log
 from typing import Any, Protocol
 
 from stars_engine.algorithm.candidate import Draft
@@ -86,9 +87,11 @@ class TabularModel:
             grammar = self.grammars.start(request.sampling.grammar)
             grammar.consume(completion)
         drafted: list[int] = []
+        entropies: list[float] = []
         uniforms: list[Any] = [*request.uniforms, *[None] * request.lookahead]
         for uniform in uniforms:
             probs = self.next_probs((*completion, *drafted))
+            entropies.append(-sum(prob * log(prob) for prob in probs if prob > 0))
             if grammar is not None:
                 [allowed] = self.grammars.allowed([grammar], request.sampling.stop_token_ids)
                 probs = [prob * may for prob, may in zip(probs, allowed.tolist(), strict=True)]
@@ -106,7 +109,11 @@ class TabularModel:
             if grammar is not None:
                 grammar.consume([token])
         cut = len(request.uniforms)
-        return Draft(tuple(drafted[:cut]), tuple(drafted[cut:]))
+        return Draft(
+            tuple(drafted[:cut]),
+            tuple(drafted[cut:]),
+            tuple(entropies[: len(drafted[:cut])]) if request.entropies else (),
+        )
 
 
 class TableReward:

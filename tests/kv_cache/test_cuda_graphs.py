@@ -1,4 +1,4 @@
-"""Decode steps of fixed shapes, as CUDA graphs replay them: here one kernel after the other."""
+"""Decode steps of fixed shapes for CUDA graphs, run here kernel by kernel."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def requests(texts: Sequence[Text], counts: Sequence[int], turn: int) -> list[Dr
 
 
 def run(backend: TransformersBackend) -> list[object]:
-    """Three rounds on three prefixes, with other numbers of candidates in each."""
+    """Three steps on three prefixes, with other numbers of candidates in each."""
     texts = [Text(backend, [1 + (7 * i) % 60 for i in range(n)]) for n in LENGTHS]
     found: list[object] = []
     for turn, counts in enumerate([(3, 1, 2), (1, 4, 4), (3, 1, 2)]):
@@ -67,7 +67,7 @@ def run(backend: TransformersBackend) -> list[object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("unseen", [1, 4])
 @pytest.mark.parametrize("family", SHARING)
-def test_drafts_are_those_without_any_cache(
+def test_drafts_equal_those_without_a_cache(
     family: str, unseen: int, tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looked at after each token, and after some, as on a GPU."""
@@ -78,7 +78,7 @@ def test_drafts_are_those_without_any_cache(
     assert run(with_graphs(backend)) == wanted
 
 
-def test_rounds_of_like_numbers_share_buffers(
+def test_steps_of_similar_sizes_share_buffers(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
@@ -91,14 +91,14 @@ def test_rounds_of_like_numbers_share_buffers(
     monkeypatch.setattr(cuda_graphs, "GraphRows", make)
     backend = with_graphs(random_backend("llama", tokenizer))
     run(backend)
-    assert len(made) == len(set(made)) == 2  # of the first and third round, and of the second
+    assert len(made) == len(set(made)) == 2  # of the first and third step, and of the second
     assert {shape.num_prefixes for shape in made} == {4}
     backend.free_unused()
     run(backend)
     assert len(made) == 4
 
 
-def test_prefixes_too_large_to_copy_are_read_where_they_are(
+def test_prefixes_too_large_to_copy_are_read_in_place(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_graphs, "_MAX_COPIED_BYTES", 0)
@@ -107,9 +107,7 @@ def test_prefixes_too_large_to_copy_are_read_where_they_are(
     assert run(with_graphs(backend)) == wanted
 
 
-def test_shapes_unused_for_long_are_let_go_of(
-    tokenizer: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unused_shapes_are_freed(tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = with_graphs(random_backend("llama", tokenizer))
     wanted = run(backend)
     decoder = backend.decoder
@@ -123,7 +121,7 @@ def test_shapes_unused_for_long_are_let_go_of(
     assert len(decoder._graphs._by_shape) == 1
 
 
-def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
+def test_shapes_are_rounded_up_to_all_rows(tokenizer: object) -> None:
     backend = with_graphs(random_backend("llama", tokenizer))
     prompts = [[1, 2, 3], [4] * 70, [5], [6]]
     computed = backend.decoder.compute([(prompt, None) for prompt in prompts])
@@ -135,7 +133,7 @@ def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
     assert shape.num_prefixes * shape.most >= shape.num_rows
 
 
-def test_a_row_with_nothing_to_draw_fails_alone_though_it_is_seen_late(
+def test_a_row_without_a_token_fails_alone_even_if_detected_late(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: 4)
@@ -210,7 +208,7 @@ def test_nothing_between_two_tokens_waits_for_the_device(
         assert calls.found == ["zeros", "tolist"]
 
 
-def test_graphs_are_tried_first_where_there_is_a_gpu(
+def test_graphs_are_tried_first_on_a_gpu(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = random_backend("llama", tokenizer)

@@ -1,4 +1,4 @@
-"""What two runs under one seed must have in common."""
+"""What two runs with one seed must have in common."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Close(list[float]):
 
 def account(result: StarsResult) -> dict[str, object]:
     """Everything but speed: surplus drafts and seconds."""
-    fast = {"num_surplus_tokens", "num_surplus_rewards", "duration_s"}
+    fast = {"num_surplus_tokens", "num_surplus_rewards", "duration_s", "first_segment_s"}
     dump = result.model_dump(exclude={"usage": fast, "prompt_index": True})
     # Rounding differs with the shape of a batch; whatever is decided on it must not.
     return {

@@ -1,4 +1,4 @@
-"""Benchmarks of the engine run, and their intervals are what they say."""
+"""Benchmarks of the engine run, and their intervals are correct."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_small_run_ends_with_its_figures(name: str) -> None:
+def test_a_small_run_reports_its_figures(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *RUNS[name].split()],
         cwd=ROOT,
