@@ -47,8 +47,8 @@ class DraftRequest:
             unless the model ends the text before.
         sampling: Filters and penalties.
         lookahead: Tokens by which the candidate is continued for the reward model to read.
-        entropies: Whether the draft reports entropies; see `Draft`.
         handle: Belongs to the request whose prefix it is; its candidates share it.
+        entropies: Whether the draft reports entropies; see `Draft`.
     """
 
     token_ids: Sequence[int]
@@ -56,8 +56,8 @@ class DraftRequest:
     uniforms: Sequence[float]
     sampling: SamplingParams
     lookahead: int = 0
-    entropies: bool = False
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
+    entropies: bool = False
 
     @property
     def num_completion_tokens(self) -> int:
