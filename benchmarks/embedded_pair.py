@@ -44,7 +44,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 from stars_engine.runtime.diagnostics import ForcedCheck
 from stars_engine.schedules import BaseSchedule
 from training.judge import load_judge

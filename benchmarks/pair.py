@@ -208,8 +208,8 @@ class Pair:
 
         return (self.seconds(run(num_tokens)) - self.seconds(run(1))) / (num_tokens - 1)
 
-    def call_generate(self, ids: torch.Tensor, count: int) -> Any:
-        """Sample a number of tokens with `generate`."""
+    def call_generate(self, ids: torch.Tensor, count: int, **settings: Any) -> Any:
+        """Sample a number of tokens with `generate`, and other settings of it."""
         return self.lm.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -218,6 +218,7 @@ class Pair:
             top_k=SAMPLING.top_k,
             min_new_tokens=count,
             max_new_tokens=count,
+            **settings,
         )
 
     def step_costs(self, length: int, counts: Sequence[int], steps: int = 10) -> list[float]:

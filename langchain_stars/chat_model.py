@@ -25,11 +25,18 @@ from langchain_stars.tools import other_names, read_schema, read_tools
 from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig, StarsResult
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
-from stars_engine.integrations import asettled, name_of_model, refuse_several_answers, settled
-from stars_engine.response_formats import grammar_of_response_format, grammar_of_schema
+from stars_engine.integrations import (
+    ToolNames,
+    asettled,
+    grammar_of_response_format,
+    grammar_of_schema,
+    name_of_model,
+    read_tool_choice,
+    refuse_several_answers,
+    settled,
+)
 from stars_engine.schema_formats.parts import rooted
 from stars_engine.schema_formats.wrappings import NamedSchema
-from stars_engine.tool_names import ToolNames, read_tool_choice
 
 _OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")
 _OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})

@@ -17,7 +17,7 @@ from langchain_core.messages import (
 
 from langchain_stars.blocks import as_text, kind_of
 from stars_engine import InvalidToolCall, Message, PromptError, ToolCall
-from stars_engine.tool_names import ToolNames
+from stars_engine.integrations import ToolNames
 
 _ROLES = {"developer": "system", "human": "user", "ai": "assistant"}
 # Blocks of assistant content that are stored elsewhere in the message, or are not needed again.

@@ -36,9 +36,14 @@ from llamaindex_stars.responses import (
 from llamaindex_stars.tools import read_tool_list
 from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.errors import Problem
-from stars_engine.integrations import EngineFields, name_of_model, refuse_several_answers
-from stars_engine.response_formats import grammar_of_response_format
-from stars_engine.tool_names import ToolNames, read_tool_choice
+from stars_engine.integrations import (
+    EngineFields,
+    ToolNames,
+    grammar_of_response_format,
+    name_of_model,
+    read_tool_choice,
+    refuse_several_answers,
+)
 from stars_engine.types import Prompt
 
 _OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")

@@ -20,7 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 
 from stars_engine import Chat, Message, PromptError, RenderedPrompt, StarsConfig, ToolCall
-from stars_engine.tool_names import ToolNames
+from stars_engine.integrations import ToolNames
 from stars_engine.types import Prompt
 
 _ROLES = {

@@ -18,8 +18,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from stars_engine import Message, SegmentEvent, StarsEngine, StarsResult
-from stars_engine.integrations import account_of, asettled, settled, usage_of
-from stars_engine.tool_names import ToolNames
+from stars_engine.integrations import ToolNames, account_of, asettled, settled, usage_of
 
 
 def completion_of(result: StarsResult) -> CompletionResponse:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stars_engine.disk import append_lines, file_error, shown_path, why_not, write_parts
 from stars_engine.errors import ConfigError
+from stars_engine.files.disk import append_lines, file_error, shown_path, why_not, write_parts
 from stars_engine.types import Attempt, Segment, StarsResult, Usage
 
 logger = logging.getLogger(__name__)

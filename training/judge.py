@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 from training.linear import LinearClassifier
 from training.pieces import beginning, with_excerpts
 from training.split import labelled_rows

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 
 
 def record(out: Path, stage: str, figures: dict[str, Any]) -> None:

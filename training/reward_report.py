@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 from training.linear import LinearClassifier
 from training.pieces import beginning
 from training.prefixes import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from stars_engine import SamplingParams, StarsEngine, StarsResult
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 
 PROMPT = "I watched this film last night and"
 NUM_SEEDS, MAX_TOKENS = 20, 64

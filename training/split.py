@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 from training.data import read_reviews
 from training.duplicates import copies, exact_copies, normalised, repeated
 

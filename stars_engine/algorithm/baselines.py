@@ -78,8 +78,7 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
             align=align,
             noise=StreamNoise(rollout.noise, stream),
             prefill=rollout.prefill,
-            replies=rollout.replies,
-            started_s=rollout.started_s,
+            spans=rollout.spans,
         )
         for stream in range(n)
     ]

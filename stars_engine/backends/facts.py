@@ -9,7 +9,9 @@ import transformers
 
 from stars_engine.backends.base import ModelFacts
 from stars_engine.config import SamplingParams, TransformersModel
-from stars_engine.loading import context_len, hub_token, load_tokenizer, read_config, resolve_source
+from stars_engine.loading.context import context_len
+from stars_engine.loading.models import load_tokenizer, read_config
+from stars_engine.loading.sources import hub_token, resolve_source
 
 # Keywords of from_pretrained that say how weights are kept. Any other may change the config.
 _OF_WEIGHTS = {

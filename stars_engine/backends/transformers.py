@@ -30,15 +30,9 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.loading import (
-    check_exists,
-    context_len,
-    first_line,
-    hub_token,
-    load_model,
-    load_tokenizer,
-    resolve_source,
-)
+from stars_engine.loading.context import context_len
+from stars_engine.loading.models import load_model, load_tokenizer
+from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
 from stars_engine.masking import redacted_cause
 from stars_engine.tokenization.codec import Codec
 

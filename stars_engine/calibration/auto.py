@@ -232,7 +232,9 @@ def _calibrate(
 
 def _path_of(engine: Host, key_values: dict[str, Any]) -> Path:
     folder = os.environ.get(CACHE_VARIABLE)
-    root = Path(folder) if folder else user_cache_path("stars-engine", appauthor=False)
+    root = user_cache_path("stars-engine", appauthor=False)
+    if folder:
+        root = Path(os.path.expanduser(folder))  # noqa: PTH111 - Path raises for unknown users
     return (
         root / "calibrations" / f"{hash_of([key_values, model_fingerprints(engine.config)])}.yaml"
     )

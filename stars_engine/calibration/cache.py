@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stars_engine.disk import shown_path, why_not
 from stars_engine.errors import CalibrationStoppedError, ConfigError
+from stars_engine.files.disk import check_home, shown_path, why_not
 from stars_engine.schedules import CalibratedSchedule
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def load_or_create(
         CalibrationStoppedError: No request waits any more, while another process calibrates.
     """
     try:
+        check_home(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"), thread_local=False)
         _acquire(lock, path, is_wanted)

@@ -127,7 +127,7 @@ def calibrate(
     }
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
     fingerprints = {} if checkpoint is None else model_fingerprints(engine.config)
-    settings = {**made_for, "pilot": pilot, "stamps": fingerprints}
+    settings = {**made_for, "pilot": pilot, "fingerprints": fingerprints}
     stage_checkpoint = StageCheckpoint(checkpoint, settings)
     stage_checkpoint.restore(fitter, num_stages)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.calibration.fit import Fitter, StageDrafts
-from stars_engine.disk import shown_path, why_not, write_file
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.files import check_writable
+from stars_engine.files.config_files import check_writable
+from stars_engine.files.disk import shown_path, why_not, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,11 @@ class StageCheckpoint:
             raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
         names = {**settings, **self._settings}
         others = [name for name in names if settings.get(name) != self._settings.get(name)]
-        if others == ["stamps"]:
+        if others == ["fingerprints"]:
             logger.warning(
                 "%s was written with other weights or code (%s); starting a new calibration",
                 self._path,
-                ", ".join(_changed(settings.get("stamps"), self._settings["stamps"])),
+                ", ".join(_changed(settings.get("fingerprints"), self._settings["fingerprints"])),
             )
             return
         if others:

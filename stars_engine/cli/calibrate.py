@@ -17,7 +17,7 @@ from stars_engine.cli.output import write
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, needs_extra
-from stars_engine.files import check_suffix, check_writable, refuse_imports, text_of
+from stars_engine.files.config_files import check_suffix, check_writable, refuse_imports, text_of
 from stars_engine.schedules import CalibratedSchedule
 
 _PILOT_SHARE = 0.6  # share of prompts for the pilot; the others verify the prediction
@@ -162,7 +162,7 @@ def _split(prompts: list[str], limit: int, *, verify: bool) -> tuple[list[str], 
 
 
 def _write(path: Path, *parts: Any) -> None:
-    from stars_engine.calibration.plots import write_report
+    from stars_engine.calibration.report_page import write_report
 
     write_report(path, *parts)
 

@@ -21,7 +21,7 @@ from stars_engine.cli.settings import given, read_config
 from stars_engine.config import AlignParams
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.files import refuse_imports
+from stars_engine.files.config_files import refuse_imports
 
 if TYPE_CHECKING:
     from stars_engine.evaluation.figures import Evaluation

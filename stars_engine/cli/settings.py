@@ -11,7 +11,7 @@ import typer
 from stars_engine.config import AlignParams, RewardConfig, StarsConfig, TransformersModel
 from stars_engine.config.presets import preset
 from stars_engine.config.root import embedded_align
-from stars_engine.files import refuse_imports
+from stars_engine.files.config_files import refuse_imports
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schema import Schema
 

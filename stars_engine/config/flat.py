@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
-from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.root import StarsConfig
+from stars_engine.config.sampling import SamplingParams
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schema import Schema
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
-from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.presets import preset
 from stars_engine.config.rewards import (
     ClassifierReward,
@@ -21,8 +21,9 @@ from stars_engine.config.rewards import (
     RewardConfig,
     as_reward,
 )
+from stars_engine.config.sampling import SamplingParams
 from stars_engine.errors import Problem
-from stars_engine.files import Filed, find_object
+from stars_engine.files.config_files import Filed, find_object
 from stars_engine.messages import check_template_kwargs
 from stars_engine.schedules import AutoSchedule, BaseSchedule, LinearSchedule
 

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stars_engine.calibration.report import TrustReport, trust_report
-from stars_engine.disk import write_file
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.figures import Evaluation, HalfFigures, Sample, SampleSegment
@@ -23,7 +22,8 @@ from stars_engine.evaluation.report import check_packages
 from stars_engine.evaluation.runner import ArmAnswers, Progress, Runner
 from stars_engine.evaluation.store import identity, name_of
 from stars_engine.evaluation.tables import GUIDE, Measures
-from stars_engine.files import text_of
+from stars_engine.files.config_files import text_of
+from stars_engine.files.disk import write_file
 from stars_engine.types import Segment
 
 _PACKAGES = ("stars-engine", "torch", "transformers", "numpy", "scipy", "evalica")

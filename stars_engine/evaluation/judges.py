@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.config import RewardConfig
-from stars_engine.disk import append_lines
 from stars_engine.errors import RewardError, needs_extra
 from stars_engine.evaluation.store import identity
+from stars_engine.files.disk import append_lines
 from stars_engine.rewards.base import RewardModel, score_each
 from stars_engine.rewards.loading import load_reward
 from stars_engine.types import RewardInput, RewardPrompt

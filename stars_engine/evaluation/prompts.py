@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from stars_engine.disk import file_error, why_not
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.files.disk import file_error, why_not
 from stars_engine.schema import Schema
 
 _TITLE = "prompts"

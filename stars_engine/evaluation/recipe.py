@@ -13,7 +13,7 @@ from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, Arm, BestOfNArm
 from stars_engine.evaluation.prompts import PromptSet
-from stars_engine.files import Filed
+from stars_engine.files.config_files import Filed
 from stars_engine.schema import Schema
 
 Bounds = tuple[float, float]

@@ -10,12 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from stars_engine.disk import write_file
 from stars_engine.errors import needs_extra
 from stars_engine.evaluation import plots
 from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, Sample
 from stars_engine.evaluation.store import name_of
-from stars_engine.files import text_of
+from stars_engine.files.config_files import text_of
+from stars_engine.files.disk import write_file
 from stars_engine.schedules import Estimate
 
 _LOW, _HIGH = (214, 96, 77), (67, 147, 195)  # red to blue, distinguishable by most readers

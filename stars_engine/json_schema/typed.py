@@ -19,12 +19,16 @@ from stars_engine.json_schema.nodes import (
 )
 from stars_engine.json_schema.patterns import Pattern
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
+from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
 
 if TYPE_CHECKING:
     from stars_engine.json_schema.held import Place
     from stars_engine.json_schema.reading import SchemaReader
 
-_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_NUMBERS = (
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    DECIMAL_PLACES,
+)
 _STRINGS = ("minLength", "maxLength", "pattern", "format")
 _ARRAYS = ("prefixItems", "items", "additionalItems", "minItems", "maxItems", "unevaluatedItems")
 _OBJECTS = (
@@ -102,7 +106,10 @@ class TypedKeywords:
                 with self._reader.noting(place, keyword):
                     [number] = node
                     assert isinstance(number, Number)
-                    node = meet_numbers(number, values.number(keyword, schema[keyword], schema))
+                    wanted = values.number(keyword, schema[keyword], schema)
+                    if wanted.divisors and place.is_wide:
+                        continue  # validators that divide floats accept other numbers too
+                    node = meet_numbers(number, wanted)
         return node
 
     def _string(self, schema: dict[str, Any], place: Place) -> Node:

@@ -12,7 +12,7 @@ import torch
 
 from stars_engine.chat.answers import acceptable
 from stars_engine.errors import RewardError, StarsWarning
-from stars_engine.loading import context_len
+from stars_engine.loading.context import context_len
 from stars_engine.messages import Message
 from stars_engine.tokenization.codec import Codec
 from stars_engine.tokenization.token_bytes import REPLACEMENT

@@ -14,7 +14,7 @@ from stars_engine.chat.answers import frame
 from stars_engine.chat.template import Rendered, defuse, encode_rendered, has_template
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.loading import load_model, load_tokenizer
+from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import CallAt, run_whole

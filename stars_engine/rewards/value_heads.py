@@ -22,7 +22,8 @@ from transformers.utils.hub import cached_file
 
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.loading import hub_token, load_model, read_config, resolve_source
+from stars_engine.loading.models import load_model, read_config
+from stars_engine.loading.sources import hub_token, resolve_source
 from stars_engine.rewards.batching import at_columns
 
 _HEAD = re.compile(r"^(?:score|v_head|value_head|reward_head|classifier)\.(.+)$")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from stars_engine.chat.template import Rendered, encode_rendered, has_template, render
 from stars_engine.config import YesNoReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.loading import load_model, load_tokenizer
+from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.messages import Message
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing

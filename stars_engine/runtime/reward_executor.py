@@ -13,6 +13,7 @@ from stars_engine.rewards.base import (
     apply_failure_policy,
     describe,
     failures_of,
+    is_offloaded,
     score_each,
 )
 from stars_engine.rewards.failures import RetryPolicy, RewardTimeoutError
@@ -42,12 +43,12 @@ class RewardExecutor:
 
     def runs_offloaded(self, reward: RewardModel) -> bool:
         """Return whether a reward model runs on worker threads."""
-        return isinstance(reward, OffloadedReward)
+        return is_offloaded(reward)
 
     def submit(self, asked: Sequence[RoutedRequest]) -> None:
         """Submit requests for offloaded rewards."""
         for reward, requests in by_reward(asked):
-            assert isinstance(reward, OffloadedReward)
+            assert is_offloaded(reward)
             for group in _by_requester(requests):
                 for part in [group] if reward.batched else [[request] for request in group]:
                     self._submit(reward, part)

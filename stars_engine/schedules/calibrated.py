@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stars_engine.files import Filed
+from stars_engine.files.config_files import Filed
 from stars_engine.schedules.base import BaseSchedule, Progress
 from stars_engine.schema import Schema
 

@@ -71,7 +71,7 @@ def referred(schema: dict[str, Any]) -> dict[str, Any]:
     kept: set[str] = set()
     waiting = [{name: part for name, part in schema.items() if name not in tables}]
     while waiting:
-        for reference in _references(waiting.pop()):
+        for reference in references(waiting.pop()):
             for table in tables:
                 name = reference.removeprefix(f"#/{table}/").replace("~1", "/").replace("~0", "~")
                 found = schema[table].get(name) if name != reference else None
@@ -132,12 +132,13 @@ def _root_reference(schema: Mapping[str, Any]) -> str | None:
     return name if is_local else None
 
 
-def _references(schema: Any) -> Iterator[str]:
+def references(schema: Any) -> Iterator[str]:
+    """Yield all references in a schema."""
     if isinstance(schema, Mapping):
         if isinstance(schema.get("$ref"), str):
             yield schema["$ref"]
         for part in schema.values():
-            yield from _references(part)
+            yield from references(part)
     elif isinstance(schema, list | tuple):
         for part in schema:
-            yield from _references(part)
+            yield from references(part)

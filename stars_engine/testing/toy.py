@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from math import log
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
+from stars_engine.protocols import has_members
 from stars_engine.types import RewardInput, Score
 
 
-@runtime_checkable
 class Choice(Protocol):
     """A uniform that chooses an outcome itself; the enumerator injects these."""
 
@@ -88,7 +88,7 @@ class TabularModel:
             grammar.consume(completion)
         drafted: list[int] = []
         entropies: list[float] = []
-        uniforms: list[float | None] = [*request.uniforms, *[None] * request.lookahead]
+        uniforms: list[Any] = [*request.uniforms, *[None] * request.lookahead]
         for uniform in uniforms:
             probs = self.next_probs((*completion, *drafted))
             entropies.append(-sum(prob * log(prob) for prob in probs if prob > 0))
@@ -98,7 +98,7 @@ class TabularModel:
                 probs = [prob / sum(probs) for prob in probs]
             if uniform is None or request.sampling.temperature == 0:
                 token = max(range(len(probs)), key=probs.__getitem__)  # the first on ties
-            elif isinstance(uniform, Choice):
+            elif has_members(uniform, Choice):
                 token = uniform.choose(probs)
             else:
                 cdf = list(accumulate(probs))

@@ -1,4 +1,4 @@
-"""What both adapters promise alike: fields, settings per call, usage, streams, one engine."""
+"""Behaviour common to both adapters: fields, settings per call, usage, streams, one engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stars_engine import (
 )
 from stars_engine.config.flat import FLAT_FIELDS
 from stars_engine.integrations import MAX_ENGINES, UNSET, EngineFields
-from tests.conftest import PROMPT, SETTINGS
+from tests.support.adapters import PROMPT, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_runtime")
@@ -79,21 +79,21 @@ def test_none_is_a_value(adapter: Callable[..., Any]) -> None:
         ({"config": {"align": {"beta": -1}}}, "beta"),
     ],
 )
-def test_bad_values_are_told_at_once(
+def test_bad_values_are_reported_at_construction(
     adapter: Callable[..., Any], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         adapter(**values)
 
 
-def test_unknown_and_bad_keywords_of_a_call_raise(adapter: Callable[..., Any]) -> None:
+def test_unknown_and_invalid_call_arguments_raise(adapter: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="did you mean `segment_len`"):
         ask(adapter(), segment_length=4)
     with pytest.raises(ConfigError, match="beta"):
         ask(adapter(), beta=-1)
 
 
-def test_other_models_need_their_own_thresholds(adapter: Callable[..., Any]) -> None:
+def test_other_models_need_thresholds_of_their_own(adapter: Callable[..., Any]) -> None:
     llm = adapter(
         model="stars:embedded-lm",
         reward=lambda prompt, completion: float(len(completion)),
@@ -178,7 +178,7 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
     assert "reward:" in done.stdout
 
 
-def test_bounds_of_the_shared_engine_are_fields_too(adapter: Callable[..., Any]) -> None:
+def test_limits_of_the_shared_engine_are_fields(adapter: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="max_rows"):
         ask(adapter(max_rows=3, **SETTINGS))
     assert adapter(on_full="raise").settings().engine == EngineParams(on_full="raise")
@@ -204,7 +204,7 @@ def test_a_copy_has_engines_of_its_own(adapter: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_call_with_models_of_its_own_leaves_the_objects_engine(
+def test_a_call_with_other_models_leaves_the_engine_of_the_object_alone(
     adapter: Callable[..., Any],
 ) -> None:
     llm = adapter(**SETTINGS)

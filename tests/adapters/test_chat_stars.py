@@ -1,4 +1,4 @@
-"""What agents and chains ask of `ChatStars`: tools, schemas, refusals, streams, accounts."""
+"""`ChatStars` in agents and chains: tools, schemas, refusals, streams, usage."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ from pydantic import BaseModel, Field
 from langchain_stars import ChatStars, StarsLLM, StarsRefusalError, refusal_of
 from langchain_stars.messages import read_messages
 from stars_engine import AlignmentError, Chat, ConfigError, PromptError, TransformersModel
-from tests.core.test_async import Ticks
 from tests.support.chat_templates import random_llama, tokenizer_of
-from tests.support.scripted import CLOSING, NEVER, scripted
-from tests.support.scripted import speechless as speechless_model
+from tests.support.event_loops import LoopTicker
+from tests.support.scripted import CLOSING, NEVER, random_chat_model, scripted
 
 ASKED = [SystemMessage("Be kind."), HumanMessage("How warm is it?")]
 
@@ -67,9 +66,9 @@ def judge(prompt: str, completion: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def speechless() -> Iterator[Callable[..., ChatStars]]:
-    """Chats of one model that cannot speak."""
-    model = speechless_model()
+def random_chat() -> Iterator[Callable[..., ChatStars]]:
+    """Chats with one random model."""
+    model = random_chat_model()
     fields = {"schedule": {"kind": "none"}, "segment_len": 8, "max_tokens": 40, "seed": 0}
 
     def make(kind: Any = ChatStars, **given: Any) -> Any:
@@ -81,7 +80,7 @@ def speechless() -> Iterator[Callable[..., ChatStars]]:
 
 
 def saying(answer: str, family: str = "hermes", **fields: Any) -> ChatStars:
-    """Return a chat of a model that says what it is told."""
+    """Return a chat of a model that writes what a script returns."""
     given = {"schedule": {"kind": "none"}, "segment_len": 8, **fields}
     return ChatStars(model=scripted(lambda _: answer, family), reward=judge, **given)
 
@@ -98,8 +97,8 @@ def whole(chunks: Any) -> AIMessageChunk:
 # --- one answer, by every way ---
 
 
-def test_every_way_gives_the_answer_of_the_engine(speechless: Callable[..., Any]) -> None:
-    chat, llm = speechless(), speechless(StarsLLM)
+def test_all_call_methods_give_the_answer_of_the_engine(random_chat: Callable[..., Any]) -> None:
+    chat, llm = random_chat(), random_chat(StarsLLM)
     [result] = chat.engine().generate(
         Chat(read_messages(ASKED)), sampling=chat.settings().sampling, align=chat.settings().align
     )
@@ -116,11 +115,11 @@ def test_every_way_gives_the_answer_of_the_engine(speechless: Callable[..., Any]
     assert llm.invoke("System: Be kind.\nHuman: How warm is it?") != said
 
 
-def test_answers_tell_how_they_came_about(speechless: Callable[..., Any]) -> None:
-    message = speechless(schedule={"kind": "constant", "value": 1.5}, max_attempts=8).invoke(ASKED)
-    told, usage = message.response_metadata, message.usage_metadata
+def test_answers_carry_usage_and_trace(random_chat: Callable[..., Any]) -> None:
+    message = random_chat(schedule={"kind": "constant", "value": 1.5}, max_attempts=8).invoke(ASKED)
+    metadata, usage = message.response_metadata, message.usage_metadata
     assert usage is not None
-    segments = told["segments"]
+    segments = metadata["segments"]
     attempts = [attempt for segment in segments for attempt in segment["attempts"]]
     rejected = [attempt for attempt in attempts if attempt["verdict"] == "rejected"]
     assert rejected
@@ -128,57 +127,57 @@ def test_answers_tell_how_they_came_about(speechless: Callable[..., Any]) -> Non
     assert details["rejected"] == sum(attempt["num_tokens"] for attempt in rejected)
     assert details["drafted"] == details["rejected"] + usage["output_tokens"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
-    assert told["num_forced"] == sum(segment["verdict"] == "forced" for segment in segments)
-    assert told["finish_reason"] == "length"
-    assert told["normalized_finish_reason"] == "length"
-    assert told["model_name"] == "in memory"
-    json.dumps(told)
+    assert metadata["num_forced"] == sum(segment["verdict"] == "forced" for segment in segments)
+    assert metadata["finish_reason"] == "length"
+    assert metadata["normalized_finish_reason"] == "length"
+    assert metadata["model_name"] == "in memory"
+    json.dumps(metadata)
     assert "".join(segment["text"] for segment in segments) == message.text
 
 
-def test_settings_act_wherever_they_are_given(speechless: Callable[..., Any]) -> None:
-    chat = speechless()
+def test_settings_apply_wherever_they_are_given(random_chat: Callable[..., Any]) -> None:
+    chat = random_chat()
     cold = chat.invoke(ASKED, temperature=0.01)
     assert cold.text == chat.bind(temperature=0.01).invoke(ASKED).text
-    assert cold.text == speechless(temperature=0.01).invoke(ASKED).text
+    assert cold.text == random_chat(temperature=0.01).invoke(ASKED).text
     assert cold.text != chat.invoke(ASKED).text
     assert len(chat.generate([ASKED], n=3).generations[0]) == 3
     assert chat.invoke(ASKED, timeout=1e-6).response_metadata["finish_reason"] == "deadline"
-    assert speechless(timeout=5).settings().align.deadline_s == 5
+    assert random_chat(timeout=5).settings().align.deadline_s == 5
     with pytest.raises(ConfigError, match="did you mean `segment_len`"):
         chat.invoke(ASKED, segment_length=4)
     with pytest.raises(ConfigError, match="timeout"):
-        speechless(timeout=5, deadline_s=6)
+        random_chat(timeout=5, deadline_s=6)
     with pytest.raises(ConfigError, match="n=1"):
         list(chat.stream(ASKED, n=2))
     with pytest.warns(UserWarning, match="api_key is for remote models"):
-        speechless(api_key="secret")
+        random_chat(api_key="secret")
 
 
-def test_stops_and_no_echo(speechless: Callable[..., Any]) -> None:
+def test_stop_strings_without_echo(random_chat: Callable[..., Any]) -> None:
     for kind in (ChatStars, StarsLLM):
-        llm = speechless(kind)
+        llm = random_chat(kind)
         text = _text(llm.invoke("Hello"))
         assert "Hello" not in text
         stop = text[len(text) // 2 :][:3]  # as many tokens
         cut = _text(llm.invoke("Hello", stop=[stop]))
         assert cut == text[: text.index(stop)] != text
         assert "".join(map(_text, llm.stream("Hello", stop=[stop]))) == cut
-        assert _text(speechless(kind, stop=[stop]).invoke("Hello")) == cut
+        assert _text(random_chat(kind, stop=[stop]).invoke("Hello")) == cut
 
 
-def test_the_profile_claims_what_holds(speechless: Callable[..., Any]) -> None:
-    profile = speechless().profile
+def test_the_profile_is_true(random_chat: Callable[..., Any]) -> None:
+    profile = random_chat().profile
     assert profile["tool_calling"]
     assert profile["tool_choice"]
-    assert not profile["structured_output"]  # with tools beside it
+    assert not profile["structured_output"]  # together with tools
     assert not profile["image_inputs"]
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
     with pytest.raises(ConfigError, match="'image_url', but these models read only text"):
-        speechless().invoke([HumanMessage([picture])])
+        random_chat().invoke([HumanMessage([picture])])
 
 
-def test_messages_are_read_whatever_their_form() -> None:
+def test_messages_of_every_form_are_read() -> None:
     calls = [{"name": "weather", "args": {"city": "Oslo"}, "id": "1", "type": "tool_call"}]
     broken = [
         {"name": "weather", "args": "{", "id": "2", "error": "cut", "type": "invalid_tool_call"}
@@ -218,8 +217,8 @@ def test_messages_are_read_whatever_their_form() -> None:
         {"function": {"name": "weather"}},
     ],
 )
-def test_a_chosen_tool_is_called(speechless: Callable[..., Any], choice: Any) -> None:
-    chat = speechless(max_tokens=200, logit_bias=CLOSING).bind_tools([weather], tool_choice=choice)
+def test_a_chosen_tool_is_called(random_chat: Callable[..., Any], choice: Any) -> None:
+    chat = random_chat(max_tokens=200, logit_bias=CLOSING).bind_tools([weather], tool_choice=choice)
     message = chat.invoke(ASKED)
     assert [call["name"] for call in message.tool_calls] == ["weather"]
     streamed = whole(chat.stream(ASKED))
@@ -227,18 +226,18 @@ def test_a_chosen_tool_is_called(speechless: Callable[..., Any], choice: Any) ->
     assert not message.text
 
 
-def test_tool_choices_that_are_none(speechless: Callable[..., Any]) -> None:
+def test_invalid_tool_choices(random_chat: Callable[..., Any]) -> None:
     with pytest.raises(PromptError, match="unknown tool_choice='wether'"):
-        speechless().bind_tools([weather], tool_choice="wether")
+        random_chat().bind_tools([weather], tool_choice="wether")
     for empty in ({}, {"type": "tool"}, {"type": "function", "function": {}}):
         with pytest.raises(PromptError, match="unknown tool_choice="):
-            speechless().bind_tools([weather], tool_choice=empty)
+            random_chat().bind_tools([weather], tool_choice=empty)
     with pytest.raises(PromptError, match="'web_search' runs on its provider's servers"):
-        speechless().bind_tools([{"type": "web_search"}])
-    bound = speechless().bind_tools([weather], tool_choice="none")
+        random_chat().bind_tools([{"type": "web_search"}])
+    bound = random_chat().bind_tools([weather], tool_choice="none")
     assert not bound.invoke(ASKED).tool_calls
     with pytest.raises(ConfigError, match="needs tools to choose from"):
-        speechless().invoke(ASKED, tool_choice="required")
+        random_chat().invoke(ASKED, tool_choice="required")
 
 
 def test_calls_in_answers_and_streams_are_the_same() -> None:
@@ -254,7 +253,7 @@ def test_calls_in_answers_and_streams_are_the_same() -> None:
     assert not any("tool_call>" in chunk.text for chunk in chat.stream(ASKED))
 
 
-def test_calls_that_are_none_are_not_lost_and_not_made() -> None:
+def test_invalid_calls_are_reported_and_not_made() -> None:
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": 5}}\n</tool_call>'
     unknown = '<tool_call>\n{"name": "whether", "arguments": {"city": "Oslo"}}\n</tool_call>'
     for text in (unknown, call.replace("}}", "}")):
@@ -267,9 +266,9 @@ def test_calls_that_are_none_are_not_lost_and_not_made() -> None:
             assert '"arguments": {' in read.invalid_tool_calls[0].text
 
 
-def test_an_agent_loop_through_the_real_engine(speechless: Callable[..., Any]) -> None:
-    """A model that cannot speak calls a tool, because it must, and then answers."""
-    chat = speechless(max_tokens=200, logit_bias=CLOSING)
+def test_an_agent_loop_through_the_real_engine(random_chat: Callable[..., Any]) -> None:
+    """A random model calls a tool, because it must, and then answers."""
+    chat = random_chat(max_tokens=200, logit_bias=CLOSING)
 
     @wrap_model_call  # type: ignore[arg-type]
     def tool_first(request: Any, handler: Any) -> Any:
@@ -283,7 +282,7 @@ def test_an_agent_loop_through_the_real_engine(speechless: Callable[..., Any]) -
     assert messages[3].response_metadata["reward"] is not None
 
 
-def test_thoughts_are_kept_apart() -> None:
+def test_reasoning_is_separate_from_content() -> None:
     chat = saying("<think>\nIt is winter.\n</think>\n\nCold.", "thinking")
     for message in (chat.invoke(ASKED), whole(chat.stream(ASKED))):
         assert message.text == "Cold."
@@ -300,54 +299,54 @@ def test_thoughts_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
-def test_structured_output(speechless: Callable[..., Any], method: Any) -> None:
-    chat = speechless(max_tokens=120).with_structured_output(City, method=method)
+def test_structured_output(random_chat: Callable[..., Any], method: Any) -> None:
+    chat = random_chat(max_tokens=120).with_structured_output(City, method=method)
     assert isinstance(chat.invoke(ASKED), City)
     assert isinstance(asyncio.run(chat.ainvoke(ASKED)), City)
-    raw = speechless(max_tokens=120).with_structured_output(City, method=method, include_raw=True)
-    told = raw.invoke(ASKED)
-    assert isinstance(told["parsed"], City)
-    assert told["parsing_error"] is None
-    assert isinstance(told["raw"], AIMessage)
+    raw = random_chat(max_tokens=120).with_structured_output(City, method=method, include_raw=True)
+    answer = raw.invoke(ASKED)
+    assert isinstance(answer["parsed"], City)
+    assert answer["parsing_error"] is None
+    assert isinstance(answer["raw"], AIMessage)
 
 
-def test_schemas_that_cannot_be(speechless: Callable[..., Any]) -> None:
+def test_impossible_schemas(random_chat: Callable[..., Any]) -> None:
     with pytest.raises(
         ValueError, match="expected one of json_schema, function_calling, json_mode"
     ):
-        speechless().with_structured_output(City, method="xml")
+        random_chat().with_structured_output(City, method="xml")
     with pytest.raises(ValueError, match="needs a schema"):
-        speechless().with_structured_output()
+        random_chat().with_structured_output()
     with pytest.raises(ValueError, match="response_format"):
-        speechless().invoke(ASKED, response_format={"type": "xml"})
+        random_chat().invoke(ASKED, response_format={"type": "xml"})
     shape = {
         "type": "json_schema",
         "json_schema": {"name": "c", "schema": City.model_json_schema()},
     }
-    City.model_validate_json(speechless(max_tokens=120).invoke(ASKED, response_format=shape).text)
+    City.model_validate_json(random_chat(max_tokens=120).invoke(ASKED, response_format=shape).text)
 
 
-def test_json_that_was_cut_off_is_told(speechless: Callable[..., Any]) -> None:
-    chat = speechless(max_tokens=4)
+def test_truncated_json_is_reported(random_chat: Callable[..., Any]) -> None:
+    chat = random_chat(max_tokens=4)
     with pytest.raises(OutputParserException, match="cut off by max_tokens"):
         chat.with_structured_output(City).invoke(ASKED)
-    told = chat.with_structured_output(City, include_raw=True).invoke(ASKED)
-    assert isinstance(told["parsing_error"], OutputParserException)
+    answer = chat.with_structured_output(City, include_raw=True).invoke(ASKED)
+    assert isinstance(answer["parsing_error"], OutputParserException)
 
 
-def test_a_number_that_a_limit_cut_off_is_not_an_answer(speechless: Callable[..., Any]) -> None:
+def test_a_truncated_number_is_not_an_answer(random_chat: Callable[..., Any]) -> None:
     schema = {"title": "V", "type": "integer", "minimum": 1000, "maximum": 9_999_999}
     for max_tokens in (1, 2, 3):
-        chat = speechless(max_tokens=max_tokens).with_structured_output(schema)
+        chat = random_chat(max_tokens=max_tokens).with_structured_output(schema)
         with pytest.raises(OutputParserException, match="cut off by max_tokens"):
             chat.invoke(ASKED)
     assert (
-        1000 <= speechless(max_tokens=40).with_structured_output(schema).invoke(ASKED) <= 9_999_999
+        1000 <= random_chat(max_tokens=40).with_structured_output(schema).invoke(ASKED) <= 9_999_999
     )
 
 
-def test_schemas_are_kept_as_they_are() -> None:
-    """No object, a recursive model: LangChain's conversion leaves nothing of them."""
+def test_schemas_are_not_changed() -> None:
+    """Types that LangChain's conversion cannot express: no object, a recursive model."""
     numbers = {"title": "Numbers", "type": "array", "items": {"enum": [1, 2]}, "minItems": 1}
     assert saying("[2, 1]").with_structured_output(numbers).invoke(ASKED) == [2, 1]
     with pytest.raises(ValueError, match="needs the schema of an object"):
@@ -359,7 +358,7 @@ def test_schemas_are_kept_as_they_are() -> None:
     assert Node(**made["args"]).kids[0].v == 2
 
 
-def test_stops_do_not_cut_json() -> None:
+def test_stop_strings_do_not_cut_json() -> None:
     chat = saying('{"name": "Oslo", "size": 3}', stop=[","])
     structured = chat.with_structured_output(City.model_json_schema())
     assert structured.invoke(ASKED) == {"name": "Oslo", "size": 3}
@@ -370,11 +369,11 @@ def test_stops_do_not_cut_json() -> None:
     assert exact.with_structured_output(City).invoke(ASKED).size == 3
 
 
-def test_json_of_a_model_whose_template_begins_a_thought() -> None:
+def test_json_of_a_model_whose_template_opens_reasoning() -> None:
     tokenizer = tokenizer_of("thinking")
-    begun = "<|im_start|>assistant\n<think>\n"
+    opening = "<|im_start|>assistant\n<think>\n"
     template: Any = tokenizer.chat_template
-    tokenizer.chat_template = template.replace("'<|im_start|>assistant\\n'", repr(begun))
+    tokenizer.chat_template = template.replace("'<|im_start|>assistant\\n'", repr(opening))
     assert tokenizer.chat_template != template
     model = TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
     fields = {"schedule": {"kind": "none"}, "max_tokens": 120, "seed": 0, "logit_bias": CLOSING}
@@ -383,8 +382,8 @@ def test_json_of_a_model_whose_template_begins_a_thought() -> None:
     assert chat.invoke(ASKED).additional_kwargs["reasoning_content"]
 
 
-def test_agents_with_a_schema(speechless: Callable[..., Any]) -> None:
-    chat = speechless(max_tokens=200, logit_bias=CLOSING)
+def test_agents_with_a_schema(random_chat: Callable[..., Any]) -> None:
+    chat = random_chat(max_tokens=200, logit_bias=CLOSING)
     agent = create_agent(chat, [], response_format=ToolStrategy(City))
     assert isinstance(agent.invoke({"messages": ASKED[1:]})["structured_response"], City)
     plain = create_agent(chat, [], response_format=City)
@@ -394,34 +393,34 @@ def test_agents_with_a_schema(speechless: Callable[..., Any]) -> None:
 # --- refusals ---
 
 
-def test_refusals_can_be_branched_on(speechless: Callable[..., Any]) -> None:
+def test_errors_have_types_for_fallbacks(random_chat: Callable[..., Any]) -> None:
     never = {"schedule": NEVER, "max_attempts": 2}
-    stopped = speechless(on_exhausted="stop", **never)
+    stopped = random_chat(on_exhausted="stop", **never)
     for message in (stopped.invoke(ASKED), whole(stopped.stream(ASKED))):
         assert message.text == ""
         assert "none of 2 drafts was accepted" in (refusal_of(message) or "")
         assert message.response_metadata["normalized_finish_reason"] == "refusal"
-    other = speechless(on_exhausted="fallback", fallback_text="I had rather not.", **never)
+    other = random_chat(on_exhausted="fallback", fallback_text="I had rather not.", **never)
     for message in (other.invoke(ASKED), whole(other.stream(ASKED))):
         assert message.text == "I had rather not."
         assert refusal_of(message) == "I had rather not."
-    assert refusal_of(speechless().invoke(ASKED)) is None
-    raising = speechless(on_exhausted="raise", **never)
+    assert refusal_of(random_chat().invoke(ASKED)) is None
+    raising = random_chat(on_exhausted="raise", **never)
     for ask in (
         lambda: raising.invoke(ASKED),
         lambda: list(raising.stream(ASKED)),
         lambda: asyncio.run(raising.ainvoke(ASKED)),
-        lambda: speechless(StarsLLM, on_exhausted="raise", **never).invoke("Hello"),
+        lambda: random_chat(StarsLLM, on_exhausted="raise", **never).invoke("Hello"),
     ):
         with pytest.raises(StarsRefusalError) as caught:
             ask()
         assert isinstance(caught.value, AlignmentError)
         assert caught.value.result is not None
-    # A stream that fails has not ended before: another model may take its place.
-    both = raising.with_fallbacks([speechless()], exceptions_to_handle=(StarsRefusalError,))
-    assert whole(both.stream(ASKED)).text == speechless().invoke(ASKED).text
+    # A stream that fails has not ended before: another model may answer instead.
+    both = raising.with_fallbacks([random_chat()], exceptions_to_handle=(StarsRefusalError,))
+    assert whole(both.stream(ASKED)).text == random_chat().invoke(ASKED).text
     # JSON by a grammar is judged here, or nothing could be refused.
-    structured = speechless(on_exhausted="stop", judge="all", **never).with_structured_output(City)
+    structured = random_chat(on_exhausted="stop", judge="all", **never).with_structured_output(City)
     with pytest.raises(StarsRefusalError, match="refused"):
         structured.invoke(ASKED)
 
@@ -429,11 +428,11 @@ def test_refusals_can_be_branched_on(speechless: Callable[..., Any]) -> None:
 # --- caches, copies ---
 
 
-def test_caches_tell_calls_apart(speechless: Callable[..., Any]) -> None:
+def test_cache_keys_differ_between_calls(random_chat: Callable[..., Any]) -> None:
     cache = InMemoryCache()
     for kind in (ChatStars, StarsLLM):
-        llm = speechless(kind, cache=cache)
-        other = speechless(kind, cache=cache, seed=3)
+        llm = random_chat(kind, cache=cache)
+        other = random_chat(kind, cache=cache, seed=3)
         runs = [
             lambda llm=llm: llm.invoke(ASKED),
             lambda llm=llm: llm.invoke(ASKED, seed=1),
@@ -445,18 +444,18 @@ def test_caches_tell_calls_apart(speechless: Callable[..., Any]) -> None:
         before = len(cache._cache)
         first = [run() for run in runs]
         assert len(cache._cache) == before + len(runs)
-        rounds = llm.engine().stats().num_steps
+        num_steps = llm.engine().stats().num_steps
         again = [run() for run in runs]
-        assert llm.engine().stats().num_steps == rounds
+        assert llm.engine().stats().num_steps == num_steps
         assert [_text(a) for a in first] == [_text(b) for b in again]
 
 
-def test_models_in_memory_are_told_apart(speechless: Callable[..., Any]) -> None:
-    models = [speechless_model(), speechless_model()]
+def test_models_in_memory_have_distinct_identities(random_chat: Callable[..., Any]) -> None:
+    models = [random_chat_model(), random_chat_model()]
     made = [ChatStars(model=model, reward=judge, schedule={"kind": "none"}) for model in models]
     assert made[0]._identifying_params != made[1]._identifying_params
     assert made[0]._identifying_params == made[0].model_copy()._identifying_params
-    llm = speechless(StarsLLM, cache=InMemoryCache())
+    llm = random_chat(StarsLLM, cache=InMemoryCache())
     llm.invoke([HumanMessage("Hi")])
     [key, _] = next(iter(llm.cache._cache))
     assert llm.invoke(key.removeprefix("\ufdd0")) != llm.invoke([HumanMessage("Hi")])
@@ -466,7 +465,7 @@ def _text(answer: Any) -> str:
     return answer if isinstance(answer, str) else answer.text
 
 
-def test_copies_answer_alike() -> None:
+def test_copies_give_equal_answers() -> None:
     chat = ChatStars(max_tokens=8, seed=1)
     text = chat.invoke("Hello").text
     for again in (copy.deepcopy(chat), pickle.loads(pickle.dumps(chat)), chat.model_copy()):
@@ -478,8 +477,8 @@ def test_copies_answer_alike() -> None:
 
 
 @pytest.mark.slow
-def test_callers_share_steps(speechless: Callable[..., Any]) -> None:
-    chat = speechless(segment_len=4)
+def test_callers_share_steps(random_chat: Callable[..., Any]) -> None:
+    chat = random_chat(segment_len=4)
     prompts = [[HumanMessage(f"Number {index}")] for index in range(32)]
     before = chat.engine().stats().num_steps
     alone = [chat.invoke(prompt).text for prompt in prompts]
@@ -497,9 +496,9 @@ def test_callers_share_steps(speechless: Callable[..., Any]) -> None:
     assert chat.engine().stats().num_steps - before < one_by_one / 4
 
 
-def test_one_bad_prompt_of_a_batch_fails_alone(speechless: Callable[..., Any]) -> None:
+def test_one_bad_prompt_of_a_batch_fails_alone(random_chat: Callable[..., Any]) -> None:
     too_long = "x" * 20_000
-    for llm in (speechless(), speechless(StarsLLM)):
+    for llm in (random_chat(), random_chat(StarsLLM)):
         good, bad, other = llm.batch(["a", too_long, "b"], return_exceptions=True)
         assert isinstance(bad, PromptError)
         assert _text(good) == _text(llm.invoke("a"))
@@ -511,11 +510,11 @@ def test_one_bad_prompt_of_a_batch_fails_alone(speechless: Callable[..., Any]) -
             llm.batch(["a", too_long])
 
 
-async def test_the_event_loop_is_never_blocked(speechless: Callable[..., Any]) -> None:
-    chat = speechless()
+async def test_the_event_loop_is_never_blocked(random_chat: Callable[..., Any]) -> None:
+    chat = random_chat()
     tools = chat.bind_tools([weather])
     with blockbuster_ctx():
-        async with Ticks() as ticks:
+        async with LoopTicker() as ticks:
             text = (await chat.ainvoke(ASKED)).text
             assert ticks.count > 3
             chunks = [chunk.text async for chunk in chat.astream(ASKED)]
@@ -527,8 +526,8 @@ async def test_the_event_loop_is_never_blocked(speechless: Callable[..., Any]) -
     assert len(streamed) > 2
 
 
-async def test_whoever_leaves_frees_the_engine(speechless: Callable[..., Any]) -> None:
-    chat = speechless(max_tokens=4_000, segment_len=4)
+async def test_cancelled_calls_free_the_engine(random_chat: Callable[..., Any]) -> None:
+    chat = random_chat(max_tokens=4_000, segment_len=4)
     threads = threading.active_count()
     async for _ in chat.astream(ASKED):
         break
@@ -543,14 +542,14 @@ async def test_whoever_leaves_frees_the_engine(speechless: Callable[..., Any]) -
             break
         await asyncio.sleep(0.01)
     assert chat.engine().stats().num_active == 0
-    rounds = chat.engine().stats().num_steps
+    num_steps = chat.engine().stats().num_steps
     await asyncio.sleep(0.2)
-    assert chat.engine().stats().num_steps == rounds
+    assert chat.engine().stats().num_steps == num_steps
     assert threading.active_count() <= threads
 
 
 @pytest.mark.slow
-def test_rejected_text_reaches_no_callback(speechless: Callable[..., Any]) -> None:
+def test_rejected_text_reaches_no_callback(random_chat: Callable[..., Any]) -> None:
     class Notes(BaseCallbackHandler):
         def __init__(self) -> None:
             self.tokens: list[str] = []
@@ -560,7 +559,7 @@ def test_rejected_text_reaches_no_callback(speechless: Callable[..., Any]) -> No
 
     for kind in (ChatStars, StarsLLM):
         notes = Notes()
-        llm = speechless(kind, schedule={"kind": "constant", "value": 1.5}, max_attempts=8)
+        llm = random_chat(kind, schedule={"kind": "constant", "value": 1.5}, max_attempts=8)
         text = "".join(map(_text, llm.stream(ASKED, config={"callbacks": [notes]})))
         assert "".join(notes.tokens) == text
         assert text == _text(llm.invoke(ASKED))
@@ -569,15 +568,15 @@ def test_rejected_text_reaches_no_callback(speechless: Callable[..., Any]) -> No
         assert quiet.tokens == []
 
 
-def test_conversations_are_counted_as_the_template_has_them(
-    speechless: Callable[..., Any],
+def test_conversations_are_counted_as_rendered(
+    random_chat: Callable[..., Any],
 ) -> None:
-    usage = speechless().invoke(ASKED).usage_metadata
-    assert speechless().get_num_tokens_from_messages(ASKED) == usage["input_tokens"]
-    usage = speechless().bind_tools([weather]).invoke(ASKED).usage_metadata
-    assert speechless().get_num_tokens_from_messages(ASKED, [weather]) == usage["input_tokens"]
+    usage = random_chat().invoke(ASKED).usage_metadata
+    assert random_chat().get_num_tokens_from_messages(ASKED) == usage["input_tokens"]
+    usage = random_chat().bind_tools([weather]).invoke(ASKED).usage_metadata
+    assert random_chat().get_num_tokens_from_messages(ASKED, [weather]) == usage["input_tokens"]
 
 
-def test_tokens_are_counted_by_the_models_own_tokenizer(speechless: Callable[..., Any]) -> None:
+def test_tokens_are_counted_by_the_models_own_tokenizer(random_chat: Callable[..., Any]) -> None:
     for kind in (ChatStars, StarsLLM):
-        assert speechless(kind).get_num_tokens("Hello 🥶") == len("Hello 🥶".encode())
+        assert random_chat(kind).get_num_tokens("Hello 🥶") == len("Hello 🥶".encode())

@@ -1,4 +1,4 @@
-"""What all three classes promise alike, each asked in its own framework's words."""
+"""Behaviour common to all three adapter classes, through the API of each framework."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama_index.core.llms import ChatMessage
 import langchain_stars
 import llamaindex_stars
 from stars_engine import ConfigError, ContextOverflowError, TransformersModel
-from tests.support.scripted import speechless
+from tests.support.scripted import random_chat_model
 
 FIELDS = {
     "schedule": {"kind": "constant", "value": 1.5},
@@ -34,7 +34,7 @@ def judge(prompt: str, completion: str) -> float:
 
 @dataclass
 class Adapter:
-    """One class, and how it is asked."""
+    """One adapter class, and how it is called."""
 
     make: Callable[..., Any]
 
@@ -64,13 +64,13 @@ class Adapter:
     def usage(self, llm: Any) -> tuple[int, int]:
         """Return tokens of prompt and completion."""
         if isinstance(llm, llamaindex_stars.StarsLLM):
-            told = llm.complete(ASKED).additional_kwargs
+            usage = llm.complete(ASKED).additional_kwargs
         elif isinstance(llm, langchain_stars.ChatStars):
-            usage = llm.invoke(ASKED).usage_metadata
-            return usage["input_tokens"], usage["output_tokens"]
+            metadata = llm.invoke(ASKED).usage_metadata
+            return metadata["input_tokens"], metadata["output_tokens"]
         else:
-            told = llm.generate([ASKED]).generations[0][0].generation_info["usage"]
-        return told["prompt_tokens"], told["completion_tokens"]
+            usage = llm.generate([ASKED]).generations[0][0].generation_info["usage"]
+        return usage["prompt_tokens"], usage["completion_tokens"]
 
     @staticmethod
     def text(answer: Any) -> str:
@@ -82,7 +82,7 @@ KINDS = [langchain_stars.StarsLLM, langchain_stars.ChatStars, llamaindex_stars.S
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[TransformersModel]:
-    model = speechless()
+    model = random_chat_model()
     kept = langchain_stars.ChatStars(model=model, reward=judge, **FIELDS).load()
     loads = kept.engine().stats().num_loads
     yield model
@@ -109,7 +109,7 @@ def test_equal_settings_give_equal_text_in_all_frameworks(model: TransformersMod
     assert texts[0]
 
 
-def test_every_way_gives_one_text(adapter: Adapter) -> None:
+def test_all_call_methods_give_the_same_text(adapter: Adapter) -> None:
     llm = adapter.make()
     text = adapter.ask(llm)
     assert "".join(adapter.stream(llm)) == text
@@ -121,7 +121,7 @@ def test_every_way_gives_one_text(adapter: Adapter) -> None:
     assert asyncio.run(streamed()) == text
 
 
-def test_stops(adapter: Adapter) -> None:
+def test_stop_strings(adapter: Adapter) -> None:
     llm = adapter.make()
     text = adapter.ask(llm)
     stop = text[len(text) // 2 :][:2]
@@ -131,7 +131,7 @@ def test_stops(adapter: Adapter) -> None:
     assert adapter.ask(adapter.make(stop=stop)) == cut
 
 
-def test_characters_are_never_cut(adapter: Adapter) -> None:
+def test_characters_are_never_split(adapter: Adapter) -> None:
     """This model writes random bytes: what is emitted is the text, piece by piece."""
     llm = adapter.make(max_tokens=80, segment_len=3)
     pieces = list(adapter.stream(llm))
@@ -158,7 +158,7 @@ def test_seeds_and_batches(adapter: Adapter) -> None:
     assert adapter.ask(adapter.make(seed=4)) == adapter.ask(llm, seed=4)
 
 
-async def test_leaving_ends_the_work(adapter: Adapter) -> None:
+async def test_leaving_a_stream_ends_its_request(adapter: Adapter) -> None:
     llm = adapter.make(max_tokens=4_000)
     pieces = adapter.astream(llm)
     async for _ in pieces:
@@ -187,7 +187,7 @@ def test_errors_name_what_is_wrong(adapter: Adapter) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_process_ends_well_in_the_middle_of_an_answer(kind: Any) -> None:
+def test_a_process_exits_cleanly_during_an_answer(kind: Any) -> None:
     ask = "complete" if "llama" in kind.__module__ else "invoke"
     stream = "stream_complete" if ask == "complete" else "stream"
     package = kind.__module__.split(".")[0]

@@ -1,4 +1,4 @@
-"""What LangChain asks of its adapter: batches, callbacks, binding, identity."""
+"""The LangChain adapter: batches, callbacks, binding, identity."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
-from tests.conftest import PROMPT, SETTINGS
+from tests.support.adapters import PROMPT, SETTINGS
 
 pytestmark = pytest.mark.usefixtures("one_runtime")
 
@@ -103,7 +103,7 @@ def test_langchain_stop_bind_and_configurable_fields(expected: str) -> None:
     assert chain.invoke({"who": "The acting"}) == expected
 
 
-def test_langchain_identity_counts_tokens_and_tells_settings_apart() -> None:
+def test_langchain_identity_depends_on_settings() -> None:
     llm = langchain_stars.StarsLLM(seed=1)
     other = langchain_stars.StarsLLM(seed=1, beta=0.1)
     assert llm._identifying_params != other._identifying_params
@@ -133,7 +133,7 @@ CODED = base64.b64encode(TEXT.encode()).decode()
     ],
 )
 @pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage, ToolMessage, ChatMessage])
-def test_blocks_that_hold_text_are_read(block: Any, expected: str, kind: Any) -> None:
+def test_text_blocks_are_read(block: Any, expected: str, kind: Any) -> None:
     more = {ToolMessage: {"tool_call_id": "1"}, ChatMessage: {"role": "user"}}.get(kind, {})
     [turn] = read_messages([kind(content=["A ", block, " B"], **more)])
     assert turn.content == f"A {expected} B"
@@ -150,6 +150,6 @@ def test_blocks_that_hold_text_are_read(block: Any, expected: str, kind: Any) ->
         {"type": "image", "url": "http://localhost/a.png"},
     ],
 )
-def test_blocks_that_hold_no_text_are_refused(block: Any) -> None:
+def test_blocks_without_text_are_refused(block: Any) -> None:
     with pytest.raises(ConfigError, match=f"type '{block['type']}'"):
         read_messages([HumanMessage(content=[block])])

@@ -1,4 +1,4 @@
-"""LangChain's own standard tests, on a scripted model and on one that cannot speak."""
+"""LangChain's standard tests, on a scripted model and on a random one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from langchain_stars import ChatStars
-from tests.support.scripted import CLOSING, scripted, speechless
+from tests.support.scripted import CLOSING, random_chat_model, scripted
 
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     (r"magic_function_no_args\(\)", "magic_function_no_args", {}),
@@ -51,7 +51,7 @@ def judge(prompt: str, completion: str) -> float:
     return 1.0
 
 
-SCRIPTED, SPEECHLESS = scripted(script), speechless()
+SCRIPTED, RANDOM = scripted(script), random_chat_model()
 SETTINGS = {"reward": judge, "schedule": {"kind": "none"}, "segment_len": 32}
 
 
@@ -87,7 +87,7 @@ class TestSpeechless(_OfChatStars, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
-            "model": SPEECHLESS,
+            "model": RANDOM,
             "max_tokens": 300,
             "temperature": 1.0,
             "seed": 0,
@@ -95,7 +95,7 @@ class TestSpeechless(_OfChatStars, ChatModelIntegrationTests):
             **SETTINGS,
         }
 
-    # What no grammar gives to a model that cannot speak.
+    # What a grammar cannot give to a random model.
 
     @pytest.mark.xfail(strict=True, reason="the argument is to be 3, and it is a random number")
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
@@ -106,7 +106,7 @@ class TestSpeechless(_OfChatStars, ChatModelIntegrationTests):
     async def test_tool_calling_async(self, model: BaseChatModel) -> None:
         await super().test_tool_calling_async(model)
 
-    @pytest.mark.xfail(strict=True, reason="it is not told to call a tool, and does not by itself")
+    @pytest.mark.xfail(strict=True, reason="without `tool_choice` the model does not call the tool")
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)

@@ -1,4 +1,4 @@
-"""What LlamaIndex asks of its adapter: metadata, streams, chats, templates."""
+"""The LlamaIndex adapter: metadata, streams, chats, templates."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from stars_engine import (
     StarsEngine,
     TokenIds,
 )
-from tests.conftest import PROMPT, SETTINGS, shared_model
+from tests.support.adapters import PROMPT, SETTINGS
+from tests.support.shared_files import shared_model
 
 pytestmark = pytest.mark.usefixtures("one_runtime")
 
 
-def test_llamaindex_metadata_is_the_models_own() -> None:
+def test_llamaindex_metadata_is_that_of_the_model() -> None:
     metadata = llamaindex_stars.StarsLLM(**SETTINGS).metadata
     assert (metadata.context_window, metadata.num_output) == (512, 32)
     assert not metadata.is_chat_model
@@ -93,7 +94,7 @@ async def test_llamaindex_async(expected: str) -> None:
     assert chats[-1].message.content == chat.message.content == llm.chat(messages).message.content
 
 
-def test_llamaindex_chats_by_the_models_template() -> None:
+def test_llamaindex_chats_use_the_template_of_the_model() -> None:
     template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
     config = StarsConfig(
         model={"name_or_path": shared_model("TinyStories-656K"), "chat_template": template},
@@ -118,7 +119,7 @@ def test_llamaindex_chats_by_the_models_template() -> None:
 
 @pytest.mark.parametrize("begin", ["", "<|startoftext|>"])
 @pytest.mark.parametrize("formatted", [False, True])
-def test_prompts_of_the_callers_own_begin_once(begin: str, formatted: bool) -> None:
+def test_rendered_prompts_begin_once(begin: str, formatted: bool) -> None:
     """As `tokenizer(prompt)` has it: begin of text stands before it, and is not doubled."""
     llm = llamaindex_stars.StarsLLM(
         **SETTINGS,
@@ -139,7 +140,7 @@ def test_prompts_of_the_callers_own_begin_once(begin: str, formatted: bool) -> N
     assert "".join(r.delta for r in llm.stream_complete(text, formatted=formatted)) == by_ids.text
 
 
-def test_text_in_other_blocks_is_read() -> None:
+def test_text_in_all_kinds_of_blocks_is_read() -> None:
     document = DocumentBlock(data=b"Four \xc2\xbd.", document_mimetype="text/plain")
     cited = CitableBlock(title="Title", source="s", content=[TextBlock(text="Five."), document])
     blocks = [TextBlock(text="Hi"), document, cited]
@@ -152,7 +153,7 @@ def test_text_in_other_blocks_is_read() -> None:
             read_message(ChatMessage(role="user", blocks=[block]))
 
 
-def test_llamaindex_uses_the_users_own_templates(expected: str) -> None:
+def test_llamaindex_uses_custom_templates(expected: str) -> None:
     llm = llamaindex_stars.StarsLLM(
         **SETTINGS,
         completion_to_prompt=lambda text: f"<|startoftext|>{text} in this movie",

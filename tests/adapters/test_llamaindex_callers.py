@@ -1,4 +1,4 @@
-"""Every caller in LlamaIndex, run for real: how often it asks the engine, with how many tokens."""
+"""All callers in LlamaIndex: how many requests and tokens each needs."""
 
 from __future__ import annotations
 
@@ -42,10 +42,9 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.chat.turns import turns_of
-from tests.core.test_async import Ticks
 from tests.support.chat_templates import tokenizer_of
-from tests.support.scripted import CLOSING, NEVER, scripted
-from tests.support.scripted import speechless as speechless_model
+from tests.support.event_loops import LoopTicker
+from tests.support.scripted import CLOSING, NEVER, random_chat_model, scripted
 
 # What LlamaIndex's workflows ask of pydantic models.
 pytestmark = [
@@ -97,8 +96,8 @@ def of(model: TransformersModel, **given: Any) -> StarsLLM:
 
 
 @pytest.fixture(scope="module")
-def speechless() -> Iterator[Callable[..., StarsLLM]]:
-    model = speechless_model()
+def random_llm() -> Iterator[Callable[..., StarsLLM]]:
+    model = random_chat_model()
     kept = of(model).load()
     yield lambda **given: of(model, **given)
     kept.close()
@@ -109,7 +108,7 @@ def saying(script: Callable[[str], str], **fields: Any) -> StarsLLM:
 
 
 class Asked(BaseEventHandler):
-    """Notes what LlamaIndex asked of a model, and how many tokens that was."""
+    """Records the requests of LlamaIndex and their tokens."""
 
     chats: list[LLMChatStartEvent] = Field(default_factory=list)
     bare: list[LLMCompletionStartEvent] = Field(default_factory=list)
@@ -127,7 +126,7 @@ class Asked(BaseEventHandler):
 
 @contextmanager
 def asks(llm: StarsLLM, num_requests: int) -> Iterator[None]:
-    """Check how often the engine is asked, and that prompts are what the model's template makes."""
+    """Check the number of requests, and that prompts are rendered by the model's template."""
     asked, dispatcher = Asked(), get_dispatcher()
     dispatcher.add_event_handler(asked)
     before = num_ended(llm)
@@ -167,8 +166,8 @@ def index() -> VectorStoreIndex:
 
 
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
-def test_queries(speechless: Callable[..., StarsLLM], index: VectorStoreIndex, mode: Any) -> None:
-    llm = speechless()
+def test_queries(random_llm: Callable[..., StarsLLM], index: VectorStoreIndex, mode: Any) -> None:
+    llm = random_llm()
     engine = index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=2)
     with asks(llm, 2 if mode == "refine" else 1):  # one more for each further document
         response = engine.query("How many towers?")
@@ -176,20 +175,20 @@ def test_queries(speechless: Callable[..., StarsLLM], index: VectorStoreIndex, m
     assert len(response.source_nodes) == 2
 
 
-async def test_async_queries_never_block_and_share_rounds(
-    speechless: Callable[..., StarsLLM], index: VectorStoreIndex
+async def test_async_queries_never_block_and_share_steps(
+    random_llm: Callable[..., StarsLLM], index: VectorStoreIndex
 ) -> None:
-    llm = speechless()
+    llm = random_llm()
     engine = index.as_query_engine(llm=llm, similarity_top_k=1)
     before = llm.engine().stats()
-    async with Ticks() as ticks:
+    async with LoopTicker() as ticks:
         alone = str(await engine.aquery("How many towers?"))
         assert ticks.count > 3
-    alone_rounds = llm.engine().stats().num_steps - before.num_steps
+    steps_alone = llm.engine().stats().num_steps - before.num_steps
     middle = llm.engine().stats().num_steps
     answers = await asyncio.gather(*[engine.aquery("How many towers?") for _ in range(8)])
     assert {str(answer) for answer in answers} == {alone}
-    assert llm.engine().stats().num_steps - middle < 4 * alone_rounds
+    assert llm.engine().stats().num_steps - middle < 4 * steps_alone
     streaming = index.as_query_engine(llm=llm, similarity_top_k=1, streaming=True)
     with asks(llm, 1):
         assert "".join(streaming.query("How many towers?").response_gen) == alone
@@ -199,7 +198,7 @@ async def test_async_queries_never_block_and_share_rounds(
 
 
 def test_the_second_turn_of_a_chat_engine(index: VectorStoreIndex) -> None:
-    """Its question is condensed by a bare `complete`, which is a turn of a user here."""
+    """The question is condensed by `complete`, which is a user turn here."""
     seen: list[str] = []
 
     def script(conversation: str) -> str:
@@ -224,8 +223,8 @@ def test_the_second_turn_of_a_chat_engine(index: VectorStoreIndex) -> None:
 # --- structured output, tools ---
 
 
-def test_structured_prediction(speechless: Callable[..., StarsLLM]) -> None:
-    llm = speechless(max_tokens=200, logit_bias=CLOSING)
+def test_structured_prediction(random_llm: Callable[..., StarsLLM]) -> None:
+    llm = random_llm(max_tokens=200, logit_bias=CLOSING)
     prompt = PromptTemplate("Name a city near {place}.")
     with asks(llm, 1):
         assert isinstance(llm.structured_predict(City, prompt, place="Oslo"), City)
@@ -247,8 +246,8 @@ def temperature(city: str) -> str:
     return f"{city} has 7 degrees"
 
 
-def test_forced_calls_leave_the_history_alone(speechless: Callable[..., StarsLLM]) -> None:
-    llm = speechless(max_tokens=200, logit_bias=CLOSING)
+def test_forced_calls_do_not_change_the_history(random_llm: Callable[..., StarsLLM]) -> None:
+    llm = random_llm(max_tokens=200, logit_bias=CLOSING)
     tool = FunctionTool.from_defaults(temperature)
     history = [ChatMessage("Hello"), ChatMessage("Hi", role=MessageRole.ASSISTANT)]
     response = llm.chat_with_tools(
@@ -283,7 +282,7 @@ async def test_function_agents_and_workflows_of_them(streaming: bool) -> None:
         name="warmth", description="d", tools=[temperature], llm=llm, streaming=streaming
     )
     with asks(llm, 2):
-        async with Ticks() as ticks:
+        async with LoopTicker() as ticks:
             assert str(await agent.run("How warm is Oslo?")) == "It has 7 degrees."
             assert ticks.count > 3
     flow = AgentWorkflow(agents=[agent], root_agent="warmth")
@@ -309,8 +308,8 @@ async def test_react_agents() -> None:
 
 
 @pytest.mark.parametrize("way", ["complete", "chat", "acomplete", "achat", "predict"])
-def test_each_call_is_counted_once(speechless: Callable[..., StarsLLM], way: str) -> None:
-    counter = TokenCountingHandler(tokenizer=speechless().tokenizer_fn)
+def test_each_call_is_counted_once(random_llm: Callable[..., StarsLLM], way: str) -> None:
+    counter = TokenCountingHandler(tokenizer=random_llm().tokenizer_fn)
     takes: list[float] = []
 
     class Limiter(TokenBucketRateLimiter):
@@ -320,7 +319,7 @@ def test_each_call_is_counted_once(speechless: Callable[..., StarsLLM], way: str
         async def async_acquire(self, num_tokens: int = 0) -> None:
             takes.append(0)
 
-    llm = speechless(
+    llm = random_llm(
         callback_manager=CallbackManager([counter]), rate_limiter=Limiter(requests_per_minute=600)
     )
     asked: Any = "Hello" if "complete" in way else [ChatMessage("Hello")]
@@ -339,7 +338,7 @@ def test_each_call_is_counted_once(speechless: Callable[..., StarsLLM], way: str
         )
 
 
-def test_events_carry_the_trace(speechless: Callable[..., StarsLLM]) -> None:
+def test_events_carry_the_trace(random_llm: Callable[..., StarsLLM]) -> None:
     class Notes(BaseEventHandler):
         ended: list[Any] = []  # noqa: RUF012 - a pydantic field
 
@@ -350,7 +349,7 @@ def test_events_carry_the_trace(speechless: Callable[..., StarsLLM]) -> None:
     notes, dispatcher = Notes(), get_dispatcher()
     dispatcher.add_event_handler(notes)
     try:
-        response = speechless().chat([ChatMessage("Hello")])
+        response = random_llm().chat([ChatMessage("Hello")])
     finally:
         dispatcher.event_handlers.remove(notes)
     [event] = notes.ended
@@ -359,8 +358,8 @@ def test_events_carry_the_trace(speechless: Callable[..., StarsLLM]) -> None:
     json.dumps(response.additional_kwargs)
 
 
-def test_answers_are_as_long_as_there_is_room(speechless: Callable[..., StarsLLM]) -> None:
-    llm = speechless(max_tokens=8_000)
+def test_answers_may_fill_the_context(random_llm: Callable[..., StarsLLM]) -> None:
+    llm = random_llm(max_tokens=8_000)
     context = llm.metadata.context_window
     long = "x" * (context - 60)
     response = llm.complete(long)
@@ -368,10 +367,10 @@ def test_answers_are_as_long_as_there_is_room(speechless: Callable[..., StarsLLM
     with pytest.raises(ContextOverflowError):
         llm.complete("x" * context)
     with pytest.raises(ContextOverflowError):
-        speechless(max_tokens=8_000, on_overflow="raise").complete(long)
+        random_llm(max_tokens=8_000, on_overflow="raise").complete(long)
 
 
-def test_copies_by_way_of_plain_values() -> None:
+def test_copies_through_plain_values() -> None:
     llm = StarsLLM(max_tokens=8, seed=4, temperature=0.5)
     stated = llm.to_dict()
     assert "sampling" not in stated["config"]  # what nobody gave
@@ -381,25 +380,27 @@ def test_copies_by_way_of_plain_values() -> None:
     llm.close()
 
 
-def test_what_cannot_be_pickled_is_told_and_stays(speechless: Callable[..., StarsLLM]) -> None:
+def test_objects_that_cannot_be_pickled_raise_and_stay_usable(
+    random_llm: Callable[..., StarsLLM],
+) -> None:
     llm = StarsLLM(model="stars:embedded-lm", reward=lambda p, c: -1.0, schedule={"kind": "none"})
     with pytest.raises(ConfigError, match=r"reward: it cannot be pickled .* Hint"):
         pickle.dumps(llm)
     assert llm.complete("This movie", max_tokens=4).raw["reward"] == -1.0
     with pytest.raises(ConfigError, match="n=1"):
-        speechless(n=2).complete("Hello")
+        random_llm(n=2).complete("Hello")
     llm.close()
 
 
-def test_prompts_of_ones_own_leave_no_tools(speechless: Callable[..., StarsLLM]) -> None:
-    llm = speechless(messages_to_prompt=lambda messages: "x")
+def test_custom_prompts_have_no_tools(random_llm: Callable[..., StarsLLM]) -> None:
+    llm = random_llm(messages_to_prompt=lambda messages: "x")
     assert not llm.metadata.is_function_calling_model
-    assert speechless().metadata.is_function_calling_model
+    assert random_llm().metadata.is_function_calling_model
     with pytest.raises(PromptError, match="pydantic_program_mode"):
         llm.chat([ChatMessage("Hello")], tools=[FunctionTool.from_defaults(temperature)])
 
 
-def test_the_program_mode_rules_streams_too() -> None:
+def test_the_program_mode_applies_to_streams() -> None:
     llm = saying(lambda _: '{"name": "Oslo", "size": 3}', pydantic_program_mode="llm")
     prompt = PromptTemplate("Name a city near {place}.")
     assert llm.structured_predict(City, prompt, place="x") == City(name="Oslo", size=3)
@@ -407,7 +408,7 @@ def test_the_program_mode_rules_streams_too() -> None:
     assert City(**last.model_dump()) == City(name="Oslo", size=3)
 
 
-def test_a_call_with_a_model_of_its_own_loads_no_other() -> None:
+def test_a_call_with_a_model_of_its_own_loads_no_other_model() -> None:
     llm = StarsLLM(model="no/such", reward="no/such", schedule={"kind": "none"}, max_tokens=4)
     given = {"model": "stars:embedded-lm", "reward": judge}
     assert llm.chat([ChatMessage("Hello")], **given).message.content
@@ -417,7 +418,7 @@ def test_a_call_with_a_model_of_its_own_loads_no_other() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["given", "model"])
-def test_room_is_left_for_prompts(index: VectorStoreIndex, sampling: str) -> None:
+def test_the_metadata_leaves_room_for_prompts(index: VectorStoreIndex, sampling: str) -> None:
     config = {"sampling": "model"} if sampling == "model" else {}
     given = {} if sampling == "model" else {"max_tokens": 1_000}
     llm = StarsLLM(config=config, **given)
@@ -434,11 +435,11 @@ def test_room_is_left_for_prompts(index: VectorStoreIndex, sampling: str) -> Non
     llm.close()
 
 
-async def test_a_workflow_branches_on_refusals(speechless: Callable[..., StarsLLM]) -> None:
+async def test_a_workflow_branches_on_errors(random_llm: Callable[..., StarsLLM]) -> None:
     class Guarded(Workflow):
         @step
         async def answer(self, event: StartEvent) -> StopEvent:
-            llm = speechless(schedule=NEVER, max_attempts=2, on_exhausted="raise")
+            llm = random_llm(schedule=NEVER, max_attempts=2, on_exhausted="raise")
             try:
                 said = await llm.achat([ChatMessage(event.question)])
             except AlignmentError:
@@ -448,21 +449,21 @@ async def test_a_workflow_branches_on_refusals(speechless: Callable[..., StarsLL
     assert await Guarded().run(question="How warm?") == "a person"
 
 
-def test_thoughts_are_kept_apart() -> None:
+def test_reasoning_is_separate_from_content() -> None:
     llm = of(scripted(lambda _: "<think>\nWinter.\n</think>\n\nCold.", "thinking"))
     message = llm.chat([ChatMessage("How warm?")]).message
     *_, last = llm.stream_chat([ChatMessage("How warm?")])
     for got in (message, last.message):
         assert got.content == "Cold."
     parts = llm.stream_chat([ChatMessage("How warm?")])
-    thought = [part.additional_kwargs.get("thinking_delta", "") for part in parts]
-    assert "".join(thought) == "Winter."
+    reasoning = [part.additional_kwargs.get("thinking_delta", "") for part in parts]
+    assert "".join(reasoning) == "Winter."
     for got in (message, last.message):
         assert [block.block_type for block in got.blocks] == ["thinking", "text"]
     assert llm.complete("How warm?").text == "Cold."
 
 
-def test_the_tokenizer_counts_as_the_model_does(speechless: Callable[..., StarsLLM]) -> None:
-    assert len(speechless().tokenizer_fn("né 🥶")) == len("né 🥶".encode())
+def test_the_tokenizer_counts_as_the_model_does(random_llm: Callable[..., StarsLLM]) -> None:
+    assert len(random_llm().tokenizer_fn("né 🥶")) == len("né 🥶".encode())
     assert Settings.tokenizer is not None
-    assert re.fullmatch(r"in memory", speechless().metadata.model_name)
+    assert re.fullmatch(r"in memory", random_llm().metadata.model_name)

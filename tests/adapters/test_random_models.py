@@ -1,4 +1,4 @@
-"""Random pydantic models through both adapters: what is finished is valid, the rest is refused."""
+"""Random pydantic models through both adapters: answers validate, or the model is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from langchain_stars import ChatStars
 from llamaindex_stars import StarsLLM
 from stars_engine import ConfigError, TransformersModel
 from tests.support.random_models import random_model
-from tests.support.scripted import ENDING, scripted, speechless
+from tests.support.scripted import ENDING, random_chat_model, scripted
 
 METHODS = ("json_schema", "json_mode", "function_calling", "llamaindex")
 # How many models are tried, from which on; all 500 were measured once by the variable.
@@ -30,14 +30,14 @@ def judge(prompt: str, completion: str) -> float:
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[TransformersModel]:
-    made = speechless()
+    made = random_chat_model()
     kept = ChatStars(model=made, reward=judge, schedule={"kind": "none"}).load()
     yield made
     kept.close()
 
 
 def ways(model: TransformersModel, cls: type[BaseModel], seed: int) -> dict[str, Callable[[], Any]]:
-    """Return, by method, what asks for an object of a class."""
+    """Return, by method, a function that requests an object of a class."""
     fields: dict[str, Any] = {
         "model": model,
         "reward": judge,
@@ -58,7 +58,7 @@ def ways(model: TransformersModel, cls: type[BaseModel], seed: int) -> dict[str,
 
 
 def outcome(ask: Callable[[], Any], cls: type[BaseModel], num_steps: Callable[[], int]) -> str:
-    """Return how one question ended; what is neither valid, unfinished nor refused is raised."""
+    """Return the outcome of one request; raise if it is neither valid, unfinished nor refused."""
     before = num_steps()
     try:
         found = ask()
@@ -106,11 +106,11 @@ def test_random_models(model: TransformersModel) -> None:
             except Exception as error:
                 counts[method, "wrong"] += 1
                 wrong.append(f"seed {seed}, {method}: {type(error).__name__}: {error}"[:600])
-    told = str(dict(sorted(counts.items())))
-    assert not wrong, "\n\n".join([told, *wrong])
-    assert {end for _, end in counts} <= {"valid", "unfinished", "refused"}, told
+    summary = str(dict(sorted(counts.items())))
+    assert not wrong, "\n\n".join([summary, *wrong])
+    assert {end for _, end in counts} <= {"valid", "unfinished", "refused"}, summary
     for method in METHODS:
-        assert counts[method, "valid"] > COUNT / 3, told
+        assert counts[method, "valid"] > COUNT / 3, summary
 
 
 class Numbers(BaseModel):
@@ -119,7 +119,7 @@ class Numbers(BaseModel):
 
 @pytest.mark.parametrize("written", ["1e400", "-1e400", "1e-400", "1" + "0" * 400])
 def test_numbers_are_finite(written: str) -> None:
-    """Of a model that would write numbers that no float holds."""
+    """Even if the model would write numbers beyond floats."""
     said = scripted(lambda _: f'{{"values": [{written}]}}')
     fields = {"reward": judge, "schedule": {"kind": "none"}, "max_tokens": 500}
     chat = ChatStars(model=said, **fields)

@@ -1,4 +1,4 @@
-"""Schemas and tools through the adapters: what comes back is valid, and named as it was given."""
+"""Schemas and tools through the adapters: answers are valid, and names are unchanged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,10 +30,16 @@ from langchain_stars import ChatStars
 from langchain_stars.messages import read_messages
 from langchain_stars.tools import read_schema, read_tools
 from llamaindex_stars import StarsLLM
-from stars_engine import ConfigError, JsonGrammar, PromptError, TransformersModel
-from tests.grammars.test_schema_formats import ANSWERS, TOOLS, S
+from stars_engine import (
+    ConfigError,
+    ContextOverflowError,
+    JsonGrammar,
+    PromptError,
+    TransformersModel,
+)
 from tests.support.mcp_tools import TOOLS as MCP_TOOLS
-from tests.support.scripted import ENDING, scripted, speechless
+from tests.support.scripted import ENDING, random_chat_model, scripted
+from tests.support.vendor_schemas import ANSWERS, TOOLS, S
 
 T = TypeVar("T")
 METHODS = ["json_schema", "json_mode", "function_calling"]
@@ -130,7 +137,7 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[TransformersModel]:
-    made = speechless()
+    made = random_chat_model()
     kept = ChatStars(model=made, **FIELDS).load()
     yield made
     kept.close()
@@ -187,20 +194,20 @@ RECURSIVE: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", RECURSIVE)
-def test_recursive_arguments_keep_to_their_schema(chat: ChatStars, kind: str) -> None:
+def test_recursive_arguments_match_their_schema(chat: ChatStars, kind: str) -> None:
     given, validate = RECURSIVE[kind]
-    [told] = read_tools([given])
-    assert "$ref" in json.dumps(told)
-    assert told["function"]["parameters"]["properties"]
+    [tool] = read_tools([given])
+    assert "$ref" in json.dumps(tool)
+    assert tool["function"]["parameters"]["properties"]
     for seed in range(2):
         calls = chat.bind_tools([given], tool_choice="any", seed=seed).invoke("Hi").tool_calls
         assert calls
         for call in calls:
-            assert call["name"] == told["function"]["name"]
+            assert call["name"] == tool["function"]["name"]
             validate(call["args"])
 
 
-def test_schemas_tell_what_docstrings_and_annotations_do() -> None:
+def test_schemas_contain_docstrings_and_annotations() -> None:
     function = read_tools([TreeDict])[0]["function"]
     assert function["description"] == "A tree."
     parameters = function["parameters"]
@@ -211,7 +218,7 @@ def test_schemas_tell_what_docstrings_and_annotations_do() -> None:
     assert '"title"' not in json.dumps(read_tools([organize, Tree, TreeDict]))
 
 
-def test_what_the_program_gives_is_not_asked_of_the_model() -> None:
+def test_arguments_that_the_program_supplies_are_not_in_the_schema() -> None:
     class Secret:
         """Has no schema."""
 
@@ -259,6 +266,68 @@ def test_llamaindex_predicts_recursive_types(llm: StarsLLM) -> None:
         assert isinstance(get_program_for_llm(cls, prompt, llm)(), cls)
 
 
+class Kids(BaseModel):
+    name: Literal["a"]
+    kids: list[Kids] = []
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: Literal[7, 9]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+class Owner(BaseModel):
+    pet: Cat | Dog = Field(discriminator="kind")
+
+
+class Many(BaseModel):
+    """Has more fields than the context of the embedded pair can hold in a prompt."""
+
+    first_of_the_owners: Owner
+    trees_by_the_names_of_places: dict[str, Kids] = Field(description="where they grow " * 12)
+    colours_of_the_cats_of_owners: list[Literal["black", "white", "ginger", "tabby", "grey"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [Kids, Owner])
+def test_schemas_fit_the_context_of_the_embedded_pair(cls: Any) -> None:
+    llm = StarsLLM(max_tokens=150, seed=0)
+    prompt = PromptTemplate("Give a small one.")
+    found = llm.structured_predict(cls, prompt)
+    assert isinstance(found, cls)
+    assert list(llm.stream_structured_predict(cls, prompt)) == [found]
+    chat = ChatStars(max_tokens=150, on_overflow="clamp", seed=0)
+    for method in METHODS:
+        made = chat.with_structured_output(cls, method=method).invoke("Give a small one.")  # type: ignore[arg-type]
+        assert isinstance(made, cls)
+    calls = chat.bind_tools([cls], tool_choice="any").invoke("Hi").tool_calls
+    assert all(cls.model_validate(call["args"]) for call in calls)
+
+
+def test_schemas_beyond_the_context_are_refused_before_the_first_token() -> None:
+    chat = ChatStars(max_tokens=150, on_overflow="clamp", seed=0).load()
+    llm = StarsLLM(max_tokens=150, seed=0)
+    before = chat.engine().stats().num_steps
+    for ask in (
+        lambda: chat.with_structured_output(Many, method="function_calling").invoke("Hi"),
+        lambda: chat.bind_tools([Many], tool_choice="any").invoke("Hi"),
+        lambda: llm.structured_predict(Many, PromptTemplate("Hi")),
+    ):
+        with pytest.raises(ContextOverflowError) as caught:
+            ask()
+        said = str(caught.value)
+        assert re.search(r"the prompt has \d+ tokens, about \d+ of them for its tools", said)
+        assert "the model's context is 512 tokens. Hint: shorten the prompt, or the desc" in said
+    # With room for some text, but not for a call.
+    with pytest.raises(ContextOverflowError, match="the shortest tool call has about"):
+        chat.bind_tools([Kids], tool_choice="any").invoke("Give a small one. " * 58)
+    assert chat.engine().stats().num_steps == before
+
+
 def test_llamaindex_calls_tools_with_recursive_arguments(llm: StarsLLM) -> None:
     seen: list[Any] = []
 
@@ -285,18 +354,18 @@ def test_llamaindex_calls_tools_with_recursive_arguments(llm: StarsLLM) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [*TOOLS, *(f"answer: {kind}" for kind in ANSWERS)])
-def test_wrapped_schemas_are_kept_to(method: Any, kind: str) -> None:
-    """By a model that would say something else, if it could."""
+def test_wrapped_schemas_constrain_the_answer(method: Any, kind: str) -> None:
+    """The model would write something else without the grammar."""
     given = ANSWERS[kind[8:]] if kind.startswith("answer: ") else TOOLS[kind]
     chat = ChatStars(max_tokens=40)
     bound: Any = chat.with_structured_output(given, method=method)
-    told = bound.steps[0].kwargs
+    settings = bound.steps[0].kwargs
     if method == "function_calling":
-        parameters = told["tools"][0]["function"]["parameters"]
+        parameters = settings["tools"][0]["function"]["parameters"]
         assert parameters["properties"] == {"a": {"type": "integer"}}
         assert parameters["required"] == ["a"]
     else:
-        assert told["grammar"].json_schema["properties"] == {"a": {"type": "integer"}}
+        assert settings["grammar"].json_schema["properties"] == {"a": {"type": "integer"}}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -311,7 +380,7 @@ def test_wrapped_schemas_are_answered(chat: ChatStars, method: Any) -> None:
 @pytest.mark.parametrize(
     "given", [{"name": "V", "fooSchema": S}, {"a": S}, {"name": "V", "schema": "{}"}, {}]
 )
-def test_what_is_no_schema_is_refused_when_it_is_given(
+def test_an_invalid_schema_is_refused_when_it_is_bound(
     chat: ChatStars, llm: StarsLLM, method: Any, given: Any
 ) -> None:
     with pytest.raises(ConfigError, match="schema"):
@@ -368,7 +437,9 @@ def add(a: Literal[1], b: Literal[2]) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_come_back_as_they_were_given(chat: ChatStars, llm: StarsLLM, name: str) -> None:
+def test_tool_names_are_returned_as_they_were_given(
+    chat: ChatStars, llm: StarsLLM, name: str
+) -> None:
     made = StructuredTool.from_function(add, name=name)
     other = StructuredTool.from_function(add, name="other")
     for choice in (name, {"type": "function", "function": {"name": name}}):
@@ -382,14 +453,14 @@ def test_names_come_back_as_they_were_given(chat: ChatStars, llm: StarsLLM, name
     assert llm.get_tool_calls_from_response(response)[0].tool_name == name
 
 
-def test_names_that_would_be_written_alike_are_told_apart(chat: ChatStars) -> None:
+def test_names_with_the_same_written_form_stay_distinct(chat: ChatStars) -> None:
     names = ["look up", "look_up", "look?up"]
     tools = [StructuredTool.from_function(add, name=name) for name in names]
     for name in names:
         assert the_call(chat.bind_tools(tools, tool_choice=name).invoke("Hi"))["name"] == name
 
 
-def test_histories_name_tools_as_the_model_is_told_of_them() -> None:
+def test_histories_use_the_tool_names_that_the_model_sees() -> None:
     seen: list[str] = []
 
     def script(conversation: str) -> str:
@@ -427,7 +498,7 @@ def test_histories_name_tools_as_the_model_is_told_of_them() -> None:
     assert called.tool_calls[0].name == result.name == "look_up"
 
 
-def test_models_whose_titles_are_no_names(chat: ChatStars, llm: StarsLLM) -> None:
+def test_models_whose_titles_are_invalid_tool_names(chat: ChatStars, llm: StarsLLM) -> None:
     for method in METHODS:
         found = chat.with_structured_output(Titled, method=method).invoke("Hi")  # type: ignore[arg-type]
         assert isinstance(found, Titled)
@@ -446,7 +517,7 @@ def test_models_whose_titles_are_no_names(chat: ChatStars, llm: StarsLLM) -> Non
             assert isinstance(found, cls)
 
 
-def test_tools_that_are_none_are_refused_by_name(chat: ChatStars, llm: StarsLLM) -> None:
+def test_invalid_tools_are_refused_by_name(chat: ChatStars, llm: StarsLLM) -> None:
     for given in (5, "add", [add]):
         with pytest.raises(PromptError, match=f"unsupported tool type {type(given).__name__}"):
             chat.bind_tools([given])  # type: ignore[list-item]
@@ -458,19 +529,19 @@ def test_tools_that_are_none_are_refused_by_name(chat: ChatStars, llm: StarsLLM)
         llm.chat([ChatMessage("Hi")], tools=[Tree], tool_choice="Three")
 
 
-def test_metadata_of_its_own_kind_counts(llm: StarsLLM) -> None:
-    class Own(ToolMetadata):
+def test_custom_tool_metadata_is_used(llm: StarsLLM) -> None:
+    class CustomMetadata(ToolMetadata):
         def get_parameters_dict(self) -> dict[str, Any]:
             return {"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"]}
 
-    made = FunctionTool(lambda **given: str(given), metadata=Own("d", "own"))
+    made = FunctionTool(lambda **given: str(given), metadata=CustomMetadata("d", "own"))
     assert str(llm.predict_and_call([made], user_msg="Hi", tool_required=True)) == "{'a': 7}"
 
 
 # --- what else ---
 
 
-def test_compact_json_has_no_blanks(chat: ChatStars) -> None:
+def test_compact_json_has_no_whitespace(chat: ChatStars) -> None:
     numbers = Box[list[Literal[1, 2]]]
     for method in METHODS[:2]:
         made: Any = chat.with_structured_output(
@@ -545,14 +616,14 @@ class Flag(BaseModel):
         },
     ],
 )
-def test_bounds_of_one(chat: ChatStars, schema: Any) -> None:
+def test_limits_of_one(chat: ChatStars, schema: Any) -> None:
     for seed in range(3):
         found = chat.with_structured_output(schema, strict=False, seed=seed).invoke("Hi")
         jsonschema.validate(found, schema)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
-def test_roots_of_several_types_and_of_none(chat: ChatStars, method: Any) -> None:
+def test_roots_with_several_types_and_with_no_type(chat: ChatStars, method: Any) -> None:
     for kinds in (["string", "null"], ["boolean", "integer"]):
         schema = {"title": "V", "type": kinds, "maxLength": 3, "maximum": 99, "minimum": 0}
         model = chat.with_structured_output(schema, method=method)

@@ -1,4 +1,4 @@
-"""What is asked of the hub, and what is read of it: no network here, the hub is played."""
+"""Requests to the hub and what is read from it, with a fake hub instead of a network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 
 from stars_engine import ClassifierReward, ModelLoadError, StarsEngine, TransformersModel
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.loading import check_exists, resolve_source
+from stars_engine.loading.sources import check_exists, resolve_source
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Play a hub that nobody reaches; note what is asked of it."""
+    """Fake an unreachable hub; record requests to it."""
     urls: list[str] = []
 
     def ask(url: str, **_: object) -> None:
@@ -33,7 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
-    monkeypatch.setattr("stars_engine.loading.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("stars_engine.loading.sources.HF_HUB_CACHE", str(tmp_path / "cache"))
     return urls
 
 
@@ -64,7 +64,7 @@ def answer(kind: type[Exception]) -> Exception:
         (EntryNotFoundError, None),  # a tokenizer alone has no config.json
     ],
 )
-def test_what_the_hub_answers(
+def test_answers_of_the_hub(
     asked: list[str],
     monkeypatch: pytest.MonkeyPatch,
     kind: type[Exception],
@@ -83,7 +83,7 @@ def test_what_the_hub_answers(
     assert asked == ["https://huggingface.co/a/b/resolve/v9/config.json"]
 
 
-def test_what_is_cached_is_not_asked_for(asked: list[str], tmp_path: Path) -> None:
+def test_cached_files_are_not_requested(asked: list[str], tmp_path: Path) -> None:
     (tmp_path / "cache" / "models--a--b").mkdir(parents=True)
     check_exists("a/b", "name_or_path")
     with pytest.raises(ModelLoadError, match="it is not a valid hub name"):
@@ -112,7 +112,7 @@ def adapter(tmp_path: Path, engine: StarsEngine) -> Path:
     return folder
 
 
-def test_a_tilde_is_the_home_directory(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = adapter.parent
     monkeypatch.setenv("HOME", str(home))
     shutil.copytree(resolve_source("stars:embedded-lm"), home / "lm")
@@ -140,7 +140,7 @@ def test_a_missing_directory_of_the_home_is_named_in_full(
 
 
 def hub_with(folder: Path, into: Path) -> Callable[..., str]:
-    """Play `snapshot_download` of a repository that holds what a folder does."""
+    """Fake `snapshot_download` of a repository with the files of a folder."""
 
     def download(name: str, *, allow_patterns: list[str]) -> str:
         into.mkdir()
@@ -152,7 +152,7 @@ def hub_with(folder: Path, into: Path) -> Callable[..., str]:
     return download
 
 
-def test_adapters_of_the_hub_are_safetensors_too(
+def test_adapters_from_the_hub_are_safetensors(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TransformersModel(name_or_path="stars:embedded-lm", adapter_path="a/b")
@@ -168,7 +168,7 @@ def test_adapters_of_the_hub_are_safetensors_too(
         TransformersBackend(config)
 
 
-def test_an_adapter_that_is_nowhere(asked: list[str]) -> None:
+def test_a_missing_adapter(asked: list[str]) -> None:
     config = TransformersModel(name_or_path="stars:embedded-lm", adapter_path="adapters/x")
     with pytest.raises(ModelLoadError, match=r"^adapter_path='adapters/x': no such directory"):
         TransformersBackend(config)

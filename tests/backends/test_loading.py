@@ -1,4 +1,4 @@
-"""Checkpoints as they are loaded: what is refused, warned of, put beside them."""
+"""Loading of checkpoints: what is refused, what is warned of, where models are put."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from stars_engine import (
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
-from stars_engine.loading import load_model
-from tests.conftest import shared_model
+from stars_engine.loading.models import load_model, load_tokenizer
+from stars_engine.loading.sources import resolve_source
+from stars_engine.tokenization.codec import Codec
 from tests.support.backends import SMALL
 from tests.support.chat_templates import random_llama
+from tests.support.shared_files import shared_model
 
 
 def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) -> None:
@@ -48,6 +50,15 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) ->
         name_or_path=str(bare), tokenizer_name_or_path=shared_model("TinyStories-656K")
     )
     assert TransformersBackend(borrowed).vocab_size == 4096
+
+
+def test_the_embedded_models_share_one_tokenizer_file() -> None:
+    found = [Path(resolve_source(f"stars:embedded-{name}")) for name in ("lm", "reward")]
+    assert [(folder / "tokenizer.json").is_file() for folder in found] == [True, False]
+    names = ["stars:embedded-lm", "stars:embedded-reward", *map(str, found)]
+    tokenizers = [load_tokenizer(TransformersModel(name_or_path=name)) for name in names]
+    assert len({Codec(tokenizer).fingerprint() for tokenizer in tokenizers}) == 1
+    assert [tokenizer.model_max_length for tokenizer in tokenizers] == [512, 1024] * 2
 
 
 @pytest.mark.parametrize(
@@ -85,12 +96,12 @@ def test_a_callers_tokenizer_keeps_its_template(engine: StarsEngine, tokenizer: 
     assert tokenizer.chat_template == before
 
 
-def test_a_classifier_as_language_model_warns() -> None:
+def test_a_classifier_used_as_a_language_model_warns() -> None:
     with pytest.warns(StarsWarning, match=r"classifier head \(score\.weight\)"):
         TransformersBackend(TransformersModel(name_or_path=shared_model("rm-sentiment-656K")))
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, tokenizer: object) -> None:
+def test_missing_weights_are_an_error(tmp_path: Path, tokenizer: object) -> None:
     for tied in (True, False):
         config = CONFIG_MAPPING["llama"](**SMALL, tie_word_embeddings=tied)
         model = AutoModelForCausalLM.from_config(config)
@@ -134,7 +145,7 @@ def test_a_peft_adapter_changes_the_model(tmp_path: Path, tokenizer: object) -> 
     "place",
     ["cpu", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}, {"": torch.device("cpu")}, "auto"],
 )
-def test_half_precision_is_widened_on_a_cpu_however_it_is_placed(
+def test_half_precision_becomes_float32_on_a_cpu(
     tmp_path: Path, tokenizer: Any, place: Any
 ) -> None:
     if place == "auto" and torch.accelerator.is_available():

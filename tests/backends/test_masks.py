@@ -1,4 +1,4 @@
-"""Masks of rows: token by token and all at once they say the same, and so do the draws."""
+"""Token masks: step by step and all at once they are equal, and so are the draws."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def walk(grammars: Grammars, grammar: Grammar, rng: random.Random) -> list[Gramm
 
 @pytest.mark.parametrize("grammar", GRAMMARS)
 @pytest.mark.parametrize("stops", [(), (OTHER_END,)])
-def test_token_by_token_is_all_at_once(
+def test_steps_of_one_token_equal_one_pass(
     grammars: Grammars, grammar: Grammar, stops: tuple[int, ...]
 ) -> None:
     rng = random.Random(len(stops))
@@ -85,7 +85,7 @@ def settings(**fields: Any) -> SamplingParams:
     ],
 )
 @pytest.mark.parametrize("logits_are", ["any", "tied", "banned", "broken", "against it"])
-def test_tokens_are_those_under_whole_masks(
+def test_tokens_equal_those_under_full_masks(
     grammars: Grammars, sampling: SamplingParams, logits_are: str
 ) -> None:
     for seed in range(30):
@@ -113,7 +113,7 @@ def test_tokens_are_those_under_whole_masks(
             assert torch.equal(got.draw(uniforms), expected.draw(uniforms))
 
 
-def test_where_much_is_allowed_few_tokens_are_looked_at(
+def test_permissive_masks_need_few_tokens(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whole mask at the start, then none; one more where the likeliest are not allowed."""

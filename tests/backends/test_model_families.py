@@ -1,4 +1,4 @@
-"""Whole runs over small models of each family: what they would be without any cache."""
+"""Whole runs over small models of each family equal runs without a cache."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ COUNTS = (1, 4, "auto")
 
 
 class Hashed:
-    """A reward that any other token changes, so accounts tell rejected candidates apart too."""
+    """A reward that depends on every token, so results distinguish rejected candidates, too."""
 
     def score(self, inputs: Sequence[RewardInput]) -> list[float]:
         digests = (
@@ -147,13 +147,13 @@ def plain(stars: StarsEngine, backend: TransformersBackend) -> list[StarsResult]
         backend.decoder = cached
 
 
-def test_each_family_takes_its_highest_rung(family: str, backend: TransformersBackend) -> None:
+def test_each_family_uses_its_fastest_decoder(family: str, backend: TransformersBackend) -> None:
     assert backend.path.startswith(RUNGS[family])
     assert type(backend.decoder) is DECODERS[RUNGS[family]]
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_runs_are_those_without_a_cache(
+def test_runs_equal_those_without_a_cache(
     stars: StarsEngine, plain: list[StarsResult], count: int | str
 ) -> None:
     check_mixture(plain)
@@ -163,7 +163,7 @@ def test_runs_are_those_without_a_cache(
 
 
 @pytest.mark.slow
-def test_one_token_read_wrong_would_show(
+def test_one_misread_token_changes_the_result(
     stars: StarsEngine, backend: TransformersBackend, plain: list[StarsResult]
 ) -> None:
     cached = backend.decoder
@@ -186,7 +186,7 @@ def drafter(tokenizer: object) -> TransformersBackend:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_rewards_are_those_of_whole_texts(
+def test_rewards_equal_those_of_whole_texts(
     kind: str, drafter: TransformersBackend, tokenizer: Any
 ) -> None:
     model = random_model(

@@ -30,7 +30,7 @@ from tests.support.backends import FAMILIES, Text, random_backend
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_drafts_what_it_would_alone(family: str, tokenizer: object) -> None:
+def test_every_family_drafts_as_it_does_alone(family: str, tokenizer: object) -> None:
     backend = random_backend(family, tokenizer)
     prompts = [[1, 5, 9], list(range(3, 30)), [7], [4, 4, 8, 9, 10, 3]]
     check_backend(backend, prompts)
@@ -72,7 +72,7 @@ def test_end_ids_may_be_a_list(stories260k: TransformersBackend) -> None:
 @pytest.mark.parametrize(
     "decoder", [SharedPrefixDecoder, PaddedDecoder, ForkingDecoder, UncachedDecoder]
 )
-def test_a_row_that_has_ended_reads_nothing_beyond_the_context(
+def test_a_finished_row_reads_nothing_beyond_the_context(
     family: str, decoder: type, tokenizer: object
 ) -> None:
     """Learned positions end with the context: 9 tokens of the long row, 32 of the short one."""
@@ -90,7 +90,7 @@ def test_a_row_that_has_ended_reads_nothing_beyond_the_context(
     assert together == [backend.draft([request])[0] for request in requests]
 
 
-def test_longrope_is_read_up_to_its_border(
+def test_longrope_is_read_up_to_its_original_context(
     tokenizer: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Beyond it the rotary factors depend on the longest row of the batch."""
@@ -126,8 +126,8 @@ def test_an_emoji_split_over_segments_is_held_back(engine: StarsEngine) -> None:
     ids = model.codec.encode_prompt(text)[1:]
     assert len(ids) > len(text)
 
-    class Dictated:
-        """The real model and tokenizer, saying what it is told."""
+    class FixedOutputModel:
+        """The real model and tokenizer, writing given tokens."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(model, name)
@@ -143,7 +143,7 @@ def test_an_emoji_split_over_segments_is_held_back(engine: StarsEngine) -> None:
             seen.extend(item.text for item in inputs)
             return [0.0] * len(inputs)
 
-    dictated = StarsEngine(config, model=Dictated(), reward=Reward())
+    dictated = StarsEngine(config, model=FixedOutputModel(), reward=Reward())
     sampling = SamplingParams(max_tokens=len(ids))
     events = list(dictated.stream("A", sampling=sampling))
     assert "".join(event.text for event in events) == text
@@ -153,7 +153,7 @@ def test_an_emoji_split_over_segments_is_held_back(engine: StarsEngine) -> None:
     assert cut[-1].result.text == " \U0001f642 fine "
 
 
-def test_a_typed_control_token_is_text(engine: StarsEngine) -> None:
+def test_a_control_token_in_a_prompt_is_text(engine: StarsEngine) -> None:
     typed = engine.model.codec.encode_prompt("good<|endoftext|>")
     assert not engine.model.end_ids & set(typed)
     [result] = engine.generate("good<|endoftext|> movie", sampling=SamplingParams(seed=1))
@@ -161,7 +161,7 @@ def test_a_typed_control_token_is_text(engine: StarsEngine) -> None:
     assert result.text
 
 
-def test_an_empty_prompt_begins_a_text(engine: StarsEngine) -> None:
+def test_an_empty_prompt_starts_with_the_begin_token(engine: StarsEngine) -> None:
     [result] = engine.generate("", sampling=SamplingParams(seed=1, max_tokens=16))
     assert result.usage.num_prompt_tokens == 1
     assert result.token_ids

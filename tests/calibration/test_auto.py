@@ -1,4 +1,4 @@
-"""`AutoSchedule`: thresholds found when they are first needed, once, and kept."""
+"""`AutoSchedule`: thresholds are found when they are first needed, once, and cached."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the calibrations that are really made."""
+    """Counts the calibrations that run."""
     made: list[int] = []
     real = auto.calibrate
 
@@ -59,7 +59,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.slow
-def test_thresholds_are_found_once_and_kept(
+def test_thresholds_are_found_once_and_cached(
     cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = StarsConfig(align=AUTO, sampling=TINY)
@@ -86,7 +86,7 @@ def test_thresholds_are_found_once_and_kept(
         ({"sampling": TINY.replace(temperature=0)}, ["temperature", "above 0"]),
     ],
 )
-def test_what_gives_no_thresholds_is_told_before_any_are_promised(
+def test_settings_without_thresholds_fail_before_the_calibration(
     cache: Path,
     runs: list[int],
     caplog: pytest.LogCaptureFixture,
@@ -141,7 +141,7 @@ def test_one_process_calibrates_while_others_wait(cache: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_damaged_file_is_made_anew(
+def test_a_damaged_cache_file_is_replaced(
     cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = StarsConfig(align=AUTO, sampling=TINY)
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_made_anew(
     assert CalibratedSchedule.from_file(file)
 
 
-def test_finding_thresholds_is_no_part_of_the_deadline(cache: Path, runs: list[int]) -> None:
+def test_the_deadline_excludes_calibration(cache: Path, runs: list[int]) -> None:
     with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
         engine.load()
         align = AUTO.replace(deadline_s=0.5)
@@ -164,7 +164,7 @@ def test_finding_thresholds_is_no_part_of_the_deadline(cache: Path, runs: list[i
     assert len(runs) == 1
 
 
-async def test_event_loops_go_on_while_thresholds_are_found(cache: Path, runs: list[int]) -> None:
+async def test_event_loops_run_during_calibration(cache: Path, runs: list[int]) -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -194,7 +194,7 @@ def test_baselines_need_no_thresholds(cache: Path, runs: list[int]) -> None:
     assert runs == []
 
 
-def test_parts_of_ones_own_are_calibrated_for_the_engine_alone(
+def test_custom_parts_are_calibrated_per_engine(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
     config = StarsConfig(align=AUTO, sampling=TINY)
@@ -226,7 +226,7 @@ def test_one_calibration_serves_answers_of_all_lengths_up_to_its_own(
 
 
 @pytest.mark.slow
-def test_several_samplings_share_one_test_in_one_call(
+def test_several_sampling_settings_share_one_check_in_one_call(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
     """Thresholds are those of each pair of test and sampling, not of the test alone."""
@@ -244,14 +244,14 @@ def test_several_samplings_share_one_test_in_one_call(
 
 
 class NoThreads(ThreadPoolExecutor):
-    """An event loop's threads, of which none is to be taken."""
+    """The executor of an event loop, which must not be used."""
 
     def submit(self, *args: object, **kwargs: object) -> object:
         raise AssertionError("a thread of the event loop was taken")
 
 
 class Held:
-    """A reward model that waits, from the second segment on, until it is let go."""
+    """A reward model that blocks, from the second segment on, until it is released."""
 
     reads_ids = True
 
@@ -268,7 +268,7 @@ class Held:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):  # not for ever, where something is broken
+    for _ in range(6000):  # bounded, in case something is broken
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -279,10 +279,10 @@ def pilots() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "stars-calibration"]
 
 
-async def test_who_gives_up_waiting_is_free_at_once(
+async def test_a_cancelled_caller_stops_waiting_at_once(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
-    """Nobody takes a thread of the event loop; the pilot goes on for the one who is left."""
+    """No thread of the event loop is used; the pilot continues for the remaining caller."""
     reward = Held(engine.reward)
     asyncio.get_running_loop().set_default_executor(NoThreads())
     with StarsEngine(
@@ -302,7 +302,7 @@ async def test_who_gives_up_waiting_is_free_at_once(
     assert len(runs) == 1
 
 
-async def test_a_pilot_that_nobody_waits_for_stops_at_its_next_stage(
+async def test_a_pilot_without_callers_stops_at_its_next_stage(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
     reward = Held(engine.reward)
@@ -322,7 +322,7 @@ async def test_a_pilot_that_nobody_waits_for_stops_at_its_next_stage(
 
 
 @pytest.mark.slow
-def test_waiting_for_another_process_is_told(
+def test_waiting_for_another_process_is_logged(
     cache: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kept, "WARN_AFTER_S", 0.0)

@@ -1,4 +1,4 @@
-"""Calibration: the pilot through the real loop, and uses of what it found."""
+"""Calibration: the pilot through the real loop, and uses of its thresholds."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [16, 4])
-def test_bounds_of_the_engine_and_other_callers_change_nothing(
+def test_limits_of_the_engine_and_other_callers_change_nothing(
     engine: StarsEngine, schedule: CalibratedSchedule, max_rows: int
 ) -> None:
-    """Four rows are fewer than the six drafts of a prefix, which then come in two rounds."""
+    """Four rows are fewer than the six drafts of a prefix, which then take two steps."""
     config = StarsConfig(align=engine.config.align, engine=EngineParams(max_rows=max_rows))
     model = Counting(engine.model)
     with StarsEngine(config, model=model, reward=engine.reward) as small:
@@ -106,13 +106,13 @@ def test_bounds_of_the_engine_and_other_callers_change_nothing(
 def test_more_pilot_prompts_than_run_at_once(
     engine: StarsEngine, schedule: CalibratedSchedule, max_active: int
 ) -> None:
-    """No pilot waits for another; stages come in turn, on the thread of the caller."""
+    """No pilot waits for another; progress is reported stage by stage, on the caller's thread."""
     config = StarsConfig(align=engine.config.align, engine=EngineParams(max_active=max_active))
-    told: list[tuple[int, int, bool]] = []
+    reports: list[tuple[int, int, bool]] = []
     caller = threading.current_thread()
 
     def progress(done: int, total: int) -> None:
-        told.append((done, total, threading.current_thread() is caller))
+        reports.append((done, total, threading.current_thread() is caller))
 
     with StarsEngine(config, model=engine.model, reward=engine.reward) as own:
         found = calibrate(own, OPENINGS, target_acceptance=0.4, seed=4, progress=progress, **QUICK)
@@ -122,7 +122,7 @@ def test_more_pilot_prompts_than_run_at_once(
         # last one is settled outside of it unless that takes more draws.
         assert 2 * len(OPENINGS) <= stats.num_segments <= 3 * len(OPENINGS)
         assert stats.num_kept_tokens == 8 * stats.num_segments
-    assert told == [(1, 3, True), (2, 3, True), (3, 3, True)]
+    assert reports == [(1, 3, True), (2, 3, True), (3, 3, True)]
 
 
 def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> None:
@@ -196,7 +196,7 @@ def test_observed_effort_counts_what_results_say(engine: StarsEngine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("on_exhausted", ["stop", "raise", "fallback"])
-def test_answers_that_stop_are_predicted(engine: StarsEngine, on_exhausted: str) -> None:
+def test_predictions_include_answers_that_stop(engine: StarsEngine, on_exhausted: str) -> None:
     """Few draws and a small acceptance: many answers end before their last segment."""
     text = "." if on_exhausted == "fallback" else None
     align = AlignParams(max_attempts=3, on_exhausted=on_exhausted, fallback_text=text)
@@ -230,7 +230,7 @@ def test_a_reward_that_cannot_judge_an_empty_answer(engine: StarsEngine) -> None
         assert own.generate("A", sampling=SAMPLING, align=align)[0].text
 
 
-def test_a_reward_that_fails_in_the_pilot_is_told(engine: StarsEngine) -> None:
+def test_a_reward_that_fails_in_the_pilot_is_reported(engine: StarsEngine) -> None:
     def failing(prompt: str, completion: str) -> float:
         if prompt == OPENINGS[3] and len(completion) > 40:
             raise LookupError("no opinion")
@@ -271,7 +271,7 @@ def test_arguments_out_of_range(engine: StarsEngine, arguments: dict, words: lis
 
 
 @pytest.mark.parametrize("prompts", ["a string of many characters", [1] * 8, []])
-def test_whatever_takes_prompts_checks_them(
+def test_all_functions_check_their_prompts(
     engine: StarsEngine, schedule: CalibratedSchedule, prompts: object
 ) -> None:
     part = RewardPart(reward=engine.config.reward)
@@ -287,7 +287,7 @@ def test_whatever_takes_prompts_checks_them(
                 call()
 
 
-def test_a_pilot_waits_for_those_only_that_come(engine: StarsEngine) -> None:
+def test_a_pilot_waits_only_for_prompts_that_are_still_running(engine: StarsEngine) -> None:
     """One string is one prompt to the engine, however long it is."""
     fitter = Fitter(Target("budget", 2.0), max_attempts=4, beta=0.0, stops=False)
     pilot = Pilot(engine, fitter, num_drafts=4)
@@ -299,7 +299,7 @@ def test_a_pilot_waits_for_those_only_that_come(engine: StarsEngine) -> None:
 
 
 @pytest.mark.slow
-def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(
+def test_thresholds_for_long_answers_extend_those_for_short_ones(
     engine: StarsEngine,
 ) -> None:
     """Also for drafts that end the answer, which are many here; and a cut segment is no stage."""
@@ -327,7 +327,7 @@ def test_thresholds_for_long_answers_are_those_for_short_ones_and_more(
 
 
 @pytest.mark.slow
-def test_answers_far_longer_than_the_calibrated_ones_are_told(
+def test_answers_far_longer_than_the_calibrated_ones_warn(
     engine: StarsEngine, schedule: CalibratedSchedule
 ) -> None:
     align = AlignParams(schedule=schedule)
@@ -335,14 +335,14 @@ def test_answers_far_longer_than_the_calibrated_ones_are_told(
     for max_tokens in (24, 25, 48):  # warnings are errors here
         engine.generate("A", sampling=SAMPLING.replace(max_tokens=max_tokens), align=align)
     few = SAMPLING.replace(max_tokens=8, min_tokens=8)
-    with pytest.warns(StarsWarning, match="min_tokens") as told:
+    with pytest.warns(StarsWarning, match="min_tokens") as warned:
         engine.generate("A", sampling=few, align=align)
-    assert len(told) == 1
-    with pytest.warns(StarsWarning, match=r"up to 24 tokens .* more than 48.*Hint") as told:
+    assert len(warned) == 1
+    with pytest.warns(StarsWarning, match=r"up to 24 tokens .* more than 48.*Hint") as warned:
         engine.generate(["A", "B"], sampling=SAMPLING.replace(max_tokens=49), align=align)
 
 
-def test_other_settings_than_it_was_made_for_are_told(
+def test_settings_that_differ_from_the_calibrated_ones_warn(
     engine: StarsEngine, schedule: CalibratedSchedule
 ) -> None:
     align = AlignParams(schedule=schedule)
@@ -353,7 +353,7 @@ def test_other_settings_than_it_was_made_for_are_told(
         engine.generate("A", sampling=SAMPLING, align=align.replace(segment_len=4))
 
 
-def test_what_the_test_sets_itself_stands_beside_a_calibrated_config(
+def test_settings_of_the_trust_test_extend_a_calibrated_config(
     schedule: CalibratedSchedule,
 ) -> None:
     config = StarsConfig(align=AlignParams(schedule=schedule))
@@ -369,7 +369,7 @@ def test_answers_that_all_end_in_the_first_segment(engine: StarsEngine) -> None:
     assert engine.generate("A", sampling=sampling, align=AlignParams(schedule=schedule))
 
 
-def test_a_reward_without_a_number_fails_the_pilot_and_nobody_else(engine: StarsEngine) -> None:
+def test_a_reward_without_a_number_fails_only_the_pilot(engine: StarsEngine) -> None:
     def opinion(prompt: str, completion: str) -> float:
         return 1.0 if prompt == "bystander" else math.nan
 
@@ -384,7 +384,7 @@ def test_a_reward_without_a_number_fails_the_pilot_and_nobody_else(engine: Stars
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about what is refused then
-def test_rewards_too_large_for_a_threshold_are_told_in_sentences(engine: StarsEngine) -> None:
+def test_rewards_too_large_for_a_threshold_give_a_clear_error(engine: StarsEngine) -> None:
     config = StarsConfig(model="stars:embedded-lm", reward=lambda prompt, c: 1e300 * len(c))
     with (
         StarsEngine(config, model=engine.model) as own,
@@ -394,7 +394,7 @@ def test_rewards_too_large_for_a_threshold_are_told_in_sentences(engine: StarsEn
     assert ".." not in str(caught.value).replace("...", "")
 
 
-def test_a_target_between_the_values_of_a_reward_is_told(
+def test_a_target_between_the_values_of_a_reward_warns(
     engine: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = StarsConfig(model="stars:embedded-lm", reward=lambda prompt, completion: 1.0)

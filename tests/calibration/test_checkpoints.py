@@ -1,4 +1,4 @@
-"""Calibrations that were cut off go on from their checkpoint, and from no other."""
+"""Interrupted calibrations resume from their own checkpoint only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.calibration import OPENINGS, QUICK, SAMPLING, assert_same
 
 
 @pytest.mark.parametrize("name", ["nowhere/pilot.json", "folder"])
-def test_a_checkpoint_that_cannot_be_written_is_told_at_once(
+def test_a_checkpoint_that_cannot_be_written_fails_at_once(
     engine: StarsEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(StarsEngine, "decode", lambda *_, **__: pytest.fail("a pilot was run"))
@@ -21,7 +21,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_at_once(
 
 
 @pytest.mark.slow
-def test_an_interrupted_calibration_goes_on(
+def test_an_interrupted_calibration_resumes(
     engine: StarsEngine,
     schedule: CalibratedSchedule,
     tmp_path: Path,
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_other_code_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The reward's name is the same, and its file is another: the first stage is of no use."""
+    """The reward has the same name and other code: the first stage cannot be used."""
     module = tmp_path / "opinions_of_today.py"
     monkeypatch.syspath_prepend(str(tmp_path))
     module.write_text("def opinion(prompt, completion):\n    return len(completion)\n")
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_other_code_is_not_used(
     arguments = {**QUICK, "sampling": SAMPLING.replace(max_tokens=16, min_tokens=16)}
     stages: list[int] = []
 
-    def told(done: int, _: int) -> None:
+    def copy_first_stage(done: int, _: int) -> None:
         stages.append(done)
         if done == 1:
             kept.write_bytes(file.read_bytes())
@@ -92,9 +92,9 @@ def test_a_checkpoint_of_other_code_is_not_used(
             module.write_text(module.read_text() + comment)
             if kept.exists():
                 kept.replace(file)
-            calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
+            calibrate(own, OPENINGS[:8], checkpoint=file, progress=copy_first_stage, **arguments)
         assert stages == [1, 2, 1, 2]
         assert "other weights or code (reward); starting a new calibration" in caplog.text
         kept.replace(file)
-        calibrate(own, OPENINGS[:8], checkpoint=file, progress=told, **arguments)
+        calibrate(own, OPENINGS[:8], checkpoint=file, progress=copy_first_stage, **arguments)
     assert stages == [1, 2, 1, 2, 2]

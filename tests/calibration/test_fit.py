@@ -1,4 +1,4 @@
-"""Calibration: from rewards of drafts to thresholds and predictions, all of it arithmetic."""
+"""Calibration: the arithmetic from rewards of drafts to thresholds and predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stars_engine.calibration.effort import effort_of, predict
 from stars_engine.calibration.fit import Fitter, StageDrafts, Target, regress
 
 
-def test_regression_finds_the_line_and_knows_where_there_is_none() -> None:
+def test_regression_finds_the_line_or_reports_that_there_is_none() -> None:
     x = np.array([0.0, 1.0, 2.0, 3.0])
     y = np.stack([2 + 0.5 * x, 2 + 0.5 * x + 1e-3], axis=1)
     intercept, slope = regress(x, y)
@@ -22,7 +22,7 @@ def test_regression_finds_the_line_and_knows_where_there_is_none() -> None:
     assert regress(x, y) == (pytest.approx(2.0005, abs=1e-3), pytest.approx(0.5, abs=1e-3))
 
 
-def test_draws_follow_from_a_beta_distribution_over_prefixes() -> None:
+def test_numbers_of_draws_follow_a_beta_distribution_over_prefixes() -> None:
     """Against sums over a fine grid of the density, and in both limits."""
     a, b = 0.9, 2.1
     p = (np.arange(200_000) + 0.5) / 200_000
@@ -53,7 +53,7 @@ def test_the_share_between_prefixes_is_found_in_few_drafts_of_each() -> None:
     assert draws.shared == pytest.approx(share, abs=0.03)
 
 
-def test_stages_that_differ_do_not_pass_for_prefixes_that_do() -> None:
+def test_different_stages_are_not_taken_for_different_prefixes() -> None:
     """Prefixes of a stage are alike here; a fifth and two fifths of the drafts are accepted."""
     generator = np.random.default_rng(7)
     stages = [np.where(generator.random((4000, 6)) < p, 1.0, -1.0) for p in (0.2, 0.4)]
@@ -97,7 +97,7 @@ def test_each_target_is_met_on_the_drafts_themselves(
     assert fitter.lines[0].slope == pytest.approx(0.8, abs=0.1)
 
 
-def test_drafts_that_end_the_answer_have_a_line_of_their_own() -> None:
+def test_drafts_that_end_the_answer_have_their_own_line() -> None:
     generator = np.random.default_rng(2)
     prefix = generator.normal(size=100)
     rewards = prefix[:, None] + generator.normal(size=(100, 4))

@@ -1,4 +1,4 @@
-"""Schedules beyond the plain ones: cosine, callable, calibrated, auto; presets; their files."""
+"""Cosine, callable, calibrated and auto schedules; presets; their files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stars_engine.core.offline import stars
 from stars_engine.schedules import Line, Progress
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 SHORT = SamplingParams(seed=3, max_tokens=24)
 
@@ -53,7 +53,7 @@ def by_length(progress: Progress) -> float:
     return -math.inf if progress.segment_index == 0 else -100.0
 
 
-def test_cosine_is_flat_at_both_ends_and_meets_the_line_in_the_middle() -> None:
+def test_cosine_is_flat_at_both_ends_and_crosses_the_line_in_the_middle() -> None:
     ramp = {"initial": 2.0, "target": 6.0}
     cosine, linear = CosineSchedule(**ramp), LinearSchedule(**ramp)
     assert cosine.threshold(at(64)) == pytest.approx(linear.threshold(at(64)))
@@ -82,7 +82,7 @@ def test_calibrated_thresholds_are_lines_in_the_prefix_reward() -> None:
     assert flat.threshold(at(8)) == 1.5  # where the prefix's reward is nan
 
 
-def test_what_a_calibration_is_to_choose_is_not_shown_as_chosen() -> None:
+def test_values_that_a_calibration_will_choose_are_shown_as_such() -> None:
     for align in (preset("best"), preset("safe"), AlignParams()):
         for shown in (repr(align), str(align)):
             assert "segment_len=32" not in shown
@@ -93,7 +93,7 @@ def test_what_a_calibration_is_to_choose_is_not_shown_as_chosen() -> None:
     assert "beta=0.5" in repr(AlignParams(schedule=CALIBRATED))
 
 
-def test_another_schedule_inherits_nothing_that_a_calibrated_one_brought() -> None:
+def test_another_schedule_inherits_nothing_from_a_calibrated_one() -> None:
     align = AlignParams(schedule=CALIBRATED, max_attempts=9, on_exhausted="stop")
     auto = align.replace(schedule=AutoSchedule())
     assert auto == AlignParams(schedule=AutoSchedule(), max_attempts=9, on_exhausted="stop")
@@ -105,7 +105,7 @@ def test_another_schedule_inherits_nothing_that_a_calibrated_one_brought() -> No
     assert (again.segment_len, again.beta, again.max_attempts) == (8, 0.5, 9)
 
 
-def test_a_calibrated_schedule_brings_what_it_was_made_for() -> None:
+def test_a_calibrated_schedule_sets_what_it_was_made_for() -> None:
     align = AlignParams(schedule=CALIBRATED)
     assert (align.segment_len, align.beta, align.max_attempts) == (8, 0.5, 12)
     own = AlignParams(schedule=CALIBRATED, segment_len=16)
@@ -127,7 +127,7 @@ def test_a_calibrated_schedule_brings_what_it_was_made_for() -> None:
     ids=lambda schedule: schedule.kind,
 )
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_files_give_schedules_back(tmp_path: Path, schedule: object, suffix: str) -> None:
+def test_schedules_survive_files(tmp_path: Path, schedule: object, suffix: str) -> None:
     config = StarsConfig(align=AlignParams(schedule=schedule))
     config.to_file(tmp_path / f"c.{suffix}")
     assert StarsConfig.from_file(tmp_path / f"c.{suffix}") == config
@@ -141,7 +141,7 @@ def test_a_calibrated_schedule_has_a_file_of_its_own(tmp_path: Path) -> None:
         CalibratedSchedule.from_file(tmp_path / "s.yaml")
 
 
-def test_a_live_function_goes_into_no_file(tmp_path: Path) -> None:
+def test_a_live_function_cannot_be_saved(tmp_path: Path) -> None:
     config = StarsConfig(align=AlignParams(schedule=FunctionSchedule(function=by_length)))
     with pytest.raises(ConfigError, match=r"align\.schedule.*'package\.module:name'"):
         config.to_file(tmp_path / "c.yaml")
@@ -183,7 +183,7 @@ def test_a_function_of_progress_sets_the_thresholds(engine: StarsEngine) -> None
     ],
     ids=["raises", "nan", "text", "absent"],
 )
-def test_a_bad_function_ends_only_its_own_request(
+def test_a_bad_function_fails_only_its_request(
     engine: StarsEngine, function: object, words: str
 ) -> None:
     bad = AlignParams(schedule=FunctionSchedule(function=function))
@@ -230,8 +230,8 @@ def test_the_law_with_calibrated_thresholds(num_candidates: int, max_attempts: i
         tau = a + b * rewards[prefix] + c
         accept = {s: min(1.0, math.exp((rewards[prefix + s] - tau) / beta)) for s in q}
         reject = 1 - sum(q[s] * accept[s] for s in q)
-        rounds = sum(reject**j for j in range(max_attempts - 1))
-        return {s: q[s] * accept[s] * rounds + q[s] * reject ** (max_attempts - 1) for s in q}
+        num_draws = sum(reject**j for j in range(max_attempts - 1))
+        return {s: q[s] * accept[s] * num_draws + q[s] * reject ** (max_attempts - 1) for s in q}
 
     first = segment_law("", {"a": 0.5, "b": 0.5}, 0.1, 1.0, 0.2)
     expected = {}
@@ -247,7 +247,7 @@ def test_the_law_with_calibrated_thresholds(num_candidates: int, max_attempts: i
 # --- auto, presets, and what is refused ---
 
 
-def test_other_models_without_thresholds_get_them_found() -> None:
+def test_other_models_are_calibrated_on_first_use() -> None:
     config = StarsConfig(model="a/b", reward="c/d")
     assert config.with_thresholds().schedule == AutoSchedule()
     assert config.with_thresholds().segment_len == AlignParams().segment_len
@@ -304,7 +304,7 @@ def test_presets() -> None:
         (lambda: FunctionSchedule(function="no colon"), ["function", "package.module:name"]),
     ],
 )
-def test_what_is_not_allowed(make: object, words: list[str]) -> None:
+def test_invalid_values(make: object, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     for word in words:

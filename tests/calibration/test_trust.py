@@ -1,4 +1,4 @@
-"""The trust report: its figures on answers whose truth is known, and on a real pair."""
+"""The trust report: its figures on answers with known outcomes, and on a real pair."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stars_engine import (
     calibrate,
     trust_report,
 )
-from stars_engine.calibration.plots import write_report
+from stars_engine.calibration.report_page import write_report
 from stars_engine.calibration.trust import (
     Answers,
     between_prompts,
@@ -48,7 +48,7 @@ def random_walks(noise: float = 0.0, prompt_scale: float = 0.0) -> Answers:
 
 
 @pytest.mark.slow
-def test_steps_of_a_random_walk_each_tell_their_share() -> None:
+def test_steps_of_a_random_walk_explain_their_share() -> None:
     """Four independent steps: rho_k = 1/2 each, so four halves where Best-of-N has one whole."""
     rho = innovations(random_walks())
     assert [value for value, _ in rho] == pytest.approx([0.5] * 4, abs=0.06)
@@ -62,7 +62,7 @@ def test_steps_of_a_random_walk_each_tell_their_share() -> None:
     assert segment_trust(random_walks().coarser(32), 32).advantage.value == pytest.approx(1.0)
 
 
-def test_prefixes_rank_as_the_walk_allows() -> None:
+def test_ranks_of_prefixes_equal_those_of_the_walk() -> None:
     seen = borders(random_walks())
     assert [border.pearson for border in seen] == pytest.approx(
         [(k / 4) ** 0.5 for k in (1, 2, 3, 4)], abs=0.06
@@ -71,7 +71,7 @@ def test_prefixes_rank_as_the_walk_allows() -> None:
     assert [border.num_tokens for border in seen] == [8, 16, 24, 32]
 
 
-def test_the_curve_of_plain_answers_is_that_of_their_steps() -> None:
+def test_the_curve_of_plain_answers_follows_from_their_steps() -> None:
     """Steps are normal and independent, whatever the prompt: acceptance is 1 - Phi(offset)."""
     curve = plain_curve(random_walks(), max_attempts=20)
     assert [point.offset_sigmas for point in curve] == [step / 4 for step in range(-4, 11)]
@@ -86,7 +86,7 @@ def test_the_curve_of_plain_answers_is_that_of_their_steps() -> None:
 
 
 @pytest.mark.slow
-def test_what_prompts_share_is_no_merit_of_the_reward() -> None:
+def test_variation_between_prompts_does_not_count_for_the_reward() -> None:
     """Large differences between prompts change neither correlations nor the advantage."""
     alike, apart = random_walks(), random_walks(prompt_scale=50.0)
     assert segment_trust(apart, 8).advantage.value == pytest.approx(
@@ -97,7 +97,7 @@ def test_what_prompts_share_is_no_merit_of_the_reward() -> None:
 
 
 @pytest.mark.slow
-def test_noise_on_prefixes_takes_the_advantage_away() -> None:
+def test_noise_on_prefixes_removes_the_advantage() -> None:
     """To the last segment alone, which sees the outcome itself: no more than Best-of-N."""
     advantages = [segment_trust(random_walks(noise), 8).advantage.value for noise in (0, 2, 50)]
     assert advantages == sorted(advantages, reverse=True)
@@ -113,7 +113,7 @@ def test_short_answers_count_by_how_many_reach_a_segment() -> None:
     assert [share for _, share in rho] == [1, 1, 0.5, 0.5]
 
 
-def test_nothing_varies() -> None:
+def test_rewards_without_variance() -> None:
     assert correlation(np.ones(5), np.arange(5.0)) == 0.0
 
 
@@ -166,11 +166,13 @@ def test_a_report_of_the_embedded_pair(
     schedule = calibrate(
         engine, [*prompts, "A", "B"], segment_len=16, sampling=sampling, num_drafts=4
     )
-    write_report(tmp_path / "r.html", report, schedule)
+    marked = report.replace(advice=(*report.advice, "<script>alert(1)</script>"))
+    write_report(tmp_path / "r.html", marked, schedule)
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == 4
     for word in words:
-        assert html.escape(word) in page.partition("<pre>")[0]
+        assert word in html.unescape(page.partition("<pre>")[0])
+    assert "<script>" not in page
     assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|<!DOCTYPE[^>]*>', "", page).replace(
         "http://www.w3.org", ""
     ).replace("http://purl.org", "").replace("http://creativecommons.org", "")
@@ -179,7 +181,7 @@ def test_a_report_of_the_embedded_pair(
 
 
 @pytest.mark.slow
-def test_a_judge_of_ones_own_is_the_outcome(engine: StarsEngine, prompts: list[str]) -> None:
+def test_a_custom_judge_is_the_outcome(engine: StarsEngine, prompts: list[str]) -> None:
     """A judge that looks at length alone: the reward says little of it."""
     sampling = SamplingParams(max_tokens=32)
 
@@ -196,7 +198,7 @@ def test_a_judge_of_ones_own_is_the_outcome(engine: StarsEngine, prompts: list[s
     assert other.borders[-1].pearson < own.borders[-1].pearson
 
 
-def test_an_answer_without_an_opinion_is_left_out(engine: StarsEngine, prompts: list[str]) -> None:
+def test_an_answer_without_a_judgement_is_left_out(engine: StarsEngine, prompts: list[str]) -> None:
     sampling = SamplingParams(max_tokens=24)
     calls = iter(range(10**6))
 
@@ -228,15 +230,15 @@ def _agrees(
 
 
 @pytest.mark.slow
-def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> None:
-    from stars_engine.calibration.report import _advise, _recommend
+def test_an_uninformative_reward_gets_a_warning() -> None:
+    from stars_engine.calibration.advice import advise, recommend
 
     noise = random_walks(noise=30.0)
     segments = [segment_trust(noise.coarser(length), length) for length in (8, 16, 32)]
     flat = [s.replace(advantage=s.advantage.replace(value=0.9)) for s in segments]
-    length, worthwhile = _recommend(flat, 8)
+    length, worthwhile = recommend(flat, 8)
     assert not worthwhile
-    [first, *others] = _advise(flat, [], length, 0.7, worthwhile=worthwhile)
+    [first, *others] = advise(flat, [], length, 0.7, worthwhile=worthwhile)
     assert "best_of_n" in first
     assert any("nevertheless" in line and "budget=" in line for line in others)
     assert any("70%" in line and "calibrated" in line for line in others)
@@ -253,7 +255,7 @@ def test_a_reward_that_says_nothing_of_the_outcome_gets_the_honest_advice() -> N
         ({"sampling": SamplingParams(max_tokens=3)}, ["sampling.max_tokens", "3", "4 or more"]),
     ],
 )
-def test_what_cannot_tell_is_refused_before_the_pilot(
+def test_unusable_settings_are_refused_before_the_pilot(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, arguments: dict, words: list[str]
 ) -> None:
     monkeypatch.setattr(StarsEngine, "generate", lambda *_, **__: pytest.fail("a pilot was run"))
@@ -281,7 +283,7 @@ def test_a_judge_that_fails_is_named(
         )
 
 
-def test_the_shortest_answers_that_can_be_told_of(engine: StarsEngine, prompts: list[str]) -> None:
+def test_the_shortest_answers_that_can_be_reported(engine: StarsEngine, prompts: list[str]) -> None:
     sampling = SamplingParams(max_tokens=4)
     report = trust_report(engine, prompts[:4], sampling=sampling, num_answers=4, remedies=False)
     assert [segment.segment_len for segment in report.segments] == [4]

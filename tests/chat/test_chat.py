@@ -1,4 +1,4 @@
-"""Conversations with tools: rendered, and what of them is refused."""
+"""Conversations with tools: how they are rendered, and which are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_rendering_equals_apply_chat_template(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_control_tokens_in_what_is_said_change_no_border_of_roles(name: str) -> None:
+def test_control_tokens_in_messages_do_not_change_role_boundaries(name: str) -> None:
     """In contents, names and descriptions of tools, arguments, results."""
     tokenizer = tokenizer_of(name)
     codec = Codec(tokenizer)
@@ -100,7 +100,7 @@ def test_control_tokens_in_what_is_said_change_no_border_of_roles(name: str) -> 
     assert borders(every) == borders("x")
 
 
-def test_in_words_where_the_template_knows_no_tools() -> None:
+def test_tools_as_text_if_the_template_has_no_tools() -> None:
     codec = Codec(tokenizer_of("gemma"))
     chat = Chat([SYSTEM, USER, CALLED, RESULT], tools=TOOLS, constrain_tools=False)
     text = codec.decode(read_conversation(chat, codec).token_ids)
@@ -109,7 +109,7 @@ def test_in_words_where_the_template_knows_no_tools() -> None:
     assert text.count("model\n") == 2  # the call, and the answer to come
 
 
-def test_in_words_where_the_template_has_a_format_of_its_own() -> None:
+def test_tools_as_text_if_the_template_has_another_format() -> None:
     tokenizer = tokenizer_of("phi")
     tokenizer.chat_template = "{{ tools | tojson }}<|call|>" + FAMILIES["phi"].template
     codec = Codec(tokenizer)
@@ -121,16 +121,16 @@ def test_in_words_where_the_template_has_a_format_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "gemma", None])
-def test_an_answer_goes_on_with_what_was_begun(name: str | None) -> None:
+def test_a_prefill_is_continued(name: str | None) -> None:
     tokenizer = tokenizer_of(name)
-    begun = Message(role="assistant", content="It is <|im_end|> ve")
-    chat = Chat([USER, begun], continue_final_message=True)
+    prefill = Message(role="assistant", content="It is <|im_end|> ve")
+    chat = Chat([USER, prefill], continue_final_message=True)
     resolved = read_conversation(chat, Codec(tokenizer))
     assert Codec(tokenizer).decode(resolved.token_ids).endswith("It is <|im_end|> ve")
-    assert resolved.prefill == begun.content
+    assert resolved.prefill == prefill.content
     assert resolved.for_reward.messages == (USER,)
     if name not in (None, "mistral"):  # whose template trims nothing but adds a space
-        plain = begun.replace(content="It is ve")
+        plain = prefill.replace(content="It is ve")
         expected = tokenizer.apply_chat_template(
             turns_of([USER, plain]), continue_final_message=True, return_dict=False
         )
@@ -138,7 +138,7 @@ def test_an_answer_goes_on_with_what_was_begun(name: str | None) -> None:
         assert list(read_conversation(chat, Codec(tokenizer)).token_ids) == expected
 
 
-def test_the_reward_reads_what_was_begun() -> None:
+def test_the_reward_reads_the_prefill() -> None:
     read: list[str] = []
     tokenizer = tokenizer_of("hermes")
     engine = StarsEngine(
@@ -149,14 +149,14 @@ def test_the_reward_reads_what_was_begun() -> None:
             sampling=SamplingParams(max_tokens=8, seed=0),
         )
     )
-    begun = Message(role="assistant", content="It is")
-    [result] = engine.generate(Chat([USER, begun], continue_final_message=True))
+    prefill = Message(role="assistant", content="It is")
+    [result] = engine.generate(Chat([USER, prefill], continue_final_message=True))
     assert read
     assert all(completion.startswith("It is") for completion in read)
     assert not result.text.startswith("It is")
 
 
-def test_without_a_template_the_answer_ends_before_the_user_speaks(
+def test_without_a_template_the_answer_ends_before_the_next_user_turn(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with engine_of(None) as engine, caplog.at_level(logging.WARNING):
@@ -188,7 +188,7 @@ def test_tools_of_other_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"tool_choice": "nobody", "tools": [CLOCK]}, "unknown tool_choice 'nobody'.*'clock'"),
         ({"tool_choice": "required"}, "needs tools"),
@@ -201,13 +201,13 @@ def test_tools_of_other_forms() -> None:
         ({"continue_final_message": True}, "the last message is not a plain one"),
     ],
 )
-def test_chats_that_are_none(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_chats(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Chat([USER], **values)
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"role": "user", "content": [{"type": "image_url"}]}, "image_url.*only text"),
         ({"role": "user", "content": "a", "tool_call_id": "1"}, "needs the role 'tool'"),
@@ -217,8 +217,8 @@ def test_chats_that_are_none(values: dict[str, Any], told: str) -> None:
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": {1}}}]}, "be JSON"),
     ],
 )
-def test_messages_that_are_none(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_messages(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Message(**values)
 
 
@@ -234,7 +234,7 @@ def test_openai_forms_of_a_choice() -> None:
     assert Chat([USER], tools=TOOLS, tool_choice=None).tool_choice == "auto"
 
 
-def test_ids_are_found_and_fit_the_template() -> None:
+def test_ids_of_tool_calls_suit_the_template() -> None:
     calls = (CALL.replace(id="call_abc123456"), ToolCall(name="clock"))
     results = [RESULT.replace(tool_call_id=None, name=None), Message(role="tool", content="9")]
     chat = Chat([USER, CALLED.replace(tool_calls=calls), *results, USER], tools=TOOLS)
@@ -251,12 +251,12 @@ def test_a_reward_prompt_has_no_tools() -> None:
         engine.generate("a", reward_prompt=Chat([USER], tools=TOOLS, tool_choice="auto"))
 
 
-def test_tools_and_a_grammar_both() -> None:
+def test_tools_together_with_a_grammar() -> None:
     with engine_of("hermes") as engine, pytest.raises(ConfigError, match="tool_choice='none'"):
         answer(engine, Chat([USER], tools=TOOLS), grammar=RegexGrammar(pattern="a"))
 
 
-def test_a_schema_that_no_grammar_can_keep_names_the_cure() -> None:
+def test_a_schema_without_a_grammar_is_refused_with_a_hint() -> None:
     odd = Tool(name="odd", parameters={"properties": {"a": {"type": "array", "uniqueItems": True}}})
     with engine_of("hermes") as engine:
         with pytest.raises(ConfigError, match=r"uniqueItems.*constrain_tools=False"):
@@ -264,7 +264,7 @@ def test_a_schema_that_no_grammar_can_keep_names_the_cure() -> None:
         assert answer(engine, Chat([USER], tools=[odd], constrain_tools=False), max_tokens=4)
 
 
-def test_templates_that_refuse_messages_say_so() -> None:
+def test_errors_of_templates_are_reported() -> None:
     with engine_of("llama") as engine, pytest.raises(PromptError, match="single tool-calls"):
         answer(engine, Chat([USER, CALLED.replace(tool_calls=(CALL, CALL)), RESULT], tools=TOOLS))
 

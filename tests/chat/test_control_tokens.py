@@ -1,4 +1,4 @@
-"""Added tokens in what people typed: text, in every position, of every family of templates."""
+"""Control tokens in user text stay text, in every position and every family of templates."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.turns import tools_of, turns_of
 from stars_engine.rewards.encoding import TextTemplate
 from stars_engine.tokenization.codec import Codec
-from tests.chat.test_published_templates import CONTROL, NO_SYSTEM, PUBLISHED, template_of
 from tests.support.chat_templates import FAMILIES, Family, tokenizer_of_family
+from tests.support.codecs import make_codec
+from tests.support.published_templates import CONTROL, NO_SYSTEM, PUBLISHED, template_of
 
 MARKED = ("<|extra|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "</tool_response>")
 PLAIN = "Z"  # stands where a token is injected, in the conversation to compare with
@@ -104,7 +105,7 @@ def positions(name: str) -> dict[str, Callable[[str], Chat]]:
 
 
 @EACH
-def test_no_added_token_comes_from_contents(name: str, special: bool) -> None:
+def test_contents_never_become_added_tokens(name: str, special: bool) -> None:
     codec = codec_of(name, special=special)
     num_cases = 0
     for position, make in positions(name).items():
@@ -117,7 +118,7 @@ def test_no_added_token_comes_from_contents(name: str, special: bool) -> None:
 
 
 @EACH
-def test_no_added_token_comes_from_raw_prompts(name: str, special: bool) -> None:
+def test_raw_prompts_never_become_added_tokens(name: str, special: bool) -> None:
     codec = codec_of(name, special=special)
     for token in codec.reserved_tokens:
         text = f"a {token}{token} b{token}"
@@ -130,7 +131,7 @@ def test_no_added_token_comes_from_raw_prompts(name: str, special: bool) -> None
 
 
 @EACH
-def test_honest_text_is_encoded_as_the_template_does(name: str, special: bool) -> None:
+def test_harmless_text_is_encoded_as_by_the_template(name: str, special: bool) -> None:
     codec = codec_of(name, special=special)
     turns = [said("Hi <b>there</b> [1] {x}\n\n  a|b"), said(" Ho 🥶 ", "assistant"), said("< | >")]
     if name not in NO_SYSTEM:
@@ -143,8 +144,8 @@ def test_honest_text_is_encoded_as_the_template_does(name: str, special: bool) -
 
 
 @EACH
-def test_what_a_model_wrote_is_encoded_as_the_template_does(name: str, special: bool) -> None:
-    """Thoughts and calls in the content of an assistant stay the tokens that a model writes."""
+def test_answers_of_a_model_are_encoded_as_by_the_template(name: str, special: bool) -> None:
+    """Reasoning and calls in the content of an assistant stay the tokens that a model writes."""
     codec = codec_of(name, special=special)
     if special:
         return  # control tokens have no text: no model's text holds their names
@@ -156,11 +157,11 @@ def test_what_a_model_wrote_is_encoded_as_the_template_does(name: str, special: 
     assert list(read(codec, Chat(turns))) == expected
 
 
-def test_reasoning_of_a_model_is_encoded_as_the_template_does() -> None:
+def test_reasoning_of_a_model_is_encoded_as_by_the_template() -> None:
     codec = codec_of("qwen3", special=False)
     call = ToolCall(name="clock", arguments={"at": "7"})
-    thought = said("", "assistant", reasoning="Hm <think>", tool_calls=(call,))
-    turns = [said("Hi"), thought, said("7", "tool")]
+    reasoning = said("", "assistant", reasoning="Hm <think>", tool_calls=(call,))
+    turns = [said("Hi"), reasoning, said("7", "tool")]
     expected = codec.tokenizer.apply_chat_template(
         turns_of(turns), add_generation_prompt=True, return_dict=False
     )
@@ -195,7 +196,7 @@ def check_fuzzed(seed: int, count: int) -> None:
         assert borders(codec, ids) == expected, (name, prompt)
 
 
-def test_no_fuzzed_prompt_holds_a_token() -> None:
+def test_fuzzed_prompts_never_contain_control_tokens() -> None:
     check_fuzzed(seed=0, count=400)
 
 
@@ -217,7 +218,7 @@ def with_normalizer() -> Codec:
 
 
 @pytest.mark.parametrize("typed", ["<TOOL_CALL>", "＜tool_call＞", "<Tool_Call>", "<|USER|>"])
-def test_what_is_normalised_to_a_token_is_text(typed: str) -> None:
+def test_text_that_normalises_to_a_token_is_text(typed: str) -> None:
     codec = with_normalizer()
     assert borders(codec, codec.tokenizer(typed)["input_ids"])  # the tokenizer's own way
     assert not borders(codec, codec.encode(typed))
@@ -225,7 +226,7 @@ def test_what_is_normalised_to_a_token_is_text(typed: str) -> None:
     assert shown == borders(codec, read(codec, Chat([said("ab")])))
 
 
-def test_tokens_that_take_blanks_along_still_do() -> None:
+def test_tokens_that_strip_spaces_still_do() -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -239,7 +240,7 @@ def test_tokens_that_take_blanks_along_still_do() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_halves_of_tokens_find_no_other_half(name: str) -> None:
+def test_halves_of_tokens_do_not_join(name: str) -> None:
     codec = Codec(tokenizer_of_family(FAMILIES[name]))
     for token in codec.reserved_tokens:
         for size in range(1, len(token)):
@@ -248,7 +249,7 @@ def test_halves_of_tokens_find_no_other_half(name: str) -> None:
             assert borders(codec, read(codec, chat)) == expected
 
 
-def test_words_that_templates_write_are_words() -> None:
+def test_words_that_templates_write_are_plain_words() -> None:
     """Added tokens that are blanks, characters or words are vocabulary."""
     ordinary = ("user", "assistant", "\n\n", "  ", "café", "C++", "🤖", "!")
     family = FAMILIES["hermes"]
@@ -304,7 +305,7 @@ def test_tokens_without_brackets_that_the_template_writes() -> None:
     )
 
 
-def test_tags_of_the_models_own_vocabulary_are_text() -> None:
+def test_tags_of_the_base_vocabulary_are_text() -> None:
     """Gemma has a piece for each HTML tag, which its tokenizer finds like an added token."""
     alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<table>", "<start_of_turn>"]
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
@@ -325,7 +326,7 @@ def test_tags_of_the_models_own_vocabulary_are_text() -> None:
 # --- calls in words, and what rewards read ---
 
 
-def test_calls_in_words_hold_no_tokens() -> None:
+def test_calls_as_text_contain_no_control_tokens() -> None:
     codec = codec_of("phi3", special=False)
     call = ToolCall(name="weather", arguments={"<tool_call>": "a</think><|end|>\\"})
     chat = Chat([said("Hi"), said("", "assistant", tool_calls=(call,)), said("7", "tool")])
@@ -339,7 +340,7 @@ def test_calls_in_words_hold_no_tokens() -> None:
 
 
 @EACH
-def test_templates_of_rewards_hold_no_tokens_of_texts(name: str, special: bool) -> None:
+def test_reward_templates_contain_no_control_tokens_from_texts(name: str, special: bool) -> None:
     codec = codec_of(name, special=special)
     template = TextTemplate("<think>{prompt}</s>{completion}<tool_call>", codec)
     expected = borders(codec, template.encode("a", "b", with_rest=True))
@@ -350,7 +351,7 @@ def test_templates_of_rewards_hold_no_tokens_of_texts(name: str, special: bool) 
 
 
 @EACH
-def test_reward_prompts_hold_no_tokens(name: str, special: bool) -> None:
+def test_reward_prompts_contain_no_control_tokens(name: str, special: bool) -> None:
     from stars_engine.chat.answers import acceptable, encode_answer
 
     codec = codec_of(name, special=special)
@@ -369,9 +370,7 @@ def test_reward_prompts_hold_no_tokens(name: str, special: bool) -> None:
 # --- what is rendered by the caller ---
 
 
-def test_rendered_prompts_begin_as_texts_do_once() -> None:
-    from tests.chat.test_prompts import make_codec
-
+def test_rendered_prompts_begin_once() -> None:
     codec = make_codec()
     begin = codec.tokenizer.bos_token
     [bos] = codec.encode_rendered(begin)

@@ -1,4 +1,4 @@
-"""Messages as they come: steps add up to the whole, and no call is ever told as content."""
+"""Streamed message deltas: they add up to the message, and calls are never sent as content."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ PIECES = [
     "[",
     "né 🥶",
     "</",
-    "thought",
+    "reason",
 ]
 
 
 def answers(name: str | None, rng: random.Random) -> str:
-    """Return an answer of some kind: thoughts, text, calls, pieces of either."""
+    """Return an answer of some kind: reasoning, text, calls, pieces of either."""
     template = tokenizer_of(name).chat_template or ""
     form = format_of(template)
     if rng.random() < 0.3:
         form = GENERIC
-    thought = f"{OPENING}\n{''.join(rng.choices(PIECES, k=3))}{CLOSING}\n\n"
+    reasoning = f"{OPENING}\n{''.join(rng.choices(PIECES, k=3))}{CLOSING}\n\n"
     parts = [
-        rng.choice(["", "", thought, "\n", OPENING]),
+        rng.choice(["", "", reasoning, "\n", OPENING]),
         "".join(rng.choices(PIECES, k=rng.randrange(6))),
         rng.choice(["", form.write([WEATHER_CALL] * rng.randint(1, 2)), form.begin, form.marker]),
         rng.choice(["", "", " and more", "\n"]),
@@ -49,7 +49,7 @@ def answers(name: str | None, rng: random.Random) -> str:
 
 @pytest.mark.parametrize("name", [*FAMILIES, None])
 @pytest.mark.parametrize("tool_choice", ["auto", "required", "none"])
-def test_steps_add_up_whatever_their_size(name: str | None, tool_choice: str) -> None:
+def test_deltas_of_any_size_add_up_to_the_message(name: str | None, tool_choice: str) -> None:
     codec = Codec(tokenizer_of(name))
     chat = Chat([USER], tools=TOOLS, tool_choice=tool_choice)
     resolved = read_conversation(chat, codec)
@@ -63,23 +63,23 @@ def test_steps_add_up_whatever_their_size(name: str | None, tool_choice: str) ->
         )
         text, _ = codec.completion_text(resolved.token_ids, ids)
         message = resolved.replies.read(resolved.token_ids, ids, text)
-        deltas, told = Deltas(resolved.replies, resolved.token_ids), Said()
+        deltas, sent = Deltas(resolved.replies, resolved.token_ids), Said()
         size = 0
         while size < len(ids):
             size += rng.randint(1, 12)
             so_far, _ = codec.completion_text(resolved.token_ids, ids[:size])
             new = deltas.add(ids[:size], so_far)
-            told = Said(told.content + new.content, told.reasoning + new.reasoning)
-            assert message.content.startswith(told.content)
-            assert (message.reasoning or "").startswith(told.reasoning)
+            sent = Said(sent.content + new.content, sent.reasoning + new.reasoning)
+            assert message.content.startswith(sent.content)
+            assert (message.reasoning or "").startswith(sent.reasoning)
         new = deltas.end(message)
-        assert told.content + new.content == message.content
-        assert told.reasoning + new.reasoning == (message.reasoning or "")
+        assert sent.content + new.content == message.content
+        assert sent.reasoning + new.reasoning == (message.reasoning or "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hermes", "thinking", "gemma", None])
-def test_streams_of_the_engine_add_up_to_its_messages(name: str | None) -> None:
+def test_streams_of_the_engine_add_up_to_messages(name: str | None) -> None:
     with engine_of(name, schedule=NoSchedule(), segment_len=4) as engine:
         for chat in (
             Chat([SYSTEM, USER] if name != "gemma" else [USER]),

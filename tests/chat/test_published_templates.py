@@ -1,13 +1,8 @@
-"""Chat templates as published for their models: what is rendered, and who holds which border."""
+"""Chat templates as published for their models: rendering, and role boundaries."""
 
 from __future__ import annotations
 
-import re
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from stars_engine import Chat, Message
 from stars_engine.chat.conversations import read_conversation
@@ -16,45 +11,7 @@ from stars_engine.chat.template import encode_chat
 from stars_engine.chat.turns import tools_of, turns_of
 from stars_engine.tokenization.codec import Codec
 from tests.support.chat import CALL, CALLED, CLOCK, RESULT, SYSTEM, TOOLS, USER, WEATHER
-from tests.support.chat_templates import Family, tokenizer_of_family
-
-# Each with the format of its calls; None where the template is told of no tools.
-PUBLISHED = {
-    "cohere": None,
-    "cohere2": None,
-    "deepseekv3": None,
-    "gemma": None,
-    "gemma3": None,
-    "glm4moe": "hermes",
-    "gptoss": None,
-    "lfm2": None,
-    "llama3": None,
-    "llama3_1": "llama",
-    "llama3_2": "llama",
-    "nemotron_3_nano": None,
-    "phi3": None,
-    "qwen2_5": "hermes",
-    "qwen3": "hermes",
-    "qwen3_instruct_2507": "hermes",
-}
-NO_SYSTEM = {"gemma"}
-CONTROL = re.compile(r"<[|｜][^\s|｜<>]+[|｜]>|<[A-Za-z_/]+>|\[/?[A-Z_]+\]")
-
-
-def template_of(name: str) -> str:
-    """Return a template as published."""
-    spec = find_spec("trl")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "chat_templates" / f"{name}.jinja"
-    return path.read_text(encoding="utf-8")
-
-
-def published(name: str) -> PreTrainedTokenizerFast:
-    """Return a tiny tokenizer with a template, and all its markers for control tokens."""
-    template = template_of(name)
-    control = dict.fromkeys(["<s>", "</s>", *CONTROL.findall(template)])
-    return tokenizer_of_family(Family(template, tuple(control), "</s>"))
+from tests.support.published_templates import NO_SYSTEM, PUBLISHED, published
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -78,18 +35,18 @@ def test_rendering_equals_apply_chat_template(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_an_answer_goes_on_with_what_was_begun(name: str) -> None:
+def test_a_prefill_is_continued(name: str) -> None:
     tokenizer = published(name)
-    begun = Message(role="assistant", content="It is ve")
+    prefill = Message(role="assistant", content="It is ve")
     expected = tokenizer.apply_chat_template(
-        turns_of([USER, begun]), continue_final_message=True, return_dict=False
+        turns_of([USER, prefill]), continue_final_message=True, return_dict=False
     )
-    chat = Chat([USER, begun], continue_final_message=True)
+    chat = Chat([USER, prefill], continue_final_message=True)
     assert list(read_conversation(chat, Codec(tokenizer)).token_ids) == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_all_control_tokens_in_what_is_said_change_no_border_of_roles(name: str) -> None:
+def test_control_tokens_in_messages_never_change_role_boundaries(name: str) -> None:
     tokenizer = published(name)
     codec = Codec(tokenizer)
     control = set(tokenizer.convert_tokens_to_ids(list(codec.control_tokens)))

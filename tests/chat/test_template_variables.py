@@ -32,7 +32,6 @@ from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.turns import turns_of
 from stars_engine.integrations import identity
 from stars_engine.tokenization.codec import Codec
-from tests.chat.test_published_templates import PUBLISHED, published
 from tests.support.chat_templates import (
     FAMILIES,
     Family,
@@ -40,11 +39,12 @@ from tests.support.chat_templates import (
     tokenizer_of,
     tokenizer_of_family,
 )
+from tests.support.published_templates import PUBLISHED, published
 
 THINKING = (
     "{{ preamble }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}[no thought]{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}[no reasoning]{% endif %}"
     "{% if tags %}{{ tags.tone }}{% endif %}{% endif %}"
 )
 FAMILY = Family(THINKING, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>")
@@ -87,15 +87,15 @@ def test_variables_reach_the_template(codec: Codec) -> None:
             assert list(asked.token_ids) == expected
 
 
-def test_a_chats_own_variables_count_more(codec: Codec) -> None:
+def test_variables_of_a_chat_take_precedence(codec: Codec) -> None:
     chat = Chat([turn("Hi")], chat_template_kwargs={"preamble": "own"})
     both = read_conversation(chat, codec, {"preamble": "config", "enable_thinking": False})
     text = codec.decode(both.token_ids)
     assert text.startswith("own")
-    assert text.endswith("[no thought]")
+    assert text.endswith("[no reasoning]")
 
 
-def test_variables_reach_answers_that_go_on(codec: Codec) -> None:
+def test_variables_reach_continued_answers(codec: Codec) -> None:
     turns = [turn("Hi"), turn("Well", "assistant")]
     chat = Chat(turns, continue_final_message=True, chat_template_kwargs={"preamble": "P"})
     assert codec.decode(read_conversation(chat, codec).token_ids).startswith("P")
@@ -113,7 +113,7 @@ def test_variables_write_no_control_tokens(codec: Codec) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4moe", "nemotron_3_nano"])
 @pytest.mark.parametrize("thinks", [True, False])
-def test_published_templates_read_them(name: str, thinks: bool) -> None:
+def test_published_templates_read_variables(name: str, thinks: bool) -> None:
     tokenizer = published(name)
     kwargs = {"enable_thinking": thinks}
     expected = tokenizer.apply_chat_template(
@@ -123,12 +123,12 @@ def test_published_templates_read_them(name: str, thinks: bool) -> None:
     assert list(read_conversation(chat, Codec(tokenizer)).token_ids) == expected
 
 
-def test_variables_nobody_reads_are_told_of_once(codec: Codec) -> None:
+def test_unused_variables_warn_once(codec: Codec) -> None:
     chat = Chat([turn("Hi")], chat_template_kwargs={"enable_thinkin": False, "role": 1})
-    with pytest.warns(StarsWarning) as told:
+    with pytest.warns(StarsWarning) as warned:
         read_conversation(chat, codec)
     # `role` is an attribute there, and no variable.
-    assert [re.findall(r"\{'(\w+)'", str(each.message))[0] for each in told] == [
+    assert [re.findall(r"\{'(\w+)'", str(each.message))[0] for each in warned] == [
         "enable_thinkin",
         "role",
     ]
@@ -142,7 +142,7 @@ def test_variables_nobody_reads_are_told_of_once(codec: Codec) -> None:
         *("chat_template", "continue_final_message", "return_dict", "padding"),
     ],
 )
-def test_names_that_are_taken_are_refused_by_name(name: str) -> None:
+def test_reserved_names_are_refused_by_name(name: str) -> None:
     kwargs = {name: True}
     for make in (
         lambda: Chat([turn("Hi")], chat_template_kwargs=kwargs),
@@ -161,13 +161,13 @@ def test_variables_are_a_json_object(value: Any) -> None:
         Chat([turn("Hi")], chat_template_kwargs=value)
 
 
-def test_a_setting_that_templates_read_leads_there() -> None:
+def test_the_hint_names_the_field_for_template_variables() -> None:
     for adapter in (langchain_stars.ChatStars, llamaindex_stars.StarsLLM, langchain_stars.StarsLLM):
         with pytest.raises(ConfigError, match=r"chat_template_kwargs=\{'enable_thinking': "):
             adapter(enable_thinking=False)
 
 
-def test_engines_and_adapters_read_alike() -> None:
+def test_engines_and_adapters_read_variables_alike() -> None:
     config = config_of(chat_template_kwargs={"enable_thinking": False})
     plain = config.replace(chat_template_kwargs={})
     with StarsEngine(config) as engine:
@@ -233,13 +233,13 @@ def test_strict_templates_get_merged_turns(name: str, make: Any, fault: str) -> 
     codec = Codec(make(name))
     given = FAULTS[fault]
     text = codec.decode(read_conversation(Chat(given), codec).token_ids)
-    places = [text.find(message.content.strip()) for message in given]
-    assert -1 not in places
+    positions = [text.find(message.content.strip()) for message in given]
+    assert -1 not in positions
     bound = Chat(given, tools=[Tool(name="clock")], tool_choice="none")
     assert codec.decode(read_conversation(bound, codec).token_ids) == text
 
 
-def test_merged_turns_are_as_told() -> None:
+def test_merged_turns_are_as_documented() -> None:
     codec = Codec(tokenizer_of("gemma"))
     merged = [turn("Be kind.\n\nHi"), turn("Ho", "assistant"), turn("A\n\nB\n\nC")]
     given = [turn("Be kind.", "system"), turn("Hi"), turn("Ho", "assistant")]
@@ -250,7 +250,7 @@ def test_merged_turns_are_as_told() -> None:
     assert list(read_conversation(Chat(given), codec).token_ids) == expected
 
 
-def test_a_system_turn_stays_one_where_the_template_has_it() -> None:
+def test_a_system_turn_is_kept_if_the_template_supports_it() -> None:
     """Only what is rejected is merged: here two users in a row."""
     codec = Codec(published("gemma3"))
     given = [turn("Be kind.", "system"), turn("Hi"), turn("You?")]
@@ -262,7 +262,7 @@ def test_a_system_turn_stays_one_where_the_template_has_it() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "gemma"])
-def test_templates_that_take_a_conversation_get_it_as_it_is(name: str) -> None:
+def test_conversations_that_a_template_accepts_are_unchanged(name: str) -> None:
     tokenizer = published(name)
     given = [turn("Be kind.", "system"), turn("Hi"), turn("Ho", "assistant"), turn("And?")]
     expected = tokenizer.apply_chat_template(
@@ -271,7 +271,7 @@ def test_templates_that_take_a_conversation_get_it_as_it_is(name: str) -> None:
     assert list(read_conversation(Chat(given), Codec(tokenizer)).token_ids) == expected
 
 
-def test_a_template_that_leaves_the_system_out_gets_it_from_the_user() -> None:
+def test_a_system_turn_that_a_template_drops_is_merged_into_the_user_turn() -> None:
     silent = (
         "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -282,7 +282,7 @@ def test_a_template_that_leaves_the_system_out_gets_it_from_the_user() -> None:
     assert text == "[user]Be kind.\n\nHi[assistant]"
 
 
-def test_an_answer_goes_on_in_a_strict_template() -> None:
+def test_a_prefill_is_continued_in_a_strict_template() -> None:
     codec = Codec(tokenizer_of("gemma"))
     turns = [turn("Be kind.", "system"), turn("Hi"), turn("Well, I", "assistant")]
     ids = read_conversation(Chat(turns, continue_final_message=True), codec).token_ids
@@ -290,7 +290,7 @@ def test_an_answer_goes_on_in_a_strict_template() -> None:
     assert "Be kind.\n\nHi" in codec.decode(ids)
 
 
-def test_merging_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_merging_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     codec = Codec(tokenizer_of("gemma"))
     for _ in range(3):
         read_conversation(Chat(FAULTS["system"]), codec)
@@ -315,7 +315,7 @@ def test_calls_and_results_are_never_merged() -> None:
     assert "[TOOL_RESULTS]" in shown
 
 
-def test_what_no_merging_helps_is_refused() -> None:
+def test_conversations_that_merging_cannot_fix_are_refused() -> None:
     codec = Codec(tokenizer_of_family(Family("{{ raise_exception('no') }}", ("</s>",), "</s>")))
     with pytest.raises(PromptError, match=r"rejects these messages \(no\).*system, user"):
         read_conversation(Chat(FAULTS["system"]), codec)

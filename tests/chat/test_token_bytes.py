@@ -1,94 +1,39 @@
-"""Characters cut in pieces: a text depends on its token ids alone, not on where they were cut."""
+"""Split characters: a text depends on its token ids only, not on where they were split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from stars_engine import AlignParams, NoSchedule, SamplingParams
-from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.core.offline import stars
-from stars_engine.testing import TableReward, TabularModel
+from stars_engine.testing import TableReward
 from stars_engine.tokenization.codec import Codec
-from tests.conftest import make_rollout
-
-REPLACEMENT = "\ufffd"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A tokenizer with a token for each byte.
-
-    Attributes:
-        codec: Over it.
-        first_byte: Id of the token for byte 0; the others follow.
-        control: Id of a control token.
-    """
-
-    codec: Codec
-    first_byte: int
-    control: int
-
-    def ids(self, data: bytes) -> list[int]:
-        return [self.first_byte + byte for byte in data]
-
-
-@cache
-def byte_fallback() -> Kind:
-    """Llama's kind: tokens for bytes, and tokens of text."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "a", "b", "▁a", REPLACEMENT]
-    vocab = {piece: index for index, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    strip = decoders.Strip(" ", 1, 0)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    return Kind(Codec(tokenizer), first_byte=3, control=2)
-
-
-@cache
-def byte_level() -> Kind:
-    """GPT-2's kind: every token is bytes; some hold a part of a character beside others."""
-    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in own]
-    letters = {byte: chr(byte) for byte in own}
-    letters |= {byte: chr(256 + index) for index, byte in enumerate(others)}
-    assert set(letters.values()) == set(pre_tokenizers.ByteLevel.alphabet())
-    pieces = [letters[byte] for byte in range(256)]
-    pieces += ["".join(letters[byte] for byte in piece) for piece in (b"a\xf0\x9f", b"\x99\x82b")]
-    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["</s>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    return Kind(Codec(tokenizer), first_byte=0, control=258)
-
-
-KINDS = pytest.mark.parametrize("make", [byte_fallback, byte_level])
+from tests.support.byte_tokenizers import (
+    BYTE_TOKENIZERS,
+    REPLACEMENT,
+    ByteTokenizer,
+    FixedOutputModel,
+    byte_fallback,
+    byte_level,
+)
+from tests.support.rollouts import make_rollout
 
 # Bytes of real characters, and bytes that are wrong alone, first, second or everywhere.
 BYTES = sorted({*"a \né€🙂\ufffd\u0800\U00010000".encode(), 0xC0, 0xED, 0xF4, 0xFF})
 
 
-@KINDS
+@BYTE_TOKENIZERS
 @given(data=st.lists(st.sampled_from(BYTES), max_size=10), spot=st.integers(0, 10))
 @example(data=[0xED, 0xA0], spot=0)  # half a surrogate pair
-def test_a_text_goes_on_from_its_beginning(
-    make: Callable[[], Kind], data: list[int], spot: int
+def test_longer_token_sequences_extend_the_text(
+    make: Callable[[], ByteTokenizer], data: list[int], spot: int
 ) -> None:
     kind = make()
     prompt, ids = kind.ids(b"a"), kind.ids(bytes(data))
@@ -110,7 +55,7 @@ def begins_a_character(data: bytes) -> bool:
     return any(len(text) == 1 and text != REPLACEMENT for text in texts)
 
 
-@KINDS
+@BYTE_TOKENIZERS
 @pytest.mark.parametrize("segment_len", [1, 2, 3, 7])
 @pytest.mark.parametrize(
     ("data", "text"),
@@ -123,7 +68,7 @@ def begins_a_character(data: bytes) -> bool:
     ],
 )
 def test_the_text_does_not_depend_on_the_segments(
-    make: Callable[[], Kind], segment_len: int, data: bytes, text: str
+    make: Callable[[], ByteTokenizer], segment_len: int, data: bytes, text: str
 ) -> None:
     kind = make()
     rollout = make_rollout(
@@ -131,26 +76,9 @@ def test_the_text_does_not_depend_on_the_segments(
         align=AlignParams(schedule=NoSchedule(), segment_len=segment_len),
         sampling=SamplingParams(max_tokens=len(data)),
     )
-    model = Dictated(kind.codec, kind.ids(data))
+    model = FixedOutputModel(kind.codec, kind.ids(data))
     emitted = "".join(event.text for event in stars([rollout], model, TableReward({})))
     assert rollout.result().text == emitted == text
-
-
-class Dictated(TabularModel):
-    """Writes given ids, which a codec decodes."""
-
-    def __init__(self, codec: Codec, ids: Sequence[int]) -> None:
-        super().__init__([""] * codec.tokenizer.vocab_size, lambda _: [])
-        self.ids = ids
-        self.completion_text = codec.completion_text
-        self.encode_continuation = codec.encode_continuation
-
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-        """Say the next ones."""
-        return [
-            Draft(tuple(self.ids[request.num_completion_tokens :][: len(request.uniforms)]))
-            for request in requests
-        ]
 
 
 def test_a_piece_of_text_is_a_replacement_character() -> None:
@@ -167,8 +95,8 @@ def test_a_token_that_ends_within_a_character_waits_whole() -> None:
     assert kind.codec.completion_text([b, half], [rest]) == ("🙂b", 1)
 
 
-@KINDS
-def test_half_a_character_of_the_prompt(make: Callable[[], Kind]) -> None:
+@BYTE_TOKENIZERS
+def test_an_incomplete_character_of_the_prompt(make: Callable[[], ByteTokenizer]) -> None:
     kind = make()
     prompt = kind.ids("a\ufffd".encode() + b"\xf0\x9f")
     read = partial(kind.codec.completion_text, prompt)
@@ -179,7 +107,7 @@ def test_half_a_character_of_the_prompt(make: Callable[[], Kind]) -> None:
     assert read(kind.ids("\ufffd".encode())) == ("\ufffd", 3)
 
 
-def test_a_tokenizer_that_does_not_say_waits_for_three_tokens() -> None:
+def test_a_tokenizer_without_byte_information_waits_for_three_tokens() -> None:
     class Plain:
         """All of a tokenizer that a `Codec` asks for, over bytes, as a Python one may be."""
 

@@ -1,4 +1,4 @@
-"""Answers of models that cannot speak: calls of tools, thoughts, text."""
+"""Answers of random models: tool calls, reasoning, text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_forced_calls_are_of_the_tool_and_valid(name: str | None) -> None:
         for choice in ("weather", "clock"):
             chat = Chat([USER], tools=TOOLS, tool_choice=choice)
             for seed in range(3):
-                # A model that cannot speak would never end a thought.
+                # A random model would never end its reasoning.
                 closing = engine.model.codec.tokenizer.convert_tokens_to_ids("</think>")
                 bias = {closing: 100.0} if name == "thinking" else None
                 result = answer(engine, chat, seed, logit_bias=bias)
@@ -113,7 +113,7 @@ class Drawing(BaseModel):
 
 
 @pytest.mark.parametrize("name", [*WITH_TOOLS, "gemma", None])
-def test_arguments_that_refer_to_themselves_and_tagged_unions(name: str | None) -> None:
+def test_recursive_arguments_and_tagged_unions(name: str | None) -> None:
     codec = Codec(tokenizer_of(name))
     form = format_of(codec.tokenizer.chat_template)
     tool = Tool(name="draw", parameters=schema_of(Drawing))
@@ -132,7 +132,7 @@ def test_arguments_that_refer_to_themselves_and_tagged_unions(name: str | None) 
     assert not is_allowed(tree={"name": "a"}, shapes=[{"radius": 1}])
 
 
-def test_arguments_of_random_models_are_read_by_them() -> None:
+def test_arguments_of_random_models_validate() -> None:
     models = {f"tool_{seed}": random_model(seed, unheld=False) for seed in range(2000, 2020)}
     ended = 0
     with engine_of("hermes") as engine:
@@ -160,7 +160,7 @@ def test_arguments_of_random_models_are_read_by_them() -> None:
         ({"properties": {"a": {"pattern": r"\bx"}}}, "`pattern` at #/properties/a"),
     ],
 )
-def test_arguments_that_no_grammar_holds_are_refused(parameters: Any, match: str) -> None:
+def test_arguments_without_a_grammar_are_refused(parameters: Any, match: str) -> None:
     tool = Tool(name="odd", parameters={"type": "object", **parameters})
     with engine_of("hermes") as engine:
         for choice in ("auto", "odd"):
@@ -203,8 +203,8 @@ def test_auto_is_text_or_calls(name: str | None) -> None:
     assert accepts(chat, codec, "Well.\n" + form.write(one))  # without a marker, all of it is text
     for wrong in ([("nobody", {})], [("clock", {"a": 1})], [("weather", {"city": "Oslo"})]):
         assert not accepts(chat, codec, form.write(wrong))
-    begun = form.marker or form.first
-    assert not accepts(chat, codec, begun + "no call")
+    opening = form.marker or form.first
+    assert not accepts(chat, codec, opening + "no call")
 
     must = Chat([USER], tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
     assert accepts(must, codec, form.write(one))
@@ -224,7 +224,7 @@ def test_none_is_text() -> None:
     assert not result.message.tool_calls
 
 
-def test_unconstrained_calls_are_read_all_the_same() -> None:
+def test_unconstrained_calls_are_read() -> None:
     forced = RegexGrammar(pattern=r'<tool_call>\{"name": "nobody", "arguments": \{\}\}</tool_call>')
     with engine_of("hermes") as engine:
         chat = Chat([USER], tools=TOOLS, constrain_tools=False)
@@ -255,23 +255,23 @@ def test_a_whole_turn_with_a_tool() -> None:
     assert said.message is not None
 
 
-def test_a_thought_that_was_begun_goes_on() -> None:
+def test_a_prefill_with_open_reasoning_continues_it() -> None:
     forced = RegexGrammar(pattern="see[.]</think>Hi[.]")
     with engine_of("thinking") as engine:
-        begun = Message(role="assistant", content="<think>\nLet me")
-        chat = Chat([USER, begun], continue_final_message=True)
+        prefill = Message(role="assistant", content="<think>\nLet me")
+        chat = Chat([USER, prefill], continue_final_message=True)
         result = answer(engine, chat, grammar=forced)
     assert result.message == Message(role="assistant", content="Hi.", reasoning="see.")
 
 
-def test_thoughts_are_read_where_the_template_has_them() -> None:
+def test_reasoning_is_read_only_if_the_template_has_it() -> None:
     forced = RegexGrammar(pattern="<think> is an HTML-like tag[.]")
     with engine_of("phi") as engine:
         result = answer(engine, Chat([USER]), grammar=forced)
     assert result.message == Message(role="assistant", content="<think> is an HTML-like tag.")
 
 
-def test_thoughts_between_control_tokens() -> None:
+def test_reasoning_between_control_tokens() -> None:
     tokenizer = tokenizer_of("thinking")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     codec = Codec(tokenizer)
@@ -299,11 +299,11 @@ def test_forced_calls_are_never_rejected(name: str | None) -> None:
     assert result.reward is None
 
 
-def test_a_fallback_is_content_wherever_the_answer_stood() -> None:
-    begun = Message(role="assistant", content="<think>I")
+def test_a_fallback_text_is_content_in_every_state() -> None:
+    prefill = Message(role="assistant", content="<think>I")
     fallback = {"on_exhausted": "fallback", "fallback_text": "SORRY"}
     with engine_of("thinking", schedule=ConstantSchedule(value=1e9), **fallback) as engine:
-        chat = Chat([USER, begun], continue_final_message=True)
+        chat = Chat([USER, prefill], continue_final_message=True)
         forced = RegexGrammar(pattern="[a-z]{12}</think>[A-Z]{12}")
         result = answer(engine, chat, grammar=forced)
     assert result.message is not None
@@ -312,8 +312,8 @@ def test_a_fallback_is_content_wherever_the_answer_stood() -> None:
     assert "SORRY" not in (result.message.reasoning or "")
 
 
-@pytest.mark.parametrize("begun", ["<think>I wonder", "<think>I wonder</think>The film"])
-def test_the_reward_does_not_read_a_thought_that_was_begun(begun: str) -> None:
+@pytest.mark.parametrize("prefill", ["<think>I wonder", "<think>I wonder</think>The film"])
+def test_the_reward_does_not_read_the_reasoning_of_a_prefill(prefill: str) -> None:
     read: list[str] = []
     tokenizer = tokenizer_of("thinking")
     engine = StarsEngine(
@@ -323,21 +323,21 @@ def test_the_reward_does_not_read_a_thought_that_was_begun(begun: str) -> None:
             align=AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4),
         )
     )
-    pattern = "hm[.]{9}</think>[A-Z]{12}" if begun.endswith("wonder") else "[A-Z]{12}"
+    pattern = "hm[.]{9}</think>[A-Z]{12}" if prefill.endswith("wonder") else "[A-Z]{12}"
     sampling = SamplingParams(grammar=RegexGrammar(pattern=pattern), max_tokens=60, seed=0)
-    chat = Chat([USER, Message(role="assistant", content=begun)], continue_final_message=True)
+    chat = Chat([USER, Message(role="assistant", content=prefill)], continue_final_message=True)
     [result] = engine.generate(chat, sampling=sampling)
     assert read
     assert all("wonder" not in completion for completion in read)
     assert result.message is not None
-    prose = begun.rpartition("</think>")[2].replace("<think>I wonder", "")
+    prose = prefill.rpartition("</think>")[2].replace("<think>I wonder", "")
     assert prose + result.message.content in read
 
 
-def test_what_goes_on_with_text_needs_a_marker_for_calls() -> None:
-    begun = Message(role="assistant", content="The JSON is ")
+def test_continued_text_needs_a_marker_for_calls() -> None:
+    prefill = Message(role="assistant", content="The JSON is ")
     for name in ("llama", "gemma"):
-        chat = Chat([USER, begun], tools=TOOLS, continue_final_message=True)
+        chat = Chat([USER, prefill], tools=TOOLS, continue_final_message=True)
         with engine_of(name) as engine:
             result = answer(engine, chat, grammar=RegexGrammar(pattern='[{]"name": "Bob"[}]'))
         assert result.message == Message(role="assistant", content='{"name": "Bob"}')
@@ -352,6 +352,6 @@ def test_a_forced_call_that_is_cut_off_is_an_invalid_one() -> None:
     assert [call.text for call in result.message.invalid_tool_calls] == [result.text]
 
 
-def test_none_is_nothing() -> None:
+def test_an_answer_without_text_or_calls() -> None:
     dumped = {"role": "assistant", "content": "x", "tool_calls": None, "refusal": None}
     assert Message(**dumped) == Message(role="assistant", content="x")

@@ -1,4 +1,4 @@
-"""Calls of tools as models write them, read back."""
+"""Tool calls as models write them, read back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.chat_templates import FAMILIES, tokenizer_of
 FORMATS = [HERMES, MISTRAL, MISTRAL_NAMED, LLAMA, GENERIC]
 
 
-def test_formats_are_told_by_the_template() -> None:
+def test_the_template_determines_the_format() -> None:
     formats = {name: format_of(family.template).name for name, family in FAMILIES.items()}
     assert formats == {
         "hermes": "hermes",
@@ -40,7 +40,7 @@ def test_formats_are_told_by_the_template() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_what_is_written_is_read(form: ToolFormat) -> None:
+def test_written_calls_are_read_back(form: ToolFormat) -> None:
     calls = [("weather", {"city": 'Ål "X"', "days": 2}), ("clock", {})]
     if form.between is None:
         calls = calls[:1]
@@ -78,7 +78,7 @@ def test_malformed_calls_are_kept(broken: str) -> None:
         assert read.content == ("Well." if form.marker else "")
 
 
-def test_text_is_no_call() -> None:
+def test_plain_text_is_not_a_call() -> None:
     for form in FORMATS:
         for text in ("Hello.", '{"a": 1}', "", "[1, 2]"):
             assert read_calls(text, form, TOOLS).content == text
@@ -116,14 +116,14 @@ def test_markers_in_arguments_are_arguments(form: ToolFormat, said: str) -> None
         ('{"name"', LLAMA),
     ],
 )
-def test_nothing_of_a_broken_answer_is_lost(text: str, form: ToolFormat) -> None:
+def test_broken_answers_stay_as_content(text: str, form: ToolFormat) -> None:
     read = read_calls(text, form, TOOLS)
     assert read.content + "".join(call.text for call in read.invalid) == text
     assert read.invalid
     assert not read.valid
 
 
-def test_what_is_said_behind_calls_is_content() -> None:
+def test_text_after_calls_is_content() -> None:
     one = HERMES.write([("clock", {})])
     read = read_calls(f"Well.\n{one}\nDone.\n{one} Bye.", HERMES, TOOLS)
     assert len(read.valid) == 2
@@ -144,7 +144,7 @@ def test_what_is_said_behind_calls_is_content() -> None:
     ],
     ids=["open", "deep", "nan", "surrogate", "nested"],
 )
-def test_arguments_that_nothing_can_hold_are_invalid(arguments: str) -> None:
+def test_arguments_beyond_any_type_are_invalid(arguments: str) -> None:
     for form in FORMATS:
         text = form.begin + form.head_of("clock") + arguments + form.tail + form.end
         read = read_calls(text, form, TOOLS)
@@ -159,7 +159,7 @@ def test_numbers_beyond_floats_are_the_largest() -> None:
     assert ToolCall.model_validate_json(call.model_dump_json()) == call
 
 
-def test_a_marker_that_is_a_control_token_is_not_one_that_is_spelled() -> None:
+def test_a_control_token_differs_from_its_spelling() -> None:
     codec = Codec(tokenizer_of("mistral"))
     form = format_as_seen(MISTRAL, codec)
     spelled = "The marker [TOOL_CALLS] tells that calls follow."
@@ -174,7 +174,7 @@ def test_a_marker_that_is_a_control_token_is_not_one_that_is_spelled() -> None:
     assert [call.text for call in read.invalid] == ["{"]
 
 
-def test_a_tag_alone_is_text() -> None:
+def test_a_tag_without_a_call_is_text() -> None:
     call = LLAMA.write([("clock", {})])
     for text in ("<|python_tag|> is a token.", "<|python_tag|>", f"\x1c{call}"):
         assert read_calls(text, LLAMA, TOOLS).content == text
@@ -182,7 +182,7 @@ def test_a_tag_alone_is_text() -> None:
     assert [call.name for call in tagged.valid] == ["clock"]
 
 
-def test_beginnings_of_calls() -> None:
+def test_incomplete_calls() -> None:
     for form in FORMATS:
         whole = (form.marker or form.first) + " "
         assert all(may_be_a_call(whole[:size], form) for size in range(1, len(whole)))
@@ -212,7 +212,7 @@ def test_closing_tags_are_no_content() -> None:
         assert (len(read.valid), read.content, read.invalid) == (1, "", ())
 
 
-def test_calls_without_a_marker_of_their_own() -> None:
+def test_calls_without_a_marker() -> None:
     one, bad = '{"name": "clock", "arguments": {}}', '{"name": "nobody"}'
     read = read_calls(f"<tool_call>{one} {bad}</tool_call> Well.", HERMES, TOOLS)
     assert [call.name for call in read.valid] == ["clock"]
@@ -222,7 +222,7 @@ def test_calls_without_a_marker_of_their_own() -> None:
     assert (len(read.valid), read.content) == (2, "Well.")
 
 
-def test_control_tokens_within_arguments_are_their_names() -> None:
+def test_control_tokens_within_arguments_are_text() -> None:
     codec = Codec(tokenizer_of("mistral"))
     written = MISTRAL.write([("clock", {"c": "[TOOL_CALLS] x"})])
     ids = codec.encode_rendered(written)
@@ -233,7 +233,7 @@ def test_control_tokens_within_arguments_are_their_names() -> None:
     assert call.arguments == {"c": "[TOOL_CALLS] x"}
 
 
-def test_keys_that_only_look_like_those_of_calls() -> None:
+def test_keys_similar_to_those_of_calls() -> None:
     for text, form in (
         ('{"na me": 1}', LLAMA),
         ('{"to ol_calls": 1}', GENERIC),

@@ -1,4 +1,4 @@
-"""What is not judged: reasoning, calls of tools, JSON by a grammar."""
+"""Unscored spans: reasoning, tool calls, JSON from a grammar."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from stars_engine.chat.replies import ReplyReader
 from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
-from tests.conftest import make_rollout
 from tests.support.chat import CLOCK, USER
 from tests.support.chat_templates import random_llama, tokenizer_of
+from tests.support.rollouts import make_rollout
 
 PIECES = ("<think>", "</think>", "a", "b", "")
 END = 4
@@ -52,7 +52,7 @@ class PlainReader(ReplyReader):
 
 
 def next_probs(completion: tuple[int, ...]) -> tuple[float, ...]:
-    """Thoughts of one or two tokens, and of those that do not end; answers without any."""
+    """Reasoning of one or two tokens, or without an end; answers without reasoning."""
     return (
         (0.75, 0.0, 0.25, 0.0, 0.0),
         (0.0, 0.5, 0.25, 0.0, 0.25),
@@ -62,7 +62,7 @@ def next_probs(completion: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def prose_of(text: str) -> str | None:
-    """Return what follows the thought; None where it has not ended."""
+    """Return what follows the reasoning; None where it has not ended."""
     if not text.startswith("<think>"):
         return text
     _, closed, rest = text.partition("</think>")
@@ -78,7 +78,7 @@ def expected_law() -> dict[tuple[str, str], float]:
         text = "".join(PIECES[token] for token in ids)
         prose = prose_of(text)
         if ids[-1] != END and (prose is None or prose == (prose_of(before) or "")):
-            return 1.0  # a thought, or the end of one
+            return 1.0  # reasoning, or the end of it
         return min(1.0, math.exp((REWARDS.get(prose or "", 0.0) - TAU) / BETA))
 
     def go(ids: tuple[int, ...], weight: float) -> None:
@@ -104,7 +104,7 @@ def expected_law() -> dict[tuple[str, str], float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_candidates", [1, 2])
-def test_the_law_with_thoughts_that_are_not_judged(num_candidates: int) -> None:
+def test_the_law_with_unscored_reasoning(num_candidates: int) -> None:
     """The real loop, enumerated, against the closed formula."""
     align = AlignParams(
         schedule=ConstantSchedule(value=TAU),
@@ -119,7 +119,7 @@ def test_the_law_with_thoughts_that_are_not_judged(num_candidates: int) -> None:
 
     def run(noise: TreeNoise) -> tuple[str, str]:
         rollout = make_rollout(align=align, sampling=sampling, noise=noise)
-        rollout.replies = PlainReader(None, HERMES, (), "may")  # type: ignore[arg-type]
+        rollout.spans = PlainReader(None, HERMES, (), "may")  # type: ignore[arg-type]
         for _ in stars([rollout], model, TableReward(REWARDS)):
             pass
         return rollout.result().text, rollout.result().finish_reason
@@ -152,16 +152,16 @@ def engine_of(read: list[str], **align: Any) -> StarsEngine:
     )
 
 
-THOUGHT = RegexGrammar(pattern="<think>\n[a-z ]{20}\n</think>\n\n[A-Z]{16}")
+REASONING = RegexGrammar(pattern="<think>\n[a-z ]{20}\n</think>\n\n[A-Z]{16}")
 CALL = RegexGrammar(
     pattern=r'[A-Z]{12}<tool_call>\n\{"name": "clock", "arguments": \{\}\}\n</tool_call>'
 )
 
 
-def test_thoughts_are_kept_unjudged_and_the_reward_does_not_read_them() -> None:
+def test_reasoning_is_kept_unjudged_and_the_reward_does_not_read_it() -> None:
     read: list[str] = []
     with engine_of(read) as engine:
-        sampling = engine.sampling.replace(grammar=THOUGHT)
+        sampling = engine.sampling.replace(grammar=REASONING)
         [result] = engine.generate(Chat([USER]), sampling=sampling)
     verdicts = [segment.verdict for segment in result.segments]
     assert verdicts.count("unjudged") >= 5
@@ -189,10 +189,10 @@ def test_calls_are_kept_unjudged() -> None:
     assert result.message.content in read
 
 
-def test_all_is_judged_where_that_is_asked() -> None:
+def test_judge_all_scores_every_segment() -> None:
     read: list[str] = []
     with engine_of(read, judge="all") as engine:
-        sampling = engine.sampling.replace(grammar=THOUGHT)
+        sampling = engine.sampling.replace(grammar=REASONING)
         [result] = engine.generate(Chat([USER]), sampling=sampling)
     assert all(segment.verdict != "unjudged" for segment in result.segments)
     assert result.text in read
@@ -202,13 +202,13 @@ def test_texts_are_the_same_however_many_are_drafted_at_once() -> None:
     texts = set()
     for count in (1, 4):
         with engine_of([], num_candidates=count) as engine:
-            sampling = engine.sampling.replace(grammar=THOUGHT)
+            sampling = engine.sampling.replace(grammar=REASONING)
             results = engine.generate([Chat([USER])] * 3, sampling=sampling)
             texts.add(tuple(result.text for result in results))
     assert len(texts) == 1
 
 
-def test_json_by_a_grammar_is_not_judged() -> None:
+def test_json_from_a_grammar_is_unscored() -> None:
     read: list[str] = []
     impossible = {"schedule": ConstantSchedule(value=1e9), "on_exhausted": "raise"}
     grammar = JsonGrammar(
@@ -230,10 +230,10 @@ def test_json_by_a_grammar_is_not_judged() -> None:
 
 
 @pytest.mark.slow
-def test_calibration_of_answers_with_thoughts_ends() -> None:
-    """All drafts of a stage have a reward there, those within a thought that of no prose."""
+def test_calibration_of_answers_with_reasoning_ends() -> None:
+    """All drafts have a reward: those within reasoning have that of an empty text."""
     with engine_of([], schedule=AutoSchedule()) as engine:
-        sampling = engine.sampling.replace(grammar=THOUGHT, max_tokens=48)
+        sampling = engine.sampling.replace(grammar=REASONING, max_tokens=48)
         chats = [Chat([USER, {"role": "user", "content": str(n)}]) for n in range(8)]
         found = calibrate(
             engine, chats, target_acceptance=0.5, segment_len=8, sampling=sampling, seed=0
@@ -243,7 +243,7 @@ def test_calibration_of_answers_with_thoughts_ends() -> None:
     assert result.segments[0].verdict == "unjudged"
 
 
-def test_an_empty_answer_is_judged() -> None:
+def test_an_empty_answer_is_scored() -> None:
     read: list[str] = []
     with engine_of(read) as engine:
         end = engine.model.codec.tokenizer.eos_token_id

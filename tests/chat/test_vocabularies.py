@@ -1,4 +1,4 @@
-"""Vocabularies with peculiarities: padding that is a character, added words, holes between ids."""
+"""Unusual vocabularies: padding that is a character, added words, gaps between ids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stars_engine import (
 )
 from stars_engine.grammars import Grammars
 from stars_engine.tokenization.codec import Codec
-from tests.chat.test_token_bytes import byte_fallback
+from tests.support.byte_tokenizers import byte_fallback
 from tests.support.chat_templates import random_llama
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -96,7 +96,7 @@ def test_padding_that_is_a_word_is_text() -> None:
 
 
 @pytest.mark.parametrize("token", ["<pad>", "[PAD]", "padding"])
-def test_padding_of_its_own_is_none(token: str) -> None:
+def test_a_separate_padding_token_is_not_text(token: str) -> None:
     codec = Codec(byte_level(pad_token=token))
     assert token in codec.reserved_tokens
     assert codec.tokenizer.pad_token_id not in codec.encode(f"a{token}b")
@@ -127,7 +127,7 @@ WORDS = ["café", "naïve", "日本", "Ġx", "ÄÄ", "smile 🙂"]
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_added_words_read_as_they_are(word: str) -> None:
+def test_added_words_are_decoded_unchanged(word: str) -> None:
     tokenizer = byte_level(added=WORDS)
     codec = Codec(tokenizer)
     token = tokenizer.convert_tokens_to_ids(word)
@@ -147,7 +147,7 @@ def test_added_words_read_as_they_are(word: str) -> None:
     assert accepts(codec, word, [token], len(tokenizer))
 
 
-def test_added_letters_that_stand_for_bytes_leave_other_text_alone() -> None:
+def test_added_letters_that_encode_bytes_leave_other_text_alone() -> None:
     """The vocabulary has them already, as bytes: their tokens are those of the bytes."""
     tokenizer = byte_level(added=["é", "½", "Ġ", "õ"])
     assert len(tokenizer) == len(LETTERS) + 1
@@ -156,7 +156,7 @@ def test_added_letters_that_stand_for_bytes_leave_other_text_alone() -> None:
         assert codec.decode(codec.encode(text)) == text
 
 
-def test_added_blanks_of_sentencepiece_are_blanks() -> None:
+def test_added_spaces_of_sentencepiece_are_spaces() -> None:
     """Gemma's tokenizer looks for its pieces of several blanks, as for added tokens."""
     state = json.loads(byte_fallback().codec.tokenizer.backend_tokenizer.to_str())
     state["model"]["vocab"]["▁▁"] = len(state["model"]["vocab"])
@@ -215,7 +215,7 @@ def test_grammars_write_ids_beyond_the_number_of_tokens() -> None:
     assert not any(grammars.allows(state, token) for token in holes[::50])
 
 
-def test_typed_tokens_are_text_in_a_vocabulary_with_holes() -> None:
+def test_control_tokens_in_prompts_are_text_in_a_vocabulary_with_holes() -> None:
     codec = Codec(with_holes())
     text = "a</s>b café"
     assert codec.tokenizer.eos_token_id not in codec.encode(text)

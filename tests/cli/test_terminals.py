@@ -1,4 +1,4 @@
-"""Control characters of prompts and answers: seen on a terminal, unchanged in files and pipes."""
+"""Control characters in prompts and answers: escaped on a terminal only."""
 
 from __future__ import annotations
 
@@ -45,21 +45,19 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_control_characters_are_seen(name: str) -> None:
+def test_control_characters_are_visible(name: str) -> None:
     shown = output.visible(NASTY[name])
     assert not RAW & set(shown)
     assert "\\" in shown
 
 
-def test_other_text_is_as_it_is() -> None:
+def test_other_text_is_unchanged() -> None:
     text = "Ünïcode 🙂 👩‍👩‍👧 العربية עברית\n\tindented [red]\\x1b"
     assert output.visible(text) == text
 
 
 @pytest.mark.parametrize("text", NASTY.values())
-def test_what_is_written_to_a_terminal_and_to_a_file(
-    monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_output_on_a_terminal_and_in_a_file(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
         monkeypatch.setattr(sys, "stdout", stream)
@@ -69,7 +67,7 @@ def test_what_is_written_to_a_terminal_and_to_a_file(
 
 
 @pytest.mark.parametrize("text", NASTY.values())
-def test_json_stays_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_json_output_stays_valid(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     output.write_json(json.dumps({"text": text}, ensure_ascii=False))
@@ -127,7 +125,7 @@ def test_the_demo(text: str) -> None:
         assert MARKUP in found
 
 
-def test_the_transcript_shows_them() -> None:
+def test_the_transcript_shows_control_characters() -> None:
     for text in NASTY.values():
         assert not RAW & set(transcript(answer(text)))
 
@@ -209,7 +207,7 @@ def on_a_terminal(arguments: list[str], cwd: Path, **env: str) -> bytes:
     ],
     ids=" ".join,
 )
-def test_a_real_terminal_gets_no_escape(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_real_terminal_gets_no_escape_sequence(tmp_path: Path, arguments: list[str]) -> None:
     text = "\x1b]0;owned\x07\x9b31m\u202e[red]evil"
     given = [part.replace("PROMPT", text) for part in arguments]
     found = on_a_terminal(given, tmp_path).decode()
@@ -230,7 +228,7 @@ def test_a_pipe_gets_the_prompt_unchanged(tmp_path: Path) -> None:
     assert run.stdout.decode().count(text) == 2
 
 
-def test_a_full_standard_output_is_told(tmp_path: Path) -> None:
+def test_a_full_standard_output_is_reported(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         run = subprocess.run(
             [*COMMAND, "generate", "The film", "--max-tokens", "4"],

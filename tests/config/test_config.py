@@ -88,6 +88,14 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
             lambda: TransformersModel(name_or_path="a", model_kwargs={"use_safetensors": False}),
             ["model_kwargs", "use_safetensors", "safetensors"],
         ),
+        (
+            lambda: TransformersModel(name_or_path="a", model_kwargs={"config": {"vocab_size": 5}}),
+            ["model_kwargs", "'config' is of type dict", "a config object of transformers", "Hint:"],
+        ),
+        (
+            lambda: TransformersModel(name_or_path="a", model_kwargs={"config": "org/model"}),
+            ["model_kwargs", "'config' is of type str", "AutoConfig.from_pretrained(...)"],
+        ),
         (lambda: TransformersModel(model=1, tokenizer=1, dtype="float16"), ["dtype", "in memory"]),
         (lambda: FunctionReward(function="polite"), ["function", "'polite'", "package.module:name"]),
         (lambda: ClassifierReward(name_or_path="a", batch_size=0), ["batch_size", "0", ">= 1"]),
@@ -115,7 +123,9 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: Chat([{"role": "boss", "content": "hi"}]), ["messages", "role", "'boss'", "'user'"]),
     ],
 )  # fmt: skip
-def test_one_clear_message(build: Callable[[], object], words: list[str]) -> None:
+def test_every_bad_value_gives_one_clear_message(
+    build: Callable[[], object], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         build()
     message = str(caught.value)
@@ -134,7 +144,7 @@ def test_several_problems_are_listed_together() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])
-def test_files_give_back_an_equal_config(tmp_path: Path, suffix: str) -> None:
+def test_configs_survive_files(tmp_path: Path, suffix: str) -> None:
     config = StarsConfig(
         model=TransformersModel(name_or_path="a/b", dtype="bfloat16", model_kwargs={"x": [1]}),
         reward=FunctionReward(function="math:sin", floor=-math.inf),
@@ -166,7 +176,7 @@ def test_every_text_survives_a_file(tmp_path: Path, suffix: str, stop: list[str]
     assert StarsConfig.from_file(path) == config
 
 
-def test_visible_text_is_written_as_it_is(tmp_path: Path) -> None:
+def test_visible_text_is_written_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     StarsConfig(sampling=SamplingParams(stop=["Ünïcode 🙂"])).to_file(path)
     assert "- Ünïcode 🙂\n" in path.read_text(encoding="utf-8")
@@ -206,7 +216,7 @@ def test_files_that_cannot_be_used(
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_live_objects_go_into_no_file(tmp_path: Path) -> None:
+def test_live_objects_cannot_be_saved(tmp_path: Path) -> None:
     config = StarsConfig(
         model=TransformersModel(model=object(), tokenizer=object()),
         reward=lambda prompt, completion: 1.0,
@@ -224,7 +234,7 @@ def test_live_objects_go_into_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kwargs", [{"a": object()}, {"a": [{"b": (1, 2)}]}, {"a": math.inf}, {"a": {0: "10GB"}}]
 )
-def test_objects_in_model_kwargs_go_into_no_file(
+def test_objects_in_model_kwargs_cannot_be_saved(
     tmp_path: Path, suffix: str, kwargs: dict[str, object]
 ) -> None:
     part = {"name_or_path": "a/b", "model_kwargs": kwargs}
@@ -259,20 +269,20 @@ def test_token_ids_are_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere/stars.yaml", "folder.yaml", "file.txt/stars.json"])
-def test_places_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "file.txt").touch()
     with pytest.raises(ConfigError, match=r"cannot be written: .*; check the path"):
         StarsConfig().to_file(tmp_path / name)
 
 
-def test_the_cure_fits_the_live_object(tmp_path: Path) -> None:
+def test_the_hint_suits_the_live_object(tmp_path: Path) -> None:
     live = ClassifierReward(model=object(), tokenizer=object())
     with pytest.raises(ConfigError, match=r"reward.*give name_or_path$"):
         StarsConfig(model="a/b", reward=live, align=FIXED).to_file(tmp_path / "stars.yaml")
 
 
-def test_frozen_replaceable_and_hashed() -> None:
+def test_configs_are_frozen_replaceable_and_hashable() -> None:
     params = AlignParams(schedule=NoSchedule())
     with pytest.raises(ConfigError, match=r"beta.*frozen.*\.replace\(beta=\.\.\.\)"):
         params.beta = 1.0
@@ -291,27 +301,27 @@ def test_frozen_replaceable_and_hashed() -> None:
         (lambda: TransformersModel("a/b"), "TransformersModel(name_or_path='a/b')"),
     ],
 )
-def test_fields_are_given_by_name(build: Callable[[], object], hint: str) -> None:
+def test_fields_are_keyword_only(build: Callable[[], object], hint: str) -> None:
     with pytest.raises(TypeError) as caught:
         build()
     assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_errors_travel(again: Callable[[Exception], Exception]) -> None:
+def test_errors_can_be_pickled(again: Callable[[Exception], Exception]) -> None:
     """To other processes, and through the copies that task queues make."""
     with pytest.raises(ConfigError) as caught:
         SamplingParams(max_tokens=0, n=0)
     caught.value.add_note("noted")
     for error in (caught.value, MissingExtraError("torch", "local")):
-        twin = again(error)
-        assert type(twin) is type(error)
-        assert str(twin) == str(error)
-        assert vars(twin) == vars(error)
-    assert twin.name == "torch"
+        copied = again(error)
+        assert type(copied) is type(error)
+        assert str(copied) == str(error)
+        assert vars(copied) == vars(error)
+    assert copied.name == "torch"
 
 
-def test_names_and_callables_stand_for_configs() -> None:
+def test_names_and_callables_are_accepted_as_configs() -> None:
     config = StarsConfig(model="a/b", reward="c/d", align=FIXED)
     assert config.model == TransformersModel(name_or_path="a/b")
     assert config.reward == ClassifierReward(name_or_path="c/d")
@@ -330,7 +340,7 @@ def test_json_schema_documents_every_field() -> None:
             assert field == "kind" or "description" in about, f"{name}.{field}"
 
 
-def test_other_segments_get_the_pairs_ramp() -> None:
+def test_other_segment_lengths_keep_the_embedded_ramp() -> None:
     """Thresholds that were measured for segments of one length mean nothing to another."""
     config, own, ramp = StarsConfig(), embedded_align(), embedded_ramp()
     assert config.with_thresholds() == own
@@ -346,14 +356,14 @@ def test_other_segments_get_the_pairs_ramp() -> None:
     assert config.with_thresholds(given) == given
 
 
-def test_one_field_changed_by_name_leaves_the_pairs_other_settings() -> None:
+def test_one_changed_field_keeps_the_other_embedded_settings() -> None:
     own = StarsConfig().align
     changed = with_fields(StarsConfig(), {"max_attempts": 5}, owner="StarsLLM").align
     assert changed == own.replace(max_attempts=5)
     assert changed.segment_len == own.segment_len != AlignParams().segment_len
 
 
-def test_the_hint_of_an_error_is_an_attribute_too() -> None:
+def test_the_hint_of_an_error_is_an_attribute() -> None:
     problems = [Problem("a", "is 1. Hint: give 2"), Problem("b", "is 3"), Problem("c", "Hint: 4")]
     assert ConfigError("X", problems).hint == "give 2\n4"
     assert ConfigError("X", problems[1:2]).hint == ""
@@ -363,7 +373,7 @@ def test_the_hint_of_an_error_is_an_attribute_too() -> None:
     assert StarsWarning("slow. Hint: be quick").hint == "be quick"
 
 
-def test_text_that_no_file_can_hold_is_refused() -> None:
+def test_text_that_no_file_can_encode_is_refused() -> None:
     for build in (
         lambda: SamplingParams(stop=["\ud800"]),
         lambda: AlignParams(on_exhausted="fallback", fallback_text="a\udc80"),
@@ -379,7 +389,7 @@ def test_a_path_in_a_message_has_no_control_characters() -> None:
     assert "owned" in str(caught.value)
 
 
-def test_every_error_that_tells_how_to_fix_it_has_its_hint() -> None:
+def test_advice_in_messages_is_marked_as_a_hint() -> None:
     """No message of ours gives advice under another word than `Hint:`."""
     for package in ("stars_engine", "langchain_stars", "llamaindex_stars"):
         for path in (Path(__file__).parents[2] / package).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and processes that end while they write."""
+"""Full and read-only disks, and processes that are killed while they write."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from stars_engine import (
     StarsEngine,
     StarsResult,
 )
+from stars_engine.calibration.auto import _path_of
 from stars_engine.calibration.cache import load_or_create
 from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.fit import Fitter, Target
-from stars_engine.disk import append_lines, write_file, write_parts
-from stars_engine.files import check_writable
+from stars_engine.files.config_files import check_writable
+from stars_engine.files.disk import append_lines, write_file, write_parts
 from stars_engine.trace import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ WRITERS: dict[str, Callable[[Path, StarsResult], object]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_leaves_the_old_file(disk: Path, one: StarsResult, name: str) -> None:
+def test_a_full_disk_keeps_the_old_file(disk: Path, one: StarsResult, name: str) -> None:
     path = disk / name
     path.write_text("old")
     path.chmod(0o640)
@@ -121,7 +122,7 @@ def test_a_full_disk_leaves_the_old_file(disk: Path, one: StarsResult, name: str
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_read_only_directory_leaves_the_old_file(
+def test_a_read_only_directory_keeps_the_old_file(
     immutable: Path, one: StarsResult, name: str
 ) -> None:
     path = immutable / "old.json"
@@ -136,11 +137,11 @@ def test_a_read_only_directory_leaves_the_old_file(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_wrong_places_are_named(tmp_path: Path, one: StarsResult, name: str) -> None:
+def test_invalid_paths_are_named(tmp_path: Path, one: StarsResult, name: str) -> None:
     suffix = Path(name).suffix
     (tmp_path / f"folder{suffix}").mkdir()
     (tmp_path / "file").touch()
-    places = {
+    targets = {
         tmp_path / f"folder{suffix}": "Is a directory",
         tmp_path / "nowhere" / name: "No such file or directory",
         tmp_path / "file" / name: "Not a directory",
@@ -148,17 +149,17 @@ def test_wrong_places_are_named(tmp_path: Path, one: StarsResult, name: str) -> 
         tmp_path / f"zero\0byte{suffix}": "null byte",
         tmp_path / f"half\ud800{suffix}": "surrogates",
     }
-    for place, words in places.items():
+    for target, words in targets.items():
         with pytest.raises(
             ConfigError, match=rf"(?s)cannot be written: .*{words}.*Hint: "
         ) as caught:
-            WRITERS[name](place, one)
+            WRITERS[name](target, one)
         assert len(str(caught.value)) < 700
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f"folder{suffix}", "file"])
 
 
 @pytest.mark.parametrize("name", ["n" * 5000 + ".json", "zero\0byte.json"])
-def test_files_of_impossible_names_are_not_read(tmp_path: Path, name: str) -> None:
+def test_files_with_impossible_names_are_not_read(tmp_path: Path, name: str) -> None:
     for read in (StarsConfig.from_file, lambda path: list(read_jsonl(path))):
         with pytest.raises(ConfigError, match=r"cannot be read: "):
             read(tmp_path / name)
@@ -166,7 +167,7 @@ def test_files_of_impossible_names_are_not_read(tmp_path: Path, name: str) -> No
         check_writable(tmp_path / name, "report")
 
 
-def test_a_limit_of_file_sizes_is_as_a_full_disk(tmp_path: Path) -> None:
+def test_a_file_size_limit_acts_like_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     path.write_text("old")
     code = (
@@ -188,7 +189,7 @@ def test_a_limit_of_file_sizes_is_as_a_full_disk(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_links_modes_and_devices(tmp_path: Path) -> None:
+def test_symlinks_modes_and_devices_are_preserved(tmp_path: Path) -> None:
     real, link, dangling = tmp_path / "real", tmp_path / "link", tmp_path / "dangling"
     real.write_text("old")
     real.chmod(0o600)
@@ -218,7 +219,7 @@ def test_links_modes_and_devices(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="needs root")
-def test_a_file_that_is_write_protected_stays(tmp_path: Path) -> None:
+def test_a_write_protected_file_is_kept(tmp_path: Path) -> None:
     """Its directory would permit to replace it, which its owner did not want."""
     tmp_path.chmod(0o777)
     path = tmp_path / "kept"
@@ -236,7 +237,7 @@ def test_a_file_that_is_write_protected_stays(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_what_fails_halfway_leaves_the_old_file(tmp_path: Path, one: StarsResult) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, one: StarsResult) -> None:
     path = tmp_path / "results.jsonl"
     write_jsonl([one], path)
     old = path.read_bytes()
@@ -254,7 +255,7 @@ def test_what_fails_halfway_leaves_the_old_file(tmp_path: Path, one: StarsResult
 # --- appended lines ---
 
 
-def test_a_full_disk_appends_no_half_line(disk: Path, one: StarsResult) -> None:
+def test_a_full_disk_leaves_no_partial_line(disk: Path, one: StarsResult) -> None:
     path = disk / "results.jsonl"
     write_jsonl([one], path)
     fill(disk)
@@ -272,7 +273,7 @@ def test_a_full_disk_appends_no_half_line(disk: Path, one: StarsResult) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40, 200])
-def test_a_torn_last_line_is_tolerated_and_mended(
+def test_a_truncated_last_line_is_tolerated_and_repaired(
     tmp_path: Path, one: StarsResult, caplog: pytest.LogCaptureFixture, cut: int
 ) -> None:
     path = tmp_path / "results.jsonl"
@@ -289,7 +290,7 @@ def test_a_torn_last_line_is_tolerated_and_mended(
 @pytest.mark.parametrize(
     "tail", [b"{", b'{"text": "\xff', b"\0" * 5000, b'{"text": "a"}', b'{"a": "' + b"b" * 200_000]
 )
-def test_any_torn_line(tmp_path: Path, one: StarsResult, tail: bytes) -> None:
+def test_a_line_truncated_anywhere(tmp_path: Path, one: StarsResult, tail: bytes) -> None:
     path = tmp_path / "results.jsonl"
     write_jsonl([one], path)
     path.write_bytes(path.read_bytes() + tail)
@@ -316,7 +317,7 @@ def test_a_file_of_another_kind_is_not_appended_to(tmp_path: Path, one: StarsRes
         (b"{" * 5000, "line 2 is not a result"),
     ],
 )
-def test_a_line_that_is_no_result_is_told_by_its_number(
+def test_errors_name_the_line_that_is_not_a_result(
     tmp_path: Path, one: StarsResult, line: bytes, words: str
 ) -> None:
     path = tmp_path / "results.jsonl"
@@ -328,7 +329,9 @@ def test_a_line_that_is_no_result_is_told_by_its_number(
         next(reading)
 
 
-def test_results_are_read_with_a_mark_and_empty_lines(tmp_path: Path, one: StarsResult) -> None:
+def test_results_are_read_with_a_byte_order_mark_and_empty_lines(
+    tmp_path: Path, one: StarsResult
+) -> None:
     path = tmp_path / "results.jsonl"
     write_jsonl([one], path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n  \n" + path.read_bytes())
@@ -359,9 +362,9 @@ def test_a_calibration_survives_a_full_disk(disk: Path, caplog: pytest.LogCaptur
     made: list[int] = []
     schedule = thresholds(200)
     assert load_or_create(path, asked(made, schedule), lambda: True) is schedule
-    [told] = warnings_of(caplog)
+    [warning] = warnings_of(caplog)
     for word in (str(path), "No space left", "free some space", "STARS_CACHE_DIR"):
-        assert word in told
+        assert word in warning
     assert not list(path.parent.glob(".stars*"))
     assert not list(path.parent.glob("*.yaml"))
     (disk / "filler").unlink()
@@ -382,14 +385,32 @@ def test_a_calibration_survives_a_directory_in_its_place(
 
 
 @pytest.mark.parametrize("place", ["file/calibrations/key.yaml", "n" * 300 + "/key.yaml"])
-def test_a_calibration_survives_a_cache_that_cannot_be(
+def test_a_calibration_survives_an_impossible_cache_path(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
     (tmp_path / "file").touch()
     schedule = thresholds()
     assert load_or_create(tmp_path / place, lambda: schedule, lambda: True) is schedule
-    [told] = warnings_of(caplog)
-    assert "cannot be cached in" in told
+    [warning] = warnings_of(caplog)
+    assert "cannot be cached in" in warning
+
+
+def test_the_cache_may_be_in_a_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    schedule = thresholds()
+    with StarsEngine(StarsConfig()) as engine:
+        for folder in ("~/c", "~nobody_/c"):
+            monkeypatch.setenv("STARS_CACHE_DIR", folder)
+            path = _path_of(engine, {})
+            assert load_or_create(path, lambda: schedule, lambda: True) is schedule
+            assert path.exists() == (folder == "~/c")
+    [warning] = warnings_of(caplog)
+    assert "there is no home directory for '~nobody_'" in warning
+    assert "set STARS_CACHE_DIR to another directory" in warning
+    assert [found.name for found in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -405,8 +426,8 @@ def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert warnings_of(caplog) == []
         assert load_or_create(place / "new.yaml", asked(made, schedule), lambda: True) is schedule
         assert made == [1]
-        [told] = warnings_of(caplog)
-        assert "Read-only file system" in told
+        [warning] = warnings_of(caplog)
+        assert "Read-only file system" in warning
 
 
 def test_thresholds_found_on_a_full_disk_are_used(
@@ -420,11 +441,11 @@ def test_thresholds_found_on_a_full_disk_are_used(
     with StarsEngine(config) as engine:
         first, second = engine.generate("A film"), engine.generate("A film")
     assert first[0].token_ids == second[0].token_ids
-    assert len([told for told in warnings_of(caplog) if "cannot be cached" in told]) == 1
+    assert len([text for text in warnings_of(caplog) if "cannot be cached" in text]) == 1
     assert sorted(p.suffix for p in (disk / "calibrations").iterdir()) in ([], [".lock"])
 
 
-def test_a_calibration_goes_on_where_its_stages_cannot_be_kept(
+def test_a_calibration_continues_without_checkpoints(
     disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = disk / "pilot.json"
@@ -433,9 +454,9 @@ def test_a_calibration_goes_on_where_its_stages_cannot_be_kept(
     fill(disk)
     saved.save(FITTER)
     saved.save(FITTER)
-    [told] = warnings_of(caplog)
-    assert "The calibration continues without checkpoints" in told
-    assert "No space left" in told
+    [warning] = warnings_of(caplog)
+    assert "The calibration continues without checkpoints" in warning
+    assert "No space left" in warning
     assert path.read_text() == "old"
     (disk / "filler").unlink()
     saved.save(FITTER)
@@ -472,7 +493,7 @@ from pathlib import Path
 from stars_engine import CalibratedSchedule, SamplingParams, StarsConfig, StarsResult
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.checkpoint import StageCheckpoint
-from stars_engine.disk import write_file
+from stars_engine.files.disk import write_file
 from stars_engine.trace import read_jsonl, write_jsonl
 
 CONFIGS = [StarsConfig(sampling=SamplingParams(stop=[c * 40_000])) for c in "ab"]
@@ -518,7 +539,7 @@ def check(name, path):
 
 
 @pytest.mark.parametrize("name", ["yaml", "json", "jsonl", "append", "html", "checkpoint"])
-def test_whoever_is_killed_leaves_the_old_file_or_the_new(
+def test_a_killed_process_leaves_the_old_or_the_new_file(
     tmp_path: Path, one: StarsResult, name: str
 ) -> None:
     results = tmp_path / "results"
@@ -546,7 +567,7 @@ def test_parts_and_lines_of_any_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["\u0000" * 40, "[" * 1000, "not a trace"])
-def test_a_file_of_another_kind_is_not_a_torn_trace(tmp_path: Path, content: str) -> None:
+def test_a_file_of_another_kind_is_not_a_truncated_trace(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.jsonl"
     for encoding in ("utf-8", "utf-16"):
         path.write_bytes(content.encode(encoding))

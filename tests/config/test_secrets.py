@@ -1,4 +1,4 @@
-"""No secret is shown, dumped, logged, raised, traced or pickled, whatever field it was given in."""
+"""Secrets are never shown, dumped, logged, raised, traced or pickled, whatever their field."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.calibration.settings import dependencies
 from stars_engine.errors import describe_error
 from stars_engine.integrations import identity
-from stars_engine.loading import check_exists, load_model, load_tokenizer, read_config
+from stars_engine.loading.models import load_model, load_tokenizer, read_config
+from stars_engine.loading.sources import check_exists
 from stars_engine.masking import MASK, is_secret_name, redact, seal, unseal
 from stars_engine.runtime.registry import key_of
 
@@ -83,7 +84,7 @@ def leaks(shown: object) -> list[str]:
     return [secret for secret in PLANTED if secret in text]
 
 
-def test_no_way_of_showing_a_config_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_representation_of_a_config_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     config = planted()
     caplog.set_level(logging.DEBUG)
     logging.getLogger("application").warning("%s %r", config, config)
@@ -121,7 +122,7 @@ def test_no_way_of_showing_a_config_shows_a_secret(caplog: pytest.LogCaptureFixt
     assert config.model.model_kwargs["headers"]["Accept"] == "text/plain"
 
 
-def test_secrets_are_told_apart_without_being_told() -> None:
+def test_configs_with_different_secrets_differ() -> None:
     config = planted()
     others = [
         config.replace(model={**MODEL, "token": OTHER}),
@@ -150,7 +151,7 @@ def test_no_file_holds_a_secret(tmp_path: Path, suffix: str) -> None:
     assert StarsConfig.from_file(path).model.token == SecretStr(TOKEN)
 
 
-def test_a_broken_file_is_told_without_its_secrets(tmp_path: Path) -> None:
+def test_errors_about_broken_files_hide_secrets(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     for text in (
         f"model: {{token: {TOKEN}, model_kwargs: {{password: {PASSWORD}}}\nreward: [",
@@ -220,7 +221,7 @@ def test_a_mask_is_no_secret() -> None:
     assert StarsConfig(**plain.model_dump()) == plain
 
 
-def test_pickles_tell_what_they_lack(caplog: pytest.LogCaptureFixture) -> None:
+def test_unpickled_configs_report_missing_secrets(caplog: pytest.LogCaptureFixture) -> None:
     again = pickle.loads(pickle.dumps(planted()))
     assert "The pickle of a TransformersModel does not contain its secrets" in caplog.text
     assert again.model.token is None
@@ -240,7 +241,7 @@ def test_pickles_tell_what_they_lack(caplog: pytest.LogCaptureFixture) -> None:
 # --- where secrets are used ---
 
 
-def test_the_token_reaches_every_question_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_sent_with_every_hub_request(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, object]] = []
 
     def note(name: str) -> Callable[..., object]:
@@ -271,7 +272,7 @@ def test_the_token_reaches_every_question_to_the_hub(monkeypatch: pytest.MonkeyP
     assert {token for _, token in asked} == {TOKEN}
 
 
-def test_keywords_are_unsealed_where_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_keywords_reach_the_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
     seen: dict[str, Any] = {}
@@ -289,7 +290,7 @@ def test_keywords_are_unsealed_where_weights_are_read(monkeypatch: pytest.Monkey
     assert seen["token"] == TOKEN
 
 
-def test_what_the_hub_answers_is_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_errors_hide_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(url: str, **_: object) -> None:
         raise ConnectionError(f"{url}: proxy http://user:{PASSWORD}@proxy refused {TOKEN}")
 
@@ -299,7 +300,7 @@ def test_what_the_hub_answers_is_told_without_secrets(monkeypatch: pytest.Monkey
     assert leaks(str(caught.value)) == []
 
 
-def test_errors_of_other_peoples_code_are_told_without_secrets(
+def test_errors_of_user_code_hide_secrets(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def reward(prompt: str, completion: str) -> float:
@@ -329,7 +330,7 @@ LOCAL_REWARD = {"kind": "classifier", "name_or_path": "stars:embedded-reward", "
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("way", ["config", "mappings", "objects"])
-def test_no_adapter_shows_a_secret(adapter: type, way: str) -> None:
+def test_adapters_hide_secrets(adapter: type, way: str) -> None:
     config = planted()
     made = {
         "config": lambda: adapter(config=config),
@@ -363,7 +364,7 @@ def test_no_adapter_shows_a_secret(adapter: type, way: str) -> None:
 
 
 class Everything(BaseTracer):
-    """Keeps all that LangChain tells tracers."""
+    """Records everything that LangChain passes to tracers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,7 +383,7 @@ class Everything(BaseTracer):
 
 
 @pytest.mark.parametrize("adapter", [ChatStars, LangChainLLM])
-async def test_langchain_traces_no_secret(adapter: type) -> None:
+async def test_langchain_traces_hide_secrets(adapter: type) -> None:
     tracer = Everything()
     config: Any = {"callbacks": [tracer]}
     made = adapter(model=LOCAL, reward=LOCAL_REWARD, max_tokens=4, on_overflow="clamp", **CONSTANT)
@@ -402,7 +403,7 @@ async def test_langchain_traces_no_secret(adapter: type) -> None:
 
 
 class Events(BaseEventHandler):
-    """Keeps all that LlamaIndex tells those who follow its events."""
+    """Records everything that LlamaIndex passes to event handlers."""
 
     seen: list[str] = []  # noqa: RUF012 - a field of pydantic's
 
@@ -414,7 +415,7 @@ class Events(BaseEventHandler):
         self.seen.append(repr(event.model_dump()))
 
 
-async def test_llamaindex_traces_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_llamaindex_traces_hide_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     events = Events()
     dispatcher = get_dispatcher()
     monkeypatch.setattr(dispatcher, "event_handlers", [events])
@@ -434,19 +435,22 @@ async def test_llamaindex_traces_no_secret(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "name",
     "token hf_token HF_TOKEN apiKey api-key X-Api-Key password DB_PASSWORD Authorization auth "
-    "client_secret awsSecretAccessKey cookies access_tokens".split(),
+    "client_secret awsSecretAccessKey cookies access_tokens session key KEY cookie set-cookie "
+    "credential credentials bearer Bearer session_id sessionId sessionToken sid ssh_key otp "
+    "license_key Ocp-Apim-Subscription-Key oauth passcode http_session".split(),
 )
-def test_names_of_secrets(name: str) -> None:
+def test_names_that_mark_secrets(name: str) -> None:
     assert is_secret_name(name)
     assert isinstance(seal({name: "x"})[name], SecretStr)
 
 
 @pytest.mark.parametrize(
     "name",
-    "pad_token eos_token pad_token_id max_tokens num_tokens embed_tokens key model.embed_tokens "
-    "token_type_ids tokenizer author secretary keys".split(),
+    "pad_token eos_token pad_token_id max_tokens num_tokens embed_tokens model.embed_tokens "
+    "token_type_ids tokenizer author secretary keys key_id num_key_value_heads sort_key keyword "
+    "session_options obsession pinned".split(),
 )
-def test_names_of_other_things(name: str) -> None:
+def test_names_that_do_not_mark_secrets(name: str) -> None:
     assert not is_secret_name(name)
     assert seal({name: "x"}) == {name: "x"}
 
@@ -462,6 +466,11 @@ def test_names_of_other_things(name: str) -> None:
         (f"token='{PASSWORD}', x", f"token='{MASK}', x"),
         (f'{{"password": "{PASSWORD}"}}', f'{{"password": "{MASK}"}}'),
         (f"key {KEY}.", f"key {MASK}."),
+        (
+            "{'session': 'a1b2c3d4e5', 'key': 'a1b2c3d4e5'}",
+            f"{{'session': '{MASK}', 'key': '{MASK}'}}",
+        ),
+        ("unknown key: 'city' of session: 'first'; key: value_of_it", None),
         ("hf_transfer and hf_quantizer, sk-learn", None),
         ("unexpected token: something", None),
         ("max_tokens=1000000, eos_token='</s>'", None),
@@ -478,7 +487,7 @@ def test_known_secrets_in_text() -> None:
     assert redact("a tale", ["a"]) == "a tale"
 
 
-def test_a_live_model_takes_no_token() -> None:
+def test_a_live_model_rejects_a_token() -> None:
     with pytest.raises(ConfigError, match="token only affect the loading of a checkpoint"):
         ClassifierReward(model=object(), tokenizer=object(), token=TOKEN)
 

@@ -1,4 +1,4 @@
-"""Config files of others: what in them is code, and how it is kept from running."""
+"""Untrusted config files: what in them is code, and how it is kept from running."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stars_engine import (
     TransformersModel,
     YesNoReward,
 )
-from stars_engine.hub_code import check_kernels
+from stars_engine.loading.hub_code import check_kernels
 
 COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ PICKLES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("keywords", CODE, ids=repr)
 @pytest.mark.parametrize(("kind", "fields"), KINDS)
-def test_no_keyword_loads_code_unasked(
+def test_no_keyword_loads_remote_code_by_itself(
     kind: type, fields: dict[str, Any], keywords: dict[str, Any]
 ) -> None:
     with pytest.raises(
@@ -71,7 +71,7 @@ def test_no_keyword_loads_code_unasked(
 
 @pytest.mark.parametrize("keywords", PICKLES, ids=repr)
 @pytest.mark.parametrize("trusted", [True, False])
-def test_no_keyword_reads_pickles(keywords: dict[str, Any], trusted: bool) -> None:
+def test_no_keyword_loads_pickles(keywords: dict[str, Any], trusted: bool) -> None:
     [name] = keywords
     with pytest.raises(ConfigError, match=f"'{name}' cannot be given here"):
         TransformersModel(name_or_path="a/b", model_kwargs=keywords, trust_remote_code=trusted)
@@ -87,7 +87,7 @@ def test_no_keyword_reads_pickles(keywords: dict[str, Any], trusted: bool) -> No
         {"quantization_config": {"load_in_8bit": True}, "max_memory": {0: "1GB", "cpu": "2GB"}},
     ],
 )
-def test_other_keywords_are_as_before(keywords: dict[str, Any]) -> None:
+def test_other_keywords_are_unchanged(keywords: dict[str, Any]) -> None:
     assert TransformersModel(name_or_path="a/b", model_kwargs=keywords).model_kwargs == keywords
 
 
@@ -112,7 +112,7 @@ def test_a_config_file_that_asks_for_code(tmp_path: Path) -> None:
     import shutil
 
     from stars_engine.backends.transformers import TransformersBackend
-    from stars_engine.loading import resolve_source
+    from stars_engine.loading.sources import resolve_source
 
     folder = tmp_path / "lm"
     shutil.copytree(resolve_source("stars:embedded-lm"), folder)
@@ -128,7 +128,7 @@ def test_flash_attention_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     )
     installed = {"kernels"}
     monkeypatch.setattr(
-        "stars_engine.hub_code.find_spec", lambda name: name if name in installed else None
+        "stars_engine.loading.hub_code.find_spec", lambda name: name if name in installed else None
     )
     with pytest.raises(ModelLoadError, match="'flash_attention_2' is code from the hub"):
         check_kernels(config, declared)
@@ -143,14 +143,14 @@ def test_flash_attention_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
 MODULE = "import pathlib\npathlib.Path('RAN').touch()\n\ndef f(*_):\n    return 1.0\n"
 PAIR = {"model": "stars:embedded-lm"}
 FILES: dict[str, dict[str, Any]] = {
-    "reward": {**PAIR, "reward": "foreign_module:f"},
-    "reward.function": {**PAIR, "reward": {"kind": "function", "function": "foreign_module:f"}},
+    "reward": {**PAIR, "reward": "other_module:f"},
+    "reward.function": {**PAIR, "reward": {"kind": "function", "function": "other_module:f"}},
     "reward.parts.a.reward.function": {
         **PAIR,
-        "reward": {"kind": "composite", "parts": {"a": "foreign_module:f", "b": "a/b"}},
+        "reward": {"kind": "composite", "parts": {"a": "other_module:f", "b": "a/b"}},
     },
     "align.schedule.function": {
-        "align": {"schedule": {"kind": "function", "function": "foreign_module:f"}}
+        "align": {"schedule": {"kind": "function", "function": "other_module:f"}}
     },
     "model.trust_remote_code": {
         "model": {"name_or_path": "a/b", "trust_remote_code": True},
@@ -166,7 +166,7 @@ FILES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "foreign_module.py").write_text(MODULE.replace("RAN", str(tmp_path / "RAN")))
+    (tmp_path / "other_module.py").write_text(MODULE.replace("RAN", str(tmp_path / "RAN")))
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
@@ -186,7 +186,7 @@ def test_files_that_name_code_are_refused(
     assert str(path) in str(caught.value)
     assert "imports are not allowed here" in str(caught.value)
     assert not (folder / "RAN").exists()
-    assert "foreign_module" not in sys.modules
+    assert "other_module" not in sys.modules
     reader.from_file(path)  # as before, and nothing is imported by reading
 
 
@@ -211,13 +211,13 @@ def test_files_that_name_no_code_are_read(tmp_path: Path) -> None:
         ["generate", "A film", "--config", "stars.yaml"],
         ["calibrate", "--config", "stars.yaml"],
         ["doctor", "--config", "stars.yaml"],
-        "generate Film --model stars:embedded-lm --reward foreign_module:f --threshold 0".split(),
-        ["doctor", "--model", "stars:embedded-lm", "--reward", "foreign_module:f"],
-        ["calibrate", "--report", "r.html", "--judge", "foreign_module:f"],
+        "generate Film --model stars:embedded-lm --reward other_module:f --threshold 0".split(),
+        ["doctor", "--model", "stars:embedded-lm", "--reward", "other_module:f"],
+        ["calibrate", "--report", "r.html", "--judge", "other_module:f"],
     ],
     ids=lambda command: " ".join(command[:3]),
 )
-def test_the_command_line_refuses_them_too(folder: Path, command: list[str]) -> None:
+def test_the_command_line_refuses_files_that_name_code(folder: Path, command: list[str]) -> None:
     pytest.importorskip("matplotlib")
     (folder / "stars.yaml").write_text(json.dumps(FILES["reward"]))
     run = subprocess.run(
@@ -229,6 +229,6 @@ def test_the_command_line_refuses_them_too(folder: Path, command: list[str]) -> 
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert run.returncode == 2, run.stderr
-    assert "foreign_module:f" in run.stderr
+    assert "other_module:f" in run.stderr
     assert "imports are not allowed here" in run.stderr
     assert not (folder / "RAN").exists()

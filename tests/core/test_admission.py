@@ -1,4 +1,4 @@
-"""Back-pressure: a large call comes in piece by piece, and others in between."""
+"""Back-pressure: a large call is admitted in parts, and other calls in between."""
 
 from __future__ import annotations
 
@@ -16,86 +16,90 @@ def call_of(size: int) -> RequestGroup:
     return RequestGroup((PromptRequest("a", None, None, ALIGN),) * size, SOURCE)
 
 
-class Door:
-    """A gate, and what it let in."""
+class RecordingQueue:
+    """An admission queue that records which requests it admits."""
 
     def __init__(self, capacity: int) -> None:
-        self.let_in: list[RequestGroup] = []
-        self.gate = AdmissionQueue(capacity, self.let_in.append)
+        self.admitted: list[RequestGroup] = []
+        self.queue = AdmissionQueue(capacity, self.admitted.append)
 
     def enter(self, size: int, *, wait: bool = True) -> RequestGroup:
         call = call_of(size)
-        self.gate.submit(call, wait=wait)
+        self.queue.submit(call, wait=wait)
         return call
 
 
-def test_a_large_call_comes_in_as_far_as_there_is_room() -> None:
-    door = Door(3)
-    large = door.enter(5)
-    assert door.let_in == [large]
-    assert (door.gate.num_admitted, door.gate.num_in_line) == (3, 2)
+def test_a_large_call_is_admitted_as_far_as_the_capacity_allows() -> None:
+    recording = RecordingQueue(3)
+    large = recording.enter(5)
+    assert recording.admitted == [large]
+    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (3, 2)
     assert not large.admitted.done()
-    door.gate.start_one(large)
-    door.gate.start_one(large)
+    recording.queue.start_one(large)
+    recording.queue.start_one(large)
     assert large.admitted.done()
-    assert (door.gate.num_admitted, door.gate.num_in_line) == (3, 0)
+    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (3, 0)
 
 
-def test_those_in_line_take_turns() -> None:
-    door = Door(2)
-    large, other, single = door.enter(9), door.enter(4), door.enter(1)
-    assert door.gate.blocked_groups == [other, single]
+def test_waiting_calls_are_admitted_in_turn() -> None:
+    recording = RecordingQueue(2)
+    large, other, single = recording.enter(9), recording.enter(4), recording.enter(1)
+    assert recording.queue.blocked_groups == [other, single]
     order = []
     for _ in range(3):
-        before = list(door.let_in)
-        door.gate.start_one(large)
-        order.append([call for call in door.let_in if call not in before])
+        before = list(recording.admitted)
+        recording.queue.start_one(large)
+        order.append([call for call in recording.admitted if call not in before])
     assert order == [[], [other], [single]]
     assert single.admitted.done()
-    assert [door.gate.may_start(call) for call in (large, other, single)] == [False, True, True]
+    assert [recording.queue.may_start(call) for call in (large, other, single)] == [
+        False,
+        True,
+        True,
+    ]
 
 
-def test_a_queue_is_full_when_nothing_of_it_is_free() -> None:
-    door = Door(2)
-    first = door.enter(1)
-    large = door.enter(5, wait=False)  # one place is free
+def test_a_queue_without_free_capacity_is_full() -> None:
+    recording = RecordingQueue(2)
+    first = recording.enter(1)
+    large = recording.enter(5, wait=False)  # one slot is free
     with pytest.raises(QueueFullError, match="2 requests are waiting and max_waiting is 2"):
-        door.enter(1, wait=False)
-    door.gate.remove(large)
-    assert (door.gate.num_admitted, door.gate.num_in_line) == (1, 0)
-    assert door.gate.may_start(first)
-    door.enter(1, wait=False)
+        recording.enter(1, wait=False)
+    recording.queue.remove(large)
+    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (1, 0)
+    assert recording.queue.may_start(first)
+    recording.enter(1, wait=False)
 
 
-def test_rollouts_that_end_in_line_count_first() -> None:
-    door = Door(2)
-    large = door.enter(5)
-    door.gate.drop(large, 3)
-    assert (door.gate.num_admitted, door.gate.num_in_line) == (2, 0)
+def test_finished_rollouts_that_wait_count_first() -> None:
+    recording = RecordingQueue(2)
+    large = recording.enter(5)
+    recording.queue.drop(large, 3)
+    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (2, 0)
     assert large.admitted.done()
-    behind = door.enter(2)
-    door.gate.drop(large, 1)
-    assert door.gate.may_start(behind)
-    door.gate.remove(behind)
-    door.gate.remove(behind)  # again does nothing
-    assert (door.gate.num_admitted, door.gate.num_in_line) == (1, 0)
-    door.gate.start_one(large)
-    assert not door.gate._admitted
-    assert not door.gate._not_admitted
+    behind = recording.enter(2)
+    recording.queue.drop(large, 1)
+    assert recording.queue.may_start(behind)
+    recording.queue.remove(behind)
+    recording.queue.remove(behind)  # again does nothing
+    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (1, 0)
+    recording.queue.start_one(large)
+    assert not recording.queue._admitted
+    assert not recording.queue._not_admitted
 
 
-def test_a_call_of_nothing_does_not_wait() -> None:
-    door = Door(1)
-    door.enter(3)
-    empty = door.enter(0, wait=False)
+def test_an_empty_call_does_not_wait() -> None:
+    recording = RecordingQueue(1)
+    recording.enter(3)
+    empty = recording.enter(0, wait=False)
     assert empty.admitted.done()
-    assert empty in door.let_in
+    assert empty in recording.admitted
 
 
-def test_a_shut_gate_lets_nobody_in() -> None:
-    door = Door(1)
-    large, other = door.enter(2), door.enter(1)
-    assert door.gate.close() == [large, other]
-    assert (door.gate.num_admitted, door.gate.num_in_line) == (0, 0)
+def test_a_closed_queue_admits_nothing() -> None:
+    recording = RecordingQueue(1)
+    large, other = recording.enter(2), recording.enter(1)
+    assert recording.queue.close() == [large, other]
+    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (0, 0)
     with pytest.raises(EngineClosedError):
-        door.enter(1)
+        recording.enter(1)

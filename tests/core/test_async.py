@@ -1,4 +1,4 @@
-"""The event loop is never blocked: blockbuster raises where it would be, and a clock ticks on."""
+"""The event loop is never blocked: blockbuster raises on blocking calls, and tasks keep running."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -16,7 +15,8 @@ from llama_index.core.llms import ChatMessage
 import langchain_stars
 import llamaindex_stars
 from stars_engine import SamplingParams, StarsEngine
-from tests.conftest import shared_model
+from tests.support.event_loops import LoopTicker
+from tests.support.shared_files import shared_model
 
 SAMPLING = SamplingParams(seed=3, max_tokens=48)
 
@@ -27,27 +27,8 @@ def blockbuster() -> Iterator[BlockBuster]:
         yield guard
 
 
-class Ticks:
-    """Counts how often the event loop comes round."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._tick())
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._task.cancel()
-
-    async def _tick(self) -> None:
-        while True:
-            self.count += 1
-            await asyncio.sleep(0.001)
-
-
 async def test_warm_calls(engine: StarsEngine, blockbuster: BlockBuster) -> None:
-    async with Ticks() as ticks:
+    async with LoopTicker() as ticks:
         [result] = await engine.agenerate("This movie", sampling=SAMPLING)
         assert ticks.count > 5
         events = [event async for event in engine.astream("This movie", sampling=SAMPLING)]
@@ -60,7 +41,7 @@ async def test_warm_calls(engine: StarsEngine, blockbuster: BlockBuster) -> None
 
 async def test_cold_calls_load_off_the_loop(blockbuster: BlockBuster) -> None:
     engine = StarsEngine()
-    async with Ticks() as ticks:
+    async with LoopTicker() as ticks:
         first, second = await asyncio.gather(
             engine.agenerate("This movie", sampling=SAMPLING), engine.aload()
         )
@@ -105,7 +86,7 @@ async def test_adapters_with_models_by_path(
     ]
     for ask in cold:
         llamaindex = llamaindex_stars.StarsLLM(**settings)
-        async with Ticks() as ticks:
+        async with LoopTicker() as ticks:
             assert str(await ask(llamaindex))
             assert ticks.count > 5
         assert str(await ask(llamaindex))
@@ -115,7 +96,7 @@ async def test_adapters_with_models_by_path(
         await asyncio.to_thread(llamaindex.close)
 
 
-async def test_what_is_loaded_is_at_hand_during_a_round(engine: StarsEngine) -> None:
+async def test_loaded_models_can_be_read_during_a_step(engine: StarsEngine) -> None:
     entered, release = threading.Event(), threading.Event()
     engine._runtime._loop.post(lambda: (entered.set(), release.wait(20)))
     await asyncio.to_thread(entered.wait, 20)

@@ -26,8 +26,8 @@ from stars_engine.core.autotune import (
     AcceptanceEstimates,
     CandidateAutotuner,
     Chances,
-    Curve,
     SegmentDraws,
+    StepCostCurve,
     StepCosts,
     allocate_rows,
     probe_costs,
@@ -39,11 +39,11 @@ from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TableReward, TabularModel
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 
 def linear(slope: float) -> Cost:
-    return Curve({rows: 1 + slope * (rows - 1) for rows in (1, 2, 4, 8, 16, 32, 64, 128)})
+    return StepCostCurve({rows: 1 + slope * (rows - 1) for rows in (1, 2, 4, 8, 16, 32, 64, 128)})
 
 
 def bumpy(seed: int, most: int) -> Cost:
@@ -52,7 +52,7 @@ def bumpy(seed: int, most: int) -> Cost:
     for rows in range(1, most + 1):
         points[rows] = seconds
         seconds += rng.choice([0.0, 0.01, 0.1, 0.5])
-    return Curve(points)
+    return StepCostCurve(points)
 
 
 # --- costs ---
@@ -76,14 +76,14 @@ def test_newer_measurements_count_more() -> None:
     assert costs.of(4) == pytest.approx(2.0, abs=1e-3)
 
 
-def test_a_slow_round_among_others_is_not_heeded() -> None:
+def test_a_single_slow_step_is_ignored() -> None:
     costs = StepCosts()
     for seconds in (1.0, 40.0, 1.1, 1.0, 30.0):
         costs.note(4, seconds)
     assert costs.of(4) == 1.1
 
 
-def test_a_number_that_was_slow_once_is_tried_again() -> None:
+def test_a_row_count_that_was_slow_once_is_measured_again() -> None:
     costs = StepCosts()
     costs.note(8, 40.0)
     for _ in range(500):
@@ -93,7 +93,7 @@ def test_a_number_that_was_slow_once_is_tried_again() -> None:
     assert costs.of(8) == pytest.approx(0.8 * 1.7 / 1.3)
 
 
-def test_costs_at_one_length_have_the_form_of_those_at_the_nearest() -> None:
+def test_costs_at_one_length_follow_those_at_the_nearest() -> None:
     costs = StepCosts()
     costs.probed = {1: 5.0, 2: 9.0, 8: 10.0}
     assert costs.of(8) / costs.of(1) == pytest.approx(2.0)  # nothing else is known
@@ -105,7 +105,7 @@ def test_costs_at_one_length_have_the_form_of_those_at_the_nearest() -> None:
     assert costs.of(1, num_tokens=5000) == pytest.approx(1.0)
     assert costs.of(1, num_tokens=20_000) == pytest.approx(1.0)
     assert costs.of(1, num_tokens=0) == 0.1
-    # What rounds have not shown yet, the probe has: 4 rows lie between its 2 and 8.
+    # What steps have not shown yet, the probe has: 4 rows lie between its 2 and 8.
     four = 9.0 + 1.0 / 3
     assert costs.of(2, num_tokens=70) == pytest.approx(0.1 * 9.0 / 5.0)
     assert costs.of(8, num_tokens=70) == pytest.approx(0.3 * 10.0 / four)
@@ -126,7 +126,7 @@ def alone(acceptance: float, most: int, cost: Cost) -> int:
 
 @pytest.mark.parametrize("slope", [0.0, 0.05, 0.2, 1.0])
 @pytest.mark.parametrize("acceptance", [0.05, 0.2, 0.5, 0.9])
-def test_no_other_number_is_expected_to_be_quicker(slope: float, acceptance: float) -> None:
+def test_the_chosen_number_is_the_quickest_in_expectation(slope: float, acceptance: float) -> None:
     cost = linear(slope)
 
     def expected(count: int) -> float:
@@ -137,14 +137,14 @@ def test_no_other_number_is_expected_to_be_quicker(slope: float, acceptance: flo
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_alone_it_is_the_least_expected_cost_until_acceptance(seed: int) -> None:
+def test_a_single_request_minimises_the_expected_cost_until_acceptance(seed: int) -> None:
     rng, cost = Random(seed), bumpy(seed, 20)
     for acceptance in (rng.random() ** 2, rng.random()):
         most = rng.randint(1, 20)
         assert alone(acceptance, most, cost) == quickest(acceptance, most, cost)
 
 
-def test_free_rows_are_all_used_and_dear_ones_are_not() -> None:
+def test_cheap_rows_are_used_and_expensive_ones_are_not() -> None:
     assert alone(0.2, 20, linear(0.0)) == 20
     assert alone(0.2, 20, linear(1.0)) == 1
     assert alone(0.2, 5, linear(0.0)) == 5
@@ -152,9 +152,9 @@ def test_free_rows_are_all_used_and_dear_ones_are_not() -> None:
     assert max(crowd) < alone(0.2, 20, linear(0.2))
 
 
-def test_a_dear_second_row_does_not_hide_cheap_ones_behind_it() -> None:
+def test_an_expensive_second_row_does_not_hide_cheaper_ones() -> None:
     """Two rows cost as much as eight: one by one, the second would not pay."""
-    cost = Curve({1: 1.0, 2: 1.9, 8: 1.9})
+    cost = StepCostCurve({1: 1.0, 2: 1.9, 8: 1.9})
     assert cost(2) / (1 - 0.8**2) > cost(1) / 0.2
     assert alone(0.2, 8, cost) == 8
 
@@ -173,7 +173,7 @@ def rate(rollouts: Sequence[Chances], counts: Sequence[int], cost: Cost) -> floa
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_no_other_allotment_brings_more(seed: int) -> None:
+def test_no_other_allocation_is_better(seed: int) -> None:
     rng, cost = Random(seed), bumpy(seed, 12)
     fixed = rng.randint(1, 3)
     rollouts = [Chances(fixed, fixed, rng.random())]
@@ -192,7 +192,7 @@ def test_no_other_allotment_brings_more(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_equal_shares_never_bring_more(seed: int) -> None:
+def test_equal_shares_are_never_better(seed: int) -> None:
     rng, cost = Random(seed), bumpy(seed, 128)
     rollouts = [Chances(1, 20, rng.random()) for _ in range(rng.choice([2, 8, 40]))]
     got = rate(rollouts, allocate_rows(rollouts, cost, 128), cost)
@@ -200,14 +200,14 @@ def test_equal_shares_never_bring_more(seed: int) -> None:
         assert got >= rate(rollouts, [share] * len(rollouts), cost) * (1 - 1e-12)
 
 
-def test_rows_go_to_those_that_are_rejected() -> None:
+def test_rows_go_to_requests_that_are_rejected() -> None:
     easy, hard = Chances(1, 20, 0.95), Chances(1, 20, 0.1)
     counts = allocate_rows([easy, hard] * 4, linear(0.02), 64)
     assert set(counts[::2]) == {1}
     assert min(counts[1::2]) >= 4
 
 
-def test_bounds_are_kept() -> None:
+def test_limits_are_respected() -> None:
     assert allocate_rows([], linear(0.1)) == []
     assert allocate_rows([Chances(5, 5, 0.5), Chances(3, 3, 0.1)], linear(0.0), 4) == [5, 3]
     assert allocate_rows([Chances(1, 2, 0.1), Chances(1, 20, 0.3)], linear(0.0)) == [2, 20]
@@ -215,18 +215,18 @@ def test_bounds_are_kept() -> None:
     assert allocate_rows([Chances(1, 20, 0.3)] * 128, linear(0.5), 128) == [1] * 128
 
 
-def test_when_every_row_costs_its_share_each_has_one() -> None:
+def test_with_proportional_costs_each_request_has_one_row() -> None:
     assert allocate_rows([Chances(1, 20, 0.3)] * 40, lambda rows: rows + 0.0, 128) == [1] * 40
 
 
-# --- whether it pays: rounds simulated ---
+# --- whether it pays: simulated steps ---
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [128, 16])
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
-def test_simulated_rounds_take_less_time(cost: Cost, max_rows: int) -> None:
-    """Less than with the best of all equal shares, which nobody knows before."""
+def test_simulated_steps_take_less_time(cost: Cost, max_rows: int) -> None:
+    """They take less time than the best equal shares, which are not known beforehand."""
     ways = measure(cost, max_rows, range(10))
     assert ways["allocated, known"] * 1.1 < ways["equal shares"]
     assert ways["allocated, known"] < ways["each for itself, known"] * 1.05
@@ -244,7 +244,7 @@ def acceptance(
     return estimates.acceptance(settings, [SegmentDraws(*draws) for draws in history])
 
 
-def test_estimates_follow_what_is_seen() -> None:
+def test_estimates_follow_observations() -> None:
     estimates = AcceptanceEstimates()
     assert acceptance(estimates, (0, 0, False)) == pytest.approx(1 / 3)
     for _ in range(97):
@@ -252,7 +252,7 @@ def test_estimates_follow_what_is_seen() -> None:
     assert acceptance(estimates, (0, 0, False)) == pytest.approx(0.01)
 
 
-def test_each_segment_index_has_an_estimate_of_its_own() -> None:
+def test_each_segment_index_has_its_own_estimate() -> None:
     estimates = AcceptanceEstimates()
     for _ in range(30):
         estimates.note("a", SegmentDraws(0, 1, accepted=True))
@@ -265,7 +265,7 @@ def test_each_segment_index_has_an_estimate_of_its_own() -> None:
     assert found[3] == found[4] == found[2]  # as at the last that was seen
 
 
-def test_other_settings_begin_where_all_have_been() -> None:
+def test_new_settings_start_from_the_overall_estimate() -> None:
     estimates = AcceptanceEstimates()
     for _ in range(50):
         estimates.note("a", SegmentDraws(0, 10, accepted=True))
@@ -276,7 +276,7 @@ def test_other_settings_begin_where_all_have_been() -> None:
     assert acceptance(estimates, (0, 0, False)) == pytest.approx(0.1, abs=0.03)
 
 
-def test_what_is_long_past_fades() -> None:
+def test_old_observations_fade() -> None:
     estimates = AcceptanceEstimates()
     for _ in range(1000):
         estimates.note("a", SegmentDraws(0, 1, accepted=True))
@@ -285,7 +285,7 @@ def test_what_is_long_past_fades() -> None:
     assert acceptance(estimates, (0, 0, False)) < 0.2
 
 
-def test_settings_beyond_the_latest_are_forgotten() -> None:
+def test_only_the_latest_settings_are_remembered() -> None:
     estimates = AcceptanceEstimates()
     for _ in range(50):
         estimates.note("a", SegmentDraws(0, 1, accepted=True))
@@ -294,7 +294,7 @@ def test_settings_beyond_the_latest_are_forgotten() -> None:
     assert acceptance(estimates, (0, 0, False)) < 0.1
 
 
-def test_an_answer_is_judged_by_its_own_record_too() -> None:
+def test_an_estimate_includes_the_record_of_the_answer() -> None:
     estimates = AcceptanceEstimates()
     for index in range(6):
         for _ in range(30):
@@ -316,7 +316,7 @@ def test_an_answer_is_judged_by_its_own_record_too() -> None:
 
 
 class Timed:
-    """A language model that takes, by a clock of its own, what it is told to."""
+    """A language model whose calls take given times by a clock of its own."""
 
     def __init__(self, cost: Cost, context_len: int | None = None) -> None:
         self.vocab_size, self.context_len, self.now_s = 50, context_len, 0.0
@@ -340,7 +340,7 @@ def probed(model: Any, monkeypatch: pytest.MonkeyPatch, max_rows: int | None) ->
     return probe_costs(model, max_rows)
 
 
-def test_a_probe_times_a_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_measures_a_few_row_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Timed(lambda rows: 0.01 * rows)
     assert probed(model, monkeypatch, None) == pytest.approx(
         {rows: 0.01 * rows for rows in (1, 2, 4, 8, 16)}
@@ -360,14 +360,14 @@ def test_a_probe_of_a_slow_model_is_short(seconds: float, monkeypatch: pytest.Mo
     assert bool(found) == (seconds < 1)
 
 
-def test_a_probe_whose_text_ends_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_whose_text_ends_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Timed(lambda _: 0.01)
     monkeypatch.setattr(model, "draft", lambda requests: [Draft((0,)) for _ in requests])
     assert probed(model, monkeypatch, None) == {}
 
 
 class Toy(TabularModel):
-    """Two tokens; tells the numbers of rows it was asked for, and can fail on strange prefixes."""
+    """Two tokens; records its numbers of rows, and can fail on given prefixes."""
 
     def __init__(self, *, can_probe: bool = True) -> None:
         super().__init__(("a", "b"), lambda _: (0.5, 0.5))
@@ -419,7 +419,7 @@ def written(
     return [request.rollout.text for request in requests]
 
 
-def test_a_probe_is_made_only_where_there_is_a_choice_and_once() -> None:
+def test_a_probe_runs_once_and_only_if_there_is_a_choice() -> None:
     fixed, chosen = Toy(), Toy()
     autotuner = CandidateAutotuner()
     texts = written(fixed, 3, 1, autotuner=autotuner)
@@ -432,22 +432,22 @@ def test_a_probe_is_made_only_where_there_is_a_choice_and_once() -> None:
     assert len(again.asked[0]) == 2
 
 
-def test_a_probe_that_fails_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_probe_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger=probe_logger.name):
         texts = written(Toy(can_probe=False), "auto", "auto")
     assert texts == written(Toy(), 1, 1)
     assert not caplog.records
 
 
-def test_a_fixed_number_stays_as_it_is_beside_others() -> None:
+def test_a_fixed_number_is_kept_among_automatic_ones() -> None:
     model = Toy(can_probe=False)
     written(model, 4, "auto", "auto", threshold=9.0)
     assert all(counts[0] == 4 for counts in model.asked[:1])
     assert [counts[0] for counts in model.asked[:2]] == [4, 2]  # six attempts in all
 
 
-def test_functions_are_asked_of_four_candidates_at_most() -> None:
-    """What they take is not measured; who asks for more by number gets it."""
+def test_function_rewards_get_at_most_four_candidates() -> None:
+    """Their times are not measured; a caller who sets a larger number gets it."""
     table = TableReward({}, default=0.0)
     function = FunctionRewardModel(FunctionReward(function=lambda prompt, completion: 0.0))
     free = CandidateAutotuner()
@@ -465,7 +465,7 @@ def test_functions_are_asked_of_four_candidates_at_most() -> None:
         ) == [wanted]
 
 
-def test_nobody_is_kept_out_of_a_round_by_those_who_could_use_more_rows() -> None:
+def test_every_request_gets_a_row_before_others_get_more() -> None:
     model = Toy(can_probe=False)
     texts = written(model, *["auto"] * 14, 2, threshold=9.0)
     assert [len(counts) for counts in model.asked[:1]] == [15]
@@ -473,7 +473,7 @@ def test_nobody_is_kept_out_of_a_round_by_those_who_could_use_more_rows() -> Non
     assert texts == written(Toy(), *[1] * 15, threshold=9.0)
 
 
-def test_what_one_call_has_found_the_next_one_begins_with() -> None:
+def test_the_next_call_starts_from_the_estimates_of_the_last() -> None:
     autotuner, model = CandidateAutotuner(), Toy(can_probe=False)
     autotuner._costs.note(1, 1.0)
     autotuner._costs.note(16, 2.0)
@@ -490,7 +490,7 @@ def test_what_one_call_has_found_the_next_one_begins_with() -> None:
 
 
 @pytest.mark.slow
-def test_texts_are_those_of_one_at_a_time(engine: StarsEngine) -> None:
+def test_texts_equal_those_of_one_candidate_at_a_time(engine: StarsEngine) -> None:
     align = AlignParams(schedule=ConstantSchedule(value=1.5), segment_len=8, max_attempts=12)
     prompts, sampling = ["The film", "I was", "Nobody"], SamplingParams(seed=5, max_tokens=40)
     found = {
@@ -506,7 +506,7 @@ def test_texts_are_those_of_one_at_a_time(engine: StarsEngine) -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), SystemExit("by zero")])
-def test_what_was_learnt_outlives_a_failed_step(
+def test_estimates_survive_a_failed_step(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """Errors end the request; an exit ends the whole step, and the engine core with it."""

@@ -1,4 +1,4 @@
-"""Callers that give up, at any moment and from anywhere: they are answered, and nobody works on."""
+"""Cancellation at any moment and from any thread: callers return, and no work continues."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ from stars_engine import (
     StarsEngine,
     StarsError,
 )
-from tests.core.test_runtime import LONG, NEVER, SHORT, busy, idle, wait_until
-
-__all__ = ["busy"]  # a fixture
+from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until
 
 EVERYTHING = AlignParams(schedule=NoSchedule(), segment_len=4)
 
@@ -43,7 +41,7 @@ def full(engine: StarsEngine) -> list[Any]:
 # --- futures ---
 
 
-def test_a_cancelled_future_is_done_for_those_who_wait(engine: StarsEngine) -> None:
+def test_waiters_of_a_cancelled_future_return(engine: StarsEngine) -> None:
     future = engine.submit("a", sampling=LONG, align=NEVER)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(concurrent.futures.wait, [future], timeout=20)
@@ -55,7 +53,7 @@ def test_a_cancelled_future_is_done_for_those_who_wait(engine: StarsEngine) -> N
     wait_until(lambda: idle(engine))
 
 
-async def test_a_cancelled_load_that_fails_is_nobodys_error(engine: StarsEngine) -> None:
+async def test_a_cancelled_load_that_fails_raises_nowhere(engine: StarsEngine) -> None:
     config = StarsConfig(
         model="stars:embedded-lm",
         reward=FunctionReward(function="no_such_module:f"),
@@ -73,14 +71,14 @@ async def test_a_cancelled_load_that_fails_is_nobodys_error(engine: StarsEngine)
         release.set()
         with pytest.raises(ModelLoadError):
             await failing.aload()
-        rounds = mine.stats().num_steps
-        await asyncio.to_thread(wait_until, lambda: mine.stats().num_steps > rounds)
+        num_steps = mine.stats().num_steps
+        await asyncio.to_thread(wait_until, lambda: mine.stats().num_steps > num_steps)
         assert not innocent.done()
         innocent.cancel()
         await asyncio.to_thread(mine.close)
 
 
-def test_an_interrupted_submit_takes_its_call_back(busy: StarsEngine) -> None:
+def test_an_interrupted_submit_withdraws_its_request(busy: StarsEngine) -> None:
     futures = full(busy)
     main = threading.main_thread().ident
     assert main is not None
@@ -135,7 +133,7 @@ def test_closing_a_stream_ends_the_step_of_another_thread(engine: StarsEngine) -
         assert rest.result(timeout=10) == []
 
 
-def test_two_readers_of_one_stream_are_told(engine: StarsEngine) -> None:
+def test_two_readers_of_one_stream_raise(engine: StarsEngine) -> None:
     stream = engine.stream("a", sampling=LONG, align=NEVER)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(list, stream)
@@ -147,7 +145,7 @@ def test_two_readers_of_one_stream_are_told(engine: StarsEngine) -> None:
     assert last.result.finish_reason == "cancelled"
 
 
-def test_a_stream_may_be_handed_on(engine: StarsEngine) -> None:
+def test_a_stream_may_move_to_another_thread(engine: StarsEngine) -> None:
     stream = engine.stream("a", sampling=LONG.replace(max_tokens=12), align=EVERYTHING)
     texts = []
     for _ in range(3):
@@ -159,7 +157,7 @@ def test_a_stream_may_be_handed_on(engine: StarsEngine) -> None:
 
 
 @pytest.mark.parametrize("when", ["before the first step", "right after it began", "in line"])
-async def test_cancel_gives_a_last_event_whenever_it_comes(
+async def test_cancelling_at_any_time_gives_a_final_event(
     engine: StarsEngine, busy: StarsEngine, when: str
 ) -> None:
     futures = await asyncio.to_thread(full, busy) if when == "in line" else []
@@ -227,7 +225,7 @@ def test_work_ends_with_its_event_loop(engine: StarsEngine, streamed: bool) -> N
         gc.collect()
 
 
-def test_a_call_in_line_ends_with_its_event_loop(busy: StarsEngine) -> None:
+def test_a_waiting_call_ends_with_its_event_loop(busy: StarsEngine) -> None:
     futures = full(busy)
     loop = asyncio.new_event_loop()
     task = loop.create_task(busy.agenerate("a", sampling=LONG))
@@ -252,7 +250,7 @@ def reward_threads(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if name in thread.name]
 
 
-def test_a_handle_closed_over_its_call_leaves_no_threads(engine: StarsEngine) -> None:
+def test_closing_an_engine_during_a_call_leaves_no_threads(engine: StarsEngine) -> None:
     def patient_reward(prompt: str, completion: str) -> float:
         time.sleep(0.05)
         return 1.0
@@ -273,7 +271,7 @@ def test_a_handle_closed_over_its_call_leaves_no_threads(engine: StarsEngine) ->
         assert keeper.generate("a", sampling=SHORT)[0].text
 
 
-def test_counters_outlive_the_end(engine: StarsEngine) -> None:
+def test_counters_survive_closing(engine: StarsEngine) -> None:
     config = StarsConfig(align=NEVER, engine=EngineParams(max_active=1, max_waiting=1))
     mine = StarsEngine(config, model=engine.model, reward=engine.reward)
     futures = [mine.submit("a", sampling=LONG) for _ in range(2)]
@@ -288,7 +286,7 @@ def test_counters_outlive_the_end(engine: StarsEngine) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_died_is_noticed(engine: StarsEngine) -> None:
+def test_a_dead_thread_is_detected(engine: StarsEngine) -> None:
     mine = StarsEngine(StarsConfig(align=EVERYTHING), model=engine.model, reward=engine.reward)
     began = threading.Event()
 

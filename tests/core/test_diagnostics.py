@@ -1,4 +1,4 @@
-"""Warnings about settings that do not fit: each kind once for a runtime, with its numbers."""
+"""Warnings about unsuitable settings: each once per runtime, with its numbers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_c
 from stars_engine.schedules import Effort, Estimate, Line
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.types import Score
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 NEVER = ConstantSchedule(value=1e9)
 
 
 @pytest.fixture
 def own(engine: StarsEngine) -> Iterator[StarsEngine]:
-    """A runtime of its own over the loaded models, which has seen nothing."""
+    """A new runtime over the loaded models."""
     config = StarsConfig(align=engine.config.align)
     with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
         yield mine
@@ -53,7 +53,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- through the engine ---
 
 
-def test_forced_segments_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_forced_segments_warn_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
     sampling = SamplingParams(seed=1, max_tokens=40, n=2, min_tokens=40)
     own.generate("The", sampling=sampling, align=align)
@@ -68,7 +68,7 @@ def test_forced_segments_are_told_once(own: StarsEngine, caplog: pytest.LogCaptu
     assert (stats.num_segments, stats.num_forced, stats.forced_rate) == (120, 120, 1.0)
 
 
-def test_low_acceptance_is_told_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_low_acceptance_warns_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=4, max_attempts=60, on_exhausted="stop")
     for seed in range(6):
         own.generate("The", sampling=SamplingParams(seed=seed), align=align)
@@ -79,7 +79,7 @@ def test_low_acceptance_is_told_once(own: StarsEngine, caplog: pytest.LogCapture
     assert math.isnan(stats.forced_rate)
 
 
-def test_equal_draws_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_equal_draws_warn_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=4, max_attempts=16, on_exhausted="stop")
     sampling = SamplingParams(temperature=0.01)
     for seed in range(6):
@@ -90,7 +90,7 @@ def test_equal_draws_are_told_once(own: StarsEngine, caplog: pytest.LogCaptureFi
     assert own.stats().num_repeated_draws == own.stats().num_similar_draws == 90
 
 
-def test_nearly_equal_draws_are_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_nearly_equal_draws_warn(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=8, max_attempts=16, on_exhausted="stop")
     prompts = ["The", "The plot", "I think", "My"]
     warm = SamplingParams(seed=1, temperature=1.0, top_k=None)
@@ -140,7 +140,7 @@ def test_draws_are_similar_up_to_one_token_of_eight(drafts: list[str], num_simil
 
 
 @pytest.mark.slow
-def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_suitable_settings_do_not_warn(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     sampling = SamplingParams(seed=1, n=40)
     # Of short segments, such as the pair ships with, a few are drawn twice by chance.
     align = own.config.align.replace(segment_len=32)
@@ -153,7 +153,7 @@ def test_what_fits_is_not_told(own: StarsEngine, caplog: pytest.LogCaptureFixtur
     assert warnings_in(caplog) == []
 
 
-def test_plain_sampling_and_best_of_n_say_nothing_about_thresholds(
+def test_plain_sampling_and_best_of_n_do_not_warn_about_thresholds(
     own: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     own.vanilla("The", sampling=SamplingParams(seed=1, n=60, max_tokens=4))
@@ -163,7 +163,7 @@ def test_plain_sampling_and_best_of_n_say_nothing_about_thresholds(
     assert warnings_in(caplog) == []
 
 
-def test_greedy_sampling_is_left_to_its_own_warning(
+def test_greedy_sampling_has_its_own_warning(
     own: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     align = AlignParams(schedule=NEVER, segment_len=1)
@@ -195,8 +195,8 @@ def ended(accepted: str, *, num_tokens: int = 1, max_attempts: int = 1, seed: in
     return rollout
 
 
-def told(rollouts: list[Rollout]) -> list[str]:
-    """First words of what the standard checks say."""
+def messages_of(rollouts: list[Rollout]) -> list[str]:
+    """The first words of the messages of the standard checks."""
     messages = []
     for check in standard_checks():
         for rollout in rollouts:
@@ -209,12 +209,12 @@ def told(rollouts: list[Rollout]) -> list[str]:
 
 def test_forced_above_a_tenth_of_fifty() -> None:
     forced, kept = ended(""), ended("ab")
-    assert told([forced] * 5 + [kept] * 45) == []
-    assert told([kept] * 44 + [forced] * 5) == []
-    assert told([kept] * 44 + [forced] * 6) == ["6 of 50 segments were forced (12.0%)"]
+    assert messages_of([forced] * 5 + [kept] * 45) == []
+    assert messages_of([kept] * 44 + [forced] * 5) == []
+    assert messages_of([kept] * 44 + [forced] * 6) == ["6 of 50 segments were forced (12.0%)"]
 
 
-def test_forced_segments_that_were_asked_for_are_no_trouble() -> None:
+def test_requested_forced_segments_do_not_warn() -> None:
     """Half of all are predicted to be forced, three fifths at most."""
     unknown = Estimate(value=1.0, low=1.0, high=1.0)
     half = Estimate(value=0.5, low=0.4, high=0.6)
@@ -226,14 +226,14 @@ def test_forced_segments_that_were_asked_for_are_no_trouble() -> None:
     forced, kept = ended(""), ended("ab")
     for rollout in (forced, kept):
         rollout.align = rollout.align.replace(schedule=schedule)
-    assert told([kept] * 21 + [forced] * 29) == []
-    assert told([kept] * 19 + [forced] * 31) == [
+    assert messages_of([kept] * 21 + [forced] * 29) == []
+    assert messages_of([kept] * 19 + [forced] * 31) == [
         "31 of 50 segments were forced (62.0%), but calibration predicts 60.0% at most"
     ]
 
 
-def test_pilots_use_up_no_warning(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
-    """What their drafts come to tells nothing: their thresholds are still being found."""
+def test_pilots_do_not_consume_warnings(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
+    """Their drafts are not counted, since their thresholds are still being found."""
     align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
     sampling = SamplingParams(seed=1, max_tokens=40, n=3, min_tokens=40)
     high = Line(intercept=1e9, slope=0.0, offset=0.0, sigma=1.0)
@@ -252,11 +252,11 @@ def test_pilots_use_up_no_warning(own: StarsEngine, caplog: pytest.LogCaptureFix
 
 def test_acceptance_below_a_twentieth_of_two_hundred() -> None:
     ten = ended("", max_attempts=10)
-    few = [text for text in told([ten] * 19 + [ended("ab")] * 9) if "draws" in text]
+    few = [text for text in messages_of([ten] * 19 + [ended("ab")] * 9) if "draws" in text]
     assert few == []
-    enough = [text for text in told([ten] * 19 + [ended("ab")] * 10) if "draws" in text]
+    enough = [text for text in messages_of([ten] * 19 + [ended("ab")] * 10) if "draws" in text]
     assert enough == []  # 10 of 200
-    enough = [text for text in told([ended("ab")] * 9 + [ten] * 20) if "draws" in text]
+    enough = [text for text in messages_of([ended("ab")] * 9 + [ten] * 20) if "draws" in text]
     assert enough == ["9 of 209 draws were accepted (4.3%)"]
 
 
@@ -271,7 +271,7 @@ def test_repeats_are_counted_within_a_segment_only() -> None:
     assert "56 of 56 redrafts" in str(check.observe(rollout))
 
 
-def test_a_further_check_has_its_place(caplog: pytest.LogCaptureFixture) -> None:
+def test_custom_checks_can_be_added(caplog: pytest.LogCaptureFixture) -> None:
     class Third:
         num_seen = 0
 
@@ -287,7 +287,7 @@ def test_a_further_check_has_its_place(caplog: pytest.LogCaptureFixture) -> None
     assert check.num_seen == 3
 
 
-def test_rates_of_nothing_are_nan() -> None:
+def test_rates_without_observations_are_nan() -> None:
     assert math.isnan(EngineStats().forced_rate)
     assert EngineStats(num_segments=8, num_forced=2).forced_rate == 0.25
 
@@ -313,7 +313,7 @@ def test_first_drafts_that_end_the_answer_are_measured_by_their_own_line() -> No
 
 
 @pytest.mark.slow
-def test_rewards_off_their_calibration_are_told(
+def test_rewards_outside_their_calibration_warn(
     own: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Thresholds whose baseline lies two standard deviations above what drafts come to."""

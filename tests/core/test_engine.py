@@ -1,4 +1,4 @@
-"""The engine: streams, threads, live objects, closing; and the records it leaves."""
+"""The engine: streams, threads, live objects, closing, results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ANY = AlignParams(schedule=NoSchedule())
 
 
 @pytest.mark.slow
-def test_the_embedded_pair_turns_warm(engine: StarsEngine) -> None:
+def test_the_embedded_pair_reaches_positive_rewards(engine: StarsEngine) -> None:
     prompts = ["This movie", "The acting", "I saw this film and", "My friend said that"]
     sampling = SamplingParams(seed=11, n=4, max_tokens=96)
     plain = engine.vanilla(prompts, sampling=sampling)
@@ -51,7 +51,7 @@ def test_a_stream_adds_up_to_the_result(engine: StarsEngine) -> None:
         assert [event.result for event in mine[:-1]] == [None] * (len(mine) - 1)
 
 
-def test_a_stream_may_be_left(engine: StarsEngine) -> None:
+def test_a_stream_may_be_abandoned(engine: StarsEngine) -> None:
     stream = engine.stream("This movie", sampling=SHORT)
     next(stream)
     stream.close()
@@ -59,7 +59,7 @@ def test_a_stream_may_be_left(engine: StarsEngine) -> None:
 
 
 @pytest.mark.slow
-def test_threads_take_turns(engine: StarsEngine) -> None:
+def test_threads_share_the_engine(engine: StarsEngine) -> None:
     prompts = [f"Film number {index}" for index in range(8)]
     alone = [engine.generate(prompt, sampling=SHORT)[0].text for prompt in prompts]
     with ThreadPoolExecutor(8) as pool:
@@ -70,7 +70,7 @@ def test_threads_take_turns(engine: StarsEngine) -> None:
     assert texts == alone == streams
 
 
-def test_many_more_requests_than_places(
+def test_many_more_requests_than_max_active(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = SamplingParams(seed=1, n=12, max_tokens=20)
@@ -91,28 +91,28 @@ def test_live_objects(engine: StarsEngine) -> None:
     assert result.reward == len(result.text)
 
 
-def test_parts_of_ones_own_do_not_get_the_embedded_thresholds(engine: StarsEngine) -> None:
+def test_custom_parts_do_not_get_the_embedded_thresholds(engine: StarsEngine) -> None:
     with StarsEngine(model=engine.model) as own:
         assert own.config.align.schedule == AutoSchedule()
     with StarsEngine(StarsConfig(align=ANY), model=engine.model) as own:
         assert own.config.align == ANY
 
 
-def test_a_closed_engine_says_so() -> None:
+def test_a_closed_engine_raises() -> None:
     with StarsEngine() as mine:
         pass
     with pytest.raises(EngineClosedError, match="new StarsEngine"):
         mine.generate("a")
 
 
-def test_no_prompts_no_results(engine: StarsEngine) -> None:
+def test_no_prompts_give_no_results(engine: StarsEngine) -> None:
     assert engine.generate([]) == []
     assert list(engine.stream([])) == []
     with pytest.raises(ValueError, match="n=0"):
         engine.best_of_n("a", 0)
 
 
-def test_raise_reaches_the_caller_with_what_was_accepted(engine: StarsEngine) -> None:
+def test_errors_carry_the_accepted_segments(engine: StarsEngine) -> None:
     schedule = {"kind": "per_segment", "values": [-math.inf, math.inf]}
     align = AlignParams(schedule=schedule, segment_len=8, max_attempts=2, on_exhausted="raise")
     with pytest.raises(AlignmentError, match="2 attempts") as caught:
@@ -142,7 +142,7 @@ def test_nan_survives_json(engine: StarsEngine) -> None:
     assert again.model_dump_json() == best.model_dump_json()
 
 
-def test_the_transcript_tells_the_story(engine: StarsEngine) -> None:
+def test_the_transcript_shows_all_segments(engine: StarsEngine) -> None:
     [result] = engine.generate("This movie", sampling=SamplingParams(seed=2))
     text = transcript(result)
     for segment in result.segments:
@@ -157,7 +157,7 @@ def test_the_transcript_tells_the_story(engine: StarsEngine) -> None:
     assert "not judged" in transcript(plain)
 
 
-def test_sampling_of_the_model_itself(stories260k: TransformersBackend) -> None:
+def test_sampling_defaults_come_from_the_model(stories260k: TransformersBackend) -> None:
     config = StarsConfig(
         model="a/name",
         reward=lambda prompt, completion: 1.0,

@@ -1,8 +1,9 @@
-"""Failures of models and loads: who is told, and that the others go on."""
+"""Failures of models and loads: which requests fail, and which go on."""
 
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.backends.base import DraftRequest
-from tests.core.test_runtime import LONG, NEVER, SHORT, idle, wait_until, with_reward
+from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until, with_reward
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ from tests.core.test_runtime import LONG, NEVER, SHORT, idle, wait_until, with_r
     ],
     ids=lambda item: type(item).__name__,
 )
-def test_a_failing_model_ends_the_requests_in_progress_and_no_others(
+def test_a_failing_model_fails_only_the_running_requests(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     with StarsEngine(
@@ -75,7 +76,7 @@ class Fragile:
         return self._model.draft(requests)
 
 
-def test_only_the_request_ends_that_the_model_fails_for(engine: StarsEngine) -> None:
+def test_only_the_request_with_the_failing_prompt_fails(engine: StarsEngine) -> None:
     prompts = ["The film", "I went to see it on a rainy day and", "Nobody", "A"]
     config = StarsConfig(align=engine.config.align, sampling=SHORT)
     with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
@@ -92,7 +93,7 @@ def test_only_the_request_ends_that_the_model_fails_for(engine: StarsEngine) -> 
         assert idle(mine)
 
 
-def test_a_fault_that_passes_is_not_seen(engine: StarsEngine) -> None:
+def test_a_transient_fault_is_retried(engine: StarsEngine) -> None:
     config = StarsConfig(align=engine.config.align, sampling=SHORT)
     texts = []
     for num_failures in (0, 1):
@@ -103,7 +104,7 @@ def test_a_fault_that_passes_is_not_seen(engine: StarsEngine) -> None:
     assert texts[0] == texts[1]
 
 
-def test_a_stream_raises_with_what_it_emitted(engine: StarsEngine) -> None:
+def test_a_failing_stream_raises_with_its_partial_result(engine: StarsEngine) -> None:
     def breaks(prompt: str, completion: str) -> float:
         if len(completion) > 40:
             raise OSError("gone")
@@ -116,7 +117,7 @@ def test_a_stream_raises_with_what_it_emitted(engine: StarsEngine) -> None:
         assert "".join(texts) == caught.value.result.text != ""
 
 
-def test_no_waiting_for_oneself(engine: StarsEngine) -> None:
+def test_a_callback_cannot_wait_for_its_own_engine(engine: StarsEngine) -> None:
     outcomes: list[object] = []
 
     def call_back(_: object) -> None:
@@ -133,10 +134,10 @@ def test_no_waiting_for_oneself(engine: StarsEngine) -> None:
 
 
 def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:
-    rounds = engine.stats().num_steps
+    num_steps = engine.stats().num_steps
     with pytest.raises(PromptError):
         engine.generate(["fine", "word " * 900], sampling=SHORT)
-    assert engine.stats().num_steps == rounds
+    assert engine.stats().num_steps == num_steps
     good, bad = engine.generate(["fine", "word " * 900], sampling=SHORT, return_exceptions=True)
     assert isinstance(good, StarsResult)
     assert isinstance(bad, PromptError)
@@ -145,18 +146,26 @@ def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:
 
 
 def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> None:
-    attempts = []
+    attempts: list[int] = []
+    all_called = threading.Barrier(9)
 
-    class Gone:
-        def __call__(self) -> Any:
-            attempts.append(time.sleep(0.2))
-            raise ModelLoadError("no such model")
+    def load(config: StarsConfig) -> Any:
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            all_called.wait(60)
+            time.sleep(0.5)  # until the calls, which begin now, wait for the load
+        raise ModelLoadError("no such model")
+
+    def call(mine: StarsEngine) -> Any:
+        all_called.wait(60)
+        return _error_of(mine)
 
     config = StarsConfig(align=NEVER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.engine.handle._load_model", lambda config: Gone()())
+        patch.setattr("stars_engine.engine.handle._load_model", load)
         with StarsEngine(config) as mine, ThreadPoolExecutor(8) as pool:
-            errors = list(pool.map(lambda _: _error_of(mine), range(8)))
+            first = mine.submit("a")  # starts the load
+            errors = [*pool.map(lambda _: call(mine), range(8)), first.exception()]
             assert all(isinstance(error, ModelLoadError) for error in errors)
             assert len(attempts) == 1
             assert isinstance(_error_of(mine), ModelLoadError)
@@ -164,10 +173,12 @@ def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> 
 
 
 def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> None:
-    attempts = []
+    attempts: list[int] = []
+    submitted = threading.Event()
 
     def load(config: StarsConfig) -> Any:
-        attempts.append(time.sleep(0.3))
+        attempts.append(len(attempts))
+        assert submitted.wait(60)
         raise ModelLoadError("no such model")
 
     model = TransformersModel(name_or_path="stars:embedded-lm", dtype="float64")
@@ -177,7 +188,9 @@ def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> No
             StarsEngine.shared(StarsConfig(model=model, reward=lambda p, c: 1.0, align=NEVER))
             for _ in range(4)
         ]
-        errors = [future.exception() for future in [handle.submit("a") for handle in handles]]
+        futures = [handle.submit("a") for handle in handles]
+        submitted.set()
+        errors = [future.exception() for future in futures]
         assert [str(error) for error in errors] == ["no such model"] * 4
         assert len(set(map(id, errors))) == 4  # each may be raised with a traceback of its own
         assert len(attempts) == 1
@@ -185,7 +198,7 @@ def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> No
             handle.close()
 
 
-def test_a_failed_load_keeps_nothing_in_memory(engine: StarsEngine) -> None:
+def test_a_failed_load_frees_its_memory(engine: StarsEngine) -> None:
     class Half:
         pass
 
@@ -207,7 +220,7 @@ def test_a_failed_load_keeps_nothing_in_memory(engine: StarsEngine) -> None:
             assert [half() for half in halves] == [None]
 
 
-def test_what_goes_wrong_again_and_again_is_told_once(
+def test_repeated_errors_are_logged_once(
     engine: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> float:

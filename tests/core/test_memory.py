@@ -1,4 +1,4 @@
-"""When memory ends: less at a time, later, the same text; budgets that keep it from ending."""
+"""Out of memory: smaller steps, later requests, the same text; budgets that prevent it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from stars_engine.core.offline import stars
 from stars_engine.errors import ContextOverflowError
 from stars_engine.memory import in_smaller_batches, is_out_of_memory
 from stars_engine.testing import TableReward, TabularModel
-from tests.conftest import make_rollout
-from tests.core.test_runtime import wait_until
 from tests.support.accounts import account
 from tests.support.backends import pool_of
 from tests.support.calibration import OPENINGS, QUICK
+from tests.support.engines import wait_until
+from tests.support.rollouts import make_rollout
 
 PROMPTS = ["The film", "I went to see it on a rainy day and", "Nobody", "A", "One more of them"]
 SAMPLING = SamplingParams(seed=11, max_tokens=24)
@@ -44,7 +44,7 @@ ALIGN = AlignParams(schedule=ConstantSchedule(value=1.0), segment_len=8, num_can
 FULL = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory"
 
 
-class Scarce:
+class LimitedMemoryModel:
     """A model on a machine with little memory: for prefixes, for rows, or at chosen drafts.
 
     Args:
@@ -136,9 +136,9 @@ def test_fewer_rows_at_a_time(
     engine: StarsEngine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    scarce = Scarce(engine.model, num_rows=6)
-    assert [account(result) for result in run(scarce)] == wanted
-    assert max(scarce.row_counts) <= 6
+    limited = LimitedMemoryModel(engine.model, num_rows=6)
+    assert [account(result) for result in run(limited)] == wanted
+    assert max(limited.row_counts) <= 6
     assert "Out of memory; reducing the batch to 5 candidates." in caplog.text
     # 20, 10, 5: said once each, and not tried again.
     assert caplog.text.count("reducing the batch") == 2
@@ -153,48 +153,48 @@ def test_requests_wait_for_memory(
     engine: StarsEngine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    scarce = Scarce(engine.model, num_prefixes=num_prefixes)
-    assert [account(result) for result in run(scarce)] == wanted
-    assert scarce.most_live == num_prefixes
-    assert scarce.num_computed == len(PROMPTS)  # no prefix is computed twice
-    assert max(scarce.row_counts) == 4 * num_prefixes  # candidates are as many as before
+    limited = LimitedMemoryModel(engine.model, num_prefixes=num_prefixes)
+    assert [account(result) for result in run(limited)] == wanted
+    assert limited.most_live == num_prefixes
+    assert limited.num_computed == len(PROMPTS)  # no prefix is computed twice
+    assert max(limited.row_counts) == 4 * num_prefixes  # candidates are as many as before
     assert "Out of memory; preempting" in caplog.text
 
 
 @pytest.mark.parametrize(
     "failing", [(0,), (2, 3, 7), range(0, 30, 2), range(3, 9), range(1, 8)], ids=str
 )
-def test_what_was_accepted_is_read_again_when_there_is_memory(
+def test_accepted_segments_are_recomputed_when_memory_is_free(
     failing: Sequence[int],
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
     engine: StarsEngine,
 ) -> None:
-    scarce = Scarce(engine.model, failing=failing)
-    assert [account(result) for result in run(scarce)] == wanted
+    limited = LimitedMemoryModel(engine.model, failing=failing)
+    assert [account(result) for result in run(limited)] == wanted
     long_enough = isinstance(failing, range) and failing.step == 1  # for a single candidate to fail
-    assert scarce.num_computed > len(PROMPTS) or not long_enough
+    assert limited.num_computed > len(PROMPTS) or not long_enough
 
 
 @pytest.mark.slow
-def test_one_row_too_many_makes_the_others_wait(
+def test_one_row_too_many_makes_other_requests_wait(
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
     engine: StarsEngine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not even one candidate has room beside three prefixes."""
-    scarce = Scarce(engine.model)
-    draft = scarce.draft
+    """With three prefixes not even one candidate fits."""
+    limited = LimitedMemoryModel(engine.model)
+    draft = limited.draft
 
     def tight(requests: Sequence[Any]) -> Any:
-        if len(scarce.live) >= 3:
+        if len(limited.live) >= 3:
             raise MemoryError
         return draft(requests)
 
-    monkeypatch.setattr(scarce, "draft", tight)
-    assert [account(result) for result in run(scarce)] == wanted
-    assert scarce.num_computed > len(PROMPTS)
+    monkeypatch.setattr(limited, "draft", tight)
+    assert [account(result) for result in run(limited)] == wanted
+    assert limited.num_computed > len(PROMPTS)
 
 
 def test_a_request_too_large_for_the_machine_fails_alone(
@@ -204,16 +204,16 @@ def test_a_request_too_large_for_the_machine_fails_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     long = max(len(engine.model.codec.encode_prompt(prompt)) for prompt in PROMPTS)
-    scarce = Scarce(engine.model)
-    draft = scarce.draft
+    limited = LimitedMemoryModel(engine.model)
+    draft = limited.draft
 
     def tight(requests: Sequence[DraftRequest]) -> Any:
         if any(request.num_prompt_tokens == long for request in requests):
             raise RuntimeError(FULL)
         return draft(requests)
 
-    monkeypatch.setattr(scarce, "draft", tight)
-    results = run(scarce)
+    monkeypatch.setattr(limited, "draft", tight)
+    results = run(limited)
     assert isinstance(results[1], GenerationError)
     assert "out of memory with a single running request" in str(results[1])
     assert f"prompt {long} tokens" in str(results[1])
@@ -222,10 +222,10 @@ def test_a_request_too_large_for_the_machine_fails_alone(
 
 
 @pytest.mark.slow
-def test_giving_one_up_that_waits_fails_no_other_that_waits(engine: StarsEngine) -> None:
-    scarce = Scarce(engine.model, num_prefixes=1)
+def test_cancelling_a_waiting_request_fails_no_other(engine: StarsEngine) -> None:
+    limited = LimitedMemoryModel(engine.model, num_prefixes=1)
     config = engine.config.replace(sampling=SAMPLING.replace(max_tokens=60), align=ALIGN)
-    with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+    with StarsEngine(config, model=limited, reward=engine.reward) as mine:  # type: ignore[arg-type]
         calls = [mine.submit(prompt) for prompt in PROMPTS[:3]]
         wait_until(lambda: mine.stats().num_active == 3)
         calls[1].cancel()
@@ -233,8 +233,8 @@ def test_giving_one_up_that_waits_fails_no_other_that_waits(engine: StarsEngine)
         assert calls[2].result(timeout=60)[0].finish_reason in ("length", "stop")
 
 
-def test_a_single_candidate_is_tried_again_in_the_room_that_is_made(engine: StarsEngine) -> None:
-    class Full(Scarce):
+def test_a_single_candidate_is_retried_after_memory_is_freed(engine: StarsEngine) -> None:
+    class Full(LimitedMemoryModel):
         num_dropped = 0
 
         def free_unused(self) -> None:
@@ -252,8 +252,8 @@ def test_a_single_candidate_is_tried_again_in_the_room_that_is_made(engine: Star
     assert full.num_dropped == 1
 
 
-def test_one_that_does_not_fit_holds_nobody_up_for_longer_than_it_waits() -> None:
-    """What a large prompt has shown to be too many is not so for the small ones behind it."""
+def test_a_request_that_does_not_fit_delays_others_only_while_it_waits() -> None:
+    """The limit that a large prompt caused does not apply to the small ones after it."""
     room, computed = 10, []
     held: dict[PrefixHandle, int] = {}
 
@@ -284,8 +284,8 @@ def test_one_that_does_not_fit_holds_nobody_up_for_longer_than_it_waits() -> Non
     assert computed == [3, 3, 9, 3, 3, 3]
 
 
-def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
-    """A budget that it fills by itself; small ones keep coming."""
+def test_a_large_request_is_not_starved(engine: StarsEngine) -> None:
+    """It fills the budget alone, while small requests keep coming."""
     small, large = SAMPLING.replace(max_tokens=24), SAMPLING.replace(max_tokens=100)
     params = EngineParams(max_prefix_tokens=120)
     config = engine.config.replace(sampling=small, align=ALIGN, engine=params)
@@ -302,34 +302,34 @@ def test_nobody_passes_a_large_request_for_ever(engine: StarsEngine) -> None:
 
 
 @pytest.mark.slow
-def test_who_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> None:
+def test_a_request_that_waits_for_a_slow_reward_keeps_its_prefix(engine: StarsEngine) -> None:
     def slow(prompt: str, completion: str) -> float:
         time.sleep(0.002)
         return float(len(completion) % 3)
 
-    scarce = Scarce(engine.model, num_prefixes=2)
+    limited = LimitedMemoryModel(engine.model, num_prefixes=2)
     config = StarsConfig(model="stars:embedded-lm", sampling=SAMPLING, align=ALIGN, reward=slow)
-    with StarsEngine(config, model=scarce) as mine:  # type: ignore[arg-type]
+    with StarsEngine(config, model=limited) as mine:  # type: ignore[arg-type]
         mine.generate(PROMPTS)
-    assert scarce.num_computed == len(PROMPTS)
+    assert limited.num_computed == len(PROMPTS)
 
 
-def test_what_is_read_again_is_bounded_as_before(engine: StarsEngine) -> None:
+def test_recomputed_prefixes_stay_within_the_limits(engine: StarsEngine) -> None:
     align = ALIGN.replace(max_drafted_tokens=16)
     drafted = []
     for failing in ((), (1,)):
-        scarce = Scarce(engine.model, failing=failing)
+        limited = LimitedMemoryModel(engine.model, failing=failing)
         config = engine.config.replace(sampling=SAMPLING, align=align)
-        with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+        with StarsEngine(config, model=limited, reward=engine.reward) as mine:  # type: ignore[arg-type]
             [result] = mine.vanilla(PROMPTS[0])
         drafted.append((result.text, result.usage.num_drafted_tokens))
     assert drafted[0] == drafted[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scarce", ["prefixes", "rows", "tokens"])
-def test_pilots_that_wait_for_each_other_find_what_they_would(
-    scarce: str, engine: StarsEngine
+@pytest.mark.parametrize("limited", ["prefixes", "rows", "tokens"])
+def test_concurrent_calibrations_without_memory_find_the_same_thresholds(
+    limited: str, engine: StarsEngine
 ) -> None:
     def fitted(model: object, **options: int) -> list[float]:
         config = engine.config.replace(engine=EngineParams(**options))
@@ -338,20 +338,20 @@ def test_pilots_that_wait_for_each_other_find_what_they_would(
         return [value for stage in found.stages for value in (stage.intercept, stage.offset)]
 
     wanted = fitted(engine.model)
-    if scarce == "prefixes":
-        found = fitted(Scarce(engine.model, num_prefixes=4))
-    elif scarce == "rows":
-        found = fitted(Scarce(engine.model, num_rows=4))
+    if limited == "prefixes":
+        found = fitted(LimitedMemoryModel(engine.model, num_prefixes=4))
+    elif limited == "rows":
+        found = fitted(LimitedMemoryModel(engine.model, num_rows=4))
     else:
         found = fitted(engine.model, max_prefix_tokens=200)
     assert found == pytest.approx(wanted, abs=1e-4)
 
 
 def test_waiting_for_memory_ends_at_the_deadline(engine: StarsEngine) -> None:
-    scarce = Scarce(engine.model, num_prefixes=1)
+    limited = LimitedMemoryModel(engine.model, num_prefixes=1)
     align = ALIGN.replace(deadline_s=0.0001)
     config = engine.config.replace(sampling=SAMPLING, align=align)
-    with StarsEngine(config, model=scarce, reward=engine.reward) as mine:  # type: ignore[arg-type]
+    with StarsEngine(config, model=limited, reward=engine.reward) as mine:  # type: ignore[arg-type]
         results = mine.generate(PROMPTS)
         assert {result.finish_reason for result in results} == {"deadline"}
         assert mine.stats().num_active == 0
@@ -388,10 +388,10 @@ def test_requests_beyond_the_budget_of_tokens_wait(
     engine: StarsEngine,
 ) -> None:
     longest = 24 + max(len(engine.model.codec.encode_prompt(prompt)) for prompt in PROMPTS)
-    scarce = Scarce(engine.model)
-    found = run(scarce, max_prefix_tokens=num_at_once * longest)
+    limited = LimitedMemoryModel(engine.model)
+    found = run(limited, max_prefix_tokens=num_at_once * longest)
     assert [account(result) for result in found] == wanted
-    assert scarce.most_live == num_at_once
+    assert limited.most_live == num_at_once
 
 
 def test_requests_beyond_the_budget_of_bytes_wait(
@@ -402,22 +402,22 @@ def test_requests_beyond_the_budget_of_bytes_wait(
     engine.reward.free_unused()  # type: ignore[attr-defined]
     pool = pool_of(engine.model)
     limit = 3 * 64 * pool.bytes_per_token
-    scarce = Scarce(engine.model)
+    limited = LimitedMemoryModel(engine.model)
     seen = []
-    draft = scarce.draft
+    draft = limited.draft
 
     def watched(requests: Sequence[DraftRequest]) -> Any:
         drafts = draft(requests)
         seen.append(pool.num_bytes)
         return drafts
 
-    scarce.draft = watched  # type: ignore[method-assign]
-    assert [account(result) for result in run(scarce, max_cache_bytes=limit)] == wanted
-    assert 1 < scarce.most_live < len(PROMPTS)
+    limited.draft = watched  # type: ignore[method-assign]
+    assert [account(result) for result in run(limited, max_cache_bytes=limit)] == wanted
+    assert 1 < limited.most_live < len(PROMPTS)
     assert max(seen) <= limit
 
 
-def test_a_request_beyond_the_budget_by_itself_is_refused(
+def test_a_request_larger_than_the_budget_is_refused(
     run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]]
 ) -> None:
     results = run(max_prefix_tokens=30)
@@ -431,12 +431,12 @@ def test_a_request_beyond_the_budget_by_itself_is_refused(
 
 
 @pytest.mark.parametrize("name", ["max_prefix_tokens", "max_cache_bytes"])
-def test_a_budget_of_nothing_is_an_error(name: str) -> None:
+def test_a_zero_budget_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name}.*1"):
         StarsConfig(engine={name: 0})
 
 
-# --- what says that memory has ended ---
+# --- errors that mean out of memory ---
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_smaller_batches_until_they_fit(caplog: pytest.LogCaptureFixture) -> Non
     assert in_smaller_batches(run, [], what="things", free_unused=rooms.append) == []
 
 
-def test_other_errors_and_single_items_are_not_tried_again() -> None:
+def test_other_errors_and_single_items_are_not_retried() -> None:
     def run(items: Sequence[int]) -> list[int]:
         raise RuntimeError(FULL if len(items) == 1 else "another thing")
 

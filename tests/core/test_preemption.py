@@ -1,4 +1,4 @@
-"""Which requests give way when memory runs out, and what is kept of a step."""
+"""Which requests are preempted when memory runs out, and what is kept of a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.request import Request, RequestQueue, RequestStatus
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.testing import TableReward, TabularModel
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 ALIGN = AlignParams(schedule=NoSchedule(), segment_len=2, num_candidates=2)
 
@@ -53,7 +53,9 @@ def running(count: int, *, holding: Sequence[int]) -> tuple[Scheduler, list[Requ
         ([0], [0, 1], [1]),
     ],
 )
-def test_who_gives_way(batch: list[int], holding: list[int], preempted: list[int]) -> None:
+def test_the_order_of_preemption(
+    batch: list[int], holding: list[int], preempted: list[int]
+) -> None:
     scheduler, requests = running(4, holding=holding)
     left = scheduler.preempt([requests[index] for index in batch])
     assert left == [requests[index] for index in batch if index not in preempted]
@@ -62,7 +64,7 @@ def test_who_gives_way(batch: list[int], holding: list[int], preempted: list[int
     assert not any(request.holds_prefix for request in waiting)
 
 
-def test_requests_whose_drafts_are_scored_give_way_before_those_that_run() -> None:
+def test_requests_that_wait_for_rewards_are_preempted_before_those_that_run() -> None:
     scheduler, requests = running(4, holding=range(4))
     for request in requests[:2]:
         scheduler.wait_for_reward(request)
@@ -77,7 +79,7 @@ def test_requests_whose_drafts_are_scored_give_way_before_those_that_run() -> No
     assert requests[0].status is RequestStatus.WAITING
 
 
-def test_preempted_requests_come_back_oldest_first_when_others_end() -> None:
+def test_preempted_requests_resume_oldest_first_when_others_end() -> None:
     scheduler, requests = running(4, holding=[0])
     scheduler.preempt(requests)
     late = make_requests(1)

@@ -1,4 +1,4 @@
-"""Ends of a process in the middle of a generation, and forks: each in a process of its own."""
+"""Process exit during generation, and forks, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+
+from stars_engine.runtime.exits import EXIT_S
 
 HEAD = """
 import asyncio, os, signal, sys, threading, time
@@ -27,7 +29,10 @@ threading.Thread(target=mark, daemon=True).start()
 
 
 def run(code: str) -> tuple[int, float, str]:
-    """Return exit code, seconds from the first round to the end, and standard error."""
+    """Return exit code, seconds from the first step to the end, and standard error.
+
+    The work would take an hour or more; the limit of the caller leaves room for a busy machine.
+    """
     done = subprocess.run(
         [sys.executable, "-c", HEAD + code],
         capture_output=True,
@@ -35,8 +40,8 @@ def run(code: str) -> tuple[int, float, str]:
         check=False,
         timeout=120,
     )
-    first_round_s = float(done.stdout.split()[0]) if done.stdout.split() else time.time()
-    return done.returncode, time.time() - first_round_s, done.stderr
+    first_step_s = float(done.stdout.split()[0]) if done.stdout.split() else time.time()
+    return done.returncode, time.time() - first_step_s, done.stderr
 
 
 @pytest.mark.slow
@@ -98,7 +103,7 @@ def run(code: str) -> tuple[int, float, str]:
             "layer = engine.model.model.model.layers[0]\n"
             "def slow(*_):\n"
             "    print(time.time(), flush=True)\n"
-            "    for _ in range(4000): torch.linalg.svd(torch.randn(100, 100))\n"
+            "    for _ in range(10**6): torch.linalg.svd(torch.randn(100, 100))\n"
             "engine.generate('The', sampling=SamplingParams(max_tokens=4))\n"
             "layer.register_forward_pre_hook(slow)\n"
             "engine.submit('This movie', **work); time.sleep(0.5); sys.exit(8)",
@@ -148,16 +153,16 @@ def run(code: str) -> tuple[int, float, str]:
         "cold load",
     ],
 )
-def test_the_process_ends_cleanly(code: str, status: int) -> None:
+def test_the_process_exits_cleanly(code: str, status: int) -> None:
     returncode, seconds, stderr = run(code)
     assert returncode == status, stderr
-    assert seconds < 5 + 0.5, stderr  # the half second is the generation's own
+    assert seconds < EXIT_S + 20, stderr  # the exit waits for EXIT_S; the rest is the test's own
     assert "terminate called" not in stderr
     assert "Fatal Python error" not in stderr
 
 
 @pytest.mark.slow
-def test_a_fork_gets_a_clear_error_and_may_begin_anew() -> None:
+def test_a_fork_gets_a_clear_error_and_may_load_again() -> None:
     code = """
 engine.generate('The', sampling=SamplingParams(max_tokens=4))
 child = os.fork()
@@ -177,7 +182,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.slow
-def test_what_a_fork_inherits_says_so_and_never_hangs() -> None:
+def test_engines_inherited_by_a_fork_raise_and_never_hang() -> None:
     code = """
 never = never.replace(max_attempts=10**9)
 stream = engine.stream('The', **work)

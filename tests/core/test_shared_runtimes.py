@@ -1,4 +1,4 @@
-"""Handles on shared runtimes: one load, reference counts, keeping alive, copies and pickles."""
+"""Shared runtimes: one load, reference counts, keep-alive, copies and pickles."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from stars_engine import (
 )
 from stars_engine.backends.base import PromptedModel
 from stars_engine.runtime import registry
-from tests.core.test_runtime import NEVER, wait_until
+from tests.support.engines import NEVER, wait_until
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
 
 
 @pytest.fixture
 def loads(engine: StarsEngine) -> Iterator[list[StarsConfig]]:
-    """Count loads; hand out the loaded model, so that they are quick."""
+    """Count loads, and return the model that is already loaded, so that they are quick."""
     loaded: list[StarsConfig] = []
     close_shared()
 
@@ -74,7 +74,7 @@ def test_many_threads_load_once(loads: list[StarsConfig]) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_loaded_tells_runtimes_apart(loads: list[StarsConfig]) -> None:
+def test_loaded_models_determine_the_runtime(loads: list[StarsConfig]) -> None:
     base = StarsConfig()
     other_align = base.replace(align=AlignParams(schedule=NoSchedule()))
     other_reward = StarsConfig(
@@ -93,7 +93,7 @@ def test_what_is_loaded_tells_runtimes_apart(loads: list[StarsConfig]) -> None:
 
 
 @pytest.mark.slow
-def test_the_last_close_unloads_and_ends_the_thread(loads: list[StarsConfig]) -> None:
+def test_the_last_close_unloads_the_models_and_ends_the_thread(loads: list[StarsConfig]) -> None:
     before = engine_threads()
     first, second = StarsEngine.shared(), StarsEngine.shared()
     first.generate("a", sampling=SHORT)
@@ -111,7 +111,7 @@ def test_the_last_close_unloads_and_ends_the_thread(loads: list[StarsConfig]) ->
 
 
 @pytest.mark.slow
-def test_forgotten_handles_keep_the_models_for_a_while(loads: list[StarsConfig]) -> None:
+def test_garbage_collected_handles_keep_the_models_for_a_while(loads: list[StarsConfig]) -> None:
     for _ in range(3):  # as objects made anew for every request do
         StarsEngine.shared().generate("a", sampling=SHORT)
         gc.collect()
@@ -124,7 +124,7 @@ def test_forgotten_handles_keep_the_models_for_a_while(loads: list[StarsConfig])
     wait_until(lambda: engine_threads() == before and not registry._runtimes)
 
 
-def test_a_reward_that_nobody_uses_is_let_go(loads: list[StarsConfig]) -> None:
+def test_an_unused_reward_is_unloaded(loads: list[StarsConfig]) -> None:
     config = StarsConfig(
         model="stars:embedded-lm",
         reward=lambda prompt, completion: 1.0,
@@ -143,7 +143,7 @@ def test_a_reward_that_nobody_uses_is_let_go(loads: list[StarsConfig]) -> None:
 
 
 @pytest.mark.slow
-def test_a_forgotten_reward_is_let_go_while_the_engine_is_busy(loads: list[StarsConfig]) -> None:
+def test_an_unused_reward_is_unloaded_while_the_engine_is_busy(loads: list[StarsConfig]) -> None:
     def forgotten_reward(prompt: str, completion: str) -> float:
         return 1.0
 
@@ -168,7 +168,7 @@ def test_a_forgotten_reward_is_let_go_while_the_engine_is_busy(loads: list[Stars
 
 
 @pytest.mark.slow
-def test_other_bounds_are_for_others_when_nobody_holds_the_runtime(
+def test_other_limits_apply_once_the_runtime_is_unused(
     loads: list[StarsConfig],
 ) -> None:
     def engine_of(max_rows: int) -> StarsEngine:
@@ -204,7 +204,7 @@ def test_loads_of_several_runtimes_do_not_disturb_each_other() -> None:
         engine.close()
 
 
-def test_paths_are_known_by_where_they_lead(tmp_path: Path, monkeypatch: Any) -> None:
+def test_paths_are_compared_after_resolution(tmp_path: Path, monkeypatch: Any) -> None:
     def key(path: str) -> str:
         return registry.key_of(TransformersModel(name_or_path=path))
 
@@ -218,7 +218,7 @@ def test_paths_are_known_by_where_they_lead(tmp_path: Path, monkeypatch: Any) ->
     assert key("./a") != before == key("../a")
 
 
-def test_closing_in_the_middle_fails_what_is_in_progress(loads: list[StarsConfig]) -> None:
+def test_closing_fails_running_requests(loads: list[StarsConfig]) -> None:
     mine = StarsEngine.shared()
     futures = [mine.submit("a", sampling=SHORT, align=NEVER) for _ in range(3)]
     wait_until(lambda: mine.stats().num_active == 3)
@@ -229,14 +229,14 @@ def test_closing_in_the_middle_fails_what_is_in_progress(loads: list[StarsConfig
         assert caught.value.result.finish_reason == "error"
 
 
-def test_other_bounds_are_refused(loads: list[StarsConfig]) -> None:
+def test_other_limits_are_refused(loads: list[StarsConfig]) -> None:
     with StarsEngine.shared():
         with pytest.raises(ConfigError, match=r"engine\.max_rows: 7 .* 128"):
             StarsEngine.shared(StarsConfig(engine=EngineParams(max_rows=7)))
         StarsEngine.shared(StarsConfig(engine=EngineParams(on_full="raise"))).close()
 
 
-def test_copies_and_pickles_lead_to_the_same_runtime(loads: list[StarsConfig]) -> None:
+def test_copies_and_pickles_share_the_runtime(loads: list[StarsConfig]) -> None:
     mine = StarsEngine.shared()
     expected = mine.generate("a", sampling=SHORT)[0].text
     again = [copy.copy(mine), copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))]
@@ -250,13 +250,13 @@ def test_copies_and_pickles_lead_to_the_same_runtime(loads: list[StarsConfig]) -
     assert pickle.loads(pickle.dumps(private)).config == private.config
 
 
-def test_parts_of_ones_own_cannot_be_pickled(engine: StarsEngine) -> None:
+def test_custom_parts_cannot_be_pickled(engine: StarsEngine) -> None:
     mine = StarsEngine(StarsConfig(align=AlignParams(schedule=NoSchedule())), model=engine.model)
     with pytest.raises(TypeError, match="Hint"):
         pickle.dumps(mine)
 
 
-def test_live_models_are_told_apart_and_not_copied(engine: StarsEngine) -> None:
+def test_live_models_are_distinguished_and_not_copied(engine: StarsEngine) -> None:
     loaded: Any = engine.model
     config = StarsConfig(
         model=TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer),

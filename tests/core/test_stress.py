@@ -42,7 +42,7 @@ NUM_THREADS, NUM_TASKS, NUM_REPETITIONS = 64, 256, 10
 
 
 def random_pair() -> StarsConfig:
-    """A model of bytes and a reward model beside it, small and random."""
+    """A byte-level model and a reward model, small and random."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,7 +66,7 @@ def random_pair() -> StarsConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """One request; every eighth is given up halfway."""
+    """One request; every eighth is cancelled halfway."""
 
     number: int
 
@@ -169,7 +169,7 @@ def both() -> Iterator[Both]:
 
 
 @pytest.mark.slow
-def test_every_text_is_the_one_obtained_alone_and_memory_is_flat(both: Both) -> None:
+def test_texts_equal_those_obtained_alone_and_memory_is_flat(both: Both) -> None:
     alone: dict[tuple[Any, ...], str] = {}
     for job in JOBS:
         if job.key not in alone:

@@ -1,4 +1,4 @@
-"""Other people's code that exits, cancels or interrupts: it ends its own request and no other."""
+"""User code that exits, cancels or interrupts fails its own request and no other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
 LONG = SamplingParams(seed=3, max_tokens=400)
@@ -42,7 +42,7 @@ AT_ONCE_S = 10.0  # far below any timeout that could end a request instead
 
 
 class Odd(BaseException):
-    """Nobody expects it."""
+    """An exception outside `Exception`."""
 
 
 class Unspeakable(Exception):  # noqa: N818 - its name is in no message
@@ -65,7 +65,7 @@ def judge(error: BaseException) -> Callable[[str, str], float]:
 
 
 class OnTheEnginesThread:
-    """A reward model of one's own, which is not called on a thread of its own."""
+    """A custom reward model, which the engine thread calls."""
 
     def __init__(self, function: Callable[[str, str], float]) -> None:
         self.function = function
@@ -77,7 +77,7 @@ class OnTheEnginesThread:
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [*EXITS, Unspeakable()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("offloaded", [True, False])
-def test_a_reward_that_exits_ends_its_own_request_at_once(
+def test_a_reward_that_exits_fails_only_its_request_at_once(
     engine: StarsEngine, error: BaseException, *, offloaded: bool
 ) -> None:
     function = judge(error)
@@ -100,7 +100,7 @@ def test_a_reward_that_exits_ends_its_own_request_at_once(
         assert again.text == good.text
 
 
-def test_ctrl_c_in_a_reward_on_the_callers_thread_is_the_callers() -> None:
+def test_ctrl_c_in_a_reward_on_the_thread_of_the_caller_reaches_the_caller() -> None:
     assert threading.current_thread() is threading.main_thread()
     model = TabularModel(["a", "b"], lambda _: [0.5, 0.5])
     reward = OnTheEnginesThread(judge(KeyboardInterrupt()))
@@ -110,11 +110,11 @@ def test_ctrl_c_in_a_reward_on_the_callers_thread_is_the_callers() -> None:
         list(stars([rollout], model, reward))
 
 
-def test_a_schedule_that_exits_ends_its_own_request(engine: StarsEngine) -> None:
-    def leave(progress: object) -> float:
+def test_a_schedule_that_exits_fails_only_its_request(engine: StarsEngine) -> None:
+    def exit_process(progress: object) -> float:
         raise SystemExit(3)
 
-    bad = AlignParams(schedule=FunctionSchedule(function=leave), segment_len=8)
+    bad = AlignParams(schedule=FunctionSchedule(function=exit_process), segment_len=8)
     future = engine.submit("a", sampling=SHORT, align=bad)
     with pytest.raises(ScheduleError, match="SystemExit: 3"):
         future.result(timeout=AT_ONCE_S)
@@ -153,10 +153,10 @@ def test_a_function_as_schedule(engine: StarsEngine) -> None:
 
 
 def test_loading_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave(config: object) -> None:
+    def exit_process(config: object) -> None:
         raise SystemExit(3)
 
-    monkeypatch.setattr("stars_engine.engine.handle._load_model", leave)
+    monkeypatch.setattr("stars_engine.engine.handle._load_model", exit_process)
     with StarsEngine() as mine:
         with pytest.raises(ModelLoadError, match="SystemExit: 3"):
             mine.submit("a").result(timeout=AT_ONCE_S)
@@ -165,26 +165,26 @@ def test_loading_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("method", ["draft", "completion_text"])
-def test_a_model_that_exits_ends_the_requests_in_progress(
+def test_a_model_that_exits_fails_the_running_requests(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def leave(*_: object) -> None:
+    def exit_process(*_: object) -> None:
         raise SystemExit(3)
 
     with StarsEngine(StarsConfig(align=PLAIN), model=engine.model, reward=engine.reward) as mine:
         with monkeypatch.context() as patch:
-            patch.setattr(engine.model, method, leave)
+            patch.setattr(engine.model, method, exit_process)
             with pytest.raises(GenerationError, match="SystemExit: 3"):
                 mine.submit("a", sampling=SHORT).result(timeout=AT_ONCE_S)
         assert mine.generate("a", sampling=SHORT)[0].text
 
 
-def test_a_callback_that_exits_disturbs_nobody(engine: StarsEngine) -> None:
-    def leave(_: Future[object]) -> None:
+def test_a_callback_that_exits_affects_no_other_request(engine: StarsEngine) -> None:
+    def exit_process(_: Future[object]) -> None:
         raise SystemExit(3)
 
     first = engine.submit("first", sampling=SHORT)
-    first.add_done_callback(leave)
+    first.add_done_callback(exit_process)
     second = engine.submit("second", sampling=SHORT)
     assert first.result(timeout=AT_ONCE_S)[0].text
     assert second.result(timeout=AT_ONCE_S)[0].text
@@ -192,7 +192,7 @@ def test_a_callback_that_exits_disturbs_nobody(engine: StarsEngine) -> None:
 
 
 @pytest.mark.parametrize("method", ["_step", "_read_inbox", "_deliver", "_recover"])
-def test_when_the_engines_thread_fails_nobody_waits_for_ever(
+def test_when_the_engine_thread_fails_all_requests_fail(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     config = StarsConfig(align=PLAIN)
@@ -213,7 +213,7 @@ def test_when_the_engines_thread_fails_nobody_waits_for_ever(
                 ask("a", sampling=SHORT)
 
 
-def test_a_shared_engine_whose_thread_failed_is_made_anew(
+def test_a_shared_engine_whose_thread_failed_is_recreated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # A checkpoint of its own, so that no runtime of another test, whose thread waits, is shared.
@@ -224,18 +224,18 @@ def test_a_shared_engine_whose_thread_failed_is_made_anew(
             patch.setattr(EngineLoop, "_wait_s", lambda _: 1 / 0)
             with pytest.raises(EngineClosedError, match="ZeroDivisionError"):
                 broken.submit("a", sampling=LONG).result(timeout=60)
-        with StarsEngine.shared(config) as mended:
-            assert mended.generate("a", sampling=SHORT)[0].text
+        with StarsEngine.shared(config) as repaired:
+            assert repaired.generate("a", sampling=SHORT)[0].text
 
 
 def test_a_worker_outlives_its_tasks() -> None:
     workers = WorkerPool("test", max_workers=1)
     done = threading.Event()
 
-    def leave(_: Task) -> None:
+    def exit_process(_: Task) -> None:
         raise Odd
 
-    for work in (leave, lambda _: done.set()):
+    for work in (exit_process, lambda _: done.set()):
         workers.submit(
             Task(
                 work,

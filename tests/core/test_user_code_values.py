@@ -1,4 +1,4 @@
-"""What callables and language models of others return, before it is taken for numbers or text."""
+"""Return values of user callables and language models are checked before use."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_numbers(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["1.0", b"1", " 1_0 "])
-def test_callables_that_return_texts_are_blamed(engine: StarsEngine, value: object) -> None:
+def test_callables_that_return_texts_get_the_error(engine: StarsEngine, value: object) -> None:
     short = SamplingParams(max_tokens=8, seed=0)
     align = AlignParams(schedule=FunctionSchedule(function=lambda _: value))
     with pytest.raises(ScheduleError, match="a threshold is a number, not"):
@@ -105,8 +105,8 @@ def test_callables_that_return_texts_are_blamed(engine: StarsEngine, value: obje
 # --- drafts ---
 
 
-class Foreign:
-    """A language model of somebody's, which is ours but for what one of its drafts becomes."""
+class CustomModel:
+    """A custom language model: the real one, with one of its drafts replaced."""
 
     def __init__(self, inner: Any, change: Callable[[Draft, DraftRequest], Any]) -> None:
         self._inner, self._change = inner, change
@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[Callable[[Draft, DraftRequest, Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_draft_is_the_language_models_fault(engine: StarsEngine, name: str) -> None:
+def test_an_invalid_draft_is_an_error_of_the_language_model(engine: StarsEngine, name: str) -> None:
     change, words = WRONG[name]
 
     def one(draft: Draft, request: DraftRequest) -> Any:
@@ -154,7 +154,7 @@ def test_a_wrong_draft_is_the_language_models_fault(engine: StarsEngine, name: s
 
     align = AlignParams(schedule=NoSchedule(), segment_len=8)
     plain = SamplingParams(max_tokens=8, min_tokens=8, seed=0, top_k=None)
-    with StarsEngine(model=Foreign(engine.model, one), reward=engine.reward) as own:
+    with StarsEngine(model=CustomModel(engine.model, one), reward=engine.reward) as own:
         failed, fine = own.generate(
             ["A", "A"],
             sampling=[plain.replace(top_p=0.9), plain],
@@ -162,7 +162,7 @@ def test_a_wrong_draft_is_the_language_models_fault(engine: StarsEngine, name: s
             return_exceptions=True,
         )
     assert isinstance(failed, GenerationError)
-    assert "the language model Foreign returned a draft that" in str(failed)
+    assert "the language model CustomModel returned a draft that" in str(failed)
     assert re.search(words, str(failed)), failed
     assert len(fine.token_ids) == 8  # the other request is not affected
 
@@ -175,7 +175,7 @@ def test_ids_of_other_kinds_are_read(engine: StarsEngine, kind: Callable[..., An
     sampling = SamplingParams(max_tokens=16, seed=0)
     align = AlignParams(schedule=NoSchedule(), segment_len=8)
     [expected] = engine.generate("A", sampling=sampling, align=align)
-    with StarsEngine(model=Foreign(engine.model, other), reward=engine.reward) as own:
+    with StarsEngine(model=CustomModel(engine.model, other), reward=engine.reward) as own:
         [found] = own.generate("A", sampling=sampling, align=align)
     assert found.token_ids == expected.token_ids
     assert all(type(token) is int for token in found.token_ids)

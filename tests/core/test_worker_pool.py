@@ -1,4 +1,4 @@
-"""Threads for other people's code: turns, bounds, and calls that hang."""
+"""Threads for user code: turns, limits, and calls that hang."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stars_engine.runtime.worker_pool import MIN_HUNG, Task, WorkerPool, current_executor
-from tests.core.test_runtime import wait_until
+from tests.support.engines import wait_until
 
 
 class Pool:
@@ -19,12 +19,12 @@ class Pool:
     def __init__(self, max_workers: int) -> None:
         self.workers = WorkerPool("test", max_workers, mark=self)
         self.release = threading.Event()
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.marks: set[object] = set()
 
     def submit(self, owner: str, *, timeout_s: float | None = None) -> Task:
         def work(_: Task) -> None:
-            self.begun.append(owner)
+            self.started.append(owner)
             self.marks.add(current_executor.get())
             self.release.wait(30)
 
@@ -39,11 +39,11 @@ class Pool:
         return task
 
     def settled(self, count: int) -> list[str]:
-        """What has begun, once that many have, and no more soon after."""
-        wait_until(lambda: len(self.begun) >= count)
+        """What has started, once that many have, and no more soon after."""
+        wait_until(lambda: len(self.started) >= count)
         time.sleep(0.05)
-        assert len(self.begun) == count
-        return self.begun
+        assert len(self.started) == count
+        return self.started
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def pools() -> Iterator[Any]:
         wait_until(lambda pool=pool: not any(t.is_alive() for t in pool.workers.threads))
 
 
-def test_one_owner_leaves_threads_to_others(pools: Any) -> None:
+def test_one_owner_leaves_threads_for_others(pools: Any) -> None:
     pool = pools(8)
     for _ in range(20):
         pool.submit("greedy")
@@ -81,18 +81,18 @@ def test_owners_take_turns(pools: Any) -> None:
     for owner in ("a", "a", "b", "c", "b"):
         pool.submit(owner)
     pool.release.set()
-    wait_until(lambda: len(pool.begun) == 6)
-    assert pool.begun == ["first", "a", "b", "c", "a", "b"]
+    wait_until(lambda: len(pool.started) == 6)
+    assert pool.started == ["first", "a", "b", "c", "a", "b"]
 
 
-def test_a_pool_of_one_or_two_is_used_whole(pools: Any) -> None:
+def test_a_pool_of_one_or_two_threads_is_used_fully(pools: Any) -> None:
     pool = pools(2)
     pool.submit("a")
     pool.submit("b")
     assert sorted(pool.settled(2)) == ["a", "b"]
 
 
-def test_calls_that_hang_do_not_multiply_threads(pools: Any) -> None:
+def test_hung_calls_do_not_multiply_threads(pools: Any) -> None:
     pool = pools(2)
     count = 0
     tasks: list[Task] = []
@@ -105,19 +105,20 @@ def test_calls_that_hang_do_not_multiply_threads(pools: Any) -> None:
         return all(task.ended for task in tasks)
 
     wait_until(all_over)  # also those for which no thread is left
-    assert len(pool.begun) == MIN_HUNG + 2
+    wait_until(lambda: len(pool.started) >= MIN_HUNG + 2)
+    assert len(pool.started) == MIN_HUNG + 2
     assert sum(t.is_alive() for t in pool.workers.threads) == MIN_HUNG + 2
     pool.release.set()  # they come back, and there is room again
     wait_until(lambda: not any(t.is_alive() for t in pool.workers.threads))
     pool.submit("late")
-    wait_until(lambda: pool.begun[-1] == "late")
+    wait_until(lambda: pool.started[-1] == "late")
 
 
-def test_what_was_given_is_done_before_the_threads_end(pools: Any) -> None:
+def test_submitted_tasks_finish_before_the_threads_end(pools: Any) -> None:
     pool = pools(2)
     for index in range(6):
         pool.submit(f"owner {index}")
     pool.workers.close()
     pool.release.set()
     pool.workers.join(time.monotonic() + 10)
-    assert len(pool.begun) == 6
+    assert len(pool.started) == 6

@@ -1,4 +1,4 @@
-"""What README.md and docs/ show is run as it stands."""
+"""Code in README.md and docs/ runs as shown."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_readme_has_exactly_two_set_up_commands() -> None:
     ]
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -99,7 +99,7 @@ def field_table(kind: type[Schema]) -> str:
         (JsonGrammar, "grammars.md"),
     ],
 )
-def test_field_tables_are_those_of_the_code(kind: type[Schema], name: str) -> None:
+def test_field_tables_match_the_code(kind: type[Schema], name: str) -> None:
     table = field_table(kind)
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert table in page, f"put this into docs/{name}:\n{table}"

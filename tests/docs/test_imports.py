@@ -1,4 +1,4 @@
-"""What importing costs, and what is public."""
+"""The cost of imports, and the public names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import stars_engine
 
 
-def test_importing_pulls_neither_torch_nor_transformers() -> None:
+def test_importing_loads_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, stars_engine; from stars_engine import *; StarsConfig(); "
         "StarsEngine(); assert not {'torch', 'transformers'} & set(sys.modules)"
@@ -17,7 +17,7 @@ def test_importing_pulls_neither_torch_nor_transformers() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_a_missing_extra_names_its_cure() -> None:
+def test_the_hint_for_a_missing_extra_installs_it() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from stars_engine import StarsEngine, MissingExtraError\n"
@@ -28,7 +28,7 @@ def test_a_missing_extra_names_its_cure() -> None:
     assert "pip install 'stars-engine[local]'" in run.stdout, run.stderr
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert sorted(stars_engine.__all__) == sorted(stars_engine._HOME_OF)
     for name in stars_engine.__all__:
         assert getattr(stars_engine, name).__name__ == name

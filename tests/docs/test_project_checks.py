@@ -1,7 +1,8 @@
-"""The project's own checks, so that one command runs them all."""
+"""The checks of the project: lint, types, imports, documentation, CI."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -54,6 +55,24 @@ def test_wheel_weights_stay_small() -> None:
     weights = list((ROOT / "stars_engine" / "embedded").rglob("*.safetensors"))
     assert len(weights) == 2
     assert sum(path.stat().st_size for path in weights) <= 16_000_000
+
+
+def test_helpers_of_tests_are_in_support() -> None:
+    """No test module imports another one or a conftest; a conftest has only fixtures."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for module in modules:
+                name = module.split(".")[-1] if module.startswith("tests.") else ""
+                assert not name.startswith(("test_", "conftest")), f"{path} imports {module}"
+        if path.name == "conftest.py":
+            for node in tree.body:
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    marks = [ast.unparse(mark) for mark in node.decorator_list]
+                    assert any(mark.startswith("pytest.fixture") for mark in marks), node.name
 
 
 def test_code_map_describes_every_file() -> None:

@@ -1,4 +1,4 @@
-"""The tools of the repository: words that are not used any more, and pages that are generated."""
+"""The tools of the repository: banned words and generated pages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def found(text: str, path: str, rules: Rules) -> list[tuple[int, str]]:
     return [(hit.line, hit.found) for hit in banned_words.check(text, path, rules)]
 
 
-def test_python_is_checked_by_names_comments_and_strings(rules: Rules) -> None:
+def test_python_files_are_checked_by_names_comments_and_strings(rules: Rules) -> None:
     text = (
         '"""A docstring.\n\nOf the next round, and `num_rounds`; round to ten."""\n'
         "class Rounds:  # Rounds of all\n"

@@ -1,4 +1,4 @@
-"""Grammars: masks against brute force, the exact law under them, and answers that keep to them."""
+"""Grammars: masks against brute force, the exact law, and valid answers."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import StarsResult
-from tests.chat.test_token_bytes import KINDS
-from tests.conftest import make_rollout
 from tests.support.backends import random_backend
+from tests.support.byte_tokenizers import BYTE_TOKENIZERS
 from tests.support.grammars import check, held
 from tests.support.random_schemas import random_document, random_leaf, random_schema
+from tests.support.rollouts import make_rollout
 
 PIECES = ("a", "b", "ab", "ba", "", "c")
 END = 4
@@ -68,7 +68,7 @@ def viable(pattern: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize(("grammar", "pattern"), LANGUAGES)
-def test_masks_are_those_of_brute_force(grammar: Grammar, pattern: str) -> None:
+def test_masks_equal_brute_force(grammar: Grammar, pattern: str) -> None:
     """After every beginning of three letters at most, in every spelling of it as tokens."""
     grammars = Grammars([piece.encode() for piece in PIECES], [END], [END])
     spellings = [((), "")]
@@ -92,14 +92,14 @@ def test_masks_are_those_of_brute_force(grammar: Grammar, pattern: str) -> None:
     assert num_checked >= 4
 
 
-def test_texts_without_a_grammar_may_go_on_with_anything() -> None:
+def test_texts_without_a_grammar_allow_all_tokens() -> None:
     grammars = Grammars([b"a", b"b", b""], [], [])
     state = grammars.start(RegexGrammar(pattern="b+"))
     masks = grammars.allowed([None, state, None])
     assert masks.tolist() == [[True, True, True], [False, True, False], [True, True, True]]
 
 
-def test_forks_and_their_origin_go_their_own_ways() -> None:
+def test_forks_are_independent_of_their_origin() -> None:
     grammars = Grammars([b"a", b"b"], [], [])
     state = grammars.start(RegexGrammar(pattern="aab|ba"))
     fork = state.fork()
@@ -109,7 +109,7 @@ def test_forks_and_their_origin_go_their_own_ways() -> None:
     assert grammars.allowed([again]).tolist() == [[True, True]]
 
 
-def test_control_tokens_come_only_where_the_grammar_names_them() -> None:
+def test_control_tokens_are_allowed_only_where_the_grammar_names_them() -> None:
     grammars = Grammars([b"a", b"<|call|>", b"|", b"<", b"call", b">"], [1], [])
     state = grammars.start(EbnfGrammar(text='start: "a" <|call|> "a"'))
     state.consume([0])
@@ -132,7 +132,7 @@ def next_probs(completion: tuple[int, ...]) -> tuple[float, ...]:
 def test_the_law_is_that_of_a_model_without_the_other_tokens(
     grammar: Grammar, pattern: str, lookahead: int, segment_len: int, num_candidates: int
 ) -> None:
-    """The real loop, enumerated, beside one over a table masked by brute force."""
+    """The real loop, enumerated, against a table masked by brute force."""
 
     def masked(completion: tuple[int, ...]) -> list[float]:
         text = "".join(PIECES[token] for token in completion)
@@ -172,7 +172,7 @@ def test_the_law_is_that_of_a_model_without_the_other_tokens(
 # --- the vocabulary ---
 
 
-@KINDS
+@BYTE_TOKENIZERS
 def test_pieces_of_byte_tokens(make: Any) -> None:
     kind = make()
     pieces, control = kind.codec.vocabulary(400)
@@ -183,7 +183,7 @@ def test_pieces_of_byte_tokens(make: Any) -> None:
     assert pieces[399] == b""
 
 
-def test_pieces_add_up_to_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_token_bytes_add_up_to_texts(tokenizer: PreTrainedTokenizerFast) -> None:
     codec = Codec(tokenizer)
     pieces, _ = codec.vocabulary(len(tokenizer))
     for text in ("a film\n\tby {Größe}: 大きさ 🙂", '{"a": [1, 2.5e-3], "b": null}'):
@@ -195,7 +195,7 @@ def test_pieces_add_up_to_texts(tokenizer: PreTrainedTokenizerFast) -> None:
 
 @pytest.fixture(scope="module")
 def backend(tokenizer: PreTrainedTokenizerFast) -> Any:
-    """A random Llama, which cannot speak."""
+    """A Llama with random weights."""
     return random_backend("llama", tokenizer, vocab_size=4100, max_position_embeddings=2048)
 
 
@@ -208,8 +208,8 @@ def answers(backend: Any, rollouts: list[Rollout], reward: Any = None) -> list[S
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_answers_of_a_model_that_cannot_speak_are_valid_json(backend: Any, seed: int) -> None:
-    """A hundred random schemas; every answer that ends by itself is an instance of its own."""
+def test_answers_of_a_random_model_are_valid_json(backend: Any, seed: int) -> None:
+    """A hundred random schemas; every finished answer is an instance of its schema."""
     rng = random.Random(seed)
     schemas = [random_schema(rng) for _ in range(80)]
     schemas += [random_leaf(rng) for _ in range(10)]
@@ -306,7 +306,7 @@ def test_truncation_comes_after_the_mask(
     assert result.text.count('"name"') == 1
 
 
-def test_a_text_may_end_by_any_end_token_and_only_where_it_is_complete(backend: Any) -> None:
+def test_a_text_may_end_only_where_it_is_complete(backend: Any) -> None:
     newline, letter = backend.codec.encode("\n")[0], backend.codec.encode("b")[0]
     sampling = SamplingParams(
         grammar=RegexGrammar(pattern="[ab]{4}"),
@@ -321,7 +321,7 @@ def test_a_text_may_end_by_any_end_token_and_only_where_it_is_complete(backend: 
         assert letter not in result.token_ids[:-1]  # it would have ended the text too early
 
 
-def test_nothing_left_to_draw_is_told(backend: Any) -> None:
+def test_an_empty_mask_is_an_error(backend: Any) -> None:
     ends = dict.fromkeys(backend.end_ids, -float("inf"))
     sampling = SamplingParams(grammar=ChoiceGrammar(choices=("a",)), logit_bias=ends, max_tokens=8)
     rollout = make_rollout(sampling=sampling)
@@ -350,9 +350,7 @@ def test_nothing_left_to_draw_is_told(backend: Any) -> None:
         ({"type": "object"}, False),
     ],
 )
-def test_objects_have_only_the_properties_that_are_named(
-    schema: dict[str, Any], is_closed: bool
-) -> None:
+def test_objects_have_only_the_named_properties(schema: dict[str, Any], is_closed: bool) -> None:
     grammars = Grammars([bytes([byte]) for byte in range(256)], [], [])
 
     def is_allowed(text: bytes, grammar: JsonGrammar) -> bool:
@@ -406,7 +404,7 @@ def test_the_engine_takes_a_pydantic_model(engine: StarsEngine) -> None:
         (EbnfGrammar(text="nothing"), "ebnf grammar cannot be used"),
     ],
 )
-def test_grammars_that_are_none(engine: StarsEngine, grammar: Grammar, message: str) -> None:
+def test_invalid_grammars(engine: StarsEngine, grammar: Grammar, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         engine.generate("A film", sampling=SamplingParams(grammar=grammar))
     assert "Hint: " in str(caught.value)
@@ -429,12 +427,12 @@ def test_one_bad_grammar_fails_alone(engine: StarsEngine) -> None:
         (int, "int is not a pydantic model. Hint"),
     ],
 )
-def test_values_that_are_no_grammar(value: object, message: str) -> None:
+def test_values_that_are_not_grammars(value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SamplingParams(grammar=value)
 
 
-def test_without_the_library_the_extra_is_named(
+def test_a_missing_library_is_an_error_that_names_the_extra(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
@@ -453,7 +451,7 @@ def test_a_model_without_an_end_of_text(tokenizer: PreTrainedTokenizerFast) -> N
 
 
 @pytest.mark.parametrize("compact", [True, False])
-def test_blanks_between_the_parts(*, compact: bool) -> None:
+def test_whitespace_between_the_parts(*, compact: bool) -> None:
     grammars = Grammars([bytes([byte]) for byte in range(256)], [], [])
     for blank in ("", " ", "\n", "\n  ", "\n\t", "  ", " \n", "\n\n"):
         for text in ('{%s"a": [1, 2]}', '{"a":%s[1,2]}', '{"a": [1,%s2]}', '{"a": [1, 2]%s}'):

@@ -1,4 +1,4 @@
-"""What a grammar holds of JSON Schema: everything it writes validates, or it is refused by name."""
+"""JSON Schema: grammars enforce what they support, and refuse the rest by name."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def branch(tag: str, name: str = "kind", **properties: Any) -> dict[str, Any]:
 DISCRIMINATOR = {"discriminator": {"propertyName": "kind"}}
 
 
-@pytest.mark.parametrize("told", [DISCRIMINATOR, {}])
+@pytest.mark.parametrize("extra", [DISCRIMINATOR, {}])
 @pytest.mark.parametrize("keyword", ["oneOf", "anyOf"])
-def test_tags_with_defaults_are_required(keyword: str, told: dict[str, Any]) -> None:
-    union = {keyword: [branch("a", x={"type": "integer"}), branch("b", note={"const": 1})], **told}
+def test_tags_with_defaults_are_required(keyword: str, extra: dict[str, Any]) -> None:
+    union = {keyword: [branch("a", x={"type": "integer"}), branch("b", note={"const": 1})], **extra}
     ours = '{"kind":"a","x":1}', '{"kind":"b"}', '{"kind":"b","note":1}'
     no_tags = ("{}", '{"x":1}', '{"note":1}', '{"kind":"a"}', '{"kind":"b","x":1}')
     holds(union, *ours, invalid=no_tags)
@@ -40,7 +40,7 @@ def test_tags_with_defaults_are_required(keyword: str, told: dict[str, Any]) -> 
     holds(within, f'{{"u":{ours[0]}}}', invalid=('{"u":{}}',))
 
 
-def test_tags_within_tags_and_behind_references() -> None:
+def test_nested_tags_and_tags_behind_references() -> None:
     inner = {"oneOf": [{"$ref": "#/$defs/b"}, {"$ref": "#/$defs/c"}], **DISCRIMINATOR}
     mapping = {"propertyName": "kind", "mapping": {"a": "#/$defs/a", "b": "#/$defs/b"}}
     schema = {
@@ -67,7 +67,7 @@ def test_tags_within_tags_and_behind_references() -> None:
         [{"type": "boolean", "const": True}, {"const": False}],
     ],
 )
-def test_branches_that_are_disjoint_are_held(branches: list[Any]) -> None:
+def test_disjoint_branches_are_enforced(branches: list[Any]) -> None:
     holds({"oneOf": branches})
 
 
@@ -81,7 +81,7 @@ def test_branches_that_are_disjoint_are_held(branches: list[Any]) -> None:
         [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/x"}],
     ],
 )
-def test_branches_that_may_both_hold_are_refused(branches: list[Any]) -> None:
+def test_branches_that_overlap_are_refused(branches: list[Any]) -> None:
     schema = {"oneOf": branches, "$defs": {"x": {"type": "null"}}}
     refused(schema, "`oneOf` at #: branches 0 and 1 may have common values")
 
@@ -145,7 +145,7 @@ PATTERNED = {
         ),
     ],
 )
-def test_no_text_leads_nowhere(schema: Any, valid: list[str], invalid: list[str]) -> None:
+def test_no_text_is_a_dead_end(schema: Any, valid: list[str], invalid: list[str]) -> None:
     holds(schema, *valid, invalid=tuple(invalid))
 
 
@@ -172,7 +172,7 @@ def test_schemas_that_nothing_satisfies_are_refused(schema: Any, match: str) -> 
     refused(schema, f"no value satisfies the schema: .*{match}")
 
 
-def test_objects_with_patterns_are_closed_too() -> None:
+def test_objects_with_patterns_are_closed() -> None:
     schema = {**OBJECT, "patternProperties": {"^x_": {"type": "integer"}}}
     for extra in (False, True):
         grammar = JsonGrammar(json_schema=schema, compact=True, extra_properties=extra)
@@ -287,12 +287,12 @@ def test_references(schema: dict[str, Any], valid: str, invalid: str) -> None:
 @pytest.mark.parametrize(
     "reference", ["#/$defs/none", "#none", "other.json", "https://x.test/s", "#/$defs/a/const"]
 )
-def test_references_to_nowhere_are_refused(reference: str) -> None:
+def test_unresolvable_references_are_refused(reference: str) -> None:
     schema = {"properties": {"a": {"$ref": reference}}, "$defs": {"a": {"const": "x"}}}
     refused(schema, f"`\\$ref` at #/properties/a: '{re.escape(reference)}' ")
 
 
-def test_references_in_a_long_chain_end_no_process() -> None:
+def test_long_chains_of_references_do_not_crash() -> None:
     names = [f"d{index}" for index in range(4000)]
     chain = {
         name: {**OBJECT, "properties": {"a": {"$ref": f"#/$defs/{following}"}}}
@@ -349,7 +349,7 @@ A, B = {"properties": {"a": {}, "b": {}, "c": {}}, "type": "object"}, {"type": "
         ({"$schema": "http://json-schema.org/draft-07/schema#", "$comment": "c", "type": "null"}, ["null"], []),
     ],
 )  # fmt: skip
-def test_keywords_that_are_held(schema: Any, valid: list[str], invalid: list[str]) -> None:
+def test_supported_keywords(schema: Any, valid: list[str], invalid: list[str]) -> None:
     holds(schema, *valid, invalid=tuple(invalid))
 
 
@@ -380,7 +380,7 @@ def test_keywords_that_are_held(schema: Any, valid: list[str], invalid: list[str
         ({"dependentRequired": []}, "dependentRequired"),
     ],
 )  # fmt: skip
-def test_keywords_that_are_refused(schema: dict[str, Any], keyword: str) -> None:
+def test_unsupported_keywords(schema: dict[str, Any], keyword: str) -> None:
     refused(schema, f"`{re.escape(keyword)}` at #")
     [unheld, *_] = read_schema(schema).unheld
     assert unheld.keyword == keyword
@@ -391,7 +391,7 @@ def test_keywords_that_are_refused(schema: dict[str, Any], keyword: str) -> None
         assert unheld.reason
 
 
-def test_items_of_drafts_before() -> None:
+def test_items_of_earlier_schema_drafts() -> None:
     state = held({"type": "array", "items": [B], "additionalItems": False}, compact=True)
     assert state is not None
     assert accepts(state, "[1]")
@@ -399,12 +399,12 @@ def test_items_of_drafts_before() -> None:
     assert not accepts(state, '["a"]')
 
 
-def test_names_that_cannot_be_told_apart_are_not_counted() -> None:
+def test_indistinguishable_names_are_not_counted() -> None:
     refused({**OBJECT, "minProperties": 2}, "`minProperties`")
     holds({**OBJECT, "minProperties": 1, "maxProperties": 2}, '{"x":1}', invalid=("{}",))
 
 
-def test_what_cannot_be_held_is_left_out_of_what_is() -> None:
+def test_unsupported_values_are_left_out_of_the_grammar() -> None:
     schema = {**OBJECT, "properties": {"a": {"type": "array", "uniqueItems": True, "items": B}}}
     found = read_schema(schema)
     assert [str(unheld) for unheld in found.unheld] == [

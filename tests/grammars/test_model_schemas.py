@@ -1,4 +1,4 @@
-"""Types of pydantic models: all that a grammar writes of each is read by pydantic."""
+"""Types of pydantic models: pydantic validates everything that their grammars write."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_types(annotation: Any) -> None:
         model.model_validate_json(text)
 
 
-def test_values_that_models_are_used_with() -> None:
+def test_values_of_common_model_types() -> None:
     for annotation, value in (
         (Path, '"/etc/hosts"'),
         (Decimal, "12.5"),
@@ -122,7 +122,7 @@ def test_values_that_models_are_used_with() -> None:
         (dict[Annotated[int, Field(ge=3)], str], "not"),
     ],
 )
-def test_types_that_no_grammar_holds_are_refused(annotation: Any, keyword: str) -> None:
+def test_types_without_a_grammar_are_refused(annotation: Any, keyword: str) -> None:
     model = create_model("M", value=(annotation, ...))
     with pytest.raises(Exception, match=f"`{keyword}`"):
         byte_grammars().start(pydantic_grammar(model))
@@ -134,12 +134,12 @@ def pydantic_grammar(model: type[BaseModel]) -> Any:
     return JsonGrammar(json_schema=model)
 
 
-def test_models_with_a_schema_of_their_own_keep_it() -> None:
-    class Own(BaseModel):
+def test_models_with_a_custom_schema_keep_it() -> None:
+    class Custom(BaseModel):
         @classmethod
         def model_json_schema(cls) -> dict[str, Any]:  # type: ignore[override]
             return {"const": 3}
 
-    state = held(Own)
+    state = held(Custom)
     assert state is not None
     assert texts(state, 1) == ["3"]

@@ -1,71 +1,25 @@
-"""Schemas and tools in the wrappings of vendors: read, or refused by name."""
+"""Schemas and tools in the formats of vendors: read, or refused by name."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
-from stars_engine import Chat, ConfigError, PromptError, Tool, ToolCall
+from stars_engine import Chat, ConfigError, JsonGrammar, PromptError, Tool, ToolCall
 from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
 from stars_engine.chat.tool_calls import read_calls
-from stars_engine.response_formats import grammar_of_response_format
+from stars_engine.integrations.response_formats import grammar_of_response_format
+from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
+from stars_engine.schema_formats.compact import compacted
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.wrappings import read_schema, read_tools
-from stars_engine.tool_names import ToolNames, read_tool_choice
-
-S: dict[str, Any] = {
-    "type": "object",
-    "properties": {"a": {"type": "integer"}},
-    "required": ["a"],
-}
-GEMINI = {"type": "OBJECT", "properties": {"a": {"type": "INTEGER"}}, "required": ["a"]}
-
-# Each is a tool called V, or the format of an answer.
-TOOLS: dict[str, dict[str, Any]] = {
-    "openai tool": {"type": "function", "function": {"name": "V", "parameters": S}},
-    "openai strict": {
-        "type": "function",
-        "function": {"name": "V", "description": "d", "parameters": S, "strict": True},
-    },
-    "openai function": {"name": "V", "parameters": S},
-    "openai responses": {"type": "function", "name": "V", "parameters": S, "strict": True},
-    "mcp": {"name": "V", "inputSchema": S},
-    "mcp, all it may say": {
-        "name": "V",
-        "title": "The V",
-        "description": "d",
-        "inputSchema": {"$schema": "http://json-schema.org/draft-07/schema#", **S},
-        "outputSchema": {"type": "object"},
-        "annotations": {"readOnlyHint": True},
-        "icons": [],
-        "_meta": {"v": 1},
-    },
-    "anthropic": {"name": "V", "input_schema": S, "cache_control": {"type": "ephemeral"}},
-    "anthropic custom": {"type": "custom", "name": "V", "input_schema": S},
-    "bedrock": {"toolSpec": {"name": "V", "inputSchema": {"json": S}}},
-    "bedrock, inner": {"name": "V", "inputSchema": {"json": S}},
-    "gemini": {"functionDeclarations": [{"name": "V", "parameters": GEMINI}]},
-    "gemini, python": {"function_declarations": [{"name": "V", "parameters": GEMINI}]},
-    "gemini declaration": {"name": "V", "parameters": GEMINI},
-    "gemini, json schema": {"name": "V", "parametersJsonSchema": S},
-    "cohere": {"name": "V", "parameter_definitions": {"a": {"type": "int", "required": True}}},
-    "json schema, title": {"title": "V", **S},
-    "json schema, name": {"name": "V", **S},
-}
-ANSWERS: dict[str, dict[str, Any]] = {
-    "response_format": {"type": "json_schema", "json_schema": {"name": "V", "schema": S}},
-    "inner": {"name": "V", "schema": S, "strict": True},
-    "responses": {"format": {"type": "json_schema", "name": "V", "schema": S}},
-    "json_object": {"type": "json_object", "schema": S},
-    "cohere 2": {"type": "json_object", "json_schema": S},
-    "anthropic": {"type": "json_schema", "schema": S},
-    "gemini": {"responseMimeType": "application/json", "responseSchema": GEMINI},
-    "gemini json": {"response_mime_type": "application/json", "response_json_schema": S},
-    "ollama": {"format": S},
-    "bare": S,
-}
+from tests.support.grammars import check, held, texts
+from tests.support.random_models import random_model
+from tests.support.vendor_schemas import ANSWERS, GEMINI, TOOLS, S
 
 
 @pytest.mark.parametrize("kind", TOOLS)
@@ -94,10 +48,27 @@ def test_formats_of_answers(kind: str) -> None:
     grammar = grammar_of_response_format(ANSWERS[kind])
     assert grammar is not None
     assert grammar.json_schema == schema
+    assert JsonGrammar(json_schema=ANSWERS[kind]).json_schema == schema
+
+
+def test_formats_without_a_schema() -> None:
+    for text in ({"type": "text"}, {"text": {"format": {"type": "text"}}}):
+        assert grammar_of_response_format(text) is None
+    for anything in ({"type": "json_object"}, {"response_format": {"type": "json_object"}}):
+        assert grammar_of_response_format(anything) == JsonGrammar()
+
+
+def test_grammars_and_tools_of_what_is_no_schema_are_refused() -> None:
+    """Without a keyword that is known, any value would be valid."""
+    for given in ({"name": "V", "fooSchema": S}, {"a": S}, {"text": S}):
+        with pytest.raises(ConfigError, match="is not a JSON schema"):
+            JsonGrammar(json_schema=given)
+    with pytest.raises(ConfigError, match="no keyword of JSON Schema"):
+        Tool(name="V", parameters={"a": {"type": "integer"}})
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({}, "a dictionary with no keys is not a JSON schema"),
         ({"name": "V", "fooSchema": S}, "'name', 'fooSchema' is not a JSON schema"),
@@ -130,12 +101,23 @@ def test_formats_of_answers(kind: str) -> None:
         ({"name": 5, "schema": S}, "name: expected a string, got 5"),
         ({"name": "V", "schema": S, "strict": "yes"}, "strict: expected true or false, got 'yes'"),
         ({1: S}, "the keys of a schema must be strings"),
+        # Settings contain formats; they are not schemas themselves.
+        ({"text": S}, "text: a dictionary with 'type', 'properties', 'required' is not a JSON"),
+        ({"output_config": S}, "output_config: a dictionary with 'type'"),
+        ({"text": {"format": S, "verbosity": "low"}}, "text.verbosity: unknown key next to"),
+        ({"structured_outputs": {"regex": "a+"}}, "use grammar=RegexGrammar(...)"),
+        ({"guided_choice": ["a", "b"]}, "use grammar=RegexGrammar(...)"),
+        ({"guided_json": "{}"}, "guided_json: str is not a schema. Hint: parse it with json.loads"),
+        ({"structured_outputs": {"json": "{}"}}, "structured_outputs.json: str is not a schema"),
+        ({"json_schema": "{}"}, "json_schema: str is not a schema"),
+        ({"parameters": {**S, "schema": S}}, "parameters.schema: this unknown key contains"),
+        ({"value": S}, "a dictionary with 'value' is not a JSON schema"),
     ],
 )
-def test_what_is_no_schema_is_refused_by_name(given: Any, told: str) -> None:
+def test_invalid_schemas_are_refused_by_name(given: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_schema(given)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_schemas_that_are_nested_too_deep_are_refused() -> None:
@@ -146,7 +128,7 @@ def test_schemas_that_are_nested_too_deep_are_refused() -> None:
         read_schema(deep)
 
 
-def test_tools_that_are_none() -> None:
+def test_invalid_tools() -> None:
     hosted: list[dict[str, Any]] = [
         {"type": "web_search"},
         {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
@@ -164,7 +146,7 @@ def test_tools_that_are_none() -> None:
     assert empty.as_tool()["function"]["parameters"]["properties"] == {}
 
 
-def test_schemas_of_gemini_are_read_as_they_are_meant() -> None:
+def test_schemas_of_gemini_are_converted() -> None:
     given = {
         "type": "OBJECT",
         "properties": {
@@ -223,7 +205,48 @@ def test_parts_of_schemas() -> None:
     assert without_titles(titled) == {"properties": {"title": {"const": {"title": "x"}}}}
 
 
-def test_names_are_written_in_letters_and_come_back_as_given() -> None:
+def test_schemas_in_prompts_are_short() -> None:
+    class Tree(BaseModel):
+        """A tree."""
+
+        name: Literal["a"]
+        kids: list[Tree] = []
+
+    class Cat(BaseModel):
+        kind: Literal["cat"] = "cat"
+        lives: int | None = None
+
+    class Dog(BaseModel):
+        kind: Literal["dog"] = "dog"
+
+    class Owner(BaseModel):
+        pet: Cat | Dog = Field(discriminator="kind")
+
+    assert compacted(rooted(Tree.model_json_schema())) == {
+        "description": "A tree.",
+        "type": "object",
+        "properties": {"name": {"const": "a"}, "kids": {"type": "array", "items": {"$ref": "#"}}},
+        "required": ["name"],
+    }
+    cat = {"kind": {"const": "cat"}, "lives": {"type": ["integer", "null"]}}
+    assert compacted(Owner.model_json_schema())["properties"]["pet"]["oneOf"] == [
+        {"type": "object", "properties": cat},
+        {"type": "object", "properties": {"kind": {"const": "dog"}}},
+    ]
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 2))
+def test_short_schemas_allow_the_same_values(seed: int) -> None:
+    schema = rooted(random_model(seed).model_json_schema())
+    short = compacted(schema)
+    assert len(json.dumps(short)) < len(json.dumps(schema))
+    for one, other in ((schema, short), (short, schema)):
+        state = held(one, compact=True)
+        for text in [] if state is None else texts(state, 4, seed):
+            check(other, text)
+
+
+def test_names_are_written_as_ascii_and_returned_as_given() -> None:
     given = [
         "look up",
         "look_up",
@@ -273,7 +296,7 @@ def test_choices_of_tools() -> None:
 
 
 @pytest.mark.parametrize("written", ["null", "", " ", "{}", None])
-def test_no_arguments_are_none_however_they_are_written(written: str | None) -> None:
+def test_missing_arguments_are_empty_however_they_are_written(written: str | None) -> None:
     assert ToolCall(name="now", arguments=written).arguments == {}  # type: ignore[arg-type]
     call = {"function": {"name": "now", "arguments": written}}
     assert ToolCall.model_validate(call).arguments == {}
@@ -286,7 +309,7 @@ def test_no_arguments_are_none_however_they_are_written(written: str | None) -> 
     assert [call.arguments for call in read_calls(named, MISTRAL_NAMED, tools).valid] == [{}]
 
 
-def test_arguments_that_are_none_stay_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for written in ("nul", "[]", "5", '"null"'):
         with pytest.raises(ConfigError, match="arguments"):
             ToolCall(name="now", arguments=written)  # type: ignore[arg-type]

@@ -1,13 +1,15 @@
-"""Decode steps of fixed shapes, as CUDA graphs replay them: here one kernel after the other."""
+"""Decode steps of fixed shapes for CUDA graphs, run here kernel by kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from stars_engine import SamplingParams
+from stars_engine import SamplingParams, sampling
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends import drafting, selection
 from stars_engine.backends.base import DraftRequest
@@ -47,7 +49,7 @@ def requests(texts: Sequence[Text], counts: Sequence[int], turn: int) -> list[Dr
 
 
 def run(backend: TransformersBackend) -> list[object]:
-    """Three rounds on three prefixes, with other numbers of candidates in each."""
+    """Three steps on three prefixes, with other numbers of candidates in each."""
     texts = [Text(backend, [1 + (7 * i) % 60 for i in range(n)]) for n in LENGTHS]
     found: list[object] = []
     for turn, counts in enumerate([(3, 1, 2), (1, 4, 4), (3, 1, 2)]):
@@ -65,7 +67,7 @@ def run(backend: TransformersBackend) -> list[object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("unseen", [1, 4])
 @pytest.mark.parametrize("family", SHARING)
-def test_drafts_are_those_without_any_cache(
+def test_drafts_equal_those_without_a_cache(
     family: str, unseen: int, tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looked at after each token, and after some, as on a GPU."""
@@ -76,7 +78,7 @@ def test_drafts_are_those_without_any_cache(
     assert run(with_graphs(backend)) == wanted
 
 
-def test_rounds_of_like_numbers_share_buffers(
+def test_steps_of_similar_sizes_share_buffers(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
@@ -89,14 +91,14 @@ def test_rounds_of_like_numbers_share_buffers(
     monkeypatch.setattr(cuda_graphs, "GraphRows", make)
     backend = with_graphs(random_backend("llama", tokenizer))
     run(backend)
-    assert len(made) == len(set(made)) == 2  # of the first and third round, and of the second
+    assert len(made) == len(set(made)) == 2  # of the first and third step, and of the second
     assert {shape.num_prefixes for shape in made} == {4}
     backend.free_unused()
     run(backend)
     assert len(made) == 4
 
 
-def test_prefixes_too_large_to_copy_are_read_where_they_are(
+def test_prefixes_too_large_to_copy_are_read_in_place(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_graphs, "_MAX_COPIED_BYTES", 0)
@@ -105,9 +107,7 @@ def test_prefixes_too_large_to_copy_are_read_where_they_are(
     assert run(with_graphs(backend)) == wanted
 
 
-def test_shapes_unused_for_long_are_let_go_of(
-    tokenizer: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unused_shapes_are_freed(tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = with_graphs(random_backend("llama", tokenizer))
     wanted = run(backend)
     decoder = backend.decoder
@@ -121,7 +121,7 @@ def test_shapes_unused_for_long_are_let_go_of(
     assert len(decoder._graphs._by_shape) == 1
 
 
-def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
+def test_shapes_are_rounded_up_to_all_rows(tokenizer: object) -> None:
     backend = with_graphs(random_backend("llama", tokenizer))
     prompts = [[1, 2, 3], [4] * 70, [5], [6]]
     computed = backend.decoder.compute([(prompt, None) for prompt in prompts])
@@ -133,7 +133,7 @@ def test_shapes_are_rounded_up_and_hold_all_rows(tokenizer: object) -> None:
     assert shape.num_prefixes * shape.most >= shape.num_rows
 
 
-def test_a_row_with_nothing_to_draw_fails_alone_though_it_is_seen_late(
+def test_a_row_without_a_token_fails_alone_even_if_detected_late(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: 4)
@@ -147,7 +147,68 @@ def test_a_row_with_nothing_to_draw_fails_alone_though_it_is_seen_late(
     assert drafts[1] == backend.draft([text.request(uniforms, PLAIN)])[0]
 
 
-def test_graphs_are_tried_first_where_there_is_a_gpu(
+class DeviceCalls(TorchFunctionMode):
+    """Records calls that would wait for a GPU, or make a tensor elsewhere than on it."""
+
+    WAITING = (
+        *("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__"),
+        *("masked_select", "unique", "bincount", "one_hot", "argwhere"),
+    )
+    MAKING = ("tensor", "arange", "zeros", "ones", "full", "empty", "as_tensor", "rand", "eye")
+
+    def __init__(self) -> None:
+        self.active = False
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        # A device object is that of the model, which is the CPU in this test.
+        moves = name == "to" and "cpu" in (*args[1:], kwargs.get("device"))
+        makes = name in self.MAKING and kwargs.get("device") is None
+        picks = name == "__getitem__" and any(
+            isinstance(part, torch.Tensor) and part.dtype == torch.bool
+            for part in (args[1] if isinstance(args[1], tuple) else [args[1]])
+        )
+        if self.active and (name in self.WAITING or moves or makes or picks):
+            self.found.append(name)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_nothing_between_two_tokens_waits_for_the_device(
+    family: str, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = with_graphs(random_backend(family, tokenizer))
+    monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: 99)
+    step, fetch = cuda_graphs.GraphRows.step, drafting.Drafting._fetch
+    num_steps = 0
+
+    def counted(self: Any, tokens: torch.Tensor) -> torch.Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        logits = step(self, tokens)
+        calls.active = True  # from the first step on, until tokens are fetched
+        return logits
+
+    def last(self: Any) -> None:
+        calls.active = False
+        fetch(self)
+
+    monkeypatch.setattr(sampling, "_shortlist", lambda *_: None)  # as on a GPU
+    monkeypatch.setattr(cuda_graphs.GraphRows, "step", counted)
+    monkeypatch.setattr(drafting.Drafting, "_fetch", last)
+    texts = [Text(backend, [1 + (7 * i) % 60 for i in range(n)]) for n in LENGTHS]
+    with DeviceCalls() as calls:
+        backend.draft(requests(texts, (3, 1, 2), 0))
+        assert num_steps == 7
+        assert not calls.found
+        calls.active = True
+        assert torch.zeros(1).tolist() == [0.0]
+        assert calls.found == ["zeros", "tolist"]
+
+
+def test_graphs_are_tried_first_on_a_gpu(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = random_backend("llama", tokenizer)

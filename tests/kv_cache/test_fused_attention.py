@@ -1,4 +1,4 @@
-"""Fused attention is taken where it is right, and only there."""
+"""Fused attention is used only where it is correct."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def found_anew() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_there_is_one_on_a_cpu(dtype: torch.dtype) -> None:
+def test_a_cpu_has_a_fused_kernel(dtype: torch.dtype) -> None:
     kernel = kernel_for(torch.zeros(1, 1, 1, 16, dtype=dtype))
     assert kernel is not None
     query, key, value = (torch.randn(2, 4, n, 16).to(dtype) for n in (3, 200, 200))
@@ -53,7 +53,7 @@ original = kernels._on_cpu
 
 
 @pytest.mark.parametrize("kernel", [base_two, gone, transposed])
-def test_one_that_is_wrong_or_missing_is_not_used(
+def test_a_wrong_or_missing_kernel_is_not_used(
     kernel: Any, monkeypatch: pytest.MonkeyPatch, tokenizer: object
 ) -> None:
     monkeypatch.setattr(kernels, "_on_cpu", kernel)
@@ -61,6 +61,6 @@ def test_one_that_is_wrong_or_missing_is_not_used(
     assert random_backend("llama", tokenizer).path == "shared prefix"
 
 
-def test_other_devices_and_types_have_none() -> None:
+def test_other_devices_and_dtypes_have_none() -> None:
     assert kernel_for(torch.zeros(1, 1, 1, 16, device="meta")) is None
     assert kernel_for(torch.zeros(1, 1, 1, 16, dtype=torch.int64)) is None

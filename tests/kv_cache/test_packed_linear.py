@@ -1,4 +1,4 @@
-"""Linear layers with packed weights: the same products, in our passes alone."""
+"""Linear layers with packed weights: equal products, in our passes only."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 24), (8, 1, 24), (2, 7, 24), (3, 24)])
 @torch.inference_mode()
-def test_products_are_those_of_the_layers(
+def test_products_equal_those_of_the_layers(
     shape: tuple[int, ...], dtype: torch.dtype, counted: list[int]
 ) -> None:
     model, states = layers(dtype), torch.randn(*shape, generator=torch.Generator()).to(dtype)
@@ -72,7 +72,7 @@ def test_a_changed_weight_is_packed_again() -> None:
 
 
 @torch.inference_mode()
-def test_two_users_of_a_model_share_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_users_of_a_model_share_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model, made, lay_out = layers(), [], packing._lay_out
     monkeypatch.setattr(packing, "_lay_out", lambda weight: made.append(1) or lay_out(weight))
     users = [PackedLinears(model) for _ in range(3)]
@@ -82,7 +82,7 @@ def test_two_users_of_a_model_share_what_is_packed(monkeypatch: pytest.MonkeyPat
     assert len(made) == 2
 
 
-def test_other_threads_pass_through_the_layers_own_weights(counted: list[int]) -> None:
+def test_other_threads_use_the_original_weights(counted: list[int]) -> None:
     model, states = layers(), torch.randn(2, 24)
     plain = model(states)
     found = []
@@ -97,7 +97,7 @@ def test_other_threads_pass_through_the_layers_own_weights(counted: list[int]) -
 
 
 @torch.inference_mode()
-def test_a_copy_made_in_the_middle_goes_its_own_way() -> None:
+def test_a_copy_made_during_a_pass_is_independent() -> None:
     model, states = layers(), torch.randn(2, 24)
     with PackedLinears(model)():
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
@@ -122,7 +122,7 @@ def test_a_layer_that_is_hooked_later_keeps_its_hook(counted: list[int]) -> None
 
 
 @torch.inference_mode()
-def test_what_is_packed_goes_with_the_last_who_uses_it() -> None:
+def test_packed_weights_are_freed_with_their_last_user() -> None:
     model = layers()
     users = [PackedLinears(model) for _ in range(2)]
     for packed in users:
@@ -138,7 +138,7 @@ def test_what_is_packed_goes_with_the_last_who_uses_it() -> None:
     assert held() is None
 
 
-def test_nothing_is_left_on_the_model() -> None:
+def test_the_model_is_left_unchanged() -> None:
     model = layers()
     before = [dict(layer.__dict__) for layer in model]
     with pytest.raises(ZeroDivisionError), torch.inference_mode(), PackedLinears(model)():
@@ -148,14 +148,14 @@ def test_nothing_is_left_on_the_model() -> None:
 
 
 @torch.inference_mode()
-def test_layers_with_ways_of_their_own_are_left_alone(counted: list[int]) -> None:
-    class Own(torch.nn.Linear):
+def test_layers_with_custom_forwards_are_left_alone(counted: list[int]) -> None:
+    class Custom(torch.nn.Linear):
         pass
 
     hooked = torch.nn.Linear(24, 24)
     hooked.forward = lambda states: states + 1  # type: ignore[method-assign]
     model = torch.nn.Sequential(
-        Own(24, 24),
+        Custom(24, 24),
         parametrizations.weight_norm(torch.nn.Linear(24, 24)),
         torch.nn.Linear(24, 24).double(),
         hooked,
@@ -170,7 +170,7 @@ def test_layers_with_ways_of_their_own_are_left_alone(counted: list[int]) -> Non
 
 
 @torch.inference_mode()
-def test_a_small_layer_stays_as_it_is(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_layer_is_not_packed(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_MIN_WEIGHTS", 24 * 40)
     model = layers()
     with PackedLinears(model)():
@@ -179,7 +179,7 @@ def test_a_small_layer_stays_as_it_is(counted: list[int], monkeypatch: pytest.Mo
 
 
 @torch.inference_mode()
-def test_a_model_too_large_for_a_copy_stays_as_it_is(
+def test_a_model_too_large_for_a_copy_is_not_packed(
     counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "_most_bytes", lambda: 4 * (24 * 40 + 40 * 16) - 1)

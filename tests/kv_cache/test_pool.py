@@ -1,4 +1,4 @@
-"""The slot pool: allocated, grown, unpinned, freed, grouped."""
+"""The slot pool: allocation, growth, unpinning, freeing, grouping."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def fill(pool: SlotPool, length: int) -> Any:
     return slot
 
 
-def test_a_long_prefix_makes_no_short_one_longer() -> None:
+def test_a_long_prefix_does_not_grow_a_short_one() -> None:
     pool = SlotPool()
     slots = [fill(pool, length) for length in (10, 20, 3000)]
     assert [slot.block.capacity for slot in slots] == [64, 64, 4096]
     assert pool.num_bytes == (64 + 64 + 4096) * pool.bytes_per_token
 
 
-def test_a_prefix_that_grows_moves_with_all_it_holds() -> None:
+def test_a_growing_prefix_moves_with_its_contents() -> None:
     pool = SlotPool()
     slot, other = fill(pool, 40), fill(pool, 41)
     for _ in range(5):
@@ -37,7 +37,7 @@ def test_a_prefix_that_grows_moves_with_all_it_holds() -> None:
     assert other.token_ids == [41] * 41
 
 
-def test_what_others_can_go_on_from_is_kept_within_the_budget() -> None:
+def test_cached_prefixes_stay_within_the_budget() -> None:
     pool = SlotPool()
     first = fill(pool, 30)
     pool.max_bytes = 2 * 64 * pool.bytes_per_token
@@ -52,7 +52,7 @@ def test_what_others_can_go_on_from_is_kept_within_the_budget() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[100, 400], [400, 100, 100, 30], [30, 30, 400]])
-def test_room_is_not_made_of_what_was_just_taken(lengths: list[int]) -> None:
+def test_the_newest_block_is_not_evicted(lengths: list[int]) -> None:
     pool = SlotPool()
     for length in lengths:
         pool.unpin(fill(pool, length))
@@ -62,7 +62,7 @@ def test_room_is_not_made_of_what_was_just_taken(lengths: list[int]) -> None:
     assert all(slot.block.capacity >= n for slot, n in zip(slots, lengths, strict=True))
 
 
-def test_nan_of_one_prefix_stays_in_it() -> None:
+def test_nan_stays_within_its_prefix() -> None:
     pool = SlotPool()
     bad = fill(pool, 40)
     bad.block.keys[0][bad.index], bad.block.values[0][bad.index] = torch.nan, torch.nan
@@ -76,7 +76,7 @@ def test_nan_of_one_prefix_stays_in_it() -> None:
     assert values.isfinite().all()
 
 
-def test_what_nobody_can_go_on_from_is_used_again_first() -> None:
+def test_blocks_without_a_cached_prefix_are_reused_first() -> None:
     pool = SlotPool()
     long, short, grown = fill(pool, 40), fill(pool, 3), fill(pool, 45)
     place = grown.block, grown.index
@@ -89,7 +89,7 @@ def test_what_nobody_can_go_on_from_is_used_again_first() -> None:
     assert long.token_ids == [40] * 40
 
 
-def test_unused_blocks_are_let_go_and_those_in_use_stay() -> None:
+def test_unused_blocks_are_freed_and_those_in_use_stay() -> None:
     pool = SlotPool()
     kept, other = fill(pool, 30), fill(pool, 500)
     before = pool.num_bytes - 768 * pool.bytes_per_token
@@ -99,7 +99,7 @@ def test_unused_blocks_are_let_go_and_those_in_use_stay() -> None:
     assert kept.token_ids == [30] * 30
 
 
-def test_what_was_given_back_first_is_let_go_first() -> None:
+def test_the_block_released_first_is_freed_first() -> None:
     pool = SlotPool()
     kept, early, late = fill(pool, 50), fill(pool, 140), fill(pool, 300)
     pool.max_bytes = pool.num_bytes + 200 * pool.bytes_per_token
@@ -111,7 +111,7 @@ def test_what_was_given_back_first_is_let_go_first() -> None:
     assert {id(kept), id(early)} <= alive
 
 
-def test_prefixes_stand_side_by_side_or_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixes_are_adjacent_or_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = SlotPool()
     lengths = [20, 30, 100, 25, 300]
     slots = [fill(pool, length) for length in lengths]

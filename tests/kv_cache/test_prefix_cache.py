@@ -1,4 +1,4 @@
-"""Prefixes are read once, kept once, and found again."""
+"""The prefix cache: each prefix is computed once, stored once, and found again."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_segment_costs_its_steps_and_one_token(
     assert fed.take() == [(4, 1)] * 5  # all were rejected: nothing is computed of the prefix
 
 
-def test_what_is_kept_is_what_reading_it_again_would_give(backend: TransformersBackend) -> None:
+def test_cached_prefixes_equal_recomputed_ones(backend: TransformersBackend) -> None:
     text, other = Text(backend, PROMPT), Text(backend, PROMPT[:20])
     drafts = backend.draft([*requests(text, 3), *requests(other, 2)])
     text.accept(drafts[1].token_ids)
@@ -70,7 +70,7 @@ def test_what_is_kept_is_what_reading_it_again_would_give(backend: TransformersB
         assert backend.draft(requests(each, 3)) == fresh.draft(requests(again, 3))
 
 
-def test_the_prefix_is_kept_once_however_many_candidates(backend: TransformersBackend) -> None:
+def test_the_prefix_is_stored_once_for_all_candidates(backend: TransformersBackend) -> None:
     text = started(backend, PROMPT)
     before = pool_of(backend).num_bytes
     for count in (1, 4, 16):
@@ -78,7 +78,7 @@ def test_the_prefix_is_kept_once_however_many_candidates(backend: TransformersBa
         assert pool_of(backend).num_bytes == before
 
 
-def test_a_prompt_that_was_read_before_is_not_read_again(
+def test_a_cached_prompt_is_not_read_again(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = started(backend, PROMPT)
@@ -99,7 +99,7 @@ def test_a_prompt_that_was_read_before_is_not_read_again(
     assert fed.take() == [(1, 3)]
 
 
-def test_slots_are_used_again(backend: TransformersBackend) -> None:
+def test_slots_are_reused(backend: TransformersBackend) -> None:
     """Within a budget; without one, what others may go on from is kept."""
     backend.limit_cache(4 * 64 * backend.bytes_per_token)
     for start in range(3, 30):
@@ -109,7 +109,7 @@ def test_slots_are_used_again(backend: TransformersBackend) -> None:
     assert len(list(pool_of(backend).prefixes())) <= 4
 
 
-def test_a_prompt_is_known_though_others_came_between(
+def test_a_prompt_is_found_after_others_came_between(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [[start, *PROMPT] for start in range(40, 50)]
@@ -124,8 +124,8 @@ def test_a_prompt_is_known_though_others_came_between(
     assert fed.take() == [(1, 1)] * len(prompts)
 
 
-def test_a_stolen_slot_does_not_change_who_had_it(backend: TransformersBackend) -> None:
-    """A new prompt takes over what an ended answer left; a live one is copied."""
+def test_an_evicted_slot_does_not_change_its_former_owner(backend: TransformersBackend) -> None:
+    """A new prompt reuses what a finished answer left; a live one is copied."""
     live = Text(backend, PROMPT)
     wanted = backend.draft(requests(live, 2))
     for end in (50, 51, 52):
@@ -136,7 +136,7 @@ def test_a_stolen_slot_does_not_change_who_had_it(backend: TransformersBackend) 
     assert backend.draft(requests(live, 2)) == wanted
 
 
-def test_a_preempted_text_costs_what_is_evicted_of_it(
+def test_a_preempted_text_recomputes_only_what_was_evicted(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = Text(backend, PROMPT)
@@ -152,7 +152,7 @@ def test_a_preempted_text_costs_what_is_evicted_of_it(
     assert fed.take() == [(1, len(text.token_ids))]
 
 
-def test_two_handles_mixed_up_cost_time_alone(backend: TransformersBackend) -> None:
+def test_swapped_handles_cost_only_time(backend: TransformersBackend) -> None:
     one, two = started(backend, PROMPT), started(backend, [*PROMPT[:25], 60, 61])
     wanted = [backend.draft(requests(text, 2)) for text in (one, two)]
     one.handle, two.handle = two.handle, one.handle
@@ -184,9 +184,7 @@ def test_a_candidate_of_an_earlier_pass_is_adopted(
     torch.testing.assert_close(kept, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_of_long_ago_are_freed(
-    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_rows_are_freed(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     text = Text(backend, PROMPT)
     first = backend.draft(requests(text, 2))
     for turn in range(prefix_cache._MAX_RECENT):
@@ -231,7 +229,7 @@ def test_rows_are_placed_in_a_grid() -> None:
 # --- somebody else's model ---
 
 
-def test_other_weights_are_noticed(tokenizer: object) -> None:
+def test_changed_weights_are_detected(tokenizer: object) -> None:
     """A model that is trained between two requests: nothing read before is used."""
     backend = random_backend("llama", tokenizer)
     prompt = [1, *range(3, 40)]
@@ -271,7 +269,7 @@ CHANGES: dict[str, tuple[bool, Callable[[Any], object]]] = {  # whether there is
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_changes_that_leave_no_version_are_noticed(name: str, tokenizer: object) -> None:
+def test_changes_without_a_version_counter_are_detected(name: str, tokenizer: object) -> None:
     has_adapter, change = CHANGES[name]
     model = random_backend("llama", tokenizer).model
     if has_adapter:
@@ -298,7 +296,7 @@ def test_changes_that_leave_no_version_are_noticed(name: str, tokenizer: object)
 def test_others_may_use_the_model_at_the_same_time(
     family: str, implementation: str, tokenizer: object
 ) -> None:
-    """Two engines and their owner, on threads of their own: nobody sees the others' attention."""
+    """Two engines and their owner on three threads do not affect each other's attention."""
     backend = random_backend(family, tokenizer)
     model = backend.model
     model.config._attn_implementation_internal = implementation
@@ -333,10 +331,10 @@ def backend_config(model: Any, tokenizer: object) -> TransformersModel:
     return TransformersModel(model=model, tokenizer=tokenizer)
 
 
-# --- when memory ends ---
+# --- out of memory ---
 
 
-def test_room_that_cannot_be_had_costs_its_request_alone(
+def test_a_failed_allocation_fails_only_its_request(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = Text(backend, PROMPT)

@@ -37,7 +37,7 @@ def test_linear_by_hand() -> None:
     assert not schedule.needs_prompt_reward
 
 
-def test_linear_from_a_mixture_with_the_prompts_reward() -> None:
+def test_linear_from_a_mixture_with_the_prompt_reward() -> None:
     schedule = LinearSchedule(target=8.0, initial_weight=0.25)
     assert schedule.needs_prompt_reward
     # r0 = 0.75 * 4 + 0.25 * 8 = 5
@@ -80,7 +80,7 @@ def test_acceptance_is_a_monotone_probability(a: float, b: float, tau: float, be
     assert 0 <= acceptance_prob(low, tau, beta) <= acceptance_prob(high, tau, beta) <= 1
 
 
-def test_certainty_is_certain() -> None:
+def test_extreme_probabilities_are_exact() -> None:
     assert accepts(1 - 2**-53, 1.0)
     assert not accepts(0.0, 0.0)
 
@@ -105,7 +105,7 @@ def test_a_uniform_does_not_depend_on_its_segment() -> None:
         assert noise().token_uniforms(position=start, attempt=2, count=8) == whole[start:][:8]
 
 
-def test_everything_named_changes_the_noise() -> None:
+def test_every_part_of_the_key_changes_the_noise() -> None:
     streams = [
         tuple(source.token_uniforms(position=position, attempt=attempt, count=4))
         for source in (noise(), noise(seed=1), noise(prompt=(1, 3)), noise(sample=1))
@@ -131,7 +131,7 @@ def test_uniforms_are_uniform_and_streams_unrelated() -> None:
     assert abs(np.corrcoef(base, next_attempt)[0, 1]) < 4 / math.sqrt(size)
 
 
-def test_fresh_seeds_are_fresh() -> None:
+def test_fresh_seeds_differ() -> None:
     assert len({fresh_seed() for _ in range(100)}) == 100
 
 
@@ -141,7 +141,7 @@ TEXT = st.text(alphabet="ab\n", max_size=12)
 
 
 @given(TEXT, st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3))
-def test_held_back_is_the_longest_possible_beginning(text: str, stops: list[str]) -> None:
+def test_the_longest_possible_beginning_is_held_back(text: str, stops: list[str]) -> None:
     sizes = [
         size
         for size in range(len(text) + 1)
@@ -152,8 +152,8 @@ def test_held_back_is_the_longest_possible_beginning(text: str, stops: list[str]
 
 @given(TEXT, st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3))
 def test_find_stop_is_the_earliest(text: str, stops: list[str]) -> None:
-    places = [i for i in range(len(text)) if any(text.startswith(stop, i) for stop in stops)]
-    assert find_stop(text, stops) == (places[0] if places else None)
+    positions = [i for i in range(len(text)) if any(text.startswith(stop, i) for stop in stops)]
+    assert find_stop(text, stops) == (positions[0] if positions else None)
 
 
 ENDS = [
@@ -176,5 +176,5 @@ def test_ends_of_sentences(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "No", "No. ", "No.\n ", "No,", '"', "No;", "No.x", ".a)"])
-def test_no_ends_of_sentences(text: str) -> None:
+def test_text_without_sentence_ends(text: str) -> None:
     assert not ends_sentence(text)

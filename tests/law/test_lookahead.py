@@ -1,4 +1,4 @@
-"""Candidates scored with their greedy continuation: what the reward reads, what is kept, counts."""
+"""Candidates scored with their greedy continuation: rewards, kept tokens, counts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from stars_engine.core.offline import best_of_n, stars, vanilla
 from stars_engine.testing import TabularModel, check_backend
 from stars_engine.trace import transcript
 from stars_engine.types import RewardInput, StarsResult
-from tests.conftest import make_rollout
-from tests.law.test_sentence_segments import Seen
+from tests.support.recording import RecordingReward
+from tests.support.rollouts import make_rollout
 
 PIECES = ["a", "b", "\n", ""]
 END = 3
@@ -54,12 +54,12 @@ def run(
     return last.result
 
 
-def read_by(reward: Seen) -> list[tuple[str, tuple[int, ...], bool]]:
+def read_by(reward: RecordingReward) -> list[tuple[str, tuple[int, ...], bool]]:
     return [(item.text, item.token_ids, item.finished) for item in reward.inputs]
 
 
-def test_the_reward_reads_on_and_nothing_of_it_is_kept() -> None:
-    reward = Seen()
+def test_the_reward_reads_the_lookahead_and_nothing_of_it_is_kept() -> None:
+    reward = RecordingReward()
     result = run(along(0, 1, 0, 1, 1, 1, 1), 3, reward, max_tokens=7)
     assert read_by(reward) == [
         ("ababb", (0, 1, 0, 1, 1), False),
@@ -74,16 +74,16 @@ def test_the_reward_reads_on_and_nothing_of_it_is_kept() -> None:
     assert "7 tokens kept of 7 drafted (+7 read ahead, 0 surplus)" in transcript(result)
 
 
-def test_the_end_of_text_in_it_makes_a_finished_answer() -> None:
-    reward = Seen()
+def test_an_end_of_text_in_the_lookahead_makes_a_finished_answer() -> None:
+    reward = RecordingReward()
     result = run(along(0, 1, 0, END), 5, reward, segment_len=1, max_tokens=9)
     assert read_by(reward) == [("aba", (0, 1, 0), True)] * 4
     assert (result.text, result.finish_reason) == ("aba", "stop")
     assert result.usage.num_lookahead_tokens == 3 + 2 + 1
 
 
-def test_a_stop_string_in_it_cuts_it() -> None:
-    reward = Seen()
+def test_a_stop_string_in_the_lookahead_cuts_it() -> None:
+    reward = RecordingReward()
     model = along(0, 2, 2, 1, 1, 1)
     result = run(model, 4, reward, segment_len=1, max_tokens=9, stop="\n\n")
     assert read_by(reward) == [("a", (0,), True)] * 3
@@ -95,7 +95,7 @@ def test_a_stop_string_in_it_cuts_it() -> None:
     assert result.usage.num_generated_tokens == 3 * (1 + 4)
 
 
-def test_the_likeliest_token_the_first_of_equals() -> None:
+def test_the_lookahead_takes_the_first_of_the_likeliest_tokens() -> None:
     model = TabularModel(PIECES, lambda _: [0.1, 0.4, 0.4, 0.1], end_id=END)
     [draft] = model.draft([DraftRequest([0], 1, [0.99], SamplingParams(**PLAIN), lookahead=2)])
     assert draft == Draft((END,))
@@ -103,7 +103,7 @@ def test_the_likeliest_token_the_first_of_equals() -> None:
     assert draft == Draft((0,), (1, 1))
 
 
-def test_baselines_draft_none() -> None:
+def test_baselines_draft_no_lookahead() -> None:
     class Counting(TabularModel):
         asked: list[int] = []  # noqa: RUF012
 
@@ -115,7 +115,7 @@ def test_baselines_draft_none() -> None:
     align = AlignParams(schedule=NoSchedule(), segment_len=2, lookahead=4)
     for decode in (vanilla, lambda *args: best_of_n(*args, n=3)):
         rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=6, **PLAIN))
-        *_, last = decode([rollout], model, Seen())
+        *_, last = decode([rollout], model, RecordingReward())
         assert last.result.usage.num_lookahead_tokens == 0
     assert set(model.asked) == {0}
 
@@ -135,7 +135,7 @@ class Spied:
         return self._reward.score(inputs)
 
 
-def test_a_real_model_is_read_on_greedily(engine: StarsEngine) -> None:
+def test_a_real_model_continues_greedily(engine: StarsEngine) -> None:
     align = AlignParams(schedule=NoSchedule(), segment_len=8, lookahead=8, num_candidates=1)
     reward = Spied(engine)
     own = StarsEngine(engine.config.replace(align=align), model=engine.model, reward=reward)
@@ -162,7 +162,7 @@ def test_a_real_model_is_read_on_greedily(engine: StarsEngine) -> None:
     )
 
 
-def test_rows_with_and_without_share_a_batch(engine: StarsEngine) -> None:
+def test_rows_with_and_without_lookahead_share_a_batch(engine: StarsEngine) -> None:
     model = engine.model
     prompts = [[1, 40, 50], [1, 9], [1, 80, 81, 82, 83, 84]]
     samplings = [
@@ -189,7 +189,7 @@ def test_rows_with_and_without_share_a_batch(engine: StarsEngine) -> None:
     assert [draft.token_ids for draft in plain] == [draft.token_ids for draft in together]
 
 
-def test_cached_and_uncached_read_on_alike(engine: StarsEngine) -> None:
+def test_cached_and_uncached_lookahead_are_equal(engine: StarsEngine) -> None:
     model = engine.model
     assert isinstance(model.decoder, SharedPrefixDecoder)
     noise = CounterNoise(seed=4, prompt_ids=[1], sample_index=0)
@@ -206,7 +206,7 @@ def test_cached_and_uncached_read_on_alike(engine: StarsEngine) -> None:
     assert any(draft.lookahead_ids for draft in drafts[0])
 
 
-def test_where_no_token_can_be_drawn_it_ends(engine: StarsEngine) -> None:
+def test_the_lookahead_ends_where_no_token_can_be_drawn(engine: StarsEngine) -> None:
     """A candidate is not lost by what cannot be read behind it."""
     model = engine.model
     prompt = [1, 40]

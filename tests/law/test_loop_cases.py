@@ -1,9 +1,11 @@
-"""Single cases of the loop: each ending, each bound, each way a reward can fail."""
+"""Single cases of the loop: each ending, each limit, each way a reward can fail."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from itertools import count
 
 import pytest
 
@@ -26,11 +28,11 @@ from stars_engine.core.offline import best_of_n, stars
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.types import RewardInput
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 
-class Scripted(TabularModel):
-    """Says the same tokens in every draft, unless given one script per attempt."""
+class FixedOutputModel(TabularModel):
+    """Writes the same tokens in every draft, or one script per attempt."""
 
     def __init__(self, pieces: Sequence[str], *scripts: Sequence[int], end_id: int | None = None):
         super().__init__(pieces, lambda _: [1.0 / len(pieces)] * len(pieces), end_id=end_id)
@@ -50,8 +52,8 @@ class Scripted(TabularModel):
         return drafts
 
 
-class Seen:
-    """Remembers what was scored."""
+class RecordingReward:
+    """Records what it scores."""
 
     def __init__(self, value: float = 0.0) -> None:
         self.inputs: list[RewardInput] = []
@@ -80,9 +82,9 @@ LETTERS = ["a", "b", "\n", "c", "<end>"]
 ALWAYS = {"temperature": 1.0, "top_k": None}
 
 
-def test_stop_string_over_a_segment_border_is_never_emitted() -> None:
-    model = Scripted(LETTERS, [0, 2, 2, 1, 0, 0])  # a \n | \n b | a a
-    reward = Seen()
+def test_a_stop_string_across_segments_is_never_emitted() -> None:
+    model = FixedOutputModel(LETTERS, [0, 2, 2, 1, 0, 0])  # a \n | \n b | a a
+    reward = RecordingReward()
     sampling = SamplingParams(max_tokens=6, stop=["\n\n"], **ALWAYS)
     rollout = make_rollout(align=settings(), sampling=sampling)
     events = list(stars([rollout], model, reward))
@@ -94,20 +96,20 @@ def test_stop_string_over_a_segment_border_is_never_emitted() -> None:
     assert reward.inputs[-1].token_ids == (0,)
 
 
-def test_half_a_stop_string_is_emitted_when_it_is_not_one() -> None:
-    model = Scripted(LETTERS, [0, 2, 1, 0])
+def test_a_partial_stop_string_is_emitted_if_it_is_not_completed() -> None:
+    model = FixedOutputModel(LETTERS, [0, 2, 1, 0])
     sampling = SamplingParams(max_tokens=4, stop="\n\n", **ALWAYS)
-    result = run(make_rollout(align=settings(), sampling=sampling), model, Seen())
+    result = run(make_rollout(align=settings(), sampling=sampling), model, RecordingReward())
     assert (result.text, result.finish_reason) == ("a\nba", "length")
     assert [segment.text for segment in result.segments] == ["a", "\nba"]
 
 
 def test_max_tokens_not_a_multiple_of_segment_len() -> None:
-    model = Scripted(LETTERS, [0] * 7)
+    model = FixedOutputModel(LETTERS, [0] * 7)
     result = run(
         make_rollout(align=settings(3), sampling=SamplingParams(max_tokens=7, **ALWAYS)),
         model,
-        Seen(),
+        RecordingReward(),
     )
     assert [len(segment.token_ids) for segment in result.segments] == [3, 3, 1]
     assert (result.finish_reason, result.usage.num_kept_tokens) == ("length", 7)
@@ -116,11 +118,11 @@ def test_max_tokens_not_a_multiple_of_segment_len() -> None:
 @pytest.mark.parametrize(
     ("terminal", "expected"), [("schedule", 0.25), ("target", 1.0), (0.625, 0.625)]
 )
-def test_terminal_rules_for_an_end_of_text(terminal: object, expected: float) -> None:
-    model = Scripted(LETTERS, [0, 4], end_id=4)
+def test_reward_rules_for_an_end_of_text(terminal: object, expected: float) -> None:
+    model = FixedOutputModel(LETTERS, [0, 4], end_id=4)
     schedule = LinearSchedule(initial=0.0, target=1.0, ramp_tokens=8)
     align = settings(4, schedule=schedule, terminal=terminal, max_attempts=1)
-    reward = Seen(5.0)
+    reward = RecordingReward(5.0)
     sampling = SamplingParams(max_tokens=8, **ALWAYS)
     result = run(make_rollout(align=align, sampling=sampling), model, reward)
     assert (result.text, result.finish_reason, result.token_ids) == ("a", "stop", (0, 4))
@@ -129,16 +131,20 @@ def test_terminal_rules_for_an_end_of_text(terminal: object, expected: float) ->
     assert reward.inputs[0].token_ids == (0,)  # end of text is no part of the answer
 
 
-def test_terminal_holds_for_the_token_limit_too() -> None:
+def test_reward_rules_apply_to_the_token_limit() -> None:
     schedule = PerSegmentSchedule(values=[0.0, 0.5, 2.0])
     align = settings(2, schedule=schedule, terminal="target")
     sampling = SamplingParams(max_tokens=4, **ALWAYS)
-    result = run(make_rollout(align=align, sampling=sampling), Scripted(LETTERS, [0] * 4), Seen(9))
+    result = run(
+        make_rollout(align=align, sampling=sampling),
+        FixedOutputModel(LETTERS, [0] * 4),
+        RecordingReward(9),
+    )
     assert [segment.threshold for segment in result.segments] == [0.0, 2.0]
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_a_schedule_knows_the_reward_of_the_prefix(*, forced: bool) -> None:
+def test_a_schedule_gets_the_reward_of_the_prefix(*, forced: bool) -> None:
     """RM(x, "") before the first segment, then the reward of what was kept."""
     seen: list[Progress] = []
 
@@ -150,7 +156,7 @@ def test_a_schedule_knows_the_reward_of_the_prefix(*, forced: bool) -> None:
     align = settings(1, schedule=schedule, max_attempts=2)
     sampling = SamplingParams(max_tokens=3, **ALWAYS)
     rewards = {"": 7.0, "a": 3.0, "b": 5.0, "ab": 2.0, "bb": 4.0, "ba": 1.0}
-    model = Scripted(LETTERS, [0, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 1])
+    model = FixedOutputModel(LETTERS, [0, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 1])
     run(make_rollout(align=align, sampling=sampling), model, TableReward(rewards))
     prefixes = [progress.prefix_reward for progress in seen]
     # Forced: "b" is the better of "a" and "b", "bb" of "bb" and "ba".
@@ -167,7 +173,7 @@ LOW = TableReward({"aa": -3.0, "bb": -1.0, "cc": -2.0})
 def exhausted(on_exhausted: str, reward: object = LOW, **more: object) -> Rollout:
     align = settings(2, max_attempts=3, on_exhausted=on_exhausted, **more)
     rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=2, **ALWAYS))
-    for _ in stars([rollout], Scripted(LETTERS, *SCRIPTS), reward):
+    for _ in stars([rollout], FixedOutputModel(LETTERS, *SCRIPTS), reward):
         pass
     return rollout
 
@@ -183,12 +189,12 @@ def test_forced_segments_are_flagged(rule: str, text: str) -> None:
     assert result.usage.num_accepted == 0
 
 
-def test_best_takes_the_first_of_equals() -> None:
+def test_best_takes_the_first_of_equal_rewards() -> None:
     equal = TableReward({}, default=-1.0)
     assert exhausted("best", equal).result().text == "aa"
 
 
-def test_best_is_the_best_beside_a_huge_threshold() -> None:
+def test_best_works_under_a_huge_threshold() -> None:
     """In floating point all three would be as far below it, and the first would be taken."""
     huge = ConstantSchedule(value=1e300)
     assert exhausted("best", schedule=huge).result().text == "bb"
@@ -225,14 +231,14 @@ def test_non_finite_rewards_reject_and_are_never_forced(bad: float) -> None:
 
 
 @pytest.mark.parametrize("rule", ["best", "last"])
-def test_all_vetoed_ends_as_stop_does(rule: str) -> None:
+def test_an_answer_with_only_vetoes_ends_like_stop(rule: str) -> None:
     reward = TableReward({}, default=1.0, vetoed=frozenset({"aa", "bb", "cc"}))
     result = exhausted(rule, reward).result()
     assert (result.text, result.finish_reason, result.usage.num_ineligible) == ("", "rejected", 3)
 
 
 def test_a_reward_that_raises_ends_its_request_alone() -> None:
-    class Raising(Seen):
+    class Raising(RecordingReward):
         def score(self, inputs: Sequence[RewardInput]) -> list[float]:
             if any(item.text == "aab" for item in inputs):
                 raise ZeroDivisionError("by b")
@@ -261,8 +267,8 @@ def test_a_reward_that_raises_ends_its_request_alone() -> None:
     assert all(rollout.error is None for rollout in rollouts)
 
 
-def test_one_batch_one_bad_apple() -> None:
-    class Picky(Seen):
+def test_one_failing_request_of_a_batch_fails_alone() -> None:
+    class Picky(RecordingReward):
         def score(self, inputs: Sequence[RewardInput]) -> list[float]:
             if any(item.text.startswith("a") for item in inputs):
                 raise ValueError("no a")
@@ -280,8 +286,8 @@ def test_one_batch_one_bad_apple() -> None:
     assert [r.text for r in rollouts if r.error is None] == ["c"] * (12 - sum(failed))
 
 
-def test_an_error_behind_the_accepted_candidate_is_not_seen() -> None:
-    class SecondFails(Seen):
+def test_an_error_after_the_accepted_candidate_is_ignored() -> None:
+    class SecondFails(RecordingReward):
         def score(self, inputs: Sequence[RewardInput]) -> list[float]:
             if len(inputs) > 1 or inputs[0].text == "bb":
                 raise ValueError("b")
@@ -289,7 +295,7 @@ def test_an_error_behind_the_accepted_candidate_is_not_seen() -> None:
 
     align = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=2, num_candidates=2)
     rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=2, **ALWAYS))
-    result = run(rollout, Scripted(LETTERS, [0, 0], [1, 1]), SecondFails())
+    result = run(rollout, FixedOutputModel(LETTERS, [0, 0], [1, 1]), SecondFails())
     assert (result.text, result.usage.num_attempts) == ("aa", 1)
     assert (result.usage.num_surplus_tokens, result.usage.num_surplus_rewards) == (2, 1)
 
@@ -297,12 +303,10 @@ def test_an_error_behind_the_accepted_candidate_is_not_seen() -> None:
 @pytest.mark.parametrize("m", [1, 2, 3, 4])
 @pytest.mark.parametrize("fails_at", [0, 2])
 @pytest.mark.parametrize("accepted_at", [1, 9])
-def test_a_draft_that_fails_counts_when_it_is_its_turn(
-    m: int, fails_at: int, accepted_at: int
-) -> None:
+def test_a_failing_draft_counts_in_its_turn(m: int, fails_at: int, accepted_at: int) -> None:
     """Neither the rollout's outcome nor another rollout depends on how many are drafted at once."""
 
-    class Failing(Scripted):
+    class Failing(FixedOutputModel):
         def draft(self, requests: Sequence) -> list[Draft | GenerationError]:
             return [
                 GenerationError("no token") if request.uniforms[0] == fails_at else Draft((0, 0))
@@ -344,9 +348,9 @@ def test_a_draft_that_fails_counts_when_it_is_its_turn(
 def test_temperature_0_draws_once_and_warns() -> None:
     align = settings(2, value=1.0, max_attempts=5)
     rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=2, temperature=0))
-    model = Scripted(LETTERS, [0, 0])
+    model = FixedOutputModel(LETTERS, [0, 0])
     with pytest.warns(StarsWarning, match="temperature is 0"):
-        result = run(rollout, model, Seen(-1.0))
+        result = run(rollout, model, RecordingReward(-1.0))
     assert (model.num_drafts, result.segments[0].verdict) == (1, "forced")
 
 
@@ -358,7 +362,7 @@ def test_the_token_budget_is_never_exceeded(m: int, budget: int, kept: int, atte
         2, schedule=PerSegmentSchedule(values=[-9, 9]), max_drafted_tokens=budget
     ).replace(num_candidates=m)
     rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=4, **ALWAYS))
-    result = run(rollout, Scripted(LETTERS, [0] * 4), Seen())
+    result = run(rollout, FixedOutputModel(LETTERS, [0] * 4), RecordingReward())
     assert result.finish_reason == "budget"
     assert (result.usage.num_kept_tokens, result.usage.num_attempts) == (kept, attempts)
     assert result.usage.num_drafted_tokens <= budget
@@ -374,7 +378,7 @@ def test_samples_of_best_of_n_share_the_budget(budget: int, reason: str, drafted
         align=settings(2, max_drafted_tokens=budget),
         sampling=SamplingParams(max_tokens=4, **ALWAYS),
     )
-    [event] = best_of_n([rollout], Scripted(LETTERS, [0] * 4), Seen(), n=3)
+    [event] = best_of_n([rollout], FixedOutputModel(LETTERS, [0] * 4), RecordingReward(), n=3)
     assert event.result.finish_reason == reason
     assert event.result.usage.num_drafted_tokens == drafted <= budget
     assert (event.result.reward is None) == (reason == "budget")
@@ -382,22 +386,23 @@ def test_samples_of_best_of_n_share_the_budget(budget: int, reason: str, drafted
 
 def test_best_of_n_says_rejected_where_samples_were_scored() -> None:
     rollout = make_rollout(align=settings(2), sampling=SamplingParams(max_tokens=2, **ALWAYS))
-    [event] = best_of_n([rollout], Scripted(LETTERS, [0] * 2), Seen(math.nan), n=2)
+    [event] = best_of_n(
+        [rollout], FixedOutputModel(LETTERS, [0] * 2), RecordingReward(math.nan), n=2
+    )
     assert event.result.finish_reason == "rejected"
 
 
-def test_a_deadline_ends_with_what_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr("stars_engine.algorithm.rollout.time.monotonic", lambda: next(clock))
+def test_a_deadline_ends_with_the_accepted_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(time.monotonic())  # one step a second
+    monkeypatch.setattr("stars_engine.core.request.time.monotonic", lambda: next(clock))
     align = settings(2, deadline_s=1.5)
     rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=90, **ALWAYS))
-    rollout.started_s = 0.0
-    result = run(rollout, Scripted(LETTERS, [0] * 90), Seen())
+    result = run(rollout, FixedOutputModel(LETTERS, [0] * 90), RecordingReward())
     assert result.finish_reason == "deadline"
     assert result.text == "aaaa"
 
 
-def test_rejected_text_is_recorded_only_when_asked_for() -> None:
+def test_rejected_text_is_recorded_only_on_request() -> None:
     assert {a.text for a in exhausted("best").result().segments[0].attempts} == {None}
     attempts = exhausted("best", keep_rejected_text=True).result().segments[0].attempts
     assert [attempt.text for attempt in attempts] == ["aa", "bb", "cc"]
@@ -407,10 +412,12 @@ def test_prompt_reward_starts_the_ramp_and_must_be_finite() -> None:
     align = settings(2, schedule=LinearSchedule(target=2.0, initial_weight=0.25))
     sampling = SamplingParams(max_tokens=4, **ALWAYS)
     reward = TableReward({"": -2.0}, default=9.0)
-    result = run(make_rollout(align=align, sampling=sampling), Scripted(LETTERS, [0] * 4), reward)
+    result = run(
+        make_rollout(align=align, sampling=sampling), FixedOutputModel(LETTERS, [0] * 4), reward
+    )
     # r0 = 0.75 * -2 + 0.25 * 2 = -1
     assert [segment.threshold for segment in result.segments] == [0.5, 2.0]
     rollout = make_rollout(align=align, sampling=sampling)
-    for _ in stars([rollout], Scripted(LETTERS, [0] * 4), TableReward({"": math.nan})):
+    for _ in stars([rollout], FixedOutputModel(LETTERS, [0] * 4), TableReward({"": math.nan})):
         pass
     assert "initial=" in str(rollout.error)

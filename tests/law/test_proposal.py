@@ -1,4 +1,4 @@
-"""What a token is drawn from: filters, penalties, bans, and where nothing is left to draw."""
+"""The proposal distribution: filters, penalties, bans, and rows without a token."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_largest_are_found_in_blocks(vocab_size: int) -> None:
     assert values.equal(logits.gather(1, ids))
 
 
-def test_nothing_is_drawn_where_there_is_nothing() -> None:
+def test_nothing_is_drawn_without_tokens() -> None:
     logits = torch.randn(3, 5003, generator=torch.Generator().manual_seed(2))
     logits[0], logits[1, 77] = -torch.inf, torch.nan
     uniforms = torch.full((3,), 0.5)
@@ -232,7 +232,7 @@ def test_logits_that_are_nan_fail_their_row(
     assert ids == backend.draft([good])[0]
 
 
-def test_ends_outside_the_vocabulary_are_none(tokenizer: object) -> None:
+def test_end_tokens_outside_the_vocabulary_are_ignored(tokenizer: object) -> None:
     assert random_backend("llama", tokenizer, eos_token_id=[2, 64, 999]).end_ids == {2}
 
 

@@ -29,7 +29,7 @@ def with_m(engine: StarsEngine, m: int) -> AlignParams:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("m", [2, 4, 8])
-def test_same_text_for_every_m(imdb_engine: StarsEngine, m: int) -> None:
+def test_same_text_for_every_num_candidates(imdb_engine: StarsEngine, m: int) -> None:
     one = imdb_engine.generate(PROMPTS, sampling=SEEDED, align=with_m(imdb_engine, 1))
     several = imdb_engine.generate(PROMPTS, sampling=SEEDED, align=with_m(imdb_engine, m))
     assert [account(r) for r in several] == [account(r) for r in one]
@@ -83,7 +83,7 @@ def test_seed_none_draws_a_fresh_one_and_reports_it(engine: StarsEngine) -> None
 
 
 def test_reject_rewind_redraft_is_a_fresh_draft(engine: StarsEngine) -> None:
-    """After rejected rounds the cache is what a fresh read of the same tokens gives."""
+    """After rejected candidates the cache is what a fresh read of the same tokens gives."""
     [result] = engine.generate("The plot", sampling=SamplingParams(seed=4, max_tokens=48))
     assert result.usage.num_attempts > len(result.segments)
     kept = list(result.token_ids)
@@ -146,7 +146,7 @@ def test_same_text_with_options(engine: StarsEngine, options: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=["sentence", "lookahead"])
 @pytest.mark.parametrize("m", [1, 4])
-def test_accepting_everything_with_options_is_vanilla(
+def test_accepting_everything_with_options_equals_vanilla(
     engine: StarsEngine, options: dict, m: int
 ) -> None:
     align = AlignParams(schedule=NoSchedule(), **options, num_candidates=m)
@@ -160,7 +160,7 @@ def test_accepting_everything_with_options_is_vanilla(
 
 
 @pytest.mark.slow
-def test_accepting_everything_is_vanilla(engine: StarsEngine) -> None:
+def test_accepting_everything_equals_vanilla(engine: StarsEngine) -> None:
     sampling = SamplingParams(seed=2, max_tokens=50)
     align = AlignParams(schedule=NoSchedule(), segment_len=7)
     accepted = engine.generate(PROMPTS, sampling=sampling, align=align)
@@ -169,7 +169,7 @@ def test_accepting_everything_is_vanilla(engine: StarsEngine) -> None:
     assert [r.reward for r in accepted] == pytest.approx([r.reward for r in plain], abs=1e-4)
 
 
-def test_best_of_n_keeps_the_best_stream(engine: StarsEngine) -> None:
+def test_best_of_n_returns_the_best_sample(engine: StarsEngine) -> None:
     sampling = SamplingParams(seed=2, max_tokens=24)
     [one] = engine.best_of_n("The story", 1, sampling=sampling)
     [plain] = engine.vanilla("The story", sampling=sampling)
@@ -183,7 +183,7 @@ def test_best_of_n_keeps_the_best_stream(engine: StarsEngine) -> None:
 
 
 @pytest.mark.parametrize("name", ["tinystories", "stories260k"])
-def test_greedy_vanilla_is_generate(name: str, request: pytest.FixtureRequest) -> None:
+def test_greedy_vanilla_equals_generate(name: str, request: pytest.FixtureRequest) -> None:
     backend: TransformersBackend = request.getfixturevalue(name)
     config = StarsEngine().config.replace(align=AlignParams(schedule=NoSchedule(), segment_len=9))
 

@@ -24,7 +24,7 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.core.offline import stars
 from stars_engine.types import SegmentEvent
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 PIECES = ["a", "b", "c", "d"]
 NUM_SAMPLES = 20_000
@@ -143,7 +143,7 @@ def test_real_backend_follows_the_exact_law(backend: TransformersBackend) -> Non
 
 
 @pytest.mark.slow
-def test_mutant_best_of_the_accepted_is_rejected(
+def test_a_mutant_that_keeps_the_best_accepted_candidate_is_detected(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keep_best_accepted(
@@ -165,7 +165,9 @@ def test_mutant_best_of_the_accepted_is_rejected(
 
 
 @pytest.mark.slow
-def test_mutant_noise_reused_between_attempts_is_rejected(backend: TransformersBackend) -> None:
+def test_a_mutant_that_reuses_noise_between_attempts_is_detected(
+    backend: TransformersBackend,
+) -> None:
     class ReusedNoise(CounterNoise):
         def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:
             return super().token_uniforms(position=position, attempt=0, count=count)

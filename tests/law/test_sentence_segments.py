@@ -1,4 +1,4 @@
-"""Segments that end with a sentence: where, what is counted, and the law under counted noise."""
+"""Segments that end with a sentence: where, what is counted, and their law."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.core.offline import stars, vanilla
 from stars_engine.testing import TableReward, TabularModel
-from stars_engine.types import RewardInput, StarsResult
-from tests.conftest import make_rollout
-from tests.law.test_law_exact import SENTENCES, Case, closed_form, next_probs
+from stars_engine.types import StarsResult
+from tests.support.closed_form import SENTENCES, Case, closed_form, next_probs
+from tests.support.recording import RecordingReward
+from tests.support.rollouts import make_rollout
 
 PIECES = ["a", ".", "b", "\n", '."', ""]
 END = 5
 PLAIN = {"temperature": 1.0, "top_k": None}
 
 
-class Dictated(TabularModel):
+class FixedOutputModel(TabularModel):
     """Drafts a given text, however long the drafts are."""
 
     def __init__(self, *ids: int) -> None:
@@ -45,15 +46,6 @@ class Dictated(TabularModel):
             ids = self._ids[done : done + len(request.uniforms)]
             drafts.append(Draft(ids[: ids.index(END) + 1] if END in ids else ids))
         return drafts
-
-
-class Seen:
-    def __init__(self) -> None:
-        self.inputs: list[RewardInput] = []
-
-    def score(self, inputs: Sequence[RewardInput]) -> list[float]:
-        self.inputs += inputs
-        return [0.0] * len(inputs)
 
 
 def sentences(segment_len: int, min_segment_len: int | None = 1, **more: object) -> AlignParams:
@@ -70,7 +62,7 @@ def run(
     model: TabularModel, align: AlignParams, reward: object = None, **sampling: object
 ) -> StarsResult:
     rollout = make_rollout(align=align, sampling=SamplingParams(**PLAIN, **sampling))
-    *_, last = stars([rollout], model, reward or Seen())
+    *_, last = stars([rollout], model, reward or RecordingReward())
     assert last.result is not None
     return last.result
 
@@ -92,35 +84,35 @@ def lengths(result: StarsResult) -> list[int]:
         (None, [2, 1, 2, 5]),  # a quarter of 5
     ],
 )
-def test_ends_at_the_first_border_from_the_shortest_length_on(
+def test_a_segment_ends_at_the_first_sentence_end_after_the_shortest_length(
     min_segment_len: int | None, expected: list[int]
 ) -> None:
-    model = Dictated(0, 1, 1, 0, 4, 0, 0, 2, 2, 3)
+    model = FixedOutputModel(0, 1, 1, 0, 4, 0, 0, 2, 2, 3)
     result = run(model, sentences(5, min_segment_len), max_tokens=10)
     assert result.text == 'a..a."aabb\n'
     assert lengths(result) == expected
 
 
-def test_without_a_border_it_ends_at_segment_len() -> None:
-    assert lengths(run(Dictated(*[0] * 7), sentences(3), max_tokens=7)) == [3, 3, 1]
+def test_without_a_sentence_end_it_ends_at_segment_len() -> None:
+    assert lengths(run(FixedOutputModel(*[0] * 7), sentences(3), max_tokens=7)) == [3, 3, 1]
 
 
-def test_a_stop_string_or_end_of_text_comes_first_or_not() -> None:
-    reward = Seen()
-    model = Dictated(0, 3, 3, 2, 0)
+def test_a_stop_string_or_end_of_text_may_come_first() -> None:
+    reward = RecordingReward()
+    model = FixedOutputModel(0, 3, 3, 2, 0)
     result = run(model, sentences(5, 3), reward, max_tokens=5, stop="\n\n")
     assert (result.text, result.finish_reason, lengths(result)) == ("a", "stop", [3])
     assert reward.inputs[0].finished
     # The border is at the first newline: the stop string is complete in the second segment.
     result = run(model, sentences(5, 1), max_tokens=5, stop="\n\n")
     assert (result.text, result.finish_reason, lengths(result)) == ("a", "stop", [2, 1])
-    result = run(Dictated(0, END), sentences(5, 1), max_tokens=5)
+    result = run(FixedOutputModel(0, END), sentences(5, 1), max_tokens=5)
     assert (result.text, result.finish_reason, lengths(result)) == ("a", "stop", [2])
-    result = run(Dictated(0, 1, END), sentences(5, 1), max_tokens=5)
+    result = run(FixedOutputModel(0, 1, END), sentences(5, 1), max_tokens=5)
     assert (result.text, result.finish_reason, lengths(result)) == ("a.", "stop", [2, 1])
 
 
-def test_a_character_is_never_cut(engine: StarsEngine) -> None:
+def test_a_character_is_never_split(engine: StarsEngine) -> None:
     """A text that ends a sentence but for half a character ends none."""
     model = engine.model
     ids = model.codec.encode_prompt(" Fine.\U0001f642 and.")[1:]
@@ -137,7 +129,7 @@ def test_a_character_is_never_cut(engine: StarsEngine) -> None:
             return [Draft(tuple(ids[request.num_completion_tokens :])) for request in requests]
 
     align = sentences(len(ids), len(point) + 1)  # the shortest segment ends within the emoji
-    own = StarsEngine(engine.config.replace(align=align), model=Fixed(), reward=Seen())
+    own = StarsEngine(engine.config.replace(align=align), model=Fixed(), reward=RecordingReward())
     [result] = own.generate("It was", sampling=SamplingParams(max_tokens=len(ids), seed=0))
     assert result.text == " Fine.\U0001f642 and."
     assert lengths(result) == [len(ids)]
@@ -146,8 +138,8 @@ def test_a_character_is_never_cut(engine: StarsEngine) -> None:
 # --- what it means for counts, thresholds and bounds ---
 
 
-def test_tokens_behind_a_border_are_surplus() -> None:
-    model = Dictated(0, 1, 0, 1, 0, 1)
+def test_tokens_after_a_sentence_end_are_surplus() -> None:
+    model = FixedOutputModel(0, 1, 0, 1, 0, 1)
     align = sentences(4, schedule=ConstantSchedule(value=1.0), max_attempts=3)
     usage = run(model, align, max_tokens=6).usage  # each of 3 segments of 2 is drawn 3 times
     assert (usage.num_kept_tokens, usage.num_attempts, usage.num_forced) == (6, 9, 3)
@@ -160,8 +152,8 @@ def test_tokens_behind_a_border_are_surplus() -> None:
     assert (usage.num_drafted_tokens, usage.num_surplus_tokens) == (6, 2 + 2 + 0 + 4 + 4 + 2)
 
 
-def test_schedules_count_real_tokens_and_real_segments() -> None:
-    model = Dictated(0, 1, 1, 0, 0, 0, 0, 0)
+def test_schedules_count_tokens_and_segments() -> None:
+    model = FixedOutputModel(0, 1, 1, 0, 0, 0, 0, 0)
     ramp = LinearSchedule(initial=0.0, target=8.0, ramp_tokens=8)
     result = run(model, sentences(4, schedule=ramp, max_attempts=1), max_tokens=8)
     assert [s.threshold for s in result.segments] == [2.0, 3.0, 7.0, 8.0]
@@ -174,17 +166,17 @@ def test_schedules_count_real_tokens_and_real_segments() -> None:
 @pytest.mark.parametrize(("budget", "kept", "drafted"), [(3, 0, 0), (5, 2, 2), (6, 4, 4)])
 def test_the_budget_expects_a_whole_segment(m: int, budget: int, kept: int, drafted: int) -> None:
     align = sentences(4, max_drafted_tokens=budget, num_candidates=m)
-    result = run(Dictated(0, 1, 0, 1, 0, 1, 0, 1), align, max_tokens=8)
+    result = run(FixedOutputModel(0, 1, 0, 1, 0, 1, 0, 1), align, max_tokens=8)
     assert result.finish_reason == "budget"
     usage = result.usage
     assert (usage.num_kept_tokens, usage.num_drafted_tokens) == (kept, drafted)
 
 
-def test_plain_sampling_knows_no_borders() -> None:
+def test_plain_sampling_ignores_sentence_ends() -> None:
     rollout = make_rollout(
         align=sentences(4, 2, max_drafted_tokens=8), sampling=SamplingParams(max_tokens=8, **PLAIN)
     )
-    *_, last = vanilla([rollout], Dictated(0, 1, 0, 1, 0, 1, 0, 1), Seen())
+    *_, last = vanilla([rollout], FixedOutputModel(0, 1, 0, 1, 0, 1, 0, 1), RecordingReward())
     assert lengths(last.result) == [4, 4]
     assert last.result.usage.num_surplus_tokens == 0
 
@@ -250,7 +242,7 @@ def test_a_segment_does_not_depend_on_the_rejected_draws_of_the_one_before() -> 
 
 
 @pytest.mark.slow
-def test_the_check_sees_streams_that_begin_anew_with_each_segment(
+def test_the_check_detects_streams_that_restart_with_each_segment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Rollout, "_stream", lambda self, attempt: attempt)

@@ -1,4 +1,4 @@
-"""`min_tokens` against everything that ends an answer; by what a generation config says."""
+"""`min_tokens` against all ends of an answer, and defaults from a generation config."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from stars_engine import AlignParams, NoSchedule, SamplingParams, StarsEngine
 from stars_engine.backends.facts import sampling_of
 from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward
-from tests.chat.test_token_bytes import Dictated, byte_level
-from tests.conftest import make_rollout
+from tests.support.byte_tokenizers import FixedOutputModel, byte_level
+from tests.support.rollouts import make_rollout
 
 PLAIN = AlignParams(schedule=NoSchedule(), segment_len=8)
 
@@ -29,7 +29,7 @@ def written(text: str, *, segment_len: int, **sampling: Any) -> Any:
         align=AlignParams(schedule=NoSchedule(), segment_len=segment_len),
         sampling=SamplingParams(max_tokens=len(text.encode()), **sampling),
     )
-    model = Dictated(kind.codec, kind.ids(text.encode()))
+    model = FixedOutputModel(kind.codec, kind.ids(text.encode()))
     events = list(stars([rollout], model, TableReward({})))
     result = rollout.result()
     assert "".join(event.text for event in events) == result.text
@@ -84,7 +84,7 @@ def test_stop_strings_wait_for_min_tokens(
     least=st.integers(0, 14),
     segment_len=st.integers(1, 6),
 )
-def test_stop_strings_end_answers_as_token_by_token(
+def test_stop_strings_end_answers_as_in_token_by_token_decoding(
     text: str, stops: list[str], least: int, segment_len: int
 ) -> None:
     least = min(least, len(text))
@@ -93,12 +93,12 @@ def test_stop_strings_end_answers_as_token_by_token(
     assert (result.text, len(result.token_ids)) == (expected, num_tokens)
 
 
-def test_half_characters_before_min_tokens() -> None:
+def test_incomplete_characters_before_min_tokens() -> None:
     result = written("é🙂é🙂x", segment_len=2, stop=["🙂"], min_tokens=6)
     assert result.text == "é🙂é"
 
 
-def test_min_tokens_hold_for_every_end(engine: StarsEngine) -> None:
+def test_min_tokens_applies_to_every_end(engine: StarsEngine) -> None:
     """The model's own end, stop tokens, stop strings."""
     sampling = SamplingParams(seed=0, n=8, max_tokens=60, stop=["a ", "e", " "], stop_token_ids=[5])
     free = engine.generate("Bad", sampling=sampling, align=PLAIN)
@@ -122,7 +122,7 @@ def default(name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("given", "expected"),
     [
         ({"do_sample": False}, {"temperature": 0}),
         ({"do_sample": False, "temperature": 0.7, "top_k": 20}, {"temperature": 0, "top_k": 20}),
@@ -138,8 +138,8 @@ def default(name: str) -> Any:
         ({"top_k": 0}, {"top_k": None}),
     ],
 )
-def test_sampling_of_a_generation_config(told: dict[str, Any], expected: dict[str, Any]) -> None:
-    sampling = sampling_of(GenerationConfig.from_dict(told))
+def test_sampling_of_a_generation_config(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    sampling = sampling_of(GenerationConfig.from_dict(given))
     wanted = {name: default(name) for name in ("temperature", "top_k", "min_tokens", "stop")}
     wanted |= {"max_tokens": 128, **expected}
     assert {name: getattr(sampling, name) for name in wanted} == wanted

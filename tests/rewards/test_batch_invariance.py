@@ -1,4 +1,4 @@
-"""A reward does not depend on what is scored beside it, whatever its model does."""
+"""Rewards do not depend on batch composition, even if the model's outputs do."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def by_labels(tokenizer: Any, model: Any) -> ProcessRewardModel:
         (by_labels, fnet_by_token, True),
     ],
 )
-def test_judges_and_process_rewards_too(
+def test_judges_and_process_rewards_are_batch_invariant(
     make: Callable[[Any, Any], ProcessRewardModel | YesNoRewardModel],
     model: Callable[[], Any],
     apart: bool,
@@ -138,7 +138,7 @@ def test_judges_and_process_rewards_too(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_reward_is_the_same_alone_and_beside_others(
+def test_a_reward_is_the_same_alone_and_in_a_batch(
     name: str, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
@@ -173,7 +173,9 @@ class Counted:
 
 @pytest.mark.parametrize("sharing", Sharing)
 @pytest.mark.parametrize("raises", [False, True])
-def test_what_may_share_a_batch_is_found(sharing: Sharing, *, raises: bool) -> None:
+def test_the_self_check_finds_which_texts_may_share_a_batch(
+    sharing: Sharing, *, raises: bool
+) -> None:
     run = Counted(sharing, raises=raises)
     assert find_sharing(run, [1], [2, 3, 4], name="x", dtype=torch.float32) is sharing
 
@@ -197,7 +199,7 @@ def test_batches_of_pairs(sharing: Sharing, expected: list[list[int]]) -> None:
     assert list(batches([5, 1, 5, 5, 1], 2, sharing)) == expected
 
 
-def test_equal_lengths_are_not_filled_up() -> None:
+def test_equal_lengths_are_not_padded() -> None:
     assert list(batches([3, 1, 2, 1], 8, Sharing.EQUAL)) == [[1, 3], [2], [0]]
     assert list(batches([3, 1, 2, 1], 8, Sharing.ANY)) == [[1, 3, 2, 0]]
     assert list(batches([], 8, Sharing.ANY)) == []

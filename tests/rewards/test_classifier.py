@@ -33,15 +33,15 @@ from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.labels import read_label
 from stars_engine.testing import check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.conftest import shared_model
 from tests.support.rewards import plain_logits
+from tests.support.shared_files import shared_model
 
 PROMPTS = ["This movie", "I saw", "The best thing about this film is that it"]
 
 
 @pytest.fixture(scope="module")
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A foreign tokenizer, with [CLS] and [SEP] around a text."""
+    """A tokenizer of another family, with [CLS] and [SEP] around a text."""
     words = [
         "this",
         "movie",
@@ -104,7 +104,7 @@ def inputs_of(engine: StarsEngine, num_tokens: int = 24) -> list[RewardInput]:
     return items
 
 
-def test_shared_tokenizer_is_fed_the_very_ids(imdb_engine: StarsEngine) -> None:
+def test_a_shared_tokenizer_gets_the_ids_unchanged(imdb_engine: StarsEngine) -> None:
     """Decoding and encoding again would change ids; the rewards would follow."""
     directory = shared_model("rm-sentiment-656K")
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
@@ -171,7 +171,7 @@ def test_several_labels_need_a_choice(word_tokenizer: PreTrainedTokenizerFast) -
     assert by_name == by_index != other
 
 
-def test_padding_id_inside_a_text_is_no_padding(engine: StarsEngine) -> None:
+def test_a_padding_id_inside_a_text_is_not_padding(engine: StarsEngine) -> None:
     """transformers looks for the last token that is not the pad id; we choose the index."""
     torch.manual_seed(0)
     model = GPT2ForSequenceClassification(
@@ -189,7 +189,7 @@ def test_padding_id_inside_a_text_is_no_padding(engine: StarsEngine) -> None:
     assert reward.score(items)[0].value == pytest.approx(plain, abs=1e-5)
 
 
-def test_a_long_prompt_is_cut_from_the_left(word_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_long_prompt_is_truncated_from_the_left(word_tokenizer: PreTrainedTokenizerFast) -> None:
     reward = ClassifierRewardModel(ClassifierReward(model=bert(), tokenizer=word_tokenizer))
     long = RewardInput(RewardPrompt("movie " * 100), " is good", ())
     with pytest.warns(StarsWarning, match="at most 64 tokens"):
@@ -198,7 +198,7 @@ def test_a_long_prompt_is_cut_from_the_left(word_tokenizer: PreTrainedTokenizerF
     assert math.isfinite(score.value)
 
 
-def test_a_language_model_is_no_classifier() -> None:
+def test_a_language_model_is_refused_as_classifier() -> None:
     """Its head would be random: another reward in every process."""
     config = ClassifierReward(name_or_path=shared_model("imdb-lm-656K"), label=0)
     with pytest.raises(

@@ -36,7 +36,7 @@ from stars_engine.runtime.registry import key_of
 from stars_engine.testing import TableReward, TabularModel, check_reward_model
 from stars_engine.trace import transcript
 from stars_engine.types import RewardInput, RewardPrompt, Score
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 TONE = ClassifierReward(name_or_path="stars:embedded-reward")
 SAMPLING = SamplingParams(max_tokens=24, seed=1)
@@ -80,7 +80,7 @@ def attempts_of(result: StarsResult) -> list[Attempt]:
 
 
 @pytest.mark.slow
-def test_the_sum_on_real_segment_borders(engine: StarsEngine, borders: list[RewardInput]) -> None:
+def test_the_sum_at_real_segment_ends(engine: StarsEngine, borders: list[RewardInput]) -> None:
     """Each part as it is alone; the sum of weight * (r - mean) / std."""
     config = CompositeReward(
         parts={
@@ -121,7 +121,7 @@ def test_parts_are_in_the_trace(engine: StarsEngine) -> None:
     assert shown in transcript(result)
 
 
-def test_values_that_are_no_numbers_survive_json() -> None:
+def test_values_that_are_not_numbers_survive_json() -> None:
     values = {"a": None, "b": -math.inf, "c": 1.5}
     attempt = Attempt(
         reward=-math.inf,
@@ -140,7 +140,7 @@ def test_values_that_are_no_numbers_survive_json() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_candidates", [1, 4])
-def test_alone_or_in_company(engine: StarsEngine, num_candidates: int) -> None:
+def test_the_same_reward_alone_or_in_a_batch(engine: StarsEngine, num_candidates: int) -> None:
     """The text of each does not depend on the batch, nor on how many are drafted at once."""
     prompts = ["The plot", "This movie", "I", "Nobody"]
     align = AlignParams(
@@ -227,7 +227,7 @@ def test_a_part_that_is_not_finite_rejects(value: float, weight: float) -> None:
 
 
 @pytest.mark.parametrize("on_failure", ["raise", "reject", "retry"])
-def test_a_part_obeys_its_own_policy(engine: StarsEngine, on_failure: str) -> None:
+def test_a_part_follows_its_own_failure_policy(engine: StarsEngine, on_failure: str) -> None:
     calls: dict[str, int] = {}
     lock = threading.Lock()
 
@@ -260,7 +260,7 @@ def test_a_part_obeys_its_own_policy(engine: StarsEngine, on_failure: str) -> No
         assert bad.finish_reason in ("length", "stop")
 
 
-def test_the_first_failing_part_is_told() -> None:
+def test_the_first_failing_part_is_reported() -> None:
     class Fails:
         def __init__(self, name: str) -> None:
             self.name = name
@@ -279,7 +279,7 @@ def test_the_first_failing_part_is_told() -> None:
 # --- models and functions together ---
 
 
-def test_functions_work_while_models_score(
+def test_functions_run_while_models_score(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = threading.Event()
@@ -302,7 +302,7 @@ def test_functions_work_while_models_score(
     assert result.finish_reason in ("length", "stop")
 
 
-def test_a_slow_part_delays_its_own_rollout_only(engine: StarsEngine) -> None:
+def test_a_slow_part_delays_only_its_own_rollout(engine: StarsEngine) -> None:
     release = threading.Event()
 
     def slow(prompt: str, completion: str) -> float:
@@ -341,7 +341,7 @@ def test_models_of_many_rollouts_share_a_batch(
 # --- configs ---
 
 
-def test_keys_tell_composites_apart() -> None:
+def test_keys_distinguish_composites() -> None:
     def one(weight: float = 1.0, function: Any = num_words, **more: Any) -> str:
         parts = {"a": TONE, "b": RewardPart(reward=function, weight=weight, **more)}
         return key_of(CompositeReward(parts=parts))
@@ -380,7 +380,7 @@ def test_equal_composites_share_one_load(
         assert one.generate("The plot")[0].text == two.generate("The plot")[0].text
 
 
-def test_files(tmp_path: Path) -> None:
+def test_composites_survive_files(tmp_path: Path) -> None:
     config = config_of(
         tone=RewardPart(reward=TONE, weight=0.7, mean=0.5, std=2.0, floor=-3.0),
         step={"kind": "process", "name_or_path": "a/b", "convention": "skywork-prm"},
@@ -435,7 +435,7 @@ def test_parts_are_scaled_by_a_plain_pilot(engine: StarsEngine) -> None:
         assert sum((v - mean) ** 2 for v in found) / len(found) == pytest.approx(1, abs=1e-3)
 
 
-def test_what_cannot_be_scaled_is_told(engine: StarsEngine) -> None:
+def test_rewards_that_cannot_be_scaled_are_an_error(engine: StarsEngine) -> None:
     with pytest.raises(ConfigError, match=r"reward: is classifier"):
         standardize(engine, ["A"])
     flat = CompositeReward(parts={"flat": lambda prompt, completion: 2.0})

@@ -1,4 +1,4 @@
-"""Rewards that read only what is new: equal to plain passes, and no token read twice."""
+"""Incremental rewards: equal to plain passes, and no token is read twice."""
 
 from __future__ import annotations
 
@@ -24,12 +24,9 @@ from stars_engine.kv_cache import prefix_cache
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.incremental import IncrementalRunner
-from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from tests.support.backends import Fed, pool_of, random_backend, random_model
-
-Ids = list[int]
-Reward = ClassifierRewardModel | ProcessRewardModel | YesNoRewardModel
+from tests.support.incremental import Ids, check, reader_of
 
 
 def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardModel:
@@ -40,36 +37,21 @@ def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardM
     return ClassifierRewardModel(config)
 
 
-def reader_of(reward: Reward) -> IncrementalRunner:
-    assert reward._incremental is not None, reward.path
-    return reward._incremental
-
-
 def read(reader: IncrementalRunner, rows: list[Ids]) -> list[torch.Tensor]:
     return reader.run([EncodedInput(ids) for ids in rows])
-
-
-def check(reward: Reward, rows: list[Ids] | list[EncodedInput]) -> None:
-    """Each row as one plain pass over it, alone."""
-    marked = [row if isinstance(row, EncodedInput) else EncodedInput(row) for row in rows]
-    with torch.inference_mode():
-        ours = reader_of(reward).run(marked)
-        plain = [reward._run_whole([row])[0] for row in marked]
-    assert [len(output) for output in ours] == [len(row.points) for row in marked]
-    torch.testing.assert_close(torch.cat(ours), torch.cat(plain), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     "family", ["llama", "mistral", "gemma2", "qwen3", "gpt2", "gpt_neox", "opt", "phi3"]
 )
-def test_families_that_read_only_what_is_new(family: str, tokenizer: object) -> None:
+def test_families_that_read_only_new_tokens(family: str, tokenizer: object) -> None:
     reward = classifier(family, tokenizer)
     assert reward.path == "new tokens only"
     check(reward, [[1, *range(3, 30), token] for token in (5, 6, 7)])
 
 
 @pytest.mark.parametrize("family", ["bloom", "falcon", "deepseek_v3", "qwen3_next"])
-def test_others_say_why_they_read_everything(family: str, tokenizer: object) -> None:
+def test_other_models_say_why_they_read_whole_texts(family: str, tokenizer: object) -> None:
     reward = classifier(family, tokenizer)
     assert reward._incremental is None
     assert reward.path.startswith("whole texts (")
@@ -91,8 +73,8 @@ def grown(rng: random.Random, row: EncodedInput) -> EncodedInput:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_rows_come(seed: int, tokenizer: object) -> None:
-    """Answers that grow, are taken back, share prompts, start anew, come again, in any company."""
+def test_rows_in_any_order(seed: int, tokenizer: object) -> None:
+    """Answers that grow, are rejected, share prompts, restart and return, in any order."""
     rng = random.Random(seed)
     reward = classifier("llama", tokenizer)
     reward.limit_cache(4 * 128 * reward.bytes_per_token)  # prefixes are evicted all the time
@@ -122,7 +104,7 @@ def test_whatever_rows_come(seed: int, tokenizer: object) -> None:
                 answers[index] = EncodedInput(rng.choice(prompts))
 
 
-def test_a_candidates_tokens_are_read_once(tokenizer: object) -> None:
+def test_tokens_of_a_candidate_are_read_once(tokenizer: object) -> None:
     reader = reader_of(classifier("llama", tokenizer))
     prompt = [1, *range(3, 40)]
     read(reader, [prompt])
@@ -131,13 +113,13 @@ def test_a_candidates_tokens_are_read_once(tokenizer: object) -> None:
     for segment in range(3):
         rows = [[*kept, *[10 + segment + k] * 8] for k in range(4)]
         read(reader, rows)
-        read(reader, [[*kept, *[30 + segment] * 8]])  # a second round of the same segment
+        read(reader, [[*kept, *[30 + segment] * 8]])  # more candidates for the same segment
         assert reader.num_computed == len(prompt) + (segment + 1) * 5 * 8
         kept = rows[2]
     assert reader.num_prefills == 1
 
 
-def test_known_rows_are_not_read_again(tokenizer: object) -> None:
+def test_cached_rows_are_not_read_again(tokenizer: object) -> None:
     reader = reader_of(classifier("llama", tokenizer))
     prompt = [1, *range(3, 40)]
     [first] = read(reader, [prompt])
@@ -146,7 +128,7 @@ def test_known_rows_are_not_read_again(tokenizer: object) -> None:
     assert reader.num_computed == fed
 
 
-def test_two_answers_to_one_prompt_share_it_and_part(tokenizer: object) -> None:
+def test_two_answers_share_their_prompt(tokenizer: object) -> None:
     reward = classifier("llama", tokenizer)
     reader = reader_of(reward)
     prompt = [1, *range(3, 40)]
@@ -168,7 +150,7 @@ def test_a_judge_that_answers_yes_or_no(tokenizer: object) -> None:
 
 
 @pytest.mark.parametrize("num_candidates", [1, 4])
-def test_the_engine_has_each_candidate_read_once(num_candidates: int) -> None:
+def test_the_engine_reads_each_candidate_once(num_candidates: int) -> None:
     """Prompt and candidates: nothing else is read, whatever is accepted."""
     align = AlignParams(
         schedule=ConstantSchedule(value=1.0),
@@ -206,7 +188,7 @@ def pair(tokenizer: object) -> Iterator[StarsEngine]:
 def test_a_prompt_is_read_once_by_each_model(
     pair: StarsEngine, num_candidates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And never again: a second request with it costs the language model one token of it."""
+    """A second request with the prompt costs the language model one token of it."""
     fed = Fed(pair.model, monkeypatch)
     reader = reader_of(pair.reward)
     prompt = TokenIds([1, *range(3, 40)])
@@ -228,8 +210,8 @@ def test_a_prompt_is_read_once_by_each_model(
         assert (reader.num_computed, reader.num_prefills) == (num_computed, 1)
 
 
-def test_kept_memory_does_not_grow_with_candidates(pair: StarsEngine) -> None:
-    """Neither model's prefixes: more candidates are more rows of a round, and those end with it."""
+def test_cached_memory_does_not_grow_with_candidates(pair: StarsEngine) -> None:
+    """Neither model's: candidates are rows of one step, which frees them."""
     sizes = []
     for num_candidates in (1, 16, 1):
         align = pair.config.align.replace(num_candidates=num_candidates)
@@ -240,7 +222,7 @@ def test_kept_memory_does_not_grow_with_candidates(pair: StarsEngine) -> None:
     assert min(sizes[0]) > 0
 
 
-def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: object) -> None:
+def test_rejected_rows_are_freed_and_an_old_one_may_be_accepted(tokenizer: object) -> None:
     reward = classifier("llama", tokenizer)
     reader = reader_of(reward)
     prompt = [1, *range(3, 40)]
@@ -253,7 +235,7 @@ def test_rejected_rows_are_let_go_and_an_old_one_may_still_be_kept(tokenizer: ob
     check(reward, [[*rejected[-1], *[91] * 8]])
 
 
-def test_nothing_is_pinned_between_two_calls(tokenizer: object) -> None:
+def test_nothing_is_pinned_between_calls(tokenizer: object) -> None:
     """A slow reward holds no memory: all of it can be freed, and costs time alone."""
     reward = classifier("llama", tokenizer)
     reader = reader_of(reward)
@@ -268,7 +250,7 @@ def test_nothing_is_pinned_between_two_calls(tokenizer: object) -> None:
     assert reader.num_computed - computed == len(prompt) + 10
 
 
-def test_an_eviction_costs_what_was_evicted(tokenizer: object) -> None:
+def test_an_eviction_costs_only_what_was_evicted(tokenizer: object) -> None:
     """The least recently used answer goes first; what stays is not computed again."""
     reward = classifier("llama", tokenizer)
     reader = reader_of(reward)
@@ -283,7 +265,7 @@ def test_an_eviction_costs_what_was_evicted(tokenizer: object) -> None:
     assert reader.num_computed - before == 2 + len(answers[0]) + 1
 
 
-def test_siblings_that_begin_alike_are_not_taken_for_kept(tokenizer: object) -> None:
+def test_candidates_with_a_common_beginning_are_not_taken_for_accepted(tokenizer: object) -> None:
     """A longer candidate of the same segment, then one that goes on from the first."""
     reader = reader_of(classifier("llama", tokenizer))
     prompt = [1, *range(3, 40)]
@@ -295,7 +277,7 @@ def test_siblings_that_begin_alike_are_not_taken_for_kept(tokenizer: object) -> 
     assert reader.num_prefills == 1
 
 
-def test_what_a_template_puts_behind_an_answer_hides_no_growth(tokenizer: object) -> None:
+def test_a_template_suffix_does_not_hide_new_tokens(tokenizer: object) -> None:
     reader = reader_of(classifier("llama", tokenizer))
     prompt, behind = [1, *range(3, 40)], [*range(60, 90)]
     read(reader, [[*prompt, *[5] * 8, *behind], [*prompt, *[6] * 8, *behind]])

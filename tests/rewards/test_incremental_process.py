@@ -1,4 +1,4 @@
-"""Process reward models read settled steps and their markers once, and score as by whole texts."""
+"""Process reward models read finished steps and markers once, and score as over whole texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from stars_engine.kv_cache.cached_prefix import common_prefix_len
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.rewards.test_incremental import check, random_model, reader_of
+from tests.support.backends import random_model
+from tests.support.incremental import check, reader_of
 from tests.support.rewards import small
 
 WORDS = [f"w{number}" for number in range(48)]
@@ -33,7 +34,7 @@ BY_LABELS = {"head": "classifier", "label": 1}
 
 @pytest.fixture(scope="module")
 def words() -> PreTrainedTokenizerFast:
-    """A token for each word, whatever is beside it."""
+    """A token for each word, whatever its neighbours."""
     names = ["[PAD]", "[UNK]", "<step>", "good", "bad", *WORDS]
     vocabulary = {name: index for index, name in enumerate(names)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -73,7 +74,7 @@ def segment(rng: random.Random, *, ends: bool) -> str:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
 @pytest.mark.parametrize("make", [by_words, by_labels])
-def test_the_scores_are_those_of_whole_texts(
+def test_scores_equal_those_of_whole_texts(
     make: Any, family: str, words: PreTrainedTokenizerFast
 ) -> None:
     reward = make(words, family)
@@ -96,7 +97,7 @@ def test_the_scores_are_those_of_whole_texts(
 
 @pytest.mark.parametrize("make", [by_words, by_labels])
 @pytest.mark.parametrize("num_candidates", [1, 4])
-def test_settled_steps_are_not_read_again(
+def test_finished_steps_are_not_read_again(
     num_candidates: int, make: Any, words: PreTrainedTokenizerFast
 ) -> None:
     """For each candidate its words, and the markers within and behind them."""
@@ -107,15 +108,15 @@ def test_settled_steps_are_not_read_again(
     rng = random.Random(1)
     kept, kept_ids = "", reward._read(items([""])[0]).ids
     for ends in (False, True, True, False, False, True, False):
-        rounds = [[segment(rng, ends=ends) for _ in range(num_candidates)] for _ in range(2)]
-        for texts in rounds:  # a rejected one, and one of which a candidate is kept
+        batches = [[segment(rng, ends=ends) for _ in range(num_candidates)] for _ in range(2)]
+        for texts in batches:  # a rejected one, and one of which a candidate is kept
             before = reader.num_computed
             asked = items([kept + text for text in texts])
             reward.score(asked)
             rows = [reward._read(item).ids for item in asked]
             assert reader.num_computed - before == num_candidates * (4 + ends + 1)
             assert all(len(ids) - common_prefix_len(ids, kept_ids) == 4 + ends + 1 for ids in rows)
-        kept, kept_ids = kept + rounds[1][-1], rows[-1]
+        kept, kept_ids = kept + batches[1][-1], rows[-1]
     assert reader.num_prefills == 1
 
 
@@ -141,7 +142,7 @@ def test_unfinished_steps_that_do_not_count_cost_nothing(words: PreTrainedTokeni
     assert reader.num_computed - fed == 2 + 1
 
 
-def test_a_point_that_nobody_asked_for_is_read_again(words: PreTrainedTokenizerFast) -> None:
+def test_a_position_that_was_not_requested_is_read_again(words: PreTrainedTokenizerFast) -> None:
     reward = by_words(words, "llama")
     reader = reader_of(reward)
     ids = [*range(3, 33)]
@@ -152,7 +153,7 @@ def test_a_point_that_nobody_asked_for_is_read_again(words: PreTrainedTokenizerF
     assert reader.num_computed == 30 + 5
 
 
-def test_what_is_kept_is_small(words: PreTrainedTokenizerFast) -> None:
+def test_cached_outputs_are_small(words: PreTrainedTokenizerFast) -> None:
     """Labels of points: neither hidden states nor a vocabulary's logits."""
     reward = by_words(words, "llama")
     check(reward, [EncodedInput([*range(3, 33)], (10, 20, 29))])
@@ -166,7 +167,7 @@ def test_what_is_kept_is_small(words: PreTrainedTokenizerFast) -> None:
             assert all(base is None or base.numel() <= 2 * 3 for base in bases)
 
 
-def test_a_head_that_is_trained(words: PreTrainedTokenizerFast) -> None:
+def test_a_trained_head(words: PreTrainedTokenizerFast) -> None:
     """What came of tokens before is not used again, though the backbone is the same."""
     model = random_model("llama", AutoModelForCausalLM)
     model.v_head = torch.nn.Linear(32, 1)
@@ -181,7 +182,7 @@ def test_a_head_that_is_trained(words: PreTrainedTokenizerFast) -> None:
     torch.testing.assert_close(logits[1] - logits[0], torch.ones(2), atol=1e-4, rtol=0.0)
 
 
-def test_models_that_see_what_follows_run_whole_texts(words: PreTrainedTokenizerFast) -> None:
+def test_bidirectional_models_read_whole_texts(words: PreTrainedTokenizerFast) -> None:
     model = small(BertForTokenClassification, BertConfig, words, num_labels=2, pad_token_id=0)
     reward = live(words, model, **BY_LABELS)
     assert reward._incremental is None
@@ -194,7 +195,9 @@ def test_models_that_see_what_follows_run_whole_texts(words: PreTrainedTokenizer
 
 
 @pytest.mark.parametrize("family", ["bloom", "falcon"])
-def test_others_say_why_they_read_everything(family: str, words: PreTrainedTokenizerFast) -> None:
+def test_other_models_say_why_they_read_whole_texts(
+    family: str, words: PreTrainedTokenizerFast
+) -> None:
     reward = by_words(words, family)
     assert reward._incremental is None
     assert reward.path.startswith("whole texts (")

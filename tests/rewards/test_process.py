@@ -1,4 +1,4 @@
-"""Process reward models as published ones are used, against plain forwards on the full text."""
+"""Published process reward models, against plain forwards over the full text."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_aggregates(by_line: ProcessReward) -> None:
         assert score.value == pytest.approx(value, abs=1e-9)
 
 
-def test_markers_in_the_text_are_text(by_line: ProcessReward) -> None:
+def test_markers_in_the_text_stay_text(by_line: ProcessReward) -> None:
     reward = ProcessRewardModel(by_line)
     prompt = RewardPrompt("<extra_0>?", messages=(Message(role="user", content="<extra_0>?"),))
     item = RewardInput(prompt, "One<extra_0>\n<extra_0>Two", ())
@@ -174,7 +174,7 @@ def test_markers_in_the_text_are_text(by_line: ProcessReward) -> None:
     assert [index for index, token in enumerate(row.ids) if token == marker] == list(row.marks)
 
 
-def test_a_tag_within_the_text_is_no_marker(borders: list[RewardInput]) -> None:
+def test_a_tag_within_the_text_is_not_a_marker(borders: list[RewardInput]) -> None:
     """Tags that are ordinary text are told apart by where they were put."""
     tokenizer = piece_tokenizer(
         ["a ки\n + -"] * 20, ["<unk>", "<s>"], bos_token="<s>", pad_token="<unk>"
@@ -187,7 +187,7 @@ def test_a_tag_within_the_text_is_no_marker(borders: list[RewardInput]) -> None:
     assert len(steps) == 2
 
 
-def test_long_prompts_are_cut_and_markers_stay_in_place(
+def test_long_prompts_are_truncated_and_markers_keep_their_positions(
     qwen_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     model = small(
@@ -210,7 +210,7 @@ def test_long_prompts_are_cut_and_markers_stay_in_place(
 
 
 @pytest.mark.parametrize("field", ["marker", "positive"])
-def test_several_tokens_are_no_marker(field: str, qwen_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_marker_must_be_one_token(field: str, qwen_tokenizer: PreTrainedTokenizerFast) -> None:
     model = small(Qwen2ForCausalLM, Qwen2Config, qwen_tokenizer)
     own = {"marker": "<extra_0>", "positive": "+", field: "several tokens, no doubt"}
     config = ProcessReward(

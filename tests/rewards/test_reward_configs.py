@@ -1,4 +1,4 @@
-"""Config objects of rewards: messages, files, names; what the doctor says of them."""
+"""Reward configs: messages, files, names, and the output of `stars doctor`."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def composite(part: Any) -> CompositeReward:
         ),
     ],
 )  # fmt: skip
-def test_one_clear_message(build: Callable[[], object], words: list[str]) -> None:
+def test_every_bad_value_gives_one_clear_message(
+    build: Callable[[], object], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         build()
     message = str(caught.value)
@@ -158,7 +160,7 @@ def test_braces_of_commands_and_of_data_are_text() -> None:
     ],
     ids=lambda reward: reward.kind,
 )
-def test_files_give_back_an_equal_config(tmp_path: Path, suffix: str, reward: Any) -> None:
+def test_configs_survive_files(tmp_path: Path, suffix: str, reward: Any) -> None:
     config = StarsConfig(model="a/b", reward=reward, align=FIXED)
     path = tmp_path / f"stars{suffix}"
     config.to_file(path)
@@ -201,7 +203,7 @@ def test_only_the_embedded_reward_as_it_is_has_thresholds() -> None:
             StarsConfig(reward=plain.replace(**more))
 
 
-def test_identities_show_what_is_live() -> None:
+def test_identities_show_live_objects() -> None:
     config = StarsConfig(
         model="a/b", reward=CompositeReward(parts={"f": len, "c": "c/d"}), align=FIXED
     )
@@ -216,7 +218,7 @@ def test_identities_show_what_is_live() -> None:
     assert parts["c"]["weight"] == 1.0
 
 
-def test_the_doctor_names_every_part(engine: StarsEngine) -> None:
+def test_doctor_names_every_part(engine: StarsEngine) -> None:
     config = StarsConfig(
         model="stars:embedded-lm",
         reward=CompositeReward(parts={"tone": "stars:embedded-reward", "length": len}),

@@ -1,4 +1,4 @@
-"""Rewards that fail, hang, or return something else: the right request pays, the others go on."""
+"""Rewards that fail, hang or return invalid values fail their own requests only."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ from stars_engine.rewards.failures import MAX_WAIT_S, FailurePolicy, RetryPolicy
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput, RewardPrompt, Score
-from tests.conftest import make_rollout
+from tests.support.engines import wait_until
+from tests.support.rollouts import make_rollout
 
 ANY = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4, max_attempts=3)
 SAMPLING = SamplingParams(max_tokens=24, seed=1)
 PROMPTS = ["The plot", "bad film", "The music"]
 
 
-class Watch:
-    """A function reward that notes what it was asked, and misbehaves as told about bad films."""
+class RecordingFunction:
+    """A function reward that records its calls, and misbehaves in a given way about bad films."""
 
-    __name__ = "watch"
+    __name__ = "recording_function"
 
     def __init__(self, misbehave: Callable[[int], Any]) -> None:
         self._misbehave = misbehave
@@ -82,7 +83,7 @@ def run(
     )
     with StarsEngine(config, model=engine.model) as mine:
         outcomes = mine.generate(PROMPTS, return_exceptions=True)
-        if isinstance(function, Watch):
+        if isinstance(function, RecordingFunction):
             texts = dict.fromkeys(PROMPTS, "")
             events: list[SegmentEvent] = []
             try:
@@ -110,11 +111,11 @@ def check_others(outcomes: Sequence[StarsResult | Exception]) -> None:
 
 
 def test_a_third_call_that_fails_ends_its_request(engine: StarsEngine) -> None:
-    outcomes, _ = run(engine, Watch(fails_on(3)), ANY.replace(num_candidates=1))
+    outcomes, _ = run(engine, RecordingFunction(fails_on(3)), ANY.replace(num_candidates=1))
     check_others(outcomes)
     error = outcomes[1]
     assert isinstance(error, RewardError)
-    assert "the reward watch failed: OSError: call 3: no answer" in str(error)
+    assert "the reward function failed: OSError: call 3: no answer" in str(error)
     assert "Hint: fix the reward model" in str(error)
     assert isinstance(error.__cause__, OSError)
     assert len(error.result.segments) == 2
@@ -126,7 +127,10 @@ def test_a_third_call_that_fails_rejects_its_candidate(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="stars_engine"):
         outcomes, mine = run(
-            engine, Watch(fails_on(3, 4)), ANY.replace(num_candidates=1), on_failure="reject"
+            engine,
+            RecordingFunction(fails_on(3, 4)),
+            ANY.replace(num_candidates=1),
+            on_failure="reject",
         )
     check_others(outcomes)
     result = outcomes[1]
@@ -139,22 +143,22 @@ def test_a_third_call_that_fails_rejects_its_candidate(
     assert not any(attempt.eligible for attempt in failed)
     assert all(math.isnan(attempt.reward) for attempt in failed)
     assert mine.stats().num_reward_failures == 2
-    warnings = [record for record in caplog.records if "watch failed" in record.message]
+    warnings = [record for record in caplog.records if "function failed" in record.message]
     assert len(warnings) == 1
     assert "OSError: call 3" in warnings[0].message
 
 
-def test_a_third_call_that_fails_is_made_again(engine: StarsEngine) -> None:
-    watch = Watch(fails_on(3, 4))
+def test_a_third_call_that_fails_is_retried(engine: StarsEngine) -> None:
+    function = RecordingFunction(fails_on(3, 4))
     outcomes, _ = run(
         engine,
-        watch,
+        function,
         ANY.replace(num_candidates=1),
         on_failure="retry",
         retry_wait_s=0.0,
     )
     check_others(outcomes)
-    plain, _ = run(engine, Watch(fails_on()), ANY.replace(num_candidates=1))
+    plain, _ = run(engine, RecordingFunction(fails_on()), ANY.replace(num_candidates=1))
     assert isinstance(outcomes[1], StarsResult)
     assert outcomes[1].token_ids == plain[1].token_ids  # as if nothing had happened
     assert outcomes[1].usage.num_reward_failures == 0
@@ -163,18 +167,18 @@ def test_a_third_call_that_fails_is_made_again(engine: StarsEngine) -> None:
 def test_retries_end(engine: StarsEngine) -> None:
     outcomes, _ = run(
         engine,
-        Watch(fails_on(*range(3, 100))),
+        RecordingFunction(fails_on(*range(3, 100))),
         ANY.replace(num_candidates=1),
         on_failure="retry",
         retry_wait_s=0.0,
     )
     check_others(outcomes)
     assert isinstance(outcomes[1], RewardError)
-    assert "the reward watch failed 3 times: OSError: call 5" in str(outcomes[1])
+    assert "the reward function failed 3 times: OSError: call 5" in str(outcomes[1])
 
 
 def test_failures_never_force_a_candidate(engine: StarsEngine) -> None:
-    outcomes, _ = run(engine, Watch(fails_on(*range(3, 1000))), on_failure="reject")
+    outcomes, _ = run(engine, RecordingFunction(fails_on(*range(3, 1000))), on_failure="reject")
     check_others(outcomes)
     result = outcomes[1]
     assert isinstance(result, StarsResult)
@@ -195,10 +199,10 @@ def test_a_call_that_hangs(engine: StarsEngine, on_failure: str) -> None:
             release.wait(60)
         return 1.0
 
-    watch = Watch(hangs)
+    function = RecordingFunction(hangs)
     config = StarsConfig(
         model="stars:embedded-lm",
-        reward=FunctionReward(function=watch, timeout_s=0.1, on_failure=on_failure),
+        reward=FunctionReward(function=function, timeout_s=0.5, on_failure=on_failure),
         align=ANY.replace(num_candidates=1),
         sampling=SAMPLING,
     )
@@ -207,25 +211,28 @@ def test_a_call_that_hangs(engine: StarsEngine, on_failure: str) -> None:
         release.set()
     check_others(outcomes)
     if on_failure == "raise":
-        assert "the reward watch took longer than 0.1 s" in str(outcomes[1])
+        assert "the reward function took longer than 0.5 s" in str(outcomes[1])
         assert "timeout_s" in str(outcomes[1])
     else:
         assert outcomes[1].finish_reason in ("stop", "length")
         assert outcomes[1].usage.num_reward_failures == (on_failure == "reject")
 
 
-def test_a_reward_that_always_hangs_is_asked_so_often(engine: StarsEngine) -> None:
+def test_a_reward_that_always_hangs_is_retried_a_limited_number_of_times(
+    engine: StarsEngine,
+) -> None:
     release = threading.Event()
-    watch = Watch(lambda _: float(release.wait(60)))
+    function = RecordingFunction(lambda _: float(release.wait(60)))
     config = StarsConfig(
         model="stars:embedded-lm",
-        reward=FunctionReward(function=watch, timeout_s=0.05, on_failure="retry", max_retries=3),
+        reward=FunctionReward(function=function, timeout_s=0.05, on_failure="retry", max_retries=3),
         align=ANY.replace(num_candidates=1),
         sampling=SAMPLING,
     )
     with StarsEngine(config, model=engine.model) as mine:
         [outcome] = mine.generate(["bad"], return_exceptions=True)
-        assert watch.num_bad == 4
+        wait_until(lambda: function.num_bad >= 4)
+        assert function.num_bad == 4
         release.set()
     assert "took longer than 0.05 s 4 times" in str(outcome)
 
@@ -238,18 +245,19 @@ def test_failing_and_hanging_are_counted_together(engine: StarsEngine) -> None:
             raise OSError("once")
         return float(release.wait(60))
 
-    watch = Watch(misbehaves)
+    function = RecordingFunction(misbehaves)
     config = StarsConfig(
         model="stars:embedded-lm",
         reward=FunctionReward(
-            function=watch, timeout_s=0.05, on_failure="retry", max_retries=2, retry_wait_s=0.0
+            function=function, timeout_s=0.05, on_failure="retry", max_retries=2, retry_wait_s=0.0
         ),
         align=ANY.replace(num_candidates=1),
         sampling=SAMPLING,
     )
     with StarsEngine(config, model=engine.model) as mine:
         [outcome] = mine.generate(["bad"], return_exceptions=True)
-        assert watch.num_bad == 3
+        wait_until(lambda: function.num_bad >= 3)
+        assert function.num_bad == 3
         release.set()
     assert isinstance(outcome, RewardError)
 
@@ -300,12 +308,12 @@ def test_a_batch_of_the_wrong_length(engine: StarsEngine, on_failure: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("value", "floor"), [(math.nan, None), (-math.inf, None), (0.5, 0.9)])
-def test_one_row_is_rejected_and_no_failure(
+def test_one_row_is_rejected_without_a_failure(
     engine: StarsEngine, value: float, floor: float | None
 ) -> None:
     """nan, minus infinity, or a reward below the floor, for the third candidate only."""
-    watch = Watch(lambda call: value if call == 3 else 1.0)
-    outcomes, _ = run(engine, watch, ANY.replace(num_candidates=1), floor=floor)
+    function = RecordingFunction(lambda call: value if call == 3 else 1.0)
+    outcomes, _ = run(engine, function, ANY.replace(num_candidates=1), floor=floor)
     check_others(outcomes)
     result = outcomes[1]
     assert isinstance(result, StarsResult)
@@ -323,7 +331,7 @@ def test_one_row_is_rejected_and_no_failure(
 def test_a_model_that_fails(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, on_failure: str
 ) -> None:
-    """For want of memory, say. It is asked again at once: nothing else could happen meanwhile."""
+    """Out of memory, for example. The call is repeated at once: there is no other work."""
     config = StarsConfig(
         reward=ClassifierReward(name_or_path="stars:embedded-reward", on_failure=on_failure),
         align=engine.config.align.replace(num_candidates=1, segment_len=8),
@@ -390,14 +398,14 @@ def test_policies_without_an_engine() -> None:
             pass
         return rollout.finish_reason, rollout.costs.get("num_reward_failures", 0)
 
-    # A call for several candidates that fails is made again for each: here that mends it.
+    # A call for several candidates that fails is repeated for each; here this helps.
     assert ending(num_candidates=4) == ("length", 0)
     assert ending() == ("error", 0)
     assert ending(on_failure="reject") == ("length", 1)
     assert ending(on_failure="retry", retry_wait_s=0.0) == ("length", 0)
 
 
-def test_waits_double_up_to_a_bound() -> None:
+def test_waits_double_up_to_a_maximum() -> None:
     waits: list[float] = []
 
     def fails() -> float:
@@ -409,7 +417,7 @@ def test_waits_double_up_to_a_bound() -> None:
     assert waits == [0.5, 1, 2, 4, 8, 16, MAX_WAIT_S, MAX_WAIT_S]
 
 
-def test_nobody_is_asked_again_for_an_answer_that_nobody_wants() -> None:
+def test_no_retry_for_a_cancelled_request() -> None:
     calls: list[int] = []
 
     def fails(prompt: str, completion: str) -> float:

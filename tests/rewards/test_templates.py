@@ -1,4 +1,4 @@
-"""Classifiers through templates and in their context, on real segment borders."""
+"""Classifiers with templates and context limits, at real segment ends."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_raw_prompts_become_a_user_turn(
 
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize("ends", [False, True])
-def test_the_end_of_turn_is_switchable(
+def test_the_end_of_turn_is_optional(
     *,
     finished: bool,
     ends: bool,
@@ -155,7 +155,7 @@ def test_the_end_of_turn_is_switchable(
     assert score.value == pytest.approx(plain_logits(llama, ids).item(), abs=1e-4)
 
 
-def test_shared_ids_go_into_the_own_template_as_they_are(
+def test_shared_ids_are_used_in_the_template_unchanged(
     llama: LlamaForSequenceClassification, llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     fingerprint = Codec(llama_tokenizer).fingerprint()
@@ -219,7 +219,7 @@ def gemma_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
     return piece_tokenizer(texts, control, template=TURNS, bos_token="<bos>")
 
 
-def test_rejected_roles_are_merged_with_one_warning(
+def test_unsupported_roles_are_merged_with_one_warning(
     gemma_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     model = small(LlamaForSequenceClassification, LlamaConfig, gemma_tokenizer, num_labels=1)
@@ -254,7 +254,7 @@ def test_a_system_turn_that_a_template_leaves_out_is_merged() -> None:
     assert acceptable(codec, [turn("Hi")]) == (turn("Hi"),)
 
 
-def test_a_template_that_takes_nothing_says_so() -> None:
+def test_a_template_that_fails_on_every_conversation_raises() -> None:
     refusing = "{{ raise_exception('never') }}"
     codec = Codec(byte_tokenizer(["abc"], ["<s>"], template=refusing))
     with pytest.raises(PromptError, match=r"rejects these messages \(never.*user"):
@@ -280,7 +280,7 @@ def short(tokenizer: Any, limit: int = 40) -> Any:
     )
 
 
-def test_the_answer_is_kept_and_the_prompt_cut_from_the_left(
+def test_the_prompt_is_truncated_from_the_left_and_the_answer_kept(
     borders: list[RewardInput], llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """The framing of the turn stays; as many of the prompt's last tokens as fit."""
@@ -304,7 +304,7 @@ def test_the_answer_is_kept_and_the_prompt_cut_from_the_left(
     assert not fits.truncated
 
 
-def test_whole_turns_go_first(llama_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_whole_turns_are_dropped_first(llama_tokenizer: PreTrainedTokenizerFast) -> None:
     reward = reward_of(short(llama_tokenizer), llama_tokenizer)
     turns = (turn("old " * 30), turn("older " * 30, "assistant"), turn("the question"))
     item = RewardInput(RewardPrompt("x" * 500, messages=turns), " It is good", ())
@@ -314,7 +314,7 @@ def test_whole_turns_go_first(llama_tokenizer: PreTrainedTokenizerFast) -> None:
     assert score.value == pytest.approx(reward.score([alone])[0].value, abs=1e-6)
 
 
-def test_raw_ids_are_cut_too(llama_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_raw_ids_are_truncated(llama_tokenizer: PreTrainedTokenizerFast) -> None:
     model = short(llama_tokenizer)
     fingerprint = Codec(llama_tokenizer).fingerprint()
     config = ClassifierReward(model=model, tokenizer=llama_tokenizer, read="ids")
@@ -328,7 +328,9 @@ def test_raw_ids_are_cut_too(llama_tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 @pytest.mark.parametrize("on_overflow", ["truncate", "raise"])
-def test_an_answer_is_never_cut(on_overflow: str, llama_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_answer_is_never_truncated(
+    on_overflow: str, llama_tokenizer: PreTrainedTokenizerFast
+) -> None:
     reward = reward_of(short(llama_tokenizer), llama_tokenizer, on_overflow=on_overflow)
     prompt = RewardPrompt("What is it?")
     items = [RewardInput(prompt, text, ()) for text in (" good", " It is good" * 30)]
@@ -343,7 +345,7 @@ def test_an_answer_is_never_cut(on_overflow: str, llama_tokenizer: PreTrainedTok
     assert not good.truncated
 
 
-def test_cut_prompts_are_counted(engine: StarsEngine, borders: list[RewardInput]) -> None:
+def test_truncated_prompts_are_counted(engine: StarsEngine, borders: list[RewardInput]) -> None:
     tokenizer = byte_tokenizer([item.text for item in borders], ["<s>"], bos_token="<s>")
     config = StarsConfig(
         model="stars:embedded-lm",
@@ -374,7 +376,7 @@ def test_chatml_keeps_its_newline_for_final_answers(borders: list[RewardInput]) 
         assert codec.decode(partial).endswith(" <|im_end|>")
 
 
-def test_variables_reach_the_rewards_own_template(
+def test_variables_reach_the_template_of_the_reward(
     borders: list[RewardInput],
     llama: LlamaForSequenceClassification,
     llama_tokenizer: PreTrainedTokenizerFast,

@@ -1,4 +1,4 @@
-"""Heads that score tokens: of transformers, of TRL, of checkpoints with code of their own."""
+"""Value heads of transformers, of TRL, and of checkpoints with custom code."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_transformers_class_with_a_head(
     assert score_of(ProcessRewardModel(other)) == pytest.approx(1 - values[1], abs=1e-6)
 
 
-def test_a_value_head_beside_a_model_in_memory(qwen_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_value_head_with_a_model_in_memory(qwen_tokenizer: PreTrainedTokenizerFast) -> None:
     """As TRL's wrapper of a causal language model."""
 
     class ValueHead(torch.nn.Module):
@@ -193,6 +193,6 @@ def test_a_checkpoint_without_a_head_is_refused(
         [("0", 8, 4), ("2", 2, 6)],
     ],
 )
-def test_heads_of_other_forms_are_refused(shapes: Sequence[tuple[str, int, int]]) -> None:
+def test_heads_of_unknown_shapes_are_refused(shapes: Sequence[tuple[str, int, int]]) -> None:
     with pytest.raises(ModelLoadError, match="trust_remote_code=True"):
         build_head(random_head(*shapes), "a/model")

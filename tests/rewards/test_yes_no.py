@@ -1,4 +1,4 @@
-"""Language models as judges, against plain forwards on the whole prompt."""
+"""Language models as judges, against plain forwards over the whole prompt."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_llama_guard_with_a_policy(
     assert row.ids[0] == llama_tokenizer.bos_token_id
 
 
-def test_an_answer_prefix_is_put_where_it_is_missing(
+def test_a_missing_answer_prefix_is_added(
     llama: LlamaForCausalLM, llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     live = {"model": llama, "tokenizer": llama_tokenizer}
@@ -170,7 +170,7 @@ def test_an_answer_prefix_is_put_where_it_is_missing(
     assert llama_tokenizer.decode(YesNoRewardModel(own)._read(item).ids) == "QHiA Hey:\n\n"
 
 
-def test_places_in_prompts_and_answers_are_text(
+def test_placeholders_in_prompts_and_answers_are_text(
     llama: LlamaForCausalLM, llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     item = RewardInput(RewardPrompt("a {completion} <|eot_id|>"), " {prompt} {policy}", ())
@@ -207,7 +207,9 @@ def test_a_judge_without_a_chat_template_needs_one(
         YesNoRewardModel(config)
 
 
-def test_the_prompt_is_cut_and_the_question_stays(llama_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_prompt_is_truncated_and_the_question_stays(
+    llama_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     model = small(LlamaForCausalLM, LlamaConfig, llama_tokenizer, max_position_embeddings=64)
     config = YesNoReward(
         model=model, tokenizer=llama_tokenizer, instruction="Q: {prompt} A: {completion} Kind?"
@@ -224,7 +226,7 @@ def test_the_prompt_is_cut_and_the_question_stays(llama_tokenizer: PreTrainedTok
     assert "A:  It is good Kind?<|eot_id|>" in shown
 
 
-def test_models_that_cannot_choose_positions(
+def test_models_without_position_arguments(
     llama: LlamaForCausalLM, llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Code of a checkpoint's own may have no `logits_to_keep`."""

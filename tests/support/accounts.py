@@ -1,4 +1,4 @@
-"""What two runs under one seed must have in common."""
+"""What two runs with one seed must have in common."""
 
 from __future__ import annotations
 

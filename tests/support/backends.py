@@ -1,4 +1,4 @@
-"""Small random models of real families, and what is counted of them."""
+"""Small random models of real families, and counts of their calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What calibrations are tried on, and what it means that two are the same."""
+"""Prompts and settings for calibrations, and a comparison of two schedules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Scaled:
 def assert_same(a: CalibratedSchedule, b: CalibratedSchedule) -> None:
     """Equal up to the rounding of float32.
 
-    Other batches round otherwise, and so do prefixes that were read before, in other pieces.
+    Rounding errors depend on the batch, and on how a prefix was split when it was read.
     """
     assert len(a.stages) == len(b.stages)
     for ours, theirs in zip(a.stages, b.stages, strict=True):

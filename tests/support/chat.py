@@ -1,4 +1,4 @@
-"""What tests of conversations share: tools, messages, engines of models that cannot speak."""
+"""Tools, messages and engines of random models for tests of conversations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates built as those of published families are, each with its control tokens."""
+"""Chat templates like those of published families, each with its control tokens."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def tokenizer_of_family(family: Family) -> PreTrainedTokenizerFast:
 
 
 def random_llama(tokenizer: Any) -> LlamaForCausalLM:
-    """Return a model that cannot speak."""
+    """Return a model with random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

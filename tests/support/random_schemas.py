@@ -1,4 +1,4 @@
-"""Random JSON schemas of every keyword that a grammar holds, and some that it refuses."""
+"""Random JSON schemas with every supported keyword, and some unsupported ones."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ LEAVES: list[dict[str, Any]] = [
     {"type": "number", "exclusiveMinimum": 0, "maximum": 2.5},
     {"type": "number", "minimum": -0.25, "exclusiveMaximum": 0.3},
     {"type": "number", "minimum": -12.5, "maximum": -3, "multipleOf": 0.25},
+    {"type": "number", "multipleOf": 0.1},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "multipleOf": 0.01},
     {"enum": ["a", "Größe", 1, 2.5, None, True, "x y", {"a": []}]},
     {"type": ["string", "integer"], "enum": ["a", 1, 2.5, None]},
     *({"const": value} for value in ('a\n"b"', 17, [1, "2"], {"k": {}}, 9007199254740993)),
@@ -120,8 +122,8 @@ def _object(kind: str, rng: random.Random, inner: Any) -> dict[str, Any]:  # noq
                 }
                 for tag in ("x", "y")
             ]
-            told = {"discriminator": {"propertyName": "kind"}} if rng.random() < 0.5 else {}
-            return {"oneOf": branches, **told}
+            extra = {"discriminator": {"propertyName": "kind"}} if rng.random() < 0.5 else {}
+            return {"oneOf": branches, **extra}
         case "pattern":
             patterns = {"^a[12]$": inner(), rng.choice(["^a", "1$", "^b?$"]): inner()}
             rest = rng.choice([{}, {"additionalProperties": rng.choice([False, inner()])}])
@@ -155,6 +157,6 @@ def _object(kind: str, rng: random.Random, inner: Any) -> dict[str, Any]:  # noq
             return {**plain, "minProperties": 2, "maxProperties": rng.randint(2, 3)}
         case "closed":
             return {**plain, "additionalProperties": rng.choice([False, inner()])}
-    places = ["#/$defs/tree", "#other", "#/$defs/b~1c"]
+    references = ["#/$defs/tree", "#other", "#/$defs/b~1c"]
     beside = [{}, {}, {"description": "x"}, {"type": ["object", "null"]}, {"maxProperties": 2}]
-    return {"$ref": rng.choice(places), **rng.choice(beside)}
+    return {"$ref": rng.choice(references), **rng.choice(beside)}

@@ -1,4 +1,4 @@
-"""Inputs from real segment borders, foreign tokenizers, and small models of real classes."""
+"""Reward inputs at real segment ends, other tokenizers, and small models of real classes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Models that adapters are asked on: one says what a script tells it, one cannot speak.
+"""Models for tests of adapters: one writes what a script returns, one is random.
 
-The first has no weights to speak of; around both is the real engine.
+Both run in the real engine.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CLOSING = {_QUOTE: 4.0}  # a bias, or random strings would hardly ever end
 ENDING = {**CLOSING, _BRACKET: 4.0, _BRACE: 4.0}  # the same for lists and objects
 
 
-def speechless(family: str = "hermes") -> TransformersModel:
-    """Return a random model that cannot speak."""
+def random_chat_model(family: str = "hermes") -> TransformersModel:
+    """Return a model with random weights."""
     tokenizer = tokenizer_of(family)
     return TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer)
 
 
 def scripted(script: Script, family: str = "hermes") -> TransformersModel:
-    """Return a model that says what it is told."""
+    """Return a model that writes what a script returns."""
     tokenizer = tokenizer_of(family)
     return TransformersModel(model=ScriptedModel(tokenizer, script), tokenizer=tokenizer)
 

@@ -1,4 +1,4 @@
-"""Benchmarks of the engine run, and their intervals are what they say."""
+"""Benchmarks of the engine run, and their intervals are correct."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import gpu_bringup
 from benchmarks.local_engine import interval
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ RUNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_small_run_ends_with_its_figures(name: str) -> None:
+def test_a_small_run_reports_its_figures(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *RUNS[name].split()],
         cwd=ROOT,
@@ -40,6 +41,26 @@ def test_a_small_run_ends_with_its_figures(name: str) -> None:
     found = [value for value in ratios.values() if isinstance(value, list)]
     assert len(found) >= 4
     assert all(0 < low <= middle <= high < math.inf for low, middle, high in found)
+
+
+@pytest.mark.slow
+def test_the_bring_up_of_a_gpu_runs_every_part_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "bringup.json"
+    options = "--device cpu --size tiny --speeds tiny --length 40 --tokens 16 --prompts 3"
+    command = [sys.executable, "-m", "benchmarks.gpu_bringup", *options.split()]
+    subprocess.run(
+        [*command, "--repetitions", "1", "--out", str(out)], cwd=ROOT, check=True, timeout=600
+    )
+    parts = json.loads(out.read_text())["parts"]
+    assert len(parts) == 12
+    assert {name: part for name, part in parts.items() if not part["ok"]} == {}
+
+
+def test_a_part_that_fails_is_recorded_with_its_traceback() -> None:
+    found = gpu_bringup.run_part(lambda: {"ok": 1 / 0})
+    assert found["ok"] is False
+    assert found["error"] == "ZeroDivisionError: division by zero"
+    assert "test_benchmarks.py" in found["traceback"]
 
 
 @pytest.mark.parametrize(("count", "place"), [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (20, 5)])

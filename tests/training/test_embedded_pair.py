@@ -83,7 +83,7 @@ def assert_same(kept: Sequence[AnswerRecord], results: Sequence[StarsResult]) ->
     assert [answer.reward for answer in kept] == pytest.approx(rewards, abs=1e-5)
 
 
-def test_answers_are_kept_as_they_came(arms: Arms, engine: StarsEngine) -> None:
+def test_answers_are_stored_unchanged(arms: Arms, engine: StarsEngine) -> None:
     kept = arms.vanilla(PROMPTS, SHORT.replace(n=2))
     assert_same(kept, engine.vanilla(PROMPTS, sampling=SHORT.replace(n=2)))
     align = AlignParams(schedule=ConstantSchedule(value=0.5), segment_len=4)
@@ -92,7 +92,7 @@ def test_answers_are_kept_as_they_came(arms: Arms, engine: StarsEngine) -> None:
     assert sum(answer.num_drafted for answer in kept) > sum(len(answer.ids) for answer in kept)
 
 
-def test_what_is_kept_is_not_generated_again(arms: Arms, silent: StarsEngine) -> None:
+def test_stored_answers_are_not_generated_again(arms: Arms, silent: StarsEngine) -> None:
     align = AlignParams(schedule=ConstantSchedule(value=0.5), segment_len=4)
     again = arms.stars(PROMPTS, SHORT, align)
     assert len(again) == len(PROMPTS)
@@ -105,14 +105,14 @@ def test_what_is_kept_is_not_generated_again(arms: Arms, silent: StarsEngine) ->
             changed()
 
 
-def test_nothing_is_kept_of_a_run_that_fails(arms: Arms, silent: StarsEngine) -> None:
+def test_a_failed_run_stores_nothing(arms: Arms, silent: StarsEngine) -> None:
     before = sorted(path.name for path in arms._directory.iterdir())
     with pytest.raises(AssertionError, match="generated again"):
         arms.vanilla(PROMPTS, SHORT.replace(seed=99))
     assert sorted(path.name for path in arms._directory.iterdir()) == before
 
 
-def test_perplexity_is_of_the_answers_tokens_alone(arms: Arms, engine: StarsEngine) -> None:
+def test_perplexity_is_of_the_answer_tokens_only(arms: Arms, engine: StarsEngine) -> None:
     answers = arms.vanilla(PROMPTS, SHORT.replace(n=2))
     together = perplexity(EMBEDDED / "lm", PROMPTS, answers)
     nats, tokens = 0.0, 0
@@ -128,7 +128,7 @@ def test_perplexity_is_of_the_answers_tokens_alone(arms: Arms, engine: StarsEngi
     assert perplexity(EMBEDDED / "lm", PROMPTS, other) > together  # of other prompts, less likely
 
 
-def test_accepting_everything_is_plain_sampling(half: Half) -> None:
+def test_accepting_everything_equals_plain_sampling(half: Half) -> None:
     answers = half.stars(AlignParams(schedule=NoSchedule(), segment_len=4))
     figures, plain = half.aligned(answers), half.plain_figures()
     assert figures["times"] == pytest.approx([1, 1, 1], abs=0.2)
@@ -139,7 +139,7 @@ def test_accepting_everything_is_plain_sampling(half: Half) -> None:
     assert guards_hold(figures, plain)
 
 
-def test_tables_are_by_prompt_whatever_the_seed(half: Half) -> None:
+def test_tables_are_by_prompt_for_every_seed(half: Half) -> None:
     assert half.num_plain == 6  # 5, rounded up to as many for each of two seeds
     assert half.guide.shape == half.opinion.shape == (4, 6)
     for answer, reward in zip(half.plain[:3], half.guide[0], strict=False):
@@ -174,7 +174,7 @@ def figures(
     }
 
 
-def test_the_arm_is_chosen_by_rule() -> None:
+def test_the_configuration_is_chosen_by_rule() -> None:
     plain = figures(0, 1)
     tried = {
         SIXTH: figures(1.0),
@@ -198,7 +198,7 @@ def test_the_arm_is_chosen_by_rule() -> None:
     ]
 
 
-def test_what_ships_reads_back(arms: Arms) -> None:
+def test_shipped_settings_are_read_back(arms: Arms) -> None:
     prompts = [f"Film number {index} was" for index in range(8)]
     found = arms.thresholds(prompts, SHORT, segment_len=6, budget=2.0)
     assert found == arms.thresholds(prompts, SHORT, segment_len=6, budget=2.0)
@@ -211,6 +211,6 @@ def test_what_ships_reads_back(arms: Arms) -> None:
         assert read == align.replace(num_candidates="auto", schedule=schedule)
 
 
-def test_names_tell_arms_apart() -> None:
+def test_names_distinguish_configurations() -> None:
     assert len({arm.name for arm in CANDIDATES}) == len(CANDIDATES)
     assert {QUARTER, SIXTH} < set(CANDIDATES)

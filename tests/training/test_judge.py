@@ -1,4 +1,4 @@
-"""The judge and other linear models of text, against naive formulas and small data."""
+"""The judge and other linear text models, against naive formulas and small data."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_logits_are_a_sum_over_words_and_pairs() -> None:
     assert model.logits([""])[0] == pytest.approx(model._bias)
 
 
-def test_marks_and_negations_are_words() -> None:
+def test_punctuation_and_negations_are_words() -> None:
     texts = ["it isn't good!", "it isn't good!", "good?", "good?"]
     model = LinearClassifier.fit(texts, [0, 0, 1, 1], strength=1.0)
     assert set(model._terms) == {"it", "isn't", "good", "!", "?"} | {
@@ -69,7 +69,7 @@ def test_marks_and_negations_are_words() -> None:
 
 
 @pytest.mark.parametrize("bayes", [False, True])
-def test_learns_and_tells(bayes: bool) -> None:
+def test_the_judge_learns_and_predicts(bayes: bool) -> None:
     model = LinearClassifier.fit(*reviews(120, 2), strength=1.0, bayes=bayes)
     texts, labels = reviews(80, 3)
     assert np.mean((model.logits(texts) > 0) == np.array(labels, bool)) > 0.9
@@ -91,13 +91,13 @@ def test_calibrated_probabilities_are_frequencies() -> None:
     )
 
 
-def test_a_judge_survives_its_file(judge: LinearClassifier, tmp_path: Path) -> None:
+def test_a_judge_survives_a_file(judge: LinearClassifier, tmp_path: Path) -> None:
     judge.save(tmp_path / "judge.npz")
     texts, _ = reviews(20, 7)
     np.testing.assert_array_equal(load_judge(tmp_path).logits(texts), judge.logits(texts))
 
 
-def test_no_judge_is_told_with_the_cure(tmp_path: Path) -> None:
+def test_a_missing_judge_is_an_error_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"Hint: python -m training\.judge"):
         load_judge(tmp_path)
 

@@ -12,8 +12,9 @@ from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stars_engine import StarsEngine
+from stars_engine.loading.sources import tokenizer_files
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.conftest import shared_model
+from tests.support.shared_files import shared_model
 from training.pieces import beginning
 from training.prefixes import (
     accuracy,
@@ -33,7 +34,7 @@ LENGTHS = (1, 3, 8, 15, None)
 
 
 def check_against_plain_forwards(directory: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, **tokenizer_files(str(directory)))
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     logits = read_prefixes(directory, TEXTS, LENGTHS)
     for row, text in enumerate(TEXTS):
@@ -44,11 +45,11 @@ def check_against_plain_forwards(directory: Path) -> None:
             assert logits[row, column] == pytest.approx(expected, abs=1e-4)
 
 
-def test_prefixes_are_read_as_if_alone() -> None:
+def test_prefixes_have_the_rewards_they_have_alone() -> None:
     check_against_plain_forwards(EMBEDDED_REWARD)
 
 
-def test_so_are_those_whose_ids_change_with_what_follows() -> None:
+def test_prefixes_whose_ids_depend_on_later_text_have_the_rewards_they_have_alone() -> None:
     check_against_plain_forwards(Path(shared_model("rm-sentiment-656K")))
 
 
@@ -64,13 +65,15 @@ def test_prefixes_are_read_as_the_engine_does(engine: StarsEngine) -> None:
 def test_long_texts_are_cut_at_the_context() -> None:
     long = " ".join(TEXTS * 60)
     [[cut]] = read_prefixes(EMBEDDED_REWARD, [long], [None], context=64)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_REWARD)
+    tokenizer = AutoTokenizer.from_pretrained(
+        EMBEDDED_REWARD, **tokenizer_files(str(EMBEDDED_REWARD))
+    )
     ids = tokenizer(long, verbose=False)["input_ids"][-63:]
     [[expected]] = read_prefixes(EMBEDDED_REWARD, [tokenizer.decode(ids)], [None])
     assert cut == pytest.approx(expected, abs=1e-4)
 
 
-def test_right_is_where_the_sign_is() -> None:
+def test_accuracy_is_by_sign() -> None:
     logits = np.array([[1.0, -1.0], [2.0, -0.5]])
     assert accuracy(logits, [1, 0]).tolist() == [[True, False], [False, True]]
     assert accuracy(logits[:, 0], [1, 0]).tolist() == [True, False]
@@ -95,7 +98,7 @@ def test_calibration_by_hand() -> None:
     assert [at["texts"] for at in found["curve"]] == [2, 2]
 
 
-def test_certain_and_wrong_is_finite() -> None:
+def test_a_certain_wrong_prediction_has_a_finite_loss() -> None:
     found = calibration(np.array([1000.0, -1000.0]), [0, 1])
     assert found["log_loss"] == pytest.approx(1000)
     assert found["expected_calibration_error"] == pytest.approx(1)
@@ -144,7 +147,7 @@ def test_report_takes_the_better_baseline_at_each_length() -> None:
     assert "| lead over linear, the better |" in shown
 
 
-def test_what_was_read_is_used_again_for_the_same_only(tmp_path: Path) -> None:
+def test_cached_scores_are_used_for_the_same_model_only(tmp_path: Path) -> None:
     values = iter(np.arange(3.0))
 
     def read() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rewards of the second axis: no copies between parts, training that learns, figures that count."""
+"""The safety rewards: no copies between parts, training that learns, correct figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import shared_data
+from tests.support.shared_files import shared_data
 from training.reward_head import load_with_head
 from training.safety import figures, harmlessness, process, protocol, toxicity
 from training.safety.harmlessness_data import Pair, folds, read_pairs
@@ -30,13 +30,13 @@ def shared_runs(parts: Sequence[Sequence[str]], length: int) -> int:
     return sum(len(a & b) for a, b in itertools.combinations(found, 2))
 
 
-def test_texts_that_share_a_run_are_one_group_directly_or_through_others() -> None:
+def test_texts_that_share_a_run_of_words_are_one_group() -> None:
     texts = ["a b c d", "x b c d y", "D, y! z", "q r", "q  R.", "a b", ""]
     assert groups(texts, run_words=3) == [[0, 1], [2], [3, 4], [5], [6]]
     assert groups([*texts, "c d y then d y z"], run_words=3)[0] == [0, 1, 2, 7]
 
 
-def test_groups_are_dealt_whole_and_each_index_once() -> None:
+def test_groups_are_assigned_whole_and_each_index_once() -> None:
     grouped = [[0, 1, 2, 3], *([i] for i in range(4, 40))]
     parts = deal(grouped, {"a": 0.6, "b": 0.3, "c": 0.1}, seed=3)
     assert {name: len(indices) for name, indices in parts.items()} == {"a": 24, "b": 12, "c": 4}
@@ -72,7 +72,7 @@ def test_no_fold_of_pairs_shares_ten_words_in_a_row_with_another() -> None:
     assert all(p.context.endswith("\n\nAssistant:") and p.chosen != p.rejected for p in pairs)
 
 
-def test_a_pair_is_cut_around_the_border_of_context_and_answer() -> None:
+def test_a_pair_is_truncated_around_the_start_of_the_answer() -> None:
     tokenizer = AutoTokenizer.from_pretrained(LM)
     context = "\n\nHuman: " + "one more thing " * 50 + "\n\nAssistant:"
     pair = Pair(context, " I would rather not.", " I would love to.")
@@ -90,7 +90,7 @@ def test_a_pair_is_cut_around_the_border_of_context_and_answer() -> None:
 
 
 @pytest.mark.slow
-def test_the_toxicity_reward_learns_from_scores_and_knows_prefixes() -> None:
+def test_the_toxicity_reward_learns_from_scores_and_from_prefixes() -> None:
     rng = random.Random(0)
     neutral = ["the", "film", "was", "seen", "by", "a", "man", "in", "town", "on", "that", "day"]
     texts, scores = [], []
@@ -174,7 +174,7 @@ def test_figures_of_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 8 | 50 | 1.000 [1.000, 1.000] |" in figures.shown([{"tokens": 8, **row}])
 
 
-def test_best_of_n_is_what_its_groups_give() -> None:
+def test_best_of_n_equals_the_best_of_its_groups() -> None:
     guide = np.array([[3.0, 1.0, 2.0, -np.inf]])
     judged = np.array([[0.1, 0.9, 0.6, 0.3]])
     plain = protocol.best_of(1, guide, judged, 4)
@@ -200,6 +200,6 @@ def test_best_of_n_is_what_its_groups_give() -> None:
 @pytest.mark.parametrize(
     ("times", "expected"), [(0.9, 4.0), (1.0, 4.0), (1.5, 3.0), (3.0, 1.0), (7.0, 1.0)]
 )
-def test_equal_tokens_lie_between_whole_n(times: float, expected: float) -> None:
+def test_equal_token_budgets_lie_between_whole_n(times: float, expected: float) -> None:
     curve = {n: {"mean": np.array([value])} for n, value in ((1, 4.0), (2, 2.0), (3, 1.0))}
     assert protocol.equal_tokens(times, curve)["mean"][0] == expected

@@ -1,4 +1,4 @@
-"""Rows of the guide, the judge and the evaluation: disjoint, steady, without copies."""
+"""Splits of the guide, the judge and the evaluation: disjoint, stable, without copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import shared_data
+from tests.support.shared_files import shared_data
 from training.duplicates import copies, exact_copies, normalised, repeated
 from training.pieces import beginning, with_excerpts
 from training.split import labelled_rows, numbers, openings
@@ -56,7 +56,7 @@ def guide_texts(rows: dict[str, list[str]]) -> list[str]:
     return [text for text in texts if _chance(text, "part") < GUIDE_SHARE]
 
 
-def test_copies_are_told_from_stock_phrases() -> None:
+def test_copies_differ_from_stock_phrases() -> None:
     rng = np.random.default_rng(1)
     first, second, third = (review(rng) for _ in range(3))
     stock = " ".join(WORDS[:10])
@@ -103,7 +103,7 @@ def test_copies_agree_with_a_comparison_of_all_pairs() -> None:
     assert copies(texts, others).tolist() == expected
 
 
-def test_no_text_or_copy_in_two_parts(imdb: Path) -> None:
+def test_no_text_or_copy_is_in_two_parts(imdb: Path) -> None:
     guide, judge, dev = (labelled_rows(imdb, part)[0] for part in ("guide", "judge", "dev"))
     training = guide + judge
     assert not set(guide) & set(judge)
@@ -127,7 +127,7 @@ def test_labels_go_with_texts(rows: dict[str, list[str]], imdb: Path) -> None:
     assert 0 < sum(labels[:40]) < 40  # mixed
 
 
-def test_other_reviews_move_none(rows: dict[str, list[str]], tmp_path: Path) -> None:
+def test_other_reviews_do_not_move_rows(rows: dict[str, list[str]], tmp_path: Path) -> None:
     plain = write_imdb(tmp_path / "plain", rows)
     more = write_imdb(tmp_path / "more", rows, first=("A review that was not there before.",))
     for part in ("guide", "judge", "dev"):
@@ -148,7 +148,7 @@ def test_openings_of_the_halves_differ(imdb: Path) -> None:
     assert set(pilot) < guide
 
 
-def test_what_is_not_there_is_refused(imdb: Path) -> None:
+def test_missing_data_is_refused(imdb: Path) -> None:
     with pytest.raises(ValueError, match="num=100000 is not allowed"):
         openings(imdb, "report", 100_000)
     with pytest.raises(ValueError, match="half='test' is not allowed"):
@@ -169,7 +169,7 @@ def test_beginnings_keep_spaces_and_lines() -> None:
     assert beginning("one two", 3) == beginning("one two", None) == "one two"
 
 
-def test_excerpts_come_from_their_text() -> None:
+def test_excerpts_are_from_their_text() -> None:
     rng = np.random.default_rng(3)
     texts = [review(rng, length) for length in (5, 20, 50)]
     pieces, labels = with_excerpts(texts, [0, 1, 0], (10, 30), seed=0)

@@ -1,4 +1,4 @@
-"""How the embedded pair was made: the parts of the recipe that a mistake could hide in."""
+"""The training recipe of the embedded pair, where a mistake would go unnoticed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_ngram_model_sums_to_one(order: int) -> None:
         assert total == pytest.approx(1)
 
 
-def test_an_ngram_model_is_kneser_ney_written_out() -> None:
+def test_an_ngram_model_equals_kneser_ney_by_formula() -> None:
     ids = STREAM[:300]
     model = NgramModel(ids, vocab_size=5, order=2)
     pairs = Counter(zip(ids.tolist(), ids[1:].tolist(), strict=False))
@@ -72,7 +72,7 @@ def test_updates_are_orthogonalised(shape: tuple[int, ...]) -> None:
     assert values.max() < 1.3
 
 
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     def run(num_batches: int | None, checkpoint: Path) -> nn.Module:
         torch.manual_seed(0)
         model = nn.ModuleDict({"layers": nn.Linear(4, 4), "head": nn.Linear(4, 1)})
@@ -100,7 +100,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path) -> None
         assert torch.equal(first, second)
 
 
-def test_prefixes_weigh_what_the_recipe_says() -> None:
+def test_prefixes_have_the_weights_of_the_recipe() -> None:
     weights = Weights(rise=4, fall=8, last=2.0).of(torch.tensor([3, 12]), width=12)
     wanted = [min(t / 4, 1) / (1 + t / 8) for t in range(12)]
     assert weights[0].tolist() == pytest.approx([*wanted[:2], wanted[2] + 2, *[0] * 9])
@@ -112,6 +112,6 @@ def test_a_long_review_is_read_at_both_ends() -> None:
     assert windows([1, 5, 6, 7, 8], 3) == [[1, 5, 6], [1, 7, 8]]
 
 
-def test_as_many_reviews_are_taken_for_good_as_for_bad() -> None:
+def test_predictions_are_balanced_between_good_and_bad() -> None:
     found = np.array([0.9, 0.8, -0.2, 0.7, -0.4, 0.95])
     assert balanced(found) == [0, 1, 2, 4]

@@ -13,6 +13,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+# The largest number of decimal places of a decimal number. `multipleOf` would not do: validators
+# divide floats, which are not exact.
+DECIMAL_PLACES = "x-decimal-places"
+
 _KEYS = {  # patterns for keys of objects, which are strings in JSON
     "integer": r"^(0|-?[1-9][0-9]{0,17})$",
     "number": r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$",
@@ -54,11 +58,12 @@ class ModelJsonSchema(GenerateJsonSchema):
                 found[theirs] = float(schema[ours])  # type: ignore[literal-required]
         if decimals is None:
             return found
-        parts = [found, {"multipleOf": float(f"1e-{decimals}")}]
-        if digits is not None:
-            largest = 10 ** max(digits - decimals, 0)
-            parts.append({"exclusiveMinimum": -largest, "exclusiveMaximum": largest})
-        return {"type": "number", "allOf": parts}
+        found[DECIMAL_PLACES] = decimals
+        if digits is None:
+            return found
+        largest = 10 ** max(digits - decimals, 0)
+        bounds = {"exclusiveMinimum": -largest, "exclusiveMaximum": largest}
+        return {"type": "number", "allOf": [found, bounds]}
 
     def set_schema(self, schema: core_schema.SetSchema) -> JsonSchemaValue:
         """Return a list: what comes twice is once in a set."""

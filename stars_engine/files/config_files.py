@@ -13,8 +13,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel
 
-from stars_engine.disk import file_error, shown_path, why_not, write_file
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.files.disk import file_error, shown_path, why_not, write_file
 from stars_engine.masking import redact
 from stars_engine.schema import Schema
 

@@ -122,6 +122,17 @@ def why_not(error: OSError | ValueError) -> str:
     return f"{error}. Hint: give a path with valid characters"
 
 
+def check_home(path: Path) -> None:
+    """Check that a path does not begin with a `~` that could not be expanded.
+
+    Raises:
+        FileNotFoundError: It does; the user has no home directory.
+    """
+    first = path.parts[0] if path.parts else ""
+    if first.startswith("~"):
+        raise FileNotFoundError(errno.ENOENT, f"there is no home directory for {first!r}")
+
+
 def shown_path(path: str | Path) -> str:
     """Return a path for a message: control characters escaped, the middle of a long one omitted."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))

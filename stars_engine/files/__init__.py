@@ -1,0 +1,1 @@
+"""Files of users: written atomically, with errors that name the path and the fix."""

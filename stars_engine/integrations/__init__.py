@@ -1,0 +1,35 @@
+"""What adapters of frameworks share: fields, engines, response formats, tool names, metadata."""
+
+from stars_engine.integrations.fields import MAX_ENGINES, UNSET, EngineFields, Unset
+from stars_engine.integrations.metadata import (
+    account_of,
+    identity,
+    name_of_model,
+    num_rejected_tokens,
+    usage_of,
+)
+from stars_engine.integrations.response_formats import (
+    grammar_of_response_format,
+    grammar_of_schema,
+)
+from stars_engine.integrations.streams import asettled, refuse_several_answers, settled
+from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
+
+__all__ = [
+    "MAX_ENGINES",
+    "UNSET",
+    "EngineFields",
+    "ToolNames",
+    "Unset",
+    "account_of",
+    "asettled",
+    "grammar_of_response_format",
+    "grammar_of_schema",
+    "identity",
+    "name_of_model",
+    "num_rejected_tokens",
+    "read_tool_choice",
+    "refuse_several_answers",
+    "settled",
+    "usage_of",
+]

@@ -1,0 +1,1 @@
+"""Load transformers checkpoints from the hub, a directory, the package itself, or memory."""

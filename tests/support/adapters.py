@@ -1,0 +1,6 @@
+"""A prompt and the settings that tests of all adapters use."""
+
+from __future__ import annotations
+
+PROMPT = "The acting in this movie"
+SETTINGS = {"max_tokens": 32, "seed": 7}
