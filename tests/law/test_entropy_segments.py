@@ -20,7 +20,7 @@ from stars_engine.backends.base import DraftRequest
 from stars_engine.core.offline import stars, vanilla
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
-from tests.conftest import make_rollout
+from tests.support.rollouts import make_rollout
 
 PIECES = ("a", "b")
 CERTAIN, UNCERTAIN = (0.9, 0.1), (0.5, 0.5)
