@@ -47,9 +47,9 @@ class DraftRequest:
             unless the model ends the text before.
         sampling: Filters and penalties.
         lookahead: Tokens by which the candidate is continued for the reward model to read.
-        entropies: Whether the draft reports entropies; see `Draft`.
         handle: Belongs to the request whose prefix it is; its candidates share it.
         probes: Probes whose features the draft is to carry; they are attached to the model.
+        entropies: Whether the draft reports entropies; see `Draft`.
     """
 
     token_ids: Sequence[int]
@@ -57,9 +57,9 @@ class DraftRequest:
     uniforms: Sequence[float]
     sampling: SamplingParams
     lookahead: int = 0
-    entropies: bool = False
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
     probes: Sequence[Any] = ()
+    entropies: bool = False
 
     @property
     def num_completion_tokens(self) -> int:

@@ -13,6 +13,23 @@ from stars_engine.svg import svg
 _WIDE = (7.6, 4.2)
 
 
+def all_plots(evaluation: Evaluation) -> dict[str, str]:
+    """Return all plots that the evaluation has data for, by name."""
+    fresh = evaluation.fresh
+    judges = list(next(iter(fresh.arms.values())).judges)
+    found = {
+        **{f"tokens-{judge}": cost_curve(fresh, judge) for judge in judges},
+        **{f"seconds-{judge}": time_curve(fresh, judge) for judge in judges},
+        "attempts": attempts(fresh),
+        "acceptance": acceptance(fresh),
+        "difficulty": difficulty(fresh),
+        "latency": latency(fresh),
+        "borders": trust_borders(evaluation),
+        "advantage": predicted_and_measured(evaluation),
+    }
+    return {name: text for name, text in found.items() if text is not None}
+
+
 def cost_curve(half: HalfFigures, judge: str) -> str:
     """Plot the judge's reward over drafted tokens: the arms, and Best-of-N for every N."""
 

@@ -13,7 +13,7 @@ from stars_engine.core.offline import run, stars
 from stars_engine.evaluation import RejectionArm
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
-from tests.law.test_law_exact import END, PIECES, REWARDS, next_probs
+from tests.support.closed_form import END, PIECES, REWARDS, next_probs
 from tests.support.rollouts import make_rollout
 
 MODEL = TabularModel(PIECES, next_probs, end_id=END)
