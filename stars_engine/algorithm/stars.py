@@ -26,11 +26,10 @@ from stars_engine.algorithm.scoring import (
 )
 from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import AlignmentError, RewardError, StarsWarning
+from stars_engine.errors import AlignmentError, RewardError, RewardOutcome, StarsWarning
 from stars_engine.schedules import NoSchedule
 from stars_engine.types import (
     Attempt,
-    RewardOutcome,
     Score,
     SegmentEvent,
     Verdict,

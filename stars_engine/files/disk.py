@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stars_engine.errors import ConfigError, Problem
+from stars_engine.problems import ConfigError, Problem
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeGuard
 
-from stars_engine.errors import is_for_program
+from stars_engine.errors import RewardOutcome, is_for_program
 from stars_engine.protocols import has_members
 from stars_engine.reals import real_number
 from stars_engine.rewards.failures import FailurePolicy, RetryPolicy, failure
-from stars_engine.types import RewardInput, RewardOutcome, Score
+from stars_engine.types import RewardInput, Score
 
 
 class RewardModel(Protocol):

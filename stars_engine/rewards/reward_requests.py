@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
 
+from stars_engine.errors import RewardOutcome
 from stars_engine.protocols import has_members
 from stars_engine.rewards.base import RewardModel, score_each
-from stars_engine.types import RewardInput, RewardOutcome
+from stars_engine.types import RewardInput
 
 if TYPE_CHECKING:
     from stars_engine.probes import Probe

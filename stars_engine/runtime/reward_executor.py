@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Thread
 
+from stars_engine.errors import RewardOutcome
 from stars_engine.rewards.base import (
     OffloadedReward,
     RewardModel,
@@ -24,7 +25,6 @@ from stars_engine.rewards.reward_requests import (
     single_models,
 )
 from stars_engine.runtime.worker_pool import Task, WorkerPool, current_executor
-from stars_engine.types import RewardOutcome
 
 CLOSING_S = 1.0  # how long closing an engine waits for rewards that are still busy
 GRACE_S = 1.0  # extra time for a reward that ends its overdue calls itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stars_engine.errors import ConfigError, Problem
+from stars_engine.problems import ConfigError, Problem
 
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 KEYWORDS = frozenset(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stars_engine.errors import ConfigError, PromptError
+from stars_engine.problems import ConfigError, PromptError
 from stars_engine.schema_formats.dialects import as_json_schema, of_cohere
 from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, TYPES, at, problem, rooted
 from stars_engine.schema_formats.vendor_keys import (
