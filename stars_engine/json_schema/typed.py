@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stars_engine.json_schema import values
+from stars_engine.json_schema.held import NodeReader, Place
 from stars_engine.json_schema.meets import array, meet_numbers, meet_strings
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -20,10 +21,6 @@ from stars_engine.json_schema.nodes import (
 from stars_engine.json_schema.patterns import Pattern
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
 from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
-
-if TYPE_CHECKING:
-    from stars_engine.json_schema.held import Place
-    from stars_engine.json_schema.reading import SchemaReader
 
 _NUMBERS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -65,7 +62,7 @@ class TypedKeywords:
         reader: Reads the inner schemas.
     """
 
-    def __init__(self, reader: SchemaReader) -> None:
+    def __init__(self, reader: NodeReader) -> None:
         self._reader = reader
 
     def read(self, schema: dict[str, Any], place: Place, *, is_open: bool) -> Node:
