@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.calibration.report import TrustReport
+from stars_engine.calibration.svg import svg
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
 from stars_engine.errors import needs_extra
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
-from stars_engine.svg import svg
 
 _TEMPLATE = "trust_report.html.jinja"
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil, floor, log2
 from typing import Any
 
+from stars_engine.calibration.svg import svg
 from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures
 from stars_engine.schedules import Estimate
-from stars_engine.svg import svg
 
 _WIDE = (7.6, 4.2)
 

@@ -25,7 +25,7 @@ from stars_engine.json_schema.patterns import UnheldPatternError
 from stars_engine.json_schema.references import References
 from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
 from stars_engine.json_schema.values import MalformedError, count, list_of
-from stars_engine.library_types import UNSUPPORTED
+from stars_engine.schema_formats.library_types import UNSUPPORTED
 
 _MAX_DEFINITIONS = 10_000
 # Known keywords, of this or earlier drafts, that a grammar cannot express.

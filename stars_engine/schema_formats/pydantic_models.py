@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from stars_engine.library_types import (
+from stars_engine.schema_formats.library_types import (
     UNSUPPORTED,
     bounded_dates,
     bounded_times,
