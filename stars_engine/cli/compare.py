@@ -19,7 +19,6 @@ from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption,
 from stars_engine.cli.output import write
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config import AlignParams
-from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.files.config_files import refuse_imports
 
@@ -255,14 +254,11 @@ def _not_ours(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _named_judge(option: str) -> tuple[str, Any]:
-    name, found, source = option.partition("=")
-    if not (name and found and source):
+def _named_judge(option: str) -> tuple[str, str]:
+    name, _, source = option.partition("=")
+    if not (name and source):
         raise typer.BadParameter(f"--judge {option!r} is not allowed; NAME=REWARD")
-    reward = as_reward(source)
-    if getattr(reward, "kind", "") == "function" or isinstance(reward, dict):
-        reward = {"kind": "function", "function": source, "batched": True}
-    return name, reward
+    return name, source
 
 
 def _run(recipe: Recipe, directory: Path) -> None:

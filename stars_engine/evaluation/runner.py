@@ -162,8 +162,8 @@ class Runner:
         self._progress(name, done, total)
         # Batches do not depend on what is stored, so a resumed run computes the same.
         for start in range(0, len(prompts), self._recipe.batch_size):
-            places = range(start, min(start + self._recipe.batch_size, len(prompts)))
-            batch = [index for index in places if self._store.get(keys[index]) is None]
+            indices = range(start, min(start + self._recipe.batch_size, len(prompts)))
+            batch = [index for index in indices if self._store.get(keys[index]) is None]
             if not batch:
                 continue
             wall, cpu = time.perf_counter(), time.process_time()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stars_engine import ConfigError, FunctionReward, SamplingParams, StarsEngine
+from stars_engine import ConfigError, SamplingParams, StarsEngine
 from stars_engine.evaluation import (
     BestOfNArm,
     BlockwiseArm,
@@ -48,7 +48,7 @@ def small_recipe(**changes: Any) -> Recipe:
         "title": "Is it small?",
         "prompts": PromptSet(tuning=8, fresh=NUM_PROMPTS),
         "sampling": SamplingParams(max_tokens=16, n=2),
-        "judges": {"long words": FunctionReward(function=long_words, batched=True)},
+        "judges": {"long words": long_words},
         "batch_size": 4,
         "num_samples": 2,
         "arms": {
