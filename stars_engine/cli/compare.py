@@ -40,6 +40,12 @@ ColumnOption = Annotated[str | None, typer.Option(help="Its column of prompts. D
 FormOption = Annotated[
     str | None, typer.Option(help="text, or dialogue: the first human turn, as in HH-RLHF.")
 ]
+InOrderOption = Annotated[
+    bool,
+    typer.Option(
+        "--in-order", help="Take the first prompts for tuning and the next as fresh; no shuffling."
+    ),
+]
 TuningOption = Annotated[int | None, typer.Option(help="Prompts to calibrate and choose on.")]
 FreshOption = Annotated[int | None, typer.Option(help="Other prompts, for the report.")]
 JudgeOption = Annotated[
@@ -72,6 +78,7 @@ def compare_command(
     prompts: PromptsOption = None,
     column: ColumnOption = None,
     form: FormOption = None,
+    in_order: InOrderOption = False,
     tuning: TuningOption = None,
     fresh: FreshOption = None,
     judge: JudgeOption = None,
@@ -92,13 +99,16 @@ def compare_command(
     recipe = _changed(
         recipe,
         config=(config, model, reward),
-        prompts=given(
-            file=None if prompts is None else str(prompts),
-            column=column,
-            form=form,
-            tuning=tuning,
-            fresh=fresh,
-        ),
+        prompts={
+            **given(
+                file=None if prompts is None else str(prompts),
+                column=column,
+                form=form,
+                tuning=tuning,
+                fresh=fresh,
+            ),
+            **({"seed": None} if in_order else {}),
+        },
         sampling=given(max_tokens=max_tokens, n=n),
         judges=judge,
         others=given(seeds=None if not seed else tuple(seed), batch_size=batch_size),
@@ -126,6 +136,7 @@ def sweep_command(
     prompts: PromptsOption = None,
     column: ColumnOption = None,
     form: FormOption = None,
+    in_order: InOrderOption = False,
     tuning: TuningOption = None,
     fresh: FreshOption = None,
     judge: JudgeOption = None,
@@ -145,13 +156,16 @@ def sweep_command(
     recipe = _changed(
         recipe,
         config=(config, model, reward),
-        prompts=given(
-            file=None if prompts is None else str(prompts),
-            column=column,
-            form=form,
-            tuning=tuning,
-            fresh=fresh,
-        ),
+        prompts={
+            **given(
+                file=None if prompts is None else str(prompts),
+                column=column,
+                form=form,
+                tuning=tuning,
+                fresh=fresh,
+            ),
+            **({"seed": None} if in_order else {}),
+        },
         sampling=given(max_tokens=max_tokens, n=n),
         judges=judge,
         others={
