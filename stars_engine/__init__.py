@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SamplingParams,
         StarsConfig,
         TransformersModel,
+        ValueReward,
         YesNoReward,
     )
     from stars_engine.config.presets import preset
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
         StarsError,
         StarsWarning,
     )
+    from stars_engine.guides.report import GuideReport
+    from stars_engine.guides.train import train_guide
     from stars_engine.messages import Chat, InvalidToolCall, Message, Tool, ToolCall
     from stars_engine.runtime.stats import EngineStats
     from stars_engine.schedules import (
@@ -82,7 +85,7 @@ _HOMES = {
     "stars_engine.config": (
         "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
         "FunctionReward JsonGrammar ProcessReward RegexGrammar RewardPart SamplingParams "
-        "StarsConfig TransformersModel YesNoReward"
+        "StarsConfig TransformersModel ValueReward YesNoReward"
     ),
     "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -95,6 +98,8 @@ _HOMES = {
         "AutoSchedule CalibratedSchedule ConstantSchedule CosineSchedule FunctionSchedule "
         "LinearSchedule NoSchedule PerSegmentSchedule"
     ),
+    "stars_engine.guides.report": "GuideReport",
+    "stars_engine.guides.train": "train_guide",
     "stars_engine.messages": "Chat InvalidToolCall Message Tool ToolCall",
     "stars_engine.types": "Attempt RenderedPrompt Segment SegmentEvent StarsResult TokenIds Usage",
 }
@@ -123,6 +128,7 @@ __all__ = [
     "FunctionReward",
     "FunctionSchedule",
     "GenerationError",
+    "GuideReport",
     "InvalidToolCall",
     "JsonGrammar",
     "LinearSchedule",
@@ -154,11 +160,13 @@ __all__ = [
     "TransformersModel",
     "TrustReport",
     "Usage",
+    "ValueReward",
     "Verification",
     "YesNoReward",
     "calibrate",
     "preset",
     "standardize",
+    "train_guide",
     "trust_report",
     "verify",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -96,12 +96,15 @@ class RewardInput:
             `AlignParams.lookahead` it includes the candidate's greedy continuation.
         token_ids: The same completion as ids of the language model, without end-of-text.
         finished: True if the model, or a stop string, ends the answer here.
+        features: What the reward's probes read while the answer was drafted, by probe: `(1 +
+            tokens, features)` arrays, the first row for the last token of the prompt.
     """
 
     prompt: RewardPrompt
     text: str
     token_ids: tuple[int, ...]
     finished: bool = False
+    features: Mapping[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

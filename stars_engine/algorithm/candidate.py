@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from stars_engine.algorithm.features import Features
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.tokenization.text import ends_sentence, find_stop
 from stars_engine.types import Attempt, FinishReason
@@ -23,11 +24,13 @@ class Draft:
             is empty if the candidate ends the text.
         entropies: For each token of the candidate, the entropy in nats of the model's distribution
             before it was drawn, at temperature 1 and without filters; empty if not requested.
+        features: Features of all its tokens, for the probes of the request; see `features`.
     """
 
     token_ids: tuple[int, ...]
     lookahead_ids: tuple[int, ...] = ()
     entropies: tuple[float, ...] = ()
+    features: Features = field(default_factory=dict, compare=False, repr=False)
 
 
 class Detokenizer(Protocol):
@@ -76,6 +79,7 @@ class Candidate:
         shown: The completion as the reward model reads it: with the lookahead, if there is one.
         num_lookahead_tokens: Lookahead tokens that the reward model sees.
         num_generated_tokens: All tokens generated for it, including those after its end.
+        features: Features of the draft's tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -84,6 +88,7 @@ class Candidate:
     scored: ParsedDraft
     num_lookahead_tokens: int
     num_generated_tokens: int
+    features: Features = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,7 @@ class DraftParser:
             # Both find a stop string at the same token, so `scored` is never shorter.
             num_lookahead_tokens=scored.size - segment.size,
             num_generated_tokens=len(draft.token_ids) + len(draft.lookahead_ids),
+            features=draft.features,
         )
 
     def _sentence_len(self, draft: Sequence[int]) -> int:

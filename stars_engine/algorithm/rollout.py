@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftParser, Draw
 from stars_engine.algorithm.diversity import count_repeats
+from stars_engine.algorithm.features import Features, extended
 from stars_engine.algorithm.noise import Noise
 from stars_engine.algorithm.spans import AnswerSpans
 from stars_engine.config import AlignParams, SamplingParams
@@ -43,6 +44,7 @@ class Rollout:
         spans: Finds the spans of the completion that are scored; None if it is plain text.
         token_ids: The completion so far.
         text: Its text: what `segments` have emitted plus what is held back.
+        features: Features of the prompt's last token and of the completion's tokens.
         draws: Judged draws of the current segment.
         prompt_reward: RM(x, ""), if the schedule needs it.
         prefix_reward: RM(x, completion so far), including the lookahead that was scored with it.
@@ -66,6 +68,7 @@ class Rollout:
     spans: AnswerSpans | None = None
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    features: Features = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     abandoned: tuple[Attempt, ...] = ()
@@ -135,6 +138,15 @@ class Rollout:
             prefix_reward=self.prefix_reward,
             prompt_reward=self.prompt_reward,
             ends_text=candidate.finish_reason == "stop",
+        )
+
+    def features_with(self, candidate: Candidate, num_tokens: int) -> Features:
+        """Return the features of the completion, with the first tokens of a candidate's draft."""
+        return extended(
+            self.features,
+            candidate.features,
+            num_before=len(self.token_ids),
+            num_new=num_tokens,
         )
 
     def token_uniforms(self, attempt: int) -> Sequence[float]:
@@ -209,6 +221,7 @@ class Rollout:
 
     def keep(self, candidate: Candidate, verdict: Verdict, attempt: Attempt | None) -> SegmentEvent:
         """Append a candidate to the completion."""
+        self.features = self.features_with(candidate, len(candidate.token_ids))
         self.token_ids += candidate.token_ids
         self.text = candidate.text
         if attempt is not None:

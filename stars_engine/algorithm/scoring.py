@@ -18,12 +18,15 @@ def reward_input(rollout: Rollout, candidate: Candidate) -> RewardInput:
     if rollout.align.judge == "answer" and rollout.spans is not None:
         text, ids = rollout.spans.judged(rollout.prompt_ids, ids, text)
     finished = scored.finish_reason == "stop"
-    return RewardInput(rollout.reward_prompt, _scored_prefill(rollout) + text, ids, finished)
+    features = rollout.features_with(candidate, scored.size)
+    text = _scored_prefill(rollout) + text
+    return RewardInput(rollout.reward_prompt, text, ids, finished, features)
 
 
-def prompt_input(rollout: Rollout) -> RewardInput:
-    """Return the input for RM(x, "")."""
-    return RewardInput(rollout.reward_prompt, _scored_prefill(rollout), ())
+def prompt_input(rollout: Rollout, candidate: Candidate) -> RewardInput:
+    """Return the input for RM(x, ""); `candidate` is a draft of the first segment."""
+    features = rollout.features_with(candidate, 0)
+    return RewardInput(rollout.reward_prompt, _scored_prefill(rollout), (), features=features)
 
 
 def is_unscored(rollout: Rollout, candidate: Candidate) -> bool:

@@ -68,7 +68,7 @@ class StarsDecoding:
         unscored = candidates[len(judged)] if len(judged) < len(candidates) else None
         inputs = [reward_input(rollout, candidate) for candidate in judged]
         if judged and rollout.needs_prompt_reward:
-            inputs.insert(0, prompt_input(rollout))
+            inputs.insert(0, prompt_input(rollout, judged[0]))
         return DraftVerification(rollout, judged, inputs, unscored)
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:

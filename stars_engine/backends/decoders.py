@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from transformers import Cache
 
+from stars_engine.probes import ProbeSet, StepOutput
+
 
 class ComputedPrefix(Protocol):
     """A prefix of which a decoder keeps what its candidates need, as long as it is held."""
@@ -18,6 +20,11 @@ class ComputedPrefix(Protocol):
         """The logits after the last token, `(vocab,)`."""
         ...
 
+    @property
+    def last_features(self) -> torch.Tensor | None:
+        """The features of the last token, `(features,)`; None without probes."""
+        ...
+
 
 class Branches(Protocol):
     """Candidate rows, decoded together."""
@@ -25,6 +32,18 @@ class Branches(Protocol):
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token to each row, `(rows,)`; return the logits after it, `(rows, vocab)`."""
         ...
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        """The features of the token of the last step, `(rows, features)`; None without probes.
+
+        They are overwritten by the next step.
+        """
+        ...
+
+    def keep_last(self) -> None:
+        """Let a row that is accepted as it is now continue without computing its last token."""
+        return
 
 
 class Decoder(Protocol):
@@ -39,6 +58,10 @@ class Decoder(Protocol):
         Args:
             prefixes: The tokens of each, and what its holder got the last time, or None.
         """
+        ...
+
+    def set_probes(self, probes: ProbeSet | None) -> None:
+        """Compute other features from now on. What was computed without them is forgotten."""
         ...
 
     def branch(self, prefixes: Sequence[Any], num_tokens: int) -> Branches:
@@ -65,10 +88,13 @@ class Decoder(Protocol):
 
 
 class Forward:
-    """Calls a model for the logits after the last token, with the arguments that it understands.
+    """Calls a model for its output after the last token, with the arguments that it understands.
 
     Args:
         model: A causal language model of transformers, with an adapter or without.
+
+    Attributes:
+        probes: What else is read of the last token; None for nothing.
     """
 
     def __init__(self, model: Any) -> None:
@@ -79,6 +105,7 @@ class Forward:
         # Models without attention name their cache differently.
         self._cache_name = "cache_params" if "cache_params" in self._accepts else "past_key_values"
         self.config = model.config
+        self.probes: ProbeSet | None = None
         self.device: torch.device = model.get_input_embeddings().weight.device
 
     def __call__(
@@ -87,8 +114,8 @@ class Forward:
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
-    ) -> torch.Tensor:
-        """Return the logits after `(rows, count)` ids, `(rows, vocab)`."""
+    ) -> StepOutput:
+        """Return the output after `(rows, count)` ids."""
         options: dict[str, Any] = {"logits_to_keep": 1, "position_ids": positions}
         options = {
             name: value
@@ -97,8 +124,10 @@ class Forward:
         }
         if cache is not None:
             options[self._cache_name] = cache
+        if self.probes is not None:
+            options["output_hidden_states"] = self.probes.layers  # those, or all of them
         output = self._model(
             input_ids=ids, attention_mask=mask, use_cache=cache is not None, **options
         )
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+        features = None if self.probes is None else self.probes(output.hidden_states)
+        return StepOutput(output.logits[:, -1], features)

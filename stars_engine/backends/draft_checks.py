@@ -27,7 +27,10 @@ def checked_draft(
         return draft
     try:
         checked = Draft(
-            _plain_ids(draft.token_ids), _plain_ids(draft.lookahead_ids), tuple(draft.entropies)
+            _plain_ids(draft.token_ids),
+            _plain_ids(draft.lookahead_ids),
+            tuple(draft.entropies),
+            dict(draft.features),
         )
         problem = _problem_of(checked, request, model)
     except (AttributeError, TypeError) as error:
@@ -64,6 +67,8 @@ def _problem_of(draft: Draft, request: DraftRequest, model: LanguageModel) -> st
         problem = f"has {len(ids)} of {asked} tokens and does not end the text"
     elif request.entropies and len(draft.entropies) != len(ids):
         problem = f"has {len(draft.entropies)} entropies for {len(ids)} tokens"
+    elif any(len(rows) != 1 + len(whole) for rows in draft.features.values()):
+        problem = f"has features of other tokens than its {len(whole)} and the one before them"
     else:
         return None
     return problem

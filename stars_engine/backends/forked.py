@@ -14,7 +14,8 @@ import torch
 from transformers import Cache, DynamicCache
 
 from stars_engine.backends.decoders import Branches, Forward
-from stars_engine.backends.states import StateDecoder, StatePrefix
+from stars_engine.backends.states import RowBranches, StateDecoder, StatePrefix
+from stars_engine.probes import StepOutput
 
 
 class ForkingDecoder(StateDecoder):
@@ -26,7 +27,7 @@ class ForkingDecoder(StateDecoder):
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:
-        self._forward = Forward(model)
+        self.forward = Forward(model)
         self._context_len = context_len
 
     def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
@@ -39,25 +40,25 @@ class ForkingDecoder(StateDecoder):
     def fork(self, prefix: StatePrefix, count: int) -> Cache:
         """Return a cache of that many rows, each with the prefix's states."""
         forked: Any = copy.deepcopy(prefix.states)
-        forked.reorder_cache(torch.zeros(count, dtype=torch.long, device=self._forward.device))
+        forked.reorder_cache(torch.zeros(count, dtype=torch.long, device=self.forward.device))
         return forked  # type: ignore[no-any-return]
 
-    def read(self, tokens: torch.Tensor, position: int, cache: Cache) -> torch.Tensor:
-        """Append one token to each row, `(rows,)`; return `(rows, vocab)`."""
-        return self._forward(tokens[:, None], positions=self._position(position), cache=cache)
+    def read(self, tokens: torch.Tensor, position: int, cache: Cache) -> StepOutput:
+        """Append one token to each row, `(rows,)`; return the output after it."""
+        return self.forward(tokens[:, None], positions=self._position(position), cache=cache)
 
     def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
         """See `StateDecoder`."""
         for prefix, ids in new:
             if prefix.states is None:
-                prefix.states = DynamicCache(config=self._forward.config.get_text_config())
-                tokens = torch.tensor([ids], device=self._forward.device)
-                prefix.last_output = self._forward(tokens, cache=prefix.states)[0]
+                prefix.states = DynamicCache(config=self.forward.config.get_text_config())
+                tokens = torch.tensor([ids], device=self.forward.device)
+                prefix.last = self.forward(tokens, cache=prefix.states).row(0)
                 prefix.token_ids = ids
                 continue
             for token in ids:
-                tokens = torch.tensor([token], device=self._forward.device)
-                prefix.last_output = self.read(tokens, len(prefix.token_ids), prefix.states)[0]
+                tokens = torch.tensor([token], device=self.forward.device)
+                prefix.last = self.read(tokens, len(prefix.token_ids), prefix.states).row(0)
                 prefix.token_ids = [*prefix.token_ids, token]
 
     def copy_states(self, states: Any) -> Any:
@@ -68,10 +69,10 @@ class ForkingDecoder(StateDecoder):
         """A row that has ended runs on at the last position of the context."""
         if self._context_len is not None:
             position = min(position, self._context_len - 1)
-        return torch.tensor([[position]], device=self._forward.device)
+        return torch.tensor([[position]], device=self.forward.device)
 
 
-class _ForkedBranches:
+class _ForkedBranches(RowBranches):
     def __init__(self, decoder: ForkingDecoder, groups: dict[StatePrefix, list[int]]) -> None:
         self._decoder = decoder
         self._groups = [
@@ -80,12 +81,11 @@ class _ForkedBranches:
         ]
         self._num_read = 0
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See `Branches`."""
-        logits: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
+    def append(self, tokens: torch.Tensor) -> StepOutput:
+        """See `RowBranches`."""
+        outputs: dict[int, StepOutput] = {}
         for rows, length, cache in self._groups:
             found = self._decoder.read(tokens[rows], length + self._num_read, cache)
-            for row, values in zip(rows, found, strict=True):
-                logits[row] = values
+            outputs |= {row: found.row(index) for index, row in enumerate(rows)}
         self._num_read += 1
-        return torch.stack(logits)
+        return StepOutput.stack([outputs[row] for row in range(len(tokens))])

@@ -10,7 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from stars_engine.backends.decoders import Branches, Forward
-from stars_engine.backends.states import StateDecoder, StatePrefix
+from stars_engine.backends.states import RowBranches, StateDecoder, StatePrefix
+from stars_engine.probes import StepOutput
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
 
@@ -27,13 +28,13 @@ class PaddedDecoder(StateDecoder):
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:
-        self._forward = Forward(model)
+        self.forward = Forward(model)
         self._context_len = context_len
         self._bytes_per_token = 0
 
     def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
-        return _PaddedBranches(self._forward, prefixes, self._context_len)
+        return _PaddedBranches(self.forward, prefixes, self._context_len)
 
     def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
         """See `StateDecoder`."""
@@ -42,11 +43,11 @@ class PaddedDecoder(StateDecoder):
             by_length[len(ids)].append((prefix, ids))
         for group in by_length.values():
             prefixes = [prefix for prefix, _ in group]
-            rows = _PaddedBranches(self._forward, prefixes, self._context_len)
-            logits = rows.read(torch.tensor([ids for _, ids in group], device=self._forward.device))
+            rows = _PaddedBranches(self.forward, prefixes, self._context_len)
+            output = rows.read(torch.tensor([ids for _, ids in group], device=self.forward.device))
             for row, (prefix, ids) in enumerate(group):
                 prefix.token_ids = [*prefix.token_ids, *ids]
-                prefix.last_output = logits[row]
+                prefix.last = output.row(row)
                 prefix.states = layers = rows.row_layers(row, len(prefix.token_ids))
                 num_bytes = sum(part.nbytes for layer in layers for part in layer)
                 self._bytes_per_token = num_bytes // len(prefix.token_ids)
@@ -61,7 +62,7 @@ class PaddedDecoder(StateDecoder):
         return self._bytes_per_token
 
 
-class _PaddedBranches:
+class _PaddedBranches(RowBranches):
     """Rows with a cache of their own, copied from the prefixes.
 
     A row that has ended runs on with the others. Beyond the context it stays at the last
@@ -86,12 +87,12 @@ class _PaddedBranches:
             )
             self._cache.update(keys, values, index)
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See `Branches`."""
+    def append(self, tokens: torch.Tensor) -> StepOutput:
+        """See `RowBranches`."""
         return self.read(tokens[:, None])
 
-    def read(self, ids: torch.Tensor) -> torch.Tensor:
-        """Append `(rows, count)` ids; return the logits after the last, `(rows, vocab)`."""
+    def read(self, ids: torch.Tensor) -> StepOutput:
+        """Append `(rows, count)` ids; return the output after the last."""
         rows, count = ids.shape
         steps = torch.arange(count, device=ids.device)
         positions = self._next_position[:, None] + steps

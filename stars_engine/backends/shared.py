@@ -12,6 +12,7 @@ from stars_engine.kv_cache.cached_prefix import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.cuda_graphs import CudaGraphs, GraphRows
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
 from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
+from stars_engine.probes import ProbeSet, StepOutput
 
 _MAX_TOKENS = 2048  # of prompts, computed in one pass
 
@@ -29,7 +30,7 @@ class SharedPrefixDecoder(Decoder):
     def __init__(
         self, model: Any, context_len: int | None = None, *, use_graphs: bool = False
     ) -> None:
-        forward = Forward(model)
+        self._forward = forward = Forward(model)
         self._runner = runner = ModelRunner(
             model,
             lambda ids, positions, cache: forward(ids, positions=positions, cache=cache),
@@ -51,6 +52,12 @@ class SharedPrefixDecoder(Decoder):
                 for ids, known in prefixes
             ]
         )
+
+    def set_probes(self, probes: ProbeSet | None) -> None:
+        """See `Decoder`."""
+        self._forward.probes = probes
+        self._graphs.clear()
+        self.cache.clear()
 
     def branch(self, prefixes: Sequence[PinnedPrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
@@ -86,23 +93,35 @@ class SharedPrefixDecoder(Decoder):
         prefixes: Sequence[CachedPrefix],
         ids: Sequence[list[int]],
         columns: Sequence[Sequence[int]],
-    ) -> torch.Tensor:
-        return self._runner.extend(prefixes, ids, self.cache.pool)[:, None]
+    ) -> list[list[StepOutput]]:
+        output: StepOutput = self._runner.extend(prefixes, ids, self.cache.pool)
+        return [[output.row(index)] for index in range(len(prefixes))]
 
 
-class _SharedBranches:
+class _SharedBranches(Branches):
     """Rows of scratch KV; one that is accepted moves into its prefix later."""
 
     def __init__(
         self, runner: ModelRunner, rows: EagerRows | GraphRows, uncommitted: UncommittedRows
     ) -> None:
         self._runner, self._rows, self._uncommitted = runner, rows, uncommitted
+        self._output = StepOutput(torch.empty(0))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Branches`."""
         if isinstance(self._rows, GraphRows):
-            logits = self._rows.step(tokens)
+            self._output = self._rows.step(tokens)
         else:
-            logits = self._runner(self._rows, tokens[:, None])
+            self._output = self._runner(self._rows, tokens[:, None])
         self._uncommitted.append(tokens)
-        return logits
+        return self._output.logits
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        """See `Branches`."""
+        return self._output.features
+
+    def keep_last(self) -> None:
+        """See `Branches`."""
+        is_static = isinstance(self._rows, GraphRows)  # the next rows of this shape overwrite it
+        self._uncommitted.last_output = self._output.clone() if is_static else self._output

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from stars_engine.backends.decoders import Decoder
+from stars_engine.backends.decoders import Branches, Decoder, Forward
+from stars_engine.probes import ProbeSet, StepOutput
 
 
 class StatePrefix:
@@ -16,19 +17,60 @@ class StatePrefix:
 
     Attributes:
         token_ids: The tokens.
+        probes: The probes of the decoder when it was computed.
         states: Whatever the decoder needs to continue them; None before anything is computed.
-        last_output: `(vocab,)`, the logits after the last token.
+        last: The output after the last token, of one row.
     """
 
     def __init__(self, decoder: StateDecoder) -> None:
-        self.decoder = decoder
+        self.decoder, self.probes = decoder, decoder.forward.probes
         self.token_ids: list[int] = []
         self.states: Any = None
-        self.last_output = torch.empty(0)
+        self.last = StepOutput(torch.empty(0))
+
+    @property
+    def last_output(self) -> torch.Tensor:
+        """See `ComputedPrefix`."""
+        return self.last.logits
+
+    @property
+    def last_features(self) -> torch.Tensor | None:
+        """See `ComputedPrefix`."""
+        return self.last.features
+
+
+class RowBranches(Branches):
+    """Rows that are computed anew if one is accepted: nothing of them is kept."""
+
+    _last = StepOutput(torch.empty(0))
+
+    @abstractmethod
+    def append(self, tokens: torch.Tensor) -> StepOutput:
+        """Append one token to each row, `(rows,)`; return the output after it."""
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Branches`."""
+        self._last = self.append(tokens)
+        return self._last.logits
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        """See `Branches`."""
+        return self._last.features
 
 
 class StateDecoder(Decoder):
-    """A decoder whose prefixes can be continued only from their end."""
+    """A decoder whose prefixes can be continued only from their end.
+
+    Attributes:
+        forward: Calls the model.
+    """
+
+    forward: Forward
+
+    def set_probes(self, probes: ProbeSet | None) -> None:
+        """See `Decoder`."""
+        self.forward.probes = probes
 
     def compute(self, prefixes: Sequence[tuple[Sequence[int], Any]]) -> list[StatePrefix]:
         """See `Decoder`. Equal prefixes are computed once, then copied."""
@@ -49,7 +91,7 @@ class StateDecoder(Decoder):
         if missing:
             self.extend(missing)
         for prefix, leader in copied.items():
-            prefix.token_ids, prefix.last_output = leader.token_ids, leader.last_output
+            prefix.token_ids, prefix.last = leader.token_ids, leader.last
             prefix.states = self.copy_states(leader.states)
         return found
 
@@ -64,6 +106,8 @@ class StateDecoder(Decoder):
     def _may_continue(self, known: Any, ids: Sequence[int]) -> bool:
         """Whether a prefix is one of this decoder that can be continued to some tokens."""
         if not isinstance(known, StatePrefix) or known.decoder is not self:
+            return False
+        if known.probes is not self.forward.probes:  # its last token lacks their features
             return False
         size = len(known.token_ids)
         return 0 < size <= len(ids) and known.token_ids == list(ids[:size])

@@ -18,6 +18,7 @@ from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.drafting import Drafting
 from stars_engine.backends.facts import sampling_of
+from stars_engine.backends.features import FeatureRecorder, ProbedModel
 from stars_engine.backends.row_sampler import RowSampler
 from stars_engine.backends.selection import select_decoder
 from stars_engine.config import Grammar, SamplingParams, TransformersModel
@@ -34,6 +35,7 @@ from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
 from stars_engine.masking import redacted_cause
+from stars_engine.probes import Probe
 from stars_engine.tokenization.codec import Codec
 
 logger = logging.getLogger(__name__)
@@ -64,31 +66,73 @@ class TransformersBackend:
         self._grammars: Grammars | None = None  # its library is an extra: made when it is needed
         self._interrupted = False
         self.decoder, self.path = select_decoder(model, self.context_len)
+        self._probed = ProbedModel(model)
 
     # --- LanguageModel ---
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
-        """Draft all candidates and their lookaheads together, one token of each row per step."""
+        """Draft all candidates and their lookaheads together, one token of each row per step.
+
+        Features of a draft's last token take one step more, which computes the token for the next
+        segment, too, if the draft is accepted.
+        """
+        device = self.model.get_input_embeddings().weight.device
+        self._probed.apply(self.decoder, device)
         prefixes = self._compute_prefixes(requests)
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
         drafting = Drafting(requests, grammars, self.is_end, logits.device)
         sampler.prepare(drafting.rows)
-        num_steps = max(len(request.uniforms) + request.lookahead for request in requests) - 1
+        num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
+        recorder = None
+        if self._probed.current is not None and any(request.probes for request in requests):
+            recorder = FeatureRecorder(self._probed.current, prefixes, num_tokens)
+        num_steps = num_tokens - (recorder is None)
         branches = None
-        for step in range(num_steps + 1):
+        for step in range(num_tokens):
             if self._interrupted:
                 raise Interrupted
             tokens = sampler.draw(logits, drafting.rows, step)  # (rows,)
-            drafting.note(tokens, logits, is_last=step == num_steps)
-            if drafting.done:
+            drafting.note(tokens, logits, is_last=step == num_tokens - 1)
+            if drafting.done and recorder is None:
                 break
-            sampler.prepare(drafting.rows)
+            if not drafting.done:
+                sampler.prepare(drafting.rows)
             branches = branches or self.decoder.branch(prefixes, num_steps)
             logits = branches.step(tokens.clamp(min=0))
-        return drafting.drafts()
+            if recorder is not None:
+                recorder.note(branches.features)
+            if drafting.done:
+                branches.keep_last()
+                break
+        drafts = drafting.drafts()
+        return drafts if recorder is None else recorder.add_to(drafts, requests)
+
+    # --- hidden states, see `GivesHiddenStates` ---
+
+    @property
+    def num_layers(self) -> int:
+        """Highest index of a hidden state."""
+        return self._probed.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of a hidden state."""
+        return self._probed.hidden_size
+
+    def attach(self, probe: Probe) -> None:
+        """See `GivesHiddenStates`."""
+        self._probed.attach(probe)
+
+    def read_states(
+        self, rows: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """See `GivesHiddenStates`."""
+        return self._probed.read_states(rows, layers)
+
+    # --- grammars ---
 
     def check_grammar(self, sampling: SamplingParams) -> None:
         """See `LanguageModel`."""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Forward
-from stars_engine.backends.states import StateDecoder, StatePrefix
+from stars_engine.backends.states import RowBranches, StateDecoder, StatePrefix
+from stars_engine.probes import StepOutput
 
 
 class UncachedDecoder(StateDecoder):
-    """Computes each row whole at each step. Only logits after prefixes are kept.
+    """Computes each row whole at each step. Only the outputs after prefixes are kept.
 
     Rows of one length share a batch, so nothing is padded.
 
@@ -24,42 +25,43 @@ class UncachedDecoder(StateDecoder):
     """
 
     def __init__(self, model: Any, context_len: int | None = None) -> None:
-        self._forward = Forward(model)
+        self.forward = Forward(model)
         self.context_len = context_len
 
     def branch(self, prefixes: Sequence[StatePrefix], num_tokens: int) -> Branches:
         """See `Decoder`."""
         return _UncachedBranches(self, [list(prefix.token_ids) for prefix in prefixes])
 
-    def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
-        """Return the logits after each whole row, `(rows, vocab)`."""
+    def read(self, rows: Sequence[list[int]]) -> StepOutput:
+        """Return the output after each whole row."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
             by_length[len(row)].append(index)
-        logits: dict[int, torch.Tensor] = {}
+        outputs: dict[int, StepOutput] = {}
         for indices in by_length.values():
-            ids = torch.tensor([rows[index] for index in indices], device=self._forward.device)
-            logits |= zip(indices, self._forward(ids), strict=True)
-        return torch.stack([logits[index] for index in range(len(rows))])
+            ids = torch.tensor([rows[index] for index in indices], device=self.forward.device)
+            found = self.forward(ids)
+            outputs |= {row: found.row(index) for index, row in enumerate(indices)}
+        return StepOutput.stack([outputs[index] for index in range(len(rows))])
 
     def extend(self, new: Sequence[tuple[StatePrefix, list[int]]]) -> None:
         """See `StateDecoder`."""
-        logits = self.read([[*prefix.token_ids, *ids] for prefix, ids in new])
+        output = self.read([[*prefix.token_ids, *ids] for prefix, ids in new])
         for row, (prefix, ids) in enumerate(new):
             prefix.token_ids = [*prefix.token_ids, *ids]
-            prefix.last_output = logits[row]
+            prefix.last = output.row(row)
 
     def copy_states(self, states: Any) -> Any:
         """See `StateDecoder`. There are none."""
         return states
 
 
-class _UncachedBranches:
+class _UncachedBranches(RowBranches):
     def __init__(self, decoder: UncachedDecoder, rows: list[list[int]]) -> None:
         self._decoder, self._rows = decoder, rows
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See `Branches`."""
+    def append(self, tokens: torch.Tensor) -> StepOutput:
+        """See `RowBranches`."""
         limit = self._decoder.context_len
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
             if limit is None or len(row) < limit:

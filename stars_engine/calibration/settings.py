@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.config import AlignParams, SamplingParams, StarsConfig, ValueReward
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import StarsWarning
 from stars_engine.schedules import CalibratedSchedule
@@ -87,7 +87,7 @@ def identity(part: Schema) -> dict[str, Any]:
         if name in _RUNTIME_FIELDS:
             continue
         values[name] = _plain(value)
-    if isinstance(part, Checkpoint):
+    if isinstance(part, Checkpoint | ValueReward):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
             path = values.get(name)
             if isinstance(path, str) and path.startswith((".", "~", "/")):

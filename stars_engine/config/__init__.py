@@ -17,6 +17,7 @@ from stars_engine.config.rewards import (
     ProcessReward,
     RewardConfig,
     RewardPart,
+    ValueReward,
     YesNoReward,
 )
 from stars_engine.config.root import StarsConfig
@@ -41,5 +42,6 @@ __all__ = [
     "SamplingParams",
     "StarsConfig",
     "TransformersModel",
+    "ValueReward",
     "YesNoReward",
 ]

@@ -19,6 +19,7 @@ from stars_engine.config.rewards import (
     CompositeReward,
     FunctionReward,
     RewardConfig,
+    ValueReward,
     as_reward,
 )
 from stars_engine.config.sampling import SamplingParams
@@ -168,14 +169,16 @@ def _measured_otherwise(own: Mapping[str, Any]) -> bool:
 
 
 def _objects_in(
-    name: str, part: Checkpoint | FunctionReward | CompositeReward | BaseSchedule
+    name: str,
+    part: Checkpoint | FunctionReward | ValueReward | CompositeReward | BaseSchedule,
 ) -> Iterator[Problem]:
     """Yield the values that a file cannot contain."""
     if isinstance(part, CompositeReward):
         for key, inner in part.parts.items():
             yield from _objects_in(f"{name}.parts.{key}.reward", inner.reward)
     elif part.is_live:
-        hint = "name_or_path" if isinstance(part, Checkpoint) else "'package.module:name'"
+        has_path = isinstance(part, Checkpoint | ValueReward)
+        hint = "name_or_path" if has_path else "'package.module:name'"
         yield Problem(name, f"is a live object, which files cannot contain; give {hint}")
     if isinstance(part, Checkpoint):
         if part.token is not None:

@@ -13,6 +13,7 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DecodingStrategy, DraftVerification
 from stars_engine.backends.base import DraftRequest, PrefixHandle
 from stars_engine.rewards.base import RewardModel
+from stars_engine.rewards.reward_requests import probes_of
 
 
 class RequestStatus(Enum):
@@ -77,6 +78,7 @@ class Request:
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
         prefix = (*rollout.prompt_ids, *rollout.token_ids)
+        probes = probes_of(self.reward)
         return [
             DraftRequest(
                 token_ids=prefix,
@@ -86,6 +88,7 @@ class Request:
                 lookahead=rollout.next_lookahead,
                 entropies=rollout.align.segment_end == "entropy",
                 handle=self.handle,
+                probes=probes,
             )
             for offset in range(count)
         ]

@@ -192,9 +192,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Generate with another decoding strategy than STARS; see `DecodingStrategy`.
+        """Generate with another decoding strategy than STARS; calibration uses this.
 
-        The strategy runs on the engine's thread and shares steps with other requests.
+        The strategy, a `DecodingStrategy`, runs on the engine's thread. Its requests share steps
+        with others.
         """
         group = self._new_group(prompts, sampling, align, reward_prompt)
         group.decoding = decoding

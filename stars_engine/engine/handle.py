@@ -191,7 +191,7 @@ def _load_model(config: StarsConfig) -> PromptedModel:
 
 def _reward_source(config: StarsConfig) -> RewardSource:
     def load(model: PromptedModel) -> RewardModel:
-        return load_reward(config.reward, model.codec.fingerprint())
+        return load_reward(config.reward, model.codec.fingerprint(), model)
 
     return RewardSource(key_of(config.reward), load)
 

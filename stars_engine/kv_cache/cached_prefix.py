@@ -5,16 +5,17 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from stars_engine.kv_cache.block import Block, ByLayer
 from stars_engine.kv_cache.scratch import ScratchKV
+from stars_engine.probes import StepOutput
 
 MIN_PREFIX_LEN = 16  # tokens in common that are worth a copy
 
-Outputs = Mapping[int, torch.Tensor]  # what a model returned at positions of a row
+Outputs = Mapping[int, Any]  # what a model returned at positions of a row
 
 
 def common_prefix_len(first: Sequence[int], second: Sequence[int]) -> int:
@@ -100,10 +101,12 @@ class UncommittedRows:
 
     Attributes:
         kv: Their KV; None once it is freed.
+        last_output: What the model returned at their last tokens; None if it is not kept.
     """
 
     def __init__(self, kv: ScratchKV, token_ids: Sequence[list[int]] | None = None) -> None:
         self.kv: ScratchKV | None = kv
+        self.last_output: StepOutput | None = None
         self._token_ids = token_ids
         self._steps: list[torch.Tensor] = []  # (rows,) each
 
@@ -118,6 +121,15 @@ class UncommittedRows:
             self._token_ids = torch.stack(self._steps, dim=1).tolist() if self._steps else []
         return self._token_ids[row] if self._token_ids else []
 
+    def drop(self) -> None:
+        """Free what was computed."""
+        self.kv = self.last_output = None
+
+    @property
+    def num_steps(self) -> int:
+        """Tokens noted one by one."""
+        return len(self._steps)
+
     @property
     def num_tokens(self) -> int:
         """Tokens that the KV has room for."""
@@ -131,12 +143,22 @@ class UncommittedRow:
     Attributes:
         rows: The rows computed together with it.
         index: Which of them it is.
-        outputs: What the model returned, at positions of the whole row, prefix included.
+        start: Tokens of its prefix.
+        given: What the model returned, at positions of the whole row, prefix included.
     """
 
     rows: UncommittedRows
     index: int
-    outputs: Outputs
+    start: int
+    given: Outputs
+
+    @property
+    def outputs(self) -> Outputs:
+        """What is known of the model's outputs, at positions of the whole row."""
+        last = self.rows.last_output
+        if last is None:
+            return self.given
+        return {**self.given, self.start + self.rows.num_steps - 1: last.row(self.index)}
 
     @property
     def token_ids(self) -> list[int]:

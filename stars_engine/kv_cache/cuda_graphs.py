@@ -27,6 +27,7 @@ from stars_engine.kv_cache.layout import AttentionLayout, Mask, PrefixGroup, Row
 from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.scratch import ScratchKV
 from stars_engine.memory import is_out_of_memory
+from stars_engine.probes import StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class GraphRows:
         self.kv = _GraphScratchKV(shape.num_rows, shape.num_tokens, self._position)
         self._uncommitted: weakref.ref[UncommittedRows] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits = torch.empty(0)
+        self._output = StepOutput(torch.empty(0))
 
     def start(self, prefixes: Sequence[CachedPrefix]) -> UncommittedRows:
         """Start a row on each of the given prefixes; repeats are separate rows."""
@@ -174,18 +175,20 @@ class GraphRows:
         self._uncommitted = weakref.ref(rows)
         return rows
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append one token to each row, `(rows,)`; return the logits after it, `(rows, vocab)`.
+    def step(self, tokens: torch.Tensor) -> StepOutput:
+        """Append one token to each row, `(rows,)`; return the output after it.
 
-        They are overwritten by the next step.
+        It is overwritten by the next step.
         """
         self._ids[: len(tokens), 0] = tokens
         if self._graph is None:
-            self._logits = self._run()
+            self._output = self._run()
         else:
             self._graph.replay()
         self._position += 1
-        return self._logits[: len(tokens)]
+        logits, features = self._output
+        count = len(tokens)
+        return StepOutput(logits[:count], None if features is None else features[:count])
 
     def positions(self, count: int) -> torch.Tensor:
         """Return the positions of the next token, `(rows, 1)`."""
@@ -195,9 +198,10 @@ class GraphRows:
         """Return what the next token attends to."""
         return _GraphLayout([self._group], position=self._position)
 
-    def _run(self) -> torch.Tensor:
+    def _run(self) -> StepOutput:
         self._group.clear_masks()
-        return self._runner(self, self._ids)
+        output: StepOutput = self._runner(self, self._ids)
+        return output
 
     def _capture(self) -> None:
         """Capture a step. Other threads may use the device meanwhile, but not the model."""
@@ -210,7 +214,7 @@ class GraphRows:
         graph = torch.cuda.CUDAGraph()
         mode = "thread_local"
         with self._runner.lock, torch.cuda.graph(graph, capture_error_mode=mode):
-            self._logits = self._run()
+            self._output = self._run()
         self._graph = graph
 
 

@@ -20,7 +20,7 @@ from stars_engine.kv_cache.scratch import ScratchKV
 from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
 
 
-class _ModelLock:
+class ModelLock:
     """Held during a pass: a model's config names our attention meanwhile."""
 
     def __init__(self) -> None:
@@ -28,8 +28,14 @@ class _ModelLock:
 
 
 # By config: engines may share a model.
-_locks: weakref.WeakValueDictionary[int, _ModelLock] = weakref.WeakValueDictionary()
+_locks: weakref.WeakValueDictionary[int, ModelLock] = weakref.WeakValueDictionary()
 _making = threading.Lock()
+
+
+def lock_of(model: Any) -> ModelLock:
+    """Return the lock of a model's passes. It exists as long as someone holds it."""
+    with _making:
+        return _locks.setdefault(id(model.config), ModelLock())
 
 
 class ScratchRows(Protocol):
@@ -65,7 +71,7 @@ class ModelRunner:
     def __init__(
         self,
         model: Any,
-        call: Callable[..., torch.Tensor],
+        call: Callable[..., Any],
         context_len: int | None,
         head: torch.nn.Module | None = None,
     ) -> None:
@@ -81,8 +87,7 @@ class ModelRunner:
         self._model = model
         self._fingerprint = WeightFingerprint([model] if head is None else [model, head])
         self._packed = PackedLinears(model)
-        with _making:
-            self._lock = _locks.setdefault(id(model.config), _ModelLock())
+        self._lock = lock_of(model)
         self.lock = self._lock.lock
 
     @property
@@ -93,7 +98,7 @@ class ModelRunner:
 
     def __call__(
         self, rows: ScratchRows, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
-    ) -> torch.Tensor:
+    ) -> Any:
         """Append `(rows, count)` tokens to rows; return what the call returns."""
         ids = torch.as_tensor(ids, device=self.device)
         positions = rows.positions(ids.shape[1])
@@ -129,7 +134,7 @@ class ModelRunner:
         ids: Sequence[list[int]],
         pool: SlotPool,
         **options: Any,
-    ) -> torch.Tensor:
+    ) -> Any:
         """Compute equally many tokens of each prefix and store their KV."""
         rows = EagerRows(pool, prefixes, len(ids[0]), self.device)
         output = self(rows, ids, **options)

@@ -15,7 +15,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,15 +29,16 @@ from stars_engine.kv_cache.cached_prefix import (
     outputs_before,
 )
 from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.probes import StepOutput
 
 _MAX_RECENT = 8  # passes whose rows may still be adopted
 _MAX_RECENT_BYTES = 1 << 30  # of passes before the latest
 _MAX_RETRACTED = 32  # tokens that another tokenizer may merge differently when text goes on
 
 # Computes equally many tokens of each prefix and stores their KV. Takes the prefixes, their new
-# tokens, and columns of those whose outputs are needed; returns `(prefixes, columns, ...)`.
+# tokens, and columns of those whose outputs are needed; returns these, by prefix and column.
 Extend = Callable[
-    [Sequence[CachedPrefix], Sequence[list[int]], Sequence[Sequence[int]]], torch.Tensor
+    [Sequence[CachedPrefix], Sequence[list[int]], Sequence[Sequence[int]]], Iterable[Iterable[Any]]
 ]
 
 
@@ -57,8 +58,18 @@ class PinnedPrefix:
 
     @property
     def last_output(self) -> torch.Tensor:
-        """What the model returned at the last token."""
-        return self.prefix.outputs[len(self.prefix.token_ids) - 1]
+        """The logits after the last token, `(vocab,)`."""
+        return self._last.logits
+
+    @property
+    def last_features(self) -> torch.Tensor | None:
+        """The features of the last token, `(features,)`; None without probes."""
+        return self._last.features
+
+    @property
+    def _last(self) -> StepOutput:
+        output: StepOutput = self.prefix.outputs[len(self.prefix.token_ids) - 1]
+        return output
 
 
 class PrefixRequest(NamedTuple):
@@ -200,14 +211,17 @@ class PrefixCache:
         """Remember rows computed beyond prefixes, one for each, in case one is accepted."""
         for index, prefix in enumerate(prefixes):
             alive = [row for row in prefix.uncommitted if row.has_kv]
-            row = UncommittedRow(rows, index, {} if outputs is None else outputs[index])
+            known = {} if outputs is None else outputs[index]
+            row = UncommittedRow(rows, index, len(prefix.token_ids), known)
             prefix.uncommitted = [*alive, row]
         recent = [each for ref in self._recent if (each := ref()) is not None]
         most = _MAX_RECENT_BYTES // max(1, self.pool.bytes_per_token)
         while recent and (
             len(recent) >= _MAX_RECENT or sum(each.num_tokens for each in recent) > most
         ):
-            recent.pop(0).kv = None
+            recent.pop(0).drop()
+        for each in recent:
+            each.last_output = None  # logits of all rows are large, and the next step needs few
         self._recent = [weakref.ref(each) for each in [*recent, rows]]
 
     def invalidate_if_changed(self, *, thorough: bool = True) -> None:
@@ -217,8 +231,12 @@ class PrefixCache:
             thorough: See `WeightFingerprint.has_changed`.
         """
         if self._weights_changed(thorough=thorough):
-            self._free_recent()
-            self.pool = self._new_pool(self.pool.max_bytes)
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget everything; what callers have pinned is of no use to them any more."""
+        self._free_recent()
+        self.pool = self._new_pool(self.pool.max_bytes)
 
     def _new_pool(self, max_bytes: int | None = None) -> SlotPool:
         return SlotPool(max_bytes, min_kept=MIN_PREFIX_LEN if self._has_handles else 1)
@@ -242,7 +260,7 @@ class PrefixCache:
     def _free_recent(self) -> None:
         for ref in self._recent:
             if (rows := ref()) is not None:
-                rows.kv = None
+                rows.drop()
         self._recent.clear()
 
     # --- the steps of a request ---
@@ -287,7 +305,9 @@ class PrefixCache:
         if match.row is not None:
             count = match.num_tokens - match.num_cached
             self.pool.write(prefix, *match.row.first(count), match.row.token_ids[:count])
-        prefix.outputs = outputs_before(match.outputs, match.num_tokens)
+        found = outputs_before(match.outputs, match.num_tokens)
+        # Outputs of a language model are rows of large tensors.
+        prefix.outputs = {p: o.clone() for p, o in found.items()} if self._has_handles else found
 
     def _compute(self, wanted: Sequence[tuple[CachedPrefix, PrefixRequest]]) -> None:
         """Compute the missing tokens: equally many together, none with an empty prefix."""

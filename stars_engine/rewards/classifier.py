@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from stars_engine.chat.answers import encode_answer, frame
 from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.config import ClassifierReward
 from stars_engine.errors import ModelLoadError
+from stars_engine.kv_cache.cached_prefix import common_prefix_len
 from stars_engine.loading.models import load_model, load_tokenizer
+from stars_engine.rewards.aggregation import aggregate, check_reads_forward, not_causal
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import at_columns, pad, run_whole
@@ -23,6 +26,8 @@ from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt, Score
+
+_MAX_REMEMBERED = 256  # encoded prompts
 
 
 class ClassifierRewardModel(CachesPrefixes):
@@ -55,6 +60,9 @@ class ClassifierRewardModel(CachesPrefixes):
         is_causal = self._score_head is not None
         self._suffix_ids = [] if is_causal else self._find_suffix()
         self._sharing = self._find_sharing()
+        self._beginnings: dict[RewardPrompt, list[int]] = {}
+        if config.aggregate != "last":
+            self._check_causal(config.aggregate)
         limit = context_of(model, self._tokenizer, is_causal=is_causal)
         self._encoder = InputEncoder(
             codec,
@@ -84,10 +92,33 @@ class ClassifierRewardModel(CachesPrefixes):
             "path": self.path,
         }
 
-    @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """Score whole sequences; where the model allows it, compute only their new tokens."""
-        rows = [self._read(item) for item in inputs]
+        config = self._config
+        return [
+            with_floor(
+                aggregate(scores, config.aggregate, config.half_life),
+                config.floor,
+                num_tokens=len(row.ids),
+                truncated=row.truncated,
+            )
+            for scores, row in self._score_rows(inputs, each_token=config.aggregate != "last")
+        ]
+
+    def token_scores(self, inputs: Sequence[RewardInput]) -> list[list[float]]:
+        """Return the scores after each token of the answers; of an empty one, after the prompt.
+
+        Raises:
+            ModelLoadError: The model is not causal.
+        """
+        self._check_causal("mean")
+        return [scores for scores, _ in self._score_rows(inputs, each_token=True)]
+
+    @torch.inference_mode()
+    def _score_rows(
+        self, inputs: Sequence[RewardInput], *, each_token: bool
+    ) -> list[tuple[list[float], EncodedInput]]:
+        rows = [self._read(item, each_token=each_token) for item in inputs]
         if not rows:
             return []
         outputs = run_rows(
@@ -97,21 +128,36 @@ class ClassifierRewardModel(CachesPrefixes):
             batch_size=self._config.batch_size,
             sharing=self._sharing,
         )
-        return [
-            with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
-            for value, row in zip(self._values(torch.cat(outputs)), rows, strict=True)
-        ]
+        values = iter(self._values(torch.cat(outputs)))
+        return [(list(islice(values, len(row.points))), row) for row in rows]
 
     # --- reading ---
 
-    def _read(self, item: RewardInput) -> EncodedInput:
-        return self._encoder.fit(
-            item.prompt, lambda prompt: EncodedInput(self._encode(prompt, item))
-        )
-
-    def _encode(self, prompt: RewardPrompt, item: RewardInput) -> list[int]:
+    def _read(self, item: RewardInput, *, each_token: bool) -> EncodedInput:
         config = self._config
         ends = config.end_of_turn_on_final if item.finished else config.end_of_turn_on_partial
+
+        def encode(prompt: RewardPrompt) -> EncodedInput:
+            ids = self._encode(prompt, item, ends=ends)
+            if not each_token:
+                return EncodedInput(ids)
+            # Tokens at the border may depend on both sides, so the answer begins where the row
+            # differs from the prompt alone.
+            start = common_prefix_len(self._beginning(prompt), ids)
+            return EncodedInput(ids, tuple(range(min(start, len(ids) - 1), len(ids))))
+
+        return self._encoder.fit(item.prompt, encode)
+
+    def _beginning(self, prompt: RewardPrompt) -> list[int]:
+        """Encode a prompt with an empty answer."""
+        if prompt not in self._beginnings:
+            if len(self._beginnings) >= _MAX_REMEMBERED:
+                self._beginnings.clear()
+            empty = RewardInput(prompt, "", ())
+            self._beginnings[prompt] = self._encode(prompt, empty, ends=False)
+        return self._beginnings[prompt]
+
+    def _encode(self, prompt: RewardPrompt, item: RewardInput, *, ends: bool) -> list[int]:
         if self._template is not None:
             ids = self._template.encode(prompt.text, item.text, with_rest=ends)
         elif has_template(self._codec) and self._config.read != "ids":
@@ -209,6 +255,14 @@ class ClassifierRewardModel(CachesPrefixes):
         ids = torch.tensor([probe], device=self._device)
         plain = self._model(input_ids=ids).logits[0].float().to(ours.device)
         return ours.shape == plain.shape and torch.allclose(ours, plain, rtol=1e-3, atol=1e-3)
+
+    def _check_causal(self, how: str) -> None:
+        if self._score_head is None:
+            raise not_causal(self.name, how)
+        probe = self._codec.encode_prompt(PROBES[1])
+        check_reads_forward(
+            self._run_whole, probe, name=self.name, how=how, dtype=self._model.dtype
+        )
 
     @torch.inference_mode()
     def _find_sharing(self) -> Sharing:

@@ -174,7 +174,9 @@ class IncrementalRunner:
         columns: Sequence[Sequence[int]],
     ) -> torch.Tensor:
         self.num_computed += sum(map(len, ids))
-        return self._runner.extend(prefixes, ids, self.cache.pool, columns=columns)
+        outputs: torch.Tensor
+        outputs = self._runner.extend(prefixes, ids, self.cache.pool, columns=columns)
+        return outputs
 
 
 def _groups(indices: Sequence[int], rows: Sequence[EncodedInput]) -> Iterator[list[int]]:

@@ -8,18 +8,22 @@ from stars_engine.config import (
     FunctionReward,
     ProcessReward,
     RewardConfig,
+    ValueReward,
 )
 from stars_engine.errors import needs_extra
 from stars_engine.rewards.base import RewardModel
 
 
-def load_reward(config: RewardConfig, lm_fingerprint: str | None = None) -> RewardModel:
+def load_reward(
+    config: RewardConfig, lm_fingerprint: str | None = None, model: object | None = None
+) -> RewardModel:
     """Load a reward model.
 
     Args:
         config: A reward config of any kind.
         lm_fingerprint: Fingerprint of the language model's tokenizer, which the reward model may
             share.
+        model: The language model, whose hidden states a `ValueReward` reads.
 
     Raises:
         ModelLoadError: The reward model cannot be loaded.
@@ -29,7 +33,8 @@ def load_reward(config: RewardConfig, lm_fingerprint: str | None = None) -> Rewa
         from stars_engine.rewards.composite import CompositeRewardModel
 
         parts = {
-            name: load_reward(part.reward, lm_fingerprint) for name, part in config.parts.items()
+            name: load_reward(part.reward, lm_fingerprint, model)
+            for name, part in config.parts.items()
         }
         return CompositeRewardModel(config, parts)
     if isinstance(config, FunctionReward):
@@ -44,6 +49,10 @@ def load_reward(config: RewardConfig, lm_fingerprint: str | None = None) -> Rewa
         with needs_extra("local"):
             from stars_engine.rewards.process import ProcessRewardModel
         return ProcessRewardModel(config)
+    if isinstance(config, ValueReward):
+        with needs_extra("local"):
+            from stars_engine.rewards.value import ValueRewardModel
+        return ValueRewardModel(config, model)
     with needs_extra("local"):
         from stars_engine.rewards.yes_no import YesNoRewardModel
     return YesNoRewardModel(config)

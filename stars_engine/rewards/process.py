@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,6 +14,7 @@ from stars_engine.chat.template import Rendered, defuse, encode_rendered, has_te
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import load_model, load_tokenizer
+from stars_engine.rewards.aggregation import aggregate, check_reads_forward
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import CallAt, run_whole
@@ -26,13 +26,6 @@ from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_run
 from stars_engine.rewards.value_heads import load_token_head
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt, Score
-
-_AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
-    "last": lambda steps: steps[-1],
-    "min": min,
-    "mean": lambda steps: math.fsum(steps) / len(steps),
-    "product": math.prod,
-}
 
 
 class ProcessRewardModel(CachesPrefixes):
@@ -71,6 +64,11 @@ class ProcessRewardModel(CachesPrefixes):
         self._device = model.get_input_embeddings().weight.device
         self._label = self._find_label()
         self._sharing = self._find_sharing()
+        if config.aggregate == "ema":
+            probe = [*codec.encode_prompt(PROBES[1]), self._marker]
+            check_reads_forward(
+                self._run_whole, probe, name=self.name, how=config.aggregate, dtype=model.dtype
+            )
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._encoder = InputEncoder(
             codec,
@@ -116,11 +114,11 @@ class ProcessRewardModel(CachesPrefixes):
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
-        aggregate = _AGGREGATES[self._config.aggregate]
+        config = self._config
         return [
             with_floor(
-                aggregate(steps),
-                self._config.floor,
+                aggregate(steps, config.aggregate, config.half_life),
+                config.floor,
                 num_tokens=len(row.ids),
                 truncated=row.truncated,
             )

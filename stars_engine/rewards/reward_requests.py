@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
 
 from stars_engine.protocols import has_members
 from stars_engine.rewards.base import RewardModel, score_each
 from stars_engine.types import RewardInput, RewardOutcome
+
+if TYPE_CHECKING:
+    from stars_engine.probes import Probe
 
 
 class Requester(Protocol):
@@ -78,6 +81,12 @@ def split_composites(routed: Iterable[RoutedRequest]) -> list[RoutedRequest]:
 def single_models(reward: RewardModel) -> Sequence[RewardModel]:
     """Return the parts of a composite, or the reward model itself."""
     return reward.models() if gathers(reward) else [reward]
+
+
+def probes_of(reward: RewardModel) -> tuple[Probe, ...]:
+    """Return the probes whose features a reward model reads, those of its parts included."""
+    found = (getattr(part, "probe", None) for part in single_models(reward))
+    return tuple(probe for probe in found if probe is not None)
 
 
 def score_now(routed: Sequence[RoutedRequest]) -> None:

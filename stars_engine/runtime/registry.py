@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.config import CompositeReward, EngineParams, StarsConfig
+from stars_engine.config import CompositeReward, EngineParams, StarsConfig, ValueReward
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.masking import DIGESTS
@@ -65,7 +65,7 @@ def _identity(part: Schema) -> dict[str, Any]:
         }
         return {**part.model_dump(exclude={"parts"}), "parts": parts}
     values: dict[str, Any] = part.model_dump(exclude=_live_fields(part), context=DIGESTS)
-    if isinstance(part, Checkpoint):
+    if isinstance(part, Checkpoint | ValueReward):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
             path = values.get(name)
             if path is not None and path.startswith((".", "~", "/")):
@@ -88,6 +88,8 @@ def _absolute(path: str) -> str:
 def _live_fields(part: Schema) -> set[str]:
     if isinstance(part, Checkpoint):
         return {"model", "tokenizer"}
+    if isinstance(part, ValueReward):
+        return {"head"}
     function = getattr(part, "function", None)
     return set() if isinstance(function, str) else {"function"}
 

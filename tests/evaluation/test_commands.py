@@ -17,8 +17,7 @@ from typer.testing import CliRunner, Result
 
 from stars_engine import ConfigError, MissingExtraError
 from stars_engine.cli.app import app
-from tests.cli.test_cli import COMMAND
-from tests.evaluation.test_evaluate import SPEED
+from tests.support.evaluation import COMMAND, SPEED
 
 RECIPE = """
 name: small

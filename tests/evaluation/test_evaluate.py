@@ -31,10 +31,10 @@ from stars_engine.evaluation import (
 )
 from stars_engine.evaluation.figures import ArmFigures
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore, name_of
+from tests.support.evaluation import SPEED
 
 NUM_PROMPTS = 8
 ZERO = {"kind": "constant", "value": 0.0}
-SPEED = re.compile(r"(_s|^p50|^p95|^first_p.*|^seconds.*|^generated_times|^discarded)$")
 
 
 def long_words(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -115,7 +115,7 @@ def test_a_third_call_that_fails_ends_its_request(engine: StarsEngine) -> None:
     check_others(outcomes)
     error = outcomes[1]
     assert isinstance(error, RewardError)
-    assert "the reward function failed: OSError: call 3: no answer" in str(error)
+    assert "the reward recording_function failed: OSError: call 3: no answer" in str(error)
     assert "Hint: fix the reward model" in str(error)
     assert isinstance(error.__cause__, OSError)
     assert len(error.result.segments) == 2
@@ -174,7 +174,7 @@ def test_retries_end(engine: StarsEngine) -> None:
     )
     check_others(outcomes)
     assert isinstance(outcomes[1], RewardError)
-    assert "the reward function failed 3 times: OSError: call 5" in str(outcomes[1])
+    assert "the reward recording_function failed 3 times: OSError: call 5" in str(outcomes[1])
 
 
 def test_failures_never_force_a_candidate(engine: StarsEngine) -> None:
@@ -211,7 +211,7 @@ def test_a_call_that_hangs(engine: StarsEngine, on_failure: str) -> None:
         release.set()
     check_others(outcomes)
     if on_failure == "raise":
-        assert "the reward function took longer than 0.5 s" in str(outcomes[1])
+        assert "the reward recording_function took longer than 0.5 s" in str(outcomes[1])
         assert "timeout_s" in str(outcomes[1])
     else:
         assert outcomes[1].finish_reason in ("stop", "length")

@@ -8,10 +8,11 @@ from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.composite import CompositeReward, RewardPart, as_reward
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
+from stars_engine.config.rewards.value import ValueReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 
 RewardConfig = Annotated[
-    ClassifierReward | ProcessReward | YesNoReward | FunctionReward | CompositeReward,
+    ClassifierReward | ProcessReward | YesNoReward | ValueReward | FunctionReward | CompositeReward,
     Field(discriminator="kind"),
 ]
 
@@ -22,6 +23,7 @@ __all__ = [
     "ProcessReward",
     "RewardConfig",
     "RewardPart",
+    "ValueReward",
     "YesNoReward",
     "as_reward",
 ]

@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.models import EMBEDDED_REWARD
-from stars_engine.config.rewards.common import ModelReward, Template, check_template
+from stars_engine.config.rewards.common import Aggregating, Template, check_template
 
 
-class ClassifierReward(ModelReward):
+class ClassifierReward(Aggregating):
     """A sequence classifier that reads the prompt and the answer so far."""
 
     kind: Literal["classifier"] = "classifier"
@@ -22,6 +22,12 @@ class ClassifierReward(ModelReward):
     output: Literal["logit", "probability", "log_odds"] = Field(
         default="logit",
         description="the label's logit, its probability, or log p - log(1 - p)",
+    )
+    aggregate: Literal["last", "mean", "ema"] = Field(
+        default="last",
+        description="how the scores of a causal model after each token of the answer become one "
+        "reward: the last one, their mean, or their exponential moving average (see half_life)",
+        examples=["mean"],
     )
     read: Literal["auto", "ids", "text"] = Field(
         default="auto",
@@ -65,5 +71,6 @@ class ClassifierReward(ModelReward):
         return (
             self.name_or_path == EMBEDDED_REWARD
             and self.output == "logit"
+            and self.aggregate == "last"
             and self.template is None
         )

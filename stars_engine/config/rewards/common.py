@@ -109,6 +109,31 @@ class ModelReward(Failing, Checkpoint):
         return self
 
 
+class Aggregating(ModelReward):
+    """A reward that scores several positions of an answer and aggregates the scores."""
+
+    half_life: float = Field(
+        default=16.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="scores after which a weight halves, counted back from the last one; with "
+        "aggregate='ema'",
+        examples=[16.0],
+    )
+
+    @model_validator(mode="after")
+    def _half_life_acts(self) -> Self:
+        # A value that equals the default may come from a file, which contains every field.
+        default = type(self).model_fields["half_life"].default
+        how = getattr(self, "aggregate", None)
+        if how != "ema" and self.half_life != default:
+            raise ValueError(
+                f"half_life={self.half_life!r} needs aggregate='ema'; got aggregate={how!r}. Hint: "
+                "set aggregate='ema', or leave half_life out"
+            )
+        return self
+
+
 def check_template(
     text: str | None, *, may_hold: tuple[str, ...] = ("{prompt}", "{bos}")
 ) -> str | None:

@@ -12,12 +12,14 @@ from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.common import Floored, check_floor
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
+from stars_engine.config.rewards.value import ValueReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 from stars_engine.named import names_an_object
 from stars_engine.schema import Schema
 
 SingleReward = Annotated[
-    ClassifierReward | ProcessReward | YesNoReward | FunctionReward, Field(discriminator="kind")
+    ClassifierReward | ProcessReward | YesNoReward | ValueReward | FunctionReward,
+    Field(discriminator="kind"),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config.rewards.common import ModelReward, Template, check_template
+from stars_engine.config.rewards.common import Aggregating, Template, check_template
 
 
 class Convention(NamedTuple):
@@ -57,7 +57,7 @@ CONVENTIONS = {
 }
 
 
-class ProcessReward(ModelReward):
+class ProcessReward(Aggregating):
     """A model that scores the steps of an answer; the probabilities of good steps are aggregated.
 
     `convention` names the settings of a published model family; explicit fields override them.
@@ -118,8 +118,10 @@ class ProcessReward(ModelReward):
         "the tokenizer's chat template, else prompt and answer without a template",
         examples=["{prompt} {completion}"],
     )
-    aggregate: Literal["last", "min", "mean", "product"] = Field(
-        default="last", description="how the probabilities of the steps become one reward"
+    aggregate: Literal["last", "min", "mean", "ema", "product"] = Field(
+        default="last",
+        description="how the probabilities of the steps become one reward; 'ema' is their "
+        "exponential moving average (see half_life)",
     )
     score_unfinished: bool = Field(
         default=True,

@@ -1,0 +1,50 @@
+"""Config objects of value heads, which read the language model's own hidden states."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from stars_engine.config.loading import check_name
+from stars_engine.config.rewards.common import Floored
+
+
+class ValueReward(Floored):
+    """A value head that `train_guide` has fitted to the language model.
+
+    It reads hidden states that drafting computes anyway, so it costs next to nothing and needs no
+    second model. A `reward_prompt` does not change it.
+    """
+
+    kind: Literal["value"] = "value"
+    name_or_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the folder that train_guide or `stars train-guide` wrote",
+        examples=["guides/sentiment"],
+    )
+    head: Any = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="a loaded ValueHead, instead of name_or_path",
+    )
+
+    @field_validator("name_or_path")
+    @classmethod
+    def _name_is_a_name(cls, name: str | None) -> str | None:
+        return check_name(name)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name_or_path is None) == (self.head is None):
+            raise ValueError(
+                "give either name_or_path, the folder of a value head, or head, a loaded ValueHead"
+            )
+        return self
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the config holds a live object, which cannot be written to a file."""
+        return self.head is not None
