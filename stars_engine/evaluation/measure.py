@@ -297,6 +297,7 @@ def _settings(table: ArmTable) -> dict[str, Any]:
     values["kind"] = table.arm.kind
     if table.arm.kind in ("stars", "rejection"):
         align = table.align.model_dump(mode="json", exclude_defaults=True, fallback=name_of)
+        align["segment_len"] = table.align.segment_len  # also if it is the default
         schedule = align.get("schedule", {})
         for name in ("stages", "terminals", "made_for", "curve"):  # long; stored with the answers
             schedule.pop(name, None)

@@ -240,7 +240,7 @@ def _span(value: Estimate) -> list[float]:
     return [end if end > 0 else 0.0 for end in ends]
 
 
-def _plain_ticks(axes: Any, positions: Sequence[float]) -> None:
+def _plain_ticks(axes: Any, ticks: Sequence[float]) -> None:
     """Label a logarithmic axis with plain numbers."""
-    axes.set_xticks(positions, [f"{position:g}" for position in positions])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)

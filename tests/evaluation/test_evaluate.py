@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stars_engine import ConfigError, FunctionReward, SamplingParams, StarsEngine
+from stars_engine import ConfigError, SamplingParams, StarsEngine
 from stars_engine.evaluation import (
     BestOfNArm,
     BlockwiseArm,
@@ -31,10 +31,10 @@ from stars_engine.evaluation import (
 )
 from stars_engine.evaluation.figures import ArmFigures
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore, name_of
+from tests.support.evaluation import SPEED
 
 NUM_PROMPTS = 8
 ZERO = {"kind": "constant", "value": 0.0}
-SPEED = re.compile(r"(_s|^p50|^p95|^first_p.*|^seconds.*|^generated_times|^discarded)$")
 
 
 def long_words(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -48,7 +48,7 @@ def small_recipe(**changes: Any) -> Recipe:
         "title": "Is it small?",
         "prompts": PromptSet(tuning=8, fresh=NUM_PROMPTS),
         "sampling": SamplingParams(max_tokens=16, n=2),
-        "judges": {"long words": FunctionReward(function=long_words, batched=True)},
+        "judges": {"long words": long_words},
         "batch_size": 4,
         "num_samples": 2,
         "arms": {
@@ -101,7 +101,7 @@ def test_costs_are_those_of_the_answers(finished: tuple[Evaluation, Path]) -> No
         assert arm.costs.generated_times == pytest.approx(generated / length)
         assert arm.costs.reward_calls == np.mean([r.usage.num_reward_calls for r in own])
         assert arm.num_answers == 2 * NUM_PROMPTS
-        assert arm.guide.value == pytest.approx(np.mean([r.reward for r in own]), abs=1e-6)
+        assert arm.guide.value == pytest.approx(np.mean([r.reward for r in own]), abs=1e-4)
     # Four whole answers, each counted: drafts that are not kept cost as much as kept ones.
     best = evaluation.fresh.arms["best of 4"]
     samples = [r for record in records(directory, "best of 4") for r in record.results]
