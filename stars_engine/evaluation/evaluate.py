@@ -12,7 +12,7 @@ from pathlib import Path
 from stars_engine.calibration.report import TrustReport, trust_report
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.evaluation.figures import Evaluation, HalfFigures, Sample, SampleSegment
+from stars_engine.evaluation.figures import Evaluation, HalfFigures, ShownAnswer, ShownSegment
 from stars_engine.evaluation.judges import Judges
 from stars_engine.evaluation.measure import measure
 from stars_engine.evaluation.perplexity import Likelihood
@@ -158,7 +158,7 @@ def _trust(
 
 def _samples(
     recipe: Recipe, answers: Mapping[str, ArmAnswers], measures: Measures
-) -> tuple[Sample, ...]:
+) -> tuple[ShownAnswer, ...]:
     """Return the first answers of each arm to the first prompts."""
     shown = []
     for index in range(recipe.num_samples):
@@ -168,7 +168,7 @@ def _samples(
                 continue
             result = record.results[0]
             shown.append(
-                Sample(
+                ShownAnswer(
                     prompt=record.prompt,
                     arm=name,
                     reward=result.reward,
@@ -182,13 +182,13 @@ def _samples(
     return tuple(shown)
 
 
-def _shown(segment: Segment) -> SampleSegment:
+def _shown(segment: Segment) -> ShownSegment:
     rejected = [
         (attempt.reward, attempt.text or "")
         for attempt in segment.attempts
         if attempt.verdict == "rejected"
     ]
-    return SampleSegment(
+    return ShownSegment(
         text=segment.text,
         reward=segment.reward,
         threshold=segment.threshold,

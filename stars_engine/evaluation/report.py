@@ -12,7 +12,7 @@ from typing import Any
 
 from stars_engine.errors import needs_extra
 from stars_engine.evaluation import plots
-from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, Sample
+from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, ShownAnswer
 from stars_engine.evaluation.store import name_of
 from stars_engine.files.config_files import text_of
 from stars_engine.files.disk import write_file
@@ -157,7 +157,7 @@ def _ends(name: str, value: Estimate | None) -> dict[str, Any]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
-def _by_prompt(samples: Sequence[Sample]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _by_prompt(samples: Sequence[ShownAnswer]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Group samples by prompt, and give each segment the colour of its reward."""
     rewards = [
         segment.reward
