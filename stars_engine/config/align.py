@@ -243,7 +243,8 @@ class AlignParams(Schema):
         if self.segment_end == "length" and shortest is not None:
             raise ValueError(
                 f"min_segment_len={shortest} needs segment_end='sentence' or 'entropy', but "
-                "segment_end is 'length'. Hint: set segment_end, or leave min_segment_len out"
+                "segment_end is 'length'. Hint: set segment_end='sentence' or 'entropy', or leave "
+                "min_segment_len out"
             )
         if (self.segment_end == "entropy") != (self.max_entropy is not None):
             raise ValueError(
