@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,8 +35,10 @@ from stars_engine.guides.samples import (
     draw_samples,
     labelled_answers,
 )
-from stars_engine.probes import GivesHiddenStates
 from stars_engine.types import Prompt
+
+if TYPE_CHECKING:
+    from stars_engine.probes import GivesHiddenStates
 
 REPORT_FILE, CARD_FILE, SAMPLES_FILE, SETTINGS_FILE = (
     "report.json",
@@ -102,6 +104,7 @@ def train_guide(
     from stars_engine.guides.fit import folds_of  # noqa: PLC0415
     from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
     from stars_engine.guides.states import read_states  # noqa: PLC0415
+    from stars_engine.probes import GivesHiddenStates  # noqa: PLC0415, TC004
     from stars_engine.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
 
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
