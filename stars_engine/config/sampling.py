@@ -140,6 +140,7 @@ class SamplingParams(Schema):
     def _min_within_max(self) -> Self:
         if self.min_tokens > self.max_tokens:
             raise ValueError(
-                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}; lower it"
+                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}. "
+                "Hint: lower min_tokens, or raise max_tokens"
             )
         return self

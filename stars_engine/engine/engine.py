@@ -231,7 +231,7 @@ class StarsEngine(Handle):
     ) -> list[StarsResult]:
         """Sample `n` whole answers per prompt and return the one with the highest reward."""
         if n < 1:
-            raise ValueError(f"n={n} is not allowed; Best-of-N needs n of 1 or more, such as n=16")
+            raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
         group = self._new_group(prompts, sampling, None, reward_prompt)
         group.decoding, group.num_samples = PlainDecoding(), n
         results: list[StarsResult] = self._wait(self._submit(group))

@@ -25,7 +25,7 @@ _FIXES = {
     errno.EBUSY: "the file is a mount point and cannot be replaced; mount its directory instead",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EISDIR: "give a file in that directory",
-    errno.ENOENT: "create the directory, or use another one",
+    errno.ENOENT: "the file to read, or the directory to write to, must exist",
     errno.ENOTDIR: "a part of the path is a file; use another directory",
 }
 _WRONG_PATHS = {errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}

@@ -70,9 +70,10 @@ def train_guide(
 ) -> GuideReport:
     """Fit a value head to answers of an engine's language model, and write it to a folder.
 
-    Answers are sampled plainly and judged whole. The head learns to tell from the hidden states of
-    an unfinished answer what the judge will say of the whole. Layer, pooling, strength and shape
-    are chosen by folds of prompts. An interrupted call resumes with the samples in the folder.
+    Answers are drawn by plain sampling, and the judge scores each whole answer. From the hidden
+    states of an unfinished answer, the head learns to predict the judge's score of the whole
+    answer. Layer, pooling, strength and shape are chosen by cross-validation over prompts. An
+    interrupted call resumes with the samples in the folder.
 
     Args:
         engine: The `StarsEngine` whose language model is to be guided.
@@ -90,7 +91,7 @@ def train_guide(
         soft_value_beta: Fit the soft value beta * log E exp(score / beta) with this beta, in units
             of the score, instead of the expected score.
         seed: Seed of the answers and of the fit.
-        progress: Called with the name of the part, the items done, and all items.
+        progress: Called with the name of the part, the items done, and the total number of items.
 
     Returns:
         The report, whose figures are all on held-out prompts.
