@@ -105,7 +105,7 @@ def train_guide(
     from stars_engine.guides.fit import folds_of  # noqa: PLC0415
     from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
     from stars_engine.guides.states import read_states  # noqa: PLC0415
-    from stars_engine.probes import GivesHiddenStates  # noqa: PLC0415, TC004
+    from stars_engine.probes import GivesHiddenStates  # noqa: PLC0415
     from stars_engine.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
 
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
