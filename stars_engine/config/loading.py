@@ -78,7 +78,7 @@ def check_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
         ValueError: A keyword has its own field, or allows pickles.
     """
     for name in keywords.keys() & _RESERVED.keys():
-        raise ValueError(f"{name!r} is not allowed here. Hint: {_RESERVED[name]}")
+        raise ValueError(f"{name!r} cannot be given here. Hint: {_RESERVED[name]}")
     declared = keywords.get("config")
     if isinstance(declared, str | Mapping | list | tuple | int | float):
         raise ValueError(  # noqa: TRY004 - pydantic reports ValueErrors

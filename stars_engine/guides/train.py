@@ -21,7 +21,6 @@ from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.errors import ConfigError, ModelLoadError, Problem
 from stars_engine.files.disk import write_file
-from stars_engine.guides.fit import folds_of
 from stars_engine.guides.judging import Judge, judge_samples, scorer_of
 from stars_engine.guides.report import (
     GuideReport,
@@ -31,16 +30,13 @@ from stars_engine.guides.report import (
     verdict_of,
 )
 from stars_engine.guides.samples import (
+    JudgedAnswer,
     ProgressCallback,
-    Sample,
     draw_samples,
     labelled_answers,
 )
-from stars_engine.guides.selection import Data, choose
-from stars_engine.guides.states import read_states
 from stars_engine.probes import GivesHiddenStates
 from stars_engine.types import Prompt
-from stars_engine.value_head import ValueHead, fingerprint_of
 
 REPORT_FILE, CARD_FILE, SAMPLES_FILE, SETTINGS_FILE = (
     "report.json",
@@ -102,6 +98,12 @@ def train_guide(
         ModelLoadError: The language model gives no hidden states.
         RewardError: The judge failed.
     """
+    # These import torch, which importing this function must not.
+    from stars_engine.guides.fit import folds_of  # noqa: PLC0415
+    from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
+    from stars_engine.guides.states import read_states  # noqa: PLC0415
+    from stars_engine.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
+
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
     progress = progress or (lambda *_: None)
     model: Any = engine.model
@@ -191,7 +193,7 @@ def _samples(
     *,
     sampling: SamplingParams,
     progress: ProgressCallback,
-) -> list[Sample]:
+) -> list[JudgedAnswer]:
     if prompts is None:
         neutral = neutral_prompts(chat=uses_chat_format(engine), seed=sampling.seed or 0)
         prompts = neutral[:_DEFAULT_PROMPTS]
@@ -234,7 +236,7 @@ def _check(*, num_answers: int, shape: str, soft_value_beta: float | None) -> No
         raise _problem("soft_value_beta", f"{soft_value_beta!r} is not allowed; above 0, or None")
 
 
-def _check_scores(samples: Sequence[Sample]) -> None:
+def _check_scores(samples: Sequence[JudgedAnswer]) -> None:
     by_prompt: dict[int, set[float]] = {}
     for sample in samples:
         assert sample.score is not None

@@ -19,11 +19,14 @@ KEYWORDS = frozenset(
         *("pattern", "format", "minLength", "maxLength", "minimum", "maximum", "multipleOf"),
         *("exclusiveMinimum", "exclusiveMaximum"),
         *("contentEncoding", "contentMediaType", "contentSchema"),
+        # of earlier drafts
+        *("$recursiveRef", "disallow", "divisibleBy", "extends"),
     }
 )
 ANNOTATIONS = frozenset(
     {
         *("$schema", "$id", "$anchor", "$defs", "definitions", "$comment", "$vocabulary"),
+        *("$dynamicAnchor", "$recursiveAnchor"),
         *("title", "description", "default", "examples", "example", "deprecated", "readOnly"),
         *("writeOnly", "discriminator", "nullable", "propertyOrdering", "property_ordering"),
         *("externalDocs", "xml", "id"),

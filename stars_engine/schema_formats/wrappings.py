@@ -107,11 +107,15 @@ def is_wrapped(value: Mapping[str, Any]) -> bool:
 
 
 def is_schema(value: Mapping[str, Any]) -> bool:
-    """Whether a dictionary is a JSON schema itself: it has a keyword, or nothing to read."""
-    is_typed = not isinstance(value.get("type"), str) or value["type"] in TYPES
-    if not is_typed or isinstance(value.get("format"), Mapping):
+    """Whether a dictionary is a JSON schema itself, valid or not.
+
+    It has a keyword and no type of a wrapping, or it has nothing but keywords and annotations.
+    """
+    if isinstance(value.get("format"), Mapping):
         return False
-    return bool(value.keys() & KEYWORDS - {"format"}) or value.keys() <= ANNOTATIONS | {"format"}
+    is_typed = not isinstance(value.get("type"), str) or value["type"] in TYPES
+    has_keyword = bool(value.keys() & KEYWORDS - {"format"})
+    return (is_typed and has_keyword) or value.keys() <= KEYWORDS | ANNOTATIONS
 
 
 def type_of_answer(value: Any) -> str | None:
