@@ -154,15 +154,23 @@ def main() -> None:
         type=Path,
         help="instead, write openings to this .jsonl: those of the select half, then the others",
     )
+    parser.add_argument(
+        "--training",
+        type=int,
+        default=0,
+        help="with --openings: so many of training reviews instead",
+    )
     parser.add_argument("--select", type=int, default=96, help="openings of the select half")
     parser.add_argument("--report", type=int, default=200, help="openings of the report half")
     args = parser.parse_args()
     if args.openings is None:
         print(json.dumps(numbers(args.imdb), indent=2))
         return
-    prompts = openings(args.imdb, "select", args.select) + openings(
-        args.imdb, "report", args.report
-    )
+    if args.training:
+        prompts = openings(args.imdb, "pilot", args.training)
+    else:
+        prompts = openings(args.imdb, "select", args.select)
+        prompts += openings(args.imdb, "report", args.report)
     lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     write_file(args.openings, "\n".join(lines) + "\n", "openings")
 
