@@ -32,9 +32,9 @@ from stars_engine.rewards.value import ValueRewardModel
 from stars_engine.testing import TabularModel, check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt
 from stars_engine.value_head import POOLINGS, ValueHead
-from tests.conftest import make_rollout
 from tests.support.accounts import account
 from tests.support.backends import random_model
+from tests.support.rollouts import make_rollout
 from tests.support.value_heads import random_head
 
 PROMPTS = ["This movie", "The acting in this film was"]
