@@ -157,7 +157,9 @@ def _nats(network: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> 
 
 def _fingerprint(directory: Path) -> str:
     names = ("model.safetensors", "config.json", "tokenizer.json")
-    contents = b"".join((directory / name).read_bytes() for name in names)
+    # The tokenizer may be that of the partner.
+    files = (directory / name for name in names if (directory / name).exists())
+    contents = b"".join(file.read_bytes() for file in files)
     return hashlib.blake2b(contents, digest_size=8).hexdigest()
 
 

@@ -25,8 +25,8 @@ from random import Random
 from stars_engine.core.autotune import (
     AcceptanceEstimates,
     Chances,
-    Curve,
     SegmentDraws,
+    StepCostCurve,
     allocate_rows,
 )
 
@@ -36,10 +36,12 @@ Choose = Callable[[Sequence["SimulatedRollout"], Cost, int], Sequence[int]]
 ACCEPTANCES = (0.95, 0.8, 0.6, 0.5, 0.4, 0.25, 0.15, 0.1)
 FALL, NUM_SEGMENTS, MAX_ATTEMPTS = 0.97, 20, 20
 COSTS: dict[str, Cost] = {
-    "two rows cost as much as eight": Curve({1: 1.0, 2: 1.5, 8: 1.6, 16: 2.1, 64: 5.0, 160: 12.0}),
-    "a row adds 1 %": Curve({1: 1.0, 160: 1 + 0.01 * 159}),
-    "a row adds 7 %": Curve({1: 1.0, 160: 1 + 0.07 * 159}),
-    "a row adds 20 %": Curve({1: 1.0, 160: 1 + 0.2 * 159}),
+    "two rows cost as much as eight": StepCostCurve(
+        {1: 1.0, 2: 1.5, 8: 1.6, 16: 2.1, 64: 5.0, 160: 12.0}
+    ),
+    "a row adds 1 %": StepCostCurve({1: 1.0, 160: 1 + 0.01 * 159}),
+    "a row adds 7 %": StepCostCurve({1: 1.0, 160: 1 + 0.07 * 159}),
+    "a row adds 20 %": StepCostCurve({1: 1.0, 160: 1 + 0.2 * 159}),
 }
 
 

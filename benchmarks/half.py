@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.answers import AnswerRecord, Arms, perplexity
-from benchmarks.comparison import (
+from stars_engine import AlignParams, LinearSchedule, SamplingParams
+from stars_engine.evaluation.statistics import (
     Floats,
     at_equal_tokens,
     best_of,
-    distinct_2,
-    distinct_2_within,
     over_prompts,
     win_rate,
 )
-from stars_engine import AlignParams, LinearSchedule, SamplingParams
+from stars_engine.evaluation.text_measures import distinct
 from training.linear import LinearClassifier
 
 COMPARED = (4, 8, 16)
@@ -96,21 +95,20 @@ class Half:
         mean_opinion = opinion.mean(1)
         wins = win_rate(opinion, self.opinion)
 
-        def times(picked: NDArray[np.int64]) -> float:
-            return float(spent[picked].mean() / self._length[picked].mean())
+        def times(picked: NDArray[np.int64]) -> Floats:
+            return np.asarray(spent[picked].mean(-1) / self._length[picked].mean(-1))
 
-        def over_equal(picked: NDArray[np.int64]) -> float:
-            equal = at_equal_tokens(self.curve[picked].mean(0), times(picked))
-            return float(mean_opinion[picked].mean() - equal)
+        def over_equal(picked: NDArray[np.int64]) -> Floats:
+            equal = at_equal_tokens(self.curve[picked].mean(-2), times(picked))
+            return np.asarray(mean_opinion[picked].mean(-1) - equal)
 
-        number = len(self.prompts)
         return {
-            "times": over_prompts(times, number),
+            "times": self._interval(times),
             "guide": float(np.mean([answer.reward for answer in answers])),
-            "judge": over_prompts(lambda picked: float(mean_opinion[picked].mean()), number),
+            "judge": self._mean(mean_opinion),
             "positive": float((opinion > 0).mean()),
-            "wins": over_prompts(lambda picked: float(wins[picked].mean()), number),
-            "over_equal_tokens": over_prompts(over_equal, number),
+            "wins": self._mean(wins),
+            "over_equal_tokens": self._interval(over_equal),
             **self._over_best_of(mean_opinion),
             "forced": sum(answer.num_forced for answer in answers)
             / sum(answer.num_segments for answer in answers),
@@ -148,7 +146,7 @@ class Half:
         by_prompt = best_of(n, self.guide, wins)
         return {
             **self._selected(n),
-            "wins": over_prompts(lambda picked: float(by_prompt[picked].mean()), len(by_prompt)),
+            "wins": self._mean(by_prompt),
             "over_equal_tokens": None,
             **self._guards(best),
         }
@@ -159,7 +157,7 @@ class Half:
         return {
             "times": [float(n)] * 3,
             "guide": float(best_of(n, self.guide, self.guide).mean()),
-            "judge": over_prompts(lambda picked: float(values[picked].mean()), len(values)),
+            "judge": self._mean(values),
             "positive": float(positive.mean()),
             **self._over_best_of(values),
             "forced": None,
@@ -167,13 +165,18 @@ class Half:
 
     def _over_best_of(self, opinion: Floats) -> dict[str, list[float]]:
         return {
-            f"over_best_of_{n}": over_prompts(
-                lambda picked, n=n: float((opinion - self.curve[:, n - 1])[picked].mean()),
-                len(opinion),
-            )
+            f"over_best_of_{n}": self._mean(opinion - self.curve[:, n - 1])
             for n in COMPARED
             if n <= self.num_plain
         }
+
+    def _interval(self, figure: Callable[[NDArray[np.int64]], Floats]) -> list[float]:
+        """Return a figure and the ends of its 95% interval over prompts."""
+        found = over_prompts(figure, len(self.prompts))
+        return [found.value, found.low, found.high]
+
+    def _mean(self, values: Floats) -> list[float]:
+        return self._interval(lambda picked: values[picked].mean(-1))
 
     def _guards(self, answers: Sequence[AnswerRecord]) -> dict[str, float]:
         """Return the figures that an arm spoils if it games its guide.
@@ -184,8 +187,8 @@ class Half:
         one_each = list({answer.prompt: answer.text for answer in answers}.values())
         return {
             "perplexity": perplexity(self._language_model, self.prompts, answers),
-            "distinct-2": distinct_2_within(texts),
-            "distinct-2 over prompts": distinct_2(one_each),
+            "distinct-2": float(np.nanmean([distinct([text], 2) for text in texts])),
+            "distinct-2 over prompts": distinct(one_each, 2),
             "tokens": float(np.mean([len(answer.ids) for answer in answers])),
         }
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from stars_engine import PromptError
 from stars_engine.config.grammars import schema_of
-from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.parts import rooted, without_titles
 from stars_engine.schema_formats.wrappings import NamedSchema, read_tools
 
 
@@ -59,8 +59,8 @@ def callable_tools(tools: Sequence[BaseTool]) -> list[BaseTool]:
 
 
 def _whole(model: type[BaseModel]) -> dict[str, Any]:
-    schema = rooted(schema_of(model))
-    return {key: part for key, part in schema.items() if key not in ("title", "description")}
+    schema = without_titles(rooted(schema_of(model)))
+    return {key: part for key, part in schema.items() if key != "description"}
 
 
 def _resolve_annotations(tool: BaseTool) -> None:

@@ -24,14 +24,21 @@ def _set(words: str) -> frozenset[str]:
 
 
 _SECRET_WORDS = _set(
-    "apikey authorization bearer cookie cookies credential credentials jwt passphrase passwd "
-    "password pwd sas secret secrets signature"
+    "apikey authentication authorization bearer cookie cookies credential credentials jwt oauth "
+    "otp passcode passphrase passwd password pem pwd sas secret secrets sessionid signature"
 )
-_KEYS = _set("access account api auth encryption private secret service signing")
+_KEYS = _set(
+    "access account admin api app auth client deploy encryption license master private project "
+    "secret service session shared signing ssh storage subscription"
+)
+# Words that name secrets in keywords, but mostly other things in a text.
+_IN_KEYWORDS = _set("key pass session sid")
 _TEXT_TOKENS = _set(  # tokens of text, which are not secrets
     "additional audio begin bos cls decoder end eoi eos fill first forced image last mask middle "
     "next pad per prefix sep special start stop suffix text unk video vision"
 )
+
+_SHORTEST = 8  # characters of a secret whose name could be another thing's
 
 _START = r"(?<![A-Za-z0-9])"
 # Secrets anywhere in a text: credentials in URLs, and tokens with the prefix of an issuer.
@@ -54,7 +61,7 @@ _BEARER = re.compile(
 )
 # name='value', "name": "value", name: value, ?name=value
 _NAMED = re.compile(
-    r"([\w-]+)(['\"]?\s*[:=]\s*)"
+    r"(?<![\w-])([\w-]++)(['\"]?\s*[:=]\s*)"  # of whole words only: linear in a long word
     r"(?:(['\"])([^'\"]+)\3|((?!/)[^\s'\"<(\[{,;&)]{6,}+(?!\()))"
 )
 
@@ -72,8 +79,9 @@ def is_secret_name(name: object) -> bool:
         or (last in ("key", "keys") and before in _KEYS)
         or (last == "token" and before not in _TEXT_TOKENS)
         or (last == "tokens" and before in _KEYS)
-        or last == "auth"
-        or words == ["pass"]
+        or last in ("auth", "session")
+        or (before == "session" and last in ("id", "cookie"))
+        or (len(words) == 1 and last in _IN_KEYWORDS)
     )
 
 
@@ -95,9 +103,10 @@ def holds_secret(text: str) -> bool:
 
 def _without_value(found: re.Match[str]) -> str:
     name, between, quotes, unquoted = found[1], found[2], found[3] or "", found[5]
-    # In grammars, `token: word` is common.
+    # In grammars, `token: word` is common, and in other texts `key: 'word'`.
     is_word = unquoted is not None and unquoted.isalpha() and name.lower() == "token"
-    if is_word or not is_secret_name(name):
+    is_plain = name.lower() in _IN_KEYWORDS and (not quotes or len(found[4]) < _SHORTEST)
+    if is_word or is_plain or not is_secret_name(name):
         return found[0]
     return f"{name}{between}{quotes}{MASK}{quotes}"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeGuard, TypeVar
+
+from stars_engine.protocols import has_members
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,6 @@ _MESSAGES = (
 )
 
 
-@runtime_checkable
 class KeepsCache(Protocol):
     """A model that caches what it has computed."""
 
@@ -38,13 +39,22 @@ class KeepsCache(Protocol):
         ...
 
 
-@runtime_checkable
 class DependsOnWeights(Protocol):
     """A model with a cache, whose weights may change."""
 
     def invalidate_if_changed(self) -> None:
         """Forget what was computed with other weights; called when requests start."""
         ...
+
+
+def keeps_cache(model: object) -> TypeGuard[KeepsCache]:
+    """Return whether a model implements `KeepsCache`."""
+    return has_members(model, KeepsCache)
+
+
+def depends_on_weights(model: object) -> TypeGuard[DependsOnWeights]:
+    """Return whether a model implements `DependsOnWeights`."""
+    return has_members(model, DependsOnWeights)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -135,7 +145,7 @@ def strip_traceback(error: Exception) -> Exception:
 def free_unused(*models: object) -> None:
     """Free what models cache and no request in progress needs."""
     for model in models:
-        if isinstance(model, KeepsCache):
+        if keeps_cache(model):
             model.free_unused()
     empty_device_cache()
 

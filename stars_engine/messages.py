@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.dialects import as_json_schema
-from stars_engine.schema_formats.parts import rooted
+from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, rooted
 from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
 
@@ -127,6 +127,11 @@ class Tool(Schema):
         if schema is None:
             return {"type": "object", "properties": {}}
         if isinstance(schema, Mapping):
+            if schema and not schema.keys() & (KEYWORDS | ANNOTATIONS):
+                raise ValueError(
+                    "it has no keyword of JSON Schema. Hint: use {'type': 'object', 'properties': "
+                    "{...}}"
+                )
             schema = rooted(as_json_schema(schema))
         if isinstance(schema, Mapping) and schema.get("type", "object") != "object":
             raise ValueError(

@@ -17,8 +17,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from stars_engine.errors import ConfigError, Problem
 from stars_engine.masking import DIGESTS, MASK, is_secret_name, masked, redact
+from stars_engine.problems import ConfigError, Problem
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
@@ -190,7 +190,8 @@ def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int
 def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     field = cls.model_fields.get(name)
-    given = MASK if any(map(is_secret_name, item["loc"])) else masked(item["input"])
+    names = (part for part in item["loc"] if part != "[key]")  # pydantic's mark of a key
+    given = MASK if any(map(is_secret_name, names)) else masked(item["input"])
     match item["type"]:
         case "extra_forbidden":
             return _explain_unknown(cls, name)
@@ -208,7 +209,8 @@ def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
         case _:
             reason = _allowed(field) if field else ""
             reason = f"allowed: {reason}" if reason else item["msg"]
-            return f"{_shorten(given)} is not allowed; {reason}. {_describe(name, field)}"
+            said = f"{_shorten(given)} is not allowed; {reason.rstrip('. ')}."
+            return f"{said} {_describe(name, field)}".strip()
 
 
 def _explain_unknown(cls: type[BaseModel], name: str) -> str:
@@ -224,7 +226,7 @@ def _describe(name: str, field: FieldInfo | None) -> str:
     """Describe a field, and give an example of a valid value."""
     if field is None:
         return ""
-    about = f"{name}: {field.description}." if field.description else ""
+    about = f"{name}: {field.description.rstrip('.')}." if field.description else ""
     example = f" For example: {name}={field.examples[0]!r}." if field.examples else ""
     return (about + example).strip()
 

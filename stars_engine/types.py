@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from stars_engine.errors import RewardError
 from stars_engine.messages import Chat, Message
 from stars_engine.schema import Schema
 
@@ -132,9 +131,6 @@ class Score:
     def eligible(self) -> bool:
         """Whether the candidate may be accepted or forced."""
         return math.isfinite(self.value) and not self.vetoed
-
-
-RewardOutcome = Score | RewardError
 
 
 # --- results -------------------------------------------------------------------------------------

@@ -165,6 +165,8 @@ def _make_reward(args: argparse.Namespace) -> dict[str, Any]:
         save_reward(model, tokenizer, args.work / name)
     model = _mean(args, REWARD_MEAN)
     save_reward(model, tokenizer, args.out / "reward")
+    if args.out == EMBEDDED:  # the package has one tokenizer file for both models
+        (args.out / "reward" / "tokenizer.json").unlink()
     return {"parameters": model.num_parameters(), "rows": len(rows), "seconds": seconds}
 
 

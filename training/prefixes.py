@@ -14,6 +14,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from stars_engine.loading.sources import tokenizer_files
 from training.data import Row
 from training.pieces import beginning
 from training.teaching import windows
@@ -47,7 +48,7 @@ def read_prefixes(
     Returns:
         `(len(texts), len(lengths))`.
     """
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, **tokenizer_files(str(directory)))
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     context = context or model.config.max_position_embeddings
     whole = _encode(tokenizer, texts, context)

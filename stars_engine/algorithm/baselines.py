@@ -19,7 +19,7 @@ def unjudged(align: AlignParams) -> AlignParams:
     """Return settings without those that only judging segments needs: borders and lookahead."""
     if align.segment_end == "length" and not align.lookahead:
         return align
-    return align.replace(segment_end="length", min_segment_len=None, lookahead=0)
+    return align.replace(segment_end="length", min_segment_len=None, max_entropy=None, lookahead=0)
 
 
 class PlainDecoding:
@@ -78,8 +78,7 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
             align=align,
             noise=StreamNoise(rollout.noise, stream),
             prefill=rollout.prefill,
-            replies=rollout.replies,
-            started_s=rollout.started_s,
+            spans=rollout.spans,
         )
         for stream in range(n)
     ]

@@ -22,11 +22,14 @@ class Draft:
             likeliest token under penalties and biases, the lowest id on ties. It is shorter than
             requested if a token ends the text, which is included, or if no token can be drawn. It
             is empty if the candidate ends the text.
+        entropies: For each token of the candidate, the entropy in nats of the model's distribution
+            before it was drawn, at temperature 1 and without filters; empty if not requested.
         features: Features of all its tokens, for the probes of the request; see `features`.
     """
 
     token_ids: tuple[int, ...]
     lookahead_ids: tuple[int, ...] = ()
+    entropies: tuple[float, ...] = ()
     features: Features = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -121,6 +124,8 @@ class DraftParser:
         token_ids = draft.token_ids
         if self.align.segment_end == "sentence":
             token_ids = token_ids[: self._sentence_len(token_ids)]
+        elif self.align.segment_end == "entropy":
+            token_ids = token_ids[: self._certain_len(draft)]
         segment = scored = self._parse(token_ids)
         if draft.lookahead_ids and segment.finish_reason is None:
             scored = self._parse((*token_ids, *draft.lookahead_ids))
@@ -148,6 +153,17 @@ class DraftParser:
             if num_ids == size and ends_sentence(text):
                 return size
         return len(draft)
+
+    def _certain_len(self, draft: Draft) -> int:
+        """Return how many tokens come before the first uncertain one; all of them if there is none.
+
+        The uncertain token begins the next segment, in which it is drawn again.
+        """
+        limit = self.align.max_entropy
+        assert limit is not None
+        length = len(draft.token_ids)
+        sizes = range(self.align.shortest_segment, length)
+        return next((size for size in sizes if draft.entropies[size] >= limit), length)
 
     def _parse(self, draft: Sequence[int]) -> ParsedDraft:
         ended = self.model.is_end(draft[-1], self.sampling)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,8 +10,7 @@ from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, Draf
 from stars_engine.algorithm.diversity import count_repeats
 from stars_engine.algorithm.features import Features, extended
 from stars_engine.algorithm.noise import Noise
-from stars_engine.chat.deltas import Deltas
-from stars_engine.chat.replies import ReplyReader
+from stars_engine.algorithm.spans import AnswerSpans
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RequestError
 from stars_engine.schedules import Progress
@@ -43,7 +41,7 @@ class Rollout:
         seed: The seed that the result reports.
         prefill: The start of the answer that the prompt already contains. The reward model sees it.
         fallback: The part of `text` that replaces an answer.
-        replies: Parses the completion as an assistant message; None if it is plain text.
+        spans: Finds the spans of the completion that are scored; None if it is plain text.
         token_ids: The completion so far.
         text: Its text: what `segments` have emitted plus what is held back.
         features: Features of the prompt's last token and of the completion's tokens.
@@ -67,7 +65,7 @@ class Rollout:
     sample_index: int = 0
     prefill: str = ""
     fallback: str = ""
-    replies: ReplyReader | None = None
+    spans: AnswerSpans | None = None
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     features: Features = field(default_factory=dict)
@@ -81,13 +79,9 @@ class Rollout:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     costs: dict[str, int] = field(default_factory=dict)
-    started_s: float = field(default_factory=time.monotonic)
-    first_kept_s: float = math.nan
-    ended_s: float = math.nan
     num_forked_segments: int = 0
     num_forked_tokens: int = 0
     _num_emitted: int = 0
-    _deltas: Deltas | None = None
     _drawn: set[tuple[int, ...]] = field(default_factory=set)  # draws of the current segment
 
     # --- state ---
@@ -96,6 +90,11 @@ class Rollout:
     def finished(self) -> bool:
         """Whether the answer has ended."""
         return self.finish_reason is not None
+
+    @property
+    def emitted_text(self) -> str:
+        """The text of all events so far."""
+        return self.text[: self._num_emitted]
 
     @property
     def max_num_tokens(self) -> int:
@@ -196,11 +195,8 @@ class Rollout:
             finish_reason=None,
             error=None,
             costs={},
-            first_kept_s=math.nan,
-            ended_s=math.nan,
             num_forked_segments=self.num_kept_segments,
             num_forked_tokens=len(self.token_ids),
-            _deltas=None,
             _drawn=set(),
         )
 
@@ -228,8 +224,6 @@ class Rollout:
         self.features = self.features_with(candidate, len(candidate.token_ids))
         self.token_ids += candidate.token_ids
         self.text = candidate.text
-        if math.isnan(self.first_kept_s):
-            self.first_kept_s = time.monotonic()
         if attempt is not None:
             self.prefix_reward = self.reward = attempt.reward
             self.reward_parts = attempt.parts
@@ -251,7 +245,7 @@ class Rollout:
         self._drawn.clear()
         self.count(num_forced=verdict == "forced")
         if candidate.finish_reason is not None:
-            self._end(candidate.finish_reason)
+            self.finish_reason = candidate.finish_reason
         return self._event(segment.text, segment)
 
     def force(self, index: int) -> SegmentEvent:
@@ -263,14 +257,15 @@ class Rollout:
 
     def finish(self, reason: FinishReason, *, fallback_text: str | None = None) -> SegmentEvent:
         """End the answer before the current segment; text that was held back becomes final."""
-        rest = self._emit(len(self.text))
-        segment = None
         if fallback_text is not None:
             self.text += fallback_text
             self.fallback = fallback_text
             self.reward = None  # the text including the fallback was not scored
+        text = self._emit(len(self.text))
+        segment = None
+        if fallback_text is not None:
             segment = Segment(
-                text=rest + fallback_text,
+                text=text,
                 token_ids=(),
                 reward=None,
                 threshold=None,
@@ -279,15 +274,14 @@ class Rollout:
                 attempts=tuple(draw.attempt for draw in self.draws),
             )
             self.segments.append(segment)
-            rest = segment.text
         else:
             self.abandoned = tuple(draw.attempt for draw in self.draws)
-            if rest:
+            if text:
                 last = self.segments[-1]
-                self.segments[-1] = last.replace(text=last.text + rest)
+                self.segments[-1] = last.replace(text=last.text + text)
         self.draws.clear()
-        self._end(reason)
-        return self._event(rest, segment)
+        self.finish_reason = reason
+        return self._event(text, segment)
 
     def fail(self, error: Exception) -> SegmentEvent:
         """End the answer with an error that carries the accepted text."""
@@ -312,30 +306,18 @@ class Rollout:
         )
 
     def result(self) -> StarsResult:
-        """Return the result of a finished rollout."""
+        """Return the result of a finished rollout, without a message and a duration."""
         assert self.finish_reason is not None
         assert self.align.schedule is not None
         usage = Usage(
             num_prompt_tokens=len(self.prompt_ids),
             num_kept_tokens=len(self.token_ids),
-            duration_s=self.ended_s - self.started_s,
-            first_segment_s=None
-            if math.isnan(self.first_kept_s)
-            else self.first_kept_s - self.started_s,
             **self.costs,
         )
-        message, reason = None, self.finish_reason
-        if self.replies is not None:
-            text = self.text.removesuffix(self.fallback) if self.fallback else self.text
-            message = self.replies.read(self.prompt_ids, self.token_ids, text)
-            message = message.replace(content=message.content + self.fallback)
-            if reason == "stop" and message.tool_calls:
-                reason = "tool_calls"
         return StarsResult(
             text=self.text,
             token_ids=tuple(self.token_ids),
-            finish_reason=reason,
-            message=message,
+            finish_reason=self.finish_reason,
             reward=self.reward,
             segments=tuple(self.segments),
             abandoned_attempts=self.abandoned,
@@ -351,26 +333,11 @@ class Rollout:
         self._num_emitted = max(self._num_emitted, upto)
         return text
 
-    def _end(self, reason: FinishReason) -> None:
-        self.finish_reason = reason
-        self.ended_s = time.monotonic()
-
     def _event(self, text: str, segment: Segment | None) -> SegmentEvent:
-        result = self.result() if self.finished else None
-        content = reasoning = None
-        if self.replies is not None:
-            self._deltas = self._deltas or Deltas(self.replies, self.prompt_ids)
-            if result is not None and result.message is not None:
-                content, reasoning = self._deltas.end(result.message)
-            else:
-                emitted = self.text[: self._num_emitted]
-                content, reasoning = self._deltas.add(self.token_ids, emitted)
         return SegmentEvent(
             text=text,
-            content=content,
-            reasoning=reasoning,
             segment=segment,
-            result=result,
+            result=self.result() if self.finished else None,
             prompt_index=self.prompt_index,
             sample_index=self.sample_index,
         )

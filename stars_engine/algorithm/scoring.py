@@ -15,8 +15,8 @@ def reward_input(rollout: Rollout, candidate: Candidate) -> RewardInput:
     """Return the input that scores the whole completion including this candidate."""
     scored = candidate.scored
     text, ids = scored.text, scored.ids
-    if rollout.align.judge == "answer" and rollout.replies is not None:
-        text, ids = rollout.replies.judged(rollout.prompt_ids, ids, text)
+    if rollout.align.judge == "answer" and rollout.spans is not None:
+        text, ids = rollout.spans.judged(rollout.prompt_ids, ids, text)
     finished = scored.finish_reason == "stop"
     features = rollout.features_with(candidate, scored.size)
     text = _scored_prefill(rollout) + text
@@ -35,13 +35,13 @@ def is_unscored(rollout: Rollout, candidate: Candidate) -> bool:
         return False
     if rollout.align.judges_none_of(rollout.sampling):
         return True
-    replies = rollout.replies
-    if replies is None:
+    spans = rollout.spans
+    if spans is None:
         return False
-    before = replies.marked(rollout.prompt_ids, rollout.token_ids, rollout.text)
+    before = spans.marked(rollout.prompt_ids, rollout.token_ids, rollout.text)
     ids = (*rollout.token_ids, *candidate.token_ids)
-    after = replies.marked(rollout.prompt_ids, ids, candidate.text)
-    begin, end = replies.prose(after)
+    after = spans.marked(rollout.prompt_ids, ids, candidate.text)
+    begin, end = spans.prose(after)
     # A candidate without text, such as end of text, belongs to the span before it.
     start = len(before) - (len(before) == len(after))
     if candidate.finish_reason == "stop" and begin == end == len(after):
@@ -55,18 +55,18 @@ def in_unscored_span(rollout: Rollout) -> bool:
         return False
     if rollout.align.judges_none_of(rollout.sampling):
         return True
-    replies = rollout.replies
-    if replies is None:
+    spans = rollout.spans
+    if spans is None:
         return False
     if not rollout.token_ids:
-        return replies.must_call or replies.reasoning_mode == "open"
-    marked = replies.marked(rollout.prompt_ids, rollout.token_ids, rollout.text)
-    begin, end = replies.prose(marked)
+        return spans.must_call or spans.reasoning_mode == "open"
+    marked = spans.marked(rollout.prompt_ids, rollout.token_ids, rollout.text)
+    begin, end = spans.prose(marked)
     return len(marked) <= begin or end < len(marked)
 
 
 def _scored_prefill(rollout: Rollout) -> str:
     """Return the part of the assistant prefill that the reward model sees."""
-    if rollout.align.judge == "all" or rollout.replies is None:
+    if rollout.align.judge == "all" or rollout.spans is None:
         return rollout.prefill
-    return rollout.replies.prose_of_prefill(rollout.prefill)
+    return rollout.spans.prose_of_prefill(rollout.prefill)

@@ -26,11 +26,10 @@ from stars_engine.algorithm.scoring import (
 )
 from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import AlignmentError, RewardError, StarsWarning
+from stars_engine.errors import AlignmentError, RewardError, RewardOutcome, StarsWarning
 from stars_engine.schedules import NoSchedule
 from stars_engine.types import (
     Attempt,
-    RewardOutcome,
     Score,
     SegmentEvent,
     Verdict,
@@ -151,7 +150,7 @@ def apply_on_exhausted(rollout: Rollout) -> SegmentEvent:
         raise AlignmentError(
             f"no candidate of segment {len(rollout.segments)} was accepted in "
             f"{rollout.max_attempts} attempts. Hint: lower the thresholds, raise max_attempts or "
-            "beta, or set on_exhausted; the error's `result` holds the accepted text"
+            "beta, or set on_exhausted='best'; the error's `result` holds the accepted text"
         )
     if align.on_exhausted == "fallback":
         return rollout.finish("fallback", fallback_text=align.fallback_text)

@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.types import RewardInput, RewardOutcome, SegmentEvent
+from stars_engine.errors import RewardOutcome
+from stars_engine.types import RewardInput, SegmentEvent
 
 
 class DraftVerification:

@@ -49,6 +49,7 @@ class DraftRequest:
         lookahead: Tokens by which the candidate is continued for the reward model to read.
         handle: Belongs to the request whose prefix it is; its candidates share it.
         probes: Probes whose features the draft is to carry; they are attached to the model.
+        entropies: Whether the draft reports entropies; see `Draft`.
     """
 
     token_ids: Sequence[int]
@@ -58,6 +59,7 @@ class DraftRequest:
     lookahead: int = 0
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
     probes: Sequence[Any] = ()
+    entropies: bool = False
 
     @property
     def num_completion_tokens(self) -> int:

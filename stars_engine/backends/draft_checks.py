@@ -27,7 +27,10 @@ def checked_draft(
         return draft
     try:
         checked = Draft(
-            _plain_ids(draft.token_ids), _plain_ids(draft.lookahead_ids), dict(draft.features)
+            _plain_ids(draft.token_ids),
+            _plain_ids(draft.lookahead_ids),
+            tuple(draft.entropies),
+            dict(draft.features),
         )
         problem = _problem_of(checked, request, model)
     except (AttributeError, TypeError) as error:
@@ -62,6 +65,8 @@ def _problem_of(draft: Draft, request: DraftRequest, model: LanguageModel) -> st
         problem = f"goes on after the end of text, its token {end}"
     elif len(ids) < asked and not model.is_end(whole[-1], request.sampling):
         problem = f"has {len(ids)} of {asked} tokens and does not end the text"
+    elif request.entropies and len(draft.entropies) != len(ids):
+        problem = f"has {len(draft.entropies)} entropies for {len(ids)} tokens"
     elif any(len(rows) != 1 + len(whole) for rows in draft.features.values()):
         problem = f"has features of other tokens than its {len(whole)} and the one before them"
     else:

@@ -29,6 +29,7 @@ class DraftRow:
         self.grammar = None if grammar is None else grammar.fork()
         self.done = False
         self._ids: list[int] = []
+        self._entropies: list[float] = []
         self._num_candidate = len(request.uniforms)
 
     @property
@@ -36,9 +37,11 @@ class DraftRow:
         """Whether the candidate itself is complete."""
         return len(self._ids) >= self._num_candidate
 
-    def append(self, token: int, *, is_end: bool) -> None:
-        """Add the next token."""
+    def append(self, token: int, *, is_end: bool, entropy: float | None = None) -> None:
+        """Add the next token, and the entropy before it if the request wants it."""
         self._ids.append(token)
+        if entropy is not None and self.request.entropies:
+            self._entropies.append(entropy)
         self.done = is_end or len(self._ids) == self._num_candidate + self.request.lookahead
         if self.grammar is not None and not is_end:
             self.grammar.consume([token])
@@ -47,7 +50,7 @@ class DraftRow:
     def draft(self) -> Draft:
         """The draft."""
         cut = self._num_candidate
-        return Draft(tuple(self._ids[:cut]), tuple(self._ids[cut:]))
+        return Draft(tuple(self._ids[:cut]), tuple(self._ids[cut:]), tuple(self._entropies[:cut]))
 
 
 class _Drawn(NamedTuple):
@@ -56,10 +59,12 @@ class _Drawn(NamedTuple):
     Attributes:
         tokens: `(rows,)`.
         logits: `(rows, vocab)`, or the largest of each row: `(rows, 1)`.
+        entropies: `(rows,)`, in nats; None if no row wants them.
     """
 
     tokens: torch.Tensor
     logits: torch.Tensor
+    entropies: torch.Tensor | None
 
 
 class Drafting:
@@ -83,6 +88,7 @@ class Drafting:
     ) -> None:
         self.rows = [DraftRow(*item) for item in zip(requests, grammars, strict=True)]
         self._is_end = is_end
+        self._wants_entropies = any(request.entropies for request in requests)
         at_once = any(row.grammar is not None for row in self.rows)
         self._max_unfetched = 1 if at_once else num_unfetched_steps(device)
         self._unfetched: list[_Drawn] = []
@@ -95,9 +101,10 @@ class Drafting:
 
     def note(self, tokens: torch.Tensor, logits: torch.Tensor, *, is_last: bool) -> None:
         """Note tokens drawn, `(rows,)`, from `(rows, vocab)` logits; fetch them now and then."""
+        entropies = entropy(logits) if self._wants_entropies else None
         if self._max_unfetched > 1:
             logits = logits.amax(-1, keepdim=True)  # nan where one is
-        self._unfetched.append(_Drawn(tokens, logits))
+        self._unfetched.append(_Drawn(tokens, logits, entropies))
         if is_last or len(self._unfetched) == self._max_unfetched:
             self._fetch()
 
@@ -108,16 +115,26 @@ class Drafting:
     def _fetch(self) -> None:
         steps = torch.stack([drawn.tokens for drawn in self._unfetched]).tolist()
         for tokens, drawn in zip(steps, self._unfetched, strict=True):
+            values = None if drawn.entropies is None else drawn.entropies.tolist()
             for index, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
                 if row.done:
                     continue
                 if token != NO_TOKEN:
-                    row.append(token, is_end=self._is_end(token, row.request.sampling))
+                    is_end = self._is_end(token, row.request.sampling)
+                    own = None if values is None else values[index]
+                    row.append(token, is_end=is_end, entropy=own)
                     continue
                 row.done = True
                 if not row.in_lookahead:  # a lookahead just ends there
                     self._failures[index] = _nothing_to_draw(drawn.logits[index], row)
         self._unfetched.clear()
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the entropy of each row's softmax, in nats: `(rows, vocab)` to `(rows,)`."""
+    logprobs = logits.float().log_softmax(-1)
+    values: torch.Tensor = torch.special.entr(logprobs.exp()).sum(-1)
+    return values
 
 
 def num_unfetched_steps(device: torch.device) -> int:

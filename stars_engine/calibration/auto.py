@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from platformdirs import user_cache_path
-
-from stars_engine.calibration.cache import load_or_create
+from stars_engine.calibration.cache import CalibrationCache
 from stars_engine.calibration.calibrate import (
     calibrate,
     check_settings,
@@ -33,7 +29,6 @@ from stars_engine.schedules import AutoSchedule, CalibratedSchedule
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "STARS_CACHE_DIR"
 _MIN_LENGTH, _LENGTH_FACTOR = 32, 4  # calibrated lengths are 32, 128, 512, ... tokens
 _LAYOUT = 2  # version of cached calibrations; raised when older ones must not be used
 
@@ -102,9 +97,13 @@ class Calibrations:
         key = hash_of([key_values, reward_key])
 
         def work(host: Host, is_wanted: Callable[[], bool]) -> CalibratedSchedule:
-            path = _path_of(host, key_values) if portable else None
-            make = partial(_calibrate, host, resolved, sampling, auto, path, is_wanted=is_wanted)
-            return make() if path is None else load_or_create(path, make, is_wanted)
+            make = partial(_calibrate, host, resolved, sampling, auto, is_wanted=is_wanted)
+            if not portable:
+                return make(cached="while the engine is loaded")
+            cache = CalibrationCache()
+            file_key = hash_of([key_values, model_fingerprints(host.config)])
+            make = partial(make, cached=f"in {cache.path_of(file_key)}")
+            return cache.load_or_create(file_key, make, is_wanted)
 
         with self._lock:
             if key in self._results:
@@ -189,20 +188,19 @@ def _calibrate(
     align: AlignParams,
     sampling: SamplingParams,
     auto: AutoSchedule,
-    path: Path | None,
     *,
+    cached: str,
     is_wanted: Callable[[], bool],
 ) -> CalibratedSchedule:
     name, value = auto.target
     check_settings(Target(name, value), sampling, align)
-    where = "while the engine is loaded" if path is None else f"in {path}"
     prompts = _pilot_prompts(engine, auto)
     logger.warning(
         "Calibrating thresholds for %s=%s on %d pilot prompts; the result is cached %s",
         name,
         value,
         len(prompts),
-        where,
+        cached,
     )
     schedule = calibrate(
         engine,
@@ -228,11 +226,3 @@ def _calibrate(
                 100 * stopped.value,
             )
     return schedule
-
-
-def _path_of(engine: Host, key_values: dict[str, Any]) -> Path:
-    folder = os.environ.get(CACHE_VARIABLE)
-    root = Path(folder) if folder else user_cache_path("stars-engine", appauthor=False)
-    return (
-        root / "calibrations" / f"{hash_of([key_values, model_fingerprints(engine.config)])}.yaml"
-    )

@@ -1,4 +1,4 @@
-"""The calibration cache on disk: one process runs a calibration while others wait for it."""
+"""The calibration cache on disk, which processes share."""
 
 from __future__ import annotations
 
@@ -10,52 +10,77 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 from stars_engine.errors import CalibrationStoppedError, ConfigError
-from stars_engine.files.disk import shown_path, why_not
+from stars_engine.files.disk import check_home, shown_path, why_not
 from stars_engine.schedules import CalibratedSchedule
 
 logger = logging.getLogger(__name__)
 
+CACHE_VARIABLE = "STARS_CACHE_DIR"
 POLL_S = 0.25  # between two checks whether the thresholds are still wanted
 WARN_AFTER_S, WARN_EVERY_S = 5.0, 60.0  # of waiting for another process
 
 
-def load_or_create(
-    path: Path, make: Callable[[], CalibratedSchedule], is_wanted: Callable[[], bool]
-) -> CalibratedSchedule:
-    """Load a cached calibration, or create and cache it.
-
-    If it cannot be written to disk, it is returned nevertheless, with a warning.
+class CalibrationCache:
+    """Calibrations on disk, one file for each key; one process calibrates while others wait for it.
 
     Args:
-        path: The file of the calibration.
-        make: Runs the calibration.
-        is_wanted: Whether any request waits for it.
-
-    Raises:
-        CalibrationStoppedError: No request waits any more, while another process calibrates.
+        folder: The folder of the files. None: the folder `calibrations` in `STARS_CACHE_DIR`, or in
+            the user's cache.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"), thread_local=False)
-        _acquire(lock, path, is_wanted)
-    except (OSError, NotImplementedError, ValueError) as error:  # some file systems have no locks
-        known = _read(path)  # a read-only cache may hold the calibration
-        if known is None:
-            reason = why_not(error) if isinstance(error, OSError | ValueError) else str(error)
-            _warn(path, reason)
-            known = make()
-        return known
-    with _held(lock, path):
-        known = _read(path)
-        if known is None:
-            known = make()
-            try:
-                known.to_file(path)
-            except ConfigError as error:  # a failed write must not lose the calibration
-                _warn(path, str(error))
-        return known
+
+    def __init__(self, folder: Path | None = None) -> None:
+        if folder is None:
+            chosen = os.environ.get(CACHE_VARIABLE)
+            root = user_cache_path("stars-engine", appauthor=False)
+            if chosen:
+                root = Path(os.path.expanduser(chosen))  # noqa: PTH111 - Path may raise
+            folder = root / "calibrations"
+        self._folder = folder
+
+    def path_of(self, key: str) -> Path:
+        """Return the file of a calibration."""
+        return self._folder / f"{key}.yaml"
+
+    def load_or_create(
+        self, key: str, make: Callable[[], CalibratedSchedule], is_wanted: Callable[[], bool]
+    ) -> CalibratedSchedule:
+        """Load a cached calibration, or create and cache it.
+
+        If it cannot be written to disk, it is returned nevertheless, with a warning.
+
+        Args:
+            key: Changes whenever the result would.
+            make: Runs the calibration.
+            is_wanted: Whether any request waits for it.
+
+        Raises:
+            CalibrationStoppedError: No request waits any more, while another process calibrates.
+        """
+        path = self.path_of(key)
+        try:
+            check_home(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_suffix(".lock"), thread_local=False)
+            _acquire(lock, path, is_wanted)
+        except (OSError, NotImplementedError, ValueError) as error:  # no locks on some file systems
+            known = _read(path)  # a read-only cache may hold the calibration
+            if known is None:
+                reason = why_not(error) if isinstance(error, OSError | ValueError) else str(error)
+                _warn(path, reason)
+                known = make()
+            return known
+        with _held(lock, path):
+            known = _read(path)
+            if known is None:
+                known = make()
+                try:
+                    known.to_file(path)
+                except ConfigError as error:  # a failed write must not lose the calibration
+                    _warn(path, str(error))
+            return known
 
 
 def _read(path: Path) -> CalibratedSchedule | None:
@@ -71,9 +96,10 @@ def _read(path: Path) -> CalibratedSchedule | None:
 def _warn(path: Path, reason: str) -> None:
     logger.warning(
         "The calibration cannot be cached in %s and is used only while the engine is loaded: %s; "
-        "or set STARS_CACHE_DIR to another directory",
+        "or set %s to another directory",
         shown_path(path),
         reason,
+        CACHE_VARIABLE,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -39,7 +40,7 @@ def _fingerprint(part: Schema) -> list[Any]:
         found.append(_source(function))
     for field in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
         name = getattr(part, field, None)
-        folder = Path(name).expanduser() if name else None
+        folder = Path(os.path.expanduser(name)) if name else None  # noqa: PTH111
         if folder is not None and folder.is_dir():
             found.append(str(folder.resolve()))
             files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")]

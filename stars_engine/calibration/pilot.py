@@ -16,9 +16,9 @@ from stars_engine.algorithm.verification import DraftVerification, NumDrafts
 from stars_engine.calibration.fit import Fitter, StageDrafts
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import CalibrationStoppedError, RewardError
+from stars_engine.errors import CalibrationStoppedError, RewardError, RewardOutcome
 from stars_engine.schedules import CalibratedSchedule, LinearSchedule
-from stars_engine.types import Prompt, RewardOutcome, Score, SegmentEvent, StarsResult
+from stars_engine.types import Prompt, Score, SegmentEvent, StarsResult
 
 
 @dataclass(slots=True)

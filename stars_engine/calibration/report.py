@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from stars_engine.calibration.advice import Remedy, advise, recommend, recommended_budget
 from stars_engine.calibration.calibrate import default_segment_len
 from stars_engine.calibration.host import Host, RewardPrompts
+from stars_engine.calibration.judges import Judge, as_judge, opinion_of
 from stars_engine.calibration.pilot_prompts import (
     checked_prompts,
     neutral_prompts,
     uses_chat_format,
 )
 from stars_engine.calibration.trust import (
-    WORTHWHILE,
     Answers,
     BorderTrust,
     SegmentTrust,
@@ -26,30 +27,14 @@ from stars_engine.calibration.trust import (
     segment_trust,
 )
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
-from stars_engine.config.rewards import as_reward
-from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
-from stars_engine.reals import real_number
-from stars_engine.rewards.base import score_each
-from stars_engine.rewards.loading import load_reward
+from stars_engine.errors import ConfigError, Problem
 from stars_engine.schedules import CalibratedSchedule, CurvePoint, NoSchedule
 from stars_engine.schema import Schema
-from stars_engine.types import Prompt, RewardInput, RewardPrompt, StarsResult
+from stars_engine.types import Prompt, StarsResult
 
 GRID = 4  # tokens between the borders of the pilot
 SEGMENT_LENS = (4, 8, 16, 32, 64, 128)
-_SHORT, _LONG = 2.7, 4.3  # budgets that did well with segments up to 16 tokens, and above
 _REMEDY_LEN, _LOOKAHEAD = 16, 8
-
-Judge = Callable[[str, str], float]
-_REWARDS = get_args(get_args(RewardConfig)[0])  # the classes of config objects
-
-
-class Remedy(Schema):
-    """An alternative way to cut and score segments, measured on plain answers."""
-
-    name: str = Field(description="the change", examples=["segments end with sentences"])
-    settings: dict[str, Any] = Field(description="the fields of AlignParams that make it")
-    trust: SegmentTrust = Field(description="the measured effect")
 
 
 class TrustReport(Schema):
@@ -159,7 +144,7 @@ def trust_report(
         raise _problem(
             "sampling.max_tokens", f"{message}: rewards are measured every {GRID} tokens"
         )
-    opinion = _judge(judge)
+    opinion = as_judge(judge)
 
     def pilot(**settings: Any) -> Answers:
         align = AlignParams(schedule=NoSchedule(), num_candidates=1, **settings)
@@ -182,7 +167,7 @@ def trust_report(
                 )
             )
     default = default_segment_len(engine.reward, AlignParams())
-    length, worthwhile = _recommend(segments, default)
+    length, worthwhile = recommend(segments, default)
     shared = between_prompts(plain)
     return TrustReport(
         num_prompts=len(prompts),
@@ -196,9 +181,9 @@ def trust_report(
         if schedule is not None
         else plain_curve(plain.coarser(length), max_attempts=AlignParams().max_attempts),
         recommended_segment_len=length,
-        recommended_budget=_budget(length),
+        recommended_budget=recommended_budget(length),
         worthwhile=worthwhile,
-        advice=tuple(_advise(segments, others, length, shared, worthwhile=worthwhile)),
+        advice=tuple(advise(segments, others, length, shared, worthwhile=worthwhile)),
     )
 
 
@@ -223,7 +208,7 @@ def _answers(
             continue
         outcome = own[-1]
         if judge is not None:
-            outcome = _opinion(judge, _text(prompts[result.prompt_index]), result)
+            outcome = opinion_of(judge, _text(prompts[result.prompt_index]), result)
         if np.isfinite(outcome):
             used.append(result)
             outcomes.append(outcome)
@@ -242,49 +227,8 @@ def _answers(
     )
 
 
-def _judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
-    """Return a callable that judges whole answers; check it before anything is generated."""
-    judge = as_reward(judge) if isinstance(judge, str) else judge
-    if isinstance(judge, _REWARDS):
-        return _opinion_of(judge)
-    if judge is None or (callable(judge) and not isinstance(judge, type)):
-        return judge
-    raise _problem(
-        "judge",
-        f"{judge!r} is not allowed; use a callable f(prompt, answer) -> number, a reward's config "
-        "object or name, or None for the reward itself",
-    )
-
-
-def _opinion(judge: Judge, prompt: str, result: StarsResult) -> float:
-    """Call the judge on one answer; turn its errors into `RewardError`."""
-    try:
-        return real_number(judge(prompt, result.text), "an opinion")
-    except Exception as error:
-        raise RewardError(
-            f"the judge failed on an answer to prompts[{result.prompt_index}]: "
-            f"{describe_error(error)}. Hint: fix the judge; it takes (prompt, answer) and returns "
-            "a number, or nan to exclude the answer",
-            result,
-        ) from error
-
-
 def _problem(field: str, message: str) -> ConfigError:
     return ConfigError("trust_report", [Problem(field, message)])
-
-
-def _opinion_of(config: RewardConfig) -> Judge:
-    """Load a reward model that judges whole answers as text."""
-    model = load_reward(config)
-
-    def opinion(prompt: str, answer: str) -> float:
-        item = RewardInput(RewardPrompt(prompt), answer, (), finished=True)
-        [score] = score_each(model, [item])
-        if isinstance(score, RewardError):
-            raise score
-        return score.value
-
-    return opinion
 
 
 def _rewards(result: StarsResult) -> list[float]:
@@ -298,85 +242,3 @@ def _text(prompt: Prompt) -> str:
         return prompt
     messages = getattr(prompt, "messages", None) or ()
     return getattr(prompt, "text", None) or "\n\n".join(message.content for message in messages)
-
-
-def _recommend(segments: Sequence[SegmentTrust], default: int) -> tuple[int, bool]:
-    """Return the default length, or the best one if the default is not worthwhile."""
-    best = max(segments, key=lambda s: np.nan_to_num(s.advantage.value, nan=-1.0))
-    by_len = {s.segment_len: s for s in segments}
-    usual = by_len.get(default, best)
-    chosen = usual if usual.advantage.value >= WORTHWHILE else best
-    return chosen.segment_len, bool(chosen.advantage.value >= WORTHWHILE)
-
-
-def _budget(segment_len: int) -> float:
-    return _SHORT if segment_len <= 16 else _LONG
-
-
-def _advise(
-    segments: Sequence[SegmentTrust],
-    remedies: Sequence[Remedy],
-    length: int,
-    shared: float,
-    *,
-    worthwhile: bool,
-) -> list[str]:
-    chosen = next(s for s in segments if s.segment_len == length)
-    advantage = chosen.advantage
-    lines = []
-    if np.isnan(advantage.value):
-        lines.append(
-            "The reward of whole answers does not correlate with the outcome, or does not vary. "
-            "Neither STARS nor Best-of-N can improve on it. Use another reward."
-        )
-    elif worthwhile:
-        lines.append(
-            f"Segments of {length} tokens: expected advantage {advantage.value:.2f} over Best-of-N "
-            f"(95% interval {advantage.low:.2f} to {advantage.high:.2f}). STARS is worthwhile."
-        )
-        if advantage.low < WORTHWHILE:
-            lines.append(
-                "The interval includes values below 1.2; use more pilot prompts to decide."
-            )
-    else:
-        lines.append(
-            f"No segment length reaches an expected advantage of {WORTHWHILE} over Best-of-N "
-            f"(best: {length} tokens, {advantage.value:.2f}). The reward of unfinished text hardly "
-            "predicts the outcome. Use engine.best_of_n(...), a longer segment, or a reward model "
-            "trained on prefixes."
-        )
-    begin = "Start with" if worthwhile else "To try STARS nevertheless, start with"
-    lines.append(
-        f"{begin} segment_len={length} and budget={_budget(length)} (drafted tokens per kept "
-        "token)."
-    )
-    if chosen.spearman_midway < 0.3:
-        lines.append(
-            "Midway through an answer, the rank correlation of reward and outcome among answers to "
-            f"one prompt is only {chosen.spearman_midway:.2f}."
-        )
-    lines.append(
-        f"{shared:.0%} of the final reward's variance lies between prompts, the rest between "
-        "answers to one prompt"
-        + (
-            ": fixed thresholds would force hard prompts and accept nearly everything for easy "
-            "ones. Use calibrated thresholds."
-            if shared > 0.5
-            else ", which is the part that a choice among answers can improve."
-        )
-    )
-    if remedies:
-        plain, *others = remedies
-        best = max(others, key=lambda r: np.nan_to_num(r.trust.advantage.value, nan=-1.0))
-        gain = best.trust.advantage.value - plain.trust.advantage.value
-        if gain > 0.1:
-            fields = ", ".join(f"{key}={value!r}" for key, value in best.settings.items())
-            lines.append(
-                f"{best.name}: advantage {best.trust.advantage.value:.2f} instead of "
-                f"{plain.trust.advantage.value:.2f}; AlignParams({fields})."
-            )
-        else:
-            lines.append(
-                "Neither sentence borders nor a lookahead are expected to improve on this."
-            )
-    return lines

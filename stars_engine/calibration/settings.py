@@ -35,6 +35,7 @@ _TEST = [
     "segment_len",
     "segment_end",
     "min_segment_len",
+    "max_entropy",
     "lookahead",
     "beta",
     "max_attempts",
@@ -55,8 +56,11 @@ def dependencies(
 ) -> dict[str, Any]:
     """Return the dependencies of thresholds for these settings, as plain values."""
     tested = _chosen(align, _TEST)
+    # Defaults are omitted, since older files do not have these fields.
     if align.judge == "answer":
-        del tested["judge"]  # the default is omitted, since older files do not have this field
+        del tested["judge"]
+    if align.max_entropy is None:
+        del tested["max_entropy"]
     # Omitted if there are none, since older files do not have this field.
     kwargs = config.chat_template_kwargs
     return {

@@ -104,7 +104,8 @@ def acceptable(
 
     If the template rejects a conversation, or omits a system or user message, consecutive messages
     of one role are joined. If that is not enough, system messages, and tool results without a call,
-    are also joined to the neighboring user message.
+    are also joined to the neighboring user message, and an empty user message precedes an assistant
+    message that comes first.
 
     Args:
         codec: The tokenizer with the template.
@@ -150,17 +151,19 @@ def _roles_that_stay(messages: Sequence[Message]) -> set[str]:
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """Return messages with system messages, and a leading assistant message, given to the user.
+    """Return messages with system messages given to the user.
 
-    The same applies to tool results if there are no calls.
+    The same applies to tool results if there are no calls. What the assistant says stays its own:
+    if it begins, it answers a user message without content.
     """
     roles = _roles_that_stay(messages)
-    return [
-        message
-        if message.role in roles and index > 0
-        else Message(role="user", content=message.content)
-        for index, message in enumerate(messages)
+    merged = [
+        message if message.role in roles else Message(role="user", content=message.content)
+        for message in messages
     ]
+    if merged and merged[0].role == "assistant":
+        merged.insert(0, Message(role="user", content=""))
+    return merged
 
 
 def _joined(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -215,8 +215,8 @@ def _announce_merging(codec: Codec, messages: Sequence[Message]) -> None:
     if codec not in _merged:
         _merged[codec] = True
         logger.warning(
-            "The model's chat template rejects the roles %s; consecutive messages of one role are "
-            "joined, and system messages are merged into user messages. Hint: use roles that the "
-            "template accepts, or set TransformersModel(chat_template=...)",
+            "The model's chat template rejects this order of roles: %s. Consecutive messages of "
+            "one role are joined, and system messages are merged into user messages. Hint: use "
+            "roles that the template accepts, or set TransformersModel(chat_template=...)",
             ", ".join(message.role for message in messages),
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from stars_engine.chat.formats import ToolFormat
 from stars_engine.messages import Chat, Message, Tool, ToolCall
+from stars_engine.schema_formats.compact import compacted
 
 TemplateMessage = dict[str, Any]
 
@@ -143,11 +144,15 @@ def _said(message: Message, form: ToolFormat, reserved: Sequence[str]) -> Messag
     return Message(role=message.role, content="\n".join(filter(None, parts)))
 
 
+def described(tool: Tool) -> str:
+    """Return a short description of a tool as JSON."""
+    about = {"description": tool.description} if tool.description else {}
+    facts = {"name": tool.name, **about, "parameters": compacted(tool.parameters)}
+    return json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
+
+
 def _instructions(tools: Sequence[Tool], form: ToolFormat) -> str:
-    listed = "\n".join(
-        json.dumps({"name": t.name, "description": t.description, "parameters": t.parameters})
-        for t in tools
-    )
+    listed = "\n".join(described(tool) for tool in tools)
     example = form.write([("name of the tool", {})])
     return (
         f"You may call these tools:\n{listed}\n\nTo call a tool, answer with nothing but JSON of "

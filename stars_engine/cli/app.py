@@ -163,7 +163,11 @@ def generate(
         int | None, typer.Option(help=shown(AlignParams, "segment_len", "Tokens judged together."))
     ] = None,
     segment_end: Annotated[
-        str | None, typer.Option(help=shown(AlignParams, "segment_end", "length or sentence."))
+        str | None,
+        typer.Option(help=shown(AlignParams, "segment_end", "length, sentence or entropy.")),
+    ] = None,
+    max_entropy: Annotated[
+        float | None, typer.Option(help="For segment-end entropy: nats, such as 3.")
     ] = None,
     lookahead: Annotated[
         int | None,
@@ -241,6 +245,7 @@ def generate(
         ),
         segment_len=segment_len,
         segment_end=segment_end,
+        max_entropy=max_entropy,
         lookahead=lookahead,
         beta=beta,
         max_attempts=max_attempts,

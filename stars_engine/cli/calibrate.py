@@ -162,7 +162,7 @@ def _split(prompts: list[str], limit: int, *, verify: bool) -> tuple[list[str], 
 
 
 def _write(path: Path, *parts: Any) -> None:
-    from stars_engine.calibration.plots import write_report
+    from stars_engine.calibration.report_page import write_report
 
     write_report(path, *parts)
 

@@ -19,9 +19,8 @@ from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption,
 from stars_engine.cli.output import write
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config import AlignParams
-from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.files import refuse_imports
+from stars_engine.files.config_files import refuse_imports
 
 if TYPE_CHECKING:
     from stars_engine.evaluation.figures import Evaluation
@@ -40,6 +39,12 @@ PromptsOption = Annotated[
 ColumnOption = Annotated[str | None, typer.Option(help="Its column of prompts. Default: prompt.")]
 FormOption = Annotated[
     str | None, typer.Option(help="text, or dialogue: the first human turn, as in HH-RLHF.")
+]
+InOrderOption = Annotated[
+    bool,
+    typer.Option(
+        "--in-order", help="Take the first prompts for tuning and the next as fresh; no shuffling."
+    ),
 ]
 TuningOption = Annotated[int | None, typer.Option(help="Prompts to calibrate and choose on.")]
 FreshOption = Annotated[int | None, typer.Option(help="Other prompts, for the report.")]
@@ -73,6 +78,7 @@ def compare_command(
     prompts: PromptsOption = None,
     column: ColumnOption = None,
     form: FormOption = None,
+    in_order: InOrderOption = False,
     tuning: TuningOption = None,
     fresh: FreshOption = None,
     judge: JudgeOption = None,
@@ -93,13 +99,16 @@ def compare_command(
     recipe = _changed(
         recipe,
         config=(config, model, reward),
-        prompts=given(
-            file=None if prompts is None else str(prompts),
-            column=column,
-            form=form,
-            tuning=tuning,
-            fresh=fresh,
-        ),
+        prompts={
+            **given(
+                file=None if prompts is None else str(prompts),
+                column=column,
+                form=form,
+                tuning=tuning,
+                fresh=fresh,
+            ),
+            **({"seed": None} if in_order else {}),
+        },
         sampling=given(max_tokens=max_tokens, n=n),
         judges=judge,
         others=given(seeds=None if not seed else tuple(seed), batch_size=batch_size),
@@ -127,6 +136,7 @@ def sweep_command(
     prompts: PromptsOption = None,
     column: ColumnOption = None,
     form: FormOption = None,
+    in_order: InOrderOption = False,
     tuning: TuningOption = None,
     fresh: FreshOption = None,
     judge: JudgeOption = None,
@@ -146,13 +156,16 @@ def sweep_command(
     recipe = _changed(
         recipe,
         config=(config, model, reward),
-        prompts=given(
-            file=None if prompts is None else str(prompts),
-            column=column,
-            form=form,
-            tuning=tuning,
-            fresh=fresh,
-        ),
+        prompts={
+            **given(
+                file=None if prompts is None else str(prompts),
+                column=column,
+                form=form,
+                tuning=tuning,
+                fresh=fresh,
+            ),
+            **({"seed": None} if in_order else {}),
+        },
         sampling=given(max_tokens=max_tokens, n=n),
         judges=judge,
         others={
@@ -255,14 +268,11 @@ def _not_ours(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _named_judge(option: str) -> tuple[str, Any]:
-    name, found, source = option.partition("=")
-    if not (name and found and source):
+def _named_judge(option: str) -> tuple[str, str]:
+    name, _, source = option.partition("=")
+    if not (name and source):
         raise typer.BadParameter(f"--judge {option!r} is not allowed; NAME=REWARD")
-    reward = as_reward(source)
-    if getattr(reward, "kind", "") == "function" or isinstance(reward, dict):
-        reward = {"kind": "function", "function": source, "batched": True}
-    return name, reward
+    return name, source
 
 
 def _run(recipe: Recipe, directory: Path) -> None:

@@ -1,5 +1,6 @@
 """Config objects: frozen, validated without I/O, loaded from and saved to YAML and JSON."""
 
+from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.grammars import (
     ChoiceGrammar,
@@ -9,7 +10,6 @@ from stars_engine.config.grammars import (
     RegexGrammar,
 )
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
-from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.rewards import (
     ClassifierReward,
     CompositeReward,
@@ -21,6 +21,7 @@ from stars_engine.config.rewards import (
     YesNoReward,
 )
 from stars_engine.config.root import StarsConfig
+from stars_engine.config.sampling import SamplingParams
 
 __all__ = [
     "EMBEDDED_LM",

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
-from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.root import StarsConfig
+from stars_engine.config.sampling import SamplingParams
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schema import Schema
 
@@ -71,7 +72,11 @@ def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
     for name in fields:
         if name not in FLAT_FIELDS:
             close = difflib.get_close_matches(name, sorted(FLAT_FIELDS), n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known: {sorted(FLAT_FIELDS)}."
+            hint = (
+                f"did you mean `{close[0]}`?"
+                if close
+                else f"known fields: {', '.join(sorted(FLAT_FIELDS))}"
+            )
             if name in _OF_TEMPLATES:
                 hint = f"it is a chat template variable: chat_template_kwargs={{{name!r}: ...}}"
             problems.append(Problem(name, f"unknown field; {hint}"))

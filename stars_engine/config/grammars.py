@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.pydantic_models import schema_of_model
+from stars_engine.schema_formats.wrappings import is_schema, read_schema
 
 _MAX_DEPTH = 200
 
@@ -19,7 +20,8 @@ class JsonGrammar(Schema):
     kind: Literal["json"] = "json"
     json_schema: dict[str, Any] = Field(
         default={"type": "object"},
-        description="JSON schema of the answer, or a pydantic model; by default, any object",
+        description="JSON schema of the answer, with or without the wrapping of a vendor, or a "
+        "pydantic model; by default, any object",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
     )
     compact: bool = Field(
@@ -36,6 +38,8 @@ class JsonGrammar(Schema):
     @classmethod
     def _of_a_model(cls, value: Any) -> Any:
         schema = schema_of(value)
+        if isinstance(schema, dict) and not is_schema(schema):
+            schema = read_schema(schema, owner="JsonGrammar").schema
         if _is_deeper(schema, _MAX_DEPTH):
             raise ValueError(
                 f"the schema is nested more than {_MAX_DEPTH} levels deep. Hint: define its parts "

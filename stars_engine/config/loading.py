@@ -19,9 +19,9 @@ _RESERVED = {
     "trust_remote_code": "use the field `trust_remote_code`",
     "pretrained_model_name_or_path": "use the field `name_or_path`",
     "use_auth_token": "use the field `token`",
-    "use_safetensors": "only safetensors weights are read",
-    "weights_only": "only safetensors weights are read",
-    "custom_generate": "it is for `generate` of transformers, which the engine does not call",
+    "use_safetensors": "leave it out; only safetensors weights are read",
+    "weights_only": "leave it out; only safetensors weights are read",
+    "custom_generate": "leave it out; the engine does not call `generate` of transformers",
 }
 
 # Keywords whose values may name code on the hub.
@@ -78,7 +78,14 @@ def check_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
         ValueError: A keyword has its own field, or allows pickles.
     """
     for name in keywords.keys() & _RESERVED.keys():
-        raise ValueError(f"{name!r} cannot be given here; {_RESERVED[name]}")
+        raise ValueError(f"{name!r} cannot be given here. Hint: {_RESERVED[name]}")
+    declared = keywords.get("config")
+    if isinstance(declared, str | Mapping | list | tuple | int | float):
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueErrors
+            f"'config' is of type {type(declared).__name__}, which transformers ignores; allowed: "
+            "a config object of transformers. Hint: give AutoConfig.from_pretrained(...), or leave "
+            "it out"
+        )
     checked: dict[str, Any] = check_values(keywords)
     return checked
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stars_engine.config.params import AlignParams
+from stars_engine.config.align import AlignParams
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schedules import AutoSchedule
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
-from stars_engine.config.params import AlignParams, SamplingParams
 from stars_engine.config.presets import preset
 from stars_engine.config.rewards import (
     ClassifierReward,
@@ -22,6 +22,7 @@ from stars_engine.config.rewards import (
     ValueReward,
     as_reward,
 )
+from stars_engine.config.sampling import SamplingParams
 from stars_engine.errors import Problem
 from stars_engine.files.config_files import Filed, find_object
 from stars_engine.messages import check_template_kwargs
@@ -47,7 +48,9 @@ def _embedded(file: str) -> dict[str, Any]:
 
 
 # The settings that calibrated thresholds depend on.
-_MEASURED_WITH = ("segment_len", "beta", "segment_end", "min_segment_len", "lookahead")
+_MEASURED_WITH = (
+    *("segment_len", "beta", "segment_end", "min_segment_len", "max_entropy", "lookahead"),
+)
 
 
 class StarsConfig(Filed):

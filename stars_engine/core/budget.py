@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.kv_cache.capacity import slot_capacity
-from stars_engine.memory import KeepsCache
+from stars_engine.memory import keeps_cache
 
 
 @dataclass
@@ -53,7 +53,7 @@ class MemoryBudget:
 
     @property
     def _max_slot_tokens(self) -> int | None:
-        bytes_per_token = self._model.bytes_per_token if isinstance(self._model, KeepsCache) else 0
+        bytes_per_token = self._model.bytes_per_token if keeps_cache(self._model) else 0
         if self._max_bytes is None or not bytes_per_token:
             return None
         return self._max_bytes // bytes_per_token

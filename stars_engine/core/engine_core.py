@@ -23,7 +23,7 @@ from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, RequestError, describe_error
 from stars_engine.memory import (
-    DependsOnWeights,
+    depends_on_weights,
     free_unused,
     is_out_of_memory,
     strip_traceback,
@@ -257,7 +257,7 @@ class EngineCore:
     def _invalidate_changed_weights(requests: Sequence[Request]) -> None:
         """Invalidate caches of reward models whose weights changed, when a request starts."""
         for part in _reward_parts([request for request in requests if not request.started]):
-            if isinstance(part, DependsOnWeights):
+            if depends_on_weights(part):
                 part.invalidate_if_changed()
 
 

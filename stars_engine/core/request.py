@@ -44,6 +44,7 @@ class Request:
         handle: Refers to the language model's cached prefix, if there is one.
         verification: The drafts that are being scored, if any.
         started: Whether the prompt has been computed.
+        submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
     """
 
     rollout: Rollout
@@ -53,12 +54,13 @@ class Request:
     handle: PrefixHandle = field(default_factory=PrefixHandle)
     verification: DraftVerification | None = None
     started: bool = False
+    submitted_s: float = field(default_factory=time.monotonic)
 
     @property
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, counted from submission; None without a deadline."""
         limit = self.rollout.align.deadline_s
-        return None if limit is None else self.rollout.started_s + limit - time.monotonic()
+        return None if limit is None else self.submitted_s + limit - time.monotonic()
 
     @property
     def past_deadline(self) -> bool:
@@ -84,6 +86,7 @@ class Request:
                 uniforms=rollout.token_uniforms(first + offset),
                 sampling=rollout.sampling,
                 lookahead=rollout.next_lookahead,
+                entropies=rollout.align.segment_end == "entropy",
                 handle=self.handle,
                 probes=probes,
             )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 from stars_engine.algorithm.baselines import PlainDecoding
@@ -18,13 +15,11 @@ from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
 from stars_engine.calibration.settings import warn_of_mismatch
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.inputs import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
+from stars_engine.engine.pending_thresholds import PendingThresholds
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
 from stars_engine.runtime.request_group import EventQueue, Outcome, PromptRequest, RequestGroup
 from stars_engine.runtime.waiting import wait_for
-from stars_engine.schedules import AutoSchedule
 from stars_engine.types import StarsResult
-
-CalibrationRequests = dict[tuple[int, int], CalibrationRequest]  # keys: see `_settings_key`
 
 
 class StarsEngine(Handle):
@@ -197,9 +192,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Generate with another decoding strategy than STARS; see `DecodingStrategy`.
+        """Generate with another decoding strategy than STARS; calibration uses this.
 
-        The strategy runs on the engine's thread and shares steps with other requests.
+        The strategy, a `DecodingStrategy`, runs on the engine's thread. Its requests share steps
+        with others.
         """
         group = self._new_group(prompts, sampling, align, reward_prompt)
         group.decoding = decoding
@@ -235,7 +231,7 @@ class StarsEngine(Handle):
     ) -> list[StarsResult]:
         """Sample `n` whole answers per prompt and return the one with the highest reward."""
         if n < 1:
-            raise ValueError(f"n={n} is not allowed; Best-of-N needs n of 1 or more, such as n=16")
+            raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
         group = self._new_group(prompts, sampling, None, reward_prompt)
         group.decoding, group.num_samples = PlainDecoding(), n
         results: list[StarsResult] = self._wait(self._submit(group))
@@ -266,40 +262,35 @@ class StarsEngine(Handle):
         if not group.needs_calibration:
             return
         self._runtime.check_can_wait()
-        calibrations = self._request_calibrations(group)
-        with _cancelling_on_error(calibrations):
-            for calibration in calibrations.values():
-                wait_for(calibration.future)
-        _apply_thresholds(group, calibrations)
+        with self._pending_thresholds(group) as thresholds:
+            for future in thresholds.futures:
+                wait_for(future)
 
     async def _aresolve_thresholds(self, group: RequestGroup) -> None:
         """Do the same without blocking a thread; cancelling returns at once."""
         if not group.needs_calibration:
             return
         await self.aload()  # calibrations depend on the models
-        calibrations = self._request_calibrations(group)
-        with _cancelling_on_error(calibrations):
-            for calibration in calibrations.values():
-                await asyncio.wrap_future(calibration.future)
-        _apply_thresholds(group, calibrations)
+        with self._pending_thresholds(group) as thresholds:
+            for future in thresholds.futures:
+                await asyncio.wrap_future(future)
 
-    def _request_calibrations(self, group: RequestGroup) -> CalibrationRequests:
+    def _pending_thresholds(self, group: RequestGroup) -> PendingThresholds:
         portable = self._factory is not None and not (
             self.config.model.is_live or self.config.reward.is_live
         )
-        calibrations: CalibrationRequests = {}
-        for request in group.prompts:
-            if isinstance(request.align.schedule, AutoSchedule) and (
-                _settings_key(request) not in calibrations
-            ):
-                calibrations[_settings_key(request)] = calibrations_of(self._runtime).request(
-                    self,
-                    request.align,
-                    request.sampling or self.sampling,
-                    reward_key=self._source.key,
-                    portable=portable,
-                )
-        return calibrations
+        calibrations = calibrations_of(self._runtime)
+
+        def request(prompt: PromptRequest) -> CalibrationRequest:
+            return calibrations.request(
+                self,
+                prompt.align,
+                prompt.sampling or self.sampling,
+                reward_key=self._source.key,
+                portable=portable,
+            )
+
+        return PendingThresholds(group, request)
 
     def _submit(self, group: RequestGroup) -> RequestGroup:
         self._runtime.check_can_wait()
@@ -323,29 +314,3 @@ class StarsEngine(Handle):
         except BaseException:  # including KeyboardInterrupt: the caller stops waiting
             group.cancel()
             raise
-
-
-def _settings_key(request: PromptRequest) -> tuple[int, int]:
-    """Return a key for a pair of align and sampling; prompts of one call share the objects."""
-    return id(request.align), id(request.sampling)
-
-
-@contextmanager
-def _cancelling_on_error(calibrations: CalibrationRequests) -> Iterator[None]:
-    """Cancel all calibration requests if one fails or the caller stops waiting."""
-    try:
-        yield
-    except BaseException:
-        for calibration in calibrations.values():
-            calibration.future.cancel()
-        raise
-
-
-def _apply_thresholds(group: RequestGroup, calibrations: CalibrationRequests) -> None:
-    """Replace each `AutoSchedule` by its thresholds, and start the duration of the group."""
-    found = {key: calibration.resolved_align() for key, calibration in calibrations.items()}
-    group.prompts = tuple(
-        dataclasses.replace(request, align=found.get(_settings_key(request), request.align))
-        for request in group.prompts
-    )
-    group.submitted_s = time.monotonic()

@@ -12,7 +12,7 @@ from pathlib import Path
 from stars_engine.calibration.report import TrustReport, trust_report
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.evaluation.figures import Evaluation, HalfFigures, Sample, SampleSegment
+from stars_engine.evaluation.figures import Evaluation, HalfFigures, ShownAnswer, ShownSegment
 from stars_engine.evaluation.judges import Judges
 from stars_engine.evaluation.measure import measure
 from stars_engine.evaluation.perplexity import Likelihood
@@ -20,9 +20,9 @@ from stars_engine.evaluation.prompts import read_halves
 from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.report import check_packages
 from stars_engine.evaluation.runner import ArmAnswers, Progress, Runner
-from stars_engine.evaluation.store import identity
+from stars_engine.evaluation.store import identity, name_of
 from stars_engine.evaluation.tables import GUIDE, Measures
-from stars_engine.files import text_of
+from stars_engine.files.config_files import text_of
 from stars_engine.files.disk import write_file
 from stars_engine.types import Segment
 
@@ -52,7 +52,7 @@ def evaluate(
     directory = Path(directory)
     halves = read_halves(recipe.prompts)
     runner = Runner(recipe, halves, directory, progress)
-    write_file(directory / "recipe.yaml", text_of(recipe), "recipe")
+    write_file(directory / "recipe.yaml", text_of(recipe, fallback=name_of), "recipe")
     measures = _measures(recipe, directory, progress)
     tuning: HalfFigures | None = None
     chosen: dict[str, str] = {}
@@ -158,7 +158,7 @@ def _trust(
 
 def _samples(
     recipe: Recipe, answers: Mapping[str, ArmAnswers], measures: Measures
-) -> tuple[Sample, ...]:
+) -> tuple[ShownAnswer, ...]:
     """Return the first answers of each arm to the first prompts."""
     shown = []
     for index in range(recipe.num_samples):
@@ -168,7 +168,7 @@ def _samples(
                 continue
             result = record.results[0]
             shown.append(
-                Sample(
+                ShownAnswer(
                     prompt=record.prompt,
                     arm=name,
                     reward=result.reward,
@@ -182,13 +182,13 @@ def _samples(
     return tuple(shown)
 
 
-def _shown(segment: Segment) -> SampleSegment:
+def _shown(segment: Segment) -> ShownSegment:
     rejected = [
         (attempt.reward, attempt.text or "")
         for attempt in segment.attempts
         if attempt.verdict == "rejected"
     ]
-    return SampleSegment(
+    return ShownSegment(
         text=segment.text,
         reward=segment.reward,
         threshold=segment.threshold,

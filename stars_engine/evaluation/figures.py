@@ -139,7 +139,7 @@ class HalfFigures(Schema):
     )
 
 
-class SampleSegment(Schema):
+class ShownSegment(Schema):
     """One segment of a shown answer."""
 
     text: str
@@ -149,14 +149,14 @@ class SampleSegment(Schema):
     rejected: tuple[tuple[float, str], ...] = Field(description="rejected drafts: reward, text")
 
 
-class Sample(Schema):
+class ShownAnswer(Schema):
     """One shown answer."""
 
     prompt: str
     arm: str
     reward: float | None
     judges: dict[str, float]
-    segments: tuple[SampleSegment, ...]
+    segments: tuple[ShownSegment, ...]
 
 
 class Evaluation(Schema):
@@ -168,5 +168,5 @@ class Evaluation(Schema):
     tuning: HalfFigures | None = None
     chosen: dict[str, str] = Field(default={}, description="the chosen arm of each family")
     trust: TrustReport | None = None
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[ShownAnswer, ...] = ()
     schema_version: Literal[1] = 1

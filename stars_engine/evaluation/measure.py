@@ -25,15 +25,15 @@ from stars_engine.evaluation.statistics import (
     Floats,
     at_equal_tokens,
     best_of_curve,
+    independent_pairs,
     length_controlled_win_rate,
     mean_over_prompts,
     over_prompts,
-    pair_mask,
     ranking,
     tokens_to_reach,
     win_rate,
 )
-from stars_engine.evaluation.store import HalfName
+from stars_engine.evaluation.store import HalfName, name_of
 from stars_engine.evaluation.tables import GUIDE, ArmTable, Measures, Nats, Pool, pool_of
 from stars_engine.evaluation.text_measures import distinct, repetition, self_bleu
 from stars_engine.types import StarsResult
@@ -143,7 +143,8 @@ def _judged(
     wins = at_length = equal = over = like = None
     if reference is not None:
         plain, theirs = reference
-        wins = mean_over_prompts(win_rate(opinion, theirs))
+        pairs = independent_pairs(opinion.shape[1], theirs.shape[1])
+        wins = mean_over_prompts(win_rate(opinion, theirs, pairs))
         at_length = length_controlled_win_rate(*_paired(opinion, theirs, table.kept, plain.kept))
     if pool is not None:
         curve = best_of_curve(pool.guide, pool.judges[judge])
@@ -173,7 +174,7 @@ def _paired(
     left, right = ours[:, :, None], theirs[:, None, :]
     wins = (left > right) + 0.5 * (left == right)
     extra = our_len[:, :, None] - their_len[:, None, :]
-    mask = pair_mask(ours.shape[1], theirs.shape[1])
+    mask = independent_pairs(ours.shape[1], theirs.shape[1])
     return wins[:, mask].ravel(), extra[:, mask].ravel()
 
 
@@ -290,10 +291,13 @@ def _by_difficulty(
 
 def _settings(table: ArmTable) -> dict[str, Any]:
     """Return the arm, with its thresholds where it has any."""
-    values: dict[str, Any] = table.arm.model_dump(mode="json", exclude_defaults=True, fallback=str)
+    values: dict[str, Any] = table.arm.model_dump(
+        mode="json", exclude_defaults=True, fallback=name_of
+    )
     values["kind"] = table.arm.kind
     if table.arm.kind in ("stars", "rejection"):
-        align = table.align.model_dump(mode="json", exclude_defaults=True, fallback=str)
+        align = table.align.model_dump(mode="json", exclude_defaults=True, fallback=name_of)
+        align["segment_len"] = table.align.segment_len  # also if it is the default
         schedule = align.get("schedule", {})
         for name in ("stages", "terminals", "made_for", "curve"):  # long; stored with the answers
             schedule.pop(name, None)

@@ -61,7 +61,7 @@ class Likelihood:
             with needs_extra("local"):
                 from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-                from stars_engine.loading import load_model, load_tokenizer  # noqa: PLC0415
+                from stars_engine.loading.models import load_model, load_tokenizer  # noqa: PLC0415
                 from stars_engine.tokenization.codec import Codec  # noqa: PLC0415
             config = self._config.model
             model = load_model(config, AutoModelForCausalLM)

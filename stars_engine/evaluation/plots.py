@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from math import ceil, floor, log2
 from typing import Any
 
+from stars_engine.calibration.svg import svg
 from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures
 from stars_engine.schedules import Estimate
-from stars_engine.svg import svg
 
 _WIDE = (7.6, 4.2)
+
+
+def all_plots(evaluation: Evaluation) -> dict[str, str]:
+    """Return all plots that the evaluation has data for, by name."""
+    fresh = evaluation.fresh
+    judges = list(next(iter(fresh.arms.values())).judges)
+    found = {
+        **{f"tokens-{judge}": cost_curve(fresh, judge) for judge in judges},
+        **{f"seconds-{judge}": time_curve(fresh, judge) for judge in judges},
+        "attempts": attempts(fresh),
+        "acceptance": acceptance(fresh),
+        "difficulty": difficulty(fresh),
+        "latency": latency(fresh),
+        "borders": trust_borders(evaluation),
+        "advantage": predicted_and_measured(evaluation),
+    }
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def cost_curve(half: HalfFigures, judge: str) -> str:
@@ -21,7 +39,7 @@ def cost_curve(half: HalfFigures, judge: str) -> str:
             axes.plot(range(1, len(values) + 1), values, "-", color="0.5", label="Best-of-N")
         _points(axes, half, judge, lambda arm: arm.costs.times)
         axes.set(xlabel="drafted tokens over those of a plain answer", xscale="log")
-        _plain_ticks(axes)
+        _plain_ticks(axes, [1, 2, 4, 8, 16, 32])
 
     return svg(draw, _WIDE)
 
@@ -36,13 +54,16 @@ def time_curve(half: HalfFigures, judge: str) -> str:
     def draw(axes: Any) -> None:
         _points(axes, half, judge, seconds)
         axes.set(xlabel="wall seconds per answer", xscale="log")
+        values = [arm.costs.wall_s for arm in half.arms.values()]
+        powers = range(floor(log2(min(values))), ceil(log2(max(values))) + 1)
+        _plain_ticks(axes, [float(f"{2.0**power:.2g}") for power in powers])
 
     return svg(draw, _WIDE)
 
 
 def attempts(half: HalfFigures) -> str | None:
     """Plot the distribution of draws per segment; None if no arm judges segments."""
-    arms = [(arm, arm.segments) for arm in half.arms.values() if arm.segments is not None]
+    arms = [(arm, arm.segments) for arm in half.arms.values() if arm.segments and _tests(arm)]
     if not arms:
         return None
 
@@ -61,7 +82,7 @@ def acceptance(half: HalfFigures) -> str | None:
     arms = [
         (arm, arm.segments)
         for arm in half.arms.values()
-        if arm.segments is not None and len(arm.segments.acceptance) > 1
+        if arm.segments and _tests(arm) and len(arm.segments.acceptance) > 1
     ]
     if not arms:
         return None
@@ -83,7 +104,7 @@ def acceptance(half: HalfFigures) -> str | None:
 
 def difficulty(half: HalfFigures) -> str | None:
     """Plot the cost of prompts from hard to easy."""
-    arms = [arm for arm in half.arms.values() if arm.difficulty and arm.segments is not None]
+    arms = [arm for arm in half.arms.values() if arm.difficulty and _tests(arm)]
     if not arms:
         return None
 
@@ -208,15 +229,18 @@ def _points(
     axes.legend(fontsize=7)
 
 
+def _tests(arm: ArmFigures) -> bool:
+    """Whether an arm accepts or rejects drafts; the others draw a fixed number of times."""
+    return arm.kind in ("stars", "rejection")
+
+
 def _span(value: Estimate) -> list[float]:
     """Return how far the interval reaches below and above; 0 where it is unknown."""
     ends = (value.value - value.low, value.high - value.value)
     return [end if end > 0 else 0.0 for end in ends]
 
 
-def _plain_ticks(axes: Any) -> None:
-    from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: PLC0415
-
-    axes.set_xticks([1, 2, 4, 8, 16, 32])
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def _plain_ticks(axes: Any, ticks: Sequence[float]) -> None:
+    """Label a logarithmic axis with plain numbers."""
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config import RewardConfig, SamplingParams, StarsConfig
+from stars_engine.config import FunctionReward, RewardConfig, SamplingParams, StarsConfig
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, Arm, BestOfNArm
 from stars_engine.evaluation.prompts import PromptSet
-from stars_engine.files import Filed
+from stars_engine.files.config_files import Filed
 from stars_engine.schema import Schema
 
 Bounds = tuple[float, float]
@@ -98,7 +98,7 @@ class Recipe(Filed):
     def _judges_by_name(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
-        return {name: as_reward(judge) for name, judge in value.items()}
+        return {name: _as_judge(judge) for name, judge in value.items()}
 
     @model_validator(mode="after")
     def _arms_exist(self) -> Self:
@@ -142,6 +142,14 @@ class Recipe(Filed):
     def with_arms(self, arms: dict[str, AnyArm]) -> Self:
         """Return the recipe with more arms."""
         return self.replace(arms={**self.arms, **arms})
+
+
+def _as_judge(value: Any) -> Any:
+    """Return a judge's config; a callable, or its name, takes lists of prompts and answers."""
+    found = as_reward(value)
+    if found is not value and isinstance(found, FunctionReward):
+        return found.replace(batched=True)
+    return found
 
 
 def recipe_names() -> list[str]:

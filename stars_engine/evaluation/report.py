@@ -12,8 +12,9 @@ from typing import Any
 
 from stars_engine.errors import needs_extra
 from stars_engine.evaluation import plots
-from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, Sample
-from stars_engine.files import text_of
+from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, ShownAnswer
+from stars_engine.evaluation.store import name_of
+from stars_engine.files.config_files import text_of
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import Estimate
 
@@ -34,7 +35,7 @@ def check_packages() -> None:
 
 
 def write_reports(evaluation: Evaluation, directory: str | Path) -> Path:
-    """Write `report.html`, `report.json` and `arms.csv`; return the path of the page.
+    """Write `report.html`, `report.json`, `arms.csv` and `plots/*.svg`; return the page's path.
 
     Raises:
         MissingExtraError: matplotlib or Jinja2 is not installed.
@@ -44,9 +45,12 @@ def write_reports(evaluation: Evaluation, directory: str | Path) -> Path:
     page = directory / "report.html"
     write_file(page, html_of(evaluation), "report")
     write_file(
-        directory / "report.json", evaluation.model_dump_json(indent=1, fallback=str), "report"
+        directory / "report.json", evaluation.model_dump_json(indent=1, fallback=name_of), "report"
     )
     write_file(directory / "arms.csv", csv_of(evaluation), "report")
+    (directory / "plots").mkdir(exist_ok=True)
+    for name, text in plots.all_plots(evaluation).items():
+        write_file(directory / "plots" / f"{name}.svg", text + "\n", "plot")
     return page
 
 
@@ -59,30 +63,20 @@ def html_of(evaluation: Evaluation) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"interval": interval, "number": number, "percent": percent}
-    source = (resources.files("stars_engine") / "evaluation" / "report.html.j2").read_text("utf-8")
+    source = (resources.files("stars_engine") / "evaluation" / "report.html.jinja").read_text(
+        "utf-8"
+    )
     fresh = evaluation.fresh
     judges = list(next(iter(fresh.arms.values())).judges)
-    drawn = {
-        "attempts": plots.attempts(fresh),
-        "acceptance": plots.acceptance(fresh),
-        "difficulty": plots.difficulty(fresh),
-        "latency": plots.latency(fresh),
-        "borders": plots.trust_borders(evaluation),
-        "advantage": plots.predicted_and_measured(evaluation),
-    }
-    curves = {
-        judge: (plots.cost_curve(fresh, judge), plots.time_curve(fresh, judge)) for judge in judges
-    }
     return environment.from_string(source).render(
         evaluation=evaluation,
         recipe=evaluation.recipe,
         fresh=fresh,
         judges=judges,
-        curves={name: [Markup(text) for text in pair] for name, pair in curves.items()},
-        plots={name: Markup(text) for name, text in drawn.items() if text is not None},
+        plots={name: Markup(text) for name, text in plots.all_plots(evaluation).items()},
         advantages=list(plots.advantages(evaluation)),
         samples=_by_prompt(evaluation.samples),
-        config=text_of(evaluation.recipe),
+        config=text_of(evaluation.recipe, fallback=name_of),
     )
 
 
@@ -163,7 +157,7 @@ def _ends(name: str, value: Estimate | None) -> dict[str, Any]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
-def _by_prompt(samples: Sequence[Sample]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _by_prompt(samples: Sequence[ShownAnswer]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Group samples by prompt, and give each segment the colour of its reward."""
     rewards = [
         segment.reward

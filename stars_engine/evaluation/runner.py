@@ -157,11 +157,15 @@ class Runner:
     ) -> list[AnswerRecord]:
         """Return one record per prompt; generate and append those that are missing, in batches."""
         keys = [_digest(json.dumps([*about, half, prompt])) for prompt in prompts]
-        missing = [i for i, key in enumerate(keys) if self._store.get(key) is None]
-        done += len(prompts) - len(missing)
+        stored = sum(self._store.get(key) is not None for key in keys)
+        done += stored
         self._progress(name, done, total)
-        for start in range(0, len(missing), self._recipe.batch_size):
-            batch = missing[start : start + self._recipe.batch_size]
+        # Batches do not depend on what is stored, so a resumed run computes the same.
+        for start in range(0, len(prompts), self._recipe.batch_size):
+            indices = range(start, min(start + self._recipe.batch_size, len(prompts)))
+            batch = [index for index in indices if self._store.get(keys[index]) is None]
+            if not batch:
+                continue
             wall, cpu = time.perf_counter(), time.process_time()
             results = generate([prompts[index] for index in batch])
             wall_s = (time.perf_counter() - wall) / len(batch)

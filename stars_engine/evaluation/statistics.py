@@ -77,8 +77,8 @@ def tokens_to_reach(curve: Floats, value: float) -> float:
     return float(first + (value - curve[first - 1]) / step)
 
 
-def pair_mask(num_ours: int, num_theirs: int) -> NDArray[np.bool]:
-    """Return which pairs of answers to one prompt are compared: `(ours, theirs)`.
+def independent_pairs(num_ours: int, num_theirs: int) -> NDArray[np.bool]:
+    """Return which pairs of answers to one prompt are independent: `(ours, theirs)`.
 
     Answers of the same column share seed and sample index, and so the noise of their tokens. They
     would tie more often than two independent answers, so they are left out where others remain.
@@ -89,16 +89,19 @@ def pair_mask(num_ours: int, num_theirs: int) -> NDArray[np.bool]:
     return mask
 
 
-def win_rate(ours: Floats, theirs: Floats) -> Floats:
+def win_rate(ours: Floats, theirs: Floats, pairs: NDArray[np.bool] | None = None) -> Floats:
     """Return each prompt's share of pairs in which ours is higher; a tie is half a win.
 
     Args:
         ours: `(prompts, answers)`.
-        theirs: `(prompts, samples)`; see `pair_mask` for the pairs.
+        theirs: `(prompts, samples)`.
+        pairs: Which pairs count, `(answers, samples)`; None: all.
     """
     left, right = ours[:, :, None], theirs[:, None, :]
     wins = (left > right) + 0.5 * (left == right)
-    return np.asarray(wins[:, pair_mask(ours.shape[1], theirs.shape[1])].mean(1))
+    if pairs is None:
+        pairs = np.ones(wins.shape[1:], dtype=bool)
+    return np.asarray(wins[:, pairs].mean(1))
 
 
 def over_prompts(figure: Callable[[Indices], Any], num_prompts: int, *, seed: int = 0) -> Estimate:

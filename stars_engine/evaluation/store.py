@@ -94,10 +94,11 @@ def identity(config: Schema) -> str:
     Fields that are None are omitted, so that a new optional field does not make stored answers
     unusable. Live objects are identified by name only.
     """
-    values = config.model_dump(mode="json", exclude_none=True, fallback=_name_of, context=DIGESTS)
+    values = config.model_dump(mode="json", exclude_none=True, fallback=name_of, context=DIGESTS)
     return json.dumps(values, sort_keys=True)
 
 
-def _name_of(live: Any) -> str:
+def name_of(live: Any) -> str:
+    """Return the name of a live object: 'package.module:name'."""
     named = live if hasattr(live, "__qualname__") else type(live)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{named.__module__}:{named.__qualname__}"

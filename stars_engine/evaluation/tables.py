@@ -18,6 +18,7 @@ Pair = tuple[str, str]
 Score = Callable[[str, Sequence[Pair]], list[float]]  # judge, (prompt, answer) -> rewards
 Nats = Callable[[Sequence[Pair]], list[tuple[float, int]]]
 
+_DIGITS = 4
 GUIDE = "guide"  # the name of the recipe's guide as a judge
 
 
@@ -91,13 +92,17 @@ class ArmTable:
 
     @cached_property
     def guide(self) -> Floats:
-        """Rewards of the recipe's guide."""
+        """Rewards of the recipe's guide.
+
+        They are rounded, so that equal texts tie: a model that read a text in one piece and one
+        that read it in segments differ in the last digits.
+        """
         arm = self.arm
         if arm.model is None and arm.reward is None and not arm.prefix_noise:
             own = self.array(lambda result: result.reward)
             if not np.isnan(own).any():
-                return own
-        return self.opinions(GUIDE)
+                return np.round(own, _DIGITS)
+        return np.round(self.opinions(GUIDE), _DIGITS)
 
     @cached_property
     def drafted(self) -> Floats:

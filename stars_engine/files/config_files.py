@@ -6,16 +6,16 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel
 
-from stars_engine.errors import ConfigError, Problem
 from stars_engine.files.disk import file_error, shown_path, why_not, write_file
 from stars_engine.masking import redact
+from stars_engine.problems import ConfigError, Problem
 from stars_engine.schema import Schema
 
 # Fields whose keys are not field names: token ids, module names, devices.
@@ -154,16 +154,20 @@ def write_values(path: Path, config: BaseModel) -> None:
     write_file(path, data, title)
 
 
-def text_of(config: BaseModel, suffix: str = ".yaml") -> str:
+def text_of(
+    config: BaseModel, suffix: str = ".yaml", *, fallback: Callable[[Any], Any] | None = None
+) -> str:
     """Return the fields of an object as the text of a file.
 
     Args:
         config: The object.
         suffix: Suffix of the file: `.json`, `.yaml` or `.yml`.
+        fallback: Replaces live objects, which cannot be written; None: they raise an error.
     """
     if suffix == ".json":
-        return config.model_dump_json(indent=2) + "\n"  # infinities as strings, for JSON
-    values = config.model_dump(mode="json")
+        # Infinities as strings, for JSON.
+        return config.model_dump_json(indent=2, fallback=fallback) + "\n"
+    values = config.model_dump(mode="json", fallback=fallback)
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stars_engine.errors import ConfigError, Problem
+from stars_engine.problems import ConfigError, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _FIXES = {
     errno.EBUSY: "the file is a mount point and cannot be replaced; mount its directory instead",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EISDIR: "give a file in that directory",
-    errno.ENOENT: "create the directory, or use another one",
+    errno.ENOENT: "the file to read, or the directory to write to, must exist",
     errno.ENOTDIR: "a part of the path is a file; use another directory",
 }
 _WRONG_PATHS = {errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -120,6 +120,17 @@ def why_not(error: OSError | ValueError) -> str:
         return f"{error.strerror or error}{check}. Hint: {fix}"
     # A zero byte, or a lone surrogate.
     return f"{error}. Hint: give a path with valid characters"
+
+
+def check_home(path: Path) -> None:
+    """Check that a path does not begin with a `~` that could not be expanded.
+
+    Raises:
+        FileNotFoundError: It does; the user has no home directory.
+    """
+    first = path.parts[0] if path.parts else ""
+    if first.startswith("~"):
+        raise FileNotFoundError(errno.ENOENT, f"there is no home directory for {first!r}")
 
 
 def shown_path(path: str | Path) -> str:

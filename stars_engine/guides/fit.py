@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from stars_engine.guides.statistics import Floats, line_of
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of ridge, over the mean variance of a feature
 _EPOCHS, _BATCH, _RATE = 12, 512, 2e-3
@@ -57,15 +57,6 @@ def centred(values: torch.Tensor, groups: NDArray[np.int64]) -> torch.Tensor:
     sums.index_add_(0, at, values)
     shape = (-1, *[1] * (values.dim() - 1))
     return values - (sums / counts.reshape(shape))[at]
-
-
-def within_correlation(values: Floats, scores: Floats, prompts: NDArray[np.int64]) -> float:
-    """Return the correlation among answers to one prompt, pooled over prompts; nan if undefined."""
-    pair = centred(torch.as_tensor(np.stack([values, scores], axis=1)), prompts).numpy()
-    norms = np.sqrt((pair**2).sum(0))
-    if not (norms > 1e-12 * max(1.0, np.abs(values).max(), np.abs(scores).max())).all():
-        return float("nan")
-    return float((pair[:, 0] * pair[:, 1]).sum() / norms.prod())
 
 
 class Ridge:
@@ -110,16 +101,6 @@ def linear(weights: torch.Tensor, rows: torch.Tensor, scores: Floats) -> Network
 def calibrated(network: Network, rows: torch.Tensor, scores: Floats) -> Network:
     """Scale and shift a network so that its values are expected scores of these rows."""
     return network.scaled(*line_of(network(rows), scores))
-
-
-def line_of(values: Floats, scores: Floats) -> tuple[float, float]:
-    """Return slope and intercept of scores on values; the slope is never negative."""
-    variance = float(values.var())
-    slope = 0.0
-    if variance > 0:
-        slope = max(0.0, float(((values - values.mean()) * (scores - scores.mean())).mean()))
-        slope /= variance
-    return slope, float(scores.mean() - slope * values.mean())
 
 
 def mlp(

@@ -9,7 +9,7 @@ from typing import Any
 from stars_engine.config import RewardConfig
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
-from stars_engine.guides.samples import ProgressCallback, Sample
+from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
 from stars_engine.reals import real_number
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.loading import load_reward
@@ -53,14 +53,14 @@ def scorer_of(judge: Judge | RewardConfig | str) -> Callable[[Texts], list[float
 
 
 def judge_samples(
-    samples: Sequence[Sample],
+    samples: Sequence[JudgedAnswer],
     score: Callable[[Texts], list[float]],
     codec: Any,
     positions: Sequence[int],
     *,
     num_compared: int,
     progress: ProgressCallback,
-) -> list[Sample]:
+) -> list[JudgedAnswer]:
     """Return samples with their scores; of some, also the scores of their beginnings.
 
     Args:
@@ -91,7 +91,7 @@ def judge_samples(
     return found
 
 
-def _text(sample: Sample, size: int | None, codec: Any) -> tuple[str, str, bool]:
+def _text(sample: JudgedAnswer, size: int | None, codec: Any) -> tuple[str, str, bool]:
     if size is None:
         return sample.prompt, sample.text, True
     text, _ = codec.completion_text(sample.prompt_ids, sample.token_ids[:size])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stars_engine.guides.fit import Floats, line_of, within_correlation
-from stars_engine.guides.samples import Sample
-from stars_engine.guides.selection import Candidate, Data
+from stars_engine.guides.statistics import Floats, line_of, within_correlation
 from stars_engine.schedules import Estimate
 from stars_engine.schema import Schema
+
+if TYPE_CHECKING:  # these import torch
+    from stars_engine.guides.samples import JudgedAnswer
+    from stars_engine.guides.selection import Data, HeadChoice
 
 _NUM_RESAMPLES = 400
 _MIN_ANSWERS = 32
@@ -95,7 +98,7 @@ class GuideReport(Schema):
         return _CARD.format(model=model, judge=judge, summary=self.summary(), tried=tried)
 
 
-def described(candidate: Candidate) -> str:
+def described(candidate: HeadChoice) -> str:
     """Return a head in words."""
     shape = f"MLP of width {candidate.hidden}" if candidate.hidden else "linear"
     state = "running mean of states" if candidate.pooling == "mean" else "last state"
@@ -103,7 +106,7 @@ def described(candidate: Candidate) -> str:
 
 
 def positions_of(
-    data: Data, values: Floats, samples: Sequence[Sample], *, seed: int
+    data: Data, values: Floats, samples: Sequence[JudgedAnswer], *, seed: int
 ) -> list[GuidePosition]:
     """Measure values, and the judge's scores of beginnings, at each position."""
     scores = {index: sample.score for index, sample in enumerate(samples)}

@@ -21,7 +21,7 @@ ProgressCallback = Callable[[str, int, int], None]  # what, done, total
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class JudgedAnswer:
     """One answer, with what a judge says of it.
 
     Attributes:
@@ -63,7 +63,7 @@ def draw_samples(
     *,
     progress: ProgressCallback,
     chunk: int = 8,
-) -> list[Sample]:
+) -> list[JudgedAnswer]:
     """Sample `sampling.n` answers to each prompt; continue with those that a file has already.
 
     Args:
@@ -87,13 +87,15 @@ def draw_samples(
     return sorted(found, key=lambda sample: sample.prompt_index)
 
 
-def sample_each(engine: Host, prompts: dict[int, Prompt], sampling: SamplingParams) -> list[Sample]:
+def sample_each(
+    engine: Host, prompts: dict[int, Prompt], sampling: SamplingParams
+) -> list[JudgedAnswer]:
     """Sample answers to prompts, given by index."""
     decoding = _Collecting()
     engine.decode(list(prompts.values()), decoding, sampling=sampling)
     indices = list(prompts)
     return [
-        Sample(
+        JudgedAnswer(
             prompt_index=indices[place],
             prompt_ids=tuple(rollout.prompt_ids),
             token_ids=tuple(rollout.token_ids),
@@ -104,11 +106,11 @@ def sample_each(engine: Host, prompts: dict[int, Prompt], sampling: SamplingPara
     ]
 
 
-def read_samples(path: Path) -> list[Sample]:
+def read_samples(path: Path) -> list[JudgedAnswer]:
     """Read samples; a last line that was cut short is left out, with its prompt's others."""
     if not path.exists():
         return []
-    samples: list[Sample] = []
+    samples: list[JudgedAnswer] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             values = json.loads(line)
@@ -117,11 +119,11 @@ def read_samples(path: Path) -> list[Sample]:
             return [sample for sample in samples if sample.prompt_index != cut]
         values["partial"] = {int(key): value for key, value in values["partial"].items()}
         values |= {name: tuple(values[name]) for name in ("prompt_ids", "token_ids")}
-        samples.append(Sample(**values))
+        samples.append(JudgedAnswer(**values))
     return samples
 
 
-def append_samples(path: Path, samples: Iterable[Sample]) -> None:
+def append_samples(path: Path, samples: Iterable[JudgedAnswer]) -> None:
     """Append samples to a file."""
     lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
     data = "".join(f"{line}\n" for line in lines).encode()
@@ -136,7 +138,7 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-def labelled_answers(engine: Host, path: Path, sampling: SamplingParams) -> list[Sample]:
+def labelled_answers(engine: Host, path: Path, sampling: SamplingParams) -> list[JudgedAnswer]:
     """Read answers that were labelled elsewhere: JSON lines {prompt, answer, score}.
 
     Raises:
@@ -162,7 +164,7 @@ def labelled_answers(engine: Host, path: Path, sampling: SamplingParams) -> list
     ids_of = {prompts[sample.prompt_index]: sample for sample in first}
     codec = engine.model.codec
     return [
-        Sample(
+        JudgedAnswer(
             prompt_index=ids_of[prompt].prompt_index,
             prompt_ids=ids_of[prompt].prompt_ids,
             token_ids=tuple(codec.encode_continuation(answer)),

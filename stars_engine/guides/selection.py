@@ -10,21 +10,19 @@ from numpy.typing import NDArray
 
 from stars_engine.guides.fit import (
     STRENGTHS,
-    Floats,
     Network,
     Ridge,
     calibrated,
-    line_of,
     linear,
     mlp,
-    within_correlation,
 )
 from stars_engine.guides.samples import ProgressCallback
 from stars_engine.guides.states import States
+from stars_engine.guides.statistics import Floats, line_of, within_correlation
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class HeadChoice:
     """One way to fit a head, with its values on held-out prompts.
 
     Attributes:
@@ -89,7 +87,7 @@ def choose(
     only_wide: bool = False,
     seed: int,
     progress: ProgressCallback,
-) -> tuple[list[Candidate], Network]:
+) -> tuple[list[HeadChoice], Network]:
     """Return all candidates, the best first, and the best one's network fitted to all prompts."""
     keys = list(data.states.by_layer)
     total = len(keys) + sum(width > 0 for width in widths)
@@ -110,10 +108,10 @@ def choose(
     return candidates, _final(data, candidates[0], seed, soft_beta)
 
 
-def _linear(data: Data, layer: int, pooling: str) -> Candidate:
+def _linear(data: Data, layer: int, pooling: str) -> HeadChoice:
     rows = data.states.by_layer[layer, pooling]
     ridge = Ridge(rows, data.scores, data.groups, data.folds)
-    best: Candidate | None = None
+    best: HeadChoice | None = None
     for strength in STRENGTHS:
         values = np.empty(len(rows))
         for fold in np.unique(data.folds).tolist():
@@ -121,7 +119,7 @@ def _linear(data: Data, layer: int, pooling: str) -> Candidate:
             raw = (rows @ ridge.solve(strength, without=fold).float()).double().numpy()
             slope, intercept = line_of(raw[~held], data.scores[~held])
             values[held] = slope * raw[held] + intercept
-        candidate = Candidate(layer, pooling, 0, strength, data.mean_correlation(values), values)
+        candidate = HeadChoice(layer, pooling, 0, strength, data.mean_correlation(values), values)
         if best is None or candidate.correlation > best.correlation:
             best = candidate
     assert best is not None
@@ -130,7 +128,7 @@ def _linear(data: Data, layer: int, pooling: str) -> Candidate:
 
 def _mlp(
     data: Data, place: tuple[int, str], *, width: int, seed: int, soft_beta: float | None
-) -> Candidate:
+) -> HeadChoice:
     rows = data.states.by_layer[place]
     values = np.empty(len(rows))
     for fold in np.unique(data.folds).tolist():
@@ -142,10 +140,10 @@ def _mlp(
         if soft_beta is None:
             network = calibrated(network, known, scores)
         values[held] = network(rows[held])
-    return Candidate(*place, width, 0.0, data.mean_correlation(values), values)
+    return HeadChoice(*place, width, 0.0, data.mean_correlation(values), values)
 
 
-def _final(data: Data, chosen: Candidate, seed: int, soft_beta: float | None) -> Network:
+def _final(data: Data, chosen: HeadChoice, seed: int, soft_beta: float | None) -> Network:
     rows = data.states.by_layer[chosen.layer, chosen.pooling]
     start = None
     if not chosen.hidden:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stars_engine.guides.samples import ProgressCallback, Sample
+from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
 from stars_engine.probes import GivesHiddenStates
 
 _ROWS = 8  # in one pass
@@ -33,7 +33,7 @@ class States:
 
 def read_states(
     model: GivesHiddenStates,
-    samples: Sequence[Sample],
+    samples: Sequence[JudgedAnswer],
     layers: Sequence[int],
     positions: Sequence[int],
     *,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.errors import ConfigError, ModelLoadError, Problem
 from stars_engine.files.disk import write_file
-from stars_engine.guides.fit import folds_of
 from stars_engine.guides.judging import Judge, judge_samples, scorer_of
 from stars_engine.guides.report import (
     GuideReport,
@@ -31,16 +30,15 @@ from stars_engine.guides.report import (
     verdict_of,
 )
 from stars_engine.guides.samples import (
+    JudgedAnswer,
     ProgressCallback,
-    Sample,
     draw_samples,
     labelled_answers,
 )
-from stars_engine.guides.selection import Data, choose
-from stars_engine.guides.states import read_states
-from stars_engine.probes import GivesHiddenStates
 from stars_engine.types import Prompt
-from stars_engine.value_head import ValueHead, fingerprint_of
+
+if TYPE_CHECKING:
+    from stars_engine.probes import GivesHiddenStates
 
 REPORT_FILE, CARD_FILE, SAMPLES_FILE, SETTINGS_FILE = (
     "report.json",
@@ -72,9 +70,10 @@ def train_guide(
 ) -> GuideReport:
     """Fit a value head to answers of an engine's language model, and write it to a folder.
 
-    Answers are sampled plainly and judged whole. The head learns to tell from the hidden states of
-    an unfinished answer what the judge will say of the whole. Layer, pooling, strength and shape
-    are chosen by folds of prompts. An interrupted call resumes with the samples in the folder.
+    Answers are drawn by plain sampling, and the judge scores each whole answer. From the hidden
+    states of an unfinished answer, the head learns to predict the judge's score of the whole
+    answer. Layer, pooling, strength and shape are chosen by cross-validation over prompts. An
+    interrupted call resumes with the samples in the folder.
 
     Args:
         engine: The `StarsEngine` whose language model is to be guided.
@@ -92,7 +91,7 @@ def train_guide(
         soft_value_beta: Fit the soft value beta * log E exp(score / beta) with this beta, in units
             of the score, instead of the expected score.
         seed: Seed of the answers and of the fit.
-        progress: Called with the name of the part, the items done, and all items.
+        progress: Called with the name of the part, the items done, and the total number of items.
 
     Returns:
         The report, whose figures are all on held-out prompts.
@@ -102,6 +101,13 @@ def train_guide(
         ModelLoadError: The language model gives no hidden states.
         RewardError: The judge failed.
     """
+    # These import torch, which importing this function must not.
+    from stars_engine.guides.fit import folds_of  # noqa: PLC0415
+    from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
+    from stars_engine.guides.states import read_states  # noqa: PLC0415
+    from stars_engine.probes import GivesHiddenStates  # noqa: PLC0415
+    from stars_engine.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
+
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
     progress = progress or (lambda *_: None)
     model: Any = engine.model
@@ -191,7 +197,7 @@ def _samples(
     *,
     sampling: SamplingParams,
     progress: ProgressCallback,
-) -> list[Sample]:
+) -> list[JudgedAnswer]:
     if prompts is None:
         neutral = neutral_prompts(chat=uses_chat_format(engine), seed=sampling.seed or 0)
         prompts = neutral[:_DEFAULT_PROMPTS]
@@ -234,7 +240,7 @@ def _check(*, num_answers: int, shape: str, soft_value_beta: float | None) -> No
         raise _problem("soft_value_beta", f"{soft_value_beta!r} is not allowed; above 0, or None")
 
 
-def _check_scores(samples: Sequence[Sample]) -> None:
+def _check_scores(samples: Sequence[JudgedAnswer]) -> None:
     by_prompt: dict[int, set[float]] = {}
     for sample in samples:
         assert sample.score is not None

@@ -71,6 +71,7 @@ class EngineFields(BaseModel):
     segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     segment_end: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     min_segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
+    max_entropy: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     lookahead: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     judge: Any = Field(default=UNSET, repr=False, description="see AlignParams")
     max_attempts: Any = Field(default=UNSET, repr=False, description="see AlignParams")

@@ -7,7 +7,7 @@ from typing import Any
 
 from stars_engine.config.grammars import JsonGrammar, schema_of
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.schema_formats.wrappings import read_schema
+from stars_engine.schema_formats.wrappings import read_schema, type_of_answer
 
 _OWNER = "response_format"
 _TELL_THE_TYPE = {"type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "not", "if"}
@@ -40,11 +40,9 @@ def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:
     """
     if isinstance(wanted, type) and hasattr(wanted, "model_json_schema"):
         return grammar_of_schema(schema_of(wanted))
-    if isinstance(wanted, Mapping) and set(wanted) == {"type"}:
-        if wanted["type"] == "text":
-            return None
-        if wanted["type"] == "json_object":
-            return JsonGrammar()
+    kind = type_of_answer(wanted)
+    if kind is not None:
+        return None if kind == "text" else JsonGrammar()
     if not isinstance(wanted, Mapping):
         allowed = "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', "
         allowed += "'json_schema': {'schema': ...}}, a JSON schema, or a pydantic model"

@@ -6,6 +6,9 @@ an RFC disagree, the pattern is stricter: no second 60, no year 0, no hour 24.
 
 from __future__ import annotations
 
+import re
+from zoneinfo import available_timezones
+
 _YEAR = r"([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP_YEAR = (
     r"([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"  # not 0000
@@ -90,10 +93,13 @@ FORMATS = {
     "base64url": _BASE64_URL,
     "json-pointer": r"(/([^~/\x00-\x1f]|~[01])*)*",
     "regex": r"[a-zA-Z0-9 _-]*",
+    "fraction": r"-?[0-9]{1,9}(/[1-9][0-9]{0,8})?",
 }  # fmt: skip
 
 
 def pattern_of(name: str) -> str | None:
     """Return the regular expression for a format; None allows any string."""
     held = FORMATS.get(name)
+    if name == "zoneinfo":
+        held = "|".join(re.escape(zone) for zone in sorted(available_timezones()))
     return None if held is None else f"^({held})$"

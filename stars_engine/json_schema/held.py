@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from stars_engine.json_schema.meets import Meets
 from stars_engine.json_schema.nodes import Node, Reference
+from stars_engine.json_schema.references import References
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,27 @@ class Place:
         """Return a location inside this one."""
         steps = "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
         return Place(self.path + steps, is_part, self.is_wide)
+
+
+class NodeReader(Protocol):
+    """Reads the schemas within a schema; `SchemaReader` implements it.
+
+    Attributes:
+        meets: Intersections of nodes.
+        references: The targets of references.
+    """
+
+    meets: Meets
+    references: References
+
+    def node(self, schema: Any, place: Place) -> Node:
+        """Return the values that a schema allows."""
+        ...
+
+    def add(self, place: Place, keyword: str, reason: str) -> None:
+        """Note a requirement that a grammar cannot express."""
+        ...
+
+    def noting(self, place: Place, keyword: str) -> AbstractContextManager[None]:
+        """Note a keyword that cannot be expressed if reading it raises."""
+        ...

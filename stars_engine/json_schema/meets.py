@@ -235,7 +235,8 @@ def meet_numbers(one: Number, other: Number) -> Node:
         a, b = divisors
         common = lcm(a.denominator, b.denominator)
         divisor = Fraction(lcm(int(a * common), int(b * common)), common)
-    bounds = Number(one.integer or other.integer, low, high, above, below, divisor)
+    floats = tuple(dict.fromkeys((*one.divisors, *other.divisors)))
+    bounds = Number(one.integer or other.integer, low, high, above, below, divisor, floats)
     lists = [set(number.values) for number in (one, other) if number.values is not None]
     if lists:
         source = one.values if one.values is not None else other.values

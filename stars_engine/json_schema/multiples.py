@@ -1,46 +1,72 @@
-"""Multiples of a number, as a rule of a grammar."""
+"""Multiples of a number, as terminals and rules of a grammar.
+
+Validators divide floats: for them, 0.3 is not a multiple of 0.1, because `0.3 / 0.1` is
+2.9999999999999996. A grammar writes only multiples that pass that test. Where a decimal divisor
+is rounded so little that no division goes wrong, these include all multiples that are exact as
+floats; the others are listed near zero.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 
+from stars_engine.json_schema import numbers
 from stars_engine.json_schema.meets import TooComplexError
 from stars_engine.json_schema.nodes import Number
 
 # A state for each remainder; few multiples are written one by one.
 _MAX_COEFFICIENT = 10_000
-_MAX_LISTED = 2_000
+_MAX_LISTED = 20_000
+_LARGEST = Fraction(10**15)
+_EXACT = 2**53  # floats have this many integers
+# Below this relative error of a divisor, the quotient of two exact floats rounds to the integer.
+_SAFE_ERROR = Fraction(1, 2**54)
 
 
-def multiples(number: Number) -> str | None:
-    """Return what stands in a rule for multiples; None if there are none.
+@dataclass(frozen=True)
+class Multiples:
+    """What stands in a rule for multiples.
+
+    Attributes:
+        texts: Multiples that are written one by one.
+        rule: The rule for all others; None if there are none.
+    """
+
+    texts: tuple[str, ...]
+    rule: str | None = None
+
+
+def multiples(number: Number) -> Multiples:
+    """Return what stands in a rule for the multiples of a node.
 
     Raises:
-        TooComplexError: The divisor has too many digits.
+        TooComplexError: The divisor has too many digits, or is not exact enough as a float.
     """
     divisor = number.multiple_of
     assert divisor is not None
     if number.integer:
         divisor = Fraction(divisor.numerator)
-    exponent = 0
-    while (divisor * 10**exponent).denominator != 1:
-        exponent += 1
-        if exponent > 12:
-            raise TooComplexError(f"`multipleOf`: {float(divisor)!r} has too many digits")
-    largest = Fraction(10**15)
-    low = -largest if number.low is None else max(number.low, -largest)
-    high = largest if number.high is None else min(number.high, largest)
-    least, most = ceil(low / divisor), floor(high / divisor)
-    least += number.above_low and least * divisor == number.low
-    most -= number.below_high and most * divisor == number.high
-    if least > most:
-        return None
+    twos, fives = _powers(divisor)
+    least, most = _range(number, divisor)
     if most - least < _MAX_LISTED:
-        texts = [json.dumps(_plain(count * divisor)) for count in range(least, most + 1)]
-        return f"({' | '.join(map(json.dumps, texts))})"
-    if divisor * 10**exponent > _MAX_COEFFICIENT:
+        return Multiples(_listed(number, divisor, least, most))
+    listed: tuple[str, ...] = ()
+    if number.divisors and not all(map(_is_safe, number.divisors)):
+        unsafe = next(d for d in number.divisors if not _is_safe(d))
+        raise TooComplexError(
+            f"`multipleOf`: validators divide floats, and few multiples of {unsafe!r} are "
+            f"exact; add bounds with at most {_MAX_LISTED:,} multiples between them"
+        )
+    if number.divisors and fives:
+        start = max(least, min(-_MAX_LISTED // 2, most - _MAX_LISTED))
+        listed = _listed(number, divisor, start, min(most, start + _MAX_LISTED))
+        divisor *= 5**fives
+        fives = 0
+        least, most = _range(number, divisor, Fraction(_EXACT, 2**twos))
+    if divisor * 10 ** max(twos, fives) > _MAX_COEFFICIENT:
         raise TooComplexError(f"`multipleOf`: {float(divisor)!r} has too many digits")
     # With their sign before them: not all versions of the library know negative multiples.
     parts = []
@@ -49,7 +75,42 @@ def multiples(number: Number) -> str | None:
     if least < 0:
         magnitudes = _natural(divisor, max(-most, 1), -least, integer=number.integer)
         parts.append(f'"-" {magnitudes}')
-    return f"({' | '.join(parts)})"
+    return Multiples(listed, " | ".join(parts))
+
+
+def _powers(divisor: Fraction) -> tuple[int, int]:
+    """Return how often 2 and 5 divide the denominator of a decimal."""
+    powers = []
+    rest = divisor.denominator
+    for prime in (2, 5):
+        power = 0
+        while rest % prime == 0:
+            rest, power = rest // prime, power + 1
+        powers.append(power)
+    if rest != 1 or max(powers) > 12:
+        raise TooComplexError(f"`multipleOf`: {float(divisor)!r} has too many digits")
+    return powers[0], powers[1]
+
+
+def _range(number: Number, divisor: Fraction, largest: Fraction = _LARGEST) -> tuple[int, int]:
+    """Return the smallest and the largest count of divisors within the bounds of a node."""
+    largest = min(largest, _LARGEST)
+    low = -largest if number.low is None else max(number.low, -largest)
+    high = largest if number.high is None else min(number.high, largest)
+    least, most = ceil(low / divisor), floor(high / divisor)
+    least += number.above_low and least * divisor == number.low
+    most -= number.below_high and most * divisor == number.high
+    return least, most
+
+
+def _listed(number: Number, divisor: Fraction, least: int, most: int) -> tuple[str, ...]:
+    values = (_plain(count * divisor) for count in range(least, most + 1))
+    return tuple(json.dumps(value) for value in values if numbers.is_divisible(number, value))
+
+
+def _is_safe(divisor: float) -> bool:
+    exact = numbers.fraction(divisor)
+    return abs(Fraction(divisor) - exact) <= exact * _SAFE_ERROR
 
 
 def _natural(divisor: Fraction, least: int, most: int, *, integer: bool) -> str:

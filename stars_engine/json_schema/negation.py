@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stars_engine.json_schema import values
+from stars_engine.json_schema.held import NodeReader, Place
 from stars_engine.json_schema.nodes import (
     ANY,
     NEVER,
@@ -23,10 +24,6 @@ from stars_engine.json_schema.nodes import (
 )
 from stars_engine.json_schema.patterns import Pattern
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
-
-if TYPE_CHECKING:
-    from stars_engine.json_schema.held import Place
-    from stars_engine.json_schema.reading import SchemaReader
 
 _KINDS: dict[str, type] = {
     "null": Null,
@@ -62,7 +59,7 @@ class Negation:
         reader: Reads the values that they allow.
     """
 
-    def __init__(self, reader: SchemaReader) -> None:
+    def __init__(self, reader: NodeReader) -> None:
         self._reader = reader
 
     def conditional(self, keyword: str, schema: dict[str, Any], place: Place) -> Node:

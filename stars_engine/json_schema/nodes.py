@@ -40,6 +40,7 @@ class Number:
         above_low: Whether the lower bound itself is excluded.
         below_high: Whether the upper bound itself is excluded.
         multiple_of: Divisor, or None.
+        divisors: Floats by which validators divide, with rounding.
         values: The only allowed values, or None.
     """
 
@@ -49,6 +50,7 @@ class Number:
     above_low: bool = False
     below_high: bool = False
     multiple_of: Fraction | None = None
+    divisors: tuple[float, ...] = ()
     values: tuple[int | float, ...] | None = None
 
 

@@ -48,7 +48,16 @@ def holds(number: Number, value: float) -> bool:
         or (number.above_low and exact == number.low)
         or (number.below_high and exact == number.high)
         or (number.multiple_of is not None and (exact / number.multiple_of).denominator != 1)
+        or not is_divisible(number, value)
     )
+
+
+def is_divisible(number: Number, value: float) -> bool:
+    """Return whether validators, which divide floats, see a value as a multiple."""
+    try:
+        return all((value / divisor).is_integer() for divisor in number.divisors)
+    except OverflowError:
+        return False
 
 
 def fraction(value: float) -> Fraction:

@@ -25,6 +25,7 @@ from stars_engine.json_schema.patterns import UnheldPatternError
 from stars_engine.json_schema.references import References
 from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
 from stars_engine.json_schema.values import MalformedError, count, list_of
+from stars_engine.schema_formats.library_types import UNSUPPORTED
 
 _MAX_DEFINITIONS = 10_000
 # Known keywords, of this or earlier drafts, that a grammar cannot express.
@@ -174,6 +175,8 @@ class SchemaReader:
         for keyword in schema:
             if keyword in _UNHELD:
                 self.add(place, keyword, _UNHELD[keyword])
+            elif keyword == UNSUPPORTED:
+                self.add(place, "type", str(schema[keyword]))
             if keyword not in KEYWORDS:
                 before = node
                 with self.noting(place, keyword):
@@ -240,7 +243,7 @@ class SchemaReader:
         if least == 0 and "maxContains" not in schema:
             return ANY
         if self.node(schema["contains"], replace(place.at("contains"), is_wide=True)) is not ANY:
-            raise MalformedError("a grammar cannot count items of a kind")
+            raise MalformedError("a grammar cannot count the items that match a schema")
         most = count(schema["maxContains"]) if "maxContains" in schema else None
         return (*ANY[:-2], *array((), None, least, most), ANY[-1])
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from stars_engine.json_schema import numbers
 from stars_engine.json_schema.held import HeldSchema
+from stars_engine.json_schema.layout import Layout
 from stars_engine.json_schema.meets import TooComplexError
 from stars_engine.json_schema.multiples import multiples
 from stars_engine.json_schema.nodes import (
@@ -37,37 +38,6 @@ _MAX_DEPTH = 1_000
 
 class UnsatisfiableError(ValueError):
     """No value satisfies a schema."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The punctuation and whitespace of JSON.
-
-    Attributes:
-        comma: Text between items and between properties.
-        colon: Text between a name and its value.
-        blank: A regular expression for optional whitespace between any two parts, or None.
-    """
-
-    comma: str = ","
-    colon: str = ":"
-    blank: str | None = None
-
-    def terminals(self, prefix: str) -> list[str]:
-        """Return the terminals for punctuation."""
-        blank = "" if self.blank is None else f"({self.blank})?"
-
-        def line(name: str, text: str, *, before: bool = True, after: bool = True) -> str:
-            around = (blank if before else "", blank if after else "")
-            regex = "".join(f"\\x{{{ord(letter):x}}}" for letter in text)
-            return f"{prefix}_{name}: /{around[0]}{regex}{around[1]}/"
-
-        return [
-            line("COMMA", self.comma),
-            line("COLON", self.colon),
-            *(line(f"OPEN_{kind}", text, before=False) for kind, text in (("O", "{"), ("A", "["))),
-            *(line(f"CLOSE_{kind}", text, after=False) for kind, text in (("O", "}"), ("A", "]"))),
-        ]
 
 
 @dataclass
@@ -222,12 +192,19 @@ class Rules:
                 return self._terminal(" | ".join(f'"{word}"' for word in words))
             case Number():
                 if alternative.multiple_of is not None and alternative.values is None:
-                    return multiples(alternative)
+                    return self._multiples(alternative)
                 source = numbers.expression(alternative)
                 return None if source is None else self._terminal(source)
             case String():
                 return self._string(alternative)
         return None
+
+    def _multiples(self, number: Number) -> str | None:
+        found = multiples(number)
+        parts = [] if found.rule is None else [found.rule]
+        if found.texts:
+            parts.append(self._terminal(" | ".join(map(json.dumps, found.texts))))
+        return f"({' | '.join(parts)})" if parts else None
 
     def _string(self, string: String) -> str | None:
         if string.values is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stars_engine.json_schema import values
+from stars_engine.json_schema.held import NodeReader, Place
 from stars_engine.json_schema.meets import array, meet_numbers, meet_strings
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -19,12 +20,12 @@ from stars_engine.json_schema.nodes import (
 )
 from stars_engine.json_schema.patterns import Pattern
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
+from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
 
-if TYPE_CHECKING:
-    from stars_engine.json_schema.held import Place
-    from stars_engine.json_schema.reading import SchemaReader
-
-_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_NUMBERS = (
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    DECIMAL_PLACES,
+)
 _STRINGS = ("minLength", "maxLength", "pattern", "format")
 _ARRAYS = ("prefixItems", "items", "additionalItems", "minItems", "maxItems", "unevaluatedItems")
 _OBJECTS = (
@@ -61,7 +62,7 @@ class TypedKeywords:
         reader: Reads the inner schemas.
     """
 
-    def __init__(self, reader: SchemaReader) -> None:
+    def __init__(self, reader: NodeReader) -> None:
         self._reader = reader
 
     def read(self, schema: dict[str, Any], place: Place, *, is_open: bool) -> Node:
@@ -102,7 +103,10 @@ class TypedKeywords:
                 with self._reader.noting(place, keyword):
                     [number] = node
                     assert isinstance(number, Number)
-                    node = meet_numbers(number, values.number(keyword, schema[keyword], schema))
+                    wanted = values.number(keyword, schema[keyword], schema)
+                    if wanted.divisors and place.is_wide:
+                        continue  # validators that divide floats accept other numbers too
+                    node = meet_numbers(number, wanted)
         return node
 
     def _string(self, schema: dict[str, Any], place: Place) -> Node:

@@ -11,6 +11,7 @@ from stars_engine.json_schema.formats import pattern_of
 from stars_engine.json_schema.nodes import Number, String
 from stars_engine.json_schema.numbers import fraction
 from stars_engine.json_schema.patterns import Pattern
+from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
 
 
 class MalformedError(ValueError):
@@ -48,19 +49,20 @@ def number(keyword: str, value: Any, schema: Mapping[str, Any]) -> Number:
     if isinstance(value, bool) and keyword.startswith("exclusive"):  # the form of draft 4
         bound = "minimum" if keyword == "exclusiveMinimum" else "maximum"
         return number(keyword, schema[bound], schema) if value and bound in schema else Number()
+    if keyword == DECIMAL_PLACES:
+        return Number(multiple_of=Fraction(1, 10 ** count(value)))
     amount = number_of(value)
-    match keyword:
-        case "minimum":
-            return Number(low=amount)
-        case "maximum":
-            return Number(high=amount)
-        case "exclusiveMinimum":
-            return Number(low=amount, above_low=True)
-        case "exclusiveMaximum":
-            return Number(high=amount, below_high=True)
+    bounds = {
+        "minimum": Number(low=amount),
+        "maximum": Number(high=amount),
+        "exclusiveMinimum": Number(low=amount, above_low=True),
+        "exclusiveMaximum": Number(high=amount, below_high=True),
+    }
+    if keyword in bounds:
+        return bounds[keyword]
     if amount <= 0:
         raise MalformedError(f"{value!r} is not above 0")
-    return Number(multiple_of=amount)
+    return Number(multiple_of=amount, divisors=(value,) if isinstance(value, float) else ())
 
 
 def string(keyword: str, value: Any, *, with_formats: bool) -> String:

@@ -23,6 +23,7 @@ from stars_engine.loading.sources import (
     hub_hint,
     hub_token,
     resolve_source,
+    tokenizer_files,
 )
 from stars_engine.masking import MASK, masked, redacted_cause, unseal
 
@@ -60,7 +61,9 @@ def load_tokenizer(config: Checkpoint) -> Any:
     else:
         check_exists(source, "tokenizer_name_or_path", config.revision, hub_token(config))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **_from_where(config))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, **tokenizer_files(source), **_from_where(config)
+        )
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
             f"no tokenizer could be loaded from {source!r}: {first_line(error, config)}. Hint: set "

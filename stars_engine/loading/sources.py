@@ -43,12 +43,26 @@ def resolve_source(name: str) -> str:
         ModelLoadError: The name has the form of an embedded model, but there is no such model.
     """
     if name in _EMBEDDED_FOLDERS:
-        return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
+        return _embedded_folder(name)
     if name.startswith("stars:"):
         raise ModelLoadError(
             f"unknown embedded model {name!r}. Hint: use one of {', '.join(_EMBEDDED_FOLDERS)}"
         )
     return os.path.expanduser(name)  # noqa: PTH111 - as Path, "./x" would read as a hub name
+
+
+def tokenizer_files(source: str) -> dict[str, str]:
+    """Return keywords for the files of a tokenizer that are not in its source.
+
+    The embedded models share the file of the language model's tokenizer.
+    """
+    if Path(source).resolve() != Path(_embedded_folder(EMBEDDED_REWARD)).resolve():
+        return {}
+    return {"tokenizer_file": str(Path(_embedded_folder(EMBEDDED_LM), "tokenizer.json"))}
+
+
+def _embedded_folder(name: str) -> str:
+    return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
 
 
 def check_exists(

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
-from stars_engine.errors import is_for_program
+from stars_engine.errors import RewardOutcome, is_for_program
+from stars_engine.protocols import has_members
 from stars_engine.reals import real_number
 from stars_engine.rewards.failures import FailurePolicy, RetryPolicy, failure
-from stars_engine.types import RewardInput, RewardOutcome, Score
+from stars_engine.types import RewardInput, Score
 
 
 class RewardModel(Protocol):
@@ -22,7 +23,6 @@ class RewardModel(Protocol):
         ...
 
 
-@runtime_checkable
 class OffloadedReward(RewardModel, Protocol):
     """A reward model that runs on worker threads, because it may be slow or hang.
 
@@ -39,6 +39,11 @@ class OffloadedReward(RewardModel, Protocol):
     max_concurrency: int
     timeout_s: float | None
     batched: bool
+
+
+def is_offloaded(reward: RewardModel) -> TypeGuard[OffloadedReward]:
+    """Return whether a reward model implements `OffloadedReward`."""
+    return has_members(reward, OffloadedReward)
 
 
 def score_each(

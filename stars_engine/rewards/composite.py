@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from stars_engine.config import CompositeReward
-from stars_engine.errors import RewardError
+from stars_engine.errors import RewardError, RewardOutcome
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import RewardRequest, RoutedRequest, score_now
-from stars_engine.types import RewardInput, RewardOutcome, Score
+from stars_engine.types import RewardInput, Score
 
 
 class CompositeRewardModel:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
 
+from stars_engine.errors import RewardOutcome
+from stars_engine.protocols import has_members
 from stars_engine.rewards.base import RewardModel, score_each
-from stars_engine.types import RewardInput, RewardOutcome
+from stars_engine.types import RewardInput
 
 if TYPE_CHECKING:
     from stars_engine.probes import Probe
@@ -51,7 +53,6 @@ class RoutedRequest(NamedTuple):
     request: RewardRequest
 
 
-@runtime_checkable
 class GatheringReward(RewardModel, Protocol):
     """A reward model that combines the rewards of others."""
 
@@ -64,20 +65,23 @@ class GatheringReward(RewardModel, Protocol):
         ...
 
 
+def gathers(reward: RewardModel) -> TypeGuard[GatheringReward]:
+    """Return whether a reward model implements `GatheringReward`."""
+    return has_members(reward, GatheringReward)
+
+
 def split_composites(routed: Iterable[RoutedRequest]) -> list[RoutedRequest]:
     """Replace requests to composite rewards with requests to their parts."""
     return [
         part
         for item in routed
-        for part in (
-            item.reward.divide(item.request) if isinstance(item.reward, GatheringReward) else [item]
-        )
+        for part in (item.reward.divide(item.request) if gathers(item.reward) else [item])
     ]
 
 
 def single_models(reward: RewardModel) -> Sequence[RewardModel]:
     """Return the parts of a composite, or the reward model itself."""
-    return reward.models() if isinstance(reward, GatheringReward) else [reward]
+    return reward.models() if gathers(reward) else [reward]
 
 
 def probes_of(reward: RewardModel) -> tuple[Probe, ...]:

@@ -21,7 +21,7 @@ from stars_engine.core.engine_core import EngineCore, Events
 from stars_engine.core.request import Request, RequestQueue
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import Interrupted
-from stars_engine.memory import KeepsCache
+from stars_engine.memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import RoutedRequest, score_now, single_models
 from stars_engine.runtime.admission_queue import AdmissionQueue
@@ -230,7 +230,7 @@ class EngineLoop:
             raise engine_closed_error(self._cause)
         model, reward = self._models.get(source, requested_s=requested_s)
         for each in (model, *single_models(reward)):
-            if isinstance(each, KeepsCache):
+            if keeps_cache(each):
                 each.limit_cache(self._params.max_cache_bytes)
         return model, reward
 
@@ -242,7 +242,10 @@ class EngineLoop:
         for output in group.outputs:
             self._outputs |= dict.fromkeys(output.parts, output)
             assert group.reward_model is not None
-            requests += [Request(part, group.reward_model, group.decoding) for part in output.parts]
+            requests += [
+                Request(part, group.reward_model, group.decoding, submitted_s=group.submitted_s)
+                for part in output.parts
+            ]
         group.queue = RequestQueue(
             requests,
             may_start=lambda: self.admission.may_start(group),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from stars_engine.algorithm.noise import CounterNoise, fresh_seed
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasoning
 from stars_engine.chat.prompts import resolve_prompt
+from stars_engine.chat.replies import ReplyReader
+from stars_engine.chat.turns import described
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
 from stars_engine.core.budget import MemoryBudget, Reserved
 from stars_engine.errors import (
@@ -35,7 +37,7 @@ def read_prompts(
     index = 0
     for prompt_index, request in enumerate(group.prompts):
         try:
-            rollouts = read_prompt(request, group, model, prompt_index, max_rows=max_rows)
+            rollouts, replies = read_prompt(request, group, model, prompt_index, max_rows=max_rows)
             if budget is not None:
                 check_memory_budget(rollouts, budget)
         except StarsError as error:
@@ -43,7 +45,7 @@ def read_prompts(
                 group.set_outcome(index + offset, error)
         else:
             group.outputs += [
-                RequestOutput(group, index + offset, rollout)
+                RequestOutput(group, index + offset, rollout, replies)
                 for offset, rollout in enumerate(rollouts)
             ]
         index += request.num_answers
@@ -61,7 +63,6 @@ def unread_outputs(group: RequestGroup) -> list[RequestOutput]:
             noise = CounterNoise(seed=seed, prompt_ids=(), sample_index=sample_index)
             rollout = Rollout((), nothing, sampling, request.align, noise, seed)
             rollout.prompt_index, rollout.sample_index = prompt_index, sample_index
-            rollout.started_s = group.submitted_s
             rollouts.append(rollout)
     return [RequestOutput(group, index, rollout) for index, rollout in enumerate(rollouts)]
 
@@ -73,8 +74,8 @@ def read_prompt(
     prompt_index: int,
     *,
     max_rows: int,
-) -> list[Rollout]:
-    """Return the `n` rollouts of one prompt.
+) -> tuple[list[Rollout], ReplyReader | None]:
+    """Return the `n` rollouts of one prompt, and what parses their answers as messages.
 
     Raises:
         PromptError: The prompt is invalid.
@@ -102,7 +103,7 @@ def read_prompt(
         raise
     seed = fresh_seed() if sampling.seed is None else sampling.seed
     ids = resolved.token_ids
-    return [
+    rollouts = [
         Rollout(
             prompt_ids=ids,
             reward_prompt=resolved.for_reward,
@@ -113,11 +114,11 @@ def read_prompt(
             prompt_index=prompt_index,
             sample_index=sample_index,
             prefill=resolved.prefill,
-            replies=resolved.replies,
-            started_s=group.submitted_s,
+            spans=resolved.replies,
         )
         for sample_index in range(sampling.n)
     ]
+    return rollouts, resolved.replies
 
 
 def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:
@@ -173,16 +174,41 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
     if limit is None or len(prompt.token_ids) + sampling.max_tokens <= limit:
         return sampling
     room = limit - len(prompt.token_ids)
-    if room >= 1 and sampling.on_overflow == "clamp":
+    shortest = _shortest_call(prompt)
+    if room >= shortest and sampling.on_overflow == "clamp":
         min_tokens = min(sampling.min_tokens, room)
         return sampling.replace(max_tokens=room, min_tokens=min_tokens)
-    hint = "shorten the prompt"
-    if room >= 1:
+    tools = () if prompt.replies is None else prompt.replies.tools
+    about_tools, hint = "", "shorten the prompt"
+    if tools:
+        about_tools = f", about {_length(prompt, map(described, tools))} of them for its tools,"
+        hint += ", or the descriptions and schemas of the tools"
+    needed = f"max_tokens is {sampling.max_tokens}"
+    if room < shortest > 1:
+        needed = f"the shortest tool call has about {shortest}"
+    elif room >= 1:
         hint += f", set max_tokens to at most {room}, or on_overflow='clamp'"
     raise ContextOverflowError(
-        f"the prompt has {len(prompt.token_ids)} tokens and max_tokens is "
-        f"{sampling.max_tokens}; the model's context is {limit} tokens. Hint: {hint}"
+        f"the prompt has {len(prompt.token_ids)} tokens{about_tools} and {needed}; the model's "
+        f"context is {limit} tokens. Hint: {hint}"
     )
+
+
+def _shortest_call(prompt: ResolvedPrompt) -> int:
+    """Return about how many tokens an answer has at least; 1 if it need not be a tool call."""
+    replies = prompt.replies
+    if replies is None or not (replies.must_call and replies.tools):
+        return 1
+    calls = (
+        replies.form.write([(tool.name, dict.fromkeys(tool.parameters.get("required", ()), 0))])
+        for tool in replies.tools
+    )
+    return min(_length(prompt, [call]) for call in calls)
+
+
+def _length(prompt: ResolvedPrompt, texts: Iterable[str]) -> int:
+    assert prompt.replies is not None
+    return sum(len(prompt.replies.codec.encode(text)) for text in texts)
 
 
 def check_memory_budget(rollouts: Sequence[Rollout], budget: MemoryBudget) -> None:

@@ -16,12 +16,15 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.backends.base import PromptedModel
+from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.core.drafting import model_failed
 from stars_engine.core.request import RequestQueue
 from stars_engine.errors import EngineClosedError, describe_error
 from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.futures import RequestFuture, set_exception, set_result
+from stars_engine.runtime.output_processor import OutputProcessor
 from stars_engine.schedules import AutoSchedule
 from stars_engine.types import FinishReason, Prompt, SegmentEvent, StarsResult
 
@@ -73,14 +76,22 @@ class RequestOutput:
         rollout: Its trajectory.
         parts: The rollouts that run for it: its own, or the samples of Best-of-N.
         decoding: How drafts of the parts become text.
+        processor: Completes its events.
     """
 
-    def __init__(self, group: RequestGroup, index: int, rollout: Rollout) -> None:
+    def __init__(
+        self,
+        group: RequestGroup,
+        index: int,
+        rollout: Rollout,
+        replies: ReplyReader | None = None,
+    ) -> None:
         if isinstance(group.decoding, PlainDecoding):
             rollout.align = unjudged(rollout.align)
         self.group, self.index, self.rollout = group, index, rollout
         self.parts = samples_of(rollout, group.num_samples) if group.num_samples else [rollout]
         self.decoding = group.decoding
+        self.processor = OutputProcessor(rollout, replies, group.submitted_s)
         self._num_ended = 0
 
     def note(self, part: Rollout, event: SegmentEvent) -> SegmentEvent | None:
@@ -197,7 +208,12 @@ class RequestGroup:
         self._outcomes.clear()
 
     def note(self, answer: RequestOutput, event: SegmentEvent) -> None:
-        """Forward an event; complete the group when the last answer has ended."""
+        """Complete and forward an event; complete the group when the last answer has ended."""
+        try:
+            event = answer.processor.complete(event)
+        except BaseException as error:  # noqa: BLE001 - tokenizers are third-party code
+            self.fail(model_failed(error))
+            return
         if self.event_queue is not None:
             self.event_queue.put(event)
         if answer.rollout.finished:

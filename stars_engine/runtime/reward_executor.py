@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Thread
 
+from stars_engine.errors import RewardOutcome
 from stars_engine.rewards.base import (
     OffloadedReward,
     RewardModel,
     apply_failure_policy,
     describe,
     failures_of,
+    is_offloaded,
     score_each,
 )
 from stars_engine.rewards.failures import RetryPolicy, RewardTimeoutError
@@ -23,7 +25,6 @@ from stars_engine.rewards.reward_requests import (
     single_models,
 )
 from stars_engine.runtime.worker_pool import Task, WorkerPool, current_executor
-from stars_engine.types import RewardOutcome
 
 CLOSING_S = 1.0  # how long closing an engine waits for rewards that are still busy
 GRACE_S = 1.0  # extra time for a reward that ends its overdue calls itself
@@ -42,12 +43,12 @@ class RewardExecutor:
 
     def runs_offloaded(self, reward: RewardModel) -> bool:
         """Return whether a reward model runs on worker threads."""
-        return isinstance(reward, OffloadedReward)
+        return is_offloaded(reward)
 
     def submit(self, asked: Sequence[RoutedRequest]) -> None:
         """Submit requests for offloaded rewards."""
         for reward, requests in by_reward(asked):
-            assert isinstance(reward, OffloadedReward)
+            assert is_offloaded(reward)
             for group in _by_requester(requests):
                 for part in [group] if reward.batched else [[request] for request in group]:
                     self._submit(reward, part)

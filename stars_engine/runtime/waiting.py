@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stars_engine.errors import EngineClosedError
 
@@ -39,10 +39,17 @@ def wait_for(future: Future[Value]) -> Value:
 
 
 def _asyncio_run_failed() -> bool:
-    """Whether the main thread is leaving `asyncio.run` because of an error."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001
-    while frame is not None:
-        if frame.f_code is asyncio.Runner.__exit__.__code__:
-            return frame.f_locals.get("exc_type") is not None
+    """Whether the main thread is leaving `asyncio.run` because of an error.
+
+    This is so if it is inside `Runner.__exit__`, and handles an exception that was raised in the
+    `with` statement of that runner, not an earlier one.
+    """
+    ident = threading.main_thread().ident or 0
+    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented, for diagnosis
+    while frame is not None and frame.f_code is not asyncio.Runner.__exit__.__code__:
         frame = frame.f_back
-    return False
+    handled: Any = sys._current_exceptions().get(ident)  # noqa: SLF001 - likewise
+    error = handled[1] if isinstance(handled, tuple) else handled  # a tuple before Python 3.12
+    if frame is None or error is None or error.__traceback__ is None:
+        return False
+    return error.__traceback__.tb_frame is frame.f_back

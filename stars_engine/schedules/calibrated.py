@@ -155,7 +155,7 @@ class CalibratedSchedule(Filed, BaseSchedule):
     @property
     def carried(self) -> dict[str, Any]:
         """Acceptance settings of the calibration; used where the caller sets no others."""
-        carried = {"segment_end", "min_segment_len", "lookahead"}
+        carried = {"segment_end", "min_segment_len", "max_entropy", "lookahead"}
         others = {k: v for k, v in self.made_for.get("align", {}).items() if k in carried}
         return {
             **{name: value for name, value in others.items() if value is not None},

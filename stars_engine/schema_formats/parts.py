@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stars_engine.errors import ConfigError, Problem
+from stars_engine.problems import ConfigError, Problem
 
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 KEYWORDS = frozenset(
@@ -19,11 +19,14 @@ KEYWORDS = frozenset(
         *("pattern", "format", "minLength", "maxLength", "minimum", "maximum", "multipleOf"),
         *("exclusiveMinimum", "exclusiveMaximum"),
         *("contentEncoding", "contentMediaType", "contentSchema"),
+        # of earlier drafts
+        *("$recursiveRef", "disallow", "divisibleBy", "extends"),
     }
 )
 ANNOTATIONS = frozenset(
     {
         *("$schema", "$id", "$anchor", "$defs", "definitions", "$comment", "$vocabulary"),
+        *("$dynamicAnchor", "$recursiveAnchor"),
         *("title", "description", "default", "examples", "example", "deprecated", "readOnly"),
         *("writeOnly", "discriminator", "nullable", "propertyOrdering", "property_ordering"),
         *("externalDocs", "xml", "id"),
@@ -71,7 +74,7 @@ def referred(schema: dict[str, Any]) -> dict[str, Any]:
     kept: set[str] = set()
     waiting = [{name: part for name, part in schema.items() if name not in tables}]
     while waiting:
-        for reference in _references(waiting.pop()):
+        for reference in references(waiting.pop()):
             for table in tables:
                 name = reference.removeprefix(f"#/{table}/").replace("~1", "/").replace("~0", "~")
                 found = schema[table].get(name) if name != reference else None
@@ -132,12 +135,13 @@ def _root_reference(schema: Mapping[str, Any]) -> str | None:
     return name if is_local else None
 
 
-def _references(schema: Any) -> Iterator[str]:
+def references(schema: Any) -> Iterator[str]:
+    """Yield all references in a schema."""
     if isinstance(schema, Mapping):
         if isinstance(schema.get("$ref"), str):
             yield schema["$ref"]
         for part in schema.values():
-            yield from _references(part)
+            yield from references(part)
     elif isinstance(schema, list | tuple):
         for part in schema:
-            yield from _references(part)
+            yield from references(part)

@@ -13,6 +13,24 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from stars_engine.schema_formats.library_types import (
+    UNSUPPORTED,
+    bounded_dates,
+    bounded_times,
+    has_bounds,
+    replacement,
+)
+
+# The largest number of decimal places of a decimal number. `multipleOf` would not do: validators
+# divide floats, which are not exact.
+DECIMAL_PLACES = "x-decimal-places"
+
+_BOUNDS = (
+    ("ge", "minimum"),
+    ("gt", "exclusiveMinimum"),
+    ("le", "maximum"),
+    ("lt", "exclusiveMaximum"),
+)
 _KEYS = {  # patterns for keys of objects, which are strings in JSON
     "integer": r"^(0|-?[1-9][0-9]{0,17})$",
     "number": r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$",
@@ -35,6 +53,31 @@ def schema_of_model(model: Any) -> dict[str, Any]:
 class ModelJsonSchema(GenerateJsonSchema):
     """Generates JSON schemas for grammars."""
 
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        """Return the schema of a type; narrower than pydantic's if that allows invalid values."""
+        found = replacement(schema)
+        if found is None:
+            found = super().generate_inner(schema)
+        if found.keys() & {"gt", "ge", "lt", "le"}:  # constraints that pydantic only applies itself
+            return {UNSUPPORTED: "a grammar cannot express the bounds of this type"}
+        return found
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        """Return a schema that is refused by name, for a type that has no JSON form."""
+        return {UNSUPPORTED: f"the type has no JSON form ({error_info})"}
+
+    def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
+        """Return text; with bounds on the number of bytes, of ASCII."""
+        found = super().bytes_schema(schema)
+        if "min_length" in schema or "max_length" in schema:
+            return {**found, "pattern": r"^[ -~]*$"}
+        return found
+
+    def date_schema(self, schema: core_schema.DateSchema) -> JsonSchemaValue:
+        """Return a date within bounds."""
+        found = super().date_schema(schema)
+        return {**found, **bounded_dates(schema)} if has_bounds(schema) else found
+
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         """Return a number with bounded digits; a string if a number cannot express the bound."""
         digits, decimals = schema.get("max_digits"), schema.get("decimal_places")
@@ -43,22 +86,19 @@ class ModelJsonSchema(GenerateJsonSchema):
             whole, cut = rf"[0-9]{{1,{digits}}}", rf"(?=[0-9.]{{3,{digits + 1}}}$)[0-9]+\.[0-9]+"
             return {"type": "string", "pattern": f"^-?({whole}|{cut})$"}
         found: JsonSchemaValue = {"type": "number"}
-        for ours, theirs in (
-            ("ge", "minimum"),
-            ("gt", "exclusiveMinimum"),
-            ("le", "maximum"),
-            ("lt", "exclusiveMaximum"),
-            ("multiple_of", "multipleOf"),
-        ):
+        for ours, theirs in (*_BOUNDS, ("multiple_of", "multipleOf")):
             if ours in schema:
                 found[theirs] = float(schema[ours])  # type: ignore[literal-required]
         if decimals is None:
             return found
-        parts = [found, {"multipleOf": float(f"1e-{decimals}")}]
-        if digits is not None:
-            largest = 10 ** max(digits - decimals, 0)
-            parts.append({"exclusiveMinimum": -largest, "exclusiveMaximum": largest})
-        return {"type": "number", "allOf": parts}
+        found[DECIMAL_PLACES] = decimals
+        if digits is None:
+            return found
+        largest = 10 ** max(digits - decimals, 0)
+        bounds: JsonSchemaValue = {"exclusiveMinimum": -largest, "exclusiveMaximum": largest}
+        if largest == 1:  # pydantic counts the 0 before the point
+            bounds["not"] = {"const": 0}
+        return {"type": "number", "allOf": [found, bounds]}
 
     def set_schema(self, schema: core_schema.SetSchema) -> JsonSchemaValue:
         """Return a list: what comes twice is once in a set."""
@@ -85,18 +125,28 @@ class ModelJsonSchema(GenerateJsonSchema):
     def timedelta_schema(self, schema: core_schema.TimedeltaSchema) -> JsonSchemaValue:
         """Return a duration; seconds are limited to Python's range."""
         found = super().timedelta_schema(schema)
+        if has_bounds(schema):
+            found = {"type": "number"} | {
+                theirs: schema[ours].total_seconds()  # type: ignore[literal-required]
+                for ours, theirs in _BOUNDS
+                if ours in schema
+            }
+            return {"allOf": [found, {"minimum": -_LARGEST_SPAN, "maximum": _LARGEST_SPAN}]}
         if found.get("type") == "number":
             found = {**found, "minimum": -_LARGEST_SPAN, "maximum": _LARGEST_SPAN}
         return found
 
     def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
         """Return a date and time, without a time zone if it must be naive."""
+        found = super().datetime_schema(schema)
         if schema.get("tz_constraint") == "naive":
-            return {"type": "string", "pattern": f"^{_DATE}T{_CLOCK}$"}
-        return super().datetime_schema(schema)
+            found = {"type": "string", "pattern": f"^{_DATE}T{_CLOCK}$"}
+        return {**found, **bounded_dates(schema)} if has_bounds(schema) else found
 
     def time_schema(self, schema: core_schema.TimeSchema) -> JsonSchemaValue:
         """Return a time, without a time zone if it must be naive."""
+        if has_bounds(schema):
+            return {"type": "string", "pattern": f"^{_CLOCK}$", **bounded_times(schema)}
         if schema.get("tz_constraint") == "naive":
             return {"type": "string", "pattern": f"^{_CLOCK}$"}
         return super().time_schema(schema)

@@ -6,69 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stars_engine.errors import PromptError
+from stars_engine.problems import ConfigError, PromptError
 from stars_engine.schema_formats.dialects import as_json_schema, of_cohere
 from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, TYPES, at, problem, rooted
-
-# Keys for the schema of a tool's arguments or of an answer, next to a name and other facts: OpenAI,
-# MCP, Anthropic, Bedrock, Gemini and LangChain, in both spellings.
-_HOLDERS = (
-    "parameters",
-    "inputSchema",
-    "input_schema",
-    "parametersJsonSchema",
-    "parameters_json_schema",
-    "schema",
-    "args_schema",
-    "argsSchema",
-    "responseSchema",
-    "response_schema",
-    "responseJsonSchema",
-    "response_json_schema",
-)
-_COHERE = ("parameter_definitions", "parameterDefinitions")
-# Keys whose values are one of these formats.
-_ENVELOPES = (
-    "function",
-    "toolSpec",
-    "tool_spec",
-    "json_schema",
-    "jsonSchema",
-    "format",
-    "response_format",
-    "responseFormat",
-)
-_LISTS = ("functionDeclarations", "function_declarations")
-_EMPTY = frozenset({*_HOLDERS, *_COHERE})  # keys that may be null
-# Other keys of such a dictionary.
-_FACTS = frozenset({"name", "title", "description", "strict", "type"})
-# Keys of MCP, Anthropic and Gemini that have no effect here.
-_OTHER_FACTS = frozenset(
-    {
-        "_meta",
-        "allowed_callers",
-        "annotations",
-        "behavior",
-        "cache_control",
-        "defer_loading",
-        "eager_input_streaming",
-        "execution",
-        "icons",
-        "id",
-        "input_examples",
-        "outputSchema",
-        "output_schema",
-        "response",
-        "responseMimeType",
-        "response_mime_type",
-    }
-)
-_WRAPPING_TYPES = ("function", "custom", "json_schema", "json_object")
-
-ALLOWED = (
-    "a JSON schema, or one wrapped as OpenAI ('function', 'parameters', 'json_schema', 'schema'), "
-    "MCP or Bedrock ('inputSchema', 'toolSpec'), Anthropic ('input_schema'), Gemini "
-    "('functionDeclarations', 'responseSchema') or Cohere ('parameter_definitions') have it"
+from stars_engine.schema_formats.vendor_keys import (
+    ALLOWED,
+    COHERE,
+    ENVELOPES,
+    FACTS,
+    HOLDERS,
+    HOSTED,
+    LISTS,
+    NAMES,
+    OTHER_GRAMMARS,
+    OUTPUT,
+    SETTINGS,
+    WRAPPING_TYPES,
+    present,
 )
 
 
@@ -115,19 +69,22 @@ def read_schema(value: Mapping[str, Any], *, owner: str = "schema") -> NamedSche
     """
     found = _read(value, owner, "")
     if len(found) != 1:
-        raise problem(owner, "", f"expected one schema, got {len(found)}")
+        hint = "pass each of them by itself"
+        raise problem(owner, "", f"expected one schema, got {len(found)}. Hint: {hint}")
     [one] = found
     if one.schema is None:
         keys = ", ".join(map(repr, value))
-        raise problem(owner, "", f"there is no schema, only {keys}. Allowed: {ALLOWED}")
+        message = f"there is no schema, only {keys}; allowed: {ALLOWED}. Hint: add the schema"
+        raise problem(owner, "", message)
     return one
 
 
 def read_tools(value: Mapping[str, Any], *, owner: str = "tools") -> list[NamedSchema]:
-    """Return the tools that a dictionary describes: one, or a list of Gemini's declarations.
+    """Return the tools that a dictionary describes: one, or a list of them.
 
     Args:
-        value: A tool in the format of any vendor, or a JSON schema with a title.
+        value: A tool in the format of any vendor, a list of tools such as Gemini's declarations,
+            or a JSON schema with a title.
         owner: The name of the value in errors.
 
     Raises:
@@ -135,7 +92,7 @@ def read_tools(value: Mapping[str, Any], *, owner: str = "tools") -> list[NamedS
         ConfigError: The dictionary is not a tool, or has no name.
     """
     _refuse_hosted(value)
-    found = _read(value, owner, "")
+    found = _read(value, owner, "", is_tool=True)
     for tool in found:
         if not tool.name:
             message = "a tool needs a name. Hint: add 'name' next to the schema, or 'title' in it"
@@ -145,23 +102,48 @@ def read_tools(value: Mapping[str, Any], *, owner: str = "tools") -> list[NamedS
 
 def is_wrapped(value: Mapping[str, Any]) -> bool:
     """Whether a dictionary has the wrapping of a vendor other than that of an OpenAI function."""
-    keys = {*_EMPTY, *_ENVELOPES, *_LISTS} - {"parameters"}
+    keys = {*HOLDERS, *COHERE, *OUTPUT, *ENVELOPES, *SETTINGS, *LISTS} - {"parameters"}
     return bool(keys & value.keys()) or value.get("type") in ("function", "custom")
+
+
+def is_schema(value: Mapping[str, Any]) -> bool:
+    """Whether a dictionary is a JSON schema itself, valid or not.
+
+    It has a keyword and no type of a wrapping, or it has nothing but keywords and annotations.
+    """
+    if isinstance(value.get("format"), Mapping):
+        return False
+    is_typed = not isinstance(value.get("type"), str) or value["type"] in TYPES
+    has_keyword = bool(value.keys() & KEYWORDS - {"format"})
+    return (is_typed and has_keyword) or value.keys() <= KEYWORDS | ANNOTATIONS
+
+
+def type_of_answer(value: Any) -> str | None:
+    """Return the type of a format that has no schema, "text" or "json_object", in any wrapping."""
+    while isinstance(value, Mapping):
+        if set(value) == {"type"}:
+            return value["type"] if value["type"] in ("text", "json_object") else None
+        inner = present(value, (*ENVELOPES, *SETTINGS))
+        value = value[inner[0]] if len(value) == len(inner) == 1 else None
+    return None
 
 
 # --- reading ---
 
 
-def _read(value: Any, owner: str, path: str) -> list[NamedSchema]:
+def _read(value: Any, owner: str, path: str, *, is_tool: bool = False) -> list[NamedSchema]:
     if not isinstance(value, Mapping):
-        message = f"{type(value).__name__} is not a schema. Allowed: {ALLOWED}"
-        raise problem(owner, path, message)
+        raise _not_a_mapping(value, owner, path)
     if any(not isinstance(key, str) for key in value):
         raise problem(owner, path, "the keys of a schema must be strings")
-    for key in (*_LISTS, *_ENVELOPES):
-        if (found := _in_envelope(value, key, owner, path)) is not None:
-            return found
-    held = [key for key in (*_HOLDERS, *_COHERE) if value.get(key) is not None]
+    for key in present(value, LISTS):
+        if isinstance(value[key], list | tuple):
+            return _in_list(value, key, owner, path)
+    if (envelope := _envelope_of(value)) is not None:
+        return _in_envelope(value, envelope, owner, path, is_tool=is_tool)
+    held = present(value, {*HOLDERS, *COHERE})
+    if not held and not is_tool:
+        held = present(value, OUTPUT)
     if len(held) > 1:
         names = " and ".join(map(repr, held))
         raise problem(owner, path, f"{names} are both schemas. Hint: give only one of them")
@@ -170,28 +152,55 @@ def _read(value: Any, owner: str, path: str) -> list[NamedSchema]:
     return [_bare(value, owner, path)]
 
 
+def _envelope_of(value: Mapping[str, Any]) -> str | None:
+    """Return the key of the envelope in a dictionary; None if there is none."""
+    keys = [*ENVELOPES, *SETTINGS]
+    if value.get("type") in WRAPPING_TYPES:
+        keys.append("value")  # Text Generation Inference
+    for key in present(value, keys):
+        if isinstance(value[key], Mapping) or key in ("json", "jsonSchema", "json_schema"):
+            return key
+    return None
+
+
+def _in_list(value: Mapping[str, Any], key: str, owner: str, path: str) -> list[NamedSchema]:
+    """Return the tools of a list."""
+    _refuse_others(value, {key}, owner, path)
+    found: list[NamedSchema] = []
+    for index, part in enumerate(value[key]):
+        if isinstance(part, Mapping):
+            _refuse_hosted(part)
+        found += _read(part, owner, at(at(path, key), str(index)), is_tool=True)
+    return found
+
+
 def _in_envelope(
-    value: Mapping[str, Any], key: str, owner: str, path: str
-) -> list[NamedSchema] | None:
-    """Return the schemas in an envelope; None if there is no envelope with this name."""
-    inner, inside = value.get(key), at(path, key)
-    if key in _LISTS and isinstance(inner, list | tuple):
-        _refuse_others(value, {key}, owner, path)
-        read = (_read(part, owner, at(inside, str(index))) for index, part in enumerate(inner))
-        return [one for found in read for one in found]
-    if key in _LISTS or not isinstance(inner, Mapping):
-        return None
-    _refuse_others(value, {key, "type", "id", "strict"}, owner, path)
+    value: Mapping[str, Any], key: str, owner: str, path: str, *, is_tool: bool
+) -> list[NamedSchema]:
+    """Return the schemas in an envelope, with the facts next to it that they lack."""
+    inner, inside = value[key], at(path, key)
+    _refuse_others(value, {key, *NAMES, "id"}, owner, path)
     _refuse_type(value, owner, path)
-    found, strict = _read(inner, owner, inside), value.get("strict")
-    return [replace(one, strict=strict) for one in found] if isinstance(strict, bool) else found
+    if key in SETTINGS and isinstance(inner, Mapping):
+        _refuse_bare(inner, owner, inside)
+    found = _read(inner, owner, inside, is_tool=is_tool)
+    name, description, strict = _facts(value, {}, owner, path)
+    return [
+        replace(
+            one,
+            name=one.name or name,
+            description=one.description or description,
+            strict=one.strict if strict is None else strict,
+        )
+        for one in found
+    ]
 
 
 def _beside_facts(value: Mapping[str, Any], key: str, owner: str, path: str) -> NamedSchema:
     """Return the schema under a key, with the facts next to it."""
-    _refuse_others(value, {*_HOLDERS, *_COHERE, *_FACTS, *_OTHER_FACTS}, owner, path)
+    _refuse_others(value, {*HOLDERS, *COHERE, *OUTPUT, *FACTS}, owner, path)
     _refuse_type(value, owner, path)
-    if key in _COHERE:
+    if key in COHERE:
         schema = of_cohere(value[key], owner, at(path, key))
     else:
         schema = _held(value, key, owner, path)
@@ -201,13 +210,11 @@ def _beside_facts(value: Mapping[str, Any], key: str, owner: str, path: str) -> 
 def _held(value: Mapping[str, Any], key: str, owner: str, path: str) -> dict[str, Any]:
     """Return the schema under a key."""
     inner, path = value[key], at(path, key)
-    if isinstance(inner, Mapping) and set(inner) == {"json"}:  # Bedrock
-        inner, path = inner["json"], at(path, "json")
+    for wrapping in ("json", "jsonSchema"):  # Bedrock, and the AI SDK
+        if isinstance(inner, Mapping) and set(inner) == {wrapping}:
+            inner, path = inner[wrapping], at(path, wrapping)
     if not isinstance(inner, Mapping):
-        is_text = isinstance(inner, str)
-        hint = "parse it with json.loads(...)" if is_text else "give a JSON schema as a dict"
-        message = f"{type(inner).__name__} is not a schema. Hint: {hint}"
-        raise problem(owner, path, message)
+        raise _not_a_mapping(inner, owner, path)
     if not inner and key in ("parameters", "inputSchema", "input_schema"):
         return {"type": "object", "properties": {}}  # a common form of a tool without arguments
     schema = _bare(inner, owner, path).schema
@@ -219,17 +226,16 @@ def _held(value: Mapping[str, Any], key: str, owner: str, path: str) -> dict[str
 def _bare(value: Mapping[str, Any], owner: str, path: str) -> NamedSchema:
     """Return a schema without a wrapping, or a tool with a name and no arguments."""
     schema = {key: part for key, part in value.items() if key not in ("name", "strict")}
-    schema = {key: part for key, part in schema.items() if key not in _EMPTY}
+    empty = {*HOLDERS, *COHERE}
+    schema = {key: part for key, part in schema.items() if key not in empty or part is not None}
     name, description, strict = _facts(value, schema, owner, path)
     schema = as_json_schema(schema, owner, path)
     is_schema = _is_schema(schema, owner, path)
-    if not is_schema and "name" in value and set(schema) <= {*_FACTS, *_OTHER_FACTS}:
+    if not is_schema and "name" in value and set(schema) <= {*FACTS, *OUTPUT}:
         _refuse_type(value, owner, path)
         return NamedSchema(None, name, description, strict)
     if not is_schema:
-        keys = ", ".join(map(repr, value)) or "no keys"
-        message = f"a dictionary with {keys} is not a JSON schema and does not contain one"
-        raise problem(owner, path, f"{message}. Allowed: {ALLOWED}")
+        raise _no_schema(value, owner, path)
     for key in schema.keys() - KEYWORDS - ANNOTATIONS:
         if isinstance(schema[key], Mapping) and _looks_like_schema(schema[key]):
             message = (
@@ -243,11 +249,11 @@ def _bare(value: Mapping[str, Any], owner: str, path: str) -> NamedSchema:
 def _is_schema(value: Mapping[str, Any], owner: str, path: str) -> bool:
     """Whether a dictionary has keywords of JSON Schema."""
     kind = value.get("type")
-    if isinstance(kind, str) and kind not in (*TYPES, *_WRAPPING_TYPES):
+    if isinstance(kind, str) and kind not in (*TYPES, *WRAPPING_TYPES):
         allowed = ", ".join(TYPES)
         message = f"unknown type {kind!r}; expected one of {allowed}"
         raise problem(owner, at(path, "type"), message)
-    if isinstance(kind, str) and kind in _WRAPPING_TYPES:
+    if isinstance(kind, str) and kind in WRAPPING_TYPES:
         return False
     return bool(set(value) & KEYWORDS) or ("title" in value and set(value) <= ANNOTATIONS)
 
@@ -284,18 +290,37 @@ def _refuse_others(value: Mapping[str, Any], allowed: set[str], owner: str, path
     others = [key for key in value if key not in allowed and not key.startswith("x-")]
     if others:
         key = others[0]
-        message = "unknown key next to a schema. Hint: remove the key, or pass the schema alone"
-        raise problem(owner, at(path, key), f"{message}. Allowed: {ALLOWED}")
+        message = f"unknown key next to a schema; allowed: {ALLOWED}"
+        hint = "remove the key, or pass the schema alone"
+        raise problem(owner, at(path, key), f"{message}. Hint: {hint}")
 
 
 def _refuse_type(value: Mapping[str, Any], owner: str, path: str) -> None:
     kind = value.get("type")
-    if kind is not None and kind not in _WRAPPING_TYPES:
-        message = f"unknown wrapping type {kind!r}; expected one of {', '.join(_WRAPPING_TYPES)}"
+    if kind is not None and kind not in WRAPPING_TYPES:
+        message = f"unknown wrapping type {kind!r}; expected one of {', '.join(WRAPPING_TYPES)}"
         raise problem(owner, at(path, "type"), message)
 
 
-_HOSTED = ("googleSearch", "google_search", "codeExecution", "code_execution", "urlContext")
+def _refuse_bare(value: Mapping[str, Any], owner: str, path: str) -> None:
+    """Refuse settings without a format, which could look like a schema of their own."""
+    if not present(value, {*ENVELOPES, *SETTINGS, *HOLDERS, *OUTPUT}):
+        raise _no_schema(value, owner, path)
+
+
+def _not_a_mapping(value: Any, owner: str, path: str) -> ConfigError:
+    is_text = isinstance(value, str)
+    hint = "parse it with json.loads(...)" if is_text else "give a JSON schema as a dict"
+    return problem(owner, path, f"{type(value).__name__} is not a schema. Hint: {hint}")
+
+
+def _no_schema(value: Mapping[str, Any], owner: str, path: str) -> ConfigError:
+    keys = ", ".join(map(repr, value)) or "no keys"
+    message = f"a dictionary with {keys} is not a JSON schema and does not contain one"
+    if present(value, OTHER_GRAMMARS):
+        hint = "for other grammars, use grammar=RegexGrammar(...), ChoiceGrammar(...) or "
+        return problem(owner, path, f"{message}. Hint: {hint}EbnfGrammar(...)")
+    return problem(owner, path, f"{message}; allowed: {ALLOWED}. Hint: pass the schema itself")
 
 
 def _refuse_hosted(value: Mapping[str, Any]) -> None:
@@ -306,9 +331,9 @@ def _refuse_hosted(value: Mapping[str, Any]) -> None:
     """
     kind = value.get("type")
     known = kind is None or isinstance(kind, list) or str(kind).lower() in TYPES
-    is_hosted = not known and kind not in _WRAPPING_TYPES
-    has_text = kind == "custom" and not any(value.get(key) is not None for key in _HOLDERS)
-    named = next((key for key in _HOSTED if key in value), None)
+    is_hosted = not known and kind not in WRAPPING_TYPES
+    has_text = kind == "custom" and not present(value, HOLDERS)
+    named = next((key for key in HOSTED if key in value), None)
     if is_hosted or has_text or named is not None:
         raise PromptError(
             f"the tool {(named or value.get('name') or kind)!r} runs on its provider's servers, "

@@ -74,7 +74,9 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
         uniforms = noise.token_uniforms(position=len(kept), attempt=attempt, count=_LEN)
         handle = handles[index]
         ids, lookahead = [*prompt, *kept], 2 * attempt  # attempt 0 has no lookahead
-        return DraftRequest(ids, len(prompt), uniforms, sampling, lookahead, handle)
+        return DraftRequest(
+            ids, len(prompt), uniforms, sampling, lookahead=lookahead, handle=handle
+        )
 
     handles = [PrefixHandle() for _ in prompts]
     asked = [request(index, (), attempt) for index in range(len(prompts)) for attempt in range(3)]

@@ -6,16 +6,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Protocol, runtime_checkable
+from math import log
+from typing import Any, Protocol
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
+from stars_engine.protocols import has_members
 from stars_engine.types import RewardInput, Score
 
 
-@runtime_checkable
 class Choice(Protocol):
     """A uniform that chooses an outcome itself; the enumerator injects these."""
 
@@ -86,16 +87,18 @@ class TabularModel:
             grammar = self.grammars.start(request.sampling.grammar)
             grammar.consume(completion)
         drafted: list[int] = []
-        uniforms: list[float | None] = [*request.uniforms, *[None] * request.lookahead]
+        entropies: list[float] = []
+        uniforms: list[Any] = [*request.uniforms, *[None] * request.lookahead]
         for uniform in uniforms:
             probs = self.next_probs((*completion, *drafted))
+            entropies.append(-sum(prob * log(prob) for prob in probs if prob > 0))
             if grammar is not None:
                 [allowed] = self.grammars.allowed([grammar], request.sampling.stop_token_ids)
                 probs = [prob * may for prob, may in zip(probs, allowed.tolist(), strict=True)]
                 probs = [prob / sum(probs) for prob in probs]
             if uniform is None or request.sampling.temperature == 0:
                 token = max(range(len(probs)), key=probs.__getitem__)  # the first on ties
-            elif isinstance(uniform, Choice):
+            elif has_members(uniform, Choice):
                 token = uniform.choose(probs)
             else:
                 cdf = list(accumulate(probs))
@@ -106,7 +109,11 @@ class TabularModel:
             if grammar is not None:
                 grammar.consume([token])
         cut = len(request.uniforms)
-        return Draft(tuple(drafted[:cut]), tuple(drafted[cut:]))
+        return Draft(
+            tuple(drafted[:cut]),
+            tuple(drafted[cut:]),
+            tuple(entropies[: len(drafted[:cut])]) if request.entropies else (),
+        )
 
 
 class TableReward:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from stars_engine import (
 from stars_engine.config.flat import FLAT_FIELDS
 from stars_engine.integrations import MAX_ENGINES, UNSET, EngineFields
 from tests.support.adapters import PROMPT, SETTINGS
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_runtime")
@@ -165,15 +165,8 @@ def test_a_missing_framework_names_its_extra(package: str, framework: str, extra
 @pytest.mark.slow
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(example)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    code = example.read_text(encoding="utf-8")
+    done = run_python(code, cwd=tmp_path, script=example)
     assert done.returncode == 0, done.stderr
     assert "reward:" in done.stdout
 

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,13 @@ from langchain_stars import ChatStars
 from langchain_stars.messages import read_messages
 from langchain_stars.tools import read_schema, read_tools
 from llamaindex_stars import StarsLLM
-from stars_engine import ConfigError, JsonGrammar, PromptError, TransformersModel
+from stars_engine import (
+    ConfigError,
+    ContextOverflowError,
+    JsonGrammar,
+    PromptError,
+    TransformersModel,
+)
 from tests.support.mcp_tools import TOOLS as MCP_TOOLS
 from tests.support.scripted import ENDING, random_chat_model, scripted
 from tests.support.vendor_schemas import ANSWERS, TOOLS, S
@@ -257,6 +264,68 @@ def test_llamaindex_predicts_recursive_types(llm: StarsLLM) -> None:
         assert asyncio.run(llm.astructured_predict(cls, prompt)) == found
         assert llm.as_structured_llm(cls).complete("Hi").raw == found
         assert isinstance(get_program_for_llm(cls, prompt, llm)(), cls)
+
+
+class Kids(BaseModel):
+    name: Literal["a"]
+    kids: list[Kids] = []
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: Literal[7, 9]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+class Owner(BaseModel):
+    pet: Cat | Dog = Field(discriminator="kind")
+
+
+class Many(BaseModel):
+    """Has more fields than the context of the embedded pair can hold in a prompt."""
+
+    first_of_the_owners: Owner
+    trees_by_the_names_of_places: dict[str, Kids] = Field(description="where they grow " * 12)
+    colours_of_the_cats_of_owners: list[Literal["black", "white", "ginger", "tabby", "grey"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [Kids, Owner])
+def test_schemas_fit_the_context_of_the_embedded_pair(cls: Any) -> None:
+    llm = StarsLLM(max_tokens=150, seed=0)
+    prompt = PromptTemplate("Give a small one.")
+    found = llm.structured_predict(cls, prompt)
+    assert isinstance(found, cls)
+    assert list(llm.stream_structured_predict(cls, prompt)) == [found]
+    chat = ChatStars(max_tokens=150, on_overflow="clamp", seed=0)
+    for method in METHODS:
+        made = chat.with_structured_output(cls, method=method).invoke("Give a small one.")  # type: ignore[arg-type]
+        assert isinstance(made, cls)
+    calls = chat.bind_tools([cls], tool_choice="any").invoke("Hi").tool_calls
+    assert all(cls.model_validate(call["args"]) for call in calls)
+
+
+def test_schemas_beyond_the_context_are_refused_before_the_first_token() -> None:
+    chat = ChatStars(max_tokens=150, on_overflow="clamp", seed=0).load()
+    llm = StarsLLM(max_tokens=150, seed=0)
+    before = chat.engine().stats().num_steps
+    for ask in (
+        lambda: chat.with_structured_output(Many, method="function_calling").invoke("Hi"),
+        lambda: chat.bind_tools([Many], tool_choice="any").invoke("Hi"),
+        lambda: llm.structured_predict(Many, PromptTemplate("Hi")),
+    ):
+        with pytest.raises(ContextOverflowError) as caught:
+            ask()
+        said = str(caught.value)
+        assert re.search(r"the prompt has \d+ tokens, about \d+ of them for its tools", said)
+        assert "the model's context is 512 tokens. Hint: shorten the prompt, or the desc" in said
+    # With room for some text, but not for a call.
+    with pytest.raises(ContextOverflowError, match="the shortest tool call has about"):
+        chat.bind_tools([Kids], tool_choice="any").invoke("Give a small one. " * 58)
+    assert chat.engine().stats().num_steps == before
 
 
 def test_llamaindex_calls_tools_with_recursive_arguments(llm: StarsLLM) -> None:

@@ -70,7 +70,7 @@ def drafts_of(
     ],
 )
 def test_features_are_those_of_plain_passes(rung: str, family: str, tokenizer: object) -> None:
-    """In three rounds; some drafts are accepted, one prefix is evicted between them."""
+    """In three steps; some drafts are accepted, one prefix is evicted between them."""
     backend = random_backend(family, tokenizer)
     backend.decoder = RUNGS[rung](backend.model, backend.context_len)
     first, second = probe_of(backend, (1, backend.num_layers)), probe_of(backend, (0,), 1)

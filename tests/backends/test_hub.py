@@ -121,7 +121,9 @@ def test_a_tilde_is_expanded(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> 
         name_or_path="~/lm", tokenizer_name_or_path="~/lm", adapter_path="~/adapter"
     )
     assert "PeftModel" in type(TransformersBackend(there).model).__name__
-    reward = ClassifierRewardModel(ClassifierReward(name_or_path="~/rewards/sentiment"))
+    reward = ClassifierRewardModel(
+        ClassifierReward(name_or_path="~/rewards/sentiment", tokenizer_name_or_path="~/lm")
+    )
     assert reward.score([RewardInput(RewardPrompt("A film"), " of beauty", ())])[0].value
 
 

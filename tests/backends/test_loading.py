@@ -21,7 +21,9 @@ from stars_engine import (
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
-from stars_engine.loading.models import load_model
+from stars_engine.loading.models import load_model, load_tokenizer
+from stars_engine.loading.sources import resolve_source
+from stars_engine.tokenization.codec import Codec
 from tests.support.backends import SMALL
 from tests.support.chat_templates import random_llama
 from tests.support.shared_files import shared_model
@@ -48,6 +50,15 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, engine: StarsEngine) ->
         name_or_path=str(bare), tokenizer_name_or_path=shared_model("TinyStories-656K")
     )
     assert TransformersBackend(borrowed).vocab_size == 4096
+
+
+def test_the_embedded_models_share_one_tokenizer_file() -> None:
+    found = [Path(resolve_source(f"stars:embedded-{name}")) for name in ("lm", "reward")]
+    assert [(folder / "tokenizer.json").is_file() for folder in found] == [True, False]
+    names = ["stars:embedded-lm", "stars:embedded-reward", *map(str, found)]
+    tokenizers = [load_tokenizer(TransformersModel(name_or_path=name)) for name in names]
+    assert len({Codec(tokenizer).fingerprint() for tokenizer in tokenizers}) == 1
+    assert [tokenizer.model_max_length for tokenizer in tokenizers] == [512, 1024] * 2
 
 
 @pytest.mark.parametrize(

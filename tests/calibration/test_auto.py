@@ -40,7 +40,7 @@ TINY = SamplingParams(max_tokens=8, seed=5)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(auto.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(kept.CACHE_VARIABLE, str(tmp_path))
     return tmp_path / "calibrations"
 
 

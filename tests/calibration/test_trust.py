@@ -20,7 +20,7 @@ from stars_engine import (
     calibrate,
     trust_report,
 )
-from stars_engine.calibration.plots import write_report
+from stars_engine.calibration.report_page import write_report
 from stars_engine.calibration.trust import (
     Answers,
     between_prompts,
@@ -166,11 +166,13 @@ def test_a_report_of_the_embedded_pair(
     schedule = calibrate(
         engine, [*prompts, "A", "B"], segment_len=16, sampling=sampling, num_drafts=4
     )
-    write_report(tmp_path / "r.html", report, schedule)
+    marked = report.replace(advice=(*report.advice, "<script>alert(1)</script>"))
+    write_report(tmp_path / "r.html", marked, schedule)
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == 4
     for word in words:
-        assert html.escape(word) in page.partition("<pre>")[0]
+        assert word in html.unescape(page.partition("<pre>")[0])
+    assert "<script>" not in page
     assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|<!DOCTYPE[^>]*>', "", page).replace(
         "http://www.w3.org", ""
     ).replace("http://purl.org", "").replace("http://creativecommons.org", "")
@@ -229,14 +231,14 @@ def _agrees(
 
 @pytest.mark.slow
 def test_an_uninformative_reward_gets_a_warning() -> None:
-    from stars_engine.calibration.report import _advise, _recommend
+    from stars_engine.calibration.advice import advise, recommend
 
     noise = random_walks(noise=30.0)
     segments = [segment_trust(noise.coarser(length), length) for length in (8, 16, 32)]
     flat = [s.replace(advantage=s.advantage.replace(value=0.9)) for s in segments]
-    length, worthwhile = _recommend(flat, 8)
+    length, worthwhile = recommend(flat, 8)
     assert not worthwhile
-    [first, *others] = _advise(flat, [], length, 0.7, worthwhile=worthwhile)
+    [first, *others] = advise(flat, [], length, 0.7, worthwhile=worthwhile)
     assert "best_of_n" in first
     assert any("nevertheless" in line and "budget=" in line for line in others)
     assert any("70%" in line and "calibrated" in line for line in others)

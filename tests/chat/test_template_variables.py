@@ -239,6 +239,25 @@ def test_strict_templates_get_merged_turns(name: str, make: Any, fault: str) -> 
     assert codec.decode(read_conversation(bound, codec).token_ids) == text
 
 
+@pytest.mark.parametrize(("name", "make"), STRICT)
+def test_words_of_the_assistant_are_never_the_users(name: str, make: Any) -> None:
+    codec = Codec(make(name))
+    greeting, hi = turn("Welcome!", "assistant"), turn("Hi")
+    cases = {(greeting, hi): [turn(""), greeting, hi]}
+    cases[greeting, hi, greeting, hi] = [turn(""), greeting, hi, greeting, hi]
+    if name == "gemma":
+        given = (turn("Be kind.", "system"), greeting, greeting, hi, hi)
+        both = turn("Welcome!\n\nWelcome!", "assistant")
+        cases[given] = [turn("Be kind."), both, turn("Hi\n\nHi")]
+    for given, rendered in cases.items():
+        if name == "mistral":  # it takes an assistant that begins
+            rendered = list(given)  # noqa: PLW2901
+        expected = codec.tokenizer.apply_chat_template(
+            turns_of(rendered), add_generation_prompt=True, return_dict=False
+        )
+        assert list(read_conversation(Chat(given), codec).token_ids) == expected, given
+
+
 def test_merged_turns_are_as_documented() -> None:
     codec = Codec(tokenizer_of("gemma"))
     merged = [turn("Be kind.\n\nHi"), turn("Ho", "assistant"), turn("A\n\nB\n\nC")]

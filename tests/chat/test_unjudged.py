@@ -119,7 +119,7 @@ def test_the_law_with_unscored_reasoning(num_candidates: int) -> None:
 
     def run(noise: TreeNoise) -> tuple[str, str]:
         rollout = make_rollout(align=align, sampling=sampling, noise=noise)
-        rollout.replies = PlainReader(None, HERMES, (), "may")  # type: ignore[arg-type]
+        rollout.spans = PlainReader(None, HERMES, (), "may")  # type: ignore[arg-type]
         for _ in stars([rollout], model, TableReward(REWARDS)):
             pass
         return rollout.result().text, rollout.result().finish_reason

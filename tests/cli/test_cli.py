@@ -25,21 +25,14 @@ from stars_engine import (
 from stars_engine.cli.app import app
 from stars_engine.cli.generate import read_prompts
 from stars_engine.trace import read_jsonl
+from tests.support.processes import run_python
 
 COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
 
 
 def stars(*args: str, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess:
     env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run(
-        [*COMMAND, *args],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=env,
-        cwd=cwd,
-    )
+    return run_python(COMMAND[-1], *args, stdin=stdin, cwd=cwd, env=env)
 
 
 @pytest.mark.slow
@@ -290,7 +283,7 @@ def test_ctrl_c_exits_with_130() -> None:
     run = subprocess.Popen(
         [*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(8)  # at work by then, or still importing: the same is due
+    time.sleep(4)  # at work by then, or still importing: the same is due
     run.send_signal(signal.SIGINT)
     _, messages = run.communicate(timeout=60)
     assert run.returncode == 130

@@ -88,6 +88,14 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
             lambda: TransformersModel(name_or_path="a", model_kwargs={"use_safetensors": False}),
             ["model_kwargs", "use_safetensors", "safetensors"],
         ),
+        (
+            lambda: TransformersModel(name_or_path="a", model_kwargs={"config": {"vocab_size": 5}}),
+            ["model_kwargs", "'config' is of type dict", "a config object of transformers", "Hint:"],
+        ),
+        (
+            lambda: TransformersModel(name_or_path="a", model_kwargs={"config": "org/model"}),
+            ["model_kwargs", "'config' is of type str", "AutoConfig.from_pretrained(...)"],
+        ),
         (lambda: TransformersModel(model=1, tokenizer=1, dtype="float16"), ["dtype", "in memory"]),
         (lambda: FunctionReward(function="polite"), ["function", "'polite'", "package.module:name"]),
         (lambda: ClassifierReward(name_or_path="a", batch_size=0), ["batch_size", "0", ">= 1"]),
@@ -97,7 +105,7 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
             lambda: StarsConfig(align={"schedule": {"kind": "linear", "target": 1, "initial_weight": 2}}),
             ["align.schedule.initial_weight", "2", "<= 1"],
         ),
-        (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, process, yes_no, function, composite"]),
+        (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, process, yes_no, value, function, composite"]),
         (lambda: ClassifierReward(name_or_path="a", floor=math.nan), ["floor", "nan", "number or None"]),
         (lambda: FunctionReward(function=len, floor=math.nan), ["floor", "nan", "number or None"]),
         (lambda: TransformersModel(name_or_path="a", tokenizer=1), ["tokenizer", "no effect", "model="]),

@@ -24,7 +24,7 @@ from stars_engine import (
     StarsEngine,
     StarsResult,
 )
-from stars_engine.calibration.cache import load_or_create
+from stars_engine.calibration.cache import CalibrationCache
 from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.files.config_files import check_writable
@@ -342,6 +342,10 @@ def test_results_are_read_with_a_byte_order_mark_and_empty_lines(
 # --- calibrations ---
 
 
+def load_or_create(path: Path, make: Callable[[], CalibratedSchedule]) -> CalibratedSchedule:
+    return CalibrationCache(path.parent).load_or_create(path.stem, make, lambda: True)
+
+
 def asked(made: list[int], schedule: CalibratedSchedule) -> Callable[[], CalibratedSchedule]:
     def make() -> CalibratedSchedule:
         made.append(1)
@@ -360,15 +364,15 @@ def test_a_calibration_survives_a_full_disk(disk: Path, caplog: pytest.LogCaptur
     fill(disk)
     made: list[int] = []
     schedule = thresholds(200)
-    assert load_or_create(path, asked(made, schedule), lambda: True) is schedule
+    assert load_or_create(path, asked(made, schedule)) is schedule
     [warning] = warnings_of(caplog)
     for word in (str(path), "No space left", "free some space", "STARS_CACHE_DIR"):
         assert word in warning
     assert not list(path.parent.glob(".stars*"))
     assert not list(path.parent.glob("*.yaml"))
     (disk / "filler").unlink()
-    assert load_or_create(path, asked(made, schedule), lambda: True) is schedule
-    assert load_or_create(path, asked(made, schedule), lambda: True) == schedule
+    assert load_or_create(path, asked(made, schedule)) is schedule
+    assert load_or_create(path, asked(made, schedule)) == schedule
     assert len(made) == 2  # the third was read
 
 
@@ -378,7 +382,7 @@ def test_a_calibration_survives_a_directory_in_its_place(
     path = tmp_path / "key.yaml"
     path.mkdir()
     schedule = thresholds()
-    assert load_or_create(path, lambda: schedule, lambda: True) is schedule
+    assert load_or_create(path, lambda: schedule) is schedule
     assert "Is a directory" in warnings_of(caplog)[-1]
     assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
 
@@ -389,9 +393,26 @@ def test_a_calibration_survives_an_impossible_cache_path(
 ) -> None:
     (tmp_path / "file").touch()
     schedule = thresholds()
-    assert load_or_create(tmp_path / place, lambda: schedule, lambda: True) is schedule
+    assert load_or_create(tmp_path / place, lambda: schedule) is schedule
     [warning] = warnings_of(caplog)
     assert "cannot be cached in" in warning
+
+
+def test_the_cache_may_be_in_a_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    schedule = thresholds()
+    for folder in ("~/c", "~nobody_/c"):
+        monkeypatch.setenv("STARS_CACHE_DIR", folder)
+        cache = CalibrationCache()
+        assert cache.load_or_create("key", lambda: schedule, lambda: True) is schedule
+        assert cache.path_of("key").exists() == (folder == "~/c")
+    [warning] = warnings_of(caplog)
+    assert "there is no home directory for '~nobody_'" in warning
+    assert "set STARS_CACHE_DIR to another directory" in warning
+    assert [found.name for found in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -402,10 +423,10 @@ def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixt
     for place in mounted(tmp_path / "bound", "--bind", str(source)):
         subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
         made: list[int] = []
-        assert load_or_create(place / "key.yaml", asked(made, schedule), lambda: True) == schedule
+        assert load_or_create(place / "key.yaml", asked(made, schedule)) == schedule
         assert made == []
         assert warnings_of(caplog) == []
-        assert load_or_create(place / "new.yaml", asked(made, schedule), lambda: True) is schedule
+        assert load_or_create(place / "new.yaml", asked(made, schedule)) is schedule
         assert made == [1]
         [warning] = warnings_of(caplog)
         assert "Read-only file system" in warning

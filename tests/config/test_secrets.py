@@ -435,7 +435,9 @@ async def test_llamaindex_traces_hide_secrets(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "name",
     "token hf_token HF_TOKEN apiKey api-key X-Api-Key password DB_PASSWORD Authorization auth "
-    "client_secret awsSecretAccessKey cookies access_tokens".split(),
+    "client_secret awsSecretAccessKey cookies access_tokens session key KEY cookie set-cookie "
+    "credential credentials bearer Bearer session_id sessionId sessionToken sid ssh_key otp "
+    "license_key Ocp-Apim-Subscription-Key oauth passcode http_session".split(),
 )
 def test_names_that_mark_secrets(name: str) -> None:
     assert is_secret_name(name)
@@ -444,8 +446,9 @@ def test_names_that_mark_secrets(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "pad_token eos_token pad_token_id max_tokens num_tokens embed_tokens key model.embed_tokens "
-    "token_type_ids tokenizer author secretary keys".split(),
+    "pad_token eos_token pad_token_id max_tokens num_tokens embed_tokens model.embed_tokens "
+    "token_type_ids tokenizer author secretary keys key_id num_key_value_heads sort_key keyword "
+    "session_options obsession pinned".split(),
 )
 def test_names_that_do_not_mark_secrets(name: str) -> None:
     assert not is_secret_name(name)
@@ -463,6 +466,11 @@ def test_names_that_do_not_mark_secrets(name: str) -> None:
         (f"token='{PASSWORD}', x", f"token='{MASK}', x"),
         (f'{{"password": "{PASSWORD}"}}', f'{{"password": "{MASK}"}}'),
         (f"key {KEY}.", f"key {MASK}."),
+        (
+            "{'session': 'a1b2c3d4e5', 'key': 'a1b2c3d4e5'}",
+            f"{{'session': '{MASK}', 'key': '{MASK}'}}",
+        ),
+        ("unknown key: 'city' of session: 'first'; key: value_of_it", None),
         ("hf_transfer and hf_quantizer, sk-learn", None),
         ("unexpected token: something", None),
         ("max_tokens=1000000, eos_token='</s>'", None),

@@ -26,8 +26,8 @@ from stars_engine.core.autotune import (
     AcceptanceEstimates,
     CandidateAutotuner,
     Chances,
-    Curve,
     SegmentDraws,
+    StepCostCurve,
     StepCosts,
     allocate_rows,
     probe_costs,
@@ -43,7 +43,7 @@ from tests.support.rollouts import make_rollout
 
 
 def linear(slope: float) -> Cost:
-    return Curve({rows: 1 + slope * (rows - 1) for rows in (1, 2, 4, 8, 16, 32, 64, 128)})
+    return StepCostCurve({rows: 1 + slope * (rows - 1) for rows in (1, 2, 4, 8, 16, 32, 64, 128)})
 
 
 def bumpy(seed: int, most: int) -> Cost:
@@ -52,7 +52,7 @@ def bumpy(seed: int, most: int) -> Cost:
     for rows in range(1, most + 1):
         points[rows] = seconds
         seconds += rng.choice([0.0, 0.01, 0.1, 0.5])
-    return Curve(points)
+    return StepCostCurve(points)
 
 
 # --- costs ---
@@ -154,7 +154,7 @@ def test_cheap_rows_are_used_and_expensive_ones_are_not() -> None:
 
 def test_an_expensive_second_row_does_not_hide_cheaper_ones() -> None:
     """Two rows cost as much as eight: one by one, the second would not pay."""
-    cost = Curve({1: 1.0, 2: 1.9, 8: 1.9})
+    cost = StepCostCurve({1: 1.0, 2: 1.9, 8: 1.9})
     assert cost(2) / (1 - 0.8**2) > cost(1) / 0.2
     assert alone(0.2, 8, cost) == 8
 

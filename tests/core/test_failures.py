@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -145,18 +146,26 @@ def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:
 
 
 def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> None:
-    attempts = []
+    attempts: list[int] = []
+    all_called = threading.Barrier(9)
 
-    class Gone:
-        def __call__(self) -> Any:
-            attempts.append(time.sleep(0.2))
-            raise ModelLoadError("no such model")
+    def load(config: StarsConfig) -> Any:
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            all_called.wait(60)
+            time.sleep(0.5)  # until the calls, which begin now, wait for the load
+        raise ModelLoadError("no such model")
+
+    def call(mine: StarsEngine) -> Any:
+        all_called.wait(60)
+        return _error_of(mine)
 
     config = StarsConfig(align=NEVER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stars_engine.engine.handle._load_model", lambda config: Gone()())
+        patch.setattr("stars_engine.engine.handle._load_model", load)
         with StarsEngine(config) as mine, ThreadPoolExecutor(8) as pool:
-            errors = list(pool.map(lambda _: _error_of(mine), range(8)))
+            first = mine.submit("a")  # starts the load
+            errors = [*pool.map(lambda _: call(mine), range(8)), first.exception()]
             assert all(isinstance(error, ModelLoadError) for error in errors)
             assert len(attempts) == 1
             assert isinstance(_error_of(mine), ModelLoadError)
@@ -164,10 +173,12 @@ def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> 
 
 
 def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> None:
-    attempts = []
+    attempts: list[int] = []
+    submitted = threading.Event()
 
     def load(config: StarsConfig) -> Any:
-        attempts.append(time.sleep(0.3))
+        attempts.append(len(attempts))
+        assert submitted.wait(60)
         raise ModelLoadError("no such model")
 
     model = TransformersModel(name_or_path="stars:embedded-lm", dtype="float64")
@@ -177,7 +188,9 @@ def test_callers_with_different_rewards_share_a_failed_load_of_the_model() -> No
             StarsEngine.shared(StarsConfig(model=model, reward=lambda p, c: 1.0, align=NEVER))
             for _ in range(4)
         ]
-        errors = [future.exception() for future in [handle.submit("a") for handle in handles]]
+        futures = [handle.submit("a") for handle in handles]
+        submitted.set()
+        errors = [future.exception() for future in futures]
         assert [str(error) for error in errors] == ["no such model"] * 4
         assert len(set(map(id, errors))) == 4  # each may be raised with a traceback of its own
         assert len(attempts) == 1

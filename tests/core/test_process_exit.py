@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from stars_engine.runtime.exits import EXIT_S
+
 HEAD = """
 import asyncio, os, signal, sys, threading, time
 import torch
@@ -27,7 +29,10 @@ threading.Thread(target=mark, daemon=True).start()
 
 
 def run(code: str) -> tuple[int, float, str]:
-    """Return exit code, seconds from the first step to the end, and standard error."""
+    """Return exit code, seconds from the first step to the end, and standard error.
+
+    The work would take an hour or more; the limit of the caller leaves room for a busy machine.
+    """
     done = subprocess.run(
         [sys.executable, "-c", HEAD + code],
         capture_output=True,
@@ -35,8 +40,8 @@ def run(code: str) -> tuple[int, float, str]:
         check=False,
         timeout=120,
     )
-    first_round_s = float(done.stdout.split()[0]) if done.stdout.split() else time.time()
-    return done.returncode, time.time() - first_round_s, done.stderr
+    first_step_s = float(done.stdout.split()[0]) if done.stdout.split() else time.time()
+    return done.returncode, time.time() - first_step_s, done.stderr
 
 
 @pytest.mark.slow
@@ -98,7 +103,7 @@ def run(code: str) -> tuple[int, float, str]:
             "layer = engine.model.model.model.layers[0]\n"
             "def slow(*_):\n"
             "    print(time.time(), flush=True)\n"
-            "    for _ in range(4000): torch.linalg.svd(torch.randn(100, 100))\n"
+            "    for _ in range(10**6): torch.linalg.svd(torch.randn(100, 100))\n"
             "engine.generate('The', sampling=SamplingParams(max_tokens=4))\n"
             "layer.register_forward_pre_hook(slow)\n"
             "engine.submit('This movie', **work); time.sleep(0.5); sys.exit(8)",
@@ -151,7 +156,7 @@ def run(code: str) -> tuple[int, float, str]:
 def test_the_process_exits_cleanly(code: str, status: int) -> None:
     returncode, seconds, stderr = run(code)
     assert returncode == status, stderr
-    assert seconds < 5 + 0.5, stderr  # the half second is the generation's own
+    assert seconds < EXIT_S + 20, stderr  # the exit waits for EXIT_S; the rest is the test's own
     assert "terminate called" not in stderr
     assert "Fatal Python error" not in stderr
 

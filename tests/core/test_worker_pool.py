@@ -105,6 +105,7 @@ def test_hung_calls_do_not_multiply_threads(pools: Any) -> None:
         return all(task.ended for task in tasks)
 
     wait_until(all_over)  # also those for which no thread is left
+    wait_until(lambda: len(pool.started) >= MIN_HUNG + 2)
     assert len(pool.started) == MIN_HUNG + 2
     assert sum(t.is_alive() for t in pool.workers.threads) == MIN_HUNG + 2
     pool.release.set()  # they come back, and there is room again

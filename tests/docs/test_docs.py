@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 
 from stars_engine import AlignParams, EngineParams, JsonGrammar, SamplingParams
 from stars_engine.schema import Schema, _allowed
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,15 +53,7 @@ def test_python_blocks_run(
 @pytest.mark.parametrize("command", stars_commands())
 def test_commands_run(command: str, tmp_path: Path) -> None:
     args = shlex.split(command, comments=True)[1:]
-    run = subprocess.run(
-        [sys.executable, "-c", "from stars_engine.cli import main; main()", *args],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    run = run_python("from stars_engine.cli import main; main()", *args, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
 

@@ -103,13 +103,38 @@ def test_bounds_beyond_floats() -> None:
 
 def test_multiples() -> None:
     holds({"type": "integer", "multipleOf": 7, "minimum": -20}, "14", "-14", "0", invalid=("15",))
-    holds({"type": "number", "multipleOf": 0.01, "minimum": 0}, "0.07", "12.5", invalid=("0.075",))
+    # Validators divide floats: 0.07 / 0.01 is 7.000000000000001.
+    cents = {"type": "number", "multipleOf": 0.01, "minimum": 0}
+    holds(cents, "0.08", "12.5", "98765.25", invalid=("0.075", "0.07"))
     holds(
         {"allOf": [{"multipleOf": 4}, {"multipleOf": 6}], "type": "integer"}, "12", invalid=("4",)
     )
     holds({"type": "integer", "multipleOf": 0.5}, "3", invalid=("1.5",))
     holds({"type": "integer", "multipleOf": 100_000, "minimum": 0, "maximum": 500_000}, "300000")
     refused({"type": "integer", "multipleOf": 123_457}, "`multipleOf`")
+
+
+@pytest.mark.parametrize("divisor", [0.1, 0.2, 0.3, 0.05, 0.01, 0.15, 0.001, 2.5, 12.34, 1.1, 0.7])
+def test_multiples_of_decimals(divisor: float) -> None:
+    """They pass the test of validators, which divide floats: without bounds, and within them."""
+    bounded = {"type": "number", "multipleOf": divisor, "minimum": -3, "maximum": 50 * divisor}
+    holds(bounded, "0", str(divisor))
+    holds({"multipleOf": divisor, "allOf": [{"multipleOf": 0.25}], **bounded}, "0")
+    if divisor in (1.1, 0.7):  # 7 / 0.7 is 10.000000000000002, and no bound says where that ends
+        for kind in ("number", "integer"):
+            refused({"type": kind, "multipleOf": divisor}, f"few multiples of {divisor} are exact")
+    else:
+        holds({"type": "number", "multipleOf": divisor}, "0", str(divisor), f"{1000 * divisor:g}")
+        holds({"type": "integer", "multipleOf": divisor, "minimum": 10_000}, invalid=("10000.5",))
+
+
+def test_multiples_that_are_listed() -> None:
+    listed = {"enum": [0.1, 0.2, 0.3, 0.4], "multipleOf": 0.1}
+    holds(listed, "0.1", "0.2", "0.4", invalid=("0.3",))
+    refused({"const": 0.3, "multipleOf": 0.1}, "no value satisfies")
+    refused({"type": "number", "multipleOf": 0.1, "minimum": 0.25, "maximum": 0.35}, "no value")
+    # What validators may accept overlaps, for `oneOf`.
+    refused({"oneOf": [{"const": 0.3}, {"type": "number", "multipleOf": 0.1}]}, "`oneOf`")
 
 
 # --- strings ---

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pydantic
 import pytest
@@ -81,6 +83,33 @@ TYPES: list[Any] = [
     *(Counter[str], OrderedDict[str, int], Annotated[list[int], Field(min_length=2, max_length=3)]),
     *(Literal["a", 1, True], Size, Word, Word | None, int | list[str]),
     *(Annotated[str, Field(pattern=r"^\w+$", max_length=4)], Annotated[str, Field(pattern="b$")]),
+    *(Hashable, pydantic.PastDate, pydantic.FutureDate, pydantic.PastDatetime),
+    *(pydantic.FutureDatetime, pydantic.Base64Str, pydantic.Base64UrlStr, pydantic.ByteSize),
+    *(
+        pydantic.AnyHttpUrl,
+        pydantic.FtpUrl,
+        pydantic.AmqpDsn,
+        pydantic.MySQLDsn,
+        ZoneInfo,
+        Fraction,
+    ),
+    Annotated[date, Field(gt=date(2019, 12, 31), le=date(2020, 3, 1))],
+    Annotated[date, Field(ge=date(1999, 9, 9))],
+    Annotated[
+        datetime,
+        Field(gt=datetime(2020, 1, 30, 12, tzinfo=UTC), lt=datetime(2021, 1, 1, tzinfo=UTC)),
+    ],
+    Annotated[time, Field(ge=time(9, 59, 58), lt=time(12))],
+    Annotated[timedelta, Field(gt=timedelta(hours=1), le=timedelta(days=2))],
+    *(
+        Annotated[bytes, Field(max_length=4)],
+        Annotated[Decimal, Field(max_digits=2, decimal_places=2)],
+    ),
+    Annotated[Decimal, Field(ge=0, lt=100, max_digits=6, decimal_places=2)],
+    *(
+        Annotated[float, Field(multiple_of=0.1)],
+        Annotated[float, Field(multiple_of=0.01, ge=0, le=5)],
+    ),
     *(Box[bool], Box[Box[int]], Tree, Pet, list[Pet], Pet | None, dict[str, Pet]),
 ]
 
@@ -117,6 +146,15 @@ def test_values_of_common_model_types() -> None:
     ("annotation", "keyword"),
     [
         (pydantic.Json[list[int]], "contentSchema"),
+        (pydantic.FilePath, "type"),
+        (pydantic.DirectoryPath, "type"),
+        (pydantic.NewPath, "type"),
+        (pydantic.ImportString, "type"),
+        (type[int], "type"),
+        (Callable, "type"),
+        (Annotated[pydantic.ByteSize, Field(gt=5)], "type"),
+        (Annotated[time, Field(gt=time(1, tzinfo=UTC))], "type"),
+        (Annotated[float, Field(multiple_of=0.7)], "multipleOf"),
         (Annotated[set[int], Field(min_length=2)], "uniqueItems"),
         (Annotated[dict[str, int], Field(min_length=2)], "minProperties"),
         (dict[Annotated[int, Field(ge=3)], str], "not"),

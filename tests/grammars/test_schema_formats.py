@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
-from stars_engine import Chat, ConfigError, PromptError, Tool, ToolCall
+from stars_engine import Chat, ConfigError, JsonGrammar, PromptError, Tool, ToolCall
 from stars_engine.chat.formats import HERMES, MISTRAL_NAMED
 from stars_engine.chat.tool_calls import read_calls
 from stars_engine.integrations.response_formats import grammar_of_response_format
 from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
+from stars_engine.schema_formats.compact import compacted
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.wrappings import read_schema, read_tools
+from tests.support.grammars import check, held, texts
+from tests.support.random_models import random_model
 from tests.support.vendor_schemas import ANSWERS, GEMINI, TOOLS, S
 
 
@@ -43,6 +48,23 @@ def test_formats_of_answers(kind: str) -> None:
     grammar = grammar_of_response_format(ANSWERS[kind])
     assert grammar is not None
     assert grammar.json_schema == schema
+    assert JsonGrammar(json_schema=ANSWERS[kind]).json_schema == schema
+
+
+def test_formats_without_a_schema() -> None:
+    for text in ({"type": "text"}, {"text": {"format": {"type": "text"}}}):
+        assert grammar_of_response_format(text) is None
+    for anything in ({"type": "json_object"}, {"response_format": {"type": "json_object"}}):
+        assert grammar_of_response_format(anything) == JsonGrammar()
+
+
+def test_grammars_and_tools_of_what_is_no_schema_are_refused() -> None:
+    """Without a keyword that is known, any value would be valid."""
+    for given in ({"name": "V", "fooSchema": S}, {"a": S}, {"text": S}):
+        with pytest.raises(ConfigError, match="is not a JSON schema"):
+            JsonGrammar(json_schema=given)
+    with pytest.raises(ConfigError, match="no keyword of JSON Schema"):
+        Tool(name="V", parameters={"a": {"type": "integer"}})
 
 
 @pytest.mark.parametrize(
@@ -79,6 +101,17 @@ def test_formats_of_answers(kind: str) -> None:
         ({"name": 5, "schema": S}, "name: expected a string, got 5"),
         ({"name": "V", "schema": S, "strict": "yes"}, "strict: expected true or false, got 'yes'"),
         ({1: S}, "the keys of a schema must be strings"),
+        # Settings contain formats; they are not schemas themselves.
+        ({"text": S}, "text: a dictionary with 'type', 'properties', 'required' is not a JSON"),
+        ({"output_config": S}, "output_config: a dictionary with 'type'"),
+        ({"text": {"format": S, "verbosity": "low"}}, "text.verbosity: unknown key next to"),
+        ({"structured_outputs": {"regex": "a+"}}, "use grammar=RegexGrammar(...)"),
+        ({"guided_choice": ["a", "b"]}, "use grammar=RegexGrammar(...)"),
+        ({"guided_json": "{}"}, "guided_json: str is not a schema. Hint: parse it with json.loads"),
+        ({"structured_outputs": {"json": "{}"}}, "structured_outputs.json: str is not a schema"),
+        ({"json_schema": "{}"}, "json_schema: str is not a schema"),
+        ({"parameters": {**S, "schema": S}}, "parameters.schema: this unknown key contains"),
+        ({"value": S}, "a dictionary with 'value' is not a JSON schema"),
     ],
 )
 def test_invalid_schemas_are_refused_by_name(given: Any, message: str) -> None:
@@ -170,6 +203,47 @@ def test_parts_of_schemas() -> None:
     assert "$defs" not in referred(plain)
     titled = {"title": "T", "properties": {"title": {"title": "Title", "const": {"title": "x"}}}}
     assert without_titles(titled) == {"properties": {"title": {"const": {"title": "x"}}}}
+
+
+def test_schemas_in_prompts_are_short() -> None:
+    class Tree(BaseModel):
+        """A tree."""
+
+        name: Literal["a"]
+        kids: list[Tree] = []
+
+    class Cat(BaseModel):
+        kind: Literal["cat"] = "cat"
+        lives: int | None = None
+
+    class Dog(BaseModel):
+        kind: Literal["dog"] = "dog"
+
+    class Owner(BaseModel):
+        pet: Cat | Dog = Field(discriminator="kind")
+
+    assert compacted(rooted(Tree.model_json_schema())) == {
+        "description": "A tree.",
+        "type": "object",
+        "properties": {"name": {"const": "a"}, "kids": {"type": "array", "items": {"$ref": "#"}}},
+        "required": ["name"],
+    }
+    cat = {"kind": {"const": "cat"}, "lives": {"type": ["integer", "null"]}}
+    assert compacted(Owner.model_json_schema())["properties"]["pet"]["oneOf"] == [
+        {"type": "object", "properties": cat},
+        {"type": "object", "properties": {"kind": {"const": "dog"}}},
+    ]
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 2))
+def test_short_schemas_allow_the_same_values(seed: int) -> None:
+    schema = rooted(random_model(seed).model_json_schema())
+    short = compacted(schema)
+    assert len(json.dumps(short)) < len(json.dumps(schema))
+    for one, other in ((schema, short), (short, schema)):
+        state = held(one, compact=True)
+        for text in [] if state is None else texts(state, 4, seed):
+            check(other, text)
 
 
 def test_names_are_written_as_ascii_and_returned_as_given() -> None:

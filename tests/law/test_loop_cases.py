@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from itertools import count
 
 import pytest
 
@@ -391,11 +393,10 @@ def test_best_of_n_says_rejected_where_samples_were_scored() -> None:
 
 
 def test_a_deadline_ends_with_the_accepted_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr("stars_engine.algorithm.rollout.time.monotonic", lambda: next(clock))
+    clock = count(time.monotonic())  # one step a second
+    monkeypatch.setattr("stars_engine.core.request.time.monotonic", lambda: next(clock))
     align = settings(2, deadline_s=1.5)
     rollout = make_rollout(align=align, sampling=SamplingParams(max_tokens=90, **ALWAYS))
-    rollout.started_s = 0.0
     result = run(rollout, FixedOutputModel(LETTERS, [0] * 90), RecordingReward())
     assert result.finish_reason == "deadline"
     assert result.text == "aaaa"

@@ -30,6 +30,7 @@ from stars_engine.rewards.failures import MAX_WAIT_S, FailurePolicy, RetryPolicy
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.testing import TabularModel
 from stars_engine.types import RewardInput, RewardPrompt, Score
+from tests.support.engines import wait_until
 from tests.support.rollouts import make_rollout
 
 ANY = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4, max_attempts=3)
@@ -114,7 +115,7 @@ def test_a_third_call_that_fails_ends_its_request(engine: StarsEngine) -> None:
     check_others(outcomes)
     error = outcomes[1]
     assert isinstance(error, RewardError)
-    assert "the reward function failed: OSError: call 3: no answer" in str(error)
+    assert "the reward recording_function failed: OSError: call 3: no answer" in str(error)
     assert "Hint: fix the reward model" in str(error)
     assert isinstance(error.__cause__, OSError)
     assert len(error.result.segments) == 2
@@ -173,7 +174,7 @@ def test_retries_end(engine: StarsEngine) -> None:
     )
     check_others(outcomes)
     assert isinstance(outcomes[1], RewardError)
-    assert "the reward function failed 3 times: OSError: call 5" in str(outcomes[1])
+    assert "the reward recording_function failed 3 times: OSError: call 5" in str(outcomes[1])
 
 
 def test_failures_never_force_a_candidate(engine: StarsEngine) -> None:
@@ -201,7 +202,7 @@ def test_a_call_that_hangs(engine: StarsEngine, on_failure: str) -> None:
     function = RecordingFunction(hangs)
     config = StarsConfig(
         model="stars:embedded-lm",
-        reward=FunctionReward(function=function, timeout_s=0.1, on_failure=on_failure),
+        reward=FunctionReward(function=function, timeout_s=0.5, on_failure=on_failure),
         align=ANY.replace(num_candidates=1),
         sampling=SAMPLING,
     )
@@ -210,7 +211,7 @@ def test_a_call_that_hangs(engine: StarsEngine, on_failure: str) -> None:
         release.set()
     check_others(outcomes)
     if on_failure == "raise":
-        assert "the reward function took longer than 0.1 s" in str(outcomes[1])
+        assert "the reward recording_function took longer than 0.5 s" in str(outcomes[1])
         assert "timeout_s" in str(outcomes[1])
     else:
         assert outcomes[1].finish_reason in ("stop", "length")
@@ -230,6 +231,7 @@ def test_a_reward_that_always_hangs_is_retried_a_limited_number_of_times(
     )
     with StarsEngine(config, model=engine.model) as mine:
         [outcome] = mine.generate(["bad"], return_exceptions=True)
+        wait_until(lambda: function.num_bad >= 4)
         assert function.num_bad == 4
         release.set()
     assert "took longer than 0.05 s 4 times" in str(outcome)
@@ -254,6 +256,7 @@ def test_failing_and_hanging_are_counted_together(engine: StarsEngine) -> None:
     )
     with StarsEngine(config, model=engine.model) as mine:
         [outcome] = mine.generate(["bad"], return_exceptions=True)
+        wait_until(lambda: function.num_bad >= 3)
         assert function.num_bad == 3
         release.set()
     assert isinstance(outcome, RewardError)

@@ -22,7 +22,7 @@ SHORT = SamplingParams(seed=3, max_tokens=16)
 LONG = SamplingParams(seed=3, max_tokens=400)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     until_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until_s, "waited in vain"

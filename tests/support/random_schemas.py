@@ -23,6 +23,8 @@ LEAVES: list[dict[str, Any]] = [
     {"type": "number", "exclusiveMinimum": 0, "maximum": 2.5},
     {"type": "number", "minimum": -0.25, "exclusiveMaximum": 0.3},
     {"type": "number", "minimum": -12.5, "maximum": -3, "multipleOf": 0.25},
+    {"type": "number", "multipleOf": 0.1},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "multipleOf": 0.01},
     {"enum": ["a", "Größe", 1, 2.5, None, True, "x y", {"a": []}]},
     {"type": ["string", "integer"], "enum": ["a", 1, 2.5, None]},
     *({"const": value} for value in ('a\n"b"', 17, [1, "2"], {"k": {}}, 9007199254740993)),

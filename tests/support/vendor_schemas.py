@@ -39,6 +39,9 @@ TOOLS: dict[str, dict[str, Any]] = {
     "gemini, python": {"function_declarations": [{"name": "V", "parameters": GEMINI}]},
     "gemini declaration": {"name": "V", "parameters": GEMINI},
     "gemini, json schema": {"name": "V", "parametersJsonSchema": S},
+    "a key of its own": {"name": "V", "jsonSchema": S},
+    "a list of tools": {"tools": [{"name": "V", "inputSchema": S}]},
+    "ai sdk": {"name": "V", "inputSchema": {"jsonSchema": S}},
     "cohere": {"name": "V", "parameter_definitions": {"a": {"type": "int", "required": True}}},
     "json schema, title": {"title": "V", **S},
     "json schema, name": {"name": "V", **S},
@@ -52,6 +55,29 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "anthropic": {"type": "json_schema", "schema": S},
     "gemini": {"responseMimeType": "application/json", "responseSchema": GEMINI},
     "gemini json": {"response_mime_type": "application/json", "response_json_schema": S},
+    "gemini, settings": {
+        "generationConfig": {"responseMimeType": "application/json", "responseJsonSchema": S}
+    },
+    "gemini, interactions": {"type": "text", "mime_type": "application/json", "schema": S},
+    "responses, setting": {"text": {"format": {"type": "json_schema", "name": "V", "schema": S}}},
+    "anthropic, format": {"output_format": {"type": "json_schema", "schema": S}},
+    "anthropic, setting": {"output_config": {"format": {"type": "json_schema", "schema": S}}},
+    "vllm": {"guided_json": S},
+    "vllm, structured": {"structured_outputs": {"json": S}},
+    "vllm, extra": {"extra_body": {"structured_outputs": {"json": S}}},
+    "mistral": {
+        "type": "json_schema",
+        "json_schema": {"name": "V", "schema_definition": S, "strict": True},
+    },
+    "mcp, output": {"name": "V", "outputSchema": S},
+    "mcp, elicitation": {"mode": "form", "message": "Hi", "requestedSchema": S},
+    "bedrock, settings": {
+        "outputConfig": {
+            "textFormat": {"type": "json_schema", "structure": {"jsonSchema": {"schema": S}}}
+        }
+    },
+    "text generation inference": {"type": "json", "value": S},
+    "lm studio": {"structured": {"type": "json", "jsonSchema": S}},
     "ollama": {"format": S},
     "bare": S,
 }

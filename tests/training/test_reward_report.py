@@ -12,6 +12,7 @@ from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stars_engine import StarsEngine
+from stars_engine.loading.sources import tokenizer_files
 from stars_engine.types import RewardInput, RewardPrompt
 from tests.support.shared_files import shared_model
 from training.pieces import beginning
@@ -33,7 +34,7 @@ LENGTHS = (1, 3, 8, 15, None)
 
 
 def check_against_plain_forwards(directory: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, **tokenizer_files(str(directory)))
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     logits = read_prefixes(directory, TEXTS, LENGTHS)
     for row, text in enumerate(TEXTS):
@@ -64,7 +65,9 @@ def test_prefixes_are_read_as_the_engine_does(engine: StarsEngine) -> None:
 def test_long_texts_are_cut_at_the_context() -> None:
     long = " ".join(TEXTS * 60)
     [[cut]] = read_prefixes(EMBEDDED_REWARD, [long], [None], context=64)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_REWARD)
+    tokenizer = AutoTokenizer.from_pretrained(
+        EMBEDDED_REWARD, **tokenizer_files(str(EMBEDDED_REWARD))
+    )
     ids = tokenizer(long, verbose=False)["input_ids"][-63:]
     [[expected]] = read_prefixes(EMBEDDED_REWARD, [tokenizer.decode(ids)], [None])
     assert cut == pytest.approx(expected, abs=1e-4)

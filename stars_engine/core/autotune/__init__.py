@@ -8,14 +8,14 @@ from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates,
 from stars_engine.core.autotune.allocation import Chances, allocate_rows
 from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.autotune.cost_probe import probe_costs
-from stars_engine.core.autotune.step_costs import Curve, StepCosts
+from stars_engine.core.autotune.step_costs import StepCostCurve, StepCosts
 
 __all__ = [
     "AcceptanceEstimates",
     "CandidateAutotuner",
     "Chances",
-    "Curve",
     "SegmentDraws",
+    "StepCostCurve",
     "StepCosts",
     "allocate_rows",
     "probe_costs",

@@ -12,7 +12,7 @@ from stars_engine.core.autotune.allocation import Chances, allocate_rows
 from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.autotune.step_costs import StepCosts
 from stars_engine.core.request import Request
-from stars_engine.rewards.base import OffloadedReward, RewardModel
+from stars_engine.rewards.base import RewardModel, is_offloaded
 from stars_engine.rewards.reward_requests import single_models
 from stars_engine.schedules import BaseSchedule
 from stars_engine.types import SegmentEvent
@@ -107,7 +107,7 @@ def _bounded(bounds: NumDrafts, request: Request) -> NumDrafts:
     Offloaded rewards are not part of the measured step time, may cost money per call, and may have
     other callers waiting.
     """
-    if not any(isinstance(part, OffloadedReward) for part in single_models(request.reward)):
+    if not any(is_offloaded(part) for part in single_models(request.reward)):
         return bounds
     return bounds._replace(most=max(bounds.least, min(bounds.most, _MOST_OUTSIDE)))
 

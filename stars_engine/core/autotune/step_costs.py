@@ -13,7 +13,7 @@ _OPTIMISM = 0.8  # factor for unmeasured numbers of rows, so that they are tried
 _SLOPE = 0.1  # assumed cost of a further row, as a share of a step of one row
 
 
-class Curve:
+class StepCostCurve:
     """Costs by the number of rows, interpolated linearly between points.
 
     Beyond the points, each row adds a tenth of the cost of a single row, and a fifth is deducted so
@@ -82,14 +82,14 @@ class StepCosts:
             if self._num_notes - measured.noted_at > _LIFETIME:
                 del table[rows]
 
-    def curve(self, num_tokens: int = 0) -> Curve:
+    def curve(self, num_tokens: int = 0) -> StepCostCurve:
         """Return the costs of steps whose prefixes have `num_tokens` tokens in total."""
         bucket = _bucket(num_tokens)
         points: dict[int, float] = {}
         for other in sorted(self._tables, key=lambda other: (abs(other - bucket), other)):
             table = self._tables[other]
             points = _completed(points, {rows: table[rows].seconds for rows in table})
-        return Curve(_completed(points, self.probed))
+        return StepCostCurve(_completed(points, self.probed))
 
     def of(self, num_rows: int, num_tokens: int = 0) -> float:
         """Return the expected seconds of a step."""
@@ -113,7 +113,7 @@ def _completed(points: Mapping[int, float], others: Mapping[int, float]) -> dict
     """Add missing points, scaled by the nearest known point."""
     if not points:
         return dict(others)
-    own, form = Curve(points), Curve(others)
+    own, form = StepCostCurve(points), StepCostCurve(others)
     lacking = {}
     for rows in others.keys() - points.keys():
         near = own.nearest(rows)

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stars_engine.calibration.report import TrustReport
+from stars_engine.calibration.svg import svg
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
+from stars_engine.errors import needs_extra
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
-from stars_engine.svg import svg
 
-_ABOUT_BORDERS = (
-    "Correlation, among answers to the same prompt, of the reward after a number of tokens with "
-    "the outcome. It need not be high: the sum over the innovations of all segments counts."
-)
-_ABOUT_ADVANTAGE = (
-    "Sum over segments of the correlation of their innovation with the outcome, over the "
-    f"correlation of the final reward. Below {WORTHWHILE}, Best-of-N does as well."
-)
-_ABOUT_CURVE = (
-    "Acceptance, drafted over kept tokens, and forced segments, if the threshold of every segment "
-    "is a number of standard deviations above the expected reward."
-)
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-pre { background: #f4f4f2; padding: .8rem; overflow-x: auto; font-size: 13px; }
-svg { max-width: 100%; height: auto; } h2 { margin-top: 2.2rem; }
-"""
+_TEMPLATE = "trust_report.html.jinja"
 
 
 def write_report(
@@ -48,40 +32,32 @@ def write_report(
         verification: The result of `verify`, to include.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: matplotlib or Jinja2 is not installed.
         ConfigError: The file cannot be written.
     """
-    advice = "".join(f"<p>{html.escape(line)}</p>" for line in report.advice)
-    parts = [
-        "<h1>How well does this reward judge unfinished text?</h1>",
-        advice,
-        f"<pre>{html.escape(report.summary())}</pre>",
-        "<h2>Correlation of prefix and outcome</h2>",
-        f"<p>{_ABOUT_BORDERS}</p>",
-        svg(lambda axes: _plot_borders(axes, report)),
-        "<h2>Expected advantage over Best-of-N</h2>",
-        f"<p>{_ABOUT_ADVANTAGE}</p>",
-        svg(lambda axes: _plot_advantage(axes, report)),
-        "<h2>Innovation of each segment</h2>",
-        svg(lambda axes: _plot_innovations(axes, report)),
-    ]
-    curve = schedule.curve if schedule is not None else report.curve
-    if curve:
-        parts += [
-            "<h2>Cost of thresholds</h2>",
-            f"<p>{_ABOUT_CURVE}</p>",
-            svg(lambda axes: _plot_curve(axes, curve)),
-        ]
-    if verification is not None:
-        parts += [
-            f"<h2>Validation on {verification.num_prompts} other prompts</h2>",
-            f"<pre>{html.escape(verification.summary())}</pre>",
-        ]
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Trust report</title>"
-        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    with needs_extra("eval"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+        from markupsafe import Markup  # noqa: PLC0415
+    pages = Environment(
+        loader=PackageLoader("stars_engine", "calibration"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    write_file(path, page, "report")
+    curve = schedule.curve if schedule is not None else report.curve
+    plots = {
+        "borders": svg(lambda axes: _plot_borders(axes, report)),
+        "advantage": svg(lambda axes: _plot_advantage(axes, report)),
+        "innovations": svg(lambda axes: _plot_innovations(axes, report)),
+        "curve": svg(lambda axes: _plot_curve(axes, curve)) if curve else "",
+    }
+    page = pages.get_template(_TEMPLATE).render(
+        report=report,
+        plots={name: Markup(plot) for name, plot in plots.items()},
+        worthwhile=WORTHWHILE,
+        verification=verification,
+    )
+    write_file(path, f"{page}\n", "report")
 
 
 def _plot_borders(axes: Any, report: TrustReport) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from stars_engine.errors import needs_extra
+from stars_engine.problems import needs_extra
 
 _SIZE = (6.4, 3.6)  # inches
 # Ids that only name groups; several plots of one page would share them. Others are hashes.

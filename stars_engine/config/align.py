@@ -1,4 +1,4 @@
-"""Settings of requests: how tokens are sampled, and how segments are accepted."""
+"""Settings of the acceptance test: how segments are cut, scored and accepted."""
 
 from __future__ import annotations
 
@@ -14,143 +14,17 @@ from pydantic import (
     model_validator,
 )
 
-from stars_engine.config.grammars import Grammar, as_grammar
+from stars_engine.config.sampling import SamplingParams
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
 from stars_engine.schema import Schema, is_json
 
 
-class SamplingParams(Schema):
-    """The proposal: the base model after penalties, temperature and truncation."""
-
-    max_tokens: int = Field(
-        default=128, ge=1, description="maximum number of completion tokens", examples=[128]
-    )
-    temperature: float = Field(
-        default=0.8,
-        ge=0,
-        allow_inf_nan=False,
-        description="temperature of the language model; 0 is greedy decoding",
-        examples=[0.8],
-    )
-    top_k: int | None = Field(
-        default=40,
-        ge=1,
-        description="keep the k most likely tokens; None keeps all",
-        examples=[40],
-    )
-    top_p: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="keep the most likely tokens whose total probability reaches this value",
-        examples=[0.95],
-    )
-    min_p: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="drop tokens below this fraction of the most likely token's probability",
-        examples=[0.05],
-    )
-    repetition_penalty: float = Field(
-        default=1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="divides positive logits, and multiplies negative logits, of tokens in the "
-        "prompt or completion",
-        examples=[1.1],
-    )
-    presence_penalty: float = Field(
-        default=0.0,
-        allow_inf_nan=False,
-        description="subtracted from the logits of tokens in the completion",
-        examples=[0.5],
-    )
-    frequency_penalty: float = Field(
-        default=0.0,
-        allow_inf_nan=False,
-        description="subtracted from a token's logit for each occurrence in the completion",
-        examples=[0.5],
-    )
-    logit_bias: dict[int, float] | None = Field(
-        default=None, description="added to logits; keys are token ids", examples=[{13: -5.0}]
-    )
-    grammar: Grammar | None = Field(
-        default=None,
-        description="constrains the answer to a JSON schema, a regular expression, a list of "
-        "choices or a context-free grammar; other tokens are never drafted",
-        examples=[{"kind": "choice", "choices": ["yes", "no"]}],
-    )
-    min_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="minimum number of tokens before an end-of-text token or a stop token may end "
-        "the answer; stop strings count if they end after them",
-        examples=[16],
-    )
-    stop: tuple[str, ...] = Field(
-        default=(),
-        description="strings that end the answer and are not part of it",
-        examples=[["\n\n"]],
-    )
-    stop_token_ids: tuple[int, ...] = Field(
-        default=(),
-        description="token ids that end the answer, in addition to the model's own",
-        examples=[[2]],
-    )
-    seed: int | None = Field(
-        default=None,
-        ge=0,
-        lt=2**63,
-        description="the same seed gives the same text; None draws a new seed, which the result "
-        "reports",
-        examples=[7],
-    )
-    n: int = Field(default=1, ge=1, description="answers per prompt", examples=[4])
-    on_overflow: Literal["raise", "clamp"] = Field(
-        default="raise",
-        description="if prompt and max_tokens exceed the context: raise, or lower max_tokens",
-    )
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_many(cls, stop: object) -> object:
-        return (stop,) if isinstance(stop, str) else () if stop is None else stop
-
-    @field_validator("stop")
-    @classmethod
-    def _not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
-        if "" in stop:
-            raise ValueError("an empty stop string would end every answer before it begins")
-        return tuple(is_json(item, "a stop string") for item in stop)
-
-    @field_validator("grammar", mode="before")
-    @classmethod
-    def _of_a_model(cls, grammar: Any) -> Any:
-        return as_grammar(grammar)
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _no_nan(cls, bias: dict[int, float] | None) -> dict[int, float] | None:
-        for token, value in (bias or {}).items():
-            if math.isnan(value) or value == math.inf or token < 0:
-                raise ValueError(
-                    f"{{{token}: {value}}} is not a valid bias; keys are token ids from 0, values "
-                    "are numbers or -inf (never draw the token)"
-                )
-        return bias
-
-    @model_validator(mode="after")
-    def _min_within_max(self) -> Self:
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(
-                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}; lower it"
-            )
-        return self
-
-
 class AlignParams(Schema):
     """The acceptance test of segments (arXiv 2511.03827).
+
+    `segment_end="entropy"` ends a candidate before the first token, from `min_segment_len` tokens
+    on, whose distribution has an entropy of `max_entropy` or more, as CARDS does (arXiv
+    2406.16306). It is a stopping rule like the following.
 
     `segment_end="sentence"` is a stopping rule: a candidate ends at the first token, from
     `min_segment_len` on, after which its text ends a sentence (`text.ends_sentence`), and otherwise
@@ -181,17 +55,23 @@ class AlignParams(Schema):
     segment_len: int = Field(
         default=32, ge=1, description="tokens that are drafted and scored together", examples=[32]
     )
-    segment_end: Literal["length", "sentence"] = Field(
+    segment_end: Literal["length", "sentence", "entropy"] = Field(
         default="length",
         description="where a segment ends: after segment_len tokens, or earlier at the first end "
-        "of a sentence",
+        "of a sentence, or before the first token that the model is uncertain about",
         examples=["sentence"],
     )
     min_segment_len: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="minimum tokens before a sentence may end the segment, at most segment_len; "
-        "only with segment_end='sentence'; None means a quarter of segment_len",
+        description="minimum tokens before a sentence or an uncertain token may end the segment, "
+        "at most segment_len; not with segment_end='length'; None means a quarter of segment_len",
         examples=[8],
+    )
+    max_entropy: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="entropy of the model's next token from which a segment ends before it, in "
+        "nats, at temperature 1 and without filters; required with segment_end='entropy'",
+        examples=[3.0],
     )
     lookahead: int = Field(
         default=0,
@@ -347,7 +227,7 @@ class AlignParams(Schema):
 
     @property
     def shortest_segment(self) -> int:
-        """Minimum tokens before a sentence may end the segment."""
+        """Minimum tokens before a sentence or an uncertain token may end the segment."""
         if self.min_segment_len is not None:
             return self.min_segment_len
         return max(1, self.segment_len // 4)
@@ -362,19 +242,26 @@ class AlignParams(Schema):
         shortest = self.min_segment_len
         if self.segment_end == "length" and shortest is not None:
             raise ValueError(
-                f"min_segment_len={shortest} needs segment_end='sentence', but segment_end is "
-                "'length'. Hint: set segment_end='sentence', or leave min_segment_len out"
+                f"min_segment_len={shortest} needs segment_end='sentence' or 'entropy', but "
+                "segment_end is 'length'. Hint: set segment_end='sentence' or 'entropy', or leave "
+                "min_segment_len out"
+            )
+        if (self.segment_end == "entropy") != (self.max_entropy is not None):
+            raise ValueError(
+                f"segment_end={self.segment_end!r} and max_entropy={self.max_entropy}: max_entropy "
+                "is required with segment_end='entropy', and only allowed there. Hint: "
+                "segment_end='entropy', max_entropy=3.0"
             )
         if shortest is not None and shortest > self.segment_len:
             raise ValueError(
                 f"min_segment_len={shortest} is above segment_len={self.segment_len}; allowed: 1 "
                 f"to {self.segment_len}. Hint: lower it, or raise segment_len"
             )
-        if self.segment_end == "sentence" and self.lookahead:
+        if self.segment_end != "length" and self.lookahead:
             raise ValueError(
-                f"lookahead={self.lookahead} does not support segment_end='sentence', because the "
-                "end of a sentence is known only after drafting. Hint: use segment_end='length' "
-                "with lookahead, or lookahead=0"
+                f"lookahead={self.lookahead} does not support segment_end={self.segment_end!r}, "
+                "because the end of the segment is known only after drafting. Hint: use "
+                "segment_end='length' with lookahead, or lookahead=0"
             )
         return self
 

@@ -1,0 +1,129 @@
+"""Types of pydantic and the standard library whose JSON schemas allow values that they reject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+# A keyword of our own: why a grammar cannot write values of a type. The reader refuses it.
+UNSUPPORTED = "x-unsupported"
+
+_EXISTING = "{} must exist, which a grammar cannot know"
+# By the function that validates the type.
+REFUSED = {
+    "PathType.validate_file": _EXISTING.format("a file"),
+    "PathType.validate_directory": _EXISTING.format("a directory"),
+    "PathType.validate_socket": _EXISTING.format("a socket"),
+    "PathType.validate_new": "a file must not exist, which a grammar cannot know",
+    "import_string": "an importable object is needed, and a grammar cannot know which there are",
+    "PaymentCardNumber.validate": "a grammar cannot compute the check digit",
+}
+_SIZE = r"^[0-9]{1,9}(\.[0-9]{1,3})? ?([KMGT]i?)?B$"
+NARROWED: dict[str, dict[str, Any]] = {
+    "ByteSize._validate": {
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": 10**18},
+            {"type": "string", "pattern": _SIZE},
+        ]
+    },
+}
+HASHABLE = {"type": ["string", "number", "boolean", "null"]}
+
+# Base64 of ASCII text: the first bit of each byte is 0.
+_FIRST, _SECOND, _THIRD = "[A-Za-f]", "[A-HQ-Xg-nw-z0-3]", "[ABEFIJMNQRUVYZcdghklopstwx014589]"
+_TEXT = (
+    rf"({_FIRST}{_SECOND}{_THIRD}[A-Za-z0-9])*({_FIRST}[AQgw]==|{_FIRST}{_SECOND}"
+    "[AEIMQUYcgkosw048]=)?"
+)
+
+
+def validator_of(schema: Mapping[str, Any]) -> str:
+    """Return the name of the function that validates a core schema; empty if there is none."""
+    function = schema.get("function")
+    inner = function.get("function") if isinstance(function, Mapping) else None
+    if not getattr(inner, "__module__", "").startswith("pydantic"):
+        return ""
+    return getattr(inner, "__qualname__", "")
+
+
+def replacement(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the JSON schema of a type that pydantic describes too widely, or None."""
+    name = validator_of(schema)
+    if name in REFUSED:
+        return {UNSUPPORTED: REFUSED[name]}
+    if name in NARROWED:
+        return dict(NARROWED[name])
+    if name == "EncodedStr.decode_str" and "Base64" in repr(schema["function"]["function"]):
+        return {"type": "string", "pattern": f"^{_TEXT}$"}
+    if schema["type"] == "is-subclass":
+        return {UNSUPPORTED: "a class has no JSON form"}
+    if schema.get("custom_error_type") == "is_hashable":
+        return dict(HASHABLE)
+    return None
+
+
+# --- bounds of dates and times ---
+
+_KEYS = ("gt", "ge", "lt", "le")
+
+
+def has_bounds(schema: Mapping[str, Any]) -> bool:
+    """Whether a core schema of dates or times has bounds."""
+    return any(schema.get(key) is not None for key in (*_KEYS, "now_op"))
+
+
+def bounded_dates(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return patterns of dates, or of the beginnings of timestamps, within bounds.
+
+    Bounds that depend on a time or on today are two days narrower, because time zones differ.
+    """
+    lows: list[date] = []
+    highs: list[date] = []
+    for key in _KEYS:
+        bound = schema.get(key)
+        if bound is None:
+            continue
+        sign = 1 if key in ("gt", "ge") else -1
+        step = 2 if isinstance(bound, datetime) else int(key in ("gt", "lt"))
+        day = bound.date() if isinstance(bound, datetime) else bound
+        (lows if sign == 1 else highs).append(day + timedelta(sign * step))
+    today = datetime.now(UTC).date()
+    if schema.get("now_op") is not None:
+        is_past = schema["now_op"] == "past"
+        (highs if is_past else lows).append(today + timedelta(-2 if is_past else 2))
+    return _between(map(date.isoformat, lows), map(date.isoformat, highs))
+
+
+def bounded_times(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return patterns of times within bounds, a second narrower and without a time zone."""
+    clocks = {key: schema[key] for key in _KEYS if schema.get(key) is not None}
+    if any(clock.tzinfo is not None for clock in clocks.values()):
+        return {UNSUPPORTED: "a grammar cannot compare times with a time zone"}
+    lows = [_moved(clocks[key], 1) for key in ("gt", "ge") if key in clocks]
+    highs = [_moved(clocks[key], -1) for key in ("lt", "le") if key in clocks]
+    return _between(lows, highs)
+
+
+def _moved(clock: time, seconds: int) -> str:
+    """Return a time moved by seconds, within its day."""
+    moved = datetime.combine(date(2000, 1, 2), clock) + timedelta(seconds=seconds)
+    if moved.date() != date(2000, 1, 2):
+        return "23:59:59" if seconds > 0 else "00:00:00"
+    return moved.strftime("%H:%M:%S")
+
+
+def _between(lows: Iterable[str], highs: Iterable[str]) -> dict[str, Any]:
+    """Return patterns of texts of one form that are between others, in alphabetical order."""
+    patterns = [_from(text, up=True) for text in lows] + [_from(text, up=False) for text in highs]
+    return {"allOf": [{"pattern": pattern} for pattern in patterns]}
+
+
+def _from(text: str, *, up: bool) -> str:
+    parts = [text]
+    for index, digit in enumerate(text):
+        if digit.isdigit() and digit != ("9" if up else "0"):
+            digits = f"[{int(digit) + 1}-9]" if up else f"[0-{int(digit) - 1}]"
+            rest = "".join("[0-9]" if char.isdigit() else char for char in text[index + 1 :])
+            parts.append(text[:index] + digits + rest)
+    return f"^({'|'.join(parts)})"

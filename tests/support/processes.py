@@ -1,0 +1,132 @@
+"""Python processes that start quickly: forks of a process that has imported the large libraries."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+# Runs code as `python -c` does: the fork leaves the loop, and the code ends the interpreter itself.
+# `stars_engine.cli` is not imported here: it looks at the standard streams when it is imported.
+_SERVER = """
+import json, os, sys
+import jinja2, rich.progress, rich.table, torch, transformers, typer
+import stars_engine.backends.transformers, stars_engine.rewards.classifier
+torch.set_num_threads(1)
+requests, replies = open({requests}), open({replies}, "w")
+for line in iter(requests.readline, ""):
+    request = json.loads(line)
+    if not (child := os.fork()):
+        break
+    replies.write(f"{{child}}\\n"); replies.flush()
+    _, status = os.waitpid(child, 0)
+    replies.write(f"{{os.waitstatus_to_exitcode(status)}}\\n"); replies.flush()
+else:
+    os._exit(0)
+os.close({requests}); os.close({replies})
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    flags = os.O_RDONLY if number == 0 else os.O_WRONLY
+    os.dup2(os.open(os.path.join(request["folder"], name), flags), number)
+os.chdir(request["cwd"])
+os.environ.clear()
+os.environ.update(request["env"])
+sys.argv = ["-c", *request["args"]]
+sys.path[0] = request["path"]
+namespace = {{"__name__": "__main__"}}
+if request["path"]:
+    namespace["__file__"] = request["name"]
+exec(compile(request["code"], request["name"], "exec"), namespace)
+"""
+
+
+class _Server:
+    """The process that is forked."""
+
+    def __init__(self) -> None:
+        request_end, self._requests = os.pipe()
+        self._replies, reply_end = os.pipe()
+        code = _SERVER.format(requests=request_end, replies=reply_end)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(request_end, reply_end),
+        )
+        os.close(request_end)
+        os.close(reply_end)
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        os.close(self._requests)
+        self._process.wait(30)
+        os.close(self._replies)
+
+    def run(self, request: dict[str, object], timeout_s: float) -> int:
+        os.write(self._requests, json.dumps(request).encode() + b"\n")
+        child = self._reply(timeout_s)
+        try:
+            return self._reply(timeout_s)
+        except TimeoutError:
+            os.kill(child, 9)
+            self._reply(30)
+            raise
+
+    def _reply(self, timeout_s: float) -> int:
+        line = b""
+        while not line.endswith(b"\n"):
+            if not select.select([self._replies], [], [], timeout_s)[0]:
+                raise TimeoutError(f"no answer within {timeout_s} s")
+            line += os.read(self._replies, 1) or b"-1\n"
+        return int(line)
+
+
+_server = cache(_Server)
+
+
+def run_python(
+    code: str,
+    *args: str,
+    stdin: str = "",
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    script: Path | None = None,
+    timeout_s: float = 240.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run code as `python -c code args` does, without the time that imports take.
+
+    Args:
+        code: The code.
+        *args: The arguments, for `sys.argv`.
+        stdin: The text of the standard input.
+        cwd: The working directory; by default that of this process.
+        env: All environment variables; by default those of this process. Those that Python itself
+            reads when it starts, such as PYTHONIOENCODING, have no effect.
+        script: The file that the code is from; None for `-c`.
+        timeout_s: After how many seconds the process is killed, in seconds.
+
+    Raises:
+        TimeoutError: The process took longer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        streams = Path(folder)
+        (streams / "stdin").write_text(stdin, encoding="utf-8")
+        for name in ("stdout", "stderr"):
+            (streams / name).touch()
+        request = {
+            "code": code,
+            "args": args,
+            "folder": folder,
+            "cwd": str(cwd or Path.cwd()),
+            "env": dict(os.environ) if env is None else env,
+            "name": str(script or "<string>"),
+            "path": str(script.parent) if script else "",
+        }
+        status = _server().run(request, timeout_s)
+        read = [(streams / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess([code, *args], status, *read)
