@@ -38,17 +38,17 @@ def length(prompt: str, answer: str) -> float:
 
 
 def planted(noise: float, seed: int = 0) -> Data:
-    """40 prompts of 10 answers; the second layer's mean says the score, with noise."""
+    """40 prompts of 10 answers; the second layer's mean gives the score, with noise."""
     generator = np.random.default_rng(seed)
     num_rows = 40 * 10 * 2
     prompts = np.repeat(np.arange(40), 20)
     quality = np.repeat(generator.normal(size=400), 2)
     scores = quality + 3 * generator.normal(size=40)[prompts]
-    told = torch.as_tensor(generator.normal(size=(num_rows, 12)), dtype=torch.float32)
+    given = torch.as_tensor(generator.normal(size=(num_rows, 12)), dtype=torch.float32)
     seen = quality + noise * generator.normal(size=num_rows)
-    told[:, 3] = torch.as_tensor(seen, dtype=torch.float32)
+    given[:, 3] = torch.as_tensor(seen, dtype=torch.float32)
     other = torch.as_tensor(generator.normal(size=(num_rows, 12)), dtype=torch.float32)
-    by_layer = {(1, "mean"): other, (2, "last"): other + 0.1 * told, (2, "mean"): told}
+    by_layer = {(1, "mean"): other, (2, "last"): other + 0.1 * given, (2, "mean"): given}
     states = States(np.repeat(np.arange(400), 2), np.tile([8, 16], 400), by_layer)
     return Data(states, scores, prompts, folds_of(prompts.tolist(), 5, 0), (8, 16))
 
