@@ -22,6 +22,7 @@ from stars_engine.cli.messages import LogMessages, is_broken_pipe, messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import visible, write
 from stars_engine.cli.settings import given, read_config, read_schedule, shown
+from stars_engine.cli.train_guide import train_guide_command
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.config.presets import PRESET_NAMES
 from stars_engine.errors import StarsError
@@ -288,6 +289,7 @@ def doctor(
 
 
 app.command("calibrate")(calibrate_command)
+app.command("train-guide")(train_guide_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)

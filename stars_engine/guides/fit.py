@@ -170,7 +170,14 @@ def mlp(
         [first, *(part.detach() for part in weights[1:])],
         [shift, *(part.detach() for part in biases[1:])],
     )
-    return network.scaled(float(scale), float(centre))
+    network = network.scaled(float(scale), float(centre))
+    if soft_beta is None:
+        return network
+    # The best offset is known exactly: that at which the mean of exp(gap / beta) is 1.
+    gaps = (scores - network(rows)) / soft_beta
+    top = float(gaps.max())
+    offset = soft_beta * (top + float(np.log(np.exp(gaps - top).mean())))
+    return network.scaled(1.0, offset)
 
 
 def folds_of(prompts: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:

@@ -1,0 +1,106 @@
+"""`stars train-guide`: fit a value head to a language model's own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from stars_engine.cli.messages import messages
+from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
+from stars_engine.cli.output import write
+from stars_engine.cli.settings import given, read_config
+from stars_engine.config.rewards import as_reward
+from stars_engine.files.config_files import refuse_imports
+
+
+def train_guide_command(
+    *,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    reward: RewardOption = None,
+    no_imports: NoImportsOption = False,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="Prompts like those of later use: one a line, or JSON lines {prompt: …}. "
+            "Default: a neutral set.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="What to predict: a reward model, or 'package.module:name'. Default: the reward "
+            "of the config."
+        ),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Labelled answers instead: JSON lines {prompt: …, answer: …, score: …}."),
+    ] = None,
+    num_answers: Annotated[int, typer.Option(help="Answers per prompt.")] = 16,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer.")] = None,
+    shape: Annotated[str, typer.Option(help="linear, mlp or auto.")] = "auto",
+    soft_value_beta: Annotated[
+        float | None, typer.Option(help="Fit the soft value with this beta, not the mean.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the answers and of the fit.")] = 0,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("guide"),
+) -> None:
+    """Fit a value head to a language model. Resumes where it was interrupted."""
+    from stars_engine.cli.generate import read_prompts
+    from stars_engine.cli.threads import use_one_thread
+    from stars_engine.engine.engine import StarsEngine
+    from stars_engine.guides.train import train_guide
+
+    settings = read_config(
+        config,
+        model,
+        reward,
+        sampling=given(max_tokens=max_tokens),
+        align={},
+        allow_imports=not no_imports,
+    )
+    judging = as_reward(judge)
+    if no_imports and judging is not None:
+        refuse_imports("--judge", judging)
+    if settings.uses_embedded_pair:
+        use_one_thread()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        StarsEngine(settings) as engine,
+        Progress(
+            *columns, TimeElapsedColumn(), console=messages, disable=not messages.is_terminal
+        ) as progress,
+    ):
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        report = train_guide(
+            engine,
+            out,
+            None if prompts_file is None else read_prompts(prompts_file),
+            judge=judging,
+            answers=answers,
+            num_answers=num_answers,
+            shape=shape,
+            soft_value_beta=soft_value_beta,
+            seed=seed,
+            progress=advance,
+        )
+    write(report.summary())
+    messages.say(f"value head written to {out}; use it with ValueReward(name_or_path={str(out)!r})")
