@@ -8,10 +8,12 @@ hidden states themselves are never kept.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
+
+from stars_engine.protocols import has_members
 
 
 class Probe:
@@ -37,7 +39,6 @@ class Probe:
         return torch.nn.functional.linear(states.float(), weight, bias)
 
 
-@runtime_checkable
 class GivesHiddenStates(Protocol):
     """A language model whose drafts carry features of hidden states."""
 
@@ -64,6 +65,11 @@ class GivesHiddenStates(Protocol):
     ) -> list[torch.Tensor]:
         """Return `(tokens, len(layers) * hidden_size)` hidden states of rows, by plain passes."""
         ...
+
+
+def gives_hidden_states(model: object) -> TypeGuard[GivesHiddenStates]:
+    """Return whether a language model implements `GivesHiddenStates`."""
+    return has_members(model, GivesHiddenStates)
 
 
 class StepOutput(NamedTuple):

@@ -9,7 +9,7 @@ from stars_engine.config import RewardConfig
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
 from stars_engine.reals import real_number
-from stars_engine.rewards.base import score_each
+from stars_engine.rewards.base import score_values
 from stars_engine.rewards.loading import load_reward
 from stars_engine.types import RewardInput, RewardPrompt, StarsResult
 
@@ -41,13 +41,36 @@ def opinion_of(judge: Judge, prompt: str, result: StarsResult) -> float:
     Raises:
         RewardError: The judge failed, or did not return a number.
     """
+    about = f"an answer to prompts[{result.prompt_index}]"
+    return ask_judge(judge, prompt, result.text, about=about, result=result)
+
+
+def ask_judge(
+    judge: Judge,
+    prompt: str,
+    answer: str,
+    *,
+    about: str = "an answer",
+    result: StarsResult | None = None,
+) -> float:
+    """Call a judge.
+
+    Args:
+        judge: The judge.
+        prompt: The prompt.
+        answer: The answer.
+        about: What the answer is called in an error.
+        result: What an error carries.
+
+    Raises:
+        RewardError: The judge failed, or did not return a number.
+    """
     try:
-        return real_number(judge(prompt, result.text), "an opinion")
+        return real_number(judge(prompt, answer), "an opinion")
     except Exception as error:
         raise RewardError(
-            f"the judge failed on an answer to prompts[{result.prompt_index}]: "
-            f"{describe_error(error)}. Hint: fix the judge; it takes (prompt, answer) and returns "
-            "a number, or nan to exclude the answer",
+            f"the judge failed on {about}: {describe_error(error)}. Hint: fix the judge; it takes "
+            "(prompt, answer) and returns a number, or nan to exclude the answer",
             result,
         ) from error
 
@@ -58,9 +81,7 @@ def _reward_judge(config: RewardConfig) -> Judge:
 
     def opinion(prompt: str, answer: str) -> float:
         item = RewardInput(RewardPrompt(prompt), answer, (), finished=True)
-        [score] = score_each(model, [item])
-        if isinstance(score, RewardError):
-            raise score
-        return score.value
+        [value] = score_values(model, [item])
+        return value
 
     return opinion

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stars_engine.calibration.pages import render
 from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.svg import svg
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
-from stars_engine.errors import needs_extra
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
 
@@ -35,15 +35,6 @@ def write_report(
         MissingExtraError: matplotlib or Jinja2 is not installed.
         ConfigError: The file cannot be written.
     """
-    with needs_extra("eval"):
-        from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
-        from markupsafe import Markup  # noqa: PLC0415
-    pages = Environment(
-        loader=PackageLoader("stars_engine", "calibration"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
     curve = schedule.curve if schedule is not None else report.curve
     plots = {
         "borders": svg(lambda axes: _plot_borders(axes, report)),
@@ -51,9 +42,11 @@ def write_report(
         "innovations": svg(lambda axes: _plot_innovations(axes, report)),
         "curve": svg(lambda axes: _plot_curve(axes, curve)) if curve else "",
     }
-    page = pages.get_template(_TEMPLATE).render(
+    page = render(
+        "calibration",
+        _TEMPLATE,
+        plots=plots,
         report=report,
-        plots={name: Markup(plot) for name, plot in plots.items()},
         worthwhile=WORTHWHILE,
         verification=verification,
     )

@@ -12,7 +12,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stars_engine.cli.messages import messages
-from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
+from stars_engine.cli.options import (
+    ConfigOption,
+    ModelOption,
+    NoImportsOption,
+    PilotPromptsOption,
+    RewardOption,
+)
 from stars_engine.cli.output import write
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
@@ -29,14 +35,7 @@ def calibrate_command(
     model: ModelOption = None,
     reward: RewardOption = None,
     no_imports: NoImportsOption = False,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts",
-            help="Prompts like those of later use: one a line, or JSON lines {prompt: …}. "
-            "Default: a neutral set.",
-        ),
-    ] = None,
+    prompts_file: PilotPromptsOption = None,
     budget: Annotated[
         float | None, typer.Option(help="Drafted over kept tokens. Default: 2.7.")
     ] = None,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 from stars_engine.cli.messages import messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import write
+from stars_engine.cli.progress import bars
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config import AlignParams
 from stars_engine.errors import ConfigError, Problem, needs_extra
@@ -99,16 +99,14 @@ def compare_command(
     recipe = _changed(
         recipe,
         config=(config, model, reward),
-        prompts={
-            **given(
-                file=None if prompts is None else str(prompts),
-                column=column,
-                form=form,
-                tuning=tuning,
-                fresh=fresh,
-            ),
-            **({"seed": None} if in_order else {}),
-        },
+        prompts=_prompt_changes(
+            file=prompts,
+            column=column,
+            form=form,
+            in_order=in_order,
+            tuning=tuning,
+            fresh=fresh,
+        ),
         sampling=given(max_tokens=max_tokens, n=n),
         judges=judge,
         others=given(seeds=None if not seed else tuple(seed), batch_size=batch_size),
@@ -156,16 +154,14 @@ def sweep_command(
     recipe = _changed(
         recipe,
         config=(config, model, reward),
-        prompts={
-            **given(
-                file=None if prompts is None else str(prompts),
-                column=column,
-                form=form,
-                tuning=tuning,
-                fresh=fresh,
-            ),
-            **({"seed": None} if in_order else {}),
-        },
+        prompts=_prompt_changes(
+            file=prompts,
+            column=column,
+            form=form,
+            in_order=in_order,
+            tuning=tuning,
+            fresh=fresh,
+        ),
         sampling=given(max_tokens=max_tokens, n=n),
         judges=judge,
         others={
@@ -228,6 +224,20 @@ def _baselines(recipe: Recipe) -> dict[str, Any]:
     return {name: arm for name, arm in recipe.arms.items() if arm.kind in ("vanilla", "best_of_n")}
 
 
+def _prompt_changes(
+    *,
+    file: Path | None,
+    column: str | None,
+    form: str | None,
+    in_order: bool,
+    tuning: int | None,
+    fresh: int | None,
+) -> dict[str, Any]:
+    name = None if file is None else str(file)
+    changes = given(file=name, column=column, form=form, tuning=tuning, fresh=fresh)
+    return {**changes, "seed": None} if in_order else changes
+
+
 def _changed(
     recipe: Recipe,
     *,
@@ -284,7 +294,7 @@ def _run(recipe: Recipe, directory: Path) -> None:
     if recipe.config.uses_embedded_pair:
         use_one_thread()
     messages.say(f"evaluating {recipe.name!r}; answers are kept in {directory}")
-    with _bars() as advance:
+    with bars(TimeRemainingColumn(), announce=True) as advance:
         evaluation = evaluate(recipe, directory, advance)
     page = write_reports(evaluation, directory)
     _show(evaluation)
@@ -313,25 +323,3 @@ def _show(evaluation: Evaluation) -> None:
             "pass" if arm.guards_hold else "fail",
         )
     Console(highlight=False).print(table)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar with the time left for each thing that is done; without a terminal, lines."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=messages, disable=not messages.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def advance(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total)
-                if not messages.is_terminal and done < total:
-                    messages.say(f"{name}: {total - done} to do")
-            progress.update(tasks[name], completed=done, total=total)
-
-        yield advance

@@ -16,6 +16,14 @@ RewardOption = Annotated[
     str | None,
     typer.Option(help="Reward model: hub name or directory, or 'package.module:name' to call."),
 ]
+PilotPromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="Prompts like those of later use: one a line, or JSON lines {prompt: …}. "
+        "Default: a neutral set.",
+    ),
+]
 NoImportsOption = Annotated[
     bool,
     typer.Option(

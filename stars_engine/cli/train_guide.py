@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import TimeElapsedColumn
 
 from stars_engine.cli.messages import messages
-from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
+from stars_engine.cli.options import (
+    ConfigOption,
+    ModelOption,
+    NoImportsOption,
+    PilotPromptsOption,
+    RewardOption,
+)
 from stars_engine.cli.output import write
+from stars_engine.cli.progress import bars
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
 from stars_engine.files.config_files import refuse_imports
@@ -29,14 +29,7 @@ def train_guide_command(
     model: ModelOption = None,
     reward: RewardOption = None,
     no_imports: NoImportsOption = False,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts",
-            help="Prompts like those of later use: one a line, or JSON lines {prompt: …}. "
-            "Default: a neutral set.",
-        ),
-    ] = None,
+    prompts_file: PilotPromptsOption = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -76,20 +69,7 @@ def train_guide_command(
         refuse_imports("--judge", judging)
     if settings.uses_embedded_pair:
         use_one_thread()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with (
-        StarsEngine(settings) as engine,
-        Progress(
-            *columns, TimeElapsedColumn(), console=messages, disable=not messages.is_terminal
-        ) as progress,
-    ):
-        tasks: dict[str, TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
+    with StarsEngine(settings) as engine, bars(TimeElapsedColumn()) as advance:
         report = train_guide(
             engine,
             out,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.config import RewardConfig
-from stars_engine.errors import RewardError, needs_extra
+from stars_engine.errors import needs_extra
 from stars_engine.evaluation.store import identity
 from stars_engine.files.disk import append_lines
-from stars_engine.rewards.base import RewardModel, score_each
+from stars_engine.rewards.base import RewardModel, score_values
 from stars_engine.rewards.loading import load_reward
 from stars_engine.types import RewardInput, RewardPrompt
 
@@ -78,12 +78,8 @@ class Judges:
         if missing:
             judge, done = self._load(name), 0
             for batch in _batches(list(missing.items())):
-                outcomes = score_each(judge, [_input(*pair) for _, pair in batch])
-                found: dict[str, float] = {}
-                for (key, _), outcome in zip(batch, outcomes, strict=True):
-                    if isinstance(outcome, RewardError):
-                        raise outcome
-                    found[key] = outcome.value
+                values = score_values(judge, [_input(*pair) for _, pair in batch])
+                found = dict(zip((key for key, _ in batch), values, strict=True))
                 lines = [json.dumps({"key": key, "score": value}) for key, value in found.items()]
                 data = "".join(f"{line}\n" for line in lines).encode()
                 append_lines(self._path, data, _TITLE, is_whole=lambda x: _record(x) is not None)

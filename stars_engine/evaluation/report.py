@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
-from importlib import resources
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stars_engine.calibration.pages import render
 from stars_engine.errors import needs_extra
 from stars_engine.evaluation import plots
 from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, ShownAnswer
@@ -43,37 +43,31 @@ def write_reports(evaluation: Evaluation, directory: str | Path) -> Path:
     """
     directory = Path(directory)
     page = directory / "report.html"
-    write_file(page, html_of(evaluation), "report")
+    drawn = plots.all_plots(evaluation)
+    write_file(page, html_of(evaluation, drawn), "report")
     write_file(
         directory / "report.json", evaluation.model_dump_json(indent=1, fallback=name_of), "report"
     )
     write_file(directory / "arms.csv", csv_of(evaluation), "report")
     (directory / "plots").mkdir(exist_ok=True)
-    for name, text in plots.all_plots(evaluation).items():
+    for name, text in drawn.items():
         write_file(directory / "plots" / f"{name}.svg", text + "\n", "plot")
     return page
 
 
-def html_of(evaluation: Evaluation) -> str:
-    """Return the page; it needs no other file and no network."""
-    with needs_extra("eval"):
-        from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
-        from markupsafe import Markup  # noqa: PLC0415
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"interval": interval, "number": number, "percent": percent}
-    source = (resources.files("stars_engine") / "evaluation" / "report.html.jinja").read_text(
-        "utf-8"
-    )
+def html_of(evaluation: Evaluation, drawn: Mapping[str, str]) -> str:
+    """Return the page with its plots; it needs no other file and no network."""
     fresh = evaluation.fresh
     judges = list(next(iter(fresh.arms.values())).judges)
-    return environment.from_string(source).render(
+    return render(
+        "evaluation",
+        "report.html.jinja",
+        plots=drawn,
+        filters={"interval": interval, "number": number, "percent": percent},
         evaluation=evaluation,
         recipe=evaluation.recipe,
         fresh=fresh,
         judges=judges,
-        plots={name: Markup(text) for name, text in plots.all_plots(evaluation).items()},
         advantages=list(plots.advantages(evaluation)),
         samples=_by_prompt(evaluation.samples),
         config=text_of(evaluation.recipe, fallback=name_of),

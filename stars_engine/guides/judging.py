@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from stars_engine.calibration.judges import Judge, ask_judge
 from stars_engine.config import RewardConfig
 from stars_engine.config.rewards import as_reward
-from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
+from stars_engine.errors import ConfigError, Problem
 from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
-from stars_engine.reals import real_number
-from stars_engine.rewards.base import score_each
+from stars_engine.rewards.base import score_values
 from stars_engine.rewards.loading import load_reward
 from stars_engine.types import RewardInput, RewardPrompt
 
-Judge = Callable[[str, str], float]
 Texts = Sequence[tuple[str, str, bool]]  # prompt, answer, whether it is finished
 _BATCH = 64
 
@@ -31,7 +30,7 @@ def scorer_of(judge: Judge | RewardConfig | str) -> Callable[[Texts], list[float
     """
     given: Any = as_reward(judge) if isinstance(judge, str) else judge
     if callable(given) and not isinstance(given, type):
-        return lambda texts: [_ask(given, prompt, answer) for prompt, answer, _ in texts]
+        return lambda texts: [ask_judge(given, prompt, answer) for prompt, answer, _ in texts]
     if not hasattr(given, "kind"):
         message = (
             f"{given!r} is not allowed; use a callable f(prompt, answer) -> number, or a reward's "
@@ -42,12 +41,7 @@ def scorer_of(judge: Judge | RewardConfig | str) -> Callable[[Texts], list[float
 
     def score(texts: Texts) -> list[float]:
         inputs = [RewardInput(RewardPrompt(p), a, (), finished=done) for p, a, done in texts]
-        found = []
-        for outcome in score_each(model, inputs):
-            if isinstance(outcome, RewardError):
-                raise outcome
-            found.append(outcome.value)
-        return found
+        return score_values(model, inputs)
 
     return score
 
@@ -96,13 +90,3 @@ def _text(sample: JudgedAnswer, size: int | None, codec: Any) -> tuple[str, str,
         return sample.prompt, sample.text, True
     text, _ = codec.completion_text(sample.prompt_ids, sample.token_ids[:size])
     return sample.prompt, text, False
-
-
-def _ask(judge: Judge, prompt: str, answer: str) -> float:
-    try:
-        return real_number(judge(prompt, answer), "an opinion")
-    except Exception as error:
-        raise RewardError(
-            f"the judge failed on an answer: {describe_error(error)}. Hint: fix the judge; it "
-            "takes (prompt, answer) and returns a number, or nan to exclude the answer"
-        ) from error

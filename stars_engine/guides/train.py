@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stars_engine.calibration.host import Host
+from stars_engine.calibration.judges import Judge
 from stars_engine.calibration.pilot_prompts import (
     checked_prompts,
     neutral_prompts,
@@ -21,7 +22,7 @@ from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.errors import ConfigError, ModelLoadError, Problem
 from stars_engine.files.disk import write_file
-from stars_engine.guides.judging import Judge, judge_samples, scorer_of
+from stars_engine.guides.judging import judge_samples, scorer_of
 from stars_engine.guides.report import (
     GuideReport,
     calibration_of,
@@ -105,13 +106,13 @@ def train_guide(
     from stars_engine.guides.fit import folds_of  # noqa: PLC0415
     from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
     from stars_engine.guides.states import read_states  # noqa: PLC0415
-    from stars_engine.probes import GivesHiddenStates  # noqa: PLC0415
+    from stars_engine.probes import gives_hidden_states  # noqa: PLC0415
     from stars_engine.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
 
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
     progress = progress or (lambda *_: None)
     model: Any = engine.model
-    if not isinstance(model, GivesHiddenStates):
+    if not gives_hidden_states(model):
         raise ModelLoadError(
             f"train_guide needs hidden states, and {type(model).__name__} gives none. Hint: use a "
             "TransformersModel in this process"

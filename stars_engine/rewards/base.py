@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeGuard
 
-from stars_engine.errors import RewardOutcome, is_for_program
+from stars_engine.errors import RewardError, RewardOutcome, is_for_program
 from stars_engine.protocols import has_members
 from stars_engine.reals import real_number
 from stars_engine.rewards.failures import FailurePolicy, RetryPolicy, failure
@@ -80,6 +80,20 @@ def score_each(
             # No single input is at fault, so report the error to the author of the reward.
             return [apply_failure_policy(reward, error, num_calls=1) for _ in inputs]
         return outcomes
+
+
+def score_values(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[float]:
+    """Return the rewards of all inputs as numbers.
+
+    Raises:
+        RewardError: An input failed.
+    """
+    values = []
+    for outcome in score_each(reward, inputs):
+        if isinstance(outcome, RewardError):
+            raise outcome
+        values.append(outcome.value)
+    return values
 
 
 def apply_failure_policy(

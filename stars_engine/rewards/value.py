@@ -9,7 +9,7 @@ import torch
 
 from stars_engine.config import ValueReward
 from stars_engine.errors import ModelLoadError, RewardError
-from stars_engine.probes import GivesHiddenStates
+from stars_engine.probes import gives_hidden_states
 from stars_engine.rewards.base import with_floor
 from stars_engine.types import RewardInput, Score
 from stars_engine.value_head import ValueHead
@@ -42,7 +42,7 @@ class ValueRewardModel:
         self.head: ValueHead = head
         self.name = config.name_or_path or "value head"
         self._floor = config.floor
-        if not isinstance(model, GivesHiddenStates):
+        if not gives_hidden_states(model):
             kind = "no language model" if model is None else type(model).__name__
             raise ModelLoadError(
                 f"a ValueReward reads hidden states of the language model that drafts, and "
