@@ -22,7 +22,8 @@ def enumerate_law(
 
     Args:
         run: Runs one rollout through the real loop with the given noise, and returns the outcome
-            to count, such as its token ids. It must be deterministic, given the noise.
+            to count, such as its token ids. It must be deterministic, given the noise: set a number
+            of candidates, since "auto" depends on measured speed.
         max_paths: Maximum number of runs.
 
     Raises:
