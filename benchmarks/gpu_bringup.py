@@ -26,7 +26,8 @@ import torch
 import transformers
 
 from benchmarks import gpu
-from benchmarks.gpu_checks import CHECKS, Bench, Figures
+from benchmarks.gpu_checks import CHECKS
+from benchmarks.gpu_runs import Bench, Figures
 from benchmarks.pair import Pair, Setting, Size
 from stars_engine.files.disk import write_file
 

@@ -9,11 +9,9 @@ that the first segment's logits agree within rounding.
 
 from __future__ import annotations
 
-import gc
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from benchmarks.pair import Pair, Size
+from benchmarks.gpu_runs import LENGTHS, NUM_TOKENS, Bench, Figures, generate, random_prompts
+from benchmarks.pair import Pair
 from stars_engine import (
     AlignParams,
     ClassifierReward,
@@ -41,8 +40,6 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.types import RewardInput, RewardPrompt, TokenIds
 
-LENGTHS = (200, 37, 150, 64, 90, 41, 128, 33)  # of the prompts that run together
-NUM_TOKENS = 64
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "gemma2": {"sliding_window": 8},
@@ -81,39 +78,6 @@ SCHEMA = {
     "required": ["title", "stars", "seen"],
     "additionalProperties": False,
 }
-
-Figures = dict[str, Any]
-
-
-@dataclass
-class Bench:
-    """The device, and the pairs of random models that checks share.
-
-    Attributes:
-        device: The device under test.
-        size: Shapes of the pair.
-        clock: Returns the seconds that a call takes, with the device synchronized.
-    """
-
-    device: str
-    size: Size
-    clock: Callable[[Callable[[], Any]], float]
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the device is a CUDA device."""
-        return self.device.startswith("cuda")
-
-    def pair(self, dtype: torch.dtype, longest: int = 512) -> Pair:
-        """Create both models; the caller drops them."""
-        self.free()
-        return Pair(self.size, dtype, longest, self.device, self.clock)
-
-    def free(self) -> None:
-        """Return unused memory to the device."""
-        gc.collect()
-        if self.on_gpu:
-            torch.cuda.empty_cache()
 
 
 # --- the embedded pair ---
@@ -261,49 +225,6 @@ def _texts(bench: Bench, dtype: torch.dtype) -> Figures:
         "ok": logits < (1e-4 if dtype == torch.float32 else 6e-2) * max(1.0, scale)
         and (exact or dtype != torch.float32),
     }
-
-
-def random_prompts(pair: Pair, lengths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return a random prompt of each length."""
-    return [pair.prompt(length, index) for index, length in enumerate(lengths)]
-
-
-def generate(
-    pair: Pair,
-    prompts: Sequence[Sequence[int]],
-    threshold: float,
-    num_candidates: int | str,
-    *,
-    alone: bool = False,
-    engine_params: EngineParams | None = None,
-    num_tokens: int = NUM_TOKENS,
-) -> list[tuple[int, ...]]:
-    """Return the token ids that an engine over the pair writes after each prompt.
-
-    Args:
-        pair: The models.
-        prompts: Token ids.
-        threshold: What a candidate's reward must reach; half of them do about.
-        num_candidates: Candidates drafted at once.
-        alone: Whether prompts run one after the other.
-        engine_params: Limits of the engine.
-        num_tokens: Tokens of each answer.
-    """
-    schedule = ConstantSchedule(value=threshold)
-    config = StarsConfig(
-        align=AlignParams(
-            schedule=schedule, segment_len=16, beta=0.05, num_candidates=num_candidates
-        ),
-        sampling=SamplingParams(max_tokens=num_tokens, seed=3, top_k=40),
-        engine=engine_params or EngineParams(),
-    )
-    calls = [[prompt] for prompt in prompts] if alone else [list(prompts)]
-    with StarsEngine(config, model=pair.lm, reward=pair.rm) as engine:
-        return [
-            tuple(result.token_ids)
-            for call in calls
-            for result in engine.generate([TokenIds(ids) for ids in call])
-        ]
 
 
 def _median_reward(pair: Pair, prompt: Sequence[int]) -> float:
