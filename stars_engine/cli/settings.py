@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from stars_engine.cli.messages import messages
 from stars_engine.config import AlignParams, RewardConfig, StarsConfig, TransformersModel
 from stars_engine.config.presets import preset
 from stars_engine.config.root import embedded_align
@@ -72,7 +73,10 @@ def read_config(
     Raises:
         ConfigError: The file or an option is invalid, or names code although imports are refused.
     """
-    base = StarsConfig.from_file(path, allow_imports=allow_imports) if path else StarsConfig()
+    base = _read_file(path, allow_imports=allow_imports)
+    for option, value in given(model=model, reward=reward).items():
+        for field in ("name_or_path", "function"):
+            messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
         _check_own_pair(path, model, reward)
@@ -95,6 +99,8 @@ def read_config(
         changes["sampling"] = base.sampling.replace(**sampling)
     if preset_name is not None:
         ramp = align.get("schedule")
+        if ramp is not None and preset_name != "paper":
+            messages.say(f"the thresholds that are given replace those of --preset {preset_name}")
         if preset_name == "paper" and isinstance(ramp, dict) and ramp["kind"] == "linear":
             align = {**align, **ramp}  # --target and --initial are settings of the preset
             del align["schedule"], align["kind"]
@@ -105,6 +111,16 @@ def read_config(
     if not allow_imports:
         _import_nothing(settings)
     return settings
+
+
+def _read_file(path: Path | None, *, allow_imports: bool) -> StarsConfig:
+    """Read the config file, whose errors name its fields and not options."""
+    if path is None:
+        return StarsConfig()
+    options, messages.option_names = messages.option_names, {}
+    config = StarsConfig.from_file(path, allow_imports=allow_imports)
+    messages.option_names = options
+    return config
 
 
 def _import_nothing(settings: StarsConfig) -> None:
