@@ -147,7 +147,7 @@ def main() -> None:
     except KeyboardInterrupt:
         messages.say("interrupted")
         sys.exit(INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - others than those of the package are raised again
         sys.exit(_status_of(error))
 
 

@@ -145,7 +145,8 @@ def sweep_command(
 ) -> None:
     """Compare STARS under every combination of some settings.
 
-    The best is chosen on tuning prompts. Example: stars sweep segment_len=8,16,32 schedule.budget=2.7,4
+    The best is chosen on tuning prompts.
+    Example: stars sweep segment_len=8,16,32 schedule.budget=2.7,4
     """
     with needs_extra("eval"):
         from stars_engine.evaluation.recipe import read_recipe

@@ -98,19 +98,26 @@ def read_config(
             )
         changes["sampling"] = base.sampling.replace(**sampling)
     if preset_name is not None:
-        ramp = align.get("schedule")
-        if ramp is not None and preset_name != "paper":
-            messages.say(f"the thresholds that are given replace those of --preset {preset_name}")
-        if preset_name == "paper" and isinstance(ramp, dict) and ramp["kind"] == "linear":
-            align = {**align, **ramp}  # --target and --initial are settings of the preset
-            del align["schedule"], align["kind"]
-        changes["align"] = preset(preset_name, **align)
+        changes["align"] = _preset(preset_name, align)
     elif own_pair or align:
         changes["align"] = _test_of(base, own_pair=own_pair).replace(**align)
     settings = base.replace(**changes)
     if not allow_imports:
         _import_nothing(settings)
     return settings
+
+
+def _preset(name: str, align: dict[str, Any]) -> AlignParams:
+    """Return a preset with the options that were given; say which of them win."""
+    ramp = align.get("schedule")
+    if ramp is None:
+        return preset(name, **align)
+    if name == "paper" and isinstance(ramp, dict) and ramp["kind"] == "linear":
+        align = {**align, **ramp}  # --target and --initial are settings of the preset
+        del align["schedule"], align["kind"]
+    else:
+        messages.say(f"the thresholds that are given replace those of --preset {name}")
+    return preset(name, **align)
 
 
 def _read_file(path: Path | None, *, allow_imports: bool) -> StarsConfig:
