@@ -101,7 +101,7 @@ def generate_command(
         str | None,
         typer.Option(
             help=f"Named settings: {', '.join(PRESET_NAMES)}. Thresholds and other options that "
-            "are given beside it replace its own."
+            "are given with it replace its own."
         ),
     ] = None,
     terminal: Annotated[

@@ -105,7 +105,7 @@ def _section(
     own: dict[str, Any] | None = None,
 ) -> Iterator[str]:
     """Yield a mapping: the given fields, and the defaults of others as comments."""
-    kind: type[Schema] = {"align": AlignParams, "sampling": SamplingParams}[name]
+    kind: type[Schema] = AlignParams if name == "align" else SamplingParams
     values = part.model_dump(mode="json", include=part.model_fields_set) if own is None else own
     if "schedule" in values:
         values["schedule"] = {

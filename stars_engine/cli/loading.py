@@ -23,9 +23,7 @@ def loaded(config: StarsConfig) -> Iterator[tuple[StarsEngine, Wait]]:
     """
     with Wait(f"loading {_names(config)}") as wait:
         from stars_engine.engine.engine import StarsEngine
-        from stars_engine.rewards.loading import check_reward
 
-        check_reward(config.reward)
         if config.uses_embedded_pair:
             use_one_thread()
         with StarsEngine(config) as engine:

@@ -38,7 +38,7 @@ class Messages(Console):
 
     def install(self) -> None:
         """Print warnings, and log records that have no other handler."""
-        warnings.showwarning = self.say_warning  # type: ignore[assignment]
+        warnings.showwarning = self.say_warning
         logging.lastResort = LogMessages(logging.WARNING)
 
     def set_verbosity(self, verbose: int, *, quiet: bool) -> None:
@@ -73,7 +73,7 @@ class Messages(Console):
         for note in getattr(error, "__notes__", []):
             self.write(note)
 
-    def log(self, text: str) -> None:
+    def say_record(self, text: str) -> None:
         """Print a log record."""
         self.write(self._translated(text))
 
@@ -99,7 +99,7 @@ class LogMessages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message of a record, and its traceback if it has one."""
         with suppress(ValueError):  # a closed standard error, at the end of the process
-            messages.log(self.format(record))
+            messages.say_record(self.format(record))
 
 
 def is_broken_pipe(error: OSError) -> bool:

@@ -80,12 +80,8 @@ def read_config(
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
         _check_own_pair(path, model, reward)
-        has_others = preset_name is not None or "schedule" in align
-        if "align" in base.model_fields_set and base.align.schedule and not has_others:
-            raise typer.BadParameter(
-                f"thresholds belong to one pair of models, and those of {path} were made for "
-                "another pair. Hint: give --preset best, --schedule FILE, --threshold or --target"
-            )
+        if preset_name is None and "schedule" not in align:
+            _check_thresholds(base, path)
     changes: dict[str, Any] = given(model=model, prompt_format=prompt_format)
     if reward is not None:
         is_callable = ":" in reward and not reward.startswith("stars:")
@@ -145,6 +141,15 @@ def _is_another(name: str | None, part: TransformersModel | RewardConfig) -> boo
 def _test_of(base: StarsConfig, *, own_pair: bool) -> AlignParams:
     """Return the alignment settings of the file; the embedded pair's do not fit other models."""
     return AlignParams() if own_pair and "align" not in base.model_fields_set else base.align
+
+
+def _check_thresholds(base: StarsConfig, path: Path | None) -> None:
+    """Refuse the thresholds of a file for other models."""
+    if "align" in base.model_fields_set and base.align.schedule:
+        raise typer.BadParameter(
+            f"thresholds belong to one pair of models, and those of {path} were made for "
+            "another pair. Hint: give --preset best, --schedule FILE, --threshold or --target"
+        )
 
 
 def _check_own_pair(path: Path | None, model: str | None, reward: str | None) -> None:

@@ -17,7 +17,7 @@ from stars_engine.files.config_files import check_suffix
 from stars_engine.files.disk import write_file
 from stars_engine.trace import read_jsonl
 from stars_engine.types import StarsResult
-from stars_engine.views.results import (
+from stars_engine.display.results import (
     facts_of,
     margin_of,
     rejected_of,

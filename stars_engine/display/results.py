@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
-from stars_engine.views.pages import document
+from stars_engine.display.pages import document
 
 if TYPE_CHECKING:
     from stars_engine.types import Attempt, Segment, StarsResult
