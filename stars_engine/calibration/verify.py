@@ -10,6 +10,7 @@ from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot_prompts import checked_prompts
 from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.display.pages import preformatted
 from stars_engine.schedules import CalibratedSchedule, Effort
 from stars_engine.schema import Schema
 from stars_engine.types import Prompt
@@ -35,6 +36,10 @@ class Verification(Schema):
             mark = "" if expected is None or expected.holds(seen.value) else "  outside"
             lines.append(f"{name:12} {shown:>24} {seen.shown():>24}{mark}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return preformatted(self.summary())
 
 
 def verify(

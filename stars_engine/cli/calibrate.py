@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -78,7 +78,9 @@ def calibrate_command(
     judging = as_reward(judge)
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
-    prompts = None if prompts_file is None else read_prompts(prompts_file)
+    prompts: list[Prompt] | None = None
+    if prompts_file is not None:
+        prompts = [*read_prompts(prompts_file)]
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
     with loaded(settings) as (engine, wait):
         from stars_engine.calibration.calibrate import calibrate

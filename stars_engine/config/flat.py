@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stars_engine.config.align import AlignParams
@@ -62,20 +62,28 @@ def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -
     return config.replace(**changes) if changes else config
 
 
-def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
-    """Check that all names are fields of a config's parts.
+def check_names(
+    fields: Mapping[str, Any], *, owner: str, parts: Iterable[type[Schema]] | None = None
+) -> None:
+    """Check that all names are fields of a config or its parts.
+
+    Args:
+        fields: Values by field name.
+        owner: The object that has these fields, for messages.
+        parts: The parts; None: the config and all its parts.
 
     Raises:
         ConfigError: A name is unknown; the message suggests the closest one.
     """
+    known = FLAT_FIELDS if parts is None else {name for part in parts for name in part.model_fields}
     problems = []
     for name in fields:
-        if name not in FLAT_FIELDS:
-            close = difflib.get_close_matches(name, sorted(FLAT_FIELDS), n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
             hint = (
                 f"did you mean `{close[0]}`?"
                 if close
-                else f"known fields: {', '.join(sorted(FLAT_FIELDS))}"
+                else f"known fields: {', '.join(sorted(known))}"
             )
             if name in _OF_TEMPLATES:
                 hint = f"it is a chat template variable: chat_template_kwargs={{{name!r}: ...}}"

@@ -25,14 +25,7 @@ from stars_engine import (
 from stars_engine.cli.app import app
 from stars_engine.cli.prompts import read_prompts
 from stars_engine.trace import read_jsonl
-from tests.support.processes import run_python
-
-COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
-
-
-def stars(*args: str, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess:
-    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return run_python(COMMAND[-1], *args, stdin=stdin, cwd=cwd, env=env)
+from tests.support.commands import COMMAND, stars
 
 
 @pytest.mark.slow
