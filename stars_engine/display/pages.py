@@ -49,11 +49,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
-def preformatted(text: str) -> str:
-    """Return text as it is, in a font of fixed width."""
-    return f"<pre>{escape(text)}</pre>"
-
-
 def _cell(tag: str, value: object, index: int) -> str:
     mark = " class='number'" if index else ""
     return f"<{tag}{mark}>{escape(str(value))}</{tag}>"
