@@ -52,7 +52,10 @@ class CalibrationRequest:
         """Return the settings with the thresholds, which must be known, as their schedule."""
         # The caller's own settings take precedence over those that the calibration carries.
         own = {name: getattr(self.align, name) for name in ("segment_len", "max_attempts")}
-        return self.align.replace(schedule=self.future.result(), **own)
+        schedule = self.future.result()
+        if "guard" in schedule.made_for and "on_exhausted" not in self.align.model_fields_set:
+            own["on_exhausted"] = "stop"  # text that is not allowed must not be kept
+        return self.align.replace(schedule=schedule, **own)
 
 
 class Calibrations:
@@ -229,6 +232,7 @@ def _calibrate(
         seed=auto.seed,
         progress=_StageLog(),
         should_stop=lambda: not is_wanted(),
+        detect_guard=True,
     )
     if schedule.predicted is not None:
         logger.warning(

@@ -108,6 +108,7 @@ def calibrate_command(
             seed=seed,
             progress=_stages(wait),
             checkpoint=out.with_name(f"{out.name}.partial"),
+            detect_guard=not target,
         )
         _keep(schedule, out)
         verification = None
