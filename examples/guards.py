@@ -22,7 +22,9 @@ PERSONAL = re.compile(
 REFUSAL = re.compile(
     r"\b(?:I(?:'m| am) (?:sorry|unable)|I can(?:not|'t)|as an AI)\b", re.IGNORECASE
 )
-FACT = re.compile(r"\d+(?:[.,]\d+)?|(?<=[a-z,;] )[A-Z][a-z]+")  # numbers, and names inside sentences
+FACT = re.compile(
+    r"\d+(?:[.,]\d+)?|(?<=[a-z,;] )[A-Z][a-z]+"
+)  # numbers, and names inside sentences
 
 
 def no_personal_data(prompt: str, answer: str) -> float:

@@ -267,7 +267,7 @@ def test_without_torch_the_hint_names_the_extra() -> None:
             [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False
         )
         assert run.returncode == 2
-        assert "pip install 'stars-engine[local]'" in run.stderr
+        assert "pip install -e '.[local]'" in run.stderr
         assert "Traceback" not in run.stderr
 
 
