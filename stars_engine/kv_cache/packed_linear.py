@@ -89,6 +89,11 @@ class PackedLinears:
                 if layer.__dict__.get("forward") is forward:
                     del layer.__dict__["forward"]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the packed weights; engines on one model share it."""
+        return sum(forward.packed.weight.nbytes for forward in tuple(self._forwards.values()))
+
     def _forward_of(self, layer: torch.nn.Linear) -> _Forward:
         known = self._forwards.get(layer)
         if known is None or known.packed.state != _state_of(layer):
