@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from stars_engine import AlignParams, EngineParams, SamplingParams, StarsConfig, StarsEngine
+from stars_engine import (
+    AlignParams,
+    EngineParams,
+    NoSchedule,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+)
 
 LIMIT = 3_000_000
-ALIGN = AlignParams(num_candidates=4, max_attempts=4, segment_len=8)
+ALIGN = AlignParams(schedule=NoSchedule(), num_candidates=4, segment_len=8)
 
 
 @pytest.fixture(scope="module")
