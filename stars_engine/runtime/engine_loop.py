@@ -117,6 +117,7 @@ class EngineLoop:
             num_rows=core.scheduler.num_ready_rows if core else 0,
             num_steps=self._num_steps + (core.num_steps if core else 0),
             num_loads=self._models.num_loads,
+            memory_bytes=self._models.memory_usage(),
             **self._totals.snapshot(),
         )
 

@@ -16,10 +16,11 @@ import pytest
 from rich.console import Console
 
 from stars_engine import AlignmentError, SamplingParams, StarsConfig, StarsEngine, StarsResult
-from stars_engine.cli import generate as generating
+from stars_engine.cli import answers as generating
 from stars_engine.cli import output
 from stars_engine.cli.demo import show_answers
 from stars_engine.cli.messages import Messages
+from stars_engine.cli.prompts import PromptRecord
 from stars_engine.trace import transcript
 from tests.support.processes import stars
 
@@ -145,7 +146,7 @@ def test_generate(
     """The engine's own answers, with a prompt and a text that take over terminals."""
     text = "".join(NASTY.values())
     result = answer(text)
-    prompts = [text] * num_prompts
+    prompts = [PromptRecord(text)] * num_prompts
 
     def stream(*_: object, **__: object) -> object:
         from stars_engine.types import SegmentEvent
