@@ -7,8 +7,6 @@ import inspect
 import json
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
@@ -38,6 +36,7 @@ from stars_engine import (
     TransformersModel,
 )
 from tests.support.mcp_tools import TOOLS as MCP_TOOLS
+from tests.support.processes import run_python
 from tests.support.scripted import ENDING, random_chat_model, scripted
 from tests.support.vendor_schemas import ANSWERS, TOOLS, S
 
@@ -255,6 +254,7 @@ def test_structured_output_of_recursive_types(chat: ChatStars, schema: Any, meth
         assert isinstance(found, schema)
 
 
+@pytest.mark.slow
 def test_llamaindex_predicts_recursive_types(llm: StarsLLM) -> None:
     prompt = PromptTemplate("Hi")
     for cls in (Tree, Left, RootModel[Tree]):
@@ -498,6 +498,7 @@ def test_histories_use_the_tool_names_that_the_model_sees() -> None:
     assert called.tool_calls[0].name == result.name == "look_up"
 
 
+@pytest.mark.slow
 def test_models_whose_titles_are_invalid_tool_names(chat: ChatStars, llm: StarsLLM) -> None:
     for method in METHODS:
         found = chat.with_structured_output(Titled, method=method).invoke("Hi")  # type: ignore[arg-type]
@@ -571,6 +572,7 @@ for made in pickle.load(open(sys.argv[1], "rb")):
 """
 
 
+@pytest.mark.slow
 def test_structured_output_can_be_pickled(tmp_path: Path) -> None:
     chat = ChatStars(max_tokens=150, seed=1, schedule={"kind": "none"}, logit_bias={})
     made: list[Any] = [
@@ -585,14 +587,7 @@ def test_structured_output_can_be_pickled(tmp_path: Path) -> None:
     made.append(chat.bind_tools([Flag], tool_choice="any"))
     file = tmp_path / "made.pickle"
     file.write_bytes(pickle.dumps(made))
-    run = subprocess.run(
-        [sys.executable, "-c", PICKLED, str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        timeout=300,
-    )
+    run = run_python(PICKLED, str(file), cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stderr
     expected = ["Flag"] * 3 + ["dict"] * 6 + ["AIMessage"]
     assert run.stdout.split() == expected
