@@ -15,13 +15,13 @@ import numpy as np
 
 from stars_engine.algorithm.blockwise import BlockwiseDecoding
 from stars_engine.calibration.fingerprints import model_fingerprints
+from stars_engine.calibration.over_prompts import Floats
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.evaluation.arms import AnyArm, BestOfNArm, BlockwiseArm, VanillaArm
 from stars_engine.evaluation.noisy import NoisyReward
 from stars_engine.evaluation.prompts import Halves
 from stars_engine.evaluation.recipe import Recipe
-from stars_engine.evaluation.statistics import Floats
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore, HalfName, identity
 from stars_engine.evaluation.thresholds import Thresholds
 from stars_engine.schedules import NoSchedule

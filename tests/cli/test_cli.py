@@ -48,7 +48,6 @@ def test_demo_shows_both_answers_and_the_gain() -> None:
     assert "Wall time" in run.stdout
 
 
-@pytest.mark.slow
 def test_generate_json_equals_the_results_of_the_engine(
     engine: StarsEngine, tmp_path: Path
 ) -> None:
@@ -62,7 +61,6 @@ def test_generate_json_equals_the_results_of_the_engine(
     assert list(read_jsonl(trace)) == results
 
 
-@pytest.mark.slow
 def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
     [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
@@ -89,7 +87,6 @@ def test_prompts_from_stdin_and_files_keep_their_order(tmp_path: Path) -> None:
     assert positions == sorted(positions)
 
 
-@pytest.mark.slow
 def test_options_override_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     align = AlignParams(schedule={"kind": "constant", "value": -99}, segment_len=4)
@@ -102,7 +99,6 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
     assert result.seed == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -141,7 +137,6 @@ def test_user_errors_give_one_clear_message(args: list[str], words: list[str]) -
         assert word in message, run.stderr
 
 
-@pytest.mark.slow
 def test_a_failing_reward_module_gives_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     args = ["--model", "stars:embedded-lm", "--reward", "broken:f", "--threshold", "0"]
@@ -189,7 +184,6 @@ def test_an_empty_stdin_is_an_error() -> None:
     assert "holds no prompt" in run.stderr
 
 
-@pytest.mark.slow
 def test_a_callable_as_reward(tmp_path: Path) -> None:
     (tmp_path / "brevity.py").write_text("def short(prompt, completion): return -len(completion)\n")
     # A script, as the installed command is: Python does not look in the current directory for it.
