@@ -21,6 +21,7 @@ from stars_engine.cli.compare import compare_command, report_command, sweep_comm
 from stars_engine.cli.messages import LogMessages, is_broken_pipe, messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import visible, write
+from stars_engine.cli.serve import serve_command
 from stars_engine.cli.settings import given, read_config, read_schedule, shown
 from stars_engine.cli.train_guide import train_guide_command
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
@@ -293,6 +294,7 @@ app.command("train-guide")(train_guide_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)
+app.command("serve")(serve_command)
 
 
 def _count(text: str | None) -> int | str | None:

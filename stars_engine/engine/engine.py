@@ -237,6 +237,15 @@ class StarsEngine(Handle):
         results: list[StarsResult] = self._wait(self._submit(group))
         return results
 
+    async def aresolved_align(self) -> AlignParams:
+        """Return the config's acceptance settings with thresholds; calibrate them if necessary.
+
+        A caller that passes them as `align` does not calibrate again, whatever its `sampling`.
+        """
+        group = self._new_group("", None, None, None)
+        await self._aresolve_thresholds(group)
+        return group.prompts[0].align
+
     # --- inside ---
 
     def _new_group(
