@@ -13,6 +13,7 @@ from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
 from stars_engine.calibration.settings import warn_of_mismatch
+from stars_engine.config import AlignParams
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.inputs import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.pending_thresholds import PendingThresholds

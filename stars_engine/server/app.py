@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from stars_engine.config import StarsConfig
 from stars_engine.errors import StarsError
-from stars_engine.server import chat, completions, health
+from stars_engine.server import chat, completions, health, score
 from stars_engine.server.delivery import ClientDisconnectedError, report
 from stars_engine.server.errors import ApiError, response_of, validation_error_of
 from stars_engine.server.facts import facts_of
@@ -23,12 +23,15 @@ from stars_engine.server.metrics import Metrics
 from stars_engine.server.middleware import Limited, Observed
 from stars_engine.server.models import ServedModels
 from stars_engine.server.requests import ChatBody, CompletionBody
+from stars_engine.server.responses import endpoint
+from stars_engine.server.responses.bodies import ResponsesBody
 from stars_engine.server.settings import ApiKeys, ServerParams
 from stars_engine.server.state import State
 
 _UNSUPPORTED = {
     "/v1/chat/completions": ChatBody.unsupported,
     "/v1/completions": CompletionBody.unsupported,
+    "/v1/responses": ResponsesBody.unsupported,
 }
 
 
@@ -78,7 +81,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.server = state
-    for module in (health, chat, completions):
+    for module in (health, chat, completions, endpoint, score):
         app.include_router(module.router)
     _handle_errors(app)
     app.add_middleware(Limited, get_state=lambda: state, keys=keys or ApiKeys())

@@ -156,7 +156,7 @@ def validation_error_of(
     # A field that is not served is reported first: other problems may follow from it.
     problem = min(problems, key=_is_no_unserved_field)
     path = _path_of(problem["loc"])
-    if not path or problem["type"] == "json_invalid":
+    if problem["type"] == "json_invalid" or (not path and problem["type"] != "value_error"):
         message = (
             "The body is not a JSON object. Hint: send one with Content-Type: application/json"
         )

@@ -211,7 +211,7 @@ class CalledTool(Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    unsupported = {"index": "leave it out"}
+    unsupported: ClassVar[dict[str, str]] = {"index": "leave it out"}
 
 
 class TextPart(Body):
@@ -231,12 +231,12 @@ class TextPart(Body):
 class ChatMessage(Body):
     """A message of a conversation."""
 
-    unsupported = {
+    unsupported: ClassVar[dict[str, str]] = {
         "audio": "these models read only text",
         "function_call": "use tool_calls",
         "annotations": "leave it out",
     }
-    neutral = {"annotations": ([],)}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {"annotations": ([],)}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -251,7 +251,7 @@ class ChatMessage(Body):
 class ChatBody(SampledBody):
     """The body of a request for a chat completion."""
 
-    unsupported = {
+    unsupported: ClassVar[dict[str, str]] = {
         "audio": "these models write only text",
         "function_call": "use tool_choice",
         "functions": "use tools",
@@ -267,7 +267,7 @@ class ChatBody(SampledBody):
         "verbosity": "leave it out",
         "web_search_options": _OPENAI_ONLY,
     }
-    neutral = {
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "logprobs": (False,),
         "modalities": (["text"],),
         "store": (False,),
@@ -288,13 +288,17 @@ class ChatBody(SampledBody):
 class CompletionBody(SampledBody):
     """The body of a request that continues a text."""
 
-    unsupported = {
+    unsupported: ClassVar[dict[str, str]] = {
         "best_of": "leave it out; rewards choose among drafts already",
         "echo": "leave it out",
         "logprobs": f"leave it out; {_SAMPLED}",
         "suffix": "leave it out; these models write from left to right",
     }
-    neutral = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
+    }
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
 
