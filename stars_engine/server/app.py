@@ -100,7 +100,7 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         unsupported = _UNSUPPORTED.get(request.url.path, {})
-        return _respond(request, validation_error_of(error.errors(), unsupported))
+        return _respond(request, validation_error_of(error.errors(), error.body, unsupported))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

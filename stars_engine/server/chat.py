@@ -96,6 +96,7 @@ def _choice_of(result: StarsResult, call: Call) -> dict[str, Any]:
         "role": "assistant",
         "content": None if said.tool_calls and not said.content else said.content,
         "refusal": refusal_of(result),
+        "annotations": [],
     }
     if said.reasoning:
         message["reasoning_content"] = said.reasoning

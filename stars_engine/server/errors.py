@@ -145,17 +145,20 @@ def api_error_of(error: BaseException) -> ApiError:
 
 
 def validation_error_of(
-    problems: Sequence[Mapping[str, Any]], unsupported: Mapping[str, str]
+    problems: Sequence[Mapping[str, Any]], body: Any, unsupported: Mapping[str, str]
 ) -> ApiError:
-    """Return the first problem of a request that pydantic refused.
+    """Return one problem of a request that pydantic refused.
 
     Args:
         problems: The problems, as pydantic lists them.
+        body: The body of the request.
         unsupported: Fields of OpenAI's API that this server does not serve, with hints.
     """
-    # A field that is not served is reported first: other problems may follow from it.
-    problem = min(problems, key=_is_no_unserved_field)
-    path = _path_of(problem["loc"])
+    # A field that is not served comes first: other problems may follow from it. Of the problems
+    # with each form that a value may have, the deepest one is of the form that was meant.
+    unserved = (item for item in problems if _is_unserved_field(item))
+    problem = next(unserved, None) or max(problems, key=lambda item: len(item["loc"]))
+    path = _path_of(problem["loc"], body)
     if problem["type"] == "json_invalid" or (not path and problem["type"] != "value_error"):
         message = (
             "The body is not a JSON object. Hint: send one with Content-Type: application/json"
@@ -173,8 +176,8 @@ def validation_error_of(
     return ApiError(400, message, code="invalid_value", param=path or None)
 
 
-def _is_no_unserved_field(problem: Mapping[str, Any]) -> bool:
-    return problem["type"] != "extra_forbidden" or len(problem["loc"]) > 2
+def _is_unserved_field(problem: Mapping[str, Any]) -> bool:
+    return problem["type"] == "extra_forbidden" and len(problem["loc"]) == 2
 
 
 def _failure(message: str, code: str) -> ApiError:
@@ -187,12 +190,18 @@ def _param_of(error: BaseException) -> str | None:
     return problems[0].field or None if problems else None
 
 
-def _path_of(loc: Sequence[str | int]) -> str:
-    """Return the path of a field as OpenAI writes it: `messages[0].role`."""
-    path = ""
-    for part in loc[1:] if loc and loc[0] == "body" else loc:
-        if isinstance(part, int):
+def _path_of(loc: Sequence[str | int], body: Any) -> str:
+    """Return the path of a field as OpenAI writes it: `messages[0].role`.
+
+    Between the fields, pydantic lists which form of a value it tried; these are left out.
+    """
+    path, value = "", body
+    parts = loc[1:] if loc and loc[0] == "body" else loc
+    for index, part in enumerate(parts):
+        if isinstance(value, Mapping) and (part in value or index == len(parts) - 1):
+            path += f".{part}" if path else str(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             path += f"[{part}]"
-        elif not part.startswith(("function-", "list[", "constrained-")):
-            path += f".{part}" if path else part
+            value = value[part]
     return path

@@ -86,11 +86,15 @@ def random_chat(
     reward: Callable[..., Any] = lambda _, completion: float(len(completion) % 3),
     *,
     template: str | None = "hermes",
+    end_bias: float = 0.0,
     function: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
     **align: Any,
 ) -> StarsConfig:
-    """A chat model with random weights, which writes printable ASCII, and a function as reward."""
+    """A chat model with random weights, which writes printable ASCII, and a function as reward.
+
+    Its answers are shorter with a larger `end_bias`.
+    """
     tokenizer = tokenizer_of(template)
     printable = {*map(chr, range(33, 127)), "Ġ"}
     control = set(tokenizer.all_special_tokens)
@@ -99,6 +103,7 @@ def random_chat(
         for piece, index in tokenizer.get_vocab().items()
         if piece not in printable and piece not in control
     }
+    bias[tokenizer.eos_token_id] = end_bias
     settings = {"schedule": NoSchedule(), "segment_len": 4, "num_candidates": 2, **align}
     return StarsConfig(
         model=TransformersModel(model=random_llama(tokenizer), tokenizer=tokenizer),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from stars_engine.server.requests import MAX_INT, Body, FunctionSpec, GenerationBody, ToolSpec
 
@@ -79,9 +80,18 @@ class ReasoningItem(Body):
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
 
-# Messages may omit their type, so the type cannot discriminate all items.
+def _kind_of(item: Any) -> Any:
+    """Return the type of an item; messages may omit it."""
+    given = item.get("type") if isinstance(item, Mapping) else getattr(item, "type", None)
+    return given or "message"
+
+
 InputItem = Annotated[
-    CallItem | OutputItem | ReasoningItem | MessageItem, Field(union_mode="left_to_right")
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[OutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(_kind_of),
 ]
 
 
