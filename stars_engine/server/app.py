@@ -22,6 +22,7 @@ from stars_engine.server.facts import facts_of
 from stars_engine.server.metrics import Metrics
 from stars_engine.server.middleware import Limited, Observed
 from stars_engine.server.models import ServedModels
+from stars_engine.server.openapi import describe
 from stars_engine.server.requests import ChatBody, CompletionBody
 from stars_engine.server.responses import endpoint
 from stars_engine.server.responses.bodies import ResponsesBody
@@ -84,6 +85,7 @@ def create_app(
     for module in (health, chat, completions, endpoint, score):
         app.include_router(module.router)
     _handle_errors(app)
+    describe(app)
     app.add_middleware(Limited, get_state=lambda: state, keys=keys or ApiKeys())
     if params.cors_origins:
         app.add_middleware(

@@ -272,7 +272,6 @@ class ChatBody(SampledBody):
         "modalities": (["text"],),
         "store": (False,),
         "top_logprobs": (0,),
-        "tools": ([],),
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
