@@ -14,6 +14,7 @@ from stars_engine.errors import (
     ContextOverflowError,
     EngineClosedError,
     ModelLoadError,
+    NothingToDrawError,
     PromptError,
     QueueFullError,
     RewardError,
@@ -111,6 +112,11 @@ def _no_model(_: BaseException) -> ApiError:
     return unavailable("The model is not available", "model_unavailable")
 
 
+def _nothing_to_draw(_: BaseException) -> ApiError:
+    message = "The settings leave no token to draw. Hint: check logit_bias, temperature and grammar"
+    return ApiError(400, message, code="invalid_value")
+
+
 def _no_reward(_: BaseException) -> ApiError:
     return _failure("The reward model failed", "reward_failed")
 
@@ -126,6 +132,7 @@ _TOLD: tuple[tuple[tuple[type[Exception], ...], Callable[[BaseException], ApiErr
     ((PromptError, ConfigError), _refused),
     ((AlignmentError,), _none_accepted),
     ((EngineClosedError, ModelLoadError), _no_model),
+    ((NothingToDrawError,), _nothing_to_draw),
     ((RewardError,), _no_reward),
     ((ScheduleError,), _no_threshold),
 )

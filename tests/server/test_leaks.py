@@ -103,7 +103,9 @@ def test_a_stream_that_is_refused_ends_without_the_rejected_text(on_exhausted: s
         with running.http() as client:
             answer = client.post(
                 "/v1/chat/completions",
-                content=body("/v1/chat/completions", seed=seed, max_tokens=40, stream=False),
+                json=json.loads(
+                    body("/v1/chat/completions", seed=seed, max_tokens=40, stream=False)
+                ),
             )
     if on_exhausted == "raise":
         assert all(b'"error"' in stream and END not in stream for stream in refused)

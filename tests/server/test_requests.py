@@ -79,6 +79,7 @@ def post(server: RunningServer, body: Any, path: str = CHAT) -> httpx.Response:
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"stars": {"beta": 0.5}}, "stars.beta", "--client-align"),
         ({"stars": {"threshold": 0.0}}, "stars.threshold", "--client-align"),
+        ({"temperature": 5e-324}, None, "no token to draw"),
         ({"stars": {"grammar": {"kind": "regex", "pattern": "("}}}, None, ""),
     ],
 )
