@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from stars_engine.config import StarsConfig
 from stars_engine.errors import StarsError
-from stars_engine.server import chat, completions, health, score
+from stars_engine.server import chat, completions, health, page, score
 from stars_engine.server.delivery import ClientDisconnectedError, report
 from stars_engine.server.errors import ApiError, response_of, validation_error_of
 from stars_engine.server.facts import facts_of
@@ -82,7 +82,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.server = state
-    for module in (health, chat, completions, endpoint, score):
+    for module in (page, health, chat, completions, endpoint, score):
         app.include_router(module.router)
     _handle_errors(app)
     describe(app)
