@@ -100,6 +100,10 @@ def serve_command(
         )
     if all(settings.uses_embedded_pair for settings in configs.values()):
         use_one_thread()
+    if tracing:
+        from stars_engine.server.telemetry import export_spans
+
+        export_spans()
     _set_up_logging()
     names = ", ".join(configs)
     server = StarsServer(

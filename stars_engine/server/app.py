@@ -28,6 +28,7 @@ from stars_engine.server.responses import endpoint
 from stars_engine.server.responses.bodies import ResponsesBody
 from stars_engine.server.settings import ApiKeys, ServerParams
 from stars_engine.server.state import State
+from stars_engine.server.telemetry import Tracing
 
 _UNSUPPORTED = {
     "/v1/chat/completions": ChatBody.unsupported,
@@ -42,6 +43,7 @@ def create_app(
     keys: ApiKeys | None = None,
     *,
     on_loaded: Callable[[ServedModels], None] = lambda _: None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Return an ASGI application that serves models by name.
 
@@ -53,6 +55,7 @@ def create_app(
         params: Settings of the server.
         keys: The API keys; by default, no key is needed.
         on_loaded: Called when all models are ready or have failed.
+        tracing: Makes spans if `params.tracing`; by default with OpenTelemetry's global provider.
     """
     params = params or ServerParams()
     models = ServedModels(configs)
@@ -94,7 +97,8 @@ def create_app(
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )
-    app.add_middleware(Observed, get_state=lambda: state)
+    tracing = (tracing or Tracing()) if params.tracing else None
+    app.add_middleware(Observed, get_state=lambda: state, tracing=tracing)
     return app
 
 

@@ -39,7 +39,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     """Answer a conversation, whole or as a stream of accepted segments."""
     state = state_of(request)
     call = _call_of(body, state)
-    facts_of(request).model = call.model.name
+    facts_of(request).note_call(call.model.name, call.id, call.sampling)
     if body.stream:
         stream = await call.stream()
         include_usage = body.stream_options is not None and body.stream_options.include_usage

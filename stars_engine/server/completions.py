@@ -33,7 +33,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     prompts = prompts_of(body.prompt)
     call = new_call(model, model.raw_engine, prompts, body, state.params, prefix="cmpl-")
     facts = facts_of(request)
-    facts.model = model.name
+    facts.note_call(model.name, call.id, call.sampling)
     if body.stream:
         stream = await call.stream()
         include_usage = body.stream_options is not None and body.stream_options.include_usage

@@ -6,12 +6,16 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from stars_engine.config import SamplingParams
 from stars_engine.server.accounts import counts_of
 from stars_engine.types import SegmentEvent, StarsResult
+
+_SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "n")
 
 
 @dataclass(slots=True)
@@ -35,6 +39,10 @@ class RequestFacts:
         tokens: Tokens by kind: prompt, completion, drafted, rejected, surplus, lookahead.
         seed: The seed of the first answer.
         reward: The reward of the first answer.
+        answer_id: The id of the answer.
+        settings: How tokens are sampled.
+        rewards: Rewards of the kept segments that were judged.
+        attempts: Judged drafts of each of these segments.
     """
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -53,7 +61,16 @@ class RequestFacts:
     tokens: Counter[str] = field(default_factory=Counter)
     seed: int | None = None
     reward: float | None = None
+    answer_id: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    rewards: list[float] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
     _prompts: set[int] = field(default_factory=set)
+
+    def note_call(self, model: str, answer_id: str, sampling: SamplingParams) -> None:
+        """Note which model is asked, and how."""
+        self.model, self.answer_id = model, answer_id
+        self.settings = sampling.model_dump(include={*_SETTINGS})
 
     def note(self, event: SegmentEvent) -> None:
         """Count what a stream delivers."""
@@ -73,6 +90,9 @@ class RequestFacts:
         self.finish_reasons[result.finish_reason] += 1
         self.verdicts.update(segment.verdict for segment in result.segments)
         self.num_attempts += usage.num_attempts
+        judged = [segment for segment in result.segments if segment.reward is not None]
+        self.rewards += [segment.reward for segment in judged if segment.reward is not None]
+        self.attempts += [segment.num_attempts for segment in judged]
         counts = counts_of([result])
         if result.prompt_index in self._prompts:
             del counts["prompt"]

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +17,7 @@ from stars_engine.server.errors import ApiError, response_of, too_many_requests,
 from stars_engine.server.facts import RequestFacts, facts_in
 from stars_engine.server.settings import ApiKeys
 from stars_engine.server.state import State
+from stars_engine.server.telemetry import Tracing
 
 access_logger = logging.getLogger("stars_engine.server.access")
 
@@ -32,10 +34,14 @@ class Observed:
     Args:
         app: The application.
         get_state: Returns the state of the server.
+        tracing: Makes spans; None makes none.
     """
 
-    def __init__(self, app: ASGIApp, get_state: Callable[[], State]) -> None:
+    def __init__(
+        self, app: ASGIApp, get_state: Callable[[], State], tracing: Tracing | None = None
+    ) -> None:
         self._app, self._get_state = app, get_state
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -52,13 +58,17 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, observed_send)
+            with self._span(scope, facts):
+                await self._app(scope, receive, observed_send)
         finally:
             # As nginx has it: the client closed the connection before there was a response.
             status = status or 499
             facts.endpoint = getattr(scope.get("route"), "path", "")
             self._get_state().metrics.observe(facts, status)
             access_logger.info("%s", _line(scope, facts, status))
+
+    def _span(self, scope: Scope, facts: RequestFacts) -> AbstractContextManager[None]:
+        return nullcontext() if self._tracing is None else self._tracing.span(scope, facts)
 
 
 class Limited:

@@ -30,7 +30,7 @@ async def create_response(body: ResponsesBody, request: Request) -> Response:
     state = state_of(request)
     call = _call_of(body, state)
     facts = facts_of(request)
-    facts.model = call.model.name
+    facts.note_call(call.model.name, call.id, call.sampling)
     events = ResponseEvents(call, opened(body, call))
     if body.stream:
         stream = await call.stream()
