@@ -38,6 +38,11 @@ COMMANDS = (
         "Show the answers of a trace: kept segments, rejected drafts, rewards, costs.",
     ),
     Entry(
+        "serve",
+        "serve:serve_command",
+        "Serve models behind OpenAI's API. Clients get accepted segments only.",
+    ),
+    Entry(
         "doctor",
         "doctor:doctor_command",
         "Show versions, devices, both models and how they run. Loads both models.",
