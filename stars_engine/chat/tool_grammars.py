@@ -9,8 +9,8 @@ from stars_engine.chat.formats import CLOSING, OPENING, ToolFormat
 from stars_engine.chat.replies import ReasoningMode
 from stars_engine.config import EbnfGrammar
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.grammars import json_rules
 from stars_engine.json_schema import Layout
+from stars_engine.json_schema.compiling import json_rules
 from stars_engine.messages import Tool
 from stars_engine.tokenization.codec import Codec
 

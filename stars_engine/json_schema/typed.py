@@ -7,6 +7,7 @@ from typing import Any
 
 from stars_engine.json_schema import values
 from stars_engine.json_schema.held import NodeReader, Place
+from stars_engine.json_schema.keywords import DECIMAL_PLACES
 from stars_engine.json_schema.meets import array, meet_numbers, meet_strings
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -20,7 +21,6 @@ from stars_engine.json_schema.nodes import (
 )
 from stars_engine.json_schema.patterns import Pattern
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
-from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
 
 _NUMBERS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
