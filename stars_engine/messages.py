@@ -219,6 +219,11 @@ class Chat(Schema):
         description="constrain calls with a grammar to the tools and to valid arguments; if false, "
         "calls are not constrained, and invalid ones are returned as invalid_tool_calls",
     )
+    compact_calls: bool = Field(
+        default=False,
+        description="allow no spaces between the parts of a call's arguments; otherwise, a space "
+        "follows each comma and colon",
+    )
     continue_final_message: bool = Field(
         default=False, description="continue the last message, which is an assistant prefill"
     )

@@ -23,6 +23,7 @@ from stars_engine.errors import (
 )
 from stars_engine.messages import Tool
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup, RequestOutput
+from stars_engine.schema_formats.shortest import shortest_value
 from stars_engine.types import RewardPrompt
 
 
@@ -200,7 +201,7 @@ def _shortest_call(prompt: ResolvedPrompt) -> int:
     if replies is None or not (replies.must_call and replies.tools):
         return 1
     calls = (
-        replies.form.write([(tool.name, dict.fromkeys(tool.parameters.get("required", ()), 0))])
+        replies.form.write([(tool.name, shortest_value({**tool.parameters, "type": "object"}))])
         for tool in replies.tools
     )
     return min(_length(prompt, [call]) for call in calls)

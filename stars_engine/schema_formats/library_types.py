@@ -63,7 +63,7 @@ def validator_of(schema: Mapping[str, Any]) -> str:
     """Return the name of the function that validates a core schema; empty if there is none."""
     function = schema.get("function")
     inner = function.get("function") if isinstance(function, Mapping) else None
-    if not getattr(inner, "__module__", "").startswith("pydantic"):
+    if not str(getattr(inner, "__module__", "")).startswith("pydantic"):
         return ""
     return getattr(inner, "__qualname__", "")
 
