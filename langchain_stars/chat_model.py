@@ -226,7 +226,10 @@ class ChatStars(StarsFields, BaseChatModel):
             ValueError: The method is unknown, or the schema is missing or invalid.
         """
         if method not in METHODS:
-            raise ValueError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}")
+            raise ValueError(
+                f"Unknown method {method!r}; expected one of {', '.join(METHODS)}. Hint: leave "
+                "method out for 'json_schema'"
+            )
         if schema is None and method != "json_mode":
             raise ValueError(
                 f"method={method!r} needs a schema. Hint: give one, or use method='json_mode'"

@@ -164,7 +164,11 @@ def _check(message: BaseMessage, said: str, *, by_call: bool) -> None:
     """
     refusal = refusal_of(message)
     if refusal is not None:
-        raise StarsRefusalError(f"the answer was refused: {refusal}", raw_message=message)
+        raise StarsRefusalError(
+            f"the answer was refused: {refusal}. Hint: catch StarsRefusalError, or lower the "
+            "thresholds of the schedule",
+            raw_message=message,
+        )
     reason = message.response_metadata.get("finish_reason")
     if reason is None or not isinstance(message, AIMessage):
         return  # the answer is not finished

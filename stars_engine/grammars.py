@@ -165,7 +165,8 @@ def _unusable(grammar: Grammar, reason: str) -> ConfigError:
     reason = short_reason(reason)
     if grammar.kind != "ebnf":
         reason = re.sub(r"^at \d+\(\d+\): ", "", reason)
+    what = "schema" if grammar.kind == "json" else "grammar"
     message = (
-        f"the {grammar.kind} grammar cannot be used: {reason[:400]}. Hint: change the grammar there"
+        f"the {grammar.kind} grammar cannot be used: {reason[:400]}. Hint: change the {what} there"
     )
     return ConfigError("SamplingParams", [Problem("grammar", message)])

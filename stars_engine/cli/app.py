@@ -225,7 +225,7 @@ def generate(
 ) -> None:
     """Generate aligned text. One prompt streams its segments, several show progress."""
     if prompt not in (None, "-") and prompts_file is not None:
-        raise typer.BadParameter("give a prompt or --prompts FILE, not both")
+        raise typer.BadParameter("a prompt and --prompts FILE are both given. Hint: give one")
     from stars_engine.cli.generate import read_prompts, run_generate
 
     sampling = given(

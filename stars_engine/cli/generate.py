@@ -30,7 +30,9 @@ def read_prompts(path: Path | None) -> list[str]:
     """
     if path is None:
         if sys.stdin.isatty():
-            raise typer.BadParameter("give a prompt, --prompts FILE, or prompts on stdin")
+            raise typer.BadParameter(
+                "there is no prompt. Hint: give one, --prompts FILE, or prompts on stdin"
+            )
         text = _decode("stdin", sys.stdin.buffer.read())
     else:
         text = _decode(str(path), path.read_bytes())

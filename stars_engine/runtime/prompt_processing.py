@@ -238,12 +238,15 @@ def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
         for token in getattr(sampling, name) or ():
             if not 0 <= token < vocab_size:
                 message = (
-                    f"token id {token} is outside the vocabulary; allowed: 0 to {vocab_size - 1}"
+                    f"token id {token} is outside the vocabulary; allowed: 0 to {vocab_size - 1}. "
+                    "Hint: use ids of this model's tokenizer"
                 )
                 raise ConfigError("SamplingParams", [Problem(name, message)])
     bias = sampling.logit_bias or {}
     if sum(value == -math.inf for value in bias.values()) >= vocab_size:
-        message = "-inf on every token leaves none to draw; leave at least one token without it"
+        message = (
+            "-inf on every token leaves none to draw. Hint: leave at least one token without it"
+        )
         raise ConfigError("SamplingParams", [Problem("logit_bias", message)])
 
 

@@ -81,7 +81,7 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: TransformersModel(model=object()), ["tokenizer"]),
         (lambda: TransformersModel(name_or_path="a", device="gpu"), ["device", "'gpu'", "'cpu'", "'mps'", "'cuda:0'"]),
         (lambda: TransformersModel(name_or_path="a", device="cpu\n"), ["device", "'cpu\\n'", "'cpu'"]),
-        (lambda: SamplingParams(logit_bias={"a": 1}), ["logit_bias", "'a'", "each key an integer", "token ids"]),
+        (lambda: SamplingParams(logit_bias={"a": 1}), ["logit_bias", "'a'", "a mapping from an integer", "token ids"]),
         (lambda: TransformersModel(name_or_path="a", dtype="int3"), ["dtype", "'int3'", "'bfloat16'"]),
         (lambda: TransformersModel(name_or_path="a", device="cpu", device_map="auto"), ["device_map"]),
         (
