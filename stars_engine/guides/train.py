@@ -21,7 +21,7 @@ from stars_engine.calibration.pilot_prompts import (
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.errors import ConfigError, ModelLoadError, Problem
-from stars_engine.files.disk import write_file
+from stars_engine.files.disk import make_folder, write_file
 from stars_engine.guides.judging import judge_samples, scorer_of
 from stars_engine.guides.report import (
     GuideReport,
@@ -117,8 +117,7 @@ def train_guide(
             f"train_guide needs hidden states, and {type(model).__name__} gives none. Hint: use a "
             "TransformersModel in this process"
         )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(out, "train_guide")
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=num_answers)
     clock = _Clock()
     scorer = scorer_of(engine.config.reward if judge is None else judge)
