@@ -109,7 +109,8 @@ def _read(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, Mapping):
         return read_tools(tool)
     raise PromptError(
-        f"unsupported tool type {type(tool).__name__}. Hint: use FunctionTool.from_defaults(...), "
+        f"unsupported tool {str(tool)[:80]!r} of type {type(tool).__name__}. Hint: use "
+        "FunctionTool.from_defaults(...), "
         "a pydantic model, or a dictionary with a schema"
     )
 

@@ -131,7 +131,7 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--top-k", "-1"], ["top_k", "-1", ">= 1"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
         (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
-        (["--prompts", "nowhere.txt"], ["not both"]),
+        (["--prompts", "nowhere.txt"], ["both given"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "max_tokens"]),
         (["--threshold", "99", "--on-exhausted", "raise"], ["20 attempts", "Hint"]),
@@ -223,7 +223,7 @@ def test_output_paths_are_checked_before_the_pilot(tmp_path: Path, option: str) 
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
     run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
     assert run.returncode == 2
-    assert "does not exist; create it" in run.stderr
+    assert "does not exist. Hint: create it" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
