@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from stars_engine.masking import DIGESTS, MASK, is_secret_name, masked, redact
 from stars_engine.problems import HINT, ConfigError, Problem
+from stars_engine.redaction import DIGESTS, MASK, is_secret_name, masked, redact
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 

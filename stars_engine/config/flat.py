@@ -11,7 +11,7 @@ from stars_engine.config.engine import EngineParams
 from stars_engine.config.root import StarsConfig
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.errors import HINT, ConfigError, Problem
-from stars_engine.masking import MASK, is_secret_name, masked, redact
+from stars_engine.redaction import MASK, is_secret_name, masked, redact
 from stars_engine.schema import Schema
 
 ROOT_FIELDS = frozenset({"model", "reward", "prompt_format", "chat_template_kwargs"})

@@ -13,12 +13,12 @@ from stars_engine.chat.template import has_template
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.loading import load_reward
+from stars_engine.rewards.loading import check_reward, load_reward
+from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.request_group import RewardSource
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.runtime.stats import EngineStats
-from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
 
 
@@ -39,7 +39,8 @@ class Handle:
         if own_parts and "align" not in config.model_fields_set:
             # The default thresholds fit only the embedded models.
             config = config.replace(align=AlignParams(schedule=AutoSchedule()))
-        load = partial(_load_model, config) if model is None else lambda: model
+        load_model = _load_checked if reward is None else _load_model
+        load = partial(load_model, config) if model is None else lambda: model
         source = _reward_source(config) if reward is None else _own_reward(reward)
         runtime = Runtime(load, config.engine)
         runtime.acquire(source.key)
@@ -57,7 +58,7 @@ class Handle:
         """
         config = StarsConfig() if config is None else config
         source = _reward_source(config)
-        runtime = shared_runtime(config, partial(_load_model, config), source.key)
+        runtime = shared_runtime(config, partial(_load_checked, config), source.key)
         engine = cls.__new__(cls)
         engine._open(config, runtime, source, factory=cls.shared)  # noqa: SLF001 - its own class
         return engine
@@ -183,7 +184,16 @@ class Handle:
         return models
 
 
+def _load_checked(config: StarsConfig) -> PromptedModel:
+    """Load the language model, but first check the reward, because loading takes long."""
+    check_reward(config.reward)
+    return _load_model(config)
+
+
 def _load_model(config: StarsConfig) -> PromptedModel:
+    with needs_extra("local"):
+        from stars_engine.loading.sources import check_local
+    check_local(config.model)
     with needs_extra("local"):
         from stars_engine.backends.transformers import TransformersBackend
     return TransformersBackend(config.model)

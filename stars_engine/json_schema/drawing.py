@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from functools import lru_cache
 from typing import Any
 
@@ -33,12 +32,12 @@ def examples(schema: str) -> tuple[str, ...]:
     except (ValueError, MissingExtraError):
         return ()
     start = library.LLMatcher(tokenizer, rules + OPTIONS, log_level=0)
-    rng = random.Random(0)
+    rng = np.random.default_rng(0)
     drawn = (_draw(start.deep_copy(), rng) for _ in range(_COUNT))
     return tuple(text for text in drawn if text is not None)
 
 
-def _draw(matcher: Any, rng: random.Random) -> str | None:
+def _draw(matcher: Any, rng: np.random.Generator) -> str | None:
     """Return a text; None if it is not complete after so many bytes."""
     text = bytearray()
     for _ in range(_MAX_BYTES):
@@ -56,7 +55,7 @@ def _draw(matcher: Any, rng: random.Random) -> str | None:
             allowed = plain
         if not allowed:
             return None
-        byte = rng.choice(allowed)
+        byte = allowed[rng.integers(len(allowed))]
         matcher.consume_tokens([byte])
         text.append(byte)
     return None

@@ -97,7 +97,7 @@ class ModelJsonSchema(GenerateJsonSchema):
         return found
 
     def _rejected(self, found: JsonSchemaValue, schema: Any) -> str | None:
-        return rejected(found, schema, self._core_config(), self.definitions)
+        return rejected(found, schema, self._core_config(), dict(self.definitions))
 
     def _core_config(self) -> Any:
         return self._config.core_config(None)

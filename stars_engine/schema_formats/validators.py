@@ -48,7 +48,7 @@ def needs_instance(schema: Mapping[str, Any], *, strict: bool) -> bool:
 
 
 def rejected(
-    found: Mapping[str, Any], schema: Any, config: Any, definitions: Mapping[str, Any]
+    found: Mapping[str, Any], schema: Any, config: Any, definitions: Mapping[Any, Any]
 ) -> str | None:
     """Return a JSON text that a JSON schema allows and its core schema rejects; None if none is.
 
