@@ -25,7 +25,9 @@ def preset(name: str, **changes: Any) -> AlignParams:
         ConfigError: The preset is unknown, or a field is invalid.
     """
     if name not in _PRESETS:
-        message = f"unknown preset {name!r}; expected one of {', '.join(PRESET_NAMES)}"
+        message = (
+            f"unknown preset {name!r}; expected one of {', '.join(PRESET_NAMES)}. Hint: use 'best'"
+        )
         raise ConfigError("preset", [Problem("name", message)])
     return _PRESETS[name](changes)
 

@@ -122,7 +122,7 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--top-k", "0"], ["--top-k", "0", ">= 1", "all"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
         (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
-        (["--prompts", "nowhere.txt"], ["not both"]),
+        (["--prompts", "nowhere.txt"], ["both given"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "--max-tokens"]),
         (["--resume"], ["--trace"]),
@@ -215,7 +215,7 @@ def test_output_paths_are_checked_before_the_pilot(tmp_path: Path, option: str) 
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
     run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
     assert run.returncode == 2
-    assert "does not exist; create it" in run.stderr
+    assert "does not exist. Hint: create it" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
