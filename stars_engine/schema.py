@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import types
@@ -69,6 +70,21 @@ class Schema(BaseModel):
                 title = type(self).__name__
                 message = f"a {title} is frozen. Hint: create a copy with .replace({name}=...)"
                 raise ConfigError(title, [Problem(name, message)]) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Append the descriptions of the fields to the docstring, for `help`."""
+        super().__pydantic_init_subclass__(**options)
+        lines = [
+            f"    {name}: {field.description}; default: {field.get_default()!r}."
+            if not field.is_required() and field.default_factory is None
+            else f"    {name}: {field.description}."
+            for name, field in cls.model_fields.items()
+            if field.description
+        ]
+        if lines:
+            about = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
+            cls.__doc__ = "\n".join([about, "", "Attributes:", *lines])
 
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with some fields changed."""

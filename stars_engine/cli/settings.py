@@ -80,9 +80,7 @@ def read_config(
         ConfigError: The file or an option is invalid, or names code although imports are refused.
     """
     base = _read_file(path, allow_imports=allow_imports)
-    for option, value in given(model=model, reward=reward).items():
-        for field in ("name_or_path", "function"):
-            messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
+    _name_options(model, reward)
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
         _check_own_pair(path, model, reward)
@@ -107,6 +105,13 @@ def read_config(
     if not allow_imports:
         _import_nothing(settings)
     return settings
+
+
+def _name_options(model: str | None, reward: str | None) -> None:
+    """Let errors about these models name the options that gave them."""
+    for option, value in given(model=model, reward=reward).items():
+        for field in ("name_or_path", "function"):
+            messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
 
 
 def _preset(name: str, align: dict[str, Any]) -> AlignParams:

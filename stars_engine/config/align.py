@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from stars_engine.config.preset_fields import preset_fields
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
 from stars_engine.schema import Schema, is_json
@@ -129,6 +130,15 @@ class AlignParams(Schema):
     keep_rejected_text: bool = Field(
         default=False, description="record the text of rejected draws in the result"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        """Start from the preset that is named, as in `AlignParams(preset="guard")`."""
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        own = {name: value for name, value in values.items() if name != "preset"}
+        return preset_fields(values["preset"], own)
 
     @model_validator(mode="before")
     @classmethod

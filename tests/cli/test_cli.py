@@ -24,9 +24,7 @@ from stars_engine import (
 from stars_engine.cli.app import app
 from stars_engine.cli.prompts import read_prompts
 from stars_engine.trace import read_jsonl
-from tests.support.processes import run_python, stars
-
-COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+from tests.support.processes import COMMAND, run_python, stars
 
 
 @pytest.mark.slow
@@ -257,7 +255,7 @@ def test_without_torch_the_hint_names_the_extra() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout == "2\n2\n2\n"
-    assert run.stderr.count("pip install 'stars-engine[local]'") == 3
+    assert run.stderr.count("pip install -e '.[local]'") == 3
     assert "Traceback" not in run.stderr
 
 
