@@ -164,9 +164,9 @@ class ModelJsonSchema(GenerateJsonSchema):
         digits, decimals = schema.get("max_digits"), schema.get("decimal_places")
         if digits is not None and decimals is None:
             if any(ours in schema for ours, _ in (*_BOUNDS, ("multiple_of", ""))):
-                places = range(min(digits, _MAX_PLACES) + 1)
+                counts = range(min(digits, _MAX_PLACES) + 1)
                 return {
-                    "anyOf": [self.decimal_schema({**schema, "decimal_places": n}) for n in places]
+                    "anyOf": [self.decimal_schema({**schema, "decimal_places": n}) for n in counts]
                 }
             # A number schema cannot bound the total number of digits, so use a string.
             whole, cut = rf"[0-9]{{1,{digits}}}", rf"(?=[0-9.]{{3,{digits + 1}}}$)[0-9]+\.[0-9]+"
