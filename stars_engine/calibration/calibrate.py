@@ -262,7 +262,9 @@ def _target(
         return Target("budget", DEFAULT_BUDGET)
     if len(chosen) > 1:
         names = " and ".join(chosen)
-        raise ConfigError("calibrate", [Problem(names, "are both targets; set only one of them")])
+        raise ConfigError(
+            "calibrate", [Problem(names, "are both targets. Hint: set only one of them")]
+        )
     [(name, value)] = chosen.items()
     if name == "budget" and not value > 1:
         raise _problem(name, value, "a number above 1 (drafted tokens over kept tokens)")
@@ -285,11 +287,10 @@ def check_settings(target: Target, sampling: SamplingParams, align: AlignParams)
         raise _problem(
             "temperature",
             0,
-            "above 0, since at 0 all draws of a segment are equal; or set thresholds yourself with "
-            "ConstantSchedule(value=...)",
+            "above 0, because at 0 all draws of a segment are equal",
         )
     if align.max_attempts < 2:
-        raise _problem("max_attempts", align.max_attempts, "2 or more, so that there is a choice")
+        raise _problem("max_attempts", align.max_attempts, "2 or more")
 
 
 def _as_text(prompt: Prompt) -> str:
@@ -331,4 +332,5 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
 
 
 def _problem(field: str, value: object, allowed: str) -> ConfigError:
-    return ConfigError("calibrate", [Problem(field, f"{value} is not allowed; {allowed}")])
+    message = f"{value} is not allowed; allowed: {allowed}. Hint: change {field}"
+    return ConfigError("calibrate", [Problem(field, message)])

@@ -208,14 +208,13 @@ def trust_report(
         prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)[:ENOUGH_PROMPTS]
     prompts = checked_prompts("trust_report", prompts, least=4)
     if not isinstance(num_answers, int) or num_answers < 4:
-        raise _problem("num_answers", f"{num_answers!r} is not allowed; an integer of 4 or more")
+        raise _problem("num_answers", f"{num_answers!r} is not allowed. Hint: use 4 or more")
     sampling = engine.sampling if sampling is None else sampling
     sampling = sampling.replace(seed=seed, n=num_answers)
     if sampling.max_tokens < GRID:
-        message = f"{sampling.max_tokens} is not allowed; {GRID} or more, preferably 32"
-        raise _problem(
-            "sampling.max_tokens", f"{message}: rewards are measured every {GRID} tokens"
-        )
+        message = f"{sampling.max_tokens} is not allowed; allowed: {GRID} or more, because rewards "
+        message += f"are measured every {GRID} tokens. Hint: use max_tokens=32"
+        raise _problem("sampling.max_tokens", message)
     opinion = as_judge(judge)
 
     def pilot(**settings: Any) -> Answers:
@@ -326,7 +325,8 @@ def _answers(
             outcomes.append(outcome)
     if not used:
         message = (
-            "no answer has a finite outcome; raise max_tokens, or check the reward and the judge"
+            "no answer has a finite outcome. Hint: raise max_tokens, or "
+            "check the reward and the judge"
         )
         raise _problem("sampling", message)
     rewards = [np.array(_rewards(result)) for result in used]

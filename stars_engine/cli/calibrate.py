@@ -170,7 +170,7 @@ def _check_report(report: Path | None, judge: str | None) -> None:
     """Check early that the report can be written, before long measurements."""
     if report is None:
         if judge is not None:
-            raise typer.BadParameter("--judge needs --report FILE; give both, or neither")
+            raise typer.BadParameter("--judge needs --report FILE. Hint: give both, or neither")
         return
     check_suffix(report, "report", (".html", ".htm"))
     check_writable(report, "report")

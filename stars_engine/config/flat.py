@@ -10,7 +10,8 @@ from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.root import StarsConfig
 from stars_engine.config.sampling import SamplingParams
-from stars_engine.errors import ConfigError, Problem
+from stars_engine.errors import HINT, ConfigError, Problem
+from stars_engine.redaction import MASK, is_secret_name, masked, redact
 from stars_engine.schema import Schema
 
 ROOT_FIELDS = frozenset({"model", "reward", "prompt_format", "chat_template_kwargs"})
@@ -80,14 +81,14 @@ def check_names(
     for name in fields:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = (
-                f"did you mean `{close[0]}`?"
-                if close
-                else f"known fields: {', '.join(sorted(known))}"
-            )
+            shown = MASK if is_secret_name(name) else repr(masked(fields[name]))
+            said = f"unknown field with the value {redact(shown[:80])}"
             if name in _OF_TEMPLATES:
-                hint = f"it is a chat template variable: chat_template_kwargs={{{name!r}: ...}}"
-            problems.append(Problem(name, f"unknown field; {hint}"))
+                hint = f"for the chat template, use chat_template_kwargs={{{name!r}: ...}}"
+            else:
+                said += "" if close else f"; known fields: {', '.join(sorted(known))}"
+                hint = f"did you mean `{close[0]}`?" if close else "remove it, or use one of these"
+            problems.append(Problem(name, f"{said}. {HINT}{hint}"))
     if problems:
         raise ConfigError(owner, problems)
 

@@ -18,7 +18,9 @@ def preset_fields(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: The preset is unknown, or a field that it requires is missing.
     """
     if name not in _PRESETS:
-        message = f"unknown preset {name!r}; expected one of {', '.join(PRESET_NAMES)}"
+        message = (
+            f"unknown preset {name!r}; expected one of {', '.join(PRESET_NAMES)}. Hint: use 'best'"
+        )
         raise ConfigError("preset", [Problem("name", message)])
     return _PRESETS[name](changes)
 

@@ -107,12 +107,12 @@ def _each(
         return [given.replace(**changes) if changes else given] * count
     hint = f"pass one {kind.__name__}(...) for all prompts, or a list with one for each"
     if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        raise _problem(name, f"{type(given).__name__} is not allowed; {hint}")
+        raise _problem(name, f"{type(given).__name__} is not allowed. Hint: {hint}")
     if len(given) != count:
-        raise _problem(name, f"{len(given)} settings for {count} prompts; {hint}")
+        raise _problem(name, f"{len(given)} settings for {count} prompts. Hint: {hint}")
     for item in given:
         if not isinstance(item, kind):
-            raise _problem(name, f"{type(item).__name__} is not allowed in the list; {hint}")
+            raise _problem(name, f"{type(item).__name__} is not allowed in the list. Hint: {hint}")
     return [item.replace(**changes) for item in given] if changes else given
 
 

@@ -13,6 +13,7 @@ from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
 from stars_engine.calibration.settings import warn_of_mismatch
+from stars_engine.config import AlignParams
 from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
@@ -251,6 +252,15 @@ class StarsEngine(Handle):
         group.decoding, group.num_samples = PlainDecoding(), n
         results: list[StarsResult] = self._wait(self._submit(group))
         return results
+
+    async def aresolved_align(self) -> AlignParams:
+        """Return the config's acceptance settings with thresholds; calibrate them if necessary.
+
+        A caller that passes them as `align` does not calibrate again, whatever its `sampling`.
+        """
+        group = self._new_group("", None, None, None)
+        await self._aresolve_thresholds(group)
+        return group.prompts[0].align
 
     # --- inside ---
 

@@ -143,8 +143,8 @@ class CalibratedSchedule(Filed, BaseSchedule):
     def _terminals_belong_to_stages(self) -> Self:
         if len(self.terminals) not in (0, len(self.stages)):
             raise ValueError(
-                f"{len(self.terminals)} terminals for {len(self.stages)} stages; give one for each "
-                "stage (None if it has no threshold), or leave terminals empty"
+                f"{len(self.terminals)} terminals for {len(self.stages)} stages. Hint: give one "
+                "for each stage (None if it has no threshold), or leave terminals empty"
             )
         return self
 

@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 
 from stars_engine import ConfigError, MissingExtraError
 from stars_engine.cli.app import app
-from tests.support.evaluation import COMMAND, SPEED
+from tests.support.evaluation import SPEED
+from tests.support.processes import COMMAND
 
 RECIPE = """
 name: small
