@@ -13,10 +13,6 @@ from rich.text import Text
 
 from stars_engine.cli.messages import messages
 from stars_engine.cli.output import visible
-from stars_engine.files.config_files import check_suffix
-from stars_engine.files.disk import write_file
-from stars_engine.trace import read_jsonl
-from stars_engine.types import StarsResult
 from stars_engine.display.results import (
     facts_of,
     margin_of,
@@ -25,6 +21,10 @@ from stars_engine.display.results import (
     scale_of,
     verdict_of,
 )
+from stars_engine.files.config_files import check_suffix
+from stars_engine.files.disk import write_file
+from stars_engine.trace import read_jsonl
+from stars_engine.types import StarsResult
 
 
 def show_command(

@@ -24,6 +24,7 @@ from stars_engine.evaluation.prompts import Halves
 from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore, HalfName, identity
 from stars_engine.evaluation.thresholds import Thresholds
+from stars_engine.files.disk import make_folder
 from stars_engine.schedules import NoSchedule
 from stars_engine.types import StarsResult
 
@@ -66,7 +67,7 @@ class Runner:
         progress: Progress = lambda _name, _done, _total: None,
     ) -> None:
         self._recipe, self._halves, self._progress = recipe, halves, progress
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory, "evaluation")
         self._store = AnswerStore(directory / "answers.jsonl")
         self._thresholds = Thresholds(directory, halves.tuning, recipe.sampling.replace(n=1))
 

@@ -160,7 +160,7 @@ def test_importing_an_adapter_is_light(package: str, others: str) -> None:
 def test_a_missing_framework_names_its_extra(package: str, framework: str, extra: str) -> None:
     code = f"import sys; sys.modules[{framework!r}] = None\nimport {package}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert f"pip install 'stars-engine[{extra}]'" in done.stderr
+    assert f"pip install -e '.[{extra}]'" in done.stderr
 
 
 @pytest.mark.slow

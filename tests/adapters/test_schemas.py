@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 
@@ -520,9 +521,9 @@ def test_models_whose_titles_are_invalid_tool_names(chat: ChatStars, llm: StarsL
 
 def test_invalid_tools_are_refused_by_name(chat: ChatStars, llm: StarsLLM) -> None:
     for given in (5, "add", [add]):
-        with pytest.raises(PromptError, match=f"unsupported tool type {type(given).__name__}"):
+        with pytest.raises(PromptError, match=f"of type {type(given).__name__}"):
             chat.bind_tools([given])  # type: ignore[list-item]
-        with pytest.raises(PromptError, match=f"unsupported tool type {type(given).__name__}"):
+        with pytest.raises(PromptError, match=f"of type {type(given).__name__}"):
             llm.chat([ChatMessage("Hi")], tools=[given])
     with pytest.raises(ConfigError, match="a tool needs a name"):
         chat.bind_tools([S])
@@ -560,6 +561,64 @@ def test_compact_json_has_no_whitespace(chat: ChatStars) -> None:
     assert free.first.kwargs["grammar"].compact
     called = chat.with_structured_output(numbers, method="function_calling", compact=True)
     assert isinstance(called.invoke("Hi"), numbers)
+
+
+class Spaced(BaseModel):
+    first: Literal["a"]
+    rest: list[Literal[1, 2]] = Field(min_length=2, max_length=2)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_compact_calls_have_no_spaces_in_their_arguments(compact: bool) -> None:
+    model = random_chat_model()
+    fields: dict[str, Any] = {
+        "model": model,
+        "reward": lambda _, text: 1.0,
+        "schedule": {"kind": "none"},
+        "num_candidates": 1,
+        "max_tokens": 120,
+        "segment_len": 120,
+    }
+    chat = ChatStars(**fields)
+    called: Any = chat.with_structured_output(
+        Spaced, method="function_calling", compact=compact, include_raw=True
+    )
+    said = called.invoke("Hi")["raw"].response_metadata
+    llm = StarsLLM(**fields)
+    tool = FunctionTool.from_defaults(lambda **given: str(given), name="note", fn_schema=Spaced)
+    asked = {"tool_required": True, "compact_calls": compact}
+    answer = llm.chat_with_tools([tool], user_msg="Hi", **asked)
+    for text in (str(said), str(answer.raw)):
+        assert ('{"first":"a","rest":[' in text) == compact, text
+        assert ('{"first": "a", "rest": [' in text) != compact, text
+
+
+class Settled(BaseModel):
+    model_config = ConfigDict(strict=True)
+    day: date
+    raw: bytes
+    pair: tuple[Literal[1], Literal[2]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strict_models_are_validated_as_json(method: Any) -> None:
+    model = random_chat_model()
+    fields: dict[str, Any] = {
+        "model": model,
+        "reward": lambda _, text: 1.0,
+        "schedule": {"kind": "none"},
+        "num_candidates": 1,
+        "max_tokens": 300,
+        "logit_bias": ENDING,
+        "seed": 0,
+    }
+    made = ChatStars(**fields).with_structured_output(Settled, method=method).invoke("Hi")
+    assert isinstance(made, Settled)
+    assert made.pair == (1, 2)
+    llm = StarsLLM(**fields)
+    prompt = PromptTemplate("Hi")
+    assert isinstance(llm.structured_predict(Settled, prompt), Settled)
+    assert isinstance(list(llm.stream_structured_predict(Settled, prompt))[-1], Settled)
 
 
 PICKLED = """

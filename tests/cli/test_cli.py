@@ -24,9 +24,7 @@ from stars_engine import (
 from stars_engine.cli.app import app
 from stars_engine.cli.prompts import read_prompts
 from stars_engine.trace import read_jsonl
-from tests.support.processes import run_python, stars
-
-COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+from tests.support.processes import COMMAND, run_python, stars
 
 
 @pytest.mark.slow
@@ -122,7 +120,7 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--top-k", "0"], ["--top-k", "0", ">= 1", "all"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
         (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
-        (["--prompts", "nowhere.txt"], ["not both"]),
+        (["--prompts", "nowhere.txt"], ["both given"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "--max-tokens"]),
         (["--resume"], ["--trace"]),
@@ -215,7 +213,7 @@ def test_output_paths_are_checked_before_the_pilot(tmp_path: Path, option: str) 
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
     run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
     assert run.returncode == 2
-    assert "does not exist; create it" in run.stderr
+    assert "does not exist. Hint: create it" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -257,7 +255,7 @@ def test_without_torch_the_hint_names_the_extra() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout == "2\n2\n2\n"
-    assert run.stderr.count("pip install 'stars-engine[local]'") == 3
+    assert run.stderr.count("pip install -e '.[local]'") == 3
     assert "Traceback" not in run.stderr
 
 
