@@ -18,7 +18,9 @@ from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
 from stars_engine.runtime.blocking_wait import wait_for
-from stars_engine.runtime.request_group import EventQueue, Outcome, PromptRequest, RequestGroup
+from stars_engine.runtime.event_queue import EventQueue
+from stars_engine.runtime.limits import check_number_of_answers, refused_prompts
+from stars_engine.runtime.request_group import Outcome, PromptRequest, RequestGroup
 from stars_engine.types import StarsResult
 
 
@@ -234,6 +236,7 @@ class StarsEngine(Handle):
             raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
         group = self._new_group(prompts, sampling, None, reward_prompt)
         group.decoding, group.num_samples = PlainDecoding(), n
+        check_number_of_answers(group, self.config.engine)
         results: list[StarsResult] = self._wait(self._submit(group))
         return results
 
@@ -246,13 +249,16 @@ class StarsEngine(Handle):
         requests = prompt_requests(
             self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
         )
-        return RequestGroup(
+        group = RequestGroup(
             requests,
             self._source,
             prompt_format=self.config.prompt_format,
             template_kwargs=self.config.chat_template_kwargs,
             owner=self,
         )
+        check_number_of_answers(group, self.config.engine)
+        group.refused = refused_prompts(group, self.config.engine)
+        return group
 
     def _resolve_thresholds(self, group: RequestGroup) -> None:
         """Replace each `AutoSchedule` by calibrated thresholds; may take minutes.
