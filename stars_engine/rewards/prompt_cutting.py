@@ -86,7 +86,7 @@ class PromptCutter:
         end = text[-num_tokens * self._longest_token :] if num_tokens > 0 else ""
         ids = self._codec.encode(end)
         if len(ids) > num_tokens:
-            return _cut_text(end, len(ids) - num_tokens, self._codec), num_tokens
+            return _without(ids, len(ids) - num_tokens, end, self._codec), num_tokens
         return end, len(ids)
 
     @cached_property
@@ -113,7 +113,11 @@ def cut_left(prompt: RewardPrompt, count: int, codec: Codec) -> RewardPrompt:
 
 
 def _cut_text(text: str, count: int, codec: Codec) -> str:
-    ids = codec.encode(text)
+    return _without(codec.encode(text), count, text, codec)
+
+
+def _without(ids: Sequence[int], count: int, text: str, codec: Codec) -> str:
+    """Return the text of ids without the first ones; it is shorter than their whole text."""
     for start in range(count, len(ids)):
         rest = codec.decode(ids[start:]).lstrip(REPLACEMENT)
         if len(rest) < len(text):  # decoding a part of a word may yield more characters

@@ -103,7 +103,7 @@ class EngineLoop:
         self._inbox.put(message)
 
     def stop(self, *, at_once: bool) -> None:
-        """Stop after the current step, or during it if `at_once`; requests fail with an error."""
+        """Stop after the current step, or during it if `at_once`; requests fail."""
         self._immediately = self._immediately or at_once
         self._stop.set()
         interrupt = getattr(self._models.model, "interrupt", None)
@@ -247,8 +247,9 @@ class EngineLoop:
 
     def _on_admitted(self, group: RequestGroup) -> None:
         """Start to process a group, unless its caller has given up."""
-        if group.cancel_requested or group.future.done():
-            self.end_group(group)
+        if group.cancel_requested or group.future.done():  # the watchdog may have answered it
+            gone = group.cancel_requested or group.future.cancelled()
+            self.end_group(group, "cancelled" if gone else "deadline")
             return
         self._groups.add(group)
         self._inputs.add(group)
