@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.core.memory_budget import MemoryBudget, Reserved
-from stars_engine.core.request import Request, RequestQueue, RequestStatus
+from stars_engine.core.request import MAX_TURN, Request, RequestQueue, RequestStatus
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Scheduler:
         self._reserved = Reserved()  # by those in progress
         self._num_by_reward: Counter[int] = Counter()  # of those in progress
         self._num_by_queue: Counter[RequestQueue] = Counter()
+        self._small_first = False  # in the last batch
         self._in_turn: RequestQueue | None = None
         self._num_in_turn = 0  # requests started in the current turn
         self.max_rows = max_rows
@@ -108,16 +109,40 @@ class Scheduler:
         self._start()
         if not self._running:
             return []
-        row_len = self._running[0].rollout.align.row_len
+        ready = self._ready()
+        row_len = ready[0].rollout.align.row_len
         batch: list[Request] = []
         num_rows = 0
-        for request in self._running:
+        for request in ready:
             rows = self.num_drafts(request).least
             fits = self.max_rows is None or num_rows + rows <= self.max_rows
             if not batch or (request.rollout.align.row_len == row_len and fits):
                 batch.append(request)
                 num_rows += rows
         return batch
+
+    def _ready(self) -> list[Request]:
+        """Return running requests in the order in which they enter the batch.
+
+        Beside callers with few requests in progress, a large caller has one turn per step, so that
+        steps stay short. Small and large callers alternate in leading the batch, since the first
+        request sets its segment length.
+        """
+        small: list[Request] = []
+        large: list[Request] = []
+        turns: Counter[RequestQueue] = Counter()
+        for request in self._running:
+            assert request.queue is not None
+            if self._num_by_queue[request.queue] <= MAX_TURN:
+                small.append(request)
+                continue
+            turns[request.queue] += 1
+            if turns[request.queue] <= MAX_TURN:
+                large.append(request)
+        if not small or not large:
+            return list(self._running)
+        self._small_first = not self._small_first
+        return [*small, *large] if self._small_first else [*large, *small]
 
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""

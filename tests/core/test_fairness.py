@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from stars_engine import AlignParams, NoSchedule
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.core.request import Request, RequestQueue, turn_size
 from stars_engine.core.scheduler import Scheduler
@@ -104,3 +105,30 @@ def test_requests_are_created_when_they_start() -> None:
         for request in scheduler.schedule():
             scheduler.finish(request)
     assert len(created) <= 5 * 4 + 1
+
+
+def test_beside_a_single_caller_a_large_call_has_one_turn_per_step() -> None:
+    scheduler = Scheduler(max_active=64)
+    large = RequestQueue(requests_of(100), 100)
+    scheduler.add(large)
+    assert len(scheduler.schedule()) == 48
+    single = next(requests_of(1))
+    scheduler.add(RequestQueue.of([single]))
+    batch = scheduler.schedule()
+    assert single in batch
+    assert len(batch) == 1 + 16
+    scheduler.finish(single)
+    assert len(scheduler.schedule()) > 16
+
+
+def test_small_and_large_callers_of_different_segment_lengths_alternate() -> None:
+    scheduler = Scheduler(max_active=64)
+    scheduler.add(RequestQueue(requests_of(100), 100))
+    scheduler.schedule()
+    align = AlignParams(schedule=NoSchedule(), segment_len=3)
+    single = Request(make_rollout(align=align), REWARD, StarsDecoding())
+    scheduler.add(RequestQueue.of([single]))
+    assert [single in scheduler.schedule() for _ in range(4)] in (
+        [True, False] * 2,
+        [False, True] * 2,
+    )
