@@ -83,11 +83,17 @@ class PromptCutter:
 
     def _end_of(self, text: str, num_tokens: int) -> tuple[str, int]:
         """Return the last tokens of a text, and their number."""
-        end = text[-num_tokens * self._longest_token :] if num_tokens > 0 else ""
-        ids = self._codec.encode(end)
-        if len(ids) > num_tokens:
-            return _without(ids, len(ids) - num_tokens, end, self._codec), num_tokens
-        return end, len(ids)
+        if num_tokens <= 0:
+            return "", 0
+        size = num_tokens * self._longest_token
+        while True:
+            end = text[-size:]
+            ids = self._codec.encode(end)
+            if len(ids) > num_tokens:
+                return _without(ids, len(ids) - num_tokens, end, self._codec), num_tokens
+            if size >= len(text):
+                return end, len(ids)
+            size *= 2  # some tokenizers drop characters, such as spaces
 
     @cached_property
     def _longest_token(self) -> int:

@@ -65,12 +65,12 @@ class ActiveAnswers:
 
     def end(self, output: RequestOutput, reason: FinishReason) -> None:
         """End an answer now; the accepted text is its result."""
-        self._leave(output)
+        self._withdraw(output)
         self._close(output, output.end(reason))
 
     def fail(self, output: RequestOutput, error: Exception) -> None:
         """End an answer now with an error."""
-        self._leave(output)
+        self._withdraw(output)
         self._close(output, output.fail(error))
 
     def fail_all(self, groups: Iterable[RequestGroup], cause: BaseException | None) -> None:
@@ -115,7 +115,7 @@ class ActiveAnswers:
         self._outputs[part] = output
         output.group.outputs[output] = None
 
-    def _leave(self, output: RequestOutput) -> None:
+    def _withdraw(self, output: RequestOutput) -> None:
         """Drop what runs for an answer, and what has not started."""
         self._abort(output.parts)
         num_unstarted = output.num_unstarted

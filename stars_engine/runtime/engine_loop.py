@@ -73,7 +73,7 @@ class EngineLoop:
         self.admission = AdmissionQueue(
             params.max_waiting, lambda group: self.post(partial(self._on_admitted, group))
         )
-        self.background = Background(lambda: self._steps)
+        self.background = Background(lambda: self._is_busy)
         self._inputs = InputProcessor(
             self.admission,
             self._get_models,
@@ -87,7 +87,7 @@ class EngineLoop:
         self._core: EngineCore | None = None
         self._autotuner = CandidateAutotuner()
         self._num_steps = 0  # of earlier cores, which failed or were closed
-        self._steps = False  # whether the last round of the loop ran a step
+        self._is_busy = False  # whether another step follows
         self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self.reward_executor = RewardExecutor(self.post)
         self._stop = Event()
@@ -160,8 +160,8 @@ class EngineLoop:
                 self._recover(error)
             return None
         self._deliver(events)
-        self._steps = core is not None and core.scheduler.has_work()
-        return time.monotonic() - started_s if self._steps else None
+        self._is_busy = core is not None and core.scheduler.has_work()
+        return time.monotonic() - started_s if self._is_busy else None
 
     def _read_inbox(self) -> None:
         """Run posted callables; wait for one if there is no other work."""
@@ -331,10 +331,7 @@ class EngineLoop:
             group.fail(engine_closed_error())
 
     def fail_all(self, cause: BaseException | None) -> None:
-        """Fail all requests after the loop has ended, with its cause if it has one.
-
-        May be called again. No request is accepted afterwards.
-        """
+        """Fail all requests after the loop has ended, and refuse others; may be called again."""
         self._stop.set()
         cause = self._cause = cause or self._cause
         groups = {*self.admission.close(), *self._groups}

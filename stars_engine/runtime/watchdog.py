@@ -121,5 +121,5 @@ def where_it_is(thread: Thread | None) -> str:
     if thread is None or frame is None:
         return "the engine's thread does not run"
     calls = traceback.extract_stack(frame)[-3:]
-    places = " > ".join(f"{call.name} ({call.filename}:{call.lineno})" for call in calls)
-    return f"thread {thread.name!r} is busy in {places}"
+    code = " > ".join(f"{call.name} ({call.filename}:{call.lineno})" for call in calls)
+    return f"thread {thread.name!r} is busy in {code}"

@@ -144,8 +144,8 @@ def test_all_answers_of_a_large_call_arrive_in_order(engine: StarsEngine) -> Non
     with engine_with(engine, EngineParams(max_active=4, max_waiting=3)) as mine:
         prompts = [f"Film {index}" for index in range(7)]
         found = mine.generate(prompts, sampling=SHORT.replace(n=3))
-        places = [(result.prompt_index, result.sample_index) for result in found]
-        assert places == [(i, j) for i in range(7) for j in range(3)]
+        indices = [(result.prompt_index, result.sample_index) for result in found]
+        assert indices == [(i, j) for i in range(7) for j in range(3)]
         alone = mine.generate(prompts[5], sampling=SHORT.replace(n=3))
         assert [result.text for result in found[15:18]] == [result.text for result in alone]
 
@@ -194,11 +194,11 @@ def test_grammars_are_compiled_in_the_background(
 def test_a_cancelled_call_is_not_continued_after_its_preparation(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    compiling, go_on = threading.Event(), threading.Event()
     compile_ = Grammars._compile
 
     def slow(self: Grammars, grammar: Any) -> Any:
-        begun.set()
+        compiling.set()
         assert go_on.wait(60)
         return compile_(self, grammar)
 
@@ -206,7 +206,7 @@ def test_a_cancelled_call_is_not_continued_after_its_preparation(
     with engine_with(engine, EngineParams()) as mine:
         sampling = SHORT.replace(grammar=ChoiceGrammar(choices=["never seen before"]))
         future = mine.submit("a", sampling=sampling)
-        assert begun.wait(60)
+        assert compiling.wait(60)
         assert mine.generate("b")[0].text  # while the grammar is compiled
         future.cancel()
         go_on.set()
