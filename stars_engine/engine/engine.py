@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, overload
 
 from stars_engine.algorithm.baselines import PlainDecoding
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
-from stars_engine.calibration.settings import warn_of_mismatch
-from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
+from stars_engine.config import AlignParams
+from stars_engine.engine.arguments import (
+    Aligns,
+    Prompts,
+    RewardPrompts,
+    Samplings,
+    prompt_requests,
+    warn_of_settings,
+)
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
 from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.event_queue import EventQueue
-from stars_engine.runtime.limits import check_number_of_answers, refused_prompts
+from stars_engine.runtime.limits import within_limits
 from stars_engine.runtime.request_group import Outcome, PromptRequest, RequestGroup
 from stars_engine.types import StarsResult
 
@@ -57,6 +63,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[False] = False,
+        **fields: Any,
     ) -> list[StarsResult]: ...
 
     @overload
@@ -68,6 +75,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[True],
+        **fields: Any,
     ) -> list[Outcome]: ...
 
     def generate(
@@ -78,17 +86,21 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Any:
         """Generate aligned answers, `sampling.n` for each prompt, in the order of the prompts.
 
         Args:
             prompts: One prompt or a sequence of them.
             sampling: Replaces the config's; one for all prompts, or one for each.
-            align: Replaces the config's; one for all prompts, or one for each.
+            align: Replaces the config's; one for all prompts, or one for each; or the name of a
+                preset.
             reward_prompt: Replaces the prompt for the reward model, for example with the question
                 without its documents; one for all prompts, or one for each.
             return_exceptions: Return the error of a failed request as its result. By default, the
                 first error is raised when all requests have ended.
+            **fields: Fields of `SamplingParams` and `AlignParams` that replace single settings,
+                such as `max_tokens=64`.
 
         Raises:
             PromptError: A prompt is invalid. Nothing is generated.
@@ -97,7 +109,7 @@ class StarsEngine(Handle):
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
             RequestError: A request failed; its `result` holds the accepted text.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
         return self._wait(self._submit(group))
@@ -110,9 +122,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Any:
         """Generate without blocking the event loop; cancelling the task cancels the requests."""
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         group.is_abandoned = asyncio.get_running_loop().is_closed
         await self._aresolve_thresholds(group)
@@ -126,6 +139,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Future[list[Any]]:
         """Start generating and return a future; `Future.cancel` cancels the requests.
 
@@ -133,7 +147,7 @@ class StarsEngine(Handle):
         Callbacks of the future run on the engine's thread, so they must be short and must not call
         the engine.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
         self._submit(group)
@@ -148,6 +162,7 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> SegmentStream:
         """Stream accepted segments; their texts add up to the text of each result.
 
@@ -155,7 +170,7 @@ class StarsEngine(Handle):
         are those of `generate`. Prompts are checked before this returns. The error of a failed
         request is raised when all other answers have ended.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.event_queue = EventQueue()
         self._resolve_thresholds(group)
         stream = SegmentStream(self._submit(group), self._runtime.end_group)
@@ -169,12 +184,13 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> AsyncSegmentStream:
         """Stream for `async for`; leaving or cancelling the loop cancels the requests.
 
         Generation starts with the first iteration.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.event_queue = EventQueue()
 
         async def start() -> None:
@@ -219,9 +235,13 @@ class StarsEngine(Handle):
         *,
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> list[StarsResult]:
         """Sample plainly, with the noise of `generate`; score only the final text."""
-        return self.decode(prompts, PlainDecoding(), sampling=sampling, reward_prompt=reward_prompt)
+        group = self._new_group(prompts, sampling, None, reward_prompt, fields)
+        group.decoding = PlainDecoding()
+        results: list[StarsResult] = self._wait(self._submit(group))
+        return results
 
     def best_of_n(
         self,
@@ -230,24 +250,45 @@ class StarsEngine(Handle):
         *,
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> list[StarsResult]:
         """Sample `n` whole answers per prompt and return the one with the highest reward."""
         if n < 1:
             raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
-        group = self._new_group(prompts, sampling, None, reward_prompt)
+        group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding, group.num_samples = PlainDecoding(), n
-        check_number_of_answers(group, self.config.engine)
+        group = within_limits(group, self.config.engine)
         results: list[StarsResult] = self._wait(self._submit(group))
         return results
+
+    async def aresolved_align(self) -> AlignParams:
+        """Return the config's acceptance settings with thresholds; calibrate them if necessary.
+
+        A caller that passes them as `align` does not calibrate again, whatever its `sampling`.
+        """
+        group = self._new_group("", None, None, None)
+        await self._aresolve_thresholds(group)
+        return group.prompts[0].align
 
     # --- inside ---
 
     def _new_group(
-        self, prompts: Prompts, sampling: Samplings, align: Aligns, reward_prompt: RewardPrompts
+        self,
+        prompts: Prompts,
+        sampling: Samplings,
+        align: Aligns,
+        reward_prompt: RewardPrompts,
+        fields: Mapping[str, Any] | None = None,
     ) -> RequestGroup:
         self._check_open()
         requests = prompt_requests(
-            self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
+            self.config,
+            prompts,
+            sampling=sampling,
+            align=align,
+            reward_prompt=reward_prompt,
+            fields=fields or {},
+            default_sampling=lambda: self.sampling,
         )
         group = RequestGroup(
             requests,
@@ -256,9 +297,7 @@ class StarsEngine(Handle):
             template_kwargs=self.config.chat_template_kwargs,
             owner=self,
         )
-        check_number_of_answers(group, self.config.engine)
-        group.refused = refused_prompts(group, self.config.engine)
-        return group
+        return within_limits(group, self.config.engine)
 
     def _resolve_thresholds(self, group: RequestGroup) -> None:
         """Replace each `AutoSchedule` by calibrated thresholds; may take minutes.
@@ -301,13 +340,7 @@ class StarsEngine(Handle):
     def _submit(self, group: RequestGroup) -> RequestGroup:
         self._runtime.check_can_wait()
         if group.judged:
-            warn_of_greedy(
-                (request.sampling, request.align)
-                for request in group.prompts
-                if request.sampling is not None
-            )
-            for request in group.prompts:
-                warn_of_mismatch(self.config, request.align, request.sampling)
+            warn_of_settings(self.config, group.prompts)
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from functools import partial
 from threading import Thread
 from typing import TypeVar
 
-from stars_engine.give_way import mark_background
+from stars_engine.give_way import set_pause
 from stars_engine.problems import is_for_program
 from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.worker_pool import Task, WorkerPool
@@ -16,6 +17,24 @@ from stars_engine.runtime.worker_pool import Task, WorkerPool
 Value = TypeVar("Value")
 
 MAX_WORKERS = 2
+RUN_S = 0.001  # of a computation in Python, between two pauses
+PAUSE_S = 0.006
+
+
+class Pauses:
+    """Pauses regularly while other threads are busy; see `give_way`."""
+
+    def __init__(self, is_busy: Callable[[], bool]) -> None:
+        self._is_busy = is_busy
+        self._resumed_s = time.perf_counter()
+
+    def __call__(self) -> None:
+        """Pause if the thread has run for a while."""
+        if time.perf_counter() - self._resumed_s < RUN_S:
+            return
+        if self._is_busy():
+            time.sleep(PAUSE_S)
+        self._resumed_s = time.perf_counter()
 
 
 class Background:
@@ -56,7 +75,7 @@ class Background:
         self._workers.close()
 
     def _run(self, work: Callable[[], Value], future: Future[Value], _: Task) -> None:
-        mark_background(self._is_busy)
+        set_pause(Pauses(self._is_busy))
         try:
             value = work()
         except BaseException as error:

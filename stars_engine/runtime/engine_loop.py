@@ -76,7 +76,7 @@ class EngineLoop:
         self.background = Background(lambda: self._is_busy)
         self._inputs = InputProcessor(
             self.admission,
-            self._get_models,
+            self.get_models,
             self._enqueue,
             params=params,
             background=self.background,
@@ -125,6 +125,7 @@ class EngineLoop:
             num_rows=core.scheduler.num_ready_rows if core else 0,
             num_steps=self._num_steps + (core.num_steps if core else 0),
             num_loads=self._models.num_loads,
+            memory_bytes=self._models.memory_usage(),
             **self._answers.totals.snapshot(),
         )
 
@@ -216,7 +217,7 @@ class EngineLoop:
     def load(self, source: RewardSource, requested_s: float, done: Future[object]) -> None:
         """Load both models and resolve the future."""
         try:
-            set_result(done, self._get_models(source, requested_s))
+            set_result(done, self.get_models(source, requested_s))
         except Exception as error:  # noqa: BLE001 - loading runs third-party code
             set_exception(done, error)
 
@@ -254,9 +255,10 @@ class EngineLoop:
         self._groups.add(group)
         self._inputs.add(group)
 
-    def _get_models(
+    def get_models(
         self, source: RewardSource, requested_s: float
     ) -> tuple[PromptedModel, RewardModel]:
+        """Return both models; load those that are missing."""
         if self._stop.is_set():
             raise engine_closed_error(self._cause)
         model, reward = self._models.get(source, requested_s=requested_s)
@@ -289,11 +291,9 @@ class EngineLoop:
             model, max_tokens=params.max_prefix_tokens, max_bytes=params.max_cache_bytes
         )
         scheduler = Scheduler(max_rows=params.max_rows, max_active=params.max_active, budget=budget)
-        return EngineCore(model, scheduler, self._score, self._autotuner)
+        return EngineCore(model, scheduler, self.score, self._autotuner)
 
-    # --- rewards ---
-
-    def _score(self, asked: Sequence[RoutedRequest]) -> None:
+    def score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread."""
         runs_offloaded = self.reward_executor.runs_offloaded
         self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])

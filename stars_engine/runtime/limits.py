@@ -14,8 +14,8 @@ from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 _CHARS_PER_STOP = 1000  # on average; a single stop string may be longer
 
 
-def check_number_of_answers(group: RequestGroup, params: EngineParams) -> None:
-    """Check the size of a whole call.
+def within_limits(group: RequestGroup, params: EngineParams) -> RequestGroup:
+    """Return a group that notes which of its prompts exceed a limit.
 
     Raises:
         ConfigError: The call has too many answers.
@@ -29,9 +29,11 @@ def check_number_of_answers(group: RequestGroup, params: EngineParams) -> None:
             "EngineParams(max_answers=...)"
         )
         raise ConfigError("StarsEngine", [Problem("prompts", message)])
+    group.refused = _refused_prompts(group, params)
+    return group
 
 
-def refused_prompts(group: RequestGroup, params: EngineParams) -> dict[int, StarsError]:
+def _refused_prompts(group: RequestGroup, params: EngineParams) -> dict[int, StarsError]:
     """Return the errors of prompts that exceed a limit, by position.
 
     Prompts of one call mostly share their settings, which are measured once.
