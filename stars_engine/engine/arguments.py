@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from stars_engine.algorithm.stars import warn_of_greedy
-from stars_engine.calibration.settings import warn_of_mismatch
 from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.config.flat import check_names
@@ -74,15 +72,6 @@ def prompt_requests(
             prompt_list, _one_each(reward_prompt, count), samplings, aligns, strict=True
         )
     )
-
-
-def warn_of_settings(config: StarsConfig, requests: Sequence[PromptRequest]) -> None:
-    """Warn of settings that judge nothing, or that differ from those of their calibration."""
-    warn_of_greedy(
-        (request.sampling, request.align) for request in requests if request.sampling is not None
-    )
-    for request in requests:
-        warn_of_mismatch(config, request.align, request.sampling)
 
 
 def _without_unused_calibration(align: AlignParams, sampling: SamplingParams | None) -> AlignParams:

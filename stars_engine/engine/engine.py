@@ -9,17 +9,12 @@ from typing import Any, Literal, overload
 
 from stars_engine.algorithm.baselines import PlainDecoding
 from stars_engine.algorithm.rollout import Rollout
+from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
+from stars_engine.calibration.settings import warn_of_mismatch
 from stars_engine.config import AlignParams
-from stars_engine.engine.arguments import (
-    Aligns,
-    Prompts,
-    RewardPrompts,
-    Samplings,
-    prompt_requests,
-    warn_of_settings,
-)
+from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
@@ -112,7 +107,7 @@ class StarsEngine(Handle):
         group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
-        return self._wait(self._submit(group))
+        return self._results(group)
 
     async def agenerate(
         self,
@@ -210,15 +205,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Generate with another decoding strategy than STARS; calibration uses this.
-
-        The strategy, a `DecodingStrategy`, runs on the engine's thread. Its requests share steps
-        with others.
-        """
+        """Generate with another `DecodingStrategy` than STARS; it runs on the engine's thread."""
         group = self._new_group(prompts, sampling, align, reward_prompt)
         group.decoding = decoding
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
         """Continue unfinished answers, see `Rollout.fork`; otherwise like `decode`."""
@@ -226,8 +216,7 @@ class StarsEngine(Handle):
         group = RequestGroup(
             (), self._source, decoding=decoding, owner=self, resumed=tuple(rollouts)
         )
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def vanilla(
         self,
@@ -240,8 +229,7 @@ class StarsEngine(Handle):
         """Sample plainly, with the noise of `generate`; score only the final text."""
         group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding = PlainDecoding()
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def best_of_n(
         self,
@@ -257,9 +245,7 @@ class StarsEngine(Handle):
             raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
         group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding, group.num_samples = PlainDecoding(), n
-        group = within_limits(group, self.config.engine)
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(within_limits(group, self.config.engine))
 
     async def aresolved_align(self) -> AlignParams:
         """Return the config's acceptance settings with thresholds; calibrate them if necessary.
@@ -340,12 +326,19 @@ class StarsEngine(Handle):
     def _submit(self, group: RequestGroup) -> RequestGroup:
         self._runtime.check_can_wait()
         if group.judged:
-            warn_of_settings(self.config, group.prompts)
+            warn_of_greedy(
+                (request.sampling, request.align)
+                for request in group.prompts
+                if request.sampling is not None
+            )
+            for request in group.prompts:
+                warn_of_mismatch(self.config, request.align, request.sampling)
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 
-    def _wait(self, group: RequestGroup) -> Any:
-        return self._wait_for(group.future, group)
+    def _results(self, group: RequestGroup) -> list[Any]:
+        results: list[Any] = self._wait_for(self._submit(group).future, group)
+        return results
 
     def _wait_for(self, future: Future[Any], group: RequestGroup) -> Any:
         try:
