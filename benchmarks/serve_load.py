@@ -49,11 +49,8 @@ class Caller:
         return {
             "streams": len(self.whole_s),
             "errors": len(self.errors),
-            "first_segment_s": {
-                "p50": _quantile(self.first_s, 0.5),
-                "p95": _quantile(self.first_s, 0.95),
-            },
-            "stream_s": {"p50": _quantile(self.whole_s, 0.5), "p95": _quantile(self.whole_s, 0.95)},
+            "first_segment_s": _quantiles(self.first_s),
+            "stream_s": _quantiles(self.whole_s),
         }
 
 
@@ -109,9 +106,7 @@ async def load(url: str, pid: int, options: argparse.Namespace) -> dict[str, obj
             "median_of_last_third": median(rss[2 * third :] or rss),
             "max": max(rss),
         },
-        "in_progress_at_the_end": re.findall(r"stars_requests_in_progress (\S+)", metrics)[-1],
-            r"^stars_requests_in_progress (\S+)", metrics, re.MULTILINE
-        ),
+        "in_progress_at_the_end": re.findall(r"_in_progress (\S+)", metrics)[-1],
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],

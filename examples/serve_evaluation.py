@@ -4,8 +4,8 @@
     stars serve &
     python examples/serve_evaluation.py
 
-The embedded pair writes film reviews, so the task asks for beginnings of reviews to be continued. The
-score is the reward itself, asked from `/v1/score`; an independent judge would be another solver.
+The embedded pair writes film reviews, so the prompts begin reviews. The score is the reward itself,
+which `/v1/score` returns; a judge that is independent of the reward would be another scorer.
 """
 
 from __future__ import annotations
