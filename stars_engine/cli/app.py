@@ -64,11 +64,9 @@ app = typer.Typer(
     rich_markup_mode="rich" if sys.stderr.isatty() else None,
 )
 
-INTERRUPTED = 130  # the status of shells for a command that Ctrl-C ended
-
 
 def main() -> None:
-    """Run the command line. Errors print one message and exit with status 2, Ctrl-C with 130."""
+    """Run the command line. Errors print one message and exit with status 2."""
     # Small weights load in a second, and progress bars of transformers would hide the output.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -90,13 +88,6 @@ def main() -> None:
             sys.exit(1)
         messages.say_error(error)
         sys.exit(2)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer converts KeyboardInterrupt to this
-            messages.say("interrupted")
-        raise
-    except KeyboardInterrupt:
-        messages.say("interrupted")
-        sys.exit(INTERRUPTED)
 
 
 @app.callback(invoke_without_command=True)
