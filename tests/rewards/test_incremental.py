@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.tiny_models import random_model
 from stars_engine import (
     AlignParams,
     ClassifierReward,
@@ -25,7 +26,7 @@ from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.yes_no import YesNoRewardModel
-from tests.support.backends import Fed, pool_of, random_backend, random_model
+from tests.support.backends import Fed, pool_of, random_backend
 from tests.support.incremental import Ids, check, reader_of
 
 
