@@ -57,7 +57,7 @@ QUESTIONS = (
     "When was the desk sent, and how long may the lamps be returned?",
     "Who placed order 4417, and what is the telephone number?",
 )
-FALLBACK = "I cannot say that."
+FALLBACK = " I cannot say that."
 
 
 def asked(question: str) -> Chat:
