@@ -179,11 +179,11 @@ def json_rules(name: str, schema: str, layout: Layout = _SPACED, *, closed: bool
         ValueError: No value satisfies the schema, or a grammar cannot express it; the message
             names each keyword and its location.
     """
-    held = read_schema(json.loads(schema), closed=closed)
-    if held.unheld:
-        reasons = [str(unheld) for unheld in held.unheld]
+    supported = read_schema(json.loads(schema), closed=closed)
+    if supported.unsupported:
+        reasons = [str(requirement) for requirement in supported.unsupported]
         raise ValueError("; ".join(reasons[:4] + ["..."] * (len(reasons) > 4)))
-    return "\n".join(Rules(held, name, layout, _matches_nothing).write())
+    return "\n".join(Rules(supported, name, layout, _matches_nothing).write())
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
-from stars_engine.masking import redact
+from stars_engine.redaction import redact
 
 HINT = "Hint: "
 

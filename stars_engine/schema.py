@@ -17,8 +17,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from stars_engine.masking import DIGESTS, MASK, is_secret_name, masked, redact
 from stars_engine.problems import ConfigError, Problem
+from stars_engine.redaction import DIGESTS, MASK, is_secret_name, masked, redact
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 

@@ -1,4 +1,4 @@
-"""A value head: what a judge will say of an answer, estimated from hidden states so far.
+"""The value head itself: what a judge will say of an answer, estimated from hidden states so far.
 
 A head is a small network over a token's hidden states in some layers. It reads the last token, the
 mean over the prompt's last token and all tokens of the answer, or averages its scores over these

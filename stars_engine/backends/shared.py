@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward
-from stars_engine.kv_cache.cached_prefix import CachedPrefix, UncommittedRows
+from stars_engine.kv_cache.cache_entry import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.cuda_graphs import CudaGraphs, GraphRows
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
 from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest

@@ -8,9 +8,9 @@ from typing import get_args
 from stars_engine.config import RewardConfig
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
-from stars_engine.reals import real_number
 from stars_engine.rewards.base import score_values
 from stars_engine.rewards.loading import load_reward
+from stars_engine.scalars import real_number
 from stars_engine.types import RewardInput, RewardPrompt, StarsResult
 
 Judge = Callable[[str, str], float]

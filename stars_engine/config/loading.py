@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from stars_engine.masking import MASK, holds_secret, seal
+from stars_engine.redaction import MASK, holds_secret, seal
 
 _LONGEST_NAME, _LONGEST_PART = 4000, 255  # bytes; the limits of file systems
 

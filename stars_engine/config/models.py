@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from stars_engine.config.loading import check_keywords, check_name, check_no_code, check_values
-from stars_engine.masking import DIGESTS, MASK, digest, digested, emptied, masked, secrets_in
+from stars_engine.redaction import DIGESTS, MASK, digest, digested, emptied, masked, secrets_in
 from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)

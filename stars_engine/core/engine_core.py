@@ -1,4 +1,4 @@
-"""The engine core: each step drafts one segment for every request of a batch.
+"""The engine core, without threads: each step drafts one segment for every request of a batch.
 
 A step gets a batch from the scheduler, drafts candidates, submits them for scoring, and verifies
 those whose rewards have arrived. Every draft request carries its whole prefix, so a rejected
@@ -18,11 +18,11 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.base import LanguageModel
 from stars_engine.core.autotune import CandidateAutotuner
-from stars_engine.core.drafting import Drafter, DraftOutcome
+from stars_engine.core.drafter import Drafter, DraftOutcome
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, RequestError, describe_error
-from stars_engine.memory import (
+from stars_engine.out_of_memory import (
     depends_on_weights,
     free_unused,
     is_out_of_memory,

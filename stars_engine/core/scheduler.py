@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import NumDrafts
-from stars_engine.core.budget import MemoryBudget, Reserved
+from stars_engine.core.memory_budget import MemoryBudget, Reserved
 from stars_engine.core.request import Request, RequestQueue, RequestStatus
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The engine: prompts in, aligned answers out, with models that are loaded once and shared."""
+"""The public object: prompts in, aligned answers out, with models loaded once and shared."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
 from stars_engine.calibration.settings import warn_of_mismatch
+from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
-from stars_engine.engine.inputs import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.pending_thresholds import PendingThresholds
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
+from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.request_group import EventQueue, Outcome, PromptRequest, RequestGroup
-from stars_engine.runtime.waiting import wait_for
 from stars_engine.types import StarsResult
 
 

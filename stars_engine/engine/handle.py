@@ -14,11 +14,11 @@ from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.loading import load_reward
+from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.request_group import RewardSource
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.runtime.stats import EngineStats
-from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
 
 

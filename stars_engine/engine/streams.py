@@ -10,9 +10,9 @@ from threading import Lock
 from typing import Self
 
 from stars_engine.errors import StarsError
+from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.request_group import RequestGroup
-from stars_engine.runtime.waiting import wait_for
 from stars_engine.types import SegmentEvent
 
 

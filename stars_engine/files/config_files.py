@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from stars_engine.files.disk import file_error, shown_path, why_not, write_file
-from stars_engine.masking import redact
 from stars_engine.problems import ConfigError, Problem
+from stars_engine.redaction import redact
 from stars_engine.schema import Schema
 
 # Fields whose keys are not field names: token ids, module names, devices.

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, PrivateAttr, field_serializer
 from stars_engine.config import StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, with_fields
 from stars_engine.engine.engine import StarsEngine
-from stars_engine.masking import masked
+from stars_engine.redaction import masked
 
 
 class Unset(StrEnum):

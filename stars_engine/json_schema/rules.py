@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stars_engine.json_schema import numbers
-from stars_engine.json_schema.held import HeldSchema
+from stars_engine.json_schema.intersections import TooComplexError
 from stars_engine.json_schema.layout import Layout
-from stars_engine.json_schema.meets import TooComplexError
 from stars_engine.json_schema.multiples import multiples
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -32,6 +31,7 @@ from stars_engine.json_schema.nodes import (
 from stars_engine.json_schema.objects import Field, Others, laid_out
 from stars_engine.json_schema.patterns import NOTHING, between_quotes, written
 from stars_engine.json_schema.sequences import items, properties
+from stars_engine.json_schema.supported import SupportedSchema
 
 _MAX_DEPTH = 1_000
 
@@ -63,16 +63,16 @@ class Rules:
     """Writes the rules of one schema.
 
     Args:
-        held: The schema.
+        schema: What is written.
         name: Name of the first rule, and prefix of the names of all others.
         layout: Punctuation and whitespace.
         is_empty: Whether a terminal expression matches nothing.
     """
 
     def __init__(
-        self, held: HeldSchema, name: str, layout: Layout, is_empty: Callable[[str], bool]
+        self, schema: SupportedSchema, name: str, layout: Layout, is_empty: Callable[[str], bool]
     ) -> None:
-        self._held, self._name, self._layout = held, name, layout
+        self._schema, self._name, self._layout = schema, name, layout
         self._is_empty = is_empty
         self._prefix = name.upper()
         self._terminals: dict[str, str] = {}
@@ -90,7 +90,7 @@ class Rules:
             UnsatisfiableError: No value satisfies the schema.
             TooComplexError: The schema is too complex for a grammar.
         """
-        root = self._held.root
+        root = self._schema.root
         self._find_forms(root)
         self._find_productive()
         if not self._is_productive(root):
@@ -143,7 +143,7 @@ class Rules:
             self._forms[key] = forms = []
             for part in node:
                 alternatives = (
-                    self._held.dereference(part) if isinstance(part, Reference) else (part,)
+                    self._schema.dereference(part) if isinstance(part, Reference) else (part,)
                 )
                 forms += [form for a in alternatives if (form := self._form(a)) is not None]
             for form in forms:
@@ -162,7 +162,9 @@ class Rules:
                 arr = Array(alternative.prefix, items, alternative.min_items, alternative.max_items)
                 return _Form(array=arr)
             case Object():
-                fields, others = laid_out(alternative, self._held.meets, self._held.dereference)
+                fields, others = laid_out(
+                    alternative, self._schema.intersections, self._schema.dereference
+                )
                 if others and alternative.min_properties > len(fields) + 1:
                     raise TooComplexError("`minProperties`: a grammar cannot compare names")
                 named = [(t, o.node) for o in others if (t := self._key_terminal(o)) is not None]
@@ -269,7 +271,7 @@ class Rules:
             path, node = f"{path}/{missing[0][0]}", missing[0][1]
         if self._forms[key]:
             return f"values at {path} would be infinitely deep"
-        emptied = ", ".join(self._held.emptied[:3])
+        emptied = ", ".join(self._schema.emptied[:3])
         return f"no value is possible at {path}" + (f" ({emptied})" if emptied else "")
 
     # --- rules ---

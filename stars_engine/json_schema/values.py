@@ -70,7 +70,7 @@ def string(keyword: str, value: Any, *, with_formats: bool) -> String:
 
     Raises:
         MalformedError: The value of the keyword is invalid.
-        UnheldPatternError: A grammar cannot express the regular expression.
+        UnsupportedPatternError: A grammar cannot express the regular expression.
     """
     if keyword == "minLength":
         return String(min_length=count(value))

@@ -11,9 +11,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 
 from stars_engine.kv_cache.block import Block, ByLayer
-from stars_engine.kv_cache.cached_prefix import MIN_PREFIX_LEN, CachedPrefix
-from stars_engine.kv_cache.capacity import slot_capacity
-from stars_engine.memory import catch_oom, empty_device_cache
+from stars_engine.kv_cache.cache_entry import MIN_PREFIX_LEN, CachedPrefix
+from stars_engine.kv_cache.slot_capacity import slot_capacity
+from stars_engine.out_of_memory import catch_oom, empty_device_cache
 
 _MAX_UNPINNED_BYTES = 1 << 30  # unless a limit is given
 _MAX_GATHERED = 4096  # tokens of prefixes that are copied into one tensor for a pass

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stars_engine.kv_cache.cached_prefix import (
+from stars_engine.kv_cache.cache_entry import (
     MIN_PREFIX_LEN,
     CachedPrefix,
     Match,

@@ -25,7 +25,7 @@ from stars_engine.loading.sources import (
     resolve_source,
     tokenizer_files,
 )
-from stars_engine.masking import MASK, masked, redacted_cause, unseal
+from stars_engine.redaction import MASK, masked, redacted_cause, unseal
 
 _CLASSIFIER_HEAD = re.compile(
     r"(^|\.)(score|classifier|v_head|value_head|reward_head|regression_head)\."

@@ -21,7 +21,7 @@ from huggingface_hub.file_download import repo_folder_name
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError
-from stars_engine.masking import redact
+from stars_engine.redaction import redact
 
 _EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
 HUB_TIMEOUT_S = 10.0

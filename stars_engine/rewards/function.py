@@ -8,7 +8,7 @@ from typing import Any
 
 from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.named import named_object
+from stars_engine.import_strings import named_object
 from stars_engine.rewards.base import as_number, check_count, with_floor
 from stars_engine.rewards.event_loop import EventLoop
 from stars_engine.rewards.failures import FailurePolicy

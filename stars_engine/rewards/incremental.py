@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from stars_engine.kv_cache.cached_prefix import (
+from stars_engine.kv_cache.cache_entry import (
     MIN_PREFIX_LEN,
     CachedPrefix,
     Match,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stars_engine.kv_cache.self_check import ROUNDING, window_of
-from stars_engine.memory import free_unused, in_smaller_batches
+from stars_engine.out_of_memory import free_unused, in_smaller_batches
 from stars_engine.rewards.batch_invariance import Sharing
 from stars_engine.rewards.batching import CallAt, RunWhole, in_batches
 from stars_engine.rewards.encoding import EncodedInput

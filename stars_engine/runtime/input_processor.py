@@ -1,4 +1,7 @@
-"""Process the inputs of admitted request groups: load their models and read their prompts."""
+"""Read the prompts of admitted request groups, a few per step, after loading their models.
+
+This module says when a prompt is read; `rollout_creation` says how.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from collections.abc import Callable
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
-from stars_engine.core.budget import MemoryBudget
+from stars_engine.core.memory_budget import MemoryBudget
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.futures import set_result
-from stars_engine.runtime.prompt_processing import read_prompts, unread_outputs
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
+from stars_engine.runtime.rollout_creation import read_prompts, unread_outputs
 
 MAX_READING_S = 0.02  # per step, so that a long list of prompts does not delay other requests
 

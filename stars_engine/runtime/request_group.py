@@ -18,7 +18,7 @@ from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.core.drafting import model_failed
+from stars_engine.core.drafter import model_failed
 from stars_engine.core.request import RequestQueue
 from stars_engine.errors import EngineClosedError, describe_error
 from stars_engine.messages import Chat

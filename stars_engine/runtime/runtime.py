@@ -1,4 +1,7 @@
-"""One loaded language model and the thread that owns it, shared by any number of handles."""
+"""Start, share and close one engine thread: what any number of `StarsEngine` objects hold.
+
+Methods are called by any thread. What the thread itself does is in `engine_loop`.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.errors import EngineClosedError, Interrupted, StarsError
 from stars_engine.rewards.base import RewardModel
-from stars_engine.runtime import exits
-from stars_engine.runtime.engine_thread import EngineLoop
+from stars_engine.runtime import process_exit
+from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.futures import RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
@@ -59,7 +62,7 @@ class Runtime:
         self._lock = Lock()
         self._closed = False
         self._pid = os.getpid()
-        exits.register(self)
+        process_exit.register(self)
 
     # --- handles ---
 
@@ -240,8 +243,9 @@ class Runtime:
         if self._closed:
             raise EngineClosedError("this engine is closed. Hint: create a new StarsEngine(config)")
         if self._thread is None:
-            # A daemon thread, so that an idle engine does not keep the process alive. `exits` ends
-            # it before the interpreter does, because that would abort a thread inside torch.
+            # A daemon thread, so that an idle engine does not keep the process alive.
+            # `process_exit` ends it before the interpreter ends, which would abort a thread
+            # inside torch.
             self._thread = Thread(target=self._run, name="stars-engine", daemon=True)
             self._thread.start()
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from stars_engine.runtime.exits import EXIT_S
+from stars_engine.runtime.process_exit import EXIT_S
 
 HEAD = """
 import asyncio, os, signal, sys, threading, time

@@ -28,7 +28,7 @@ from stars_engine import (
     StarsEngine,
 )
 from stars_engine.core.offline import stars
-from stars_engine.runtime.engine_thread import EngineLoop
+from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TabularModel

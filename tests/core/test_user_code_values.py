@@ -26,8 +26,8 @@ from stars_engine import (
 )
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.config.rewards import FunctionReward
-from stars_engine.reals import real_number
 from stars_engine.rewards.base import as_number
+from stars_engine.scalars import real_number
 
 NO_NUMBERS = [
     "1.0",

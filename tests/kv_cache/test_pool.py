@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from stars_engine.kv_cache.capacity import capacity_for
 from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.kv_cache.slot_capacity import capacity_for
 
 
 def fill(pool: SlotPool, length: int) -> Any:

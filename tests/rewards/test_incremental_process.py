@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from stars_engine import ProcessReward
-from stars_engine.kv_cache.cached_prefix import common_prefix_len
+from stars_engine.kv_cache.cache_entry import common_prefix_len
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.types import RewardInput, RewardPrompt

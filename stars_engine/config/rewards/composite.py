@@ -14,7 +14,7 @@ from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
 from stars_engine.config.rewards.value import ValueReward
 from stars_engine.config.rewards.yes_no import YesNoReward
-from stars_engine.named import names_an_object
+from stars_engine.import_strings import names_an_object
 from stars_engine.schema import Schema
 
 SingleReward = Annotated[

@@ -1,4 +1,7 @@
-"""The loop of the engine's thread. Only this thread uses the models."""
+"""The loop of the engine's thread, which alone uses the models.
+
+It takes in requests, calls `EngineCore.step`, and hands events and answers to callers.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.core.autotune import CandidateAutotuner
-from stars_engine.core.budget import MemoryBudget
-from stars_engine.core.drafting import model_failed
+from stars_engine.core.drafter import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
+from stars_engine.core.memory_budget import MemoryBudget
 from stars_engine.core.request import Request, RequestQueue
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import Interrupted
-from stars_engine.memory import keeps_cache
+from stars_engine.out_of_memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import RoutedRequest, score_now, single_models
 from stars_engine.runtime.admission_queue import AdmissionQueue

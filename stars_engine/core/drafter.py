@@ -1,4 +1,4 @@
-"""Draft a batch with a model that may fail or run out of memory."""
+"""Draft with any language model, which may fail or run out of memory: retry, or draft fewer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.errors import GenerationError, describe_error
-from stars_engine.memory import is_out_of_memory, iterate_in_smaller_batches
+from stars_engine.out_of_memory import is_out_of_memory, iterate_in_smaller_batches
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Exit of the process: no engine thread may be inside torch when the interpreter ends.
+"""End engine threads when the process exits: none may be inside torch as the interpreter ends.
 
 Before Python 3.14, a daemon thread that returns from native code into a finalizing interpreter is
 unwound by force. C++ then aborts the process with `terminate called without an active exception`,

@@ -21,7 +21,7 @@ from transformers import (
 
 from stars_engine import ModelLoadError, ProcessReward
 from stars_engine.rewards.process import ProcessRewardModel
-from stars_engine.rewards.value_heads import build_head
+from stars_engine.rewards.token_heads import build_head
 from stars_engine.types import RewardInput, RewardPrompt
 from tests.support.rewards import random_head, save_with_head, small
 

@@ -16,7 +16,7 @@ from stars_engine import (
     RegexGrammar,
     SamplingParams,
 )
-from stars_engine.backends.masks import Masks
+from stars_engine.backends.grammar_masks import GrammarMasks
 from stars_engine.config import Grammar
 from stars_engine.grammars import Grammars, GrammarState
 from stars_engine.sampling import propose
@@ -92,7 +92,7 @@ def test_tokens_equal_those_under_full_masks(
         rng = random.Random(seed)
         torch.manual_seed(seed)
         ways = [walk(grammars, grammar, rng) for grammar in GRAMMARS]
-        masks = Masks(grammars, sampling, len(ways))
+        masks = GrammarMasks(grammars, sampling, len(ways))
         for step in range(6):
             states = [way[min(step, len(way) - 1)] for way in ways]
             whole = torch.from_numpy(grammars.allowed(states, sampling.stop_token_ids))
@@ -126,7 +126,7 @@ def test_permissive_masks_need_few_tokens(
         return allowed(self, states, stops)
 
     monkeypatch.setattr(Grammars, "allowed", counted)
-    masks = Masks(grammars, settings(), 2)
+    masks = GrammarMasks(grammars, settings(), 2)
     torch.manual_seed(0)
     logits = torch.randn(2, SIZE)
     for expected in ([2], [1], [1]):

@@ -9,14 +9,14 @@ from threading import Timer
 import pytest
 
 from stars_engine import EngineClosedError
-from stars_engine.runtime import waiting
+from stars_engine.runtime import blocking_wait
 
 LATER_S = 0.1
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "CHECK_S", 0.01)
+    monkeypatch.setattr(blocking_wait, "CHECK_S", 0.01)
 
 
 def leave_a_thread_waiting(outcomes: list[str], error: Exception | None = None) -> None:
@@ -25,7 +25,7 @@ def leave_a_thread_waiting(outcomes: list[str], error: Exception | None = None) 
 
     def wait() -> None:
         try:
-            outcomes.append(waiting.wait_for(result))
+            outcomes.append(blocking_wait.wait_for(result))
         except EngineClosedError:
             outcomes.append("closed")
 

@@ -1,4 +1,4 @@
-"""The memory that requests reserve, and whether one more fits the engine's budgets."""
+"""The memory that requests reserve beforehand, and whether one more fits the engine's budgets."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.kv_cache.capacity import slot_capacity
-from stars_engine.memory import keeps_cache
+from stars_engine.kv_cache.slot_capacity import slot_capacity
+from stars_engine.out_of_memory import keeps_cache
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Heads that score every token, including heads for which transformers has no class.
+"""Heads of process reward models, which score every token, if transformers has no class for them.
 
 Published process reward models often combine a plain backbone with a custom head: two linear layers
 named `score` (Qwen2.5-Math-PRM), or one named `v_head` (TRL, Skywork). Both are read from the

@@ -1,4 +1,4 @@
-"""Out of memory: how to recognize it, and how to go on with less at a time."""
+"""Recognize that memory ran out, free caches, and go on with less at a time."""
 
 from __future__ import annotations
 

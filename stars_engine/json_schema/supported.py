@@ -1,4 +1,4 @@
-"""The part of a schema that a grammar expresses, and the locations of the rest."""
+"""The supported part of a schema, which a grammar can express, and where the rest is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stars_engine.json_schema.meets import Meets
+from stars_engine.json_schema.intersections import Intersections
 from stars_engine.json_schema.nodes import Node, Reference
 from stars_engine.json_schema.references import References
 
 
 @dataclass(frozen=True)
-class Unheld:
+class Unsupported:
     """A requirement of a schema that a grammar cannot express.
 
     Attributes:
@@ -31,22 +31,22 @@ class Unheld:
 
 
 @dataclass(frozen=True)
-class HeldSchema:
+class SupportedSchema:
     """The part of a schema that a grammar expresses.
 
     Attributes:
-        root: The allowed values; with entries in `unheld`, more than the schema allows.
-        unheld: Requirements of the schema that `root` ignores.
+        root: The allowed values; with entries in `unsupported`, more than the schema allows.
+        unsupported: Requirements of the schema that `root` ignores.
         emptied: Descriptions of keywords that exclude all values, with their locations.
         dereference: Replaces a reference by alternatives without references.
-        meets: Intersections of these nodes.
+        intersections: Intersections of these nodes.
     """
 
     root: Node
-    unheld: tuple[Unheld, ...]
+    unsupported: tuple[Unsupported, ...]
     emptied: tuple[str, ...]
     dereference: Callable[[Reference], Node]
-    meets: Meets
+    intersections: Intersections
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class NodeReader(Protocol):
     """Reads the schemas within a schema; `SchemaReader` implements it.
 
     Attributes:
-        meets: Intersections of nodes.
+        intersections: Intersections of nodes.
         references: The targets of references.
     """
 
-    meets: Meets
+    intersections: Intersections
     references: References
 
     def node(self, schema: Any, place: Place) -> Node:

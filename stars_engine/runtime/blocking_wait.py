@@ -1,4 +1,4 @@
-"""How the threads of callers wait for the engine's thread."""
+"""Block a caller's thread until a future is done, unless nobody can receive the result any more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Check the arguments of a call and turn them into one request per prompt."""
+"""Check the arguments of a call, in the caller's thread: one `PromptRequest` per prompt.
+
+The engine's thread reads the prompts later: see `runtime.input_processor`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows being drafted: the tokens drawn for each, and when all of them are complete."""
+"""The rows that the local backend drafts together: their tokens, and when all are complete."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _Drawn(NamedTuple):
     entropies: torch.Tensor | None
 
 
-class Drafting:
+class DraftBatch:
     """The rows of one batch.
 
     Tokens stay on their device for some steps; rows with a grammar need each token at once.

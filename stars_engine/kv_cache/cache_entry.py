@@ -1,4 +1,7 @@
-"""One prefix in the cache: its tokens, what was computed at some of them, and rows beyond it."""
+"""One entry of the prefix cache: a prefix, what was computed at its tokens, and rows beyond it.
+
+`prefix_cache` finds, extends and evicts entries; this module knows a single one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look up objects by 'package.module:name', so that config files can refer to them."""
+"""Import callables by strings such as 'package.module:name', which config files may contain."""
 
 from __future__ import annotations
 

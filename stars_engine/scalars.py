@@ -1,4 +1,4 @@
-"""Read numbers that third-party code returns."""
+"""Convert scalars that third-party code returns, such as tensors of one element, to floats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens the grammars of a batch allow next, found in the cheaper of two ways.
+"""Token masks: which tokens the grammars of a batch allow next, found in the cheaper of two ways.
 
 All tokens at once, in parallel to the model's pass, since only earlier tokens matter. Or, if a
 grammar allows much of the vocabulary and top-k needs few tokens, one by one from the likeliest down
@@ -25,7 +25,7 @@ _TRIED = 4  # times as many tokens as are asked for, where a grammar allows a qu
 _WIDE = 0.25
 
 
-class Masks:
+class GrammarMasks:
     """The masks of rows that share sampling settings, at one step after the other.
 
     Args:

@@ -1,4 +1,4 @@
-"""Detect secrets, and keep them out of representations, dumps and logs."""
+"""Redact secrets, such as API keys, in representations, dumps and logs."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class TooComplexError(ValueError):
     """A schema is too complex for a grammar."""
 
 
-class Meets:
+class Intersections:
     """Intersections of nodes.
 
     Args:
@@ -40,7 +40,7 @@ class Meets:
     def __init__(self, name_of: Callable[[Node], str]) -> None:
         self._name_of = name_of
 
-    def meet(self, first: Node, second: Node) -> Node:
+    def intersect(self, first: Node, second: Node) -> Node:
         """Return the values in both nodes, with properties in the order of the first.
 
         Raises:
@@ -55,12 +55,12 @@ class Meets:
         found: list[Alternative] = []
         for one in first:
             for other in second:
-                found += self._meet(one, other)
+                found += self._intersect(one, other)
         if len(found) > MAX_ALTERNATIVES:
             raise TooComplexError(f"more than {MAX_ALTERNATIVES} alternatives")
         return tuple(found)
 
-    def _meet(self, one: Alternative, other: Alternative) -> Node:
+    def _intersect(self, one: Alternative, other: Alternative) -> Node:
         node: Node
         match one, other:
             case (Reference(), _) | (_, Reference()):
@@ -71,9 +71,9 @@ class Meets:
             case Bool(ours), Bool(theirs):
                 node = (Bool(ours & theirs),) if ours & theirs else NEVER
             case Number(), Number():
-                node = meet_numbers(one, other)
+                node = intersect_numbers(one, other)
             case String(), String():
-                node = meet_strings(one, other)
+                node = intersect_strings(one, other)
             case Array(), Array():
                 node = self._arrays(one, other)
             case Object(), Object():
@@ -89,7 +89,7 @@ class Meets:
 
     def _arrays(self, one: Array, other: Array) -> Node:
         longest = max(len(one.prefix), len(other.prefix))
-        prefix = tuple(self.meet(item_of(one, i), item_of(other, i)) for i in range(longest))
+        prefix = tuple(self.intersect(item_of(one, i), item_of(other, i)) for i in range(longest))
         items = self._both(one.items, other.items)
         bounds = [most for most in (one.max_items, other.max_items) if most is not None]
         least, most = max(one.min_items, other.min_items), min(bounds, default=None)
@@ -97,7 +97,7 @@ class Meets:
 
     def _objects(self, one: Object, other: Object) -> Object:
         properties = {
-            name: self.meet(self.property_of(one, name), self.property_of(other, name))
+            name: self.intersect(self.property_of(one, name), self.property_of(other, name))
             for name in [*one.properties, *other.properties]
         }
         bounds = [m for m in (one.max_properties, other.max_properties) if m is not None]
@@ -116,7 +116,7 @@ class Meets:
         """Return the intersection of two optional nodes; None means no constraint."""
         if one is None or other is None:
             return other if one is None else one
-        return self.meet(one, other)
+        return self.intersect(one, other)
 
     def _patterns(self, one: Object, other: Object) -> tuple[tuple[Pattern, Node], ...]:
         found = {}
@@ -129,7 +129,7 @@ class Meets:
                     if its.patterns:  # they may match the same names
                         raise TooComplexError("`patternProperties`: given in several schemas")
                     same = [its.additional]
-                found[pattern] = self.meet(node, same[0]) if same else node
+                found[pattern] = self.intersect(node, same[0]) if same else node
         return tuple(found.items())
 
     def property_of(self, obj: Object, name: str) -> Node:
@@ -139,9 +139,9 @@ class Meets:
         node = ANY
         for pattern, inner in obj.patterns:
             if pattern.may_match(name):
-                node = self.meet(node, inner)
+                node = self.intersect(node, inner)
         if not any(pattern.matches(name) for pattern, _ in obj.patterns):
-            node = self.meet(node, rest_of(obj))
+            node = self.intersect(node, rest_of(obj))
         return node
 
     # --- whether two nodes have values in common ---
@@ -195,7 +195,7 @@ class Meets:
                 )
                 for name in (*one.required, *other.required)
             )
-        return not self._meet(one, other)
+        return not self._intersect(one, other)
 
 
 def array(prefix: tuple[Node, ...], items: Node | None, least: int, most: int | None) -> Node:
@@ -225,7 +225,7 @@ def rest_of(obj: Object) -> Node:
     return ANY if obj.is_open else NEVER
 
 
-def meet_numbers(one: Number, other: Number) -> Node:
+def intersect_numbers(one: Number, other: Number) -> Node:
     """Return the numbers in both nodes."""
     low, above = _tighter(one.low, one.above_low, other.low, other.above_low, sign=1)
     high, below = _tighter(one.high, one.below_high, other.high, other.below_high, sign=-1)
@@ -273,7 +273,7 @@ def _tighter(
     return one, one_excludes or other_excludes
 
 
-def meet_strings(one: String, other: String) -> Node:
+def intersect_strings(one: String, other: String) -> Node:
     """Return the strings in both nodes."""
     bounds = [most for most in (one.max_length, other.max_length) if most is not None]
     both = String(

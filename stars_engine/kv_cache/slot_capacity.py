@@ -1,4 +1,4 @@
-"""How many tokens a cache slot holds. Capacities are few, so that slots can be reused."""
+"""Size classes of cache slots, in tokens. They are few, so that slots can be reused."""
 
 from __future__ import annotations
 

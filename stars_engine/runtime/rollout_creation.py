@@ -1,4 +1,4 @@
-"""Turn prompt requests into rollouts, and check lengths and token ids against the model."""
+"""Create the rollouts of one prompt: tokenize it, and check its settings against the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.chat.turns import described
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
-from stars_engine.core.budget import MemoryBudget, Reserved
+from stars_engine.core.memory_budget import MemoryBudget, Reserved
 from stars_engine.errors import (
     ConfigError,
     ContextOverflowError,
