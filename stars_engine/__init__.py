@@ -23,10 +23,12 @@ if TYPE_CHECKING:
         EngineParams,
         FunctionReward,
         JsonGrammar,
+        OpenAIServerModel,
         ProcessReward,
         RegexGrammar,
         RewardPart,
         SamplingParams,
+        ServerReward,
         StarsConfig,
         TransformersModel,
         ValueReward,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         RequestError,
         RewardError,
         ScheduleError,
+        ServerError,
         StarsError,
         StarsWarning,
     )
@@ -84,15 +87,16 @@ _HOMES = {
     "stars_engine.config.presets": "preset",
     "stars_engine.config": (
         "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
-        "FunctionReward JsonGrammar ProcessReward RegexGrammar RewardPart SamplingParams "
-        "StarsConfig TransformersModel ValueReward YesNoReward"
+        "FunctionReward JsonGrammar OpenAIServerModel ProcessReward RegexGrammar RewardPart "
+        "SamplingParams ServerReward StarsConfig TransformersModel ValueReward YesNoReward"
     ),
     "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
     "stars_engine.errors": (
         "AlignmentError CalibrationStoppedError ConfigError ContextOverflowError "
         "EngineClosedError EngineForkedError GenerationError MissingExtraError ModelLoadError "
-        "PromptError QueueFullError RequestError RewardError ScheduleError StarsError StarsWarning"
+        "PromptError QueueFullError RequestError RewardError ScheduleError ServerError StarsError "
+        "StarsWarning"
     ),
     "stars_engine.schedules": (
         "AutoSchedule CalibratedSchedule ConstantSchedule CosineSchedule FunctionSchedule "
@@ -136,6 +140,7 @@ __all__ = [
     "MissingExtraError",
     "ModelLoadError",
     "NoSchedule",
+    "OpenAIServerModel",
     "PerSegmentSchedule",
     "ProcessReward",
     "PromptError",
@@ -149,6 +154,8 @@ __all__ = [
     "ScheduleError",
     "Segment",
     "SegmentEvent",
+    "ServerError",
+    "ServerReward",
     "StarsConfig",
     "StarsEngine",
     "StarsError",

@@ -17,11 +17,13 @@ from stars_engine.config.rewards import (
     ProcessReward,
     RewardConfig,
     RewardPart,
+    ServerReward,
     ValueReward,
     YesNoReward,
 )
-from stars_engine.config.root import StarsConfig
+from stars_engine.config.root import ModelConfig, StarsConfig
 from stars_engine.config.sampling import SamplingParams
+from stars_engine.config.servers import OpenAIServerModel
 
 __all__ = [
     "EMBEDDED_LM",
@@ -35,11 +37,14 @@ __all__ = [
     "FunctionReward",
     "Grammar",
     "JsonGrammar",
+    "ModelConfig",
+    "OpenAIServerModel",
     "ProcessReward",
     "RegexGrammar",
     "RewardConfig",
     "RewardPart",
     "SamplingParams",
+    "ServerReward",
     "StarsConfig",
     "TransformersModel",
     "ValueReward",

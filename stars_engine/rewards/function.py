@@ -8,10 +8,10 @@ from typing import Any
 
 from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
+from stars_engine.event_loop import EventLoop, LoopTimeoutError
 from stars_engine.import_strings import named_object
 from stars_engine.rewards.base import as_number, check_count, with_floor
-from stars_engine.rewards.event_loop import EventLoop
-from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.failures import FailurePolicy, RewardTimeoutError
 from stars_engine.types import RewardInput, Score
 
 
@@ -64,7 +64,10 @@ class FunctionRewardModel:
     def _call(self, *arguments: Any) -> Any:
         result = self._function(*arguments)
         if inspect.isawaitable(result):
-            return self._loop.run(result, timeout_s=self.timeout_s)
+            try:
+                return self._loop.run(result, timeout_s=self.timeout_s)
+            except LoopTimeoutError:
+                raise RewardTimeoutError(self.timeout_s) from None
         return result
 
 

@@ -8,6 +8,7 @@ from stars_engine.config import (
     FunctionReward,
     ProcessReward,
     RewardConfig,
+    ServerReward,
     ValueReward,
 )
 from stars_engine.errors import needs_extra
@@ -29,6 +30,7 @@ def load_reward(
         ModelLoadError: The reward model cannot be loaded.
         MissingExtraError: A required package is not installed.
     """
+    loaded: RewardModel
     if isinstance(config, CompositeReward):
         from stars_engine.rewards.composite import CompositeRewardModel
 
@@ -36,23 +38,29 @@ def load_reward(
             name: load_reward(part.reward, lm_fingerprint, model)
             for name, part in config.parts.items()
         }
-        return CompositeRewardModel(config, parts)
-    if isinstance(config, FunctionReward):
+        loaded = CompositeRewardModel(config, parts)
+    elif isinstance(config, FunctionReward):
         from stars_engine.rewards.function import FunctionRewardModel
 
-        return FunctionRewardModel(config)
-    if isinstance(config, ClassifierReward):
+        loaded = FunctionRewardModel(config)
+    elif isinstance(config, ServerReward):
+        with needs_extra("remote"):
+            from stars_engine.rewards.server import ServerRewardModel
+        loaded = ServerRewardModel(config, lm_fingerprint)
+    elif isinstance(config, ClassifierReward):
         with needs_extra("local"):
             from stars_engine.rewards.classifier import ClassifierRewardModel
-        return ClassifierRewardModel(config, lm_fingerprint)
-    if isinstance(config, ProcessReward):
+        loaded = ClassifierRewardModel(config, lm_fingerprint)
+    elif isinstance(config, ProcessReward):
         with needs_extra("local"):
             from stars_engine.rewards.process import ProcessRewardModel
-        return ProcessRewardModel(config)
-    if isinstance(config, ValueReward):
+        loaded = ProcessRewardModel(config)
+    elif isinstance(config, ValueReward):
         with needs_extra("local"):
             from stars_engine.rewards.value import ValueRewardModel
-        return ValueRewardModel(config, model)
-    with needs_extra("local"):
-        from stars_engine.rewards.yes_no import YesNoRewardModel
-    return YesNoRewardModel(config)
+        loaded = ValueRewardModel(config, model)
+    else:
+        with needs_extra("local"):
+            from stars_engine.rewards.yes_no import YesNoRewardModel
+        loaded = YesNoRewardModel(config)
+    return loaded

@@ -1,15 +1,18 @@
-"""An event loop on its own thread, for third-party coroutines."""
+"""An event loop on its own thread, for coroutines of HTTP clients and of third-party code."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from threading import Lock, Thread
 from typing import Any
 
-from stars_engine.rewards.failures import RewardTimeoutError
+
+class LoopTimeoutError(TimeoutError):
+    """An awaitable exceeded its timeout, and was cancelled."""
 
 
 class EventLoop:
@@ -28,23 +31,36 @@ class EventLoop:
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def run(self, awaitable: Awaitable[Any], *, timeout_s: float | None) -> Any:
+    def run(self, awaitable: Awaitable[Any], *, timeout_s: float | None = None) -> Any:
         """Wait for a result.
 
         Raises:
-            RewardTimeoutError: The awaitable exceeded the timeout, and was cancelled.
+            LoopTimeoutError: The awaitable exceeded the timeout, and was cancelled.
+        """
+        return self.submit(awaitable, timeout_s=timeout_s).result()
+
+    def submit(self, awaitable: Awaitable[Any], *, timeout_s: float | None = None) -> Future[Any]:
+        """Start an awaitable; return a future of its result. Cancelling it cancels the awaitable.
+
+        Callbacks of the future run on the loop's thread.
         """
         with self._lock:  # never between stopping one loop and starting the next
             loop = self._started()
-            future = asyncio.run_coroutine_threadsafe(_within(awaitable, timeout_s), loop)
-        return future.result()
+            return asyncio.run_coroutine_threadsafe(_within(awaitable, timeout_s), loop)
 
-    def close(self) -> None:
-        """Cancel running awaitables and end the thread."""
+    def close(self, last: Callable[[], Awaitable[object]] | None = None) -> None:
+        """Cancel running awaitables, run a last one if there is one, and end the thread.
+
+        This does not wait, so it may be called on any thread.
+        """
         with self._lock:
             loop, self._loop = self._loop, None
-            if loop is not None:
+            if loop is None:
+                return
+            if last is None:
                 _stop(loop)
+            else:
+                asyncio.run_coroutine_threadsafe(_end(last, loop), loop)
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -61,8 +77,19 @@ async def _within(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
             return await awaitable
     except TimeoutError:
         if timer.expired():
-            raise RewardTimeoutError(timeout_s) from None
+            raise LoopTimeoutError from None
         raise
+
+
+async def _end(last: Callable[[], Awaitable[object]], loop: asyncio.AbstractEventLoop) -> None:
+    others = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    try:
+        await last()
+    finally:
+        loop.stop()
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
