@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         RegexGrammar,
         RewardPart,
         SamplingParams,
+        ServerProcessReward,
         ServerReward,
+        ServerYesNoReward,
         StarsConfig,
         TransformersModel,
         ValueReward,
@@ -88,7 +90,8 @@ _HOMES = {
     "stars_engine.config": (
         "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
         "FunctionReward JsonGrammar OpenAIServerModel ProcessReward RegexGrammar RewardPart "
-        "SamplingParams ServerReward StarsConfig TransformersModel ValueReward YesNoReward"
+        "SamplingParams ServerProcessReward ServerReward ServerYesNoReward StarsConfig "
+        "TransformersModel ValueReward YesNoReward"
     ),
     "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -155,7 +158,9 @@ __all__ = [
     "Segment",
     "SegmentEvent",
     "ServerError",
+    "ServerProcessReward",
     "ServerReward",
+    "ServerYesNoReward",
     "StarsConfig",
     "StarsEngine",
     "StarsError",

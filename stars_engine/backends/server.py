@@ -19,12 +19,13 @@ from stars_engine.backends.server_requests import (
 )
 from stars_engine.config import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel
-from stars_engine.errors import GenerationError, Interrupted, ModelLoadError, ServerError
+from stars_engine.errors import GenerationError, Interrupted, ServerError
 from stars_engine.loading.served import load_served_tokenizer, tokenizer_source
-from stars_engine.remote.client import ServerClient, ServerStats
+from stars_engine.remote.client import ServerClient
 from stars_engine.remote.dialects import Completion, CompletionRequest
 from stars_engine.remote.endpoints import Session
 from stars_engine.remote.model_probe import ModelProbe
+from stars_engine.remote.stats import ServerStats
 from stars_engine.tokenization.codec import Codec
 
 
@@ -140,17 +141,18 @@ class ServerBackend:
     def _submit(self, request: DraftRequest) -> Future[Draft]:
         if self._interrupted:
             raise Interrupted
-        if request.probes:
-            raise ModelLoadError(
-                "a server gives no hidden states, which this reward reads. Hint: use a "
-                "TransformersModel in this process, or another kind of reward"
-            )
         future: Future[Draft] = self.client.submit(self._draft(request))
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         return future
 
     async def _draft(self, request: DraftRequest) -> Draft:
+        if request.entropies:
+            raise GenerationError(
+                "segment_end='entropy' needs entropies of the whole vocabulary, which servers do "
+                "not return. Hint: use segment_end='length' or 'sentence', or a TransformersModel "
+                "in this process"
+            )
         session = self._session_of(request.handle)
         drafted: list[int] = []
         while len(drafted) < len(request.uniforms):

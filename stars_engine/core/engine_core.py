@@ -8,7 +8,7 @@ candidate leaves no state to undo.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import cast
@@ -16,9 +16,10 @@ from typing import cast
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
-from stars_engine.backends.base import LanguageModel
+from stars_engine.backends.base import LanguageModel, answers_later
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.drafter import Drafter, DraftOutcome
+from stars_engine.core.pending_drafts import Flight, PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, RequestError, describe_error
@@ -50,6 +51,8 @@ class EngineCore:
         scheduler: Owns the requests and their statuses.
         scorer: Computes rewards, either at once or by a later step.
         autotuner: Chooses how many candidates to draft, from the speed of earlier steps.
+        post: Runs a callable on the engine's thread. With it, drafts of a model that answers later
+            are used as they arrive; without it, each step waits for its drafts.
 
     Attributes:
         num_steps: Number of steps that drafted something.
@@ -61,11 +64,16 @@ class EngineCore:
         scheduler: Scheduler | None = None,
         scorer: Scorer = score_now,
         autotuner: CandidateAutotuner | None = None,
+        post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.scheduler = scheduler or Scheduler()
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
+        self._pending: PendingDrafts | None = None
+        if post is not None and answers_later(model):
+            self._pending = PendingDrafts(model, post)
+        self._flights: dict[Request, Flight] = {}  # of the drafts that are being scored
         self._requests: dict[Rollout, Request] = {}
         self._events: Events = []
         self.num_steps = 0
@@ -83,14 +91,25 @@ class EngineCore:
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
         self.end_overdue()
-        started_s = time.perf_counter()
-        batch = self._allocate(self.scheduler.schedule())
-        drafted = self._draft(batch)
-        opened = [self._open(request, drafts) for request, drafts in drafted]
-        self._scorer(split_composites(item for asked in opened for item in asked))
-        self._note_step(drafted, time.perf_counter() - started_s)
+        if self._pending is not None:
+            self._submit(self._pending)
+            self._score(self._take_arrived(self._pending))
+        else:
+            started_s = time.perf_counter()
+            drafted = self._draft(self._allocate(self.scheduler.schedule()))
+            self._score(drafted)
+            self._note_step(drafted, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
+
+    def has_work(self) -> bool:
+        """Whether the next step can draft something without waiting for an answer."""
+        return self.scheduler.has_work() and not (self._pending and self._is_full(self._pending))
+
+    def close(self) -> None:
+        """Cancel the drafts that have not arrived."""
+        if self._pending is not None:
+            self._pending.cancel_all()
 
     def take_events(self) -> Events:
         """Return and clear the events since the last call."""
@@ -118,19 +137,56 @@ class EngineCore:
         for rollout in rollouts:
             request = self._requests.pop(rollout, None)
             if request is not None:
-                self.scheduler.finish(request)
+                self._finish(request)
 
-    # --- drafting ---
-
-    def _allocate(self, requests: Sequence[Request]) -> list[ScheduledRequest]:
-        """Choose how many candidates each request of a batch drafts."""
+    def _allocate(
+        self, requests: Sequence[Request], in_flight: Mapping[Request, int] | None = None
+    ) -> list[ScheduledRequest]:
+        """Choose how many candidates each request of a batch drafts, beside those in flight."""
         self._invalidate_changed_weights(requests)
         limits = [n for n in (self.scheduler.max_rows, self._drafter.max_rows) if n is not None]
         bounds = [self.scheduler.num_drafts(request) for request in requests]
         counts = self._autotuner.allocate(
-            requests, bounds, self._model, max_rows=min(limits, default=None)
+            requests,
+            bounds,
+            self._model,
+            max_rows=min(limits, default=None),
+            in_flight=in_flight,
         )
         return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
+
+    # --- drafts that arrive later ---
+
+    def _submit(self, pending: PendingDrafts) -> None:
+        """Ask for candidates of all requests that run, within the limit on rows."""
+        while not self._is_full(pending):
+            batch = self.scheduler.schedule()
+            if not batch:
+                return
+            for request, count in self._allocate(batch, pending.in_flight):
+                self.scheduler.wait_for_draft(request)
+                pending.submit(request, count)
+
+    def _is_full(self, pending: PendingDrafts) -> bool:
+        limit = self.scheduler.max_rows
+        return limit is not None and pending.num_rows >= limit
+
+    def _take_arrived(self, pending: PendingDrafts) -> list[tuple[Request, list[DraftOutcome]]]:
+        arrived = pending.take_arrived()
+        self.num_steps += bool(arrived)
+        for flight, _ in arrived:
+            self._flights[flight.request] = flight
+        return [(flight.request, outcomes) for flight, outcomes in arrived]
+
+    def _note_flight(self, request: Request) -> None:
+        """Record the time from the request for drafts to the verdict, unless it read a prompt."""
+        flight = self._flights.pop(request, None)
+        if flight is not None and request.started:
+            seconds = time.monotonic() - flight.started_s
+            self._autotuner.note_step([request.rollout], flight.num_rows, seconds)
+        request.started = True
+
+    # --- drafting ---
 
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
@@ -166,6 +222,11 @@ class EngineCore:
                 )
         self._free_unused()
         return [item for item in batch if left and item.request in left]
+
+    def _score(self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]]) -> None:
+        """Start the verification of drafts, and request their rewards."""
+        opened = [self._open(request, drafts) for request, drafts in drafted]
+        self._scorer(split_composites(item for asked in opened for item in asked))
 
     def _note_step(
         self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
@@ -222,6 +283,8 @@ class EngineCore:
             if event is None and not verification.all_used:
                 continue
             verification.closed = True
+            if self._pending is not None:
+                self._note_flight(request)
             if request.rollout.finished:
                 assert event is not None
                 self._end(request, event)
@@ -245,8 +308,14 @@ class EngineCore:
         self._events.append((request.rollout, event))
         if not request.started:
             self.scheduler.remove_waiting([request.rollout])
-        self.scheduler.finish(request)
+        self._finish(request)
         self._requests.pop(request.rollout, None)
+
+    def _finish(self, request: Request) -> None:
+        if self._pending is not None:
+            self._pending.cancel(request)
+            self._flights.pop(request, None)
+        self.scheduler.finish(request)
 
     # --- memory ---
 

@@ -22,12 +22,14 @@ class RequestStatus(Enum):
     Attributes:
         WAITING: Not started, or preempted. No prefix is cached for it.
         RUNNING: Drafts in the next batch that has its segment length.
+        WAITING_FOR_DRAFT: A model that answers later drafts for it.
         WAITING_FOR_REWARD: Its drafts are being scored.
         FINISHED: The answer has ended.
     """
 
     WAITING = "waiting"
     RUNNING = "running"
+    WAITING_FOR_DRAFT = "waiting_for_draft"
     WAITING_FOR_REWARD = "waiting_for_reward"
     FINISHED = "finished"
 

@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +18,7 @@ from stars_engine.errors import ModelLoadError, ServerError, needs_extra
 from stars_engine.event_loop import EventLoop
 from stars_engine.redaction import redact
 from stars_engine.remote.endpoints import Endpoint, Endpoints, Session
+from stars_engine.remote.stats import ServerStats
 
 if TYPE_CHECKING:
     import httpx
@@ -56,29 +56,6 @@ class _FailedAttemptError(Exception):
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-@dataclass(slots=True)
-class ServerStats:
-    """Counts of the requests to the servers of one model.
-
-    Attributes:
-        num_requests: Requests that were answered.
-        num_retries: Attempts after the first.
-        num_failovers: Attempts at another server than the one before.
-        num_prompt_tokens: Prompt tokens of answered requests.
-        num_cached_tokens: Those of them that the server had in its prefix cache, as it says.
-    """
-
-    num_requests: int = 0
-    num_retries: int = 0
-    num_failovers: int = 0
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-
-    def __add__(self, other: ServerStats) -> ServerStats:
-        names = [each.name for each in fields(self)]
-        return ServerStats(*(getattr(self, name) + getattr(other, name) for name in names))
 
 
 class ServerClient:

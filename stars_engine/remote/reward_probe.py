@@ -145,8 +145,9 @@ class RewardProbe:
         raise ModelLoadError(
             f"{server.url}{endpoint.path} returns {count} numbers for each text, where a reward is "
             f"one (label={label!r}){expected}. Hint: set label to the index of the label "
-            "that is the reward; if the server returns hidden states, serve the model as a classifier "
-            "(vllm serve --runner pooling --convert classify), or set endpoint='classify'"
+            "that is the reward; if the server returns hidden states, serve the model as a "
+            "classifier (vllm serve --runner pooling --convert classify), or set "
+            "endpoint='classify'"
         )
 
     def _check_raw(

@@ -8,7 +8,9 @@ from stars_engine.config import (
     FunctionReward,
     ProcessReward,
     RewardConfig,
+    ServerProcessReward,
     ServerReward,
+    ServerYesNoReward,
     ValueReward,
 )
 from stars_engine.errors import needs_extra
@@ -47,6 +49,14 @@ def load_reward(
         with needs_extra("remote"):
             from stars_engine.rewards.server import ServerRewardModel
         loaded = ServerRewardModel(config, lm_fingerprint)
+    elif isinstance(config, ServerYesNoReward):
+        with needs_extra("remote"):
+            from stars_engine.rewards.server_yes_no import ServerYesNoRewardModel
+        loaded = ServerYesNoRewardModel(config)
+    elif isinstance(config, ServerProcessReward):
+        with needs_extra("remote"):
+            from stars_engine.rewards.server_steps import ServerProcessRewardModel
+        loaded = ServerProcessRewardModel(config)
     elif isinstance(config, ClassifierReward):
         with needs_extra("local"):
             from stars_engine.rewards.classifier import ClassifierRewardModel

@@ -39,7 +39,7 @@ from stars_engine.runtime.request_group import (
     engine_closed_error,
 )
 from stars_engine.runtime.reward_executor import RewardExecutor
-from stars_engine.runtime.stats import EngineStats, Totals
+from stars_engine.runtime.stats import EngineStats, Totals, server_counts
 from stars_engine.types import FinishReason, SegmentEvent
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class EngineLoop:
             num_rows=core.scheduler.num_ready_rows if core else 0,
             num_steps=self._num_steps + (core.num_steps if core else 0),
             num_loads=self._models.num_loads,
+            **server_counts(self._models.loaded),
             **self._totals.snapshot(),
         )
 
@@ -159,7 +160,7 @@ class EngineLoop:
 
     def _wait_s(self) -> float:
         """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
-        has_work = self._inputs.reading or (self._core and self._core.scheduler.has_work())
+        has_work = self._inputs.reading or (self._core and self._core.has_work())
         if not has_work:
             return self._check_deadlines()
         if time.monotonic() >= self._next_check_s:
@@ -265,7 +266,7 @@ class EngineLoop:
             model, max_tokens=params.max_prefix_tokens, max_bytes=params.max_cache_bytes
         )
         scheduler = Scheduler(max_rows=params.max_rows, max_active=params.max_active, budget=budget)
-        return EngineCore(model, scheduler, self._score, self._autotuner)
+        return EngineCore(model, scheduler, self._score, self._autotuner, self.post)
 
     # --- rewards ---
 
@@ -314,6 +315,7 @@ class EngineLoop:
             self._stop.set()
         if failed is None or model is None:
             return
+        failed.close()
         self._num_steps += failed.num_steps
         self._core = self._new_core(model)
         self._deliver(failed.take_events())
@@ -348,6 +350,7 @@ class EngineLoop:
         except Empty:
             pass
         if self._core is not None:
+            self._core.close()
             self._num_steps += self._core.num_steps
             self._core = None
         self._models.unload_all()

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from stars_engine.backends.base import PromptedModel
 from stars_engine.errors import Interrupted, ModelLoadError, describe_error
 from stars_engine.rewards.base import RewardModel, describe
+from stars_engine.rewards.reward_requests import single_models
 from stars_engine.runtime.request_group import RewardSource
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,13 @@ class Models:
             reward = self._load_once(source.key, lambda: source.load(model), requested_s, describe)
             self._rewards[source.key] = reward
         return model, reward
+
+    @property
+    def loaded(self) -> list[object]:
+        """All models that are loaded. May be called from any thread."""
+        models = [] if self.model is None else [self.model]
+        rewards = tuple(self._rewards.values())
+        return [*models, *(part for reward in rewards for part in single_models(reward))]
 
     def peek(self, key: str) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded. May be called from any thread."""

@@ -97,7 +97,8 @@ class TestServer:
         faults: What it does wrong from now on.
         asked: Bodies of requests, by path.
         sessions: Session ids of completions, in order.
-        hold: If set, completions wait until it is released.
+        held: If set, completions wait until the event is set.
+        holds: Which prefixes wait.
         num_aborted: Requests whose client went away before the answer.
     """
 
@@ -109,6 +110,7 @@ class TestServer:
     asked: dict[str, list[Any]] = field(default_factory=dict)
     sessions: list[str | None] = field(default_factory=list)
     held: Event | None = None
+    holds: Callable[[Sequence[int]], bool] = lambda _: True
     num_aborted: int = 0
     num_running: int = 0
     kill: Callable[[], None] = lambda: None
@@ -311,7 +313,7 @@ class TestServer:
 
     def _draw(self, ids: list[int], count: int, seed: int, sampling: SamplingParams) -> _Drawn:
         held = self.held
-        if held is not None:
+        if held is not None and self.holds(ids):
             held.wait(30)
         model = self.served.model
         assert model is not None

@@ -8,7 +8,11 @@ from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.composite import CompositeReward, RewardPart, as_reward
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
-from stars_engine.config.rewards.server import ServerReward
+from stars_engine.config.rewards.server import (
+    ServerProcessReward,
+    ServerReward,
+    ServerYesNoReward,
+)
 from stars_engine.config.rewards.value import ValueReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 
@@ -19,6 +23,8 @@ RewardConfig = Annotated[
     | ValueReward
     | FunctionReward
     | ServerReward
+    | ServerYesNoReward
+    | ServerProcessReward
     | CompositeReward,
     Field(discriminator="kind"),
 ]
@@ -30,7 +36,9 @@ __all__ = [
     "ProcessReward",
     "RewardConfig",
     "RewardPart",
+    "ServerProcessReward",
     "ServerReward",
+    "ServerYesNoReward",
     "ValueReward",
     "YesNoReward",
     "as_reward",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stars_engine.config.rewards.classifier import ReadsAnswers
 from stars_engine.config.rewards.common import Failing
+from stars_engine.config.rewards.process import ScoresSteps
+from stars_engine.config.rewards.yes_no import AsksYesNo
 from stars_engine.config.servers import Server
 
 
@@ -37,3 +39,27 @@ class ServerReward(ReadsAnswers, ServedReward):
         "'auto' asks the server",
         examples=["pooling"],
     )
+
+
+class ServerYesNoReward(AsksYesNo, ServedReward):
+    """A causal language model behind a vLLM server as judge; see `YesNoReward`."""
+
+    kind: Literal["server_yes_no"] = "server_yes_no"
+
+
+class ServerProcessReward(ScoresSteps, ServedReward):
+    """A process reward model behind a vLLM server, with a head for each token.
+
+    See `ProcessReward`. The server needs `--runner pooling`.
+    """
+
+    kind: Literal["server_process"] = "server_process"
+
+    @model_validator(mode="after")
+    def _has_a_head(self) -> Self:
+        if self.resolved().head != "classifier":
+            raise ValueError(
+                "head='tokens' reads the probabilities of two tokens at each marker, which servers "
+                "do not return; use a model with head='classifier', or ProcessReward here"
+            )
+        return self
