@@ -63,7 +63,7 @@ CONVENTIONS = {
 }
 
 
-class ScoresSteps(ReadsText, Aggregates):
+class ScoresSteps(Aggregates, ReadsText):
     """How an answer is split into steps, how they are marked, and where their scores are read.
 
     `convention` names the settings of a published model family; explicit fields override them.
