@@ -30,6 +30,7 @@ class EventLoop:
         self._name = name
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._finalizer: weakref.finalize[..., EventLoop] | None = None
 
     def run(self, awaitable: Awaitable[Any], *, timeout_s: float | None = None) -> Any:
         """Wait for a result.
@@ -57,6 +58,8 @@ class EventLoop:
             loop, self._loop = self._loop, None
             if loop is None:
                 return
+            assert self._finalizer is not None
+            self._finalizer.detach()
             if last is None:
                 _stop(loop)
             else:
@@ -66,7 +69,8 @@ class EventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             Thread(target=_run, args=(self._loop,), name=self._name, daemon=True).start()
-            weakref.finalize(self, _stop, self._loop).atexit = False
+            self._finalizer = weakref.finalize(self, _stop, self._loop)
+            self._finalizer.atexit = False
         return self._loop
 
 

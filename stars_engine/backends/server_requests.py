@@ -42,6 +42,12 @@ def _problems(sampling: SamplingParams, dialect: Dialect) -> Iterator[Problem]:
             f"{getattr(sampling, name)!r}: servers of the dialect {dialect.name!r} cannot follow "
             "it across segments. Hint: leave it out, or use vLLM",
         )
+    if sampling.temperature > dialect.max_temperature:
+        yield Problem(
+            "temperature",
+            f"{sampling.temperature:g} is above {dialect.max_temperature:g}, the highest that "
+            f"servers of the dialect {dialect.name!r} allow. Hint: lower it",
+        )
     biased = {"logit_bias", "presence_penalty", "frequency_penalty"} & changed
     if sampling.repetition_penalty != 1 and biased:
         yield Problem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import ssl
 from collections.abc import Callable, Sequence
@@ -289,6 +290,8 @@ def _refusal(endpoint: Endpoint, path: str, status: int, text: str) -> RefusedEr
 
 def _message(text: str) -> str:
     """Return what a server says of an error, in one line."""
+    with suppress(ValueError, TypeError, LookupError):
+        text = str(json.loads(text)["error"]["message"])
     line = " ".join(redact(text).split())
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
 

@@ -71,11 +71,13 @@ class Dialect(Protocol):
         name: Its name in configs and messages.
         path: The path of the endpoint.
         unsupported: Fields of the sampling settings that it cannot follow.
+        max_temperature: The highest temperature that it allows.
     """
 
     name: str
     path: str
     unsupported: frozenset[str]
+    max_temperature: float
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """Return the body of a request."""
@@ -95,6 +97,7 @@ class VllmGenerate:
 
     name, path = "vllm", "/inference/v1/generate"
     unsupported: frozenset[str] = frozenset()
+    max_temperature = 2.0
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""
@@ -111,6 +114,7 @@ class OpenAICompletions:
 
     name, path = "completions", "/v1/completions"
     unsupported: frozenset[str] = frozenset()
+    max_temperature = 2.0
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""
@@ -132,6 +136,7 @@ class SGLangGenerate:
 
     name, path = "sglang", "/generate"
     unsupported: frozenset[str] = frozenset()
+    max_temperature = math.inf
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""
@@ -184,6 +189,7 @@ class LlamaServer:
 
     name, path = "llama.cpp", "/completion"
     unsupported = frozenset({"presence_penalty", "frequency_penalty", "min_tokens"})
+    max_temperature = math.inf
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""

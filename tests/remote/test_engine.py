@@ -48,7 +48,7 @@ def models(engine: StarsEngine) -> Iterator[list[TestServer]]:
 def rewards(engine: StarsEngine) -> Iterator[TestServer]:
     reward = engine.reward
     scores = classifier_scores(reward._model)
-    with serving(Served(rewards=scores, codec=reward._codec, max_model_len=256)) as running:
+    with serving(Served(rewards=scores, codec=reward._codec, max_model_len=384)) as running:
         yield running
 
 
@@ -132,7 +132,7 @@ def test_long_prompts_come_from_the_prefix_cache(
 ) -> None:
     remote = new_engine()
     before = remote.stats()
-    remote.generate("This movie was long and dull. " * 12)
+    remote.generate("This movie was long and dull. " * 24)
     stats = remote.stats()
     num_prompt = stats.num_server_prompt_tokens - before.num_server_prompt_tokens
     num_cached = stats.num_server_cached_tokens - before.num_server_cached_tokens
@@ -291,6 +291,8 @@ def test_what_servers_cannot_do_is_refused_by_name(
         remote.generate(PROMPTS[0], sampling=penalties)
     with pytest.raises(ConfigError, match=r"logit_bias: \{3: 200\.0\}"):
         remote.generate(PROMPTS[0], sampling=SAMPLING.replace(logit_bias={3: 200.0}))
+    with pytest.raises(ConfigError, match=r"temperature: 2\.5 is above 2"):
+        remote.generate(PROMPTS[0], sampling=SAMPLING.replace(temperature=2.5))
     entropy = ALIGN.replace(segment_end="entropy", max_entropy=1.0)
     with pytest.raises(GenerationError, match=r"entrop"):
         remote.generate(PROMPTS[0], align=entropy)
