@@ -176,14 +176,16 @@ def test_a_deadline_ends_a_draft(
     wait_until(lambda: models[0].num_aborted == 2)
 
 
+@pytest.mark.slow
 def test_one_of_two_servers_dies_amid_32_requests(
     new_engine: Callable[..., StarsEngine], models: list[TestServer]
 ) -> None:
     prompts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(8)]
-    expected = new_engine().generate(prompts)
+    short = SAMPLING.replace(max_tokens=16)
+    expected = new_engine().generate(prompts, sampling=short)
     remote = new_engine(2)
     num_before = models[1].count("/inference/v1/generate")
-    future = remote.submit(prompts)
+    future = remote.submit(prompts, sampling=short)
     wait_until(lambda: models[1].count("/inference/v1/generate") > num_before + 20)
     models[1].kill()
     results = future.result(120)
@@ -191,6 +193,7 @@ def test_one_of_two_servers_dies_amid_32_requests(
     assert remote.stats().num_server_failovers > 0
 
 
+@pytest.mark.slow
 def test_no_server_left(new_engine: Callable[..., StarsEngine], models: list[TestServer]) -> None:
     prompts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(8)]
     remote = new_engine(2, timeout_s=5.0, http_retries=2)
