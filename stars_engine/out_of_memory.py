@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard, TypeVar
 
 from stars_engine.protocols import has_members
@@ -39,6 +39,14 @@ class KeepsCache(Protocol):
         ...
 
 
+class ReportsMemory(Protocol):
+    """A model that knows how much memory it holds beside its weights."""
+
+    def memory_usage(self) -> Mapping[str, int]:
+        """Return bytes by holder, such as "kv_cache". May be called from any thread."""
+        ...
+
+
 class DependsOnWeights(Protocol):
     """A model with a cache, whose weights may change."""
 
@@ -55,6 +63,11 @@ def keeps_cache(model: object) -> TypeGuard[KeepsCache]:
 def depends_on_weights(model: object) -> TypeGuard[DependsOnWeights]:
     """Return whether a model implements `DependsOnWeights`."""
     return has_members(model, DependsOnWeights)
+
+
+def memory_usage(model: object) -> Mapping[str, int]:
+    """Return the bytes that a model reports by holder; empty if it reports none."""
+    return model.memory_usage() if _reports_memory(model) else {}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -140,6 +153,10 @@ def strip_traceback(error: Exception) -> Exception:
     """Return an error without its traceback and causes: their frames hold tensors."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
+
+
+def _reports_memory(model: object) -> TypeGuard[ReportsMemory]:
+    return has_members(model, ReportsMemory)
 
 
 def free_unused(*models: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification
@@ -89,3 +91,9 @@ def qwen_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
 def qwen(qwen_tokenizer: PreTrainedTokenizerFast) -> Qwen2ForTokenClassification:
     """A small process reward model."""
     return small(Qwen2ForTokenClassification, Qwen2Config, qwen_tokenizer, num_labels=2)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the large libraries, which stay in any case."""
+    gc.collect()
+    gc.freeze()

@@ -83,6 +83,10 @@ class SharedPrefixDecoder(Decoder):
         """See `Decoder`."""
         self.cache.limit_cache(max_bytes)
 
+    def memory_usage(self) -> dict[str, int]:
+        """See `ReportsMemory`."""
+        return {**self.cache.memory_usage(), "packed_weights": self._runner.packed_bytes}
+
     def free_unused(self) -> None:
         """See `Decoder`."""
         self._graphs.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from stars_engine.grammars import Grammars, GrammarState
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
+from stars_engine.out_of_memory import memory_usage
 from stars_engine.probes import Probe
 from stars_engine.redaction import redacted_cause
 from stars_engine.tokenization.codec import Codec
@@ -192,6 +193,10 @@ class TransformersBackend:
     def free_unused(self) -> None:
         """See `KeepsCache`."""
         self.decoder.free_unused()
+
+    def memory_usage(self) -> Mapping[str, int]:
+        """See `ReportsMemory`."""
+        return memory_usage(self.decoder)
 
     def interrupt(self) -> None:
         """Give up drafting for good, at the next token; may be called from any thread."""

@@ -143,8 +143,9 @@ def sweep_command(
     n: SamplesOption = None,
     out: OutOption = None,
 ) -> None:
-    """Compare STARS under every combination of some settings; the best is chosen on tuning prompts.
+    """Compare STARS under every combination of some settings.
 
+    The best is chosen on tuning prompts.
     Example: stars sweep segment_len=8,16,32 schedule.budget=2.7,4
     """
     with needs_extra("eval"):

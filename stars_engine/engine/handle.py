@@ -19,7 +19,7 @@ from stars_engine.config import (
 )
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.loading import load_reward
+from stars_engine.rewards.loading import check_reward, load_reward
 from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.request_group import RewardSource
@@ -45,7 +45,8 @@ class Handle:
         if own_parts and "align" not in config.model_fields_set:
             # The default thresholds fit only the embedded models.
             config = config.replace(align=AlignParams(schedule=AutoSchedule()))
-        load = partial(_load_model, config) if model is None else lambda: model
+        load_model = _load_checked if reward is None else _load_model
+        load = partial(load_model, config) if model is None else lambda: model
         source = _reward_source(config) if reward is None else _own_reward(reward)
         runtime = Runtime(load, config.engine)
         runtime.acquire(source.key)
@@ -63,7 +64,7 @@ class Handle:
         """
         config = StarsConfig() if config is None else config
         source = _reward_source(config)
-        runtime = shared_runtime(config, partial(_load_model, config), source.key)
+        runtime = shared_runtime(config, partial(_load_checked, config), source.key)
         engine = cls.__new__(cls)
         engine._open(config, runtime, source, factory=cls.shared)  # noqa: SLF001 - its own class
         return engine
@@ -190,11 +191,20 @@ class Handle:
         return models
 
 
+def _load_checked(config: StarsConfig) -> PromptedModel:
+    """Load the language model, but first check the reward, because loading takes long."""
+    check_reward(config.reward)
+    return _load_model(config)
+
+
 def _load_model(config: StarsConfig) -> PromptedModel:
     if isinstance(config.model, OpenAIServerModel):
         with needs_extra("remote"):
             from stars_engine.backends.server import ServerBackend
         return ServerBackend(config.model)
+    with needs_extra("local"):
+        from stars_engine.loading.sources import check_local
+    check_local(config.model)
     with needs_extra("local"):
         from stars_engine.backends.transformers import TransformersBackend
     return TransformersBackend(config.model)

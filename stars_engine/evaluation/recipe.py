@@ -139,10 +139,6 @@ class Recipe(Filed):
         sizes = {n: arm.n for n, arm in self.base_arms.items() if isinstance(arm, BestOfNArm)}
         return max(sizes, key=lambda name: sizes[name]) if sizes else None
 
-    def with_arms(self, arms: dict[str, AnyArm]) -> Self:
-        """Return the recipe with more arms."""
-        return self.replace(arms={**self.arms, **arms})
-
 
 def _as_judge(value: Any) -> Any:
     """Return a judge's config; a callable, or its name, takes lists of prompts and answers."""

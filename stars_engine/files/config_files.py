@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -200,14 +200,18 @@ def find_object(value: Any) -> Any:
     return None if isinstance(value, str | int | None) else value
 
 
-def check_suffix(path: Path, title: str) -> None:
+def check_suffix(
+    path: Path, title: str, allowed: Sequence[str] = (".yaml", ".yml", ".json")
+) -> None:
     """Check the suffix of a file.
 
     Raises:
-        ConfigError: The suffix is unknown.
+        ConfigError: The suffix is not allowed.
     """
-    if path.suffix not in (".json", ".yaml", ".yml"):
-        raise file_error(path, title, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
+    if path.suffix not in allowed:
+        *others, last = allowed
+        names = f"{', '.join(others)} or {last}"
+        raise file_error(path, title, f"ends in {path.suffix!r}; use {names}")
 
 
 def check_writable(path: Path, title: str) -> None:

@@ -91,6 +91,11 @@ class ModelRunner:
         self.lock = self._lock.lock
 
     @property
+    def packed_bytes(self) -> int:
+        """Memory of packed weights."""
+        return self._packed.num_bytes
+
+    @property
     def device(self) -> torch.device:
         """Where tokens go: the device of the model now."""
         device: torch.device = self._embedding.weight.device

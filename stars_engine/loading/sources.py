@@ -65,6 +65,24 @@ def _embedded_folder(name: str) -> str:
     return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
 
 
+def check_local(part: Checkpoint) -> None:
+    """Check that the directories of a checkpoint exist, before anything is loaded.
+
+    Names on the hub are not looked up.
+
+    Raises:
+        ModelLoadError: A directory does not exist.
+    """
+    for field in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
+        name = getattr(part, field, None)
+        if name is not None and (name.startswith("stars:") or _looks_local(name)):
+            check_exists(resolve_source(name), field)
+
+
+def _looks_local(source: str) -> bool:
+    return Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+
+
 def check_exists(
     source: str, field: str, revision: str | None = None, token: str | None = None
 ) -> None:
@@ -78,8 +96,7 @@ def check_exists(
     path = Path(source)
     if path.is_dir():
         return
-    looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-    if path.is_file() or looks_local:
+    if path.is_file() or _looks_local(source):
         found = "a file" if path.is_file() else "no such directory"
         raise ModelLoadError(
             f"{field}={source!r}: {found}. Hint: give a directory written by save_pretrained, or a "

@@ -29,7 +29,7 @@ class FunctionRewardModel:
         self.timeout_s = config.timeout_s
         self.batched = config.batched
         self.failures = FailurePolicy.of(config, retry_wait_s=config.retry_wait_s)
-        self._function = _resolve(config.function)
+        self._function = resolve_function(config.function)
         shown = config.function
         self.name = shown if isinstance(shown, str) else getattr(shown, "__name__", repr(shown))
         call = getattr(self._function, "__call__", None)  # noqa: B004 - it may be an async method
@@ -71,7 +71,12 @@ class FunctionRewardModel:
         return result
 
 
-def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
+def resolve_function(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callable; import it if it is given by name.
+
+    Raises:
+        ModelLoadError: The name cannot be imported, or is not that of a callable.
+    """
     try:
         found: Callable[..., Any] = named_object(function)
     except ImportError as error:

@@ -86,6 +86,10 @@ class IncrementalRunner:
             for index, row in enumerate(rows)
         ]
 
+    def memory_usage(self) -> dict[str, int]:
+        """See `ReportsMemory`."""
+        return {**self.cache.memory_usage(), "packed_weights": self._runner.packed_bytes}
+
     # --- finding prefixes ---
 
     def _find(self, rows: Sequence[EncodedInput]) -> dict[int, Match]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class CachesPrefixes:
         """Free the cache; nothing is pinned between calls."""
         if self._incremental is not None:
             self._incremental.cache.free_unused()
+
+    def memory_usage(self) -> Mapping[str, int]:
+        """See `ReportsMemory`."""
+        return {} if self._incremental is None else self._incremental.memory_usage()
 
     def invalidate_if_changed(self) -> None:
         """Drop cached values that were computed with other weights."""

@@ -118,6 +118,7 @@ class EngineLoop:
             num_steps=self._num_steps + (core.num_steps if core else 0),
             num_loads=self._models.num_loads,
             **server_counts(self._models.loaded),
+            memory_bytes=self._models.memory_usage(),
             **self._totals.snapshot(),
         )
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from pydantic import Field
+
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.remote.stats import ServerStats
 from stars_engine.runtime.diagnostics import deviations
@@ -51,6 +53,10 @@ class EngineStats(Schema):
         num_calibrated_drafts: First drafts that were judged by calibrated thresholds.
         reward_drift: Mean deviation of their rewards from what the calibration expects, in
             standard deviations of drafts; nan if there are none. It should be near 0.
+        memory_bytes: Bytes that the engine keeps beside the weights, by holder: "kv_cache" (cached
+            prefixes), "candidates" (recent candidates, any of which may be accepted) and
+            "packed_weights" (copies of linear layers), of the "model" and of all its "reward"s
+            together, such as `memory_bytes["model.kv_cache"]`. Empty before models are loaded.
     """
 
     num_in_line: int = 0
@@ -83,6 +89,7 @@ class EngineStats(Schema):
     num_server_cached_tokens: int = 0
     num_calibrated_drafts: int = 0
     reward_drift: float = math.nan
+    memory_bytes: dict[str, int] = Field(default_factory=dict)
 
     @property
     def acceptance_rate(self) -> float:
