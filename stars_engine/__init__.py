@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         StarsConfig,
         TransformersModel,
         ValueReward,
+        VLLMModel,
+        VLLMReward,
         YesNoReward,
     )
     from stars_engine.config.presets import preset
@@ -91,7 +93,7 @@ _HOMES = {
         "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
         "FunctionReward JsonGrammar OpenAIServerModel ProcessReward RegexGrammar RewardPart "
         "SamplingParams ServerProcessReward ServerReward ServerYesNoReward StarsConfig "
-        "TransformersModel ValueReward YesNoReward"
+        "TransformersModel VLLMModel VLLMReward ValueReward YesNoReward"
     ),
     "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -172,6 +174,8 @@ __all__ = [
     "TransformersModel",
     "TrustReport",
     "Usage",
+    "VLLMModel",
+    "VLLMReward",
     "ValueReward",
     "Verification",
     "YesNoReward",

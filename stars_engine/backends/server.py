@@ -13,9 +13,10 @@ from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, PrefixHandle
 from stars_engine.backends.facts import read_served_facts, sampling_of
 from stars_engine.backends.server_requests import (
+    DraftInParts,
+    ShortCompletionError,
     check_supported,
-    completion_request,
-    valid_length,
+    refuse_entropies,
 )
 from stars_engine.config import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel
@@ -147,47 +148,17 @@ class ServerBackend:
         return future
 
     async def _draft(self, request: DraftRequest) -> Draft:
-        if request.entropies:
-            raise GenerationError(
-                "segment_end='entropy' needs entropies of the whole vocabulary, which servers do "
-                "not return. Hint: use segment_end='length' or 'sentence', or a TransformersModel "
-                "in this process"
-            )
+        refuse_entropies(request)
         session = self._session_of(request.handle)
-        drafted: list[int] = []
-        while len(drafted) < len(request.uniforms):
-            asked = completion_request(request, drafted, self._stop_ids(request))
-            new = await self._complete(asked, session, request)
-            drafted += new[: valid_length(request, drafted, new)]
-            if self.is_end(drafted[-1], request.sampling):
-                return Draft(tuple(drafted))
-        if not request.lookahead:
-            return Draft(tuple(drafted))
-        return Draft(tuple(drafted), await self._look_ahead(request, drafted, session))
+        parts = DraftInParts(request, {*self.end_ids, *request.sampling.stop_token_ids})
+        while (asked := parts.next_request()) is not None:
+            try:
+                parts.add(asked, await self._complete(asked, session))
+            except ShortCompletionError as error:
+                raise self._short(error.asked, error.completion) from None
+        return parts.draft
 
-    async def _look_ahead(
-        self, request: DraftRequest, drafted: Sequence[int], session: Session
-    ) -> tuple[int, ...]:
-        """Draw the likeliest tokens after a candidate."""
-        greedy = replace(
-            request,
-            uniforms=(*request.uniforms, *[0.0] * request.lookahead),
-            sampling=request.sampling.replace(temperature=0),
-        )
-        ahead: list[int] = []
-        while len(ahead) < request.lookahead:
-            before = [*drafted, *ahead]
-            asked = completion_request(greedy, before, self._stop_ids(request))
-            new = await self._complete(asked, session, request)
-            ahead += new[: valid_length(greedy, before, new)]
-            if self.is_end(ahead[-1], request.sampling):
-                break
-        return tuple(ahead)
-
-    async def _complete(
-        self, asked: CompletionRequest, session: Session, request: DraftRequest
-    ) -> tuple[int, ...]:
-        """Return the tokens of one request, up to and including the first end token."""
+    async def _complete(self, asked: CompletionRequest, session: Session) -> Completion:
         dialect, stats = self.probed.dialect, self.client.stats
         found: Completion = await self.client.call(
             dialect.path,
@@ -198,16 +169,11 @@ class ServerBackend:
         )
         stats.num_prompt_tokens += found.num_prompt_tokens or len(asked.token_ids)
         stats.num_cached_tokens += found.num_cached_tokens
-        ids = found.token_ids[: asked.max_tokens]
-        ends = (at for at, token in enumerate(ids) if self.is_end(token, request.sampling))
-        end = next(ends, None)
-        if end is not None:
-            return ids[: end + 1]
-        if found.ended and dialect.name == "llama.cpp" and self.end_ids:
-            return (*ids, min(self.end_ids))  # it leaves the token that ends the text out
-        if len(ids) == asked.max_tokens:
-            return ids
-        raise self._short(asked, found)
+        ends_silently = found.ended and dialect.name == "llama.cpp" and self.end_ids
+        if ends_silently and self.end_ids.isdisjoint(found.token_ids):
+            # llama-server leaves the token that ends the text out.
+            return replace(found, token_ids=(*found.token_ids, min(self.end_ids)))
+        return found
 
     def _short(self, asked: CompletionRequest, found: Completion) -> ServerError:
         count, urls = len(found.token_ids), ", ".join(self.config.base_url)
@@ -225,9 +191,6 @@ class ServerBackend:
             "stopped: its context is shorter than it says. Hint: set context_len to what the "
             "server can hold, or raise its --max-model-len"
         )
-
-    def _stop_ids(self, request: DraftRequest) -> list[int]:
-        return sorted({*self.end_ids, *request.sampling.stop_token_ids})
 
     def _session_of(self, handle: PrefixHandle) -> Session:
         session = self._sessions.get(handle)

@@ -21,11 +21,13 @@ from stars_engine.config.rewards import (
     ServerReward,
     ServerYesNoReward,
     ValueReward,
+    VLLMReward,
     YesNoReward,
 )
 from stars_engine.config.root import ModelConfig, StarsConfig
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel
+from stars_engine.config.vllm import VLLMModel
 
 __all__ = [
     "EMBEDDED_LM",
@@ -51,6 +53,8 @@ __all__ = [
     "ServerYesNoReward",
     "StarsConfig",
     "TransformersModel",
+    "VLLMModel",
+    "VLLMReward",
     "ValueReward",
     "YesNoReward",
 ]

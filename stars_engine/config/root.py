@@ -24,6 +24,7 @@ from stars_engine.config.rewards import (
 )
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel, Server
+from stars_engine.config.vllm import VLLMCheckpoint, VLLMModel
 from stars_engine.errors import Problem
 from stars_engine.files.config_files import Filed, find_object
 from stars_engine.messages import check_template_kwargs
@@ -48,7 +49,9 @@ def _embedded(file: str) -> dict[str, Any]:
     return values
 
 
-ModelConfig = Annotated[TransformersModel | OpenAIServerModel, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    TransformersModel | OpenAIServerModel | VLLMModel, Field(discriminator="kind")
+]
 
 
 def as_model(value: object) -> object:
@@ -187,7 +190,13 @@ def _measured_otherwise(own: Mapping[str, Any]) -> bool:
 
 def _objects_in(
     name: str,
-    part: Checkpoint | Server | FunctionReward | ValueReward | CompositeReward | BaseSchedule,
+    part: Checkpoint
+    | Server
+    | VLLMCheckpoint
+    | FunctionReward
+    | ValueReward
+    | CompositeReward
+    | BaseSchedule,
 ) -> Iterator[Problem]:
     """Yield the values that a file cannot contain."""
     if isinstance(part, CompositeReward):

@@ -16,6 +16,7 @@ from stars_engine.config import (
     SamplingParams,
     StarsConfig,
     TransformersModel,
+    VLLMModel,
 )
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.rewards.base import RewardModel
@@ -202,6 +203,10 @@ def _load_model(config: StarsConfig) -> PromptedModel:
         with needs_extra("remote"):
             from stars_engine.backends.server import ServerBackend
         return ServerBackend(config.model)
+    if isinstance(config.model, VLLMModel):
+        with needs_extra("vllm"):
+            from stars_engine.backends.vllm import VLLMBackend
+        return VLLMBackend(config.model)
     with needs_extra("local"):
         from stars_engine.loading.sources import check_local
     check_local(config.model)

@@ -12,6 +12,7 @@ from stars_engine.config import (
     ServerReward,
     ServerYesNoReward,
     ValueReward,
+    VLLMReward,
 )
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import needs_extra
@@ -77,6 +78,10 @@ def load_reward(
         with needs_extra("remote"):
             from stars_engine.rewards.server_steps import ServerProcessRewardModel
         loaded = ServerProcessRewardModel(config)
+    elif isinstance(config, VLLMReward):
+        with needs_extra("vllm"):
+            from stars_engine.rewards.vllm import VLLMRewardModel
+        loaded = VLLMRewardModel(config, lm_fingerprint)
     elif isinstance(config, ClassifierReward):
         with needs_extra("local"):
             from stars_engine.rewards.classifier import ClassifierRewardModel

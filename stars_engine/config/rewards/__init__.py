@@ -14,6 +14,7 @@ from stars_engine.config.rewards.server import (
     ServerYesNoReward,
 )
 from stars_engine.config.rewards.value import ValueReward
+from stars_engine.config.rewards.vllm import VLLMReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 
 RewardConfig = Annotated[
@@ -25,6 +26,7 @@ RewardConfig = Annotated[
     | ServerReward
     | ServerYesNoReward
     | ServerProcessReward
+    | VLLMReward
     | CompositeReward,
     Field(discriminator="kind"),
 ]
@@ -39,6 +41,7 @@ __all__ = [
     "ServerProcessReward",
     "ServerReward",
     "ServerYesNoReward",
+    "VLLMReward",
     "ValueReward",
     "YesNoReward",
     "as_reward",

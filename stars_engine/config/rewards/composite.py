@@ -18,6 +18,7 @@ from stars_engine.config.rewards.server import (
     ServerYesNoReward,
 )
 from stars_engine.config.rewards.value import ValueReward
+from stars_engine.config.rewards.vllm import VLLMReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 from stars_engine.import_strings import names_an_object
 from stars_engine.schema import Schema
@@ -30,7 +31,8 @@ SingleReward = Annotated[
     | FunctionReward
     | ServerReward
     | ServerYesNoReward
-    | ServerProcessReward,
+    | ServerProcessReward
+    | VLLMReward,
     Field(discriminator="kind"),
 ]
 
