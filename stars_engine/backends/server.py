@@ -196,7 +196,7 @@ class ServerBackend:
         session = self._sessions.get(handle)
         if session is None:
             session = self._sessions[handle] = Session()
-            finalize(handle, session.leave).atexit = False
+            finalize(handle, session.release).atexit = False
         return session
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import cast
+from typing import Literal, cast
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.algorithm.rollout import Rollout
@@ -19,6 +19,7 @@ from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.base import LanguageModel, answers_later
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.drafter import Drafter, DraftOutcome
+from stars_engine.core.overlap import MeanDuration, pays, request_after_first
 from stars_engine.core.pending_drafts import Flight, PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
@@ -53,6 +54,8 @@ class EngineCore:
         autotuner: Chooses how many candidates to draft, from the speed of earlier steps.
         post: Runs a callable on the engine's thread. With it, drafts of a model that answers later
             are used as they arrive; without it, each step waits for its drafts.
+        draft_ahead: Whether drafts of a model that answers later are made while rewards are
+            computed; see `overlap`.
 
     Attributes:
         num_steps: Number of steps that drafted something.
@@ -64,7 +67,9 @@ class EngineCore:
         scheduler: Scheduler | None = None,
         scorer: Scorer = score_now,
         autotuner: CandidateAutotuner | None = None,
+        *,
         post: Callable[[Callable[[], None]], None] | None = None,
+        draft_ahead: Literal["auto", "always", "never"] = "never",
     ) -> None:
         self.scheduler = scheduler or Scheduler()
         self._model, self._scorer = model, scorer
@@ -74,6 +79,8 @@ class EngineCore:
         if post is not None and answers_later(model):
             self._pending = PendingDrafts(model, post)
         self._flights: dict[Request, Flight] = {}  # of the drafts that are being scored
+        self._ahead = draft_ahead
+        self._draft_times, self._reward_times = MeanDuration(), MeanDuration()
         self._requests: dict[Rollout, Request] = {}
         self._events: Events = []
         self.num_steps = 0
@@ -94,6 +101,7 @@ class EngineCore:
         if self._pending is not None:
             self._submit(self._pending)
             self._score(self._take_arrived(self._pending))
+            self._draft_ahead(self._pending)
         else:
             started_s = time.perf_counter()
             drafted = self._draft(self._allocate(self.scheduler.schedule()))
@@ -174,15 +182,42 @@ class EngineCore:
     def _take_arrived(self, pending: PendingDrafts) -> list[tuple[Request, list[DraftOutcome]]]:
         arrived = pending.take_arrived()
         self.num_steps += bool(arrived)
-        for flight, _ in arrived:
-            self._flights[flight.request] = flight
-        return [(flight.request, outcomes) for flight, outcomes in arrived]
+        now_s = time.monotonic()
+        for request, flight, _ in arrived:
+            self._flights[request] = flight
+            self._draft_times.add(now_s - flight.started_s)
+            flight.arrived_s = now_s
+        return [(request, outcomes) for request, _, outcomes in arrived]
+
+    def _draft_ahead(self, pending: PendingDrafts) -> None:
+        """Draft the next segments of requests whose rewards are being computed."""
+        for request in self.scheduler.waiting_for_reward:
+            verification, flight = request.verification, self._flights.get(request)
+            if self._ahead == "never" or flight is None or flight.looked_ahead:
+                continue
+            flight.looked_ahead = True
+            assert verification is not None
+            later = request_after_first(request, verification)
+            if later is None or verification.all_arrived or self._is_full(pending):
+                continue
+            count = self.scheduler.num_drafts(later).least
+            if self._ahead == "always" or self._saves_time(request, pending, count):
+                pending.submit_ahead(request, later, count)
+
+    def _saves_time(self, request: Request, pending: PendingDrafts, count: int) -> bool:
+        streams = len(self.scheduler.in_progress)
+        extra_s = self._autotuner.extra_cost(request, pending.num_rows, count)
+        acceptance = self._autotuner.acceptance(request)
+        times = self._draft_times.seconds, self._reward_times.seconds
+        return pays(acceptance, *times, extra_s, streams)
 
     def _note_flight(self, request: Request) -> None:
         """Record the time from the request for drafts to the verdict, unless it read a prompt."""
         flight = self._flights.pop(request, None)
         if flight is not None and request.started:
-            seconds = time.monotonic() - flight.started_s
+            now_s = time.monotonic()
+            seconds = now_s - flight.started_s
+            self._reward_times.add(now_s - flight.arrived_s)
             self._autotuner.note_step([request.rollout], flight.num_rows, seconds)
         request.started = True
 
@@ -289,6 +324,8 @@ class EngineCore:
                 assert event is not None
                 self._end(request, event)
             else:
+                if self._pending is not None:
+                    self._pending.drop_rejected(request)
                 self.scheduler.run_again(request)
                 if event is not None:
                     self._events.append((request.rollout, event))

@@ -75,11 +75,16 @@ class Request:
         """Whether the language model has its prefix cached."""
         return self.handle.cached is not None
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The prompt and all accepted tokens."""
+        return (*self.rollout.prompt_ids, *self.rollout.token_ids)
+
     def draft_requests(self, count: int) -> list[DraftRequest]:
         """Return draft requests for its next draws."""
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
-        prefix = (*rollout.prompt_ids, *rollout.token_ids)
+        prefix = self.prefix
         probes = probes_of(self.reward)
         return [
             DraftRequest(

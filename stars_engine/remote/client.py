@@ -148,7 +148,7 @@ class ServerClient:
             raise self._failed(last, str(error)) from None
         finally:
             if own:
-                session.leave()
+                session.release()
         raise AssertionError("an attempt returns or raises")
 
     async def get(self, path: str, endpoint: Endpoint) -> Any:

@@ -58,12 +58,12 @@ class Session:
 
     def move_to(self, endpoint: Endpoint) -> None:
         """Stay at another server from now on."""
-        self.leave()
+        self.release()
         self.endpoint = endpoint
         endpoint.num_sessions += 1
 
-    def leave(self) -> None:
-        """Stay at no server."""
+    def release(self) -> None:
+        """Belong to no server."""
         if self.endpoint is not None:
             self.endpoint.num_sessions -= 1
             self.endpoint = None

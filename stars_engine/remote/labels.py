@@ -69,7 +69,7 @@ class LabelLogprobs:
             ask = self._generate if self.path == _GENERATE else self._echo
             return await ask(ids, session)
         finally:
-            session.leave()
+            session.release()
 
     async def _generate(self, ids: Sequence[int], session: Session) -> list[float]:
         params = {

@@ -20,7 +20,7 @@ _SEEDS = (1, 1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True, slots=True)
-class ProbedModel:
+class ModelFindings:
     """What the probe found.
 
     Attributes:
@@ -46,7 +46,7 @@ class ModelProbe:
     def __init__(self, client: ServerClient, config: OpenAIServerModel, codec: Codec) -> None:
         self._client, self._config, self._codec = client, config, codec
 
-    async def run(self) -> ProbedModel:
+    async def run(self) -> ModelFindings:
         """Return what all servers have in common.
 
         Raises:
@@ -68,15 +68,15 @@ class ModelProbe:
         await check_tokenizers(self._client, first.served.name, self._codec, has_chat=True)
         limits = [one.served.context_len for one in each if one.served.context_len is not None]
         served = replace(first.served, context_len=min(limits, default=None))
-        return ProbedModel(first.dialect, served, all(one.seeded for one in each))
+        return ModelFindings(first.dialect, served, all(one.seeded for one in each))
 
-    async def _probe(self, server: Endpoint) -> ProbedModel:
+    async def _probe(self, server: Endpoint) -> ModelFindings:
         served = await find_served(self._client, server)
         prompt = self._prompt(served.context_len)
         dialect = await self._find_dialect(server, served, prompt)
         asked = _Asked(server, dialect, served, prompt)
         await self._check_ids(asked)
-        return ProbedModel(dialect, served, await self._check_seed(asked))
+        return ModelFindings(dialect, served, await self._check_seed(asked))
 
     def _prompt(self, context_len: int | None) -> tuple[int, ...]:
         ids = self._codec.encode_prompt("A short text, to ask a server what it draws after it.")

@@ -20,7 +20,7 @@ _LONGEST = 2048  # tokens of the longest text of the probe
 
 
 @dataclass(frozen=True, slots=True)
-class ProbedReward:
+class RewardFindings:
     """What the probe found.
 
     Attributes:
@@ -54,7 +54,7 @@ class RewardProbe:
         self._client, self._config, self._codec = client, config, codec
         self._num_labels = num_labels
 
-    async def run(self) -> ProbedReward:
+    async def run(self) -> RewardFindings:
         """Return what all servers have in common.
 
         Raises:
@@ -79,7 +79,7 @@ class RewardProbe:
         served = replace(first.served, context_len=min(known, default=None))
         return replace(first, served=served)
 
-    async def _probe(self, server: Endpoint) -> tuple[ProbedReward, Scores]:
+    async def _probe(self, server: Endpoint) -> tuple[RewardFindings, Scores]:
         served = await find_served(self._client, server)
         rows = [self._row(text, served.context_len) for text in _TEXTS]
         endpoint = await self._find_endpoint(server, served, rows)
@@ -89,7 +89,7 @@ class RewardProbe:
         self._check_raw(server, endpoint, raw, probabilities)
         await self._check_alone(server, endpoint, served, rows, raw)
         await self._check_chunks(server, endpoint, served)
-        return ProbedReward(endpoint, served, len(raw[0])), raw
+        return RewardFindings(endpoint, served, len(raw[0])), raw
 
     def _row(self, text: str, context_len: int | None) -> list[int]:
         ids = self._codec.encode_prompt(text) or self._codec.empty_prompt() or [0]

@@ -90,7 +90,7 @@ async def _find_name(client: ServerClient, endpoint: Endpoint) -> tuple[str | No
 async def check_tokenizers(
     client: ServerClient, model: str | None, codec: Codec, *, has_chat: bool
 ) -> None:
-    """Check that all servers have the local tokenizer, and all the same chat template.
+    """Check that all servers have the local tokenizer, and one chat template.
 
     Servers without an endpoint for tokens are not checked. Chat templates are rendered locally, so
     two different ones only show that the servers hold different models.

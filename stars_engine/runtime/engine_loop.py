@@ -267,7 +267,14 @@ class EngineLoop:
             model, max_tokens=params.max_prefix_tokens, max_bytes=params.max_cache_bytes
         )
         scheduler = Scheduler(max_rows=params.max_rows, max_active=params.max_active, budget=budget)
-        return EngineCore(model, scheduler, self._score, self._autotuner, self.post)
+        return EngineCore(
+            model,
+            scheduler,
+            self._score,
+            self._autotuner,
+            post=self.post,
+            draft_ahead=params.draft_ahead,
+        )
 
     # --- rewards ---
 

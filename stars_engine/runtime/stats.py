@@ -36,6 +36,7 @@ class EngineStats(Schema):
         num_drafted_tokens: See `Usage`.
         num_lookahead_tokens: See `Usage`.
         num_surplus_tokens: See `Usage`.
+        num_speculative_tokens: See `Usage`.
         num_reward_calls: See `Usage`.
         num_attempts: See `Usage`.
         num_repeated_draws: See `Usage`.
@@ -73,6 +74,7 @@ class EngineStats(Schema):
     num_drafted_tokens: int = 0
     num_lookahead_tokens: int = 0
     num_surplus_tokens: int = 0
+    num_speculative_tokens: int = 0
     num_reward_calls: int = 0
     num_attempts: int = 0
     num_repeated_draws: int = 0

@@ -12,6 +12,7 @@ from stars_engine import (
     AlignParams,
     ConfigError,
     ConstantSchedule,
+    EngineParams,
     GenerationError,
     JsonGrammar,
     NoSchedule,
@@ -58,7 +59,9 @@ def new_engine(
 ) -> Iterator[Callable[..., StarsEngine]]:
     made: list[StarsEngine] = []
 
-    def make(count: int = 1, align: AlignParams = ALIGN, **fields: Any) -> StarsEngine:
+    def make(
+        count: int = 1, align: AlignParams = ALIGN, draft_ahead: str = "auto", **fields: Any
+    ) -> StarsEngine:
         lm = OpenAIServerModel(
             base_url=[server.url for server in models[:count]],
             tokenizer_name_or_path="stars:embedded-lm",
@@ -67,7 +70,8 @@ def new_engine(
         rm = ServerReward(
             base_url=rewards.url, tokenizer_name_or_path="stars:embedded-reward", http_retries=1
         )
-        config = StarsConfig(model=lm, reward=rm, align=align, sampling=SAMPLING)
+        params = EngineParams(draft_ahead=draft_ahead)
+        config = StarsConfig(model=lm, reward=rm, align=align, sampling=SAMPLING, engine=params)
         made.append(StarsEngine(config).load())
         return made[-1]
 
@@ -76,7 +80,7 @@ def new_engine(
         each.close()
 
 
-def local_twin(engine: StarsEngine) -> StarsEngine:
+def new_local(engine: StarsEngine) -> StarsEngine:
     config = StarsConfig(
         model="stars:embedded-lm", reward="stars:embedded-reward", align=ALIGN, sampling=SAMPLING
     )
@@ -87,7 +91,7 @@ def test_greedy_text_equals_the_local_text(
     new_engine: Callable[..., StarsEngine], engine: StarsEngine
 ) -> None:
     remote, greedy = new_engine(), SAMPLING.replace(temperature=0)
-    with local_twin(engine) as local:
+    with new_local(engine) as local:
         ours = remote.vanilla(PROMPTS, sampling=greedy)
         theirs = local.vanilla(PROMPTS, sampling=greedy)
     for mine, other in zip(ours, theirs, strict=True):
@@ -109,10 +113,31 @@ def test_seeded_text_is_repeatable_alone_and_under_load(
     assert len({item.token_ids for item in together}) == len(PROMPTS)
 
 
+@pytest.mark.parametrize("num_candidates", [1, 2])
+def test_drafting_ahead_changes_no_text(
+    new_engine: Callable[..., StarsEngine], models: list[TestServer], num_candidates: int
+) -> None:
+    align = ALIGN.replace(num_candidates=num_candidates)
+    remote = new_engine(align=align, draft_ahead="never")
+    expected = remote.generate(PROMPTS)
+    assert remote.stats().num_speculative_tokens == 0
+    num_before = models[0].count("/inference/v1/generate")
+    results = new_engine(align=align, draft_ahead="always").generate(PROMPTS)
+    assert [item.token_ids for item in results] == [item.token_ids for item in expected]
+    num_asked = models[0].count("/inference/v1/generate") - num_before
+    num_steps = sum(
+        -(-segment.num_attempts // num_candidates) for item in results for segment in item.segments
+    )
+    assert num_asked > num_steps * num_candidates  # some were dropped
+    assert sum(item.usage.num_speculative_tokens for item in results) > 0
+    for item in results:
+        assert item.usage.num_speculative_tokens <= item.usage.num_surplus_tokens
+
+
 def test_counts(
     new_engine: Callable[..., StarsEngine], models: list[TestServer], rewards: TestServer
 ) -> None:
-    remote = new_engine()
+    remote = new_engine(draft_ahead="never")
     num_drafts = models[0].count("/inference/v1/generate")
     num_calls, num_sessions = rewards.count("/classify"), len(models[0].sessions)
     result = remote.generate(PROMPTS[0], sampling=SAMPLING.replace(max_tokens=48))[0]
@@ -320,7 +345,7 @@ def test_settings_hold_across_segments(
     greedy = SamplingParams(temperature=0, max_tokens=40, **settings)
     align = AlignParams(schedule=NoSchedule(), segment_len=8, num_candidates=1)
     remote = new_engine(align=align)
-    with local_twin(engine) as local:
+    with new_local(engine) as local:
         ours = remote.vanilla(PROMPTS, sampling=greedy)
         theirs = local.vanilla(PROMPTS, sampling=greedy)
     assert [item.token_ids for item in ours] == [item.token_ids for item in theirs]

@@ -64,11 +64,11 @@ class CandidateAutotuner:
         measured = requests if in_flight is None else requests[:1]
         curve = self._costs.curve(_num_tokens([request.rollout for request in measured]))
         chances = [
-            Chances(*item, self._acceptance(request))
+            Chances(*item, self.acceptance(request))
             for item, request in zip(bounds, requests, strict=True)
         ]
         chances += [
-            Chances(count, count, self._acceptance(request))
+            Chances(count, count, self.acceptance(request))
             for request, count in (in_flight or {}).items()
         ]
         return allocate_rows(chances, curve, max_rows)[: len(requests)]
@@ -88,7 +88,13 @@ class CandidateAutotuner:
             draws = SegmentDraws(index, len(attempts), accepted)
             self._estimates.note(self._settings(rollout, reward), draws)
 
-    def _acceptance(self, request: Request) -> float:
+    def extra_cost(self, request: Request, num_rows: int, count: int) -> float:
+        """Return by how many seconds further rows slow down a step."""
+        curve = self._costs.curve(_num_tokens([request.rollout]))
+        per_token_s = curve.on_line(num_rows + count) - curve.on_line(max(1, num_rows))
+        return max(0.0, per_token_s) * request.rollout.align.row_len
+
+    def acceptance(self, request: Request) -> float:
         """Return the probability that the next draw of a request is accepted."""
         rollout = request.rollout
         first = max(0, len(rollout.segments) - _NUM_RECALLED)
