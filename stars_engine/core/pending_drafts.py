@@ -123,12 +123,19 @@ class PendingDrafts:
 
     @staticmethod
     def _drop(request: Request, ahead: Flight | None) -> None:
-        """Cancel candidates that were drafted ahead, and count what was drawn."""
+        """Cancel candidates that were drafted ahead, and count their tokens.
+
+        Those that have not arrived count in full, because what was drawn of them is unknown.
+        """
         if ahead is None:
             return
         _cancel([ahead])
-        drawn = [outcome for outcome in ahead.outcomes if isinstance(outcome, Draft)]
-        count = sum(len(draft.token_ids) + len(draft.lookahead_ids) for draft in drawn)
+        count = sum(
+            len(outcome.token_ids) + len(outcome.lookahead_ids)
+            if isinstance(outcome, Draft)
+            else ahead.request.rollout.next_len
+            for outcome in ahead.outcomes
+        )
         request.rollout.count(num_surplus_tokens=count, num_speculative_tokens=count)
 
     def drop_rejected(self, request: Request) -> None:
