@@ -100,7 +100,7 @@ def _describe_model(engine: StarsEngine) -> dict[str, str]:
 
     backend = engine.model
     if not isinstance(backend, TransformersBackend):
-        about = getattr(backend, "about", dict)()
+        about: dict[str, str] = getattr(backend, "about", dict)()
         rows = {f"  {name}": value for name, value in about.items()}
         return {"model": engine.config.model.shown_name if rows else type(backend).__name__, **rows}
     model = backend.model

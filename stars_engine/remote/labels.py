@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from stars_engine.errors import ModelLoadError, ServerError
@@ -108,7 +109,7 @@ class LabelLogprobs:
                 await self._client.call(
                     _COMPLETIONS,
                     body,
-                    lambda answer, size=size: _last_logprob(answer, size),
+                    partial(_last_logprob, size=size),
                     session=session,
                     prefix=ids,
                 )
@@ -179,7 +180,7 @@ class TokenScores:
         )
 
 
-def _last_logprob(answer: Any, size: int) -> float:
+def _last_logprob(answer: Any, *, size: int) -> float:
     [choice] = answer["choices"]
     values = choice["logprobs"]["token_logprobs"]
     if len(values) != size:
