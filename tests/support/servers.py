@@ -72,6 +72,8 @@ class Served:
     Attributes:
         model: Drafts completions.
         rewards: Returns the scores of token ids; one list for each input.
+        logprobs: Returns log-probabilities of the next token after token ids.
+        token_scores: Returns the scores of each token of an input.
         codec: The tokenizer.
         dialect: "vllm", "completions", "sglang" or "llama.cpp".
         max_model_len: Tokens that it says it reads.
@@ -81,6 +83,8 @@ class Served:
 
     model: LanguageModel | None = None
     rewards: Callable[[Sequence[Sequence[int]]], list[list[float]]] | None = None
+    logprobs: Callable[[Sequence[int]], torch.Tensor] | None = None
+    token_scores: Callable[[Sequence[int]], list[list[float]]] | None = None
     codec: Any = None
     dialect: str = "vllm"
     max_model_len: int = 512
@@ -211,6 +215,12 @@ class TestServer:
         routes[path] = lambda _: (200, answer)
         if served.codec is not None:
             routes["/tokenize"] = self._tokenize
+        if served.token_scores is not None:
+            routes["/pooling"] = self._token_scores
+        if served.logprobs is not None:
+            routes["/v1/completions"] = self._echo
+            if dialect == "vllm":
+                routes["/inference/v1/generate"] = self._labels
         if served.rewards is not None:
             routes |= {name: partial(self._rewards, name) for name in ("/classify", "/pooling")}
         if served.model is not None:
@@ -240,8 +250,6 @@ class TestServer:
     def _vllm(self, ids: list[int], params: Any) -> tuple[int, Any]:
         if len(ids) > self.served.max_model_len:
             return 400, {"error": {"message": "the prompt is longer than the context"}}
-        if params.get("logprob_token_ids"):
-            return 400, {"error": {"message": "no log-probabilities here"}}
         drawn = self._draw(
             ids,
             params["max_tokens"],
@@ -353,6 +361,30 @@ class TestServer:
         name = "probs" if path == "/classify" else "data"
         return 200, {"data": [{"index": i, name: scores} for i, scores in enumerate(found)]}
 
+    def _labels(self, body: Any) -> tuple[int, Any]:
+        assert self.served.logprobs is not None
+        labels = body["sampling_params"]["logprob_token_ids"]
+        found = self.served.logprobs(body["token_ids"])
+        drawn = int(found.argmax())
+        top = [{"token_id": label, "logprob": float(found[label])} for label in labels]
+        entry = {"token_id": drawn, "logprob": float(found[drawn]), "top_logprobs": top}
+        choice = {"token_ids": [drawn], "finish_reason": "length", "logprobs": {"content": [entry]}}
+        return 200, {"choices": [choice]}
+
+    def _echo(self, body: Any) -> tuple[int, Any]:
+        assert self.served.logprobs is not None
+        ids = body["prompt"]
+        last = float(self.served.logprobs(ids[:-1])[ids[-1]])
+        values = [None, *[-1.0] * (len(ids) - 2), last]
+        return 200, {"choices": [{"logprobs": {"token_logprobs": values}}]}
+
+    def _token_scores(self, body: Any) -> tuple[int, Any]:
+        assert self.served.token_scores is not None
+        found = [self.served.token_scores(row) for row in body["input"]]
+        if self.faults.sigmoid or body.get("use_activation", True):
+            found = [torch.tensor(scores).softmax(-1).tolist() for scores in found]
+        return 200, {"data": [{"index": i, "data": scores} for i, scores in enumerate(found)]}
+
     def _cache(self, ids: Sequence[int]) -> int:
         """Note the blocks of a prefix; return how many of its tokens were noted before."""
         ends = range(BLOCK_LEN, len(ids), BLOCK_LEN)
@@ -429,3 +461,25 @@ def classifier_scores(model: Any) -> Callable[[Sequence[Sequence[int]]], list[li
         return [model(input_ids=torch.tensor([list(row)])).logits[0].tolist() for row in rows]
 
     return score
+
+
+def next_logprobs(model: Any) -> Callable[[Sequence[int]], torch.Tensor]:
+    """Return the log-probabilities of the next token, `(vocab,)`, by a transformers model."""
+
+    @torch.inference_mode()
+    def read(ids: Sequence[int]) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
+        return logits.double().log_softmax(-1)
+
+    return read
+
+
+def scores_of_tokens(model: Any) -> Callable[[Sequence[int]], list[list[float]]]:
+    """Return the raw scores of each token by a transformers token classifier."""
+
+    @torch.inference_mode()
+    def read(ids: Sequence[int]) -> list[list[float]]:
+        scores: list[list[float]] = model(input_ids=torch.tensor([list(ids)])).logits[0].tolist()
+        return scores
+
+    return read
