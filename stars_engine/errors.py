@@ -31,6 +31,7 @@ __all__ = [
     "Interrupted",
     "MissingExtraError",
     "ModelLoadError",
+    "NothingToDrawError",
     "Problem",
     "PromptError",
     "QueueFullError",
@@ -85,6 +86,10 @@ class GenerationError(RequestError):
 
 class ServerError(GenerationError):
     """An HTTP server could not be reached, or its answer cannot be used."""
+
+
+class NothingToDrawError(GenerationError):
+    """The sampling settings, or the grammar, of a request leave no token to draw."""
 
 
 class EngineClosedError(RequestError):

@@ -14,7 +14,6 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,10 @@ from numpy.typing import NDArray
 
 from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.json_schema import Layout, Rules, read_schema
+from stars_engine.json_schema import SPACED, Layout
+from stars_engine.json_schema.compiling import OPTIONS, Vocabulary, json_rules, short_reason
 
 _MAX_KEPT = 64  # compiled grammars
-# Without forcing, masks allow every tokenization of text that must follow, not only one.
-_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-# The bound keeps small models from writing whitespace forever.
-_SPACED = Layout(blank=r"\x20|\x0A[\x20\x09]{0,32}")
 # The parser tracks the beginnings of all possible names at once, and the default of 2,000 is low.
 _MAX_ITEMS = 50_000
 
@@ -76,7 +72,7 @@ class Grammars:
         self._end_ids = list(end_ids)
         self._num_tokens = len(pieces)
         # An additional token stands for the end, because a model may have several ends or none.
-        vocabulary = _Vocabulary([*pieces, b"<end>"], [*control_ids, len(pieces)])
+        vocabulary = Vocabulary([*pieces, b"<end>"], [*control_ids, len(pieces)])
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), eos_token=len(pieces)
         )
@@ -137,7 +133,7 @@ class Grammars:
 
     def _compile(self, grammar: Grammar) -> GrammarState:
         try:
-            source = self._rules(grammar) + _OPTIONS
+            source = self._rules(grammar) + OPTIONS
         except Exception as error:  # noqa: BLE001 - of a parser with exceptions of its own
             raise _unusable(grammar, str(error)) from None
         limits = self._library.LLParserLimits(max_items_in_row=_MAX_ITEMS)
@@ -150,7 +146,7 @@ class Grammars:
         """Return a grammar in llguidance's variant of Lark's syntax."""
         match grammar.kind:
             case "json":
-                layout = Layout() if grammar.compact else _SPACED
+                layout = Layout() if grammar.compact else SPACED
                 schema = json.dumps(grammar.json_schema)
                 return json_rules("start", schema, layout, closed=not grammar.extra_properties)
             case "regex":
@@ -165,78 +161,12 @@ class Grammars:
                 return str(self._to_lark(grammar.text))
 
 
-@lru_cache(maxsize=256)
-def json_rules(name: str, schema: str, layout: Layout = _SPACED, *, closed: bool = True) -> str:
-    """Return rules for JSON of a schema, in llguidance's variant of Lark's syntax.
-
-    Args:
-        name: Name of the first rule, in lower case; the names of all others begin with it.
-        schema: The JSON schema, as JSON.
-        layout: What stands between the parts.
-        closed: Whether objects have the properties that are named, and no others.
-
-    Raises:
-        ValueError: No value satisfies the schema, or a grammar cannot express it; the message
-            names each keyword and its location.
-    """
-    supported = read_schema(json.loads(schema), closed=closed)
-    if supported.unsupported:
-        reasons = [str(requirement) for requirement in supported.unsupported]
-        raise ValueError("; ".join(reasons[:4] + ["..."] * (len(reasons) > 4)))
-    return "\n".join(Rules(supported, name, layout, _matches_nothing).write())
-
-
-@lru_cache(maxsize=4096)
-def _matches_nothing(terminal: str) -> bool:
-    """Return whether a terminal matches no text at all.
-
-    Raises:
-        ValueError: The terminal is too complex to decide.
-    """
-    library, tokenizer = _of_bytes()
-    source = f"start: T\nT: {terminal}{_OPTIONS}"
-    matcher = library.LLMatcher(tokenizer, source, log_level=0)
-    if not matcher.is_error():
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        if np.unpackbits(bits, bitorder="little")[:256].any() or matcher.is_accepting():
-            return False
-        if _reason(matcher.get_error()) == "NoExtensionBias":
-            return True
-    raise ValueError(f"`pattern` is too complex for a grammar ({_reason(matcher.get_error())})")
-
-
-@cache
-def _of_bytes() -> tuple[Any, Any]:
-    with needs_extra("grammar"):
-        import llguidance  # noqa: PLC0415 - an optional extra
-    vocabulary = _Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], [256])
-    wrapped = llguidance.TokenizerWrapper(vocabulary)
-    return llguidance, llguidance.LLTokenizer(wrapped, eos_token=256)
-
-
-class _Vocabulary:
-    """The tokenizer interface of llguidance. It never encodes, because no token is forced."""
-
-    def __init__(self, tokens: list[bytes], special_token_ids: list[int]) -> None:
-        self.tokens, self.special_token_ids = tokens, special_token_ids
-        self.eos_token_id, self.bos_token_id = len(tokens) - 1, None
-
-    def __call__(self, text: object) -> list[int]:
-        return []
-
-
-def _reason(reason: str) -> str:
-    """Return an error of the library without its source lines."""
-    if reason.startswith("panic"):
-        return "it has too many parts"
-    return " ".join(re.split(r"\n\s*\d+ \| |\n<state>", reason)[0].split())
-
-
 def _unusable(grammar: Grammar, reason: str) -> ConfigError:
-    reason = _reason(reason)
+    reason = short_reason(reason)
     if grammar.kind != "ebnf":
         reason = re.sub(r"^at \d+\(\d+\): ", "", reason)
+    what = "schema" if grammar.kind == "json" else "grammar"
     message = (
-        f"the {grammar.kind} grammar cannot be used: {reason[:400]}. Hint: change the grammar there"
+        f"the {grammar.kind} grammar cannot be used: {reason[:400]}. Hint: change the {what} there"
     )
     return ConfigError("SamplingParams", [Problem("grammar", message)])

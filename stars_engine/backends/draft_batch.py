@@ -10,7 +10,7 @@ import torch
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
 from stars_engine.config import SamplingParams
-from stars_engine.errors import GenerationError
+from stars_engine.errors import GenerationError, NothingToDrawError
 from stars_engine.grammars import GrammarState
 from stars_engine.sampling import NO_TOKEN
 
@@ -145,7 +145,9 @@ def num_unfetched_steps(device: torch.device) -> int:
 def _nothing_to_draw(logits: torch.Tensor, row: DraftRow) -> GenerationError:
     request = row.request
     position = request.num_completion_tokens
+    kind: type[GenerationError] = NothingToDrawError
     if not (logits < torch.inf).all():  # or nan; -inf is how models say never
+        kind = GenerationError
         reason = (
             "the model's logits are nan or infinite. Hint: another dtype, such as dtype='float32'"
         )
@@ -159,7 +161,7 @@ def _nothing_to_draw(logits: torch.Tensor, row: DraftRow) -> GenerationError:
             "the sampling settings leave none. Hint: check logit_bias, min_tokens with "
             f"stop_token_ids, and temperature={request.sampling.temperature}"
         )
-    return GenerationError(
+    return kind(
         f"there is no token to draw in the segment that begins at token {position} of the answer: "
         f"{reason}. The request ends here; others are not affected"
     )

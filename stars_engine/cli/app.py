@@ -37,6 +37,12 @@ COMMANDS = (
         "show:show_command",
         "Show the answers of a trace: kept segments, rejected drafts, rewards, costs.",
     ),
+    Entry("view", "view:view_command", "Open the page of a trace in a browser."),
+    Entry(
+        "serve",
+        "serve:serve_command",
+        "Serve models behind OpenAI's API. Clients get accepted segments only.",
+    ),
     Entry(
         "doctor",
         "doctor:doctor_command",

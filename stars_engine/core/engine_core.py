@@ -19,8 +19,8 @@ from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.base import LanguageModel, answers_later
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.drafter import Drafter, DraftOutcome
-from stars_engine.core.overlap import MeanDuration, pays, request_after_first
-from stars_engine.core.pending_drafts import Flight, PendingDrafts
+from stars_engine.core.later_drafts import LaterDrafts
+from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, RequestError, describe_error
@@ -75,12 +75,15 @@ class EngineCore:
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
-        self._pending: PendingDrafts | None = None
+        self._later: LaterDrafts | None = None
         if post is not None and answers_later(model):
-            self._pending = PendingDrafts(model, post)
-        self._flights: dict[Request, Flight] = {}  # of the drafts that are being scored
-        self._ahead = draft_ahead
-        self._draft_times, self._reward_times = MeanDuration(), MeanDuration()
+            self._later = LaterDrafts(
+                PendingDrafts(model, post),
+                self.scheduler,
+                self._autotuner,
+                self._allocate,
+                draft_ahead,
+            )
         self._requests: dict[Rollout, Request] = {}
         self._events: Events = []
         self.num_steps = 0
@@ -98,10 +101,12 @@ class EngineCore:
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
         self.end_overdue()
-        if self._pending is not None:
-            self._submit(self._pending)
-            self._score(self._take_arrived(self._pending))
-            self._draft_ahead(self._pending)
+        if self._later is not None:
+            self._later.submit()
+            arrived = self._later.take_arrived()
+            self.num_steps += bool(arrived)
+            self._score(arrived)
+            self._later.draft_ahead()
         else:
             started_s = time.perf_counter()
             drafted = self._draft(self._allocate(self.scheduler.schedule()))
@@ -112,12 +117,12 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether the next step can draft something without waiting for an answer."""
-        return self.scheduler.has_work() and not (self._pending and self._is_full(self._pending))
+        return self.scheduler.has_work() and not (self._later and self._later.is_full)
 
     def close(self) -> None:
         """Cancel the drafts that have not arrived."""
-        if self._pending is not None:
-            self._pending.cancel_all()
+        if self._later is not None:
+            self._later.cancel_all()
 
     def take_events(self) -> Events:
         """Return and clear the events since the last call."""
@@ -162,64 +167,6 @@ class EngineCore:
             in_flight=in_flight,
         )
         return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
-
-    # --- drafts that arrive later ---
-
-    def _submit(self, pending: PendingDrafts) -> None:
-        """Ask for candidates of all requests that run, within the limit on rows."""
-        while not self._is_full(pending):
-            batch = self.scheduler.schedule()
-            if not batch:
-                return
-            for request, count in self._allocate(batch, pending.in_flight):
-                self.scheduler.wait_for_draft(request)
-                pending.submit(request, count)
-
-    def _is_full(self, pending: PendingDrafts) -> bool:
-        limit = self.scheduler.max_rows
-        return limit is not None and pending.num_rows >= limit
-
-    def _take_arrived(self, pending: PendingDrafts) -> list[tuple[Request, list[DraftOutcome]]]:
-        arrived = pending.take_arrived()
-        self.num_steps += bool(arrived)
-        now_s = time.monotonic()
-        for request, flight, _ in arrived:
-            self._flights[request] = flight
-            self._draft_times.add(now_s - flight.started_s)
-            flight.arrived_s = now_s
-        return [(request, outcomes) for request, _, outcomes in arrived]
-
-    def _draft_ahead(self, pending: PendingDrafts) -> None:
-        """Draft the next segments of requests whose rewards are being computed."""
-        for request in self.scheduler.waiting_for_reward:
-            verification, flight = request.verification, self._flights.get(request)
-            if self._ahead == "never" or flight is None or flight.looked_ahead:
-                continue
-            flight.looked_ahead = True
-            assert verification is not None
-            later = request_after_first(request, verification)
-            if later is None or verification.all_arrived or self._is_full(pending):
-                continue
-            count = self.scheduler.num_drafts(later).least
-            if self._ahead == "always" or self._saves_time(request, pending, count):
-                pending.submit_ahead(request, later, count)
-
-    def _saves_time(self, request: Request, pending: PendingDrafts, count: int) -> bool:
-        streams = len(self.scheduler.in_progress)
-        extra_s = self._autotuner.extra_cost(request, pending.num_rows, count)
-        acceptance = self._autotuner.acceptance(request)
-        times = self._draft_times.seconds, self._reward_times.seconds
-        return pays(acceptance, *times, extra_s, streams)
-
-    def _note_flight(self, request: Request) -> None:
-        """Record the time from the request for drafts to the verdict, unless it read a prompt."""
-        flight = self._flights.pop(request, None)
-        if flight is not None and request.started:
-            now_s = time.monotonic()
-            seconds = now_s - flight.started_s
-            self._reward_times.add(now_s - flight.arrived_s)
-            self._autotuner.note_step([request.rollout], flight.num_rows, seconds)
-        request.started = True
 
     # --- drafting ---
 
@@ -318,14 +265,12 @@ class EngineCore:
             if event is None and not verification.all_used:
                 continue
             verification.closed = True
-            if self._pending is not None:
-                self._note_flight(request)
+            if self._later is not None:
+                self._later.note_verdict(request)
             if request.rollout.finished:
                 assert event is not None
                 self._end(request, event)
             else:
-                if self._pending is not None:
-                    self._pending.drop_rejected(request)
                 self.scheduler.run_again(request)
                 if event is not None:
                     self._events.append((request.rollout, event))
@@ -349,9 +294,8 @@ class EngineCore:
         self._requests.pop(request.rollout, None)
 
     def _finish(self, request: Request) -> None:
-        if self._pending is not None:
-            self._pending.cancel(request)
-            self._flights.pop(request, None)
+        if self._later is not None:
+            self._later.cancel(request)
         self.scheduler.finish(request)
 
     # --- memory ---

@@ -26,6 +26,7 @@ class Flight:
         outcomes: Drafts and errors by index; None for those on their way.
         cancels: Cancel the candidates.
         arrived_s: When the last one arrived, on the monotonic clock.
+        was_ahead: Whether they were drafted ahead, so that the times say nothing of the model.
         looked_ahead: Whether the segment after it was considered for drafting ahead.
     """
 
@@ -37,6 +38,7 @@ class Flight:
     cancels: list[Callable[[], object]] = field(default_factory=list)
     arrived_s: float = 0.0
     looked_ahead: bool = False
+    was_ahead: bool = False
 
     @property
     def arrived(self) -> list[DraftOutcome] | None:
@@ -75,7 +77,7 @@ class PendingDrafts:
         """Ask for the next candidates of a request, or use those that were drafted ahead."""
         ahead = self._ahead.pop(request, None)
         if ahead is not None and not request.rollout.draws and ahead.prefix == request.prefix:
-            ahead.started_s = time.monotonic()
+            ahead.was_ahead = True
             self._flights[request] = ahead
             return
         self._drop(request, ahead)

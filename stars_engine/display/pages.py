@@ -18,6 +18,9 @@ th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
 svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 """
 
+# Pages quote models. They run nothing, and load nothing from elsewhere.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
 
 def document(title: str, body: str, *, style: str = "") -> str:
     """Return a page.
@@ -31,6 +34,7 @@ def document(title: str, body: str, *, style: str = "") -> str:
         "<!doctype html>\n"
         "<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">"
         f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, overload
 
@@ -13,6 +13,7 @@ from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
 from stars_engine.calibration.settings import warn_of_mismatch
+from stars_engine.config import AlignParams
 from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
@@ -55,6 +56,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[False] = False,
+        **fields: Any,
     ) -> list[StarsResult]: ...
 
     @overload
@@ -66,6 +68,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[True],
+        **fields: Any,
     ) -> list[Outcome]: ...
 
     def generate(
@@ -76,17 +79,21 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Any:
         """Generate aligned answers, `sampling.n` for each prompt, in the order of the prompts.
 
         Args:
             prompts: One prompt or a sequence of them.
             sampling: Replaces the config's; one for all prompts, or one for each.
-            align: Replaces the config's; one for all prompts, or one for each.
+            align: Replaces the config's; one for all prompts, or one for each; or the name of a
+                preset.
             reward_prompt: Replaces the prompt for the reward model, for example with the question
                 without its documents; one for all prompts, or one for each.
             return_exceptions: Return the error of a failed request as its result. By default, the
                 first error is raised when all requests have ended.
+            **fields: Fields of `SamplingParams` and `AlignParams` that replace single settings,
+                such as `max_tokens=64`.
 
         Raises:
             PromptError: A prompt is invalid. Nothing is generated.
@@ -95,7 +102,7 @@ class StarsEngine(Handle):
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
             RequestError: A request failed; its `result` holds the accepted text.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
         return self._wait(self._submit(group))
@@ -108,9 +115,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Any:
         """Generate without blocking the event loop; cancelling the task cancels the requests."""
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         group.is_abandoned = asyncio.get_running_loop().is_closed
         await self._aresolve_thresholds(group)
@@ -124,6 +132,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Future[list[Any]]:
         """Start generating and return a future; `Future.cancel` cancels the requests.
 
@@ -131,7 +140,7 @@ class StarsEngine(Handle):
         Callbacks of the future run on the engine's thread, so they must be short and must not call
         the engine.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
         self._submit(group)
@@ -146,6 +155,7 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> SegmentStream:
         """Stream accepted segments; their texts add up to the text of each result.
 
@@ -153,7 +163,7 @@ class StarsEngine(Handle):
         are those of `generate`. Prompts are checked before this returns. The error of a failed
         request is raised when all other answers have ended.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.event_queue = EventQueue()
         self._resolve_thresholds(group)
         stream = SegmentStream(self._submit(group), self._runtime.end_group)
@@ -167,12 +177,13 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> AsyncSegmentStream:
         """Stream for `async for`; leaving or cancelling the loop cancels the requests.
 
         Generation starts with the first iteration.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.event_queue = EventQueue()
 
         async def start() -> None:
@@ -217,9 +228,13 @@ class StarsEngine(Handle):
         *,
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> list[StarsResult]:
         """Sample plainly, with the noise of `generate`; score only the final text."""
-        return self.decode(prompts, PlainDecoding(), sampling=sampling, reward_prompt=reward_prompt)
+        group = self._new_group(prompts, sampling, None, reward_prompt, fields)
+        group.decoding = PlainDecoding()
+        results: list[StarsResult] = self._wait(self._submit(group))
+        return results
 
     def best_of_n(
         self,
@@ -228,23 +243,44 @@ class StarsEngine(Handle):
         *,
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> list[StarsResult]:
         """Sample `n` whole answers per prompt and return the one with the highest reward."""
         if n < 1:
             raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
-        group = self._new_group(prompts, sampling, None, reward_prompt)
+        group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding, group.num_samples = PlainDecoding(), n
         results: list[StarsResult] = self._wait(self._submit(group))
         return results
 
+    async def aresolved_align(self) -> AlignParams:
+        """Return the config's acceptance settings with thresholds; calibrate them if necessary.
+
+        A caller that passes them as `align` does not calibrate again, whatever its `sampling`.
+        """
+        group = self._new_group("", None, None, None)
+        await self._aresolve_thresholds(group)
+        return group.prompts[0].align
+
     # --- inside ---
 
     def _new_group(
-        self, prompts: Prompts, sampling: Samplings, align: Aligns, reward_prompt: RewardPrompts
+        self,
+        prompts: Prompts,
+        sampling: Samplings,
+        align: Aligns,
+        reward_prompt: RewardPrompts,
+        fields: Mapping[str, Any] | None = None,
     ) -> RequestGroup:
         self._check_open()
         requests = prompt_requests(
-            self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
+            self.config,
+            prompts,
+            sampling=sampling,
+            align=align,
+            reward_prompt=reward_prompt,
+            fields=fields or {},
+            default_sampling=lambda: self.sampling,
         )
         return RequestGroup(
             requests,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -18,7 +18,9 @@ from stars_engine.config import (
     TransformersModel,
     VLLMModel,
 )
+from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
+from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.loading import check_reward, load_reward
 from stars_engine.runtime.blocking_wait import wait_for
@@ -27,6 +29,7 @@ from stars_engine.runtime.request_group import RewardSource
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.runtime.stats import EngineStats
 from stars_engine.schedules import AutoSchedule
+from stars_engine.types import Prompt
 
 
 class Handle:
@@ -130,6 +133,41 @@ class Handle:
         """Whether `close` was called."""
         return not self._finalizer.alive
 
+    async def ascore(
+        self,
+        prompt: Prompt,
+        texts: Sequence[str],
+        *,
+        segment_len: int | None = None,
+        reward_prompt: str | Chat | None = None,
+    ) -> list[TextScore]:
+        """Score given answers to a prompt with the reward model, in order.
+
+        Args:
+            prompt: The prompt.
+            texts: The answers. They are tokenised as texts, so a model that drafted one may have
+                written other tokens.
+            segment_len: Also score the beginnings of each answer that end with a segment of this
+                many tokens; None does not.
+            reward_prompt: Replaces the prompt for the reward model.
+
+        Raises:
+            PromptError: The prompt or an answer is invalid.
+            RewardError: The reward model failed, or cannot score given texts.
+        """
+        self._check_open()
+        config = self.config
+        call = ScoreCall(
+            prompt,
+            texts,
+            segment_len,
+            config.prompt_format,
+            config.chat_template_kwargs,
+            reward_prompt,
+        )
+        scores = await asyncio.wrap_future(self._runtime.score(self._source, call.inputs))
+        return call.results(scores)
+
     def stats(self) -> EngineStats:
         """Return the state and the totals of the runtime, over all its handles."""
         return self._runtime.stats()
@@ -142,6 +180,12 @@ class Handle:
         """
         if self._finalizer.detach() is not None:
             self._runtime.release(self._source.key)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "loaded" if self.is_loaded else "not loaded"
+        parts = {"model": self.config.model, "reward": self.config.reward}
+        names = [f"{name}={_short_name(part)}" for name, part in parts.items()]
+        return f"<{type(self).__name__} {' '.join(names)}, {state}>"
 
     def __enter__(self) -> Self:
         return self
@@ -190,6 +234,11 @@ class Handle:
         self._runtime.check_can_wait()
         models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
         return models
+
+
+def _short_name(part: Any) -> str:
+    named = getattr(part, "name_or_path", None) or getattr(part, "function", None)
+    return repr(named) if isinstance(named, str) else type(part).__name__
 
 
 def _load_checked(config: StarsConfig) -> PromptedModel:

@@ -98,7 +98,8 @@ class EngineFields(BaseModel):
         aliases = {field.alias for field in known.values()}
         unknown = [name for name in values if name not in known and name not in aliases]
         if unknown:
-            with_fields(StarsConfig(), dict.fromkeys(unknown), owner=type(self).__name__)
+            given = {name: values[name] for name in unknown}
+            with_fields(StarsConfig(), given, owner=type(self).__name__)
         if isinstance(values.get("config"), Mapping):
             values["config"] = StarsConfig(**values["config"])
         super().__init__(**values)

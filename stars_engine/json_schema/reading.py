@@ -10,6 +10,7 @@ from typing import Any
 
 from stars_engine.json_schema import tags
 from stars_engine.json_schema.intersections import Intersections, TooComplexError, array
+from stars_engine.json_schema.keywords import UNSUPPORTED
 from stars_engine.json_schema.negation import CONDITIONAL, Negation
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -25,7 +26,6 @@ from stars_engine.json_schema.references import References
 from stars_engine.json_schema.supported import Place, SupportedSchema, Unsupported
 from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
 from stars_engine.json_schema.values import MalformedError, count, list_of
-from stars_engine.schema_formats.library_types import UNSUPPORTED
 
 _MAX_DEFINITIONS = 10_000
 # Known keywords, of this or earlier drafts, that a grammar cannot express.

@@ -73,7 +73,7 @@ class EngineLoop:
         self.admission = AdmissionQueue(
             params.max_waiting, lambda group: self.post(partial(self._on_admitted, group))
         )
-        self._inputs = InputProcessor(self.admission, self._get_models, self._enqueue, params)
+        self._inputs = InputProcessor(self.admission, self.get_models, self._enqueue, params)
         self._groups: set[RequestGroup] = set()  # admitted and not done
         self._core: EngineCore | None = None
         self._autotuner = CandidateAutotuner()
@@ -194,7 +194,7 @@ class EngineLoop:
     def load(self, source: RewardSource, requested_s: float, done: Future[object]) -> None:
         """Load both models and resolve the future."""
         try:
-            set_result(done, self._get_models(source, requested_s))
+            set_result(done, self.get_models(source, requested_s))
         except Exception as error:  # noqa: BLE001 - loading runs third-party code
             set_exception(done, error)
 
@@ -228,9 +228,10 @@ class EngineLoop:
         self._groups.add(group)
         self._inputs.add(group)
 
-    def _get_models(
+    def get_models(
         self, source: RewardSource, requested_s: float
     ) -> tuple[PromptedModel, RewardModel]:
+        """Return both models; load those that are missing."""
         if self._stop.is_set():
             raise engine_closed_error(self._cause)
         model, reward = self._models.get(source, requested_s=requested_s)
@@ -270,15 +271,13 @@ class EngineLoop:
         return EngineCore(
             model,
             scheduler,
-            self._score,
+            self.score,
             self._autotuner,
             post=self.post,
             draft_ahead=params.draft_ahead,
         )
 
-    # --- rewards ---
-
-    def _score(self, asked: Sequence[RoutedRequest]) -> None:
+    def score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread."""
         runs_offloaded = self.reward_executor.runs_offloaded
         self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])

@@ -23,6 +23,7 @@ from stars_engine.errors import (
 )
 from stars_engine.messages import Tool
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup, RequestOutput
+from stars_engine.schema_formats.shortest import shortest_value
 from stars_engine.types import RewardPrompt
 
 
@@ -200,7 +201,7 @@ def _shortest_call(prompt: ResolvedPrompt) -> int:
     if replies is None or not (replies.must_call and replies.tools):
         return 1
     calls = (
-        replies.form.write([(tool.name, dict.fromkeys(tool.parameters.get("required", ()), 0))])
+        replies.form.write([(tool.name, shortest_value({**tool.parameters, "type": "object"}))])
         for tool in replies.tools
     )
     return min(_length(prompt, [call]) for call in calls)
@@ -237,12 +238,15 @@ def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
         for token in getattr(sampling, name) or ():
             if not 0 <= token < vocab_size:
                 message = (
-                    f"token id {token} is outside the vocabulary; allowed: 0 to {vocab_size - 1}"
+                    f"token id {token} is outside the vocabulary; allowed: 0 to {vocab_size - 1}. "
+                    "Hint: use ids of this model's tokenizer"
                 )
                 raise ConfigError("SamplingParams", [Problem(name, message)])
     bias = sampling.logit_bias or {}
     if sum(value == -math.inf for value in bias.values()) >= vocab_size:
-        message = "-inf on every token leaves none to draw; leave at least one token without it"
+        message = (
+            "-inf on every token leaves none to draw. Hint: leave at least one token without it"
+        )
         raise ConfigError("SamplingParams", [Problem("logit_bias", message)])
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from threading import Lock, Thread, current_thread
@@ -24,7 +24,9 @@ from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.futures import RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
+from stars_engine.runtime.score_job import ScoreJob
 from stars_engine.runtime.stats import EngineStats
+from stars_engine.types import RewardInput, Score
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,24 @@ class Runtime:
             requested_s = time.monotonic()
             self._loop.post(partial(self._loop.load, source, requested_s, done))
         return done
+
+    def score(
+        self, source: RewardSource, read: Callable[[PromptedModel], Sequence[RewardInput]]
+    ) -> Future[list[Score]]:
+        """Score texts with a reward model; return a future of the scores.
+
+        Args:
+            source: The source of the reward model.
+            read: Returns the inputs; called on the engine's thread.
+        """
+        self.check_process()
+        self.check_can_wait()
+        loop = self._loop
+        job = ScoreJob(source, read, get_models=loop.get_models, score=loop.score, post=loop.post)
+        with self._lock:
+            self._ensure_thread()
+            loop.post(job.run)
+        return job.done
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded; never blocks."""

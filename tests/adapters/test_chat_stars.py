@@ -70,6 +70,7 @@ def random_chat() -> Iterator[Callable[..., ChatStars]]:
     """Chats with one random model."""
     model = random_chat_model()
     fields = {"schedule": {"kind": "none"}, "segment_len": 8, "max_tokens": 40, "seed": 0}
+    fields["num_candidates"] = 4
 
     def make(kind: Any = ChatStars, **given: Any) -> Any:
         return kind(model=model, reward=judge, **(fields | given))

@@ -19,6 +19,7 @@ from stars_engine import ConfigError, ContextOverflowError, TransformersModel
 from tests.support.scripted import random_chat_model
 
 FIELDS = {
+    "num_candidates": 4,
     "schedule": {"kind": "constant", "value": 1.5},
     "max_attempts": 4,
     "segment_len": 8,

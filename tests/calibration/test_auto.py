@@ -102,6 +102,7 @@ def test_settings_without_thresholds_fail_before_the_calibration(
     assert runs == []
 
 
+@pytest.mark.slow
 def test_fewer_requests_at_once_than_pilot_prompts(cache: Path, runs: list[int]) -> None:
     config = StarsConfig(align=AUTO, sampling=TINY, engine=EngineParams(max_active=2))
     with StarsEngine(config) as own:
@@ -156,6 +157,7 @@ def test_a_damaged_cache_file_is_replaced(
     assert CalibratedSchedule.from_file(file)
 
 
+@pytest.mark.slow
 def test_the_deadline_excludes_calibration(cache: Path, runs: list[int]) -> None:
     with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
         engine.load()
@@ -164,6 +166,7 @@ def test_the_deadline_excludes_calibration(cache: Path, runs: list[int]) -> None
     assert len(runs) == 1
 
 
+@pytest.mark.slow
 async def test_event_loops_run_during_calibration(cache: Path, runs: list[int]) -> None:
     ticks = 0
 
@@ -194,6 +197,7 @@ def test_baselines_need_no_thresholds(cache: Path, runs: list[int]) -> None:
     assert runs == []
 
 
+@pytest.mark.slow
 def test_custom_parts_are_calibrated_per_engine(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
@@ -302,6 +306,7 @@ async def test_a_cancelled_caller_stops_waiting_at_once(
     assert len(runs) == 1
 
 
+@pytest.mark.slow
 async def test_a_pilot_without_callers_stops_at_its_next_stage(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:

@@ -10,7 +10,7 @@ from stars_engine import OpenAIServerModel, SamplingParams, StarsEngine
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.server import ServerBackend
 from stars_engine.testing import check_backend
-from tests.support.servers import Served, TestServer, serving
+from tests.support.model_servers import Served, TestServer, serving
 
 DIALECTS = ["vllm", "completions", "sglang", "llama.cpp"]
 

@@ -25,7 +25,7 @@ from stars_engine import (
     StarsEngine,
 )
 from tests.support.engines import idle, wait_until
-from tests.support.servers import Faults, Served, TestServer, classifier_scores, serving
+from tests.support.model_servers import Faults, Served, TestServer, classifier_scores, serving
 
 ALIGN = AlignParams(
     schedule=ConstantSchedule(value=0.5),

@@ -10,7 +10,7 @@ import pytest
 from stars_engine import ModelLoadError, OpenAIServerModel, ServerReward, StarsEngine
 from stars_engine.backends.server import ServerBackend
 from stars_engine.rewards.server import ServerRewardModel
-from tests.support.servers import Faults, Served, TestServer, classifier_scores, serving
+from tests.support.model_servers import Faults, Served, TestServer, classifier_scores, serving
 
 
 @pytest.fixture(scope="module")

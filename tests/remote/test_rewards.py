@@ -22,7 +22,7 @@ from stars_engine.rewards.loading import load_reward
 from stars_engine.rewards.server import ServerRewardModel
 from stars_engine.testing import check_reward_model
 from stars_engine.types import RewardInput
-from tests.support.servers import (
+from tests.support.model_servers import (
     Faults,
     Served,
     TestServer,
