@@ -20,14 +20,13 @@ from stars_engine.config import EngineParams
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.drafter import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
-from stars_engine.core.memory_budget import MemoryBudget
 from stars_engine.core.request import Request, RequestQueue
-from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import Interrupted
 from stars_engine.out_of_memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import RoutedRequest, score_now, single_models
 from stars_engine.runtime.admission_queue import AdmissionQueue
+from stars_engine.runtime.core_factory import new_core
 from stars_engine.runtime.diagnostics import Diagnostics
 from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.input_processor import InputProcessor
@@ -263,18 +262,12 @@ class EngineLoop:
         group.complete_if_done()
 
     def _new_core(self, model: PromptedModel) -> EngineCore:
-        params = self._params
-        budget = MemoryBudget(
-            model, max_tokens=params.max_prefix_tokens, max_bytes=params.max_cache_bytes
-        )
-        scheduler = Scheduler(max_rows=params.max_rows, max_active=params.max_active, budget=budget)
-        return EngineCore(
+        return new_core(
             model,
-            scheduler,
-            self.score,
-            self._autotuner,
+            self._params,
+            scorer=self.score,
+            autotuner=self._autotuner,
             post=self.post,
-            draft_ahead=params.draft_ahead,
         )
 
     def score(self, asked: Sequence[RoutedRequest]) -> None:
