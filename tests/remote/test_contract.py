@@ -10,7 +10,9 @@ from stars_engine import OpenAIServerModel, SamplingParams, StarsEngine
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.server import ServerBackend
 from stars_engine.testing import check_backend
-from tests.support.model_servers import Served, TestServer, serving
+from tests.support.model_servers import TestServer
+from tests.support.server_faults import Served
+from tests.support.serving import serving
 
 DIALECTS = ["vllm", "completions", "sglang", "llama.cpp"]
 

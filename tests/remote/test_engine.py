@@ -25,7 +25,9 @@ from stars_engine import (
     StarsEngine,
 )
 from tests.support.engines import idle, wait_until
-from tests.support.model_servers import Faults, Served, TestServer, classifier_scores, serving
+from tests.support.model_servers import TestServer
+from tests.support.server_faults import Faults, Served
+from tests.support.serving import classifier_scores, serving
 
 ALIGN = AlignParams(
     schedule=ConstantSchedule(value=0.5),

@@ -23,7 +23,9 @@ from stars_engine import (
 )
 from stars_engine.testing import TableReward, TabularModel
 from tests.support.closed_form import END, PIECES, Case, closed_form, next_probs
-from tests.support.model_servers import Served, TestServer, serving
+from tests.support.model_servers import TestServer
+from tests.support.server_faults import Served
+from tests.support.serving import serving
 
 NUM_SAMPLES = 5000
 PROMPT = 0  # one token: the server's table begins after it

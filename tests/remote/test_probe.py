@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 
-from stars_engine import ModelLoadError, OpenAIServerModel, ServerReward, StarsEngine
+from stars_engine import (
+    AlignParams,
+    ConstantSchedule,
+    ModelLoadError,
+    OpenAIServerModel,
+    ServerReward,
+    StarsConfig,
+    StarsEngine,
+)
 from stars_engine.backends.server import ServerBackend
+from stars_engine.cli.doctor import run_doctor
 from stars_engine.rewards.server import ServerRewardModel
-from tests.support.model_servers import Faults, Served, TestServer, classifier_scores, serving
+from tests.support.model_servers import TestServer
+from tests.support.server_faults import Faults, Served
+from tests.support.serving import classifier_scores, serving
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +170,20 @@ def test_the_key_is_sent_and_never_shown(engine: StarsEngine, monkeypatch: Any) 
         backend = ServerBackend(OpenAIServerModel(**fields, api_key_env="LM_KEY"))
         assert key not in repr(backend.config)
         backend.close()
+
+
+def test_doctor_names_dialect_and_endpoint(
+    model_server: TestServer, reward_server: TestServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = StarsConfig(
+        model={"base_url": model_server.url, "tokenizer_name_or_path": "stars:embedded-lm"},
+        reward=ServerReward(
+            base_url=reward_server.url, tokenizer_name_or_path="stars:embedded-reward"
+        ),
+        align=AlignParams(schedule=ConstantSchedule(value=0.0)),
+    )
+    run_doctor(config)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "dialect vllm (/inference/v1/generate)" in shown
+    assert "endpoint classify (/classify)" in shown
+    assert model_server.url in shown

@@ -22,15 +22,9 @@ from stars_engine.rewards.loading import load_reward
 from stars_engine.rewards.server import ServerRewardModel
 from stars_engine.testing import check_reward_model
 from stars_engine.types import RewardInput
-from tests.support.model_servers import (
-    Faults,
-    Served,
-    TestServer,
-    classifier_scores,
-    next_logprobs,
-    scores_of_tokens,
-    serving,
-)
+from tests.support.model_servers import TestServer
+from tests.support.server_faults import Faults, Served
+from tests.support.serving import classifier_scores, next_logprobs, scores_of_tokens, serving
 
 
 @pytest.fixture(scope="module", params=["vllm", "sglang"])

@@ -1,95 +1,24 @@
-"""HTTP servers of small models on loopback, in the dialects of real ones, with every fault."""
+"""An HTTP server of small models, in the dialects of real ones, with every fault."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 import torch
-import uvicorn
 
-from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.base import DraftRequest
 from stars_engine.config import SamplingParams
-from tests.support.engines import wait_until
+from tests.support.server_faults import Faults, Served
 
 BLOCK_LEN = 16  # of the simulated prefix cache
-
-
-@dataclass
-class Faults:
-    """What a server does wrong.
-
-    Attributes:
-        no_ids: Completions hold text alone.
-        num_choices: Completions have this many choices, whatever n is.
-        ignores_seed: Every request draws anew.
-        one_seed: Every request draws the same.
-        shrinks_to: Prefix and completion have at most this many tokens together, silently.
-        sigmoid: Rewards are probabilities, whatever `use_activation` is.
-        hidden_states: Rewards are vectors.
-        chunk_len: Rewards of longer inputs that are not cached are off by 0.05.
-        status: Requests fail with it.
-        retry_after: Sent with `status`.
-        num_failures: How many requests fail with `status`; None for all.
-        malformed: The body is no JSON.
-        hangs: Requests are never answered.
-        cuts: Connections are cut in the middle of the body.
-        other_tokenizer: Tokens of texts have other ids.
-        other_template: Tokens of conversations have other ids.
-    """
-
-    no_ids: bool = False
-    num_choices: int = 1
-    ignores_seed: bool = False
-    one_seed: bool = False
-    shrinks_to: int | None = None
-    sigmoid: bool = False
-    hidden_states: bool = False
-    chunk_len: int | None = None
-    status: int | None = None
-    retry_after: str | None = None
-    num_failures: int | None = None
-    malformed: bool = False
-    hangs: bool = False
-    cuts: bool = False
-    other_tokenizer: bool = False
-    other_template: bool = False
-
-
-@dataclass
-class Served:
-    """What a server serves.
-
-    Attributes:
-        model: Drafts completions.
-        rewards: Returns the scores of token ids; one list for each input.
-        logprobs: Returns log-probabilities of the next token after token ids.
-        token_scores: Returns the scores of each token of an input.
-        codec: The tokenizer.
-        dialect: "vllm", "completions", "sglang" or "llama.cpp".
-        max_model_len: Tokens that it says it reads.
-        prompt_len: Tokens of a prefix that are the prompt; None for all.
-        api_key: The key that it asks for.
-    """
-
-    model: LanguageModel | None = None
-    rewards: Callable[[Sequence[Sequence[int]]], list[list[float]]] | None = None
-    logprobs: Callable[[Sequence[int]], torch.Tensor] | None = None
-    token_scores: Callable[[Sequence[int]], list[list[float]]] | None = None
-    codec: Any = None
-    dialect: str = "vllm"
-    max_model_len: int = 512
-    prompt_len: int | None = None
-    api_key: str | None = None
 
 
 @dataclass
@@ -415,71 +344,3 @@ async def _reply(
     headers.append((b"content-length", str(len(raw)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
-
-
-@contextmanager
-def serving(served: Served) -> Iterator[TestServer]:
-    """Run a server on a free port of loopback."""
-    app = TestServer(served)
-    config = uvicorn.Config(app, lifespan="off", log_level="critical", ws="none", loop="asyncio")
-    server = uvicorn.Server(config)
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    app.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    loop = server.servers[0].get_loop()
-
-    def cut() -> None:
-        for listener in server.servers:
-            listener.close()
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
-
-    def kill() -> None:
-        """End at once: refuse connections, and cut those that are open."""
-        loop.call_soon_threadsafe(cut)
-        server.should_exit = True
-
-    app.kill = kill
-    try:
-        yield app
-    finally:
-        if app.held is not None:
-            app.held.set()
-        kill()
-        thread.join(10)
-        sock.close()
-
-
-def classifier_scores(model: Any) -> Callable[[Sequence[Sequence[int]]], list[list[float]]]:
-    """Return the raw scores of a transformers classifier, each input alone."""
-
-    @torch.inference_mode()
-    def score(rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        return [model(input_ids=torch.tensor([list(row)])).logits[0].tolist() for row in rows]
-
-    return score
-
-
-def next_logprobs(model: Any) -> Callable[[Sequence[int]], torch.Tensor]:
-    """Return the log-probabilities of the next token, `(vocab,)`, by a transformers model."""
-
-    @torch.inference_mode()
-    def read(ids: Sequence[int]) -> torch.Tensor:
-        logits: torch.Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
-        return logits.double().log_softmax(-1)
-
-    return read
-
-
-def scores_of_tokens(model: Any) -> Callable[[Sequence[int]], list[list[float]]]:
-    """Return the raw scores of each token by a transformers token classifier."""
-
-    @torch.inference_mode()
-    def read(ids: Sequence[int]) -> list[list[float]]:
-        scores: list[list[float]] = model(input_ids=torch.tensor([list(ids)])).logits[0].tolist()
-        return scores
-
-    return read
