@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from stars_engine import (
     StarsEngine,
 )
 from stars_engine.backends.server import ServerBackend
-from stars_engine.cli.doctor import run_doctor
+from stars_engine.cli.doctor import doctor_command
 from stars_engine.rewards.server import ServerRewardModel
 from tests.support.model_servers import TestServer
 from tests.support.server_faults import Faults, Served
@@ -173,7 +174,10 @@ def test_the_key_is_sent_and_never_shown(engine: StarsEngine, monkeypatch: Any) 
 
 
 def test_doctor_names_dialect_and_endpoint(
-    model_server: TestServer, reward_server: TestServer, capsys: pytest.CaptureFixture[str]
+    model_server: TestServer,
+    reward_server: TestServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = StarsConfig(
         model={"base_url": model_server.url, "tokenizer_name_or_path": "stars:embedded-lm"},
@@ -182,7 +186,8 @@ def test_doctor_names_dialect_and_endpoint(
         ),
         align=AlignParams(schedule=ConstantSchedule(value=0.0)),
     )
-    run_doctor(config)
+    config.to_file(tmp_path / "stars.yaml")
+    doctor_command(config=tmp_path / "stars.yaml")
     shown = " ".join(capsys.readouterr().out.split())
     assert "dialect vllm (/inference/v1/generate)" in shown
     assert "endpoint classify (/classify)" in shown
