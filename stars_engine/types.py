@@ -222,6 +222,8 @@ class Usage(Schema):
         num_kept_tokens: Tokens of the completion.
         num_drafted_tokens: Tokens of all judged draws, including kept tokens.
         num_lookahead_tokens: Lookahead tokens that the reward model read after judged draws.
+        num_speculative_tokens: Surplus tokens that were drafted for a next segment while rewards
+            were computed, and dropped; drafts that were cancelled count in full.
         num_surplus_tokens: All other generated tokens: those of parallel draws that were not used
             because an earlier draw was accepted, and those after a sentence border or a stop
             string.
@@ -246,6 +248,7 @@ class Usage(Schema):
     num_drafted_tokens: int = 0
     num_lookahead_tokens: int = 0
     num_surplus_tokens: int = 0
+    num_speculative_tokens: int = 0
     num_surplus_rewards: int = 0
     num_reward_calls: int = 0
     num_reward_tokens: int = 0

@@ -82,6 +82,11 @@ class EngineParams(Schema):
         "thousand times as many characters",
         examples=[1024],
     )
+    draft_ahead: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="draft the next segment while rewards are computed, if drafts come from "
+        "servers; 'auto' does so where it saves time",
+    )
     on_full: Literal["wait", "raise"] = Field(
         default="wait", description="what a call does when the queue is full"
     )

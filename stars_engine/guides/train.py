@@ -184,7 +184,8 @@ def train_guide(
     head = ValueHead((best.layer,), pooling, network.weights, network.biases, base, about)
     head.save(folder)
     write_file(folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n", "train_guide")
-    named = engine.config.model.name_or_path or type(getattr(model, "model", model)).__name__
+    named = getattr(engine.config.model, "name_or_path", None)
+    named = named or type(getattr(model, "model", model)).__name__
     card = report.card(model=named, judge=_name(judge, engine))
     write_file(folder / CARD_FILE, card, "train_guide")
     return report
