@@ -6,8 +6,10 @@ A run is a small `stars generate` or Python program on the embedded pair. It get
 twice, as `timeout` sends it), SIGTERM, or an exception or `sys.exit` from a signal handler, at a
 moment drawn uniformly from the time that an undisturbed run takes. Due are 130 for Ctrl-C (Python
 programs end themselves with SIGINT, which shells report as 130), the signal for SIGTERM, 1 for an
-exception, 7 for `sys.exit(7)`, and 0 if the run was complete before. Prints every run that ended
-otherwise, and how long the ends took. Exits with 1 if there was one.
+exception, 7 for `sys.exit(7)`, and 0 if the run was complete before. A program that Ctrl-C ends may
+also return 1: Python forgets that it was interrupted if another thread calls `exec` meanwhile, as
+imports of dataclasses do. Prints every run that ended otherwise, and how long the ends took. Exits
+with 1 if there was one.
 """
 
 from __future__ import annotations
@@ -93,6 +95,8 @@ class Ended:
         bad = ("terminate called", "Fatal Python error", "Segmentation fault")
         if any(words in self.messages for words in bad):
             return False
+        if self.kind == "program, Ctrl-C" and self.messages.endswith("KeyboardInterrupt\n"):
+            return self.status in (1, *CTRL_C)
         return self.status in KINDS[self.kind].due or (self.status == 0 and self.complete)
 
 

@@ -45,8 +45,7 @@ PROMPTS = (
     "The film",
     "This movie was",
     "I had heard so much about it that",
-    "My sister and I went to see it on a rainy Sunday afternoon, and as soon as the lights went "
-    "down we knew",
+    "My sister and I went to see it on a rainy Sunday, and as soon as the lights went down we knew",
 )
 
 

@@ -50,10 +50,10 @@ def test_an_exit_ends_only_its_own_call(
     error: BaseException,
     raises: Callable[[BaseException], Awaitable[float]],
 ) -> None:
-    begun, released = threading.Event(), asyncio.Event()
+    waiting, released = threading.Event(), asyncio.Event()
 
     async def waits() -> float:
-        begun.set()
+        waiting.set()
         await released.wait()
         return 2.0
 
@@ -63,7 +63,7 @@ def test_an_exit_ends_only_its_own_call(
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(loop.run, waits, timeout_s=None)
-        assert begun.wait(30)
+        assert waiting.wait(30)
         [thread] = loop.threads
         with pytest.raises(type(error)):
             loop.run(lambda: raises(error), timeout_s=None)
