@@ -25,6 +25,7 @@ import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 NUM_PROMPTS = 8
@@ -117,7 +118,7 @@ KINDS = {
 }
 
 
-def end_one(name: str, moment_s: float, prompts: Path) -> Ended:
+def end_one(prompts: Path, name: str, moment_s: float) -> Ended:
     """Start a run, disturb it after a while, and wait for its end."""
     kind = KINDS[name]
     files = (str(prompts),) if kind.args else ()
@@ -169,7 +170,7 @@ def end_many(num_runs: int, *, jobs: int, seed: int) -> list[Ended]:
         }
         moments = [0.1 + takes[name.split(",")[0]] * chosen.random() for name in names]
         ended = []
-        for each in pool.map(lambda *args: end_one(*args, prompts), names, moments):
+        for each in pool.map(partial(end_one, prompts), names, moments):
             ended.append(each)
             if not each.is_due:
                 print(f"WRONG {each.kind}, {each.moment_s:.2f} s: {each.status}", flush=True)
