@@ -68,7 +68,9 @@ class ResponseEvents:
         """Add text to the open item, or to a new one."""
         if self._open is None or self._open["type"] != kind:
             yield from self._close("completed")
-            fields: dict[str, Any] = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+            fields: dict[str, Any] = (
+                {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+            )
             item = new_item(kind, status="in_progress", content=[], **fields)
             yield from self._add_item(item)
             part = {"type": "reasoning_text", "text": ""} if kind == "reasoning" else text_part("")
