@@ -21,7 +21,7 @@ REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 8}
 KEY = "sk-0123456789abcdef"
 
 
-class Gate:
+class HeldReward:
     """A reward that waits until the test opens it."""
 
     def __init__(self) -> None:
@@ -80,13 +80,13 @@ def test_bodies_that_are_too_large() -> None:
 
 
 def test_too_many_requests_and_a_full_queue() -> None:
-    gate = Gate()
-    config = random_chat(gate).replace(engine=EngineParams(max_active=1, max_waiting=1))
+    held = HeldReward()
+    config = random_chat(held).replace(engine=EngineParams(max_active=1, max_waiting=1))
     with serving({"chat": config}, max_requests=3) as running, running.http() as client:
         body = json.dumps(REQUEST).encode()
         engine = running.model("chat").engine
         first = running.send(body)
-        assert gate.asked.wait(60)
+        assert held.asked.wait(60)
         second = running.send(body)
         wait_until(lambda: engine.stats().num_waiting == 1)
         full = client.post(CHAT, json=REQUEST)
@@ -98,7 +98,7 @@ def test_too_many_requests_and_a_full_queue() -> None:
         assert busy.status_code == 429
         assert "3 requests are in progress" in error_of(busy)["message"]
         assert client.get("/healthz").status_code == 200
-        gate.opened.set()
+        held.opened.set()
         for connection in (first, second):
             with connection:
                 assert connection.recv(15) == b"HTTP/1.1 200 OK"
@@ -136,19 +136,19 @@ def test_a_server_without_a_model_ends(tmp_path: Path) -> None:
 
 
 def test_draining_lets_streams_end() -> None:
-    gate = Gate()
-    with serving({"chat": random_chat(gate)}, drain_s=60) as running:
+    held = HeldReward()
+    with serving({"chat": random_chat(held)}, drain_s=60) as running:
         body = json.dumps({**REQUEST, "stream": True}).encode()
         with running.send(body) as stream, running.http() as client:
             assert client.get("/healthz").status_code == 200  # the connection stays open
-            assert gate.asked.wait(60)
+            assert held.asked.wait(60)
             running.server.state_of_app.draining = True
             answer = client.post(CHAT, json=REQUEST)
             assert answer.status_code == 503
             assert error_of(answer)["code"] == "server_stopping"
             assert client.get("/readyz").json()["status"] == "stopping"
             running.server.should_exit = True
-            gate.opened.set()
+            held.opened.set()
             received = b""
             while part := stream.recv(4096):
                 received += part
@@ -157,29 +157,29 @@ def test_draining_lets_streams_end() -> None:
 
 
 def test_a_drain_that_takes_too_long_is_cut_off() -> None:
-    gate = Gate()
-    with serving({"chat": random_chat(gate)}, drain_s=0) as running:
+    held = HeldReward()
+    with serving({"chat": random_chat(held)}, drain_s=0) as running:
         with running.send(json.dumps({**REQUEST, "stream": True}).encode()) as stream:
-            assert gate.asked.wait(60)
+            assert held.asked.wait(60)
             running.server.should_exit = True
             received = b""
             while part := stream.recv(4096):
                 received += part
-        gate.opened.set()
+        held.opened.set()
     assert b"[DONE]" not in received
 
 
 def test_keep_alive_comments_while_a_segment_is_scored() -> None:
-    gate = Gate()
+    held = HeldReward()
     body = json.dumps({**REQUEST, "stream": True}).encode()
-    chat = {"chat": random_chat(gate)}
+    chat = {"chat": random_chat(held)}
     with serving(chat, keep_alive_s=0.01) as running, running.send(body) as stream:
         received = b""
         while received.count(b": keep-alive\n\n") < 3:
             received += stream.recv(4096)
         assert b"200 OK" in received
         assert b'"role": "assistant"' in received
-        gate.opened.set()
+        held.opened.set()
         while not received.endswith(b"0\r\n\r\n"):
             received += stream.recv(4096)
     assert b"[DONE]" in received
