@@ -20,7 +20,7 @@ from llama_index.core.tools import BaseTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
 
-from llamaindex_stars.tools import callable_tools, read_tool_list
+from llamaindex_stars.tools import callable_tools, read_tool_list, validated
 
 
 class CallingLLM(FunctionCallingLLM):
@@ -149,4 +149,4 @@ class CallingLLM(FunctionCallingLLM):
         """Return the object in an answer; an empty list while the answer is unfinished."""
         is_whole = response.raw is not None
         calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
-        return [output_cls.model_validate(call.tool_kwargs) for call in calls]
+        return [validated(output_cls, call.tool_kwargs) for call in calls]

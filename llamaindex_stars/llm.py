@@ -46,7 +46,7 @@ from stars_engine.integrations import (
 )
 from stars_engine.types import Prompt
 
-_OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")
+_OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools", "compact_calls")
 
 
 class StarsLLM(EngineFields, CallingLLM, CustomLLM):
@@ -58,8 +58,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
     with the question without its documents; `response_format`, in the OpenAI format or as a schema;
-    and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls` and `constrain_tools` of
-    `stars_engine.Chat`.
+    and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools` and
+    `compact_calls` of `stars_engine.Chat`.
 
     If prompt and `max_tokens` exceed the context, the answer is shortened to the remaining context
     (`on_overflow="clamp"`, unless it is set), because LlamaIndex fills prompts up to

@@ -70,7 +70,9 @@ class ToolCall(Schema):
             try:
                 arguments = json.loads(arguments.strip() or "{}")
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"the arguments are not valid JSON: {error}") from None
+                raise ValueError(
+                    f"the arguments are not valid JSON: {error}. Hint: give a dict"
+                ) from None
         return is_json({} if arguments is None else arguments, "arguments")
 
     def __hash__(self) -> int:
@@ -188,7 +190,8 @@ class Message(Schema):
             for name in sorted(names):
                 if getattr(self, name) and self.role != role:
                     raise ValueError(
-                        f"{name} needs the role {role!r}, but the role is {self.role!r}"
+                        f"{name} needs the role {role!r}, but the role is {self.role!r}. Hint: set "
+                        f"role={role!r}, or remove {name}"
                     )
         return self
 
@@ -218,6 +221,11 @@ class Chat(Schema):
         default=True,
         description="constrain calls with a grammar to the tools and to valid arguments; if false, "
         "calls are not constrained, and invalid ones are returned as invalid_tool_calls",
+    )
+    compact_calls: bool = Field(
+        default=False,
+        description="allow no spaces between the parts of a call's arguments; otherwise, a space "
+        "follows each comma and colon",
     )
     continue_final_message: bool = Field(
         default=False, description="continue the last message, which is an assistant prefill"
@@ -255,9 +263,11 @@ class Chat(Schema):
         names = [tool.name for tool in tools]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two tools are called {name!r}; names must be unique")
+                raise ValueError(f"two tools are called {name!r}. Hint: rename one of them")
             if name in (*CHOICES, "any"):
-                raise ValueError(f"no tool can be called {name!r}: the name is a tool_choice")
+                raise ValueError(
+                    f"no tool can be called {name!r}, which is a tool_choice. Hint: rename the tool"
+                )
         return tools
 
     @model_validator(mode="after")
@@ -270,7 +280,7 @@ class Chat(Schema):
                 "one of these, or add a tool of this name"
             )
         if self.must_call and not self.tools:
-            raise ValueError(f"tool_choice {self.tool_choice!r} needs tools to choose from")
+            raise ValueError(f"tool_choice {self.tool_choice!r} needs tools. Hint: add tools=[...]")
         if self.must_call and not self.constrain_tools:
             raise ValueError(
                 f"tool_choice {self.tool_choice!r} needs a grammar, but constrain_tools is False. "

@@ -76,7 +76,9 @@ class MissingExtraError(StarsError, ImportError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
-            f"{module!r} is not installed. Hint: pip install 'stars-engine[{extra}]'", name=module
+            f"{module!r} is not installed. Hint: run pip install -e '.[{extra}]' in a clone of the "
+            "repository of stars-engine",
+            name=module,
         )
         self.extra = extra
 

@@ -20,18 +20,18 @@ def real_number(value: Any, meaning: str) -> float:
         TypeError: The value is another object, or does not fit a float.
     """
     if isinstance(value, str | bytes | bytearray):
-        raise ValueError(f"{meaning} is a number, not {value[:60]!r}")  # noqa: TRY004 - as `float`
+        raise ValueError(f"{meaning} must be a number, not {value[:60]!r}")  # noqa: TRY004 - as `float`
     number = value
     if not isinstance(number, Real):
         number = _only_element(number)
     if not isinstance(number, Real) and not _can_be_float(number):
         shown = "None" if value is None else type(value).__name__
-        raise TypeError(f"{meaning} is a number, not {shown}")
+        raise TypeError(f"{meaning} must be a number, not {shown}")
     try:
         return float(number)
     except (TypeError, ValueError, OverflowError) as error:
         problem = f"{type(value).__name__} ({error})"
-        raise TypeError(f"{meaning} is a number, not {problem}") from None
+        raise TypeError(f"{meaning} must be a number, not {problem}") from None
 
 
 def _only_element(value: Any) -> Any:

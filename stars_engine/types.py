@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, computed_field, field_validator, model_validator
 
+from stars_engine.display.results import result_html
 from stars_engine.messages import Chat, Message
 from stars_engine.schema import Schema
 
@@ -206,6 +207,12 @@ class Segment(Schema):
         """Number of judged draws of this segment, including the kept one."""
         return len(self.attempts)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Omit token ids and attempts, which are many."""
+        yield "text", self.text
+        for name in ("reward", "threshold", "verdict", "num_attempts"):
+            yield name, getattr(self, name)
+
 
 class Usage(Schema):
     """The cost of one result.
@@ -304,6 +311,21 @@ class StarsResult(Schema):
     prompt: str | Chat | None = None
     id: str | int | None = None
     schema_version: Literal[1] = 1
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show the text and the totals; `segments` and `usage` hold the rest."""
+        yield "text", self.text
+        yield "reward", self.reward
+        yield "finish_reason", self.finish_reason
+        yield "num_segments", len(self.segments)
+        yield "num_kept_tokens", self.usage.num_kept_tokens
+        yield "num_drafted_tokens", self.usage.num_drafted_tokens
+        yield "num_forced", self.usage.num_forced
+        yield "seed", self.seed
+
+    def _repr_html_(self) -> str:
+        """Return the result for a notebook: segments coloured by margin, rejected drafts."""
+        return result_html(self)
 
 
 class SegmentEvent(Schema):

@@ -29,8 +29,8 @@ def as_judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
     if judge is None or (callable(judge) and not isinstance(judge, type)):
         return judge
     message = (
-        f"{judge!r} is not allowed; use a callable f(prompt, answer) -> number, a reward's config "
-        "object or name, or None for the reward itself"
+        f"{judge!r} is not allowed. Hint: use a callable f(prompt, answer) -> number, a reward's "
+        "config object or name, or None for the reward itself"
     )
     raise ConfigError("trust_report", [Problem("judge", message)])
 

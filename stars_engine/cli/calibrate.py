@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ from stars_engine.errors import ConfigError, needs_extra
 from stars_engine.files.config_files import check_suffix, check_writable, refuse_imports, text_of
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.types import Prompt
+
+if TYPE_CHECKING:
+    from stars_engine.calibration.verify import Verification
 
 _PILOT_SHARE = 0.6  # share of prompts for the pilot; the others verify the prediction
 
@@ -78,9 +81,12 @@ def calibrate_command(
     judging = as_reward(judge)
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
-    prompts = None if prompts_file is None else read_prompts(prompts_file)
+    prompts: list[Prompt] | None = None
+    if prompts_file is not None:
+        prompts = [*read_prompts(prompts_file)]
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
     with loaded(settings) as (engine, wait):
+        from stars_engine.calibration.advice import ENOUGH_PROMPTS
         from stars_engine.calibration.calibrate import calibrate
         from stars_engine.calibration.pilot_prompts import neutral_prompts, uses_chat_format
         from stars_engine.calibration.report import trust_report
@@ -102,6 +108,7 @@ def calibrate_command(
             seed=seed,
             progress=_stages(wait),
             checkpoint=out.with_name(f"{out.name}.partial"),
+            detect_guard=not target,
         )
         _keep(schedule, out)
         verification = None
@@ -109,15 +116,11 @@ def calibrate_command(
             wait.update(f"validating the calibration on {len(others)} other prompts")
             verification = check(engine, schedule, others)
             write(f"{len(pilot)} pilot prompts, {len(others)} others")
-            write(verification.summary())
-        elif schedule.predicted is not None:
-            for name in type(schedule.predicted).model_fields:
-                estimate = getattr(schedule.predicted, name)
-                if estimate is not None:
-                    write(f"{name:12} {estimate.shown()}")
+        _show_effort(schedule, verification)
         if report is not None:
-            wait.update(f"measuring trust on plain answers to {len(pilot[:24])} prompts")
-            trust = trust_report(engine, pilot[:24], judge=judging, schedule=schedule)
+            own = pilot[:ENOUGH_PROMPTS]
+            wait.update(f"measuring trust on plain answers to {len(own)} prompts")
+            trust = trust_report(engine, own, judge=judging, schedule=schedule)
             write(trust.summary())
             _write(report, trust, schedule, verification)
             messages.say(f"report written to {report}")
@@ -136,6 +139,21 @@ def _stages(wait: Wait) -> Callable[[int, int], None]:
     return advance
 
 
+def _show_effort(schedule: CalibratedSchedule, verification: Verification | None) -> None:
+    """Print the predicted effort, and the observed one if there is one."""
+    from stars_engine.calibration.advice import verification_advice
+
+    if verification is not None:
+        write(verification.summary())
+        for line in verification_advice(verification):
+            messages.say(line, style="bold yellow")
+    elif schedule.predicted is not None:
+        for name in type(schedule.predicted).model_fields:
+            estimate = getattr(schedule.predicted, name)
+            if estimate is not None:
+                write(f"{name:12} {estimate.shown()}")
+
+
 def _keep(schedule: CalibratedSchedule, out: Path) -> None:
     """Write the thresholds; if that fails, print them, because calibration takes long."""
     try:
@@ -152,7 +170,7 @@ def _check_report(report: Path | None, judge: str | None) -> None:
     """Check early that the report can be written, before long measurements."""
     if report is None:
         if judge is not None:
-            raise typer.BadParameter("--judge needs --report FILE; give both, or neither")
+            raise typer.BadParameter("--judge needs --report FILE. Hint: give both, or neither")
         return
     check_suffix(report, "report", (".html", ".htm"))
     check_writable(report, "report")

@@ -15,6 +15,7 @@ _PHRASES = (
     (re.compile(r"ConstantSchedule\(value=\.\.\.\)"), "--threshold"),
     (re.compile(r"preset\('paper', target=\.\.\.\)"), "--preset paper --target NUMBER"),
     (re.compile(r"the preset 'best'"), "--preset best"),
+    (re.compile(r"AlignParams\(preset='(\w+)'\)"), r"--preset \1"),
     (re.compile(r"use AutoSchedule\(\)"), "use --preset best"),
     (re.compile(r"AutoSchedule\(([a-z_]+)=([\w.]+)\)"), r"\1=\2"),
     (re.compile(r"\b(?:AlignParams|SamplingParams|StarsConfig)(?:\(\.\.\.\))?(: )"), ""),

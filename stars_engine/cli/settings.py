@@ -44,16 +44,22 @@ def read_schedule(
     start = given(initial=initial, initial_weight=initial_weight)
     if path is not None:
         if threshold is not None or target is not None or start:
-            raise typer.BadParameter("give --schedule FILE, or thresholds, not both")
+            raise typer.BadParameter(
+                "--schedule FILE excludes --threshold, --target, --initial and --initial-weight. "
+                "Hint: give the file, or thresholds"
+            )
         return CalibratedSchedule.from_file(path, allow_imports=allow_imports)
     if threshold is not None and (target is not None or start):
-        raise typer.BadParameter("give --threshold, or --target with --initial")
+        raise typer.BadParameter(
+            "--threshold excludes --target, --initial and --initial-weight. Hint: give "
+            "--threshold, or --target with --initial"
+        )
     if threshold is not None:
         return {"kind": "constant", "value": threshold}
     if target is not None:
         return {"kind": "linear", "target": target, **start}
     if start:
-        raise typer.BadParameter("--initial and --initial-weight need --target")
+        raise typer.BadParameter("--initial and --initial-weight need --target. Hint: add --target")
     return None
 
 
@@ -74,9 +80,7 @@ def read_config(
         ConfigError: The file or an option is invalid, or names code although imports are refused.
     """
     base = _read_file(path, allow_imports=allow_imports)
-    for option, value in given(model=model, reward=reward).items():
-        for field in ("name_or_path", "function"):
-            messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
+    _name_options(model, reward)
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
         _check_own_pair(path, model, reward)
@@ -101,6 +105,13 @@ def read_config(
     if not allow_imports:
         _import_nothing(settings)
     return settings
+
+
+def _name_options(model: str | None, reward: str | None) -> None:
+    """Let errors about these models name the options that gave them."""
+    for option, value in given(model=model, reward=reward).items():
+        for field in ("name_or_path", "function"):
+            messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
 
 
 def _preset(name: str, align: dict[str, Any]) -> AlignParams:
@@ -157,5 +168,6 @@ def _check_own_pair(path: Path | None, model: str | None, reward: str | None) ->
     if path is None and (model is None or reward is None):
         missing, other = ("--reward", "--model") if reward is None else ("--model", "--reward")
         raise typer.BadParameter(
-            f"{missing} is required with {other}: the embedded models only work as a pair"
+            f"{missing} is required with {other}: the embedded models only work as a pair. Hint: "
+            f"add {missing}"
         )

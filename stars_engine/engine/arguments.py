@@ -5,11 +5,13 @@ The engine's thread reads the prompts later: see `runtime.input_processor`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.config.flat import check_names
+from stars_engine.config.presets import preset
 from stars_engine.errors import ConfigError, Problem, PromptError
 from stars_engine.messages import Chat
 from stars_engine.runtime.request_group import PromptRequest
@@ -20,7 +22,7 @@ from stars_engine.types import Prompt
 Prompts = Prompt | Sequence[Prompt]
 RewardPrompts = str | Chat | Sequence[str | Chat | None] | None
 Samplings = SamplingParams | Sequence[SamplingParams] | None
-Aligns = AlignParams | Sequence[AlignParams] | None
+Aligns = AlignParams | str | Sequence[AlignParams] | None  # text is the name of a preset
 Params = TypeVar("Params", bound=Schema)
 
 
@@ -31,6 +33,8 @@ def prompt_requests(
     sampling: Samplings,
     align: Aligns,
     reward_prompt: RewardPrompts,
+    fields: Mapping[str, Any],
+    default_sampling: Callable[[], SamplingParams],
 ) -> tuple[PromptRequest, ...]:
     """Return one request per prompt.
 
@@ -40,6 +44,8 @@ def prompt_requests(
         sampling: One for all prompts, or one for each.
         align: One for all prompts, or one for each.
         reward_prompt: One for all prompts, or one for each.
+        fields: Fields of `SamplingParams` and `AlignParams` that replace those of all prompts.
+        default_sampling: Returns the proposal where neither the call nor the config has one.
 
     Raises:
         PromptError: A prompt is invalid, or the number of reward prompts is wrong.
@@ -48,8 +54,13 @@ def prompt_requests(
     prompt_list = as_prompt_list(prompts)
     count = len(prompt_list)
     own = None if config.sampling == "model" else config.sampling
-    samplings = _each("sampling", SamplingParams, sampling, own, count)
-    aligns = _each("align", AlignParams, align, config.align, count)
+    proposals, tests = _parted(fields)
+    if proposals and sampling is None and own is None:
+        own = default_sampling()
+    if isinstance(align, str):
+        align = preset(align)
+    samplings = _each("sampling", SamplingParams, sampling, own, count, changes=proposals)
+    aligns = _each("align", AlignParams, align, config.align, count, changes=tests)
     return tuple(
         PromptRequest(
             prompt,
@@ -72,27 +83,37 @@ def _without_unused_calibration(align: AlignParams, sampling: SamplingParams | N
     return align.replace(schedule=NoSchedule())
 
 
+def _parted(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the given fields of `SamplingParams` and those of `AlignParams`."""
+    check_names(fields, owner="the call", parts=(SamplingParams, AlignParams))
+    proposals = {name: fields[name] for name in fields if name in SamplingParams.model_fields}
+    return proposals, {name: fields[name] for name in fields if name not in proposals}
+
+
 def _each(
     name: str,
     kind: type[Params],
-    given: Params | Sequence[Params] | None,
+    given: Any,
     default: Params | None,
     count: int,
+    *,
+    changes: Mapping[str, Any],
 ) -> Sequence[Params | None]:
-    """Return one setting per prompt: the given one or ones, or the default."""
+    """Return one setting per prompt: the given one or ones, or the default, with changes."""
+    given = default if given is None else given
     if given is None:
-        return [default] * count
+        return [None] * count
     if isinstance(given, kind):
-        return [given] * count
+        return [given.replace(**changes) if changes else given] * count
     hint = f"pass one {kind.__name__}(...) for all prompts, or a list with one for each"
     if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        raise _problem(name, f"{type(given).__name__} is not allowed; {hint}")
+        raise _problem(name, f"{type(given).__name__} is not allowed. Hint: {hint}")
     if len(given) != count:
-        raise _problem(name, f"{len(given)} settings for {count} prompts; {hint}")
+        raise _problem(name, f"{len(given)} settings for {count} prompts. Hint: {hint}")
     for item in given:
         if not isinstance(item, kind):
-            raise _problem(name, f"{type(item).__name__} is not allowed in the list; {hint}")
-    return given
+            raise _problem(name, f"{type(item).__name__} is not allowed in the list. Hint: {hint}")
+    return [item.replace(**changes) for item in given] if changes else given
 
 
 def _one_each(reward_prompt: RewardPrompts, count: int) -> Sequence[str | Chat | None]:

@@ -164,14 +164,24 @@ class Handle:
         """Return the state and the totals of the runtime, over all its handles."""
         return self._runtime.stats()
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         """Release the runtime; further calls raise `EngineClosedError`.
 
         Closing the last handle ends the runtime: requests in progress fail with
         `EngineClosedError`.
+
+        Args:
+            timeout_s: Maximum wait in seconds for the end of the current step, in case a model
+                hangs; None for no limit. The log says where a thread hangs that does not end.
         """
         if self._finalizer.detach() is not None:
-            self._runtime.release(self._source.key)
+            self._runtime.release(self._source.key, timeout_s)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "loaded" if self.is_loaded else "not loaded"
+        parts = {"model": self.config.model, "reward": self.config.reward}
+        names = [f"{name}={_short_name(part)}" for name, part in parts.items()]
+        return f"<{type(self).__name__} {' '.join(names)}, {state}>"
 
     def __enter__(self) -> Self:
         return self
@@ -220,6 +230,11 @@ class Handle:
         self._runtime.check_can_wait()
         models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
         return models
+
+
+def _short_name(part: Any) -> str:
+    named = getattr(part, "name_or_path", None) or getattr(part, "function", None)
+    return repr(named) if isinstance(named, str) else type(part).__name__
 
 
 def _load_checked(config: StarsConfig) -> PromptedModel:

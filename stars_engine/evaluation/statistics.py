@@ -32,7 +32,10 @@ def best_of(n: int, guide: Floats, value: Floats) -> Floats:
     """
     total = guide.shape[1]
     if not 1 <= n <= total:
-        raise ValueError(f"n={n} is not allowed; 1 to {total}, the samples of each prompt")
+        raise ValueError(
+            f"n={n} is not allowed; allowed: 1 to {total}, the samples of each prompt. Hint: use a "
+            "smaller n"
+        )
     order = np.argsort(guide, axis=1, kind="stable")
     weights = np.array([comb(rank, n - 1) / comb(total, n) for rank in range(total)])
     return np.asarray(np.take_along_axis(value, order, 1) @ weights)

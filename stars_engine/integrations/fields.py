@@ -88,6 +88,11 @@ class EngineFields(BaseModel):
     max_prefix_tokens: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     max_cache_bytes: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     max_waiting: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_answers: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_n: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_prompt_chars: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_grammar_chars: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_stop_strings: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")
 
@@ -98,7 +103,8 @@ class EngineFields(BaseModel):
         aliases = {field.alias for field in known.values()}
         unknown = [name for name in values if name not in known and name not in aliases]
         if unknown:
-            with_fields(StarsConfig(), dict.fromkeys(unknown), owner=type(self).__name__)
+            given = {name: values[name] for name in unknown}
+            with_fields(StarsConfig(), given, owner=type(self).__name__)
         if isinstance(values.get("config"), Mapping):
             values["config"] = StarsConfig(**values["config"])
         super().__init__(**values)

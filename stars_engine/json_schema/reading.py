@@ -8,8 +8,10 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
+from stars_engine.give_way import give_way
 from stars_engine.json_schema import tags
 from stars_engine.json_schema.intersections import Intersections, TooComplexError, array
+from stars_engine.json_schema.keywords import UNSUPPORTED
 from stars_engine.json_schema.negation import CONDITIONAL, Negation
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -25,7 +27,6 @@ from stars_engine.json_schema.references import References
 from stars_engine.json_schema.supported import Place, SupportedSchema, Unsupported
 from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
 from stars_engine.json_schema.values import MalformedError, count, list_of
-from stars_engine.schema_formats.library_types import UNSUPPORTED
 
 _MAX_DEFINITIONS = 10_000
 # Known keywords, of this or earlier drafts, that a grammar cannot express.
@@ -169,6 +170,7 @@ class SchemaReader:
 
     def node(self, schema: Any, place: Place) -> Node:
         """Return the values that a schema allows."""
+        give_way()
         if isinstance(schema, bool) or schema == {}:
             return ANY if schema is not False else NEVER
         if not isinstance(schema, dict):

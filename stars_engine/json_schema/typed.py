@@ -7,6 +7,7 @@ from typing import Any
 
 from stars_engine.json_schema import values
 from stars_engine.json_schema.intersections import array, intersect_numbers, intersect_strings
+from stars_engine.json_schema.keywords import DECIMAL_PLACES
 from stars_engine.json_schema.nodes import (
     ANY,
     Alternative,
@@ -20,7 +21,6 @@ from stars_engine.json_schema.nodes import (
 from stars_engine.json_schema.patterns import Pattern
 from stars_engine.json_schema.supported import NodeReader, Place
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
-from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
 
 _NUMBERS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),

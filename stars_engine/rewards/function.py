@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import chain, count
+from threading import Thread
 from typing import Any
 
 from stars_engine.config import FunctionReward
@@ -20,7 +22,8 @@ class FunctionRewardModel:
 
     With `by="input"`, calls `f(input)` or `f(inputs)`. It is an `OffloadedReward`, so the engine
     calls it on worker threads. If a call returns an awaitable, it is awaited on an event loop that
-    belongs to this reward, and cancelled after `timeout_s`.
+    belongs to this reward, and cancelled after `timeout_s`. If one blocks the event loop for
+    longer, the others are called again on a new loop.
     """
 
     def __init__(self, config: FunctionReward) -> None:
@@ -53,6 +56,11 @@ class FunctionRewardModel:
         """Cancel awaitables and end the event loop; the next call starts a new one."""
         self._loop.close()
 
+    @property
+    def threads(self) -> list[Thread]:
+        """The threads of its event loops."""
+        return self._loop.threads
+
     def _arguments(self, inputs: Sequence[RewardInput], *, single: bool = False) -> list[Any]:
         columns: list[list[Any]]
         if self._config.by == "input":
@@ -63,9 +71,10 @@ class FunctionRewardModel:
 
     def _call(self, *arguments: Any) -> Any:
         result = self._function(*arguments)
-        if inspect.isawaitable(result):
-            return self._loop.run(result, timeout_s=self.timeout_s)
-        return result
+        if not inspect.isawaitable(result):
+            return result
+        awaitables = chain([result], (self._function(*arguments) for _ in count()))
+        return self._loop.run(lambda: next(awaitables), timeout_s=self.timeout_s)
 
 
 def resolve_function(function: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -24,9 +24,7 @@ from stars_engine import (
 from stars_engine.cli.app import app
 from stars_engine.cli.prompts import read_prompts
 from stars_engine.trace import read_jsonl
-from tests.support.processes import run_python, stars
-
-COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+from tests.support.processes import COMMAND, run_python, stars
 
 
 @pytest.mark.slow
@@ -48,7 +46,6 @@ def test_demo_shows_both_answers_and_the_gain() -> None:
     assert "Wall time" in run.stdout
 
 
-@pytest.mark.slow
 def test_generate_json_equals_the_results_of_the_engine(
     engine: StarsEngine, tmp_path: Path
 ) -> None:
@@ -62,7 +59,6 @@ def test_generate_json_equals_the_results_of_the_engine(
     assert list(read_jsonl(trace)) == results
 
 
-@pytest.mark.slow
 def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
     [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
@@ -89,7 +85,6 @@ def test_prompts_from_stdin_and_files_keep_their_order(tmp_path: Path) -> None:
     assert positions == sorted(positions)
 
 
-@pytest.mark.slow
 def test_options_override_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     align = AlignParams(schedule={"kind": "constant", "value": -99}, segment_len=4)
@@ -102,7 +97,6 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
     assert result.seed == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -126,7 +120,7 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--top-k", "0"], ["--top-k", "0", ">= 1", "all"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
         (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
-        (["--prompts", "nowhere.txt"], ["not both"]),
+        (["--prompts", "nowhere.txt"], ["both given"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "--max-tokens"]),
         (["--resume"], ["--trace"]),
@@ -141,7 +135,6 @@ def test_user_errors_give_one_clear_message(args: list[str], words: list[str]) -
         assert word in message, run.stderr
 
 
-@pytest.mark.slow
 def test_a_failing_reward_module_gives_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     args = ["--model", "stars:embedded-lm", "--reward", "broken:f", "--threshold", "0"]
@@ -189,7 +182,6 @@ def test_an_empty_stdin_is_an_error() -> None:
     assert "holds no prompt" in run.stderr
 
 
-@pytest.mark.slow
 def test_a_callable_as_reward(tmp_path: Path) -> None:
     (tmp_path / "brevity.py").write_text("def short(prompt, completion): return -len(completion)\n")
     # A script, as the installed command is: Python does not look in the current directory for it.
@@ -221,7 +213,7 @@ def test_output_paths_are_checked_before_the_pilot(tmp_path: Path, option: str) 
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
     run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
     assert run.returncode == 2
-    assert "does not exist; create it" in run.stderr
+    assert "does not exist. Hint: create it" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,7 +255,7 @@ def test_without_torch_the_hint_names_the_extra() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout == "2\n2\n2\n"
-    assert run.stderr.count("pip install 'stars-engine[local]'") == 3
+    assert run.stderr.count("pip install -e '.[local]'") == 3
     assert "Traceback" not in run.stderr
 
 

@@ -17,7 +17,7 @@ from stars_engine.cli.hints import in_options
 from stars_engine.cli.lazy import LazyCommand
 from stars_engine.cli.messages import Messages
 from stars_engine.trace import write_jsonl
-from tests.cli.test_cli import stars
+from tests.support.processes import stars
 
 OPTIONS = {
     name: f"--{name.replace('_', '-')}"

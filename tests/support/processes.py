@@ -143,7 +143,10 @@ def run_python(
     return subprocess.CompletedProcess([code, *args], status, *read)
 
 
+COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+
+
 def stars(*args: str, columns: int = 200, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command `stars`; the options are those of `run_python`."""
     env = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
-    return run_python("from stars_engine.cli import main; main()", *args, env=env, **options)
+    return run_python(COMMAND[-1], *args, env=env, **options)

@@ -71,8 +71,8 @@ class RewardPart(Schema):
         kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
         if kind == "composite":
             raise ValueError(
-                "a composite within a composite is not supported; add its parts to the outer one, "
-                "with their weights multiplied"
+                "a composite within a composite is not supported. Hint: add its parts to the outer "
+                "one, with their weights multiplied"
             )
         return as_reward(value)
 
