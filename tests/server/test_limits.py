@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -12,6 +13,10 @@ import httpx
 import pytest
 
 from stars_engine import ConfigError, EngineParams, StarsConfig
+from stars_engine.engine.streams import AsyncSegmentStream
+from stars_engine.runtime.request_group import RequestGroup
+from stars_engine.server.calls import EngineRequest
+from stars_engine.server.facts import RequestFacts
 from stars_engine.server.settings import ApiKeys, ServerParams
 from tests.support.engines import wait_until
 from tests.support.servers import HELLO, RunningServer, random_chat, serving
@@ -258,3 +263,25 @@ def test_metrics(server: RunningServer) -> None:
 def value_of(text: str, name: str) -> float:
     values = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
     return float(values[0]) if values else 0.0
+
+
+def test_nothing_of_a_request_stays_in_memory(server: RunningServer) -> None:
+    """Streams, whole answers, errors and disconnects leave no object behind."""
+    body = json.dumps({**REQUEST, "stream": True, "max_tokens": 200}).encode()
+    with server.http() as client:
+        for _ in range(5):
+            client.post(CHAT, json=REQUEST)
+            client.post(CHAT, json={**REQUEST, "stream": True})
+            client.post(CHAT, json={**REQUEST, "max_tokens": 10**6})
+            client.post("/v1/responses", json={"model": "chat", "input": "Hi"})
+            client.post("/v1/score", json={"model": "chat", "messages": HELLO, "input": "a"})
+            with server.send(body) as connection:
+                connection.recv(1)
+
+    def left() -> int:
+        gc.collect()
+        kinds = (RequestFacts, EngineRequest, RequestGroup, AsyncSegmentStream)
+        return sum(isinstance(found, kinds) for found in gc.get_objects())
+
+    # The last request of a connection, and the last group of an engine, may still be referred to.
+    wait_until(lambda: left() <= 6)
