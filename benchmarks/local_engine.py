@@ -154,8 +154,8 @@ def measure(
         together, _ = pair.write(setting, None, **size)
         again, _ = pair.write(alone, None, **size)
         if turn:  # the first turn warms up
-            for name in values:
-                found[name].append(values[name] / ((unit + again) / 2))
+            for name, value in values.items():
+                found[name].append(value / ((unit + again) / 2))
             found[_TOGETHER].append(values["ours, adaptive"] / together)
     return {name: interval(values) for name, values in found.items()}
 
