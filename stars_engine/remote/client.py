@@ -254,9 +254,8 @@ class ServerClient:
         urls = endpoint.url if endpoint and len(self.endpoints.all) == 1 else _urls(self.endpoints)
         known = [] if self._key is None else [self._key]
         return ServerError(
-            f"{urls} did not answer: {redact(said, known)}. The request ends here; its accepted "
-            "text is in `result`. Hint: check that the server runs and is reachable, or raise "
-            "timeout_s or http_retries"
+            f"{urls} did not answer: {redact(said, known)}. Hint: check that the server runs and "
+            "is reachable, or raise timeout_s or http_retries"
         )
 
 
