@@ -14,6 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -80,20 +81,32 @@ class Grammars:
         self._threads = llguidance.LLExecutor(num_threads=min(os.cpu_count() or 1, 32))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="stars-grammar")
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
+        self._known: OrderedDict[int, tuple[Grammar, GrammarState]] = OrderedDict()  # by identity
+        self._lock = Lock()
 
     def start(self, grammar: Grammar) -> GrammarState:
-        """Return the state of an empty text.
+        """Return the state of an empty text. May be called from any thread.
 
         Raises:
             ConfigError: The grammar is invalid, or uses an unsupported feature.
         """
-        key = grammar.content_hash()
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(grammar)
-        self._compiled.move_to_end(key)
-        while len(self._compiled) > _MAX_KEPT:
-            self._compiled.popitem(last=False)
-        return self._compiled[key].fork()
+        known = self._find(grammar)
+        if known is None:
+            key = grammar.content_hash()
+            known = self._compiled.get(key) or self._compile(grammar)
+            with self._lock:
+                _keep(self._compiled, key, known)
+                _keep(self._known, id(grammar), (grammar, known))
+        return known.fork()
+
+    def is_compiled(self, grammar: Grammar) -> bool:
+        """Return whether `start` has been called with this object."""
+        return self._find(grammar) is not None
+
+    def _find(self, grammar: Grammar) -> GrammarState | None:
+        """Find an object that was seen before, without hashing its content, which may be large."""
+        seen = self._known.get(id(grammar))
+        return seen[1] if seen is not None and seen[0] is grammar else None
 
     def allowed(
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
@@ -159,6 +172,14 @@ class Grammars:
                 return f"start: CHOICE\nCHOICE: {choices}"
             case "ebnf":
                 return str(self._to_lark(grammar.text))
+
+
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    """Add to a bounded dictionary, the newest last."""
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > _MAX_KEPT:
+        kept.popitem(last=False)
 
 
 def _unusable(grammar: Grammar, reason: str) -> ConfigError:

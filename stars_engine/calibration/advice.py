@@ -28,7 +28,7 @@ class Remedy(Schema):
     trust: SegmentTrust = Field(description="the measured effect")
 
 
-class Choice(NamedTuple):
+class LengthChoice(NamedTuple):
     """The recommended segment length.
 
     Attributes:
@@ -56,7 +56,7 @@ def verdict_of(segment: SegmentTrust) -> Verdict:
     return "undecided"
 
 
-def choose(segments: Sequence[SegmentTrust], default: int) -> Choice:
+def choose(segments: Sequence[SegmentTrust], default: int) -> LengthChoice:
     """Return the default length unless another is better beyond doubt.
 
     Args:
@@ -67,15 +67,15 @@ def choose(segments: Sequence[SegmentTrust], default: int) -> Choice:
     usual = next((s for s in segments if s.segment_len == default), None)
     if usual is None:
         reason = "it has the highest lower bound; the default was not measured"
-        return Choice(best, verdict_of(best), reason)
+        return LengthChoice(best, verdict_of(best), reason)
     if verdict_of(usual) == "worthwhile" and usual is not best:
         reason = f"it is the default and worthwhile; {_said(best)} has a higher lower bound"
-        return Choice(usual, "worthwhile", reason)
+        return LengthChoice(usual, "worthwhile", reason)
     if usual is best or not best.advantage.low > usual.advantage.value:
         reason = "it is the default, and no other length is better beyond its interval"
-        return Choice(usual, verdict_of(usual), reason)
+        return LengthChoice(usual, verdict_of(usual), reason)
     reason = f"its interval lies above the estimate of the default, {_said(usual)}"
-    return Choice(best, verdict_of(best), reason)
+    return LengthChoice(best, verdict_of(best), reason)
 
 
 def affordable_budget(curve: Sequence[CurvePoint]) -> float | None:
@@ -89,7 +89,7 @@ def affordable_budget(curve: Sequence[CurvePoint]) -> float | None:
 
 
 def advise(
-    chosen: Choice,
+    chosen: LengthChoice,
     remedies: Sequence[Remedy],
     *,
     shared: float,
@@ -155,7 +155,7 @@ def verification_advice(verification: Verification) -> list[str]:
     return lines
 
 
-def _verdict_line(chosen: Choice) -> str:
+def _verdict_line(chosen: LengthChoice) -> str:
     segment, advantage = chosen.segment, chosen.segment.advantage
     if np.isnan(advantage.value):
         return (

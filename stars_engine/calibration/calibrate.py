@@ -23,7 +23,7 @@ from stars_engine.calibration.pilot_prompts import (
     uses_chat_format,
 )
 from stars_engine.calibration.settings import dependencies, hash_of
-from stars_engine.calibration.weight_stamps import weight_stamps
+from stars_engine.calibration.weight_hashes import weight_hashes
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import CalibrationStoppedError, ConfigError, Problem, StarsWarning
 from stars_engine.schedules import CalibratedSchedule
@@ -169,7 +169,7 @@ def calibrate(
         fitter,
         len(fitter.lines) - 1,
         segment_len=align.segment_len,
-        made_for={**made_for, "weights": weight_stamps(engine.config), "pilot": pilot},
+        made_for={**made_for, "weights": weight_hashes(engine.config), "pilot": pilot},
         predicted=pilot_effort(fitter, results),
         curve=effort_curve(fitter),
     )

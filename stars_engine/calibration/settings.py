@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from stars_engine.calibration.weight_stamps import weight_stamps
+from stars_engine.calibration.weight_hashes import weight_hashes
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig, ValueReward
 from stars_engine.config.models import Checkpoint
 from stars_engine.config.servers import Server
@@ -107,12 +107,12 @@ def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
     Weights decide whether a model is another one, where both sides know them; otherwise its name.
     """
-    stamps, own = made_for.get("weights") or {}, now.get("weights") or {}
-    known = [name for name in stamps if name in own]
+    hashes, own = made_for.get("weights") or {}, now.get("weights") or {}
+    known = [name for name in hashes if name in own]
     found = [
         f"the weights or code of the {name} are others"
         for name in known
-        if stamps[name] != own[name]
+        if hashes[name] != own[name]
     ]
     for name in _COMPARED:
         then, current = made_for.get(name), now.get(name)
@@ -142,7 +142,7 @@ def warn_of_mismatch(
         return
     now = dependencies(config, align, sampling or SamplingParams())
     if "weights" in schedule.made_for:
-        now["weights"] = weight_stamps(config)
+        now["weights"] = weight_hashes(config)
     if sampling is None:
         now["sampling"] = schedule.made_for.get("sampling")  # the model's default is unknown here
     found = differences(schedule.made_for, now)

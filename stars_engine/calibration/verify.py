@@ -26,7 +26,7 @@ class Verification(Schema):
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return the names of the columns, and a row for each part of the effort."""
-        found = []
+        found: list[tuple[str, ...]] = []
         for name in Effort.model_fields:
             seen = getattr(self.observed, name)
             if seen is None:

@@ -76,7 +76,6 @@ COMMANDS = (
 )
 
 ERROR, REFUSED = 2, 3
-INTERRUPTED = 130  # the status of shells for a command that Ctrl-C ended
 
 # Typer's frames wrap messages at 80 columns, so use them only on a terminal.
 _MARKUP: Any = "rich" if sys.stderr.isatty() else None
@@ -127,7 +126,7 @@ def main() -> None:
     """Run the command line.
 
     The status is 0; 1 if the reader of a pipe has closed it; 2 after an error; 3 if an answer was
-    refused, because no draft of a segment was accepted; 130 after Ctrl-C.
+    refused, because no draft of a segment was accepted. For Ctrl-C see `run_interruptible`.
     """
     # Small weights load in a second, and progress bars of transformers would hide the output.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -146,13 +145,6 @@ def main() -> None:
             sys.exit(1)
         messages.say_error(error)
         sys.exit(ERROR)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer converts KeyboardInterrupt to this
-            messages.say("interrupted")
-        raise
-    except KeyboardInterrupt:
-        messages.say("interrupted")
-        sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - others than those of the package are raised again
         sys.exit(_status_of(error))
 

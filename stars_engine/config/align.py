@@ -116,8 +116,8 @@ class AlignParams(Schema):
     )
     deadline_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="seconds; the answer ends with the accepted segments at the first step that "
-        "begins later",
+        description="seconds; the answer then ends with the accepted segments: after the current "
+        "step, or a tenth of a second later if the step lasts longer",
         examples=[10.0],
     )
     num_candidates: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(

@@ -213,7 +213,7 @@ class Checkpoint(Schema):
     def needs_loading_options(self) -> list[str]:
         """Return the names of the given fields that only affect the loading of a checkpoint."""
         loading = {"revision", "dtype", "device", "device_map", "model_kwargs", "trust_remote_code"}
-        loading |= {"token", "tokenizer_name_or_path", "adapter_path"}
+        loading |= {"token", "tokenizer_name_or_path", "adapter_path", "gguf_file"}
         return sorted(self.model_fields_set & loading)
 
     @property
@@ -234,13 +234,20 @@ class TransformersModel(Checkpoint):
     adapter_path: str | None = Field(
         default=None, min_length=1, description="a PEFT adapter: local directory or hub name"
     )
+    gguf_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name of a GGUF file in name_or_path, whose weights are dequantized when they "
+        "are loaded; its tokenizer and chat template are used (package gguf)",
+        examples=["model-q4_k_m.gguf"],
+    )
     chat_template: str | None = Field(
         default=None,
         min_length=1,
         description="a Jinja chat template that replaces the tokenizer's own",
     )
 
-    @field_validator("adapter_path")
+    @field_validator("adapter_path", "gguf_file")
     @classmethod
     def _adapter_has_a_name(cls, name: str | None) -> str | None:
         return check_name(name)

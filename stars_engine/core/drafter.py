@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.backends.draft_checks import checked_draft
-from stars_engine.errors import GenerationError, describe_error
+from stars_engine.errors import GenerationError, describe_error, is_for_program
 from stars_engine.out_of_memory import is_out_of_memory, iterate_in_smaller_batches
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ class Drafter:
         """Draft; if the model fails twice, draft by halves to isolate the requests that fail."""
         try:
             return self._draft(requests)
-        except Exception as error:
-            if is_out_of_memory(error):
+        except BaseException as error:  # third-party code may also exit
+            if is_out_of_memory(error) or is_for_program(error):
                 raise
             logger.warning(
                 "Drafting %d candidates failed; trying again", len(requests), exc_info=True
@@ -83,8 +83,8 @@ class Drafter:
             request.handle.release()  # the cached prefix may be corrupt after a failure
         try:
             return self._draft(requests)
-        except Exception as error:
-            if is_out_of_memory(error):
+        except BaseException as error:
+            if is_out_of_memory(error) or is_for_program(error):
                 raise
             if len(requests) == 1:
                 logger.exception("Drafting a candidate failed")

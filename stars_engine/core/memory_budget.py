@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stars_engine.algorithm.rollout import Rollout
@@ -22,18 +21,15 @@ class Reserved:
     num_tokens: int = 0
     num_slot_tokens: int = 0
 
-    @classmethod
-    def by(cls, rollouts: Iterable[Rollout]) -> Reserved:
-        """Return the total that rollouts reserve."""
-        reserved = cls()
-        for rollout in rollouts:
-            reserved.add(rollout)
-        return reserved
-
     def add(self, rollout: Rollout) -> None:
         """Add one rollout."""
         self.num_tokens += rollout.max_num_tokens
         self.num_slot_tokens += _slot_tokens(rollout)
+
+    def remove(self, rollout: Rollout) -> None:
+        """Remove one rollout."""
+        self.num_tokens -= rollout.max_num_tokens
+        self.num_slot_tokens -= _slot_tokens(rollout)
 
 
 class MemoryBudget:

@@ -19,7 +19,9 @@ from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
 from stars_engine.runtime.blocking_wait import wait_for
-from stars_engine.runtime.request_group import EventQueue, Outcome, PromptRequest, RequestGroup
+from stars_engine.runtime.event_queue import EventQueue
+from stars_engine.runtime.limits import within_limits
+from stars_engine.runtime.request_group import Outcome, PromptRequest, RequestGroup
 from stars_engine.types import StarsResult
 
 
@@ -105,7 +107,7 @@ class StarsEngine(Handle):
         group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
-        return self._wait(self._submit(group))
+        return self._results(group)
 
     async def agenerate(
         self,
@@ -203,15 +205,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Generate with another decoding strategy than STARS; calibration uses this.
-
-        The strategy, a `DecodingStrategy`, runs on the engine's thread. Its requests share steps
-        with others.
-        """
+        """Generate with another `DecodingStrategy` than STARS; it runs on the engine's thread."""
         group = self._new_group(prompts, sampling, align, reward_prompt)
         group.decoding = decoding
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
         """Continue unfinished answers, see `Rollout.fork`; otherwise like `decode`."""
@@ -219,8 +216,7 @@ class StarsEngine(Handle):
         group = RequestGroup(
             (), self._source, decoding=decoding, owner=self, resumed=tuple(rollouts)
         )
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def vanilla(
         self,
@@ -233,8 +229,7 @@ class StarsEngine(Handle):
         """Sample plainly, with the noise of `generate`; score only the final text."""
         group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding = PlainDecoding()
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def best_of_n(
         self,
@@ -250,8 +245,7 @@ class StarsEngine(Handle):
             raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
         group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding, group.num_samples = PlainDecoding(), n
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(within_limits(group, self.config.engine))
 
     async def aresolved_align(self) -> AlignParams:
         """Return the config's acceptance settings with thresholds; calibrate them if necessary.
@@ -282,13 +276,14 @@ class StarsEngine(Handle):
             fields=fields or {},
             default_sampling=lambda: self.sampling,
         )
-        return RequestGroup(
+        group = RequestGroup(
             requests,
             self._source,
             prompt_format=self.config.prompt_format,
             template_kwargs=self.config.chat_template_kwargs,
             owner=self,
         )
+        return within_limits(group, self.config.engine)
 
     def _resolve_thresholds(self, group: RequestGroup) -> None:
         """Replace each `AutoSchedule` by calibrated thresholds; may take minutes.
@@ -341,8 +336,9 @@ class StarsEngine(Handle):
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 
-    def _wait(self, group: RequestGroup) -> Any:
-        return self._wait_for(group.future, group)
+    def _results(self, group: RequestGroup) -> list[Any]:
+        results: list[Any] = self._wait_for(self._submit(group).future, group)
+        return results
 
     def _wait_for(self, future: Future[Any], group: RequestGroup) -> Any:
         try:

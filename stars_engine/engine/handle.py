@@ -172,14 +172,18 @@ class Handle:
         """Return the state and the totals of the runtime, over all its handles."""
         return self._runtime.stats()
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         """Release the runtime; further calls raise `EngineClosedError`.
 
         Closing the last handle ends the runtime: requests in progress fail with
         `EngineClosedError`.
+
+        Args:
+            timeout_s: Maximum wait in seconds for the end of the current step, in case a model
+                hangs; None for no limit. The log says where a thread hangs that does not end.
         """
         if self._finalizer.detach() is not None:
-            self._runtime.release(self._source.key)
+            self._runtime.release(self._source.key, timeout_s)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "loaded" if self.is_loaded else "not loaded"

@@ -88,6 +88,11 @@ class EngineFields(BaseModel):
     max_prefix_tokens: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     max_cache_bytes: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     max_waiting: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_answers: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_n: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_prompt_chars: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_grammar_chars: Any = Field(default=UNSET, repr=False, description="see EngineParams")
+    max_stop_strings: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
     keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")
 

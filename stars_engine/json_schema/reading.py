@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
+from stars_engine.give_way import give_way
 from stars_engine.json_schema import tags
 from stars_engine.json_schema.intersections import Intersections, TooComplexError, array
 from stars_engine.json_schema.keywords import UNSUPPORTED
@@ -169,6 +170,7 @@ class SchemaReader:
 
     def node(self, schema: Any, place: Place) -> Node:
         """Return the values that a schema allows."""
+        give_way()
         if isinstance(schema, bool) or schema == {}:
             return ANY if schema is not False else NEVER
         if not isinstance(schema, dict):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from stars_engine.give_way import give_way
 from stars_engine.json_schema import numbers
 from stars_engine.json_schema.intersections import TooComplexError
 from stars_engine.json_schema.layout import Layout
@@ -80,6 +82,7 @@ class Rules:
         self._forms: dict[Any, list[_Form]] = {}
         self._productive: set[Any] = set()
         self._rule_names: dict[Any, str] = {}
+        self._unwritten: deque[tuple[Any, str]] = deque()
         self._lines: list[str] = []
         self._defined: dict[str, str] = {}
 
@@ -96,10 +99,9 @@ class Rules:
         if not self._is_productive(root):
             raise UnsatisfiableError(f"no value satisfies the schema: {self._why_none(root)}")
         self._lines.append(f"{self._name}: {self._rule(root)}")
-        todo = 0
-        while todo < len(self._rule_names):
-            key, name = list(self._rule_names.items())[todo]
-            todo += 1
+        while self._unwritten:
+            give_way()
+            key, name = self._unwritten.popleft()
             alternatives = [self._written(form) for form in self._forms[key]]
             kept = dict.fromkeys(text for text in alternatives if text is not None)
             self._lines.append(f"{name}: {' | '.join(kept)}")
@@ -136,6 +138,7 @@ class Rules:
     def _find_forms(self, root: Node) -> None:
         todo = [root]
         while todo:
+            give_way()
             node = todo.pop()
             key = self._key(node)
             if key in self._forms:
@@ -282,7 +285,8 @@ class Rules:
             forms = self._forms[key]
             if len(forms) == 1 and forms[0].leaf is not None:
                 return forms[0].leaf
-            self._rule_names[key] = f"{self._name}_{len(self._rule_names)}"
+            name = self._rule_names[key] = f"{self._name}_{len(self._rule_names)}"
+            self._unwritten.append((key, name))
         return self._rule_names[key]
 
     def _written(self, form: _Form) -> str | None:

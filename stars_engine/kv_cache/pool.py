@@ -226,9 +226,10 @@ class SlotPool:
             if self.num_bytes > until and num_free[block] == block.num_slots:
                 self._replace(block, None)
         for block in self._blocks.copy():
-            if self.num_bytes > until and num_free[block] and block.keys:
-                if catch_oom(partial(self._shrink, block)) is not None:
-                    return
+            if self.num_bytes <= until or not num_free[block] or not block.keys:
+                continue
+            if catch_oom(partial(self._shrink, block)) is not None:
+                return
 
     def _shrink(self, block: Block) -> None:
         """Move the pinned slots of a block to a smaller one."""

@@ -96,6 +96,11 @@ def check_exists(
     path = Path(source)
     if path.is_dir():
         return
+    if path.suffix == ".gguf" and path.is_file():
+        raise ModelLoadError(
+            f"{field}={source!r} is a file. Hint: give its directory as {field}, and "
+            f"gguf_file={path.name!r}"
+        )
     if path.is_file() or _looks_local(source):
         found = "a file" if path.is_file() else "no such directory"
         raise ModelLoadError(
@@ -133,8 +138,8 @@ def check_model(config: Checkpoint) -> None:
     source = resolve_source(config.name_or_path)
     check_exists(source, "name_or_path", config.revision, hub_token(config))
     path = Path(source)
-    if not path.is_dir():
-        return
+    if not path.is_dir() or getattr(config, "gguf_file", None) is not None:
+        return  # a GGUF file holds the config and the tokenizer as well
     _check_config_file(path / "config.json", source)
     pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
     if pickles and not any(path.glob("*.safetensors")):

@@ -16,9 +16,9 @@ import tenacity
 
 from stars_engine.config.servers import Server
 from stars_engine.errors import ModelLoadError, ServerError, needs_extra
-from stars_engine.event_loop import EventLoop
 from stars_engine.redaction import redact
 from stars_engine.remote.endpoints import Endpoint, Endpoints, Session
+from stars_engine.remote.event_loop import EventLoop
 from stars_engine.remote.stats import ServerStats
 
 if TYPE_CHECKING:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import chain, count
+from threading import Thread
 from typing import Any
 
 from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.event_loop import EventLoop, LoopTimeoutError
 from stars_engine.import_strings import named_object
 from stars_engine.rewards.base import as_number, check_count, with_floor
-from stars_engine.rewards.failures import FailurePolicy, RewardTimeoutError
+from stars_engine.rewards.event_loop import EventLoop
+from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.types import RewardInput, Score
 
 
@@ -20,7 +22,8 @@ class FunctionRewardModel:
 
     With `by="input"`, calls `f(input)` or `f(inputs)`. It is an `OffloadedReward`, so the engine
     calls it on worker threads. If a call returns an awaitable, it is awaited on an event loop that
-    belongs to this reward, and cancelled after `timeout_s`.
+    belongs to this reward, and cancelled after `timeout_s`. If one blocks the event loop for
+    longer, the others are called again on a new loop.
     """
 
     def __init__(self, config: FunctionReward) -> None:
@@ -53,6 +56,11 @@ class FunctionRewardModel:
         """Cancel awaitables and end the event loop; the next call starts a new one."""
         self._loop.close()
 
+    @property
+    def threads(self) -> list[Thread]:
+        """The threads of its event loops."""
+        return self._loop.threads
+
     def _arguments(self, inputs: Sequence[RewardInput], *, single: bool = False) -> list[Any]:
         columns: list[list[Any]]
         if self._config.by == "input":
@@ -63,12 +71,10 @@ class FunctionRewardModel:
 
     def _call(self, *arguments: Any) -> Any:
         result = self._function(*arguments)
-        if inspect.isawaitable(result):
-            try:
-                return self._loop.run(result, timeout_s=self.timeout_s)
-            except LoopTimeoutError:
-                raise RewardTimeoutError(self.timeout_s) from None
-        return result
+        if not inspect.isawaitable(result):
+            return result
+        awaitables = chain([result], (self._function(*arguments) for _ in count()))
+        return self._loop.run(lambda: next(awaitables), timeout_s=self.timeout_s)
 
 
 def resolve_function(function: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -20,26 +19,27 @@ from stars_engine.config import EngineParams
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.drafter import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
-from stars_engine.core.request import Request, RequestQueue
+from stars_engine.core.request import RequestQueue
 from stars_engine.errors import Interrupted
 from stars_engine.out_of_memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import RoutedRequest, score_now, single_models
+from stars_engine.runtime.active_answers import ActiveAnswers
 from stars_engine.runtime.admission_queue import AdmissionQueue
+from stars_engine.runtime.background import Background
 from stars_engine.runtime.core_factory import new_core
-from stars_engine.runtime.diagnostics import Diagnostics
 from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.input_processor import InputProcessor
 from stars_engine.runtime.models import Models
 from stars_engine.runtime.request_group import (
     RequestGroup,
-    RequestOutput,
     RewardSource,
     engine_closed_error,
 )
 from stars_engine.runtime.reward_executor import RewardExecutor
-from stars_engine.runtime.stats import EngineStats, Totals, server_counts
-from stars_engine.types import FinishReason, SegmentEvent
+from stars_engine.runtime.stats import EngineStats, server_counts
+from stars_engine.runtime.time_slices import TimeSlices, slice_s
+from stars_engine.types import FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,23 @@ class EngineLoop:
         self.admission = AdmissionQueue(
             params.max_waiting, lambda group: self.post(partial(self._on_admitted, group))
         )
-        self._inputs = InputProcessor(self.admission, self.get_models, self._enqueue, params)
+        self.background = Background(lambda: self._is_busy)
+        self._inputs = InputProcessor(
+            self.admission,
+            self.get_models,
+            self._enqueue,
+            params=params,
+            background=self.background,
+            post=self.post,
+        )
+        self._slices = TimeSlices()
         self._groups: set[RequestGroup] = set()  # admitted and not done
         self._core: EngineCore | None = None
         self._autotuner = CandidateAutotuner()
         self._num_steps = 0  # of earlier cores, which failed or were closed
-        self._outputs: dict[Rollout, RequestOutput] = {}  # by the rollouts that run for them
+        self._is_busy = False  # whether another step follows
+        self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self.reward_executor = RewardExecutor(self.post)
-        self._totals = Totals()
-        self._diagnostics = Diagnostics()
         self._stop = Event()
         self._immediately = False
         self._next_check_s = 0.0
@@ -94,7 +102,7 @@ class EngineLoop:
         self._inbox.put(message)
 
     def stop(self, *, at_once: bool) -> None:
-        """Stop after the current step, or during it if `at_once`; requests fail with an error."""
+        """Stop after the current step, or during it if `at_once`; requests fail."""
         self._immediately = self._immediately or at_once
         self._stop.set()
         interrupt = getattr(self._models.model, "interrupt", None)
@@ -118,35 +126,43 @@ class EngineLoop:
             num_loads=self._models.num_loads,
             **server_counts(self._models.loaded),
             memory_bytes=self._models.memory_usage(),
-            **self._totals.snapshot(),
+            **self._answers.totals.snapshot(),
         )
 
     # --- the thread ---
 
     def run(self) -> None:
         """Run until stopped."""
+        step_s = None
         while not self._stop.is_set():
             try:
                 self._read_inbox()
-                self._inputs.read_for_a_moment()
-                if self._core is not None:
-                    self._step(self._core)
+                until_s = time.monotonic() + slice_s(step_s)
+                self._inputs.read(until_s)
+                self._slices.run(until_s)
+                step_s = self._step(self._core)
             except (Exception, Interrupted) as error:  # noqa: BLE001 - `_recover` reports it
                 if not self._stop.is_set():
                     self._recover(error)
             else:
                 self._num_failures = 0
 
-    def _step(self, core: EngineCore) -> None:
-        """Run one step; an error of a model ends the step, but not the loop."""
+    def _step(self, core: EngineCore | None) -> float | None:
+        """Run one step; an error of a model ends the step, but not the loop.
+
+        Returns:
+            Its duration in seconds; None if there is nothing to do.
+        """
+        started_s = time.monotonic()
         try:
-            events = core.step()
+            events = [] if core is None else core.step()
         except BaseException as error:  # noqa: BLE001 - `_recover` reports it
-            if self._stop.is_set():
-                return  # the error is `Interrupted`
-            self._recover(error)
-        else:
-            self._deliver(events)
+            if not self._stop.is_set():  # else, the error is `Interrupted`
+                self._recover(error)
+            return None
+        self._deliver(events)
+        self._is_busy = core is not None and core.scheduler.has_work()
+        return time.monotonic() - started_s if self._is_busy else None
 
     def _read_inbox(self) -> None:
         """Run posted callables; wait for one if there is no other work."""
@@ -160,8 +176,8 @@ class EngineLoop:
 
     def _wait_s(self) -> float:
         """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
-        has_work = self._inputs.reading or (self._core and self._core.has_work())
-        if not has_work:
+        has_work = self._inputs.has_work or self._slices.has_work
+        if not has_work and not (self._core and self._core.has_work()):
             return self._check_deadlines()
         if time.monotonic() >= self._next_check_s:
             self._check_deadlines()
@@ -177,15 +193,23 @@ class EngineLoop:
                 times.append(LOOP_CHECK_S)
                 if group.is_abandoned():
                     self.end_group(group)
+        now_s = time.monotonic()
+        deadlines: list[float | None] = []
         for group in self.admission.blocked_groups:
-            remaining_s = group.remaining_s
-            if remaining_s is not None and remaining_s <= 0:
+            if group.deadline_s <= now_s:
                 self.end_group(group, "deadline")
-            times.append(remaining_s)
+            deadlines.append(group.deadline_s)
+        for group in self._groups:
+            next_s = group.next_deadline_s
+            if next_s is not None and next_s <= now_s:
+                self._slices.add(self._answers.end_overdue(group, now_s))
+            else:
+                deadlines.append(next_s)
         if self._core is not None:
             self._core.end_overdue()
             self._deliver(self._core.take_events())
-            times.append(self._core.next_deadline_s)
+            deadlines.append(self._core.next_deadline_s)
+        times += [None if each is None else each - now_s for each in deadlines]
         return max(0.0, min(seconds for seconds in times if seconds is not None))
 
     # --- request groups ---
@@ -206,23 +230,27 @@ class EngineLoop:
     def end_group(self, group: RequestGroup, reason: FinishReason = "cancelled") -> None:
         """End the requests of a group; the accepted text is their answer."""
         self.admission.remove(group)
-        if group.is_done:
+        if group.ended or group.is_complete:
             return
-        if group.reading is not None or not group.outputs:
+        group.ended = True
+        if group.queue is None:
             self._inputs.abort(group)
-        parts = [part for output in group.unfinished_outputs for part in output.parts]
-        if group.queue is not None:
-            group.queue.waiting.clear()
-        for output in group.unfinished_outputs:
-            self._close(output, output.end(reason))
+        else:
+            group.queue.clear()
+        for output in tuple(group.outputs):
+            self._answers.end(output, reason)
+        if group.future.done():  # no caller waits
+            self._answers.totals.add_unstarted(group.pending.num_answers, reason)
+            group.pending.clear()
+        else:
+            self._slices.add(self._answers.end_pending(group, reason))
         group.complete_if_done()
-        if self._core is not None:
-            self._core.abort(parts)
 
     def _on_admitted(self, group: RequestGroup) -> None:
         """Start to process a group, unless its caller has given up."""
-        if group.cancel_requested or group.future.done():
-            self.end_group(group)
+        if group.cancel_requested or group.future.done():  # the watchdog may have answered it
+            gone = group.cancel_requested or group.future.cancelled()
+            self.end_group(group, "cancelled" if gone else "deadline")
             return
         self._groups.add(group)
         self._inputs.add(group)
@@ -243,23 +271,19 @@ class EngineLoop:
         """Pass the requests of a group to the core, after all its prompts are processed."""
         if self._core is None and self._models.model is not None:
             self._core = self._new_core(self._models.model)
-        requests = deque[Request]()
-        for output in group.outputs:
-            self._outputs |= dict.fromkeys(output.parts, output)
-            assert group.reward_model is not None
-            requests += [
-                Request(part, group.reward_model, group.decoding, submitted_s=group.submitted_s)
-                for part in output.parts
-            ]
         group.queue = RequestQueue(
-            requests,
+            self._answers.requests_of(group),
+            group.pending.num_rollouts,
             may_start=lambda: self.admission.may_start(group),
             on_start=lambda: self.admission.start_one(group),
-            on_drop=lambda: self.admission.drop(group, 1),
         )
         if self._core is not None:
             self._core.add(group.queue)
         group.complete_if_done()
+
+    def _abort(self, rollouts: Sequence[Rollout]) -> None:
+        if self._core is not None:
+            self._core.abort(rollouts)
 
     def _new_core(self, model: PromptedModel) -> EngineCore:
         return new_core(
@@ -276,31 +300,8 @@ class EngineLoop:
         self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])
         score_now([item for item in asked if not runs_offloaded(item.reward)])
 
-    # --- outputs ---
-
     def _deliver(self, events: Events) -> None:
-        for rollout, event in events:
-            output = self._outputs.get(rollout)
-            if output is None:  # its group has ended
-                continue
-            if rollout.finished:
-                del self._outputs[rollout]
-            seen = output.note(rollout, event)
-            if seen is not None and output.rollout.finished:
-                self._close(output, seen)
-            elif seen is not None:
-                output.group.note(output, seen)
-
-    def _close(self, output: RequestOutput, event: SegmentEvent) -> None:
-        for part in output.parts:
-            self._outputs.pop(part, None)
-        group = output.group
-        self._totals.add(
-            output.rollout, judged=group.judged, has_final_thresholds=group.has_final_thresholds
-        )
-        if group.has_final_thresholds:
-            self._diagnostics.observe(output.rollout)
-        group.note(output, event)
+        self._answers.deliver(events)
 
     def _recover(self, cause: BaseException) -> None:
         """Replace the core after a failed step, because its state is unknown."""
@@ -323,32 +324,27 @@ class EngineLoop:
             self._core.add(queue)
         for request in failed.scheduler.in_progress:
             rollout = request.rollout
-            if rollout in self._outputs:
-                event = rollout.fail(model_failed(cause))
-                self._deliver([(rollout, event)])
+            if rollout in self._answers:
+                self._deliver([(rollout, rollout.fail(model_failed(cause)))])
+
+    def abandon(self) -> None:
+        """Fail all calls from another thread, because the engine's thread does not end."""
+        for group in (*self.admission.close(), *tuple(self._groups)):
+            group.fail(engine_closed_error())
 
     def fail_all(self, cause: BaseException | None) -> None:
-        """Fail all requests after the loop has ended, with its cause if it has one.
-
-        May be called again. No request is accepted afterwards.
-        """
+        """Fail all requests after the loop has ended, and refuse others; may be called again."""
         self._stop.set()
         cause = self._cause = cause or self._cause
-        for group in {*self.admission.close(), *self._groups}:
-            if not group.outputs or group.reading is not None:
-                group.fail(engine_closed_error(cause))
-        for output in set(self._outputs.values()):
-            try:
-                self._close(output, output.rollout.fail(engine_closed_error(cause)))
-            except Exception:
-                logger.exception("Ending an answer failed")
-                output.group.fail(engine_closed_error(cause))
+        groups = {*self.admission.close(), *self._groups}
+        self._answers.fail_all(groups, cause)
         self.reward_executor.close_all(wait=not self._immediately)
         try:
             while True:  # refuse requests that have arrived meanwhile
                 self._inbox.get_nowait()()
         except Empty:
             pass
+        self.background.close()
         if self._core is not None:
             self._core.close()
             self._num_steps += self._core.num_steps

@@ -58,8 +58,17 @@ def interrupt(thread: threading.Thread) -> None:
 
 
 def end_all() -> None:
-    """End the threads of all registered workers, at exit."""
-    workers = list(_open)
+    """End the threads of all registered workers, at exit.
+
+    Ctrl-C ends the wait.
+    """
+    try:
+        _end_all(list(_open))
+    except KeyboardInterrupt:
+        keep_from_aborting()
+
+
+def _end_all(workers: Sequence[Worker]) -> None:
     for worker in workers:
         worker.close(wait=False, at_once=True)
     began_s = time.monotonic()
@@ -99,6 +108,13 @@ def _when_main_ends() -> None:
         end_all()
 
 
+def _end_rest() -> None:
+    """Keep threads from aborting that are still alive, as when Ctrl-C came before `end_all`."""
+    if any(worker.threads for worker in list(_open)):
+        keep_from_aborting()
+
+
+atexit.register(_end_rest)  # called after `end_all`
 atexit.register(end_all)
 _register: Callable[[Callable[[], None]], Any] | None = getattr(threading, "_register_atexit", None)
 if _register is not None:

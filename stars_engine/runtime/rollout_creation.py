@@ -1,125 +1,160 @@
-"""Create the rollouts of one prompt: tokenize it, and check its settings against the model."""
+"""Read the prompts of a call: tokenize them, and check their settings against the model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
 
-from stars_engine.algorithm.noise import CounterNoise, fresh_seed
+from stars_engine.algorithm.noise import fresh_seed
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasoning
 from stars_engine.chat.prompts import resolve_prompt
-from stars_engine.chat.replies import ReplyReader
 from stars_engine.chat.turns import described
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
+from stars_engine.core.drafter import model_failed
 from stars_engine.core.memory_budget import MemoryBudget, Reserved
 from stars_engine.errors import (
     ConfigError,
     ContextOverflowError,
     Problem,
     PromptError,
-    StarsError,
+    is_for_program,
 )
+from stars_engine.grammars import Grammars
 from stars_engine.messages import Tool
-from stars_engine.runtime.request_group import PromptRequest, RequestGroup, RequestOutput
+from stars_engine.runtime.answers import CheckedPrompt, empty_prompts
+from stars_engine.runtime.background import Background
+from stars_engine.runtime.limits import size_of
+from stars_engine.runtime.request_group import RequestGroup
 from stars_engine.schema_formats.shortest import shortest_value
-from stars_engine.types import RewardPrompt
+
+LONG_TEXT = 16_384  # characters of a prompt that is tokenized in the background
 
 
 def read_prompts(
-    group: RequestGroup, model: PromptedModel, *, max_rows: int, budget: MemoryBudget | None = None
-) -> Iterator[None]:
-    """Read the prompts of a group one by one, so that a long list does not delay other requests.
-
-    Each prompt becomes outputs, or the error that it causes.
-    """
-    group.outputs += [RequestOutput(group, *item) for item in enumerate(group.resumed)]
-    index = 0
-    for prompt_index, request in enumerate(group.prompts):
-        try:
-            rollouts, replies = read_prompt(request, group, model, prompt_index, max_rows=max_rows)
-            if budget is not None:
-                check_memory_budget(rollouts, budget)
-        except StarsError as error:
-            for offset in range(request.num_answers):
-                group.set_outcome(index + offset, error)
-        else:
-            group.outputs += [
-                RequestOutput(group, index + offset, rollout, replies)
-                for offset, rollout in enumerate(rollouts)
-            ]
-        index += request.num_answers
-        yield
-
-
-def unread_outputs(group: RequestGroup) -> list[RequestOutput]:
-    """Return empty outputs for a group that ends before its prompts are read."""
-    nothing = RewardPrompt("", ())
-    rollouts = list(group.resumed)
-    for prompt_index, request in enumerate(group.prompts):
-        sampling = request.sampling or SamplingParams()
-        seed = fresh_seed() if sampling.seed is None else sampling.seed
-        for sample_index in range(request.num_answers):
-            noise = CounterNoise(seed=seed, prompt_ids=(), sample_index=sample_index)
-            rollout = Rollout((), nothing, sampling, request.align, noise, seed)
-            rollout.prompt_index, rollout.sample_index = prompt_index, sample_index
-            rollouts.append(rollout)
-    return [RequestOutput(group, index, rollout) for index, rollout in enumerate(rollouts)]
-
-
-def read_prompt(
-    request: PromptRequest,
     group: RequestGroup,
     model: PromptedModel,
-    prompt_index: int,
+    background: Background,
     *,
     max_rows: int,
-) -> tuple[list[Rollout], ReplyReader | None]:
-    """Return the `n` rollouts of one prompt, and what parses their answers as messages.
+    budget: MemoryBudget | None = None,
+) -> Iterator[Future[Any] | None]:
+    """Read the prompts of a group one by one, so that a long list does not delay other requests.
+
+    Each prompt becomes pending answers, or the error that it causes, whatever was raised. Reading
+    ends with the first error, unless errors are returned.
+
+    Yields:
+        What the next prompt waits for; None if it can be read now.
+    """
+    group.pending.resume(group.resumed)
+    index = len(group.resumed)
+    for prompt_index, request in enumerate(group.prompts):
+        try:
+            prompt = yield from _read_prompt(
+                group, model, background, index=index, prompt_index=prompt_index, max_rows=max_rows
+            )
+            if budget is not None:
+                check_memory_budget(prompt.rollout(0), budget)
+        except BaseException as error:
+            if is_for_program(error) or isinstance(error, GeneratorExit):
+                raise
+            outcome = error if isinstance(error, Exception) else model_failed(error)
+            for offset in range(request.num_answers):
+                group.set_outcome(index + offset, outcome)
+            if not group.return_exceptions:
+                return
+        else:
+            group.pending.add(prompt)
+        index += request.num_answers
+        yield None
+
+
+def unread_prompts(group: RequestGroup) -> None:
+    """Add empty answers to a group that ends before its prompts are read."""
+    group.pending.resume(group.resumed)
+    for prompt in empty_prompts(group):
+        group.pending.add(prompt)
+
+
+def _read_prompt(
+    group: RequestGroup,
+    model: PromptedModel,
+    background: Background,
+    *,
+    index: int,
+    prompt_index: int,
+    max_rows: int,
+) -> Generator[Future[Any], None, CheckedPrompt]:
+    """Tokenize and check one prompt.
 
     Raises:
+        StarsError: The prompt exceeds a limit of the engine.
         PromptError: The prompt is invalid.
         ConfigError: A setting names tokens that the model does not have, or the grammar is
             invalid.
         MissingExtraError: A grammar is set, and the package that parses it is not installed.
     """
+    if prompt_index in group.refused:
+        raise group.refused[prompt_index]
+    request = group.prompts[prompt_index]
     sampling = request.sampling or model.default_sampling()
     check_token_ids(sampling, model.vocab_size)
-    resolved = resolve_prompt(
+    resolve = partial(
+        resolve_prompt,
         request.prompt,
         model.codec,
         prompt_format=group.prompt_format,
         template_kwargs=group.template_kwargs,
         reward_prompt=request.reward_prompt,
     )
+    if size_of(request.prompt) > LONG_TEXT:
+        resolved = yield from background.run(resolve, group)
+    else:
+        resolved = resolve()
     if sampling.grammar is not None:
         resolved = with_closed_reasoning(resolved)
     fitted = fit(resolved, with_chat(sampling, resolved), model)
+    check = partial(_check_grammar, model, sampling, fitted, resolved)
+    if _must_compile(model, fitted):
+        yield from background.run(check, group)
+    else:
+        check()
+    return CheckedPrompt(
+        index,
+        sampling.n,
+        prompt_index,
+        resolved.token_ids,
+        resolved.for_reward,
+        fitted,
+        _cap_candidates(max_rows, request.align),
+        seed=fresh_seed() if sampling.seed is None else sampling.seed,
+        prefill=resolved.prefill,
+        replies=resolved.replies,
+    )
+
+
+def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:
+    """Whether the grammar of a request must be compiled, by code that any thread may run."""
+    if sampling.grammar is None:
+        return False
+    grammars = getattr(model, "grammars", None)
+    return isinstance(grammars, Grammars) and not grammars.is_compiled(sampling.grammar)
+
+
+def _check_grammar(
+    model: PromptedModel, sampling: SamplingParams, fitted: SamplingParams, prompt: ResolvedPrompt
+) -> None:
     try:
         model.check_grammar(fitted)
     except ConfigError:
-        if resolved.grammar is not None and resolved.replies is not None:
-            check_tools(resolved.replies.tools, sampling, model)
+        if prompt.grammar is not None and prompt.replies is not None:
+            check_tools(prompt.replies.tools, sampling, model)
         raise
-    seed = fresh_seed() if sampling.seed is None else sampling.seed
-    ids = resolved.token_ids
-    rollouts = [
-        Rollout(
-            prompt_ids=ids,
-            reward_prompt=resolved.for_reward,
-            sampling=fitted,
-            align=_cap_candidates(max_rows, request.align),
-            noise=CounterNoise(seed=seed, prompt_ids=ids, sample_index=sample_index),
-            seed=seed,
-            prompt_index=prompt_index,
-            sample_index=sample_index,
-            prefill=resolved.prefill,
-            spans=resolved.replies,
-        )
-        for sample_index in range(sampling.n)
-    ]
-    return rollouts, resolved.replies
 
 
 def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:
@@ -212,20 +247,19 @@ def _length(prompt: ResolvedPrompt, texts: Iterable[str]) -> int:
     return sum(len(prompt.replies.codec.encode(text)) for text in texts)
 
 
-def check_memory_budget(rollouts: Sequence[Rollout], budget: MemoryBudget) -> None:
-    """Check that each rollout fits the memory budget when it runs alone.
+def check_memory_budget(rollout: Rollout, budget: MemoryBudget) -> None:
+    """Check that a rollout fits the memory budget when it runs alone.
 
     Raises:
-        ContextOverflowError: A rollout exceeds the budget.
+        ContextOverflowError: The rollout exceeds the budget.
     """
-    for rollout in rollouts:
-        if not budget.holds(rollout, Reserved()):
-            raise ContextOverflowError(
-                f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
-                f"{rollout.sampling.max_tokens}; the engine's budget is {budget.describe()}. "
-                "Hint: shorten the prompt, lower max_tokens, or raise "
-                "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
-            )
+    if not budget.holds(rollout, Reserved()):
+        raise ContextOverflowError(
+            f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
+            f"{rollout.sampling.max_tokens}; the engine's budget is {budget.describe()}. "
+            "Hint: shorten the prompt, lower max_tokens, or raise "
+            "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
+        )
 
 
 def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:

@@ -26,6 +26,7 @@ from stars_engine.runtime.futures import RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
 from stars_engine.runtime.score_job import ScoreJob
 from stars_engine.runtime.stats import EngineStats
+from stars_engine.runtime.watchdog import Watchdog, where_it_is
 from stars_engine.types import RewardInput, Score
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Runtime:
         self._collected: deque[str] = deque()  # rewards of handles that were garbage-collected
         self._unused_until_s: dict[str, float] = {}  # when to unload rewards without a handle
         self._thread: Thread | None = None
+        self._watchdog = Watchdog(lambda: self._thread, self._end_missed)
         self._lock = Lock()
         self._closed = False
         self._pid = os.getpid()
@@ -82,8 +84,8 @@ class Runtime:
                 self._handles[reward_key] += 1
             return not self._closed
 
-    def release(self, reward_key: str) -> None:
-        """Remove a closed handle. The last one closes the runtime at once."""
+    def release(self, reward_key: str, timeout_s: float | None = None) -> None:
+        """Remove a closed handle. The last one closes the runtime at once; see `close`."""
         if os.getpid() != self._pid:
             return  # the runtime belongs to the parent process
         with self._lock:
@@ -91,7 +93,7 @@ class Runtime:
             self._release_handle(reward_key, keep_s=0.0)
             if not any(self._handles.values()):
                 self._handles.clear()
-        self.sweep(wait=True)
+        self.sweep(wait=True, timeout_s=timeout_s)
 
     def release_later(self, reward_key: str) -> None:
         """Remove a garbage-collected handle, but keep its models for `keep_alive_s`.
@@ -103,7 +105,7 @@ class Runtime:
             self._collected.append(reward_key)
             self._loop.post(lambda: None)  # wake the thread, which then sweeps
 
-    def sweep(self, *, wait: bool = False) -> float | None:
+    def sweep(self, *, wait: bool = False, timeout_s: float | None = None) -> float | None:
         """Unload rewards that are not used any more; close the runtime if it has no handle.
 
         Returns:
@@ -122,7 +124,7 @@ class Runtime:
             last = not self._handles
             self._closed = self._closed or last
         if last:
-            self.close(wait=wait)
+            self.close(wait=wait, timeout_s=timeout_s)
             return None
         for key in gone:
             self._loop.post(partial(self._loop.unload_reward, key))
@@ -131,7 +133,13 @@ class Runtime:
     def close(
         self, *, wait: bool = True, timeout_s: float | None = None, at_once: bool = False
     ) -> None:
-        """End the thread and unload the models; requests in progress fail."""
+        """End the thread and unload the models; requests in progress fail.
+
+        Args:
+            wait: Whether to wait for the thread.
+            timeout_s: Maximum wait in seconds, for a thread that hangs; None for no limit.
+            at_once: Whether to end the current step.
+        """
         if os.getpid() != self._pid:
             return  # the thread belongs to the parent process
         with self._lock:
@@ -143,14 +151,18 @@ class Runtime:
             self._loop.fail_all(None)
         elif wait and thread is not current_thread():
             thread.join(timeout_s)
+            if thread.is_alive():
+                logger.warning(
+                    "The engine is closed, but %s; its calls end with an error", where_it_is(thread)
+                )
+                self._loop.abandon()
 
     @property
     def threads(self) -> list[Thread]:
-        """The engine's thread and the threads of its rewards that are alive."""
+        """The engine's thread, and those of rewards and of the background, that are alive."""
         own = [] if self._thread is None else [self._thread]
-        return [
-            thread for thread in (*own, *self._loop.reward_executor.threads) if thread.is_alive()
-        ]
+        others = (*self._loop.reward_executor.threads, *self._loop.background.threads)
+        return [thread for thread in (*own, *others) if thread.is_alive()]
 
     # --- requests ---
 
@@ -168,6 +180,7 @@ class Runtime:
             self._loop.admission.submit(group, wait=wait)
             self._num_groups[group.reward.key] += 1
         group.future.add_done_callback(partial(self._on_group_done, group))
+        self._watchdog.watch(group)
 
     def load(self, source: RewardSource) -> Future[Any]:
         """Load both models; return a future of them."""
@@ -245,6 +258,11 @@ class Runtime:
         if future.cancelled():
             self.end_group(group)
         self._loop.post(partial(self._release_group, group.reward.key))
+
+    def _end_missed(self, group: RequestGroup) -> None:
+        """End a group whose deadline the engine's thread has missed, as soon as it can."""
+        self._loop.admission.remove(group)
+        self._loop.post(partial(self._loop.end_group, group, "deadline"))
 
     def _release_group(self, reward_key: str) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.remote.stats import ServerStats
 from stars_engine.runtime.diagnostics import deviations
 from stars_engine.schema import Schema
+from stars_engine.types import FinishReason
 
 
 class EngineStats(Schema):
@@ -140,6 +141,10 @@ class Totals:
             found = deviations(rollout)
             self._sums["num_calibrated_drafts"] += len(found)
             self._deviation += sum(found)
+
+    def add_unstarted(self, num_answers: int, reason: FinishReason) -> None:
+        """Add answers that ended for some reason before they started."""
+        self._sums["num_cancelled" if reason == "cancelled" else "num_finished"] += num_answers
 
     def snapshot(self) -> dict[str, Any]:
         """Return the sums, by the field names of `EngineStats`."""

@@ -112,7 +112,7 @@ def _message_of(message: ChatMessage, index: int, names: ToolNames) -> Message:
         fields["tool_calls"] = [
             ToolCall(
                 name=names.written(call.function.name),
-                arguments=call.function.arguments,  # type: ignore[arg-type]
+                arguments=call.function.arguments,
                 id=call.id,
             )
             for call in message.tool_calls

@@ -18,6 +18,7 @@ import langchain_stars
 import llamaindex_stars
 from stars_engine import ConfigError, ContextOverflowError, TransformersModel
 from stars_engine.config import ModelConfig
+from tests.support.engines import idle, until
 from tests.support.scripted import random_chat_model
 from tests.support.serving import served_model
 
@@ -179,14 +180,12 @@ async def test_leaving_a_stream_ends_its_request(adapter: Adapter) -> None:
     async for _ in pieces:
         break
     await pieces.aclose()  # type: ignore[attr-defined]
+    engine = llm.engine()
+    await until(lambda: idle(engine))
     task = asyncio.create_task(adapter.aask(llm))
-    await asyncio.sleep(0.05)
+    await until(lambda: engine.stats().num_active == 1)
     task.cancel()
-    for _ in range(300):
-        if llm.engine().stats().num_active == 0:
-            break
-        await asyncio.sleep(0.01)
-    assert llm.engine().stats().num_active == 0
+    await until(lambda: idle(engine))
 
 
 def test_errors_name_what_is_wrong(adapter: Adapter) -> None:

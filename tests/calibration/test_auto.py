@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from stars_engine.calibration import cache as kept
 from stars_engine.rewards.base import RewardModel
 from stars_engine.types import RewardInput, Score
 from tests.support.calibration import OPENINGS, Scaled
+from tests.support.engines import until
 
 AUTO = AlignParams(
     schedule=AutoSchedule(budget=2.0, prompts=OPENINGS[:8], segment_len=8), max_attempts=6
@@ -269,14 +270,6 @@ class Held:
             self.reached.set()
             assert self.go.wait(60)
         return self._inner.score(inputs)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):  # bounded, in case something is broken
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came about")
 
 
 def pilots() -> list[threading.Thread]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from threading import Timer
+from threading import Event, Timer
 
 import pytest
 
@@ -22,8 +22,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def leave_a_thread_waiting(outcomes: list[str], error: Exception | None = None) -> None:
     """Run a program that ends, with or without an error, while a thread of it waits."""
     result: Future[str] = Future()
+    begun = Event()
 
     def wait() -> None:
+        begun.set()
         try:
             outcomes.append(blocking_wait.wait_for(result))
         except EngineClosedError:
@@ -31,17 +33,18 @@ def leave_a_thread_waiting(outcomes: list[str], error: Exception | None = None) 
 
     async def main() -> None:
         task = asyncio.create_task(asyncio.to_thread(wait))
-        await asyncio.sleep(LATER_S / 4)
+        await asyncio.to_thread(begun.wait)
         assert not task.done()
+        timer.start()
         if error is not None:
             raise error
 
-    timer = Timer(LATER_S, result.set_result, args=("answer",))
-    timer.start()
+    # After an error, the thread has long stopped to wait when the result comes.
+    timer = Timer(LATER_S if error is None else 60.0, result.set_result, args=("answer",))
     try:
         asyncio.run(main())
     finally:
-        timer.join()
+        timer.cancel()
 
 
 def test_a_program_that_fails_does_not_wait_for_its_threads() -> None:

@@ -58,6 +58,7 @@ def engine_of(backend: TransformersBackend, reward: Any, **align: Any) -> StarsE
     return StarsEngine(config, model=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "hidden"), list(zip(POOLINGS, [5, None, 5], strict=True)))
 def test_rewards_are_those_of_plain_passes(
     pooling: Any, hidden: int | None, backend: TransformersBackend

@@ -68,7 +68,9 @@ class ResponseEvents:
         """Add text to the open item, or to a new one."""
         if self._open is None or self._open["type"] != kind:
             yield from self._close("completed")
-            fields = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+            fields: dict[str, Any] = (
+                {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+            )
             item = new_item(kind, status="in_progress", content=[], **fields)
             yield from self._add_item(item)
             part = {"type": "reasoning_text", "text": ""} if kind == "reasoning" else text_part("")
@@ -106,7 +108,7 @@ class ResponseEvents:
         part = self._open["content"][-1]
         name = part["type"]
         key = "refusal" if name == "refusal" else "text"
-        more = {"logprobs": []} if name == "output_text" else {}
+        more: dict[str, Any] = {"logprobs": []} if name == "output_text" else {}
         yield self._event(f"response.{name}.done", **self._place(), **{key: part[key]}, **more)
         yield self._event("response.content_part.done", **self._place(), part=dict(part))
 

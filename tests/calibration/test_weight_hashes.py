@@ -11,7 +11,7 @@ import pytest
 
 from stars_engine import CalibratedSchedule, SamplingParams, StarsConfig, StarsEngine, StarsWarning
 from stars_engine.calibration.settings import identity, warn_of_mismatch
-from stars_engine.calibration.weight_stamps import weight_stamps
+from stars_engine.calibration.weight_hashes import weight_hashes
 from stars_engine.config import FunctionReward
 
 
@@ -36,19 +36,19 @@ def change(folder: Path) -> None:
     weights.write_bytes(bytes(data))
 
 
-def test_a_stamp_is_that_of_the_weights_wherever_they_lie(copy: Path) -> None:
-    stamps = weight_stamps(with_reward(copy))
-    assert stamps == weight_stamps(StarsConfig())
+def test_a_hash_is_that_of_the_weights_wherever_they_lie(copy: Path) -> None:
+    hashes = weight_hashes(with_reward(copy))
+    assert hashes == weight_hashes(StarsConfig())
     moved = copy.rename(copy.parent / "elsewhere")
-    assert weight_stamps(with_reward(moved)) == stamps
+    assert weight_hashes(with_reward(moved)) == hashes
     change(moved)
-    changed = weight_stamps(with_reward(moved))
-    assert changed["model"] == stamps["model"]
-    assert changed["reward"] != stamps["reward"]
+    changed = weight_hashes(with_reward(moved))
+    assert changed["model"] == hashes["model"]
+    assert changed["reward"] != hashes["reward"]
 
 
 def test_other_weights_behind_the_same_name_warn(copy: Path, schedule: CalibratedSchedule) -> None:
-    made_for = {**schedule.made_for, "weights": weight_stamps(with_reward(copy))}
+    made_for = {**schedule.made_for, "weights": weight_hashes(with_reward(copy))}
     made_for["reward"] = identity(with_reward(copy).reward)
     own = schedule.replace(made_for=made_for)
     align = with_reward(copy).align.replace(schedule=own)
@@ -63,8 +63,8 @@ def test_other_weights_behind_the_same_name_warn(copy: Path, schedule: Calibrate
         warn_of_mismatch(with_reward(copy), align, sampling)
 
 
-def test_a_calibration_stores_the_stamps(engine: StarsEngine, schedule: CalibratedSchedule) -> None:
-    assert schedule.made_for["weights"] == weight_stamps(engine.config)
+def test_a_calibration_stores_the_hashes(engine: StarsEngine, schedule: CalibratedSchedule) -> None:
+    assert schedule.made_for["weights"] == weight_hashes(engine.config)
     assert set(schedule.made_for["weights"]) == {"model", "reward"}
 
 

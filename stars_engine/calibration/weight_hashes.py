@@ -1,4 +1,4 @@
-"""Stamps of weights and code: short hashes that are equal on every machine."""
+"""Short hashes of weights and code that are equal on every machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _SUFFIXES = (".safetensors", ".gguf", ".npz")
 _CHUNK, _NUM_CHUNKS = 4096, 64  # bytes, and samples of each file
 
 
-def weight_stamps(config: StarsConfig) -> dict[str, str]:
-    """Return a stamp of the weights or code of each model of a config.
+def weight_hashes(config: StarsConfig) -> dict[str, str]:
+    """Return a hash of the weights or code of each model of a config.
 
-    A stamp covers the sizes and samples of the weight files, wherever they lie. Models in memory,
+    A hash covers the sizes and samples of the weight files, wherever they lie. Models in memory,
     and models of the hub that are not in its cache, have none.
     """
-    stamps = {name: _stamp(part) for name, part in parts_of(config).items()}
-    return {name: stamp for name, stamp in stamps.items() if stamp}
+    hashes = {name: _part_hash(part) for name, part in parts_of(config).items()}
+    return {name: found for name, found in hashes.items() if found}
 
 
-def _stamp(part: Schema) -> str:
+def _part_hash(part: Schema) -> str:
     function = getattr(part, "function", None)
     if isinstance(function, str):
         file = source_file(function)

@@ -1,4 +1,4 @@
-"""An event loop on its own thread, for coroutines of HTTP clients and of third-party code."""
+"""An event loop on its own thread, for the coroutines of an HTTP client."""
 
 from __future__ import annotations
 
