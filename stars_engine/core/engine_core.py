@@ -21,7 +21,7 @@ from stars_engine.core.drafter import Drafter, DraftOutcome
 from stars_engine.core.later_drafts import LaterDrafts
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
-from stars_engine.core.request_errors import out_of_memory_error
+from stars_engine.core.request_errors import as_request_error, out_of_memory_error
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, RequestError
 from stars_engine.out_of_memory import (
