@@ -267,7 +267,8 @@ def main() -> None:
         for arm in arms(options):
             measured = benchmark.run(arm)
             found.setdefault(arm, []).append(measured)
-            print(f"pass {number + 1} {arm}: {measured.per_second:.1f}/s", flush=True)
+            speeds = f"{measured.per_second:.1f}/s, {measured.per_cpu_second:.1f} per CPU second"
+            print(f"pass {number + 1} {arm}: {speeds}", flush=True)
     report(found)
 
 

@@ -47,6 +47,11 @@ class EngineParams(Schema):
         description="maximum number of queued requests; a larger call enters the queue in parts",
         examples=[1024],
     )
+    draft_ahead: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="draft the next segment while rewards are computed, if drafts come from "
+        "servers; 'auto' does so where it saves time",
+    )
     max_answers: int = Field(
         default=131_072,
         ge=1,
@@ -81,11 +86,6 @@ class EngineParams(Schema):
         description="maximum number of stop strings of a request; together they may have a "
         "thousand times as many characters",
         examples=[1024],
-    )
-    draft_ahead: Literal["auto", "always", "never"] = Field(
-        default="auto",
-        description="draft the next segment while rewards are computed, if drafts come from "
-        "servers; 'auto' does so where it saves time",
     )
     on_full: Literal["wait", "raise"] = Field(
         default="wait", description="what a call does when the queue is full"

@@ -21,8 +21,9 @@ from stars_engine.core.drafter import Drafter, DraftOutcome
 from stars_engine.core.later_drafts import LaterDrafts
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
+from stars_engine.core.request_errors import as_request_error, out_of_memory_error
 from stars_engine.core.scheduler import Scheduler
-from stars_engine.errors import GenerationError, RequestError, describe_error, is_for_program
+from stars_engine.errors import GenerationError, RequestError
 from stars_engine.out_of_memory import (
     depends_on_weights,
     free_unused,
@@ -80,8 +81,9 @@ class EngineCore:
                 PendingDrafts(model, post),
                 self.scheduler,
                 self._autotuner,
-                self._allocate,
-                draft_ahead,
+                schedule=self._schedule,
+                allocate=self._allocate,
+                ahead=draft_ahead,
             )
         self._events: Events = []
         self.num_steps = 0
@@ -99,11 +101,24 @@ class EngineCore:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
         self.end_overdue()
         if self._later is not None:
-            self._step_later(self._later)
+            self._later.submit()
+            arrived = self._later.take_arrived()
+            self.num_steps += bool(arrived)
+            self._score(arrived)
+            self._later.draft_ahead()
         else:
-            self._step_now()
+            started_s = time.perf_counter()
+            drafted = self._draft(self._allocate(self._schedule()))
+            self._score(drafted)
+            self._note_step(drafted, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
+
+    def _schedule(self) -> list[Request]:
+        """Return the batch of the next step, without those that end before it."""
+        scheduled = self.scheduler.schedule()
+        self.end_overdue()  # also those that have just started
+        return [item for item in scheduled if not item.rollout.finished]
 
     def has_work(self) -> bool:
         """Whether the next step can draft something without waiting for an answer."""
@@ -141,6 +156,8 @@ class EngineCore:
             if request.rollout in gone:
                 self._finish(request)
 
+    # --- drafting ---
+
     def _allocate(
         self, requests: Sequence[Request], in_flight: Mapping[Request, int] | None = None
     ) -> list[ScheduledRequest]:
@@ -156,8 +173,6 @@ class EngineCore:
             in_flight=in_flight,
         )
         return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
-
-    # --- drafting ---
 
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
@@ -188,7 +203,7 @@ class EngineCore:
         try:
             return request.draft_requests(count)
         except BaseException as error:  # noqa: BLE001 - third-party code
-            self._end(request, request.rollout.fail(_as_request_error(error)))
+            self._end(request, request.rollout.fail(as_request_error(error)))
             return []
 
     def _preempt(
@@ -198,31 +213,10 @@ class EngineCore:
         if left is None:
             for request, _ in batch:
                 self._end(
-                    request, request.rollout.fail(_out_of_memory_error(request.rollout, problem))
+                    request, request.rollout.fail(out_of_memory_error(request.rollout, problem))
                 )
         self._free_unused()
         return [item for item in batch if left and item.request in left]
-
-    def _step_now(self) -> None:
-        """Draft a batch, and start its verification."""
-        started_s = time.perf_counter()
-        drafted = self._draft(self._allocate(self._schedule()))
-        self._score(drafted)
-        self._note_step(drafted, time.perf_counter() - started_s)
-
-    def _step_later(self, later: LaterDrafts) -> None:
-        """Ask for drafts, and start the verification of those that have arrived."""
-        later.submit(self._schedule)
-        arrived = later.take_arrived()
-        self.num_steps += bool(arrived)
-        self._score(arrived)
-        later.draft_ahead()
-
-    def _schedule(self) -> list[Request]:
-        """Return the next batch, without requests whose deadline passed before they started."""
-        scheduled = self.scheduler.schedule()
-        self.end_overdue()
-        return [item for item in scheduled if not item.rollout.finished]
 
     def _score(self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]]) -> None:
         """Start the verification of drafts, and request their rewards."""
@@ -258,7 +252,7 @@ class EngineCore:
         try:
             verification = request.decoding.open(rollout, candidates)
         except BaseException as error:  # noqa: BLE001 - strategies are third-party code
-            self._end(request, rollout.fail(_as_request_error(error)))
+            self._end(request, rollout.fail(as_request_error(error)))
             return []
         request.verification = verification
         self.scheduler.wait_for_reward(request)
@@ -281,7 +275,7 @@ class EngineCore:
             try:
                 candidates.append(rollout.read(outcome, self._model))
             except BaseException as error:  # noqa: BLE001 - tokenizers are third-party code
-                return candidates, _as_request_error(error)
+                return candidates, as_request_error(error)
         return candidates, None
 
     # --- verifying ---
@@ -309,7 +303,7 @@ class EngineCore:
         try:
             event = request.decoding.verify(verification)
         except BaseException as error:  # noqa: BLE001 - strategies and schedules may be foreign
-            event = request.rollout.fail(_as_request_error(error))
+            event = request.rollout.fail(as_request_error(error))
         if event is not None:
             self._autotuner.note_event(request.rollout, request.reward, event)
         return event
@@ -341,32 +335,3 @@ class EngineCore:
 def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:
     rewards = {id(request.reward): request.reward for request in requests}
     return [part for reward in rewards.values() for part in single_models(reward)]
-
-
-def _out_of_memory_error(rollout: Rollout, cause: Exception) -> GenerationError:
-    error = GenerationError(
-        f"out of memory with a single running request ({describe_error(cause)}; prompt "
-        f"{len(rollout.prompt_ids)} tokens, completion {len(rollout.token_ids)}). The request "
-        "ends here; others are not affected. Hint: shorten the prompt, or use shorter segments or "
-        "a smaller dtype"
-    )
-    error.__cause__ = cause
-    return error
-
-
-def _as_request_error(cause: BaseException) -> RequestError:
-    """Return the error of the one request that cannot go on; others do.
-
-    Raises:
-        BaseException: The cause, if it is meant for the whole program.
-    """
-    if isinstance(cause, RequestError):
-        return cause
-    if is_for_program(cause):
-        raise cause
-    error = GenerationError(
-        f"a draft could not be parsed: {describe_error(cause)}. The request ends here; others are "
-        "not affected. Hint: fix the tokenizer or the decoding strategy that raised this"
-    )
-    error.__cause__ = cause
-    return error

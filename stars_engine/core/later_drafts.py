@@ -23,6 +23,7 @@ class LaterDrafts:
         pending: Submits candidates.
         scheduler: Owns the requests.
         autotuner: Learns from rows in flight and the time to a verdict.
+        schedule: Returns the next requests to draft for.
         allocate: Chooses how many candidates each request drafts, beside those in flight.
         ahead: Whether next segments are drafted while rewards are computed.
     """
@@ -32,11 +33,13 @@ class LaterDrafts:
         pending: PendingDrafts,
         scheduler: Scheduler,
         autotuner: CandidateAutotuner,
+        *,
+        schedule: Callable[[], Sequence[Request]],
         allocate: Allocate,
         ahead: Literal["auto", "always", "never"],
     ) -> None:
         self._pending, self._scheduler, self._autotuner = pending, scheduler, autotuner
-        self._allocate, self._ahead = allocate, ahead
+        self._schedule, self._allocate, self._ahead = schedule, allocate, ahead
         self._scored: dict[Request, Flight] = {}  # drafts that are being scored
         self._draft_times, self._reward_times = MeanDuration(), MeanDuration()
 
@@ -46,14 +49,10 @@ class LaterDrafts:
         limit = self._scheduler.max_rows
         return limit is not None and self._pending.num_rows >= limit
 
-    def submit(self, schedule: Callable[[], Sequence[Request]]) -> None:
-        """Ask for candidates of all requests that run, within the limit on rows.
-
-        Args:
-            schedule: Returns the next batch.
-        """
+    def submit(self) -> None:
+        """Ask for candidates of all requests that run, within the limit on rows."""
         while not self.is_full:
-            batch = schedule()
+            batch = self._schedule()
             if not batch:
                 return
             for request, count in self._allocate(batch, self._pending.in_flight):

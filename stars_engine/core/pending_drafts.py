@@ -94,12 +94,12 @@ class PendingDrafts:
         self._ahead[request] = self._send(later, count)
 
     def _send(self, request: Request, count: int) -> Flight:
-        flight = Flight(request, self.num_rows + count, request.prefix, outcomes=[None] * count)
         try:
             asked = request.draft_requests(count)
-        except Exception as error:  # noqa: BLE001 - noise and strategies may be third-party code
-            flight.outcomes = [model_failed(error)] * count
-            return flight
+        except Exception as error:  # noqa: BLE001 - noise and strategies are third-party code
+            outcomes: list[DraftOutcome | None] = [model_failed(error)]
+            return Flight(request, self.num_rows, request.prefix, outcomes=outcomes)
+        flight = Flight(request, self.num_rows + count, request.prefix, outcomes=[None] * count)
         for index, draft_request in enumerate(asked):
             reply = partial(self._on_reply, flight, index, draft_request)
             try:

@@ -122,6 +122,12 @@ class Scheduler:
                 num_rows += rows
         return batch
 
+    def wait_for_draft(self, request: Request) -> None:
+        """Move a request to WAITING_FOR_DRAFT: a model that answers later drafts for it."""
+        self._running.remove(request)
+        self._waiting_for_draft.add(request)
+        request.status = RequestStatus.WAITING_FOR_DRAFT
+
     def _ready(self) -> list[Request]:
         """Return running requests in the order in which they enter the batch.
 
@@ -144,12 +150,6 @@ class Scheduler:
             return list(self._running)
         self._small_first = not self._small_first
         return [*small, *large] if self._small_first else [*large, *small]
-
-    def wait_for_draft(self, request: Request) -> None:
-        """Move a request to WAITING_FOR_DRAFT: a model that answers later drafts for it."""
-        self._running.remove(request)
-        self._waiting_for_draft.add(request)
-        request.status = RequestStatus.WAITING_FOR_DRAFT
 
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""

@@ -16,9 +16,9 @@ import tenacity
 
 from stars_engine.config.servers import Server
 from stars_engine.errors import ModelLoadError, ServerError, needs_extra
-from stars_engine.background_loop import BackgroundLoop
 from stars_engine.redaction import redact
 from stars_engine.remote.endpoints import Endpoint, Endpoints, Session
+from stars_engine.remote.event_loop import EventLoop
 from stars_engine.remote.stats import ServerStats
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class ServerClient:
         self.server = server
         self.endpoints = Endpoints(server.base_url)
         self.stats = ServerStats()
-        self._loop = BackgroundLoop("stars-servers")
+        self._loop = EventLoop("stars-servers")
         self._http: httpx.AsyncClient | None = None
         self._key = _api_key(server)
 
@@ -254,9 +254,8 @@ class ServerClient:
         urls = endpoint.url if endpoint and len(self.endpoints.all) == 1 else _urls(self.endpoints)
         known = [] if self._key is None else [self._key]
         return ServerError(
-            f"{urls} did not answer: {redact(said, known)}. The request ends here; its accepted "
-            "text is in `result`. Hint: check that the server runs and is reachable, or raise "
-            "timeout_s or http_retries"
+            f"{urls} did not answer: {redact(said, known)}. Hint: check that the server runs and "
+            "is reachable, or raise timeout_s or http_retries"
         )
 
 

@@ -16,7 +16,7 @@ from llama_index.core.llms import ChatMessage
 
 import langchain_stars
 import llamaindex_stars
-from stars_engine import ConfigError, ContextOverflowError
+from stars_engine import ConfigError, ContextOverflowError, TransformersModel
 from stars_engine.config import ModelConfig
 from tests.support.engines import idle, until
 from tests.support.scripted import random_chat_model
@@ -104,8 +104,12 @@ def model(
 
 @pytest.fixture(params=KINDS, ids=lambda kind: f"{kind.__module__.split('.')[0]}.{kind.__name__}")
 def adapter(request: pytest.FixtureRequest, model: ModelConfig) -> Adapter:
+    # Servers draw with other noise. With this seed, an answer has all 40 tokens, and a stop string
+    # changes no verdict.
+    fields = FIELDS if isinstance(model, TransformersModel) else FIELDS | {"seed": 5}
+
     def make(**given: Any) -> Any:
-        return request.param(model=model, reward=judge, **(FIELDS | given))
+        return request.param(model=model, reward=judge, **(fields | given))
 
     return Adapter(make)
 

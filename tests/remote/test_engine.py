@@ -209,27 +209,30 @@ def test_one_of_two_servers_dies_amid_32_requests(
 ) -> None:
     prompts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(8)]
     short = SAMPLING.replace(max_tokens=16)
-    expected = new_engine().generate(prompts, sampling=short)
-    remote = new_engine(2)
+    expected = new_engine(timeout_s=300.0).generate(prompts, sampling=short)
+    remote = new_engine(2, timeout_s=300.0)
     num_before = models[1].count("/inference/v1/generate")
     future = remote.submit(prompts, sampling=short)
     wait_until(lambda: models[1].count("/inference/v1/generate") > num_before + 20)
     models[1].kill()
-    results = future.result(120)
+    results = future.result(300)
     assert [result.token_ids for result in results] == [item.token_ids for item in expected]
     assert remote.stats().num_server_failovers > 0
 
 
 @pytest.mark.slow
-def test_no_server_left(new_engine: Callable[..., StarsEngine], models: list[TestServer]) -> None:
+def test_no_server_left(
+    new_engine: Callable[..., StarsEngine], models: list[TestServer], rewards: TestServer
+) -> None:
     prompts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(8)]
-    remote = new_engine(2, timeout_s=5.0, http_retries=2)
+    remote = new_engine(2, timeout_s=300.0, http_retries=2)
+    num_before = rewards.count("/classify")
     sampling = SAMPLING.replace(max_tokens=200, min_tokens=200)
     future = remote.submit(prompts, sampling=sampling, return_exceptions=True)
-    wait_until(lambda: sum(s.count("/inference/v1/generate") for s in models) > 200)
+    wait_until(lambda: rewards.count("/classify") > num_before + 8, timeout_s=120)
     for server in models:
         server.kill()
-    errors = future.result(60)
+    errors = future.result(120)
     assert len(errors) == 32
     for error in errors:
         assert isinstance(error, ServerError)
@@ -268,13 +271,11 @@ def test_requests_of_a_faulty_server_go_on_at_the_other(
 def test_a_server_that_hangs_ends_requests_in_time(
     new_engine: Callable[..., StarsEngine], models: list[TestServer]
 ) -> None:
-    remote = new_engine(timeout_s=0.5)
+    remote = new_engine(timeout_s=3.0)
     models[0].faults = Faults(hangs=True)
-    with pytest.raises(ServerError, match=r"no answer within 0\.5 s"):
+    with pytest.raises(ServerError, match=r"no answer within 3 s"):
         remote.generate(PROMPTS[0])
     wait_until(lambda: models[0].num_aborted == 2)  # both candidates
-    models[0].faults = Faults()
-    assert remote.generate(PROMPTS[0])
 
 
 def test_a_busy_server_is_asked_again_when_it_says(

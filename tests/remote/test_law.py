@@ -65,7 +65,7 @@ def test_texts_have_the_law_of_the_closed_form(server: TestServer, tokenizer: Pa
             num_candidates=case.num_candidates,
         ),
         reward="a/b",
-        engine=EngineParams(max_active=64),
+        engine=EngineParams(max_active=64, max_n=NUM_SAMPLES),
     )
     sampling = SamplingParams(
         max_tokens=2, temperature=1.0, top_k=None, stop=(case.stop,), n=NUM_SAMPLES, seed=1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -41,7 +41,8 @@ def serving(served: Served) -> Iterator[TestServer]:
 
     def kill() -> None:
         """End at once: refuse connections, and cut those that are open."""
-        loop.call_soon_threadsafe(cut)
+        with suppress(RuntimeError):  # it has ended
+            loop.call_soon_threadsafe(cut)
         server.should_exit = True
 
     app.kill = kill
