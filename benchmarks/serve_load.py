@@ -19,6 +19,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,11 +67,12 @@ def main() -> None:
     ) as server:
         assert server.stderr is not None
         url = next(found[0] for line in server.stderr if (found := re.search("http://.*", line)))
+        threading.Thread(target=server.stderr.read, daemon=True).start()
         try:
             report = asyncio.run(load(url, server.pid, options))
         finally:
             server.send_signal(signal.SIGTERM)
-            server.communicate(timeout=60)
+            server.wait(timeout=60)
     report["exit_status"] = server.returncode
     print(json.dumps(report))
 
@@ -134,7 +136,7 @@ async def keep_busy(
         try:
             await read(client, body, caller)
         except (httpx.HTTPError, ValueError) as error:
-            caller.errors.append(f"{type(error).__name__}: {error}")
+            caller.errors.append(f"{type(error).__name__}: {error or error.__cause__!r}")
 
 
 async def read(client: httpx.AsyncClient, body: dict[str, object], caller: Caller) -> None:

@@ -82,9 +82,9 @@ class ScoreCall:
             ids = tuple(_encoded(model, text, index))
             cuts = []
             for end in range(self.segment_len or len(ids), len(ids), self.segment_len or 1):
-                begun, num_ids = model.codec.completion_text(resolved.token_ids, ids[:end])
-                cuts.append(begun)
-                found.append(RewardInput(resolved.for_reward, begun, ids[:num_ids]))
+                beginning, num_ids = model.codec.completion_text(resolved.token_ids, ids[:end])
+                cuts.append(beginning)
+                found.append(RewardInput(resolved.for_reward, beginning, ids[:num_ids]))
             cuts.append(text)
             found.append(RewardInput(resolved.for_reward, text, ids, finished=True))
             self._cuts.append(cuts)

@@ -35,6 +35,7 @@ class ScoreJob:
 
     Attributes:
         done: The scores in the order of the inputs. Cancelling it ends the job.
+        closed: Whether no caller waits for the scores.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class ScoreJob:
         self._next = 0
         self._num_missing = 0
         self._reward: RewardModel | None = None
+        self.closed = False
+        self.done.add_done_callback(self._close)
 
-    @property
-    def closed(self) -> bool:
-        """Whether no caller waits for the scores."""
-        return self.done.done()
+    def _close(self, _: Future[list[Score]]) -> None:
+        self.closed = True
 
     def run(self) -> None:
         """Load the models if necessary, and score the first inputs."""

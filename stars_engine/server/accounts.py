@@ -1,4 +1,4 @@
-"""What clients are told beside the text: finish reasons, refusals, usage, rewards and segments."""
+"""what clients get beside the text: finish reasons, refusals, usage, rewards and segments."""
 
 from __future__ import annotations
 

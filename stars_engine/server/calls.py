@@ -23,7 +23,7 @@ _ALIGN = ("beta", "segment_len", "max_attempts", "on_exhausted")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class EngineRequest:
     """One request for text, ready for the engine.
 
     Attributes:
@@ -82,7 +82,7 @@ def new_call(
     prefix: str,
     names: ToolNames | None = None,
     **sampling: Any,
-) -> Call:
+) -> EngineRequest:
     """Return the call that a request asks for.
 
     Args:
@@ -102,7 +102,7 @@ def new_call(
     align = model.ready_align
     options = body.stars
     changes = {**sampled(body), **{k: v for k, v in sampling.items() if v is not None}}
-    return Call(
+    return EngineRequest(
         model=model,
         engine=engine,
         prompts=prompts,

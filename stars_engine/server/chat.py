@@ -20,7 +20,7 @@ from stars_engine.server.accounts import (
     segment_of,
     usage_of,
 )
-from stars_engine.server.calls import Call, new_call
+from stars_engine.server.calls import EngineRequest, new_call
 from stars_engine.server.conversations import chat_of, grammar_of
 from stars_engine.server.delivery import DONE, accepted, event_stream, sse, until_disconnect
 from stars_engine.server.errors import ApiError, JsonResponse
@@ -63,7 +63,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     return JsonResponse(completion.model_dump(mode="json", exclude_unset=True))
 
 
-def _call_of(body: ChatBody, state: State) -> Call:
+def _call_of(body: ChatBody, state: State) -> EngineRequest:
     model = state.models.get(body.model)
     chat, names = chat_of(body)
     grammar = grammar_of(body.response_format)
@@ -89,7 +89,7 @@ def _call_of(body: ChatBody, state: State) -> Call:
     )
 
 
-def _choice_of(result: StarsResult, call: Call) -> dict[str, Any]:
+def _choice_of(result: StarsResult, call: EngineRequest) -> dict[str, Any]:
     said = result.message
     assert said is not None, "answers to conversations have a message"
     message: dict[str, Any] = {
@@ -125,7 +125,7 @@ class _Chunks:
         include_usage: Whether the stream ends with the usage.
     """
 
-    def __init__(self, call: Call, *, include_usage: bool) -> None:
+    def __init__(self, call: EngineRequest, *, include_usage: bool) -> None:
         self._call, self._include_usage = call, include_usage
         self._names: ToolNames = call.names
 

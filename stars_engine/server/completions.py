@@ -11,7 +11,7 @@ from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from stars_engine.server.accounts import account_of, finish_reason_of, segment_of, usage_of
-from stars_engine.server.calls import Call, new_call
+from stars_engine.server.calls import EngineRequest, new_call
 from stars_engine.server.delivery import DONE, accepted, event_stream, sse, until_disconnect
 from stars_engine.server.errors import ApiError, JsonResponse
 from stars_engine.server.facts import facts_of
@@ -56,7 +56,7 @@ def prompts_of(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Pr
     return [item if isinstance(item, str) else TokenIds(item) for item in prompt]
 
 
-def _completion_of(call: Call, choices: list[dict[str, Any]]) -> Completion:
+def _completion_of(call: EngineRequest, choices: list[dict[str, Any]]) -> Completion:
     # Not validated: OpenAI's type has no null for the finish reason, but its streams do.
     return Completion.construct(
         id=call.id,
@@ -68,7 +68,7 @@ def _completion_of(call: Call, choices: list[dict[str, Any]]) -> Completion:
     )
 
 
-def _choice_of(result: StarsResult, call: Call) -> dict[str, Any]:
+def _choice_of(result: StarsResult, call: EngineRequest) -> dict[str, Any]:
     return {
         **_text(call.index_of(result.prompt_index, result.sample_index), result.text),
         "finish_reason": finish_reason_of(result),
@@ -77,7 +77,7 @@ def _choice_of(result: StarsResult, call: Call) -> dict[str, Any]:
 
 
 async def _chunks_of(
-    call: Call, events: AsyncIterator[SegmentEvent], *, include_usage: bool
+    call: EngineRequest, events: AsyncIterator[SegmentEvent], *, include_usage: bool
 ) -> AsyncIterator[ServerSentEvent]:
     results = []
 

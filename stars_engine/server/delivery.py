@@ -106,17 +106,16 @@ async def _with_errors(
             yield event
         facts.completed = True
     except Exception as error:  # noqa: BLE001 - the client gets every error as an event
-        told = report(request, error)
-        yield sse(told.body)
+        yield sse(report(request, error).body)
 
 
 def report(request: Request, error: Exception) -> ApiError:
-    """Log an error that is not the client's; return what the client is told."""
-    told = api_error_of(error)
+    """Log an error that is not the client's; return it as clients get it."""
+    api_error = api_error_of(error)
     facts = facts_of(request)
-    facts.error = told.code or told.kind
-    if told.status >= 500 and not isinstance(error, ApiError):
+    facts.error = api_error.code or api_error.kind
+    if api_error.status >= 500 and not isinstance(error, ApiError):
         logger.error(
             "Request %s failed: %s", facts.request_id, describe_error(error), exc_info=error
         )
-    return told
+    return api_error

@@ -139,15 +139,15 @@ _TOLD: tuple[tuple[tuple[type[Exception], ...], Callable[[BaseException], ApiErr
 
 
 def api_error_of(error: BaseException) -> ApiError:
-    """Return what a client is told about an error of the engine.
+    """Return how clients see an error of the engine.
 
     Errors of models and rewards are not quoted, because they may contain rejected text.
     """
     if isinstance(error, ApiError):
         return error
-    told = next((tell for kinds, tell in _TOLD if isinstance(error, kinds)), None)
-    if told is not None:
-        return told(error)
+    describe = next((tell for kinds, tell in _TOLD if isinstance(error, kinds)), None)
+    if describe is not None:
+        return describe(error)
     return _failure("The language model or the server failed", "internal_error")
 
 

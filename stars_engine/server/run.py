@@ -20,6 +20,7 @@ from stars_engine.server.state import State
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MAX_HEADER_BYTES = 64 * 1024
+_IDLE_S = 75  # longer than clients keep idle connections, so that they close them first
 
 
 class StarsServer(uvicorn.Server):
@@ -55,6 +56,7 @@ class StarsServer(uvicorn.Server):
                 access_log=False,  # the application logs requests, without query strings
                 server_header=False,
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                timeout_keep_alive=_IDLE_S,
                 timeout_graceful_shutdown=math.ceil(params.drain_s),
             )
         )

@@ -97,7 +97,7 @@ def test_langchain_over_responses(chatty: RunningServer) -> None:
 def test_an_agent_calls_a_tool_and_answers(chat: ChatOpenAI) -> None:
     @wrap_model_call
     def first_a_call(request: Any, handler: Callable[[Any], Any]) -> Any:
-        """A random model must be told when to call a tool."""
+        """A random model needs to know when to call a tool."""
         has_result = any(isinstance(message, ToolMessage) for message in request.messages)
         return handler(request.override(tool_choice="none" if has_result else "required"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -12,6 +13,10 @@ import httpx
 import pytest
 
 from stars_engine import ConfigError, EngineParams, StarsConfig
+from stars_engine.engine.streams import AsyncSegmentStream
+from stars_engine.runtime.request_group import RequestGroup
+from stars_engine.server.calls import EngineRequest
+from stars_engine.server.facts import RequestFacts
 from stars_engine.server.settings import ApiKeys, ServerParams
 from tests.support.engines import wait_until
 from tests.support.servers import HELLO, RunningServer, random_chat, serving
@@ -21,7 +26,7 @@ REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 8}
 KEY = "sk-0123456789abcdef"
 
 
-class Gate:
+class HeldReward:
     """A reward that waits until the test opens it."""
 
     def __init__(self) -> None:
@@ -80,13 +85,13 @@ def test_bodies_that_are_too_large() -> None:
 
 
 def test_too_many_requests_and_a_full_queue() -> None:
-    gate = Gate()
-    config = random_chat(gate).replace(engine=EngineParams(max_active=1, max_waiting=1))
+    held = HeldReward()
+    config = random_chat(held).replace(engine=EngineParams(max_active=1, max_waiting=1))
     with serving({"chat": config}, max_requests=3) as running, running.http() as client:
         body = json.dumps(REQUEST).encode()
         engine = running.model("chat").engine
         first = running.send(body)
-        assert gate.asked.wait(60)
+        assert held.asked.wait(60)
         second = running.send(body)
         wait_until(lambda: engine.stats().num_waiting == 1)
         full = client.post(CHAT, json=REQUEST)
@@ -98,7 +103,7 @@ def test_too_many_requests_and_a_full_queue() -> None:
         assert busy.status_code == 429
         assert "3 requests are in progress" in error_of(busy)["message"]
         assert client.get("/healthz").status_code == 200
-        gate.opened.set()
+        held.opened.set()
         for connection in (first, second):
             with connection:
                 assert connection.recv(15) == b"HTTP/1.1 200 OK"
@@ -136,19 +141,19 @@ def test_a_server_without_a_model_ends(tmp_path: Path) -> None:
 
 
 def test_draining_lets_streams_end() -> None:
-    gate = Gate()
-    with serving({"chat": random_chat(gate)}, drain_s=60) as running:
+    held = HeldReward()
+    with serving({"chat": random_chat(held)}, drain_s=60) as running:
         body = json.dumps({**REQUEST, "stream": True}).encode()
         with running.send(body) as stream, running.http() as client:
             assert client.get("/healthz").status_code == 200  # the connection stays open
-            assert gate.asked.wait(60)
+            assert held.asked.wait(60)
             running.server.state_of_app.draining = True
             answer = client.post(CHAT, json=REQUEST)
             assert answer.status_code == 503
             assert error_of(answer)["code"] == "server_stopping"
             assert client.get("/readyz").json()["status"] == "stopping"
             running.server.should_exit = True
-            gate.opened.set()
+            held.opened.set()
             received = b""
             while part := stream.recv(4096):
                 received += part
@@ -157,29 +162,29 @@ def test_draining_lets_streams_end() -> None:
 
 
 def test_a_drain_that_takes_too_long_is_cut_off() -> None:
-    gate = Gate()
-    with serving({"chat": random_chat(gate)}, drain_s=0) as running:
+    held = HeldReward()
+    with serving({"chat": random_chat(held)}, drain_s=0) as running:
         with running.send(json.dumps({**REQUEST, "stream": True}).encode()) as stream:
-            assert gate.asked.wait(60)
+            assert held.asked.wait(60)
             running.server.should_exit = True
             received = b""
             while part := stream.recv(4096):
                 received += part
-        gate.opened.set()
+        held.opened.set()
     assert b"[DONE]" not in received
 
 
 def test_keep_alive_comments_while_a_segment_is_scored() -> None:
-    gate = Gate()
+    held = HeldReward()
     body = json.dumps({**REQUEST, "stream": True}).encode()
-    chat = {"chat": random_chat(gate)}
+    chat = {"chat": random_chat(held)}
     with serving(chat, keep_alive_s=0.01) as running, running.send(body) as stream:
         received = b""
         while received.count(b": keep-alive\n\n") < 3:
             received += stream.recv(4096)
         assert b"200 OK" in received
         assert b'"role": "assistant"' in received
-        gate.opened.set()
+        held.opened.set()
         while not received.endswith(b"0\r\n\r\n"):
             received += stream.recv(4096)
     assert b"[DONE]" in received
@@ -258,3 +263,25 @@ def test_metrics(server: RunningServer) -> None:
 def value_of(text: str, name: str) -> float:
     values = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
     return float(values[0]) if values else 0.0
+
+
+def test_nothing_of_a_request_stays_in_memory(server: RunningServer) -> None:
+    """Streams, whole answers, errors and disconnects leave no object behind."""
+    body = json.dumps({**REQUEST, "stream": True, "max_tokens": 200}).encode()
+    with server.http() as client:
+        for _ in range(5):
+            client.post(CHAT, json=REQUEST)
+            client.post(CHAT, json={**REQUEST, "stream": True})
+            client.post(CHAT, json={**REQUEST, "max_tokens": 10**6})
+            client.post("/v1/responses", json={"model": "chat", "input": "Hi"})
+            client.post("/v1/score", json={"model": "chat", "messages": HELLO, "input": "a"})
+            with server.send(body) as connection:
+                connection.recv(1)
+
+    def left() -> int:
+        gc.collect()
+        kinds = (RequestFacts, EngineRequest, RequestGroup, AsyncSegmentStream)
+        return sum(isinstance(found, kinds) for found in gc.get_objects())
+
+    # The last request of a connection, and the last group of an engine, may still be referred to.
+    wait_until(lambda: left() <= 6)

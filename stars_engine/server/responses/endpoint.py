@@ -9,7 +9,7 @@ from openai.types.responses import Response as ResponseObject
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from stars_engine.server.calls import Call, new_call
+from stars_engine.server.calls import EngineRequest, new_call
 from stars_engine.server.conversations import grammar_of, new_chat
 from stars_engine.server.delivery import accepted, event_stream, report, sse, until_disconnect
 from stars_engine.server.errors import ApiError, JsonResponse
@@ -43,7 +43,7 @@ async def create_response(body: ResponsesBody, request: Request) -> Response:
     return JsonResponse(events.response)
 
 
-def _call_of(body: ResponsesBody, state: State) -> Call:
+def _call_of(body: ResponsesBody, state: State) -> EngineRequest:
     model = state.models.get(body.model)
     messages, names = conversation_of(body)
     chat = new_chat(

@@ -8,7 +8,7 @@ from typing import Any
 
 from stars_engine.messages import ToolCall
 from stars_engine.server.accounts import refusal_of, segment_of
-from stars_engine.server.calls import Call
+from stars_engine.server.calls import EngineRequest
 from stars_engine.server.responses.frame import closed, dumped, is_incomplete
 from stars_engine.server.responses.items import new_item, refusal_part, text_part
 from stars_engine.types import SegmentEvent, StarsResult
@@ -26,7 +26,7 @@ class ResponseEvents:
         frame: The response before its answer.
     """
 
-    def __init__(self, call: Call, frame: dict[str, Any]) -> None:
+    def __init__(self, call: EngineRequest, frame: dict[str, Any]) -> None:
         self._call, self._frame = call, frame
         self._number = -1
         self._items: list[dict[str, Any]] = []
@@ -68,7 +68,9 @@ class ResponseEvents:
         """Add text to the open item, or to a new one."""
         if self._open is None or self._open["type"] != kind:
             yield from self._close("completed")
-            fields: dict[str, Any] = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+            fields: dict[str, Any] = (
+                {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+            )
             item = new_item(kind, status="in_progress", content=[], **fields)
             yield from self._add_item(item)
             part = {"type": "reasoning_text", "text": ""} if kind == "reasoning" else text_part("")

@@ -9,14 +9,14 @@ from typing import Any
 from openai.types.responses import Response as ResponseObject
 
 from stars_engine.server.accounts import account_of, finish_reason_of, usage_of
-from stars_engine.server.calls import Call
+from stars_engine.server.calls import EngineRequest
 from stars_engine.server.responses.bodies import ResponsesBody
 from stars_engine.types import StarsResult
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
-def opened(body: ResponsesBody, call: Call) -> dict[str, Any]:
+def opened(body: ResponsesBody, call: EngineRequest) -> dict[str, Any]:
     """Return the response before its answer."""
     sampling = call.sampling
     choice = body.tool_choice
@@ -72,7 +72,7 @@ def is_incomplete(result: StarsResult) -> bool:
 
 
 def closed(
-    frame: dict[str, Any], result: StarsResult, items: Sequence[dict[str, Any]], call: Call
+    frame: dict[str, Any], result: StarsResult, items: Sequence[dict[str, Any]], call: EngineRequest
 ) -> dict[str, Any]:
     """Return the response with its answer, status and usage."""
     reason = _INCOMPLETE.get(finish_reason_of(result))

@@ -1,0 +1,99 @@
+"""The command `stars serve` as a process."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stars_engine.cli.serve import read_configs
+from tests.support.engines import wait_until
+
+
+@contextmanager
+def command(*options: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    code = "from stars_engine.cli import main; main()"
+    arguments = [sys.executable, "-c", code, "serve", "--port", "0", *options]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return next(found[0] for line in process.stderr if (found := re.search("http://.*", line)))
+
+
+@pytest.mark.slow
+def test_a_stream_ends_after_sigterm_and_the_command_with_success() -> None:
+    received: list[str] = []
+    with command() as process, httpx.Client(base_url=address(process), timeout=60) as client:
+        assert process.stderr is not None
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        body = {"model": "embedded", "prompt": "This movie", "max_tokens": 200, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            for line in answer.iter_lines():
+                if line and not received:
+                    process.send_signal(signal.SIGTERM)
+                received.append(line)
+        out, _ = process.communicate(timeout=60)
+    assert "data: [DONE]" in received
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines[-1]["path"] == "/v1/completions"
+    assert lines[-1]["completed"]
+
+
+@pytest.mark.slow
+def test_the_command_ends_if_nothing_can_be_loaded(tmp_path: Path) -> None:
+    config = tmp_path / "broken.yaml"
+    config.write_text(
+        f"model: {tmp_path}\nreward: {tmp_path}\nalign: {{schedule: {{kind: none}}}}\n"
+    )
+    with command("--config", str(config)) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "The model 'broken' could not be loaded" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "99999"], "port"),
+        (["--cors-origin", "nonsense"], "not an origin"),
+        (["--config", "a=x.yaml", "--config", "a=y.yaml"], "x.yaml"),
+        (["--api-keys", "no-such-file"], "no-such-file"),
+    ],
+)
+@pytest.mark.slow
+def test_wrong_options(options: list[str], message: str) -> None:
+    with command(*options) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert message in errors
+
+
+def test_names_of_models(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text("sampling: {max_tokens: 8}\n")
+    files = [str(tmp_path / "a.yaml"), f"other={tmp_path / 'b.yaml'}"]
+    configs: dict[str, Any] = read_configs(files, allow_imports=True)
+    assert list(configs) == ["a", "other"]
+    assert list(read_configs([], allow_imports=True)) == ["embedded"]
+    with pytest.raises(Exception, match="names must be unique"):
+        read_configs([files[0], files[0]], allow_imports=True)
