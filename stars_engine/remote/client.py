@@ -18,7 +18,7 @@ from stars_engine.config.servers import Server
 from stars_engine.errors import ModelLoadError, ServerError, needs_extra
 from stars_engine.redaction import redact
 from stars_engine.remote.endpoints import Endpoint, Endpoints, Session
-from stars_engine.remote.event_loop import EventLoop
+from stars_engine.remote.event_loop import ClientLoop
 from stars_engine.remote.stats import ServerStats
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class ServerClient:
         self.server = server
         self.endpoints = Endpoints(server.base_url)
         self.stats = ServerStats()
-        self._loop = EventLoop("stars-servers")
+        self._loop = ClientLoop("stars-servers")
         self._http: httpx.AsyncClient | None = None
         self._key = _api_key(server)
 

@@ -15,7 +15,7 @@ class LoopTimeoutError(TimeoutError):
     """An awaitable exceeded its timeout, and was cancelled."""
 
 
-class EventLoop:
+class ClientLoop:
     """Runs awaitables for any number of threads on one event loop.
 
     There is one loop because a client that is reused between calls is bound to the loop on which it
@@ -30,7 +30,7 @@ class EventLoop:
         self._name = name
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._finalizer: weakref.finalize[..., EventLoop] | None = None
+        self._finalizer: weakref.finalize[..., ClientLoop] | None = None
 
     def run(self, awaitable: Awaitable[Any], *, timeout_s: float | None = None) -> Any:
         """Wait for a result.
