@@ -31,11 +31,11 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
+from stars_engine.hidden_states.probes import Probe
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
 from stars_engine.out_of_memory import memory_usage
-from stars_engine.probes import Probe
 from stars_engine.redaction import redacted_cause
 from stars_engine.tokenization.codec import Codec
 

@@ -39,7 +39,7 @@ from stars_engine.guides.samples import (
 from stars_engine.types import Prompt
 
 if TYPE_CHECKING:
-    from stars_engine.probes import GivesHiddenStates
+    from stars_engine.hidden_states.probes import GivesHiddenStates
 
 REPORT_FILE, CARD_FILE, SAMPLES_FILE, SETTINGS_FILE = (
     "report.json",
@@ -106,8 +106,8 @@ def train_guide(
     from stars_engine.guides.fit import folds_of  # noqa: PLC0415
     from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
     from stars_engine.guides.states import read_states  # noqa: PLC0415
-    from stars_engine.probes import gives_hidden_states  # noqa: PLC0415
-    from stars_engine.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
+    from stars_engine.hidden_states.probes import gives_hidden_states  # noqa: PLC0415
+    from stars_engine.hidden_states.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
 
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
     progress = progress or (lambda *_: None)

@@ -9,7 +9,7 @@ from typing import Any
 from stars_engine.errors import ModelLoadError, ServerError
 from stars_engine.remote.client import MalformedAnswerError, RefusedError, ServerClient
 from stars_engine.remote.endpoints import Session
-from stars_engine.remote.served import ServerFacts, check_tokenizers, find_served
+from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _GENERATE, _COMPLETIONS = "/inference/v1/generate", "/v1/completions"
@@ -32,7 +32,7 @@ class LabelLogprobs:
 
     def __init__(self, client: ServerClient, labels: Sequence[int]) -> None:
         self._client, self._labels = client, list(labels)
-        self.served = ServerFacts(None, "unknown")
+        self.served = RemoteModel(None, "unknown")
         self.path = _GENERATE
 
     async def probe(self, codec: Codec) -> None:
@@ -132,7 +132,7 @@ class TokenScores:
 
     def __init__(self, client: ServerClient) -> None:
         self._client = client
-        self.served = ServerFacts(None, "unknown")
+        self.served = RemoteModel(None, "unknown")
 
     async def probe(self, codec: Codec, marker: int) -> int:
         """Check that the servers return raw scores for each token; return the number of labels.

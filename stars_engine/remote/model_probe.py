@@ -10,7 +10,7 @@ from stars_engine.errors import ModelLoadError, ServerError
 from stars_engine.remote.client import RefusedError, ServerClient
 from stars_engine.remote.dialects import CompletionRequest, Dialect, dialect_named
 from stars_engine.remote.endpoints import Endpoint
-from stars_engine.remote.served import ServerFacts, check_tokenizers, find_served
+from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _NUM_TOKENS = 16  # of a draft of the probe
@@ -30,7 +30,7 @@ class ModelFindings:
     """
 
     dialect: Dialect
-    served: ServerFacts
+    served: RemoteModel
     seeded: bool
 
 
@@ -85,7 +85,7 @@ class ModelProbe:
         return tuple(ids[:room])
 
     async def _find_dialect(
-        self, server: Endpoint, served: ServerFacts, prompt: tuple[int, ...]
+        self, server: Endpoint, served: RemoteModel, prompt: tuple[int, ...]
     ) -> Dialect:
         """Return the configured dialect, or the one that the server understands."""
         if self._config.dialect != "auto":
@@ -159,5 +159,5 @@ class _Asked(NamedTuple):
 
     server: Endpoint
     dialect: Dialect
-    served: ServerFacts
+    served: RemoteModel
     prompt: tuple[int, ...]

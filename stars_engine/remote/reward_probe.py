@@ -12,7 +12,7 @@ from stars_engine.errors import ModelLoadError, ServerError
 from stars_engine.remote.client import RefusedError, ServerClient
 from stars_engine.remote.endpoints import Endpoint
 from stars_engine.remote.scores import ScoreEndpoint, Scores, endpoint_named
-from stars_engine.remote.served import ServerFacts, check_tokenizers, find_served
+from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _TEXTS = ("I enjoyed every minute of it.", "What a waste of time!", "The sky is blue and")
@@ -30,7 +30,7 @@ class RewardFindings:
     """
 
     endpoint: ScoreEndpoint
-    served: ServerFacts
+    served: RemoteModel
     num_labels: int
 
 
@@ -96,7 +96,7 @@ class RewardProbe:
         return ids[:context_len]
 
     async def _find_endpoint(
-        self, server: Endpoint, served: ServerFacts, rows: Sequence[Sequence[int]]
+        self, server: Endpoint, served: RemoteModel, rows: Sequence[Sequence[int]]
     ) -> ScoreEndpoint:
         if self._config.endpoint != "auto":
             return endpoint_named(self._config.endpoint)
@@ -120,7 +120,7 @@ class RewardProbe:
         self,
         server: Endpoint,
         endpoint: ScoreEndpoint,
-        served: ServerFacts,
+        served: RemoteModel,
         rows: Sequence[Sequence[int]],
         *,
         raw: bool = True,
@@ -171,7 +171,7 @@ class RewardProbe:
         self,
         server: Endpoint,
         endpoint: ScoreEndpoint,
-        served: ServerFacts,
+        served: RemoteModel,
         rows: Sequence[Sequence[int]],
         together: Scores,
     ) -> None:
@@ -184,7 +184,7 @@ class RewardProbe:
             )
 
     async def _check_chunks(
-        self, server: Endpoint, endpoint: ScoreEndpoint, served: ServerFacts
+        self, server: Endpoint, endpoint: ScoreEndpoint, served: RemoteModel
     ) -> None:
         """Compare a long text that is computed at once with one that grows, as answers do."""
         size = min(served.context_len or _LONGEST, _LONGEST)

@@ -17,7 +17,7 @@ _CHAT = [{"role": "user", "content": "Which template?"}]
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class RemoteModel:
     """A model as its server describes it.
 
     Attributes:
@@ -33,7 +33,7 @@ class ServerFacts:
     context_len: int | None = None
 
 
-async def find_served(client: ServerClient, endpoint: Endpoint) -> ServerFacts:
+async def find_served(client: ServerClient, endpoint: Endpoint) -> RemoteModel:
     """Ask a server for its kind, its model and its limits.
 
     Raises:
@@ -50,7 +50,7 @@ async def find_served(client: ServerClient, endpoint: Endpoint) -> ServerFacts:
             "configured; longer answers would be cut silently. Hint: start the server with "
             f"--max-model-len {asked}, or set context_len={context_len} or leave it out"
         )
-    return ServerFacts(name, kind, version, asked or context_len)
+    return RemoteModel(name, kind, version, asked or context_len)
 
 
 async def _find_kind(client: ServerClient, endpoint: Endpoint) -> tuple[Kind, str, int | None]:

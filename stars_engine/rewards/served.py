@@ -9,7 +9,7 @@ from weakref import finalize
 from stars_engine.config.rewards.server import ServedReward
 from stars_engine.loading.served import load_served_tokenizer
 from stars_engine.remote.client import ServerClient
-from stars_engine.remote.served import ServerFacts
+from stars_engine.remote.served import RemoteModel
 from stars_engine.remote.stats import ServerStats
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.tokenization.codec import Codec
@@ -60,7 +60,7 @@ class ServedRewardModel:
             raise
         return found
 
-    def _about(self, served: ServerFacts, how: str, context_len: int | None) -> dict[str, str]:
+    def _about(self, served: RemoteModel, how: str, context_len: int | None) -> dict[str, str]:
         return {
             "servers": ", ".join(each.url for each in self.client.endpoints.all),
             "kind": " ".join(filter(None, (served.kind, served.version))),

@@ -148,11 +148,7 @@ class EngineLoop:
                 self._num_failures = 0
 
     def _step(self, core: EngineCore | None) -> float | None:
-        """Run one step; an error of a model ends the step, but not the loop.
-
-        Returns:
-            Its duration in seconds; None if there is nothing to do.
-        """
+        """Run one step, and return its seconds; None if there is no work, or if a model fails."""
         started_s = time.monotonic()
         try:
             events = [] if core is None else core.step()
