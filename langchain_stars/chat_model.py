@@ -28,12 +28,16 @@ from stars_engine.errors import Problem
 from stars_engine.integrations import (
     ToolNames,
     asettled,
+    digest_of,
     grammar_of_response_format,
     grammar_of_schema,
+    identity,
     name_of_model,
+    plain,
     read_tool_choice,
     refuse_several_answers,
     settled,
+    short_identity,
 )
 from stars_engine.schema_formats.parts import rooted
 from stars_engine.schema_formats.wrappings import NamedSchema
@@ -241,6 +245,20 @@ class ChatStars(StarsFields, BaseChatModel):
         return reading(model, parser_of(schema, method, name), include_raw=include_raw)
 
     # --- settings ---
+
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return what traces store of a call: its settings in short, and its other keywords."""
+        settings = self._settings(stop, self._of_engine(kwargs))
+        others = {name: plain(kwargs[name]) for name in kwargs if name in _OF_CALL}
+        return {**short_identity(settings), **others, "_type": self._llm_type}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Return the key of caches; LangChain's own contains addresses of objects in memory."""
+        settings = self._settings(stop, self._of_engine(kwargs))
+        others = {name: plain(kwargs[name]) for name in kwargs if name in _OF_CALL}
+        return f"{self._llm_type} {digest_of({'settings': identity(settings), **others})}"
 
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in kwargs.items() if name not in _OF_CALL}

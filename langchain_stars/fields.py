@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from stars_engine import ConfigError, StarsConfig
 from stars_engine.errors import Problem, StarsWarning
-from stars_engine.integrations import EngineFields, identity, name_of_model
+from stars_engine.integrations import EngineFields, name_of_model, short_identity
 
 _REMOTE = ("api_key", "max_retries")
 
@@ -57,7 +57,7 @@ class StarsFields(EngineFields):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return identity(self.settings())
+        return short_identity(self.settings())
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the model's token ids for a text, without begin-of-text."""

@@ -25,7 +25,7 @@ from langchain_stars.messages import read_messages
 from langchain_stars.outputs import generation_chunk_of, generation_of, llm_output_of
 from langchain_stars.refusals import as_refusal
 from stars_engine import Chat, StarsConfig, StarsResult
-from stars_engine.integrations import asettled, identity, refuse_several_answers, settled
+from stars_engine.integrations import asettled, refuse_several_answers, settled, short_identity
 
 _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 
@@ -119,7 +119,7 @@ class StarsLLM(StarsFields, BaseLLM):
         owner, kwargs = _call_under_way.get()
         if owner is not self:
             return super()._identifying_params
-        stated = identity(self._settings(None, self._of_engine(kwargs)))
+        stated = short_identity(self._settings(None, self._of_engine(kwargs)))
         reward_prompt = kwargs.get("reward_prompt")
         return stated if reward_prompt is None else {**stated, "reward_prompt": reward_prompt}
 

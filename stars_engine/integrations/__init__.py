@@ -3,9 +3,12 @@
 from stars_engine.integrations.fields import MAX_ENGINES, UNSET, EngineFields, Unset
 from stars_engine.integrations.metadata import (
     account_of,
+    digest_of,
     identity,
     name_of_model,
     num_rejected_tokens,
+    plain,
+    short_identity,
     usage_of,
 )
 from stars_engine.integrations.response_formats import (
@@ -23,13 +26,16 @@ __all__ = [
     "Unset",
     "account_of",
     "asettled",
+    "digest_of",
     "grammar_of_response_format",
     "grammar_of_schema",
     "identity",
     "name_of_model",
     "num_rejected_tokens",
+    "plain",
     "read_tool_choice",
     "refuse_several_answers",
     "settled",
+    "short_identity",
     "usage_of",
 ]
