@@ -28,10 +28,12 @@ from stars_engine.errors import Problem
 from stars_engine.integrations import (
     ToolNames,
     asettled,
+    check_tools,
     digest_of,
     grammar_of_response_format,
     grammar_of_schema,
     identity,
+    lenient,
     name_of_model,
     plain,
     read_tool_choice,
@@ -182,9 +184,13 @@ class ChatStars(StarsFields, BaseChatModel):
             tools: Functions, pydantic models, TypedDicts, schemas or `BaseTool`s.
             tool_choice: "auto", "none", "any" or "required", True, the name of a tool, or the
                 OpenAI format. A grammar enforces the choice.
-            strict: By default, a grammar enforces the schema of arguments. False turns this off
-                (`constrain_tools`), unless `tool_choice` forces a call.
+            strict: By default, a grammar enforces the schema of arguments. What it cannot express is
+                reported by a warning, and checked when a call is complete. True refuses such tools.
+                False turns the grammar off (`constrain_tools`), unless `tool_choice` forces a call.
             **kwargs: Further keywords for each call, such as `parallel_tool_calls` or any setting.
+
+        Raises:
+            ConfigError: `strict` is True, and a grammar cannot express the arguments of a tool.
         """
         formatted = read_tools(tools)
         names = [tool["function"]["name"] for tool in formatted]
@@ -193,6 +199,8 @@ class ChatStars(StarsFields, BaseChatModel):
         choice = read_tool_choice(tool_choice, names)
         if strict is False and choice in ("auto", "none"):
             kwargs.setdefault("constrain_tools", False)
+        if kwargs.get("constrain_tools", True):
+            check_tools(formatted, strict=strict is True, owner="bind_tools")
         return self.bind(tools=formatted, tool_choice=choice, **kwargs)
 
     def with_structured_output(
@@ -303,7 +311,7 @@ def _chat_of(
     formatted = read_tools(tools)
     given_names = [tool["function"]["name"] for tool in formatted]
     names = ToolNames(given_names)
-    written = [names.tool(tool) for tool in formatted]
+    written = [lenient(names.tool(tool)) for tool in formatted]
     if "tool_choice" in given:
         choice = read_tool_choice(given["tool_choice"], given_names)
         given = {**given, "tool_choice": names.choice(choice)}

@@ -21,6 +21,7 @@ from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
 
 from llamaindex_stars.tools import callable_tools, read_tool_list
+from stars_engine.integrations import check_tools
 
 
 class CallingLLM(FunctionCallingLLM):
@@ -36,16 +37,26 @@ class CallingLLM(FunctionCallingLLM):
         tool_required: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the arguments for a chat with tools; does not modify the history."""
+        """Return the arguments for a chat with tools; does not modify the history.
+
+        Among the further keywords, `strict=True` refuses tools whose arguments a grammar cannot
+        express. By default, a warning names them, and their calls are checked when complete.
+
+        Raises:
+            ConfigError: `strict` is True, and a grammar cannot express the arguments of a tool.
+        """
         messages = list(chat_history or [])
         if user_msg is not None:
             if isinstance(user_msg, str):
                 user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
             messages.append(user_msg)
         choice = kwargs.pop("tool_choice", None)  # LlamaIndex's programs pass None
+        strict, formatted = kwargs.pop("strict", None), read_tool_list(tools)
+        if kwargs.get("constrain_tools", True):
+            check_tools(formatted, strict=strict is True, owner="chat_with_tools")
         return {
             "messages": messages,
-            "tools": read_tool_list(tools),
+            "tools": formatted,
             "tool_choice": choice or ("required" if tool_required and tools else "auto"),
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,

@@ -40,6 +40,7 @@ from stars_engine.integrations import (
     EngineFields,
     ToolNames,
     grammar_of_response_format,
+    lenient,
     name_of_model,
     read_tool_choice,
     refuse_several_answers,
@@ -239,7 +240,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         given = read_tool_list(tools.get("tools") or ())
         names = ToolNames(tool["function"]["name"] for tool in given)
         if given:
-            tools["tools"] = [names.tool(tool) for tool in given]
+            tools["tools"] = [lenient(names.tool(tool)) for tool in given]
         if tools.get("tool_choice") is not None:
             known = [tool["function"]["name"] for tool in given]
             tools["tool_choice"] = names.choice(read_tool_choice(tools["tool_choice"], known))

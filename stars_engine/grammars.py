@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.json_schema import Layout, Rules, read_schema
+from stars_engine.json_schema import HeldSchema, Layout, Rules, read_schema
 
 _MAX_KEPT = 64  # compiled grammars
 # Without forcing, masks allow every tokenization of text that must follow, not only one.
@@ -166,7 +166,14 @@ class Grammars:
 
 
 @lru_cache(maxsize=256)
-def json_rules(name: str, schema: str, layout: Layout = _SPACED, *, closed: bool = True) -> str:
+def json_rules(
+    name: str,
+    schema: str,
+    layout: Layout = _SPACED,
+    *,
+    closed: bool = True,
+    strict: bool = True,
+) -> str:
     """Return rules for JSON of a schema, in llguidance's variant of Lark's syntax.
 
     Args:
@@ -174,16 +181,47 @@ def json_rules(name: str, schema: str, layout: Layout = _SPACED, *, closed: bool
         schema: The JSON schema, as JSON.
         layout: What stands between the parts.
         closed: Whether objects have the properties that are named, and no others.
+        strict: Whether to refuse a schema that a grammar cannot express as a whole. If false, the
+            rules express the rest, or any object if nothing can be expressed.
 
     Raises:
         ValueError: No value satisfies the schema, or a grammar cannot express it; the message
             names each keyword and its location.
     """
     held = read_schema(json.loads(schema), closed=closed)
+    if held.unheld and strict:
+        raise ValueError(_listed(held))
+    try:
+        return "\n".join(Rules(held, name, layout, _matches_nothing).write())
+    except ValueError:
+        if strict:
+            raise
+        return json_rules(name, '{"type": "object"}', layout)
+
+
+@lru_cache(maxsize=1024)
+def unexpressed(schema: str) -> str:
+    """Return what a grammar cannot express of a JSON schema, and where; empty if nothing.
+
+    Args:
+        schema: The JSON schema, as JSON.
+
+    Raises:
+        MissingExtraError: llguidance is not installed.
+    """
+    held = read_schema(json.loads(schema))
     if held.unheld:
-        reasons = [str(unheld) for unheld in held.unheld]
-        raise ValueError("; ".join(reasons[:4] + ["..."] * (len(reasons) > 4)))
-    return "\n".join(Rules(held, name, layout, _matches_nothing).write())
+        return _listed(held)
+    try:
+        Rules(held, "start", _SPACED, _matches_nothing).write()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _listed(held: HeldSchema) -> str:
+    reasons = [str(unheld) for unheld in held.unheld]
+    return "; ".join(reasons[:4] + ["..."] * (len(reasons) > 4))
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.dialects import as_json_schema
-from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, rooted
+from stars_engine.schema_formats.library_types import UNSUPPORTED
+from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, mapped, rooted
 from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
 
@@ -95,6 +96,11 @@ class Tool(Schema):
         description="JSON schema of the arguments, an object",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
     )
+    strict: bool = Field(
+        default=True,
+        description="refuse parameters that a grammar cannot express; if false, the grammar "
+        "expresses the rest, and calls are checked when they are complete",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +119,11 @@ class Tool(Schema):
                 "as its own item"
             )
         return tools[0]
+
+    def described(self) -> dict[str, Any]:
+        """Return what the model reads of the tool."""
+        dumped = self.model_dump(include={"name", "description", "parameters"})
+        return {**dumped, "parameters": _without_reasons(dumped["parameters"])}
 
     @field_validator("name")
     @classmethod
@@ -308,12 +319,19 @@ class Chat(Schema):
             raise ValueError("an answer that continues text cannot begin with a tool call")
 
 
+def _without_reasons(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without our own keyword for what a grammar cannot express."""
+    kept = {name: part for name, part in schema.items() if name != UNSUPPORTED}
+    return mapped(kept, _without_reasons)
+
+
 def _without_function(value: Any) -> Any:
     """Unwrap a tool or a call from the envelope of the OpenAI format."""
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         rest = {name: value[name] for name in value if name not in ("type", "function")}
-        strict = {name: inner for name, inner in value["function"].items() if name != "strict"}
-        return {**rest, **strict}
+        function = value["function"]
+        unset = "strict" if function.get("strict") is None else None
+        return {**rest, **{name: inner for name, inner in function.items() if name != unset}}
     return value
 
 

@@ -45,7 +45,7 @@ def resolve_prompt(
     if isinstance(prompt, Chat):
         _check_messages(prompt.messages)
         for tool in prompt.tools:
-            for text in texts_of(tool.model_dump()):
+            for text in texts_of(tool.described()):
                 _check_text(text, f"the tool {tool.name}")
         resolved = read_conversation(prompt, codec, template_kwargs)
     else:

@@ -21,7 +21,7 @@ def turns_of(messages: Sequence[Message]) -> list[TemplateMessage]:
 
 def tools_of(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
     """Return tools as dictionaries with the keys that published templates read, or None."""
-    listed = [{"type": "function", "function": tool.model_dump()} for tool in tools]
+    listed = [{"type": "function", "function": tool.described()} for tool in tools]
     return listed or None
 
 

@@ -16,6 +16,7 @@ from stars_engine.integrations.response_formats import (
     grammar_of_schema,
 )
 from stars_engine.integrations.streams import asettled, refuse_several_answers, settled
+from stars_engine.integrations.tool_checks import check_tools, lenient
 from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
 
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "Unset",
     "account_of",
     "asettled",
+    "check_tools",
     "digest_of",
     "grammar_of_response_format",
     "grammar_of_schema",
     "identity",
+    "lenient",
     "name_of_model",
     "num_rejected_tokens",
     "plain",

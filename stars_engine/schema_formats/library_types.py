@@ -51,7 +51,7 @@ def replacement(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the JSON schema of a type that pydantic describes too widely, or None."""
     name = validator_of(schema)
     if name in REFUSED:
-        return {UNSUPPORTED: REFUSED[name]}
+        return {"type": "string", UNSUPPORTED: REFUSED[name]}
     if name in NARROWED:
         return dict(NARROWED[name])
     if name == "EncodedStr.decode_str" and "Base64" in repr(schema["function"]["function"]):
