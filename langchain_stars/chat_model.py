@@ -184,8 +184,8 @@ class ChatStars(StarsFields, BaseChatModel):
             tools: Functions, pydantic models, TypedDicts, schemas or `BaseTool`s.
             tool_choice: "auto", "none", "any" or "required", True, the name of a tool, or the
                 OpenAI format. A grammar enforces the choice.
-            strict: By default, a grammar enforces the schema of arguments. What it cannot express is
-                reported by a warning, and checked when a call is complete. True refuses such tools.
+            strict: By default, a grammar enforces the schema of arguments. What it cannot express
+                is reported by a warning, and checked in complete calls. True refuses such tools.
                 False turns the grammar off (`constrain_tools`), unless `tool_choice` forces a call.
             **kwargs: Further keywords for each call, such as `parallel_tool_calls` or any setting.
 

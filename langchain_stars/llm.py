@@ -15,17 +15,19 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import SkipValidation
 
 from langchain_stars.fields import StarsFields, all_at_once
 from langchain_stars.messages import read_messages
 from langchain_stars.outputs import generation_chunk_of, generation_of, llm_output_of
 from langchain_stars.refusals import as_refusal
-from stars_engine import Chat, StarsConfig, StarsResult
+from stars_engine import Chat, RenderedPrompt, StarsConfig, StarsResult
 from stars_engine.integrations import asettled, refuse_several_answers, settled, short_identity
+from stars_engine.types import Prompt
 
 _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 
@@ -36,7 +38,8 @@ class StarsLLM(StarsFields, BaseLLM):
     All fields of the parts of `StarsConfig` are available by name, here and per call (`bind`,
     `invoke`, `configurable_fields`); unknown names raise an error. All instances in a process share
     one engine per language model, and concurrent calls share its steps. Prompts that are messages
-    are rendered with the model's chat template.
+    are rendered with the model's chat template. A prompt that a template has already rendered is a
+    `stars_engine.RenderedPrompt`, or a string with `prompt_format="rendered"`.
 
     Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
     with the question without its documents.
@@ -133,7 +136,9 @@ class StarsLLM(StarsFields, BaseLLM):
         finally:
             _call_under_way.reset(token)
 
-    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+    def _convert_input(self, model_input: LanguageModelInput | RenderedPrompt) -> PromptValue:
+        if isinstance(model_input, RenderedPrompt):
+            return _Rendered(text=_RenderedText(model_input))
         return _kept(super()._convert_input(model_input))
 
     # --- whole answers ---
@@ -228,17 +233,44 @@ class _Conversation(ChatPromptValue):
         return _ConversationText(self.messages)
 
 
+class _RenderedText(str):  # noqa: SLOT000 - it has a field
+    """A rendered prompt as a string, because LangChain passes only text to an LLM."""
+
+    prompt: RenderedPrompt
+
+    def __new__(cls, prompt: RenderedPrompt) -> Self:
+        text = super().__new__(cls, "\ufdd1" + prompt.model_dump_json(exclude_defaults=True))
+        text.prompt = prompt
+        return text
+
+
+class _Rendered(PromptValue):
+    """A prompt that a chat template has rendered."""
+
+    text: SkipValidation[str]
+
+    def to_string(self) -> str:
+        return self.text
+
+    def to_messages(self) -> list[BaseMessage]:
+        assert isinstance(self.text, _RenderedText)
+        return [HumanMessage(self.text.prompt.text)]
+
+
 def _kept(prompt: PromptValue) -> PromptValue:
     if isinstance(prompt, ChatPromptValue) and not isinstance(prompt, _Conversation):
         return _Conversation(messages=prompt.messages)
     return prompt
 
 
-def _read_all(prompts: Sequence[str]) -> list[str | Chat]:
-    return [
-        Chat(read_messages(prompt.messages)) if isinstance(prompt, _ConversationText) else prompt
-        for prompt in prompts
-    ]
+def _read_all(prompts: Sequence[str]) -> list[Prompt]:
+    return [_read(prompt) for prompt in prompts]
+
+
+def _read(prompt: str) -> Prompt:
+    if isinstance(prompt, _ConversationText):
+        return Chat(read_messages(prompt.messages))
+    return prompt.prompt if isinstance(prompt, _RenderedText) else prompt
 
 
 def _llm_result(results: list[StarsResult], num_prompts: int, settings: StarsConfig) -> LLMResult:

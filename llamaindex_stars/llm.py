@@ -130,7 +130,11 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     @keeps_secrets
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a prompt; `prompt_format` determines how an unformatted string is read."""
+        """Answer a prompt.
+
+        `prompt_format` determines how an unformatted string is read. A formatted one is read as
+        what the chat template has written, so its control tokens are parsed.
+        """
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of(engine.generate(**call)[0])
 
@@ -140,6 +144,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Answer a prompt without blocking the event loop."""
+        if formatted:
+            await self._engine_of(kwargs).aload()
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of((await engine.agenerate(**call))[0])
 
@@ -158,6 +164,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
+        if formatted:
+            await self._engine_of(kwargs).aload()
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return acompletions_of(engine, call)
 
@@ -229,7 +237,10 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     ) -> tuple[StarsEngine, dict[str, Any]]:
         reward_prompt = kwargs.pop("reward_prompt", None)
         settings = self._settings_of(kwargs)
-        prompt, settings = completion_prompt(self, text, settings, formatted=formatted)
+        has_template = formatted and self.engine(settings).has_chat_template
+        prompt, settings = completion_prompt(
+            self, text, settings, formatted=formatted, has_template=has_template
+        )
         return self._call(prompt, settings, reward_prompt)
 
     def _chat_call(

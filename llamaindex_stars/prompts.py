@@ -32,18 +32,21 @@ _ROLES = {
 
 
 def completion_prompt(
-    llm: LLM, text: str, settings: StarsConfig, *, formatted: bool
+    llm: LLM, text: str, settings: StarsConfig, *, formatted: bool, has_template: bool
 ) -> tuple[Prompt, StarsConfig]:
     """Return the prompt of a completion, and the settings to read it with.
 
     `prompt_format` determines how an unformatted string is read, unless the user set a
-    `completion_to_prompt` function. A formatted string is read unchanged: with control tokens if
-    that function wrote it, otherwise as plain text. Begin-of-text is added before it once.
+    `completion_to_prompt` function. A formatted string is read as rendered, with control tokens, if
+    that function exists or the model has a chat template; otherwise, nothing can have rendered it,
+    and it is plain text. Begin-of-text is added before it once.
     """
     assert llm.completion_to_prompt is not None
     if llm.completion_to_prompt is not default_completion_to_prompt:
         written = text if formatted else llm.completion_to_prompt(text)
         return RenderedPrompt(written, add_special_tokens=True), settings
+    if formatted and has_template:
+        return RenderedPrompt(text, add_special_tokens=True), settings
     return text, settings.replace(prompt_format="raw") if formatted else settings
 
 

@@ -32,7 +32,7 @@ def unexpressed_of(tools: Iterable[Tool]) -> dict[str, str]:
 def fault_in(arguments: dict[str, Any], tool: Tool) -> str:
     """Return what is wrong with the arguments of a call; empty if nothing is.
 
-    Only tools that are not strict, and whose grammar does not express the whole schema, are checked.
+    Only tools that are not strict are checked, if their grammar does not express the whole schema.
     A schema that the validator cannot read either is not checked.
     """
     if tool.strict or not unexpressed(schema := arguments_schema(tool)):

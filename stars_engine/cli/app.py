@@ -218,7 +218,8 @@ def generate(
     ] = None,
     fallback_text: Annotated[str | None, typer.Option(help="For on-exhausted fallback.")] = None,
     prompt_format: Annotated[
-        str | None, typer.Option(help=shown(StarsConfig, "prompt_format", "auto, chat or raw."))
+        str | None,
+        typer.Option(help=shown(StarsConfig, "prompt_format", "auto, chat, raw or rendered.")),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON lines.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Also write results to this file.")] = None,

@@ -74,13 +74,13 @@ def test_langchain_warns_once_and_checks_calls() -> None:
 
 def test_strict_refuses_when_tools_are_bound() -> None:
     chat = ChatStars(**settings("Hi"))
-    with pytest.raises(ConfigError, match="tools.tag: a grammar cannot express `uniqueItems`"):
+    with pytest.raises(ConfigError, match=r"tools\.tag: a grammar cannot express `uniqueItems`"):
         chat.bind_tools([tool_of(12)], strict=True)
     chat.bind_tools([{**tool_of(12), "function": {"name": "a", "parameters": {}}}], strict=True)
     chat.bind_tools([tool_of(12)], strict=False)  # no grammar, so there is nothing to report
     llm = llamaindex_stars.StarsLLM(**settings("Hi"))
     tool = FunctionTool.from_defaults(lambda path: path, name="read", fn_schema=Reading)
-    with pytest.raises(ConfigError, match="tools.read: a grammar cannot express `type`"):
+    with pytest.raises(ConfigError, match=r"tools\.read: a grammar cannot express `type`"):
         llm.chat_with_tools([tool], "Read.", strict=True)
 
 
