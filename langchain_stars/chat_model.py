@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -16,24 +15,23 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import Field
 
+from langchain_stars.conversations import chat_of, chat_result, chunk_of, tool_of
 from langchain_stars.fields import StarsFields, all_at_once
-from langchain_stars.messages import read_messages
-from langchain_stars.outputs import chat_chunk_of, chat_generation_of, llm_output_of
 from langchain_stars.refusals import as_refusal
 from langchain_stars.structured import METHODS, parser_of, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
-from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig, StarsResult
+from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     ToolNames,
     asettled,
+    chat_sampling,
     check_tools,
     digest_of,
     grammar_of_response_format,
     grammar_of_schema,
     identity,
-    lenient,
     name_of_model,
     plain,
     read_tool_choice,
@@ -41,8 +39,6 @@ from stars_engine.integrations import (
     settled,
     short_identity,
 )
-from stars_engine.schema_formats.parts import rooted
-from stars_engine.schema_formats.wrappings import NamedSchema
 
 _OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")
 _OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})
@@ -76,7 +72,7 @@ class ChatStars(StarsFields, BaseChatModel):
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Return the number of tokens of a conversation, rendered with the chat template."""
-        chat, _ = _chat_of(messages, tools or (), {"constrain_tools": False})
+        chat, _ = chat_of(messages, tools or (), {"constrain_tools": False})
         kwargs = self.settings().chat_template_kwargs
         return len(read_conversation(chat, self.engine().model.codec, kwargs).token_ids)
 
@@ -119,7 +115,7 @@ class ChatStars(StarsFields, BaseChatModel):
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         with as_refusal():
             results = self.engine(settings).generate(chat, **call)
-        return _chat_result(results, settings, names)
+        return chat_result(results, settings, names)
 
     async def _agenerate(
         self,
@@ -128,10 +124,11 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        await self._read_facts()
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         with as_refusal():
             results = await self.engine(settings).agenerate(chat, **call)
-        return _chat_result(results, settings, names)
+        return chat_result(results, settings, names)
 
     # --- streaming ---
 
@@ -146,7 +143,7 @@ class ChatStars(StarsFields, BaseChatModel):
         refuse_several_answers(settings)
         with as_refusal(), closing(self.engine(settings).stream(chat, **call)) as events:
             for event in settled(events):
-                chunk = chat_chunk_of(names.event(event), settings)
+                chunk = chunk_of(event, names, settings)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -158,12 +155,13 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        await self._read_facts()
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
         with as_refusal():
             async with self.engine(settings).astream(chat, **call) as events:
                 async for event in asettled(events):
-                    chunk = chat_chunk_of(names.event(event), settings)
+                    chunk = chunk_of(event, names, settings)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -243,7 +241,7 @@ class ChatStars(StarsFields, BaseChatModel):
         name = (found and found.name) or "answer"
         if method == "function_calling":
             assert found is not None
-            model = self.bind_tools([_tool_of(found, name)], tool_choice=name, **kwargs)
+            model = self.bind_tools([tool_of(found, name)], tool_choice=name, **kwargs)
         else:
             grammar = JsonGrammar(compact=compact)
             if found is not None and found.schema is not None:
@@ -268,8 +266,23 @@ class ChatStars(StarsFields, BaseChatModel):
         others = {name: plain(kwargs[name]) for name in kwargs if name in _OF_CALL}
         return f"{self._llm_type} {digest_of({'settings': identity(settings), **others})}"
 
+    def settings(self, **overrides: Any) -> StarsConfig:
+        """Return the config with all fields, and the overrides of a call, applied.
+
+        If `max_tokens` is not set, it is what is left of the context, up to 1,024.
+        """
+        settings = super().settings(**overrides)
+        if settings.sampling == "model":
+            return settings
+        return settings.replace(sampling=chat_sampling(settings.sampling, settings))
+
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in kwargs.items() if name not in _OF_CALL}
+
+    async def _read_facts(self) -> None:
+        """Load the model if its files determine the sampling, without blocking the event loop."""
+        if self.config.sampling == "model":
+            await self.aload()
 
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
@@ -284,42 +297,9 @@ class ChatStars(StarsFields, BaseChatModel):
                 raise ConfigError("ChatStars", [Problem("response_format", message)])
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
         settings, call = self._call(stop, kwargs)
+        if settings.sampling == "model":
+            sampling = self.engine(settings).facts.default_sampling()
+            call["sampling"] = chat_sampling(sampling, settings)
         given = {name: kwargs[name] for name in _OF_CHAT if kwargs.get(name) is not None}
-        chat, names = _chat_of(messages, kwargs.get("tools") or (), given)
+        chat, names = chat_of(messages, kwargs.get("tools") or (), given)
         return settings, chat, call, names
-
-
-def _tool_of(found: NamedSchema, name: str) -> dict[str, Any]:
-    """Return a tool whose arguments are the requested object.
-
-    Raises:
-        ValueError: The schema is not that of an object.
-    """
-    kind = rooted(found.schema or {}).get("type", "object")
-    if kind != "object":
-        raise ValueError(
-            "method='function_calling' needs the schema of an object, but the type of this schema "
-            f"is {kind!r}. Hint: use method='json_schema'"
-        )
-    return replace(found, name=name).as_tool()
-
-
-def _chat_of(
-    messages: Sequence[BaseMessage], tools: Sequence[Any], given: Mapping[str, Any]
-) -> tuple[Chat, ToolNames]:
-    """Return a conversation for the engine, and the names of its tools."""
-    formatted = read_tools(tools)
-    given_names = [tool["function"]["name"] for tool in formatted]
-    names = ToolNames(given_names)
-    written = [lenient(names.tool(tool)) for tool in formatted]
-    if "tool_choice" in given:
-        choice = read_tool_choice(given["tool_choice"], given_names)
-        given = {**given, "tool_choice": names.choice(choice)}
-    return Chat(read_messages(messages, names), tools=written, **given), names
-
-
-def _chat_result(results: list[StarsResult], settings: StarsConfig, names: ToolNames) -> ChatResult:
-    return ChatResult(
-        generations=[chat_generation_of(names.result(result), settings) for result in results],
-        llm_output=llm_output_of(results, settings),
-    )

@@ -68,11 +68,12 @@ class CallingLLM(FunctionCallingLLM):
         """Return the calls of an answer.
 
         Raises:
-            ValueError: The answer has no valid call, and `error_on_no_tool_call` is True.
+            ValueError: The answer has no valid call, and `error_on_no_tool_call` is True or there
+                is an invalid one, which agents would take for an empty answer.
         """
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
-        if not calls and error_on_no_tool_call:
-            invalid = response.message.additional_kwargs.get("invalid_tool_calls")
+        invalid = response.message.additional_kwargs.get("invalid_tool_calls")
+        if not calls and (error_on_no_tool_call or invalid):
             reason = f"the model produced an invalid tool call: {invalid}" if invalid else "text"
             raise ValueError(
                 f"the answer has no tool call ({reason}). Hint: use tool_required=True, or a "

@@ -34,11 +34,12 @@ from llamaindex_stars.responses import (
     completions_of,
 )
 from llamaindex_stars.tools import read_tool_list
-from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
+from stars_engine import Chat, ConfigError, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     EngineFields,
     ToolNames,
+    chat_sampling,
     grammar_of_response_format,
     lenient,
     name_of_model,
@@ -84,6 +85,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         settings = self.settings()
         facts = self.engine(settings).facts
         sampling = facts.default_sampling() if settings.sampling == "model" else settings.sampling
+        if facts.has_chat_template:
+            sampling = chat_sampling(sampling, settings)
         num_output, limits = sampling.max_tokens, {}
         if facts.context_len is not None:
             limits = {"context_window": facts.context_len}
@@ -144,8 +147,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Answer a prompt without blocking the event loop."""
-        if formatted:
-            await self._engine_of(kwargs).aload()
+        await self._engine_of(kwargs).aload()
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of((await engine.agenerate(**call))[0])
 
@@ -164,8 +166,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
-        if formatted:
-            await self._engine_of(kwargs).aload()
+        await self._engine_of(kwargs).aload()
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return acompletions_of(engine, call)
 
@@ -284,6 +285,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, sampling = self.engine(settings), settings.sampling
         if sampling == "model":
             sampling = engine.facts.default_sampling()
+        if isinstance(prompt, Chat) or engine.has_chat_template:
+            sampling = chat_sampling(sampling, settings)
         call = {"prompts": prompt, "align": settings.align, "reward_prompt": reward_prompt}
         return engine, {**call, "sampling": _clamped(sampling)}
 

@@ -18,7 +18,14 @@ from llama_index.core.base.llms.types import (
 )
 
 from stars_engine import Message, SegmentEvent, StarsEngine, StarsResult
-from stars_engine.integrations import ToolNames, account_of, asettled, settled, usage_of
+from stars_engine.integrations import (
+    ToolNames,
+    account_of,
+    asettled,
+    settled,
+    usage_of,
+    warn_of_cut_calls,
+)
 
 
 def completion_of(result: StarsResult) -> CompletionResponse:
@@ -32,7 +39,7 @@ def completion_of(result: StarsResult) -> CompletionResponse:
 
 def chat_of(result: StarsResult) -> ChatResponse:
     """Return an answer as a message with reasoning and tool calls."""
-    message = result.message
+    message = warn_of_cut_calls(result).message
     if message is None:
         message = Message(role="assistant", content=result.text)
     return ChatResponse(

@@ -1,5 +1,10 @@
 """What adapters of frameworks share: fields, engines, response formats, tool names, metadata."""
 
+from stars_engine.integrations.chat_defaults import (
+    MAX_ANSWER_TOKENS,
+    chat_sampling,
+    warn_of_cut_calls,
+)
 from stars_engine.integrations.fields import MAX_ENGINES, UNSET, EngineFields, Unset
 from stars_engine.integrations.metadata import (
     account_of,
@@ -20,6 +25,7 @@ from stars_engine.integrations.tool_checks import check_tools, lenient
 from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
 
 __all__ = [
+    "MAX_ANSWER_TOKENS",
     "MAX_ENGINES",
     "UNSET",
     "EngineFields",
@@ -27,6 +33,7 @@ __all__ = [
     "Unset",
     "account_of",
     "asettled",
+    "chat_sampling",
     "check_tools",
     "digest_of",
     "grammar_of_response_format",
@@ -41,4 +48,5 @@ __all__ = [
     "settled",
     "short_identity",
     "usage_of",
+    "warn_of_cut_calls",
 ]
