@@ -18,7 +18,7 @@ from pydantic import Field
 from langchain_stars.conversations import chat_of, chat_result, chunk_of, tool_of
 from langchain_stars.fields import StarsFields, all_at_once
 from langchain_stars.refusals import as_refusal
-from langchain_stars.structured import METHODS, parser_of, reading, stated
+from langchain_stars.structured import METHODS, described, parser_of, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
 from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig
 from stars_engine.chat.conversations import read_conversation
@@ -28,6 +28,7 @@ from stars_engine.integrations import (
     asettled,
     chat_sampling,
     check_tools,
+    describes,
     digest_of,
     grammar_of_response_format,
     grammar_of_schema,
@@ -40,8 +41,11 @@ from stars_engine.integrations import (
     short_identity,
 )
 
-_OF_CHAT = ("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message")
-_OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})
+_OF_CHAT = (
+    *("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message"),
+    "answer_schema",
+)
+_OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format", "describe_schema"})
 
 
 class ChatStars(StarsFields, BaseChatModel):
@@ -49,8 +53,9 @@ class ChatStars(StarsFields, BaseChatModel):
 
     All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
     raise an error. Calls also accept `tools`, `tool_choice`, `parallel_tool_calls`,
-    `constrain_tools` and `continue_final_message` of `stars_engine.Chat`, `response_format` in the
-    OpenAI format, and `reward_prompt`, which replaces the conversation for the reward model.
+    `constrain_tools`, `continue_final_message` and `answer_schema` of `stars_engine.Chat`,
+    `response_format` in the OpenAI format (`describe_schema=False` keeps its schema out of the
+    prompt), and `reward_prompt`, which replaces the conversation for the reward model.
 
     Examples:
         >>> chat = ChatStars(max_tokens=48, seed=7)
@@ -71,7 +76,12 @@ class ChatStars(StarsFields, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Return the number of tokens of a conversation, rendered with the chat template."""
+        """Return the number of tokens of a conversation, rendered with the chat template.
+
+        `custom_get_token_ids` counts the contents of messages, as in LangChain.
+        """
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens_from_messages(list(messages), tools)
         chat, _ = chat_of(messages, tools or (), {"constrain_tools": False})
         kwargs = self.settings().chat_template_kwargs
         return len(read_conversation(chat, self.engine().model.codec, kwargs).token_ids)
@@ -209,20 +219,23 @@ class ChatStars(StarsFields, BaseChatModel):
         include_raw: bool = False,
         strict: bool | None = None,
         compact: bool = False,
+        describe_schema: bool = True,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
         """Return this model with answers that conform to a schema.
 
         Args:
-            schema: A pydantic model (version 1 or 2), a TypedDict, a function, or a JSON schema,
-                possibly in the wrapping of OpenAI, MCP, Anthropic, Bedrock, Gemini or Cohere. With
-                `json_mode`, None allows any object.
+            schema: A pydantic model (version 1 or 2), a TypedDict, an enum or another type such as
+                `list[int]`, a function, or a JSON schema, possibly in the wrapping of OpenAI, MCP,
+                Anthropic, Bedrock, Gemini or Cohere. With `json_mode`, None allows any object.
             method: "json_schema" and "json_mode" constrain the answer to JSON of the schema;
                 "function_calling" constrains it to a tool call with these arguments.
             include_raw: Return a dictionary with `raw`, `parsed` and `parsing_error` instead.
             strict: If False, objects may have properties beyond the schema; calls may not.
             compact: Allow no whitespace between the parts of JSON, on which small models may spend
                 their token budget. Tool calls always have one space after a comma or a colon.
+            describe_schema: Show the schema, with its descriptions, to the model in the system
+                message. With "function_calling", the tool always shows it.
             **kwargs: Further keywords for each call.
 
         Raises:
@@ -247,6 +260,8 @@ class ChatStars(StarsFields, BaseChatModel):
             if found is not None and found.schema is not None:
                 is_strict = found.strict if strict is None else strict
                 grammar = grammar_of_schema(found.schema, strict=is_strict, compact=compact)
+                if describe_schema:
+                    kwargs.setdefault("answer_schema", described(found))
             model = self.bind(grammar=grammar, **kwargs)
         return reading(model, parser_of(schema, method, name), include_raw=include_raw)
 
@@ -292,6 +307,8 @@ class ChatStars(StarsFields, BaseChatModel):
             if not isinstance(wanted, Mapping):  # a pydantic model (version 1 or 2) or a TypedDict
                 wanted = read_schema(wanted).schema
             grammar = grammar_of_response_format(wanted)
+            if describes(grammar) and kwargs.get("describe_schema", True):
+                kwargs = {"answer_schema": grammar.json_schema, **kwargs}
             if "grammar" in kwargs and grammar is not None:
                 message = "response_format and grammar both constrain the answer. Hint: give one"
                 raise ConfigError("ChatStars", [Problem("response_format", message)])

@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_stars.messages import read_messages
-from langchain_stars.outputs import chat_generation_of, llm_output_of
+from langchain_stars.outputs import chat_chunk_of, chat_generation_of, llm_output_of
 from langchain_stars.tools import read_tools
 from stars_engine import Chat, SegmentEvent, StarsConfig, StarsResult
 from stars_engine.integrations import ToolNames, lenient, read_tool_choice, warn_of_cut_calls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from langchain_core.language_models import LangSmithParams
@@ -60,7 +60,13 @@ class StarsFields(EngineFields):
         return short_identity(self.settings())
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the model's token ids for a text, without begin-of-text."""
+        """Return the model's token ids for a text, without begin-of-text.
+
+        LangChain's field `custom_get_token_ids` replaces the tokenizer.
+        """
+        custom: Callable[[str], list[int]] | None = getattr(self, "custom_get_token_ids", None)
+        if custom is not None:
+            return custom(text)
         return self.engine().model.codec.encode(text)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

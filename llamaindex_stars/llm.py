@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +23,7 @@ from pydantic import ConfigDict
 
 from llamaindex_stars.calling import CallingLLM
 from llamaindex_stars.keywords import keeps_secrets
+from llamaindex_stars.pickles import left_behind_if_live, refuse_left_behind
 from llamaindex_stars.prompts import chat_prompt, completion_prompt, is_own_template
 from llamaindex_stars.responses import (
     achats_of,
@@ -34,12 +34,13 @@ from llamaindex_stars.responses import (
     completions_of,
 )
 from llamaindex_stars.tools import read_tool_list
-from stars_engine import Chat, ConfigError, SamplingParams, StarsConfig, StarsEngine
+from stars_engine import Chat, ConfigError, JsonGrammar, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     EngineFields,
     ToolNames,
     chat_sampling,
+    describes,
     grammar_of_response_format,
     lenient,
     name_of_model,
@@ -48,7 +49,7 @@ from stars_engine.integrations import (
 )
 from stars_engine.types import Prompt
 
-_OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools")
+_OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools", "answer_schema")
 
 
 class StarsLLM(EngineFields, CallingLLM, CustomLLM):
@@ -61,7 +62,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
     with the question without its documents; `response_format`, in the OpenAI format or as a schema;
     and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls` and `constrain_tools` of
-    `stars_engine.Chat`.
+    `stars_engine.Chat`. In conversations, the schema of `response_format` is shown to the model,
+    unless `describe_schema=False`.
 
     If prompt and `max_tokens` exceed the context, the answer is shortened to the remaining context
     (`on_overflow="clamp"`, unless it is set), because LlamaIndex fills prompts up to
@@ -209,27 +211,32 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     # --- copies ---
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle; LlamaIndex would silently drop fields that fail to pickle.
+        """Return the state to pickle.
 
-        Raises:
-            ConfigError: A field is a live object that cannot be pickled.
+        LlamaIndex drops components that fail to pickle, and their copies in other processes fail
+        without a reason. So a live object is left behind, and the copy names it when it is used.
         """
+        kept = self.model_copy()  # it has no engines
         for name in EngineFields.model_fields.keys() & self.model_fields_set:
-            try:
-                pickle.dumps(getattr(self, name))
-            except Exception as error:
-                message = (
-                    f"it cannot be pickled ({error}). Hint: give models by name, and a callable as "
-                )
-                message += "FunctionReward(function='module:name')"
-                raise ConfigError("StarsLLM", [Problem(name, message)]) from error
-        return super(StarsLLM, self.model_copy()).__getstate__()  # the copy has no engines
+            kept.__dict__[name] = left_behind_if_live(name, getattr(self, name))
+        return super(StarsLLM, kept).__getstate__()
 
     # --- settings ---
 
+    def settings(self, **overrides: Any) -> StarsConfig:
+        """Return the config with all fields, and the overrides of a call, applied.
+
+        Raises:
+            ConfigError: A name is unknown, a value is invalid, or this is a copy in another process
+                that lacks a live object.
+        """
+        for name in self.model_fields_set:
+            refuse_left_behind(self.__dict__.get(name))
+        return super().settings(**overrides)
+
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine for a call."""
-        others = ("reward_prompt", "response_format", *_OF_CHAT)
+        others = ("reward_prompt", "response_format", "describe_schema", *_OF_CHAT)
         given = {name: value for name, value in kwargs.items() if name not in others}
         return self.engine(self.settings(**given))
 
@@ -237,6 +244,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, text: str, formatted: bool, kwargs: dict[str, Any]
     ) -> tuple[StarsEngine, dict[str, Any]]:
         reward_prompt = kwargs.pop("reward_prompt", None)
+        kwargs.pop("describe_schema", None)  # a completion has no system message
         settings = self._settings_of(kwargs)
         has_template = formatted and self.engine(settings).has_chat_template
         prompt, settings = completion_prompt(
@@ -256,7 +264,11 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         if tools.get("tool_choice") is not None:
             known = [tool["function"]["name"] for tool in given]
             tools["tool_choice"] = names.choice(read_tool_choice(tools["tool_choice"], known))
+        is_described = kwargs.pop("describe_schema", True)
         settings = self._settings_of(kwargs)
+        grammar = settings.sampling.grammar if settings.sampling != "model" else None
+        if "response_format" in kwargs and is_described and isinstance(grammar, JsonGrammar):
+            tools |= {"answer_schema": grammar.json_schema} if describes(grammar) else {}
         has_template = self.engine(settings).has_chat_template
         prompt, settings = chat_prompt(
             self, messages, settings, has_template=has_template, tools=tools, names=names

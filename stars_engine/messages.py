@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.dialects import as_json_schema
-from stars_engine.schema_formats.library_types import UNSUPPORTED
-from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, mapped, rooted
+from stars_engine.schema_formats.library_types import without_reasons
+from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, rooted
 from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
 
@@ -123,7 +123,7 @@ class Tool(Schema):
     def described(self) -> dict[str, Any]:
         """Return what the model reads of the tool."""
         dumped = self.model_dump(include={"name", "description", "parameters"})
-        return {**dumped, "parameters": _without_reasons(dumped["parameters"])}
+        return {**dumped, "parameters": without_reasons(dumped["parameters"])}
 
     @field_validator("name")
     @classmethod
@@ -233,7 +233,11 @@ class Chat(Schema):
     continue_final_message: bool = Field(
         default=False, description="continue the last message, which is an assistant prefill"
     )
-
+    answer_schema: dict[str, Any] | None = Field(
+        default=None,
+        description="JSON schema that the system message shows to the model; to enforce it, add "
+        "JsonGrammar",
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
         description="variables for the chat template, a JSON object; they take precedence over "
@@ -317,12 +321,6 @@ class Chat(Schema):
             raise ValueError("continue_final_message needs a message before the assistant's")
         if self.must_call:
             raise ValueError("an answer that continues text cannot begin with a tool call")
-
-
-def _without_reasons(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema without our own keyword for what a grammar cannot express."""
-    kept = {name: part for name, part in schema.items() if name != UNSUPPORTED}
-    return mapped(kept, _without_reasons)
 
 
 def _without_function(value: Any) -> Any:

@@ -17,6 +17,7 @@ from stars_engine.integrations.metadata import (
     usage_of,
 )
 from stars_engine.integrations.response_formats import (
+    describes,
     grammar_of_response_format,
     grammar_of_schema,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "asettled",
     "chat_sampling",
     "check_tools",
+    "describes",
     "digest_of",
     "grammar_of_response_format",
     "grammar_of_schema",

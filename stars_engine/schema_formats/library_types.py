@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
+from stars_engine.schema_formats.parts import mapped
+
 # A keyword of our own: why a grammar cannot write values of a type. The reader refuses it.
 UNSUPPORTED = "x-unsupported"
 
@@ -61,6 +63,12 @@ def replacement(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     if schema.get("custom_error_type") == "is_hashable":
         return dict(HASHABLE)
     return None
+
+
+def without_reasons(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without our own keyword for what a grammar cannot express."""
+    kept = {name: part for name, part in schema.items() if name != UNSUPPORTED}
+    return mapped(kept, without_reasons)
 
 
 # --- bounds of dates and times ---
