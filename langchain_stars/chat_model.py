@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import LanguageModelInput, ModelProfile
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from langchain_stars.conversations import chat_of, chat_result, chunk_of, tool_of
+from langchain_stars.errors import as_langchain_errors
 from langchain_stars.fields import StarsFields, all_at_once
-from langchain_stars.refusals import as_refusal
+from langchain_stars.profiles import profile_of
 from langchain_stars.structured import METHODS, described, parser_of, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
 from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig
@@ -98,20 +99,18 @@ class ChatStars(StarsFields, BaseChatModel):
         configs = all_at_once(config, len(inputs))
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
-    def _resolve_model_profile(self) -> ModelProfile:
-        return {
-            "text_inputs": True,
-            "text_outputs": True,
-            "image_inputs": False,
-            "audio_inputs": False,
-            "video_inputs": False,
-            "pdf_inputs": False,
-            "tool_calling": True,
-            "tool_choice": True,
-            # An answer follows tools or a schema, but cannot choose between them.
-            "structured_output": False,
-            "temperature": True,
-        }
+    def __getattr__(self, name: str) -> Any:
+        if name == "profile":
+            return profile_of(self.engine())
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    @model_validator(mode="after")
+    def _leave_profile_to_use(self) -> Self:
+        """Make the profile an attribute that is read from the model's files when it is used."""
+        if self.__dict__.get("profile") is None:
+            self.__dict__.pop("profile", None)
+            self.model_fields_set.discard("profile")
+        return self
 
     # --- whole answers ---
 
@@ -123,7 +122,7 @@ class ChatStars(StarsFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         settings, chat, call, names = self._ask(messages, stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = self.engine(settings).generate(chat, **call)
         return chat_result(results, settings, names)
 
@@ -136,7 +135,7 @@ class ChatStars(StarsFields, BaseChatModel):
     ) -> ChatResult:
         await self._read_facts()
         settings, chat, call, names = self._ask(messages, stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = await self.engine(settings).agenerate(chat, **call)
         return chat_result(results, settings, names)
 
@@ -151,7 +150,7 @@ class ChatStars(StarsFields, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
-        with as_refusal(), closing(self.engine(settings).stream(chat, **call)) as events:
+        with as_langchain_errors(), closing(self.engine(settings).stream(chat, **call)) as events:
             for event in settled(events):
                 chunk = chunk_of(event, names, settings)
                 if run_manager is not None:
@@ -168,7 +167,7 @@ class ChatStars(StarsFields, BaseChatModel):
         await self._read_facts()
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
-        with as_refusal():
+        with as_langchain_errors():
             async with self.engine(settings).astream(chat, **call) as events:
                 async for event in asettled(events):
                     chunk = chunk_of(event, names, settings)

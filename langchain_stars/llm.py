@@ -21,10 +21,10 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import SkipValidation
 
+from langchain_stars.errors import as_langchain_errors
 from langchain_stars.fields import StarsFields, all_at_once
 from langchain_stars.messages import read_messages
 from langchain_stars.outputs import generation_chunk_of, generation_of, llm_output_of
-from langchain_stars.refusals import as_refusal
 from stars_engine import Chat, RenderedPrompt, StarsConfig, StarsResult
 from stars_engine.integrations import asettled, refuse_several_answers, settled, short_identity
 from stars_engine.types import Prompt
@@ -151,7 +151,7 @@ class StarsLLM(StarsFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings, call = self._call(stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = self.engine(settings).generate(_read_all(prompts), **call)
         return _llm_result(results, len(prompts), settings)
 
@@ -163,7 +163,7 @@ class StarsLLM(StarsFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings, call = self._call(stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = await self.engine(settings).agenerate(_read_all(prompts), **call)
         return _llm_result(results, len(prompts), settings)
 
@@ -179,7 +179,7 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
         [asked] = _read_all([prompt])
-        with as_refusal(), closing(self.engine(settings).stream(asked, **call)) as events:
+        with as_langchain_errors(), closing(self.engine(settings).stream(asked, **call)) as events:
             for event in settled(events):
                 chunk = generation_chunk_of(event)
                 if run_manager is not None:
@@ -196,7 +196,7 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
         [asked] = _read_all([prompt])
-        with as_refusal():
+        with as_langchain_errors():
             async with self.engine(settings).astream(asked, **call) as events:
                 async for event in asettled(events):
                     chunk = generation_chunk_of(event)

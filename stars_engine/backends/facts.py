@@ -47,7 +47,13 @@ def read_facts(config: TransformersModel) -> ModelFacts | None:
         context_len=context_len(declared, tokenizer),
         has_chat_template=bool(config.chat_template or getattr(tokenizer, "chat_template", None)),
         default_sampling=partial(sampling_of, generation),
+        template=_template_of(config.chat_template or getattr(tokenizer, "chat_template", None)),
     )
+
+
+def _template_of(given: Any) -> str:
+    """Return the source of a template, or of several for different tasks."""
+    return "\n".join(given.values()) if isinstance(given, dict) else given or ""
 
 
 def sampling_of(generation_config: Any) -> SamplingParams:
