@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from langchain_core.language_models import LangSmithParams
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from stars_engine import ConfigError, StarsConfig
 from stars_engine.errors import Problem, StarsWarning
@@ -24,8 +24,13 @@ class StarsFields(EngineFields):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     _kind: ClassVar[Literal["llm", "chat"]]
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**_without_remote(_own_names(values, type(self).__name__)))
+    if TYPE_CHECKING:
+        timeout: float | None = Field(default=None, description="LangChain's name of deadline_s")
+
+    else:
+
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**_without_remote(_own_names(values, type(self).__name__)))
 
     # Callbacks and traces receive the keywords of calls, so secrets in them are sealed first.
 

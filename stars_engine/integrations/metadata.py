@@ -34,7 +34,8 @@ def identity(settings: StarsConfig) -> dict[str, Any]:
     values: dict[str, Any] = {name: plain(getattr(settings, name)) for name in _OF_ROOT}
     sampling = settings.sampling
     values |= {"sampling": sampling} if sampling == "model" else plain(sampling)
-    return values | plain(settings.align)
+    values |= plain(settings.align)
+    return values
 
 
 def short_identity(settings: StarsConfig) -> dict[str, Any]:

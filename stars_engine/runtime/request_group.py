@@ -28,7 +28,7 @@ from stars_engine.runtime.output_processor import OutputProcessor
 from stars_engine.schedules import AutoSchedule
 from stars_engine.types import FinishReason, Prompt, SegmentEvent, StarsResult
 
-PromptFormat = Literal["auto", "chat", "raw"]
+PromptFormat = Literal["auto", "chat", "raw", "rendered"]
 Outcome = StarsResult | Exception
 
 
