@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from langchain_stars.conversations import chat_of, chat_result, chunk_of, tool_of
 from langchain_stars.errors import as_langchain_errors
-from langchain_stars.fields import StarsFields, all_at_once
+from langchain_stars.fields import OF_CALL, StarsFields, all_at_once
+from langchain_stars.outputs import Reporting
 from langchain_stars.profiles import profile_of
 from langchain_stars.structured import METHODS, described, parser_of, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
@@ -46,7 +47,7 @@ _OF_CHAT = (
     *("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message"),
     "answer_schema",
 )
-_OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format", "describe_schema"})
+_OF_CALL = frozenset({*_OF_CHAT, *OF_CALL, "tools", "response_format", "describe_schema"})
 
 
 class ChatStars(StarsFields, BaseChatModel):
@@ -124,7 +125,7 @@ class ChatStars(StarsFields, BaseChatModel):
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         with as_langchain_errors():
             results = self.engine(settings).generate(chat, **call)
-        return chat_result(results, settings, names)
+        return chat_result(results, self._reporting(settings, kwargs), names)
 
     async def _agenerate(
         self,
@@ -137,7 +138,7 @@ class ChatStars(StarsFields, BaseChatModel):
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         with as_langchain_errors():
             results = await self.engine(settings).agenerate(chat, **call)
-        return chat_result(results, settings, names)
+        return chat_result(results, self._reporting(settings, kwargs), names)
 
     # --- streaming ---
 
@@ -151,8 +152,9 @@ class ChatStars(StarsFields, BaseChatModel):
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
         with as_langchain_errors(), closing(self.engine(settings).stream(chat, **call)) as events:
+            reporting = self._reporting(settings, kwargs)
             for event in settled(events):
-                chunk = chunk_of(event, names, settings)
+                chunk = chunk_of(event, names, reporting)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -169,8 +171,9 @@ class ChatStars(StarsFields, BaseChatModel):
         refuse_several_answers(settings)
         with as_langchain_errors():
             async with self.engine(settings).astream(chat, **call) as events:
+                reporting = self._reporting(settings, kwargs)
                 async for event in asettled(events):
-                    chunk = chunk_of(event, names, settings)
+                    chunk = chunk_of(event, names, reporting)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -278,6 +281,7 @@ class ChatStars(StarsFields, BaseChatModel):
         """Return the key of caches; LangChain's own contains addresses of objects in memory."""
         settings = self._settings(stop, self._of_engine(kwargs))
         others = {name: plain(kwargs[name]) for name in kwargs if name in _OF_CALL}
+        others.setdefault("trace", self.trace)
         return f"{self._llm_type} {digest_of({'settings': identity(settings), **others})}"
 
     def settings(self, **overrides: Any) -> StarsConfig:
@@ -292,6 +296,14 @@ class ChatStars(StarsFields, BaseChatModel):
 
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in kwargs.items() if name not in _OF_CALL}
+
+    def _reporting(self, settings: StarsConfig, kwargs: Mapping[str, Any]) -> Reporting:
+        engine = self.engine(settings)
+        return Reporting(
+            settings,
+            trace=kwargs.get("trace", self.trace),
+            num_tokens=lambda text: len(engine.model.codec.encode(text)),
+        )
 
     async def _read_facts(self) -> None:
         """Load the model if its files determine the sampling, without blocking the event loop."""

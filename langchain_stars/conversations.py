@@ -10,9 +10,9 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_stars.messages import read_messages
-from langchain_stars.outputs import chat_chunk_of, chat_generation_of, llm_output_of
+from langchain_stars.outputs import Reporting, chat_chunk_of, chat_generation_of, llm_output_of
 from langchain_stars.tools import read_tools
-from stars_engine import Chat, SegmentEvent, StarsConfig, StarsResult
+from stars_engine import Chat, SegmentEvent, StarsResult
 from stars_engine.integrations import ToolNames, lenient, read_tool_choice, warn_of_cut_calls
 from stars_engine.schema_formats.parts import rooted
 from stars_engine.schema_formats.wrappings import NamedSchema
@@ -47,17 +47,17 @@ def chat_of(
     return Chat(read_messages(messages, names), tools=written, **given), names
 
 
-def chunk_of(event: SegmentEvent, names: ToolNames, settings: StarsConfig) -> ChatGenerationChunk:
+def chunk_of(event: SegmentEvent, names: ToolNames, reporting: Reporting) -> ChatGenerationChunk:
     """Return an accepted segment as a chunk of the message, under the caller's names of tools."""
     if event.result is not None:
         warn_of_cut_calls(event.result)
-    return chat_chunk_of(names.event(event), settings)
+    return chat_chunk_of(names.event(event), reporting)
 
 
-def chat_result(results: list[StarsResult], settings: StarsConfig, names: ToolNames) -> ChatResult:
+def chat_result(results: list[StarsResult], reporting: Reporting, names: ToolNames) -> ChatResult:
     """Return all answers to one conversation, under the caller's names of tools."""
     said = [names.result(warn_of_cut_calls(result)) for result in results]
     return ChatResult(
-        generations=[chat_generation_of(result, settings) for result in said],
-        llm_output=llm_output_of(results, settings),
+        generations=[chat_generation_of(result, reporting) for result in said],
+        llm_output=llm_output_of(results, reporting.settings),
     )

@@ -123,8 +123,10 @@ class StarsLLM(StarsFields, BaseLLM):
         if owner is not self:
             return super()._identifying_params
         stated = short_identity(self._settings(None, self._of_engine(kwargs)))
-        reward_prompt = kwargs.get("reward_prompt")
-        return stated if reward_prompt is None else {**stated, "reward_prompt": reward_prompt}
+        given = {"trace": self.trace, **kwargs}
+        return stated | {
+            name: given[name] for name in ("reward_prompt", "trace") if given.get(name)
+        }
 
     @contextmanager
     def _identified_by(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -153,7 +155,7 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         with as_langchain_errors():
             results = self.engine(settings).generate(_read_all(prompts), **call)
-        return _llm_result(results, len(prompts), settings)
+        return _llm_result(results, len(prompts), settings, trace=kwargs.get("trace", self.trace))
 
     async def _agenerate(
         self,
@@ -165,7 +167,7 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         with as_langchain_errors():
             results = await self.engine(settings).agenerate(_read_all(prompts), **call)
-        return _llm_result(results, len(prompts), settings)
+        return _llm_result(results, len(prompts), settings, trace=kwargs.get("trace", self.trace))
 
     # --- streaming ---
 
@@ -179,9 +181,10 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
         [asked] = _read_all([prompt])
+        trace = kwargs.get("trace", self.trace)
         with as_langchain_errors(), closing(self.engine(settings).stream(asked, **call)) as events:
             for event in settled(events):
-                chunk = generation_chunk_of(event)
+                chunk = generation_chunk_of(event, trace=trace)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -196,10 +199,11 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
         [asked] = _read_all([prompt])
+        trace = kwargs.get("trace", self.trace)
         with as_langchain_errors():
             async with self.engine(settings).astream(asked, **call) as events:
                 async for event in asettled(events):
-                    chunk = generation_chunk_of(event)
+                    chunk = generation_chunk_of(event, trace=trace)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -273,8 +277,10 @@ def _read(prompt: str) -> Prompt:
     return prompt.prompt if isinstance(prompt, _RenderedText) else prompt
 
 
-def _llm_result(results: list[StarsResult], num_prompts: int, settings: StarsConfig) -> LLMResult:
+def _llm_result(
+    results: list[StarsResult], num_prompts: int, settings: StarsConfig, *, trace: bool
+) -> LLMResult:
     generations: list[list[Generation]] = [[] for _ in range(num_prompts)]
     for result in results:
-        generations[result.prompt_index].append(generation_of(result))
+        generations[result.prompt_index].append(generation_of(result, trace=trace))
     return LLMResult(generations=generations, llm_output=llm_output_of(results, settings))

@@ -140,8 +140,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         `prompt_format` determines how an unformatted string is read. A formatted one is read as
         what the chat template has written, so its control tokens are parsed.
         """
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return completion_of(engine.generate(**call)[0])
+        return completion_of(engine.generate(**call)[0], trace=trace)
 
     @keeps_secrets
     @llm_completion_callback()
@@ -150,8 +151,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     ) -> CompletionResponse:
         """Answer a prompt without blocking the event loop."""
         await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return completion_of((await engine.agenerate(**call))[0])
+        return completion_of((await engine.agenerate(**call))[0], trace=trace)
 
     @keeps_secrets
     @llm_completion_callback()
@@ -159,8 +161,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Yield the answer so far with each accepted segment."""
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return completions_of(engine, call)
+        return completions_of(engine, call, trace=trace)
 
     @keeps_secrets
     @llm_completion_callback()
@@ -169,8 +172,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     ) -> CompletionResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
         await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return acompletions_of(engine, call)
+        return acompletions_of(engine, call, trace=trace)
 
     # --- chats ---
 
@@ -179,24 +183,27 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation, rendered with the model's chat template."""
         self._engine_of(kwargs).load()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return chat_of(names.result(engine.generate(**call)[0]))
+        return chat_of(names.result(engine.generate(**call)[0]), trace=trace)
 
     @keeps_secrets
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
         await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return chat_of(names.result((await engine.agenerate(**call))[0]))
+        return chat_of(names.result((await engine.agenerate(**call))[0]), trace=trace)
 
     @keeps_secrets
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
         self._engine_of(kwargs).load()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return chats_of(engine, call, names)
+        return chats_of(engine, call, names, trace=trace)
 
     @keeps_secrets
     @llm_chat_callback()
@@ -205,8 +212,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     ) -> ChatResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
         await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return achats_of(engine, call, names)
+        return achats_of(engine, call, names, trace=trace)
 
     # --- copies ---
 
@@ -236,7 +244,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine for a call."""
-        others = ("reward_prompt", "response_format", "describe_schema", *_OF_CHAT)
+        others = ("reward_prompt", "trace", "response_format", "describe_schema", *_OF_CHAT)
         given = {name: value for name, value in kwargs.items() if name not in others}
         return self.engine(self.settings(**given))
 

@@ -40,6 +40,12 @@ class EngineFields(SettingFields):
     config: StarsConfig = Field(
         default_factory=StarsConfig, description="models, thresholds and sampling"
     )
+    trace: bool = Field(
+        default=False,
+        repr=False,
+        description="report each segment with its attempts in the metadata of answers",
+    )
+
     _engines: list[StarsEngine] = PrivateAttr(default_factory=list)  # least recently used first
 
     if not TYPE_CHECKING:  # type checkers derive the keywords and their types from the fields

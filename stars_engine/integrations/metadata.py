@@ -97,9 +97,10 @@ def num_rejected_tokens(result: StarsResult) -> int:
     return sum(attempt.num_tokens for attempt in attempts if attempt.verdict == "rejected")
 
 
-def account_of(result: StarsResult) -> dict[str, Any]:
-    """Return metadata of an answer as plain values: finish reason, reward, usage, segments.
+def account_of(result: StarsResult, *, trace: bool = False) -> dict[str, Any]:
+    """Return metadata of an answer as plain values: finish reason, reward, seed and usage.
 
+    With `trace`, it has the segments with all their attempts, which are far longer than the answer.
     Non-finite numbers, such as the threshold of `NoSchedule`, are None.
     """
     metadata = {
@@ -109,8 +110,9 @@ def account_of(result: StarsResult) -> dict[str, Any]:
         "num_forced": result.usage.num_forced,
         "acceptance_rate": result.usage.acceptance_rate,
         "usage": usage_of(result),
-        "segments": [segment.model_dump(mode="json") for segment in result.segments],
     }
+    if trace:
+        metadata["segments"] = [segment.model_dump(mode="json") for segment in result.segments]
     account: dict[str, Any] = _finite(metadata)
     return account
 

@@ -47,7 +47,7 @@ def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
 
 
 def test_langchain_gives_usage_and_trace() -> None:
-    llm = langchain_stars.StarsLLM(**SETTINGS, n=2)
+    llm = langchain_stars.StarsLLM(**SETTINGS, n=2, trace=True)
     result = llm.generate([PROMPT, "Another"])
     assert [len(generations) for generations in result.generations] == [2, 2]
     for generations in result.generations:

@@ -77,7 +77,9 @@ def test_llamaindex_usage_streams_and_async(expected: str) -> None:
     response = llm.complete(PROMPT)
     assert response.text == expected
     assert response.additional_kwargs["completion_tokens"] == 32
-    assert "".join(segment["text"] for segment in response.raw["segments"]) == expected
+    assert "segments" not in response.raw
+    traced = llm.complete(PROMPT, trace=True)
+    assert "".join(segment["text"] for segment in traced.raw["segments"]) == expected
     parts = list(llm.stream_complete(PROMPT))
     assert "".join(part.delta for part in parts) == expected == parts[-1].text
     assert parts[-1].raw["finish_reason"] == "length"

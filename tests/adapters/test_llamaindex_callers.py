@@ -351,7 +351,7 @@ def test_events_carry_the_trace(random_llm: Callable[..., StarsLLM]) -> None:
     notes, dispatcher = Notes(), get_dispatcher()
     dispatcher.add_event_handler(notes)
     try:
-        response = random_llm().chat([ChatMessage("Hello")])
+        response = random_llm(trace=True).chat([ChatMessage("Hello")])
     finally:
         dispatcher.event_handlers.remove(notes)
     [event] = notes.ended
