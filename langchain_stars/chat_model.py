@@ -15,7 +15,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import Field, model_validator
 
-from langchain_stars.conversations import chat_of, chat_result, chunk_of, tool_of
+from langchain_stars.conversations import Chunks, chat_of, chat_result, tool_of
 from langchain_stars.errors import as_langchain_errors
 from langchain_stars.fields import OF_CALL, StarsFields, all_at_once
 from langchain_stars.outputs import Reporting
@@ -152,9 +152,9 @@ class ChatStars(StarsFields, BaseChatModel):
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
         with as_langchain_errors(), closing(self.engine(settings).stream(chat, **call)) as events:
-            reporting = self._reporting(settings, kwargs)
+            chunks = Chunks(names, self._reporting(settings, kwargs))
             for event in settled(events):
-                chunk = chunk_of(event, names, reporting)
+                chunk = chunks.of(event)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -171,9 +171,9 @@ class ChatStars(StarsFields, BaseChatModel):
         refuse_several_answers(settings)
         with as_langchain_errors():
             async with self.engine(settings).astream(chat, **call) as events:
-                reporting = self._reporting(settings, kwargs)
+                chunks = Chunks(names, self._reporting(settings, kwargs))
                 async for event in asettled(events):
-                    chunk = chunk_of(event, names, reporting)
+                    chunk = chunks.of(event)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk

@@ -9,6 +9,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
+from langchain_stars.call_chunks import CallChunks
 from langchain_stars.messages import read_messages
 from langchain_stars.outputs import Reporting, chat_chunk_of, chat_generation_of, llm_output_of
 from langchain_stars.tools import read_tools
@@ -47,11 +48,24 @@ def chat_of(
     return Chat(read_messages(messages, names), tools=written, **given), names
 
 
-def chunk_of(event: SegmentEvent, names: ToolNames, reporting: Reporting) -> ChatGenerationChunk:
-    """Return an accepted segment as a chunk of the message, under the caller's names of tools."""
-    if event.result is not None:
-        warn_of_cut_calls(event.result)
-    return chat_chunk_of(names.event(event), reporting)
+class Chunks:
+    """Turns the events of one answer into chunks, under the caller's names of tools.
+
+    Args:
+        names: The names of tools.
+        reporting: What the metadata depends on.
+    """
+
+    def __init__(self, names: ToolNames, reporting: Reporting) -> None:
+        self._names, self._reporting = names, reporting
+        self._calls = CallChunks()
+
+    def of(self, event: SegmentEvent) -> ChatGenerationChunk:
+        """Return an event as a chunk of the message."""
+        if event.result is not None:
+            warn_of_cut_calls(event.result)
+        event = self._names.event(event)
+        return chat_chunk_of(event, self._reporting, self._calls.of(event))
 
 
 def chat_result(results: list[StarsResult], reporting: Reporting, names: ToolNames) -> ChatResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call_chunk
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.messages.tool import tool_call as make_tool_call
 from langchain_core.outputs import (
     ChatGeneration,
@@ -18,7 +17,6 @@ from langchain_core.outputs import (
     Generation,
     GenerationChunk,
 )
-from langchain_core.utils.json import parse_partial_json
 
 from langchain_stars.refusals import HAS_REFUSAL_BLOCKS, blocks_of, refusal_in
 from stars_engine import Message, SegmentEvent, StarsConfig, StarsResult
@@ -94,7 +92,9 @@ def chat_generation_of(result: StarsResult, reporting: Reporting) -> ChatGenerat
     return ChatGeneration(message=message, generation_info=_generation_info(result))
 
 
-def chat_chunk_of(event: SegmentEvent, reporting: Reporting) -> ChatGenerationChunk:
+def chat_chunk_of(
+    event: SegmentEvent, reporting: Reporting, calls: list[ToolCallChunk]
+) -> ChatGenerationChunk:
     """Return an accepted segment as a chunk of the message; the last one has the metadata."""
     content: str | list[str | dict[Any, Any]] = event.content or ""
     extras: dict[str, Any] = {}
@@ -102,7 +102,9 @@ def chat_chunk_of(event: SegmentEvent, reporting: Reporting) -> ChatGenerationCh
         extras["reasoning_content"] = event.reasoning
     if event.result is None:
         return ChatGenerationChunk(
-            message=AIMessageChunk(content=content, additional_kwargs=extras)
+            message=AIMessageChunk(
+                content=content, additional_kwargs=extras, tool_call_chunks=calls
+            )
         )
     result = event.result
     if (refusal := refusal_in(result)) is not None:
@@ -112,7 +114,7 @@ def chat_chunk_of(event: SegmentEvent, reporting: Reporting) -> ChatGenerationCh
     message = AIMessageChunk(
         content=content,
         additional_kwargs=extras,
-        tool_call_chunks=_call_chunks(_message_of(result)),
+        tool_call_chunks=calls,
         usage_metadata=usage_metadata_of(result, reporting),
         response_metadata=metadata_of(result, reporting),
         chunk_position="last",
@@ -194,26 +196,3 @@ def _generation_info(result: StarsResult) -> dict[str, Any]:
 
 def _call_fields(call: Any) -> dict[str, Any]:
     return {"name": call.name, "args": call.arguments, "id": call.id}
-
-
-def _call_chunks(message: Message) -> list[ToolCallChunk]:
-    """Return calls as chunks, which LangChain merges into calls; invalid ones stay invalid."""
-    valid = [
-        tool_call_chunk(
-            name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=i
-        )
-        for i, call in enumerate(message.tool_calls)
-    ]
-    invalid = [
-        tool_call_chunk(name=call.name, args=_not_parsed(call.text), id=None, index=len(valid) + i)
-        for i, call in enumerate(message.invalid_tool_calls)
-    ]
-    return [*valid, *invalid]
-
-
-def _not_parsed(text: str) -> str:
-    """Encode the text of an invalid call so that LangChain does not parse it as a valid one."""
-    try:
-        return json.dumps(text) if isinstance(parse_partial_json(text), dict) else text
-    except (ValueError, RecursionError):
-        return text
