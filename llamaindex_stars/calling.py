@@ -15,11 +15,14 @@ from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.program.utils import create_flexible_model
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
+from pydantic_core import from_json
 
+from llamaindex_stars.responses import UNFINISHED_CALLS
 from llamaindex_stars.tools import callable_tools, read_tool_list
 from stars_engine.integrations import check_tools
 
@@ -107,7 +110,10 @@ class CallingLLM(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[BaseModel, None, None]:
-        """Yield the object once it is complete; LlamaIndex's own method does not force the call."""
+        """Yield the object while it is written, and then complete.
+
+        LlamaIndex's own method does not force the call.
+        """
         if not self._predicts_by_calls:
             yield from super()._structured_stream_call(  # type: ignore[misc]
                 output_cls, prompt, llm_kwargs, **prompt_args
@@ -158,7 +164,20 @@ class CallingLLM(FunctionCallingLLM):
         return {**(llm_kwargs or {}), **asked}
 
     def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
-        """Return the object in an answer; an empty list while the answer is unfinished."""
-        is_whole = response.raw is not None
-        calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
+        """Return the object in an answer: while it is written, with all fields optional."""
+        if response.raw is None:
+            return _partial_objects(response, output_cls)
+        calls = self.get_tool_calls_from_response(response)
         return [output_cls.model_validate(call.tool_kwargs) for call in calls]
+
+
+def _partial_objects(response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
+    """Return the object of an unfinished call, in LlamaIndex's form; [] if nothing is written."""
+    calls = response.message.additional_kwargs.get(UNFINISHED_CALLS) or []
+    if not calls or not calls[0]["arguments"]:
+        return []
+    try:
+        written = from_json(calls[0]["arguments"], allow_partial="trailing-strings")
+        return [create_flexible_model(output_cls).model_validate(written)]
+    except ValueError:  # what is written does not fit yet
+        return []
