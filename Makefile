@@ -74,6 +74,10 @@ else
 	@grep -l '^if __name__' benchmarks/*.py | sed 's,.*/\(.*\)\.py,  \1,'
 endif
 
+.PHONY: soak
+soak: ## mixed load for minutes: equal texts, flat memory: make soak ARGS="--minutes 20"
+	$(PYTHON) -m benchmarks.soak $(ARGS)
+
 .PHONY: build
 build: ## build the source distribution and the wheel into dist/
 	$(PYTHON) -m build

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.gpu_runs import LENGTHS, NUM_TOKENS, Bench, Figures, generate, random_prompts
 from benchmarks.pair import Pair
+from benchmarks.tiny_models import SMALL, random_model
 from stars_engine import (
     AlignParams,
     ClassifierReward,
@@ -40,33 +40,14 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.types import RewardInput, RewardPrompt, TokenIds
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "gemma2": {"sliding_window": 8},
-    "gemma3_text": {
-        "sliding_window": 8,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "qwen3": {},
-    "mixtral": {"sliding_window": 8, "num_local_experts": 4},
-    "gpt_oss": {
-        "sliding_window": 8,
-        "num_local_experts": 4,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-}
-SMALL = {
-    "vocab_size": 64,
+FAMILIES = ("llama", "gemma2", "gemma3_text", "qwen3", "mixtral", "gpt_oss")
+SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": None,
-    "pad_token_id": 0,
 }
 SCHEMA = {
     "type": "object",
@@ -126,10 +107,8 @@ def embedded_pair(bench: Bench) -> Figures:
 def families(bench: Bench) -> Figures:
     """Drafts of tiny models of several families, with graphs and without, against no cache."""
     report: Figures = {}
-    for family, fields in FAMILIES.items():
-        torch.manual_seed(0)
-        config = CONFIG_MAPPING[family](**{**SMALL, **fields})
-        model = AutoModelForCausalLM.from_config(config).eval().to(bench.device)
+    for family in FAMILIES:
+        model = random_model(family, **SIZES).to(bench.device)
         backend = TransformersBackend(TransformersModel(model=model, tokenizer=_no_words()))
         wanted = _drafts(backend, UncachedDecoder(model, 512))
         eager = _drafts(backend, SharedPrefixDecoder(model, 512))

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from benchmarks.answers import AnswerRecord, Arms, perplexity
 from stars_engine import AlignParams, LinearSchedule, SamplingParams
+from stars_engine.calibration.over_prompts import Floats
 from stars_engine.evaluation.statistics import (
-    Floats,
     at_equal_tokens,
     best_of,
     over_prompts,

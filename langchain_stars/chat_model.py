@@ -44,8 +44,8 @@ from stars_engine.integrations import (
 )
 
 _OF_CHAT = (
-    *("tool_choice", "parallel_tool_calls", "constrain_tools", "continue_final_message"),
-    "answer_schema",
+    *("tool_choice", "parallel_tool_calls", "constrain_tools", "compact_calls"),
+    *("continue_final_message", "answer_schema"),
 )
 _OF_CALL = frozenset({*_OF_CHAT, *OF_CALL, "tools", "response_format", "describe_schema"})
 
@@ -55,9 +55,10 @@ class ChatStars(StarsFields, BaseChatModel):
 
     All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
     raise an error. Calls also accept `tools`, `tool_choice`, `parallel_tool_calls`,
-    `constrain_tools`, `continue_final_message` and `answer_schema` of `stars_engine.Chat`,
-    `response_format` in the OpenAI format (`describe_schema=False` keeps its schema out of the
-    prompt), and `reward_prompt`, which replaces the conversation for the reward model.
+    `constrain_tools`, `compact_calls`, `continue_final_message` and `answer_schema` of
+    `stars_engine.Chat`, `response_format` in the OpenAI format (`describe_schema=False` keeps its
+    schema out of the prompt), and `reward_prompt`, which replaces the conversation for the reward
+    model.
 
     Examples:
         >>> chat = ChatStars(max_tokens=48, seed=7)
@@ -235,7 +236,7 @@ class ChatStars(StarsFields, BaseChatModel):
             include_raw: Return a dictionary with `raw`, `parsed` and `parsing_error` instead.
             strict: If False, objects may have properties beyond the schema; calls may not.
             compact: Allow no whitespace between the parts of JSON, on which small models may spend
-                their token budget. Tool calls always have one space after a comma or a colon.
+                their token budget.
             describe_schema: Show the schema, with its descriptions, to the model in the system
                 message. With "function_calling", the tool always shows it.
             **kwargs: Further keywords for each call.
@@ -244,7 +245,10 @@ class ChatStars(StarsFields, BaseChatModel):
             ValueError: The method is unknown, or the schema is missing or invalid.
         """
         if method not in METHODS:
-            raise ValueError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}")
+            raise ValueError(
+                f"Unknown method {method!r}; expected one of {', '.join(METHODS)}. Hint: leave "
+                "method out for 'json_schema'"
+            )
         if schema is None and method != "json_mode":
             raise ValueError(
                 f"method={method!r} needs a schema. Hint: give one, or use method='json_mode'"
@@ -256,6 +260,7 @@ class ChatStars(StarsFields, BaseChatModel):
         name = (found and found.name) or "answer"
         if method == "function_calling":
             assert found is not None
+            kwargs.setdefault("compact_calls", compact)
             model = self.bind_tools([tool_of(found, name)], tool_choice=name, **kwargs)
         else:
             grammar = JsonGrammar(compact=compact)

@@ -67,10 +67,31 @@ def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
         model = cast("Any", schema) if is_model else None
         return CallParser(key_name=name, first_tool_only=True, model=model)
     if is_model:
-        return PydanticOutputParser(pydantic_object=schema)
+        return ModelParser(pydantic_object=schema)
     if is_plain_type(schema):
         return TypeParser(kind=schema)
     return JsonOutputParser()
+
+
+def _validated(model: Any, value: Any) -> Any:
+    """Return an object of a pydantic model, from a value that was read from JSON.
+
+    It is validated as JSON, because strict models accept no dates, bytes or tuples from Python's
+    strings and lists.
+    """
+    if issubclass(model, BaseModel):
+        return model.model_validate_json(json.dumps(value))
+    return model.parse_obj(value)
+
+
+class ModelParser(PydanticOutputParser[Any]):
+    """Parses JSON to objects of a pydantic model."""
+
+    def _parse_obj(self, obj: Any) -> Any:
+        try:
+            return _validated(self.pydantic_object, obj)
+        except ValueError as error:
+            raise self._parser_exception(error, obj) from error
 
 
 class TypeParser(BaseOutputParser[Any]):
@@ -110,9 +131,7 @@ class CallParser(JsonOutputKeyToolsParser):
         if arguments is None or self.model is None:
             return arguments
         try:
-            if issubclass(self.model, BaseModel):
-                return self.model.model_validate(arguments)
-            return self.model.parse_obj(arguments)
+            return _validated(self.model, arguments)
         except ValueError:
             if partial:
                 return None
@@ -173,7 +192,11 @@ def _check(message: BaseMessage, said: str, *, by_call: bool) -> None:
     """
     refusal = refusal_of(message)
     if refusal is not None:
-        raise StarsRefusalError(f"the answer was refused: {refusal}", raw_message=message)
+        raise StarsRefusalError(
+            f"the answer was refused: {refusal}. Hint: catch StarsRefusalError, or lower the "
+            "thresholds of the schedule",
+            raw_message=message,
+        )
     reason = message.response_metadata.get("finish_reason")
     if reason is None or not isinstance(message, AIMessage):
         return  # the answer is not finished

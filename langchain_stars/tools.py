@@ -6,6 +6,7 @@ types, so that any value would be valid there.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, get_origin
@@ -87,7 +88,7 @@ def _read(tool: Any) -> list[NamedSchema]:
         return [_named(tool.__name__, typed_dict_schema(tool))]
     if isinstance(tool, type) and _is_model(tool):
         return [_named(name_of_model(tool), _of_model(tool))]
-    if callable(tool) and hasattr(tool, "__name__"):
+    if callable(tool) and hasattr(tool, "__name__") and _has_signature(tool):
         model = create_schema_from_function(
             tool.__name__,
             tool,
@@ -98,9 +99,17 @@ def _read(tool: Any) -> list[NamedSchema]:
         )
         return [_named(tool.__name__, _of_model(model), model.__doc__ or "")]
     raise PromptError(
-        f"unsupported tool type {type(tool).__name__}. Hint: use a function, a pydantic model, a "
-        "TypedDict, a dictionary with a schema, or a BaseTool"
+        f"unsupported tool {str(tool)[:80]!r} of type {type(tool).__name__}. Hint: use a function, "
+        "a pydantic model, a TypedDict, a dictionary with a schema, or a BaseTool"
     )
+
+
+def _has_signature(function: Any) -> bool:
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError):  # of a built-in type
+        return False
+    return True
 
 
 def _named(name: str, schema: dict[str, Any], description: str | None = None) -> NamedSchema:

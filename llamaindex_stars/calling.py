@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from llamaindex_stars.responses import UNFINISHED_CALLS
-from llamaindex_stars.tools import callable_tools, read_tool_list
+from llamaindex_stars.tools import callable_tools, read_tool_list, validated
 from stars_engine.integrations import check_tools
 
 
@@ -168,7 +168,7 @@ class CallingLLM(FunctionCallingLLM):
         if response.raw is None:
             return _partial_objects(response, output_cls)
         calls = self.get_tool_calls_from_response(response)
-        return [output_cls.model_validate(call.tool_kwargs) for call in calls]
+        return [validated(output_cls, call.tool_kwargs) for call in calls]
 
 
 def _partial_objects(response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:

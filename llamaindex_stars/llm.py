@@ -49,7 +49,10 @@ from stars_engine.integrations import (
 )
 from stars_engine.types import Prompt
 
-_OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools", "answer_schema")
+_OF_CHAT = (
+    *("tools", "tool_choice", "parallel_tool_calls", "constrain_tools", "compact_calls"),
+    "answer_schema",
+)
 
 
 class StarsLLM(EngineFields, CallingLLM, CustomLLM):
@@ -61,9 +64,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
     with the question without its documents; `response_format`, in the OpenAI format or as a schema;
-    and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls` and `constrain_tools` of
-    `stars_engine.Chat`. In conversations, the schema of `response_format` is shown to the model,
-    unless `describe_schema=False`.
+    and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools`,
+    `compact_calls` and `answer_schema` of `stars_engine.Chat`. In conversations, the schema of
+    `response_format` is shown to the model, unless `describe_schema=False`.
 
     If prompt and `max_tokens` exceed the context, the answer is shortened to the remaining context
     (`on_overflow="clamp"`, unless it is set), because LlamaIndex fills prompts up to

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.tools import (
     AsyncBaseTool,
     BaseTool,
@@ -54,8 +56,31 @@ def callable_tools(tools: Sequence[BaseTool]) -> list[BaseTool]:
         _resolve_annotations(tool)
     return [
         tool if "properties" in tool.metadata.get_parameters_dict() else _ByName(tool)
-        for tool in tools
+        for tool in map(_from_json, tools)
     ]
+
+
+def validated(model: type[BaseModel], arguments: Mapping[str, Any]) -> BaseModel:
+    """Return an object from the arguments of a call.
+
+    They are validated as JSON, because strict models accept no dates, bytes or tuples from Python's
+    strings and lists.
+    """
+    return model.model_validate_json(json.dumps(arguments))
+
+
+def _from_json(tool: BaseTool) -> BaseTool:
+    """Return the tool with which LlamaIndex creates objects, but from JSON."""
+    model = tool.metadata.fn_schema
+    if not isinstance(tool, FunctionTool) or model is None:
+        return tool
+    if not tool.real_fn.__qualname__.startswith(get_function_tool.__name__):
+        return tool
+
+    def create(**arguments: Any) -> BaseModel:
+        return validated(model, arguments)
+
+    return FunctionTool.from_defaults(fn=create, tool_metadata=tool.metadata)
 
 
 def _whole(model: type[BaseModel]) -> dict[str, Any]:
@@ -84,7 +109,8 @@ def _read(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, Mapping):
         return read_tools(tool)
     raise PromptError(
-        f"unsupported tool type {type(tool).__name__}. Hint: use FunctionTool.from_defaults(...), "
+        f"unsupported tool {str(tool)[:80]!r} of type {type(tool).__name__}. Hint: use "
+        "FunctionTool.from_defaults(...), "
         "a pydantic model, or a dictionary with a schema"
     )
 

@@ -31,6 +31,7 @@ __all__ = [
     "Interrupted",
     "MissingExtraError",
     "ModelLoadError",
+    "NothingToDrawError",
     "Problem",
     "PromptError",
     "QueueFullError",
@@ -80,6 +81,10 @@ class CalibrationStoppedError(RequestError):
 
 class GenerationError(RequestError):
     """The language model failed, for example because it ran out of memory."""
+
+
+class NothingToDrawError(GenerationError):
+    """The sampling settings, or the grammar, of a request leave no token to draw."""
 
 
 class EngineClosedError(RequestError):

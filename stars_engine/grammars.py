@@ -14,7 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,10 @@ from numpy.typing import NDArray
 
 from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.json_schema import HeldSchema, Layout, Rules, read_schema
+from stars_engine.json_schema import SPACED, Layout
+from stars_engine.json_schema.compiling import OPTIONS, Vocabulary, json_rules, short_reason
 
 _MAX_KEPT = 64  # compiled grammars
-# Without forcing, masks allow every tokenization of text that must follow, not only one.
-_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-# The bound keeps small models from writing whitespace forever.
-_SPACED = Layout(blank=r"\x20|\x0A[\x20\x09]{0,32}")
 # The parser tracks the beginnings of all possible names at once, and the default of 2,000 is low.
 _MAX_ITEMS = 50_000
 
@@ -76,7 +73,7 @@ class Grammars:
         self._end_ids = list(end_ids)
         self._num_tokens = len(pieces)
         # An additional token stands for the end, because a model may have several ends or none.
-        vocabulary = _Vocabulary([*pieces, b"<end>"], [*control_ids, len(pieces)])
+        vocabulary = Vocabulary([*pieces, b"<end>"], [*control_ids, len(pieces)])
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), eos_token=len(pieces)
         )
@@ -84,20 +81,32 @@ class Grammars:
         self._threads = llguidance.LLExecutor(num_threads=min(os.cpu_count() or 1, 32))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="stars-grammar")
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
+        self._known: OrderedDict[int, tuple[Grammar, GrammarState]] = OrderedDict()  # by identity
+        self._lock = Lock()
 
     def start(self, grammar: Grammar) -> GrammarState:
-        """Return the state of an empty text.
+        """Return the state of an empty text. May be called from any thread.
 
         Raises:
             ConfigError: The grammar is invalid, or uses an unsupported feature.
         """
-        key = grammar.content_hash()
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(grammar)
-        self._compiled.move_to_end(key)
-        while len(self._compiled) > _MAX_KEPT:
-            self._compiled.popitem(last=False)
-        return self._compiled[key].fork()
+        known = self._find(grammar)
+        if known is None:
+            key = grammar.content_hash()
+            known = self._compiled.get(key) or self._compile(grammar)
+            with self._lock:
+                _keep(self._compiled, key, known)
+                _keep(self._known, id(grammar), (grammar, known))
+        return known.fork()
+
+    def is_compiled(self, grammar: Grammar) -> bool:
+        """Return whether `start` has been called with this object."""
+        return self._find(grammar) is not None
+
+    def _find(self, grammar: Grammar) -> GrammarState | None:
+        """Find an object that was seen before, without hashing its content, which may be large."""
+        seen = self._known.get(id(grammar))
+        return seen[1] if seen is not None and seen[0] is grammar else None
 
     def allowed(
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
@@ -137,7 +146,7 @@ class Grammars:
 
     def _compile(self, grammar: Grammar) -> GrammarState:
         try:
-            source = self._rules(grammar) + _OPTIONS
+            source = self._rules(grammar) + OPTIONS
         except Exception as error:  # noqa: BLE001 - of a parser with exceptions of its own
             raise _unusable(grammar, str(error)) from None
         limits = self._library.LLParserLimits(max_items_in_row=_MAX_ITEMS)
@@ -150,7 +159,7 @@ class Grammars:
         """Return a grammar in llguidance's variant of Lark's syntax."""
         match grammar.kind:
             case "json":
-                layout = Layout() if grammar.compact else _SPACED
+                layout = Layout() if grammar.compact else SPACED
                 schema = json.dumps(grammar.json_schema)
                 return json_rules("start", schema, layout, closed=not grammar.extra_properties)
             case "regex":
@@ -165,116 +174,20 @@ class Grammars:
                 return str(self._to_lark(grammar.text))
 
 
-@lru_cache(maxsize=256)
-def json_rules(
-    name: str,
-    schema: str,
-    layout: Layout = _SPACED,
-    *,
-    closed: bool = True,
-    strict: bool = True,
-) -> str:
-    """Return rules for JSON of a schema, in llguidance's variant of Lark's syntax.
-
-    Args:
-        name: Name of the first rule, in lower case; the names of all others begin with it.
-        schema: The JSON schema, as JSON.
-        layout: What stands between the parts.
-        closed: Whether objects have the properties that are named, and no others.
-        strict: Whether to refuse a schema that a grammar cannot express as a whole. If false, the
-            rules express the rest, or any object if nothing can be expressed.
-
-    Raises:
-        ValueError: No value satisfies the schema, or a grammar cannot express it; the message
-            names each keyword and its location.
-    """
-    held = read_schema(json.loads(schema), closed=closed)
-    if held.unheld and strict:
-        raise ValueError(_listed(held))
-    try:
-        return "\n".join(Rules(held, name, layout, _matches_nothing).write())
-    except ValueError:
-        if strict:
-            raise
-        return json_rules(name, '{"type": "object"}', layout)
-
-
-@lru_cache(maxsize=1024)
-def unexpressed(schema: str) -> str:
-    """Return what a grammar cannot express of a JSON schema, and where; empty if nothing.
-
-    Args:
-        schema: The JSON schema, as JSON.
-
-    Raises:
-        MissingExtraError: llguidance is not installed.
-    """
-    held = read_schema(json.loads(schema))
-    if held.unheld:
-        return _listed(held)
-    try:
-        Rules(held, "start", _SPACED, _matches_nothing).write()
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _listed(held: HeldSchema) -> str:
-    reasons = [str(unheld) for unheld in held.unheld]
-    return "; ".join(reasons[:4] + ["..."] * (len(reasons) > 4))
-
-
-@lru_cache(maxsize=4096)
-def _matches_nothing(terminal: str) -> bool:
-    """Return whether a terminal matches no text at all.
-
-    Raises:
-        ValueError: The terminal is too complex to decide.
-    """
-    library, tokenizer = _of_bytes()
-    source = f"start: T\nT: {terminal}{_OPTIONS}"
-    matcher = library.LLMatcher(tokenizer, source, log_level=0)
-    if not matcher.is_error():
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        if np.unpackbits(bits, bitorder="little")[:256].any() or matcher.is_accepting():
-            return False
-        if _reason(matcher.get_error()) == "NoExtensionBias":
-            return True
-    raise ValueError(f"`pattern` is too complex for a grammar ({_reason(matcher.get_error())})")
-
-
-@cache
-def _of_bytes() -> tuple[Any, Any]:
-    with needs_extra("grammar"):
-        import llguidance  # noqa: PLC0415 - an optional extra
-    vocabulary = _Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], [256])
-    wrapped = llguidance.TokenizerWrapper(vocabulary)
-    return llguidance, llguidance.LLTokenizer(wrapped, eos_token=256)
-
-
-class _Vocabulary:
-    """The tokenizer interface of llguidance. It never encodes, because no token is forced."""
-
-    def __init__(self, tokens: list[bytes], special_token_ids: list[int]) -> None:
-        self.tokens, self.special_token_ids = tokens, special_token_ids
-        self.eos_token_id, self.bos_token_id = len(tokens) - 1, None
-
-    def __call__(self, text: object) -> list[int]:
-        return []
-
-
-def _reason(reason: str) -> str:
-    """Return an error of the library without its source lines."""
-    if reason.startswith("panic"):
-        return "it has too many parts"
-    return " ".join(re.split(r"\n\s*\d+ \| |\n<state>", reason)[0].split())
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    """Add to a bounded dictionary, the newest last."""
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > _MAX_KEPT:
+        kept.popitem(last=False)
 
 
 def _unusable(grammar: Grammar, reason: str) -> ConfigError:
-    reason = _reason(reason)
+    reason = short_reason(reason)
     if grammar.kind != "ebnf":
         reason = re.sub(r"^at \d+\(\d+\): ", "", reason)
+    what = "schema" if grammar.kind == "json" else "grammar"
     message = (
-        f"the {grammar.kind} grammar cannot be used: {reason[:400]}. Hint: change the grammar there"
+        f"the {grammar.kind} grammar cannot be used: {reason[:400]}. Hint: change the {what} there"
     )
     return ConfigError("SamplingParams", [Problem("grammar", message)])

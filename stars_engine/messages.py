@@ -71,7 +71,9 @@ class ToolCall(Schema):
             try:
                 arguments = json.loads(arguments.strip() or "{}")
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"the arguments are not valid JSON: {error}") from None
+                raise ValueError(
+                    f"the arguments are not valid JSON: {error}. Hint: give a dict"
+                ) from None
         return is_json({} if arguments is None else arguments, "arguments")
 
     def __hash__(self) -> int:
@@ -98,8 +100,7 @@ class Tool(Schema):
     )
     strict: bool = Field(
         default=True,
-        description="refuse parameters that a grammar cannot express; if false, the grammar "
-        "expresses the rest, and calls are checked when they are complete",
+        description="refuse parameters that no grammar expresses; if false, check complete calls",
     )
 
     @model_validator(mode="before")
@@ -122,8 +123,8 @@ class Tool(Schema):
 
     def described(self) -> dict[str, Any]:
         """Return what the model reads of the tool."""
-        dumped = self.model_dump(include={"name", "description", "parameters"})
-        return {**dumped, "parameters": without_reasons(dumped["parameters"])}
+        about = {"name": self.name, "description": self.description}
+        return {**about, "parameters": without_reasons(self.parameters)}
 
     @field_validator("name")
     @classmethod
@@ -199,7 +200,8 @@ class Message(Schema):
             for name in sorted(names):
                 if getattr(self, name) and self.role != role:
                     raise ValueError(
-                        f"{name} needs the role {role!r}, but the role is {self.role!r}"
+                        f"{name} needs the role {role!r}, but the role is {self.role!r}. Hint: set "
+                        f"role={role!r}, or remove {name}"
                     )
         return self
 
@@ -230,13 +232,16 @@ class Chat(Schema):
         description="constrain calls with a grammar to the tools and to valid arguments; if false, "
         "calls are not constrained, and invalid ones are returned as invalid_tool_calls",
     )
+    compact_calls: bool = Field(
+        default=False,
+        description="allow no spaces between the parts of a call's arguments; otherwise, a space "
+        "follows each comma and colon",
+    )
     continue_final_message: bool = Field(
         default=False, description="continue the last message, which is an assistant prefill"
     )
     answer_schema: dict[str, Any] | None = Field(
-        default=None,
-        description="JSON schema that the system message shows to the model; to enforce it, add "
-        "JsonGrammar",
+        default=None, description="JSON schema of the answer, which the system message describes"
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
@@ -270,9 +275,11 @@ class Chat(Schema):
         names = [tool.name for tool in tools]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two tools are called {name!r}; names must be unique")
+                raise ValueError(f"two tools are called {name!r}. Hint: rename one of them")
             if name in (*CHOICES, "any"):
-                raise ValueError(f"no tool can be called {name!r}: the name is a tool_choice")
+                raise ValueError(
+                    f"no tool can be called {name!r}, which is a tool_choice. Hint: rename the tool"
+                )
         return tools
 
     @model_validator(mode="after")
@@ -285,7 +292,7 @@ class Chat(Schema):
                 "one of these, or add a tool of this name"
             )
         if self.must_call and not self.tools:
-            raise ValueError(f"tool_choice {self.tool_choice!r} needs tools to choose from")
+            raise ValueError(f"tool_choice {self.tool_choice!r} needs tools. Hint: add tools=[...]")
         if self.must_call and not self.constrain_tools:
             raise ValueError(
                 f"tool_choice {self.tool_choice!r} needs a grammar, but constrain_tools is False. "
@@ -327,9 +334,8 @@ def _without_function(value: Any) -> Any:
     """Unwrap a tool or a call from the envelope of the OpenAI format."""
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         rest = {name: value[name] for name in value if name not in ("type", "function")}
-        function = value["function"]
-        unset = "strict" if function.get("strict") is None else None
-        return {**rest, **{name: inner for name, inner in function.items() if name != unset}}
+        function = value["function"].items()
+        return {**rest, **{key: part for key, part in function if (key, part) != ("strict", None)}}
     return value
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
-from stars_engine.masking import redact
+from stars_engine.redaction import redact
 
 HINT = "Hint: "
 
@@ -76,7 +76,9 @@ class MissingExtraError(StarsError, ImportError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
-            f"{module!r} is not installed. Hint: pip install 'stars-engine[{extra}]'", name=module
+            f"{module!r} is not installed. Hint: run pip install -e '.[{extra}]' in a clone of the "
+            "repository of stars-engine",
+            name=module,
         )
         self.extra = extra
 

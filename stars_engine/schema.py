@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import types
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
-from stars_engine.masking import DIGESTS, MASK, is_secret_name, masked, redact
-from stars_engine.problems import ConfigError, Problem
+from stars_engine.problems import HINT, ConfigError, Problem
+from stars_engine.redaction import DIGESTS, MASK, is_secret_name, masked, redact
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
@@ -69,6 +71,21 @@ class Schema(BaseModel):
                 message = f"a {title} is frozen. Hint: create a copy with .replace({name}=...)"
                 raise ConfigError(title, [Problem(name, message)]) from None
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Append the descriptions of the fields to the docstring, for `help`."""
+        super().__pydantic_init_subclass__(**options)
+        lines = [
+            f"    {name}: {field.description}; default: {field.get_default()!r}."
+            if not field.is_required() and field.default_factory is None
+            else f"    {name}: {field.description}."
+            for name, field in cls.model_fields.items()
+            if field.description
+        ]
+        if lines:
+            about = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
+            cls.__doc__ = "\n".join([about, "", "Attributes:", *lines])
+
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with some fields changed."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
@@ -105,7 +122,10 @@ def is_json(value: Any, meaning: str) -> Any:
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{meaning} must be JSON: {error}") from None
+        raise ValueError(
+            f"{meaning} must be JSON: {error}. Hint: use strings, finite numbers, true, false, "
+            "None, lists and dicts with string keys"
+        ) from None
     return value
 
 
@@ -175,7 +195,10 @@ def _problems(cls: type[BaseModel], error: ValidationError) -> Iterator[Problem]
         if isinstance(nested, ConfigError):
             yield from (problem.under(field) if field else problem for problem in nested.problems)
         else:
-            yield Problem(field, redact(_explain(cls, item, nested)))
+            said = _explain(cls, item, nested)
+            if HINT not in said:
+                said = f"{said.rstrip('. ')}. {_hint(name, cls.model_fields.get(name))}"
+            yield Problem(field, redact(said))
 
 
 def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -194,18 +217,24 @@ def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
     given = MASK if any(map(is_secret_name, names)) else masked(item["input"])
     match item["type"]:
         case "extra_forbidden":
-            return _explain_unknown(cls, name)
+            return _explain_unknown(cls, name, _shorten(given))
         case "missing":
             return f"is required. {_describe(name, field)}"
         case "union_tag_invalid" | "union_tag_not_found":
             kinds = item["ctx"].get("expected_tags", "") or _kinds(field)
+            kinds = kinds.replace("'", "")
             tag = item["ctx"].get("tag")
             said = (
                 f"unknown kind {tag!r}" if tag is not None else f"{_shorten(given)} has no `kind`"
             )
-            return f"{said}; allowed kinds: {kinds.replace(chr(39), '')}. {_describe(name, field)}"
+            kind = kinds.partition(",")[0]
+            hint = f"{HINT}set `kind`, for example to {kind!r}"
+            return f"{said}; allowed kinds: {kinds}. {_describe(name, field)} {hint}"
         case "value_error":
-            return f"{nested}" if not name else f"{_shorten(given)} is not allowed: {nested}"
+            if not name:
+                return f"{nested}"
+            mark = ";" if str(nested).startswith("allowed:") else ":"
+            return f"{_shorten(given)} is not allowed{mark} {nested}"
         case _:
             reason = _allowed(field) if field else ""
             reason = f"allowed: {reason}" if reason else item["msg"]
@@ -213,22 +242,30 @@ def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
             return f"{said} {_describe(name, field)}".strip()
 
 
-def _explain_unknown(cls: type[BaseModel], name: str) -> str:
+def _explain_unknown(cls: type[BaseModel], name: str, given: str) -> str:
     if issubclass(cls, Schema) and name in cls.hints:
         return f"unknown field; {cls.hints[name]}"
     known = list(cls.model_fields)
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else f"known fields: {', '.join(known)}."
-    return f"unknown field; {hint}"
+    hint = f"did you mean `{close[0]}`?" if close else "remove it, or use one of these"
+    return f"unknown field with the value {given}; known fields: {', '.join(known)}. {HINT}{hint}"
 
 
 def _describe(name: str, field: FieldInfo | None) -> str:
-    """Describe a field, and give an example of a valid value."""
-    if field is None:
+    if field is None or not field.description:
         return ""
-    about = f"{name}: {field.description.rstrip('.')}." if field.description else ""
-    example = f" For example: {name}={field.examples[0]!r}." if field.examples else ""
-    return (about + example).strip()
+    return f"{name}: {field.description.rstrip('.')}."
+
+
+def _hint(name: str, field: FieldInfo | None) -> str:
+    """Return how to give a valid value."""
+    if field is None:
+        return f"{HINT}remove or correct it"
+    if field.examples:
+        return f"{HINT}for example, {name}={field.examples[0]!r}"
+    if not field.is_required() and field.default is not PydanticUndefined:
+        return f"{HINT}leave it out for {name}={_shorten(field.default)}"
+    return f"{HINT}give {_allowed(field) or name}"
 
 
 def _allowed(field: FieldInfo) -> str:
@@ -262,11 +299,11 @@ def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
     if typing.get_origin(annotation) is Literal:
         return " or ".join(repr(value) for value in arguments)
     if typing.get_origin(annotation) is tuple:  # of any length: (item, ...)
-        kind = "a list of at least one" if filled else "a list"
-        return f"{kind}, each {_type_in_words(arguments[0])}"
+        kind = "a list with at least one item" if filled else "a list"
+        return f"{kind}; each item: {_type_in_words(arguments[0])}"
     if typing.get_origin(annotation) is dict:
         key, value = (_type_in_words(part) for part in arguments)
-        return f"a mapping, each key {key} and each value {value}"
+        return f"a mapping from {key} to {value}"
     words = {
         type(None): "None",
         int: f"an integer{_bounds(metadata)}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, computed_field, field_validator, model_validator
 
+from stars_engine.display.results import result_html
 from stars_engine.messages import Chat, Message
 from stars_engine.schema import Schema
 
@@ -186,15 +187,31 @@ class Segment(Schema):
     verdict: Verdict
     attempts: tuple[Attempt, ...]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_derived(cls, values: Any) -> Any:
+        """Drop what is computed, so that a record can be read back."""
+        if isinstance(values, dict):
+            values = {k: v for k, v in values.items() if k not in ("forced", "num_attempts")}
+        return values
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def forced(self) -> bool:
         """True if the segment was kept although no draw was accepted."""
         return self.verdict == "forced"
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def num_attempts(self) -> int:
         """Number of judged draws of this segment, including the kept one."""
         return len(self.attempts)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Omit token ids and attempts, which are many."""
+        yield "text", self.text
+        for name in ("reward", "threshold", "verdict", "num_attempts"):
+            yield name, getattr(self, name)
 
 
 class Usage(Schema):
@@ -274,6 +291,8 @@ class StarsResult(Schema):
         schedule_hash: Hash of the threshold schedule.
         message: The answer to a conversation as a message, with content, reasoning and tool calls
             in separate fields. None if the prompt is text to continue.
+        prompt: The prompt, in records of the command line; None elsewhere.
+        id: The `id` of the prompt in its file, likewise.
         schema_version: Version of the schema of this record.
     """
 
@@ -289,7 +308,24 @@ class StarsResult(Schema):
     sample_index: int = 0
     schedule_hash: str = ""
     message: Message | None = None
+    prompt: str | Chat | None = None
+    id: str | int | None = None
     schema_version: Literal[1] = 1
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show the text and the totals; `segments` and `usage` hold the rest."""
+        yield "text", self.text
+        yield "reward", self.reward
+        yield "finish_reason", self.finish_reason
+        yield "num_segments", len(self.segments)
+        yield "num_kept_tokens", self.usage.num_kept_tokens
+        yield "num_drafted_tokens", self.usage.num_drafted_tokens
+        yield "num_forced", self.usage.num_forced
+        yield "seed", self.seed
+
+    def _repr_html_(self) -> str:
+        """Return the result for a notebook: segments coloured by margin, rejected drafts."""
+        return result_html(self)
 
 
 class ToolCallDelta(Schema):

@@ -1,4 +1,4 @@
-"""A value head: what a judge will say of an answer, estimated from hidden states so far.
+"""The value head itself: what a judge will say of an answer, estimated from hidden states so far.
 
 A head is a small network over a token's hidden states in some layers. It reads the last token, the
 mean over the prompt's last token and all tokens of the answer, or averages its scores over these
@@ -18,16 +18,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 
 from stars_engine.errors import ModelLoadError
-from stars_engine.files.disk import write_file
+from stars_engine.files.disk import make_folder, write_file
 from stars_engine.probes import GivesHiddenStates, Probe
 
 Pooling = Literal["last", "mean", "mean_score"]
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "mean_score")
 
 WEIGHTS_FILE, CONFIG_FILE = "value_head.safetensors", "value_head.json"
+_ABOUT = "value_head"  # of the metadata of the weights
+_TITLE = "value head"
 _FORMAT = 1
 _NUM_CHECK_TOKENS = 24
 # Largest difference of hidden states that is not taken for another model, relative to their norm.
@@ -87,9 +90,12 @@ class ValueHead:
     # --- files ---
 
     def save(self, folder: str | Path) -> None:
-        """Write the head to a folder: safetensors and JSON."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the head to a folder: safetensors and JSON.
+
+        Raises:
+            ConfigError: A file cannot be written.
+        """
+        folder = make_folder(folder, _TITLE)
         tensors = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors[f"{index}.weight"] = weight.float().contiguous()
@@ -98,7 +104,6 @@ class ValueHead:
         states = base.pop("states", None)
         if states is not None:
             tensors["base.states"] = torch.as_tensor(states).float().contiguous()
-        save_file(tensors, folder / WEIGHTS_FILE)
         about = {
             "format": _FORMAT,
             "layers": list(self.layers),
@@ -107,7 +112,9 @@ class ValueHead:
             "about": self.about,
         }
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        write_file(folder / CONFIG_FILE, text, "ValueHead.save")
+        # One file holds everything, so that it is replaced as a whole. The other is for people.
+        write_file(folder / WEIGHTS_FILE, save(tensors, {_ABOUT: text}), _TITLE)
+        write_file(folder / CONFIG_FILE, text, _TITLE)
 
     @classmethod
     def load(cls, folder: str | Path) -> ValueHead:
@@ -118,8 +125,9 @@ class ValueHead:
         """
         folder = Path(folder).expanduser()
         try:
-            about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS_FILE)
+            with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                about = json.loads((file.metadata() or {})[_ABOUT])
             _check_format(about)
             count = sum(name.endswith(".weight") for name in tensors)
             weights = [tensors[f"{index}.weight"] for index in range(count)]

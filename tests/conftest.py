@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification
@@ -27,8 +29,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def engine() -> StarsEngine:
-    """The embedded pair, loaded once."""
-    return StarsEngine().load()
+    """The embedded pair, loaded once. "auto" would follow the measured speed."""
+    config = StarsConfig()
+    return StarsEngine(config.replace(align=config.align.replace(num_candidates=4))).load()
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +57,10 @@ def imdb_engine() -> StarsEngine:
         model=shared_model("imdb-lm-656K"),
         reward=shared_model("rm-sentiment-656K"),
         align=AlignParams(
-            schedule={"kind": "linear", "initial": 0.0, "target": 1.0}, beta=0.3, segment_len=8
+            schedule={"kind": "linear", "initial": 0.0, "target": 1.0},
+            beta=0.3,
+            segment_len=8,
+            num_candidates=4,
         ),
         sampling=SamplingParams(max_tokens=40),
     )
@@ -89,3 +95,9 @@ def qwen_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
 def qwen(qwen_tokenizer: PreTrainedTokenizerFast) -> Qwen2ForTokenClassification:
     """A small process reward model."""
     return small(Qwen2ForTokenClassification, Qwen2Config, qwen_tokenizer, num_labels=2)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the large libraries, which stay in any case."""
+    gc.collect()
+    gc.freeze()

@@ -33,7 +33,7 @@ from training.linear import Floats, LinearClassifier
 from training.lm import CONTEXT_LEN, as_pretrained, model_config, save_lm, train_lm
 from training.lm import train_tokenizer as fit_tokenizer
 from training.lm_report import compare
-from training.records import record, say
+from training.records import record, save_array, say
 from training.reward import load_reward, save_reward, train_reward
 from training.reward_head import Weights, load_with_head
 from training.reward_report import STRENGTHS
@@ -135,7 +135,7 @@ def _make_teacher(args: argparse.Namespace) -> dict[str, Any]:
         model, rows, labels, TEACHER_PLAN, TEACHER_WEIGHTS, **_running(args, "teacher")
     )
     found = verdicts(model, _encode(_unlabelled(args), tokenizer), CONTEXT_LEN)
-    np.save(args.work / _VERDICTS, found)
+    save_array(args.work / _VERDICTS, found)
     save_reward(model, tokenizer, args.work / "teacher")
     return {**_plan(TEACHER_PLAN), "rows": len(rows), "read": len(found), "seconds": seconds}
 

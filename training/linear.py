@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+
+from stars_engine.files.disk import write_file
 
 Floats = NDArray[np.float64]
 
@@ -80,9 +83,11 @@ class LinearClassifier:
     def save(self, path: Path) -> None:
         """Write an `.npz` file, which can be read without running code from it."""
         terms = np.frombuffer("\n".join(self._terms).encode(), np.uint8)
+        buffer = io.BytesIO()
         np.savez_compressed(
-            path, terms=terms, idf=self._idf, weights=self._weights, bias=self._bias
+            buffer, terms=terms, idf=self._idf, weights=self._weights, bias=self._bias
         )
+        write_file(path, buffer.getvalue(), "linear model")
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -34,6 +34,7 @@ from training.prefixes import (
     read_prefixes,
     shown,
 )
+from training.records import save_array
 from training.split import labelled_rows
 
 EMBEDDED_REWARD = Path(__file__).parent.parent / "stars_engine" / "embedded" / "reward"
@@ -185,7 +186,7 @@ def kept(
     digest = hashlib.blake2b(json.dumps([*about, *texts]).encode(), digest_size=8).hexdigest()
     path = directory / f"logits-{digest}.npy"
     if not path.exists():
-        np.save(path, read())
+        save_array(path, read())
     return np.asarray(np.load(path))
 
 

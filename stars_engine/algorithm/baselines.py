@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from stars_engine.algorithm.candidate import Candidate, Draw, ParsedDraft
 from stars_engine.algorithm.noise import Noise
@@ -62,16 +62,16 @@ class PlainDecoding:
         return rollout.keep(candidate, "accepted", None)
 
 
-def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
-    """Return the plain rollouts from which the best is chosen; sample i uses attempt stream i.
+def samples_of(rollout: Rollout, n: int) -> Iterator[Rollout]:
+    """Yield the plain rollouts from which the best is chosen; sample i uses attempt stream i.
 
     Each may draft an equal share of `max_drafted_tokens`, at least one token.
     """
     align, limit = unjudged(rollout.align), rollout.align.max_drafted_tokens
     if limit is not None:
         align = align.replace(max_drafted_tokens=max(1, limit // n))
-    return [
-        Rollout(
+    for stream in range(n):
+        yield Rollout(
             prompt_ids=rollout.prompt_ids,
             reward_prompt=rollout.reward_prompt,
             sampling=rollout.sampling,
@@ -80,8 +80,6 @@ def samples_of(rollout: Rollout, n: int) -> list[Rollout]:
             prefill=rollout.prefill,
             spans=rollout.spans,
         )
-        for stream in range(n)
-    ]
 
 
 def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:

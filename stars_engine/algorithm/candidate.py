@@ -8,7 +8,8 @@ from typing import Protocol
 
 from stars_engine.algorithm.features import Features
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.tokenization.text import ends_sentence, find_stop
+from stars_engine.tokenization.stop_strings import stop_strings
+from stars_engine.tokenization.text import ends_sentence
 from stars_engine.types import Attempt, FinishReason
 
 
@@ -171,7 +172,7 @@ class DraftParser:
         text, ids = self._decode(body)
         # A stop string may start in an earlier segment, but cannot end there.
         start = max(len(self.text), self._len_before_stops(body))
-        if find_stop(text, self.sampling.stop, ends_after=start) is not None:
+        if stop_strings(self.sampling.stop).find(text, ends_after=start) is not None:
             size, found = self._first_stop(body, start)
             text = text[:found]
             return ParsedDraft(size, text, self._ids_of(text, ids), "stop")
@@ -207,7 +208,7 @@ class DraftParser:
         """
         for size in range(1, len(body) + 1):
             text, _ = self._decode(body[:size])
-            found = find_stop(text, self.sampling.stop, ends_after=start)
+            found = stop_strings(self.sampling.stop).find(text, ends_after=start)
             if found is not None:
                 return size, found
         raise AssertionError("the whole text contains a stop string")

@@ -14,7 +14,7 @@ from stars_engine.algorithm.spans import AnswerSpans
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.errors import AlignmentError, RequestError
 from stars_engine.schedules import Progress
-from stars_engine.tokenization.text import held_back
+from stars_engine.tokenization.stop_strings import stop_strings
 from stars_engine.types import (
     Attempt,
     FinishReason,
@@ -230,7 +230,7 @@ class Rollout:
         if candidate.finish_reason is not None:
             held = 0
         else:
-            held = held_back(self.text, self.sampling.stop)
+            held = stop_strings(self.sampling.stop).held_back(self.text)
         segment = Segment(
             text=self._emit(len(self.text) - held),
             token_ids=candidate.token_ids,

@@ -84,7 +84,7 @@ class StarsDecoding:
                 return rollout.finish("budget")
             if isinstance(outcome, RewardError):
                 raise outcome
-            draw = judge(rollout, verification.candidate, outcome)
+            draw = self._judge(rollout, verification.candidate, outcome)
             rollout.record(draw, outcome)
             if draw.attempt.verdict == "accepted":
                 return rollout.keep(verification.candidate, "accepted", draw.attempt)
@@ -92,6 +92,13 @@ class StarsDecoding:
             return self._keep_unscored(verification, verification.unscored)
         if len(rollout.draws) < rollout.max_attempts:
             return None
+        return self._end_attempts(rollout)
+
+    def _judge(self, rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
+        return judge(rollout, candidate, score)
+
+    def _end_attempts(self, rollout: Rollout) -> SegmentEvent | None:
+        """Return what follows once all attempts are rejected."""
         return apply_on_exhausted(rollout)
 
     def _keep_unscored(

@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 
 from stars_engine.backends.base import DraftRequest
-from stars_engine.backends.drafting import DraftRow
-from stars_engine.backends.masks import Masks
+from stars_engine.backends.draft_batch import DraftRow
+from stars_engine.backends.grammar_masks import GrammarMasks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
 from stars_engine.sampling import on_device, precise_dtype, propose, uses_penalties
@@ -54,7 +54,7 @@ class RowSampler:
             group = _Group(rows, sampling, position, asked, vocab_size).to(device)
             if sampling.grammar is not None:
                 assert grammars is not None
-                group.masks = Masks(grammars, sampling, len(rows))
+                group.masks = GrammarMasks(grammars, sampling, len(rows))
             self._groups.append(group)
 
     def draw(self, logits: torch.Tensor, rows: Sequence[DraftRow], step: int) -> torch.Tensor:
@@ -111,7 +111,7 @@ class _Group:
         self.rows = torch.tensor(rows)
         self.sampling = sampling
         self.position = position
-        self.masks: Masks | None = None
+        self.masks: GrammarMasks | None = None
         self.counts: torch.Tensor | None = None  # (rows, vocab), of the completion
         self.in_prompt: torch.Tensor | None = None  # (rows, vocab)
         if uses_penalties(sampling):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward
-from stars_engine.kv_cache.cached_prefix import CachedPrefix, UncommittedRows
+from stars_engine.kv_cache.cache_entry import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.cuda_graphs import CudaGraphs, GraphRows
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
 from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
@@ -82,6 +82,10 @@ class SharedPrefixDecoder(Decoder):
     def limit_cache(self, max_bytes: int | None) -> None:
         """See `Decoder`."""
         self.cache.limit_cache(max_bytes)
+
+    def memory_usage(self) -> dict[str, int]:
+        """See `ReportsMemory`."""
+        return {**self.cache.memory_usage(), "packed_weights": self._runner.packed_bytes}
 
     def free_unused(self) -> None:
         """See `Decoder`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.decoders import ComputedPrefix
-from stars_engine.backends.drafting import Drafting
+from stars_engine.backends.draft_batch import DraftBatch
 from stars_engine.backends.facts import sampling_of
 from stars_engine.backends.features import FeatureRecorder, ProbedModel
 from stars_engine.backends.row_sampler import RowSampler
@@ -34,8 +34,9 @@ from stars_engine.grammars import Grammars, GrammarState
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
-from stars_engine.masking import redacted_cause
+from stars_engine.out_of_memory import memory_usage
 from stars_engine.probes import Probe
+from stars_engine.redaction import redacted_cause
 from stars_engine.tokenization.codec import Codec
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class TransformersBackend:
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
-        drafting = Drafting(requests, grammars, self.is_end, logits.device)
-        sampler.prepare(drafting.rows)
+        batch = DraftBatch(requests, grammars, self.is_end, logits.device)
+        sampler.prepare(batch.rows)
         num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
         recorder = None
         if self._probed.current is not None and any(request.probes for request in requests):
@@ -94,20 +95,20 @@ class TransformersBackend:
         for step in range(num_tokens):
             if self._interrupted:
                 raise Interrupted
-            tokens = sampler.draw(logits, drafting.rows, step)  # (rows,)
-            drafting.note(tokens, logits, is_last=step == num_tokens - 1)
-            if drafting.done and recorder is None:
+            tokens = sampler.draw(logits, batch.rows, step)  # (rows,)
+            batch.note(tokens, logits, is_last=step == num_tokens - 1)
+            if batch.done and recorder is None:
                 break
-            if not drafting.done:
-                sampler.prepare(drafting.rows)
+            if not batch.done:
+                sampler.prepare(batch.rows)
             branches = branches or self.decoder.branch(prefixes, num_steps)
             logits = branches.step(tokens.clamp(min=0))
             if recorder is not None:
                 recorder.note(branches.features)
-            if drafting.done:
+            if batch.done:
                 branches.keep_last()
                 break
-        drafts = drafting.drafts()
+        drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
 
     # --- hidden states, see `GivesHiddenStates` ---
@@ -191,6 +192,10 @@ class TransformersBackend:
     def free_unused(self) -> None:
         """See `KeepsCache`."""
         self.decoder.free_unused()
+
+    def memory_usage(self) -> Mapping[str, int]:
+        """See `ReportsMemory`."""
+        return memory_usage(self.decoder)
 
     def interrupt(self) -> None:
         """Give up drafting for good, at the next token; may be called from any thread."""

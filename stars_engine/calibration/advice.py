@@ -1,17 +1,23 @@
-"""What follows from the measurements of a trust report: a segment length, a budget, and advice."""
+"""What follows from the measurements of a trust report: a verdict, a segment length, and advice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from stars_engine.calibration.trust import WORTHWHILE, SegmentTrust
+from stars_engine.calibration.verify import Verification
+from stars_engine.schedules import CurvePoint, Effort
 from stars_engine.schema import Schema
 
-_SHORT, _LONG = 2.7, 4.3  # budgets that did well with segments up to 16 tokens, and above
+Verdict = Literal["worthwhile", "undecided", "not worthwhile"]
+
+ENOUGH_PROMPTS = 50  # with fewer, intervals are too wide to decide much
+_WEAK = 0.3  # rank correlation midway below which a prefix says little of the outcome
+_FEW_FORCED = 0.02  # share of forced segments up to which a budget is recommended
 
 
 class Remedy(Schema):
@@ -22,71 +28,101 @@ class Remedy(Schema):
     trust: SegmentTrust = Field(description="the measured effect")
 
 
-def recommend(segments: Sequence[SegmentTrust], default: int) -> tuple[int, bool]:
-    """Return the default length, or the best one if the default is not worthwhile."""
-    best = max(segments, key=lambda s: np.nan_to_num(s.advantage.value, nan=-1.0))
-    by_len = {s.segment_len: s for s in segments}
-    usual = by_len.get(default, best)
-    chosen = usual if usual.advantage.value >= WORTHWHILE else best
-    return chosen.segment_len, bool(chosen.advantage.value >= WORTHWHILE)
+class LengthChoice(NamedTuple):
+    """The recommended segment length.
+
+    Attributes:
+        segment: Its measurements.
+        verdict: Whether STARS is expected to outperform Best-of-N with it.
+        reason: Why this length, as text.
+    """
+
+    segment: SegmentTrust
+    verdict: Verdict
+    reason: str
 
 
-def recommended_budget(segment_len: int) -> float:
-    """Return the number of drafted tokens per kept token to start with."""
-    return _SHORT if segment_len <= 16 else _LONG
+def verdict_of(segment: SegmentTrust) -> Verdict:
+    """Return a verdict, which the whole interval of the advantage must support.
+
+    A length whose rewards midway hardly rank the answers is undecided at best, whatever the
+    estimate, because the two measurements then contradict each other.
+    """
+    advantage = segment.advantage
+    if np.isnan(advantage.value) or advantage.high < WORTHWHILE:
+        return "not worthwhile"
+    if advantage.low >= WORTHWHILE and segment.spearman_midway >= _WEAK:
+        return "worthwhile"
+    return "undecided"
+
+
+def choose(segments: Sequence[SegmentTrust], default: int) -> LengthChoice:
+    """Return the default length unless another is better beyond doubt.
+
+    Args:
+        segments: The measured lengths.
+        default: The length that is used if none is set.
+    """
+    best = max(segments, key=lambda s: np.nan_to_num(s.advantage.low, nan=-np.inf))
+    usual = next((s for s in segments if s.segment_len == default), None)
+    if usual is None:
+        reason = "it has the highest lower bound; the default was not measured"
+        return LengthChoice(best, verdict_of(best), reason)
+    if verdict_of(usual) == "worthwhile" and usual is not best:
+        reason = f"it is the default and worthwhile; {_said(best)} has a higher lower bound"
+        return LengthChoice(usual, "worthwhile", reason)
+    if usual is best or not best.advantage.low > usual.advantage.value:
+        reason = "it is the default, and no other length is better beyond its interval"
+        return LengthChoice(usual, verdict_of(usual), reason)
+    reason = f"its interval lies above the estimate of the default, {_said(usual)}"
+    return LengthChoice(best, verdict_of(best), reason)
+
+
+def affordable_budget(curve: Sequence[CurvePoint]) -> float | None:
+    """Return the largest measured budget that forces few segments; None if none was measured."""
+    budgets = [
+        p.budget
+        for p in curve
+        if p.forced <= _FEW_FORCED and p.budget > 1 and np.isfinite(p.budget)
+    ]
+    return round(max(budgets), 1) if budgets else None
 
 
 def advise(
-    segments: Sequence[SegmentTrust],
+    chosen: LengthChoice,
     remedies: Sequence[Remedy],
-    length: int,
-    shared: float,
     *,
-    worthwhile: bool,
+    shared: float,
+    num_prompts: int,
+    budget: float | None,
 ) -> list[str]:
     """Return advice, one line each.
 
     Args:
-        segments: The measured segment lengths.
+        chosen: The recommended segment length.
         remedies: The measured alternatives, after their baseline; may be empty.
-        length: The recommended segment length.
         shared: Share of the final reward's variance that lies between prompts.
-        worthwhile: Whether STARS is expected to outperform Best-of-N.
+        num_prompts: Number of pilot prompts.
+        budget: See `affordable_budget`.
     """
-    chosen = next(s for s in segments if s.segment_len == length)
-    advantage = chosen.advantage
-    lines = []
-    if np.isnan(advantage.value):
+    lines = [_verdict_line(chosen)]
+    if num_prompts < ENOUGH_PROMPTS:
         lines.append(
-            "The reward of whole answers does not correlate with the outcome, or does not vary. "
-            "Neither STARS nor Best-of-N can improve on it. Use another reward."
+            f"Only {num_prompts} pilot prompts: the intervals are wide. Use {ENOUGH_PROMPTS} or "
+            "more, similar to those of later use."
         )
-    elif worthwhile:
-        lines.append(
-            f"Segments of {length} tokens: expected advantage {advantage.value:.2f} over Best-of-N "
-            f"(95% interval {advantage.low:.2f} to {advantage.high:.2f}). STARS is worthwhile."
-        )
-        if advantage.low < WORTHWHILE:
-            lines.append(
-                "The interval includes values below 1.2; use more pilot prompts to decide."
+    if not np.isnan(chosen.segment.advantage.value):
+        begin = "Use" if chosen.verdict == "worthwhile" else "To try STARS nevertheless, use"
+        cost = (
+            ""
+            if budget is None
+            else (
+                f" A budget of up to {budget} drafted tokens per kept token forces at most "
+                f"{_FEW_FORCED:.0%} of the segments, by the table of costs."
             )
-    else:
-        lines.append(
-            f"No segment length reaches an expected advantage of {WORTHWHILE} over Best-of-N "
-            f"(best: {length} tokens, {advantage.value:.2f}). The reward of unfinished text hardly "
-            "predicts the outcome. Use engine.best_of_n(...), a longer segment, or a reward model "
-            "trained on prefixes."
         )
-    begin = "Start with" if worthwhile else "To try STARS nevertheless, start with"
-    lines.append(
-        f"{begin} segment_len={length} and budget={recommended_budget(length)} (drafted tokens "
-        "per kept token)."
-    )
-    if chosen.spearman_midway < 0.3:
-        lines.append(
-            "Midway through an answer, the rank correlation of reward and outcome among answers to "
-            f"one prompt is only {chosen.spearman_midway:.2f}."
-        )
+        length = chosen.segment.segment_len
+        lines.append(f"{begin} segment_len={length}: {chosen.reason}.{cost}")
     lines.append(
         f"{shared:.0%} of the final reward's variance lies between prompts, the rest between "
         "answers to one prompt"
@@ -98,17 +134,69 @@ def advise(
         )
     )
     if remedies:
-        plain, *others = remedies
-        best = max(others, key=lambda r: np.nan_to_num(r.trust.advantage.value, nan=-1.0))
-        gain = best.trust.advantage.value - plain.trust.advantage.value
-        if gain > 0.1:
-            fields = ", ".join(f"{key}={value!r}" for key, value in best.settings.items())
+        lines.append(_remedy_line(remedies))
+    return lines
+
+
+def verification_advice(verification: Verification) -> list[str]:
+    """Return a line for each prediction that the check on other prompts contradicts."""
+    if verification.predicted is None:
+        return []
+    lines = []
+    for name in Effort.model_fields:
+        expected, seen = getattr(verification.predicted, name), getattr(verification.observed, name)
+        if expected is not None and seen is not None and not expected.holds(seen.value):
             lines.append(
-                f"{best.name}: advantage {best.trust.advantage.value:.2f} instead of "
-                f"{plain.trust.advantage.value:.2f}; AlignParams({fields})."
-            )
-        else:
-            lines.append(
-                "Neither sentence borders nor a lookahead are expected to improve on this."
+                f"The calibration failed its check: {name} is {seen.value:.3f} on "
+                f"{verification.num_prompts} other prompts, outside the predicted "
+                f"{expected.shown()}. Calibrate on prompts like those of later use, and on more "
+                "of them."
             )
     return lines
+
+
+def _verdict_line(chosen: LengthChoice) -> str:
+    segment, advantage = chosen.segment, chosen.segment.advantage
+    if np.isnan(advantage.value):
+        return (
+            "Not worthwhile: the reward of whole answers does not correlate with the outcome, or "
+            "does not vary. Neither STARS nor Best-of-N can improve on it. Use another reward."
+        )
+    said = f"{_said(segment)} over Best-of-N with segments of {segment.segment_len} tokens"
+    midway = f"the rank correlation of reward and outcome midway is {segment.spearman_midway:.2f}"
+    if chosen.verdict == "worthwhile":
+        return f"Worthwhile: STARS is expected to have an advantage of {said}; {midway}."
+    if chosen.verdict == "not worthwhile":
+        return (
+            f"Not worthwhile: the expected advantage is {said}, below {WORTHWHILE}. The reward of "
+            "unfinished text hardly predicts the outcome. Use engine.best_of_n(...), a longer "
+            "segment, or a reward model trained on prefixes."
+        )
+    if advantage.low >= WORTHWHILE:
+        return (
+            f"Undecided: the expected advantage is {said}, but {midway}, so that unfinished text "
+            "hardly ranks the answers. Compare both on your prompts: stars compare."
+        )
+    return (
+        f"Undecided: the expected advantage is {said}, and its interval includes {WORTHWHILE}, "
+        f"below which Best-of-N does as well; {midway}. Use more pilot prompts, or compare both: "
+        "stars compare."
+    )
+
+
+def _said(segment: SegmentTrust) -> str:
+    a = segment.advantage
+    return f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]"
+
+
+def _remedy_line(remedies: Sequence[Remedy]) -> str:
+    """Return what the best alternative promises, if its interval says so."""
+    plain, *others = remedies
+    best = max(others, key=lambda r: np.nan_to_num(r.trust.advantage.low, nan=-np.inf))
+    if not best.trust.advantage.low > plain.trust.advantage.value:
+        return "Neither sentence borders nor a lookahead are expected to improve on this."
+    fields = ", ".join(f"{key}={value!r}" for key, value in best.settings.items())
+    return (
+        f"{best.name}: advantage {_said(best.trust)} instead of "
+        f"{plain.trust.advantage.value:.2f}; AlignParams({fields})."
+    )

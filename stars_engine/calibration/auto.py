@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from stars_engine.schedules import AutoSchedule, CalibratedSchedule
 logger = logging.getLogger(__name__)
 
 _MIN_LENGTH, _LENGTH_FACTOR = 32, 4  # calibrated lengths are 32, 128, 512, ... tokens
+LOG_EVERY_S = 10.0
 _LAYOUT = 2  # version of cached calibrations; raised when older ones must not be used
 
 
@@ -50,7 +52,10 @@ class CalibrationRequest:
         """Return the settings with the thresholds, which must be known, as their schedule."""
         # The caller's own settings take precedence over those that the calibration carries.
         own = {name: getattr(self.align, name) for name in ("segment_len", "max_attempts")}
-        return self.align.replace(schedule=self.future.result(), **own)
+        schedule = self.future.result()
+        if "guard" in schedule.made_for and "on_exhausted" not in self.align.model_fields_set:
+            own["on_exhausted"] = "stop"  # text that is not allowed must not be kept
+        return self.align.replace(schedule=schedule, **own)
 
 
 class Calibrations:
@@ -183,6 +188,21 @@ def _pilot_prompts(engine: Host, auto: AutoSchedule) -> Sequence[str]:
     return neutral_prompts(chat=uses_chat_format(engine), seed=auto.seed)[:count]
 
 
+class _StageLog:
+    """Logs the stages of a calibration with the time left, at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._began_s = self._logged_s = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        left_s = (now_s - self._began_s) / done * (total - done)
+        due = now_s - self._logged_s >= LOG_EVERY_S and done < total
+        self._logged_s = now_s if due else self._logged_s
+        level = logging.WARNING if due else logging.INFO
+        logger.log(level, "Calibration: stage %d of %d, about %.0f s left", done, total, left_s)
+
+
 def _calibrate(
     engine: Host,
     align: AlignParams,
@@ -210,8 +230,9 @@ def _calibrate(
         align=align,
         sampling=sampling,
         seed=auto.seed,
-        progress=lambda done, total: logger.info("Calibration: stage %d of %d", done, total),
+        progress=_StageLog(),
         should_stop=lambda: not is_wanted(),
+        detect_guard=True,
     )
     if schedule.predicted is not None:
         logger.warning(

@@ -23,6 +23,15 @@ POLL_S = 0.25  # between two checks whether the thresholds are still wanted
 WARN_AFTER_S, WARN_EVERY_S = 5.0, 60.0  # of waiting for another process
 
 
+def cache_folder() -> Path:
+    """Return the folder of cached calibrations: in `STARS_CACHE_DIR`, or in the user's cache."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    root = user_cache_path("stars-engine", appauthor=False)
+    if chosen:
+        root = Path(os.path.expanduser(chosen))  # noqa: PTH111 - Path may raise
+    return root / "calibrations"
+
+
 class CalibrationCache:
     """Calibrations on disk, one file for each key; one process calibrates while others wait for it.
 
@@ -32,13 +41,7 @@ class CalibrationCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        if folder is None:
-            chosen = os.environ.get(CACHE_VARIABLE)
-            root = user_cache_path("stars-engine", appauthor=False)
-            if chosen:
-                root = Path(os.path.expanduser(chosen))  # noqa: PTH111 - Path may raise
-            folder = root / "calibrations"
-        self._folder = folder
+        self._folder = cache_folder() if folder is None else folder
 
     def path_of(self, key: str) -> Path:
         """Return the file of a calibration."""

@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.effort import effort_curve, pilot_effort
 from stars_engine.calibration.fingerprints import model_fingerprints
 from stars_engine.calibration.fit import Fitter, Target
+from stars_engine.calibration.guards import guard_schedule, guard_values, in_words
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot import Pilot, schedule_of
 from stars_engine.calibration.pilot_prompts import (
@@ -21,8 +23,9 @@ from stars_engine.calibration.pilot_prompts import (
     uses_chat_format,
 )
 from stars_engine.calibration.settings import dependencies, hash_of
+from stars_engine.calibration.weight_hashes import weight_hashes
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import ConfigError, Problem, StarsWarning
+from stars_engine.errors import CalibrationStoppedError, ConfigError, Problem, StarsWarning
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schedules.auto import DEFAULT_BUDGET
 from stars_engine.types import Prompt, StarsResult
@@ -54,6 +57,7 @@ def calibrate(
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    detect_guard: bool = False,
 ) -> CalibratedSchedule:
     """Find thresholds for an engine's models.
 
@@ -87,6 +91,8 @@ def calibrate(
             Stored stages are restored bit for bit. Later stages are equal up to float32 rounding,
             because prefixes are drafted again in smaller batches.
         should_stop: Called before each stage; if it returns true, the calibration ends.
+        detect_guard: End after the first stage if the reward takes at most three values there, and
+            return thresholds that accept the highest value alone.
 
     Raises:
         ConfigError: An argument is out of range, or `checkpoint` cannot be written.
@@ -131,7 +137,11 @@ def calibrate(
     stage_checkpoint = StageCheckpoint(checkpoint, settings)
     stage_checkpoint.restore(fitter, num_stages)
 
+    guard: list[float] = []
+
     def stage_done() -> None:
+        if detect_guard and len(fitter.stages) == 1:
+            guard[:] = guard_values(fitter.stages[0]) or []
         try:
             stage_checkpoint.save(fitter)
             if progress is not None:
@@ -140,22 +150,52 @@ def calibrate(
             logger.exception("Reporting or saving a finished stage failed")
 
     pilot_run = Pilot(
-        engine, fitter, num_drafts=num_drafts, on_stage=stage_done, should_stop=should_stop
+        engine,
+        fitter,
+        num_drafts=num_drafts,
+        on_stage=stage_done,
+        should_stop=lambda: bool(guard) or should_stop(),
     )
-    results = pilot_run.run(prompts, sampling=sampling, align=align, reward_prompt=reward_prompt)
+    run = partial(
+        pilot_run.run, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
+    )
+    results = _unless_guard(run, guard)
+    if results is None:
+        stage_checkpoint.discard()
+        return guard_schedule(guard, align, {**made_for, "pilot": pilot})
     assert fitter.beta is not None
     made_for["align"]["beta"] = fitter.beta
     schedule = schedule_of(
         fitter,
         len(fitter.lines) - 1,
         segment_len=align.segment_len,
-        made_for={**made_for, "pilot": pilot},
+        made_for={**made_for, "weights": weight_hashes(engine.config), "pilot": pilot},
         predicted=pilot_effort(fitter, results),
         curve=effort_curve(fitter),
     )
     _warn_of_pilot(schedule, results)
     stage_checkpoint.discard()
     return schedule
+
+
+def _unless_guard(
+    run: Callable[[], list[StarsResult]], guard: Sequence[float]
+) -> list[StarsResult] | None:
+    """Run the pilot; return None if it ended because the reward is a guard."""
+    try:
+        results = run()
+    except CalibrationStoppedError:
+        if not guard:
+            raise
+    else:
+        if not guard:
+            return results
+    logger.warning(
+        "The reward takes only the values %s in the pilot: it is used as a guard that accepts "
+        "the highest of them. Hint: declare it with AlignParams(preset='guard')",
+        in_words(guard),
+    )
+    return None
 
 
 def default_segment_len(reward: Any, align: AlignParams) -> int:
@@ -222,7 +262,9 @@ def _target(
         return Target("budget", DEFAULT_BUDGET)
     if len(chosen) > 1:
         names = " and ".join(chosen)
-        raise ConfigError("calibrate", [Problem(names, "are both targets; set only one of them")])
+        raise ConfigError(
+            "calibrate", [Problem(names, "are both targets. Hint: set only one of them")]
+        )
     [(name, value)] = chosen.items()
     if name == "budget" and not value > 1:
         raise _problem(name, value, "a number above 1 (drafted tokens over kept tokens)")
@@ -245,11 +287,10 @@ def check_settings(target: Target, sampling: SamplingParams, align: AlignParams)
         raise _problem(
             "temperature",
             0,
-            "above 0, since at 0 all draws of a segment are equal; or set thresholds yourself with "
-            "ConstantSchedule(value=...)",
+            "above 0, because at 0 all draws of a segment are equal",
         )
     if align.max_attempts < 2:
-        raise _problem("max_attempts", align.max_attempts, "2 or more, so that there is a choice")
+        raise _problem("max_attempts", align.max_attempts, "2 or more")
 
 
 def _as_text(prompt: Prompt) -> str:
@@ -291,4 +332,5 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
 
 
 def _problem(field: str, value: object, allowed: str) -> ConfigError:
-    return ConfigError("calibrate", [Problem(field, f"{value} is not allowed; {allowed}")])
+    message = f"{value} is not allowed; allowed: {allowed}. Hint: change {field}"
+    return ConfigError("calibrate", [Problem(field, message)])

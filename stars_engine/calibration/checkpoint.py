@@ -50,7 +50,7 @@ class StageCheckpoint:
             settings = dict(values["settings"])
             stages = [StageDrafts.from_values(stage) for stage in values["stages"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            message = f"{self._path} is not a checkpoint of a calibration: {error}; delete it"
+            message = f"{self._path} is not a checkpoint of a calibration: {error}. Hint: delete it"
             raise ConfigError("calibrate", [Problem("checkpoint", message)]) from None
         names = {**settings, **self._settings}
         others = [name for name in names if settings.get(name) != self._settings.get(name)]

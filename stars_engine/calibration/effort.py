@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from stars_engine.calibration.draws import PooledDraws
 from stars_engine.calibration.fit import OFFSETS, Fitter
+from stars_engine.calibration.over_prompts import Indices, bootstrap
 from stars_engine.schedules import CurvePoint, Effort, Estimate
 from stars_engine.types import StarsResult
-
-NUM_RESAMPLES = 2000
-_LEVEL = (2.5, 97.5)
 
 
 def observed_effort(results: Sequence[StarsResult], *, seed: int = 0) -> Effort:
@@ -120,12 +118,10 @@ def _counts(results: Sequence[StarsResult]) -> NDArray[np.float64]:
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], seed: int) -> Estimate:
-    """Return sum(over) / sum(under), with a bootstrap interval over rows."""
-    if under.sum() == 0:
-        return Estimate(value=np.nan, low=np.nan, high=np.nan)
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(len(over), size=(NUM_RESAMPLES, len(over)))
-    tops, bottoms = over[picks].sum(1), under[picks].sum(1)
-    known = bottoms > 0
-    low, high = np.percentile(tops[known] / bottoms[known], _LEVEL)
-    return Estimate(value=float(over.sum() / under.sum()), low=float(low), high=float(high))
+    """Return sum(over) / sum(under), with an interval over prompts, which are the rows."""
+
+    def ratio(picked: Indices) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore"):
+            return np.asarray(over[picked].sum(-1) / under[picked].sum(-1))
+
+    return bootstrap(ratio, len(over), seed=seed)

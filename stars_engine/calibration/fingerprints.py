@@ -22,22 +22,35 @@ def model_fingerprints(config: StarsConfig) -> dict[str, list[Any]]:
     it is the file of the module, or the source if the function is given as an object. Models from
     the hub have no fingerprint.
     """
+    return {name: _fingerprint(part) for name, part in parts_of(config).items()}
+
+
+def parts_of(config: StarsConfig) -> dict[str, Schema]:
+    """Return the models of a config by name; those of a composite reward as well."""
     parts: dict[str, Schema] = {"model": config.model, "reward": config.reward}
     if isinstance(config.reward, CompositeReward):
         parts |= {f"reward {key}": part.reward for key, part in config.reward.parts.items()}
-    return {name: _fingerprint(part) for name, part in parts.items()}
+    return parts
+
+
+def source_file(function: str) -> Path | None:
+    """Return the file of the module of 'package.module:name'; None if there is none."""
+    with suppress(ImportError, ValueError, OSError):
+        spec = find_spec(function.partition(":")[0])
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            return Path(spec.origin)
+    return None
 
 
 def _fingerprint(part: Schema) -> list[Any]:
     found: list[Any] = []
     function = getattr(part, "function", None)
     if isinstance(function, str):
-        with suppress(ImportError, ValueError, OSError):
-            spec = find_spec(function.partition(":")[0])
-            if spec is not None and spec.origin is not None:
-                found.append(_file(Path(spec.origin)))
+        file = source_file(function)
+        if file is not None:
+            found.append(_file(file))
     elif callable(function):
-        found.append(_source(function))
+        found.append(source_hash(function))
     for field in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
         name = getattr(part, field, None)
         folder = Path(os.path.expanduser(name)) if name else None  # noqa: PTH111
@@ -53,7 +66,7 @@ def _file(path: Path) -> list[Any]:
     return [str(path), status.st_size, status.st_mtime_ns]
 
 
-def _source(function: Callable[..., Any]) -> str:
+def source_hash(function: Callable[..., Any]) -> str:
     """Return a hash of the source; empty if there is none, as for built-in functions."""
     try:
         text = inspect.getsource(function if inspect.isroutine(function) else type(function))

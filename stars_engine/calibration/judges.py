@@ -8,9 +8,9 @@ from typing import get_args
 from stars_engine.config import RewardConfig
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem, RewardError, describe_error
-from stars_engine.reals import real_number
 from stars_engine.rewards.base import score_values
 from stars_engine.rewards.loading import load_reward
+from stars_engine.scalars import real_number
 from stars_engine.types import RewardInput, RewardPrompt, StarsResult
 
 Judge = Callable[[str, str], float]
@@ -29,8 +29,8 @@ def as_judge(judge: Judge | RewardConfig | str | None) -> Judge | None:
     if judge is None or (callable(judge) and not isinstance(judge, type)):
         return judge
     message = (
-        f"{judge!r} is not allowed; use a callable f(prompt, answer) -> number, a reward's config "
-        "object or name, or None for the reward itself"
+        f"{judge!r} is not allowed. Hint: use a callable f(prompt, answer) -> number, a reward's "
+        "config object or name, or None for the reward itself"
     )
     raise ConfigError("trust_report", [Problem("judge", message)])
 

@@ -44,7 +44,9 @@ def checked_prompts(title: str, prompts: object, *, least: int = 1) -> list[Prom
                 "TokenIds([...]) for token ids and Chat([...]) for role dicts"
             )
     if len(prompts) < least:
-        raise problem(f"{len(prompts)} is not allowed; give at least {least} prompts, better 100")
+        raise problem(
+            f"{len(prompts)} is not allowed; allowed: {least} or more. Hint: give about 100 prompts"
+        )
     return list(prompts)
 
 

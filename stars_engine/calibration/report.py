@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from stars_engine.calibration.advice import Remedy, advise, recommend, recommended_budget
+from stars_engine.calibration.advice import (
+    ENOUGH_PROMPTS,
+    Remedy,
+    Verdict,
+    advise,
+    affordable_budget,
+    choose,
+)
 from stars_engine.calibration.calibrate import default_segment_len
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.judges import Judge, as_judge, opinion_of
@@ -27,8 +37,9 @@ from stars_engine.calibration.trust import (
     segment_trust,
 )
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
+from stars_engine.display.pages import table
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.schedules import CalibratedSchedule, CurvePoint, NoSchedule
+from stars_engine.schedules import CalibratedSchedule, CurvePoint, Estimate, NoSchedule
 from stars_engine.schema import Schema
 from stars_engine.types import Prompt, StarsResult
 
@@ -55,13 +66,75 @@ class TrustReport(Schema):
         "calibration if one is given, else from the plain answers at the recommended segment_len",
     )
     recommended_segment_len: int = Field(description="segment length to start with")
-    recommended_budget: float = Field(description="drafted over kept tokens to start with")
-    worthwhile: bool = Field(description="whether STARS is expected to outperform Best-of-N")
+    affordable_budget: float | None = Field(
+        description="largest measured budget, drafted over kept tokens, that forces few segments; "
+        "None if none was measured"
+    )
+    verdict: Verdict = Field(
+        description="whether STARS is expected to outperform Best-of-N, by the whole interval"
+    )
     advice: tuple[str, ...] = Field(description="advice as text")
+    about: dict[str, str] = Field(
+        default={}, description="the models, settings, versions and date, as text"
+    )
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether STARS is expected to outperform Best-of-N."""
+        return self.verdict == "worthwhile"
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show the verdict; `summary` shows the rest."""
+        for name in ("verdict", "num_prompts", "recommended_segment_len", "affordable_budget"):
+            yield name, getattr(self, name)
+
+    def tables(self) -> dict[str, str]:
+        """Return the measurements as HTML tables, by name."""
+        segments = [
+            (s.segment_len, _interval(s.advantage), f"{s.spearman_midway:.2f}")
+            for s in self.segments
+        ]
+        borders = [
+            (f"{b.num_tokens:.0f}", f"{b.spearman:.2f}", f"{b.pearson:.2f}", b.num_answers)
+            for b in self._shown_borders()
+        ]
+        remedies = [
+            (
+                r.name,
+                f"{r.trust.mean_len:.1f}",
+                _interval(r.trust.advantage),
+                f"{r.trust.spearman_midway:.2f}",
+            )
+            for r in self.remedies
+        ]
+        curve = [
+            (
+                f"{p.offset_sigmas:+.2f}",
+                f"{p.acceptance:.2f}",
+                f"{p.budget:.2f}",
+                f"{p.forced:.3f}",
+            )
+            for p in self.curve[::2]
+        ]
+        advantage, midway = "advantage [95% interval]", "Spearman midway"
+        return {
+            "segments": table(("segment_len", advantage, midway), segments),
+            "borders": table(("tokens read", "Spearman", "Pearson", "answers"), borders),
+            "remedies": table(("segments", "mean length", advantage, midway), remedies),
+            "curve": table(("sigmas", "acceptance", "drafted over kept", "forced"), curve),
+        }
+
+    def _repr_html_(self) -> str:
+        """Return the advice and the main table for a notebook."""
+        lines = "".join(f"<li>{escape(line)}</li>" for line in self.advice)
+        return f"<ul>{lines}</ul>{self.tables()['segments']}"
 
     def summary(self) -> str:
         """Return the report as plain text."""
         lines = [
+            *self.advice,
+            "",
+            *(f"{name}: {value}" for name, value in self.about.items()),
             f"{self.num_answers} plain answers to {self.num_prompts} prompts",
             f"outcome: {self.judged_by}",
             "",
@@ -73,8 +146,7 @@ class TrustReport(Schema):
         ]
         lines += ["", "segment_len   expected advantage over Best-of-N   Spearman midway"]
         for s in self.segments:
-            a = s.advantage
-            shown = f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]"
+            shown = _interval(s.advantage)
             lines.append(f"{s.segment_len:11d}   {shown:>33}   {s.spearman_midway:15.2f}")
         if self.remedies:
             lines += ["", f"{'remedy':32} mean length   advantage   Spearman midway"]
@@ -90,7 +162,7 @@ class TrustReport(Schema):
                 f"{p.forced:8.3f}"
                 for p in self.curve[::2]
             ]
-        return "\n".join([*lines, "", *self.advice])
+        return "\n".join(lines)
 
     def _shown_borders(self) -> list[BorderTrust]:
         step = max(1, len(self.borders) // 8)
@@ -113,7 +185,7 @@ def trust_report(
 
     Args:
         engine: The `StarsEngine` whose models are measured.
-        prompts: Prompts, at least 4 and preferably 24 or more, similar to those of later use;
+        prompts: Prompts, at least 4 and preferably 50 or more, similar to those of later use;
             None: a neutral set from the package.
         judge: A second opinion on whole answers: a reward's config object or name, or a callable
             f(prompt, answer) -> number, which returns nan to exclude an answer. None: the outcome
@@ -133,17 +205,16 @@ def trust_report(
         RewardError: The judge failed, or returned something that is not a number.
     """
     if prompts is None:
-        prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)[:24]
+        prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)[:ENOUGH_PROMPTS]
     prompts = checked_prompts("trust_report", prompts, least=4)
     if not isinstance(num_answers, int) or num_answers < 4:
-        raise _problem("num_answers", f"{num_answers!r} is not allowed; an integer of 4 or more")
+        raise _problem("num_answers", f"{num_answers!r} is not allowed. Hint: use 4 or more")
     sampling = engine.sampling if sampling is None else sampling
     sampling = sampling.replace(seed=seed, n=num_answers)
     if sampling.max_tokens < GRID:
-        message = f"{sampling.max_tokens} is not allowed; {GRID} or more, preferably 32"
-        raise _problem(
-            "sampling.max_tokens", f"{message}: rewards are measured every {GRID} tokens"
-        )
+        message = f"{sampling.max_tokens} is not allowed; allowed: {GRID} or more, because rewards "
+        message += f"are measured every {GRID} tokens. Hint: use max_tokens=32"
+        raise _problem("sampling.max_tokens", message)
     opinion = as_judge(judge)
 
     def pilot(**settings: Any) -> Answers:
@@ -166,25 +237,65 @@ def trust_report(
                     trust=segment_trust(pilot(**settings), settings["segment_len"], seed=seed),
                 )
             )
-    default = default_segment_len(engine.reward, AlignParams())
-    length, worthwhile = recommend(segments, default)
-    shared = between_prompts(plain)
+    chosen = choose(segments, default_segment_len(engine.reward, AlignParams()))
+    length = chosen.segment.segment_len
+    curve = (
+        schedule.curve
+        if schedule is not None
+        else plain_curve(plain.coarser(length), max_attempts=AlignParams().max_attempts)
+    )
+    shared, budget = between_prompts(plain), affordable_budget(curve)
     return TrustReport(
         num_prompts=len(prompts),
         num_answers=len(plain.outcomes),
-        judged_by="the reward of the whole answer" if judge is None else "a judge",
+        judged_by=_judge_name(judge),
         borders=tuple(borders(plain)),
         segments=tuple(segments),
         between_prompts=shared,
         remedies=tuple(others),
-        curve=schedule.curve
-        if schedule is not None
-        else plain_curve(plain.coarser(length), max_attempts=AlignParams().max_attempts),
+        curve=curve,
         recommended_segment_len=length,
-        recommended_budget=recommended_budget(length),
-        worthwhile=worthwhile,
-        advice=tuple(advise(segments, others, length, shared, worthwhile=worthwhile)),
+        affordable_budget=budget,
+        verdict=chosen.verdict,
+        advice=tuple(
+            advise(chosen, others, shared=shared, num_prompts=len(prompts), budget=budget)
+        ),
+        about=_about(engine, sampling),
     )
+
+
+def _about(engine: Host, sampling: SamplingParams) -> dict[str, str]:
+    """Return what was measured: models, settings, versions and date."""
+    names = {}
+    for name, part in (("language model", engine.config.model), ("reward", engine.config.reward)):
+        own = getattr(part, "name_or_path", None) or getattr(part, "function", None)
+        names[name] = own if isinstance(own, str) else type(part).__name__
+    fields = ("max_tokens", "temperature", "top_k", "top_p", "seed")
+    packages = ("stars-engine", "torch", "transformers")
+    return {
+        **names,
+        "sampling": ", ".join(f"{field} {getattr(sampling, field)}" for field in fields),
+        "versions": ", ".join(f"{package} {_version(package)}" for package in packages),
+        "date": datetime.now(tz=UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _judge_name(judge: Judge | RewardConfig | str | None) -> str:
+    if judge is None:
+        return "the reward of the whole answer"
+    named = judge if isinstance(judge, str) else getattr(judge, "name_or_path", None)
+    return f"a judge, {named}" if isinstance(named, str) else "a judge"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 _REMEDIES: dict[str, dict[str, Any]] = {
@@ -214,7 +325,8 @@ def _answers(
             outcomes.append(outcome)
     if not used:
         message = (
-            "no answer has a finite outcome; raise max_tokens, or check the reward and the judge"
+            "no answer has a finite outcome. Hint: raise max_tokens, or "
+            "check the reward and the judge"
         )
         raise _problem("sampling", message)
     rewards = [np.array(_rewards(result)) for result in used]

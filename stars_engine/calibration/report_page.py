@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stars_engine.calibration.advice import verification_advice
 from stars_engine.calibration.pages import render
 from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.svg import svg
 from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
+from stars_engine.display.pages import document, table
+from stars_engine.errors import needs_extra
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
 
 _TEMPLATE = "trust_report.html.jinja"
+_STYLE = """
+.advice li:first-child { font-weight: 600; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
 
 
 def write_report(
@@ -35,6 +43,8 @@ def write_report(
         MissingExtraError: matplotlib or Jinja2 is not installed.
         ConfigError: The file cannot be written.
     """
+    with needs_extra("eval"):
+        from markupsafe import Markup  # noqa: PLC0415
     curve = schedule.curve if schedule is not None else report.curve
     plots = {
         "borders": svg(lambda axes: _plot_borders(axes, report)),
@@ -42,15 +52,22 @@ def write_report(
         "innovations": svg(lambda axes: _plot_innovations(axes, report)),
         "curve": svg(lambda axes: _plot_curve(axes, curve)) if curve else "",
     }
-    page = render(
+    tables = report.tables()
+    failed = []
+    if verification is not None:
+        tables["verification"] = table(*verification.rows())
+        failed = verification_advice(verification)
+    body = render(
         "calibration",
         _TEMPLATE,
         plots=plots,
+        tables={name: Markup(text) for name, text in tables.items()},
         report=report,
+        advice=[*failed, *report.advice],
         worthwhile=WORTHWHILE,
         verification=verification,
     )
-    write_file(path, f"{page}\n", "report")
+    write_file(path, document("Trust report", body, style=_STYLE), "report")
 
 
 def _plot_borders(axes: Any, report: TrustReport) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from stars_engine.calibration.weight_hashes import weight_hashes
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig, ValueReward
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import StarsWarning
@@ -48,6 +49,7 @@ _RUNTIME_FIELDS = (
     *("token", "device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
     *("on_failure", "max_retries"),
 )
+_NAMES = ("name_or_path", "function", "revision")
 _MAX_LENGTH_RATIO = 2  # warn above this multiple of the calibrated length
 
 
@@ -96,14 +98,25 @@ def identity(part: Schema) -> dict[str, Any]:
 
 
 def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return descriptions of settings that differ from those of a calibration."""
-    found = []
+    """Return descriptions of settings that differ from those of a calibration.
+
+    Weights decide whether a model is another one, where both sides know them; otherwise its name.
+    """
+    hashes, own = made_for.get("weights") or {}, now.get("weights") or {}
+    known = [name for name in hashes if name in own]
+    found = [
+        f"the weights or code of the {name} are others"
+        for name in known
+        if hashes[name] != own[name]
+    ]
     for name in _COMPARED:
         then, current = made_for.get(name), now.get(name)
         if then is None or then == current:
             continue
         if isinstance(then, Mapping) and isinstance(current, Mapping):
             keys = [key for key in {**then, **current} if then.get(key) != current.get(key)]
+            if name in known:
+                keys = [key for key in keys if key not in _NAMES]
             found += [
                 f"{name}.{key} is {current.get(key)!r}, not {then.get(key)!r}" for key in keys
             ]
@@ -123,6 +136,8 @@ def warn_of_mismatch(
     if not isinstance(schedule, CalibratedSchedule) or not schedule.made_for:
         return
     now = dependencies(config, align, sampling or SamplingParams())
+    if "weights" in schedule.made_for:
+        now["weights"] = weight_hashes(config)
     if sampling is None:
         now["sampling"] = schedule.made_for.get("sampling")  # the model's default is unknown here
     found = differences(schedule.made_for, now)
@@ -168,4 +183,6 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if abs(value) < float("inf") else str(value)
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
+    # A function as it is named in a config file.
+    named = hasattr(value, "__qualname__")
+    return f"{value.__module__}:{value.__qualname__}" if named else type(value).__qualname__

@@ -49,7 +49,7 @@ def standardize(
     """
     reward = engine.config.reward
     if not isinstance(reward, CompositeReward):
-        message = f"is {reward.kind}; only a CompositeReward has parts to standardize"
+        message = f"{reward.kind!r} has no parts. Hint: use a CompositeReward"
         raise ConfigError("standardize", [Problem("reward", message)])
     if prompts is None:
         prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)[:_DEFAULT_PROMPTS]
@@ -75,6 +75,8 @@ def _scale(name: str, values: Sequence[float]) -> dict[str, float]:
     std = pstdev(values) if values else 0.0
     if std == 0:
         said = f"is {values[0]} on all {len(values)} pilot texts" if values else "has no value"
-        message = f"{said}; check the part, set its mean and std by hand, or use longer answers"
+        message = (
+            f"{said}. Hint: check the part, set its mean and std by hand, or use longer answers"
+        )
         raise ConfigError("standardize", [Problem(f"parts.{name}", message)])
     return {"mean": fmean(values), "std": std}

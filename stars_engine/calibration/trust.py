@@ -13,15 +13,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from stars_engine.calibration.draws import PooledDraws, draws_of
 from stars_engine.calibration.fit import OFFSETS, baseline, regress
+from stars_engine.calibration.over_prompts import (
+    Floats,
+    Indices,
+    bootstrap,
+    centred_within,
+    of_each,
+    rows_of,
+)
 from stars_engine.schedules import CurvePoint, Estimate
 from stars_engine.schema import Schema
-
-Floats = NDArray[np.float64]
 
 WORTHWHILE = 1.2  # expected advantage below which Best-of-N does as well
 _NUM_RESAMPLES = 200
@@ -62,16 +67,14 @@ class Answers:
         outcomes: `(answers,)`, the final reward, or the judge's.
     """
 
-    prompts: NDArray[np.int64]
+    prompts: Indices
     rewards: Sequence[Floats]
     num_tokens: Sequence[Floats]
     outcomes: Floats
 
-    def picked(self, prompts: NDArray[np.int64]) -> Answers:
+    def picked(self, prompts: Indices) -> Answers:
         """Return the answers to some prompts; a prompt picked twice counts as two."""
-        index = [np.flatnonzero(self.prompts == prompt) for prompt in prompts]
-        rows = np.concatenate(index)
-        names = np.repeat(np.arange(len(prompts)), [len(part) for part in index])
+        rows, names = rows_of(self.prompts, prompts)
         return Answers(
             names,
             [self.rewards[row] for row in rows],
@@ -107,7 +110,7 @@ def borders(answers: Answers) -> list[BorderTrust]:
                 num_tokens=float(np.mean([answers.num_tokens[row][index] for row in rows])),
                 num_answers=len(rows),
                 spearman=within(_ranks_by, rewards, outcomes, prompts),
-                pearson=within(_centred_by, rewards, outcomes, prompts),
+                pearson=within(centred_within, rewards, outcomes, prompts),
             )
         )
     return found
@@ -115,21 +118,14 @@ def borders(answers: Answers) -> list[BorderTrust]:
 
 def segment_trust(answers: Answers, segment_len: int, *, seed: int = 0) -> SegmentTrust:
     """Return innovation correlations and the expected advantage, with an interval over prompts."""
-    rho = innovations(answers)
-    generator = np.random.default_rng(seed)
     prompts = np.unique(answers.prompts)
-    draws = []
-    for _ in range(_NUM_RESAMPLES):
-        some = answers.picked(generator.choice(prompts, size=len(prompts)))
-        draws.append(_advantage(some, innovations(some)))
-    known = [value for value in draws if np.isfinite(value)] or [np.nan]
-    low, high = np.percentile(known, (2.5, 97.5))
+    advantage = of_each(lambda picked: _advantage(answers.picked(prompts[picked])))
     lengths = np.concatenate([np.diff(tokens, prepend=0) for tokens in answers.num_tokens])
     return SegmentTrust(
         segment_len=segment_len,
         mean_len=float(lengths.mean()),
-        innovations=tuple(value for value, _ in rho),
-        advantage=Estimate(value=_advantage(answers, rho), low=float(low), high=float(high)),
+        innovations=tuple(value for value, _ in innovations(answers)),
+        advantage=bootstrap(advantage, len(prompts), seed=seed, num_resamples=_NUM_RESAMPLES),
         spearman_midway=_midway(answers),
     )
 
@@ -142,12 +138,14 @@ def innovations(answers: Answers) -> list[tuple[float, float]]:
         if len(rows) < _MIN_ANSWERS:
             break
         prompts = answers.prompts[rows]
-        new = _centred_by(np.array([answers.rewards[row][index] for row in rows]), prompts)
+        new = centred_within(np.array([answers.rewards[row][index] for row in rows]), prompts)
         if index:
-            old = _centred_by(np.array([answers.rewards[row][index - 1] for row in rows]), prompts)
+            old = centred_within(
+                np.array([answers.rewards[row][index - 1] for row in rows]), prompts
+            )
             variance = float(old @ old)
             new = new - old * (float(old @ new) / variance if variance > 0 else 0.0)
-        outcome = _centred_by(answers.outcomes[rows], prompts)
+        outcome = centred_within(answers.outcomes[rows], prompts)
         found.append((correlation(new, outcome), len(rows) / len(answers.outcomes)))
     return found
 
@@ -190,7 +188,7 @@ def plain_curve(answers: Answers, *, max_attempts: int) -> tuple[CurvePoint, ...
 def between_prompts(answers: Answers) -> float:
     """Return the share of the final reward's variance that lies between prompts, 0 to 1."""
     finals = np.array([rewards[-1] for rewards in answers.rewards])
-    rest = _centred_by(finals, answers.prompts)
+    rest = centred_within(finals, answers.prompts)
     num_prompts = len(np.unique(answers.prompts))
     inside = float(rest @ rest) / max(1, len(finals) - num_prompts)
     total = float(finals.var(ddof=1))
@@ -205,23 +203,23 @@ def correlation(a: Floats, b: Floats) -> float:
 
 
 def within(
-    centre: Callable[[Floats, NDArray[np.int64]], Floats],
+    centre: Callable[[Floats, Indices], Floats],
     a: Floats,
     b: Floats,
-    prompts: NDArray[np.int64],
+    prompts: Indices,
 ) -> float:
     """Return the correlation of two arrays among answers to the same prompt."""
     return correlation(centre(a, prompts), centre(b, prompts))
 
 
-def _reaching(answers: Answers, index: int) -> NDArray[np.int64]:
+def _reaching(answers: Answers, index: int) -> Indices:
     return np.flatnonzero([len(rewards) > index for rewards in answers.rewards])
 
 
-def _advantage(answers: Answers, rho: Sequence[tuple[float, float]]) -> float:
+def _advantage(answers: Answers) -> float:
     finals = np.array([rewards[-1] for rewards in answers.rewards])
-    final = within(_centred_by, finals, answers.outcomes, answers.prompts)
-    total = sum(value * share for value, share in rho)
+    final = within(centred_within, finals, answers.outcomes, answers.prompts)
+    total = sum(value * share for value, share in innovations(answers))
     return total / final if final > 0 else float("nan")
 
 
@@ -233,13 +231,7 @@ def _midway(answers: Answers) -> float:
     return within(_ranks_by, np.array(values), answers.outcomes, answers.prompts)
 
 
-def _centred_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
-    _, group = np.unique(prompts, return_inverse=True)
-    means = np.bincount(group, weights=values) / np.bincount(group)
-    return np.asarray(values - means[group])
-
-
-def _ranks_by(values: Floats, prompts: NDArray[np.int64]) -> Floats:
+def _ranks_by(values: Floats, prompts: Indices) -> Floats:
     """Return centred ranks among the answers to each prompt; ties share their mean rank."""
     ranks = np.empty(len(values))
     for prompt in np.unique(prompts):

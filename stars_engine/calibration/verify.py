@@ -10,6 +10,7 @@ from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.host import Host, RewardPrompts
 from stars_engine.calibration.pilot_prompts import checked_prompts
 from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.display.pages import table
 from stars_engine.schedules import CalibratedSchedule, Effort
 from stars_engine.schema import Schema
 from stars_engine.types import Prompt
@@ -23,18 +24,26 @@ class Verification(Schema):
     num_prompts: int = Field(description="number of prompts")
     mean_reward: float = Field(description="mean reward of the answers")
 
-    def summary(self) -> str:
-        """Return a table of predicted and observed effort."""
-        lines = [f"{'':12} {'predicted':>24} {'observed':>24}"]
+    def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the names of the columns, and a row for each part of the effort."""
+        found: list[tuple[str, ...]] = []
         for name in Effort.model_fields:
             seen = getattr(self.observed, name)
             if seen is None:
                 continue
             expected = getattr(self.predicted, name) if self.predicted else None
-            shown = expected.shown() if expected else "-"
-            mark = "" if expected is None or expected.holds(seen.value) else "  outside"
-            lines.append(f"{name:12} {shown:>24} {seen.shown():>24}{mark}")
-        return "\n".join(lines)
+            mark = "" if expected is None else "yes" if expected.holds(seen.value) else "no"
+            found.append((name, expected.shown() if expected else "-", seen.shown(), mark))
+        return ("", "predicted", "observed", "holds"), found
+
+    def summary(self) -> str:
+        """Return a table of predicted and observed effort."""
+        names, rows = self.rows()
+        return "\n".join(f"{a:12} {b:>24} {c:>24}  {d}".rstrip() for a, b, c, d in [names, *rows])
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return table(*self.rows())
 
 
 def verify(

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from stars_engine.errors import needs_extra
-from stars_engine.grammars import unexpressed
+from stars_engine.json_schema.compiling import unexpressed
 from stars_engine.messages import Tool
 
 _MAX_SHOWN = 200

@@ -185,6 +185,7 @@ def _grammar(
         codec,
         must_call=chat.must_call,
         several=chat.parallel_tool_calls and not one,
+        compact=chat.compact_calls,
         reasoning_mode=reasoning_mode,
     )
 

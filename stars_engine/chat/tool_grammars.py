@@ -10,8 +10,8 @@ from stars_engine.chat.formats import CLOSING, OPENING, ToolFormat
 from stars_engine.chat.replies import ReasoningMode
 from stars_engine.config import EbnfGrammar
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.grammars import json_rules
 from stars_engine.json_schema import Layout
+from stars_engine.json_schema.compiling import json_rules
 from stars_engine.messages import Tool
 from stars_engine.tokenization.codec import Codec
 
@@ -28,6 +28,7 @@ def tool_grammar(
     *,
     must_call: bool,
     several: bool,
+    compact: bool = False,
     reasoning_mode: ReasoningMode = "none",
 ) -> EbnfGrammar:
     """Return the grammar of answers that call tools in a model's own format.
@@ -38,6 +39,7 @@ def tool_grammar(
         codec: The tokenizer, which determines which markers are control tokens.
         must_call: Whether the answer must contain a call.
         several: Whether the answer may contain several calls, if the format allows it.
+        compact: Whether arguments have no spaces between their parts.
         reasoning_mode: "none"; "optional" if reasoning may precede the answer; "open" if the
             prompt has opened the reasoning.
 
@@ -47,7 +49,7 @@ def tool_grammar(
     rules = []
     names = []
     for index, tool in enumerate(tools):
-        rules.append(_arguments(f"arguments_{index}", tool))
+        rules.append(_arguments(f"arguments_{index}", tool, Layout() if compact else _LAYOUT))
         parts = [_spelt(form.head_of(tool.name), codec), f"arguments_{index}"]
         rules.append(f"call_{index}: " + " ".join([*parts, _spelt(form.tail, codec)]))
         names.append(f"call_{index}")
@@ -72,14 +74,14 @@ def tool_grammar(
     return EbnfGrammar(text="\n".join([f"start: {start}", *rules]))
 
 
-def _arguments(name: str, tool: Tool) -> str:
+def _arguments(name: str, tool: Tool, layout: Layout) -> str:
     """Return the grammar rules for a tool's arguments.
 
     Raises:
         ConfigError: A grammar cannot express the arguments.
     """
     try:
-        return json_rules(name, arguments_schema(tool), _LAYOUT, strict=tool.strict)
+        return json_rules(name, arguments_schema(tool), layout, strict=tool.strict)
     except ValueError as error:
         message = (
             f"the arguments of {tool.name!r} cannot be expressed by a grammar: {error}. Hint: "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from stars_engine.cli.loading import loaded
 from stars_engine.cli.messages import messages
 from stars_engine.cli.options import (
     ConfigOption,
@@ -20,11 +19,17 @@ from stars_engine.cli.options import (
     RewardOption,
 )
 from stars_engine.cli.output import write
+from stars_engine.cli.progress import TimeLeft, Wait
+from stars_engine.cli.prompts import read_prompts
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, needs_extra
 from stars_engine.files.config_files import check_suffix, check_writable, refuse_imports, text_of
 from stars_engine.schedules import CalibratedSchedule
+from stars_engine.types import Prompt
+
+if TYPE_CHECKING:
+    from stars_engine.calibration.verify import Verification
 
 _PILOT_SHARE = 0.6  # share of prompts for the pilot; the others verify the prediction
 
@@ -62,15 +67,10 @@ def calibrate_command(
         bool, typer.Option(help="Keep two prompts in five back, and check the prediction on them.")
     ] = True,
 ) -> None:
-    """Find thresholds for a language model and a reward model. Resumes where it was interrupted."""
-    from stars_engine.calibration.calibrate import calibrate
-    from stars_engine.calibration.pilot_prompts import neutral_prompts, uses_chat_format
-    from stars_engine.calibration.report import trust_report
-    from stars_engine.calibration.verify import verify as check
-    from stars_engine.cli.generate import read_prompts
-    from stars_engine.cli.threads import use_one_thread
-    from stars_engine.engine.engine import StarsEngine
+    """Find thresholds for a language model and a reward model.
 
+    An interrupted run resumes from FILE.partial.
+    """
     check_suffix(out, "CalibratedSchedule")
     check_writable(out, "CalibratedSchedule")
     _check_report(report, judge)
@@ -81,44 +81,77 @@ def calibrate_command(
     judging = as_reward(judge)
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
-    if settings.uses_embedded_pair:
-        use_one_thread()
+    prompts: list[Prompt] | None = None
+    if prompts_file is not None:
+        prompts = [*read_prompts(prompts_file)]
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
-    with StarsEngine(settings) as engine:
-        if prompts_file is None:
-            prompts = neutral_prompts(chat=uses_chat_format(engine), seed=seed)
+    with loaded(settings) as (engine, wait):
+        from stars_engine.calibration.advice import ENOUGH_PROMPTS
+        from stars_engine.calibration.calibrate import calibrate
+        from stars_engine.calibration.pilot_prompts import neutral_prompts, uses_chat_format
+        from stars_engine.calibration.report import trust_report
+        from stars_engine.calibration.verify import verify as check
+        from stars_engine.rewards.loading import check_reward
+
+        if judging is not None:
+            check_reward(judging)
+        if prompts is None:
+            prompts = [*neutral_prompts(chat=uses_chat_format(engine), seed=seed)]
         else:
-            prompts = read_prompts(prompts_file)
             Random(seed).shuffle(prompts)
         pilot, others = _split(prompts, settings.engine.max_active, verify=verify)
-        with _bar("calibrating") as advance:
-            schedule = calibrate(
-                engine,
-                pilot,
-                **target,
-                segment_len=segment_len,
-                seed=seed,
-                progress=advance,
-                checkpoint=out.with_name(f"{out.name}.partial"),
-            )
+        schedule = calibrate(
+            engine,
+            pilot,
+            **target,
+            segment_len=segment_len,
+            seed=seed,
+            progress=_stages(wait),
+            checkpoint=out.with_name(f"{out.name}.partial"),
+            detect_guard=not target,
+        )
         _keep(schedule, out)
         verification = None
         if verify:
-            with messages.status("validating the calibration on other prompts"):
-                verification = check(engine, schedule, others)
+            wait.update(f"validating the calibration on {len(others)} other prompts")
+            verification = check(engine, schedule, others)
             write(f"{len(pilot)} pilot prompts, {len(others)} others")
-            write(verification.summary())
-        elif schedule.predicted is not None:
-            for name in type(schedule.predicted).model_fields:
-                estimate = getattr(schedule.predicted, name)
-                if estimate is not None:
-                    write(f"{name:12} {estimate.shown()}")
+        _show_effort(schedule, verification)
         if report is not None:
-            with messages.status("measuring trust"):
-                trust = trust_report(engine, pilot[:24], judge=judging, schedule=schedule)
+            own = pilot[:ENOUGH_PROMPTS]
+            wait.update(f"measuring trust on plain answers to {len(own)} prompts")
+            trust = trust_report(engine, own, judge=judging, schedule=schedule)
             write(trust.summary())
             _write(report, trust, schedule, verification)
             messages.say(f"report written to {report}")
+
+
+def _stages(wait: Wait) -> Callable[[int, int], None]:
+    """Return what shows the stages of a calibration, with the time left."""
+    left, first = TimeLeft(), [0]
+    wait.update("calibrating, stage 1")
+
+    def advance(done: int, total: int) -> None:
+        first[0] = first[0] or done - 1  # earlier stages come from a checkpoint
+        said = left.said(done - first[0], total - first[0])
+        wait.update(f"calibrating, stage {min(done + 1, total)} of {total}{said}", aloud=done == 1)
+
+    return advance
+
+
+def _show_effort(schedule: CalibratedSchedule, verification: Verification | None) -> None:
+    """Print the predicted effort, and the observed one if there is one."""
+    from stars_engine.calibration.advice import verification_advice
+
+    if verification is not None:
+        write(verification.summary())
+        for line in verification_advice(verification):
+            messages.say(line, style="bold yellow")
+    elif schedule.predicted is not None:
+        for name in type(schedule.predicted).model_fields:
+            estimate = getattr(schedule.predicted, name)
+            if estimate is not None:
+                write(f"{name:12} {estimate.shown()}")
 
 
 def _keep(schedule: CalibratedSchedule, out: Path) -> None:
@@ -137,14 +170,15 @@ def _check_report(report: Path | None, judge: str | None) -> None:
     """Check early that the report can be written, before long measurements."""
     if report is None:
         if judge is not None:
-            raise typer.BadParameter("--judge needs --report FILE; give both, or neither")
+            raise typer.BadParameter("--judge needs --report FILE. Hint: give both, or neither")
         return
+    check_suffix(report, "report", (".html", ".htm"))
     check_writable(report, "report")
     with needs_extra("eval"):
         import matplotlib as mpl  # noqa: F401 - checks that it is installed
 
 
-def _split(prompts: list[str], limit: int, *, verify: bool) -> tuple[list[str], list[str]]:
+def _split(prompts: list[Prompt], limit: int, *, verify: bool) -> tuple[list[Prompt], list[Prompt]]:
     """Return the pilot prompts, at most `limit`, and the prompts that check the prediction."""
     from stars_engine.calibration.calibrate import MIN_PROMPTS
 
@@ -164,15 +198,3 @@ def _write(path: Path, *parts: Any) -> None:
     from stars_engine.calibration.report_page import write_report
 
     write_report(path, *parts)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=messages, disable=not messages.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield advance

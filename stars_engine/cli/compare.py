@@ -143,8 +143,9 @@ def sweep_command(
     n: SamplesOption = None,
     out: OutOption = None,
 ) -> None:
-    """Compare STARS under every combination of some settings; the best is chosen on tuning prompts.
+    """Compare STARS under every combination of some settings.
 
+    The best is chosen on tuning prompts.
     Example: stars sweep segment_len=8,16,32 schedule.budget=2.7,4
     """
     with needs_extra("eval"):
@@ -199,7 +200,10 @@ def sweep_arms(fields: list[str]) -> dict[str, Any]:
         name, found, text = field.partition("=")
         options = text.split(",") if found else []
         if not name or not options or "" in options:
-            message = f"{field!r} is not allowed; FIELD=VALUE,VALUE, such as segment_len=8,16"
+            message = (
+                f"{field!r} is not of the form FIELD=VALUE,VALUE. "
+                "Hint: for example, segment_len=8,16"
+            )
             raise ConfigError("sweep", [Problem("fields", message)])
         names.append(name)
         values.append([yaml.safe_load(option) for option in options])
@@ -281,7 +285,10 @@ def _not_ours(recipe: Recipe) -> dict[str, Any]:
 def _named_judge(option: str) -> tuple[str, str]:
     name, _, source = option.partition("=")
     if not (name and source):
-        raise typer.BadParameter(f"--judge {option!r} is not allowed; NAME=REWARD")
+        raise typer.BadParameter(
+            f"--judge {option!r} is not of the form NAME=REWARD. Hint: for example, "
+            "--judge tone=my_package.rewards:polite"
+        )
     return name, source
 
 

@@ -6,16 +6,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from stars_engine.cli.loading import loaded
 from stars_engine.cli.output import visible
-from stars_engine.cli.threads import use_one_thread
 from stars_engine.config import SamplingParams, StarsConfig
-from stars_engine.engine.engine import StarsEngine
 from stars_engine.types import Segment, SegmentEvent, StarsResult
 
 DEMO_PROMPTS = [
@@ -30,9 +31,18 @@ NUM_SHOWN = 2
 NUM_REJECTED_SHOWN = 2
 
 
+def demo_command(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Beginnings of reviews.")] = None,
+    *,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same texts.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per prompt and arm.")] = 4,
+) -> None:
+    """Show plain sampling beside STARS, segment by segment. Works offline."""
+    run_demo(prompts or DEMO_PROMPTS, seed=seed, num_samples=samples)
+
+
 def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
     """Show two complete answers, and averages over all prompts and samples."""
-    use_one_thread()
     console = Console(highlight=False)
     started = time.monotonic()
     console.print(
@@ -42,9 +52,8 @@ def run_demo(prompts: Sequence[str], *, seed: int, num_samples: int) -> None:
         f"At most {NUM_REJECTED_SHOWN} rejected drafts are shown per segment.\n"
     )
     config = StarsConfig(sampling=SamplingParams(seed=seed, n=num_samples))
-    with StarsEngine(config) as engine:
-        with console.status("loading the embedded pair"):
-            engine.load()
+    with loaded(config) as (engine, wait):
+        wait.end()
         # The answers fill a batch, so one draft of each at a time avoids surplus drafts.
         align = engine.config.align.replace(num_candidates=1, keep_rejected_text=True)
         with console.status("averaging over all prompts"):

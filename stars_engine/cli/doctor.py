@@ -1,20 +1,26 @@
-"""`stars doctor`: show versions, devices and models."""
+"""`stars doctor`: show versions, devices and models, then what is wrong."""
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import sys
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stars_engine.cli.loading import loaded
+from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import visible
-from stars_engine.config import StarsConfig
-from stars_engine.engine.engine import StarsEngine
-from stars_engine.errors import needs_extra
-from stars_engine.rewards.composite import CompositeRewardModel
+from stars_engine.cli.settings import read_config
+from stars_engine.schedules import NoSchedule
+
+if TYPE_CHECKING:
+    from stars_engine.engine.engine import StarsEngine
 
 _PACKAGES = (
     "stars-engine",
@@ -27,24 +33,60 @@ _PACKAGES = (
 )
 
 
-def run_doctor(config: StarsConfig) -> None:
-    """Print versions and devices, load both models, and describe them."""
-    with needs_extra("local"):
-        import torch
+def doctor_command(
+    *,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    reward: RewardOption = None,
+    no_imports: NoImportsOption = False,
+) -> None:
+    """Show versions, devices, both models and how they run. Loads both models.
+
+    Whatever is wrong with the models, the versions are printed first.
+    """
+    _print(_versions())
+    # Nothing is scored, so no thresholds are needed.
+    align = {} if (model, reward) == (None, None) else {"schedule": NoSchedule()}
+    settings = read_config(
+        config, model, reward, sampling={}, align=align, allow_imports=not no_imports
+    )
+    with loaded(settings) as (engine, wait):
+        wait.end()
+        _print(_describe_model(engine).items())
+        _print(_describe_reward(engine).items())
+
+
+def _print(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True, min_width=14)
     table.add_column(overflow="fold")
-    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    for name in _PACKAGES:
-        table.add_row(name, _version(name))
-    table.add_row("cuda", _cuda())
-    table.add_row("mps", "available" if torch.backends.mps.is_available() else "none")
-    table.add_row("cpu threads", str(torch.get_num_threads()))
-    with StarsEngine(config) as engine:  # closed, so that its thread ends with the command
-        for about in (_describe_model(engine), _describe_reward(engine)):
-            for name, value in about.items():
-                table.add_row(_cell(name), _cell(value))
+    for name, value in rows:
+        table.add_row(_cell(name), _cell(value))
     Console(highlight=False).print(table)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    from stars_engine.calibration.cache import cache_folder
+
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    for name in _PACKAGES:
+        yield name, _version(name)
+    yield from _devices()
+    yield "calibrations", f"cached in {cache_folder()}"
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    try:
+        import torch
+    except Exception as error:  # noqa: BLE001 - a broken installation of torch must be reported
+        yield "torch", f"cannot be imported: {error}"
+        return
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    yield "cuda", ", ".join(names) or "none"
+    yield "mps", "available" if torch.backends.mps.is_available() else "none"
+    yield "cpu threads", str(torch.get_num_threads())
 
 
 def _cell(text: str) -> Text:
@@ -73,6 +115,7 @@ def _describe_model(engine: StarsEngine) -> dict[str, str]:
 
 def _describe_reward(engine: StarsEngine) -> dict[str, str]:
     from stars_engine.rewards.base import describe
+    from stars_engine.rewards.composite import CompositeRewardModel
 
     reward = engine.reward
     rows = {"reward": describe(reward)}
@@ -92,10 +135,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _cuda() -> str:
-    import torch
-
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join(names) or "none"

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from stars_engine.cli.messages import messages
 from stars_engine.config import AlignParams, RewardConfig, StarsConfig, TransformersModel
 from stars_engine.config.presets import preset
 from stars_engine.config.root import embedded_align
@@ -43,16 +44,22 @@ def read_schedule(
     start = given(initial=initial, initial_weight=initial_weight)
     if path is not None:
         if threshold is not None or target is not None or start:
-            raise typer.BadParameter("give --schedule FILE, or thresholds, not both")
+            raise typer.BadParameter(
+                "--schedule FILE excludes --threshold, --target, --initial and --initial-weight. "
+                "Hint: give the file, or thresholds"
+            )
         return CalibratedSchedule.from_file(path, allow_imports=allow_imports)
     if threshold is not None and (target is not None or start):
-        raise typer.BadParameter("give --threshold, or --target with --initial")
+        raise typer.BadParameter(
+            "--threshold excludes --target, --initial and --initial-weight. Hint: give "
+            "--threshold, or --target with --initial"
+        )
     if threshold is not None:
         return {"kind": "constant", "value": threshold}
     if target is not None:
         return {"kind": "linear", "target": target, **start}
     if start:
-        raise typer.BadParameter("--initial and --initial-weight need --target")
+        raise typer.BadParameter("--initial and --initial-weight need --target. Hint: add --target")
     return None
 
 
@@ -72,16 +79,13 @@ def read_config(
     Raises:
         ConfigError: The file or an option is invalid, or names code although imports are refused.
     """
-    base = StarsConfig.from_file(path, allow_imports=allow_imports) if path else StarsConfig()
+    base = _read_file(path, allow_imports=allow_imports)
+    _name_options(model, reward)
     own_pair = _is_another(model, base.model) or _is_another(reward, base.reward)
     if own_pair:
         _check_own_pair(path, model, reward)
-        has_others = preset_name is not None or "schedule" in align
-        if "align" in base.model_fields_set and base.align.schedule and not has_others:
-            raise typer.BadParameter(
-                f"thresholds belong to one pair of models, and those of {path} were made for "
-                "another pair. Hint: give --preset best, --schedule FILE, --threshold or --target"
-            )
+        if preset_name is None and "schedule" not in align:
+            _check_thresholds(base, path)
     changes: dict[str, Any] = given(model=model, prompt_format=prompt_format)
     if reward is not None:
         is_callable = ":" in reward and not reward.startswith("stars:")
@@ -94,17 +98,43 @@ def read_config(
             )
         changes["sampling"] = base.sampling.replace(**sampling)
     if preset_name is not None:
-        ramp = align.get("schedule")
-        if preset_name == "paper" and isinstance(ramp, dict) and ramp["kind"] == "linear":
-            align = {**align, **ramp}  # --target and --initial are settings of the preset
-            del align["schedule"], align["kind"]
-        changes["align"] = preset(preset_name, **align)
+        changes["align"] = _preset(preset_name, align)
     elif own_pair or align:
         changes["align"] = _test_of(base, own_pair=own_pair).replace(**align)
     settings = base.replace(**changes)
     if not allow_imports:
         _import_nothing(settings)
     return settings
+
+
+def _name_options(model: str | None, reward: str | None) -> None:
+    """Let errors about these models name the options that gave them."""
+    for option, value in given(model=model, reward=reward).items():
+        for field in ("name_or_path", "function"):
+            messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
+
+
+def _preset(name: str, align: dict[str, Any]) -> AlignParams:
+    """Return a preset with the options that were given; say which of them win."""
+    ramp = align.get("schedule")
+    if ramp is None:
+        return preset(name, **align)
+    if name == "paper" and isinstance(ramp, dict) and ramp["kind"] == "linear":
+        align = {**align, **ramp}  # --target and --initial are settings of the preset
+        del align["schedule"], align["kind"]
+    else:
+        messages.say(f"the thresholds that are given replace those of --preset {name}")
+    return preset(name, **align)
+
+
+def _read_file(path: Path | None, *, allow_imports: bool) -> StarsConfig:
+    """Read the config file, whose errors name its fields and not options."""
+    if path is None:
+        return StarsConfig()
+    options, messages.option_names = messages.option_names, {}
+    config = StarsConfig.from_file(path, allow_imports=allow_imports)
+    messages.option_names = options
+    return config
 
 
 def _import_nothing(settings: StarsConfig) -> None:
@@ -124,10 +154,20 @@ def _test_of(base: StarsConfig, *, own_pair: bool) -> AlignParams:
     return AlignParams() if own_pair and "align" not in base.model_fields_set else base.align
 
 
+def _check_thresholds(base: StarsConfig, path: Path | None) -> None:
+    """Refuse the thresholds of a file for other models."""
+    if "align" in base.model_fields_set and base.align.schedule:
+        raise typer.BadParameter(
+            f"thresholds belong to one pair of models, and those of {path} were made for "
+            "another pair. Hint: give --preset best, --schedule FILE, --threshold or --target"
+        )
+
+
 def _check_own_pair(path: Path | None, model: str | None, reward: str | None) -> None:
     """Refuse a change of only one model of the embedded pair."""
     if path is None and (model is None or reward is None):
         missing, other = ("--reward", "--model") if reward is None else ("--model", "--reward")
         raise typer.BadParameter(
-            f"{missing} is required with {other}: the embedded models only work as a pair"
+            f"{missing} is required with {other}: the embedded models only work as a pair. Hint: "
+            f"add {missing}"
         )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
 
+from stars_engine.cli.loading import loaded
 from stars_engine.cli.messages import messages
 from stars_engine.cli.options import (
     ConfigOption,
@@ -18,6 +19,7 @@ from stars_engine.cli.options import (
 )
 from stars_engine.cli.output import write
 from stars_engine.cli.progress import bars
+from stars_engine.cli.prompts import read_prompts
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config.rewards import as_reward
 from stars_engine.files.config_files import refuse_imports
@@ -51,11 +53,6 @@ def train_guide_command(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("guide"),
 ) -> None:
     """Fit a value head to a language model. Resumes where it was interrupted."""
-    from stars_engine.cli.generate import read_prompts
-    from stars_engine.cli.threads import use_one_thread
-    from stars_engine.engine.engine import StarsEngine
-    from stars_engine.guides.train import train_guide
-
     settings = read_config(
         config,
         model,
@@ -67,13 +64,15 @@ def train_guide_command(
     judging = as_reward(judge)
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
-    if settings.uses_embedded_pair:
-        use_one_thread()
-    with StarsEngine(settings) as engine, bars(TimeElapsedColumn()) as advance:
+    prompts = None if prompts_file is None else read_prompts(prompts_file)
+    with loaded(settings) as (engine, wait), bars(TimeRemainingColumn(), announce=True) as advance:
+        from stars_engine.guides.train import train_guide
+
+        wait.end()
         report = train_guide(
             engine,
             out,
-            None if prompts_file is None else read_prompts(prompts_file),
+            prompts,
             judge=judging,
             answers=answers,
             num_answers=num_answers,

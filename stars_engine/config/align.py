@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from stars_engine.config.preset_fields import preset_fields
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
 from stars_engine.schema import Schema, is_json
@@ -115,8 +116,8 @@ class AlignParams(Schema):
     )
     deadline_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="seconds; the answer ends with the accepted segments at the first step that "
-        "begins later",
+        description="seconds; the answer then ends with the accepted segments: after the current "
+        "step, or a tenth of a second later if the step lasts longer",
         examples=[10.0],
     )
     num_candidates: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
@@ -129,6 +130,15 @@ class AlignParams(Schema):
     keep_rejected_text: bool = Field(
         default=False, description="record the text of rejected draws in the result"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        """Start from the preset that is named, as in `AlignParams(preset="guard")`."""
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        own = {name: value for name, value in values.items() if name != "preset"}
+        return preset_fields(values["preset"], own)
 
     @model_validator(mode="before")
     @classmethod
@@ -170,14 +180,18 @@ class AlignParams(Schema):
     @classmethod
     def _beta_not_nan(cls, beta: float) -> float:
         if math.isnan(beta):
-            raise ValueError("beta is a number >= 0, or inf")
+            raise ValueError(
+                "allowed: a number >= 0, or inf. Hint: use beta=0 for strict thresholds"
+            )
         return beta
 
     @field_validator("terminal")
     @classmethod
     def _terminal_not_nan(cls, terminal: str | float) -> str | float:
         if isinstance(terminal, float) and math.isnan(terminal):
-            raise ValueError("terminal is 'schedule', 'target' or a number")
+            raise ValueError(
+                "allowed: 'schedule', 'target' or a number. Hint: use terminal='schedule'"
+            )
         return terminal
 
     @model_serializer(mode="wrap")
@@ -206,17 +220,17 @@ class AlignParams(Schema):
         if "segment_len" in own and auto.segment_len not in ("auto", self.segment_len):
             raise ValueError(
                 f"segment_len={self.segment_len} and AutoSchedule(segment_len="
-                f"{auto.segment_len}) differ; give one of them"
+                f"{auto.segment_len}) differ. Hint: give one of them"
             )
         if auto.relative_beta is not None and "beta" in own:
             raise ValueError(
                 f"beta={self.beta} and AutoSchedule(relative_beta={auto.relative_beta}) both set "
-                "the acceptance softness; give one of them"
+                "the acceptance softness. Hint: give one of them"
             )
         if auto.target[0] == "budget" and auto.target[1] >= self.max_attempts:
             raise ValueError(
                 f"AutoSchedule(budget={auto.target[1]}) is not below max_attempts="
-                f"{self.max_attempts}; raise max_attempts, or lower the budget"
+                f"{self.max_attempts}. Hint: raise max_attempts, or lower the budget"
             )
         return self
 
@@ -270,6 +284,7 @@ class AlignParams(Schema):
         if (self.on_exhausted == "fallback") != (self.fallback_text is not None):
             raise ValueError(
                 f"on_exhausted={self.on_exhausted!r} and fallback_text={self.fallback_text!r}: "
-                "fallback_text is required with on_exhausted='fallback', and only allowed there"
+                "fallback_text is required with on_exhausted='fallback', and only allowed there. "
+                "Hint: set both, or neither"
             )
         return self

@@ -47,6 +47,41 @@ class EngineParams(Schema):
         description="maximum number of queued requests; a larger call enters the queue in parts",
         examples=[1024],
     )
+    max_answers: int = Field(
+        default=131_072,
+        ge=1,
+        description="maximum number of answers of one call, over all its prompts; a larger call is "
+        "refused",
+        examples=[131_072],
+    )
+    max_n: int = Field(
+        default=4096,
+        ge=1,
+        description="maximum number of answers per prompt, and of samples in `best_of_n`; a "
+        "request with more is refused",
+        examples=[4096],
+    )
+    max_prompt_chars: int = Field(
+        default=4_000_000,
+        ge=1,
+        description="maximum number of characters of a prompt, and of a `reward_prompt` (a token "
+        "id counts as one); a longer one is refused before it is tokenized",
+        examples=[4_000_000],
+    )
+    max_grammar_chars: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="maximum number of characters of a grammar; a larger one is refused before it "
+        "is compiled",
+        examples=[1_000_000],
+    )
+    max_stop_strings: int = Field(
+        default=1024,
+        ge=0,
+        description="maximum number of stop strings of a request; together they may have a "
+        "thousand times as many characters",
+        examples=[1024],
+    )
     on_full: Literal["wait", "raise"] = Field(
         default="wait", description="what a call does when the queue is full"
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.root import StarsConfig
 from stars_engine.config.sampling import SamplingParams
-from stars_engine.errors import ConfigError, Problem
+from stars_engine.errors import HINT, ConfigError, Problem
+from stars_engine.redaction import MASK, is_secret_name, masked, redact
 from stars_engine.schema import Schema
 
 ROOT_FIELDS = frozenset({"model", "reward", "prompt_format", "chat_template_kwargs"})
@@ -62,24 +63,32 @@ def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -
     return config.replace(**changes) if changes else config
 
 
-def check_names(fields: Mapping[str, Any], *, owner: str) -> None:
-    """Check that all names are fields of a config's parts.
+def check_names(
+    fields: Mapping[str, Any], *, owner: str, parts: Iterable[type[Schema]] | None = None
+) -> None:
+    """Check that all names are fields of a config or its parts.
+
+    Args:
+        fields: Values by field name.
+        owner: The object that has these fields, for messages.
+        parts: The parts; None: the config and all its parts.
 
     Raises:
         ConfigError: A name is unknown; the message suggests the closest one.
     """
+    known = FLAT_FIELDS if parts is None else {name for part in parts for name in part.model_fields}
     problems = []
     for name in fields:
-        if name not in FLAT_FIELDS:
-            close = difflib.get_close_matches(name, sorted(FLAT_FIELDS), n=1)
-            hint = (
-                f"did you mean `{close[0]}`?"
-                if close
-                else f"known fields: {', '.join(sorted(FLAT_FIELDS))}"
-            )
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            shown = MASK if is_secret_name(name) else repr(masked(fields[name]))
+            said = f"unknown field with the value {redact(shown[:80])}"
             if name in _OF_TEMPLATES:
-                hint = f"it is a chat template variable: chat_template_kwargs={{{name!r}: ...}}"
-            problems.append(Problem(name, f"unknown field; {hint}"))
+                hint = f"for the chat template, use chat_template_kwargs={{{name!r}: ...}}"
+            else:
+                said += "" if close else f"; known fields: {', '.join(sorted(known))}"
+                hint = f"did you mean `{close[0]}`?" if close else "remove it, or use one of these"
+            problems.append(Problem(name, f"{said}. {HINT}{hint}"))
     if problems:
         raise ConfigError(owner, problems)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from stars_engine.masking import MASK, holds_secret, seal
+from stars_engine.redaction import MASK, holds_secret, seal
 
 _LONGEST_NAME, _LONGEST_PART = 4000, 255  # bytes; the limits of file systems
 
@@ -38,7 +38,7 @@ def check_name(name: str | None) -> str | None:
     if name is None:
         return None
     if holds_secret(name):
-        raise ValueError("it seems to contain a secret; give secrets in the field `token`")
+        raise ValueError("it seems to contain a secret. Hint: give secrets in the field `token`")
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in name):
         raise ValueError("names and paths must not contain control characters")
     data = name.encode()
@@ -65,8 +65,8 @@ def check_values(value: Any) -> Any:
             raise ValueError(f"it contains {kind} that cannot be written: {error}") from None
         if text == MASK:
             raise ValueError(
-                f"{MASK!r} is a placeholder for a masked secret; give the secret itself, or leave "
-                "it out"
+                f"{MASK!r} is a placeholder for a masked secret. Hint: give the secret itself, or "
+                "leave it out"
             )
     return seal(value)
 
@@ -138,7 +138,7 @@ def _texts(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str | bytes]:
         yield value
     elif isinstance(value, Mapping | list | tuple):
         if id(value) in inside or len(inside) > 100:
-            raise ValueError("it is nested within itself, or too deeply; flatten it")
+            raise ValueError("it is nested within itself, or too deeply. Hint: flatten it")
         parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         for part in parts:
             yield from _texts(part, (*inside, id(value)))

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from stars_engine.config.loading import check_keywords, check_name, check_no_code, check_values
-from stars_engine.masking import DIGESTS, MASK, digest, digested, emptied, masked, secrets_in
+from stars_engine.redaction import DIGESTS, MASK, digest, digested, emptied, masked, secrets_in
 from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,9 @@ class Checkpoint(Schema):
     @classmethod
     def _known_device(cls, device: str) -> str:
         if not re.fullmatch(_DEVICES, device, re.ASCII):
-            raise ValueError("a device is 'auto', 'cpu', 'mps', 'cuda' or 'cuda:0', 'cuda:1', ...")
+            raise ValueError(
+                "allowed: 'auto', 'cpu', 'mps', 'cuda' or 'cuda:0', 'cuda:1', .... Hint: use 'auto'"
+            )
         return device
 
     @model_validator(mode="before")
@@ -117,7 +119,7 @@ class Checkpoint(Schema):
         others = {name: keywords[name] for name in keywords if name != "token"}
         given = SecretStr(_plain(keywords["token"]))
         if _plain(values.get("token")) not in (None, _plain(given)):
-            raise ValueError("token and model_kwargs['token'] differ; give one of them")
+            raise ValueError("token and model_kwargs['token'] differ. Hint: give one of them")
         return {**values, "model_kwargs": others, "token": given}
 
     @field_validator("name_or_path", "tokenizer_name_or_path", "revision")
@@ -187,31 +189,31 @@ class Checkpoint(Schema):
             raise ValueError(
                 "give either name_or_path (a hub name or directory) or model (a loaded model with "
                 f"its tokenizer); got name_or_path={self.name_or_path!r} and "
-                f"{'a' if self.model is not None else 'no'} model"
+                f"{'a' if self.model is not None else 'no'} model. Hint: set one of them"
             )
         if self.model is not None and self.tokenizer is None:
-            raise ValueError("a loaded model needs its tokenizer; also pass tokenizer=...")
+            raise ValueError("a loaded model needs its tokenizer. Hint: also pass tokenizer=...")
         if self.model is None and self.tokenizer is not None:
             raise ValueError(
-                "tokenizer=... is for a loaded model and has no effect with name_or_path; use "
-                "tokenizer_name_or_path, or also pass model=..."
+                "tokenizer=... is for a loaded model and has no effect with name_or_path. Hint: "
+                "use tokenizer_name_or_path, or also pass model=..."
             )
         if self.model is not None and self.needs_loading_options():
             raise ValueError(
                 f"{', '.join(self.needs_loading_options())} only affect the loading of a "
-                "checkpoint, not a model in memory; leave them out"
+                "checkpoint, not a model in memory. Hint: leave them out"
             )
         if self.device_map is not None and self.device != "auto":
             raise ValueError(
-                f"device={self.device!r} and device_map={self.device_map!r} both place the model; "
-                "give one of them"
+                f"device={self.device!r} and device_map={self.device_map!r} both place the model. "
+                "Hint: give one of them"
             )
         return self
 
     def needs_loading_options(self) -> list[str]:
         """Return the names of the given fields that only affect the loading of a checkpoint."""
         loading = {"revision", "dtype", "device", "device_map", "model_kwargs", "trust_remote_code"}
-        loading |= {"token", "tokenizer_name_or_path", "adapter_path"}
+        loading |= {"token", "tokenizer_name_or_path", "adapter_path", "gguf_file"}
         return sorted(self.model_fields_set & loading)
 
     @property
@@ -227,13 +229,20 @@ class TransformersModel(Checkpoint):
     adapter_path: str | None = Field(
         default=None, min_length=1, description="a PEFT adapter: local directory or hub name"
     )
+    gguf_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name of a GGUF file in name_or_path, whose weights are dequantized when they "
+        "are loaded; its tokenizer and chat template are used (package gguf)",
+        examples=["model-q4_k_m.gguf"],
+    )
     chat_template: str | None = Field(
         default=None,
         min_length=1,
         description="a Jinja chat template that replaces the tokenizer's own",
     )
 
-    @field_validator("adapter_path")
+    @field_validator("adapter_path", "gguf_file")
     @classmethod
     def _adapter_has_a_name(cls, name: str | None) -> str | None:
         return check_name(name)

@@ -124,7 +124,7 @@ class StarsConfig(Filed):
             raise ValueError(
                 f"{missing[0]} is required: the embedded {missing[0]} only works with its partner; "
                 "the pair is a language model of movie reviews and a reward model of their "
-                "sentiment"
+                f"sentiment. Hint: set {missing[0]} too"
             )
         if "align" not in self.model_fields_set:
             # The default settings are for the embedded pair and do not apply to other models.

@@ -117,7 +117,9 @@ class SamplingParams(Schema):
     @classmethod
     def _not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
         if "" in stop:
-            raise ValueError("an empty stop string would end every answer before it begins")
+            raise ValueError(
+                "an empty stop string would end every answer before it begins. Hint: remove it"
+            )
         return tuple(is_json(item, "a stop string") for item in stop)
 
     @field_validator("grammar", mode="before")

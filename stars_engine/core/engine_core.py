@@ -1,4 +1,4 @@
-"""The engine core: each step drafts one segment for every request of a batch.
+"""The engine core, without threads: each step drafts one segment for every request of a batch.
 
 A step gets a batch from the scheduler, drafts candidates, submits them for scoring, and verifies
 those whose rewards have arrived. Every draft request carries its whole prefix, so a rejected
@@ -10,19 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import takewhile
-from typing import cast
 
-from stars_engine.algorithm.candidate import Draft
+from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
-from stars_engine.backends.base import LanguageModel
+from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.core.autotune import CandidateAutotuner
-from stars_engine.core.drafting import Drafter, DraftOutcome
+from stars_engine.core.drafter import Drafter, DraftOutcome
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
-from stars_engine.errors import GenerationError, RequestError, describe_error
-from stars_engine.memory import (
+from stars_engine.errors import GenerationError, RequestError, describe_error, is_for_program
+from stars_engine.out_of_memory import (
     depends_on_weights,
     free_unused,
     is_out_of_memory,
@@ -66,25 +64,25 @@ class EngineCore:
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
-        self._requests: dict[Rollout, Request] = {}
         self._events: Events = []
         self.num_steps = 0
 
     def add(self, queue: RequestQueue) -> None:
         """Add the waiting requests of one caller."""
-        self._requests |= {request.rollout: request for request in queue.waiting}
         self.scheduler.add(queue)
 
     @property
     def has_unfinished(self) -> bool:
         """Whether any request has not finished."""
-        return bool(self._requests)
+        return bool(self.scheduler.in_progress) or self.scheduler.has_waiting()
 
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
         self.end_overdue()
         started_s = time.perf_counter()
-        batch = self._allocate(self.scheduler.schedule())
+        scheduled = self.scheduler.schedule()
+        self.end_overdue()  # also those that have just started
+        batch = self._allocate([item for item in scheduled if not item.rollout.finished])
         drafted = self._draft(batch)
         opened = [self._open(request, drafts) for request, drafts in drafted]
         self._scorer(split_composites(item for asked in opened for item in asked))
@@ -98,8 +96,8 @@ class EngineCore:
         return events
 
     def end_overdue(self) -> None:
-        """Finish requests whose deadline has passed or whose token budget is spent."""
-        for request in tuple(self._requests.values()):
+        """Finish requests in progress that are past their deadline or have spent their budget."""
+        for request in self.scheduler.in_progress:
             rollout = request.rollout
             if request.past_deadline:
                 self._end(request, rollout.finish("deadline"))
@@ -108,16 +106,15 @@ class EngineCore:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """Seconds until the next deadline; None if there is none."""
-        times = [request.remaining_s for request in self._requests.values()]
+        """The next deadline of a request in progress, on the monotonic clock; None without one."""
+        times = [request.deadline_s for request in self.scheduler.in_progress]
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     def abort(self, rollouts: Sequence[Rollout]) -> None:
         """Drop requests that their caller has ended."""
-        self.scheduler.remove_waiting(rollouts)
-        for rollout in rollouts:
-            request = self._requests.pop(rollout, None)
-            if request is not None:
+        gone = set(rollouts)
+        for request in self.scheduler.in_progress:
+            if request.rollout in gone:
                 self.scheduler.finish(request)
 
     # --- drafting ---
@@ -135,9 +132,10 @@ class EngineCore:
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
         drafted: list[tuple[Request, list[DraftOutcome]]] = []
-        left = list(batch)
+        draws = {item.request: self._draft_requests(*item) for item in batch}
+        left = [item for item in batch if draws[item.request]]
         while left:
-            asked = [draw for request, count in left for draw in request.draft_requests(count)]
+            asked = [draw for request, _ in left for draw in draws[request]]
             outcomes: list[DraftOutcome] = []
             problem: Exception | None = None
             try:
@@ -154,6 +152,14 @@ class EngineCore:
             if problem is not None:
                 left = self._preempt(left, problem)
         return drafted
+
+    def _draft_requests(self, request: Request, count: int) -> list[DraftRequest]:
+        """Return a request's next draws; end it if its noise or its strategy fails."""
+        try:
+            return request.draft_requests(count)
+        except BaseException as error:  # noqa: BLE001 - third-party code
+            self._end(request, request.rollout.fail(_as_request_error(error)))
+            return []
 
     def _preempt(
         self, batch: Sequence[ScheduledRequest], problem: Exception
@@ -187,19 +193,16 @@ class EngineCore:
         Drafts before the first failed one are verified. A failure counts only when it is the next
         draw, so the outcome does not depend on how many candidates are drafted at once.
         """
-        rollout, first = request.rollout, outcomes[0]
-        if isinstance(first, GenerationError):
-            self._end(request, rollout.fail(first))
+        rollout = request.rollout
+        candidates, problem = self._read(rollout, outcomes)
+        if not candidates:
+            assert problem is not None
+            self._end(request, rollout.fail(problem))
             return []
-        drafts = takewhile(lambda outcome: isinstance(outcome, Draft), outcomes)
         try:
-            candidates = [rollout.read(cast("Draft", draft), self._model) for draft in drafts]
             verification = request.decoding.open(rollout, candidates)
-        except RequestError as error:
-            self._end(request, rollout.fail(error))
-            return []
-        except Exception as error:  # noqa: BLE001 - tokenizers and strategies are third-party code
-            self._end(request, rollout.fail(_unreadable_draft_error(error)))
+        except BaseException as error:  # noqa: BLE001 - strategies are third-party code
+            self._end(request, rollout.fail(_as_request_error(error)))
             return []
         request.verification = verification
         self.scheduler.wait_for_reward(request)
@@ -210,6 +213,20 @@ class EngineCore:
             )
             for index, item in enumerate(verification.inputs)
         ]
+
+    def _read(
+        self, rollout: Rollout, outcomes: Sequence[DraftOutcome]
+    ) -> tuple[list[Candidate], RequestError | None]:
+        """Parse drafts up to the first that failed or cannot be parsed; return why, if any did."""
+        candidates: list[Candidate] = []
+        for outcome in outcomes:
+            if isinstance(outcome, GenerationError):
+                return candidates, outcome
+            try:
+                candidates.append(rollout.read(outcome, self._model))
+            except BaseException as error:  # noqa: BLE001 - tokenizers are third-party code
+                return candidates, _as_request_error(error)
+        return candidates, None
 
     # --- verifying ---
 
@@ -233,8 +250,8 @@ class EngineCore:
     def _verify_one(self, request: Request, verification: DraftVerification) -> SegmentEvent | None:
         try:
             event = request.decoding.verify(verification)
-        except RequestError as error:
-            event = request.rollout.fail(error)
+        except BaseException as error:  # noqa: BLE001 - strategies and schedules may be foreign
+            event = request.rollout.fail(_as_request_error(error))
         if event is not None:
             self._autotuner.note_event(request.rollout, request.reward, event)
         return event
@@ -243,10 +260,7 @@ class EngineCore:
 
     def _end(self, request: Request, event: SegmentEvent) -> None:
         self._events.append((request.rollout, event))
-        if not request.started:
-            self.scheduler.remove_waiting([request.rollout])
         self.scheduler.finish(request)
-        self._requests.pop(request.rollout, None)
 
     # --- memory ---
 
@@ -277,7 +291,16 @@ def _out_of_memory_error(rollout: Rollout, cause: Exception) -> GenerationError:
     return error
 
 
-def _unreadable_draft_error(cause: Exception) -> GenerationError:
+def _as_request_error(cause: BaseException) -> RequestError:
+    """Return the error of the one request that cannot go on; others do.
+
+    Raises:
+        BaseException: The cause, if it is meant for the whole program.
+    """
+    if isinstance(cause, RequestError):
+        return cause
+    if is_for_program(cause):
+        raise cause
     error = GenerationError(
         f"a draft could not be parsed: {describe_error(cause)}. The request ends here; others are "
         "not affected. Hint: fix the tokenizer or the decoding strategy that raised this"

@@ -56,7 +56,7 @@ def best_of_n(
 
     The samples share `max_drafted_tokens` equally. See `keep_best`.
     """
-    groups = [samples_of(rollout, n) for rollout in rollouts]
+    groups = [list(samples_of(rollout, n)) for rollout in rollouts]
     for _ in vanilla([sample for group in groups for sample in group], model, reward):
         pass
     for rollout, group in zip(rollouts, groups, strict=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isqrt
 from typing import NamedTuple
 
 from stars_engine.algorithm.rollout import Rollout
@@ -14,6 +14,8 @@ from stars_engine.algorithm.verification import DecodingStrategy, DraftVerificat
 from stars_engine.backends.base import DraftRequest, PrefixHandle
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import probes_of
+
+MAX_TURN = 16  # requests that one caller starts in its turn
 
 
 class RequestStatus(Enum):
@@ -45,6 +47,7 @@ class Request:
         verification: The drafts that are being scored, if any.
         started: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
+        queue: The queue of its caller, once it has started.
     """
 
     rollout: Rollout
@@ -55,18 +58,18 @@ class Request:
     verification: DraftVerification | None = None
     started: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
+    queue: RequestQueue | None = None
 
     @property
-    def remaining_s(self) -> float | None:
-        """Seconds until the deadline, counted from submission; None without a deadline."""
+    def deadline_s(self) -> float | None:
+        """The deadline on the monotonic clock, counted from submission; None without one."""
         limit = self.rollout.align.deadline_s
-        return None if limit is None else self.submitted_s + limit - time.monotonic()
+        return None if limit is None else self.submitted_s + limit
 
     @property
     def past_deadline(self) -> bool:
         """Whether the deadline has passed."""
-        remaining = self.remaining_s
-        return remaining is not None and remaining <= 0
+        return self.deadline_s is not None and self.deadline_s <= time.monotonic()
 
     @property
     def holds_prefix(self) -> bool:
@@ -101,23 +104,66 @@ class ScheduledRequest(NamedTuple):
     num_candidates: int
 
 
-@dataclass(eq=False, slots=True)
 class RequestQueue:
     """Requests of one caller that have not started; the scheduler serves callers in turn.
 
-    Attributes:
-        waiting: The requests, in order of arrival.
+    Requests are created when they are about to start, so a call with many requests costs no more
+    than the ones that run.
+
+    Args:
+        requests: The requests, in order of arrival; may be a generator.
+        size: Number of requests, from which the caller's weight follows; see `turn_size`.
         may_start: Whether the next request may start; if not, other queues go first.
         on_start: Called when a request starts.
-        on_drop: Called when a request is dropped before it starts.
     """
 
-    waiting: deque[Request]
-    may_start: Callable[[], bool] = lambda: True
-    on_start: Callable[[], None] = lambda: None
-    on_drop: Callable[[], None] = lambda: None
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        size: int,
+        *,
+        may_start: Callable[[], bool] = lambda: True,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._requests = iter(requests)
+        self._next: Request | None = None
+        self.turn_size = turn_size(size)
+        self.may_start, self.on_start = may_start, on_start
 
     @classmethod
     def of(cls, requests: Iterable[Request]) -> RequestQueue:
         """Return a queue whose requests may always start."""
-        return cls(deque(requests))
+        given = list(requests)
+        return cls(given, len(given))
+
+    @property
+    def created(self) -> Request | None:
+        """The next request, if it was already created and has not ended."""
+        return None if self._next is None or self._next.rollout.finished else self._next
+
+    def peek(self) -> Request | None:
+        """Return the next request without removing it; None if there is none."""
+        if self._next is None or self._next.rollout.finished:
+            unfinished = (each for each in self._requests if not each.rollout.finished)
+            self._next = next(unfinished, None)
+        return self._next
+
+    def take(self) -> Request:
+        """Remove and return the next request."""
+        request = self.peek()
+        assert request is not None
+        self._next = None
+        return request
+
+    def clear(self) -> None:
+        """Remove all requests."""
+        self._requests, self._next = iter(()), None
+
+
+def turn_size(num_requests: int) -> int:
+    """Return how many requests a caller starts in one turn: the root of its number, at most 16.
+
+    So a large call makes steady progress beside many small ones, and a small one waits for at most
+    16 requests of each other call.
+    """
+    return max(1, min(MAX_TURN, isqrt(num_requests)))

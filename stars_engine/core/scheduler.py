@@ -11,14 +11,14 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
-from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import NumDrafts
-from stars_engine.core.budget import MemoryBudget, Reserved
-from stars_engine.core.request import Request, RequestQueue, RequestStatus
+from stars_engine.core.memory_budget import MemoryBudget, Reserved
+from stars_engine.core.request import MAX_TURN, Request, RequestQueue, RequestStatus
 
 logger = logging.getLogger(__name__)
 
 MAX_ACTIVE = 32  # requests in progress, unless the engine's settings say otherwise
+MAX_NEW_TOKENS = 4096  # of different prompts that start in one step; a longer one starts alone
 
 
 class Scheduler:
@@ -47,6 +47,12 @@ class Scheduler:
         self._max_holding: int | None = None  # requests with a prefix, since memory ran out
         self._ages: dict[Request, int] = {}  # of those in progress
         self._num_started = 0
+        self._reserved = Reserved()  # by those in progress
+        self._num_by_reward: Counter[int] = Counter()  # of those in progress
+        self._num_by_queue: Counter[RequestQueue] = Counter()
+        self._small_first = False  # in the last batch
+        self._in_turn: RequestQueue | None = None
+        self._num_in_turn = 0  # requests started in the current turn
         self.max_rows = max_rows
 
     # --- state ---
@@ -76,6 +82,10 @@ class Scheduler:
         may_resume = bool(self._preempted) and self._has_room()
         return bool(self._running) or may_resume or next(self._startable(), None) is not None
 
+    def has_waiting(self) -> bool:
+        """Whether any request has not started."""
+        return any(queue.peek() is not None for queue in self._queues)
+
     def num_drafts(self, request: Request) -> NumDrafts:
         """Return how many candidates a request may draft in one step."""
         least, most = request.decoding.num_drafts(request.rollout)
@@ -87,8 +97,7 @@ class Scheduler:
 
     def add(self, queue: RequestQueue) -> None:
         """Add the waiting requests of one caller."""
-        if queue.waiting:
-            self._queues.append(queue)
+        self._queues.append(queue)
 
     def schedule(self) -> list[Request]:
         """Return the batch of the next step; all its requests draft the same number of tokens.
@@ -100,16 +109,40 @@ class Scheduler:
         self._start()
         if not self._running:
             return []
-        row_len = self._running[0].rollout.align.row_len
+        ready = self._ready()
+        row_len = ready[0].rollout.align.row_len
         batch: list[Request] = []
         num_rows = 0
-        for request in self._running:
+        for request in ready:
             rows = self.num_drafts(request).least
             fits = self.max_rows is None or num_rows + rows <= self.max_rows
             if not batch or (request.rollout.align.row_len == row_len and fits):
                 batch.append(request)
                 num_rows += rows
         return batch
+
+    def _ready(self) -> list[Request]:
+        """Return running requests in the order in which they enter the batch.
+
+        Beside callers with few requests in progress, a large caller has one turn per step, so that
+        steps stay short. Small and large callers alternate in leading the batch, since the first
+        request sets its segment length.
+        """
+        small: list[Request] = []
+        large: list[Request] = []
+        turns: Counter[RequestQueue] = Counter()
+        for request in self._running:
+            assert request.queue is not None
+            if self._num_by_queue[request.queue] <= MAX_TURN:
+                small.append(request)
+                continue
+            turns[request.queue] += 1
+            if turns[request.queue] <= MAX_TURN:
+                large.append(request)
+        if not small or not large:
+            return list(self._running)
+        self._small_first = not self._small_first
+        return [*small, *large] if self._small_first else [*large, *small]
 
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
@@ -141,22 +174,12 @@ class Scheduler:
             self._waiting_for_reward.remove(request)
         elif request in self._ages:
             self._preempted.remove(request)
-        if self._ages.pop(request, None) is not None and self._max_holding is not None:
-            self._max_holding += 1  # memory may suffice for one more now
+        if self._ages.pop(request, None) is not None:
+            self._uncount(request)
+            if self._max_holding is not None:
+                self._max_holding += 1  # memory may suffice for one more now
         request.handle.release()
         request.status = RequestStatus.FINISHED
-
-    def remove_waiting(self, rollouts: Sequence[Rollout]) -> None:
-        """Drop requests that have not started."""
-        gone = set(rollouts)
-        for queue in tuple(self._queues):
-            left = deque(item for item in queue.waiting if item.rollout not in gone)
-            num_dropped = len(queue.waiting) - len(left)
-            queue.waiting = left
-            for _ in range(num_dropped):
-                queue.on_drop()
-            if not queue.waiting:
-                self._queues.remove(queue)
 
     # --- memory ---
 
@@ -219,50 +242,84 @@ class Scheduler:
     # --- starting ---
 
     def _start(self) -> None:
-        """Start waiting requests, one per caller in turn."""
-        num_rows = self.num_ready_rows
-        for queue in self._startable():
-            request = queue.waiting[0]
+        """Start waiting requests; callers take turns, see `turn_size`."""
+        num_rows, num_new_tokens = self.num_ready_rows, 0
+        last: Request | None = None
+        for queue, request in self._startable():
             rows = self.num_drafts(request).least
             if num_rows and self.max_rows is not None and num_rows + rows > self.max_rows:
                 return
+            is_same = last is not None and last.rollout.prompt_ids is request.rollout.prompt_ids
+            num_new_tokens += 0 if is_same else len(request.rollout.prompt_ids)
+            if last is not None and num_new_tokens > MAX_NEW_TOKENS:
+                return
             num_rows += rows
-            queue.waiting.popleft()
-            self._queues.remove(queue)
-            if queue.waiting:
-                self._queues.append(queue)
+            last = queue.take()
+            self._note_turn(queue)
             self._num_started += 1
             self._ages[request] = self._num_started
+            self._count(request, queue)
             request.status = RequestStatus.RUNNING
             self._running.append(request)
             queue.on_start()
 
-    def _startable(self) -> Iterator[RequestQueue]:
+    def _note_turn(self, queue: RequestQueue) -> None:
+        """Move a queue behind the others when its turn ends; drop it when it is empty."""
+        if self._in_turn is not queue:
+            self._in_turn, self._num_in_turn = queue, 0
+        self._num_in_turn += 1
+        if self._num_in_turn >= queue.turn_size or queue.peek() is None:
+            self._in_turn = None
+            self._queues.remove(queue)
+            if queue.peek() is not None:
+                self._queues.append(queue)
+
+    def _count(self, request: Request, queue: RequestQueue) -> None:
+        request.queue = queue
+        self._reserved.add(request.rollout)
+        self._num_by_reward[id(request.reward)] += 1
+        self._num_by_queue[queue] += 1
+
+    def _uncount(self, request: Request) -> None:
+        assert request.queue is not None
+        self._reserved.remove(request.rollout)
+        self._num_by_reward[id(request.reward)] -= 1
+        self._num_by_queue[request.queue] -= 1
+        if not self._num_by_queue[request.queue]:
+            del self._num_by_queue[request.queue]
+
+    def _startable(self) -> Iterator[tuple[RequestQueue, Request]]:
         """Yield queues whose next request may start; start each before asking for the next.
 
         `max_active` applies to each reward model separately, so requests that wait for a slow
-        reward model do not block requests of other reward models.
+        reward model do not block requests of other reward models. A quarter of it, if it is at
+        least 4, is kept for callers with no request in progress.
         """
         if self._preempted:
             return  # preempted requests resume first
         is_full = False
+        most_of_one = self._max_active - self._max_active // 4
         while len(self._running) < self._max_active:
-            reserved = Reserved.by(request.rollout for request in self._ages)
-            by_reward = Counter(id(request.reward) for request in self._ages)
             for queue in tuple(self._queues):
-                request = queue.waiting[0]
-                has_capacity = by_reward[id(request.reward)] < self._max_active
+                request = queue.peek()
+                if request is None:
+                    self._queues.remove(queue)
+                    continue
+                num_own = self._num_by_queue[queue]
+                num_others = self._num_by_reward[id(request.reward)]
+                limit = most_of_one if num_own else self._max_active
+                has_capacity = num_others < limit and len(self._running) < limit
                 if not has_capacity or not queue.may_start():
                     continue
-                if is_full or not self._fits(request, reserved):
+                if is_full or not self._fits(request):
                     is_full = True
                     continue
-                yield queue
+                yield queue, request
                 break
             else:
                 return
 
-    def _fits(self, request: Request, reserved: Reserved) -> bool:
+    def _fits(self, request: Request) -> bool:
         return not self._ages or (
-            self._has_room() and self._budget.holds(request.rollout, reserved)
+            self._has_room() and self._budget.holds(request.rollout, self._reserved)
         )

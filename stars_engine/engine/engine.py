@@ -1,9 +1,9 @@
-"""The engine: prompts in, aligned answers out, with models that are loaded once and shared."""
+"""The public object: prompts in, aligned answers out, with models loaded once and shared."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, overload
 
@@ -13,12 +13,15 @@ from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
 from stars_engine.calibration.settings import warn_of_mismatch
+from stars_engine.config import AlignParams
+from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
-from stars_engine.engine.inputs import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.pending_thresholds import PendingThresholds
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
-from stars_engine.runtime.request_group import EventQueue, Outcome, PromptRequest, RequestGroup
-from stars_engine.runtime.waiting import wait_for
+from stars_engine.runtime.blocking_wait import wait_for
+from stars_engine.runtime.event_queue import EventQueue
+from stars_engine.runtime.limits import within_limits
+from stars_engine.runtime.request_group import Outcome, PromptRequest, RequestGroup
 from stars_engine.types import StarsResult
 
 
@@ -55,6 +58,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[False] = False,
+        **fields: Any,
     ) -> list[StarsResult]: ...
 
     @overload
@@ -66,6 +70,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[True],
+        **fields: Any,
     ) -> list[Outcome]: ...
 
     def generate(
@@ -76,17 +81,21 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Any:
         """Generate aligned answers, `sampling.n` for each prompt, in the order of the prompts.
 
         Args:
             prompts: One prompt or a sequence of them.
             sampling: Replaces the config's; one for all prompts, or one for each.
-            align: Replaces the config's; one for all prompts, or one for each.
+            align: Replaces the config's; one for all prompts, or one for each; or the name of a
+                preset.
             reward_prompt: Replaces the prompt for the reward model, for example with the question
                 without its documents; one for all prompts, or one for each.
             return_exceptions: Return the error of a failed request as its result. By default, the
                 first error is raised when all requests have ended.
+            **fields: Fields of `SamplingParams` and `AlignParams` that replace single settings,
+                such as `max_tokens=64`.
 
         Raises:
             PromptError: A prompt is invalid. Nothing is generated.
@@ -95,10 +104,10 @@ class StarsEngine(Handle):
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
             RequestError: A request failed; its `result` holds the accepted text.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
-        return self._wait(self._submit(group))
+        return self._results(group)
 
     async def agenerate(
         self,
@@ -108,9 +117,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Any:
         """Generate without blocking the event loop; cancelling the task cancels the requests."""
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         group.is_abandoned = asyncio.get_running_loop().is_closed
         await self._aresolve_thresholds(group)
@@ -124,6 +134,7 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
+        **fields: Any,
     ) -> Future[list[Any]]:
         """Start generating and return a future; `Future.cancel` cancels the requests.
 
@@ -131,7 +142,7 @@ class StarsEngine(Handle):
         Callbacks of the future run on the engine's thread, so they must be short and must not call
         the engine.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions
         self._resolve_thresholds(group)
         self._submit(group)
@@ -146,6 +157,7 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> SegmentStream:
         """Stream accepted segments; their texts add up to the text of each result.
 
@@ -153,7 +165,7 @@ class StarsEngine(Handle):
         are those of `generate`. Prompts are checked before this returns. The error of a failed
         request is raised when all other answers have ended.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.event_queue = EventQueue()
         self._resolve_thresholds(group)
         stream = SegmentStream(self._submit(group), self._runtime.end_group)
@@ -167,12 +179,13 @@ class StarsEngine(Handle):
         sampling: Samplings = None,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> AsyncSegmentStream:
         """Stream for `async for`; leaving or cancelling the loop cancels the requests.
 
         Generation starts with the first iteration.
         """
-        group = self._new_group(prompts, sampling, align, reward_prompt)
+        group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.event_queue = EventQueue()
 
         async def start() -> None:
@@ -192,15 +205,10 @@ class StarsEngine(Handle):
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
-        """Generate with another decoding strategy than STARS; calibration uses this.
-
-        The strategy, a `DecodingStrategy`, runs on the engine's thread. Its requests share steps
-        with others.
-        """
+        """Generate with another `DecodingStrategy` than STARS; it runs on the engine's thread."""
         group = self._new_group(prompts, sampling, align, reward_prompt)
         group.decoding = decoding
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
         """Continue unfinished answers, see `Rollout.fork`; otherwise like `decode`."""
@@ -208,8 +216,7 @@ class StarsEngine(Handle):
         group = RequestGroup(
             (), self._source, decoding=decoding, owner=self, resumed=tuple(rollouts)
         )
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(group)
 
     def vanilla(
         self,
@@ -217,9 +224,12 @@ class StarsEngine(Handle):
         *,
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> list[StarsResult]:
         """Sample plainly, with the noise of `generate`; score only the final text."""
-        return self.decode(prompts, PlainDecoding(), sampling=sampling, reward_prompt=reward_prompt)
+        group = self._new_group(prompts, sampling, None, reward_prompt, fields)
+        group.decoding = PlainDecoding()
+        return self._results(group)
 
     def best_of_n(
         self,
@@ -228,31 +238,52 @@ class StarsEngine(Handle):
         *,
         sampling: Samplings = None,
         reward_prompt: RewardPrompts = None,
+        **fields: Any,
     ) -> list[StarsResult]:
         """Sample `n` whole answers per prompt and return the one with the highest reward."""
         if n < 1:
             raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
-        group = self._new_group(prompts, sampling, None, reward_prompt)
+        group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding, group.num_samples = PlainDecoding(), n
-        results: list[StarsResult] = self._wait(self._submit(group))
-        return results
+        return self._results(within_limits(group, self.config.engine))
+
+    async def aresolved_align(self) -> AlignParams:
+        """Return the config's acceptance settings with thresholds; calibrate them if necessary.
+
+        A caller that passes them as `align` does not calibrate again, whatever its `sampling`.
+        """
+        group = self._new_group("", None, None, None)
+        await self._aresolve_thresholds(group)
+        return group.prompts[0].align
 
     # --- inside ---
 
     def _new_group(
-        self, prompts: Prompts, sampling: Samplings, align: Aligns, reward_prompt: RewardPrompts
+        self,
+        prompts: Prompts,
+        sampling: Samplings,
+        align: Aligns,
+        reward_prompt: RewardPrompts,
+        fields: Mapping[str, Any] | None = None,
     ) -> RequestGroup:
         self._check_open()
         requests = prompt_requests(
-            self.config, prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
+            self.config,
+            prompts,
+            sampling=sampling,
+            align=align,
+            reward_prompt=reward_prompt,
+            fields=fields or {},
+            default_sampling=lambda: self.sampling,
         )
-        return RequestGroup(
+        group = RequestGroup(
             requests,
             self._source,
             prompt_format=self.config.prompt_format,
             template_kwargs=self.config.chat_template_kwargs,
             owner=self,
         )
+        return within_limits(group, self.config.engine)
 
     def _resolve_thresholds(self, group: RequestGroup) -> None:
         """Replace each `AutoSchedule` by calibrated thresholds; may take minutes.
@@ -305,8 +336,9 @@ class StarsEngine(Handle):
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 
-    def _wait(self, group: RequestGroup) -> Any:
-        return self._wait_for(group.future, group)
+    def _results(self, group: RequestGroup) -> list[Any]:
+        results: list[Any] = self._wait_for(self._submit(group).future, group)
+        return results
 
     def _wait_for(self, future: Future[Any], group: RequestGroup) -> Any:
         try:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
 from stars_engine.backends.base import ModelFacts, PromptedModel
 from stars_engine.chat.template import has_template, sources_of
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
+from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.loading import load_reward
+from stars_engine.rewards.loading import check_reward, load_reward
+from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.request_group import RewardSource
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.runtime.stats import EngineStats
-from stars_engine.runtime.waiting import wait_for
 from stars_engine.schedules import AutoSchedule
+from stars_engine.types import Prompt
 
 
 class Handle:
@@ -39,7 +42,8 @@ class Handle:
         if own_parts and "align" not in config.model_fields_set:
             # The default thresholds fit only the embedded models.
             config = config.replace(align=AlignParams(schedule=AutoSchedule()))
-        load = partial(_load_model, config) if model is None else lambda: model
+        load_model = _load_checked if reward is None else _load_model
+        load = partial(load_model, config) if model is None else lambda: model
         source = _reward_source(config) if reward is None else _own_reward(reward)
         runtime = Runtime(load, config.engine)
         runtime.acquire(source.key)
@@ -57,7 +61,7 @@ class Handle:
         """
         config = StarsConfig() if config is None else config
         source = _reward_source(config)
-        runtime = shared_runtime(config, partial(_load_model, config), source.key)
+        runtime = shared_runtime(config, partial(_load_checked, config), source.key)
         engine = cls.__new__(cls)
         engine._open(config, runtime, source, factory=cls.shared)  # noqa: SLF001 - its own class
         return engine
@@ -122,18 +126,63 @@ class Handle:
         """Whether `close` was called."""
         return not self._finalizer.alive
 
+    async def ascore(
+        self,
+        prompt: Prompt,
+        texts: Sequence[str],
+        *,
+        segment_len: int | None = None,
+        reward_prompt: str | Chat | None = None,
+    ) -> list[TextScore]:
+        """Score given answers to a prompt with the reward model, in order.
+
+        Args:
+            prompt: The prompt.
+            texts: The answers. They are tokenised as texts, so a model that drafted one may have
+                written other tokens.
+            segment_len: Also score the beginnings of each answer that end with a segment of this
+                many tokens; None does not.
+            reward_prompt: Replaces the prompt for the reward model.
+
+        Raises:
+            PromptError: The prompt or an answer is invalid.
+            RewardError: The reward model failed, or cannot score given texts.
+        """
+        self._check_open()
+        config = self.config
+        call = ScoreCall(
+            prompt,
+            texts,
+            segment_len,
+            config.prompt_format,
+            config.chat_template_kwargs,
+            reward_prompt,
+        )
+        scores = await asyncio.wrap_future(self._runtime.score(self._source, call.inputs))
+        return call.results(scores)
+
     def stats(self) -> EngineStats:
         """Return the state and the totals of the runtime, over all its handles."""
         return self._runtime.stats()
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         """Release the runtime; further calls raise `EngineClosedError`.
 
         Closing the last handle ends the runtime: requests in progress fail with
         `EngineClosedError`.
+
+        Args:
+            timeout_s: Maximum wait in seconds for the end of the current step, in case a model
+                hangs; None for no limit. The log says where a thread hangs that does not end.
         """
         if self._finalizer.detach() is not None:
-            self._runtime.release(self._source.key)
+            self._runtime.release(self._source.key, timeout_s)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "loaded" if self.is_loaded else "not loaded"
+        parts = {"model": self.config.model, "reward": self.config.reward}
+        names = [f"{name}={_short_name(part)}" for name, part in parts.items()]
+        return f"<{type(self).__name__} {' '.join(names)}, {state}>"
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +233,21 @@ class Handle:
         return models
 
 
+def _short_name(part: Any) -> str:
+    named = getattr(part, "name_or_path", None) or getattr(part, "function", None)
+    return repr(named) if isinstance(named, str) else type(part).__name__
+
+
+def _load_checked(config: StarsConfig) -> PromptedModel:
+    """Load the language model, but first check the reward, because loading takes long."""
+    check_reward(config.reward)
+    return _load_model(config)
+
+
 def _load_model(config: StarsConfig) -> PromptedModel:
+    with needs_extra("local"):
+        from stars_engine.loading.sources import check_local
+    check_local(config.model)
     with needs_extra("local"):
         from stars_engine.backends.transformers import TransformersBackend
     return TransformersBackend(config.model)

@@ -10,9 +10,9 @@ from threading import Lock
 from typing import Self
 
 from stars_engine.errors import StarsError
+from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.request_group import RequestGroup
-from stars_engine.runtime.waiting import wait_for
 from stars_engine.types import SegmentEvent
 
 
@@ -126,15 +126,35 @@ class AsyncSegmentStream(_Stream):
     def __aiter__(self) -> Self:
         return self
 
+    async def prepare(self) -> Self:
+        """Start generating now, and wait until all prompts have been read.
+
+        Raises:
+            PromptError: A prompt is invalid. Nothing is generated.
+            ContextOverflowError: A prompt and `max_tokens` exceed the context.
+            QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
+        """
+        with self._reading():
+            try:
+                await self._ensure_started()
+                await asyncio.wrap_future(self._group.prepared)
+            except BaseException:
+                self._close()
+                raise
+        return self
+
+    async def _ensure_started(self) -> None:
+        if not self._started:
+            self._started = True
+            await self._start()
+
     async def __anext__(self) -> SegmentEvent:
         """Return the next event."""
         if self._finished:
             raise StopAsyncIteration
         with self._reading():
             try:
-                if not self._started:
-                    self._started = True
-                    await self._start()
+                await self._ensure_started()
                 await asyncio.wrap_future(self._event_queue.wait())
             except asyncio.CancelledError:
                 self._close()

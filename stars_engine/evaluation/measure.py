@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stars_engine.calibration.over_prompts import Floats
 from stars_engine.evaluation.figures import (
     ArmFigures,
     Costs,
@@ -22,7 +23,6 @@ from stars_engine.evaluation.perplexity import perplexity
 from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.runner import ArmAnswers
 from stars_engine.evaluation.statistics import (
-    Floats,
     at_equal_tokens,
     best_of_curve,
     independent_pairs,

@@ -54,7 +54,8 @@ class PromptSet(Schema):
     def _two_halves(self) -> Self:
         if 0 < self.tuning < 8:
             raise ValueError(
-                f"tuning={self.tuning} is too few to calibrate; 8 or more, or 0 if nothing is tuned"
+                f"tuning={self.tuning} is too few to calibrate. Hint: use 8 or more, or 0 if "
+                "nothing is tuned"
             )
         return self
 
@@ -113,7 +114,7 @@ def _records(path: Path, column: str) -> Iterator[str]:
             for number, row in enumerate(rows, 2):
                 yield _of_column(path, number, row, column)
         case _:
-            message = f"ends in {path.suffix!r}; use .jsonl, .csv, .tsv or .txt"
+            message = f"ends in {path.suffix!r}. Hint: use .jsonl, .csv, .tsv or .txt"
             raise file_error(path, _TITLE, message)
 
 
@@ -121,7 +122,9 @@ def _parsed(path: Path, number: int, line: str) -> object:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise file_error(path, _TITLE, f"line {number} is not JSON: {error}") from None
+        raise file_error(
+            path, _TITLE, f"line {number} is not JSON: {error}. Hint: correct it"
+        ) from None
 
 
 def _of_column(path: Path, number: int, row: object, column: str) -> str:

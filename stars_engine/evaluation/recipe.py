@@ -105,16 +105,26 @@ class Recipe(Filed):
         reference = self.arms.get(self.reference)
         if reference is None:
             raise ValueError(
-                f"reference {self.reference!r} is not an arm; arms: {', '.join(self.arms)}"
+                f"reference {self.reference!r} is not an arm; arms: {', '.join(self.arms)}. Hint: "
+                "name one of them"
             )
         if reference.kind == "best_of_n":
-            raise ValueError("the reference arm is one of one answer each, such as vanilla")
+            raise ValueError(
+                f"reference {self.reference!r} generates several answers each. Hint: name an arm "
+                "of one answer each, such as vanilla"
+            )
         for family, names in self.choose.items():
             unknown = [name for name in names if name not in self.arms]
             if unknown:
-                raise ValueError(f"choose.{family} names unknown arms: {', '.join(unknown)}")
+                raise ValueError(
+                    f"choose.{family} names unknown arms: {', '.join(unknown)}; arms: "
+                    f"{', '.join(self.arms)}. Hint: name some of them"
+                )
             if self.reference in names:
-                raise ValueError(f"choose.{family} names the reference arm, which is always run")
+                raise ValueError(
+                    f"choose.{family} names the reference arm, which is always run. "
+                    "Hint: remove it there"
+                )
         if self.choose and not self.prompts.tuning:
             raise ValueError("choose needs tuning prompts. Hint: prompts.tuning")
         return self
@@ -138,10 +148,6 @@ class Recipe(Filed):
         """The arm from whose samples Best-of-N is computed for every N; None if there is none."""
         sizes = {n: arm.n for n, arm in self.base_arms.items() if isinstance(arm, BestOfNArm)}
         return max(sizes, key=lambda name: sizes[name]) if sizes else None
-
-    def with_arms(self, arms: dict[str, AnyArm]) -> Self:
-        """Return the recipe with more arms."""
-        return self.replace(arms={**self.arms, **arms})
 
 
 def _as_judge(value: Any) -> Any:

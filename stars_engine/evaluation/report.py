@@ -15,7 +15,7 @@ from stars_engine.evaluation import plots
 from stars_engine.evaluation.figures import ArmFigures, Evaluation, HalfFigures, ShownAnswer
 from stars_engine.evaluation.store import name_of
 from stars_engine.files.config_files import text_of
-from stars_engine.files.disk import write_file
+from stars_engine.files.disk import make_folder, write_file
 from stars_engine.schedules import Estimate
 
 _LOW, _HIGH = (214, 96, 77), (67, 147, 195)  # red to blue, distinguishable by most readers
@@ -41,7 +41,7 @@ def write_reports(evaluation: Evaluation, directory: str | Path) -> Path:
         MissingExtraError: matplotlib or Jinja2 is not installed.
         ConfigError: A file cannot be written.
     """
-    directory = Path(directory)
+    directory = make_folder(directory, "report")
     page = directory / "report.html"
     drawn = plots.all_plots(evaluation)
     write_file(page, html_of(evaluation, drawn), "report")
@@ -49,9 +49,9 @@ def write_reports(evaluation: Evaluation, directory: str | Path) -> Path:
         directory / "report.json", evaluation.model_dump_json(indent=1, fallback=name_of), "report"
     )
     write_file(directory / "arms.csv", csv_of(evaluation), "report")
-    (directory / "plots").mkdir(exist_ok=True)
+    folder = make_folder(directory / "plots", "plot")
     for name, text in drawn.items():
-        write_file(directory / "plots" / f"{name}.svg", text + "\n", "plot")
+        write_file(folder / f"{name}.svg", text + "\n", "plot")
     return page
 
 

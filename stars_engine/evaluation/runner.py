@@ -15,15 +15,16 @@ import numpy as np
 
 from stars_engine.algorithm.blockwise import BlockwiseDecoding
 from stars_engine.calibration.fingerprints import model_fingerprints
+from stars_engine.calibration.over_prompts import Floats
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.evaluation.arms import AnyArm, BestOfNArm, BlockwiseArm, VanillaArm
 from stars_engine.evaluation.noisy import NoisyReward
 from stars_engine.evaluation.prompts import Halves
 from stars_engine.evaluation.recipe import Recipe
-from stars_engine.evaluation.statistics import Floats
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore, HalfName, identity
 from stars_engine.evaluation.thresholds import Thresholds
+from stars_engine.files.disk import make_folder
 from stars_engine.schedules import NoSchedule
 from stars_engine.types import StarsResult
 
@@ -66,7 +67,7 @@ class Runner:
         progress: Progress = lambda _name, _done, _total: None,
     ) -> None:
         self._recipe, self._halves, self._progress = recipe, halves, progress
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory, "evaluation")
         self._store = AnswerStore(directory / "answers.jsonl")
         self._thresholds = Thresholds(directory, halves.tuning, recipe.sampling.replace(n=1))
 

@@ -14,14 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stars_engine.calibration.over_prompts import Floats, Indices, bootstrap
 from stars_engine.errors import needs_extra
 from stars_engine.schedules import Estimate
-
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
-
-NUM_RESAMPLES = 2000
-_BATCH = 200  # resamples computed at once
 
 
 def best_of(n: int, guide: Floats, value: Floats) -> Floats:
@@ -37,7 +32,10 @@ def best_of(n: int, guide: Floats, value: Floats) -> Floats:
     """
     total = guide.shape[1]
     if not 1 <= n <= total:
-        raise ValueError(f"n={n} is not allowed; 1 to {total}, the samples of each prompt")
+        raise ValueError(
+            f"n={n} is not allowed; allowed: 1 to {total}, the samples of each prompt. Hint: use a "
+            "smaller n"
+        )
     order = np.argsort(guide, axis=1, kind="stable")
     weights = np.array([comb(rank, n - 1) / comb(total, n) for rank in range(total)])
     return np.asarray(np.take_along_axis(value, order, 1) @ weights)
@@ -105,30 +103,13 @@ def win_rate(ours: Floats, theirs: Floats, pairs: NDArray[np.bool] | None = None
 
 
 def over_prompts(figure: Callable[[Indices], Any], num_prompts: int, *, seed: int = 0) -> Estimate:
-    """Return a figure and its 95% interval: a paired bootstrap that resamples prompts.
+    """Return a figure and its 95% interval, which is nan for fewer than two prompts.
 
-    Args:
-        figure: Computes the figure from indices of prompts, `(..., prompts)` to `(...)`; an index
-            may occur more than once. All arrays are indexed alike, so that arms stay paired.
-        num_prompts: Number of prompts; the interval of fewer than two is nan.
-        seed: Seed of the resampling; equal seeds draw equal prompts.
+    See `bootstrap` for the arguments.
     """
-    everything = np.arange(num_prompts)
-    value = float(figure(everything))
     if num_prompts < 2:
-        return Estimate(value=value, low=float("nan"), high=float("nan"))
-    with needs_extra("eval"):
-        from scipy.stats import bootstrap  # noqa: PLC0415
-    found = bootstrap(
-        (everything,),
-        lambda picked, axis=-1: np.asarray(figure(picked), dtype=float),  # noqa: ARG005
-        n_resamples=NUM_RESAMPLES,
-        batch=_BATCH,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value=value, low=float(found.low), high=float(found.high))
+        return Estimate(value=float(figure(np.arange(num_prompts))), low=np.nan, high=np.nan)
+    return bootstrap(figure, num_prompts, seed=seed)
 
 
 def mean_over_prompts(values: Floats, *, seed: int = 0) -> Estimate:

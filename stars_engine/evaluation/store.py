@@ -11,7 +11,7 @@ from pydantic import Field
 
 from stars_engine.errors import ConfigError
 from stars_engine.files.disk import append_lines, file_error, why_not
-from stars_engine.masking import DIGESTS
+from stars_engine.redaction import DIGESTS
 from stars_engine.schema import Schema
 from stars_engine.types import StarsResult
 

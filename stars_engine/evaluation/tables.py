@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stars_engine.calibration.over_prompts import Floats
 from stars_engine.evaluation.arms import BestOfNArm
 from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.runner import ArmAnswers
-from stars_engine.evaluation.statistics import Floats
 from stars_engine.types import Attempt, StarsResult
 
 Pair = tuple[str, str]

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from stars_engine.calibration.calibrate import MIN_PROMPTS, calibrate
+from stars_engine.calibration.over_prompts import Floats
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, PlainTarget, RejectionArm, tilted
-from stars_engine.evaluation.statistics import Floats, best_of
+from stars_engine.evaluation.statistics import best_of
 from stars_engine.evaluation.store import identity
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule

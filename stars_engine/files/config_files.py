@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from stars_engine.files.disk import file_error, shown_path, why_not, write_file
-from stars_engine.masking import redact
 from stars_engine.problems import ConfigError, Problem
+from stars_engine.redaction import redact
 from stars_engine.schema import Schema
 
 # Fields whose keys are not field names: token ids, module names, devices.
@@ -125,16 +125,23 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
         if values is None:
             values = {}
         if not isinstance(values, dict):
-            raise file_error(path, title, f"holds {type(values).__name__}, not a mapping of fields")
+            raise file_error(
+                path,
+                title,
+                f"holds {type(values).__name__}, not a mapping of fields. Hint: write lines such "
+                "as 'field: value'",
+            )
         _check_keys(path, title, values)
     except RecursionError:
-        message = "is nested too deeply, or within itself; flatten it"
+        message = "is nested too deeply, or within itself. Hint: flatten it"
         raise file_error(path, title, message) from None
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError) as error:
         raise file_error(
-            path, title, f"is not valid {path.suffix[1:]}: {redact(str(error))}"
+            path,
+            title,
+            f"is not valid {path.suffix[1:]}: {redact(str(error))}. Hint: correct the file there",
         ) from None
     return values
 
@@ -150,7 +157,9 @@ def write_values(path: Path, config: BaseModel) -> None:
     try:
         data = text_of(config, path.suffix).encode()
     except ValueError as error:
-        raise file_error(path, title, f"cannot be written: {error}; remove that value") from None
+        raise file_error(
+            path, title, f"cannot be written: {error}. Hint: remove that value"
+        ) from None
     write_file(path, data, title)
 
 
@@ -200,14 +209,18 @@ def find_object(value: Any) -> Any:
     return None if isinstance(value, str | int | None) else value
 
 
-def check_suffix(path: Path, title: str) -> None:
+def check_suffix(
+    path: Path, title: str, allowed: Sequence[str] = (".yaml", ".yml", ".json")
+) -> None:
     """Check the suffix of a file.
 
     Raises:
-        ConfigError: The suffix is unknown.
+        ConfigError: The suffix is not allowed.
     """
-    if path.suffix not in (".json", ".yaml", ".yml"):
-        raise file_error(path, title, f"ends in {path.suffix!r}; use .yaml, .yml or .json")
+    if path.suffix not in allowed:
+        *others, last = allowed
+        names = f"{', '.join(others)} or {last}"
+        raise file_error(path, title, f"ends in {path.suffix!r}. Hint: use {names}")
 
 
 def check_writable(path: Path, title: str) -> None:
@@ -223,17 +236,19 @@ def check_writable(path: Path, title: str) -> None:
     except (OSError, ValueError) as error:
         raise file_error(path, title, f"cannot be written: {why_not(error)}") from None
     if mode is not None and stat.S_ISDIR(mode):
-        raise file_error(path, title, "is a directory; give the path of a file")
+        raise file_error(path, title, "is a directory. Hint: give the path of a file")
     if mode is not None and not stat.S_ISREG(mode):
         return  # a pipe or a terminal is written to directly
     folder = path.absolute().parent if mode is None else path.resolve().parent
     if not folder.is_dir():
         raise file_error(
-            path, title, f"directory {folder} does not exist; create it or use another"
+            path, title, f"directory {folder} does not exist. Hint: create it or use another"
         )
     # A file is replaced by a new one that is written to the same directory.
     if not (os.access(folder, os.W_OK | os.X_OK) and (mode is None or os.access(path, os.W_OK))):
-        raise file_error(path, title, "cannot be written: permission denied; use another path")
+        raise file_error(
+            path, title, "cannot be written: permission denied. Hint: use another path"
+        )
 
 
 def _check_keys(path: Path, title: str, value: Any, trail: str = "") -> None:

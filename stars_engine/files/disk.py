@@ -70,6 +70,22 @@ def write_parts(path: str | Path, parts: Iterable[bytes], title: str) -> None:
         new.close()
 
 
+def make_folder(path: str | Path, title: str) -> Path:
+    """Create a folder with its parents, unless it exists.
+
+    Args:
+        path: The folder; `~` stands for the home directory.
+        title: What the folder holds, for messages.
+
+    Raises:
+        ConfigError: It cannot be created.
+    """
+    with _file_errors(path, title):
+        folder = Path(path).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def append_lines(
     path: str | Path, data: bytes, title: str, *, is_whole: Callable[[bytes], bool]
 ) -> None:

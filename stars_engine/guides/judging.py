@@ -33,8 +33,8 @@ def scorer_of(judge: Judge | RewardConfig | str) -> Callable[[Texts], list[float
         return lambda texts: [ask_judge(given, prompt, answer) for prompt, answer, _ in texts]
     if not hasattr(given, "kind"):
         message = (
-            f"{given!r} is not allowed; use a callable f(prompt, answer) -> number, or a reward's "
-            "config object or name"
+            f"{given!r} is not allowed. Hint: use a callable f(prompt, answer) -> number, or a "
+            "reward's config object or name"
         )
         raise ConfigError("train_guide", [Problem("judge", message)])
     model = load_reward(given)

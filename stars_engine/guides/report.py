@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from stars_engine.guides.statistics import Floats, line_of, within_correlation
+from stars_engine.calibration.over_prompts import Floats, Indices, bootstrap, of_each, rows_of
+from stars_engine.guides.statistics import line_of, within_correlation
 from stars_engine.schedules import Estimate
 from stars_engine.schema import Schema
 
@@ -159,20 +159,16 @@ def verdict_of(positions: Sequence[GuidePosition]) -> tuple[bool, str]:
     return True, f"{said}{share}: use it with ValueReward and calibrated thresholds."
 
 
-def _estimate(values: Floats, scores: Floats, prompts: NDArray[np.int64], seed: int) -> Estimate:
+def _estimate(values: Floats, scores: Floats, prompts: Indices, seed: int) -> Estimate:
     """Return the within-prompt correlation with an interval over prompts."""
-    generator = np.random.default_rng(seed)
-    rows_of = [np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)]
-    draws = []
-    for _ in range(_NUM_RESAMPLES):
-        picked = [rows_of[i] for i in generator.integers(len(rows_of), size=len(rows_of))]
-        names = np.repeat(np.arange(len(picked)), [len(part) for part in picked])
-        rows = np.concatenate(picked)
-        draws.append(within_correlation(values[rows], scores[rows], names))
-    known = [draw for draw in draws if np.isfinite(draw)] or [np.nan]
-    low, high = np.percentile(known, (2.5, 97.5))
-    value = within_correlation(values, scores, prompts)
-    return Estimate(value=value, low=float(low), high=float(high))
+    distinct = np.unique(prompts)
+
+    def correlation(picked: Indices) -> float:
+        rows, names = rows_of(prompts, distinct[picked])
+        return within_correlation(values[rows], scores[rows], names)
+
+    figure = of_each(correlation)
+    return bootstrap(figure, len(distinct), seed=seed, num_resamples=_NUM_RESAMPLES)
 
 
 def _interval(estimate: Estimate) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +15,10 @@ from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.calibration.host import Host
 from stars_engine.config import SamplingParams
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.files.disk import append_lines
+from stars_engine.files.disk import append_lines, file_error, why_not, write_file
 from stars_engine.types import Prompt
 
+_TITLE = "train_guide"
 ProgressCallback = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -74,7 +76,7 @@ def draw_samples(
         progress: Called with "sampling", the prompts done, and all prompts.
         chunk: Prompts between two writes.
     """
-    found = read_samples(path)
+    found = read_samples(path, sampling.n)
     done = {sample.prompt_index for sample in found}
     missing = [index for index in range(len(prompts)) if index not in done]
     for first in range(0, len(missing), chunk):
@@ -106,28 +108,49 @@ def sample_each(
     ]
 
 
-def read_samples(path: Path) -> list[JudgedAnswer]:
-    """Read samples; a last line that was cut short is left out, with its prompt's others."""
-    if not path.exists():
-        return []
-    samples: list[JudgedAnswer] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            cut = samples[-1].prompt_index if samples else -1
-            return [sample for sample in samples if sample.prompt_index != cut]
+def read_samples(path: Path, num_answers: int) -> list[JudgedAnswer]:
+    """Read samples; prompts with other numbers of answers are removed, also from the file.
+
+    A process that ends while it writes leaves a prompt with some of its answers.
+
+    Raises:
+        ConfigError: The file cannot be read or written, or a line is not a sample.
+    """
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise file_error(path, _TITLE, f"cannot be read: {why_not(error)}") from None
+    *lines, torn = data.split(b"\n")
+    samples = [_sample(path, number, line) for number, line in enumerate(lines, 1)]
+    counts = Counter(sample.prompt_index for sample in samples)
+    whole = [sample for sample in samples if counts[sample.prompt_index] == num_answers]
+    if torn or len(whole) < len(samples):
+        write_file(path, _lines_of(whole), _TITLE)
+    return whole
+
+
+def _sample(path: Path, number: int, line: bytes) -> JudgedAnswer:
+    try:
+        values = json.loads(line)
         values["partial"] = {int(key): value for key, value in values["partial"].items()}
         values |= {name: tuple(values[name]) for name in ("prompt_ids", "token_ids")}
-        samples.append(JudgedAnswer(**values))
-    return samples
+        return JudgedAnswer(**values)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        message = f"line {number} is not a sample: {error}. Hint: remove the line"
+        raise file_error(path, _TITLE, message) from None
 
 
 def append_samples(path: Path, samples: Iterable[JudgedAnswer]) -> None:
-    """Append samples to a file."""
-    lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
-    data = "".join(f"{line}\n" for line in lines).encode()
-    append_lines(path, data, "train_guide", is_whole=_is_whole)
+    """Append samples to a file.
+
+    Raises:
+        ConfigError: The file cannot be written; it stays unchanged.
+    """
+    append_lines(path, _lines_of(samples), _TITLE, is_whole=_is_whole)
+
+
+def _lines_of(samples: Iterable[JudgedAnswer]) -> bytes:
+    return "".join(f"{json.dumps(asdict(sample))}\n" for sample in samples).encode()
 
 
 def _is_whole(line: bytes) -> bool:
@@ -142,10 +165,16 @@ def labelled_answers(engine: Host, path: Path, sampling: SamplingParams) -> list
     """Read answers that were labelled elsewhere: JSON lines {prompt, answer, score}.
 
     Raises:
-        ConfigError: A line is not one.
+        ConfigError: The file cannot be read, or a line is not one.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise file_error(path, _TITLE, f"cannot be read: {why_not(error)}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             values = json.loads(line)
             row = (str(values["prompt"]), str(values["answer"]), float(values["score"]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stars_engine.calibration.over_prompts import Floats
 from stars_engine.guides.fit import (
     STRENGTHS,
     Network,
@@ -18,7 +19,7 @@ from stars_engine.guides.fit import (
 )
 from stars_engine.guides.samples import ProgressCallback
 from stars_engine.guides.states import States
-from stars_engine.guides.statistics import Floats, line_of, within_correlation
+from stars_engine.guides.statistics import line_of, within_correlation
 
 
 @dataclass(frozen=True, slots=True)

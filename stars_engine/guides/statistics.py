@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from stars_engine.calibration.over_prompts import Floats, Indices, centred_within
 
 
-def within_correlation(values: Floats, scores: Floats, prompts: NDArray[np.int64]) -> float:
+def within_correlation(values: Floats, scores: Floats, prompts: Indices) -> float:
     """Return the correlation among answers to one prompt, pooled over prompts; nan if undefined."""
-    pair = np.stack([values, scores], axis=1)
-    _, index = np.unique(prompts, return_inverse=True)
-    counts = np.bincount(index)
-    for column in range(2):
-        means = np.bincount(index, weights=pair[:, column]) / counts
-        pair[:, column] -= means[index]
+    pair = np.stack([centred_within(each, prompts) for each in (values, scores)], axis=1)
     norms = np.sqrt((pair**2).sum(0))
     if not (norms > 1e-12 * max(1.0, np.abs(values).max(), np.abs(scores).max())).all():
         return float("nan")

@@ -21,7 +21,7 @@ from stars_engine.calibration.pilot_prompts import (
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.errors import ConfigError, ModelLoadError, Problem
-from stars_engine.files.disk import write_file
+from stars_engine.files.disk import make_folder, write_file
 from stars_engine.guides.judging import judge_samples, scorer_of
 from stars_engine.guides.report import (
     GuideReport,
@@ -117,8 +117,7 @@ def train_guide(
             f"train_guide needs hidden states, and {type(model).__name__} gives none. Hint: use a "
             "TransformersModel in this process"
         )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(out, "train_guide")
     sampling = (engine.sampling if sampling is None else sampling).replace(seed=seed, n=num_answers)
     clock = _Clock()
     scorer = scorer_of(engine.config.reward if judge is None else judge)
@@ -228,17 +227,24 @@ def _layers(model: GivesHiddenStates, layers: Sequence[int] | None) -> list[int]
         return sorted({max(1, round(last * share)) for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)})
     wrong = [layer for layer in layers if not 0 <= layer <= last]
     if wrong or not layers:
-        raise _problem("layers", f"{list(layers)} is not allowed; indices from 0 to {last}")
+        raise _problem(
+            "layers",
+            f"{list(layers)} is not allowed; allowed: indices from 0 to {last}. Hint: use "
+            f"layers=[{last}]",
+        )
     return list(dict.fromkeys(layers))
 
 
 def _check(*, num_answers: int, shape: str, soft_value_beta: float | None) -> None:
     if not isinstance(num_answers, int) or num_answers < 2:
-        raise _problem("num_answers", f"{num_answers!r} is not allowed; an integer of 2 or more")
+        raise _problem("num_answers", f"{num_answers!r} is not allowed. Hint: use 2 or more")
     if shape not in ("auto", "linear", "mlp"):
-        raise _problem("shape", f"{shape!r} is not allowed; use 'auto', 'linear' or 'mlp'")
+        raise _problem("shape", f"{shape!r} is not allowed. Hint: use 'auto', 'linear' or 'mlp'")
     if soft_value_beta is not None and not 0 < soft_value_beta < float("inf"):
-        raise _problem("soft_value_beta", f"{soft_value_beta!r} is not allowed; above 0, or None")
+        raise _problem(
+            "soft_value_beta",
+            f"{soft_value_beta!r} is not allowed. Hint: use a number > 0, or None",
+        )
 
 
 def _check_scores(samples: Sequence[JudgedAnswer]) -> None:

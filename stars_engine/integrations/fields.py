@@ -15,7 +15,7 @@ from stars_engine.config import StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, PARTS, ROOT_FIELDS, with_fields
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.integrations.setting_fields import SettingFields
-from stars_engine.masking import masked
+from stars_engine.redaction import masked
 
 
 class Unset(StrEnum):
@@ -55,7 +55,8 @@ class EngineFields(SettingFields):
             aliases = {field.alias for field in known.values()}
             unknown = [name for name in values if name not in known and name not in aliases]
             if unknown:
-                with_fields(StarsConfig(), dict.fromkeys(unknown), owner=type(self).__name__)
+                given = {name: values[name] for name in unknown}
+                with_fields(StarsConfig(), given, owner=type(self).__name__)
             if isinstance(values.get("config"), Mapping):
                 values["config"] = StarsConfig(**values["config"])
             super().__init__(

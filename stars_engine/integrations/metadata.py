@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from pydantic import SecretStr
 
 from stars_engine.config import StarsConfig
-from stars_engine.masking import MASK
+from stars_engine.redaction import MASK
 from stars_engine.schema import Schema
 from stars_engine.types import StarsResult
 

@@ -51,7 +51,9 @@ def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:
     if not isinstance(wanted, Mapping):
         allowed = "{'type': 'text'}, {'type': 'json_object'}, {'type': 'json_schema', "
         allowed += "'json_schema': {'schema': ...}}, a JSON schema, or a pydantic model"
-        message = f"invalid response format {wanted!r}; expected one of {allowed}"
+        message = (
+            f"invalid response format {wanted!r}; expected one of {allowed}. Hint: give the schema"
+        )
         raise ConfigError("call", [Problem(_OWNER, message)])
     found = read_schema(wanted, owner=_OWNER)
     assert found.schema is not None

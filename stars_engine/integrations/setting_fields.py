@@ -193,8 +193,8 @@ class SettingFields(BaseModel):
     deadline_s: SkipValidation[float | None] = Field(
         default=None,
         description=(
-            "seconds; the answer ends with the accepted segments at the first step that "
-            "begins later"
+            "seconds; the answer then ends with the accepted segments: after the current "
+            "step, or a tenth of a second later if the step lasts longer"
         ),
     )
     num_candidates: SkipValidation[int | Literal["auto"]] = Field(
@@ -238,6 +238,40 @@ class SettingFields(BaseModel):
     max_waiting: SkipValidation[int] = Field(
         default=1024,
         description="maximum number of queued requests; a larger call enters the queue in parts",
+    )
+    max_answers: SkipValidation[int] = Field(
+        default=131072,
+        description=(
+            "maximum number of answers of one call, over all its prompts; a larger call is refused"
+        ),
+    )
+    max_n: SkipValidation[int] = Field(
+        default=4096,
+        description=(
+            "maximum number of answers per prompt, and of samples in `best_of_n`; a request "
+            "with more is refused"
+        ),
+    )
+    max_prompt_chars: SkipValidation[int] = Field(
+        default=4000000,
+        description=(
+            "maximum number of characters of a prompt, and of a `reward_prompt` (a token id "
+            "counts as one); a longer one is refused before it is tokenized"
+        ),
+    )
+    max_grammar_chars: SkipValidation[int] = Field(
+        default=1000000,
+        description=(
+            "maximum number of characters of a grammar; a larger one is refused before it is "
+            "compiled"
+        ),
+    )
+    max_stop_strings: SkipValidation[int] = Field(
+        default=1024,
+        description=(
+            "maximum number of stop strings of a request; together they may have a thousand "
+            "times as many characters"
+        ),
     )
     on_full: SkipValidation[Literal["wait", "raise"]] = Field(
         default="wait", description="what a call does when the queue is full"

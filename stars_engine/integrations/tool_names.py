@@ -110,7 +110,8 @@ def read_tool_choice(choice: Any, names: Iterable[str]) -> str:
     if not isinstance(choice, str) or choice not in allowed:
         raise PromptError(
             f"unknown tool_choice={choice!r}; expected one of "
-            f"{', '.join(map(repr, allowed))}, True, False and None"
+            f"{', '.join(map(repr, allowed))}, True, False and None. Hint: use 'auto', or add the "
+            "tool"
         )
     return choice
 

@@ -34,3 +34,7 @@ class Layout:
             *(line(f"OPEN_{kind}", text, before=False) for kind, text in (("O", "{"), ("A", "["))),
             *(line(f"CLOSE_{kind}", text, after=False) for kind, text in (("O", "}"), ("A", "]"))),
         ]
+
+
+# The bound keeps small models from writing whitespace forever.
+SPACED = Layout(blank=r"\x20|\x0A[\x20\x09]{0,32}")

@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import ceil, floor
 
 from stars_engine.json_schema import numbers
-from stars_engine.json_schema.meets import TooComplexError
+from stars_engine.json_schema.intersections import TooComplexError
 from stars_engine.json_schema.nodes import Number
 
 # A state for each remainder; few multiples are written one by one.

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 from stars_engine.json_schema import values
-from stars_engine.json_schema.held import NodeReader, Place
 from stars_engine.json_schema.nodes import (
     ANY,
     NEVER,
@@ -23,6 +22,7 @@ from stars_engine.json_schema.nodes import (
     String,
 )
 from stars_engine.json_schema.patterns import Pattern
+from stars_engine.json_schema.supported import NodeReader, Place
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
 
 _KINDS: dict[str, type] = {
@@ -79,9 +79,9 @@ class Negation:
                 inner: Node = (Object({}, tuple(wanted)),)
             else:
                 inner = self._reader.node(wanted, place.at(keyword, name, is_part=True))
-            with_name = self._reader.meets.meet((Object({}, (name,)),), inner)
+            with_name = self._reader.intersections.intersect((Object({}, (name,)),), inner)
             either: Node = (*ANY[:-1], Object({name: NEVER}), *with_name)
-            node = self._reader.meets.meet(node, either)
+            node = self._reader.intersections.intersect(node, either)
         return node
 
     def _if(self, schema: dict[str, Any], place: Place) -> Node:
@@ -92,8 +92,8 @@ class Negation:
         then = node(schema.get("then", True), place.at("then", is_part=True))
         negated = self.of(schema["if"], place.at("if"))
         otherwise = node(schema.get("else", True), place.at("else", is_part=True))
-        meet = self._reader.meets.meet
-        return (*meet(condition, then), *meet(negated, otherwise))
+        intersect = self._reader.intersections.intersect
+        return (*intersect(condition, then), *intersect(negated, otherwise))
 
     def of(self, schema: Any, place: Place, depth: int = 0) -> Node:
         """Return the values that a schema excludes, or a subset of them.
@@ -136,7 +136,7 @@ class Negation:
                 node = ANY
                 for index, inner in enumerate(list_of(value)):
                     negated = self.of(inner, place.at("anyOf", index), depth + 1)
-                    node = self._reader.meets.meet(node, negated)
+                    node = self._reader.intersections.intersect(node, negated)
                 return node
             case "not":
                 return self._reader.node(value, place.at("not", is_part=True))

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
-from stars_engine.json_schema.meets import Meets, TooComplexError, rest_of, string_holds
+from stars_engine.json_schema.intersections import (
+    Intersections,
+    TooComplexError,
+    rest_of,
+    string_holds,
+)
 from stars_engine.json_schema.nodes import ANY, NEVER, Node, Object, Reference, String
 from stars_engine.json_schema.patterns import NOTHING, between_quotes, either, written
 
@@ -43,7 +48,7 @@ class Others:
 
 
 def laid_out(
-    obj: Object, meets: Meets, dereference: Callable[[Reference], Node]
+    obj: Object, intersections: Intersections, dereference: Callable[[Reference], Node]
 ) -> tuple[list[Field], list[Others]]:
     """Return the properties of an object node: the named ones, and the others.
 
@@ -56,7 +61,7 @@ def laid_out(
         order.update(dict.fromkeys(string.values or ()))
     fields = []
     for name in order:
-        node = meets.property_of(obj, name)
+        node = intersections.property_of(obj, name)
         if names is not None and not any(_allows(string, name) for string in names):
             node = NEVER
         fields.append(Field(name, node, name in obj.required))
@@ -71,10 +76,10 @@ def laid_out(
     if base == NOTHING:
         return fields, []
     taken = either(json.dumps(written(name), ensure_ascii=False) for name in order)
-    return fields, list(_others(obj, meets, base, taken))
+    return fields, list(_others(obj, intersections, base, taken))
 
 
-def _others(obj: Object, meets: Meets, base: str, taken: str) -> list[Others]:
+def _others(obj: Object, intersections: Intersections, base: str, taken: str) -> list[Others]:
     patterns = obj.patterns
     if len(patterns) > _MAX_PATTERNS:
         raise TooComplexError(f"more than {_MAX_PATTERNS} patternProperties")
@@ -83,7 +88,7 @@ def _others(obj: Object, meets: Meets, base: str, taken: str) -> list[Others]:
         for chosen in combinations(patterns, size):
             node = ANY if chosen else rest_of(obj)
             for _, inner in chosen:
-                node = meets.meet(node, inner)
+                node = intersections.intersect(node, inner)
             if node == NEVER:
                 continue
             matched = [pattern for pattern, _ in chosen]

@@ -33,7 +33,7 @@ _MAX_LENGTH = 10**9
 CHARACTER = r'([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bef]|1[0-9a-f]|7f))'
 
 
-class UnheldPatternError(ValueError):
+class UnsupportedPatternError(ValueError):
     """A grammar cannot express a regular expression; the message says why."""
 
 
@@ -42,7 +42,7 @@ class Pattern:
     """A regular expression in Python's syntax, which matches somewhere in a string.
 
     Raises:
-        UnheldPatternError: The expression is invalid, or a grammar cannot express it.
+        UnsupportedPatternError: The expression is invalid, or a grammar cannot express it.
     """
 
     source: str
@@ -80,7 +80,7 @@ class Pattern:
 def anywhere_of_length(least: int, most: int | None) -> str:
     """Return the terminal expression for the text of strings with bounded length."""
     if least > _MAX_LENGTH:
-        raise UnheldPatternError(f"`minLength`: {least} is above {_MAX_LENGTH} characters")
+        raise UnsupportedPatternError(f"`minLength`: {least} is above {_MAX_LENGTH} characters")
     if most is not None and most > _MAX_LENGTH:  # no answer is this long
         most = None
     return f"/{CHARACTER}{{{least},{'' if most is None else most}}}/"
@@ -160,9 +160,9 @@ def _expression(source: str, negated: bool) -> str:
             warnings.simplefilter("error")  # ambiguous nested sets
             tree = parser.parse(source)
     except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise UnheldPatternError(f"{source!r} is not a regular expression: {error}") from None
+        raise UnsupportedPatternError(f"{source!r} is not a regular expression: {error}") from None
     if tree.state.flags & (re.MULTILINE | re.LOCALE):
-        raise UnheldPatternError(f"{source!r} has flags that a grammar cannot express")
+        raise UnsupportedPatternError(f"{source!r} has flags that a grammar cannot express")
     translation = _Translation(source, tree.state.flags)
     items = list(tree)
     if not _has_beginning(items):
@@ -216,7 +216,7 @@ class _Translation:
         if plain:
             later = items[len(plain) :]
             if start and self._may_be_empty(plain) and _has_beginning(later):
-                raise self._unheld("`^` after a part that may be empty")
+                raise self._unsupported("`^` after a part that may be empty")
             regex = self.plain(plain, negated=negated)
             after = self.follow(later, rest, start=False, negated=negated)
             return _join(f"/{regex}/" if regex else _EMPTY, after)
@@ -237,12 +237,12 @@ class _Translation:
             return [list(branch) for branch in value[1]]
         if kind in (ops.MAX_REPEAT, ops.MIN_REPEAT) and value[1] == 1:
             return [list(value[2])] if value[0] else [list(value[2]), []]
-        raise self._unheld("`^`, `$` or look-ahead inside a repetition or a group with flags")
+        raise self._unsupported("`^`, `$` or look-ahead inside a repetition or a group with flags")
 
     def _look(self, kind: Any, value: Any, after: str, *, start: bool, negated: bool) -> str:
         direction, inner = value
         if direction < 0:
-            raise self._unheld("look-behind")
+            raise self._unsupported("look-behind")
         is_not = kind is ops.ASSERT_NOT
         ahead = self.follow(list(inner), _ALL, start=start, negated=negated ^ is_not)
         return _without(after, ahead) if is_not else _both(after, ahead)
@@ -253,14 +253,14 @@ class _Translation:
         if value in (ops.AT_BEGINNING, ops.AT_BEGINNING_STRING):
             return self.follow(later, rest, start=start, negated=negated) if start else NOTHING
         if value not in (ops.AT_END, ops.AT_END_STRING):
-            raise self._unheld(r"`\b` or `\B`")
+            raise self._unsupported(r"`\b` or `\B`")
         # Only an empty text may follow. In Python, `$` also matches before a final line break.
         end = self.follow(later, rest, start=start, negated=negated)
         ends = _EMPTY if value is ops.AT_END_STRING or not negated else r'("" | "\\n")'
         return _both(end, ends)
 
-    def _unheld(self, what: str) -> UnheldPatternError:
-        return UnheldPatternError(f"{what} in {self._source!r}")
+    def _unsupported(self, what: str) -> UnsupportedPatternError:
+        return UnsupportedPatternError(f"{what} in {self._source!r}")
 
     def _may_be_empty(self, items: Sequence[Any]) -> bool:
         return bool(parser.SubPattern(parser.State(), list(items)).getwidth()[0] == 0)
@@ -280,18 +280,18 @@ class _Translation:
             case ops.SUBPATTERN:
                 _, added, removed, items = value
                 if (added | removed) & ~(re.IGNORECASE | re.DOTALL):
-                    raise self._unheld("flags of a group")
+                    raise self._unsupported("flags of a group")
                 flags = (self._flags | added) & ~removed
                 inner = _Translation(self._source, flags).plain(items, negated=negated)
             case ops.MAX_REPEAT | ops.MIN_REPEAT:
                 least, most, items = value
                 if least > _MAX_REPEAT or (most is not ops.MAXREPEAT and most > _MAX_REPEAT):
-                    raise self._unheld(f"more than {_MAX_REPEAT} repetitions")
+                    raise self._unsupported(f"more than {_MAX_REPEAT} repetitions")
                 bound = "" if most is ops.MAXREPEAT else most
                 return f"({self.plain(items, negated=negated)}){{{least},{bound}}}"
             case _:
                 names = {"GROUPREF": "a back-reference", "ATOMIC_GROUP": "an atomic group"}
-                raise self._unheld(names.get(str(kind), str(kind).lower()))
+                raise self._unsupported(names.get(str(kind), str(kind).lower()))
         return f"({inner})"
 
     def _characters(self, kind: Any, value: Any, *, negated: bool) -> Ranges:

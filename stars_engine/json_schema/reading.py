@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
+from stars_engine.give_way import give_way
 from stars_engine.json_schema import tags
-from stars_engine.json_schema.held import HeldSchema, Place, Unheld
-from stars_engine.json_schema.meets import Meets, TooComplexError, array
+from stars_engine.json_schema.intersections import Intersections, TooComplexError, array
+from stars_engine.json_schema.keywords import UNSUPPORTED
 from stars_engine.json_schema.negation import CONDITIONAL, Negation
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -21,11 +22,11 @@ from stars_engine.json_schema.nodes import (
     Reference,
     node_of_values,
 )
-from stars_engine.json_schema.patterns import UnheldPatternError
+from stars_engine.json_schema.patterns import UnsupportedPatternError
 from stars_engine.json_schema.references import References
+from stars_engine.json_schema.supported import Place, SupportedSchema, Unsupported
 from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
 from stars_engine.json_schema.values import MalformedError, count, list_of
-from stars_engine.schema_formats.library_types import UNSUPPORTED
 
 _MAX_DEFINITIONS = 10_000
 # Known keywords, of this or earlier drafts, that a grammar cannot express.
@@ -37,7 +38,7 @@ _UNHELD = {
 }
 
 
-def read_schema(schema: Any, *, closed: bool = True) -> HeldSchema:
+def read_schema(schema: Any, *, closed: bool = True) -> SupportedSchema:
     """Return the part of a schema that a grammar can express, and a list of the rest.
 
     Args:
@@ -54,7 +55,7 @@ class SchemaReader:
     def __init__(self, root: Any, *, closed: bool) -> None:
         self._root, self._closed = root, closed
         self.references = References(root)
-        self._unheld: dict[Unheld, None] = {}
+        self._unsupported: dict[Unsupported, None] = {}
         self._emptied: dict[str, None] = {}
         self._to_read: dict[str, tuple[Any, Place]] = {}
         self._bodies: dict[str, Node] = {}
@@ -65,9 +66,9 @@ class SchemaReader:
         self._choices: list[tuple[Place, list[Node], list[Node]]] = []
         self._negation = Negation(self)
         self._typed = TypedKeywords(self)
-        self.meets = Meets(self._name_of)
+        self.intersections = Intersections(self._name_of)
 
-    def read(self) -> HeldSchema:
+    def read(self) -> SupportedSchema:
         """Return the result for the whole document."""
         root: Node = ANY
         try:
@@ -81,21 +82,25 @@ class SchemaReader:
             self.add(Place("#"), "schema", "the schema is nested too deeply")
         except TooComplexError as error:
             self.add(Place("#"), "schema", str(error))
-        return HeldSchema(
-            root, tuple(self._unheld), tuple(self._emptied), self.dereference, self.meets
+        return SupportedSchema(
+            root,
+            tuple(self._unsupported),
+            tuple(self._emptied),
+            self.dereference,
+            self.intersections,
         )
 
     def add(self, place: Place, keyword: str, reason: str) -> None:
         """Record a requirement that cannot be expressed."""
         if not place.is_wide:
-            self._unheld[Unheld(place.path, keyword, reason)] = None
+            self._unsupported[Unsupported(place.path, keyword, reason)] = None
 
     @contextmanager
     def noting(self, place: Place, keyword: str) -> Iterator[None]:
         """Record a keyword that cannot be expressed, and continue without it."""
         try:
             yield
-        except (MalformedError, UnheldPatternError, TooComplexError, LookupError) as error:
+        except (MalformedError, UnsupportedPatternError, TooComplexError, LookupError) as error:
             self.add(place, keyword, str(error))
 
     # --- references ---
@@ -119,7 +124,7 @@ class SchemaReader:
         """
         node = ANY
         for name in reference.names:
-            node = self.meets.meet(node, self._flattened(name))
+            node = self.intersections.intersect(node, self._flattened(name))
         return self._without_references(node)
 
     def _flattened(self, name: str) -> Node:
@@ -165,6 +170,7 @@ class SchemaReader:
 
     def node(self, schema: Any, place: Place) -> Node:
         """Return the values that a schema allows."""
+        give_way()
         if isinstance(schema, bool) or schema == {}:
             return ANY if schema is not False else NEVER
         if not isinstance(schema, dict):
@@ -181,13 +187,13 @@ class SchemaReader:
                 before = node
                 with self.noting(place, keyword):
                     applied = self._apply(keyword, schema, place, is_parted=is_parted)
-                    node = self.meets.meet(node, applied)
+                    node = self.intersections.intersect(node, applied)
                 if before != NEVER and node == NEVER and not place.is_wide:
                     self._emptied[f"`{keyword}` at {place.path}"] = None
             elif not has_base:
                 has_base = True
                 base = self._typed.read(schema, place, is_open=is_parted or not self._closed)
-                node = self.meets.meet(node, base)
+                node = self.intersections.intersect(node, base)
         return self._evaluated(node, schema, place)
 
     def _apply(
@@ -218,10 +224,10 @@ class SchemaReader:
         locations = [place.at(keyword, i, is_part=is_parted) for i in range(len(branches))]
         nodes = [self.node(b, p) for b, p in zip(branches, locations, strict=True)]
         if keyword == "allOf":
-            return reduce(self.meets.meet, nodes, ANY)
+            return reduce(self.intersections.intersect, nodes, ANY)
         tag = None if place.is_wide else tags.tag_of(schema, branches, self.references)
         if tag is not None:
-            nodes = [self.meets.meet(node, (Object({}, (tag,)),)) for node in nodes]
+            nodes = [self.intersections.intersect(node, (Object({}, (tag,)),)) for node in nodes]
         if keyword == "oneOf" and not place.is_wide:
             pairs = zip(branches, locations, strict=True)
             others = [self.node(b, replace(p, is_wide=True)) for b, p in pairs]
@@ -233,7 +239,9 @@ class SchemaReader:
     def _check_choice(self, place: Place, nodes: list[Node], others: list[Node]) -> None:
         for index, node in enumerate(nodes):
             for number, other in enumerate(others):
-                if number != index and not self.meets.disjoint(node, other, self.dereference):
+                if number != index and not self.intersections.disjoint(
+                    node, other, self.dereference
+                ):
                     reason = f"branches {index} and {number} may have common values"
                     self.add(place, "oneOf", reason)
                     return

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from stars_engine.give_way import give_way
 from stars_engine.json_schema import numbers
-from stars_engine.json_schema.held import HeldSchema
+from stars_engine.json_schema.intersections import TooComplexError
 from stars_engine.json_schema.layout import Layout
-from stars_engine.json_schema.meets import TooComplexError
 from stars_engine.json_schema.multiples import multiples
 from stars_engine.json_schema.nodes import (
     ANY,
@@ -32,6 +33,7 @@ from stars_engine.json_schema.nodes import (
 from stars_engine.json_schema.objects import Field, Others, laid_out
 from stars_engine.json_schema.patterns import NOTHING, between_quotes, written
 from stars_engine.json_schema.sequences import items, properties
+from stars_engine.json_schema.supported import SupportedSchema
 
 _MAX_DEPTH = 1_000
 
@@ -63,16 +65,16 @@ class Rules:
     """Writes the rules of one schema.
 
     Args:
-        held: The schema.
+        schema: What is written.
         name: Name of the first rule, and prefix of the names of all others.
         layout: Punctuation and whitespace.
         is_empty: Whether a terminal expression matches nothing.
     """
 
     def __init__(
-        self, held: HeldSchema, name: str, layout: Layout, is_empty: Callable[[str], bool]
+        self, schema: SupportedSchema, name: str, layout: Layout, is_empty: Callable[[str], bool]
     ) -> None:
-        self._held, self._name, self._layout = held, name, layout
+        self._schema, self._name, self._layout = schema, name, layout
         self._is_empty = is_empty
         self._prefix = name.upper()
         self._terminals: dict[str, str] = {}
@@ -80,6 +82,7 @@ class Rules:
         self._forms: dict[Any, list[_Form]] = {}
         self._productive: set[Any] = set()
         self._rule_names: dict[Any, str] = {}
+        self._unwritten: deque[tuple[Any, str]] = deque()
         self._lines: list[str] = []
         self._defined: dict[str, str] = {}
 
@@ -90,16 +93,15 @@ class Rules:
             UnsatisfiableError: No value satisfies the schema.
             TooComplexError: The schema is too complex for a grammar.
         """
-        root = self._held.root
+        root = self._schema.root
         self._find_forms(root)
         self._find_productive()
         if not self._is_productive(root):
             raise UnsatisfiableError(f"no value satisfies the schema: {self._why_none(root)}")
         self._lines.append(f"{self._name}: {self._rule(root)}")
-        todo = 0
-        while todo < len(self._rule_names):
-            key, name = list(self._rule_names.items())[todo]
-            todo += 1
+        while self._unwritten:
+            give_way()
+            key, name = self._unwritten.popleft()
             alternatives = [self._written(form) for form in self._forms[key]]
             kept = dict.fromkeys(text for text in alternatives if text is not None)
             self._lines.append(f"{name}: {' | '.join(kept)}")
@@ -136,6 +138,7 @@ class Rules:
     def _find_forms(self, root: Node) -> None:
         todo = [root]
         while todo:
+            give_way()
             node = todo.pop()
             key = self._key(node)
             if key in self._forms:
@@ -143,7 +146,7 @@ class Rules:
             self._forms[key] = forms = []
             for part in node:
                 alternatives = (
-                    self._held.dereference(part) if isinstance(part, Reference) else (part,)
+                    self._schema.dereference(part) if isinstance(part, Reference) else (part,)
                 )
                 forms += [form for a in alternatives if (form := self._form(a)) is not None]
             for form in forms:
@@ -162,7 +165,9 @@ class Rules:
                 arr = Array(alternative.prefix, items, alternative.min_items, alternative.max_items)
                 return _Form(array=arr)
             case Object():
-                fields, others = laid_out(alternative, self._held.meets, self._held.dereference)
+                fields, others = laid_out(
+                    alternative, self._schema.intersections, self._schema.dereference
+                )
                 if others and alternative.min_properties > len(fields) + 1:
                     raise TooComplexError("`minProperties`: a grammar cannot compare names")
                 named = [(t, o.node) for o in others if (t := self._key_terminal(o)) is not None]
@@ -269,7 +274,7 @@ class Rules:
             path, node = f"{path}/{missing[0][0]}", missing[0][1]
         if self._forms[key]:
             return f"values at {path} would be infinitely deep"
-        emptied = ", ".join(self._held.emptied[:3])
+        emptied = ", ".join(self._schema.emptied[:3])
         return f"no value is possible at {path}" + (f" ({emptied})" if emptied else "")
 
     # --- rules ---
@@ -280,7 +285,8 @@ class Rules:
             forms = self._forms[key]
             if len(forms) == 1 and forms[0].leaf is not None:
                 return forms[0].leaf
-            self._rule_names[key] = f"{self._name}_{len(self._rule_names)}"
+            name = self._rule_names[key] = f"{self._name}_{len(self._rule_names)}"
+            self._unwritten.append((key, name))
         return self._rule_names[key]
 
     def _written(self, form: _Form) -> str | None:

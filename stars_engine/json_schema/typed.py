@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from stars_engine.json_schema import values
-from stars_engine.json_schema.held import NodeReader, Place
-from stars_engine.json_schema.meets import array, meet_numbers, meet_strings
+from stars_engine.json_schema.intersections import array, intersect_numbers, intersect_strings
+from stars_engine.json_schema.keywords import DECIMAL_PLACES
 from stars_engine.json_schema.nodes import (
     ANY,
     Alternative,
@@ -19,8 +19,8 @@ from stars_engine.json_schema.nodes import (
     String,
 )
 from stars_engine.json_schema.patterns import Pattern
+from stars_engine.json_schema.supported import NodeReader, Place
 from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
-from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
 
 _NUMBERS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -106,7 +106,7 @@ class TypedKeywords:
                     wanted = values.number(keyword, schema[keyword], schema)
                     if wanted.divisors and place.is_wide:
                         continue  # validators that divide floats accept other numbers too
-                    node = meet_numbers(number, wanted)
+                    node = intersect_numbers(number, wanted)
         return node
 
     def _string(self, schema: dict[str, Any], place: Place) -> Node:
@@ -117,7 +117,7 @@ class TypedKeywords:
                     [string] = node
                     assert isinstance(string, String)
                     wanted = values.string(keyword, schema[keyword], with_formats=not place.is_wide)
-                    node = meet_strings(string, wanted)
+                    node = intersect_strings(string, wanted)
         return node
 
     def _array(self, schema: dict[str, Any], place: Place) -> Node:
@@ -162,7 +162,7 @@ class TypedKeywords:
             for name, node in named.items():
                 for pattern, inner in obj.patterns:
                     if pattern.may_match(name):
-                        named[name] = node = reader.meets.meet(node, inner)  # noqa: PLW2901
+                        named[name] = node = reader.intersections.intersect(node, inner)  # noqa: PLW2901
             obj = replace(obj, properties=named)
         rest = schema.get("additionalProperties")
         if rest is None and not any(name in schema for name in IN_PLACE):
@@ -183,7 +183,7 @@ class TypedKeywords:
                 if obj.additional is None and name not in properties:
                     # A required property is a named one, even without a schema.
                     opened = replace(obj, is_open=True)
-                    properties[name] = self._reader.meets.property_of(opened, name)
+                    properties[name] = self._reader.intersections.property_of(opened, name)
         return replace(obj, properties=properties, required=tuple(dict.fromkeys(required)))
 
     def _counted(self, obj: Object, schema: dict[str, Any], place: Place) -> Object:

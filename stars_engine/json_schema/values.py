@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Any
 
 from stars_engine.json_schema.formats import pattern_of
+from stars_engine.json_schema.keywords import DECIMAL_PLACES
 from stars_engine.json_schema.nodes import Number, String
 from stars_engine.json_schema.numbers import fraction
 from stars_engine.json_schema.patterns import Pattern
-from stars_engine.schema_formats.pydantic_models import DECIMAL_PLACES
 
 
 class MalformedError(ValueError):
@@ -70,7 +70,7 @@ def string(keyword: str, value: Any, *, with_formats: bool) -> String:
 
     Raises:
         MalformedError: The value of the keyword is invalid.
-        UnheldPatternError: A grammar cannot express the regular expression.
+        UnsupportedPatternError: A grammar cannot express the regular expression.
     """
     if keyword == "minLength":
         return String(min_length=count(value))

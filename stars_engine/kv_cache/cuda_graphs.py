@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stars_engine.kv_cache.cached_prefix import CachedPrefix, UncommittedRows
-from stars_engine.kv_cache.capacity import capacity_for
+from stars_engine.kv_cache.cache_entry import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.forward_pass import ModelRunner
 from stars_engine.kv_cache.layout import AttentionLayout, Mask, PrefixGroup, RowPlacement
 from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.scratch import ScratchKV
-from stars_engine.memory import is_out_of_memory
+from stars_engine.kv_cache.slot_capacity import capacity_for
+from stars_engine.out_of_memory import is_out_of_memory
 from stars_engine.probes import StepOutput
 
 logger = logging.getLogger(__name__)

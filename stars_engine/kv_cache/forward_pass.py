@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from stars_engine.kv_cache.attention import attending, name_for
-from stars_engine.kv_cache.cached_prefix import CachedPrefix
+from stars_engine.kv_cache.cache_entry import CachedPrefix
 from stars_engine.kv_cache.layout import AttentionLayout, PrefixGroup, RowPlacement
 from stars_engine.kv_cache.packed_linear import PackedLinears
 from stars_engine.kv_cache.pool import SlotPool
@@ -89,6 +89,11 @@ class ModelRunner:
         self._packed = PackedLinears(model)
         self._lock = lock_of(model)
         self.lock = self._lock.lock
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of packed weights."""
+        return self._packed.num_bytes
 
     @property
     def device(self) -> torch.device:

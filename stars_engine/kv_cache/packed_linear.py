@@ -5,6 +5,10 @@ product: two candidates cost twice as much as one, and eight hardly more than tw
 weights a decode step of eight rows costs little more than a step of one.
 
 Packed copies are kept in addition to the model's weights and are made again when those change.
+
+The kernel is compiled for each number of rows, and torch keeps what it compiled (about 0.6 MB for
+each shape of a layer). So products are padded to a few numbers of rows; larger ones are split, or
+left to the layer.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -26,6 +31,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MIN_WEIGHTS = 1 << 16  # of a layer: below, the kernel costs more than it saves
 _MEMORY_DIVISOR = 4  # a packed model takes a fourth of the machine's memory at most
 _ROWS = 8  # the layout is made for; other numbers are nearly as fast
+# Numbers of rows that are multiplied.
+_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 _active = threading.local()
 
@@ -82,6 +89,11 @@ class PackedLinears:
                 if layer.__dict__.get("forward") is forward:
                     del layer.__dict__["forward"]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the packed weights; engines on one model share it."""
+        return sum(forward.packed.weight.nbytes for forward in tuple(self._forwards.values()))
+
     def _forward_of(self, layer: torch.nn.Linear) -> _Forward:
         known = self._forwards.get(layer)
         if known is None or known.packed.state != _state_of(layer):
@@ -105,7 +117,7 @@ class _Forward:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         layer = self._layer
         if getattr(_active, "now", False) and states.dtype == layer.weight.dtype:
-            return _multiply(states, self.packed.weight, layer.bias)
+            return _multiply_in_sizes(states, self.packed.weight, layer)
         return functional.linear(states, layer.weight, layer.bias)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -138,6 +150,28 @@ def _is_plain(layer: torch.nn.Module) -> bool:
 def _state_of(layer: torch.nn.Linear) -> tuple[int, int]:
     weight = layer.weight
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
+
+
+def _multiply_in_sizes(
+    states: torch.Tensor, packed: torch.Tensor, layer: torch.nn.Linear
+) -> torch.Tensor:
+    """Multiply `(..., in_features)` by a layer's packed weight, `_SIZES` rows at a time."""
+    num_rows = states.numel() // layer.in_features
+    if num_rows in _SIZES:
+        return _multiply(states, packed, layer.bias)
+    if num_rows > _SIZES[-1] and states.dtype == torch.float32:
+        # As fast for so many rows, and this kernel is compiled for any number of them.
+        return functional.linear(states, layer.weight, layer.bias)
+    rows = states.reshape(-1, layer.in_features)
+    products = [_multiply_padded(part, packed, layer.bias) for part in rows.split(_SIZES[-1])]
+    product = products[0] if len(products) == 1 else torch.cat(products)
+    return product.view(*states.shape[:-1], layer.out_features)
+
+
+def _multiply_padded(rows: torch.Tensor, packed: torch.Tensor, bias: Any) -> torch.Tensor:
+    num_rows = rows.shape[0]
+    num_missing = _SIZES[bisect_left(_SIZES, num_rows)] - num_rows
+    return _multiply(functional.pad(rows, (0, 0, 0, num_missing)), packed, bias)[:num_rows]
 
 
 # These operations are private (torch's compiler uses them), so they may be missing one day.

@@ -7,13 +7,15 @@ KV until its memory is needed.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from stars_engine.kv_cache.block import Block, ByLayer
-from stars_engine.kv_cache.cached_prefix import MIN_PREFIX_LEN, CachedPrefix
-from stars_engine.kv_cache.capacity import slot_capacity
-from stars_engine.memory import catch_oom, empty_device_cache
+from stars_engine.kv_cache.cache_entry import MIN_PREFIX_LEN, CachedPrefix
+from stars_engine.kv_cache.slot_capacity import slot_capacity
+from stars_engine.out_of_memory import catch_oom, empty_device_cache
 
 _MAX_UNPINNED_BYTES = 1 << 30  # unless a limit is given
 _MAX_GATHERED = 4096  # tokens of prefixes that are copied into one tensor for a pass
@@ -207,25 +209,47 @@ class SlotPool:
     @property
     def num_bytes(self) -> int:
         """Memory allocated."""
-        return sum(block.num_bytes for block in self._blocks)
+        return sum(block.num_bytes for block in tuple(self._blocks))
 
     def free_unused(self, num_bytes: int | None = None) -> None:
-        """Free blocks without pinned slots, the least recently unpinned first.
+        """Free slots that are not pinned, of the least recently unpinned blocks first.
+
+        Whole blocks go first. Of the others, the pinned slots move to smaller blocks.
 
         Args:
             num_bytes: How much to free, if there is so much; None for all.
         """
         self._collect()
+        until = -math.inf if num_bytes is None else self.num_bytes - num_bytes
         num_free = Counter(slot.block for slots in self._free.values() for slot in slots)
         for block in self._blocks.copy():
-            if num_bytes is not None and num_bytes <= 0:
+            if self.num_bytes > until and num_free[block] == block.num_slots:
+                self._replace(block, None)
+        for block in self._blocks.copy():
+            if self.num_bytes <= until or not num_free[block] or not block.keys:
+                continue
+            if catch_oom(partial(self._shrink, block)) is not None:
                 return
-            if num_free[block] == block.num_slots:
-                num_bytes = None if num_bytes is None else num_bytes - block.num_bytes
-                self._drop(block)
 
-    def _drop(self, block: Block) -> None:
-        self._blocks.remove(block)
+    def _shrink(self, block: Block) -> None:
+        """Move the pinned slots of a block to a smaller one."""
+        free = set(self._free[block.capacity])
+        kept = [slot for slot in self._slots if slot.block is block and slot not in free]
+        smaller = Block(len(kept), block.capacity)
+        assert self._like is not None
+        smaller.allocate(self._like)
+        for part, new_part in zip(block.parts(), smaller.parts(), strict=True):
+            for states, new in zip(part, new_part, strict=True):
+                for place, slot in enumerate(kept):
+                    new[place] = states[slot.index]
+        for place, slot in enumerate(kept):
+            slot.block, slot.index = smaller, place
+        self._replace(block, smaller)
+
+    def _replace(self, block: Block, smaller: Block | None) -> None:
+        """Drop a block and its slots; put another in its place in the order, if there is one."""
+        place = self._blocks.index(block)
+        self._blocks[place : place + 1] = [] if smaller is None else [smaller]
         self._slots = [slot for slot in self._slots if slot.block is not block]
         kept = [slot for slot in self._free[block.capacity] if slot.block is not block]
         self._free[block.capacity] = deque(kept)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stars_engine.kv_cache.cached_prefix import (
+from stars_engine.kv_cache.cache_entry import (
     MIN_PREFIX_LEN,
     CachedPrefix,
     Match,
@@ -29,10 +29,9 @@ from stars_engine.kv_cache.cached_prefix import (
     outputs_before,
 )
 from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.kv_cache.recent_rows import RecentRows
 from stars_engine.probes import StepOutput
 
-_MAX_RECENT = 8  # passes whose rows may still be adopted
-_MAX_RECENT_BYTES = 1 << 30  # of passes before the latest
 _MAX_RETRACTED = 32  # tokens that another tokenizer may merge differently when text goes on
 
 # Computes equally many tokens of each prefix and stores their KV. Takes the prefixes, their new
@@ -112,7 +111,7 @@ class PrefixCache:
     ) -> None:
         self._extend, self._weights_changed = extend, weights_changed
         self._has_handles, self._max_tokens = has_handles, max_tokens
-        self._recent: list[weakref.ref[UncommittedRows]] = []  # the latest last
+        self._recent = RecentRows()
         self.pool = self._new_pool()
 
     def fetch(self, requests: Sequence[PrefixRequest]) -> list[PinnedPrefix]:
@@ -214,15 +213,7 @@ class PrefixCache:
             known = {} if outputs is None else outputs[index]
             row = UncommittedRow(rows, index, len(prefix.token_ids), known)
             prefix.uncommitted = [*alive, row]
-        recent = [each for ref in self._recent if (each := ref()) is not None]
-        most = _MAX_RECENT_BYTES // max(1, self.pool.bytes_per_token)
-        while recent and (
-            len(recent) >= _MAX_RECENT or sum(each.num_tokens for each in recent) > most
-        ):
-            recent.pop(0).drop()
-        for each in recent:
-            each.last_output = None  # logits of all rows are large, and the next step needs few
-        self._recent = [weakref.ref(each) for each in [*recent, rows]]
+        self._recent.add(rows, self.pool.bytes_per_token, self.pool.max_bytes)
 
     def invalidate_if_changed(self, *, thorough: bool = True) -> None:
         """Forget all that was computed with other weights.
@@ -235,7 +226,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything; what callers have pinned is of no use to them any more."""
-        self._free_recent()
+        self._recent.free()
         self.pool = self._new_pool(self.pool.max_bytes)
 
     def _new_pool(self, max_bytes: int | None = None) -> SlotPool:
@@ -252,16 +243,17 @@ class PrefixCache:
         """Bound the memory of cached prefixes, pinned or not; None for a default."""
         self.pool.max_bytes = max_bytes
 
+    def memory_usage(self) -> dict[str, int]:
+        """See `ReportsMemory`."""
+        return {
+            "kv_cache": self.pool.num_bytes,
+            "candidates": self._recent.num_tokens * self.pool.bytes_per_token,
+        }
+
     def free_unused(self) -> None:
         """Free all that is not pinned."""
-        self._free_recent()
+        self._recent.free()
         self.pool.free_unused()
-
-    def _free_recent(self) -> None:
-        for ref in self._recent:
-            if (rows := ref()) is not None:
-                rows.drop()
-        self._recent.clear()
 
     # --- the steps of a request ---
 

@@ -15,6 +15,7 @@ import transformers
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError, StarsWarning
 from stars_engine.loading.devices import pick_device, pick_dtype
+from stars_engine.loading.formats import check_formats, gguf_file
 from stars_engine.loading.hub_code import check_kernels
 from stars_engine.loading.sources import (
     check_exists,
@@ -25,7 +26,7 @@ from stars_engine.loading.sources import (
     resolve_source,
     tokenizer_files,
 )
-from stars_engine.masking import MASK, masked, redacted_cause, unseal
+from stars_engine.redaction import MASK, masked, redacted_cause, unseal
 
 _CLASSIFIER_HEAD = re.compile(
     r"(^|\.)(score|classifier|v_head|value_head|reward_head|regression_head)\."
@@ -60,9 +61,14 @@ def load_tokenizer(config: Checkpoint) -> Any:
         check_model(config)  # report a missing model before a missing tokenizer
     else:
         check_exists(source, "tokenizer_name_or_path", config.revision, hub_token(config))
+    where = _from_where(config)
+    if config.tokenizer_name_or_path is not None:
+        where.pop("gguf_file", None)  # which lies with the weights
+    else:
+        check_formats(config, source)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source, **tokenizer_files(source), **_from_where(config)
+            source, **tokenizer_files(source), **where
         )
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
@@ -106,6 +112,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
     assert config.name_or_path is not None
     source = resolve_source(config.name_or_path)
     check_model(config)
+    check_formats(config, source)
     if not config.trust_remote_code:
         check_kernels(config, partial(read_config, config))
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -118,7 +125,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
                 source,
                 **_from_where(config),
                 dtype=pick_dtype(config, device),
-                use_safetensors=True,
+                use_safetensors=gguf_file(config) is None,
                 **placement,
                 **{**keywords, "output_loading_info": True},
             )
@@ -140,6 +147,7 @@ def _from_where(config: Checkpoint) -> dict[str, Any]:
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
         "token": hub_token(config),
+        **({} if gguf_file(config) is None else {"gguf_file": gguf_file(config)}),
     }
 
 

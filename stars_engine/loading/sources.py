@@ -21,7 +21,7 @@ from huggingface_hub.file_download import repo_folder_name
 from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError
-from stars_engine.masking import redact
+from stars_engine.redaction import redact
 
 _EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
 HUB_TIMEOUT_S = 10.0
@@ -65,6 +65,24 @@ def _embedded_folder(name: str) -> str:
     return str(resources.files("stars_engine") / "embedded" / _EMBEDDED_FOLDERS[name])
 
 
+def check_local(part: Checkpoint) -> None:
+    """Check that the directories of a checkpoint exist, before anything is loaded.
+
+    Names on the hub are not looked up.
+
+    Raises:
+        ModelLoadError: A directory does not exist.
+    """
+    for field in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
+        name = getattr(part, field, None)
+        if name is not None and (name.startswith("stars:") or _looks_local(name)):
+            check_exists(resolve_source(name), field)
+
+
+def _looks_local(source: str) -> bool:
+    return Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+
+
 def check_exists(
     source: str, field: str, revision: str | None = None, token: str | None = None
 ) -> None:
@@ -78,8 +96,12 @@ def check_exists(
     path = Path(source)
     if path.is_dir():
         return
-    looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-    if path.is_file() or looks_local:
+    if path.suffix == ".gguf" and path.is_file():
+        raise ModelLoadError(
+            f"{field}={source!r} is a file. Hint: give its directory as {field}, and "
+            f"gguf_file={path.name!r}"
+        )
+    if path.is_file() or _looks_local(source):
         found = "a file" if path.is_file() else "no such directory"
         raise ModelLoadError(
             f"{field}={source!r}: {found}. Hint: give a directory written by save_pretrained, or a "
@@ -116,8 +138,8 @@ def check_model(config: Checkpoint) -> None:
     source = resolve_source(config.name_or_path)
     check_exists(source, "name_or_path", config.revision, hub_token(config))
     path = Path(source)
-    if not path.is_dir():
-        return
+    if not path.is_dir() or getattr(config, "gguf_file", None) is not None:
+        return  # a GGUF file holds the config and the tokenizer as well
     _check_config_file(path / "config.json", source)
     pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
     if pickles and not any(path.glob("*.safetensors")):

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeGuard
 
 from stars_engine.errors import RewardError, RewardOutcome, is_for_program
 from stars_engine.protocols import has_members
-from stars_engine.reals import real_number
 from stars_engine.rewards.failures import FailurePolicy, RetryPolicy, failure
+from stars_engine.scalars import real_number
 from stars_engine.types import RewardInput, Score
 
 

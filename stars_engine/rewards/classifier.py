@@ -13,7 +13,7 @@ from stars_engine.chat.answers import encode_answer, frame
 from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.config import ClassifierReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.kv_cache.cached_prefix import common_prefix_len
+from stars_engine.kv_cache.cache_entry import common_prefix_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.rewards.aggregation import aggregate, check_reads_forward, not_causal
 from stars_engine.rewards.base import with_floor

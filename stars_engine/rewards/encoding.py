@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,8 @@ from stars_engine.chat.answers import acceptable
 from stars_engine.errors import RewardError, StarsWarning
 from stars_engine.loading.context import context_len
 from stars_engine.messages import Message
+from stars_engine.rewards.prompt_cutting import PromptCutter, can_be_cut
 from stars_engine.tokenization.codec import Codec
-from stars_engine.tokenization.token_bytes import REPLACEMENT
 from stars_engine.types import RewardPrompt
 
 _PLACES = re.compile(r"(\{bos\}|\{prompt\}|\{completion\})")
@@ -102,6 +102,7 @@ class InputEncoder:
     ) -> None:
         self.codec = codec
         self.max_tokens = max_tokens
+        self._cutter = None if max_tokens is None else PromptCutter(codec, max_tokens)
         self._template_kwargs = template_kwargs
         self._name = name
         self._truncates = on_overflow == "truncate"
@@ -143,14 +144,16 @@ class InputEncoder:
         Raises:
             RewardError: The input is too long, and truncation is not allowed or does not suffice.
         """
+        limit, given = self.max_tokens, prompt
+        if self._cutter is not None:
+            prompt = self._cutter.last_tokens(prompt)
         row = encode(prompt)
-        limit = self.max_tokens
-        if limit is None or len(row.ids) <= limit:
+        if limit is None or (prompt is given and len(row.ids) <= limit):
             return row
         if not self._truncates:
             raise RewardError(
-                f"prompt and answer have {len(row.ids)} tokens, and {self._name} reads at most "
-                f"{limit}. Hint: set on_overflow='truncate' to truncate the prompt, or use a "
+                f"prompt and answer have {len(row.ids)} tokens or more, and {self._name} reads at "
+                f"most {limit}. Hint: set on_overflow='truncate' to truncate the prompt, or use a "
                 "shorter reward_prompt or a smaller max_tokens"
             )
         self._warn_once(
@@ -160,13 +163,14 @@ class InputEncoder:
             "a shorter reward_prompt",
         )
         while len(row.ids) > limit:
-            if not _can_be_cut(prompt):
+            assert self._cutter is not None
+            if not can_be_cut(prompt):
                 raise RewardError(
                     f"the answer alone is longer than the {limit} tokens that {self._name} reads. "
                     f"Hint: set max_tokens below {limit}, or use a reward model with a longer "
                     "context"
                 )
-            prompt = _cut_left(prompt, len(row.ids) - limit, self.codec)
+            prompt = self._cutter.cut_left(prompt, len(row.ids) - limit)
             row = encode(prompt)
         return replace(row, truncated=True)
 
@@ -190,45 +194,3 @@ def context_of(model: Any, tokenizer: Any, *, is_causal: bool) -> int | None:
             limits.append(module.num_embeddings - offset)
     # A tokenizer without a limit reports 10**30.
     return min((n for n in limits if n is not None and n < 10**9), default=None)
-
-
-def _can_be_cut(prompt: RewardPrompt) -> bool:
-    """Whether any form of a prompt is not yet empty."""
-    messages = prompt.messages or ()
-    return bool(prompt.text or prompt.token_ids or messages[1:] or any(m.content for m in messages))
-
-
-def _cut_left(prompt: RewardPrompt, count: int, codec: Codec) -> RewardPrompt:
-    """Remove the first tokens from each form of a prompt; the result is always shorter."""
-    ids, messages = prompt.token_ids, prompt.messages
-    return RewardPrompt(
-        _cut_text(prompt.text, count, codec),
-        None if ids is None else _cut_ids(ids, count, codec),
-        None if messages is None else _cut_messages(messages, count, codec),
-    )
-
-
-def _cut_text(text: str, count: int, codec: Codec) -> str:
-    ids = codec.encode(text)
-    for start in range(count, len(ids)):
-        rest = codec.decode(ids[start:]).lstrip(REPLACEMENT)
-        if len(rest) < len(text):  # decoding a part of a word may yield more characters
-            return rest
-    return ""
-
-
-def _cut_ids(ids: Sequence[int], count: int, codec: Codec) -> tuple[int, ...]:
-    """Keep the tokenizer's prefix tokens as long as other tokens follow them."""
-    prefix = tuple(codec.encode_prompt(""))
-    size = len(prefix) if len(ids) > len(prefix) and tuple(ids[: len(prefix)]) == prefix else 0
-    return (*ids[:size], *ids[size + count :])
-
-
-def _cut_messages(messages: Sequence[Message], count: int, codec: Codec) -> tuple[Message, ...]:
-    """Truncate or drop the first message; a conversation never begins with the assistant."""
-    first, *others = messages
-    if not others or len(codec.encode(first.content)) > count:
-        return (Message(role=first.role, content=_cut_text(first.content, count, codec)), *others)
-    while len(others) > 1 and others[0].role == "assistant":
-        del others[0]
-    return tuple(others)

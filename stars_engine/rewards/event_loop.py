@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from threading import Lock, Thread
+from contextvars import ContextVar
+from threading import Event, Lock, Thread
 from typing import Any
 
+from stars_engine.errors import Interrupted
 from stars_engine.rewards.failures import RewardTimeoutError
+
+logger = logging.getLogger(__name__)
+
+OVERDUE_S = 0.5  # after a timeout: what a loop may take to cancel a call, and then to respond
+GRACE_S = 4 * OVERDUE_S  # after a timeout, `EventLoop.run` has ended
+_MAX_MOVES = 2  # of a call whose loop is blocked by another one
+_MAX_BLOCKED = 16  # loops
+
+# Takes how many seconds a call on this thread may take from now on; None for no limit.
+set_time_limit: ContextVar[Callable[[float | None], None]] = ContextVar(
+    "set_time_limit", default=lambda _: None
+)
 
 
 class EventLoop:
@@ -19,6 +36,9 @@ class EventLoop:
     was first used. The thread starts with the first call, and ends with `close` or when the object
     is collected.
 
+    An awaitable may block the loop. When a call is overdue for that reason, a new loop replaces the
+    blocked one. The other calls on it are made again on the new loop, with their whole time.
+
     Args:
         name: The name of the thread.
     """
@@ -26,32 +46,185 @@ class EventLoop:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._current: _LoopThread | None = None
+        self._blocked: list[_LoopThread] = []
 
-    def run(self, awaitable: Awaitable[Any], *, timeout_s: float | None) -> Any:
-        """Wait for a result.
+    def run(self, call: Callable[[], Awaitable[Any]], *, timeout_s: float | None) -> Any:
+        """Await what a call returns.
+
+        Args:
+            call: Returns the awaitable. Called again if its loop was blocked by another call.
+            timeout_s: Seconds it may take; None for no limit.
 
         Raises:
             RewardTimeoutError: The awaitable exceeded the timeout, and was cancelled.
         """
-        with self._lock:  # never between stopping one loop and starting the next
-            loop = self._started()
-            future = asyncio.run_coroutine_threadsafe(_within(awaitable, timeout_s), loop)
-        return future.result()
+        wait_s = None if timeout_s is None else timeout_s + OVERDUE_S
+        for _ in range(1 + _MAX_MOVES):
+            set_time_limit.get()(None if timeout_s is None else timeout_s + GRACE_S)
+            awaitable = call()
+            with self._lock:  # never between stopping one loop and starting the next
+                try:
+                    loop = self._started()
+                except RuntimeError:
+                    _close(awaitable)
+                    raise
+                future = loop.submit(awaitable, timeout_s)
+            try:
+                return _result_of(future, wait_s)
+            except CancelledError:
+                if not loop.retired:
+                    raise
+                continue
+            except TimeoutError:
+                if future.done():  # just now, or the reward raised this
+                    return _result_of(future, 0)
+            is_blocking, is_blocked = loop.is_running(future), not loop.responds()
+            if is_blocked:
+                self._retire(loop)
+            future.cancel()
+            if is_blocking or not is_blocked:
+                break
+        raise RewardTimeoutError(timeout_s)
 
     def close(self) -> None:
         """Cancel running awaitables and end the thread."""
         with self._lock:
-            loop, self._loop = self._loop, None
-            if loop is not None:
-                _stop(loop)
+            loop, self._current = self._current, None
+        if loop is not None:
+            loop.stop()
 
-    def _started(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            Thread(target=_run, args=(self._loop,), name=self._name, daemon=True).start()
-            weakref.finalize(self, _stop, self._loop).atexit = False
-        return self._loop
+    @property
+    def threads(self) -> list[Thread]:
+        """Threads that are alive, those of blocked loops included."""
+        with self._lock:
+            loops = [*self._blocked, self._current]
+        return [loop.thread for loop in loops if loop is not None and loop.thread.is_alive()]
+
+    def _started(self) -> _LoopThread:
+        """Return the loop; start one if there is none, or if it has ended."""
+        self._blocked = [loop for loop in self._blocked if loop.thread.is_alive()]
+        if self._current is None or self._current.ended:
+            if len(self._blocked) >= _MAX_BLOCKED:
+                raise RuntimeError(
+                    f"{len(self._blocked)} event loops of this reward are blocked by calls that "
+                    "do not await. Hint: use asynchronous clients, or a function without `async`"
+                )
+            self._current = _LoopThread(self._name)
+            weakref.finalize(self, self._current.stop).atexit = False
+        return self._current
+
+    def _retire(self, loop: _LoopThread) -> None:
+        """Replace a blocked loop; calls on it are made again, except the one that blocks it."""
+        with self._lock:
+            if self._current is loop:
+                self._current = None
+                self._blocked.append(loop)
+        loop.retire()
+
+
+class _LoopThread:
+    """One event loop and its thread.
+
+    Attributes:
+        thread: The thread.
+        retired: Whether its calls are made again on another loop.
+        ended: Whether it runs nothing any more.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._tasks: dict[Future[Any], list[asyncio.Task[Any] | None]] = {}
+        self._stopping = self.retired = self.ended = False
+        self.thread = Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def submit(self, awaitable: Awaitable[Any], timeout_s: float | None) -> Future[Any]:
+        """Start to await something; return a future of its result."""
+        tasks: list[asyncio.Task[Any] | None] = []
+
+        async def run() -> Any:
+            tasks.append(asyncio.current_task())
+            return await _within(awaitable, timeout_s)
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        self._tasks[future] = tasks
+        future.add_done_callback(self._forget)
+        future.add_done_callback(lambda _: tasks or _close(awaitable))
+        if self.ended:  # meanwhile
+            future.cancel()
+        return future
+
+    def is_running(self, future: Future[Any]) -> bool:
+        """Whether the loop is executing the code of a call at this moment."""
+        return asyncio.current_task(self._loop) in self._tasks.get(future, [])
+
+    def responds(self) -> bool:
+        """Whether the loop is not blocked."""
+        responded = Event()
+        try:
+            self._loop.call_soon_threadsafe(responded.set)
+        except RuntimeError:  # it has ended
+            return False
+        return responded.wait(OVERDUE_S)
+
+    def retire(self) -> None:
+        """Cancel all calls except the one that blocks the loop; end after that one."""
+        self.retired = True
+        for future in tuple(self._tasks):
+            if not self.is_running(future):
+                future.cancel()
+        if not self._tasks:
+            self.stop()
+
+    def stop(self) -> None:
+        """Cancel all calls and end the thread."""
+        self._stopping = True
+        with suppress(RuntimeError):  # the loop has already ended
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _forget(self, future: Future[Any]) -> None:
+        self._tasks.pop(future, None)
+        if self.retired and not self._tasks:
+            self.stop()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._run_until_stopped()
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        except Interrupted:
+            pass  # the process is exiting
+        except Exception:
+            logger.exception("The event loop of a reward ended; the next call starts another")
+        finally:
+            self.retired = self.retired or not self._stopping
+            self.ended = True
+            with suppress(Exception):  # a reward may have broken it
+                self._loop.close()
+            for future in tuple(self._tasks):
+                future.cancel()
+
+    def _run_until_stopped(self) -> None:
+        """Run the loop, whatever the code of rewards does to it."""
+        while not self._stopping and not self._loop.is_closed():
+            try:
+                self._loop.run_forever()
+            except (KeyboardInterrupt, SystemExit):
+                # A task that a reward has started raised it. Whoever awaits that task gets it, too.
+                logger.warning("A task of a reward tried to exit", exc_info=True)
+
+
+class _ExitedError(Exception):
+    """Carries an error that would end the loop."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
 
 
 async def _within(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
@@ -63,21 +236,19 @@ async def _within(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
         if timer.expired():
             raise RewardTimeoutError(timeout_s) from None
         raise
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise _ExitedError(error) from None
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
+def _close(awaitable: Awaitable[Any]) -> None:
+    """Close what is never awaited; otherwise Python warns of it."""
+    if inspect.iscoroutine(awaitable):
+        with suppress(ValueError):  # it has started meanwhile
+            awaitable.close()
+
+
+def _result_of(future: Future[Any], timeout_s: float | None) -> Any:
     try:
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()
-
-
-def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    with suppress(RuntimeError):  # the loop has already ended
-        loop.call_soon_threadsafe(loop.stop)
+        return future.result(timeout_s)
+    except _ExitedError as exited:
+        raise exited.error from None

@@ -11,7 +11,7 @@ from typing import TypeVar
 import tenacity
 
 from stars_engine.config.rewards.common import Failing
-from stars_engine.errors import RewardError, describe_error
+from stars_engine.errors import RewardError, describe_error, is_for_program
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class FailurePolicy:
             stop=tenacity.stop_after_attempt(num_calls),
             wait=tenacity.wait_exponential(multiplier=self._retry_wait_s, max=MAX_WAIT_S),
             sleep=sleep,
+            retry=tenacity.retry_if_exception(lambda error: not is_for_program(error)),
             reraise=True,
         )
         return retrying(ask)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import chain, count
+from threading import Thread
 from typing import Any
 
 from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.named import named_object
+from stars_engine.import_strings import named_object
 from stars_engine.rewards.base import as_number, check_count, with_floor
 from stars_engine.rewards.event_loop import EventLoop
 from stars_engine.rewards.failures import FailurePolicy
@@ -20,7 +22,8 @@ class FunctionRewardModel:
 
     With `by="input"`, calls `f(input)` or `f(inputs)`. It is an `OffloadedReward`, so the engine
     calls it on worker threads. If a call returns an awaitable, it is awaited on an event loop that
-    belongs to this reward, and cancelled after `timeout_s`.
+    belongs to this reward, and cancelled after `timeout_s`. If one blocks the event loop for
+    longer, the others are called again on a new loop.
     """
 
     def __init__(self, config: FunctionReward) -> None:
@@ -29,7 +32,7 @@ class FunctionRewardModel:
         self.timeout_s = config.timeout_s
         self.batched = config.batched
         self.failures = FailurePolicy.of(config, retry_wait_s=config.retry_wait_s)
-        self._function = _resolve(config.function)
+        self._function = resolve_function(config.function)
         shown = config.function
         self.name = shown if isinstance(shown, str) else getattr(shown, "__name__", repr(shown))
         call = getattr(self._function, "__call__", None)  # noqa: B004 - it may be an async method
@@ -53,6 +56,11 @@ class FunctionRewardModel:
         """Cancel awaitables and end the event loop; the next call starts a new one."""
         self._loop.close()
 
+    @property
+    def threads(self) -> list[Thread]:
+        """The threads of its event loops."""
+        return self._loop.threads
+
     def _arguments(self, inputs: Sequence[RewardInput], *, single: bool = False) -> list[Any]:
         columns: list[list[Any]]
         if self._config.by == "input":
@@ -63,12 +71,18 @@ class FunctionRewardModel:
 
     def _call(self, *arguments: Any) -> Any:
         result = self._function(*arguments)
-        if inspect.isawaitable(result):
-            return self._loop.run(result, timeout_s=self.timeout_s)
-        return result
+        if not inspect.isawaitable(result):
+            return result
+        awaitables = chain([result], (self._function(*arguments) for _ in count()))
+        return self._loop.run(lambda: next(awaitables), timeout_s=self.timeout_s)
 
 
-def _resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
+def resolve_function(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callable; import it if it is given by name.
+
+    Raises:
+        ModelLoadError: The name cannot be imported, or is not that of a callable.
+    """
     try:
         found: Callable[..., Any] = named_object(function)
     except ImportError as error:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from stars_engine.kv_cache.cached_prefix import (
+from stars_engine.kv_cache.cache_entry import (
     MIN_PREFIX_LEN,
     CachedPrefix,
     Match,
@@ -85,6 +85,10 @@ class IncrementalRunner:
             torch.stack([outputs[index][point] for point in row.points])
             for index, row in enumerate(rows)
         ]
+
+    def memory_usage(self) -> dict[str, int]:
+        """See `ReportsMemory`."""
+        return {**self.cache.memory_usage(), "packed_weights": self._runner.packed_bytes}
 
     # --- finding prefixes ---
 

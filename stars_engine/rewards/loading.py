@@ -10,8 +10,28 @@ from stars_engine.config import (
     RewardConfig,
     ValueReward,
 )
+from stars_engine.config.models import Checkpoint
 from stars_engine.errors import needs_extra
 from stars_engine.rewards.base import RewardModel
+
+
+def check_reward(config: RewardConfig) -> None:
+    """Check what can be checked at once: that functions can be imported and directories exist.
+
+    Raises:
+        ModelLoadError: A function cannot be imported, or a directory does not exist.
+    """
+    if isinstance(config, CompositeReward):
+        for part in config.parts.values():
+            check_reward(part.reward)
+    elif isinstance(config, FunctionReward):
+        from stars_engine.rewards.function import resolve_function
+
+        resolve_function(config.function)
+    elif isinstance(config, Checkpoint):
+        with needs_extra("local"):
+            from stars_engine.loading.sources import check_local
+        check_local(config)
 
 
 def load_reward(

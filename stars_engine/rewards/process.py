@@ -23,7 +23,7 @@ from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.label_tokens import NextTokenLogits
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
-from stars_engine.rewards.value_heads import load_token_head
+from stars_engine.rewards.token_heads import load_token_head
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt, Score
 

@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 
 
 class Requester(Protocol):
-    """The owner of reward requests. Requests of one requester may share a call.
+    """The owner of reward requests. Requests of one requester may share a call."""
 
-    Attributes:
-        closed: Whether the requester no longer needs outcomes.
-    """
-
-    closed: bool
+    @property
+    def closed(self) -> bool:
+        """Whether the requester no longer needs outcomes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from stars_engine.kv_cache.self_check import ROUNDING, window_of
-from stars_engine.memory import free_unused, in_smaller_batches
+from stars_engine.out_of_memory import free_unused, in_smaller_batches
 from stars_engine.rewards.batch_invariance import Sharing
 from stars_engine.rewards.batching import CallAt, RunWhole, in_batches
 from stars_engine.rewards.encoding import EncodedInput
@@ -37,6 +37,10 @@ class CachesPrefixes:
         """Free the cache; nothing is pinned between calls."""
         if self._incremental is not None:
             self._incremental.cache.free_unused()
+
+    def memory_usage(self) -> Mapping[str, int]:
+        """See `ReportsMemory`."""
+        return {} if self._incremental is None else self._incremental.memory_usage()
 
     def invalidate_if_changed(self) -> None:
         """Drop cached values that were computed with other weights."""

@@ -1,4 +1,4 @@
-"""A value head as reward model: it reads features that drafts carry."""
+"""The reward model of a `ValueHead`: it reads features that drafts carry."""
 
 from __future__ import annotations
 

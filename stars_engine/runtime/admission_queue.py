@@ -83,7 +83,8 @@ class AdmissionQueue:
     def drop(self, group: RequestGroup, num_rollouts: int) -> None:
         """Remove rollouts of the group that have ended; those not admitted yet count first."""
         num_blocked = min(num_rollouts, self._not_admitted.get(group, 0))
-        self._remove(group, num_admitted=num_rollouts - num_blocked, num_blocked=num_blocked)
+        num_admitted = min(num_rollouts - num_blocked, self._admitted.get(group, 0))
+        self._remove(group, num_admitted=num_admitted, num_blocked=num_blocked)
 
     def remove(self, group: RequestGroup) -> None:
         """Remove all rollouts of the group."""

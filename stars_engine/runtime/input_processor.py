@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
-from stars_engine.core.budget import MemoryBudget
+from stars_engine.core.memory_budget import MemoryBudget
+from stars_engine.errors import is_for_program
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.admission_queue import AdmissionQueue
+from stars_engine.runtime.background import Background
 from stars_engine.runtime.futures import set_result
-from stars_engine.runtime.prompt_processing import read_prompts, unread_outputs
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
-
-MAX_READING_S = 0.02  # per step, so that a long list of prompts does not delay other requests
+from stars_engine.runtime.rollout_creation import read_prompts, unread_prompts
 
 GetModels = Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]]
 
@@ -28,6 +31,8 @@ class InputProcessor:
         get_models: Loads the models of a source; takes the source and the time of the request.
         on_read: Called with each group whose prompts are all read.
         params: Limits on the number of candidates and the length of a rollout.
+        background: Prepares large inputs.
+        post: Runs a callable on the engine's thread.
     """
 
     def __init__(
@@ -35,16 +40,20 @@ class InputProcessor:
         admission: AdmissionQueue,
         get_models: GetModels,
         on_read: Callable[[RequestGroup], None],
+        *,
         params: EngineParams,
+        background: Background,
+        post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._admission, self._get_models, self._on_read = admission, get_models, on_read
-        self._params = params
-        self._reading: deque[RequestGroup] = deque()
+        self._params, self._background, self._post = params, background, post
+        self._ready: deque[RequestGroup] = deque()
+        self._prepared: dict[RequestGroup, Future[Any]] = {}  # what a group waits for
 
     @property
-    def reading(self) -> list[RequestGroup]:
-        """Groups whose prompts are being read."""
-        return list(self._reading)
+    def has_work(self) -> bool:
+        """Whether a group can be read now."""
+        return bool(self._ready)
 
     def add(self, group: RequestGroup) -> None:
         """Add a group: load its models and start to read its prompts."""
@@ -54,39 +63,55 @@ class InputProcessor:
             self._fail(group, error)
             return
         group.reward_model = reward
-        group.reading = read_prompts(
-            group,
+        budget = MemoryBudget(
             model,
-            max_rows=self._params.max_rows,
-            budget=MemoryBudget(
-                model,
-                max_tokens=self._params.max_prefix_tokens,
-                max_bytes=self._params.max_cache_bytes,
-            ),
+            max_tokens=self._params.max_prefix_tokens,
+            max_bytes=self._params.max_cache_bytes,
         )
-        self._reading.append(group)
+        group.reading = read_prompts(
+            group, model, self._background, max_rows=self._params.max_rows, budget=budget
+        )
+        self._ready.append(group)
 
     def abort(self, group: RequestGroup) -> None:
-        """Stop reading the prompts of a group; give it outputs that never start."""
-        if group in self._reading:
-            self._reading.remove(group)
-        group.replace_outputs(unread_outputs(group))
+        """Stop reading the prompts of a group; give it answers that never start."""
+        if group in self._ready:
+            self._ready.remove(group)
+        prepared = self._prepared.pop(group, None)
+        if prepared is not None:
+            prepared.cancel()
+        group.forget_prompts()
+        unread_prompts(group)
 
-    def read_for_a_moment(self) -> None:
-        """Read prompts for up to `MAX_READING_S`, one of each group in turn."""
-        until_s = time.monotonic() + MAX_READING_S
-        while self._reading and time.monotonic() < until_s:
-            group = self._reading.popleft()
+    def read(self, until_s: float) -> None:
+        """Read prompts until a time on the monotonic clock, one of each group in turn."""
+        while self._ready:
+            group = self._ready.popleft()
             assert group.reading is not None
             try:
-                done = next(group.reading, "done") == "done"
-            except Exception as error:  # noqa: BLE001 - tokenizers are third-party code
+                found = next(group.reading, "done")
+            except BaseException as error:
+                if is_for_program(error):
+                    raise
                 self._fail(group, error)
                 continue
-            if done:
+            if found == "done":
                 self._end(group)
+            elif isinstance(found, Future):
+                self._prepared[group] = found
+                found.add_done_callback(partial(self._post_prepared, group))
             else:
-                self._reading.append(group)
+                self._ready.append(group)
+            if time.monotonic() >= until_s:
+                return
+
+    def _post_prepared(self, group: RequestGroup, _: Future[Any]) -> None:
+        self._post(partial(self._on_prepared, group))
+
+    def _on_prepared(self, group: RequestGroup) -> None:
+        """Continue to read a group, unless it has ended."""
+        if self._prepared.pop(group, None) is not None:
+            self._ready.append(group)
 
     def _end(self, group: RequestGroup) -> None:
         """Finish a group whose prompts are all read: fail it as a whole, or pass it on."""
@@ -95,11 +120,11 @@ class InputProcessor:
         if error is not None and not group.return_exceptions:
             self._fail(group, error)
             return
-        parts = [part for answer in group.outputs for part in answer.parts]
-        self._admission.drop(group, group.num_rollouts - len(parts))
+        self._admission.drop(group, group.num_rollouts - group.pending.num_rollouts)
         set_result(group.prepared, None)
         self._on_read(group)
 
-    def _fail(self, group: RequestGroup, error: Exception) -> None:
+    def _fail(self, group: RequestGroup, error: BaseException) -> None:
         self._admission.remove(group)
+        group.reading, group.ended = None, True
         group.fail(error)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.errors import Interrupted, ModelLoadError, describe_error
+from stars_engine.out_of_memory import memory_usage
 from stars_engine.rewards.base import RewardModel, describe
+from stars_engine.rewards.reward_requests import single_models
 from stars_engine.runtime.request_group import RewardSource
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,15 @@ class Models:
         """Return both models if they are loaded. May be called from any thread."""
         model, reward = self.model, self._rewards.get(key)
         return None if model is None or reward is None else (model, reward)
+
+    def memory_usage(self) -> dict[str, int]:
+        """Return the bytes that the models report, by holder. May be called from any thread."""
+        found = Counter({f"model.{key}": size for key, size in memory_usage(self.model).items()})
+        rewards = {id(r): r for each in tuple(self._rewards.values()) for r in single_models(each)}
+        for reward in rewards.values():
+            for holder, size in memory_usage(reward).items():
+                found[f"reward.{holder}"] += size
+        return dict(found)
 
     def unload(self, key: str) -> RewardModel | None:
         """Unload a reward model and return it."""

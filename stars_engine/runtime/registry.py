@@ -12,7 +12,7 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import CompositeReward, EngineParams, StarsConfig, ValueReward
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.masking import DIGESTS
+from stars_engine.redaction import DIGESTS
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.schema import Schema
 

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from threading import Lock
+from math import inf
+from threading import RLock
 from typing import Any, Literal
 
-from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
+from stars_engine.algorithm.baselines import PlainDecoding
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.backends.base import PromptedModel
-from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.core.drafting import model_failed
+from stars_engine.core.drafter import model_failed
 from stars_engine.core.request import RequestQueue
-from stars_engine.errors import EngineClosedError, describe_error
+from stars_engine.errors import (
+    EngineClosedError,
+    GenerationError,
+    StarsError,
+    describe_error,
+    is_for_program,
+)
 from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
+from stars_engine.runtime.answers import PendingAnswers, RequestOutput
+from stars_engine.runtime.event_queue import EventQueue
 from stars_engine.runtime.futures import RequestFuture, set_exception, set_result
-from stars_engine.runtime.output_processor import OutputProcessor
 from stars_engine.schedules import AutoSchedule
-from stars_engine.types import FinishReason, Prompt, SegmentEvent, StarsResult
+from stars_engine.types import Prompt, SegmentEvent, StarsResult
 
 PromptFormat = Literal["auto", "chat", "raw", "rendered"]
 Outcome = StarsResult | Exception
@@ -67,48 +72,6 @@ class PromptRequest:
         return 1 if self.sampling is None else self.sampling.n
 
 
-class RequestOutput:
-    """One answer in progress.
-
-    Attributes:
-        group: The group to which it belongs.
-        index: Its position among the answers of its group.
-        rollout: Its trajectory.
-        parts: The rollouts that run for it: its own, or the samples of Best-of-N.
-        decoding: How drafts of the parts become text.
-        processor: Completes its events.
-    """
-
-    def __init__(
-        self,
-        group: RequestGroup,
-        index: int,
-        rollout: Rollout,
-        replies: ReplyReader | None = None,
-    ) -> None:
-        if isinstance(group.decoding, PlainDecoding):
-            rollout.align = unjudged(rollout.align)
-        self.group, self.index, self.rollout = group, index, rollout
-        self.parts = samples_of(rollout, group.num_samples) if group.num_samples else [rollout]
-        self.decoding = group.decoding
-        self.processor = OutputProcessor(rollout, replies, group.submitted_s)
-        self._num_ended = 0
-
-    def note(self, part: Rollout, event: SegmentEvent) -> SegmentEvent | None:
-        """Return the event that the caller gets for an event of a part, if any."""
-        if part is self.rollout:
-            return event
-        self._num_ended += part.finished
-        return keep_best(self.rollout, self.parts) if self._num_ended == len(self.parts) else None
-
-    def end(self, reason: FinishReason) -> SegmentEvent:
-        """End all parts now."""
-        for sample in self.parts:
-            if sample is not self.rollout and not sample.finished:
-                sample.finish(reason)
-        return self.rollout.finish(reason)
-
-
 @dataclass(eq=False, slots=True)
 class RequestGroup:
     """The requests of one call; their outputs are returned together or streamed.
@@ -129,10 +92,14 @@ class RequestGroup:
         admitted: Done when the queue has admitted all rollouts.
         prepared: Done when all prompts have been read, before generation starts.
         queue: Its requests in the scheduler that have not started.
-        reading: Reads one prompt per step, until all are read.
+        reading: Reads one prompt per step, until all are read; yields what it waits for.
         reward_model: The loaded reward model.
-        outputs: The answers in progress, in order.
+        refused: Errors of prompts that exceed a limit, by position.
+        pending: The answers that have not started.
+        outputs: The answers in progress, in the order in which they started.
         resumed: Unfinished rollouts to continue, instead of prompts.
+        num_answers: Number of answers requested.
+        ended: Whether the engine has ended it early.
     """
 
     prompts: tuple[PromptRequest, ...]
@@ -151,16 +118,21 @@ class RequestGroup:
     prepared: RequestFuture[None] = field(default_factory=RequestFuture)
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None
-    reading: Iterator[None] | None = None
+    reading: Iterator[Future[None] | None] | None = None
     reward_model: RewardModel | None = None
-    outputs: list[RequestOutput] = field(default_factory=list)
+    refused: Mapping[int, StarsError] = field(default_factory=dict)
+    outputs: dict[RequestOutput, None] = field(default_factory=dict)
     resumed: tuple[Rollout, ...] = ()
+    ended: bool = False
+    num_answers: int = field(init=False)
+    pending: PendingAnswers = field(init=False)
     _outcomes: dict[int, Outcome] = field(default_factory=dict)
+    _last_deadline_s: float | None = None
+    _answering: RLock = field(default_factory=RLock)  # the engine's thread, or the watchdog
 
-    @property
-    def num_answers(self) -> int:
-        """Number of answers requested."""
-        return len(self.resumed) + sum(request.num_answers for request in self.prompts)
+    def __post_init__(self) -> None:
+        self.num_answers = len(self.resumed) + sum(item.num_answers for item in self.prompts)
+        self.pending = PendingAnswers(self)
 
     @property
     def judged(self) -> bool:
@@ -185,41 +157,58 @@ class RequestGroup:
         return self.num_answers * max(1, self.num_samples)
 
     @property
-    def remaining_s(self) -> float | None:
-        """Seconds until the last deadline of its prompts; None if a prompt has no deadline."""
-        limits = [request.align.deadline_s for request in self.prompts]
-        latest_s = max((math.inf if limit is None else limit for limit in limits), default=math.inf)
-        return None if latest_s == math.inf else self.submitted_s + latest_s - time.monotonic()
+    def deadline_s(self) -> float:
+        """The last deadline of its prompts, on the monotonic clock; inf if one has no deadline."""
+        if self._last_deadline_s is None:
+            limits = [request.align.deadline_s for request in self.prompts]
+            last_s = max((inf if limit is None else limit for limit in limits), default=inf)
+            self._last_deadline_s = self.submitted_s + last_s
+        return self._last_deadline_s
 
     @property
-    def unfinished_outputs(self) -> list[RequestOutput]:
-        """Outputs that have not ended."""
-        return [answer for answer in self.outputs if not answer.rollout.finished]
+    def next_deadline_s(self) -> float | None:
+        """The next deadline of an answer that has not started, on the monotonic clock."""
+        created = None if self.queue is None else self.queue.created
+        times = [self.pending.next_deadline_s, None if created is None else created.deadline_s]
+        return min((each for each in times if each is not None), default=None)
 
     @property
-    def is_done(self) -> bool:
-        """Whether nothing is left to do."""
-        all_there = len(self._outcomes) == self.num_answers
-        return self.future.done() and (all_there or not self.future.cancelled())
+    def wants_each_outcome(self) -> bool:
+        """Whether outcomes are returned or streamed even if some are errors."""
+        return not self.future.done() and (self.return_exceptions or self.event_queue is not None)
 
-    def replace_outputs(self, outputs: list[RequestOutput]) -> None:
-        """Replace the outputs that were being prepared."""
-        self.reading, self.outputs = None, outputs
+    def forget_prompts(self) -> None:
+        """Stop the reading of its prompts; none of them has started."""
+        self.reading = None
+        self.pending.clear()
+        self.outputs.clear()
         self._outcomes.clear()
 
-    def note(self, answer: RequestOutput, event: SegmentEvent) -> None:
-        """Complete and forward an event; complete the group when the last answer has ended."""
+    def note(self, answer: RequestOutput, event: SegmentEvent) -> GenerationError | None:
+        """Complete and forward an event; complete the group when the last answer has ended.
+
+        Returns:
+            Why the answer must end, if its text cannot be read as a reply; else None.
+        """
+        problem = None
         try:
             event = answer.processor.complete(event)
-        except BaseException as error:  # noqa: BLE001 - tokenizers are third-party code
-            self.fail(model_failed(error))
-            return
-        if self.event_queue is not None:
-            self.event_queue.put(event)
-        if answer.rollout.finished:
-            assert event.result is not None
-            self.set_outcome(answer.index, answer.rollout.error or event.result)
-            self.complete_if_done()
+        except BaseException as error:
+            if is_for_program(error):
+                raise
+            problem = model_failed(error)
+            if not answer.rollout.finished:
+                return problem
+            problem.result = event.result
+        with self._answering:
+            if self.event_queue is not None and problem is None:
+                self.event_queue.put(event)
+            if answer.rollout.finished:
+                assert event.result is not None
+                outcome = answer.rollout.error or problem or event.result
+                self.set_outcome(answer.index, outcome)
+                self.complete_if_done()
+        return None
 
     def set_outcome(self, index: int, outcome: Outcome) -> None:
         """Set the outcome of one answer."""
@@ -231,11 +220,34 @@ class RequestGroup:
         errors = (self._outcomes[index] for index in sorted(self._outcomes))
         return next((item for item in errors if isinstance(item, Exception)), None)
 
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        """The outcomes so far, by position."""
+        return dict(self._outcomes)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no outcome is missing."""
+        return len(self._outcomes) >= self.num_answers
+
     def complete_if_done(self) -> None:
         """Resolve the future if no outcome is missing."""
-        if len(self._outcomes) < self.num_answers:
-            return
-        outcomes = [self._outcomes[index] for index in range(self.num_answers)]
+        if self.is_complete:
+            self._complete([self._outcomes[index] for index in range(self.num_answers)])
+
+    def complete_at_deadline(self, events: Mapping[int, SegmentEvent]) -> None:
+        """Resolve the future now, with last events of the answers without an outcome."""
+        with self._answering:
+            if self.future.done():
+                return
+            found = {**{index: event.result for index, event in events.items()}, **self._outcomes}
+            for index in sorted(events.keys() - self._outcomes.keys()):
+                if self.event_queue is not None:
+                    self.event_queue.put(events[index])
+            outcomes = [found[index] for index in range(self.num_answers)]
+            self._complete([outcome for outcome in outcomes if outcome is not None])
+
+    def _complete(self, outcomes: list[Outcome]) -> None:
         errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if errors and not self.return_exceptions:
             if len(outcomes) > 1:
@@ -266,35 +278,13 @@ class RequestGroup:
             self.event_queue.put(None)
 
 
-class EventQueue:
-    """A queue of events for one reader, in a thread or in an event loop; None marks the end."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._items: deque[SegmentEvent | None] = deque()
-        self._waiter: Future[None] | None = None
-
-    def put(self, item: SegmentEvent | None) -> None:
-        """Add an item and wake the reader."""
-        with self._lock:
-            self._items.append(item)
-            waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            set_result(waiter, None)
-
-    def wait(self) -> Future[None]:
-        """Return a future that is done once an item is available."""
-        waiter: Future[None] = Future()
-        with self._lock:
-            if not self._items:
-                self._waiter = waiter
-                return waiter
-        waiter.set_result(None)
-        return waiter
-
-    def get(self) -> SegmentEvent | None:
-        """Remove and return the next item; call this only after `wait`."""
-        return self._items.popleft()
+def missed_deadline_error(group: RequestGroup) -> GenerationError:
+    """Return the error of a call whose text cannot be read while the engine's thread hangs."""
+    return GenerationError(
+        f"the deadline passed {time.monotonic() - group.deadline_s:.1f} s ago, and the engine's "
+        "thread does not answer. Hint: the log names the code in which it hangs; fix that model or "
+        "reward, or run it in a process of its own"
+    )
 
 
 def _add_note_once(error: Exception, note: str) -> None:

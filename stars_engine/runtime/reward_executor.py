@@ -17,6 +17,7 @@ from stars_engine.rewards.base import (
     is_offloaded,
     score_each,
 )
+from stars_engine.rewards.event_loop import GRACE_S, set_time_limit
 from stars_engine.rewards.failures import RetryPolicy, RewardTimeoutError
 from stars_engine.rewards.reward_requests import (
     RewardRequest,
@@ -27,7 +28,6 @@ from stars_engine.rewards.reward_requests import (
 from stars_engine.runtime.worker_pool import Task, WorkerPool, current_executor
 
 CLOSING_S = 1.0  # how long closing an engine waits for rewards that are still busy
-GRACE_S = 1.0  # extra time for a reward that ends its overdue calls itself
 
 
 class RewardExecutor:
@@ -80,8 +80,10 @@ class RewardExecutor:
 
     @property
     def threads(self) -> list[Thread]:
-        """All threads of rewards that are not closed."""
-        return [thread for _, pool in tuple(self._workers.values()) for thread in pool.threads]
+        """All threads of rewards that are not closed, those of their event loops included."""
+        pools = tuple(self._workers.values())
+        own = [thread for reward, _ in pools for thread in getattr(reward, "threads", ())]
+        return [*own, *(thread for _, pool in pools for thread in pool.threads)]
 
     @property
     def called_from_reward(self) -> bool:
@@ -103,6 +105,7 @@ class RewardExecutor:
             return not requester.closed and not workers.closing.is_set()
 
         def score(task: Task) -> None:
+            set_time_limit.set(task.set_time_limit)
             retry_policy = RetryPolicy(
                 sleep=partial(task.sleep, workers.closing),
                 is_wanted=lambda: is_wanted() and not task.ended,

@@ -1,4 +1,7 @@
-"""One loaded language model and the thread that owns it, shared by any number of handles."""
+"""Start, share and close one engine thread: what any number of `StarsEngine` objects hold.
+
+Methods are called by any thread. What the thread itself does is in `engine_loop`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from threading import Lock, Thread, current_thread
@@ -16,12 +19,15 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.errors import EngineClosedError, Interrupted, StarsError
 from stars_engine.rewards.base import RewardModel
-from stars_engine.runtime import exits
-from stars_engine.runtime.engine_thread import EngineLoop
+from stars_engine.runtime import process_exit
+from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.futures import RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
+from stars_engine.runtime.score_job import ScoreJob
 from stars_engine.runtime.stats import EngineStats
+from stars_engine.runtime.watchdog import Watchdog, where_it_is
+from stars_engine.types import RewardInput, Score
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +62,11 @@ class Runtime:
         self._collected: deque[str] = deque()  # rewards of handles that were garbage-collected
         self._unused_until_s: dict[str, float] = {}  # when to unload rewards without a handle
         self._thread: Thread | None = None
+        self._watchdog = Watchdog(lambda: self._thread, self._end_missed)
         self._lock = Lock()
         self._closed = False
         self._pid = os.getpid()
-        exits.register(self)
+        process_exit.register(self)
 
     # --- handles ---
 
@@ -77,8 +84,8 @@ class Runtime:
                 self._handles[reward_key] += 1
             return not self._closed
 
-    def release(self, reward_key: str) -> None:
-        """Remove a closed handle. The last one closes the runtime at once."""
+    def release(self, reward_key: str, timeout_s: float | None = None) -> None:
+        """Remove a closed handle. The last one closes the runtime at once; see `close`."""
         if os.getpid() != self._pid:
             return  # the runtime belongs to the parent process
         with self._lock:
@@ -86,7 +93,7 @@ class Runtime:
             self._release_handle(reward_key, keep_s=0.0)
             if not any(self._handles.values()):
                 self._handles.clear()
-        self.sweep(wait=True)
+        self.sweep(wait=True, timeout_s=timeout_s)
 
     def release_later(self, reward_key: str) -> None:
         """Remove a garbage-collected handle, but keep its models for `keep_alive_s`.
@@ -98,7 +105,7 @@ class Runtime:
             self._collected.append(reward_key)
             self._loop.post(lambda: None)  # wake the thread, which then sweeps
 
-    def sweep(self, *, wait: bool = False) -> float | None:
+    def sweep(self, *, wait: bool = False, timeout_s: float | None = None) -> float | None:
         """Unload rewards that are not used any more; close the runtime if it has no handle.
 
         Returns:
@@ -117,7 +124,7 @@ class Runtime:
             last = not self._handles
             self._closed = self._closed or last
         if last:
-            self.close(wait=wait)
+            self.close(wait=wait, timeout_s=timeout_s)
             return None
         for key in gone:
             self._loop.post(partial(self._loop.unload_reward, key))
@@ -126,7 +133,13 @@ class Runtime:
     def close(
         self, *, wait: bool = True, timeout_s: float | None = None, at_once: bool = False
     ) -> None:
-        """End the thread and unload the models; requests in progress fail."""
+        """End the thread and unload the models; requests in progress fail.
+
+        Args:
+            wait: Whether to wait for the thread.
+            timeout_s: Maximum wait in seconds, for a thread that hangs; None for no limit.
+            at_once: Whether to end the current step.
+        """
         if os.getpid() != self._pid:
             return  # the thread belongs to the parent process
         with self._lock:
@@ -138,14 +151,18 @@ class Runtime:
             self._loop.fail_all(None)
         elif wait and thread is not current_thread():
             thread.join(timeout_s)
+            if thread.is_alive():
+                logger.warning(
+                    "The engine is closed, but %s; its calls end with an error", where_it_is(thread)
+                )
+                self._loop.abandon()
 
     @property
     def threads(self) -> list[Thread]:
-        """The engine's thread and the threads of its rewards that are alive."""
+        """The engine's thread, and those of rewards and of the background, that are alive."""
         own = [] if self._thread is None else [self._thread]
-        return [
-            thread for thread in (*own, *self._loop.reward_executor.threads) if thread.is_alive()
-        ]
+        others = (*self._loop.reward_executor.threads, *self._loop.background.threads)
+        return [thread for thread in (*own, *others) if thread.is_alive()]
 
     # --- requests ---
 
@@ -163,6 +180,7 @@ class Runtime:
             self._loop.admission.submit(group, wait=wait)
             self._num_groups[group.reward.key] += 1
         group.future.add_done_callback(partial(self._on_group_done, group))
+        self._watchdog.watch(group)
 
     def load(self, source: RewardSource) -> Future[Any]:
         """Load both models; return a future of them."""
@@ -173,6 +191,24 @@ class Runtime:
             requested_s = time.monotonic()
             self._loop.post(partial(self._loop.load, source, requested_s, done))
         return done
+
+    def score(
+        self, source: RewardSource, read: Callable[[PromptedModel], Sequence[RewardInput]]
+    ) -> Future[list[Score]]:
+        """Score texts with a reward model; return a future of the scores.
+
+        Args:
+            source: The source of the reward model.
+            read: Returns the inputs; called on the engine's thread.
+        """
+        self.check_process()
+        self.check_can_wait()
+        loop = self._loop
+        job = ScoreJob(source, read, get_models=loop.get_models, score=loop.score, post=loop.post)
+        with self._lock:
+            self._ensure_thread()
+            loop.post(job.run)
+        return job.done
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded; never blocks."""
@@ -223,6 +259,11 @@ class Runtime:
             self.end_group(group)
         self._loop.post(partial(self._release_group, group.reward.key))
 
+    def _end_missed(self, group: RequestGroup) -> None:
+        """End a group whose deadline the engine's thread has missed, as soon as it can."""
+        self._loop.admission.remove(group)
+        self._loop.post(partial(self._loop.end_group, group, "deadline"))
+
     def _release_group(self, reward_key: str) -> None:
         with self._lock:
             self._num_groups[reward_key] -= 1
@@ -240,8 +281,9 @@ class Runtime:
         if self._closed:
             raise EngineClosedError("this engine is closed. Hint: create a new StarsEngine(config)")
         if self._thread is None:
-            # A daemon thread, so that an idle engine does not keep the process alive. `exits` ends
-            # it before the interpreter does, because that would abort a thread inside torch.
+            # A daemon thread, so that an idle engine does not keep the process alive.
+            # `process_exit` ends it before the interpreter ends, which would abort a thread
+            # inside torch.
             self._thread = Thread(target=self._run, name="stars-engine", daemon=True)
             self._thread.start()
 

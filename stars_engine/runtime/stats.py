@@ -6,9 +6,12 @@ import math
 from collections import Counter
 from typing import Any
 
+from pydantic import Field
+
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.runtime.diagnostics import deviations
 from stars_engine.schema import Schema
+from stars_engine.types import FinishReason
 
 
 class EngineStats(Schema):
@@ -43,6 +46,10 @@ class EngineStats(Schema):
         num_calibrated_drafts: First drafts that were judged by calibrated thresholds.
         reward_drift: Mean deviation of their rewards from what the calibration expects, in
             standard deviations of drafts; nan if there are none. It should be near 0.
+        memory_bytes: Bytes that the engine keeps beside the weights, by holder: "kv_cache" (cached
+            prefixes), "candidates" (recent candidates, any of which may be accepted) and
+            "packed_weights" (copies of linear layers), of the "model" and of all its "reward"s
+            together, such as `memory_bytes["model.kv_cache"]`. Empty before models are loaded.
     """
 
     num_in_line: int = 0
@@ -70,6 +77,7 @@ class EngineStats(Schema):
     num_truncated_rewards: int = 0
     num_calibrated_drafts: int = 0
     reward_drift: float = math.nan
+    memory_bytes: dict[str, int] = Field(default_factory=dict)
 
     @property
     def acceptance_rate(self) -> float:
@@ -112,6 +120,10 @@ class Totals:
             found = deviations(rollout)
             self._sums["num_calibrated_drafts"] += len(found)
             self._deviation += sum(found)
+
+    def add_unstarted(self, num_answers: int, reason: FinishReason) -> None:
+        """Add answers that ended for some reason before they started."""
+        self._sums["num_cancelled" if reason == "cancelled" else "num_finished"] += num_answers
 
     def snapshot(self) -> dict[str, Any]:
         """Return the sums, by the field names of `EngineStats`."""

@@ -59,6 +59,10 @@ class Task:
         closing.wait(seconds)
         self.started_s = time.monotonic()
 
+    def set_time_limit(self, seconds: float | None) -> None:
+        """Allow so many seconds from now on; None for no limit."""
+        self.timeout_s, self.started_s = seconds, time.monotonic()
+
     def remaining_s(self, *, stuck: bool) -> float | None:
         """Return the minimum number of seconds until the task is overdue; None for no limit.
 

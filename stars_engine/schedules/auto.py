@@ -62,20 +62,20 @@ class AutoSchedule(BaseSchedule):
     def _one_target(self) -> Self:
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both targets; set only one of them")
+            raise ValueError(f"{' and '.join(given)} are both targets. Hint: set only one of them")
         if self.segment_len != "auto" and self.segment_len < 1:
             raise ValueError(
-                f"segment_len={self.segment_len} is not allowed; use 'auto' or 1 or more"
+                f"segment_len={self.segment_len} is not allowed. Hint: use 'auto' or 1 or more"
             )
         if self.prompts is not None and len(self.prompts) < 8:
             raise ValueError(
-                f"{len(self.prompts)} prompts are too few for a pilot; give at least 8"
+                f"{len(self.prompts)} prompts are too few for a pilot. Hint: give at least 8"
             )
         if self.prompts is not None and len(set(self.prompts)) == 1:
             raise ValueError(
                 f"all {len(self.prompts)} prompts are {self.prompts[0]!r}, which predicts nothing "
-                "about others; give prompts similar to those of later use. To calibrate for a "
-                "single prompt, use stars_engine.calibrate"
+                "about others. Hint: give prompts similar to those of later use. To calibrate for "
+                "a single prompt, use stars_engine.calibrate"
             )
         return self
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stars_engine.display.pages import table
 from stars_engine.files.config_files import Filed
 from stars_engine.schedules.base import BaseSchedule, Progress
 from stars_engine.schema import Schema
@@ -141,10 +143,30 @@ class CalibratedSchedule(Filed, BaseSchedule):
     def _terminals_belong_to_stages(self) -> Self:
         if len(self.terminals) not in (0, len(self.stages)):
             raise ValueError(
-                f"{len(self.terminals)} terminals for {len(self.stages)} stages; give one for each "
-                "stage (None if it has no threshold), or leave terminals empty"
+                f"{len(self.terminals)} terminals for {len(self.stages)} stages. Hint: give one "
+                "for each stage (None if it has no threshold), or leave terminals empty"
             )
         return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show the number of stages and the predicted cost."""
+        yield "num_stages", len(self.stages)
+        yield from super().__repr_args__()
+        if self.predicted is not None:
+            yield "predicted_budget", round(self.predicted.budget.value, 2)
+
+    def _repr_html_(self) -> str:
+        """Return the predicted cost and the first thresholds for a notebook."""
+        lines = [
+            (index, f"{line.intercept:.3g} + {line.slope:.3g} · r + {line.offset:.3g}")
+            for index, line in enumerate(self.stages[:4])
+        ]
+        shown = table(("segment", "threshold, for a prefix with reward r"), lines)
+        if self.predicted is None:
+            return shown
+        estimates = {name: getattr(self.predicted, name) for name in Effort.model_fields}
+        rows = [(name, found.shown()) for name, found in estimates.items() if found is not None]
+        return table(("predicted", "value [95% interval]"), rows) + shown
 
     @property
     def max_tokens(self) -> int | None:

@@ -10,8 +10,8 @@ from pydantic import Field, field_serializer, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.errors import ScheduleError, describe_error, is_for_program
-from stars_engine.named import check_name, named_object
-from stars_engine.reals import real_number
+from stars_engine.import_strings import check_name, named_object
+from stars_engine.scalars import real_number
 from stars_engine.schedules.base import BaseSchedule, Progress
 
 

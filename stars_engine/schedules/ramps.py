@@ -47,8 +47,8 @@ class RampSchedule(BaseSchedule):
     def _one_initial(self) -> Self:
         if self.initial is not None and self.initial_weight is not None:
             raise ValueError(
-                f"initial={self.initial} and initial_weight={self.initial_weight} both set r0; "
-                "set only one of them"
+                f"initial={self.initial} and initial_weight={self.initial_weight} both set r0. "
+                "Hint: set only one of them"
             )
         return self
 

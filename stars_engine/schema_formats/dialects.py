@@ -61,7 +61,7 @@ def _of_gemini(schema: dict[str, Any], owner: str, path: str) -> dict[str, Any]:
         kind = str(getattr(kind, "value", kind)).lower()
         if kind not in TYPES:
             allowed = ", ".join(name.upper() for name in TYPES)
-            message = f"unknown type {kind!r}; expected one of {allowed}"
+            message = f"unknown type {kind!r}; expected one of {allowed}. Hint: correct it"
             raise problem(owner, at(path, "type"), message)
         made["type"] = kind
     for key in _SIZES:
@@ -129,14 +129,19 @@ def of_cohere(given: Any, owner: str, path: str) -> dict[str, Any]:
     if not isinstance(given, Mapping) or not all(
         isinstance(part, Mapping) for part in given.values()
     ):
-        raise problem(owner, path, "parameters must be a mapping of names to definitions")
+        raise problem(
+            owner,
+            path,
+            "parameters must be a mapping of names to definitions. Hint: for example, {'city': "
+            "{'type': 'str'}}",
+        )
     properties = {}
     for name, part in given.items():
         others = set(part) - {"type", "description", "required"}
         if others:
             message = (
                 f"unknown key {min(others)!r} of a parameter; expected type, description or "
-                "required"
+                "required. Hint: remove it"
             )
             raise problem(owner, at(path, name), message)
         about = {"description": part["description"]} if part.get("description") else {}
@@ -152,7 +157,7 @@ def _of_python(kind: Any, owner: str, path: str) -> dict[str, Any]:
     is_whole = not bracket or (rest.endswith("]") and found in ("array", "object"))
     if found is None or not is_whole:
         allowed = "str, int, float, bool, list, dict, List[...], Dict[str, ...]"
-        message = f"unknown type {kind!r}; expected one of {allowed}"
+        message = f"unknown type {kind!r}; expected one of {allowed}. Hint: correct it"
         raise problem(owner, at(path, "type"), message)
     if not bracket:
         return {"type": found}
@@ -160,5 +165,7 @@ def _of_python(kind: Any, owner: str, path: str) -> dict[str, Any]:
         return {"type": found, "items": _of_python(arguments, owner, path)}
     key, comma, inner = arguments.partition(",")
     if key.strip() != "str" or not comma:
-        raise problem(owner, at(path, "type"), f"the keys of {kind!r} must be str")
+        raise problem(
+            owner, at(path, "type"), f"the keys of {kind!r} must be str. Hint: use Dict[str, ...]"
+        )
     return {"type": found, "additionalProperties": _of_python(inner, owner, path)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from stars_engine.schema_formats.parts import mapped
+import annotated_types
 
-# A keyword of our own: why a grammar cannot write values of a type. The reader refuses it.
-UNSUPPORTED = "x-unsupported"
+from stars_engine.json_schema.keywords import UNSUPPORTED
+from stars_engine.schema_formats.parts import mapped
 
 _EXISTING = "{} must exist, which a grammar cannot know"
 # By the function that validates the type.
@@ -22,6 +22,17 @@ REFUSED = {
     "PaymentCardNumber.validate": "a grammar cannot compute the check digit",
 }
 _SIZE = r"^[0-9]{1,9}(\.[0-9]{1,3})? ?([KMGT]i?)?B$"
+_ADDRESS = {
+    "type": "string",
+    "format": "email",
+    # `email-validator` refuses domains for special use, and two hyphens in a row.
+    "allOf": [
+        {"not": {"pattern": "--"}},
+        {"not": {"pattern": r"\.([aA][rR][pP][aA]|[oO][nN][iI][oO][nN]|[tT][eE][sS][tT])$"}},
+        {"not": {"pattern": r"\.([iI][nN][vV][aA][lL][iI][dD]|[lL][oO][cC][aA][lL])$"}},
+        {"not": {"pattern": r"\.[lL][oO][cC][aA][lL][hH][oO][sS][tT]$"}},
+    ],
+}
 NARROWED: dict[str, dict[str, Any]] = {
     "ByteSize._validate": {
         "anyOf": [
@@ -29,6 +40,15 @@ NARROWED: dict[str, dict[str, Any]] = {
             {"type": "string", "pattern": _SIZE},
         ]
     },
+    "EmailStr._validate": _ADDRESS,
+    "NameEmail._validate": _ADDRESS,
+}
+# By the predicate, for the types of `annotated_types` such as `LowerCase`.
+PREDICATES: dict[Any, str] = {
+    str.islower: r"^[ -@\[-~]*[a-z][ -@\[-~]*$",
+    str.isupper: r"^[ -`{-~]*[A-Z][ -`{-~]*$",
+    str.isdigit: "^[0-9]+$",
+    str.isascii: "^[ -~]*$",
 }
 HASHABLE = {"type": ["string", "number", "boolean", "null"]}
 
@@ -44,7 +64,7 @@ def validator_of(schema: Mapping[str, Any]) -> str:
     """Return the name of the function that validates a core schema; empty if there is none."""
     function = schema.get("function")
     inner = function.get("function") if isinstance(function, Mapping) else None
-    if not getattr(inner, "__module__", "").startswith("pydantic"):
+    if not str(getattr(inner, "__module__", "")).startswith("pydantic"):
         return ""
     return getattr(inner, "__qualname__", "")
 
@@ -69,6 +89,19 @@ def without_reasons(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema without our own keyword for what a grammar cannot express."""
     kept = {name: part for name, part in schema.items() if name != UNSUPPORTED}
     return mapped(kept, without_reasons)
+
+
+def pattern_of_predicate(schema: Mapping[str, Any]) -> str | None:
+    """Return the pattern of text for which a predicate of `annotated_types` is true, or None."""
+    function = schema.get("function")
+    inner = function.get("function") if isinstance(function, Mapping) else None
+    for cell in getattr(inner, "__closure__", None) or ():
+        predicate = getattr(cell.cell_contents, "func", None)
+        if isinstance(cell.cell_contents, annotated_types.Predicate) and isinstance(
+            predicate, Hashable
+        ):
+            return PREDICATES.get(predicate)
+    return None
 
 
 # --- bounds of dates and times ---

@@ -60,9 +60,6 @@ FACTS = NAMES | spelled(
 HOSTED = ("googleSearch", "google_search", "codeExecution", "code_execution", "urlContext")
 
 ALLOWED = (
-    "a JSON schema, or a wrapping of one: of OpenAI ('function', 'parameters', 'json_schema', "
-    "'schema', 'text'), MCP or Bedrock ('inputSchema', 'outputSchema', 'requestedSchema', "
-    "'toolSpec'), Anthropic ('input_schema', 'output_format', 'output_config'), Gemini "
-    "('functionDeclarations', 'responseSchema'), Mistral ('schema_definition'), vLLM "
-    "('guided_json', 'structured_outputs') or Cohere ('parameter_definitions')"
+    "a JSON schema, or one in the wrapping of OpenAI, MCP, Anthropic, Bedrock, Gemini, Mistral, "
+    "vLLM or Cohere"
 )

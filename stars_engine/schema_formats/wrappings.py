@@ -135,7 +135,7 @@ def _read(value: Any, owner: str, path: str, *, is_tool: bool = False) -> list[N
     if not isinstance(value, Mapping):
         raise _not_a_mapping(value, owner, path)
     if any(not isinstance(key, str) for key in value):
-        raise problem(owner, path, "the keys of a schema must be strings")
+        raise problem(owner, path, "the keys of a schema must be strings. Hint: rename them")
     for key in present(value, LISTS):
         if isinstance(value[key], list | tuple):
             return _in_list(value, key, owner, path)
@@ -219,7 +219,7 @@ def _held(value: Mapping[str, Any], key: str, owner: str, path: str) -> dict[str
         return {"type": "object", "properties": {}}  # a common form of a tool without arguments
     schema = _bare(inner, owner, path).schema
     if schema is None:
-        raise problem(owner, path, "there is a name, but no schema")
+        raise problem(owner, path, "there is a name, but no schema. Hint: add the schema")
     return schema
 
 
@@ -251,7 +251,7 @@ def _is_schema(value: Mapping[str, Any], owner: str, path: str) -> bool:
     kind = value.get("type")
     if isinstance(kind, str) and kind not in (*TYPES, *WRAPPING_TYPES):
         allowed = ", ".join(TYPES)
-        message = f"unknown type {kind!r}; expected one of {allowed}"
+        message = f"unknown type {kind!r}; expected one of {allowed}. Hint: correct it"
         raise problem(owner, at(path, "type"), message)
     if isinstance(kind, str) and kind in WRAPPING_TYPES:
         return False
@@ -274,11 +274,13 @@ def _facts(
         elif key == "description" and fact is None:
             fact = schema.get("description")
         if fact is not None and not isinstance(fact, str):
-            raise problem(owner, at(path, key), f"expected a string, got {fact!r}")
+            raise problem(owner, at(path, key), f"expected a string, got {fact!r}. Hint: give text")
         facts.append(fact or "")
     strict = value.get("strict")
     if strict is not None and not isinstance(strict, bool):
-        raise problem(owner, at(path, "strict"), f"expected true or false, got {strict!r}")
+        raise problem(
+            owner, at(path, "strict"), f"expected true or false, got {strict!r}. Hint: use true"
+        )
     return facts[0], facts[1], strict
 
 
@@ -298,7 +300,10 @@ def _refuse_others(value: Mapping[str, Any], allowed: set[str], owner: str, path
 def _refuse_type(value: Mapping[str, Any], owner: str, path: str) -> None:
     kind = value.get("type")
     if kind is not None and kind not in WRAPPING_TYPES:
-        message = f"unknown wrapping type {kind!r}; expected one of {', '.join(WRAPPING_TYPES)}"
+        message = (
+            f"unknown wrapping type {kind!r}; expected "
+            f"one of {', '.join(WRAPPING_TYPES)}. Hint: remove it"
+        )
         raise problem(owner, at(path, "type"), message)
 
 

@@ -36,7 +36,7 @@ def enumerate_law(
         law[outcome] += noise.weight
         if not noise.next_path():
             return dict(law)
-    raise RuntimeError(f"more than max_paths={max_paths} paths; use smaller tables")
+    raise RuntimeError(f"more than max_paths={max_paths} paths. Hint: use smaller tables")
 
 
 @dataclass(slots=True)

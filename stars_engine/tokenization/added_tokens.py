@@ -250,7 +250,9 @@ class MarkedEncoder:
         if any(_MARK in part for part, _ in parts):
             return None
         text = "".join(_MARK + part if is_meant else part for part, is_meant in parts)
-        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        # Unlike `encode`, this lets other threads run.
+        [encoding] = self._encoder.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         if not self._forbidden.isdisjoint(ids):
             return None
         return [self._meant.get(token, token) for token in ids]

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 from stars_engine.tokenization.added_tokens import (
@@ -42,6 +43,7 @@ class Codec:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._calling = Lock()  # calls change the tokenizer's options
         added = read_added_tokens(tokenizer)
         self.control_tokens = _longest_first(added.control.values())
         self.reserved_tokens = _longest_first(added.reserved.values())
@@ -78,7 +80,8 @@ class Codec:
             text: The text, from a trusted source.
             add_prefix: Whether to add the tokenizer's prefix, unless the text begins with it.
         """
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with self._calling:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         prefix = self._prefix_ids if add_prefix else []
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
@@ -210,9 +213,10 @@ class Codec:
         """
         if not text:
             return []
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        with self._calling:
+            ids: list[int] = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True
+            )["input_ids"]
         if self._reserved_ids.isdisjoint(ids):
             return ids
         cuts = [match.start() + 1 for match in self._reserved_pattern.finditer(text)]

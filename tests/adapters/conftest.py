@@ -15,7 +15,7 @@ def one_runtime() -> Iterator[None]:
     """The embedded pair, loaded once for all adapters of a module."""
     with StarsEngine.shared() as keeper:
         yield
-        assert keeper.stats().num_loads == 1
+        assert keeper.stats().num_loads <= 1  # 0 if no test of this run needed it
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from stars_engine import (
 )
 from stars_engine.config.flat import FLAT_FIELDS
 from stars_engine.integrations import MAX_ENGINES, UNSET, EngineFields
-from tests.support.adapters import PROMPT, SETTINGS
+from tests.support.adapters import FIELDS, PROMPT, SETTINGS
 from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def test_equal_settings_give_equal_text_everywhere(
 ) -> None:
     config = StarsConfig(sampling=SamplingParams(**SETTINGS))
     config.to_file(tmp_path / "stars.yaml")
-    assert ask(adapter(**SETTINGS)) == expected
+    assert ask(adapter(**FIELDS)) == expected
     assert ask(adapter(config=config)) == expected
     assert ask(adapter.from_file(tmp_path / "stars.yaml")) == expected
     assert ask(adapter(config=config, seed=8)) != expected
@@ -98,14 +98,15 @@ def test_other_models_need_thresholds_of_their_own(adapter: Callable[..., Any]) 
         model="stars:embedded-lm",
         reward=lambda prompt, completion: float(len(completion)),
         schedule={"kind": "constant", "value": 1.0},
-        **SETTINGS,
+        **FIELDS,
     )
     assert ask(llm)
     llm.close()
 
 
+@pytest.mark.slow
 def test_copies_share_the_engine(adapter: Callable[..., Any], expected: str) -> None:
-    llm = adapter(**SETTINGS)
+    llm = adapter(**FIELDS)
     for again in (
         copy.deepcopy(llm),
         pickle.loads(pickle.dumps(llm)),
@@ -159,7 +160,7 @@ def test_importing_an_adapter_is_light(package: str, others: str) -> None:
 def test_a_missing_framework_names_its_extra(package: str, framework: str, extra: str) -> None:
     code = f"import sys; sys.modules[{framework!r}] = None\nimport {package}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert f"pip install 'stars-engine[{extra}]'" in done.stderr
+    assert f"pip install -e '.[{extra}]'" in done.stderr
 
 
 @pytest.mark.slow
@@ -173,7 +174,7 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
 
 def test_limits_of_the_shared_engine_are_fields(adapter: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="max_rows"):
-        ask(adapter(max_rows=3, **SETTINGS))
+        ask(adapter(max_rows=3, **FIELDS))
     assert adapter(on_full="raise").settings().engine == EngineParams(on_full="raise")
 
 
@@ -181,7 +182,7 @@ def test_limits_of_the_shared_engine_are_fields(adapter: Callable[..., Any]) -> 
 
 
 def test_a_copy_has_engines_of_its_own(adapter: Callable[..., Any]) -> None:
-    llm = adapter(**SETTINGS)
+    llm = adapter(**FIELDS)
     mine = llm.engine()
     never = AlignParams(schedule=ConstantSchedule(value=1e9), max_attempts=10_000)
     for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(update={"seed": 8})):
@@ -200,7 +201,7 @@ def test_a_copy_has_engines_of_its_own(adapter: Callable[..., Any]) -> None:
 def test_a_call_with_other_models_leaves_the_engine_of_the_object_alone(
     adapter: Callable[..., Any],
 ) -> None:
-    llm = adapter(**SETTINGS)
+    llm = adapter(**FIELDS)
     own = llm.engine()
     text = ask(llm)
     made = []

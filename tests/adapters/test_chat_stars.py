@@ -35,6 +35,7 @@ from langchain_stars import ChatStars, StarsLLM, StarsRefusalError, refusal_of
 from langchain_stars.messages import read_messages
 from stars_engine import AlignmentError, Chat, ConfigError, PromptError, TransformersModel
 from tests.support.chat_templates import random_llama, tokenizer_of
+from tests.support.engines import idle, until
 from tests.support.event_loops import LoopTicker
 from tests.support.scripted import CLOSING, NEVER, random_chat_model, scripted
 
@@ -70,6 +71,7 @@ def random_chat() -> Iterator[Callable[..., ChatStars]]:
     """Chats with one random model."""
     model = random_chat_model()
     fields = {"schedule": {"kind": "none"}, "segment_len": 8, "max_tokens": 40, "seed": 0}
+    fields["num_candidates"] = 4
 
     def make(kind: Any = ChatStars, **given: Any) -> Any:
         return kind(model=model, reward=judge, **(fields | given))
@@ -570,23 +572,23 @@ async def test_the_event_loop_is_never_blocked(random_chat: Callable[..., Any]) 
 
 async def test_cancelled_calls_free_the_engine(random_chat: Callable[..., Any]) -> None:
     chat = random_chat(max_tokens=4_000, segment_len=4)
+    engine = chat.engine()
     threads = threading.active_count()
-    async for _ in chat.astream(ASKED):
+    stream = chat.astream(ASKED)
+    async for _ in stream:
         break
+    await stream.aclose()  # type: ignore[attr-defined]
+    await until(lambda: idle(engine))
     task = asyncio.create_task(chat.ainvoke(ASKED))
-    await asyncio.sleep(0.05)
+    await until(lambda: engine.stats().num_active == 1)
     task.cancel()
     stream = chat.stream(ASKED)
     next(stream)
     stream.close()
-    for _ in range(200):
-        if chat.engine().stats().num_active == 0:
-            break
-        await asyncio.sleep(0.01)
-    assert chat.engine().stats().num_active == 0
-    num_steps = chat.engine().stats().num_steps
+    await until(lambda: idle(engine))
+    num_steps = engine.stats().num_steps
     await asyncio.sleep(0.2)
-    assert chat.engine().stats().num_steps == num_steps
+    assert engine.stats().num_steps == num_steps
     assert threading.active_count() <= threads
 
 

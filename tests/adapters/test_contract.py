@@ -16,9 +16,11 @@ from llama_index.core.llms import ChatMessage
 import langchain_stars
 import llamaindex_stars
 from stars_engine import ConfigError, ContextOverflowError, TransformersModel
+from tests.support.engines import idle, until
 from tests.support.scripted import random_chat_model
 
 FIELDS = {
+    "num_candidates": 4,
     "schedule": {"kind": "constant", "value": 1.5},
     "max_attempts": 4,
     "segment_len": 8,
@@ -164,14 +166,12 @@ async def test_leaving_a_stream_ends_its_request(adapter: Adapter) -> None:
     async for _ in pieces:
         break
     await pieces.aclose()  # type: ignore[attr-defined]
+    engine = llm.engine()
+    await until(lambda: idle(engine))
     task = asyncio.create_task(adapter.aask(llm))
-    await asyncio.sleep(0.05)
+    await until(lambda: engine.stats().num_active == 1)
     task.cancel()
-    for _ in range(300):
-        if llm.engine().stats().num_active == 0:
-            break
-        await asyncio.sleep(0.01)
-    assert llm.engine().stats().num_active == 0
+    await until(lambda: idle(engine))
 
 
 def test_errors_name_what_is_wrong(adapter: Adapter) -> None:

@@ -25,15 +25,14 @@ from stars_engine import (
     SamplingParams,
     StarsEngine,
 )
-from tests.support.adapters import PROMPT, SETTINGS
+from tests.support.adapters import FIELDS, PROMPT, SETTINGS
 
 pytestmark = pytest.mark.usefixtures("one_runtime")
 
 
 @pytest.mark.slow
 def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
-    settings = {**SETTINGS, "num_candidates": 4}
-    llm = langchain_stars.StarsLLM(**settings)
+    llm = langchain_stars.StarsLLM(**FIELDS)
     prompts = [f"Film number {index}" for index in range(16)]
     alone = [llm.invoke(prompt) for prompt in prompts]
     before = llm.engine().stats().num_steps
@@ -47,7 +46,7 @@ def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
 
 
 def test_langchain_gives_usage_and_trace() -> None:
-    llm = langchain_stars.StarsLLM(**SETTINGS, n=2, trace=True)
+    llm = langchain_stars.StarsLLM(**FIELDS, n=2, trace=True)
     result = llm.generate([PROMPT, "Another"])
     assert [len(generations) for generations in result.generations] == [2, 2]
     for generations in result.generations:
@@ -74,7 +73,7 @@ def test_langchain_streams_accepted_segments(expected: str) -> None:
             self.info = response.generations[0][0].generation_info
 
     notes = Notes()
-    llm = langchain_stars.StarsLLM(**SETTINGS)
+    llm = langchain_stars.StarsLLM(**FIELDS)
     chunks = list(llm.stream(PROMPT, config={"callbacks": [notes]}))
     assert "".join(chunks) == expected == "".join(notes.tokens)
     assert len(chunks) > 1
@@ -84,7 +83,7 @@ def test_langchain_streams_accepted_segments(expected: str) -> None:
 
 
 async def test_langchain_async(expected: str) -> None:
-    llm = langchain_stars.StarsLLM(**SETTINGS)
+    llm = langchain_stars.StarsLLM(**FIELDS)
     assert await llm.ainvoke(PROMPT) == expected
     assert await llm.abatch([PROMPT] * 2) == [expected] * 2
     assert "".join([chunk async for chunk in llm.astream(PROMPT)]) == expected

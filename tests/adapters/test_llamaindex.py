@@ -21,14 +21,14 @@ from stars_engine import (
     StarsEngine,
     TokenIds,
 )
-from tests.support.adapters import PROMPT, SETTINGS
+from tests.support.adapters import FIELDS, PROMPT, SETTINGS
 from tests.support.shared_files import shared_model
 
 pytestmark = pytest.mark.usefixtures("one_runtime")
 
 
 def test_llamaindex_metadata_is_that_of_the_model() -> None:
-    metadata = llamaindex_stars.StarsLLM(**SETTINGS).metadata
+    metadata = llamaindex_stars.StarsLLM(**FIELDS).metadata
     assert (metadata.context_window, metadata.num_output) == (512, 32)
     assert not metadata.is_chat_model
     assert metadata.model_name == "stars:embedded-lm"
@@ -73,7 +73,7 @@ async def test_llamaindex_metadata_loads_no_weights(case: str, described: Path) 
 
 
 def test_llamaindex_usage_streams_and_async(expected: str) -> None:
-    llm = llamaindex_stars.StarsLLM(**SETTINGS)
+    llm = llamaindex_stars.StarsLLM(**FIELDS)
     response = llm.complete(PROMPT)
     assert response.text == expected
     assert response.additional_kwargs["completion_tokens"] == 32
@@ -85,8 +85,9 @@ def test_llamaindex_usage_streams_and_async(expected: str) -> None:
     assert parts[-1].raw["finish_reason"] == "length"
 
 
+@pytest.mark.slow
 async def test_llamaindex_async(expected: str) -> None:
-    llm = llamaindex_stars.StarsLLM(**SETTINGS)
+    llm = llamaindex_stars.StarsLLM(**FIELDS)
     assert (await llm.acomplete(PROMPT)).text == expected
     parts = [part async for part in await llm.astream_complete(PROMPT)]
     assert parts[-1].text == expected
@@ -119,12 +120,13 @@ def test_llamaindex_chats_use_the_template_of_the_model() -> None:
     llm.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", ["", "<|startoftext|>"])
 @pytest.mark.parametrize("formatted", [False, True])
 def test_rendered_prompts_begin_once(begin: str, formatted: bool) -> None:
     """As `tokenizer(prompt)` has it: begin of text stands before it, and is not doubled."""
     llm = llamaindex_stars.StarsLLM(
-        **SETTINGS,
+        **FIELDS,
         completion_to_prompt=lambda text: f"{begin}Say: {text}",
         messages_to_prompt=lambda messages: f"{begin}Say: {messages[0].content}",
     )
@@ -157,7 +159,7 @@ def test_text_in_all_kinds_of_blocks_is_read() -> None:
 
 def test_llamaindex_uses_custom_templates(expected: str) -> None:
     llm = llamaindex_stars.StarsLLM(
-        **SETTINGS,
+        **FIELDS,
         completion_to_prompt=lambda text: f"<|startoftext|>{text} in this movie",
         messages_to_prompt=lambda messages: "<|startoftext|>" + messages[0].content,
     )

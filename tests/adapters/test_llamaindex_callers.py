@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from llama_index.core import Document, PromptTemplate, Settings, VectorStoreIndex
+from llama_index.core import PromptTemplate, Settings, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
@@ -28,6 +28,7 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.rate_limiter import TokenBucketRateLimiter
+from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel, Field
@@ -93,8 +94,8 @@ def judge(prompt: str, completion: str) -> float:
 
 
 def of(model: TransformersModel, **given: Any) -> StarsLLM:
-    fields = {"schedule": {"kind": "none"}, "segment_len": 8, "max_tokens": 24, "seed": 0}
-    return StarsLLM(model=model, reward=judge, **(fields | given))
+    fields = {"schedule": {"kind": "none"}, "segment_len": 8, "max_tokens": 24, "num_candidates": 4}
+    return StarsLLM(model=model, reward=judge, **({"seed": 0} | fields | given))
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +161,9 @@ def num_ended(llm: StarsLLM) -> int:
 
 @pytest.fixture(scope="module")
 def index() -> VectorStoreIndex:
-    documents = [Document(text=f"City number {i} has {i} towers.") for i in range(6)]
-    return VectorStoreIndex.from_documents(documents, embed_model=Letters())
+    # All texts have the same letters: ids break the tie. Random ids would change the prompts.
+    nodes = [TextNode(id_=f"{i}", text=f"City number {i} has {i} towers.") for i in range(6)]
+    return VectorStoreIndex(nodes, embed_model=Letters())
 
 
 # --- query and chat engines ---

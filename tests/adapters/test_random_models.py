@@ -90,6 +90,7 @@ def numbers_in(value: Any) -> Iterator[float]:
             yield from numbers_in(part)
 
 
+@pytest.mark.slow
 def test_random_models(model: TransformersModel) -> None:
     chat = ChatStars(model=model, reward=judge, schedule={"kind": "none"})
     counts: Counter[tuple[str, str]] = Counter()

@@ -46,7 +46,7 @@ def settings(answer: str) -> dict[str, Any]:
         "model": scripted(lambda asked: "Done." if "<tool_response>" in asked else answer),
         "reward": judge,
         "schedule": {"kind": "none"},
-        "max_tokens": 64,
+        "max_tokens": 96,
         "seed": 0,
     }
 
@@ -143,7 +143,7 @@ def test_what_a_grammar_cannot_express_is_checked(part: Any, value: Any, is_vali
 def test_the_engine_refuses_such_tools_unless_they_are_lenient() -> None:
     given = settings(written("tag", {"tags": ["a", "b"], "count": 1}))
     config = StarsConfig(model=given["model"], reward=judge, align={"schedule": {"kind": "none"}})
-    sampling = SamplingParams(max_tokens=64, seed=0)
+    sampling = SamplingParams(max_tokens=96, seed=0)
     with StarsEngine(config) as engine:
         messages = [{"role": "user", "content": "Tag it."}]
         strict = Tool(**tool_of(13)["function"])

@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from benchmarks.tiny_models import SMALL
 from stars_engine import (
     ModelLoadError,
     SamplingParams,
@@ -24,7 +25,6 @@ from stars_engine.config import TransformersModel
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import resolve_source
 from stars_engine.tokenization.codec import Codec
-from tests.support.backends import SMALL
 from tests.support.chat_templates import random_llama
 from tests.support.shared_files import shared_model
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.tiny_models import FAMILIES, random_model
 from stars_engine import (
     AlignParams,
     ClassifierReward,
@@ -26,7 +27,7 @@ from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.types import RewardInput, StarsResult
 from tests.support.accounts import account
-from tests.support.backends import FAMILIES, random_backend, random_model
+from tests.support.backends import random_backend
 
 # The highest rung that each can take: attention of their own cannot share a prefix (Bloom and
 # Falcon have no interface for it, DeepSeek-V3 keeps latents), recurrent states cannot be padded.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from benchmarks.tiny_models import FAMILIES
 from stars_engine import (
     AlignParams,
     ContextOverflowError,
@@ -25,7 +26,7 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.errors import ConfigError
 from stars_engine.testing import check_backend
-from tests.support.backends import FAMILIES, Text, random_backend
+from tests.support.backends import Text, random_backend
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from stars_engine.calibration import cache as kept
 from stars_engine.rewards.base import RewardModel
 from stars_engine.types import RewardInput, Score
 from tests.support.calibration import OPENINGS, Scaled
+from tests.support.engines import until
 
 AUTO = AlignParams(
     schedule=AutoSchedule(budget=2.0, prompts=OPENINGS[:8], segment_len=8), max_attempts=6
@@ -102,6 +103,7 @@ def test_settings_without_thresholds_fail_before_the_calibration(
     assert runs == []
 
 
+@pytest.mark.slow
 def test_fewer_requests_at_once_than_pilot_prompts(cache: Path, runs: list[int]) -> None:
     config = StarsConfig(align=AUTO, sampling=TINY, engine=EngineParams(max_active=2))
     with StarsEngine(config) as own:
@@ -156,6 +158,7 @@ def test_a_damaged_cache_file_is_replaced(
     assert CalibratedSchedule.from_file(file)
 
 
+@pytest.mark.slow
 def test_the_deadline_excludes_calibration(cache: Path, runs: list[int]) -> None:
     with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
         engine.load()
@@ -164,6 +167,7 @@ def test_the_deadline_excludes_calibration(cache: Path, runs: list[int]) -> None
     assert len(runs) == 1
 
 
+@pytest.mark.slow
 async def test_event_loops_run_during_calibration(cache: Path, runs: list[int]) -> None:
     ticks = 0
 
@@ -194,6 +198,7 @@ def test_baselines_need_no_thresholds(cache: Path, runs: list[int]) -> None:
     assert runs == []
 
 
+@pytest.mark.slow
 def test_custom_parts_are_calibrated_per_engine(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:
@@ -267,14 +272,6 @@ class Held:
         return self._inner.score(inputs)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):  # bounded, in case something is broken
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came about")
-
-
 def pilots() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "stars-calibration"]
 
@@ -302,6 +299,7 @@ async def test_a_cancelled_caller_stops_waiting_at_once(
     assert len(runs) == 1
 
 
+@pytest.mark.slow
 async def test_a_pilot_without_callers_stops_at_its_next_stage(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:

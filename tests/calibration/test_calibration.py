@@ -77,6 +77,7 @@ def test_the_pilot_is_the_real_loop(
     assert len(schedule.stages) == 3
 
 
+@pytest.mark.slow
 def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedule) -> None:
     assert schedule.predicted is not None
     assert schedule.predicted.acceptance.value == pytest.approx(0.4, abs=0.02)
@@ -102,6 +103,7 @@ def test_limits_of_the_engine_and_other_callers_change_nothing(
     assert 4 <= model.most_rows <= max_rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_active", [1, 3, 64])
 def test_more_pilot_prompts_than_run_at_once(
     engine: StarsEngine, schedule: CalibratedSchedule, max_active: int
@@ -369,6 +371,7 @@ def test_answers_that_all_end_in_the_first_segment(engine: StarsEngine) -> None:
     assert engine.generate("A", sampling=sampling, align=AlignParams(schedule=schedule))
 
 
+@pytest.mark.slow
 def test_a_reward_without_a_number_fails_only_the_pilot(engine: StarsEngine) -> None:
     def opinion(prompt: str, completion: str) -> float:
         return 1.0 if prompt == "bystander" else math.nan

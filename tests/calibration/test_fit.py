@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stars_engine.calibration import effort
+from stars_engine.calibration import over_prompts
 from stars_engine.calibration.draws import DrawDistribution, PooledDraws, draws_of
 from stars_engine.calibration.effort import effort_of, predict
 from stars_engine.calibration.fit import Fitter, StageDrafts, Target, regress
@@ -126,7 +126,7 @@ def test_predictions_hold_for_rewards_of_few_values(
     In 150 worlds the intervals hold 89 to 100 times in 100, budget and forced alike. By the fitted
     distribution over prefixes it was 59 for the forced rate, which came out 0.07 too small.
     """
-    monkeypatch.setattr(effort, "NUM_RESAMPLES", 300)
+    monkeypatch.setattr(over_prompts, "NUM_RESAMPLES", 300)
     held, errors = [], []
     for seed in range(60):
         fitter = Fitter(Target("target_acceptance", 0.4), max_attempts=20, beta=0.0)

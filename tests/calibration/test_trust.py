@@ -17,12 +17,20 @@ from stars_engine import (
     RewardError,
     SamplingParams,
     StarsEngine,
+    Verification,
     calibrate,
     trust_report,
+)
+from stars_engine.calibration.advice import (
+    advise,
+    affordable_budget,
+    choose,
+    verification_advice,
 )
 from stars_engine.calibration.report_page import write_report
 from stars_engine.calibration.trust import (
     Answers,
+    SegmentTrust,
     between_prompts,
     borders,
     correlation,
@@ -30,6 +38,7 @@ from stars_engine.calibration.trust import (
     plain_curve,
     segment_trust,
 )
+from stars_engine.schedules import CurvePoint, Effort, Estimate
 
 NUM_PROMPTS, PER_PROMPT, NUM_SEGMENTS = 240, 8, 4
 
@@ -156,9 +165,10 @@ def test_a_report_of_the_embedded_pair(
     text = report.summary()
     for line in report.advice:
         assert line in text
-    budget, share = report.recommended_budget, report.between_prompts
+    share = report.between_prompts
     words = [
-        f"segment_len={report.recommended_segment_len} and budget={budget}",
+        f"segment_len={report.recommended_segment_len}: ",
+        "Only 6 pilot prompts",
         f"{share:.0%} of the final reward's variance lies between prompts",
     ]
     for word in words:
@@ -171,7 +181,12 @@ def test_a_report_of_the_embedded_pair(
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == 4
     for word in words:
-        assert word in html.unescape(page.partition("<pre>")[0])
+        assert html.unescape(page).count(word) == 1  # the advice has one place
+    for word in ("stars:embedded-lm", "stars:embedded-reward", "stars-engine", "max_tokens 48"):
+        assert word in page
+    assert page.count("<table>") == 4
+    assert "<pre>" not in page
+    assert "width=device-width" in page
     assert "<script>" not in page
     assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|<!DOCTYPE[^>]*>', "", page).replace(
         "http://www.w3.org", ""
@@ -229,19 +244,83 @@ def _agrees(
     assert 0.9 < report.borders[-1].pearson <= 1
 
 
-@pytest.mark.slow
-def test_an_uninformative_reward_gets_a_warning() -> None:
-    from stars_engine.calibration.advice import advise, recommend
+def a_segment(length: int, value: float, low: float, high: float, midway: float) -> SegmentTrust:
+    return SegmentTrust(
+        segment_len=length,
+        mean_len=length,
+        innovations=(0.5,),
+        advantage=Estimate(value=value, low=low, high=high),
+        spearman_midway=midway,
+    )
 
-    noise = random_walks(noise=30.0)
-    segments = [segment_trust(noise.coarser(length), length) for length in (8, 16, 32)]
-    flat = [s.replace(advantage=s.advantage.replace(value=0.9)) for s in segments]
-    length, worthwhile = recommend(flat, 8)
-    assert not worthwhile
-    [first, *others] = advise(flat, [], length, 0.7, worthwhile=worthwhile)
-    assert "best_of_n" in first
-    assert any("nevertheless" in line and "budget=" in line for line in others)
-    assert any("70%" in line and "calibrated" in line for line in others)
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "midway", "verdict"),
+    [
+        (1.6, 1.3, 1.9, 0.6, "worthwhile"),
+        (1.6, 1.1, 2.1, 0.6, "undecided"),
+        (0.9, -0.01, 1.79, 0.6, "undecided"),
+        (1.6, 1.3, 1.9, 0.17, "undecided"),  # the correlation midway contradicts it
+        (0.9, 0.7, 1.1, 0.6, "not worthwhile"),
+        (float("nan"), float("nan"), float("nan"), 0.6, "not worthwhile"),
+    ],
+)
+def test_the_whole_interval_decides(
+    value: float, low: float, high: float, midway: float, verdict: str
+) -> None:
+    chosen = choose([a_segment(8, value, low, high, midway)], 8)
+    assert chosen.verdict == verdict
+    [first, *_] = advise(chosen, [], shared=0.2, num_prompts=60, budget=2.7)
+    assert first.lower().startswith(f"{verdict}: ")
+
+
+def test_the_default_length_stays_unless_another_is_better_beyond_doubt() -> None:
+    usual = a_segment(8, 1.5, 1.3, 1.7, 0.5)
+    close, far = a_segment(16, 1.6, 1.4, 1.8, 0.5), a_segment(32, 2.2, 2.0, 2.4, 0.5)
+    assert choose([usual, close], 8).segment is usual
+    assert choose([usual, close, far], 8).segment is usual  # worthwhile, and the default
+    weak = a_segment(8, 1.1, 0.9, 1.3, 0.5)
+    assert choose([weak, close, far], 8).segment is far
+    assert "1.10 [0.90, 1.30]" in choose([weak, far], 8).reason
+    assert choose([close, far], 4).segment is far
+
+
+def test_few_prompts_and_hard_prompts_are_said() -> None:
+    chosen = choose([a_segment(8, 0.9, 0.7, 1.1, 0.4)], 8)
+    lines = advise(chosen, [], shared=0.7, num_prompts=24, budget=None)
+    assert any("Only 24 pilot prompts" in line for line in lines)
+    assert any("nevertheless" in line for line in lines)
+    assert any("70%" in line and "calibrated" in line for line in lines)
+    assert "best_of_n" in lines[0]
+
+
+def test_the_budget_comes_from_the_measured_costs() -> None:
+    curve = [
+        CurvePoint(offset_sigmas=0, acceptance=0.5, budget=2.0, forced=0.0),
+        CurvePoint(offset_sigmas=1, acceptance=0.2, budget=5.03, forced=0.019),
+        CurvePoint(offset_sigmas=2, acceptance=0.1, budget=12.0, forced=0.3),
+    ]
+    assert affordable_budget(curve) == 5.0
+    assert affordable_budget(curve[2:]) is None
+
+
+def test_a_failed_check_comes_first(tmp_path: Path, engine: StarsEngine) -> None:
+    def effort(budget: float) -> Effort:
+        own = Estimate(value=budget, low=budget - 0.1, high=budget + 0.1)
+        share = Estimate(value=0.5, low=0.4, high=0.6)
+        return Effort(acceptance=share, budget=own, forced=share)
+
+    check = Verification(
+        predicted=effort(2.6), observed=effort(3.6), num_prompts=40, mean_reward=0.0
+    )
+    [line] = verification_advice(check)
+    assert "budget is 3.600 on 40 other prompts" in line
+    assert "no" in check.summary().splitlines()[2].split()
+    sampling = SamplingParams(max_tokens=4)
+    report = trust_report(engine, ["a"] * 4, sampling=sampling, num_answers=4, remedies=False)
+    write_report(tmp_path / "r.html", report, verification=check)
+    advice = (tmp_path / "r.html").read_text().partition("</ul>")[0]
+    assert advice.index("failed its check") < advice.index("pilot prompts")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_recursive_arguments_and_tagged_unions(name: str | None) -> None:
 
 
 def test_arguments_of_random_models_validate() -> None:
-    models = {f"tool_{seed}": random_model(seed, unheld=False) for seed in range(2000, 2020)}
+    models = {f"tool_{seed}": random_model(seed, unsupported=False) for seed in range(2000, 2020)}
     ended = 0
     with engine_of("hermes") as engine:
         tools = [Tool(name=name, parameters=schema_of(model)) for name, model in models.items()]

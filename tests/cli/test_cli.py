@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,23 +22,16 @@ from stars_engine import (
     StarsResult,
 )
 from stars_engine.cli.app import app
-from stars_engine.cli.generate import read_prompts
+from stars_engine.cli.prompts import read_prompts
 from stars_engine.trace import read_jsonl
-from tests.support.processes import run_python
-
-COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
-
-
-def stars(*args: str, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess:
-    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return run_python(COMMAND[-1], *args, stdin=stdin, cwd=cwd, env=env)
+from tests.support.processes import COMMAND, run_python, stars
 
 
 @pytest.mark.slow
 def test_demo_shows_both_answers_and_the_gain() -> None:
     run = stars("demo", "--samples", "2")
     assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
+    assert run.stderr.startswith("loading stars:embedded-lm")
     rewards = {
         arm: float(re.search(rf"│ {arm}\s*│\s*([+-]\d+\.\d+)", run.stdout)[1])
         for arm in ("plain", "STARS")
@@ -54,7 +46,6 @@ def test_demo_shows_both_answers_and_the_gain() -> None:
     assert "Wall time" in run.stdout
 
 
-@pytest.mark.slow
 def test_generate_json_equals_the_results_of_the_engine(
     engine: StarsEngine, tmp_path: Path
 ) -> None:
@@ -68,7 +59,6 @@ def test_generate_json_equals_the_results_of_the_engine(
     assert list(read_jsonl(trace)) == results
 
 
-@pytest.mark.slow
 def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
     [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
@@ -95,7 +85,6 @@ def test_prompts_from_stdin_and_files_keep_their_order(tmp_path: Path) -> None:
     assert positions == sorted(positions)
 
 
-@pytest.mark.slow
 def test_options_override_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     align = AlignParams(schedule={"kind": "constant", "value": -99}, segment_len=4)
@@ -108,7 +97,6 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
     assert result.seed == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -119,22 +107,23 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--model", "./nowhere", "--reward", "./x", "--threshold", "0"], ["no such directory"]),
         (
             ["--model", "models/x", "--reward", "./x", "--threshold", "0"],
-            ["name_or_path='models/x'", "no such directory"],
+            ["--reward ./x", "no such directory"],
         ),
         (
             ["--model", "stars:embedded-lm", "--reward", "antigravity.no:f", "--threshold", "0"],
             ["antigravity.no:f", "cannot be imported", "Hint"],
         ),
         (["--model", "a/b"], ["--reward is required"]),
-        (["--model", "./a", "--reward", "./b"], ["name_or_path='./a'", "no such directory"]),
+        (["--model", "./a", "--reward", "./b"], ["--reward ./b", "no such directory"]),
         (["--initial-weight", "0.5"], ["--target"]),
-        (["--top-k", "-1"], ["top_k", "-1", ">= 1"]),
+        (["--top-k", "-1"], ["--top-k", "-1", ">= 1"]),
+        (["--top-k", "0"], ["--top-k", "0", ">= 1", "all"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
         (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
-        (["--prompts", "nowhere.txt"], ["not both"]),
+        (["--prompts", "nowhere.txt"], ["both given"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
-        (["--max-tokens", "600"], ["512", "max_tokens"]),
-        (["--threshold", "99", "--on-exhausted", "raise"], ["20 attempts", "Hint"]),
+        (["--max-tokens", "600"], ["512", "--max-tokens"]),
+        (["--resume"], ["--trace"]),
     ],
 )
 def test_user_errors_give_one_clear_message(args: list[str], words: list[str]) -> None:
@@ -146,35 +135,45 @@ def test_user_errors_give_one_clear_message(args: list[str], words: list[str]) -
         assert word in message, run.stderr
 
 
-@pytest.mark.slow
 def test_a_failing_reward_module_gives_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     args = ["--model", "stars:embedded-lm", "--reward", "broken:f", "--threshold", "0"]
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
-    run = subprocess.run(
-        [*COMMAND, "generate", "A", *args], capture_output=True, text=True, check=False, env=env
-    )
+    run = stars("generate", "A", *args, cwd=tmp_path)
     assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    for word in ("broken:f", "ZeroDivisionError", "Hint"):
+    assert run.stderr.count("\n") == 2  # what is being loaded, and the error
+    for word in ("--reward broken:f", "ZeroDivisionError", "Hint"):
         assert word in run.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
-def test_a_terminal_that_cannot_encode_a_character(encoding: str) -> None:
-    env = {**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"}
+@pytest.mark.parametrize(
+    ("encoding", "commands"),
+    [
+        ("cp1252", ["prompt", "fallback"]),
+        ("utf-8", ["prompt", "fallback"]),
+        pytest.param("ascii", ["demo", "prompt", "fallback"], marks=pytest.mark.slow),
+    ],
+    ids=["cp1252", "utf-8", "ascii"],
+)
+def test_a_terminal_that_cannot_encode_a_character(encoding: str, commands: list[str]) -> None:
+    code = (  # as PYTHONIOENCODING does
+        "import sys\n"
+        f"sys.stdout.reconfigure(encoding={encoding!r})\n"
+        f"sys.stderr.reconfigure(encoding={encoding!r})\n"
+        "from stars_engine.cli import main\n"
+        "main()\n"
+    )
     short = ["--max-tokens", "4", "--seed", "1"]
     falling_back = ["--on-exhausted", "fallback", "--fallback-text", "é🙂", "--threshold", "9"]
-    for args in (
-        ["demo", "--samples", "1", "A 🙂"],
-        ["generate", "A 🙂", "-n", "2", *short],
-        ["generate", "A", *falling_back, "--max-attempts", "1", "--json", *short],
-    ):
-        run = subprocess.run([*COMMAND, *args], capture_output=True, check=False, env=env)
+    arguments = {
+        "demo": ["demo", "--samples", "1", "A 🙂"],
+        "prompt": ["generate", "A 🙂", "-n", "2", *short],
+        "fallback": ["generate", "A", *falling_back, "--max-attempts", "1", "--json", *short],
+    }
+    for command in commands:
+        run = run_python(code, *arguments[command], env={**os.environ, "NO_COLOR": "1"})
         assert run.returncode == 0, run.stderr
-        assert run.stderr.count(b"Traceback") == 0
-    assert StarsResult.model_validate_json(run.stdout.decode(encoding)).text.endswith("é🙂")
+        assert "Traceback" not in run.stderr
+    assert StarsResult.model_validate_json(run.stdout).text.endswith("é🙂")
 
 
 def test_an_empty_stdin_is_an_error() -> None:
@@ -183,7 +182,6 @@ def test_an_empty_stdin_is_an_error() -> None:
     assert "holds no prompt" in run.stderr
 
 
-@pytest.mark.slow
 def test_a_callable_as_reward(tmp_path: Path) -> None:
     (tmp_path / "brevity.py").write_text("def short(prompt, completion): return -len(completion)\n")
     # A script, as the installed command is: Python does not look in the current directory for it.
@@ -192,15 +190,7 @@ def test_a_callable_as_reward(tmp_path: Path) -> None:
     script.write_text("from stars_engine.cli import main\nmain()\n")
     args = ["generate", "A", "--model", "stars:embedded-lm", "--reward", "brevity:short"]
     args += ["--threshold", "-500", "--max-tokens", "8", "--seed", "1", "--json"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(
-        [sys.executable, str(script), *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=env,
-    )
+    run = run_python(script.read_text(), *args, script=script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     result = StarsResult.model_validate_json(run.stdout)
     assert result.reward == -len(result.text)
@@ -223,7 +213,7 @@ def test_output_paths_are_checked_before_the_pilot(tmp_path: Path, option: str) 
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
     run = stars(*args, str(tmp_path / "nowhere" / "s.yaml"), cwd=tmp_path)
     assert run.returncode == 2
-    assert "does not exist; create it" in run.stderr
+    assert "does not exist. Hint: create it" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,13 +228,7 @@ def test_an_interrupted_calibration_reports_that_it_resumes(tmp_path: Path) -> N
         "StageCheckpoint.discard = lambda _: None  # as if interrupted after the last stage\n"
         "main()\n"
     )
-    first = subprocess.run(
-        [sys.executable, "-c", script, *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    first = run_python(script, *args, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "Resuming" not in first.stderr
     again = stars(*args, cwd=tmp_path)
@@ -254,45 +238,59 @@ def test_an_interrupted_calibration_reports_that_it_resumes(tmp_path: Path) -> N
 
 
 def test_messages_are_not_wrapped_without_a_terminal() -> None:
-    args = ["generate", "A", "--beta", "-1"]
-    run = subprocess.run(
-        [*COMMAND, *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "40"},
-    )
+    run = stars("generate", "A", "--beta", "-1", columns=40)
     assert run.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_without_torch_the_hint_names_the_extra() -> None:
-    code = "import sys; sys.modules['torch'] = None; from stars_engine.cli import main; main()"
-    for args in (["demo"], ["generate", "A"], ["doctor"]):
-        run = subprocess.run(
-            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False
-        )
-        assert run.returncode == 2
-        assert "pip install 'stars-engine[local]'" in run.stderr
-        assert "Traceback" not in run.stderr
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from stars_engine.cli import main\n"
+        "for sys.argv[1:] in (['demo'], ['generate', 'A'], ['doctor']):\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        print(end.code)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "2\n2\n2\n"
+    assert run.stderr.count("pip install -e '.[local]'") == 3
+    assert "Traceback" not in run.stderr
 
 
 @pytest.mark.slow
-def test_ctrl_c_exits_with_130() -> None:
-    args = ["generate", "It was", "-n", "100", "--max-tokens", "400", "--json"]
-    run = subprocess.Popen(
-        [*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    (tmp_path / "slow.py").write_text(
+        f"fifos = [{str(started)!r}]\n"
+        "def reward(prompt, completion):\n"
+        "    if fifos:\n"
+        "        open(fifos.pop(), 'w').close()\n"
+        "    return 0.0\n"
     )
-    time.sleep(4)  # at work by then, or still importing: the same is due
-    run.send_signal(signal.SIGINT)
+    args = ["generate", "It was", "-n", "100", "--max-tokens", "400", "--json"]
+    args += ["--model", "stars:embedded-lm", "--reward", "slow:reward", "--threshold", "0"]
+    run = subprocess.Popen(
+        [*COMMAND, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    with started.open():  # blocks until the first reward is computed
+        run.send_signal(signal.SIGINT)
     _, messages = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert messages == "interrupted\n"
+    assert messages.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in messages
 
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_not_an_error() -> None:
-    args = ["generate", "It was", "--max-tokens", "48", "--seed", "1"]
+    args = ["generate", "It was", "--max-tokens", "48", "--seed", "1", "--quiet"]
     run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run.stdout.close()
     with run.stderr:
@@ -315,9 +313,9 @@ def test_errors_in_prompt_files_name_the_line(tmp_path: Path) -> None:
     latin.write_bytes("A\ncaf\u00e9\n".encode("latin-1"))
     with pytest.raises(PromptError, match=r"line 2.*save the file as UTF-8"):
         read_prompts(latin)
-    run = subprocess.run([*COMMAND, "generate"], input=b"\xff", capture_output=True, check=False)
+    run = stars("generate", stdin=b"\xff")
     assert run.returncode == 2
-    assert b"stdin, line 1: not UTF-8" in run.stderr
+    assert "stdin, line 1: not UTF-8" in run.stderr
 
 
 @pytest.mark.slow

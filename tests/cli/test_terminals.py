@@ -6,22 +6,24 @@ import io
 import json
 import os
 import pty
-import subprocess
 import sys
+import threading
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from stars_engine import AlignmentError, SamplingParams, StarsConfig, StarsEngine, StarsResult
-from stars_engine.cli import generate as generating
+from stars_engine.cli import answers as generating
 from stars_engine.cli import output
 from stars_engine.cli.demo import show_answers
 from stars_engine.cli.messages import Messages
+from stars_engine.cli.prompts import PromptRecord
 from stars_engine.trace import transcript
+from tests.support.processes import stars
 
-COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
-ROOT = Path(__file__).parents[2]
 NASTY = {
     "colour": "\x1b[31mred\x1b[0m",
     "title": "\x1b]0;owned\x07",
@@ -94,9 +96,15 @@ def test_messages_and_logs(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     assert "\x1b]" not in terminal.getvalue()  # colours of our own are the only escapes
 
 
-def answer(text: str) -> StarsResult:
+@cache
+def generated() -> StarsResult:
     with StarsEngine() as engine:
         [result] = engine.generate("A film", sampling=SamplingParams(max_tokens=8, seed=0))
+    return result
+
+
+def answer(text: str) -> StarsResult:
+    result = generated()
     segments = [segment.replace(text=text) for segment in result.segments]
     return result.replace(text=text, segments=segments)
 
@@ -138,7 +146,7 @@ def test_generate(
     """The engine's own answers, with a prompt and a text that take over terminals."""
     text = "".join(NASTY.values())
     result = answer(text)
-    prompts = [text] * num_prompts
+    prompts = [PromptRecord(text)] * num_prompts
 
     def stream(*_: object, **__: object) -> object:
         from stars_engine.types import SegmentEvent
@@ -166,30 +174,24 @@ class Pipe(io.StringIO):
     encoding = "utf-8"
 
 
-def on_a_terminal(arguments: list[str], cwd: Path, **env: str) -> bytes:
+def on_a_terminal(arguments: list[str], cwd: Path) -> bytes:
     """Run the command with a real terminal as its standard output and error."""
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=follower,
-        stderr=follower,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200", **env},
-    )
+    found = bytearray()
+
+    def read() -> None:
+        with suppress(OSError):  # the other end is closed
+            while block := os.read(leader, 4096):
+                found.extend(block)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    device = os.ttyname(follower)
+    stars(*arguments, cwd=cwd, stdout=device, stderr=device)
     os.close(follower)
-    found = b""
-    while True:
-        try:
-            block = os.read(leader, 4096)
-        except OSError:
-            break
-        if not block:
-            break
-        found += block
-    process.wait()
+    reader.join()
     os.close(leader)
-    return found
+    return bytes(found)
 
 
 @pytest.mark.parametrize(
@@ -216,42 +218,21 @@ def test_a_real_terminal_gets_no_escape_sequence(tmp_path: Path, arguments: list
     assert not {"\x07", "\x9b", "\u202e"} & set(found)
 
 
-def test_a_pipe_gets_the_prompt_unchanged(tmp_path: Path) -> None:
+def test_a_file_gets_the_prompt_unchanged(tmp_path: Path) -> None:
     text = "\x1b[31mThe film\x1b[0m\u202e"
-    run = subprocess.run(
-        [*COMMAND, "generate", text, "--max-tokens", "4", "-n", "2"],
-        capture_output=True,
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert run.stdout.decode().count(text) == 2
+    run = stars("generate", text, "--max-tokens", "4", "-n", "2", cwd=tmp_path)
+    assert run.stdout.count(text) == 2
 
 
 def test_a_full_standard_output_is_reported(tmp_path: Path) -> None:
-    with Path("/dev/full").open("wb") as full:
-        run = subprocess.run(
-            [*COMMAND, "generate", "The film", "--max-tokens", "4"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            check=False,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+    run = stars("generate", "The film", "--max-tokens", "4", cwd=tmp_path, stdout="/dev/full")
     assert run.returncode == 2
-    assert b"No space left on device" in run.stderr
-    assert b"Traceback" not in run.stderr
+    assert "No space left on device" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_a_full_trace_loses_no_answer(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [*COMMAND, "generate", "The film", "--max-tokens=4", "-n3", "--trace=/dev/full"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    run = stars("generate", "The film", "--max-tokens=4", "-n3", "--trace=/dev/full", cwd=tmp_path)
     assert run.returncode == 2
     assert run.stdout.count("The film") == 3
     assert "/dev/full" in run.stderr

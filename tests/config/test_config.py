@@ -66,8 +66,8 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: LinearSchedule(), ["target", "required", "target=8.0"]),
         (lambda: LinearSchedule(target=math.inf), ["target", "inf"]),
         (lambda: ConstantSchedule(value=math.nan), ["value", "nan"]),
-        (lambda: PerSegmentSchedule(values=[]), ["values", "[]", "a list of at least one, each a number"]),
-        (lambda: Chat([]), ["messages", "[]", "a list of at least one"]),
+        (lambda: PerSegmentSchedule(values=[]), ["values", "[]", "a list with at least one item; each item: a number"]),
+        (lambda: Chat([]), ["messages", "[]", "a list with at least one item"]),
         (lambda: SamplingParams(temperature=-1), ["temperature", "-1", ">= 0"]),
         (lambda: SamplingParams(top_p=0), ["top_p", "0", "> 0 and <= 1"]),
         (lambda: SamplingParams(top_k=0), ["top_k", "0", "None"]),
@@ -81,7 +81,7 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: TransformersModel(model=object()), ["tokenizer"]),
         (lambda: TransformersModel(name_or_path="a", device="gpu"), ["device", "'gpu'", "'cpu'", "'mps'", "'cuda:0'"]),
         (lambda: TransformersModel(name_or_path="a", device="cpu\n"), ["device", "'cpu\\n'", "'cpu'"]),
-        (lambda: SamplingParams(logit_bias={"a": 1}), ["logit_bias", "'a'", "each key an integer", "token ids"]),
+        (lambda: SamplingParams(logit_bias={"a": 1}), ["logit_bias", "'a'", "a mapping from an integer", "token ids"]),
         (lambda: TransformersModel(name_or_path="a", dtype="int3"), ["dtype", "'int3'", "'bfloat16'"]),
         (lambda: TransformersModel(name_or_path="a", device="cpu", device_map="auto"), ["device_map"]),
         (
@@ -116,8 +116,8 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
         (lambda: AlignParams(terminal=False), ["terminal", "False", "'target'"]),
         (lambda: AlignParams(deadline_s=True), ["deadline_s", "True"]),
         (lambda: ClassifierReward(name_or_path="a", label=True), ["label", "True", "an integer"]),
-        (lambda: SamplingParams(stop_token_ids=7), ["stop_token_ids", "7", "a list, each an integer"]),
-        (lambda: PerSegmentSchedule(values=1.0), ["values", "1.0", "at least one, each a number"]),
+        (lambda: SamplingParams(stop_token_ids=7), ["stop_token_ids", "7", "a list; each item: an integer"]),
+        (lambda: PerSegmentSchedule(values=1.0), ["values", "1.0", "item; each item: a number"]),
         (lambda: TokenIds([1, 2**31]), ["ids", "2147483648", "vocabulary"]),
         (lambda: StarsConfig(prompt_format="xml"), ["prompt_format", "'xml'", "'chat'"]),
         (lambda: Chat([{"role": "boss", "content": "hi"}]), ["messages", "role", "'boss'", "'user'"]),
@@ -369,7 +369,7 @@ def test_the_hint_of_an_error_is_an_attribute() -> None:
     assert ConfigError("X", problems[1:2]).hint == ""
     error = PromptError("the prompt is empty. Hint: give one token at least")
     assert error.hint == pickle.loads(pickle.dumps(error)).hint == "give one token at least"
-    assert MissingExtraError("torch", "local").hint == "pip install 'stars-engine[local]'"
+    assert "pip install -e '.[local]'" in MissingExtraError("torch", "local").hint
     assert StarsWarning("slow. Hint: be quick").hint == "be quick"
 
 

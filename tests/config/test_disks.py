@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from stars_engine import (
     AlignParams,
@@ -27,9 +29,15 @@ from stars_engine import (
 from stars_engine.calibration.cache import CalibrationCache
 from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.fit import Fitter, Target
+from stars_engine.evaluation.report import write_reports
+from stars_engine.evaluation.store import AnswerRecord, AnswerStore
 from stars_engine.files.config_files import check_writable
-from stars_engine.files.disk import append_lines, write_file, write_parts
+from stars_engine.files.disk import append_lines, make_folder, write_file, write_parts
+from stars_engine.guides.samples import JudgedAnswer, append_samples
 from stars_engine.trace import read_jsonl, write_jsonl
+from stars_engine.value_head import WEIGHTS_FILE, ValueHead
+from training.linear import LinearClassifier
+from training.records import save_array
 
 ROOT = Path(__file__).parents[2]
 FULL = 48 * 1024  # bytes of the file system that is filled
@@ -97,7 +105,70 @@ WRITERS: dict[str, Callable[[Path, StarsResult], object]] = {
     "schedule.yaml": lambda p, _: thresholds(200).to_file(p),
     "results.jsonl": lambda p, one: write_jsonl([one.replace(text=LONG)] * 3, p),
     "report.html": lambda p, _: write_file(p, LONG, "report"),
+    "array.npy": lambda p, _: save_array(p, np.zeros(2000)),
+    "linear.npz": lambda p, _: LinearClassifier(WORDS, *np.random.rand(2, 900), 0.5).save(p),
 }
+WORDS = [f"word{index}" for index in range(900)]
+
+# Files within a folder, by name.
+FOLDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "value head": (WEIGHTS_FILE, lambda folder: head().save(folder)),
+    "evaluation": (
+        "answers.jsonl",
+        lambda folder: AnswerStore(folder / "answers.jsonl").append([answer("b")]),
+    ),
+    "samples": (
+        "samples.jsonl",
+        lambda folder: append_samples(folder / "samples.jsonl", [judged("b")]),
+    ),
+}
+
+
+def head(value: float = 0.0) -> ValueHead:
+    weights, biases = [torch.full((1, 3000), value)], [torch.full((1,), value)]
+    return ValueHead((1,), "last", weights, biases, {}, {"value": value})
+
+
+def answer(text: str) -> AnswerRecord:
+    about = {"key": text, "arm": "a", "half": "fresh", "prompt_index": 0, "seed": 0}
+    return AnswerRecord(**about, prompt=text * 6000, wall_s=1.0, cpu_s=1.0, results=())
+
+
+def judged(text: str) -> JudgedAnswer:
+    return JudgedAnswer(0, (1,), (2,), prompt="a", text=text * 6000)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_full_disk_keeps_the_files_of_a_folder(disk: Path, name: str) -> None:
+    file, write = FOLDERS[name]
+    write(disk)
+    old = (disk / file).read_bytes()
+    names = sorted(path.name for path in disk.iterdir())
+    fill(disk)
+    with pytest.raises(ConfigError, match=r"No space left on device. Hint: free some space"):
+        write(disk)
+    assert (disk / file).read_bytes() == old
+    assert sorted(path.name for path in disk.iterdir()) == sorted([*names, "filler"])
+    (disk / "filler").unlink()
+    write(disk)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_read_only_folder_is_named(immutable: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be written: .* Hint: check the permissions"):
+        FOLDERS[name][1](immutable)
+    assert [file.name for file in immutable.iterdir()] == ["old.json"]
+
+
+def test_folders_that_cannot_be_created_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for write in (
+        lambda folder: head().save(folder),
+        lambda folder: write_reports(None, folder),  # type: ignore[arg-type]
+        lambda folder: make_folder(folder, "evaluation"),
+    ):
+        with pytest.raises(ConfigError, match="Not a directory"):
+            write(tmp_path / "file" / "inside")
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -115,7 +186,7 @@ def test_a_full_disk_keeps_the_old_file(disk: Path, one: StarsResult, name: str)
     assert sorted(file.name for file in disk.iterdir()) == sorted(["filler", name])
     (disk / "filler").unlink()
     WRITERS[name](path, one)
-    assert path.read_text() != "old"
+    assert path.read_bytes() != b"old"
     assert path.stat().st_mode & 0o777 == 0o640
     assert [file.name for file in disk.iterdir()] == [name]
 
@@ -492,7 +563,12 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from stars_engine import CalibratedSchedule, SamplingParams, StarsConfig, StarsResult
+from stars_engine.value_head import ValueHead
+from training.records import save_array
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.files.disk import write_file
@@ -523,6 +599,12 @@ def write(name, path):
         write_file(path, "ab"[turn] * 400_000, "report")
     elif name == "checkpoint":
         StageCheckpoint(path, {"settings": "ab"[turn] * 400_000}).save(FITTER)
+    elif name == "head":
+        value = float(turn)
+        weights, biases = [torch.full((1, 90_000), value)], [torch.full((1,), value)]
+        ValueHead((1,), "last", weights, biases, {}, {"value": value}).save(path)
+    elif name == "array":
+        save_array(path, np.full(90_000, turn))
 
 
 def check(name, path):
@@ -537,10 +619,18 @@ def check(name, path):
         assert path.read_text() in ("a" * 400_000, "b" * 400_000)
     elif name == "checkpoint":
         assert json.loads(path.read_text())["settings"]["settings"] in ("a" * 400_000, "b" * 400_000)
+    elif name == "head":
+        found = ValueHead.load(path)
+        assert found.biases[0].item() == found.about["value"]
+        assert (found.weights[0] == found.biases[0]).all()
+    elif name == "array":
+        assert len(set(np.load(path))) == 1
 """
 
 
-@pytest.mark.parametrize("name", ["yaml", "json", "jsonl", "append", "html", "checkpoint"])
+@pytest.mark.parametrize(
+    "name", ["yaml", "json", "jsonl", "append", "html", "checkpoint", "head", "array"]
+)
 def test_a_killed_process_leaves_the_old_or_the_new_file(
     tmp_path: Path, one: StarsResult, name: str
 ) -> None:

@@ -38,7 +38,7 @@ from stars_engine.errors import describe_error
 from stars_engine.integrations import identity
 from stars_engine.loading.models import load_model, load_tokenizer, read_config
 from stars_engine.loading.sources import check_exists
-from stars_engine.masking import MASK, is_secret_name, redact, seal, unseal
+from stars_engine.redaction import MASK, is_secret_name, redact, seal, unseal
 from stars_engine.runtime.registry import key_of
 
 TOKEN = "hf_PlantedTokenOfTheHub0123456789"

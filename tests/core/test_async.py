@@ -27,6 +27,7 @@ def blockbuster() -> Iterator[BlockBuster]:
         yield guard
 
 
+@pytest.mark.slow
 async def test_warm_calls(engine: StarsEngine, blockbuster: BlockBuster) -> None:
     async with LoopTicker() as ticks:
         [result] = await engine.agenerate("This movie", sampling=SAMPLING)
@@ -39,6 +40,7 @@ async def test_warm_calls(engine: StarsEngine, blockbuster: BlockBuster) -> None
     assert {result.text for [result] in results} == {events[-1].result.text}
 
 
+@pytest.mark.slow
 async def test_cold_calls_load_off_the_loop(blockbuster: BlockBuster) -> None:
     engine = StarsEngine()
     async with LoopTicker() as ticks:

@@ -45,7 +45,7 @@ def test_waiters_of_a_cancelled_future_return(engine: StarsEngine) -> None:
     future = engine.submit("a", sampling=LONG, align=NEVER)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(concurrent.futures.wait, [future], timeout=20)
-        time.sleep(0.1)
+        wait_until(lambda: bool(future._waiters))
         assert future.cancel()
         assert future.cancel()
         assert waiting.result().done == {future}
@@ -65,7 +65,7 @@ async def test_a_cancelled_load_that_fails_raises_nowhere(engine: StarsEngine) -
         release = threading.Event()
         mine._runtime._loop.post(lambda: release.wait(20))
         task = asyncio.create_task(failing.aload())
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)  # the task has posted its load
         task.cancel()
         await asyncio.wait([task])
         release.set()
@@ -100,7 +100,7 @@ def test_an_interrupted_submit_withdraws_its_request(busy: StarsEngine) -> None:
 async def test_closing_a_stream_ends_the_step_of_another_task(engine: StarsEngine) -> None:
     stream = engine.astream("a", sampling=LONG, align=NEVER)
     step = asyncio.create_task(anext(stream))
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(wait_until, lambda: engine.stats().num_active == 1)
     await stream.aclose()
     with pytest.raises(StopAsyncIteration):
         await asyncio.wait_for(step, 10)
@@ -108,14 +108,19 @@ async def test_closing_a_stream_ends_the_step_of_another_task(engine: StarsEngin
 
 
 async def test_closing_a_stream_does_not_wait_for_a_load(engine: StarsEngine) -> None:
-    release = threading.Event()
+    loading, release = threading.Event(), threading.Event()
+
+    def load(config: StarsConfig) -> Any:
+        loading.set()
+        assert release.wait(30)
+        return engine.model
+
     with pytest.MonkeyPatch.context() as patch:
-        load = lambda config: release.wait(30) and engine.model  # noqa: E731
         patch.setattr("stars_engine.engine.handle._load_model", load)
         mine = StarsEngine(StarsConfig(align=EVERYTHING))
         stream = mine.astream("a", sampling=SHORT)
         step = asyncio.create_task(anext(stream))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(loading.wait, 30)
         await stream.aclose()
         with pytest.raises(StopAsyncIteration):
             await asyncio.wait_for(step, 10)
@@ -128,7 +133,7 @@ def test_closing_a_stream_ends_the_step_of_another_thread(engine: StarsEngine) -
     stream = engine.stream("a", sampling=LONG, align=NEVER)
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, stream)
-        time.sleep(0.1)
+        wait_until(stream._reader.locked)
         stream.close()
         assert rest.result(timeout=10) == []
 
@@ -170,7 +175,9 @@ async def test_cancelling_at_any_time_gives_a_final_event(
         assert mine.stats().num_steps == before.num_steps
     else:
         step = asyncio.create_task(anext(stream))
-        await asyncio.sleep(0.1 if when == "in line" else 0)
+        await asyncio.sleep(0)
+        if when == "in line":
+            await asyncio.to_thread(wait_until, lambda: busy.stats().num_in_line > 0)
         stream.cancel()
         events = [await asyncio.wait_for(step, 10)]
         events += [event async for event in stream]
@@ -214,7 +221,7 @@ def test_work_ends_with_its_event_loop(engine: StarsEngine, streamed: bool) -> N
 
     loop = asyncio.new_event_loop()
     task = loop.create_task(consume())
-    loop.run_until_complete(asyncio.sleep(0.1))
+    loop.run_until_complete(asyncio.sleep(0))
     wait_until(lambda: engine.stats().num_active == 1)
     loop.close()  # without cancelling the task
     wait_until(lambda: idle(engine), timeout_s=10)
@@ -229,8 +236,8 @@ def test_a_waiting_call_ends_with_its_event_loop(busy: StarsEngine) -> None:
     futures = full(busy)
     loop = asyncio.new_event_loop()
     task = loop.create_task(busy.agenerate("a", sampling=LONG))
-    loop.run_until_complete(asyncio.sleep(0.1))
-    assert busy.stats().num_in_line == 1
+    loop.run_until_complete(asyncio.sleep(0))
+    wait_until(lambda: busy.stats().num_in_line == 1)
     loop.close()
     wait_until(lambda: busy.stats().num_in_line == 0, timeout_s=10)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -301,7 +308,7 @@ def test_a_dead_thread_is_detected(engine: StarsEngine) -> None:
             pool.submit(mine.load),
             pool.submit(lambda: list(mine.stream("a"))),
         ]
-        time.sleep(0.1)
+        wait_until(lambda: mine._runtime._loop._inbox.qsize() == len(before))
         began.set()
         for future in before:
             assert isinstance(future.exception(timeout=20), EngineClosedError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,7 +152,7 @@ def test_callers_of_a_failed_load_share_its_error_and_the_next_tries_again() -> 
         attempts.append(len(attempts))
         if len(attempts) == 1:
             all_called.wait(60)
-            time.sleep(0.5)  # until the calls, which begin now, wait for the load
+            wait_until(lambda: mine._runtime._loop._inbox.qsize() == 8)  # they wait for the load
         raise ModelLoadError("no such model")
 
     def call(mine: StarsEngine) -> Any:

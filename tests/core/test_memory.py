@@ -30,7 +30,7 @@ from stars_engine.backends.base import Draft, DraftRequest, PrefixHandle
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.core.offline import stars
 from stars_engine.errors import ContextOverflowError
-from stars_engine.memory import in_smaller_batches, is_out_of_memory
+from stars_engine.out_of_memory import in_smaller_batches, is_out_of_memory
 from stars_engine.testing import TableReward, TabularModel
 from tests.support.accounts import account
 from tests.support.backends import pool_of

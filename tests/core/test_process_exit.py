@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import pytest
 
-from stars_engine.runtime.exits import EXIT_S
+from stars_engine.runtime.process_exit import EXIT_S
+from tests.support.processes import run_python
 
 HEAD = """
 import asyncio, os, signal, sys, threading, time
@@ -18,12 +17,14 @@ torch.set_num_threads(1)
 engine = StarsEngine.shared().load()
 never = AlignParams(schedule=ConstantSchedule(value=1e9), max_attempts=10**6)
 work = dict(sampling=SamplingParams(seed=1, max_tokens=400, n=8), align=never)
+working, in_reward = threading.Event(), threading.Event()
 def later(what):
-    threading.Timer(0.3, what).start()
+    threading.Thread(target=lambda: (working.wait(), what())).start()
 def mark():
     while not engine.stats().num_steps:
         time.sleep(0.01)
     print(time.time(), flush=True)
+    working.set()
 threading.Thread(target=mark, daemon=True).start()
 """
 
@@ -33,13 +34,7 @@ def run(code: str) -> tuple[int, float, str]:
 
     The work would take an hour or more; the limit of the caller leaves room for a busy machine.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + code],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run_python(HEAD + code, timeout_s=120)
     first_step_s = float(done.stdout.split()[0]) if done.stdout.split() else time.time()
     return done.returncode, time.time() - first_step_s, done.stderr
 
@@ -48,10 +43,10 @@ def run(code: str) -> tuple[int, float, str]:
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        ("future = engine.submit('The', **work); time.sleep(0.5); sys.exit(3)", 3),
+        ("future = engine.submit('The', **work); working.wait(); sys.exit(3)", 3),
         (
             "threading.Thread(target=lambda: engine.generate('The', **work), daemon=True).start()\n"
-            "time.sleep(0.5); raise RuntimeError('boom')",
+            "working.wait(); raise RuntimeError('boom')",
             1,
         ),
         ("later(lambda: os.kill(os.getpid(), signal.SIGINT)); engine.generate('The', **work)", -2),
@@ -67,7 +62,7 @@ def run(code: str) -> tuple[int, float, str]:
         (
             "async def main():\n"
             "    task = asyncio.create_task(engine.agenerate('The', **work))\n"
-            "    await asyncio.sleep(0.5)\n"
+            "    await asyncio.to_thread(working.wait)\n"
             "    raise ValueError('in main')\n"
             "asyncio.run(main())",
             1,
@@ -79,39 +74,43 @@ def run(code: str) -> tuple[int, float, str]:
         ),
         (
             "config = StarsConfig(model='stars:embedded-lm', align=never,\n"
-            "    reward=lambda prompt, completion: time.sleep(1000) or 1.0)\n"
-            "StarsEngine.shared(config).submit('The'); time.sleep(0.5); sys.exit(6)",
+            "    reward=lambda prompt, completion: in_reward.set() or time.sleep(1000) or 1.0)\n"
+            "StarsEngine.shared(config).submit('The'); in_reward.wait(); sys.exit(6)",
             6,
         ),
         (
             "def reward(prompt, completion):\n"
+            "    in_reward.set()\n"
             "    while True: torch.linalg.svd(torch.randn(200, 200))\n"
             "config = StarsConfig(model='stars:embedded-lm', align=never, reward=reward)\n"
-            "StarsEngine.shared(config).submit('The'); time.sleep(0.5); sys.exit(4)",
+            "StarsEngine.shared(config).submit('The'); in_reward.wait(); sys.exit(4)",
             4,
         ),
         (
             "def reward(prompt, completion):\n"
+            "    in_reward.set()\n"
             "    while True:\n"
             "        try: torch.linalg.svd(torch.randn(200, 200))\n"
             "        except BaseException: pass\n"
             "config = StarsConfig(model='stars:embedded-lm', align=never, reward=reward)\n"
-            "StarsEngine.shared(config).submit('The'); time.sleep(0.5); sys.exit(4)",
+            "StarsEngine.shared(config).submit('The'); in_reward.wait(); sys.exit(4)",
             4,
         ),
         (
+            "in_prefill = threading.Event()\n"
             "layer = engine.model.model.model.layers[0]\n"
             "def slow(*_):\n"
             "    print(time.time(), flush=True)\n"
+            "    in_prefill.set()\n"
             "    for _ in range(10**6): torch.linalg.svd(torch.randn(100, 100))\n"
             "engine.generate('The', sampling=SamplingParams(max_tokens=4))\n"
             "layer.register_forward_pre_hook(slow)\n"
-            "engine.submit('This movie', **work); time.sleep(0.5); sys.exit(8)",
+            "engine.submit('This movie', **work); in_prefill.wait(); sys.exit(8)",
             8,
         ),
         (
             "threading.Thread(target=lambda: engine.generate('The', **work)).start()\n"
-            "time.sleep(0.5); raise RuntimeError('boom')",
+            "working.wait(); raise RuntimeError('boom')",
             1,
         ),
         (

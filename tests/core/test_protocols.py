@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stars_engine.memory import depends_on_weights, keeps_cache
+from stars_engine.out_of_memory import depends_on_weights, keeps_cache
 from stars_engine.rewards.base import is_offloaded
 from stars_engine.rewards.reward_requests import gathers, single_models
 from stars_engine.types import RewardInput

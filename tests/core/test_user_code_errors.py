@@ -27,8 +27,9 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.offline import stars
-from stars_engine.runtime.engine_thread import EngineLoop
+from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TabularModel
@@ -205,7 +206,7 @@ def test_when_the_engine_thread_fails_all_requests_fail(
         with monkeypatch.context() as patch:
             patch.setattr(EngineLoop, method, fail)
             if method == "_recover":
-                patch.setattr(engine.model, "draft", fail)
+                patch.setattr(EngineCore, "step", fail)
             with pytest.raises(EngineClosedError, match="Odd: a mistake of ours"):
                 mine.submit(["a"] * 3, sampling=LONG).result(timeout=AT_ONCE_S)
         for ask in (mine.submit, mine.generate, mine.stream):

@@ -26,8 +26,8 @@ from stars_engine import (
 )
 from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.config.rewards import FunctionReward
-from stars_engine.reals import real_number
 from stars_engine.rewards.base import as_number
+from stars_engine.scalars import real_number
 
 NO_NUMBERS = [
     "1.0",
@@ -73,9 +73,9 @@ def _name(value: object) -> str:
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=_name)
 def test_no_numbers(value: object) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"^a threshold is a number, not "):
+    with pytest.raises((TypeError, ValueError), match=r"^a threshold must be a number, not "):
         real_number(value, "a threshold")
-    with pytest.raises(TypeError, match=r"^a reward is a number, not "):
+    with pytest.raises(TypeError, match=r"^a reward must be a number, not "):
         as_number(value)
 
 
@@ -89,7 +89,7 @@ def test_numbers(value: object) -> None:
 def test_callables_that_return_texts_get_the_error(engine: StarsEngine, value: object) -> None:
     short = SamplingParams(max_tokens=8, seed=0)
     align = AlignParams(schedule=FunctionSchedule(function=lambda _: value))
-    with pytest.raises(ScheduleError, match="a threshold is a number, not"):
+    with pytest.raises(ScheduleError, match="a threshold must be a number, not"):
         engine.generate("A", sampling=short, align=align)
     reward = FunctionReward(function=lambda *_: value)
     config = {"model": TransformersModel(name_or_path="stars:embedded-lm"), "reward": reward}
@@ -97,7 +97,7 @@ def test_callables_that_return_texts_get_the_error(engine: StarsEngine, value: o
         StarsEngine(
             engine.config.replace(**config, align=AlignParams(schedule=NoSchedule()))
         ) as own,
-        pytest.raises(RewardError, match="a reward is a number, not"),
+        pytest.raises(RewardError, match="a reward must be a number, not"),
     ):
         own.generate("A", sampling=short)
 

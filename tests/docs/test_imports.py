@@ -25,7 +25,7 @@ def test_the_hint_for_a_missing_extra_installs_it() -> None:
         "except MissingExtraError as error:\n    print(error)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'stars-engine[local]'" in run.stdout, run.stderr
+    assert "pip install -e '.[local]'" in run.stdout, run.stderr
 
 
 def test_every_public_name_can_be_imported() -> None:

@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 
 from stars_engine import ConfigError, MissingExtraError
 from stars_engine.cli.app import app
-from tests.support.evaluation import COMMAND, SPEED
+from tests.support.evaluation import SPEED
+from tests.support.processes import COMMAND
 
 RECIPE = """
 name: small
@@ -145,7 +146,7 @@ def test_a_missing_package_names_its_extra(
     for name in [n for n in sys.modules if n.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    message = f"'{package}' is not installed. Hint: pip install 'stars-engine[eval]'"
+    message = f"'{package}' is not installed. Hint: run pip install -e '.[eval]'"
     with pytest.raises(MissingExtraError, match=re.escape(message)):
         run("compare", "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -423,7 +423,7 @@ def test_one_bad_grammar_fails_alone(engine: StarsEngine) -> None:
     ("value", "message"),
     [
         ({"kind": "xml"}, "unknown kind 'xml'; allowed kinds: json, regex, choice, ebnf"),
-        ({"kind": "choice", "choices": []}, "a list of at least one"),
+        ({"kind": "choice", "choices": []}, "a list with at least one item"),
         (int, "int is not a pydantic model. Hint"),
     ],
 )

@@ -382,13 +382,13 @@ def test_supported_keywords(schema: Any, valid: list[str], invalid: list[str]) -
 )  # fmt: skip
 def test_unsupported_keywords(schema: dict[str, Any], keyword: str) -> None:
     refused(schema, f"`{re.escape(keyword)}` at #")
-    [unheld, *_] = read_schema(schema).unheld
-    assert unheld.keyword == keyword
+    [unsupported, *_] = read_schema(schema).unsupported
+    assert unsupported.keyword == keyword
     inner = {**OBJECT, "properties": {"x/y": schema}, "$defs": schema.get("$defs", {})}
     if "$recursiveRef" not in schema:
-        [unheld, *_] = read_schema(inner).unheld
-        assert unheld.path.startswith("#/properties/x~1y")
-        assert unheld.reason
+        [unsupported, *_] = read_schema(inner).unsupported
+        assert unsupported.path.startswith("#/properties/x~1y")
+        assert unsupported.reason
 
 
 def test_items_of_earlier_schema_drafts() -> None:
@@ -407,7 +407,7 @@ def test_indistinguishable_names_are_not_counted() -> None:
 def test_unsupported_values_are_left_out_of_the_grammar() -> None:
     schema = {**OBJECT, "properties": {"a": {"type": "array", "uniqueItems": True, "items": B}}}
     found = read_schema(schema)
-    assert [str(unheld) for unheld in found.unheld] == [
+    assert [str(unsupported) for unsupported in found.unsupported] == [
         "`uniqueItems` at #/properties/a: a grammar cannot compare items"
     ]
     assert found.root

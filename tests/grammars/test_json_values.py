@@ -10,7 +10,7 @@ import re
 import pytest
 
 from stars_engine import ChoiceGrammar
-from stars_engine.grammars import json_rules
+from stars_engine.json_schema.compiling import json_rules
 from tests.support.grammars import accepts, byte_grammars, check, draw, held, holds, refused, texts
 
 OBJECT = {"type": "object"}

@@ -35,7 +35,9 @@ def test_answers_validate_against_their_models(first: int) -> None:
 
 def test_models_with_supported_types_are_never_refused() -> None:
     for seed in range(1000, 1000 + NUM_MODELS // 2):
-        assert held(random_model(seed, unheld=False)) is not None, random_source(seed, unheld=False)
+        assert held(random_model(seed, unsupported=False)) is not None, random_source(
+            seed, unsupported=False
+        )
 
 
 def test_a_seed_gives_one_model() -> None:

@@ -22,7 +22,7 @@ NUM_SCHEMAS = int(os.environ.get("STARS_RANDOM_SCHEMAS", "300"))
 def test_random_schemas_are_enforced_or_refused(first: int) -> None:
     num_held = num_texts = 0
     for seed in range(first, first + 100):
-        schema = random_document(random.Random(seed), unheld=True)
+        schema = random_document(random.Random(seed), unsupported=True)
         state = held(schema, compact=bool(seed % 2), extra_properties=seed % 3 == 0)
         if state is None:
             continue

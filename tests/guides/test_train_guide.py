@@ -21,7 +21,12 @@ from stars_engine import (
     train_guide,
 )
 from stars_engine.guides.fit import centred, folds_of, mlp
-from stars_engine.guides.samples import read_samples
+from stars_engine.guides.samples import (
+    JudgedAnswer,
+    append_samples,
+    labelled_answers,
+    read_samples,
+)
 from stars_engine.guides.selection import Data, choose
 from stars_engine.guides.states import States
 from stars_engine.guides.statistics import within_correlation
@@ -158,8 +163,49 @@ def test_bad_arguments(engine: StarsEngine, tmp_path: Path) -> None:
         train_guide(engine, tmp_path / "c", PROMPTS, judge=length, layers=[99], **small)
 
 
-def test_a_torn_file_of_samples(tmp_path: Path) -> None:
-    assert read_samples(tmp_path / "none.jsonl") == []
+def sample(prompt_index: int, text: str) -> JudgedAnswer:
+    return JudgedAnswer(prompt_index, (1,), (2, 3), "a prompt", text, partial={4: 0.5})
+
+
+# Characters at which `str.splitlines` would split a line.
+WHOLE = [sample(0, "a\u2028b\x85"), sample(0, "c\x0b"), sample(1, "ü"), sample(1, "\x1c")]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 60, 200, 260])
+def test_a_torn_file_of_samples_loses_only_unfinished_prompts(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "samples.jsonl"
+    assert read_samples(path, 2) == []
+    append_samples(path, WHOLE)
+    assert read_samples(path, 2) == WHOLE
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - cut])
+    assert read_samples(path, 2) == WHOLE[:2]
+    append_samples(path, WHOLE[2:])  # which are sampled again
+    assert path.read_bytes() == data
+
+
+def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    append_samples(path, WHOLE[:1])
+    for line in (b"{}", b"[1]", b"\xff", b"null", b"{"):
+        path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n" + line + b"\n")
+        with pytest.raises(ConfigError, match=r"line 2 is not a sample: .* Hint: remove the line"):
+            read_samples(path, 1)
+
+
+def test_labelled_answers_that_cannot_be_read_are_named(
+    engine: StarsEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(ConfigError, match="No such file"):
+        labelled_answers(engine, path, SAMPLING)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        labelled_answers(engine, path, SAMPLING)
+    row = {"prompt": "a", "answer": "b\u2028c", "score": 1.5}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n\n")
+    [found] = labelled_answers(engine, path, SAMPLING)
+    assert (found.text, found.score) == ("b\u2028c", 1.5)
 
 
 def test_a_model_without_hidden_states_is_refused(tmp_path: Path) -> None:

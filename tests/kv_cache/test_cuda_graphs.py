@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from stars_engine import SamplingParams, sampling
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends import drafting, selection
+from stars_engine.backends import draft_batch, selection
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.selection import ON_GPU, select_decoder
 from stars_engine.backends.shared import SharedPrefixDecoder
@@ -74,7 +74,7 @@ def test_drafts_equal_those_without_a_cache(
     backend = random_backend(family, tokenizer)
     backend.decoder = UncachedDecoder(backend.model, backend.context_len)
     wanted = run(backend)
-    monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: unseen)
+    monkeypatch.setattr(draft_batch, "num_unfetched_steps", lambda device: unseen)
     assert run(with_graphs(backend)) == wanted
 
 
@@ -136,7 +136,7 @@ def test_shapes_are_rounded_up_to_all_rows(tokenizer: object) -> None:
 def test_a_row_without_a_token_fails_alone_even_if_detected_late(
     tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: 4)
+    monkeypatch.setattr(draft_batch, "num_unfetched_steps", lambda device: 4)
     backend = with_graphs(random_backend("llama", tokenizer))
     text = Text(backend, [1, 2, 3])
     banned = SamplingParams(logit_bias=dict.fromkeys(range(64), -float("inf")))
@@ -180,8 +180,8 @@ def test_nothing_between_two_tokens_waits_for_the_device(
     family: str, tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = with_graphs(random_backend(family, tokenizer))
-    monkeypatch.setattr(drafting, "num_unfetched_steps", lambda device: 99)
-    step, fetch = cuda_graphs.GraphRows.step, drafting.Drafting._fetch
+    monkeypatch.setattr(draft_batch, "num_unfetched_steps", lambda device: 99)
+    step, fetch = cuda_graphs.GraphRows.step, draft_batch.DraftBatch._fetch
     num_steps = 0
 
     def counted(self: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_nothing_between_two_tokens_waits_for_the_device(
 
     monkeypatch.setattr(sampling, "_shortlist", lambda *_: None)  # as on a GPU
     monkeypatch.setattr(cuda_graphs.GraphRows, "step", counted)
-    monkeypatch.setattr(drafting.Drafting, "_fetch", last)
+    monkeypatch.setattr(draft_batch.DraftBatch, "_fetch", last)
     texts = [Text(backend, [1 + (7 * i) % 60 for i in range(n)]) for n in LENGTHS]
     with DeviceCalls() as calls:
         backend.draft(requests(texts, (3, 1, 2), 0))

@@ -36,7 +36,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         packing._works(dtype)
 
     def count(states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        rows.append(states.shape[0])
+        rows.append(states.numel() // states.shape[-1])
         return multiply(states, *others)
 
     monkeypatch.setattr(packing, "_multiply", count)
@@ -44,18 +44,43 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 24), (8, 1, 24), (2, 7, 24), (3, 24)])
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((1, 1, 24), [1]),
+        ((8, 1, 24), [8]),
+        ((3, 3, 24), [10]),
+        ((3, 24), [3]),
+        ((24,), [1]),
+        ((0, 1, 24), [1]),
+        ((2, 65, 24), [64, 64, 2]),  # in float32, the layer's own kernel
+    ],
+)
 @torch.inference_mode()
 def test_products_equal_those_of_the_layers(
-    shape: tuple[int, ...], dtype: torch.dtype, counted: list[int]
+    shape: tuple[int, ...], rows: list[int], dtype: torch.dtype, counted: list[int]
 ) -> None:
     model, states = layers(dtype), torch.randn(*shape, generator=torch.Generator()).to(dtype)
     plain = model(states)
     with PackedLinears(model)():
         found = model(states)
-    assert counted == [shape[0]] * 2
+    is_left = dtype == torch.float32 and sum(rows) > packing._SIZES[-1]
+    assert counted == ([] if is_left else rows * 2)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(found, plain, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_the_kernel_is_compiled_for_few_numbers_of_rows(
+    dtype: torch.dtype, counted: list[int]
+) -> None:
+    model = layers(dtype)
+    with PackedLinears(model)():
+        for num_rows in range(1, 300):
+            model(torch.randn(num_rows, 24).to(dtype))
+    assert set(counted) == set(packing._SIZES)
+    assert len(packing._SIZES) < 20
 
 
 @torch.no_grad()

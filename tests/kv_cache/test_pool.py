@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from stars_engine.kv_cache.capacity import capacity_for
 from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.kv_cache.slot_capacity import capacity_for
 
 
 def fill(pool: SlotPool, length: int) -> Any:
@@ -97,6 +97,41 @@ def test_unused_blocks_are_freed_and_those_in_use_stay() -> None:
     pool.free_unused()
     assert pool.num_bytes == before
     assert kept.token_ids == [30] * 30
+
+
+def test_the_free_part_of_a_block_in_use_is_freed() -> None:
+    pool = SlotPool()
+    fill(pool, 30)  # the pool knows what a token takes
+    slots = pool.allocate([100] * 6)
+    states = [[torch.full((2, 100, 4), float(index))] for index in range(6)]
+    for index, slot in enumerate(slots):
+        pool.write(slot, states[index], states[index], [index] * 100)
+    for slot in (*slots[:2], slots[3]):
+        pool.unpin(slot)
+    per_token, before = pool.bytes_per_token, pool.num_bytes
+    pool.free_unused()
+    assert before - pool.num_bytes == 3 * 128 * per_token
+    assert len(list(pool.prefixes())) == 4
+    for index in (2, 4, 5):
+        assert slots[index].token_ids == [index] * 100
+        [(_, [keys], [values])] = pool.group([slots[index]], [100])
+        assert keys.eq(index).all()
+        assert values.eq(index).all()
+    [again] = pool.allocate([100])
+    assert again not in slots
+
+
+def test_the_bound_holds_although_a_slot_of_each_block_is_in_use() -> None:
+    pool = SlotPool()
+    fill(pool, 30)
+    pinned = [64, 128, 192, 256]
+    pool.max_bytes = (sum(pinned) + 4 * 384) * pool.bytes_per_token
+    for length in (100, 150, 200, 300):
+        slots = pool.allocate([length] * 4)
+        assert pool.num_bytes <= pool.max_bytes
+        for slot in slots[1:]:
+            pool.unpin(slot)
+    assert sum(slot.block.capacity for slot in pool.prefixes()) == sum(pinned) + 4 * 384
 
 
 def test_the_block_released_first_is_freed_first() -> None:

@@ -15,7 +15,7 @@ from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
-from stars_engine.kv_cache import prefix_cache
+from stars_engine.kv_cache import recent_rows
 from stars_engine.kv_cache.layout import RowPlacement
 from tests.support.backends import Fed, Text, pool_of, random_backend
 
@@ -187,10 +187,10 @@ def test_a_candidate_of_an_earlier_pass_is_adopted(
 def test_old_rows_are_freed(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     text = Text(backend, PROMPT)
     first = backend.draft(requests(text, 2))
-    for turn in range(prefix_cache._MAX_RECENT):
+    for turn in range(recent_rows._MAX_PASSES):
         backend.draft([text.request([0.03 * turn + 0.1 * i for i in range(6)], SAMPLING)])
     rows = text.handle.cached.prefix.uncommitted
-    assert sum(row.has_kv for row in rows) == prefix_cache._MAX_RECENT
+    assert sum(row.has_kv for row in rows) == recent_rows._MAX_PASSES
     text.accept(first[1].token_ids)
     fed = Fed(backend, monkeypatch)
     kept = text.next_logits()

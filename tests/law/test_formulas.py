@@ -13,7 +13,8 @@ from stars_engine import ConstantSchedule, LinearSchedule, NoSchedule, PerSegmen
 from stars_engine.algorithm.acceptance import acceptance_prob, accepts
 from stars_engine.algorithm.noise import CounterNoise, fresh_seed
 from stars_engine.schedules import Progress
-from stars_engine.tokenization.text import ends_sentence, find_stop, held_back
+from stars_engine.tokenization.stop_strings import StopStrings
+from stars_engine.tokenization.text import ends_sentence
 
 GOLDEN_TOKENS = [0.7518752936969219, 0.8357426132455874]
 GOLDEN_ACCEPTANCE = 0.5720862417999556
@@ -147,13 +148,13 @@ def test_the_longest_possible_beginning_is_held_back(text: str, stops: list[str]
         for size in range(len(text) + 1)
         if any(len(stop) > size and stop.startswith(text[len(text) - size :]) for stop in stops)
     ]
-    assert held_back(text, stops) == max(sizes, default=0)
+    assert StopStrings(stops).held_back(text) == max(sizes, default=0)
 
 
 @given(TEXT, st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3))
 def test_find_stop_is_the_earliest(text: str, stops: list[str]) -> None:
     positions = [i for i in range(len(text)) if any(text.startswith(stop, i) for stop in stops)]
-    assert find_stop(text, stops) == (positions[0] if positions else None)
+    assert StopStrings(stops).find(text) == (positions[0] if positions else None)
 
 
 ENDS = [

@@ -28,6 +28,7 @@ from tests.support.rollouts import make_rollout
 
 PIECES = ["a", "b", "c", "d"]
 NUM_SAMPLES = 20_000
+NUM_MUTANT_SAMPLES = 1_000  # enough for p-values far below that of a coincidence
 TAU, BETA, MAX_ATTEMPTS = 0.8, 0.5, 3
 
 
@@ -94,7 +95,9 @@ def exact_law(backend: TransformersBackend) -> dict[tuple[int, ...], float]:
     return law
 
 
-def sample(backend: TransformersBackend, noise: type[CounterNoise] = CounterNoise) -> Counter:
+def sample(
+    backend: TransformersBackend, num_samples: int, noise: type[CounterNoise] = CounterNoise
+) -> Counter:
     align = AlignParams(
         schedule=ConstantSchedule(value=TAU),
         beta=BETA,
@@ -110,7 +113,7 @@ def sample(backend: TransformersBackend, noise: type[CounterNoise] = CounterNois
             sampling=sampling,
             noise=noise(seed=11, prompt_ids=(0,), sample_index=index),
         )
-        for index in range(NUM_SAMPLES)
+        for index in range(num_samples)
     ]
     for _ in stars(rollouts, backend, LetterReward()):
         pass
@@ -120,12 +123,13 @@ def sample(backend: TransformersBackend, noise: type[CounterNoise] = CounterNois
 
 def p_value(counts: Counter, law: dict[tuple[int, ...], float]) -> float:
     assert set(counts) <= set(law)
+    num_samples = counts.total()
     # Outcomes too rare for the chi-square approximation are counted together.
-    common = [outcome for outcome in sorted(law) if law[outcome] * NUM_SAMPLES >= 20]
+    common = [outcome for outcome in sorted(law) if law[outcome] * num_samples >= 20]
     observed = [counts[outcome] for outcome in common]
-    expected = [law[outcome] * NUM_SAMPLES for outcome in common]
-    observed.append(NUM_SAMPLES - sum(observed))
-    expected.append(NUM_SAMPLES - sum(expected))
+    expected = [law[outcome] * num_samples for outcome in common]
+    observed.append(num_samples - sum(observed))
+    expected.append(num_samples - sum(expected))
     return float(chisquare(observed, expected).pvalue)
 
 
@@ -139,7 +143,7 @@ def _many_at_once() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_real_backend_follows_the_exact_law(backend: TransformersBackend) -> None:
-    assert p_value(sample(backend), exact_law(backend)) > 0.001
+    assert p_value(sample(backend, NUM_SAMPLES), exact_law(backend)) > 0.001
 
 
 @pytest.mark.slow
@@ -161,7 +165,7 @@ def test_a_mutant_that_keeps_the_best_accepted_candidate_is_detected(
         return rollout.keep(best.candidate, "accepted", best.attempt)
 
     monkeypatch.setattr(StarsDecoding, "verify", keep_best_accepted)
-    assert p_value(sample(backend), exact_law(backend)) < 1e-6
+    assert p_value(sample(backend, NUM_MUTANT_SAMPLES), exact_law(backend)) < 1e-6
 
 
 @pytest.mark.slow
@@ -172,4 +176,4 @@ def test_a_mutant_that_reuses_noise_between_attempts_is_detected(
         def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:
             return super().token_uniforms(position=position, attempt=0, count=count)
 
-    assert p_value(sample(backend, ReusedNoise), exact_law(backend)) < 1e-6
+    assert p_value(sample(backend, NUM_MUTANT_SAMPLES, ReusedNoise), exact_law(backend)) < 1e-6

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.tiny_models import random_model
 from stars_engine import ClassifierReward, ConfigError, ModelLoadError, ProcessReward
 from stars_engine.messages import Message
 from stars_engine.rewards.aggregation import aggregate
@@ -23,7 +24,6 @@ from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.testing import check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.support.backends import random_model
 from tests.support.rewards import CHATML
 
 WORDS = ["this", "movie", "is", "good", "bad", "the", "plot", "was", "not", "very", "great"]

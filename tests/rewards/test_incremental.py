@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.tiny_models import random_model
 from stars_engine import (
     AlignParams,
     ClassifierReward,
@@ -20,12 +21,12 @@ from stars_engine import (
     TokenIds,
     YesNoReward,
 )
-from stars_engine.kv_cache import prefix_cache
+from stars_engine.kv_cache import recent_rows
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.yes_no import YesNoRewardModel
-from tests.support.backends import Fed, pool_of, random_backend, random_model
+from tests.support.backends import Fed, pool_of, random_backend
 from tests.support.incremental import Ids, check, reader_of
 
 
@@ -230,7 +231,7 @@ def test_rejected_rows_are_freed_and_an_old_one_may_be_accepted(tokenizer: objec
     for row in rejected:
         check(reward, [row])
     [prefix] = [each for each in reader.cache.pool.prefixes() if each.uncommitted]
-    assert sum(row.has_kv for row in prefix.uncommitted) <= prefix_cache._MAX_RECENT
+    assert sum(row.has_kv for row in prefix.uncommitted) <= recent_rows._MAX_PASSES
     check(reward, [[*rejected[0], *[90] * 8]])
     check(reward, [[*rejected[-1], *[91] * 8]])
 

@@ -17,12 +17,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.tiny_models import random_model
 from stars_engine import ProcessReward
-from stars_engine.kv_cache.cached_prefix import common_prefix_len
+from stars_engine.kv_cache.cache_entry import common_prefix_len
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.support.backends import random_model
 from tests.support.incremental import check, reader_of
 from tests.support.rewards import small
 

@@ -133,6 +133,7 @@ def by_line(
     )
 
 
+@pytest.mark.slow
 def test_steps_of_partial_and_finished_answers(by_line: ProcessReward) -> None:
     every = ProcessRewardModel(by_line)
     ended = ProcessRewardModel(by_line.replace(score_unfinished=False))

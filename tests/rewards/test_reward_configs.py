@@ -64,7 +64,7 @@ def composite(part: Any) -> CompositeReward:
         (lambda: CompositeReward(parts={"a": "a/b"}, floor=math.inf), ["floor", "inf", "vetoed"]),
         (
             lambda: ClassifierReward(name_or_path="a", template="{question} {completion}"),
-            ["template", "unknown placeholder {question}", "The prompt is {prompt}"],
+            ["template", "unknown placeholder {question}", "write {prompt} for the prompt"],
         ),
         (lambda: YesNoReward(name_or_path="a", instruction="{user}: {completion}?"), ["instruction", "{user}", "{policy}"]),
         (lambda: ProcessReward(name_or_path="a", convention="prm"), ["convention", "'prm'", "'math-shepherd'"]),

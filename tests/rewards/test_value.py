@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.tiny_models import random_model
 from stars_engine import (
     AlignParams,
     CompositeReward,
@@ -33,7 +34,6 @@ from stars_engine.testing import TabularModel, check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt
 from stars_engine.value_head import POOLINGS, ValueHead
 from tests.support.accounts import account
-from tests.support.backends import random_model
 from tests.support.rollouts import make_rollout
 from tests.support.value_heads import random_head
 
@@ -58,6 +58,7 @@ def engine_of(backend: TransformersBackend, reward: Any, **align: Any) -> StarsE
     return StarsEngine(config, model=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "hidden"), list(zip(POOLINGS, [5, None, 5], strict=True)))
 def test_rewards_are_those_of_plain_passes(
     pooling: Any, hidden: int | None, backend: TransformersBackend

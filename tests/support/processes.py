@@ -11,14 +11,16 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Runs code as `python -c` does: the fork leaves the loop, and the code ends the interpreter itself.
 # `stars_engine.cli` is not imported here: it looks at the standard streams when it is imported.
 _SERVER = """
-import json, os, sys
+import gc, json, os, sys
 import jinja2, rich.progress, rich.table, torch, transformers, typer
 import stars_engine.backends.transformers, stars_engine.rewards.classifier
 torch.set_num_threads(1)
+gc.freeze()  # a fork that ends would copy all these objects to look for garbage
 requests, replies = open({requests}), open({replies}, "w")
 for line in iter(requests.readline, ""):
     request = json.loads(line)
@@ -92,10 +94,12 @@ _server = cache(_Server)
 def run_python(
     code: str,
     *args: str,
-    stdin: str = "",
+    stdin: str | bytes = "",
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
     script: Path | None = None,
+    stdout: str | None = None,
+    stderr: str | None = None,
     timeout_s: float = 240.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run code as `python -c code args` does, without the time that imports take.
@@ -103,11 +107,13 @@ def run_python(
     Args:
         code: The code.
         *args: The arguments, for `sys.argv`.
-        stdin: The text of the standard input.
+        stdin: The text of the standard input, or its bytes.
         cwd: The working directory; by default that of this process.
         env: All environment variables; by default those of this process. Those that Python itself
             reads when it starts, such as PYTHONIOENCODING, have no effect.
         script: The file that the code is from; None for `-c`.
+        stdout: The path of a device for the standard output; None: it is returned.
+        stderr: The same for the standard error.
         timeout_s: After how many seconds the process is killed, in seconds.
 
     Raises:
@@ -115,9 +121,11 @@ def run_python(
     """
     with tempfile.TemporaryDirectory() as folder:
         streams = Path(folder)
-        (streams / "stdin").write_text(stdin, encoding="utf-8")
-        for name in ("stdout", "stderr"):
-            (streams / name).touch()
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        (streams / "stdin").write_bytes(given)
+        devices = {"stdout": stdout, "stderr": stderr}
+        for name, device in devices.items():
+            (streams / name).symlink_to(device) if device else (streams / name).touch()
         request = {
             "code": code,
             "args": args,
@@ -128,5 +136,17 @@ def run_python(
             "path": str(script.parent) if script else "",
         }
         status = _server().run(request, timeout_s)
-        read = [(streams / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+        read = [
+            "" if device else (streams / name).read_text("utf-8", errors="surrogateescape")
+            for name, device in devices.items()
+        ]
     return subprocess.CompletedProcess([code, *args], status, *read)
+
+
+COMMAND = [sys.executable, "-c", "from stars_engine.cli import main; main()"]
+
+
+def stars(*args: str, columns: int = 200, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command `stars`; the options are those of `run_python`."""
+    env = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
+    return run_python(COMMAND[-1], *args, env=env, **options)

@@ -118,9 +118,9 @@ _ALIASES = ["fieldName", "with space", "größe", "x-y", "$id", "type", "title",
 class _Writer:
     """Writes the classes of one module."""
 
-    def __init__(self, seed: int, *, unheld: bool) -> None:
+    def __init__(self, seed: int, *, unsupported: bool) -> None:
         self.rng = random.Random(seed)
-        self.unheld = unheld
+        self.unsupported = unsupported
         self.classes: list[str] = []
         self.num_classes = 0
         self.open: list[str] = []  # classes that are being written: these can recur
@@ -130,7 +130,7 @@ class _Writer:
         rng = self.rng
         leaves = [_PLAIN, _PLAIN, _CONSTRAINED, _LITERALS, _FORMATS, _FORMATS]
         if depth >= 3 or rng.random() < 0.45:
-            if self.unheld and rng.random() < 0.04:
+            if self.unsupported and rng.random() < 0.04:
                 return rng.choice(_UNHELD)
             return rng.choice(rng.choice(leaves))
         return rng.choice(
@@ -275,27 +275,27 @@ class _Writer:
         return name
 
 
-def random_source(seed: int, *, unheld: bool = True) -> str:
+def random_source(seed: int, *, unsupported: bool = True) -> str:
     """Return the module that `random_model` runs: the model is its `Root`."""
-    writer = _Writer(seed, unheld=unheld)
+    writer = _Writer(seed, unsupported=unsupported)
     root = writer.model(0)
     if writer.rng.random() < 0.1:
         root = f"Box[{root}]"
     return "\n\n\n".join([_HEADER.rstrip(), *writer.classes, f"Root = {root}"]) + "\n"
 
 
-def random_model(seed: int, *, unheld: bool = True) -> type[BaseModel]:
+def random_model(seed: int, *, unsupported: bool = True) -> type[BaseModel]:
     """Return a random pydantic model.
 
     Args:
         seed: The same seed gives the same model.
-        unheld: Whether a few models may have parts that no grammar can hold, such as sets.
+        unsupported: Whether a few models may have parts that no grammar can hold, such as sets.
     """
-    name = f"tests._random_model_{seed}_{unheld}"
+    name = f"tests._random_model_{seed}_{unsupported}"
     if name not in sys.modules:
         module = types.ModuleType(name)
         sys.modules[name] = module  # where pydantic and pickle look names up
-        source = random_source(seed, unheld=unheld)
+        source = random_source(seed, unsupported=unsupported)
         exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
         for value in list(vars(module).values()):
             if getattr(value, "__module__", "") == name and hasattr(value, "model_rebuild"):

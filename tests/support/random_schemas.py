@@ -52,14 +52,14 @@ _REFUSED: list[dict[str, Any]] = [
 ]
 
 
-def random_document(rng: random.Random, *, unheld: bool = False) -> dict[str, Any]:
+def random_document(rng: random.Random, *, unsupported: bool = False) -> dict[str, Any]:
     """Return a schema with definitions that refer to themselves and to each other.
 
     Args:
         rng: What is drawn from.
-        unheld: Whether a few parts may be such that no grammar holds them.
+        unsupported: Whether a few parts may be such that no grammar holds them.
     """
-    schema = random_schema(rng, new=True, unheld=unheld)
+    schema = random_schema(rng, new=True, unsupported=unsupported)
     tree = {
         "type": "object",
         "properties": {
@@ -81,14 +81,14 @@ def random_leaf(rng: random.Random) -> dict[str, Any]:
 
 
 def random_schema(
-    rng: random.Random, depth: int = 0, *, new: bool = False, unheld: bool = False
+    rng: random.Random, depth: int = 0, *, new: bool = False, unsupported: bool = False
 ) -> dict[str, Any]:
     """Return a schema; `new` where it stands in a document of `random_document`."""
 
     def inner() -> dict[str, Any]:
-        return random_schema(rng, depth + 1, new=new, unheld=unheld)
+        return random_schema(rng, depth + 1, new=new, unsupported=unsupported)
 
-    if unheld and rng.random() < 0.01:
+    if unsupported and rng.random() < 0.01:
         return dict(rng.choice(_REFUSED))
     kinds = ["leaf", "array", "tuple", "any", "object", "object"]
     kind = rng.choice([*kinds, *(_OBJECTS if new else [])] if depth < 3 else [""])

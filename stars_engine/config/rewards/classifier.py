@@ -60,8 +60,8 @@ class ClassifierReward(Aggregating):
     def _template_is_read(self) -> Self:
         if self.read == "ids" and self.template is not None:
             raise ValueError(
-                "read='ids' reads token ids without a template, so template=... has no effect; "
-                "give one of the two"
+                "read='ids' reads token ids without a template, so template=... has no effect. "
+                "Hint: give one of the two"
             )
         return self
 

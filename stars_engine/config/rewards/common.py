@@ -28,7 +28,9 @@ def check_floor(floor: float | None) -> float | None:
         ValueError: The floor is infinite or nan.
     """
     if floor == math.inf:
-        raise ValueError("no reward reaches it, so every candidate is vetoed; give a finite number")
+        raise ValueError(
+            "no reward reaches it, so every candidate is vetoed. Hint: give a finite number"
+        )
     return not_nan(floor, "a floor is a number or None")
 
 
@@ -104,7 +106,7 @@ class ModelReward(Failing, Checkpoint):
         if self.chat_template_kwargs and getattr(self, "template", None) is not None:
             raise ValueError(
                 "chat_template_kwargs are for the model's chat template, but `template` replaces "
-                "it; give one of them"
+                "it. Hint: give one of them"
             )
         return self
 
@@ -146,14 +148,14 @@ def check_template(
         return None
     if text.count("{completion}") != 1:
         raise ValueError(
-            "a template contains {completion} exactly once, as the placeholder for the answer; "
-            "for example '{prompt}\\n{completion}'"
+            "a template contains {completion} exactly once, as the placeholder for the answer. "
+            "Hint: for example, '{prompt}\\n{completion}'"
         )
     for placeholder in _PLACEHOLDER.findall(text):
         if placeholder not in ("{completion}", *may_hold):
             raise ValueError(
                 f"unknown placeholder {placeholder}; a template contains {{completion}} and may "
-                f"contain {', '.join(may_hold)}. The prompt is {{prompt}}"
+                f"contain {', '.join(may_hold)}. Hint: write {{prompt}} for the prompt"
             )
     for placeholder in may_hold:
         if text.count(placeholder) > 1:

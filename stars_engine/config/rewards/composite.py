@@ -14,7 +14,7 @@ from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
 from stars_engine.config.rewards.value import ValueReward
 from stars_engine.config.rewards.yes_no import YesNoReward
-from stars_engine.named import names_an_object
+from stars_engine.import_strings import names_an_object
 from stars_engine.schema import Schema
 
 SingleReward = Annotated[
@@ -71,8 +71,8 @@ class RewardPart(Schema):
         kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
         if kind == "composite":
             raise ValueError(
-                "a composite within a composite is not supported; add its parts to the outer one, "
-                "with their weights multiplied"
+                "a composite within a composite is not supported. Hint: add its parts to the outer "
+                "one, with their weights multiplied"
             )
         return as_reward(value)
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.config.rewards.common import Failing
-from stars_engine.named import check_name
+from stars_engine.import_strings import check_name
 from stars_engine.schema import Schema
 
 

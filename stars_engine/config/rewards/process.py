@@ -144,18 +144,18 @@ class ProcessReward(Aggregating):
             raise ValueError(
                 f"{', '.join(missing)} missing: without a convention, step_separator, marker and "
                 f"head are required; got {got or 'none of them'}. Known conventions: "
-                f"{', '.join(CONVENTIONS)}"
+                f"{', '.join(CONVENTIONS)}. Hint: set convention=..., or these fields"
             )
         words = [name for name in ("positive", "negative") if getattr(given, name) is not None]
         if given.head == "tokens" and (len(words) < 2 or given.positive == given.negative):
             raise ValueError(
                 "head='tokens' needs two different tokens, positive and negative; got "
-                f"positive={given.positive!r}, negative={given.negative!r}"
+                f"positive={given.positive!r}, negative={given.negative!r}. Hint: set both"
             )
         if given.head == "tokens" and given.label is not None:
-            raise ValueError(f"label={given.label!r} is for head='classifier'; leave it out")
+            raise ValueError(f"label={given.label!r} is for head='classifier'. Hint: leave it out")
         if given.head == "classifier" and words:
-            raise ValueError(f"{' and '.join(words)} are for head='tokens'; leave them out")
+            raise ValueError(f"{' and '.join(words)} are for head='tokens'. Hint: leave them out")
         return self
 
     def resolved(self) -> Convention:

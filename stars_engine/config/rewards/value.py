@@ -40,7 +40,8 @@ class ValueReward(Floored):
     def _one_source(self) -> Self:
         if (self.name_or_path is None) == (self.head is None):
             raise ValueError(
-                "give either name_or_path, the folder of a value head, or head, a loaded ValueHead"
+                "either name_or_path, the folder of a value head, or head, a loaded ValueHead, is "
+                "required, and not both. Hint: give one of them"
             )
         return self
 

@@ -154,22 +154,27 @@ class YesNoReward(ModelReward):
         texts = [name for name in ("instruction", "template") if getattr(self, name) is not None]
         if len(texts) == 2 or (not texts and self.preset is None):
             raise ValueError(
-                "give the question for the judge as one of instruction, template or preset; got "
-                f"{' and '.join(texts) or 'none of them'}. For example instruction='Question: "
-                "{prompt}\\nAnswer: {completion}\\nIs the answer polite? Yes or No.'"
+                "one of instruction, template or preset is required, and not both of the first; "
+                f"got {' and '.join(texts) or 'none of them'}. Hint: for example, "
+                "instruction='Question: {prompt}\\nAnswer: {completion}\\nIs the answer polite? "
+                "Yes or No.'"
             )
         if self.instruction is not None and "{bos}" in self.instruction:
-            raise ValueError("{bos} is for template only; the chat template writes its own")
+            raise ValueError(
+                "{bos} is for template only. Hint: remove it, because the chat template writes its "
+                "own"
+            )
         judging = self.resolved()
         if judging.positive == judging.negative:
             raise ValueError(
-                f"positive and negative are both {judging.positive!r}; they must differ"
+                f"positive and negative are both {judging.positive!r}. Hint: use two different "
+                "words"
             )
         asked = judging.template or judging.instruction or ""
         if ("{policy}" in asked) != (judging.policy is not None):
             raise ValueError(
                 f"policy={judging.policy!r}: a policy is required if the template or instruction "
-                "contains {policy}, and only allowed then"
+                "contains {policy}, and only allowed then. Hint: set both, or neither"
             )
         return self
 

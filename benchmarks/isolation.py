@@ -1,0 +1,158 @@
+"""Measure how long a small request waits beside one heavy request, on the embedded pair.
+
+The small request is repeated while the heavy one runs. The report has the median and the longest
+wait beside each heavy request, alone, and how the heavy request ended. Heavy requests that exceed a
+bound of `EngineParams` are refused; `--unbounded` raises the bounds.
+
+    python benchmarks/isolation.py [--repetitions 3] [--seconds 3] [--only n_million prompts]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from stars_engine import (
+    ChoiceGrammar,
+    EngineParams,
+    JsonGrammar,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+)
+
+SMALL = SamplingParams(seed=1, max_tokens=16)
+SENTENCE = "The film was not good at all, I think. "
+UNBOUNDED = EngineParams(
+    max_n=10**7,
+    max_answers=10**7,
+    max_prompt_chars=10**9,
+    max_grammar_chars=10**9,
+    max_stop_strings=10**7,
+)
+
+
+def text_of(num_chars: int) -> str:
+    return SENTENCE * (num_chars // len(SENTENCE))
+
+
+def choices_of(count: int, run: int) -> SamplingParams:
+    return SMALL.replace(grammar=ChoiceGrammar(choices=[f"{run} {i}" for i in range(count)]))
+
+
+def schema_of(count: int, run: int) -> SamplingParams:
+    schema = {
+        "type": "object",
+        "properties": {f"property{i}": {"type": "integer", "minimum": i} for i in range(count)},
+        "title": f"run {run}",
+    }
+    return SMALL.replace(grammar=JsonGrammar(json_schema=schema))
+
+
+def heavy_requests() -> dict[str, Callable[[int], dict[str, Any]]]:
+    """Return the arguments of each heavy request, which differ in each repetition."""
+    return {
+        "n_million": lambda run: {"prompts": "a", "sampling": SMALL.replace(n=10**6, seed=run)},
+        "n_4096": lambda run: {"prompts": "a", "sampling": SMALL.replace(n=4096, seed=run)},
+        "prompts_20000": lambda run: {"prompts": [f"Film {run} {i}" for i in range(20_000)]},
+        "choices_100000": lambda run: {"prompts": "a", "sampling": choices_of(10**5, run)},
+        "schema_5000": lambda run: {"prompts": "a", "sampling": schema_of(5000, run)},
+        "reward_prompt_1mb": lambda run: {
+            "prompts": f"a {run}",
+            "reward_prompt": text_of(10**6) + str(run),
+            "sampling": SMALL.replace(n=4),
+        },
+        "prompt_2mb": lambda run: {"prompts": text_of(2 * 10**6) + str(run)},
+        "stop_strings_million": lambda run: {
+            "prompts": "a",
+            "sampling": SMALL.replace(stop=tuple(f"stop {run} {i}" for i in range(10**6))),
+        },
+        "stop_strings_1024": lambda run: {
+            "prompts": "a",
+            "sampling": SMALL.replace(stop=tuple(f"stop {run} {i}" for i in range(1024)), n=64),
+        },
+    }
+
+
+def wait_of_small(engine: StarsEngine) -> float:
+    started_s = time.perf_counter()
+    engine.generate("hi", sampling=SMALL)
+    return time.perf_counter() - started_s
+
+
+def measure(engine: StarsEngine, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Repeat the small request beside a heavy one, which is cancelled at the end."""
+    outcome: dict[str, Any] = {}
+    submitted = threading.Event()
+
+    def submit() -> None:
+        try:
+            outcome["future"] = engine.submit(**{"sampling": SMALL, **arguments})
+        except Exception as error:  # noqa: BLE001 - reported
+            outcome["error"] = error
+        submitted.set()
+
+    heavy = threading.Thread(target=submit)
+    heavy.start()
+    waits, until_s = [], time.monotonic() + seconds
+    while time.monotonic() < until_s or not waits:
+        waits.append(wait_of_small(engine))
+        future = outcome.get("future")
+        if submitted.is_set() and (future is None or future.done()):
+            break
+    future = outcome.get("future")
+    ended = "running"
+    if "error" in outcome:
+        ended = f"refused: {outcome['error']}"[:160]
+    elif future is not None and future.done():
+        error = future.exception()
+        ended = "done" if error is None else f"refused: {error}"[:160]
+    if future is not None:
+        future.cancel()
+    elif not submitted.is_set():  # the call waits for room in the queue
+        ended = "in line"
+    return {"waits": waits, "ended": ended}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--unbounded", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    params = UNBOUNDED if options.unbounded else EngineParams()
+    report: dict[str, Any] = {}
+    for name, arguments_of in heavy_requests().items():
+        if options.only and name not in options.only:
+            continue
+        rows = []
+        for run in range(options.repetitions):
+            arguments = arguments_of(run)  # made before anything is measured
+            # An engine of its own, since a call that is in line cannot be withdrawn.
+            with StarsEngine(StarsConfig(engine=params)) as engine:
+                alone = median(wait_of_small(engine) for _ in range(4))
+                rows.append({"alone": alone, **measure(engine, arguments, options.seconds)})
+        report[name] = {
+            "alone_s": round(median(row["alone"] for row in rows), 3),
+            "median_s": round(median(median(row["waits"]) for row in rows), 3),
+            "longest_s": round(median(max(row["waits"]) for row in rows), 3),
+            "heavy": rows[-1]["ended"],
+        }
+        print(name, json.dumps(report[name]), flush=True)
+    machine = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    print(json.dumps({**report, **machine}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""`stars serve`: models behind OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stars_engine.cli.messages import LogMessages, messages
+from stars_engine.cli.options import NoImportsOption
+from stars_engine.cli.settings import given
+from stars_engine.cli.threads import use_one_thread
+from stars_engine.config import StarsConfig
+from stars_engine.errors import needs_extra
+from stars_engine.files.config_files import refuse_imports
+
+KEYS_VARIABLE = "STARS_API_KEYS"
+_EMBEDDED_NAME = "embedded"
+
+
+def serve_command(
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="[NAME=]FILE",
+            help="A YAML or JSON file, under the name that clients use; repeatable. Default name: "
+            "that of the file. Default: the embedded pair, as 'embedded'.",
+        ),
+    ] = None,
+    *,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 chooses a free one. Default: 8000.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with one key a line, or 'sha256:' and its digest. Without it, the keys "
+            f"are those of the variable {KEYS_VARIABLE}, and without that none is needed.",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="An origin whose pages may call the server; repeatable."),
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(help="Requests in progress at most. Default: 1024.")
+    ] = None,
+    max_body_bytes: Annotated[
+        int | None, typer.Option(help="Size of a request's body at most. Default: 4194304.")
+    ] = None,
+    drain_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds for requests in progress after SIGTERM. Default: 30."),
+    ] = None,
+    client_align: Annotated[
+        bool, typer.Option("--client-align", help="Let clients change the acceptance test.")
+    ] = False,
+    show_rejected: Annotated[
+        bool, typer.Option("--show-rejected", help="Let clients read rejected drafts.")
+    ] = False,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Serve no page at /.")] = False,
+    tracing: Annotated[
+        bool, typer.Option("--tracing", help="Emit OpenTelemetry spans; needs [otel].")
+    ] = False,
+    no_imports: NoImportsOption = False,
+) -> None:
+    """Serve models behind OpenAI's API. Clients get accepted segments only."""
+    with needs_extra("serve"):
+        from stars_engine.server.run import StarsServer
+    from stars_engine.server.settings import ServerParams
+
+    params = ServerParams(
+        **given(
+            host=host,
+            port=port,
+            max_requests=max_requests,
+            max_body_bytes=max_body_bytes,
+            drain_s=drain_s,
+            cors_origins=cors_origin,
+        ),
+        client_align=client_align,
+        show_rejected=show_rejected,
+        page=not no_page,
+        tracing=tracing,
+    )
+    configs = read_configs(config or [], allow_imports=not no_imports)
+    keys = _read_keys(api_keys)
+    if not len(keys) and not params.is_local:
+        messages.say(
+            f"warning: anyone who reaches {params.host} may use the models. Hint: --api-keys FILE"
+        )
+    if all(settings.uses_embedded_pair for settings in configs.values()):
+        use_one_thread()
+    if tracing:
+        from stars_engine.server.telemetry import export_spans
+
+        export_spans()
+    _set_up_logging()
+    names = ", ".join(configs)
+    server = StarsServer(
+        configs, params, keys, on_started=lambda url: messages.say(f"serving {names} at {url}")
+    )
+    server.run()
+    if server.load_failed or not server.started:
+        sys.exit(2)
+
+
+def read_configs(options: list[str], *, allow_imports: bool) -> dict[str, StarsConfig]:
+    """Return the configuration of each model by its name.
+
+    Raises:
+        ConfigError: A file is invalid, or names code although imports are refused.
+    """
+    if not options:
+        return {_EMBEDDED_NAME: StarsConfig()}
+    configs: dict[str, StarsConfig] = {}
+    for option in options:
+        name, separator, file = option.partition("=")
+        if not separator:
+            name, file = Path(option).stem, option
+        if not name or name in configs:
+            raise typer.BadParameter(
+                f"two models are called {name!r}; names must be unique. Hint: --config NAME={file}"
+            )
+        configs[name] = StarsConfig.from_file(Path(file), allow_imports=allow_imports)
+        if not allow_imports:
+            refuse_imports(file, configs[name])
+    return configs
+
+
+def _read_keys(path: Path | None) -> Any:
+    from stars_engine.server.settings import ApiKeys
+
+    if path is not None:
+        return ApiKeys.from_file(path)
+    text = os.environ.get(KEYS_VARIABLE)
+    return ApiKeys() if not text else ApiKeys.read(text, KEYS_VARIABLE)
+
+
+def _set_up_logging() -> None:
+    """Log requests as JSON lines on standard output, and everything else on standard error."""
+    package = logging.getLogger("stars_engine")
+    package.addHandler(LogMessages())
+    package.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").addHandler(LogMessages(logging.WARNING))
+    access = logging.getLogger("stars_engine.server.access")
+    access.addHandler(logging.StreamHandler(sys.stdout))
+    access.propagate = False

@@ -1,0 +1,90 @@
+"""`stars show`: the answers of a trace, on the terminal or as a page."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from stars_engine.cli.messages import messages
+from stars_engine.cli.output import visible
+from stars_engine.display.results import (
+    facts_of,
+    margin_of,
+    rejected_of,
+    results_page,
+    scale_of,
+    verdict_of,
+)
+from stars_engine.files.config_files import check_suffix
+from stars_engine.files.disk import write_file
+from stars_engine.trace import read_jsonl
+from stars_engine.types import StarsResult
+
+
+def show_command(
+    trace: Annotated[Path, typer.Argument(help="What `stars generate` wrote: --trace or --json.")],
+    *,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained page to this file instead.")
+    ] = None,
+    first: Annotated[
+        int | None, typer.Option("--first", "-n", min=1, help="Only the first answers.")
+    ] = None,
+    attempts: Annotated[
+        bool, typer.Option("--attempts", "-a", help="Also list the rejected drafts.")
+    ] = False,
+) -> None:
+    """Show the answers of a trace: kept segments, rejected drafts, rewards, costs.
+
+    A segment is the greener the more its reward is above its threshold; a forced one is red. The
+    texts of rejected drafts are there if the trace was written with --keep-rejected-text.
+    """
+    if html is not None:
+        check_suffix(html, "page", (".html", ".htm"))
+    results = list(islice(read_jsonl(trace), first))
+    if html is not None:
+        write_file(html, results_page(results, trace.name), "page")
+        count = "1 answer" if len(results) == 1 else f"{len(results)} answers"
+        messages.say(f"{count} written to {html}")
+        return
+    console = Console(highlight=False)
+    for result in results:
+        _print(console, result, attempts=attempts)
+
+
+def _print(console: Console, result: StarsResult, *, attempts: bool) -> None:
+    shown = visible if sys.stdout.isatty() else str
+    text = Text()
+    if result.id is not None:
+        text.append(f"{shown(str(result.id))}  ", style="bold")
+    if isinstance(result.prompt, str):
+        text.append(shown(result.prompt), style="dim")
+    elif result.prompt is not None:
+        text.append(f"{shown(result.prompt.messages[-1].content)}\n", style="dim")
+    scale = scale_of(result)
+    for segment in result.segments:
+        margin = margin_of(segment)
+        share = 0.0 if margin is None else max(0.0, min(1.0, margin / scale))
+        green = f"on rgb(0,{40 + round(60 * share)},{20 + round(20 * share)})"
+        style = "on rgb(110,20,20)" if segment.forced else "" if margin is None else green
+        text.append(shown(segment.text), style=style)
+        text.append("|", style="dim")
+    console.print(text, soft_wrap=True)
+    if attempts:
+        for index, segment in enumerate(result.segments):
+            for draft in rejected_of(segment):
+                own = "a draft" if draft.text is None else repr(draft.text)
+                row = Text(f"{index:>3}  ")
+                row.append(shown(own), style="strike dim")
+                row.append(f"  {draft.reward:.3g} < {draft.threshold:.3g}")
+                console.print(row, soft_wrap=True)
+            kept = Text(f"{index:>3}  {shown(repr(segment.text))}  {verdict_of(segment)}")
+            console.print(kept, soft_wrap=True)
+    console.print(Text(facts_of(result), style="dim"), soft_wrap=True)
+    console.print()

@@ -1,0 +1,107 @@
+"""Draft with any language model, which may fail or run out of memory: retry, or draft fewer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from stars_engine.algorithm.candidate import Draft
+from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.draft_checks import checked_draft
+from stars_engine.errors import GenerationError, describe_error, is_for_program
+from stars_engine.out_of_memory import is_out_of_memory, iterate_in_smaller_batches
+
+logger = logging.getLogger(__name__)
+
+DraftOutcome = Draft | GenerationError
+
+
+class Drafter:
+    """Drafts candidates; drafts fewer at once if memory runs out, and retries if the model fails.
+
+    Args:
+        model: The language model.
+        free_unused: Frees memory that no request uses.
+
+    Attributes:
+        max_rows: Maximum number of candidates drafted at once; None until memory runs out.
+    """
+
+    def __init__(self, model: LanguageModel, free_unused: Callable[[], None]) -> None:
+        self._model, self._free_unused = model, free_unused
+        self.max_rows: int | None = None
+
+    def draft(self, requests: Sequence[DraftRequest]) -> Iterator[DraftOutcome]:
+        """Yield, for each request, a draft or an error.
+
+        Raises:
+            RuntimeError: Out of memory with a single candidate (torch's error).
+            MemoryError: The same, from Python.
+        """
+
+        def shrink(num_rows: int) -> None:
+            if num_rows < len(requests):
+                self.max_rows = num_rows
+            self._free_unused()
+
+        max_rows = self.max_rows
+        try:
+            yield from iterate_in_smaller_batches(
+                self._draft_isolated,
+                requests,
+                what="candidates",
+                free_unused=shrink,
+                most=max_rows,
+            )
+        except (RuntimeError, MemoryError):
+            self.max_rows = max_rows  # fewer rows did not help: prefixes use the memory
+            raise
+
+    def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
+        """Draft; if the model fails twice, draft by halves to isolate the requests that fail."""
+        try:
+            return self._draft(requests)
+        except BaseException as error:  # third-party code may also exit
+            if is_out_of_memory(error) or is_for_program(error):
+                raise
+            logger.warning(
+                "Drafting %d candidates failed; trying again", len(requests), exc_info=True
+            )
+        return self._draft_again(requests)
+
+    def _draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
+        drafts = list(self._model.draft(requests))
+        if len(drafts) != len(requests):
+            raise ValueError(f"{len(drafts)} drafts for {len(requests)} requests")
+        return [
+            checked_draft(draft, request, self._model)
+            for draft, request in zip(drafts, requests, strict=True)
+        ]
+
+    def _draft_again(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
+        for request in requests:
+            request.handle.release()  # the cached prefix may be corrupt after a failure
+        try:
+            return self._draft(requests)
+        except BaseException as error:
+            if is_out_of_memory(error) or is_for_program(error):
+                raise
+            if len(requests) == 1:
+                logger.exception("Drafting a candidate failed")
+                return [model_failed(error)]
+        half = len(requests) // 2
+        return [
+            outcome
+            for part in (requests[:half], requests[half:])
+            for outcome in self._draft_again(part)
+        ]
+
+
+def model_failed(cause: BaseException) -> GenerationError:
+    """Return the error of a request for which the language model failed."""
+    error = GenerationError(
+        f"the language model failed: {describe_error(cause)}. Hint: if it ran out of memory, "
+        "lower EngineParams(max_rows=..., max_active=...) or shorten the prompt"
+    )
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,1 @@
+"""How objects look in a notebook and on a page: HTML from their attributes alone."""

@@ -1,0 +1,198 @@
+"""Redact secrets, such as API keys, in representations, dumps and logs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+MASK = "**********"
+
+# The `context` of dumps that are only hashed: they contain digests, so that secrets have different
+# hashes.
+DIGESTS = {"stars_engine.secrets": "digest"}
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_SECRET_WORDS = _set(
+    "apikey authentication authorization bearer cookie cookies credential credentials jwt oauth "
+    "otp passcode passphrase passwd password pem pwd sas secret secrets sessionid signature"
+)
+_KEYS = _set(
+    "access account admin api app auth client deploy encryption license master private project "
+    "secret service session shared signing ssh storage subscription"
+)
+# Words that name secrets in keywords, but mostly other things in a text.
+_IN_KEYWORDS = _set("key pass session sid")
+_TEXT_TOKENS = _set(  # tokens of text, which are not secrets
+    "additional audio begin bos cls decoder end eoi eos fill first forced image last mask middle "
+    "next pad per prefix sep special start stop suffix text unk video vision"
+)
+
+_SHORTEST = 8  # characters of a secret whose name could be another thing's
+
+_START = r"(?<![A-Za-z0-9])"
+# Secrets anywhere in a text: credentials in URLs, and tokens with the prefix of an issuer.
+_ANYWHERE = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"(?<=://)[^\s/?#'\"]+(?=@)",
+        _START + r"hf_(?:(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{4,}|[A-Za-z0-9]{16,})",
+        _START + r"(?:sk|pk|rk)-(?=[a-z_-]*[A-Z0-9])[\w-]{6,}",
+        _START + r"(?:gh[opsur]_|github_pat_|glpat-|gsk_|nvapi-|lsv2_)[\w-]{12,}",
+        _START + r"xox[abeprs]-[\w-]{8,}",
+        _START + r"(?:(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,})",
+        _START + r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)",
+    )
+)
+_BEARER = re.compile(
+    r"(\bauthorization['\"]?\s*[:=]\s*['\"]?\w+\s+|\bbearer\s+(?=\S*[\d_.=-]))[\w.~+/=-]{6,}",
+    re.IGNORECASE,
+)
+# name='value', "name": "value", name: value, ?name=value
+_NAMED = re.compile(
+    r"(?<![\w-])([\w-]++)(['\"]?\s*[:=]\s*)"  # of whole words only: linear in a long word
+    r"(?:(['\"])([^'\"]+)\3|((?!/)[^\s'\"<(\[{,;&)]{6,}+(?!\()))"
+)
+
+
+def is_secret_name(name: object) -> bool:
+    """Return whether a name denotes a secret, such as `token`, `api_key` or `X-Auth-Token`."""
+    if not isinstance(name, str):
+        return False
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if not words:
+        return False
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    return (
+        not _SECRET_WORDS.isdisjoint(words)
+        or (last in ("key", "keys") and before in _KEYS)
+        or (last == "token" and before not in _TEXT_TOKENS)
+        or (last == "tokens" and before in _KEYS)
+        or last in ("auth", "session")
+        or (before == "session" and last in ("id", "cookie"))
+        or (len(words) == 1 and last in _IN_KEYWORDS)
+    )
+
+
+def redact(text: str, known: Iterable[str] = ()) -> str:
+    """Mask the known secrets in a text, and everything that looks like a secret."""
+    forms = {form for value in known for form in (value, quote(value, safe=""))}
+    for secret in sorted(forms, key=len, reverse=True):
+        if len(secret) > 3:  # shorter ones occur in ordinary words
+            text = text.replace(secret, MASK)
+    for pattern in _ANYWHERE:
+        text = pattern.sub(MASK, text)
+    return _NAMED.sub(_without_value, _BEARER.sub(rf"\1{MASK}", text))
+
+
+def holds_secret(text: str) -> bool:
+    """Return whether a text contains something that looks like a secret, whatever its name."""
+    return redact(text) != text
+
+
+def _without_value(found: re.Match[str]) -> str:
+    name, between, quotes, unquoted = found[1], found[2], found[3] or "", found[5]
+    # In grammars, `token: word` is common, and in other texts `key: 'word'`.
+    is_word = unquoted is not None and unquoted.isalpha() and name.lower() == "token"
+    is_plain = name.lower() in _IN_KEYWORDS and (not quotes or len(found[4]) < _SHORTEST)
+    if is_word or is_plain or not is_secret_name(name):
+        return found[0]
+    return f"{name}{between}{quotes}{MASK}{quotes}"
+
+
+def seal(value: Any, *, secret: bool = False) -> Any:
+    """Return plain values with their secrets as `SecretStr`, whose representation is masked.
+
+    Secrets are strings under a name like `token` or `password`, and strings that look like one.
+    """
+    if isinstance(value, str):
+        return SecretStr(value) if value and (secret or holds_secret(value)) else value
+    if isinstance(value, Mapping):
+        sealed = {
+            name: seal(item, secret=secret or is_secret_name(name)) for name, item in value.items()
+        }
+        return value if all(sealed[name] is value[name] for name in sealed) else sealed
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        items = [seal(item, secret=secret) for item in value]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+    return value
+
+
+def unseal(value: Any) -> Any:
+    """Undo `seal`."""
+    return _shown(value, SecretStr.get_secret_value)
+
+
+def masked(value: Any) -> Any:
+    """Return values with a mask for each secret, sealed or not.
+
+    For values that are nested within themselves, only the type is shown.
+    """
+    try:
+        return _shown(seal(value), lambda _: MASK)
+    except RecursionError:
+        return f"{type(value).__name__} within itself"
+
+
+def digested(value: Any) -> Any:
+    """Return values with a digest for each secret, for hashing."""
+    return _shown(seal(value), digest)
+
+
+def emptied(value: Any) -> Any:
+    """Return values with a sealed mask for each secret, which shows that a secret is missing."""
+    return _shown(seal(value), lambda _: SecretStr(MASK))
+
+
+def _shown(value: Any, show: Callable[[SecretStr], Any]) -> Any:
+    if isinstance(value, SecretStr):
+        return show(value)
+    if isinstance(value, Mapping) and any(True for _ in secrets_in(value)):
+        return {name: _shown(item, show) for name, item in value.items()}
+    if isinstance(value, list | tuple) and any(True for _ in secrets_in(value)):
+        return type(value)(_shown(item, show) for item in value)
+    return value
+
+
+def digest(secret: SecretStr) -> str:
+    """Return a digest that identifies a secret without revealing it."""
+    found = hashlib.sha256(secret.get_secret_value().encode("utf-8", "surrogatepass"))
+    return f"sha256:{found.hexdigest()[:12]}"
+
+
+def secrets_in(value: Any) -> Iterator[str]:
+    """Yield the sealed secrets in plain values."""
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from secrets_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from secrets_in(item)
+
+
+def redacted_cause(error: Exception, known: Iterable[str] = ()) -> Exception | None:
+    """Return an error for use as a cause; None if its chain of messages reveals a secret."""
+    known = tuple(known)
+    link: BaseException | None = error
+    seen = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        text = str(link)
+        if redact(text, known) != text:
+            return None
+        link = link.__cause__ or link.__context__
+    return error

@@ -1,0 +1,65 @@
+"""The last events of a call at its deadline, read while the engine's thread hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.runtime.answers import RequestOutput, empty_prompts
+from stars_engine.runtime.output_processor import OutputProcessor
+from stars_engine.runtime.request_group import RequestGroup
+from stars_engine.types import SegmentEvent
+
+
+def events_at_deadline(group: RequestGroup) -> dict[int, SegmentEvent]:
+    """Return the last event of each answer without an outcome, by its position.
+
+    Answers in progress end with what was accepted; others are empty.
+    """
+    known = group.outcomes
+    events = {
+        output.index: _last_event(output)
+        for output in tuple(group.outputs)
+        if output.index not in known
+    }
+    for index, rollout in _unstarted(group):
+        if index not in known and index not in events:
+            events[index] = rollout.finish("deadline")
+    return events
+
+
+def _last_event(output: RequestOutput) -> SegmentEvent:
+    rollout = _copy(output.rollout)
+    processor = OutputProcessor(rollout, output.replies, output.group.submitted_s)
+    return processor.complete(rollout.finish(rollout.finish_reason or "deadline"))
+
+
+def _unstarted(group: RequestGroup) -> Iterator[tuple[int, Rollout]]:
+    """Yield all answers of a group as they are before they start, with their positions."""
+    yield from ((index, _copy(rollout)) for index, rollout in enumerate(group.resumed))
+    index = len(group.resumed)
+    for prompt in empty_prompts(group):
+        for number in range(prompt.num_answers):
+            yield index, prompt.rollout(number)
+            index += 1
+
+
+def _copy(rollout: Rollout) -> Rollout:
+    """Return a copy that can end while the engine's thread, which may only be slow, goes on.
+
+    If that thread keeps a segment at this moment, its tokens are there before the segment is.
+    """
+    while True:
+        copied = replace(
+            rollout,
+            token_ids=list(rollout.token_ids),
+            segments=list(rollout.segments),
+            draws=list(rollout.draws),
+            costs=dict(rollout.costs),
+            _drawn=set(),
+        )
+        if len(copied.token_ids) == sum(len(each.token_ids) for each in copied.segments):
+            return copied
+        time.sleep(0.001)

@@ -1,0 +1,291 @@
+"""Read the prompts of a call: tokenize them, and check their settings against the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from stars_engine.algorithm.noise import fresh_seed
+from stars_engine.algorithm.rollout import Rollout
+from stars_engine.backends.base import PromptedModel
+from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasoning
+from stars_engine.chat.prompts import resolve_prompt
+from stars_engine.chat.turns import described
+from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
+from stars_engine.core.drafter import model_failed
+from stars_engine.core.memory_budget import MemoryBudget, Reserved
+from stars_engine.errors import (
+    ConfigError,
+    ContextOverflowError,
+    Problem,
+    PromptError,
+    is_for_program,
+)
+from stars_engine.grammars import Grammars
+from stars_engine.messages import Tool
+from stars_engine.runtime.answers import CheckedPrompt, empty_prompts
+from stars_engine.runtime.background import Background
+from stars_engine.runtime.limits import size_of
+from stars_engine.runtime.request_group import RequestGroup
+from stars_engine.schema_formats.shortest import shortest_value
+
+LONG_TEXT = 16_384  # characters of a prompt that is tokenized in the background
+
+
+def read_prompts(
+    group: RequestGroup,
+    model: PromptedModel,
+    background: Background,
+    *,
+    max_rows: int,
+    budget: MemoryBudget | None = None,
+) -> Iterator[Future[Any] | None]:
+    """Read the prompts of a group one by one, so that a long list does not delay other requests.
+
+    Each prompt becomes pending answers, or the error that it causes, whatever was raised. Reading
+    ends with the first error, unless errors are returned.
+
+    Yields:
+        What the next prompt waits for; None if it can be read now.
+    """
+    group.pending.resume(group.resumed)
+    index = len(group.resumed)
+    for prompt_index, request in enumerate(group.prompts):
+        try:
+            prompt = yield from _read_prompt(
+                group, model, background, index=index, prompt_index=prompt_index, max_rows=max_rows
+            )
+            if budget is not None:
+                check_memory_budget(prompt.rollout(0), budget)
+        except BaseException as error:
+            if is_for_program(error) or isinstance(error, GeneratorExit):
+                raise
+            outcome = error if isinstance(error, Exception) else model_failed(error)
+            for offset in range(request.num_answers):
+                group.set_outcome(index + offset, outcome)
+            if not group.return_exceptions:
+                return
+        else:
+            group.pending.add(prompt)
+        index += request.num_answers
+        yield None
+
+
+def unread_prompts(group: RequestGroup) -> None:
+    """Add empty answers to a group that ends before its prompts are read."""
+    group.pending.resume(group.resumed)
+    for prompt in empty_prompts(group):
+        group.pending.add(prompt)
+
+
+def _read_prompt(
+    group: RequestGroup,
+    model: PromptedModel,
+    background: Background,
+    *,
+    index: int,
+    prompt_index: int,
+    max_rows: int,
+) -> Generator[Future[Any], None, CheckedPrompt]:
+    """Tokenize and check one prompt.
+
+    Raises:
+        StarsError: The prompt exceeds a limit of the engine.
+        PromptError: The prompt is invalid.
+        ConfigError: A setting names tokens that the model does not have, or the grammar is
+            invalid.
+        MissingExtraError: A grammar is set, and the package that parses it is not installed.
+    """
+    if prompt_index in group.refused:
+        raise group.refused[prompt_index]
+    request = group.prompts[prompt_index]
+    sampling = request.sampling or model.default_sampling()
+    check_token_ids(sampling, model.vocab_size)
+    resolve = partial(
+        resolve_prompt,
+        request.prompt,
+        model.codec,
+        prompt_format=group.prompt_format,
+        template_kwargs=group.template_kwargs,
+        reward_prompt=request.reward_prompt,
+    )
+    if size_of(request.prompt) > LONG_TEXT:
+        resolved = yield from background.run(resolve, group)
+    else:
+        resolved = resolve()
+    if sampling.grammar is not None:
+        resolved = with_closed_reasoning(resolved)
+    fitted = fit(resolved, with_chat(sampling, resolved), model)
+    check = partial(_check_grammar, model, sampling, fitted, resolved)
+    if _must_compile(model, fitted):
+        yield from background.run(check, group)
+    else:
+        check()
+    return CheckedPrompt(
+        index,
+        sampling.n,
+        prompt_index,
+        resolved.token_ids,
+        resolved.for_reward,
+        fitted,
+        _cap_candidates(max_rows, request.align),
+        seed=fresh_seed() if sampling.seed is None else sampling.seed,
+        prefill=resolved.prefill,
+        replies=resolved.replies,
+    )
+
+
+def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:
+    """Whether the grammar of a request must be compiled, by code that any thread may run."""
+    if sampling.grammar is None:
+        return False
+    grammars = getattr(model, "grammars", None)
+    return isinstance(grammars, Grammars) and not grammars.is_compiled(sampling.grammar)
+
+
+def _check_grammar(
+    model: PromptedModel, sampling: SamplingParams, fitted: SamplingParams, prompt: ResolvedPrompt
+) -> None:
+    try:
+        model.check_grammar(fitted)
+    except ConfigError:
+        if prompt.grammar is not None and prompt.replies is not None:
+            check_tools(prompt.replies.tools, sampling, model)
+        raise
+
+
+def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:
+    """Return sampling parameters with the stop strings and the grammar of a conversation.
+
+    Raises:
+        ConfigError: Both a grammar and tools constrain the answer.
+    """
+    if prompt.stop:
+        sampling = sampling.replace(stop=(*sampling.stop, *prompt.stop))
+    if prompt.grammar is None:
+        return sampling
+    if sampling.grammar is not None:
+        message = (
+            "the tools of the conversation already constrain the answer, so a grammar is not "
+            "allowed. Hint: set Chat(tool_choice='none'), or remove the grammar"
+        )
+        raise ConfigError("SamplingParams", [Problem("grammar", message)])
+    return sampling.replace(grammar=prompt.grammar)
+
+
+def check_tools(tools: Sequence[Tool], sampling: SamplingParams, model: PromptedModel) -> None:
+    """Check that a grammar can express the parameters of every tool.
+
+    Raises:
+        ConfigError: The parameters of a tool cannot be expressed; the error names the tool.
+    """
+    for tool in tools:
+        try:
+            model.check_grammar(sampling.replace(grammar=JsonGrammar(json_schema=tool.parameters)))
+        except ConfigError as error:
+            reason = error.problems[0].message.partition(". Hint:")[0]
+            message = (
+                f"{reason}. Hint: remove it from the parameters of {tool.name!r}, or set "
+                "Chat(constrain_tools=False) to draft tool calls without a grammar"
+            )
+            raise ConfigError("Chat", [Problem("tools", message)]) from None
+
+
+def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) -> SamplingParams:
+    """Check prompt ids and length; lower `max_tokens` if `on_overflow` is "clamp".
+
+    Raises:
+        PromptError: An id is outside the vocabulary.
+        ContextOverflowError: Prompt and `max_tokens` exceed the context.
+    """
+    vocab_size, limit = model.vocab_size, model.context_len
+    if max(prompt.token_ids) >= vocab_size:
+        raise PromptError(
+            f"token id {max(prompt.token_ids)} is outside the vocabulary; allowed: 0 to "
+            f"{vocab_size - 1}. Hint: encode with this model's tokenizer"
+        )
+    if limit is None or len(prompt.token_ids) + sampling.max_tokens <= limit:
+        return sampling
+    room = limit - len(prompt.token_ids)
+    shortest = _shortest_call(prompt)
+    if room >= shortest and sampling.on_overflow == "clamp":
+        min_tokens = min(sampling.min_tokens, room)
+        return sampling.replace(max_tokens=room, min_tokens=min_tokens)
+    tools = () if prompt.replies is None else prompt.replies.tools
+    about_tools, hint = "", "shorten the prompt"
+    if tools:
+        about_tools = f", about {_length(prompt, map(described, tools))} of them for its tools,"
+        hint += ", or the descriptions and schemas of the tools"
+    needed = f"max_tokens is {sampling.max_tokens}"
+    if room < shortest > 1:
+        needed = f"the shortest tool call has about {shortest}"
+    elif room >= 1:
+        hint += f", set max_tokens to at most {room}, or on_overflow='clamp'"
+    raise ContextOverflowError(
+        f"the prompt has {len(prompt.token_ids)} tokens{about_tools} and {needed}; the model's "
+        f"context is {limit} tokens. Hint: {hint}"
+    )
+
+
+def _shortest_call(prompt: ResolvedPrompt) -> int:
+    """Return about how many tokens an answer has at least; 1 if it need not be a tool call."""
+    replies = prompt.replies
+    if replies is None or not (replies.must_call and replies.tools):
+        return 1
+    calls = (
+        replies.form.write([(tool.name, shortest_value({**tool.parameters, "type": "object"}))])
+        for tool in replies.tools
+    )
+    return min(_length(prompt, [call]) for call in calls)
+
+
+def _length(prompt: ResolvedPrompt, texts: Iterable[str]) -> int:
+    assert prompt.replies is not None
+    return sum(len(prompt.replies.codec.encode(text)) for text in texts)
+
+
+def check_memory_budget(rollout: Rollout, budget: MemoryBudget) -> None:
+    """Check that a rollout fits the memory budget when it runs alone.
+
+    Raises:
+        ContextOverflowError: The rollout exceeds the budget.
+    """
+    if not budget.holds(rollout, Reserved()):
+        raise ContextOverflowError(
+            f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
+            f"{rollout.sampling.max_tokens}; the engine's budget is {budget.describe()}. "
+            "Hint: shorten the prompt, lower max_tokens, or raise "
+            "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"
+        )
+
+
+def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
+    """Check that biases and stop tokens are in the vocabulary and leave a token to draw.
+
+    Raises:
+        ConfigError: A token is outside the vocabulary, or biases exclude every token.
+    """
+    for name in ("logit_bias", "stop_token_ids"):
+        for token in getattr(sampling, name) or ():
+            if not 0 <= token < vocab_size:
+                message = (
+                    f"token id {token} is outside the vocabulary; allowed: 0 to {vocab_size - 1}. "
+                    "Hint: use ids of this model's tokenizer"
+                )
+                raise ConfigError("SamplingParams", [Problem(name, message)])
+    bias = sampling.logit_bias or {}
+    if sum(value == -math.inf for value in bias.values()) >= vocab_size:
+        message = (
+            "-inf on every token leaves none to draw. Hint: leave at least one token without it"
+        )
+        raise ConfigError("SamplingParams", [Problem("logit_bias", message)])
+
+
+def _cap_candidates(max_rows: int, align: AlignParams) -> AlignParams:
+    """Limit `num_candidates` to the rows of a step. The text does not depend on it."""
+    if align.num_candidates == "auto" or align.num_candidates <= max_rows:
+        return align
+    return align.replace(num_candidates=max_rows)

@@ -1,0 +1,125 @@
+"""Answer calls at their deadline while the engine's thread hangs in a model or a reward.
+
+The engine's thread ends overdue requests between two steps. If a step does not return, this thread
+gives the callers what was accepted so far. A thread that hangs cannot be stopped; the log names it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from itertools import count
+from threading import Condition, Event, Thread
+
+from stars_engine.runtime.deadline_results import events_at_deadline
+from stars_engine.runtime.request_group import RequestGroup, missed_deadline_error
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 0.1  # after a deadline, for the engine's thread to answer
+MAX_WAIT_S = 3600.0  # upper bound of a wait, since locks do not accept infinity
+READING_S = 0.05  # for reading the text so far as a message; a tokenizer may hang as well
+
+
+class Watchdog:
+    """A thread that watches the deadlines of calls in progress. It runs while there are any.
+
+    Args:
+        engine_thread: Returns the engine's thread.
+        on_missed: Called with each call before it is answered here, for the engine to end it.
+    """
+
+    def __init__(
+        self,
+        engine_thread: Callable[[], Thread | None],
+        on_missed: Callable[[RequestGroup], None],
+    ) -> None:
+        self._engine_thread, self._on_missed = engine_thread, on_missed
+        self._changed = Condition()
+        self._numbers = count()
+        self._groups: dict[int, RequestGroup] = {}
+        self._due: list[tuple[float, int]] = []
+        self._thread: Thread | None = None
+
+    @property
+    def threads(self) -> list[Thread]:
+        """Its thread, if it runs."""
+        thread = self._thread
+        return [] if thread is None else [thread]
+
+    def watch(self, group: RequestGroup) -> None:
+        """Watch a call until it is done, if it has a deadline."""
+        if group.deadline_s == float("inf"):
+            return
+        with self._changed:
+            number = next(self._numbers)
+            self._groups[number] = group
+            heapq.heappush(self._due, (group.deadline_s + GRACE_S, number))
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="stars-watchdog", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        group.future.add_done_callback(lambda _: self._forget(number))
+
+    def _forget(self, number: int) -> None:
+        with self._changed:
+            self._groups.pop(number, None)
+            if len(self._due) > 2 * len(self._groups) + 64:
+                self._due = [item for item in self._due if item[1] in self._groups]
+                heapq.heapify(self._due)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while (group := self._wait()) is not None:
+            try:
+                self._answer(group)
+            except Exception:
+                logger.exception("Answering a call at its deadline failed")
+
+    def _wait(self) -> RequestGroup | None:
+        """Return the next call that was not answered in time; None if no call is left."""
+        with self._changed:
+            while self._groups:
+                due_s, number = self._due[0]
+                remaining_s = due_s - time.monotonic()
+                if number in self._groups and remaining_s > 0:
+                    self._changed.wait(min(remaining_s, MAX_WAIT_S))
+                    continue
+                heapq.heappop(self._due)
+                group = self._groups.pop(number, None)
+                if group is not None:
+                    return group
+            self._due.clear()
+            self._thread = None
+            return None
+
+    def _answer(self, group: RequestGroup) -> None:
+        logger.warning(
+            "A deadline passed while %s; the caller gets what was accepted",
+            where_it_is(self._engine_thread()),
+        )
+        self._on_missed(group)
+        is_read = Event()
+
+        def read() -> None:
+            events = events_at_deadline(group)
+            is_read.set()
+            group.complete_at_deadline(events)
+
+        Thread(target=read, name="stars-deadline", daemon=True).start()
+        if not is_read.wait(READING_S):
+            group.fail(missed_deadline_error(group))
+
+
+def where_it_is(thread: Thread | None) -> str:
+    """Return the name of a thread, and where it is in the code."""
+    frame = None if thread is None else sys._current_frames().get(thread.ident or 0)  # noqa: SLF001
+    if thread is None or frame is None:
+        return "the engine's thread does not run"
+    calls = traceback.extract_stack(frame)[-3:]
+    code = " > ".join(f"{call.name} ({call.filename}:{call.lineno})" for call in calls)
+    return f"thread {thread.name!r} is busy in {code}"

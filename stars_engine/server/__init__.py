@@ -1,0 +1,1 @@
+"""An HTTP server with OpenAI's API: only accepted segments leave the process."""

@@ -1,0 +1,131 @@
+"""The application: endpoints, errors and what surrounds them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from stars_engine.config import StarsConfig
+from stars_engine.errors import StarsError
+from stars_engine.server import chat, completions, health, page, score
+from stars_engine.server.delivery import ClientDisconnectedError, report
+from stars_engine.server.errors import ApiError, response_of, validation_error_of
+from stars_engine.server.facts import facts_of
+from stars_engine.server.metrics import Metrics
+from stars_engine.server.middleware import Limited, Observed
+from stars_engine.server.models import ServedModels
+from stars_engine.server.openapi import describe
+from stars_engine.server.requests import ChatBody, CompletionBody
+from stars_engine.server.responses import endpoint
+from stars_engine.server.responses.bodies import ResponsesBody
+from stars_engine.server.settings import ApiKeys, ServerParams
+from stars_engine.server.state import State
+from stars_engine.server.telemetry import Tracing
+
+_UNSUPPORTED = {
+    "/v1/chat/completions": ChatBody.unsupported,
+    "/v1/completions": CompletionBody.unsupported,
+    "/v1/responses": ResponsesBody.unsupported,
+}
+
+
+def create_app(
+    configs: Mapping[str, StarsConfig],
+    params: ServerParams | None = None,
+    keys: ApiKeys | None = None,
+    *,
+    on_loaded: Callable[[ServedModels], None] = lambda _: None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
+    """Return an ASGI application that serves models by name.
+
+    The models load in the background when the application starts. Until a model is ready, requests
+    for it get status 503.
+
+    Args:
+        configs: The configuration of each model, by the name that clients use.
+        params: Settings of the server.
+        keys: The API keys; by default, no key is needed.
+        on_loaded: Called when all models are ready or have failed.
+        tracing: Makes spans if `params.tracing`; by default with OpenTelemetry's global provider.
+    """
+    params = params or ServerParams()
+    models = ServedModels(configs)
+    state = State(models, params, Metrics(models))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async def load() -> None:
+            await models.load()
+            on_loaded(models)
+
+        loading = asyncio.create_task(load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loading
+            await asyncio.to_thread(models.close)
+
+    app = FastAPI(
+        title="stars serve",
+        version=version("stars-engine"),
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.server = state
+    for module in (page, health, chat, completions, endpoint, score):
+        app.include_router(module.router)
+    _handle_errors(app)
+    describe(app)
+    app.add_middleware(Limited, get_state=lambda: state, keys=keys or ApiKeys())
+    if params.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(params.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    tracing = (tracing or Tracing()) if params.tracing else None
+    app.add_middleware(Observed, get_state=lambda: state, tracing=tracing)
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        unsupported = _UNSUPPORTED.get(request.url.path, {})
+        return _respond(request, validation_error_of(error.errors(), error.body, unsupported))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+        message = {404: "There is nothing at this path"}.get(error.status_code, error.detail)
+        code, headers = codes.get(error.status_code), error.headers
+        return _respond(request, ApiError(error.status_code, message, code=code, headers=headers))
+
+    @app.exception_handler(ClientDisconnectedError)
+    async def disconnected(_: Request, __: ClientDisconnectedError) -> Response:
+        return Response(status_code=499)
+
+    @app.exception_handler(ApiError)
+    @app.exception_handler(StarsError)
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _respond(request, report(request, error))
+
+
+def _respond(request: Request, error: ApiError) -> Response:
+    facts_of(request).error = error.code
+    return response_of(error)

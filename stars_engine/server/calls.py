@@ -1,0 +1,175 @@
+"""Turn the bodies of requests into arguments of the engine."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.engine.engine import StarsEngine
+from stars_engine.engine.streams import AsyncSegmentStream
+from stars_engine.integrations import ToolNames
+from stars_engine.schedules import ConstantSchedule
+from stars_engine.server.errors import ApiError
+from stars_engine.server.models import ServedModel
+from stars_engine.server.requests import GenerationBody, SampledBody, StarsOptions
+from stars_engine.server.settings import ServerParams
+from stars_engine.types import Prompt, StarsResult
+
+_ALIGN = ("beta", "segment_len", "max_attempts", "on_exhausted")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for text, ready for the engine.
+
+    Attributes:
+        model: The model that answers.
+        engine: The handle of the model that reads the prompts as the endpoint means them.
+        prompts: The prompts.
+        sampling: The proposal.
+        align: The acceptance settings.
+        options: Our own options.
+        names: The names of the tools.
+        id: The id of the answer.
+        created: When the request was read, in seconds since 1970.
+    """
+
+    model: ServedModel
+    engine: StarsEngine
+    prompts: Sequence[Prompt]
+    sampling: SamplingParams
+    align: AlignParams
+    options: StarsOptions
+    names: ToolNames
+    id: str
+    created: int
+
+    async def results(self) -> list[StarsResult]:
+        """Return all answers; cancelling the task cancels the requests."""
+        found: list[StarsResult] = await self.engine.agenerate(
+            self.prompts,
+            sampling=self.sampling,
+            align=self.align,
+            reward_prompt=self.options.reward_prompt,
+        )
+        return [self.names.result(result) for result in found]
+
+    async def stream(self) -> AsyncSegmentStream:
+        """Return the stream of accepted segments, once all prompts have been read."""
+        return await self.engine.astream(
+            self.prompts,
+            sampling=self.sampling,
+            align=self.align,
+            reward_prompt=self.options.reward_prompt,
+        ).prepare()
+
+    def index_of(self, prompt_index: int, sample_index: int) -> int:
+        """Return the index of a choice."""
+        return prompt_index * self.sampling.n + sample_index
+
+
+def new_call(
+    model: ServedModel,
+    engine: StarsEngine,
+    prompts: Sequence[Prompt],
+    body: GenerationBody,
+    params: ServerParams,
+    *,
+    prefix: str,
+    names: ToolNames | None = None,
+    **sampling: Any,
+) -> Call:
+    """Return the call that a request asks for.
+
+    Args:
+        model: The model.
+        engine: One of its handles.
+        prompts: The prompts.
+        body: The request.
+        params: What clients may change and see.
+        prefix: How ids of this kind of answer begin.
+        names: The names of the tools.
+        **sampling: Further changes to the model's sampling; None changes nothing.
+
+    Raises:
+        ApiError: The model is not ready, or the request changes what clients may not.
+        ConfigError: A value is not allowed.
+    """
+    align = model.ready_align
+    options = body.stars
+    changes = {**sampled(body), **{k: v for k, v in sampling.items() if v is not None}}
+    return Call(
+        model=model,
+        engine=engine,
+        prompts=prompts,
+        sampling=engine.sampling.replace(**changes),
+        align=_align_of(options, align, params),
+        options=options,
+        names=names or ToolNames(),
+        id=f"{prefix}{uuid.uuid4().hex}",
+        created=int(time.time()),
+    )
+
+
+def sampled(body: GenerationBody) -> dict[str, Any]:
+    """Return the changes to the sampling that a request asks for."""
+    options = body.stars
+    changes: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": options.top_k,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
+        "min_tokens": options.min_tokens,
+        "grammar": options.grammar,
+    }
+    if isinstance(body, SampledBody):
+        changes |= {
+            "max_tokens": body.max_tokens,
+            "frequency_penalty": body.frequency_penalty,
+            "presence_penalty": body.presence_penalty,
+            "n": body.n,
+            "seed": body.seed,
+            "stop": body.stop,
+            "logit_bias": _bias_of(body.logit_bias),
+        }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if options.top_k == 0:
+        changes["top_k"] = None
+    return changes
+
+
+def _bias_of(bias: Mapping[str, float] | None) -> dict[int, float] | None:
+    return {int(token): value for token, value in bias.items()} if bias else None
+
+
+def _align_of(options: StarsOptions, align: AlignParams, params: ServerParams) -> AlignParams:
+    if options.rejected_text and not params.show_rejected:
+        raise _not_allowed("stars.rejected_text", "--show-rejected")
+    changes: dict[str, Any] = {
+        name: value for name in _ALIGN if (value := getattr(options, name)) is not None
+    }
+    if options.threshold is not None:
+        changes["schedule"] = ConstantSchedule(value=options.threshold)
+    if changes and not params.client_align:
+        name = "threshold" if "schedule" in changes else next(iter(changes))
+        raise _not_allowed(f"stars.{name}", "--client-align")
+    if align.on_exhausted == "fallback" and "on_exhausted" in changes:
+        changes["fallback_text"] = None
+    # A client may lower the limits of the server, but not raise them.
+    for name in ("deadline_s", "max_drafted_tokens"):
+        asked, own = getattr(options, name), getattr(align, name)
+        if asked is not None:
+            changes[name] = asked if own is None else min(asked, own)
+    if params.show_rejected and options.rejected_text:
+        changes["keep_rejected_text"] = True
+    return align.replace(**changes) if changes else align
+
+
+def _not_allowed(param: str, option: str) -> ApiError:
+    message = f"{param!r} is not allowed on this server. Hint: leave it out, or start the server "
+    return ApiError(400, f"{message}with {option}", code="not_allowed", param=param)

@@ -1,0 +1,214 @@
+"""Errors in OpenAI's shape. They never quote what the model wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from stars_engine.errors import (
+    AlignmentError,
+    ConfigError,
+    ContextOverflowError,
+    EngineClosedError,
+    ModelLoadError,
+    NothingToDrawError,
+    PromptError,
+    QueueFullError,
+    RewardError,
+    ScheduleError,
+)
+
+RETRY_AFTER_S = 1
+
+
+class ApiError(Exception):
+    """An error that a client gets.
+
+    Attributes:
+        status: The HTTP status.
+        message: What is wrong, what is allowed, and a hint.
+        kind: OpenAI's type of the error.
+        code: A code for programs, or None.
+        param: The field of the request that is wrong, or None.
+        headers: Further headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind
+        self.code, self.param, self.headers = code, param, dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as the body of a response, or as an event of a stream."""
+        error = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+
+class JsonResponse(Response):
+    """JSON in which every character is valid, also what an invalid request contained."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Serialize to ASCII; lone surrogates stay escapes, and infinities are an error."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def response_of(error: ApiError) -> JsonResponse:
+    """Return an error as a response."""
+    return JsonResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """Return the error of a server that cannot serve now."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return ApiError(503, message, kind="server_error", code=code, headers=headers)
+
+
+def too_many_requests(message: str) -> ApiError:
+    """Return the error of a full server."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return ApiError(
+        429, message, kind="rate_limit_error", code="rate_limit_exceeded", headers=headers
+    )
+
+
+def _refused(error: BaseException) -> ApiError:
+    return ApiError(400, str(error), code="invalid_value", param=_param_of(error))
+
+
+def _full(_: BaseException) -> ApiError:
+    return too_many_requests("The queue is full. Hint: retry later")
+
+
+def _too_long(error: BaseException) -> ApiError:
+    return ApiError(400, str(error), code="context_length_exceeded")
+
+
+def _none_accepted(_: BaseException) -> ApiError:
+    message = "No draft was accepted. Hint: change the prompt, or retry with another seed"
+    return ApiError(400, message, code="content_filter")
+
+
+def _no_model(_: BaseException) -> ApiError:
+    return unavailable("The model is not available", "model_unavailable")
+
+
+def _nothing_to_draw(_: BaseException) -> ApiError:
+    message = "The settings leave no token to draw. Hint: check logit_bias, temperature and grammar"
+    return ApiError(400, message, code="invalid_value")
+
+
+def _no_reward(_: BaseException) -> ApiError:
+    return _failure("The reward model failed", "reward_failed")
+
+
+def _no_threshold(_: BaseException) -> ApiError:
+    return _failure("The threshold schedule failed", "schedule_failed")
+
+
+# More special classes come before the classes that they extend.
+_TOLD: tuple[tuple[tuple[type[Exception], ...], Callable[[BaseException], ApiError]], ...] = (
+    ((QueueFullError,), _full),
+    ((ContextOverflowError,), _too_long),
+    ((PromptError, ConfigError), _refused),
+    ((AlignmentError,), _none_accepted),
+    ((EngineClosedError, ModelLoadError), _no_model),
+    ((NothingToDrawError,), _nothing_to_draw),
+    ((RewardError,), _no_reward),
+    ((ScheduleError,), _no_threshold),
+)
+
+
+def api_error_of(error: BaseException) -> ApiError:
+    """Return what a client is told about an error of the engine.
+
+    Errors of models and rewards are not quoted, because they may contain rejected text.
+    """
+    if isinstance(error, ApiError):
+        return error
+    told = next((tell for kinds, tell in _TOLD if isinstance(error, kinds)), None)
+    if told is not None:
+        return told(error)
+    return _failure("The language model or the server failed", "internal_error")
+
+
+def validation_error_of(
+    problems: Sequence[Mapping[str, Any]], body: Any, unsupported: Mapping[str, str]
+) -> ApiError:
+    """Return one problem of a request that pydantic refused.
+
+    Args:
+        problems: The problems, as pydantic lists them.
+        body: The body of the request.
+        unsupported: Fields of OpenAI's API that this server does not serve, with hints.
+    """
+    # A field that is not served comes first: other problems may follow from it. Of the problems
+    # with each form that a value may have, the deepest one is of the form that was meant.
+    unserved = (item for item in problems if _is_unserved_field(item))
+    problem = next(unserved, None) or max(problems, key=lambda item: len(item["loc"]))
+    path = _path_of(problem["loc"], body)
+    if problem["type"] == "json_invalid" or (not path and problem["type"] != "value_error"):
+        message = (
+            "The body is not a JSON object. Hint: send one with Content-Type: application/json"
+        )
+        return ApiError(400, message, code="invalid_json")
+    if problem["type"] == "extra_forbidden":
+        name = str(problem["loc"][-1])
+        if hint := unsupported.get(path):
+            message = f"{path!r} is not supported by this server. Hint: {hint}"
+            return ApiError(400, message, code="unsupported_parameter", param=path)
+        message = f"Unknown field {name!r} at {path!r}. Hint: remove it"
+        return ApiError(400, message, code="unknown_parameter", param=path)
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    message = f"{path}: {text}" if path else text
+    return ApiError(400, message, code="invalid_value", param=path or None)
+
+
+def _is_unserved_field(problem: Mapping[str, Any]) -> bool:
+    return problem["type"] == "extra_forbidden" and len(problem["loc"]) == 2
+
+
+def _failure(message: str, code: str) -> ApiError:
+    text = f"{message}. Hint: the server's log has the error under the id of this request"
+    return ApiError(500, text, kind="server_error", code=code)
+
+
+def _param_of(error: BaseException) -> str | None:
+    problems = error.problems if isinstance(error, ConfigError) else []
+    return problems[0].field or None if problems else None
+
+
+def _path_of(loc: Sequence[str | int], body: Any) -> str:
+    """Return the path of a field as OpenAI writes it: `messages[0].role`.
+
+    Between the fields, pydantic lists which form of a value it tried; these are left out.
+    """
+    path, value = "", body
+    parts = loc[1:] if loc and loc[0] == "body" else loc
+    for index, part in enumerate(parts):
+        if isinstance(value, Mapping) and (part in value or index == len(parts) - 1):
+            path += f".{part}" if path else str(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            path += f"[{part}]"
+            value = value[part]
+    return path

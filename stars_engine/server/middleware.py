@@ -1,0 +1,173 @@
+"""What surrounds every request: facts, limits, keys, the access log and metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stars_engine.server.errors import ApiError, response_of, too_many_requests, unavailable
+from stars_engine.server.facts import RequestFacts, facts_in
+from stars_engine.server.settings import ApiKeys
+from stars_engine.server.state import State
+from stars_engine.server.telemetry import Tracing
+
+access_logger = logging.getLogger("stars_engine.server.access")
+
+# The page is text that anyone may read; what it calls needs a key like any other request.
+_OPEN = frozenset({"/healthz", "/readyz", "/", "/page.js", "/page.css", "/favicon.ico"})
+_UNLIMITED = _OPEN | {"/metrics"}
+
+
+class Observed:
+    """Gives each request an id, and logs and counts it when it has ended.
+
+    The log has neither prompts nor answers, nor any other text of a client.
+
+    Args:
+        app: The application.
+        get_state: Returns the state of the server.
+        tracing: Makes spans; None makes none.
+    """
+
+    def __init__(
+        self, app: ASGIApp, get_state: Callable[[], State], tracing: Tracing | None = None
+    ) -> None:
+        self._app, self._get_state = app, get_state
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        facts, status = facts_in(scope), 0
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = facts.request_id
+            await send(message)
+
+        try:
+            with self._span(scope, facts):
+                await self._app(scope, receive, observed_send)
+        finally:
+            # As nginx has it: the client closed the connection before there was a response.
+            status = status or 499
+            facts.endpoint = getattr(scope.get("route"), "path", "")
+            self._get_state().metrics.observe(facts, status)
+            access_logger.info("%s", _line(scope, facts, status))
+
+    def _span(self, scope: Scope, facts: RequestFacts) -> AbstractContextManager[None]:
+        return nullcontext() if self._tracing is None else self._tracing.span(scope, facts)
+
+
+class Limited:
+    """Refuses requests without a key, beyond the limits, or while the server is stopping.
+
+    Args:
+        app: The application.
+        get_state: Returns the state of the server.
+        keys: The keys; without any, no key is needed.
+    """
+
+    def __init__(self, app: ASGIApp, get_state: Callable[[], State], keys: ApiKeys) -> None:
+        self._app, self._get_state, self._keys = app, get_state, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state, path = self._get_state(), scope["path"]
+        try:
+            headers = Headers(scope=scope)
+            if len(self._keys) and path not in _OPEN and scope["method"] != "OPTIONS":
+                facts_in(scope).key = self._key_of(headers)
+            if path in _UNLIMITED:
+                await self._app(scope, receive, send)
+                return
+            if state.draining:
+                raise unavailable("The server is stopping. Hint: retry later", "server_stopping")
+            if state.num_requests >= state.params.max_requests:
+                count = state.params.max_requests
+                raise too_many_requests(f"{count} requests are in progress. Hint: retry later")
+            receive = _bounded(receive, headers, state.params.max_body_bytes)
+        except ApiError as error:
+            facts_in(scope).error = error.code
+            await response_of(error)(scope, receive, send)
+            return
+        state.num_requests += 1
+        state.metrics.in_progress.inc()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            state.num_requests -= 1
+            state.metrics.in_progress.dec()
+
+    def _key_of(self, headers: Headers) -> str:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        found = self._keys.find(key.strip()) if scheme.lower() == "bearer" else None
+        if found is None:
+            message = "A valid API key is required. Hint: send the header Authorization: Bearer KEY"
+            headers_of_error = {"WWW-Authenticate": "Bearer"}
+            raise ApiError(401, message, code="invalid_api_key", headers=headers_of_error)
+        return found
+
+
+def _bounded(receive: Receive, headers: Headers, max_bytes: int) -> Receive:
+    """Return a `receive` that refuses bodies that are too large, said or not said to be.
+
+    Raises:
+        ApiError: The header says that the body is too large.
+    """
+    message = f"The body is larger than {max_bytes} bytes. Hint: send less"
+    said = headers.get("content-length", "")
+    if said.isdecimal() and int(said[:20]) > max_bytes:
+        raise ApiError(413, message, code="body_too_large")
+    received = 0
+
+    async def bounded() -> Message:
+        nonlocal received
+        part = await receive()
+        received += len(part.get("body", b""))
+        if received > max_bytes:
+            raise HTTPException(413, message)
+        return part
+
+    return bounded
+
+
+def _line(scope: Scope, facts: RequestFacts, status: int) -> str:
+    entry: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "id": facts.request_id,
+        "method": scope["method"],
+        "path": facts.endpoint or "other",
+        "status": status,
+        "duration_s": round(time.monotonic() - facts.started_s, 4),
+        "client": scope["client"][0] if scope.get("client") else None,
+        "key": facts.key,
+        "model": facts.model,
+        "stream": facts.streamed,
+        "completed": facts.completed if facts.streamed else status != 499,
+        "error": facts.error,
+    }
+    if facts.first_segment_s is not None:
+        entry["first_segment_s"] = round(facts.first_segment_s, 4)
+    if facts.num_choices:
+        entry |= {
+            "finish_reasons": dict(facts.finish_reasons),
+            "tokens": dict(facts.tokens),
+            "segments": dict(facts.verdicts),
+        }
+    return json.dumps({name: value for name, value in entry.items() if value is not None})

@@ -1,0 +1,1 @@
+"""`/v1/responses`, without state: nothing is stored, and requests carry the conversation."""

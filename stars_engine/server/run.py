@@ -1,0 +1,96 @@
+"""Run the application in this process until a signal ends it, and let requests in progress end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import uvicorn
+
+from stars_engine.config import StarsConfig
+from stars_engine.server.app import create_app
+from stars_engine.server.models import ServedModels
+from stars_engine.server.settings import ApiKeys, ServerParams
+from stars_engine.server.state import State
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MAX_HEADER_BYTES = 64 * 1024
+
+
+class StarsServer(uvicorn.Server):
+    """A server that drains: after a signal it refuses new requests, and those in progress end.
+
+    Requests that have not ended after `ServerParams.drain_s`, or at a second SIGINT, are cut off.
+
+    Args:
+        configs: The configuration of each model, by the name that clients use.
+        params: Settings of the server.
+        keys: The API keys; by default, no key is needed.
+        on_started: Called with the address when the server accepts connections.
+    """
+
+    def __init__(
+        self,
+        configs: Mapping[str, StarsConfig],
+        params: ServerParams,
+        keys: ApiKeys | None = None,
+        *,
+        on_started: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._params, self._on_started = params, on_started
+        self.load_failed = False
+        app = create_app(configs, params, keys, on_loaded=self._on_loaded)
+        self.state_of_app: State = app.state.server
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=params.host,
+                port=params.port,
+                log_config=None,
+                access_log=False,  # the application logs requests, without query strings
+                server_header=False,
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                timeout_graceful_shutdown=math.ceil(params.drain_s),
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        """The address of the server, once it accepts connections."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections."""
+        await super().startup(sockets=sockets)
+        if self.servers:
+            self._on_started(self.url)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Stop accepting connections, and let requests in progress end."""
+        self.state_of_app.draining = True
+        super().handle_exit(sig, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while serving. uvicorn would raise them again after a clean end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread gets signals
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_loaded(self, models: ServedModels) -> None:
+        """End the server if it has nothing to serve."""
+        if all(model.state == "failed" for model in models):
+            self.load_failed = True
+            self.should_exit = True

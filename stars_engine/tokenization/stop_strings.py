@@ -1,0 +1,72 @@
+"""Find stop strings in text, in a time that hardly grows with their number."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+
+
+class StopStrings:
+    """Stop strings in sorted order, so that those that begin a text are found by bisection.
+
+    Args:
+        stops: The stop strings, not empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._sorted = sorted(set(stops))
+        self._first_chars = {stop[0] for stop in stops}
+        self._longest = max(map(len, stops), default=0)
+        # For each, the longest other stop string that begins it: in sorted order, a string follows
+        # those that begin it, and only strings that they begin stand between.
+        self._begun_by: list[int | None] = []
+        open_ones: list[int] = []
+        for index, stop in enumerate(self._sorted):
+            while open_ones and not stop.startswith(self._sorted[open_ones[-1]]):
+                open_ones.pop()
+            self._begun_by.append(open_ones[-1] if open_ones else None)
+            open_ones.append(index)
+
+    def find(self, text: str, start: int = 0, *, ends_after: int = 0) -> int | None:
+        """Return where the earliest stop string begins at or after `start`, or None.
+
+        Args:
+            text: The text.
+            start: The index to search from.
+            ends_after: Stop strings that end at or before this index do not count.
+        """
+        first = max(start, ends_after + 1 - self._longest)
+        for index in range(first, len(text)):
+            length = self._len_at(text, index) if text[index] in self._first_chars else 0
+            if length and index + length > ends_after:
+                return index
+        return None
+
+    def held_back(self, text: str) -> int:
+        """Return the number of final characters of `text` that may begin a stop string."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            if text[start] not in self._first_chars:
+                continue
+            end = text[start:]
+            # The first stop string after `end` begins with it, if any longer one does.
+            index = bisect_right(self._sorted, end)
+            if index < len(self._sorted) and self._sorted[index].startswith(end):
+                return len(end)
+        return 0
+
+    def _len_at(self, text: str, index: int) -> int:
+        """Return the length of the longest stop string at an index of the text; 0 without one."""
+        window = text[index : index + self._longest]
+        found: int | None = bisect_right(self._sorted, window) - 1
+        if found == -1:
+            return 0
+        while found is not None and not window.startswith(self._sorted[found]):
+            found = self._begun_by[found]
+        return 0 if found is None else len(self._sorted[found])
+
+
+@lru_cache(maxsize=256)
+def stop_strings(stops: tuple[str, ...]) -> StopStrings:
+    """Return the sorted form of stop strings, kept for the next call."""
+    return StopStrings(stops)

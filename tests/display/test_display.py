@@ -1,0 +1,126 @@
+"""How results, schedules and engines look: short reprs, HTML for notebooks and pages, help."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+
+from stars_engine import AlignParams, CalibratedSchedule, SamplingParams, StarsEngine, StarsResult
+from stars_engine.display.results import results_page
+
+
+class Parsed(HTMLParser):
+    """Text and tags of a page; every tag must be closed."""
+
+    VOID = ("meta",)
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.struck = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        self.struck += data if "del" in self.open else ""
+
+
+@pytest.fixture(scope="module")
+def result(engine: StarsEngine) -> StarsResult:
+    align = engine.config.align.replace(keep_rejected_text=True)
+    [found] = engine.generate("The plot", align=align, max_tokens=16, seed=3)
+    return found
+
+
+def test_a_result_is_short_and_its_page_is_whole(result: StarsResult) -> None:
+    assert len(repr(result)) < 300 + len(result.text)
+    assert repr(result.segments[0]).startswith("Segment(text=")
+    page = Parsed(result._repr_html_())
+    for segment in result.segments:
+        assert segment.text in page.text
+        for attempt in segment.attempts:
+            assert (attempt.text in page.struck) == (attempt.verdict == "rejected")
+
+
+def test_the_page_escapes_what_models_write(result: StarsResult) -> None:
+    nasty = "<script>alert('x')</script> & \"quoted\""
+    segment = result.segments[0].replace(text=nasty)
+    changed = result.replace(segments=(segment,), prompt=nasty, id="<b>")
+    page = results_page([changed, result], "<trace>")
+    parsed = Parsed(page)
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    assert parsed.text.count(nasty) >= 2
+    assert "width=device-width" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "http" not in page  # self-contained
+
+
+def test_a_forced_segment_is_red(engine: StarsEngine) -> None:
+    align = AlignParams(schedule={"kind": "constant", "value": 99}, max_attempts=1, segment_len=4)
+    [forced] = engine.generate("The plot", align=align, max_tokens=4, seed=1)
+    assert "218 54 51" in forced._repr_html_()
+
+
+def test_engines_and_schedules_are_short(engine: StarsEngine) -> None:
+    assert repr(engine) == (
+        "<StarsEngine model='stars:embedded-lm' reward='stars:embedded-reward', loaded>"
+    )
+    schedule = engine.config.with_thresholds().schedule
+    assert isinstance(schedule, CalibratedSchedule)
+    assert len(repr(schedule)) < 200
+    assert "budget" in Parsed(schedule._repr_html_()).text
+
+
+def test_help_describes_fields() -> None:
+    assert "max_tokens: maximum number of completion tokens; default: 128." in (
+        SamplingParams.__doc__ or ""
+    )
+
+
+def test_single_settings_of_a_call(engine: StarsEngine) -> None:
+    sampling = SamplingParams(max_tokens=6, seed=5)
+    [expected] = engine.generate("The plot", sampling=sampling)
+    [found] = engine.generate("The plot", max_tokens=6, seed=5)
+    [also] = engine.generate("The plot", sampling=SamplingParams(seed=5), max_tokens=6)
+    assert found.text == expected.text == also.text
+    *_, last = engine.stream("The plot", max_tokens=6, seed=5)
+    assert last.result.text == expected.text
+    [plain] = engine.vanilla("The plot", max_tokens=3)
+    assert plain.usage.num_kept_tokens == 3
+    [short] = engine.generate("The plot", segment_len=2, max_tokens=4, seed=1)
+    assert [len(segment.token_ids) for segment in short.segments] == [2, 2]
+
+
+def test_a_preset_by_name_in_a_call(engine: StarsEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def new_group(self: StarsEngine, *arguments: object) -> None:
+        asked.extend(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(StarsEngine, "_submit", new_group)
+    monkeypatch.setattr(StarsEngine, "_resolve_thresholds", lambda self, group: None)
+    with pytest.raises(InterruptedError):
+        engine.generate("The plot", align="safe", max_attempts=7)
+    [request] = asked[0].prompts
+    assert request.align.on_exhausted == "stop"
+    assert request.align.max_attempts == 7
+
+
+def test_an_unknown_setting_is_refused(engine: StarsEngine) -> None:
+    with pytest.raises(ValueError, match="did you mean `max_tokens`"):
+        engine.generate("The plot", max_token=3)
+    with pytest.raises(ValueError, match="unknown field"):
+        engine.generate("The plot", max_rows=3)

@@ -1,0 +1,177 @@
+"""Coroutines of rewards that exit, stop their event loop, or block it: others are not affected."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from stars_engine import FunctionReward, RewardError
+from stars_engine.rewards.base import score_each
+from stars_engine.rewards.event_loop import EventLoop
+from stars_engine.rewards.failures import RewardTimeoutError
+from stars_engine.rewards.function import FunctionRewardModel
+from stars_engine.types import RewardInput, RewardPrompt, Score
+
+EXITS = [SystemExit(3), KeyboardInterrupt("stop")]
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    loop = EventLoop("stars-reward-loop-test")
+    yield loop
+    loop.close()
+    for thread in loop.threads:
+        thread.join(30)
+
+
+async def answer(value: float = 1.0) -> float:
+    await asyncio.sleep(0)
+    return value
+
+
+async def raise_it(error: BaseException) -> float:
+    await asyncio.sleep(0)
+    raise error
+
+
+async def raise_in_a_child(error: BaseException) -> float:
+    results = await asyncio.gather(answer(), raise_it(error))
+    return results[0]
+
+
+@pytest.mark.parametrize("error", EXITS, ids=repr)
+@pytest.mark.parametrize("raises", [raise_it, raise_in_a_child])
+def test_an_exit_ends_only_its_own_call(
+    loop: EventLoop,
+    error: BaseException,
+    raises: Callable[[BaseException], Awaitable[float]],
+) -> None:
+    begun, released = threading.Event(), asyncio.Event()
+
+    async def waits() -> float:
+        begun.set()
+        await released.wait()
+        return 2.0
+
+    async def releases() -> float:
+        released.set()
+        return 3.0
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(loop.run, waits, timeout_s=None)
+        assert begun.wait(30)
+        [thread] = loop.threads
+        with pytest.raises(type(error)):
+            loop.run(lambda: raises(error), timeout_s=None)
+        assert loop.run(releases, timeout_s=None) == 3.0
+        assert other.result(30) == 2.0
+    assert loop.threads == [thread]
+
+
+def test_a_loop_that_a_reward_stops_goes_on(loop: EventLoop) -> None:
+    async def stops() -> float:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+        return 1.0
+
+    assert loop.run(stops, timeout_s=None) == 1.0
+    assert loop.run(answer, timeout_s=None) == 1.0
+
+
+def test_a_loop_that_has_ended_is_replaced_and_its_calls_are_made_again(loop: EventLoop) -> None:
+    calls = []
+
+    async def breaks() -> float:
+        calls.append(asyncio.get_running_loop())
+        if len(calls) == 1:
+            calls[0]._run_once = None  # type: ignore[attr-defined] - what no reward should do
+            await asyncio.sleep(1e6)
+        return float(len(calls))
+
+    assert loop.run(breaks, timeout_s=None) == 2.0
+    assert calls[0] is not calls[1]
+    assert loop.run(answer, timeout_s=None) == 1.0
+
+
+def test_a_call_that_blocks_the_loop_fails_alone(loop: EventLoop) -> None:
+    blocking, released, num_calls = threading.Event(), threading.Event(), []
+
+    async def blocks() -> float:
+        blocking.set()
+        released.wait(60)  # without `await`
+        return 1.0
+
+    async def behind() -> float:
+        num_calls.append(1)
+        return 2.0
+
+    with ThreadPoolExecutor(5) as pool:
+        bad = pool.submit(loop.run, blocks, timeout_s=0.2)
+        assert blocking.wait(30)
+        others = [pool.submit(loop.run, behind, timeout_s=t) for t in (0.01, 0.2, 50, None)]
+        with pytest.raises(RewardTimeoutError):
+            bad.result(30)
+        assert [other.result(30) for other in others] == [2.0] * 4
+        assert len(num_calls) == 4
+        assert not released.is_set()
+    released.set()
+
+
+def test_loops_that_stay_blocked_are_few(loop: EventLoop) -> None:
+    released = threading.Event()
+
+    async def blocks() -> float:
+        released.wait(60)
+        return 1.0
+
+    with ThreadPoolExecutor(16) as pool:
+        loops = [EventLoop("stars-reward-loop-test") for _ in range(2)]
+        list(pool.map(lambda each: each.run(answer, timeout_s=None), loops))
+    loop._blocked = [each._current for each in loops] * 8  # type: ignore[misc]
+    with pytest.raises(RuntimeError, match="16 event loops of this reward are blocked"):
+        loop.run(blocks, timeout_s=0.01)
+    released.set()
+    loop._blocked = []
+    for each in loops:
+        each.close()
+
+
+def item(text: str = "b") -> RewardInput:
+    return RewardInput(RewardPrompt("a"), text, ())
+
+
+@pytest.mark.parametrize("error", EXITS, ids=repr)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_exits_are_retried_and_counted(error: BaseException, *, is_async: bool) -> None:
+    calls: list[str] = []
+
+    def fails(prompt: str, completion: str) -> float | Awaitable[float]:
+        calls.append(completion)
+        if (len(calls) % 4 and completion == "twice") or completion == "always":
+            if is_async:
+                return raise_it(error)
+            raise error
+        return answer(7.0) if is_async else 7.0
+
+    reward = FunctionRewardModel(
+        FunctionReward(function=fails, on_failure="retry", max_retries=3, retry_wait_s=0.0)
+    )
+    found = in_thread(lambda: score_each(reward, [item("twice")]))
+    assert found == [Score(7.0)]
+    assert calls == ["twice"] * 4
+    calls.clear()
+    [failed] = in_thread(lambda: score_each(reward, [item("always")]))
+    assert isinstance(failed, RewardError)
+    assert f"failed 4 times: {type(error).__name__}" in str(failed)
+    assert calls == ["always"] * 4
+    reward.end_calls()
+
+
+def in_thread(work: Callable[[], object]) -> object:
+    """Run on a worker thread, as the engine does: on the main thread Ctrl-C is the user's."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(60)

@@ -1,0 +1,185 @@
+"""Frameworks and other clients of OpenAI's API, unchanged, against the server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import wrap_model_call
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
+
+from tests.support.servers import RunningServer, random_chat, serving
+
+NODE = """
+import OpenAI from "openai";
+const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
+const body = { model: "chat", messages: [{ role: "user", content: "Hi" }], seed: 1 };
+const whole = await client.chat.completions.create(body);
+let text = "";
+for await (const chunk of await client.chat.completions.create({ ...body, stream: true })) {
+  text += chunk.choices[0]?.delta?.content ?? "";
+}
+const response = await client.responses.create({ model: "chat", input: "Hi" });
+let code = null;
+try { await client.chat.completions.create({ ...body, logprobs: true }); }
+catch (error) { code = error.code; }
+console.log(JSON.stringify({
+  same: text === whole.choices[0].message.content, text, output: response.output_text, code,
+}));
+"""
+
+
+class Film(BaseModel):
+    """A film."""
+
+    good: bool
+
+
+@tool
+def weather(days: int) -> str:
+    """Tell the weather in some days."""
+    return f"sunny in {days} days"
+
+
+@pytest.fixture(scope="module")
+def chatty() -> Iterator[RunningServer]:
+    """A chat model whose answers end by themselves."""
+    sampling = {"max_tokens": 1000, "min_tokens": 8}
+    with serving({"chat": random_chat(end_bias=3.0, sampling=sampling)}) as running:
+        yield running
+
+
+@pytest.fixture
+def chat(chatty: RunningServer) -> ChatOpenAI:
+    return ChatOpenAI(model="chat", base_url=chatty.base_url, api_key="none", max_retries=0)
+
+
+def test_langchain(chat: ChatOpenAI) -> None:
+    whole = chat.invoke("Hi", seed=1)
+    assert whole.text
+    assert whole.usage_metadata is not None
+    assert whole.usage_metadata["output_tokens"] > 0
+    assert "".join(chunk.text for chunk in chat.stream("Hi", seed=1)) == whole.text
+    structured = chat.with_structured_output(Film, method="json_schema")
+    assert isinstance(structured.invoke("Hi"), Film)
+    called = chat.bind_tools([weather], tool_choice="weather").invoke("Hi")
+    assert called.tool_calls[0]["name"] == "weather"
+
+
+async def test_langchain_async(chat: ChatOpenAI) -> None:
+    whole = await chat.ainvoke("Hi", seed=1)
+    assert "".join([chunk.text async for chunk in chat.astream("Hi", seed=1)]) == whole.text
+
+
+def test_langchain_over_responses(chatty: RunningServer) -> None:
+    chat = ChatOpenAI(
+        model="chat",
+        base_url=chatty.base_url,
+        api_key="none",
+        max_retries=0,
+        use_responses_api=True,
+    )
+    assert chat.invoke("Hi").text
+    assert "".join(chunk.text for chunk in chat.stream("Hi"))
+    assert chat.bind_tools([weather], tool_choice="weather").invoke("Hi").tool_calls
+
+
+def test_an_agent_calls_a_tool_and_answers(chat: ChatOpenAI) -> None:
+    @wrap_model_call
+    def first_a_call(request: Any, handler: Callable[[Any], Any]) -> Any:
+        """A random model must be told when to call a tool."""
+        has_result = any(isinstance(message, ToolMessage) for message in request.messages)
+        return handler(request.override(tool_choice="none" if has_result else "required"))
+
+    agent = create_agent(chat, [weather], middleware=[first_a_call])
+    messages = agent.invoke({"messages": [("user", "How will the weather be?")]})["messages"]
+    question, call, *_, answer = messages
+    results = [message for message in messages if isinstance(message, ToolMessage)]
+    assert question.text == "How will the weather be?"
+    assert len(results) == len(call.tool_calls) > 0
+    assert isinstance(answer, AIMessage)
+    assert answer.text
+
+
+def test_llamaindex(chatty: RunningServer) -> None:
+    """The package pins older versions of transformers, so it is not in the tested set."""
+    like = pytest.importorskip("llama_index.llms.openai_like")
+    from llama_index.core.llms import ChatMessage
+
+    llm = like.OpenAILike(
+        model="chat",
+        api_base=chatty.base_url,
+        api_key="none",
+        max_retries=0,
+        is_chat_model=True,
+        is_function_calling_model=True,
+        additional_kwargs={"seed": 1},
+    )
+    messages = [ChatMessage(role="user", content="Hi")]
+    whole = llm.chat(messages).message.content
+    assert whole
+    assert "".join(part.delta or "" for part in llm.stream_chat(messages)) == whole
+    texts = like.OpenAILike(model="chat", api_base=chatty.base_url, api_key="none", max_retries=0)
+    assert texts.complete("This movie").text
+
+
+@pytest.mark.slow
+def test_node(chatty: RunningServer, tmp_path: Path) -> None:
+    """OpenAI's client for JavaScript."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        pytest.skip("node is not installed")
+    install = [npm, "install", "--no-audit", "--no-fund", "openai@7"]
+    if subprocess.run(install, cwd=tmp_path, capture_output=True, check=False).returncode:
+        pytest.skip("the package cannot be installed")
+    (tmp_path / "client.mjs").write_text(NODE, encoding="utf-8")
+    run = subprocess.run(
+        [node, "client.mjs", chatty.base_url],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = json.loads(run.stdout)
+    assert found["same"]
+    assert found["text"]
+    assert found["output"]
+    assert found["code"] == "unsupported_parameter"
+
+
+# What the suite asks for and the server does not serve: images, and responses that are stored.
+EXCEPTIONS = {
+    "image-input",
+    "compact-response",
+    "reasoning-summary",
+    "chat-image-input",
+    "chat-reasoning-summary",
+}
+
+
+@pytest.mark.parametrize("format_", ["open-responses", "openai-chat"])
+def test_public_conformance_suite(chatty: RunningServer, format_: str) -> None:
+    command = [sys.executable, "-m", "llm_comply.cli", "-u", chatty.base_url, "-k", "none"]
+    run = subprocess.run(
+        [*command, "-m", "chat", "--format", format_, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    results = json.loads(run.stdout)["results"]
+    passed = {result["id"] for result in results if result["status"] == "passed"}
+    others = {result["id"]: result for result in results if result["status"] != "passed"}
+    assert set(others) <= EXCEPTIONS, others
+    assert len(passed) >= 6

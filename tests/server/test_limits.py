@@ -1,0 +1,260 @@
+"""Keys, limits, readiness, draining, cross-origin requests, logs and metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from stars_engine import ConfigError, EngineParams, StarsConfig
+from stars_engine.server.settings import ApiKeys, ServerParams
+from tests.support.engines import wait_until
+from tests.support.servers import HELLO, RunningServer, random_chat, serving
+
+CHAT = "/v1/chat/completions"
+REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 8}
+KEY = "sk-0123456789abcdef"
+
+
+class Gate:
+    """A reward that waits until the test opens it."""
+
+    def __init__(self) -> None:
+        self.asked, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, prompt: str, completion: str) -> float:
+        self.asked.set()
+        assert self.opened.wait(60)
+        return 1.0
+
+
+def error_of(answer: httpx.Response) -> dict[str, str]:
+    return answer.json()["error"]
+
+
+def test_keys() -> None:
+    keys = ApiKeys.read(f"# of the tests\n{KEY}\n", "test")
+    with serving({"chat": random_chat()}, keys) as running, running.http() as client:
+        for path in ("/healthz", "/readyz"):
+            assert client.get(path).status_code == 200, path
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}):
+            for path in ("/v1/models", "/metrics", "/openapi.json"):
+                answer = client.get(path, headers=headers)
+                assert answer.status_code == 401
+                assert error_of(answer)["code"] == "invalid_api_key"
+            assert client.post(CHAT, json=REQUEST, headers=headers).status_code == 401
+        headers = {"Authorization": f"Bearer {KEY}"}
+        assert client.get("/v1/models", headers=headers).status_code == 200
+        assert client.post(CHAT, json=REQUEST, headers=headers).status_code == 200
+
+
+def test_files_of_keys(tmp_path: Path) -> None:
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    file = tmp_path / "keys"
+    file.write_text(f"sha256:{digest}\nsk-another-key-of-16\n")
+    keys = ApiKeys.from_file(file)
+    assert keys.find(KEY) == digest[:8]
+    assert keys.find("sk-another-key-of-16") is not None
+    assert keys.find("sk-another-key-of-1") is None
+    assert KEY not in repr(vars(keys))
+    for text, message in (("short", "at least 16"), ("sha256:12", "64 hex"), ("# no", "no key")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            ApiKeys.from_file(file)
+
+
+def test_bodies_that_are_too_large() -> None:
+    chat = {"chat": random_chat()}
+    with serving(chat, max_body_bytes=2048) as running, running.http() as client:
+        content = json.dumps({**REQUEST, "user": "x" * 3000}).encode()
+        for body in (content, (content[i : i + 100] for i in range(0, len(content), 100))):
+            answer = client.post(CHAT, content=body, headers={"content-type": "text/json"})
+            assert answer.status_code == 413, answer.text
+            assert error_of(answer)["code"] == "body_too_large"
+        assert client.post(CHAT, json=REQUEST).status_code == 200
+
+
+def test_too_many_requests_and_a_full_queue() -> None:
+    gate = Gate()
+    config = random_chat(gate).replace(engine=EngineParams(max_active=1, max_waiting=1))
+    with serving({"chat": config}, max_requests=3) as running, running.http() as client:
+        body = json.dumps(REQUEST).encode()
+        engine = running.model("chat").engine
+        first = running.send(body)
+        assert gate.asked.wait(60)
+        second = running.send(body)
+        wait_until(lambda: engine.stats().num_waiting == 1)
+        full = client.post(CHAT, json=REQUEST)
+        assert full.status_code == 429
+        assert error_of(full)["message"] == "The queue is full. Hint: retry later"
+        assert full.headers["retry-after"] == "1"
+        running.server.state_of_app.num_requests += 1
+        busy = client.post(CHAT, json=REQUEST)
+        assert busy.status_code == 429
+        assert "3 requests are in progress" in error_of(busy)["message"]
+        assert client.get("/healthz").status_code == 200
+        gate.opened.set()
+        for connection in (first, second):
+            with connection:
+                assert connection.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_while_loading_and_when_loading_fails(tmp_path: Path) -> None:
+    missing = StarsConfig(
+        model=str(tmp_path), reward=lambda _, text: 1.0, align=random_chat().align
+    )
+    configs = {"chat": random_chat(), "broken": missing}
+    with serving(configs, wait=False) as running, running.http() as client:
+        models = running.server.state_of_app.models
+        wait_until(lambda: all(model.state != "loading" for model in models))
+        ready = client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["models"] == {"chat": "ready", "broken": "failed"}
+        answer = client.post(CHAT, json={**REQUEST, "model": "broken"})
+        assert answer.status_code == 503
+        assert str(tmp_path) not in answer.text
+        assert client.post(CHAT, json=REQUEST).status_code == 200
+        running.model("chat").align = None
+        answer = client.post(CHAT, json=REQUEST)
+        assert answer.status_code == 503
+        assert error_of(answer)["code"] == "model_loading"
+        assert answer.headers["retry-after"]
+
+
+def test_a_server_without_a_model_ends(tmp_path: Path) -> None:
+    missing = StarsConfig(
+        model=str(tmp_path), reward=lambda _, text: 1.0, align=random_chat().align
+    )
+    with serving({"broken": missing}, wait=False) as running:
+        wait_until(lambda: running.server.should_exit)
+        assert running.server.load_failed
+
+
+def test_draining_lets_streams_end() -> None:
+    gate = Gate()
+    with serving({"chat": random_chat(gate)}, drain_s=60) as running:
+        body = json.dumps({**REQUEST, "stream": True}).encode()
+        with running.send(body) as stream, running.http() as client:
+            assert client.get("/healthz").status_code == 200  # the connection stays open
+            assert gate.asked.wait(60)
+            running.server.state_of_app.draining = True
+            answer = client.post(CHAT, json=REQUEST)
+            assert answer.status_code == 503
+            assert error_of(answer)["code"] == "server_stopping"
+            assert client.get("/readyz").json()["status"] == "stopping"
+            running.server.should_exit = True
+            gate.opened.set()
+            received = b""
+            while part := stream.recv(4096):
+                received += part
+        assert b'"finish_reason": "length"' in received
+        assert b"[DONE]" in received
+
+
+def test_a_drain_that_takes_too_long_is_cut_off() -> None:
+    gate = Gate()
+    with serving({"chat": random_chat(gate)}, drain_s=0) as running:
+        with running.send(json.dumps({**REQUEST, "stream": True}).encode()) as stream:
+            assert gate.asked.wait(60)
+            running.server.should_exit = True
+            received = b""
+            while part := stream.recv(4096):
+                received += part
+        gate.opened.set()
+    assert b"[DONE]" not in received
+
+
+def test_keep_alive_comments_while_a_segment_is_scored() -> None:
+    gate = Gate()
+    body = json.dumps({**REQUEST, "stream": True}).encode()
+    chat = {"chat": random_chat(gate)}
+    with serving(chat, keep_alive_s=0.01) as running, running.send(body) as stream:
+        received = b""
+        while received.count(b": keep-alive\n\n") < 3:
+            received += stream.recv(4096)
+        assert b"200 OK" in received
+        assert b'"role": "assistant"' in received
+        gate.opened.set()
+        while not received.endswith(b"0\r\n\r\n"):
+            received += stream.recv(4096)
+    assert b"[DONE]" in received
+
+
+def test_other_origins_need_permission() -> None:
+    origin = "https://chat.example.org"
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    with serving({"chat": random_chat()}) as running, running.http() as client:
+        assert "access-control-allow-origin" not in client.options(CHAT, headers=asked).headers
+        assert "access-control-allow-origin" not in client.post(CHAT, json=REQUEST).headers
+    keys = ApiKeys.read(KEY, "test")
+    chat = {"chat": random_chat()}
+    with serving(chat, keys, cors_origins=(origin,)) as running, running.http() as client:
+        answer = client.options(CHAT, headers=asked)
+        assert answer.headers["access-control-allow-origin"] == origin
+        other = client.options(CHAT, headers={**asked, "Origin": "https://other.org"})
+        assert "access-control-allow-origin" not in other.headers
+        answer = client.post(CHAT, json=REQUEST, headers={"Origin": origin})
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == origin
+    with pytest.raises(ConfigError, match="without a path"):
+        ServerParams(cors_origins=["https://chat.example.org/"])
+
+
+def test_the_access_log_has_no_texts(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "stars_engine.server.access")
+    secret = "a very private question"
+    with server.http() as client:
+        answer = client.post(
+            f"{CHAT}?q={secret}",
+            json={**REQUEST, "messages": [{"role": "user", "content": secret}], "user": secret},
+        )
+        client.get(f"/{secret}")
+        client.post(CHAT, json={**REQUEST, "model": secret})
+
+    def logged() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.name == "stars_engine.server.access"]
+
+    wait_until(lambda: len(logged()) == 3)  # a request is logged after its response
+    lines = logged()
+    assert not any(secret in line or "private" in line for line in lines)
+    text = answer.json()["choices"][0]["message"]["content"]
+    assert not any(json.dumps(text) in line for line in lines)
+    entries = [json.loads(line) for line in lines]
+    [entry] = [e for e in entries if e["id"] == answer.headers["x-request-id"]]
+    assert entry["model"] == "chat"
+    assert entry["status"] == 200
+    assert entry["path"] == CHAT
+    assert entry["tokens"]["completion"] == 8
+    assert [e["path"] for e in entries if e["status"] == 404] == ["other", CHAT]
+
+
+def test_metrics(server: RunningServer) -> None:
+    with server.http() as client:
+        before = client.get("/metrics").text
+        client.post(CHAT, json=REQUEST)
+        client.post(CHAT, json={**REQUEST, "stream": True})
+        client.get("/no-such-path")
+        wait_until(lambda: 'endpoint="other"' in client.get("/metrics").text)
+        after = client.get("/metrics").text
+    labels = f'{{endpoint="{CHAT}",model="chat",status="200"}}'
+    assert value_of(after, f"stars_requests_total{labels}") == (
+        value_of(before, f"stars_requests_total{labels}") + 2
+    )
+    tokens = 'stars_tokens_total{kind="completion",model="chat"}'
+    assert value_of(after, tokens) == value_of(before, tokens) + 16
+    assert value_of(after, 'stars_model_ready{model="embedded"}') == 1
+    assert value_of(after, 'stars_engine_active{model="chat"}') == 0
+    assert "stars_first_segment_seconds_bucket" in after
+    assert "no-such-path" not in after
+
+
+def value_of(text: str, name: str) -> float:
+    values = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
+    return float(values[0]) if values else 0.0

@@ -1,0 +1,224 @@
+"""Fields of requests: each of OpenAI's is served or refused by name, and errors name the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_type_hints
+
+import httpx
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+
+from stars_engine import JsonGrammar
+from stars_engine.server.calls import sampled
+from stars_engine.server.requests import ChatBody, CompletionBody, GenerationBody
+from stars_engine.server.responses.bodies import ResponsesBody
+from tests.support.servers import HELLO, RunningServer, random_chat, serving
+
+CHAT = "/v1/chat/completions"
+REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("params", "body"),
+    [
+        (chat_create_params.CompletionCreateParamsBase, ChatBody),
+        (completion_create_params.CompletionCreateParamsBase, CompletionBody),
+        (response_create_params.ResponseCreateParamsBase, ResponsesBody),
+    ],
+)
+def test_every_field_of_openai_is_served_or_refused(
+    params: Any, body: type[GenerationBody]
+) -> None:
+    fields = set(params.__annotations__) | {"stream"}
+    served = set(body.model_fields)
+    assert fields <= served | set(body.unsupported)
+    assert not served & set(body.unsupported)
+    assert set(body.unsupported) <= fields, "these are no fields of OpenAI's API"
+    assert set(body.neutral) <= set(body.unsupported)
+    assert served - fields - {"user", "metadata"} <= {"stars", "safety_identifier", *fields} | {
+        "prompt_cache_key",
+        "service_tier",
+    }
+
+
+def post(server: RunningServer, body: Any, path: str = CHAT) -> httpx.Response:
+    with server.http() as client:
+        return client.post(path, json=body)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"logprobs": True}, "logprobs", "'logprobs' is not supported by this server. Hint: "),
+        ({"functions": []}, "functions", "use tools"),
+        ({"wether": 1}, "wether", "Unknown field 'wether'"),
+        ({"stars": {"wether": 1}}, "stars.wether", "Unknown field 'wether'"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "x", "content": "a"}]}, "messages[0].role", "'developer'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "needs a content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+            "'text' or 'refusal'",
+        ),
+        ({"temperature": "0.5"}, "temperature", "valid number"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": True}, "max_tokens", "valid integer"),
+        ({"max_completion_tokens": 4}, "max_tokens", "one setting"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"n": 1000}, "n", "less than or equal to 128"),
+        ({"stop": [""]}, "stop", "at least one character"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"stream_options": {"include_usage": True}}, None, "only allowed with stream"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type", "'function'"),
+        ({"tool_choice": "required"}, None, "needs tools"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+        ({"stars": {"beta": 0.5}}, "stars.beta", "--client-align"),
+        ({"stars": {"threshold": 0.0}}, "stars.threshold", "--client-align"),
+        ({"temperature": 5e-324}, None, "no token to draw"),
+        ({"stars": {"grammar": {"kind": "regex", "pattern": "("}}}, None, ""),
+    ],
+)
+def test_errors_name_the_field(
+    server: RunningServer, change: dict[str, Any], param: str | None, message: str
+) -> None:
+    answer = post(server, {**REQUEST, **change})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param or param is None
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_values_that_ask_for_nothing_are_accepted(server: RunningServer) -> None:
+    nothing = {
+        "logprobs": False,
+        "top_logprobs": None,
+        "tools": None,
+        "store": False,
+        "modalities": ["text"],
+        "audio": None,
+        "seed": None,
+        "stop": None,
+        "user": "me",
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "reasoning_effort": None,
+    }
+    assert post(server, {**REQUEST, **nothing}).status_code == 200
+    body = {"model": "embedded", "prompt": "A", "max_tokens": 4, "best_of": 1, "echo": False}
+    assert post(server, {**body, "suffix": None}, "/v1/completions").status_code == 200
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"\xff"])
+def test_bodies_that_are_no_json_objects(server: RunningServer, content: bytes) -> None:
+    with server.http() as client:
+        answer = client.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_text_that_is_no_text(server: RunningServer) -> None:
+    """Half a surrogate pair and deep nesting are errors of the client, not of the server."""
+    half = json.dumps({**REQUEST, "messages": [{"role": "user", "content": "\ud800"}]})
+    named = json.dumps({**REQUEST, "model": "\ud800"})
+    deep = '{"model": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    with server.http() as client:
+        for content, status in ((half, 400), (named, 404), (deep, 400)):
+            headers = {"content-type": "application/json"}
+            answer = client.post(CHAT, content=content, headers=headers)
+            assert answer.status_code == status, answer.text
+            assert answer.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods(server: RunningServer) -> None:
+    with server.http() as client:
+        assert client.get("/v1/embeddings").json()["error"]["code"] == "not_found"
+        answer = client.get(CHAT)
+        assert answer.status_code == 405
+        assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_settings_of_requests_become_those_of_the_engine() -> None:
+    body = ChatBody.model_validate(
+        {
+            **REQUEST,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "frequency_penalty": 1,
+            "presence_penalty": -1.0,
+            "logit_bias": {"7": -100},
+            "n": 2,
+            "seed": 3,
+            "stop": ["a", "b"],
+            "stars": {
+                "top_k": 0,
+                "min_p": 0.1,
+                "repetition_penalty": 1.1,
+                "min_tokens": 2,
+                "grammar": {"kind": "json"},
+            },
+        }
+    )
+    assert sampled(body) == {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "frequency_penalty": 1.0,
+        "presence_penalty": -1.0,
+        "logit_bias": {7: -100.0},
+        "max_tokens": 4,
+        "n": 2,
+        "seed": 3,
+        "stop": ["a", "b"],
+        "top_k": None,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
+        "grammar": JsonGrammar(),
+    }
+
+
+def test_clients_may_change_the_acceptance_test_if_allowed() -> None:
+    configs = {"chat": random_chat(max_drafted_tokens=1000)}
+    with serving(configs, client_align=True) as running:
+        stars = {"threshold": 5.0, "beta": 0.5, "max_attempts": 3, "on_exhausted": "stop"}
+        answer = post(running, {**REQUEST, "stars": {**stars, "segments": True}})
+        assert answer.status_code == 200
+        [choice] = answer.json()["choices"]
+        assert choice["finish_reason"] == "content_filter"
+        assert choice["message"]["refusal"] == "None of 3 drafts of the next segment was accepted."
+        assert choice["stars"]["finish_reason"] == "rejected"
+        assert [a["threshold"] for a in choice["stars"]["abandoned_attempts"]] == [5.0] * 3
+        budget = {**stars, "on_exhausted": "best", "max_drafted_tokens": 10**6, "max_attempts": 999}
+        answer = post(running, {**REQUEST, "max_tokens": 400, "stars": budget})
+        details = answer.json()["usage"]["completion_tokens_details"]
+        assert answer.json()["choices"][0]["finish_reason"] == "length"
+        assert details["drafted_tokens"] <= 1000  # the limit of the server holds
+
+
+def test_fallback_text_is_a_refusal() -> None:
+    align = {"max_attempts": 2, "on_exhausted": "fallback", "fallback_text": "I pass."}
+    reward = {"schedule": {"kind": "constant", "value": 9.0}}
+    with serving({"chat": random_chat(**align, **reward)}) as running:
+        [choice] = post(running, REQUEST).json()["choices"]
+    assert choice["finish_reason"] == "content_filter"
+    assert choice["message"]["content"] == choice["message"]["refusal"] == "I pass."
+
+
+def test_several_models(server: RunningServer) -> None:
+    texts = {}
+    for model in ("chat", "embedded"):
+        body = {"model": model, "prompt": "This movie", "seed": 1, "max_tokens": 8}
+        answer = post(server, body, "/v1/completions").json()
+        assert answer["model"] == model
+        texts[model] = answer["choices"][0]["text"]
+    assert texts["chat"] != texts["embedded"]
+
+
+def test_types_of_openai_resolve() -> None:
+    """The names that `unsupported` lists are read from the annotations of OpenAI's own types."""
+    assert "messages" in get_type_hints(chat_create_params.CompletionCreateParamsBase)
