@@ -5,12 +5,15 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic
 from llama_index.core.base.llms.types import (
+    CachePoint,
     ChatMessage,
     CitableBlock,
+    CitationBlock,
     DocumentBlock,
     MessageRole,
     TextBlock,
@@ -23,6 +26,7 @@ from stars_engine import Chat, Message, PromptError, RenderedPrompt, StarsConfig
 from stars_engine.integrations import ToolNames
 from stars_engine.types import Prompt
 
+_TEXT_TYPES = {"application/json", "application/xml", "application/yaml", "application/x-yaml"}
 _ROLES = {
     MessageRole.DEVELOPER: "system",
     MessageRole.MODEL: "assistant",
@@ -140,6 +144,10 @@ def read_message(message: ChatMessage, names: ToolNames | None = None) -> Messag
     return made.replace(tool_calls=tuple(written))
 
 
+def _is_text(mimetype: str) -> bool:
+    return mimetype.startswith("text/") or mimetype in _TEXT_TYPES
+
+
 def _texts_of(block: Any) -> list[str]:
     """Return the text of another block: of an embedded document, or of citable content.
 
@@ -149,13 +157,18 @@ def _texts_of(block: Any) -> list[str]:
     match block:
         case TextBlock():
             return [block.text]
+        case CachePoint():  # only says up to where a provider caches the prompt
+            return []
         case CitableBlock():
             return [block.title, *(text for part in block.content for text in _texts_of(part))]
-        case DocumentBlock() if str(block.document_mimetype).startswith("text/") and isinstance(
-            block.data, bytes
-        ):
-            with suppress(ValueError):  # invalid base64 or UTF-8
-                return [b64decode(block.data, validate=True).decode()]
+        case CitationBlock():
+            return [block.title, *_texts_of(block.cited_content)]
+        case DocumentBlock() if _is_text(str(block.document_mimetype)):
+            with suppress(ValueError, OSError):  # invalid base64 or UTF-8, or no such file
+                if isinstance(block.data, bytes):
+                    return [b64decode(block.data, validate=True).decode()]
+                if block.path is not None:
+                    return [Path(block.path).read_text(encoding="utf-8")]
     raise PromptError(
         f"a message contains a {type(block).__name__}, but this model reads only text. Hint: "
         "remove it, or describe it as text"

@@ -130,6 +130,26 @@ CODED = base64.b64encode(TEXT.encode()).decode()
             {"type": "document", "title": "T", "source": {"type": "text", "data": TEXT}},
             f"T\n{TEXT}",
         ),
+        (
+            {
+                "type": "document",
+                "source": {"type": "content", "content": [create_text_block(TEXT)]},
+            },
+            TEXT,
+        ),
+        (
+            {
+                "type": "document",
+                "source": {"type": "base64", "media_type": "text/plain", "data": CODED},
+            },
+            TEXT,
+        ),
+        (
+            {"type": "search_result", "title": "T", "content": [create_text_block(TEXT)]},
+            f"T\n{TEXT}",
+        ),
+        ({"cachePoint": {"type": "default"}}, ""),
+        ({"type": "cachePoint", "cachePoint": {"type": "default"}}, ""),
     ],
 )
 @pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage, ToolMessage, ChatMessage])

@@ -1,4 +1,4 @@
-"""The distributions under `packaging/`: they build, install beside ours, and import the adapters."""
+"""The distributions under `packaging/`: they build, install, and import the adapters."""
 
 from __future__ import annotations
 
