@@ -71,7 +71,7 @@ def ask(chat: ChatStars, args: argparse.Namespace) -> None:
         print("refused:", reason, "-> passed on to a person")
     else:
         print("answer:", " ".join(answer.text.split()))
-        print("reward:", answer.response_metadata["reward"], answer.usage_metadata)
+        print("reward:", answer.response_metadata["stars"]["reward"], answer.usage_metadata)
     chat.close()
 
 

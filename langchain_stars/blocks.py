@@ -22,7 +22,14 @@ def as_text(content: Any) -> Any:
     Plain-text documents are read if the block contains their text, as a string or base64. Documents
     that a block only refers to, by URL or file id, are not read.
     """
-    return content if isinstance(content, str) else [_as_text(part) for part in content]
+    if isinstance(content, str):
+        return content
+    return [_as_text(part) for part in content if not _is_cache_point(part)]
+
+
+def _is_cache_point(part: Any) -> bool:
+    """Whether a block only says up to where a provider caches the prompt."""
+    return isinstance(part, Mapping) and ("cachePoint" in part or "cache_point" in part)
 
 
 def _as_text(part: Any) -> Any:
@@ -35,9 +42,11 @@ def _text_of(part: Mapping[str, Any]) -> str | None:
     if kind in _TEXT:
         return text if isinstance(text, str) else None
     if kind == "document" and isinstance(part.get("source"), Mapping):  # Anthropic's
-        source = part["source"]
-        is_text = source.get("type") == "text" and isinstance(source.get("data"), str)
-        return _titled(part, source["data"]) if is_text else None
+        text = _text_of_source(part["source"])
+        return None if text is None else _titled(part, text)
+    if kind == "search_result":  # Anthropic's
+        text = _joined(part.get("content"))
+        return None if text is None else _titled(part, text)
     is_plain = kind == "text-plain" or (
         kind == "file" and str(part.get("mime_type")).startswith("text/")
     )
@@ -46,6 +55,28 @@ def _text_of(part: Mapping[str, Any]) -> str | None:
     if not isinstance(text, str):
         text = _decoded(part.get("base64") or part.get("data"))
     return None if text is None else _titled(part, text)
+
+
+def _text_of_source(source: Mapping[str, Any]) -> str | None:
+    """Return the text of a document's source; None if it is another format, or a reference."""
+    match source.get("type"):
+        case "text":
+            return source["data"] if isinstance(source.get("data"), str) else None
+        case "content":
+            return _joined(source.get("content"))
+        case "base64" if str(source.get("media_type")).startswith("text/"):
+            return _decoded(source.get("data"))
+    return None
+
+
+def _joined(content: Any) -> str | None:
+    """Return the text of several blocks; None if one of them is not text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = [_text_of(part) if isinstance(part, Mapping) else None for part in content]
+    return None if None in texts else "\n".join(filter(None, texts))
 
 
 def _titled(part: Mapping[str, Any], text: str) -> str:

@@ -4,48 +4,50 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import LanguageModelInput, ModelProfile
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from langchain_stars.fields import StarsFields, all_at_once
-from langchain_stars.messages import read_messages
-from langchain_stars.outputs import chat_chunk_of, chat_generation_of, llm_output_of
-from langchain_stars.refusals import as_refusal
-from langchain_stars.structured import METHODS, parser_of, reading, stated
+from langchain_stars.conversations import Chunks, chat_of, chat_result, tool_of
+from langchain_stars.errors import as_langchain_errors
+from langchain_stars.fields import OF_CALL, StarsFields, all_at_once
+from langchain_stars.outputs import Reporting
+from langchain_stars.profiles import profile_of
+from langchain_stars.structured import METHODS, described, parser_of, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
-from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig, StarsResult
+from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     ToolNames,
     asettled,
+    chat_sampling,
+    check_tools,
+    describes,
+    digest_of,
     grammar_of_response_format,
     grammar_of_schema,
+    identity,
     name_of_model,
+    plain,
     read_tool_choice,
     refuse_several_answers,
     settled,
+    short_identity,
 )
-from stars_engine.schema_formats.parts import rooted
-from stars_engine.schema_formats.wrappings import NamedSchema
 
 _OF_CHAT = (
-    "tool_choice",
-    "parallel_tool_calls",
-    "constrain_tools",
-    "compact_calls",
-    "continue_final_message",
+    *("tool_choice", "parallel_tool_calls", "constrain_tools", "compact_calls"),
+    *("continue_final_message", "answer_schema"),
 )
-_OF_CALL = frozenset({*_OF_CHAT, "tools", "reward_prompt", "response_format"})
+_OF_CALL = frozenset({*_OF_CHAT, *OF_CALL, "tools", "response_format", "describe_schema"})
 
 
 class ChatStars(StarsFields, BaseChatModel):
@@ -53,9 +55,10 @@ class ChatStars(StarsFields, BaseChatModel):
 
     All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
     raise an error. Calls also accept `tools`, `tool_choice`, `parallel_tool_calls`,
-    `constrain_tools`, `compact_calls` and `continue_final_message` of `stars_engine.Chat`,
-    `response_format` in the OpenAI format, and `reward_prompt`, which replaces the conversation for
-    the reward model.
+    `constrain_tools`, `compact_calls`, `continue_final_message` and `answer_schema` of
+    `stars_engine.Chat`, `response_format` in the OpenAI format (`describe_schema=False` keeps its
+    schema out of the prompt), and `reward_prompt`, which replaces the conversation for the reward
+    model.
 
     Examples:
         >>> chat = ChatStars(max_tokens=48, seed=7)
@@ -76,8 +79,13 @@ class ChatStars(StarsFields, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Return the number of tokens of a conversation, rendered with the chat template."""
-        chat, _ = _chat_of(messages, tools or (), {"constrain_tools": False})
+        """Return the number of tokens of a conversation, rendered with the chat template.
+
+        `custom_get_token_ids` counts the contents of messages, as in LangChain.
+        """
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens_from_messages(list(messages), tools)
+        chat, _ = chat_of(messages, tools or (), {"constrain_tools": False})
         kwargs = self.settings().chat_template_kwargs
         return len(read_conversation(chat, self.engine().model.codec, kwargs).token_ids)
 
@@ -93,20 +101,18 @@ class ChatStars(StarsFields, BaseChatModel):
         configs = all_at_once(config, len(inputs))
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
-    def _resolve_model_profile(self) -> ModelProfile:
-        return {
-            "text_inputs": True,
-            "text_outputs": True,
-            "image_inputs": False,
-            "audio_inputs": False,
-            "video_inputs": False,
-            "pdf_inputs": False,
-            "tool_calling": True,
-            "tool_choice": True,
-            # An answer follows tools or a schema, but cannot choose between them.
-            "structured_output": False,
-            "temperature": True,
-        }
+    def __getattr__(self, name: str) -> Any:
+        if name == "profile":
+            return profile_of(self.engine())
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    @model_validator(mode="after")
+    def _leave_profile_to_use(self) -> Self:
+        """Make the profile an attribute that is read from the model's files when it is used."""
+        if self.__dict__.get("profile") is None:
+            self.__dict__.pop("profile", None)
+            self.model_fields_set.discard("profile")
+        return self
 
     # --- whole answers ---
 
@@ -118,9 +124,9 @@ class ChatStars(StarsFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         settings, chat, call, names = self._ask(messages, stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = self.engine(settings).generate(chat, **call)
-        return _chat_result(results, settings, names)
+        return chat_result(results, self._reporting(settings, kwargs), names)
 
     async def _agenerate(
         self,
@@ -129,10 +135,11 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        await self._read_facts()
         settings, chat, call, names = self._ask(messages, stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = await self.engine(settings).agenerate(chat, **call)
-        return _chat_result(results, settings, names)
+        return chat_result(results, self._reporting(settings, kwargs), names)
 
     # --- streaming ---
 
@@ -145,9 +152,10 @@ class ChatStars(StarsFields, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
-        with as_refusal(), closing(self.engine(settings).stream(chat, **call)) as events:
+        with as_langchain_errors(), closing(self.engine(settings).stream(chat, **call)) as events:
+            chunks = Chunks(names, self._reporting(settings, kwargs))
             for event in settled(events):
-                chunk = chat_chunk_of(names.event(event), settings)
+                chunk = chunks.of(event)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -159,12 +167,14 @@ class ChatStars(StarsFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        await self._read_facts()
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
-        with as_refusal():
+        with as_langchain_errors():
             async with self.engine(settings).astream(chat, **call) as events:
+                chunks = Chunks(names, self._reporting(settings, kwargs))
                 async for event in asettled(events):
-                    chunk = chat_chunk_of(names.event(event), settings)
+                    chunk = chunks.of(event)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -185,9 +195,13 @@ class ChatStars(StarsFields, BaseChatModel):
             tools: Functions, pydantic models, TypedDicts, schemas or `BaseTool`s.
             tool_choice: "auto", "none", "any" or "required", True, the name of a tool, or the
                 OpenAI format. A grammar enforces the choice.
-            strict: By default, a grammar enforces the schema of arguments. False turns this off
-                (`constrain_tools`), unless `tool_choice` forces a call.
+            strict: By default, a grammar enforces the schema of arguments. What it cannot express
+                is reported by a warning, and checked in complete calls. True refuses such tools.
+                False turns the grammar off (`constrain_tools`), unless `tool_choice` forces a call.
             **kwargs: Further keywords for each call, such as `parallel_tool_calls` or any setting.
+
+        Raises:
+            ConfigError: `strict` is True, and a grammar cannot express the arguments of a tool.
         """
         formatted = read_tools(tools)
         names = [tool["function"]["name"] for tool in formatted]
@@ -196,6 +210,8 @@ class ChatStars(StarsFields, BaseChatModel):
         choice = read_tool_choice(tool_choice, names)
         if strict is False and choice in ("auto", "none"):
             kwargs.setdefault("constrain_tools", False)
+        if kwargs.get("constrain_tools", True):
+            check_tools(formatted, strict=strict is True, owner="bind_tools")
         return self.bind(tools=formatted, tool_choice=choice, **kwargs)
 
     def with_structured_output(
@@ -206,20 +222,23 @@ class ChatStars(StarsFields, BaseChatModel):
         include_raw: bool = False,
         strict: bool | None = None,
         compact: bool = False,
+        describe_schema: bool = True,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
         """Return this model with answers that conform to a schema.
 
         Args:
-            schema: A pydantic model (version 1 or 2), a TypedDict, a function, or a JSON schema,
-                possibly in the wrapping of OpenAI, MCP, Anthropic, Bedrock, Gemini or Cohere. With
-                `json_mode`, None allows any object.
+            schema: A pydantic model (version 1 or 2), a TypedDict, an enum or another type such as
+                `list[int]`, a function, or a JSON schema, possibly in the wrapping of OpenAI, MCP,
+                Anthropic, Bedrock, Gemini or Cohere. With `json_mode`, None allows any object.
             method: "json_schema" and "json_mode" constrain the answer to JSON of the schema;
                 "function_calling" constrains it to a tool call with these arguments.
             include_raw: Return a dictionary with `raw`, `parsed` and `parsing_error` instead.
             strict: If False, objects may have properties beyond the schema; calls may not.
             compact: Allow no whitespace between the parts of JSON, on which small models may spend
                 their token budget.
+            describe_schema: Show the schema, with its descriptions, to the model in the system
+                message. With "function_calling", the tool always shows it.
             **kwargs: Further keywords for each call.
 
         Raises:
@@ -242,19 +261,59 @@ class ChatStars(StarsFields, BaseChatModel):
         if method == "function_calling":
             assert found is not None
             kwargs.setdefault("compact_calls", compact)
-            model = self.bind_tools([_tool_of(found, name)], tool_choice=name, **kwargs)
+            model = self.bind_tools([tool_of(found, name)], tool_choice=name, **kwargs)
         else:
             grammar = JsonGrammar(compact=compact)
             if found is not None and found.schema is not None:
                 is_strict = found.strict if strict is None else strict
                 grammar = grammar_of_schema(found.schema, strict=is_strict, compact=compact)
+                if describe_schema:
+                    kwargs.setdefault("answer_schema", described(found))
             model = self.bind(grammar=grammar, **kwargs)
         return reading(model, parser_of(schema, method, name), include_raw=include_raw)
 
     # --- settings ---
 
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return what traces store of a call: its settings in short, and its other keywords."""
+        settings = self._settings(stop, self._of_engine(kwargs))
+        others = {name: plain(kwargs[name]) for name in kwargs if name in _OF_CALL}
+        return {**short_identity(settings), **others, "_type": self._llm_type}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Return the key of caches; LangChain's own contains addresses of objects in memory."""
+        settings = self._settings(stop, self._of_engine(kwargs))
+        others = {name: plain(kwargs[name]) for name in kwargs if name in _OF_CALL}
+        others.setdefault("trace", self.trace)
+        return f"{self._llm_type} {digest_of({'settings': identity(settings), **others})}"
+
+    def settings(self, **overrides: Any) -> StarsConfig:
+        """Return the config with all fields, and the overrides of a call, applied.
+
+        If `max_tokens` is not set, it is what is left of the context, up to 1,024.
+        """
+        settings = super().settings(**overrides)
+        if settings.sampling == "model":
+            return settings
+        return settings.replace(sampling=chat_sampling(settings.sampling, settings))
+
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in kwargs.items() if name not in _OF_CALL}
+
+    def _reporting(self, settings: StarsConfig, kwargs: Mapping[str, Any]) -> Reporting:
+        engine = self.engine(settings)
+        return Reporting(
+            settings,
+            trace=kwargs.get("trace", self.trace),
+            num_tokens=lambda text: len(engine.model.codec.encode(text)),
+        )
+
+    async def _read_facts(self) -> None:
+        """Load the model if its files determine the sampling, without blocking the event loop."""
+        if self.config.sampling == "model":
+            await self.aload()
 
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
@@ -264,47 +323,16 @@ class ChatStars(StarsFields, BaseChatModel):
             if not isinstance(wanted, Mapping):  # a pydantic model (version 1 or 2) or a TypedDict
                 wanted = read_schema(wanted).schema
             grammar = grammar_of_response_format(wanted)
+            if describes(grammar) and kwargs.get("describe_schema", True):
+                kwargs = {"answer_schema": grammar.json_schema, **kwargs}
             if "grammar" in kwargs and grammar is not None:
                 message = "response_format and grammar both constrain the answer. Hint: give one"
                 raise ConfigError("ChatStars", [Problem("response_format", message)])
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
         settings, call = self._call(stop, kwargs)
+        if settings.sampling == "model":
+            sampling = self.engine(settings).facts.default_sampling()
+            call["sampling"] = chat_sampling(sampling, settings)
         given = {name: kwargs[name] for name in _OF_CHAT if kwargs.get(name) is not None}
-        chat, names = _chat_of(messages, kwargs.get("tools") or (), given)
+        chat, names = chat_of(messages, kwargs.get("tools") or (), given)
         return settings, chat, call, names
-
-
-def _tool_of(found: NamedSchema, name: str) -> dict[str, Any]:
-    """Return a tool whose arguments are the requested object.
-
-    Raises:
-        ValueError: The schema is not that of an object.
-    """
-    kind = rooted(found.schema or {}).get("type", "object")
-    if kind != "object":
-        raise ValueError(
-            "method='function_calling' needs the schema of an object, but the type of this schema "
-            f"is {kind!r}. Hint: use method='json_schema'"
-        )
-    return replace(found, name=name).as_tool()
-
-
-def _chat_of(
-    messages: Sequence[BaseMessage], tools: Sequence[Any], given: Mapping[str, Any]
-) -> tuple[Chat, ToolNames]:
-    """Return a conversation for the engine, and the names of its tools."""
-    formatted = read_tools(tools)
-    given_names = [tool["function"]["name"] for tool in formatted]
-    names = ToolNames(given_names)
-    written = [names.tool(tool) for tool in formatted]
-    if "tool_choice" in given:
-        choice = read_tool_choice(given["tool_choice"], given_names)
-        given = {**given, "tool_choice": names.choice(choice)}
-    return Chat(read_messages(messages, names), tools=written, **given), names
-
-
-def _chat_result(results: list[StarsResult], settings: StarsConfig, names: ToolNames) -> ChatResult:
-    return ChatResult(
-        generations=[chat_generation_of(names.result(result), settings) for result in results],
-        llm_output=llm_output_of(results, settings),
-    )

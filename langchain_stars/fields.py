@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from langchain_core.language_models import LangSmithParams
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from stars_engine import ConfigError, StarsConfig
 from stars_engine.errors import Problem, StarsWarning
-from stars_engine.integrations import EngineFields, identity, name_of_model
+from stars_engine.integrations import EngineFields, name_of_model, short_identity
 
-_REMOTE = ("api_key", "max_retries")
+# Keywords of calls that are no settings. LangChain reads `stream`.
+OF_CALL = ("reward_prompt", "trace", "stream")
+# Keywords of other providers that change nothing here: how their servers are reached, and by whom.
+_REMOTE = (
+    *("api_key", "base_url", "max_retries", "organization", "default_headers", "user"),
+    *("service_tier", "store"),
+)
+# Their names for fields of ours.
+_OTHER_NAMES = {
+    "timeout": "deadline_s",
+    "stop_sequences": "stop",
+    "max_completion_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+}
+_HINTS = {
+    "logprobs": "rewards and attempts are in the metadata with trace=True",
+    "top_logprobs": "rewards and attempts are in the metadata with trace=True",
+    "model_kwargs": "every setting is a field; TransformersModel(model_kwargs=...) holds those of "
+    "from_pretrained",
+}
 
 
 class StarsFields(EngineFields):
@@ -24,8 +43,13 @@ class StarsFields(EngineFields):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     _kind: ClassVar[Literal["llm", "chat"]]
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**_without_remote(_own_names(values, type(self).__name__)))
+    if TYPE_CHECKING:
+        timeout: float | None = Field(default=None, description="LangChain's name of deadline_s")
+
+    else:
+
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**_own_names(values, type(self).__name__))
 
     # Callbacks and traces receive the keywords of calls, so secrets in them are sealed first.
 
@@ -57,10 +81,17 @@ class StarsFields(EngineFields):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return identity(self.settings())
+        traced = {"trace": True} if self.trace else {}
+        return {**short_identity(self.settings()), **traced}
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the model's token ids for a text, without begin-of-text."""
+        """Return the model's token ids for a text, without begin-of-text.
+
+        LangChain's field `custom_get_token_ids` replaces the tokenizer.
+        """
+        custom: Callable[[str], list[int]] | None = getattr(self, "custom_get_token_ids", None)
+        if custom is not None:
+            return custom(text)
         return self.engine().model.codec.encode(text)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -79,11 +110,11 @@ class StarsFields(EngineFields):
 
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keywords of a call that are settings."""
-        return {name: value for name, value in kwargs.items() if name != "reward_prompt"}
+        return {name: value for name, value in kwargs.items() if name not in OF_CALL}
 
     def _settings(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> StarsConfig:
         given = _own_names(kwargs, type(self).__name__)
-        return self.settings(**given, **({} if stop is None else {"stop": stop}))
+        return self.settings(**{**given, **({} if stop is None else {"stop": stop})})
 
     def _call(
         self, stop: list[str] | None, kwargs: Mapping[str, Any]
@@ -111,14 +142,23 @@ def all_at_once(
 
 
 def _own_names(values: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Replace LangChain's field names by the engine's."""
-    given = dict(values)
-    if "timeout" in given:
-        seconds = given.pop("timeout")
-        if given.setdefault("deadline_s", seconds) != seconds:
-            message = f"timeout={seconds} is LangChain's name for deadline_s, but deadline_s is "
-            message += f"{given['deadline_s']}. Hint: give only one of them"
-            raise ConfigError(owner, [Problem("timeout", message)])
+    """Replace the field names of other providers by the engine's, and drop what only servers need.
+
+    One rule for constructors and calls: another name of a setting sets it, a keyword about a server
+    is dropped with a warning, and everything else is an error.
+    """
+    given = _without_remote(dict(values))
+    for other, name in _OTHER_NAMES.items():
+        if other not in given:
+            continue
+        value = given.pop(other)
+        if given.setdefault(name, value) != value:
+            message = f"{other}={value!r} is another name for {name}, but {name} is "
+            message += f"{given[name]!r}. Hint: give only one of them"
+            raise ConfigError(owner, [Problem(other, message)])
+    for name in given.keys() & _HINTS.keys():
+        message = f"this model has no such setting. Hint: {_HINTS[name]}"
+        raise ConfigError(owner, [Problem(name, message)])
     return given
 
 

@@ -15,17 +15,19 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import SkipValidation
 
+from langchain_stars.errors import as_langchain_errors
 from langchain_stars.fields import StarsFields, all_at_once
 from langchain_stars.messages import read_messages
 from langchain_stars.outputs import generation_chunk_of, generation_of, llm_output_of
-from langchain_stars.refusals import as_refusal
-from stars_engine import Chat, StarsConfig, StarsResult
-from stars_engine.integrations import asettled, identity, refuse_several_answers, settled
+from stars_engine import Chat, RenderedPrompt, StarsConfig, StarsResult
+from stars_engine.integrations import asettled, refuse_several_answers, settled, short_identity
+from stars_engine.types import Prompt
 
 _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 
@@ -36,7 +38,8 @@ class StarsLLM(StarsFields, BaseLLM):
     All fields of the parts of `StarsConfig` are available by name, here and per call (`bind`,
     `invoke`, `configurable_fields`); unknown names raise an error. All instances in a process share
     one engine per language model, and concurrent calls share its steps. Prompts that are messages
-    are rendered with the model's chat template.
+    are rendered with the model's chat template. A prompt that a template has already rendered is a
+    `stars_engine.RenderedPrompt`, or a string with `prompt_format="rendered"`.
 
     Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
     with the question without its documents.
@@ -119,9 +122,11 @@ class StarsLLM(StarsFields, BaseLLM):
         owner, kwargs = _call_under_way.get()
         if owner is not self:
             return super()._identifying_params
-        stated = identity(self._settings(None, self._of_engine(kwargs)))
-        reward_prompt = kwargs.get("reward_prompt")
-        return stated if reward_prompt is None else {**stated, "reward_prompt": reward_prompt}
+        stated = short_identity(self._settings(None, self._of_engine(kwargs)))
+        given = {"trace": self.trace, **kwargs}
+        return stated | {
+            name: given[name] for name in ("reward_prompt", "trace") if given.get(name)
+        }
 
     @contextmanager
     def _identified_by(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -133,7 +138,9 @@ class StarsLLM(StarsFields, BaseLLM):
         finally:
             _call_under_way.reset(token)
 
-    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+    def _convert_input(self, model_input: LanguageModelInput | RenderedPrompt) -> PromptValue:
+        if isinstance(model_input, RenderedPrompt):
+            return _Rendered(text=_RenderedText(model_input))
         return _kept(super()._convert_input(model_input))
 
     # --- whole answers ---
@@ -146,9 +153,9 @@ class StarsLLM(StarsFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings, call = self._call(stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = self.engine(settings).generate(_read_all(prompts), **call)
-        return _llm_result(results, len(prompts), settings)
+        return _llm_result(results, len(prompts), settings, trace=kwargs.get("trace", self.trace))
 
     async def _agenerate(
         self,
@@ -158,9 +165,9 @@ class StarsLLM(StarsFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings, call = self._call(stop, kwargs)
-        with as_refusal():
+        with as_langchain_errors():
             results = await self.engine(settings).agenerate(_read_all(prompts), **call)
-        return _llm_result(results, len(prompts), settings)
+        return _llm_result(results, len(prompts), settings, trace=kwargs.get("trace", self.trace))
 
     # --- streaming ---
 
@@ -174,9 +181,10 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
         [asked] = _read_all([prompt])
-        with as_refusal(), closing(self.engine(settings).stream(asked, **call)) as events:
+        trace = kwargs.get("trace", self.trace)
+        with as_langchain_errors(), closing(self.engine(settings).stream(asked, **call)) as events:
             for event in settled(events):
-                chunk = generation_chunk_of(event)
+                chunk = generation_chunk_of(event, trace=trace)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -191,10 +199,11 @@ class StarsLLM(StarsFields, BaseLLM):
         settings, call = self._call(stop, kwargs)
         refuse_several_answers(settings)
         [asked] = _read_all([prompt])
-        with as_refusal():
+        trace = kwargs.get("trace", self.trace)
+        with as_langchain_errors():
             async with self.engine(settings).astream(asked, **call) as events:
                 async for event in asettled(events):
-                    chunk = generation_chunk_of(event)
+                    chunk = generation_chunk_of(event, trace=trace)
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -228,21 +237,50 @@ class _Conversation(ChatPromptValue):
         return _ConversationText(self.messages)
 
 
+class _RenderedText(str):  # noqa: SLOT000 - it has a field
+    """A rendered prompt as a string, because LangChain passes only text to an LLM."""
+
+    prompt: RenderedPrompt
+
+    def __new__(cls, prompt: RenderedPrompt) -> Self:
+        text = super().__new__(cls, "\ufdd1" + prompt.model_dump_json(exclude_defaults=True))
+        text.prompt = prompt
+        return text
+
+
+class _Rendered(PromptValue):
+    """A prompt that a chat template has rendered."""
+
+    text: SkipValidation[str]
+
+    def to_string(self) -> str:
+        return self.text
+
+    def to_messages(self) -> list[BaseMessage]:
+        assert isinstance(self.text, _RenderedText)
+        return [HumanMessage(self.text.prompt.text)]
+
+
 def _kept(prompt: PromptValue) -> PromptValue:
     if isinstance(prompt, ChatPromptValue) and not isinstance(prompt, _Conversation):
         return _Conversation(messages=prompt.messages)
     return prompt
 
 
-def _read_all(prompts: Sequence[str]) -> list[str | Chat]:
-    return [
-        Chat(read_messages(prompt.messages)) if isinstance(prompt, _ConversationText) else prompt
-        for prompt in prompts
-    ]
+def _read_all(prompts: Sequence[str]) -> list[Prompt]:
+    return [_read(prompt) for prompt in prompts]
 
 
-def _llm_result(results: list[StarsResult], num_prompts: int, settings: StarsConfig) -> LLMResult:
+def _read(prompt: str) -> Prompt:
+    if isinstance(prompt, _ConversationText):
+        return Chat(read_messages(prompt.messages))
+    return prompt.prompt if isinstance(prompt, _RenderedText) else prompt
+
+
+def _llm_result(
+    results: list[StarsResult], num_prompts: int, settings: StarsConfig, *, trace: bool
+) -> LLMResult:
     generations: list[list[Generation]] = [[] for _ in range(num_prompts)]
     for result in results:
-        generations[result.prompt_index].append(generation_of(result))
+        generations[result.prompt_index].append(generation_of(result, trace=trace))
     return LLMResult(generations=generations, llm_output=llm_output_of(results, settings))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call_chunk
+from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call
 from langchain_core.messages.tool import tool_call as make_tool_call
 from langchain_core.outputs import (
     ChatGeneration,
@@ -17,7 +17,6 @@ from langchain_core.outputs import (
     Generation,
     GenerationChunk,
 )
-from langchain_core.utils.json import parse_partial_json
 
 from langchain_stars.refusals import HAS_REFUSAL_BLOCKS, blocks_of, refusal_in
 from stars_engine import Message, SegmentEvent, StarsConfig, StarsResult
@@ -34,15 +33,31 @@ _NORMALIZED = {
 }
 
 
-def generation_of(result: StarsResult) -> Generation:
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """What the metadata of an answer depends on, besides its result.
+
+    Attributes:
+        settings: The settings of the call.
+        trace: Whether to report the segments.
+        num_tokens: Counts the tokens of a text.
+    """
+
+    settings: StarsConfig
+    trace: bool
+    num_tokens: Callable[[str], int]
+
+
+def generation_of(result: StarsResult, *, trace: bool) -> Generation:
     """Return an answer as text; the reasoning of a chat answer is in its info."""
-    return Generation(text=text_of(result), generation_info=info_of(result))
+    return Generation(text=text_of(result), generation_info=info_of(result, trace=trace))
 
 
-def generation_chunk_of(event: SegmentEvent) -> GenerationChunk:
+def generation_chunk_of(event: SegmentEvent, *, trace: bool) -> GenerationChunk:
     """Return an accepted segment as a chunk of text; the last one has the info."""
     text = event.text if event.content is None else event.content
-    return GenerationChunk(text=text, generation_info=event.result and info_of(event.result))
+    info = None if event.result is None else info_of(event.result, trace=trace)
+    return GenerationChunk(text=text, generation_info=info)
 
 
 def text_of(result: StarsResult) -> str:
@@ -50,9 +65,9 @@ def text_of(result: StarsResult) -> str:
     return result.text if result.message is None else result.message.content
 
 
-def info_of(result: StarsResult) -> dict[str, Any]:
+def info_of(result: StarsResult, *, trace: bool) -> dict[str, Any]:
     """Return the metadata of an answer, including reasoning and refusal."""
-    info = account_of(result)
+    info = account_of(result, trace=trace)
     if result.message is not None and result.message.reasoning:
         info["reasoning"] = result.message.reasoning
     if (refusal := refusal_in(result)) is not None:
@@ -60,7 +75,7 @@ def info_of(result: StarsResult) -> dict[str, Any]:
     return info
 
 
-def chat_generation_of(result: StarsResult, settings: StarsConfig) -> ChatGeneration:
+def chat_generation_of(result: StarsResult, reporting: Reporting) -> ChatGeneration:
     """Return an answer as a message."""
     said = _message_of(result)
     message = AIMessage(
@@ -71,13 +86,15 @@ def chat_generation_of(result: StarsResult, settings: StarsConfig) -> ChatGenera
             invalid_tool_call(name=call.name, args=call.text, id=None, error=call.error)
             for call in said.invalid_tool_calls
         ],
-        usage_metadata=usage_metadata_of(result),
-        response_metadata=metadata_of(result, settings),
+        usage_metadata=usage_metadata_of(result, reporting),
+        response_metadata=metadata_of(result, reporting),
     )
     return ChatGeneration(message=message, generation_info=_generation_info(result))
 
 
-def chat_chunk_of(event: SegmentEvent, settings: StarsConfig) -> ChatGenerationChunk:
+def chat_chunk_of(
+    event: SegmentEvent, reporting: Reporting, calls: list[ToolCallChunk]
+) -> ChatGenerationChunk:
     """Return an accepted segment as a chunk of the message; the last one has the metadata."""
     content: str | list[str | dict[Any, Any]] = event.content or ""
     extras: dict[str, Any] = {}
@@ -85,7 +102,9 @@ def chat_chunk_of(event: SegmentEvent, settings: StarsConfig) -> ChatGenerationC
         extras["reasoning_content"] = event.reasoning
     if event.result is None:
         return ChatGenerationChunk(
-            message=AIMessageChunk(content=content, additional_kwargs=extras)
+            message=AIMessageChunk(
+                content=content, additional_kwargs=extras, tool_call_chunks=calls
+            )
         )
     result = event.result
     if (refusal := refusal_in(result)) is not None:
@@ -95,49 +114,56 @@ def chat_chunk_of(event: SegmentEvent, settings: StarsConfig) -> ChatGenerationC
     message = AIMessageChunk(
         content=content,
         additional_kwargs=extras,
-        tool_call_chunks=_call_chunks(_message_of(result)),
-        usage_metadata=usage_metadata_of(result),
-        response_metadata=metadata_of(result, settings),
+        tool_call_chunks=calls,
+        usage_metadata=usage_metadata_of(result, reporting),
+        response_metadata=metadata_of(result, reporting),
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message, generation_info=_generation_info(result))
 
 
-def usage_metadata_of(result: StarsResult) -> UsageMetadata:
-    """Return token counts; in the details, `rejected` counts discarded tokens."""
-    usage = result.usage
-    details = {
-        "drafted": usage.num_drafted_tokens,
-        "rejected": num_rejected_tokens(result),
-        "surplus": usage.num_surplus_tokens,
-        "lookahead": usage.num_lookahead_tokens,
-    }
-    return UsageMetadata(
-        input_tokens=usage.num_prompt_tokens,
-        output_tokens=usage.num_kept_tokens,
-        total_tokens=usage.num_prompt_tokens + usage.num_kept_tokens,
-        output_token_details=details,  # type: ignore[typeddict-item]
+def usage_metadata_of(result: StarsResult, reporting: Reporting) -> UsageMetadata:
+    """Return token counts, with those of the reasoning if there is any."""
+    counts = _token_usage(result)
+    usage = UsageMetadata(
+        input_tokens=counts["prompt_tokens"],
+        output_tokens=counts["completion_tokens"],
+        total_tokens=counts["total_tokens"],
     )
+    if reasoning := _message_of(result).reasoning:
+        num_tokens = min(reporting.num_tokens(reasoning), counts["completion_tokens"])
+        usage["output_token_details"] = OutputTokenDetails(reasoning=num_tokens)
+    return usage
 
 
 def llm_output_of(results: Sequence[StarsResult], settings: StarsConfig) -> dict[str, Any]:
     """Return the usage and the model name for all answers to one call."""
     totals: Counter[str] = Counter()
     for result in results:
-        totals.update(usage_of(result))
+        totals.update(_token_usage(result))
     return {"token_usage": dict(totals), "model_name": name_of_model(settings)}
 
 
-def metadata_of(result: StarsResult, settings: StarsConfig) -> dict[str, Any]:
-    """Return the metadata of an answer, under LangChain's names where they exist."""
-    account = account_of(result)
-    del account["usage"]  # the message has a separate field for it
+def metadata_of(result: StarsResult, reporting: Reporting) -> dict[str, Any]:
+    """Return the metadata of an answer under LangChain's names, and our own under "stars"."""
+    account = account_of(result, trace=reporting.trace)
+    usage, reason = account.pop("usage"), account.pop("finish_reason")
+    token_usage = _token_usage(result)
+    costs = {name: count for name, count in usage.items() if name not in token_usage}
     return {
-        "model_name": name_of_model(settings),
+        "model_name": name_of_model(reporting.settings),
         "model_provider": "stars",
-        **account,
-        "normalized_finish_reason": _NORMALIZED.get(result.finish_reason, "other"),
+        "finish_reason": reason,
+        "normalized_finish_reason": _NORMALIZED.get(reason, "other"),
+        "token_usage": token_usage,
+        "stars": {**account, **costs, "rejected_tokens": num_rejected_tokens(result)},
     }
+
+
+def _token_usage(result: StarsResult) -> dict[str, int]:
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    usage = usage_of(result)
+    return {name: usage[name] for name in names}
 
 
 def _message_of(result: StarsResult) -> Message:
@@ -170,26 +196,3 @@ def _generation_info(result: StarsResult) -> dict[str, Any]:
 
 def _call_fields(call: Any) -> dict[str, Any]:
     return {"name": call.name, "args": call.arguments, "id": call.id}
-
-
-def _call_chunks(message: Message) -> list[ToolCallChunk]:
-    """Return calls as chunks, which LangChain merges into calls; invalid ones stay invalid."""
-    valid = [
-        tool_call_chunk(
-            name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=i
-        )
-        for i, call in enumerate(message.tool_calls)
-    ]
-    invalid = [
-        tool_call_chunk(name=call.name, args=_not_parsed(call.text), id=None, index=len(valid) + i)
-        for i, call in enumerate(message.invalid_tool_calls)
-    ]
-    return [*valid, *invalid]
-
-
-def _not_parsed(text: str) -> str:
-    """Encode the text of an invalid call so that LangChain does not parse it as a valid one."""
-    try:
-        return json.dumps(text) if isinstance(parse_partial_json(text), dict) else text
-    except (ValueError, RecursionError):
-        return text

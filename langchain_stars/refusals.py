@@ -6,8 +6,6 @@ versions, this module uses its own error and a field of the message.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from langchain_core import exceptions, messages
@@ -69,14 +67,3 @@ def blocks_of(text: str, refusal: str) -> list[str | dict[Any, Any]]:
     """Return content blocks that end in a refusal."""
     said: list[str | dict[Any, Any]] = [text] if text else []  # the form of merged chunks
     return [*said, {"type": "refusal", "refusal": refusal}]
-
-
-@contextmanager
-def as_refusal() -> Iterator[None]:
-    """Convert `AlignmentError` to `StarsRefusalError`."""
-    try:
-        yield
-    except StarsRefusalError:
-        raise
-    except AlignmentError as error:
-        raise StarsRefusalError(str(error), error.result) from error

@@ -25,9 +25,10 @@ from langchain_core.runnables import (
 from langchain_core.runnables.passthrough import RunnableAssign
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, SkipValidation
+from pydantic import BaseModel, SkipValidation, TypeAdapter, ValidationError
 
 from langchain_stars.refusals import StarsRefusalError, refusal_of
+from langchain_stars.tools import is_plain_type
 from stars_engine.schema_formats.wrappings import NamedSchema
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
@@ -39,12 +40,18 @@ def stated(schema: Any, found: NamedSchema | None) -> Any:
     if found is None or found.schema is None:
         return None
     about = {"title": found.name, "description": found.description}
-    if isinstance(schema, dict) or "$ref" in json.dumps(found.schema):
+    if isinstance(schema, dict) or is_plain_type(schema) or "$ref" in json.dumps(found.schema):
         parts = dict(found.schema)
         if isinstance(parts.get("type"), list):  # LangChain expects a single type
             parts["anyOf"] = [{"type": kind} for kind in parts.pop("type")]
         return {key: part for key, part in about.items() if part} | parts
     return convert_to_json_schema(schema)  # cannot convert recursive schemas
+
+
+def described(found: NamedSchema) -> dict[str, Any]:
+    """Return the schema that the model reads, with the description of the whole."""
+    about = {"description": found.description} if found.description else {}
+    return {**about, **(found.schema or {})}
 
 
 def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
@@ -61,6 +68,8 @@ def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
         return CallParser(key_name=name, first_tool_only=True, model=model)
     if is_model:
         return ModelParser(pydantic_object=schema)
+    if is_plain_type(schema):
+        return TypeParser(kind=schema)
     return JsonOutputParser()
 
 
@@ -83,6 +92,25 @@ class ModelParser(PydanticOutputParser[Any]):
             return _validated(self.pydantic_object, obj)
         except ValueError as error:
             raise self._parser_exception(error, obj) from error
+
+
+class TypeParser(BaseOutputParser[Any]):
+    """Parses JSON to a value of a type, such as a member of an enum."""
+
+    kind: SkipValidation[Any]
+
+    def parse(self, text: str) -> Any:
+        """Return the value.
+
+        Raises:
+            OutputParserException: The text is not JSON of the type.
+        """
+        try:
+            return TypeAdapter(self.kind).validate_json(text)
+        except ValidationError as error:
+            raise OutputParserException(
+                f"the answer is not valid: {error}", llm_output=text
+            ) from error
 
 
 class CallParser(JsonOutputKeyToolsParser):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from enum import Enum
+from typing import Any, get_origin
 
 from langchain_core.tools import BaseTool, Tool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 from typing_extensions import is_typeddict
 
@@ -21,6 +22,7 @@ from stars_engine import PromptError
 from stars_engine.config.grammars import schema_of
 from stars_engine.schema_formats import wrappings
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
+from stars_engine.schema_formats.pydantic_models import ModelJsonSchema
 from stars_engine.schema_formats.wrappings import NamedSchema
 
 
@@ -38,8 +40,8 @@ def read_schema(schema: Any) -> NamedSchema:
     """Return the JSON schema of anything that LangChain accepts as a schema.
 
     Args:
-        schema: A pydantic model (version 1 or 2), a TypedDict, a JSON schema in any wrapping, a
-            function or a `BaseTool`.
+        schema: A pydantic model (version 1 or 2), a TypedDict, an enum or another type, a JSON
+            schema in any wrapping, a function or a `BaseTool`.
 
     Raises:
         ConfigError: A dictionary is not a JSON schema.
@@ -47,11 +49,21 @@ def read_schema(schema: Any) -> NamedSchema:
     """
     if isinstance(schema, Mapping):
         return wrappings.read_schema(schema)
+    if is_plain_type(schema):
+        whole = TypeAdapter(schema).json_schema(schema_generator=ModelJsonSchema)
+        name = getattr(schema, "__name__", "answer")
+        return NamedSchema(whole, name, rooted(whole).get("description", ""))
     if isinstance(schema, type) and not is_typeddict(schema) and _is_model(schema):
         whole = _of_model(schema)
         return NamedSchema(whole, name_of_model(schema), rooted(whole).get("description", ""))
     [found] = _read(schema)
     return found
+
+
+def is_plain_type(schema: Any) -> bool:
+    """Whether a schema is an enum, or a type with parameters such as `list[int]`."""
+    is_enum = isinstance(schema, type) and issubclass(schema, Enum)
+    return is_enum or get_origin(schema) is not None
 
 
 def name_of_model(model: type) -> str:

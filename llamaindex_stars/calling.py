@@ -15,12 +15,16 @@ from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.program.utils import create_flexible_model
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
+from pydantic_core import from_json
 
+from llamaindex_stars.responses import UNFINISHED_CALLS
 from llamaindex_stars.tools import callable_tools, read_tool_list, validated
+from stars_engine.integrations import check_tools
 
 
 class CallingLLM(FunctionCallingLLM):
@@ -36,16 +40,26 @@ class CallingLLM(FunctionCallingLLM):
         tool_required: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the arguments for a chat with tools; does not modify the history."""
+        """Return the arguments for a chat with tools; does not modify the history.
+
+        Among the further keywords, `strict=True` refuses tools whose arguments a grammar cannot
+        express. By default, a warning names them, and their calls are checked when complete.
+
+        Raises:
+            ConfigError: `strict` is True, and a grammar cannot express the arguments of a tool.
+        """
         messages = list(chat_history or [])
         if user_msg is not None:
             if isinstance(user_msg, str):
                 user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
             messages.append(user_msg)
         choice = kwargs.pop("tool_choice", None)  # LlamaIndex's programs pass None
+        strict, formatted = kwargs.pop("strict", None), read_tool_list(tools)
+        if kwargs.get("constrain_tools", True):
+            check_tools(formatted, strict=strict is True, owner="chat_with_tools")
         return {
             "messages": messages,
-            "tools": read_tool_list(tools),
+            "tools": formatted,
             "tool_choice": choice or ("required" if tool_required and tools else "auto"),
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
@@ -57,11 +71,12 @@ class CallingLLM(FunctionCallingLLM):
         """Return the calls of an answer.
 
         Raises:
-            ValueError: The answer has no valid call, and `error_on_no_tool_call` is True.
+            ValueError: The answer has no valid call, and `error_on_no_tool_call` is True or there
+                is an invalid one, which agents would take for an empty answer.
         """
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
-        if not calls and error_on_no_tool_call:
-            invalid = response.message.additional_kwargs.get("invalid_tool_calls")
+        invalid = response.message.additional_kwargs.get("invalid_tool_calls")
+        if not calls and (error_on_no_tool_call or invalid):
             reason = f"the model produced an invalid tool call: {invalid}" if invalid else "text"
             raise ValueError(
                 f"the answer has no tool call ({reason}). Hint: use tool_required=True, or a "
@@ -95,7 +110,10 @@ class CallingLLM(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[BaseModel, None, None]:
-        """Yield the object once it is complete; LlamaIndex's own method does not force the call."""
+        """Yield the object while it is written, and then complete.
+
+        LlamaIndex's own method does not force the call.
+        """
         if not self._predicts_by_calls:
             yield from super()._structured_stream_call(  # type: ignore[misc]
                 output_cls, prompt, llm_kwargs, **prompt_args
@@ -146,7 +164,20 @@ class CallingLLM(FunctionCallingLLM):
         return {**(llm_kwargs or {}), **asked}
 
     def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
-        """Return the object in an answer; an empty list while the answer is unfinished."""
-        is_whole = response.raw is not None
-        calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=is_whole)
+        """Return the object in an answer: while it is written, with all fields optional."""
+        if response.raw is None:
+            return _partial_objects(response, output_cls)
+        calls = self.get_tool_calls_from_response(response)
         return [validated(output_cls, call.tool_kwargs) for call in calls]
+
+
+def _partial_objects(response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
+    """Return the object of an unfinished call, in LlamaIndex's form; [] if nothing is written."""
+    calls = response.message.additional_kwargs.get(UNFINISHED_CALLS) or []
+    if not calls or not calls[0]["arguments"]:
+        return []
+    try:
+        written = from_json(calls[0]["arguments"], allow_partial="trailing-strings")
+        return [create_flexible_model(output_cls).model_validate(written)]
+    except ValueError:  # what is written does not fit yet
+        return []

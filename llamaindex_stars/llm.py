@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +23,7 @@ from pydantic import ConfigDict
 
 from llamaindex_stars.calling import CallingLLM
 from llamaindex_stars.keywords import keeps_secrets
+from llamaindex_stars.pickles import left_behind_if_live, refuse_left_behind
 from llamaindex_stars.prompts import chat_prompt, completion_prompt, is_own_template
 from llamaindex_stars.responses import (
     achats_of,
@@ -34,19 +34,25 @@ from llamaindex_stars.responses import (
     completions_of,
 )
 from llamaindex_stars.tools import read_tool_list
-from stars_engine import ConfigError, SamplingParams, StarsConfig, StarsEngine
+from stars_engine import Chat, ConfigError, JsonGrammar, SamplingParams, StarsConfig, StarsEngine
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     EngineFields,
     ToolNames,
+    chat_sampling,
+    describes,
     grammar_of_response_format,
+    lenient,
     name_of_model,
     read_tool_choice,
     refuse_several_answers,
 )
 from stars_engine.types import Prompt
 
-_OF_CHAT = ("tools", "tool_choice", "parallel_tool_calls", "constrain_tools", "compact_calls")
+_OF_CHAT = (
+    *("tools", "tool_choice", "parallel_tool_calls", "constrain_tools", "compact_calls"),
+    "answer_schema",
+)
 
 
 class StarsLLM(EngineFields, CallingLLM, CustomLLM):
@@ -58,8 +64,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
     with the question without its documents; `response_format`, in the OpenAI format or as a schema;
-    and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools` and
-    `compact_calls` of `stars_engine.Chat`.
+    and, for conversations, `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools`,
+    `compact_calls` and `answer_schema` of `stars_engine.Chat`. In conversations, the schema of
+    `response_format` is shown to the model, unless `describe_schema=False`.
 
     If prompt and `max_tokens` exceed the context, the answer is shortened to the remaining context
     (`on_overflow="clamp"`, unless it is set), because LlamaIndex fills prompts up to
@@ -83,6 +90,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         settings = self.settings()
         facts = self.engine(settings).facts
         sampling = facts.default_sampling() if settings.sampling == "model" else settings.sampling
+        if facts.has_chat_template:
+            sampling = chat_sampling(sampling, settings)
         num_output, limits = sampling.max_tokens, {}
         if facts.context_len is not None:
             limits = {"context_window": facts.context_len}
@@ -129,9 +138,14 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     @keeps_secrets
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a prompt; `prompt_format` determines how an unformatted string is read."""
+        """Answer a prompt.
+
+        `prompt_format` determines how an unformatted string is read. A formatted one is read as
+        what the chat template has written, so its control tokens are parsed.
+        """
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return completion_of(engine.generate(**call)[0])
+        return completion_of(engine.generate(**call)[0], trace=trace)
 
     @keeps_secrets
     @llm_completion_callback()
@@ -139,8 +153,10 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Answer a prompt without blocking the event loop."""
+        await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return completion_of((await engine.agenerate(**call))[0])
+        return completion_of((await engine.agenerate(**call))[0], trace=trace)
 
     @keeps_secrets
     @llm_completion_callback()
@@ -148,8 +164,9 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Yield the answer so far with each accepted segment."""
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return completions_of(engine, call)
+        return completions_of(engine, call, trace=trace)
 
     @keeps_secrets
     @llm_completion_callback()
@@ -157,8 +174,10 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
+        await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)
-        return acompletions_of(engine, call)
+        return acompletions_of(engine, call, trace=trace)
 
     # --- chats ---
 
@@ -167,24 +186,27 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation, rendered with the model's chat template."""
         self._engine_of(kwargs).load()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return chat_of(names.result(engine.generate(**call)[0]))
+        return chat_of(names.result(engine.generate(**call)[0]), trace=trace)
 
     @keeps_secrets
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
         await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return chat_of(names.result((await engine.agenerate(**call))[0]))
+        return chat_of(names.result((await engine.agenerate(**call))[0]), trace=trace)
 
     @keeps_secrets
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
         self._engine_of(kwargs).load()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return chats_of(engine, call, names)
+        return chats_of(engine, call, names, trace=trace)
 
     @keeps_secrets
     @llm_chat_callback()
@@ -193,33 +215,39 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     ) -> ChatResponseAsyncGen:
         """Yield the answer so far with each accepted segment, without blocking the event loop."""
         await self._engine_of(kwargs).aload()
+        trace = kwargs.pop("trace", self.trace)
         engine, call, names = self._chat_call(messages, kwargs)
-        return achats_of(engine, call, names)
+        return achats_of(engine, call, names, trace=trace)
 
     # --- copies ---
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle; LlamaIndex would silently drop fields that fail to pickle.
+        """Return the state to pickle.
 
-        Raises:
-            ConfigError: A field is a live object that cannot be pickled.
+        LlamaIndex drops components that fail to pickle, and their copies in other processes fail
+        without a reason. So a live object is left behind, and the copy names it when it is used.
         """
+        kept = self.model_copy()  # it has no engines
         for name in EngineFields.model_fields.keys() & self.model_fields_set:
-            try:
-                pickle.dumps(getattr(self, name))
-            except Exception as error:
-                message = (
-                    f"it cannot be pickled ({error}). Hint: give models by name, and a callable as "
-                )
-                message += "FunctionReward(function='module:name')"
-                raise ConfigError("StarsLLM", [Problem(name, message)]) from error
-        return super(StarsLLM, self.model_copy()).__getstate__()  # the copy has no engines
+            kept.__dict__[name] = left_behind_if_live(name, getattr(self, name))
+        return super(StarsLLM, kept).__getstate__()
 
     # --- settings ---
 
+    def settings(self, **overrides: Any) -> StarsConfig:
+        """Return the config with all fields, and the overrides of a call, applied.
+
+        Raises:
+            ConfigError: A name is unknown, a value is invalid, or this is a copy in another process
+                that lacks a live object.
+        """
+        for name in self.model_fields_set:
+            refuse_left_behind(self.__dict__.get(name))
+        return super().settings(**overrides)
+
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine for a call."""
-        others = ("reward_prompt", "response_format", *_OF_CHAT)
+        others = ("reward_prompt", "trace", "response_format", "describe_schema", *_OF_CHAT)
         given = {name: value for name, value in kwargs.items() if name not in others}
         return self.engine(self.settings(**given))
 
@@ -227,8 +255,12 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         self, text: str, formatted: bool, kwargs: dict[str, Any]
     ) -> tuple[StarsEngine, dict[str, Any]]:
         reward_prompt = kwargs.pop("reward_prompt", None)
+        kwargs.pop("describe_schema", None)  # a completion has no system message
         settings = self._settings_of(kwargs)
-        prompt, settings = completion_prompt(self, text, settings, formatted=formatted)
+        has_template = formatted and self.engine(settings).has_chat_template
+        prompt, settings = completion_prompt(
+            self, text, settings, formatted=formatted, has_template=has_template
+        )
         return self._call(prompt, settings, reward_prompt)
 
     def _chat_call(
@@ -239,11 +271,15 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         given = read_tool_list(tools.get("tools") or ())
         names = ToolNames(tool["function"]["name"] for tool in given)
         if given:
-            tools["tools"] = [names.tool(tool) for tool in given]
+            tools["tools"] = [lenient(names.tool(tool)) for tool in given]
         if tools.get("tool_choice") is not None:
             known = [tool["function"]["name"] for tool in given]
             tools["tool_choice"] = names.choice(read_tool_choice(tools["tool_choice"], known))
+        is_described = kwargs.pop("describe_schema", True)
         settings = self._settings_of(kwargs)
+        grammar = settings.sampling.grammar if settings.sampling != "model" else None
+        if "response_format" in kwargs and is_described and isinstance(grammar, JsonGrammar):
+            tools |= {"answer_schema": grammar.json_schema} if describes(grammar) else {}
         has_template = self.engine(settings).has_chat_template
         prompt, settings = chat_prompt(
             self, messages, settings, has_template=has_template, tools=tools, names=names
@@ -272,6 +308,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, sampling = self.engine(settings), settings.sampling
         if sampling == "model":
             sampling = engine.facts.default_sampling()
+        if isinstance(prompt, Chat) or engine.has_chat_template:
+            sampling = chat_sampling(sampling, settings)
         call = {"prompts": prompt, "align": settings.align, "reward_prompt": reward_prompt}
         return engine, {**call, "sampling": _clamped(sampling)}
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic
 from llama_index.core.base.llms.types import (
+    CachePoint,
     ChatMessage,
     CitableBlock,
+    CitationBlock,
     DocumentBlock,
     MessageRole,
     TextBlock,
@@ -23,6 +26,7 @@ from stars_engine import Chat, Message, PromptError, RenderedPrompt, StarsConfig
 from stars_engine.integrations import ToolNames
 from stars_engine.types import Prompt
 
+_TEXT_TYPES = {"application/json", "application/xml", "application/yaml", "application/x-yaml"}
 _ROLES = {
     MessageRole.DEVELOPER: "system",
     MessageRole.MODEL: "assistant",
@@ -32,18 +36,21 @@ _ROLES = {
 
 
 def completion_prompt(
-    llm: LLM, text: str, settings: StarsConfig, *, formatted: bool
+    llm: LLM, text: str, settings: StarsConfig, *, formatted: bool, has_template: bool
 ) -> tuple[Prompt, StarsConfig]:
     """Return the prompt of a completion, and the settings to read it with.
 
     `prompt_format` determines how an unformatted string is read, unless the user set a
-    `completion_to_prompt` function. A formatted string is read unchanged: with control tokens if
-    that function wrote it, otherwise as plain text. Begin-of-text is added before it once.
+    `completion_to_prompt` function. A formatted string is read as rendered, with control tokens, if
+    that function exists or the model has a chat template; otherwise, nothing can have rendered it,
+    and it is plain text. Begin-of-text is added before it once.
     """
     assert llm.completion_to_prompt is not None
     if llm.completion_to_prompt is not default_completion_to_prompt:
         written = text if formatted else llm.completion_to_prompt(text)
         return RenderedPrompt(written, add_special_tokens=True), settings
+    if formatted and has_template:
+        return RenderedPrompt(text, add_special_tokens=True), settings
     return text, settings.replace(prompt_format="raw") if formatted else settings
 
 
@@ -137,6 +144,10 @@ def read_message(message: ChatMessage, names: ToolNames | None = None) -> Messag
     return made.replace(tool_calls=tuple(written))
 
 
+def _is_text(mimetype: str) -> bool:
+    return mimetype.startswith("text/") or mimetype in _TEXT_TYPES
+
+
 def _texts_of(block: Any) -> list[str]:
     """Return the text of another block: of an embedded document, or of citable content.
 
@@ -146,13 +157,18 @@ def _texts_of(block: Any) -> list[str]:
     match block:
         case TextBlock():
             return [block.text]
+        case CachePoint():  # only says up to where a provider caches the prompt
+            return []
         case CitableBlock():
             return [block.title, *(text for part in block.content for text in _texts_of(part))]
-        case DocumentBlock() if str(block.document_mimetype).startswith("text/") and isinstance(
-            block.data, bytes
-        ):
-            with suppress(ValueError):  # invalid base64 or UTF-8
-                return [b64decode(block.data, validate=True).decode()]
+        case CitationBlock():
+            return [block.title, *_texts_of(block.cited_content)]
+        case DocumentBlock() if _is_text(str(block.document_mimetype)):
+            with suppress(ValueError, OSError):  # invalid base64 or UTF-8, or no such file
+                if isinstance(block.data, bytes):
+                    return [b64decode(block.data, validate=True).decode()]
+                if block.path is not None:
+                    return [Path(block.path).read_text(encoding="utf-8")]
     raise PromptError(
         f"a message contains a {type(block).__name__}, but this model reads only text. Hint: "
         "remove it, or describe it as text"

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.dialects import as_json_schema
+from stars_engine.schema_formats.library_types import without_reasons
 from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, rooted
 from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
@@ -97,6 +98,10 @@ class Tool(Schema):
         description="JSON schema of the arguments, an object",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
     )
+    strict: bool = Field(
+        default=True,
+        description="refuse parameters that no grammar expresses; if false, check complete calls",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +120,11 @@ class Tool(Schema):
                 "as its own item"
             )
         return tools[0]
+
+    def described(self) -> dict[str, Any]:
+        """Return what the model reads of the tool."""
+        about = {"name": self.name, "description": self.description}
+        return {**about, "parameters": without_reasons(self.parameters)}
 
     @field_validator("name")
     @classmethod
@@ -230,7 +240,9 @@ class Chat(Schema):
     continue_final_message: bool = Field(
         default=False, description="continue the last message, which is an assistant prefill"
     )
-
+    answer_schema: dict[str, Any] | None = Field(
+        default=None, description="JSON schema of the answer, which the system message describes"
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
         description="variables for the chat template, a JSON object; they take precedence over "
@@ -322,8 +334,8 @@ def _without_function(value: Any) -> Any:
     """Unwrap a tool or a call from the envelope of the OpenAI format."""
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         rest = {name: value[name] for name in value if name not in ("type", "function")}
-        strict = {name: inner for name, inner in value["function"].items() if name != "strict"}
-        return {**rest, **strict}
+        function = value["function"].items()
+        return {**rest, **{key: part for key, part in function if (key, part) != ("strict", None)}}
     return value
 
 

@@ -137,11 +137,13 @@ class ModelFacts:
         context_len: Tokens that it can read, prompt and completion together; None for no limit.
         has_chat_template: Whether it brings a chat template.
         default_sampling: Returns the sampling settings it came with.
+        template: The sources of its chat templates; empty if there are none.
     """
 
     context_len: int | None
     has_chat_template: bool
     default_sampling: Callable[[], SamplingParams]
+    template: str = ""
 
 
 class PromptedModel(LanguageModel, Protocol):

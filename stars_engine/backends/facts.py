@@ -52,6 +52,7 @@ def read_facts(config: TransformersModel) -> ModelFacts | None:
         context_len=context_len(declared, tokenizer),
         has_chat_template=bool(config.chat_template or getattr(tokenizer, "chat_template", None)),
         default_sampling=partial(sampling_of, generation),
+        template=_template_of(config.chat_template or getattr(tokenizer, "chat_template", None)),
     )
 
 
@@ -110,6 +111,11 @@ def read_served_facts(source: Checkpoint, tokenizer: Any) -> ServedFacts:
     end_ids = find_end_ids((generation, declared, tokenizer), size)
     limit = None if declared is None else context_len(declared, tokenizer)
     return ServedFacts(size, end_ids, limit, generation)
+
+
+def _template_of(given: Any) -> str:
+    """Return the source of a template, or of several for different tasks."""
+    return "\n".join(given.values()) if isinstance(given, dict) else given or ""
 
 
 def sampling_of(generation_config: Any) -> SamplingParams:

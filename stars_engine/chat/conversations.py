@@ -28,7 +28,13 @@ from stars_engine.chat.template import (
     sources_of,
 )
 from stars_engine.chat.tool_grammars import tool_grammar
-from stars_engine.chat.turns import linked, with_calls_as_text, with_short_ids, with_tools_as_text
+from stars_engine.chat.turns import (
+    linked,
+    with_calls_as_text,
+    with_schema_as_text,
+    with_short_ids,
+    with_tools_as_text,
+)
 from stars_engine.config import EbnfGrammar
 from stars_engine.messages import Chat, Message
 from stars_engine.tokenization.codec import Codec
@@ -88,6 +94,8 @@ def read_conversation(
         messages, tools = with_tools_as_text(chat, form, codec.reserved_tokens), ()
     elif form in (MISTRAL, MISTRAL_NAMED):
         messages = with_short_ids(messages)
+    if chat.answer_schema is not None:
+        messages = with_schema_as_text(messages, chat.answer_schema)
     prefill = messages[-1].content if chat.continue_final_message else ""
     if has_template(codec):
         whole = messages[:-1] if prefill else messages

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from stars_engine.chat.call_deltas import WrittenCall
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.messages import Message
+from stars_engine.types import ToolCallDelta
 
 
 class Said(NamedTuple):
@@ -30,6 +32,20 @@ class Deltas:
     def __init__(self, reader: ReplyReader, prompt_ids: Sequence[int]) -> None:
         self._reader, self._prompt_ids = reader, prompt_ids
         self._sent = Said()
+        self._calls: list[WrittenCall] = []
+
+    def calls(self, ids: Sequence[int], text: str) -> tuple[ToolCallDelta, ...]:
+        """Return what is new in the tool calls of an answer, finished or not."""
+        now = self._reader.calls(self._prompt_ids, ids, text)
+        added = []
+        for index, call in enumerate(now):
+            before = self._calls[index] if index < len(self._calls) else None
+            new = call.arguments[len(before.arguments) if before else 0 :]
+            if before is None or new:
+                name = call.name if before is None else None
+                added.append(ToolCallDelta(index=index, name=name, arguments=new))
+        self._calls = now
+        return tuple(added)
 
     def add(self, ids: Sequence[int], text: str) -> Said:
         """Return what is new in an unfinished answer."""

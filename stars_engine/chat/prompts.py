@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from stars_engine.chat.conversations import ResolvedPrompt, read_conversation, transcript
 from stars_engine.chat.formats import GENERIC
-from stars_engine.chat.template import NO_KWARGS, TemplateKwargs, has_template
+from stars_engine.chat.template import NO_KWARGS, TemplateKwargs, has_template, sources_of
 from stars_engine.chat.turns import texts_of, turns_of, with_calls_as_text
 from stars_engine.errors import PromptError
 from stars_engine.messages import Chat, Message
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import Prompt, RenderedPrompt, RewardPrompt, TokenIds
 
-PromptFormat = Literal["auto", "chat", "raw"]
+logger = logging.getLogger(__name__)
+
+PromptFormat = Literal["auto", "chat", "raw", "rendered"]
+_MIN_PIECE_LEN = 5  # `<s>` and `</s>` are also HTML
+_announced: WeakKeyDictionary[Codec, bool] = WeakKeyDictionary()
 
 
 def resolve_prompt(
@@ -31,21 +37,26 @@ def resolve_prompt(
     Args:
         prompt: A string, `Chat`, `TokenIds` or `RenderedPrompt`.
         codec: The language model's tokenizer.
-        prompt_format: How to read a string: as a user message ("chat"), as raw text ("raw"), or
-            as a user message if the model has a chat template ("auto").
+        prompt_format: How to read a string: as a user message ("chat"), as raw text ("raw"), as
+            what a chat template has written ("rendered"), or as a user message if the model has a
+            chat template ("auto").
         template_kwargs: Variables for the chat template; those of a `Chat` take precedence.
         reward_prompt: Replaces the prompt for the reward model.
 
     Raises:
         PromptError: The prompt has another type, or is empty and the model needs a token.
     """
+    if isinstance(prompt, str) and prompt_format == "rendered":
+        prompt = RenderedPrompt(prompt, add_special_tokens=True)
+    if isinstance(prompt, str):
+        _announce_pieces(prompt, codec)
     if isinstance(prompt, str) and _is_turn(prompt_format, codec):
         _check_text(prompt, "the prompt")
         prompt = Chat([Message(role="user", content=prompt)])
     if isinstance(prompt, Chat):
         _check_messages(prompt.messages)
         for tool in prompt.tools:
-            for text in texts_of(tool.model_dump()):
+            for text in texts_of(tool.described()):
                 _check_text(text, f"the tool {tool.name}")
         resolved = read_conversation(prompt, codec, template_kwargs)
     else:
@@ -76,6 +87,30 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _is_turn(prompt_format: PromptFormat, codec: Codec) -> bool:
     """Whether a string is a user message rather than text to continue."""
     return prompt_format == "chat" or (prompt_format == "auto" and has_template(codec))
+
+
+def _announce_pieces(text: str, codec: Codec) -> None:
+    """Warn once if text contains control tokens of the model's template, which stay text."""
+    if codec in _announced or not has_template(codec):
+        return
+    template = "\n".join(sources_of(codec))
+    found = next(
+        (
+            token
+            for token in codec.control_tokens
+            if len(token) >= _MIN_PIECE_LEN and token in text and token in template
+        ),
+        None,
+    )
+    if found is not None:
+        _announced[codec] = True
+        logger.warning(
+            "The prompt contains %r, a control token of the model's chat template. It is read as "
+            "text, because untrusted text must not contain control tokens. Hint: if a chat "
+            "template wrote this prompt, use RenderedPrompt(text) or prompt_format='rendered'; "
+            "otherwise give the messages as a Chat, which the template renders",
+            found,
+        )
 
 
 def _encode(prompt: Prompt, codec: Codec) -> tuple[tuple[int, ...], RewardPrompt]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stars_engine.chat.call_deltas import WrittenCall, written_calls
 from stars_engine.chat.formats import (
     BLANKS,
     CLOSING,
@@ -86,6 +87,18 @@ class ReplyReader:
             rest = rest[: start_of_calls(rest, form)]
             rest = rest[: _end_without(form.marker, rest)]
         return unmarked(rest), reasoning
+
+    def calls(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> list[WrittenCall]:
+        """Return the calls of an unfinished answer, as far as they are written."""
+        if not self.tools:
+            return []
+        marked = self.marked(prompt_ids, ids, text)
+        if self._thinks(marked):
+            _, closed, marked = marked.partition(self._seen(CLOSING))
+            if not closed:
+                return []
+        names = {tool.name for tool in self.tools}
+        return written_calls(marked.lstrip("\n"), self._form_as_seen(), names)
 
     def judged(
         self, prompt_ids: Sequence[int], ids: Sequence[int], text: str

@@ -238,6 +238,11 @@ def sources_of(codec: Codec) -> tuple[str, ...]:
     return tuple(template.values()) if isinstance(template, dict) else (template,)
 
 
+def reads_variable(template: str, name: str) -> bool:
+    """Return whether a template reads a variable."""
+    return name in _names_read((template,))
+
+
 def _names_read(sources: tuple[str, ...]) -> set[str]:
     """Return the names in templates that may be variables."""
     found = set()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from stars_engine.chat.argument_checks import fault_in
 from stars_engine.chat.formats import (
     BLANKS,
     GENERIC,
@@ -79,11 +80,11 @@ def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str 
     pieces = [piece for piece in pieces if piece]
     if not pieces:  # the markers of a call, with nothing between them
         pieces, said = [scanner.text], ""
-    names = {tool.name for tool in tools}
+    known = {tool.name: tool for tool in tools}
     valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     for piece in pieces:
-        call = _read(piece, form, names)
+        call = _read(piece, form, known)
         if isinstance(call, InvalidToolCall):
             invalid.append(call)
         else:
@@ -180,7 +181,7 @@ def _single(scanner: _Scanner, form: ToolFormat) -> list[str]:
     return pieces
 
 
-def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidToolCall:
+def _read(piece: str, form: ToolFormat, known: Mapping[str, Tool]) -> ToolCall | InvalidToolCall:
     name: Any = None
     arguments: Any = {}
     try:
@@ -195,13 +196,15 @@ def _read(piece: str, form: ToolFormat, names: set[str]) -> ToolCall | InvalidTo
                 arguments = value.get("arguments", value.get("parameters", {}))
     except (ValueError, RecursionError) as error:
         return _invalid(piece, name, f"the call is not valid JSON: {error}")
-    if not isinstance(name, str) or name not in names:
-        known = ", ".join(sorted(names)) or "none"
-        return _invalid(piece, name, f"unknown tool {name!r}; known tools: {known}")
+    if not isinstance(name, str) or name not in known:
+        names = ", ".join(sorted(known)) or "none"
+        return _invalid(piece, name, f"unknown tool {name!r}; known tools: {names}")
     if arguments is None:  # some models write null for no arguments
         arguments = {}
     if not isinstance(arguments, dict):
         return _invalid(piece, name, f"the arguments are not an object: {arguments!r}")
+    if fault := fault_in(arguments, known[name]):
+        return _invalid(piece, name, fault)
     return ToolCall(name=name, arguments=arguments)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from stars_engine.chat.argument_checks import arguments_schema
 from stars_engine.chat.formats import CLOSING, OPENING, ToolFormat
 from stars_engine.chat.replies import ReasoningMode
 from stars_engine.config import EbnfGrammar
@@ -80,7 +81,7 @@ def _arguments(name: str, tool: Tool, layout: Layout) -> str:
         ConfigError: A grammar cannot express the arguments.
     """
     try:
-        return json_rules(name, json.dumps({**tool.parameters, "type": "object"}), layout)
+        return json_rules(name, arguments_schema(tool), layout, strict=tool.strict)
     except ValueError as error:
         message = (
             f"the arguments of {tool.name!r} cannot be expressed by a grammar: {error}. Hint: "

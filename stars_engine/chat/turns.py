@@ -10,6 +10,7 @@ from typing import Any
 from stars_engine.chat.formats import ToolFormat
 from stars_engine.messages import Chat, Message, Tool, ToolCall
 from stars_engine.schema_formats.compact import compacted
+from stars_engine.schema_formats.library_types import without_reasons
 
 TemplateMessage = dict[str, Any]
 
@@ -21,7 +22,7 @@ def turns_of(messages: Sequence[Message]) -> list[TemplateMessage]:
 
 def tools_of(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
     """Return tools as dictionaries with the keys that published templates read, or None."""
-    listed = [{"type": "function", "function": tool.model_dump()} for tool in tools]
+    listed = [{"type": "function", "function": tool.described()} for tool in tools]
     return listed or None
 
 
@@ -32,11 +33,20 @@ def with_tools_as_text(
     messages = with_calls_as_text(chat.messages, form, reserved)
     if not chat.tools or chat.tool_choice == "none":
         return messages
-    instructions = _instructions(chat.tools, form)
+    return _with_system_text(messages, _instructions(chat.tools, form))
+
+
+def with_schema_as_text(messages: Sequence[Message], schema: dict[str, Any]) -> tuple[Message, ...]:
+    """Return messages whose system message describes the JSON schema of the answer."""
+    shown = _dumped(compacted(without_reasons(schema)))
+    return _with_system_text(messages, f"Answer with JSON that conforms to this schema:\n{shown}")
+
+
+def _with_system_text(messages: Sequence[Message], text: str) -> tuple[Message, ...]:
     if messages[0].role == "system":
-        first = messages[0].replace(content=f"{messages[0].content}\n\n{instructions}")
+        first = messages[0].replace(content=f"{messages[0].content}\n\n{text}")
         return (first, *messages[1:])
-    return (Message(role="system", content=instructions), *messages)
+    return (Message(role="system", content=text), *messages)
 
 
 def with_calls_as_text(
@@ -147,8 +157,12 @@ def _said(message: Message, form: ToolFormat, reserved: Sequence[str]) -> Messag
 def described(tool: Tool) -> str:
     """Return a short description of a tool as JSON."""
     about = {"description": tool.description} if tool.description else {}
-    facts = {"name": tool.name, **about, "parameters": compacted(tool.parameters)}
-    return json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
+    facts = {"name": tool.name, **about, "parameters": compacted(without_reasons(tool.parameters))}
+    return _dumped(facts)
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _instructions(tools: Sequence[Tool], form: ToolFormat) -> str:

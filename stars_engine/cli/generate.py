@@ -123,7 +123,8 @@ def generate_command(
         bool, typer.Option("--keep-rejected-text", help="Also record the text of rejected drafts.")
     ] = False,
     prompt_format: Annotated[
-        str | None, typer.Option(help=shown(StarsConfig, "prompt_format", "auto, chat or raw."))
+        str | None,
+        typer.Option(help=shown(StarsConfig, "prompt_format", "auto, chat, raw or rendered.")),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON lines.")] = False,
     trace: Annotated[

@@ -95,10 +95,11 @@ class StarsConfig(Filed):
         description="how tokens are sampled; 'model' uses the checkpoint's generation config",
         examples=["model"],
     )
-    prompt_format: Literal["auto", "chat", "raw"] = Field(
+    prompt_format: Literal["auto", "chat", "raw", "rendered"] = Field(
         default="auto",
         description="how to read a string prompt: 'chat' as a user message, 'raw' as text to "
-        "continue, 'auto' as a user message if the model has a chat template",
+        "continue, 'auto' as a user message if the model has a chat template, 'rendered' as text "
+        "of a chat template, whose control tokens are parsed (never for untrusted text)",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default={},

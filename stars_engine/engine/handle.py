@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Self
 
 from stars_engine.backends.base import ModelFacts, PromptedModel
-from stars_engine.chat.template import has_template
+from stars_engine.chat.template import has_template, sources_of
 from stars_engine.config import (
     AlignParams,
     OpenAIServerModel,
@@ -121,7 +121,8 @@ class Handle:
             if self._facts_by_files is not None:
                 return self._facts_by_files
         model = self.model
-        return ModelFacts(model.context_len, has_template(model.codec), model.default_sampling)
+        template = "\n".join(sources_of(model.codec)) if has_template(model.codec) else ""
+        return ModelFacts(model.context_len, bool(template), model.default_sampling, template)
 
     @property
     def has_chat_template(self) -> bool:

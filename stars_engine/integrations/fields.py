@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, field_serializer
+from pydantic import Field, PrivateAttr, field_serializer
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticOmit
 
 from stars_engine.config import StarsConfig
-from stars_engine.config.flat import FLAT_FIELDS, with_fields
+from stars_engine.config.flat import FLAT_FIELDS, PARTS, ROOT_FIELDS, with_fields
 from stars_engine.engine.engine import StarsEngine
+from stars_engine.integrations.setting_fields import SettingFields
 from stars_engine.redaction import masked
 
 
 class Unset(StrEnum):
-    """The value of a field that is left to the config; None is a valid value of some fields."""
+    """Leaves a field to the config, as if it were not given; None is a value of some fields."""
 
     UNSET = "as in config"
 
@@ -26,92 +29,64 @@ UNSET = Unset.UNSET
 MAX_ENGINES = 8  # engines that one adapter holds for calls with other models
 
 
-class EngineFields(BaseModel):
+class EngineFields(SettingFields):
     """Fields of an adapter: a whole config, and each of its settings by name.
 
-    A field that is set overrides the config. Values are validated like those of `StarsConfig`.
-    Models are loaded at the first call, once for all adapters in the process.
+    A field that is set overrides the config. Reading one that is not set gives the value of the
+    config. Values are validated like those of `StarsConfig`. Models are loaded at the first call,
+    once for all adapters in the process.
     """
 
     config: StarsConfig = Field(
         default_factory=StarsConfig, description="models, thresholds and sampling"
     )
-    model: Any = Field(
-        default=UNSET, repr=False, description="a name, a config object of a model, or its settings"
+    trace: bool = Field(
+        default=False,
+        repr=False,
+        description="report each segment with its attempts in the metadata of answers",
     )
-    reward: Any = Field(
-        default=UNSET, repr=False, description="a name, a callable, or a reward's config object"
-    )
-    prompt_format: Any = Field(
-        default=UNSET, repr=False, description="auto, chat or raw; see StarsConfig"
-    )
-    chat_template_kwargs: Any = Field(
-        default=UNSET, repr=False, description="variables for the chat template; see StarsConfig"
-    )
-
-    max_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    temperature: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    top_k: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    top_p: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    min_p: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    repetition_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    presence_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    frequency_penalty: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    logit_bias: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    grammar: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    min_tokens: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    stop: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    stop_token_ids: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    seed: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    n: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-    on_overflow: Any = Field(default=UNSET, repr=False, description="see SamplingParams")
-
-    schedule: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    beta: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    segment_end: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    min_segment_len: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    max_entropy: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    lookahead: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    judge: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    max_attempts: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    on_exhausted: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    fallback_text: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    terminal: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    max_drafted_tokens: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    deadline_s: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    num_candidates: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-    keep_rejected_text: Any = Field(default=UNSET, repr=False, description="see AlignParams")
-
-    max_rows: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_active: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_prefix_tokens: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_cache_bytes: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_waiting: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_answers: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_n: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_prompt_chars: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_grammar_chars: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    max_stop_strings: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    on_full: Any = Field(default=UNSET, repr=False, description="see EngineParams")
-    keep_alive_s: Any = Field(default=UNSET, repr=False, description="see EngineParams")
 
     _engines: list[StarsEngine] = PrivateAttr(default_factory=list)  # least recently used first
 
-    def __init__(self, **values: Any) -> None:
-        known = type(self).model_fields
-        aliases = {field.alias for field in known.values()}
-        unknown = [name for name in values if name not in known and name not in aliases]
-        if unknown:
-            given = {name: values[name] for name in unknown}
-            with_fields(StarsConfig(), given, owner=type(self).__name__)
-        if isinstance(values.get("config"), Mapping):
-            values["config"] = StarsConfig(**values["config"])
-        super().__init__(**values)
-        settings = self.settings()  # report invalid values now, not at the first call
-        for name in ("model", "reward"):
-            if _tells_secrets(getattr(self, name)):
-                setattr(self, name, getattr(settings, name))
+    if not TYPE_CHECKING:  # type checkers derive the keywords and their types from the fields
+
+        def __init__(self, **values: Any) -> None:
+            known = type(self).model_fields
+            aliases = {field.alias for field in known.values()}
+            unknown = [name for name in values if name not in known and name not in aliases]
+            if unknown:
+                given = {name: values[name] for name in unknown}
+                with_fields(StarsConfig(), given, owner=type(self).__name__)
+            if isinstance(values.get("config"), Mapping):
+                values["config"] = StarsConfig(**values["config"])
+            super().__init__(
+                **{name: value for name, value in values.items() if value is not UNSET}
+            )
+            for name in FLAT_FIELDS - self.model_fields_set:  # `__getattr__` reads the config
+                self.__dict__.pop(name, None)
+            settings = self.settings()  # report invalid values now, not at the first call
+            for name in ("model", "reward"):
+                if _tells_secrets(self.__dict__.get(name)):
+                    setattr(self, name, getattr(settings, name))
+
+        def __getattr__(self, name: str) -> Any:
+            """Return the config's value of a field that is not set."""
+            return self._configured(name) if name in FLAT_FIELDS else super().__getattr__(name)
+
+    def _configured(self, name: str) -> Any:
+        settings = self.settings()
+        if name in ROOT_FIELDS:
+            return getattr(settings, name)
+        [part] = [part for part, kind in PARTS.items() if name in kind.model_fields]
+        values = getattr(settings, part)
+        if values == "model":  # only the files of the model know
+            values = self.engine(settings).sampling
+        return getattr(values, name)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema of the fields; those without a JSON form are left out."""
+        return super().model_json_schema(*args, **{"schema_generator": _JsonFields, **kwargs})
 
     @field_serializer("config")
     def _what_was_given(self, config: StarsConfig) -> dict[str, Any]:
@@ -152,7 +127,6 @@ class EngineFields(BaseModel):
             ConfigError: A name is unknown, or a value is invalid.
         """
         own = {name: getattr(self, name) for name in self.model_fields_set & FLAT_FIELDS}
-        own = {name: value for name, value in own.items() if not _is_unset(value)}
         return with_fields(self.config, {**own, **overrides}, owner=type(self).__name__)
 
     def without_plain_secrets(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +181,7 @@ class EngineFields(BaseModel):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name in ("config", *sorted(FLAT_FIELDS)):
-            if name in self.model_fields_set and not _is_unset(getattr(self, name)):
+            if name in self.model_fields_set:
                 yield name, getattr(self, name)
 
     # Copies have their own engines, so closing one does not affect the others.
@@ -234,5 +208,8 @@ def _tells_secrets(given: object) -> bool:
     return isinstance(given, Mapping) and masked(given) != given
 
 
-def _is_unset(value: object) -> bool:
-    return isinstance(value, str) and value == UNSET
+class _JsonFields(GenerateJsonSchema):
+    """Leaves out what has no JSON form, such as callables of frameworks."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        raise PydanticOmit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from stars_engine.config.grammars import JsonGrammar, schema_of
 from stars_engine.errors import ConfigError, Problem
@@ -26,6 +26,11 @@ def grammar_of_schema(
     if "properties" in schema and not schema.keys() & _TELL_THE_TYPE:
         schema = {"type": "object", **schema}  # in JSON Schema alone, a number satisfies it too
     return JsonGrammar(json_schema=schema, extra_properties=strict is False, compact=compact)
+
+
+def describes(grammar: JsonGrammar | None) -> TypeGuard[JsonGrammar]:
+    """Whether a grammar says more of an answer than that it is a JSON object."""
+    return grammar is not None and grammar.json_schema.keys() != {"type"}
 
 
 def grammar_of_response_format(wanted: Any) -> JsonGrammar | None:

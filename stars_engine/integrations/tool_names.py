@@ -72,10 +72,13 @@ class ToolNames:
         return result.model_copy(update={"message": renamed})
 
     def event(self, event: SegmentEvent) -> SegmentEvent:
-        """Return a stream event with the caller's names in its final answer, if it has one."""
-        if event.result is None:
-            return event
-        return event.model_copy(update={"result": self.result(event.result)})
+        """Return a stream event with the caller's names in its tool calls."""
+        deltas = tuple(
+            delta if delta.name is None else delta.replace(name=self.given(delta.name))
+            for delta in event.tool_calls
+        )
+        result = None if event.result is None else self.result(event.result)
+        return event.model_copy(update={"tool_calls": deltas, "result": result})
 
     def choice(self, choice: str) -> str:
         """Return a `tool_choice` of `read_tool_choice` with the name that the model writes."""

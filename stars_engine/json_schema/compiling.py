@@ -12,6 +12,7 @@ import numpy as np
 from stars_engine.json_schema.layout import SPACED, Layout
 from stars_engine.json_schema.reading import read_schema
 from stars_engine.json_schema.rules import Rules
+from stars_engine.json_schema.supported import SupportedSchema
 from stars_engine.problems import needs_extra
 
 # Without forcing, masks allow every tokenization of text that must follow, not only one.
@@ -19,7 +20,14 @@ OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 
 
 @lru_cache(maxsize=256)
-def json_rules(name: str, schema: str, layout: Layout = SPACED, *, closed: bool = True) -> str:
+def json_rules(
+    name: str,
+    schema: str,
+    layout: Layout = SPACED,
+    *,
+    closed: bool = True,
+    strict: bool = True,
+) -> str:
     """Return rules for JSON of a schema, in llguidance's variant of Lark's syntax.
 
     Args:
@@ -27,16 +35,47 @@ def json_rules(name: str, schema: str, layout: Layout = SPACED, *, closed: bool 
         schema: The JSON schema, as JSON.
         layout: What stands between the parts.
         closed: Whether objects have the properties that are named, and no others.
+        strict: Whether to refuse a schema that a grammar cannot express as a whole. If false, the
+            rules express the rest, or any object if nothing can be expressed.
 
     Raises:
         ValueError: No value satisfies the schema, or a grammar cannot express it; the message
             names each keyword and its location.
     """
     supported = read_schema(json.loads(schema), closed=closed)
+    if supported.unsupported and strict:
+        raise ValueError(_listed(supported))
+    try:
+        return "\n".join(Rules(supported, name, layout, _matches_nothing).write())
+    except ValueError:
+        if strict:
+            raise
+        return json_rules(name, '{"type": "object"}', layout)
+
+
+@lru_cache(maxsize=1024)
+def unexpressed(schema: str) -> str:
+    """Return what a grammar cannot express of a JSON schema, and where; empty if nothing.
+
+    Args:
+        schema: The JSON schema, as JSON.
+
+    Raises:
+        MissingExtraError: llguidance is not installed.
+    """
+    supported = read_schema(json.loads(schema))
     if supported.unsupported:
-        reasons = [str(requirement) for requirement in supported.unsupported]
-        raise ValueError("; ".join(reasons[:4] + ["..."] * (len(reasons) > 4)))
-    return "\n".join(Rules(supported, name, layout, _matches_nothing).write())
+        return _listed(supported)
+    try:
+        Rules(supported, "start", SPACED, _matches_nothing).write()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _listed(supported: SupportedSchema) -> str:
+    reasons = [str(requirement) for requirement in supported.unsupported]
+    return "; ".join(reasons[:4] + ["..."] * (len(reasons) > 4))
 
 
 @lru_cache(maxsize=4096)

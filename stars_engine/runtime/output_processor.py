@@ -8,7 +8,7 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.chat.deltas import Deltas
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.errors import RequestError
-from stars_engine.types import SegmentEvent, StarsResult
+from stars_engine.types import SegmentEvent, StarsResult, ToolCallDelta
 
 
 class OutputProcessor:
@@ -35,13 +35,20 @@ class OutputProcessor:
             if isinstance(rollout.error, RequestError):
                 rollout.error.result = result
         content = reasoning = None
+        calls: tuple[ToolCallDelta, ...] = ()
         if self._deltas is not None:
+            calls = self._deltas.calls(rollout.token_ids, rollout.emitted_text)
             if result is not None and result.message is not None:
                 content, reasoning = self._deltas.end(result.message)
             else:
                 content, reasoning = self._deltas.add(rollout.token_ids, rollout.emitted_text)
         return event.model_copy(
-            update={"content": content, "reasoning": reasoning, "result": result}
+            update={
+                "content": content,
+                "reasoning": reasoning,
+                "tool_calls": calls,
+                "result": result,
+            }
         )
 
     def _completed(self, result: StarsResult) -> StarsResult:

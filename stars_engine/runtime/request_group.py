@@ -33,7 +33,7 @@ from stars_engine.runtime.futures import RequestFuture, set_exception, set_resul
 from stars_engine.schedules import AutoSchedule
 from stars_engine.types import Prompt, SegmentEvent, StarsResult
 
-PromptFormat = Literal["auto", "chat", "raw"]
+PromptFormat = Literal["auto", "chat", "raw", "rendered"]
 Outcome = StarsResult | Exception
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import annotated_types
 
 from stars_engine.json_schema.keywords import UNSUPPORTED
+from stars_engine.schema_formats.parts import mapped
 
 _EXISTING = "{} must exist, which a grammar cannot know"
 # By the function that validates the type.
@@ -72,7 +73,7 @@ def replacement(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the JSON schema of a type that pydantic describes too widely, or None."""
     name = validator_of(schema)
     if name in REFUSED:
-        return {UNSUPPORTED: REFUSED[name]}
+        return {"type": "string", UNSUPPORTED: REFUSED[name]}
     if name in NARROWED:
         return dict(NARROWED[name])
     if name == "EncodedStr.decode_str" and "Base64" in repr(schema["function"]["function"]):
@@ -82,6 +83,12 @@ def replacement(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     if schema.get("custom_error_type") == "is_hashable":
         return dict(HASHABLE)
     return None
+
+
+def without_reasons(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without our own keyword for what a grammar cannot express."""
+    kept = {name: part for name, part in schema.items() if name != UNSUPPORTED}
+    return mapped(kept, without_reasons)
 
 
 def pattern_of_predicate(schema: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ from stars_engine.types.results import (
     Segment,
     SegmentEvent,
     StarsResult,
+    ToolCallDelta,
     Usage,
     Verdict,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "SegmentEvent",
     "StarsResult",
     "TokenIds",
+    "ToolCallDelta",
     "Usage",
     "Verdict",
 ]

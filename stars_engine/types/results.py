@@ -219,6 +219,20 @@ class StarsResult(Schema):
         return result_html(self)
 
 
+class ToolCallDelta(Schema):
+    """What a step adds to a tool call.
+
+    Attributes:
+        index: Which of the answer's calls this is.
+        name: The name of the tool, when the call begins; afterwards None.
+        arguments: JSON text that follows the text so far.
+    """
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+
+
 class SegmentEvent(Schema):
     """One event of a stream: a kept segment, or the end of the answer.
 
@@ -227,6 +241,7 @@ class SegmentEvent(Schema):
         content: Text added to the content of the answer's message; None if the prompt is text to
             continue.
         reasoning: Text added to the reasoning of the message, likewise. Tool calls are in neither.
+        tool_calls: What was added to tool calls. Only the result tells whether they are valid.
         segment: The kept segment; None on a last event that only ends the answer.
         result: The result, on the last event of each answer.
         prompt_index: Position of the prompt in the call.
@@ -236,6 +251,7 @@ class SegmentEvent(Schema):
     text: str
     content: str | None = None
     reasoning: str | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     segment: Segment | None = None
     result: StarsResult | None = None
     prompt_index: int = 0

@@ -47,7 +47,7 @@ def ask(llm: Any, prompt: str = PROMPT, **settings: Any) -> str:
 
 
 def test_every_setting_is_a_field() -> None:
-    assert EngineFields.model_fields.keys() == FLAT_FIELDS | {"config"}
+    assert EngineFields.model_fields.keys() == FLAT_FIELDS | {"config", "trace"}
 
 
 @pytest.mark.slow

@@ -117,23 +117,65 @@ def test_all_call_methods_give_the_answer_of_the_engine(random_chat: Callable[..
 
 
 def test_answers_carry_usage_and_trace(random_chat: Callable[..., Any]) -> None:
-    message = random_chat(schedule={"kind": "constant", "value": 1.5}, max_attempts=8).invoke(ASKED)
+    chat = random_chat(schedule={"kind": "constant", "value": 1.5}, max_attempts=8)
+    message = chat.invoke(ASKED, trace=True)
     metadata, usage = message.response_metadata, message.usage_metadata
     assert usage is not None
-    segments = metadata["segments"]
-    attempts = [attempt for segment in segments for attempt in segment["attempts"]]
+    ours = metadata["stars"]
+    attempts = [attempt for segment in ours["segments"] for attempt in segment["attempts"]]
     rejected = [attempt for attempt in attempts if attempt["verdict"] == "rejected"]
     assert rejected
-    details: Any = usage["output_token_details"]
-    assert details["rejected"] == sum(attempt["num_tokens"] for attempt in rejected)
-    assert details["drafted"] == details["rejected"] + usage["output_tokens"]
+    assert ours["rejected_tokens"] == sum(attempt["num_tokens"] for attempt in rejected)
+    assert ours["drafted_tokens"] == ours["rejected_tokens"] + usage["output_tokens"]
+    assert "output_token_details" not in usage  # a breakdown of the output, which has no reasoning
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
-    assert metadata["num_forced"] == sum(segment["verdict"] == "forced" for segment in segments)
+    assert ours["num_forced"] == sum(seg["verdict"] == "forced" for seg in ours["segments"])
     assert metadata["finish_reason"] == "length"
     assert metadata["normalized_finish_reason"] == "length"
     assert metadata["model_name"] == "in memory"
     json.dumps(metadata)
-    assert "".join(segment["text"] for segment in segments) == message.text
+    assert "".join(segment["text"] for segment in ours["segments"]) == message.text
+    short = chat.invoke(ASKED).response_metadata
+    assert "segments" not in short["stars"]
+    assert len(json.dumps(short)) < 600
+    counts = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}
+    assert short["token_usage"] == {**counts, "total_tokens": usage["total_tokens"]}
+    assert whole(chat.stream(ASKED)).response_metadata["token_usage"] == short["token_usage"]
+    traced = random_chat(trace=True).invoke(ASKED).response_metadata
+    assert traced["stars"]["segments"]
+
+
+def test_keywords_of_other_providers(random_chat: Callable[..., Any]) -> None:
+    """Other names set the setting, keywords about servers are dropped, the rest is an error."""
+    text = random_chat().invoke(ASKED).text
+    stop = text[len(text) // 2 :][:3]
+    for other, name, value in (
+        ("stop_sequences", "stop", [stop]),
+        ("max_completion_tokens", "max_tokens", 3),
+        ("max_new_tokens", "max_tokens", 3),
+    ):
+        expected = random_chat().invoke(ASKED, **{name: value}).text
+        assert random_chat().invoke(ASKED, **{other: value}).text == expected != text
+        assert ChatStars(**{other: value}).settings() == ChatStars(**{name: value}).settings()
+    for name in ("base_url", "user", "api_key", "organization"):
+        with pytest.warns(UserWarning, match=f"{name} is for remote models"):
+            random_chat(**{name: "x"})
+        with pytest.warns(UserWarning, match=f"{name} is for remote models"):
+            assert random_chat().invoke(ASKED, **{name: "x"}).text == text
+    for name in ("logprobs", "model_kwargs", "safety_settings"):
+        with pytest.raises(ConfigError, match=name):
+            random_chat(**{name: {}})
+        with pytest.raises(ConfigError, match=name):
+            random_chat().invoke(ASKED, **{name: {}})
+    seen: list[str] = []
+
+    class Tokens(BaseCallbackHandler):
+        def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+            seen.append(token)
+
+    assert random_chat().invoke(ASKED, {"callbacks": [Tokens()]}, stream=True).text == text
+    assert "".join(seen) == text
+    assert random_chat().invoke(ASKED, stream=False).text == text
 
 
 def test_settings_apply_wherever_they_are_given(random_chat: Callable[..., Any]) -> None:
@@ -280,7 +322,7 @@ def test_an_agent_loop_through_the_real_engine(random_chat: Callable[..., Any]) 
     messages = agent.invoke({"messages": ASKED[1:]})["messages"]
     assert [message.type for message in messages] == ["human", "ai", "tool", "ai"]
     assert "degrees" in messages[2].text
-    assert messages[3].response_metadata["reward"] is not None
+    assert messages[3].response_metadata["stars"]["reward"] is not None
 
 
 def test_reasoning_is_separate_from_content() -> None:

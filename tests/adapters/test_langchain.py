@@ -46,7 +46,7 @@ def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
 
 
 def test_langchain_gives_usage_and_trace() -> None:
-    llm = langchain_stars.StarsLLM(**FIELDS, n=2)
+    llm = langchain_stars.StarsLLM(**FIELDS, n=2, trace=True)
     result = llm.generate([PROMPT, "Another"])
     assert [len(generations) for generations in result.generations] == [2, 2]
     for generations in result.generations:
@@ -106,7 +106,8 @@ def test_langchain_identity_depends_on_settings() -> None:
     llm = langchain_stars.StarsLLM(seed=1)
     other = langchain_stars.StarsLLM(seed=1, beta=0.1)
     assert llm._identifying_params != other._identifying_params
-    assert llm.asdict()["schedule"]["kind"] == "calibrated"
+    assert llm.asdict()["schedule"] == "calibrated"
+    assert len(str(llm.asdict())) < 300  # traces store it for every call
     assert llm.get_num_tokens("The acting") == 2
     assert llm._get_ls_params(stop=["x"])["ls_stop"] == ["x"]
 
@@ -129,6 +130,26 @@ CODED = base64.b64encode(TEXT.encode()).decode()
             {"type": "document", "title": "T", "source": {"type": "text", "data": TEXT}},
             f"T\n{TEXT}",
         ),
+        (
+            {
+                "type": "document",
+                "source": {"type": "content", "content": [create_text_block(TEXT)]},
+            },
+            TEXT,
+        ),
+        (
+            {
+                "type": "document",
+                "source": {"type": "base64", "media_type": "text/plain", "data": CODED},
+            },
+            TEXT,
+        ),
+        (
+            {"type": "search_result", "title": "T", "content": [create_text_block(TEXT)]},
+            f"T\n{TEXT}",
+        ),
+        ({"cachePoint": {"type": "default"}}, ""),
+        ({"type": "cachePoint", "cachePoint": {"type": "default"}}, ""),
     ],
 )
 @pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage, ToolMessage, ChatMessage])

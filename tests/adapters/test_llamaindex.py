@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import CitableBlock, DocumentBlock
+from llama_index.core.base.llms.types import (
+    CacheControl,
+    CachePoint,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+)
 from llama_index.core.llms import ChatMessage, TextBlock
 
 import llamaindex_stars
@@ -77,7 +83,9 @@ def test_llamaindex_usage_streams_and_async(expected: str) -> None:
     response = llm.complete(PROMPT)
     assert response.text == expected
     assert response.additional_kwargs["completion_tokens"] == 32
-    assert "".join(segment["text"] for segment in response.raw["segments"]) == expected
+    assert "segments" not in response.raw
+    traced = llm.complete(PROMPT, trace=True)
+    assert "".join(segment["text"] for segment in traced.raw["segments"]) == expected
     parts = list(llm.stream_complete(PROMPT))
     assert "".join(part.delta for part in parts) == expected == parts[-1].text
     assert parts[-1].raw["finish_reason"] == "length"
@@ -163,3 +171,30 @@ def test_llamaindex_uses_custom_templates(expected: str) -> None:
     )
     assert llm.complete("The acting").text == expected
     assert llm.chat([ChatMessage(PROMPT)]).message.content == expected
+
+
+def test_blocks_that_hold_text_are_read(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("from a file", encoding="utf-8")
+    cited = TextBlock(text="cited")
+    cases: list[tuple[Any, str]] = [
+        (CachePoint(cache_control=CacheControl(type="ephemeral")), "a"),
+        (CitableBlock(title="T", source="s", content=[cited]), "a\nT\ncited"),
+        (
+            CitationBlock(title="T", source="s", cited_content=cited, additional_location_info={}),
+            "a\nT\ncited",
+        ),
+        (DocumentBlock(data=b"some text", document_mimetype="text/plain"), "a\nsome text"),
+        (DocumentBlock(data=b"{}", document_mimetype="application/json"), "a\n{}"),
+        (
+            DocumentBlock(path=tmp_path / "notes.md", document_mimetype="text/markdown"),
+            "a\nfrom a file",
+        ),
+    ]
+    for block, expected in cases:
+        assert read_message(ChatMessage(blocks=[TextBlock(text="a"), block])).content == expected
+    for refused in (
+        DocumentBlock(url="http://localhost/a.txt", document_mimetype="text/plain"),
+        DocumentBlock(data=b"%PDF", document_mimetype="application/pdf"),
+    ):
+        with pytest.raises(PromptError, match="DocumentBlock"):
+            read_message(ChatMessage(blocks=[refused]))

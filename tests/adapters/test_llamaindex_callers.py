@@ -16,6 +16,7 @@ from llama_index.core import PromptTemplate, Settings, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.extractors import SummaryExtractor
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import (
@@ -40,6 +41,7 @@ from stars_engine import (
     ContextOverflowError,
     Message,
     PromptError,
+    StarsConfig,
     TransformersModel,
 )
 from stars_engine.chat.turns import turns_of
@@ -351,7 +353,7 @@ def test_events_carry_the_trace(random_llm: Callable[..., StarsLLM]) -> None:
     notes, dispatcher = Notes(), get_dispatcher()
     dispatcher.add_event_handler(notes)
     try:
-        response = random_llm().chat([ChatMessage("Hello")])
+        response = random_llm(trace=True).chat([ChatMessage("Hello")])
     finally:
         dispatcher.event_handlers.remove(notes)
     [event] = notes.ended
@@ -382,12 +384,18 @@ def test_copies_through_plain_values() -> None:
     llm.close()
 
 
-def test_objects_that_cannot_be_pickled_raise_and_stay_usable(
+def test_copies_elsewhere_name_the_objects_that_they_lack(
     random_llm: Callable[..., StarsLLM],
 ) -> None:
     llm = StarsLLM(model="stars:embedded-lm", reward=lambda p, c: -1.0, schedule={"kind": "none"})
-    with pytest.raises(ConfigError, match=r"reward: it cannot be pickled .* Hint"):
-        pickle.dumps(llm)
+    given = {"model": "stars:embedded-lm", "align": {"schedule": {"kind": "none"}}}
+    whole = StarsLLM(config=StarsConfig(reward=lambda p, c: -1.0, **given))
+    for made, name in ((llm, "reward"), (whole, "config")):
+        # As LlamaIndex pickles the components of a pipeline: what fails to pickle is dropped.
+        extractor = SummaryExtractor(llm=made, summaries=["self"])
+        copied = pickle.loads(pickle.dumps(extractor))
+        with pytest.raises(ConfigError, match=rf"{name}: it cannot be pickled.* Hint"):
+            copied.llm.complete("This movie")
     assert llm.complete("This movie", max_tokens=4).raw["reward"] == -1.0
     with pytest.raises(ConfigError, match="n=1"):
         random_llm(n=2).complete("Hello")

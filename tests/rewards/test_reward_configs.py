@@ -213,7 +213,7 @@ def test_identities_show_live_objects() -> None:
     again = CompositeReward(parts={"f": len, "g": max, "c": "c/d"})
     others = identity(config.replace(reward=again))["reward"]["parts"]
     assert others["f"]["reward"]["function"] == shown  # the same object
-    assert others["g"]["reward"]["function"].split()[-1] != shown.split()[-1]
+    assert others["g"]["reward"]["function"].split(", ")[-1] != shown.split(", ")[-1]
     assert parts["c"]["reward"]["name_or_path"] == "c/d"
     assert parts["c"]["weight"] == 1.0
 

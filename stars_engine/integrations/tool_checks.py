@@ -1,0 +1,65 @@
+"""Report, when tools are bound, what a grammar cannot express of their arguments."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stars_engine.chat.argument_checks import unexpressed_of
+from stars_engine.errors import ConfigError, MissingExtraError, Problem, StarsWarning
+from stars_engine.integrations.metadata import digest_of
+from stars_engine.integrations.tool_names import ToolNames
+from stars_engine.messages import Tool
+
+_reported: set[str] = set()  # agents bind their tools before each call
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]], *, strict: bool, owner: str) -> None:
+    """Warn once about tools whose arguments a grammar cannot express, or refuse them.
+
+    Args:
+        tools: The tools in the OpenAI format, under the caller's names.
+        strict: Whether to refuse them.
+        owner: The method that binds the tools, for messages.
+
+    Raises:
+        ConfigError: `strict` is true and a grammar cannot express the arguments of a tool.
+    """
+    names = ToolNames(tool["function"]["name"] for tool in tools)
+    try:
+        reasons = unexpressed_of(Tool(**names.tool(tool)["function"]) for tool in tools)
+    except MissingExtraError:  # the call itself reports it
+        return
+    named = {names.given(name): reason for name, reason in reasons.items()}
+    if not named:
+        return
+    if strict:
+        raise ConfigError(
+            owner,
+            [
+                Problem(
+                    f"tools.{name}",
+                    f"a grammar cannot express {reason}. Hint: remove it from the schema, or use "
+                    "strict=None to check it after the call is complete",
+                )
+                for name, reason in named.items()
+            ],
+        )
+    if (key := digest_of({"owner": owner, **named})) in _reported:
+        return
+    _reported.add(key)
+    listed = ". ".join(f"{name!r}: {reason}" for name, reason in named.items())
+    warnings.warn(
+        f"{owner}: a grammar cannot express the whole schema of these tools. {listed}. The grammar "
+        "expresses the rest, and complete calls are checked; those that do not conform become "
+        "invalid_tool_calls. Hint: remove these parts of the schemas, or refuse such tools with "
+        "strict=True",
+        StarsWarning,
+        stacklevel=3,
+    )
+
+
+def lenient(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool in the OpenAI format whose grammar may express a part of its schema."""
+    return {**tool, "function": {**tool["function"], "strict": False}}

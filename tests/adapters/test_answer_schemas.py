@@ -1,0 +1,173 @@
+"""Schemas of answers: the model reads them, and values of any type come back."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import HumanMessage, SystemMessage
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.prompts import PromptTemplate
+from pydantic import BaseModel, Field
+
+import llamaindex_stars
+from langchain_stars import ChatStars, StarsLLM
+from stars_engine import Chat
+from tests.support.scripted import scripted
+
+ABOUT, NAMED = "A city of the world.", "its name in English"
+OSLO = '{"name": "Oslo"}'
+
+
+class City(BaseModel):
+    """A city of the world."""
+
+    name: str = Field(description=NAMED, max_length=8)
+
+
+class Mood(enum.Enum):
+    """How it feels."""
+
+    GOOD = "up"
+    BAD = "down"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+    TEN = 10
+
+
+class Price(BaseModel):
+    amount: Decimal
+
+
+class Node(BaseModel):
+    value: int
+    kids: list[Node] = []
+
+
+def judge(prompt: str, completion: str) -> float:
+    return 1.0
+
+
+def writing(answer: str, kind: Callable[..., Any] = ChatStars) -> tuple[Any, list[str]]:
+    """A chat that writes an answer, and a list of what it was asked."""
+    asked: list[str] = []
+
+    def write(conversation: str) -> str:
+        asked.append(conversation)
+        return answer
+
+    given = {"schedule": {"kind": "none"}, "reward": judge, "max_tokens": 64}
+    return kind(model=scripted(write), **given), asked
+
+
+def test_langchain_shows_the_schema_to_the_model() -> None:
+    chat, asked = writing(OSLO)
+    provider = create_agent(chat, [], response_format=ProviderStrategy(City))
+    wrapped = {"type": "json_schema", "json_schema": {"schema": City.model_json_schema()}}
+    for ask in (
+        lambda: chat.with_structured_output(City).invoke("Where?"),
+        lambda: chat.with_structured_output(City, method="json_mode").invoke("Where?"),
+        lambda: chat.with_structured_output(City.model_json_schema()).invoke("Where?"),
+        lambda: chat.invoke("Where?", response_format=City),
+        lambda: chat.invoke("Where?", response_format=wrapped),
+        lambda: provider.invoke({"messages": [("user", "Where?")]}),
+    ):
+        asked.clear()
+        ask()
+        assert ABOUT in asked[-1]
+        assert NAMED in asked[-1]
+    for ask in (
+        lambda: chat.with_structured_output(City, describe_schema=False).invoke("Where?"),
+        lambda: chat.invoke("Where?", response_format=City, describe_schema=False),
+        lambda: chat.invoke("Where?", response_format={"type": "json_object"}),
+        lambda: chat.with_structured_output(None, method="json_mode").invoke("Where?"),
+    ):
+        asked.clear()
+        ask()
+        assert "schema" not in asked[-1]
+
+
+def test_the_schema_joins_the_system_message_and_not_the_reward() -> None:
+    seen = []
+
+    def note(prompt: str, completion: str) -> float:
+        seen.append(prompt)
+        return 1.0
+
+    chat, asked = writing(OSLO)
+    messages = [SystemMessage("Be kind."), HumanMessage("Where?")]
+    chat.invoke(messages, reward=note, answer_schema=City.model_json_schema())
+    assert asked[-1].startswith("<|im_start|>system\nBe kind.\n\nAnswer with JSON")
+    assert seen
+    assert not any("schema" in prompt for prompt in seen)
+    with chat.engine() as engine:
+        engine.generate(Chat([{"role": "user", "content": "Where?"}], answer_schema={"x-y": 1}))
+    assert '{"x-y":1}' in asked[-1]
+
+
+def test_llamaindex_shows_the_schema_to_the_model() -> None:
+    llm, asked = writing(OSLO, llamaindex_stars.StarsLLM)
+    said = llm.chat([ChatMessage("Where?")], response_format=City).message.content
+    assert City.model_validate_json(said).name == "Oslo"
+    assert NAMED in asked[-1]
+    llm.chat([ChatMessage("Where?")], response_format=City, describe_schema=False)
+    llm.complete("Where?", response_format=City, describe_schema=False)
+    assert NAMED not in asked[-1]
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "expected"),
+    [
+        (Mood, '"down"', Mood.BAD),
+        (Number, "10", Number.TEN),
+        (list[int], "[1, 2]", [1, 2]),
+        (dict[str, Mood], '{"a": "up"}', {"a": Mood.GOOD}),
+        (list[Decimal], "[1.50]", [Decimal("1.5")]),
+        (Price, '{"amount": 1.50}', Price(amount=Decimal("1.5"))),
+        (Node, '{"value": 1, "kids": [{"value": 2, "kids": []}]}', None),
+    ],
+)
+def test_values_of_any_type_come_back(schema: Any, written: str, expected: Any) -> None:
+    chat, _ = writing(written)
+    made = chat.with_structured_output(schema)
+    value = made.invoke("Which?")
+    assert value == (Node(value=1, kids=[Node(value=2)]) if expected is None else expected)
+    raw = chat.with_structured_output(schema, include_raw=True).invoke("Which?")
+    assert raw["parsed"] == value
+    assert list(made.stream("Which?"))[-1] == value
+
+
+def test_enums_need_a_method_without_calls() -> None:
+    chat, _ = writing('"up"')
+    with pytest.raises(ValueError, match="needs the schema of an object"):
+        chat.with_structured_output(Mood, method="function_calling")
+    made = ChatStars(max_tokens=4).with_structured_output(Mood)
+    pickle.loads(pickle.dumps(made))
+    with pytest.raises(OutputParserException, match="not valid"):
+        made.steps[-1].parse('"sideways"')
+
+
+def test_llamaindex_predicts_decimals_and_recursive_models() -> None:
+    for schema, arguments in ((Price, '{"amount": 1.50}'), (Node, '{"value": 1, "kids": []}')):
+        call = f'{{"name": "{schema.__name__}", "arguments": {arguments}}}'
+        llm, _ = writing(f"<tool_call>\n{call}\n</tool_call>", llamaindex_stars.StarsLLM)
+        made = llm.structured_predict(schema, PromptTemplate("Which?"))
+        assert made == schema.model_validate_json(arguments)
+
+
+def test_a_custom_tokenizer_counts() -> None:
+    for kind in (ChatStars, StarsLLM):
+        llm = kind(custom_get_token_ids=lambda text: list(range(len(text))))
+        assert llm.get_num_tokens("four") == 4
+    assert kind().get_num_tokens("four") != 4
+    chat = ChatStars(custom_get_token_ids=lambda text: [1])
+    assert chat.get_num_tokens_from_messages([HumanMessage("a"), HumanMessage("b")]) == 2

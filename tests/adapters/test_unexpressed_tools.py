@@ -1,0 +1,155 @@
+"""Tools whose arguments a grammar cannot express: a warning, and checks of complete calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.tools import StructuredTool
+from llama_index.core.base.llms.types import ToolCallBlock
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel, FilePath
+
+import llamaindex_stars
+from langchain_stars import ChatStars
+from stars_engine import Chat, ConfigError, SamplingParams, StarsConfig, StarsEngine, Tool
+from stars_engine.chat.argument_checks import fault_in, unexpressed_of
+from tests.support.scripted import scripted
+
+UNIQUE = {"type": "array", "items": {"type": "string", "maxLength": 4}, "uniqueItems": True}
+
+
+def schema_of(number: int) -> dict[str, Any]:
+    """A schema of its own for each test, because warnings come once."""
+    properties = {"tags": UNIQUE, "count": {"type": "integer", "maximum": number}}
+    return {"type": "object", "properties": properties, "required": ["tags", "count"]}
+
+
+def tool_of(number: int, name: str = "tag") -> dict[str, Any]:
+    function = {"name": name, "description": "Sets tags.", "parameters": schema_of(number)}
+    return {"type": "function", "function": function}
+
+
+def judge(prompt: str, completion: str) -> float:
+    return 1.0
+
+
+def written(name: str, arguments: dict[str, Any]) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def settings(answer: str) -> dict[str, Any]:
+    return {
+        "model": scripted(lambda asked: "Done." if "<tool_response>" in asked else answer),
+        "reward": judge,
+        "schedule": {"kind": "none"},
+        "max_tokens": 96,
+        "seed": 0,
+    }
+
+
+def test_langchain_warns_once_and_checks_calls() -> None:
+    good = {"tags": ["a", "b"], "count": 1}
+    chat = ChatStars(**settings(written("tag", good)))
+    with pytest.warns(UserWarning, match=r"'tag': `uniqueItems` at #/properties/tags") as caught:
+        bound = chat.bind_tools([tool_of(11)], tool_choice="tag")
+    assert "strict=True" in str(caught[0].message)
+    again = chat.bind_tools([tool_of(11)])  # agents bind before each call
+    assert bound.invoke("Tag it.").tool_calls[0]["args"] == good
+    assert again.invoke("Tag it.").tool_calls[0]["args"] == good
+    chat = ChatStars(**settings(written("tag", {"tags": ["a", "a"], "count": 1})))
+    for message in (
+        chat.bind_tools([tool_of(11)], tool_choice="any").invoke("Tag it."),
+        chat.invoke("Tag it.", tools=[tool_of(11)]),
+        asyncio.run(chat.bind_tools([tool_of(11)]).ainvoke("Tag it.")),
+    ):
+        assert message.tool_calls == []
+        [call] = message.invalid_tool_calls
+        assert call["error"] is not None
+        assert ".tags do not conform" in call["error"]
+
+
+def test_strict_refuses_when_tools_are_bound() -> None:
+    chat = ChatStars(**settings("Hi"))
+    with pytest.raises(ConfigError, match=r"tools\.tag: a grammar cannot express `uniqueItems`"):
+        chat.bind_tools([tool_of(12)], strict=True)
+    chat.bind_tools([{**tool_of(12), "function": {"name": "a", "parameters": {}}}], strict=True)
+    chat.bind_tools([tool_of(12)], strict=False)  # no grammar, so there is nothing to report
+    llm = llamaindex_stars.StarsLLM(**settings("Hi"))
+    tool = FunctionTool.from_defaults(lambda path: path, name="read", fn_schema=Reading)
+    with pytest.raises(ConfigError, match=r"tools\.read: a grammar cannot express `type`"):
+        llm.chat_with_tools([tool], "Read.", strict=True)
+
+
+class Reading(BaseModel):
+    """Reads a file."""
+
+    path: FilePath
+
+
+def test_llamaindex_warns_once_and_checks_calls() -> None:
+    tool = FunctionTool.from_defaults(lambda path: path, name="read", fn_schema=Reading)
+    llm = llamaindex_stars.StarsLLM(**settings(written("read", {"path": "a.txt"})))
+    with pytest.warns(UserWarning, match=r"'read': `type` at .*: a file must exist"):
+        response = llm.chat_with_tools([tool], "Read a.txt.")
+    [block] = [part for part in response.message.blocks if isinstance(part, ToolCallBlock)]
+    assert block.tool_kwargs == {"path": "a.txt"}
+    [call] = llm.get_tool_calls_from_response(llm.chat_with_tools([tool], "Read a.txt."))
+    assert call.tool_kwargs == {"path": "a.txt"}
+
+
+def test_one_such_tool_does_not_break_an_agent() -> None:
+    def read(path: FilePath) -> str:
+        """Reads a file."""
+        return f"{path} says hello."
+
+    def add(a: int, b: int) -> int:
+        """Adds."""
+        return a + b
+
+    tools = [StructuredTool.from_function(read), StructuredTool.from_function(add)]
+    chat = ChatStars(**settings(written("add", {"a": 1, "b": 2})))
+    agent = create_agent(chat, tools)
+    with pytest.warns(UserWarning, match="a file must exist"):
+        done = agent.invoke({"messages": [("user", "Add 1 and 2.")]})
+    assert [message.text for message in done["messages"][1:]] == ["", "3", "Done."]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "is_valid"),
+    [
+        (UNIQUE, ["a", "b"], True),
+        (UNIQUE, ["a", "a"], False),
+        ({"contentSchema": {}, "type": "string"}, "x", True),
+        ({"type": "string", "pattern": "(a)\\1"}, "aa", True),
+        ({"type": "string", "pattern": "(a)\\1"}, "ab", False),
+        ({"$ref": "https://localhost/other.json"}, 1, True),  # nothing is fetched
+        ({"type": "array", "contains": {"type": "integer"}}, ["a"], False),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 4}]}, "long text", True),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 4}]}, "both", False),
+    ],
+)
+def test_what_a_grammar_cannot_express_is_checked(part: Any, value: Any, is_valid: bool) -> None:
+    schema = {"type": "object", "properties": {"x": part}, "required": ["x"]}
+    tool = Tool(name="f", parameters=schema, strict=False)
+    assert unexpressed_of([tool])
+    assert (fault_in({"x": value}, tool) == "") == is_valid
+    assert fault_in({"x": value}, tool.replace(strict=True)) == ""  # the grammar refuses it
+
+
+def test_the_engine_refuses_such_tools_unless_they_are_lenient() -> None:
+    given = settings(written("tag", {"tags": ["a", "b"], "count": 1}))
+    config = StarsConfig(model=given["model"], reward=judge, align={"schedule": {"kind": "none"}})
+    sampling = SamplingParams(max_tokens=96, seed=0)
+    with StarsEngine(config) as engine:
+        messages = [{"role": "user", "content": "Tag it."}]
+        strict = Tool(**tool_of(13)["function"])
+        with pytest.raises(ConfigError, match="uniqueItems"):
+            engine.generate(Chat(messages, tools=[strict]), sampling=sampling)
+        lenient = {**tool_of(13), "function": {**tool_of(13)["function"], "strict": False}}
+        [result] = engine.generate(Chat(messages, tools=[lenient]), sampling=sampling)
+    assert result.message is not None
+    assert result.message.tool_calls[0].arguments["tags"] == ["a", "b"]
