@@ -17,16 +17,22 @@ _ENDS = ("]", "}", '"]', '"}')  # one of them closes what is not open
 
 
 class CallChunks:
-    """Turns the events of one answer into chunks of tool calls."""
+    """Turns the events of one answer into chunks of tool calls.
 
-    def __init__(self) -> None:
+    Args:
+        whole: Whether each call is one chunk. The content blocks of LangChain's output version v1
+            do not merge the chunks of a call.
+    """
+
+    def __init__(self, *, whole: bool = False) -> None:
+        self._whole = whole
         self._names: list[str] = []
         self._arguments: list[str] = []
 
     def of(self, event: SegmentEvent) -> list[ToolCallChunk]:
         """Return what an event adds to the calls; the last one completes or invalidates them."""
         chunks = []
-        for delta in event.tool_calls:
+        for delta in () if self._whole else event.tool_calls:
             if delta.name is not None:
                 self._names.append(delta.name)
                 self._arguments.append("")

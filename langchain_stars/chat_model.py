@@ -153,7 +153,7 @@ class ChatStars(StarsFields, BaseChatModel):
         settings, chat, call, names = self._ask(messages, stop, kwargs)
         refuse_several_answers(settings)
         with as_langchain_errors(), closing(self.engine(settings).stream(chat, **call)) as events:
-            chunks = Chunks(names, self._reporting(settings, kwargs))
+            chunks = self._chunks(names, settings, kwargs)
             for event in settled(events):
                 chunk = chunks.of(event)
                 if run_manager is not None:
@@ -172,7 +172,7 @@ class ChatStars(StarsFields, BaseChatModel):
         refuse_several_answers(settings)
         with as_langchain_errors():
             async with self.engine(settings).astream(chat, **call) as events:
-                chunks = Chunks(names, self._reporting(settings, kwargs))
+                chunks = self._chunks(names, settings, kwargs)
                 async for event in asettled(events):
                     chunk = chunks.of(event)
                     if run_manager is not None:
@@ -309,6 +309,10 @@ class ChatStars(StarsFields, BaseChatModel):
             trace=kwargs.get("trace", self.trace),
             num_tokens=lambda text: len(engine.model.codec.encode(text)),
         )
+
+    def _chunks(self, names: ToolNames, settings: StarsConfig, kwargs: Mapping[str, Any]) -> Chunks:
+        whole = self.output_version == "v1"
+        return Chunks(names, self._reporting(settings, kwargs), whole_calls=whole)
 
     async def _read_facts(self) -> None:
         """Load the model if its files determine the sampling, without blocking the event loop."""

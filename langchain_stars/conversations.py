@@ -54,11 +54,12 @@ class Chunks:
     Args:
         names: The names of tools.
         reporting: What the metadata depends on.
+        whole_calls: Whether each tool call is one chunk.
     """
 
-    def __init__(self, names: ToolNames, reporting: Reporting) -> None:
+    def __init__(self, names: ToolNames, reporting: Reporting, *, whole_calls: bool) -> None:
         self._names, self._reporting = names, reporting
-        self._calls = CallChunks()
+        self._calls = CallChunks(whole=whole_calls)
 
     def of(self, event: SegmentEvent) -> ChatGenerationChunk:
         """Return an event as a chunk of the message."""

@@ -19,6 +19,7 @@ FOLDERS = (
     "stars_engine",
     "langchain_stars",
     "llamaindex_stars",
+    "packaging",
     "tests",
     "examples",
     "benchmarks",
