@@ -22,7 +22,8 @@ from stars_engine.server.telemetry import Tracing
 access_logger = logging.getLogger("stars_engine.server.access")
 
 # The page is text that anyone may read; what it calls needs a key like any other request.
-_OPEN = frozenset({"/healthz", "/readyz", "/", "/page.js", "/page.css", "/favicon.ico"})
+_PROBES = frozenset({"/healthz", "/readyz"})  # asked often; a log of them says nothing
+_OPEN = _PROBES | frozenset({"/", "/page.js", "/page.css", "/favicon.ico"})
 _UNLIMITED = _OPEN | {"/metrics"}
 
 
@@ -65,7 +66,8 @@ class Observed:
             status = status or 499
             facts.endpoint = getattr(scope.get("route"), "path", "")
             self._get_state().metrics.observe(facts, status)
-            access_logger.info("%s", _line(scope, facts, status))
+            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            access_logger.log(level, "%s", _line(scope, facts, status))
 
     def _span(self, scope: Scope, facts: RequestFacts) -> AbstractContextManager[None]:
         return nullcontext() if self._tracing is None else self._tracing.span(scope, facts)

@@ -33,6 +33,10 @@ class StarsServer(uvicorn.Server):
         params: Settings of the server.
         keys: The API keys; by default, no key is needed.
         on_started: Called with the address when the server accepts connections.
+
+    Attributes:
+        loaded: Set when all models are ready or have failed.
+        load_failed: Whether none could be loaded.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class StarsServer(uvicorn.Server):
         on_started: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._params, self._on_started = params, on_started
+        self.loaded = threading.Event()
         self.load_failed = False
         app = create_app(configs, params, keys, on_loaded=self._on_loaded)
         self.state_of_app: State = app.state.server
@@ -96,3 +101,4 @@ class StarsServer(uvicorn.Server):
         if all(model.state == "failed" for model in models):
             self.load_failed = True
             self.should_exit = True
+        self.loaded.set()

@@ -23,7 +23,6 @@ from stars_engine.server.models import RemoteModel
 from stars_engine.server.run import StarsServer
 from stars_engine.server.settings import ApiKeys, ServerParams
 from tests.support.chat_templates import random_llama, tokenizer_of
-from tests.support.engines import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -73,7 +72,7 @@ def serving(
         assert started.wait(60)
         models = server.state_of_app.models
         if wait:
-            wait_until(lambda: all(model.state != "loading" for model in models))
+            assert server.loaded.wait(60)
             assert all(model.state == "ready" for model in models)
         yield RunningServer(server.url, server)
     finally:
