@@ -53,6 +53,10 @@ test: ## run the tests that are not marked slow (under two minutes)
 test-all: ## run all tests
 	$(PYTEST)
 
+.PHONY: test-servers
+test-servers: ## run the tests over real vLLM servers: make test-servers VLLM=path/to/vllm MODEL=dir
+	$(PYTHON) tools/test_servers.py --vllm $(VLLM) --model $(MODEL) $(ARGS)
+
 .PHONY: docs
 docs: ## build the documentation site into build/site, with warnings as errors
 	$(PYTHON) tools/docs_site.py

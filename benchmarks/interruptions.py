@@ -6,8 +6,10 @@ A run is a small `stars generate` or Python program on the embedded pair. It get
 twice, as `timeout` sends it), SIGTERM, or an exception or `sys.exit` from a signal handler, at a
 moment drawn uniformly from the time that an undisturbed run takes. Due are 130 for Ctrl-C (Python
 programs end themselves with SIGINT, which shells report as 130), the signal for SIGTERM, 1 for an
-exception, 7 for `sys.exit(7)`, and 0 if the run was complete before. Prints every run that ended
-otherwise, and how long the ends took. Exits with 1 if there was one.
+exception, 7 for `sys.exit(7)`, and 0 if the run was complete before. A program that Ctrl-C ends may
+also return 1: Python forgets that it was interrupted if another thread calls `exec` meanwhile, as
+imports of dataclasses do. Prints every run that ended otherwise, and how long the ends took. Exits
+with 1 if there was one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 NUM_PROMPTS = 8
@@ -93,6 +96,8 @@ class Ended:
         bad = ("terminate called", "Fatal Python error", "Segmentation fault")
         if any(words in self.messages for words in bad):
             return False
+        if self.kind == "program, Ctrl-C" and self.messages.endswith("KeyboardInterrupt\n"):
+            return self.status in (1, *CTRL_C)
         return self.status in KINDS[self.kind].due or (self.status == 0 and self.complete)
 
 
@@ -113,7 +118,7 @@ KINDS = {
 }
 
 
-def end_one(name: str, moment_s: float, prompts: Path) -> Ended:
+def end_one(prompts: Path, name: str, moment_s: float) -> Ended:
     """Start a run, disturb it after a while, and wait for its end."""
     kind = KINDS[name]
     files = (str(prompts),) if kind.args else ()
@@ -165,7 +170,7 @@ def end_many(num_runs: int, *, jobs: int, seed: int) -> list[Ended]:
         }
         moments = [0.1 + takes[name.split(",")[0]] * chosen.random() for name in names]
         ended = []
-        for each in pool.map(lambda *args: end_one(*args, prompts), names, moments):
+        for each in pool.map(partial(end_one, prompts), names, moments):
             ended.append(each)
             if not each.is_due:
                 print(f"WRONG {each.kind}, {each.moment_s:.2f} s: {each.status}", flush=True)

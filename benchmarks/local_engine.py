@@ -8,10 +8,10 @@ heads, 2 of keys; and 8 of 320), vocabulary 32,000. A coin accepts each candidat
 probability, whatever the reward model says; the reward model runs nevertheless. The unit is our own
 plain sampling of as many tokens, one prompt at a time, without any reward. `generate` (temperature
 1, top-k 40) is given in the same unit. "over plain sampling at the same concurrency" divides "ours,
-adaptive" by plain sampling of as many prompts together instead. Only decoding is timed; reading the prompt is reported
-separately. Time is processor time of one thread. Arms take turns. Ratios are taken within a turn,
-and their median is given within its 95% interval (by order statistics: of six turns, the smallest
-and the largest).
+adaptive" by plain sampling of as many prompts together instead. Only decoding is timed; reading the
+prompt is reported separately. Time is processor time of one thread. Arms take turns. Ratios are
+taken within a turn, and their median is given within its 95% interval (by order statistics: of six
+turns, the smallest and the largest).
 
 Three facts decide the results. A decode step reads all weights whether it decodes one row or eight,
 so eight candidates cost little more than one (the first table has a step's cost by rows). A
@@ -154,8 +154,8 @@ def measure(
         together, _ = pair.write(setting, None, **size)
         again, _ = pair.write(alone, None, **size)
         if turn:  # the first turn warms up
-            for name in values:
-                found[name].append(values[name] / ((unit + again) / 2))
+            for name, value in values.items():
+                found[name].append(value / ((unit + again) / 2))
             found[_TOGETHER].append(values["ours, adaptive"] / together)
     return {name: interval(values) for name, values in found.items()}
 

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,8 +46,7 @@ PROMPTS = (
     "The film",
     "This movie was",
     "I had heard so much about it that",
-    "My sister and I went to see it on a rainy Sunday afternoon, and as soon as the lights went "
-    "down we knew",
+    "My sister and I went to see it on a rainy Sunday, and as soon as the lights went down we knew",
 )
 
 
@@ -176,7 +176,7 @@ class Soak:
 
     def run(self, minutes: float, *, num_threads: int, num_tasks: int, seed: int) -> None:
         for case in cases():
-            self.alone[case] = _text(lambda case=case: self.ask(case))
+            self.alone[case] = _text(partial(self.ask, case))
         self.until_s = time.monotonic() + 60 * minutes
         stopped = threading.Event()
         sampler = threading.Thread(target=self._sample, args=(stopped,))
@@ -215,7 +215,7 @@ class Soak:
                 self._note(case, None, 0.0)
                 continue
             started_s = time.perf_counter()
-            text = _text(lambda case=case: self.ask(case))
+            text = _text(partial(self.ask, case))
             self._note(case, text, time.perf_counter() - started_s)
 
     async def _call_in_tasks(self, num_tasks: int, seed: int) -> None:

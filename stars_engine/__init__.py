@@ -23,13 +23,19 @@ if TYPE_CHECKING:
         EngineParams,
         FunctionReward,
         JsonGrammar,
+        OpenAIServerModel,
         ProcessReward,
         RegexGrammar,
         RewardPart,
         SamplingParams,
+        ServerProcessReward,
+        ServerReward,
+        ServerYesNoReward,
         StarsConfig,
         TransformersModel,
         ValueReward,
+        VLLMModel,
+        VLLMReward,
         YesNoReward,
     )
     from stars_engine.config.presets import preset
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
         RequestError,
         RewardError,
         ScheduleError,
+        ServerError,
         StarsError,
         StarsWarning,
     )
@@ -84,15 +91,17 @@ _HOMES = {
     "stars_engine.config.presets": "preset",
     "stars_engine.config": (
         "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
-        "FunctionReward JsonGrammar ProcessReward RegexGrammar RewardPart SamplingParams "
-        "StarsConfig TransformersModel ValueReward YesNoReward"
+        "FunctionReward JsonGrammar OpenAIServerModel ProcessReward RegexGrammar RewardPart "
+        "SamplingParams ServerProcessReward ServerReward ServerYesNoReward StarsConfig "
+        "TransformersModel VLLMModel VLLMReward ValueReward YesNoReward"
     ),
     "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
     "stars_engine.errors": (
         "AlignmentError CalibrationStoppedError ConfigError ContextOverflowError "
         "EngineClosedError EngineForkedError GenerationError MissingExtraError ModelLoadError "
-        "PromptError QueueFullError RequestError RewardError ScheduleError StarsError StarsWarning"
+        "PromptError QueueFullError RequestError RewardError ScheduleError ServerError StarsError "
+        "StarsWarning"
     ),
     "stars_engine.schedules": (
         "AutoSchedule CalibratedSchedule ConstantSchedule CosineSchedule FunctionSchedule "
@@ -136,6 +145,7 @@ __all__ = [
     "MissingExtraError",
     "ModelLoadError",
     "NoSchedule",
+    "OpenAIServerModel",
     "PerSegmentSchedule",
     "ProcessReward",
     "PromptError",
@@ -149,6 +159,10 @@ __all__ = [
     "ScheduleError",
     "Segment",
     "SegmentEvent",
+    "ServerError",
+    "ServerProcessReward",
+    "ServerReward",
+    "ServerYesNoReward",
     "StarsConfig",
     "StarsEngine",
     "StarsError",
@@ -160,6 +174,8 @@ __all__ = [
     "TransformersModel",
     "TrustReport",
     "Usage",
+    "VLLMModel",
+    "VLLMReward",
     "ValueReward",
     "Verification",
     "YesNoReward",

@@ -39,6 +39,7 @@ __all__ = [
     "RewardError",
     "RewardOutcome",
     "ScheduleError",
+    "ServerError",
     "StarsError",
     "StarsWarning",
     "describe_error",
@@ -81,6 +82,10 @@ class CalibrationStoppedError(RequestError):
 
 class GenerationError(RequestError):
     """The language model failed, for example because it ran out of memory."""
+
+
+class ServerError(GenerationError):
+    """An HTTP server could not be reached, or its answer cannot be used."""
 
 
 class NothingToDrawError(GenerationError):

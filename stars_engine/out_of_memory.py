@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard, TypeVar
 
@@ -157,6 +158,11 @@ def strip_traceback(error: Exception) -> Exception:
 
 def _reports_memory(model: object) -> TypeGuard[ReportsMemory]:
     return has_members(model, ReportsMemory)
+
+
+def clear_locals(error: BaseException) -> None:
+    """Drop the local variables of functions that an error has left, since they may hold tensors."""
+    traceback.clear_frames(error.__traceback__)
 
 
 def free_unused(*models: object) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from stars_engine.algorithm.candidate import Detokenizer, Draft
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
+from stars_engine.protocols import has_members
 
 if TYPE_CHECKING:
     from stars_engine.tokenization.codec import Codec
@@ -102,6 +103,30 @@ class LanguageModel(Detokenizer, Protocol):
             MissingExtraError: The library for grammars is not installed.
         """
         ...
+
+
+class AnswersLater(LanguageModel, Protocol):
+    """A language model that runs elsewhere: each candidate is answered when it is ready."""
+
+    def submit(
+        self, request: DraftRequest, reply: Callable[[Draft | GenerationError], None]
+    ) -> Callable[[], object]:
+        """Ask for one candidate without waiting for it.
+
+        Args:
+            request: The candidate.
+            reply: Called once with the draft or the error, on any thread; not called after the
+                candidate was cancelled.
+
+        Returns:
+            Cancels the candidate; may be called at any time, on any thread.
+        """
+        ...
+
+
+def answers_later(model: LanguageModel) -> TypeGuard[AnswersLater]:
+    """Return whether a language model implements `AnswersLater`."""
+    return has_members(model, AnswersLater)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from transformers import Cache
 
-from stars_engine.probes import ProbeSet, StepOutput
+from stars_engine.hidden_states.probes import ProbeSet, StepOutput
 
 
 class ComputedPrefix(Protocol):

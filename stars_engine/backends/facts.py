@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,6 +12,8 @@ import transformers
 
 from stars_engine.backends.base import ModelFacts
 from stars_engine.config import SamplingParams, TransformersModel
+from stars_engine.config.models import Checkpoint
+from stars_engine.errors import ModelLoadError
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_tokenizer, read_config
 from stars_engine.loading.sources import hub_token, resolve_source
@@ -48,6 +53,63 @@ def read_facts(config: TransformersModel) -> ModelFacts | None:
         has_chat_template=bool(config.chat_template or getattr(tokenizer, "chat_template", None)),
         default_sampling=partial(sampling_of, generation),
     )
+
+
+def find_end_ids(holders: Iterable[Any], vocab_size: int) -> frozenset[int]:
+    """Return the end-of-text ids of the first holder that has some, as one id or a list.
+
+    Some checkpoints name ids that the model has no logit for; it cannot end by those.
+
+    Args:
+        holders: Generation config, config and tokenizer, in this order.
+        vocab_size: Token ids are below this.
+    """
+    for holder in holders:
+        value = getattr(holder, "eos_token_id", None)
+        ids = [value] if isinstance(value, int) else value or []
+        known = frozenset(token for token in ids if 0 <= token < vocab_size)
+        if known:
+            return known
+    return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFacts:
+    """What the files of a served model's tokenizer say of the model.
+
+    Attributes:
+        vocab_size: Token ids are below this.
+        end_ids: End-of-text tokens.
+        context_len: Tokens of prompt and completion; None if the files do not say.
+        generation: The generation config; None if there is none.
+    """
+
+    vocab_size: int
+    end_ids: frozenset[int]
+    context_len: int | None
+    generation: Any
+
+
+def read_served_facts(source: Checkpoint, tokenizer: Any) -> ServedFacts:
+    """Read what is known of a served model without its weights.
+
+    A directory may hold the tokenizer alone. The vocabulary is then that of the tokenizer.
+    """
+    assert source.name_or_path is not None
+    declared = generation = None
+    with suppress(ModelLoadError):
+        declared = read_config(source)
+    with suppress(OSError, ValueError):
+        generation = transformers.GenerationConfig.from_pretrained(
+            resolve_source(source.name_or_path),
+            revision=source.revision or "main",
+            token=hub_token(source),
+        )
+    text_config = None if declared is None else declared.get_text_config()
+    size = getattr(text_config, "vocab_size", None) or len(tokenizer)
+    end_ids = find_end_ids((generation, declared, tokenizer), size)
+    limit = None if declared is None else context_len(declared, tokenizer)
+    return ServedFacts(size, end_ids, limit, generation)
 
 
 def sampling_of(generation_config: Any) -> SamplingParams:

@@ -13,8 +13,8 @@ from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.decoders import ComputedPrefix, Decoder
 from stars_engine.errors import GenerationError, ModelLoadError, describe_error
+from stars_engine.hidden_states.probes import Probe, ProbeSet
 from stars_engine.kv_cache.forward_pass import lock_of
-from stars_engine.probes import Probe, ProbeSet
 
 
 class ProbedModel:

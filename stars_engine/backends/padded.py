@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from stars_engine.backends.decoders import Branches, Forward
 from stars_engine.backends.states import RowBranches, StateDecoder, StatePrefix
-from stars_engine.probes import StepOutput
+from stars_engine.hidden_states.probes import StepOutput
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (1, heads, num_tokens, head_dim)
 

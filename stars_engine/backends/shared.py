@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward
+from stars_engine.hidden_states.probes import ProbeSet, StepOutput
 from stars_engine.kv_cache.cache_entry import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.cuda_graphs import CudaGraphs, GraphRows
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
 from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
-from stars_engine.probes import ProbeSet, StepOutput
 
 _MAX_TOKENS = 2048  # of prompts, computed in one pass
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward
-from stars_engine.probes import ProbeSet, StepOutput
+from stars_engine.hidden_states.probes import ProbeSet, StepOutput
 
 
 class StatePrefix:

@@ -17,7 +17,7 @@ from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.draft_batch import DraftBatch
-from stars_engine.backends.facts import sampling_of
+from stars_engine.backends.facts import find_end_ids, sampling_of
 from stars_engine.backends.features import FeatureRecorder, ProbedModel
 from stars_engine.backends.row_sampler import RowSampler
 from stars_engine.backends.selection import select_decoder
@@ -31,11 +31,11 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
+from stars_engine.hidden_states.probes import Probe
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
 from stars_engine.out_of_memory import memory_usage
-from stars_engine.probes import Probe
 from stars_engine.redaction import redacted_cause
 from stars_engine.tokenization.codec import Codec
 
@@ -63,7 +63,8 @@ class TransformersBackend:
         self.codec = Codec(tokenizer)
         self.context_len = context_len(model.config, tokenizer)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
-        self.end_ids = _end_ids(model, tokenizer)
+        holders = (getattr(model, "generation_config", None), model.config, tokenizer)
+        self.end_ids = find_end_ids(holders, self.vocab_size)
         self._grammars: Grammars | None = None  # its library is an extra: made when it is needed
         self._interrupted = False
         self.decoder, self.path = select_decoder(model, self.context_len)
@@ -243,21 +244,6 @@ class _GrammarProgress:
             self.state.consume(completion[len(self.consumed) :])
             self.consumed = completion
         return self.state
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-text ids of the generation config (an id or a list), else config, else tokenizer.
-
-    Some checkpoints name ids that the model has no logit for; it cannot end by those.
-    """
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
-        value = getattr(holder, "eos_token_id", None)
-        ids = [value] if isinstance(value, int) else value or []
-        known = frozenset(token for token in ids if 0 <= token < vocab_size)
-        if known:
-            return known
-    return frozenset()
 
 
 def _add_adapter(model: Any, path: str, config: TransformersModel) -> Any:

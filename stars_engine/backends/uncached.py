@@ -10,7 +10,7 @@ import torch
 
 from stars_engine.backends.decoders import Branches, Forward
 from stars_engine.backends.states import RowBranches, StateDecoder, StatePrefix
-from stars_engine.probes import StepOutput
+from stars_engine.hidden_states.probes import StepOutput
 
 
 class UncachedDecoder(StateDecoder):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from stars_engine.calibration.pilot_prompts import (
     neutral_prompts,
     uses_chat_format,
 )
+from stars_engine.calibration.provenance import provenance
 from stars_engine.calibration.trust import (
     Answers,
     BorderTrust,
@@ -260,31 +259,8 @@ def trust_report(
         advice=tuple(
             advise(chosen, others, shared=shared, num_prompts=len(prompts), budget=budget)
         ),
-        about=_about(engine, sampling),
+        about=provenance(engine, sampling),
     )
-
-
-def _about(engine: Host, sampling: SamplingParams) -> dict[str, str]:
-    """Return what was measured: models, settings, versions and date."""
-    names = {}
-    for name, part in (("language model", engine.config.model), ("reward", engine.config.reward)):
-        own = getattr(part, "name_or_path", None) or getattr(part, "function", None)
-        names[name] = own if isinstance(own, str) else type(part).__name__
-    fields = ("max_tokens", "temperature", "top_k", "top_p", "seed")
-    packages = ("stars-engine", "torch", "transformers")
-    return {
-        **names,
-        "sampling": ", ".join(f"{field} {getattr(sampling, field)}" for field in fields),
-        "versions": ", ".join(f"{package} {_version(package)}" for package in packages),
-        "date": datetime.now(tz=UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _judge_name(judge: Judge | RewardConfig | str | None) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from stars_engine.calibration.weight_hashes import weight_hashes
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig, ValueReward
 from stars_engine.config.models import Checkpoint
+from stars_engine.config.servers import Server
+from stars_engine.config.vllm import VLLMCheckpoint
 from stars_engine.errors import StarsWarning
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.schema import Schema
@@ -48,6 +50,9 @@ _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
 _RUNTIME_FIELDS = (
     *("token", "device", "device_map", "batch_size", "max_concurrency", "timeout_s"),
     *("on_failure", "max_retries"),
+    *("base_url", "api_key", "api_key_env", "ca_file", "connect_timeout_s", "http_retries"),
+    *("max_connections", "dialect", "endpoint", "needs_seed", "tolerance"),
+    *("tensor_parallel_size", "gpu_memory_utilization"),
 )
 _NAMES = ("name_or_path", "function", "revision")
 _MAX_LENGTH_RATIO = 2  # warn above this multiple of the calibrated length
@@ -89,7 +94,7 @@ def identity(part: Schema) -> dict[str, Any]:
         if name in _RUNTIME_FIELDS:
             continue
         values[name] = _plain(value)
-    if isinstance(part, Checkpoint | ValueReward):
+    if isinstance(part, Checkpoint | Server | VLLMCheckpoint | ValueReward):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
             path = values.get(name)
             if isinstance(path, str) and path.startswith((".", "~", "/")):

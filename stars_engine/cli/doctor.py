@@ -100,10 +100,12 @@ def _describe_model(engine: StarsEngine) -> dict[str, str]:
 
     backend = engine.model
     if not isinstance(backend, TransformersBackend):
-        return {"model": type(backend).__name__}
+        about: dict[str, str] = getattr(backend, "about", dict)()
+        rows = {f"  {name}": value for name, value in about.items()}
+        return {"model": engine.config.model.shown_name if rows else type(backend).__name__, **rows}
     model = backend.model
     return {
-        "model": engine.config.model.name_or_path or "in memory",
+        "model": engine.config.model.shown_name,
         "  class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
         "  placement": f"{model.device}, {model.dtype}",
         "  context": f"{backend.context_len or 'unlimited'} tokens",

@@ -50,8 +50,8 @@ def init_command(
         return default if yes else typer.prompt(text, default=default)
 
     base = StarsConfig()
-    model = ask(model, "Language model (hub name or directory)", base.model.name_or_path)
-    is_embedded = model == base.model.name_or_path
+    model = ask(model, "Language model (hub name or directory)", base.model.shown_name)
+    is_embedded = model == base.model.shown_name
     suggested = getattr(base.reward, "name_or_path", "") if is_embedded else None
     if reward is None and yes and not is_embedded:
         raise typer.BadParameter("--reward is required with --model and --yes")

@@ -33,5 +33,5 @@ def loaded(config: StarsConfig) -> Iterator[tuple[StarsEngine, Wait]]:
 
 def _names(config: StarsConfig) -> str:
     reward = getattr(config.reward, "name_or_path", None) or getattr(config.reward, "function", "")
-    names = [config.model.name_or_path or "the language model", str(reward) or "the reward"]
+    names = [config.model.shown_name, str(reward) or "the reward"]
     return " and ".join(names)

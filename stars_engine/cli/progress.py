@@ -58,11 +58,14 @@ class Wait:
 
         Args:
             text: What is now being waited for.
-            aloud: Whether a new line is due at once where there is no terminal.
+            aloud: Whether this is another thing: its time starts anew, and a line is due at once
+                where there is no terminal.
         """
         if text == self._text or self._ended.is_set():
             return
         self._text = text
+        if aloud:
+            self._since_s = time.monotonic()
         if messages.shows_progress:
             self._show()
         elif aloud:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from stars_engine.cli.messages import messages
-from stars_engine.config import AlignParams, RewardConfig, StarsConfig, TransformersModel
+from stars_engine.config import AlignParams, ModelConfig, RewardConfig, StarsConfig
 from stars_engine.config.presets import preset
 from stars_engine.config.root import embedded_align
 from stars_engine.files.config_files import refuse_imports
@@ -144,7 +144,7 @@ def _import_nothing(settings: StarsConfig) -> None:
         sys.path.remove("")
 
 
-def _is_another(name: str | None, part: TransformersModel | RewardConfig) -> bool:
+def _is_another(name: str | None, part: ModelConfig | RewardConfig) -> bool:
     own = getattr(part, "name_or_path", None) or getattr(part, "function", None)
     return name is not None and name != own
 

@@ -17,11 +17,17 @@ from stars_engine.config.rewards import (
     ProcessReward,
     RewardConfig,
     RewardPart,
+    ServerProcessReward,
+    ServerReward,
+    ServerYesNoReward,
     ValueReward,
+    VLLMReward,
     YesNoReward,
 )
-from stars_engine.config.root import StarsConfig
+from stars_engine.config.root import ModelConfig, StarsConfig
 from stars_engine.config.sampling import SamplingParams
+from stars_engine.config.servers import OpenAIServerModel
+from stars_engine.config.vllm import VLLMModel
 
 __all__ = [
     "EMBEDDED_LM",
@@ -35,13 +41,20 @@ __all__ = [
     "FunctionReward",
     "Grammar",
     "JsonGrammar",
+    "ModelConfig",
+    "OpenAIServerModel",
     "ProcessReward",
     "RegexGrammar",
     "RewardConfig",
     "RewardPart",
     "SamplingParams",
+    "ServerProcessReward",
+    "ServerReward",
+    "ServerYesNoReward",
     "StarsConfig",
     "TransformersModel",
+    "VLLMModel",
+    "VLLMReward",
     "ValueReward",
     "YesNoReward",
 ]

@@ -47,6 +47,11 @@ class EngineParams(Schema):
         description="maximum number of queued requests; a larger call enters the queue in parts",
         examples=[1024],
     )
+    draft_ahead: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="draft the next segment while rewards are computed, if drafts come from "
+        "servers; 'auto' does so where it saves time",
+    )
     max_answers: int = Field(
         default=131_072,
         ge=1,

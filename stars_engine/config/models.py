@@ -221,6 +221,11 @@ class Checkpoint(Schema):
         """Whether the config holds a live object, which cannot be written to a file."""
         return self.model is not None
 
+    @property
+    def shown_name(self) -> str:
+        """The name of the model in messages and metadata."""
+        return self.name_or_path or "in memory"
+
 
 class TransformersModel(Checkpoint):
     """A causal language model that transformers runs in this process."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +23,8 @@ from stars_engine.config.rewards import (
     as_reward,
 )
 from stars_engine.config.sampling import SamplingParams
+from stars_engine.config.servers import OpenAIServerModel, Server
+from stars_engine.config.vllm import VLLMCheckpoint, VLLMModel
 from stars_engine.errors import Problem
 from stars_engine.files.config_files import Filed, find_object
 from stars_engine.messages import check_template_kwargs
@@ -47,6 +49,20 @@ def _embedded(file: str) -> dict[str, Any]:
     return values
 
 
+ModelConfig = Annotated[
+    TransformersModel | OpenAIServerModel | VLLMModel, Field(discriminator="kind")
+]
+
+
+def as_model(value: object) -> object:
+    """Convert a name, or fields without a kind, to the fields of a config object."""
+    if isinstance(value, str):
+        return {"kind": "transformers", "name_or_path": value}
+    if isinstance(value, Mapping) and "kind" not in value:
+        return {"kind": "server" if "base_url" in value else "transformers", **value}
+    return value
+
+
 # The settings that calibrated thresholds depend on.
 _MEASURED_WITH = (
     *("segment_len", "beta", "segment_end", "min_segment_len", "max_entropy", "lookahead"),
@@ -56,9 +72,10 @@ _MEASURED_WITH = (
 class StarsConfig(Filed):
     """The configuration of an engine. `StarsConfig()` is the embedded pair, without downloads."""
 
-    model: TransformersModel = Field(
+    model: ModelConfig = Field(
         default_factory=lambda: TransformersModel(name_or_path=EMBEDDED_LM),
-        description="the language model; a name alone means TransformersModel(name_or_path=name)",
+        description="the language model; a name alone means TransformersModel(name_or_path=name), "
+        "and fields with base_url mean OpenAIServerModel",
         examples=["Qwen/Qwen2.5-1.5B-Instruct"],
     )
     reward: RewardConfig = Field(
@@ -97,7 +114,7 @@ class StarsConfig(Filed):
     @field_validator("model", mode="before")
     @classmethod
     def _model_by_name(cls, value: object) -> object:
-        return {"name_or_path": value} if isinstance(value, str) else value
+        return as_model(value)
 
     @field_validator("reward", mode="before")
     @classmethod
@@ -133,7 +150,10 @@ class StarsConfig(Filed):
     @property
     def uses_embedded_pair(self) -> bool:
         """Whether both models are those inside the package."""
-        return self.model.name_or_path == EMBEDDED_LM and (
+        is_embedded = (
+            isinstance(self.model, TransformersModel) and self.model.name_or_path == EMBEDDED_LM
+        )
+        return is_embedded and (
             isinstance(self.reward, ClassifierReward) and self.reward.is_embedded
         )
 
@@ -170,7 +190,13 @@ def _measured_otherwise(own: Mapping[str, Any]) -> bool:
 
 def _objects_in(
     name: str,
-    part: Checkpoint | FunctionReward | ValueReward | CompositeReward | BaseSchedule,
+    part: Checkpoint
+    | Server
+    | VLLMCheckpoint
+    | FunctionReward
+    | ValueReward
+    | CompositeReward
+    | BaseSchedule,
 ) -> Iterator[Problem]:
     """Yield the values that a file cannot contain."""
     if isinstance(part, CompositeReward):
@@ -180,6 +206,12 @@ def _objects_in(
         has_path = isinstance(part, Checkpoint | ValueReward)
         hint = "name_or_path" if has_path else "'package.module:name'"
         yield Problem(name, f"is a live object, which files cannot contain; give {hint}")
+    if isinstance(part, Server) and part.api_key is not None:
+        yield Problem(
+            f"{name}.api_key",
+            "is a secret, which files cannot contain; set api_key_env to the name of an "
+            "environment variable, or set the key in code with .replace(api_key=...)",
+        )
     if isinstance(part, Checkpoint):
         if part.token is not None:
             yield Problem(

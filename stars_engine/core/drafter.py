@@ -9,7 +9,7 @@ from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.errors import GenerationError, describe_error, is_for_program
-from stars_engine.out_of_memory import is_out_of_memory, iterate_in_smaller_batches
+from stars_engine.out_of_memory import clear_locals, is_out_of_memory, iterate_in_smaller_batches
 
 logger = logging.getLogger(__name__)
 
@@ -103,5 +103,6 @@ def model_failed(cause: BaseException) -> GenerationError:
         f"the language model failed: {describe_error(cause)}. Hint: if it ran out of memory, "
         "lower EngineParams(max_rows=..., max_active=...) or shorten the prompt"
     )
+    clear_locals(cause)  # callers may keep the error
     error.__cause__ = cause
     return error

@@ -8,18 +8,22 @@ candidate leaves no state to undo.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Literal
 
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
-from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.base import DraftRequest, LanguageModel, answers_later
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.drafter import Drafter, DraftOutcome
+from stars_engine.core.later_drafts import LaterDrafts
+from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
+from stars_engine.core.request_errors import as_request_error, out_of_memory_error
 from stars_engine.core.scheduler import Scheduler
-from stars_engine.errors import GenerationError, RequestError, describe_error, is_for_program
+from stars_engine.errors import GenerationError, RequestError
 from stars_engine.out_of_memory import (
     depends_on_weights,
     free_unused,
@@ -48,6 +52,10 @@ class EngineCore:
         scheduler: Owns the requests and their statuses.
         scorer: Computes rewards, either at once or by a later step.
         autotuner: Chooses how many candidates to draft, from the speed of earlier steps.
+        post: Runs a callable on the engine's thread. With it, drafts of a model that answers later
+            are used as they arrive; without it, each step waits for its drafts.
+        draft_ahead: Whether drafts of a model that answers later are made while rewards are
+            computed; see `overlap`.
 
     Attributes:
         num_steps: Number of steps that drafted something.
@@ -59,11 +67,24 @@ class EngineCore:
         scheduler: Scheduler | None = None,
         scorer: Scorer = score_now,
         autotuner: CandidateAutotuner | None = None,
+        *,
+        post: Callable[[Callable[[], None]], None] | None = None,
+        draft_ahead: Literal["auto", "always", "never"] = "never",
     ) -> None:
         self.scheduler = scheduler or Scheduler()
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
+        self._later: LaterDrafts | None = None
+        if post is not None and answers_later(model):
+            self._later = LaterDrafts(
+                PendingDrafts(model, post),
+                self.scheduler,
+                self._autotuner,
+                schedule=self._schedule,
+                allocate=self._allocate,
+                ahead=draft_ahead,
+            )
         self._events: Events = []
         self.num_steps = 0
 
@@ -79,16 +100,34 @@ class EngineCore:
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
         self.end_overdue()
-        started_s = time.perf_counter()
-        scheduled = self.scheduler.schedule()
-        self.end_overdue()  # also those that have just started
-        batch = self._allocate([item for item in scheduled if not item.rollout.finished])
-        drafted = self._draft(batch)
-        opened = [self._open(request, drafts) for request, drafts in drafted]
-        self._scorer(split_composites(item for asked in opened for item in asked))
-        self._note_step(drafted, time.perf_counter() - started_s)
+        if self._later is not None:
+            self._later.submit()
+            arrived = self._later.take_arrived()
+            self.num_steps += bool(arrived)
+            self._score(arrived)
+            self._later.draft_ahead()
+        else:
+            started_s = time.perf_counter()
+            drafted = self._draft(self._allocate(self._schedule()))
+            self._score(drafted)
+            self._note_step(drafted, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
+
+    def _schedule(self) -> list[Request]:
+        """Return the batch of the next step, without those that end before it."""
+        scheduled = self.scheduler.schedule()
+        self.end_overdue()  # also those that have just started
+        return [item for item in scheduled if not item.rollout.finished]
+
+    def has_work(self) -> bool:
+        """Whether the next step can draft something without waiting for an answer."""
+        return self.scheduler.has_work() and not (self._later and self._later.is_full)
+
+    def close(self) -> None:
+        """Cancel the drafts that have not arrived."""
+        if self._later is not None:
+            self._later.cancel_all()
 
     def take_events(self) -> Events:
         """Return and clear the events since the last call."""
@@ -115,17 +154,23 @@ class EngineCore:
         gone = set(rollouts)
         for request in self.scheduler.in_progress:
             if request.rollout in gone:
-                self.scheduler.finish(request)
+                self._finish(request)
 
     # --- drafting ---
 
-    def _allocate(self, requests: Sequence[Request]) -> list[ScheduledRequest]:
-        """Choose how many candidates each request of a batch drafts."""
+    def _allocate(
+        self, requests: Sequence[Request], in_flight: Mapping[Request, int] | None = None
+    ) -> list[ScheduledRequest]:
+        """Choose how many candidates each request of a batch drafts, beside those in flight."""
         self._invalidate_changed_weights(requests)
         limits = [n for n in (self.scheduler.max_rows, self._drafter.max_rows) if n is not None]
         bounds = [self.scheduler.num_drafts(request) for request in requests]
         counts = self._autotuner.allocate(
-            requests, bounds, self._model, max_rows=min(limits, default=None)
+            requests,
+            bounds,
+            self._model,
+            max_rows=min(limits, default=None),
+            in_flight=in_flight,
         )
         return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
 
@@ -158,7 +203,7 @@ class EngineCore:
         try:
             return request.draft_requests(count)
         except BaseException as error:  # noqa: BLE001 - third-party code
-            self._end(request, request.rollout.fail(_as_request_error(error)))
+            self._end(request, request.rollout.fail(as_request_error(error)))
             return []
 
     def _preempt(
@@ -168,10 +213,15 @@ class EngineCore:
         if left is None:
             for request, _ in batch:
                 self._end(
-                    request, request.rollout.fail(_out_of_memory_error(request.rollout, problem))
+                    request, request.rollout.fail(out_of_memory_error(request.rollout, problem))
                 )
         self._free_unused()
         return [item for item in batch if left and item.request in left]
+
+    def _score(self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]]) -> None:
+        """Start the verification of drafts, and request their rewards."""
+        opened = [self._open(request, drafts) for request, drafts in drafted]
+        self._scorer(split_composites(item for asked in opened for item in asked))
 
     def _note_step(
         self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
@@ -202,7 +252,7 @@ class EngineCore:
         try:
             verification = request.decoding.open(rollout, candidates)
         except BaseException as error:  # noqa: BLE001 - strategies are third-party code
-            self._end(request, rollout.fail(_as_request_error(error)))
+            self._end(request, rollout.fail(as_request_error(error)))
             return []
         request.verification = verification
         self.scheduler.wait_for_reward(request)
@@ -225,7 +275,7 @@ class EngineCore:
             try:
                 candidates.append(rollout.read(outcome, self._model))
             except BaseException as error:  # noqa: BLE001 - tokenizers are third-party code
-                return candidates, _as_request_error(error)
+                return candidates, as_request_error(error)
         return candidates, None
 
     # --- verifying ---
@@ -239,6 +289,8 @@ class EngineCore:
             if event is None and not verification.all_used:
                 continue
             verification.closed = True
+            if self._later is not None:
+                self._later.note_verdict(request)
             if request.rollout.finished:
                 assert event is not None
                 self._end(request, event)
@@ -251,7 +303,7 @@ class EngineCore:
         try:
             event = request.decoding.verify(verification)
         except BaseException as error:  # noqa: BLE001 - strategies and schedules may be foreign
-            event = request.rollout.fail(_as_request_error(error))
+            event = request.rollout.fail(as_request_error(error))
         if event is not None:
             self._autotuner.note_event(request.rollout, request.reward, event)
         return event
@@ -260,6 +312,11 @@ class EngineCore:
 
     def _end(self, request: Request, event: SegmentEvent) -> None:
         self._events.append((request.rollout, event))
+        self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        if self._later is not None:
+            self._later.cancel(request)
         self.scheduler.finish(request)
 
     # --- memory ---
@@ -278,32 +335,3 @@ class EngineCore:
 def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:
     rewards = {id(request.reward): request.reward for request in requests}
     return [part for reward in rewards.values() for part in single_models(reward)]
-
-
-def _out_of_memory_error(rollout: Rollout, cause: Exception) -> GenerationError:
-    error = GenerationError(
-        f"out of memory with a single running request ({describe_error(cause)}; prompt "
-        f"{len(rollout.prompt_ids)} tokens, completion {len(rollout.token_ids)}). The request "
-        "ends here; others are not affected. Hint: shorten the prompt, or use shorter segments or "
-        "a smaller dtype"
-    )
-    error.__cause__ = cause
-    return error
-
-
-def _as_request_error(cause: BaseException) -> RequestError:
-    """Return the error of the one request that cannot go on; others do.
-
-    Raises:
-        BaseException: The cause, if it is meant for the whole program.
-    """
-    if isinstance(cause, RequestError):
-        return cause
-    if is_for_program(cause):
-        raise cause
-    error = GenerationError(
-        f"a draft could not be parsed: {describe_error(cause)}. The request ends here; others are "
-        "not affected. Hint: fix the tokenizer or the decoding strategy that raised this"
-    )
-    error.__cause__ = cause
-    return error

@@ -24,12 +24,14 @@ class RequestStatus(Enum):
     Attributes:
         WAITING: Not started, or preempted. No prefix is cached for it.
         RUNNING: Drafts in the next batch that has its segment length.
+        WAITING_FOR_DRAFT: A model that answers later drafts for it.
         WAITING_FOR_REWARD: Its drafts are being scored.
         FINISHED: The answer has ended.
     """
 
     WAITING = "waiting"
     RUNNING = "running"
+    WAITING_FOR_DRAFT = "waiting_for_draft"
     WAITING_FOR_REWARD = "waiting_for_reward"
     FINISHED = "finished"
 
@@ -76,11 +78,16 @@ class Request:
         """Whether the language model has its prefix cached."""
         return self.handle.cached is not None
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The prompt and all accepted tokens."""
+        return (*self.rollout.prompt_ids, *self.rollout.token_ids)
+
     def draft_requests(self, count: int) -> list[DraftRequest]:
         """Return draft requests for its next draws."""
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
-        prefix = (*rollout.prompt_ids, *rollout.token_ids)
+        prefix = self.prefix
         probes = probes_of(self.reward)
         return [
             DraftRequest(

@@ -43,6 +43,7 @@ class Scheduler:
         self._queues: deque[RequestQueue] = deque()  # not started; the next in turn first
         self._preempted: deque[Request] = deque()  # oldest first
         self._running: deque[Request] = deque()  # longest waiting for its turn first
+        self._waiting_for_draft: set[Request] = set()
         self._waiting_for_reward: list[Request] = []
         self._max_holding: int | None = None  # requests with a prefix, since memory ran out
         self._ages: dict[Request, int] = {}  # of those in progress
@@ -121,6 +122,12 @@ class Scheduler:
                 num_rows += rows
         return batch
 
+    def wait_for_draft(self, request: Request) -> None:
+        """Move a request to WAITING_FOR_DRAFT: a model that answers later drafts for it."""
+        self._running.remove(request)
+        self._waiting_for_draft.add(request)
+        request.status = RequestStatus.WAITING_FOR_DRAFT
+
     def _ready(self) -> list[Request]:
         """Return running requests in the order in which they enter the batch.
 
@@ -148,6 +155,8 @@ class Scheduler:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
+        elif request.status is RequestStatus.WAITING_FOR_DRAFT:
+            self._waiting_for_draft.remove(request)
         else:  # preempted after it was drafted
             self._preempted.remove(request)
         self._waiting_for_reward.append(request)
@@ -170,6 +179,8 @@ class Scheduler:
             request.verification = None
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
+        elif request.status is RequestStatus.WAITING_FOR_DRAFT:
+            self._waiting_for_draft.remove(request)
         elif request.status is RequestStatus.WAITING_FOR_REWARD:
             self._waiting_for_reward.remove(request)
         elif request in self._ages:

@@ -10,7 +10,14 @@ from typing import Any, Self
 
 from stars_engine.backends.base import ModelFacts, PromptedModel
 from stars_engine.chat.template import has_template
-from stars_engine.config import AlignParams, SamplingParams, StarsConfig
+from stars_engine.config import (
+    AlignParams,
+    OpenAIServerModel,
+    SamplingParams,
+    StarsConfig,
+    TransformersModel,
+    VLLMModel,
+)
 from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.messages import Chat
@@ -106,10 +113,11 @@ class Handle:
         """Facts about the language model, from the loaded model or else from its config files."""
         self._check_open()
         if not self.is_loaded and self._factory is not None:
-            if self._facts_by_files is None:
+            model_config = self.config.model
+            if self._facts_by_files is None and isinstance(model_config, TransformersModel):
                 with needs_extra("local"):
                     from stars_engine.backends.facts import read_facts
-                self._facts_by_files = read_facts(self.config.model)
+                self._facts_by_files = read_facts(model_config)
             if self._facts_by_files is not None:
                 return self._facts_by_files
         model = self.model
@@ -244,6 +252,14 @@ def _load_checked(config: StarsConfig) -> PromptedModel:
 
 
 def _load_model(config: StarsConfig) -> PromptedModel:
+    if isinstance(config.model, OpenAIServerModel):
+        with needs_extra("remote"):
+            from stars_engine.backends.server import ServerBackend
+        return ServerBackend(config.model)
+    if isinstance(config.model, VLLMModel):
+        with needs_extra("vllm"):
+            from stars_engine.backends.vllm import VLLMBackend
+        return VLLMBackend(config.model)
     with needs_extra("local"):
         from stars_engine.loading.sources import check_local
     check_local(config.model)

@@ -6,9 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config import AlignParams, RewardConfig, TransformersModel
+from stars_engine.config import AlignParams, ModelConfig, RewardConfig
 from stars_engine.config.presets import preset
 from stars_engine.config.rewards import as_reward
+from stars_engine.config.root import as_model
 from stars_engine.schedules import CalibratedSchedule, ConstantSchedule, LinearSchedule, NoSchedule
 from stars_engine.schema import Schema
 
@@ -33,7 +34,7 @@ class PlainTarget(Schema):
 class BaseArm(Schema):
     """What all arms share."""
 
-    model: TransformersModel | None = Field(
+    model: ModelConfig | None = Field(
         default=None,
         description="another language model than the recipe's, such as an SFT or DPO checkpoint",
         examples=["out/dpo"],
@@ -53,7 +54,7 @@ class BaseArm(Schema):
     @field_validator("model", mode="before")
     @classmethod
     def _model_by_name(cls, value: object) -> object:
-        return {"name_or_path": value} if isinstance(value, str) else value
+        return as_model(value)
 
     @field_validator("reward", mode="before")
     @classmethod

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from stars_engine.config import StarsConfig
-from stars_engine.errors import needs_extra
+from stars_engine.config import StarsConfig, TransformersModel
+from stars_engine.errors import ModelLoadError, needs_extra
 
 _BATCH = 32
 
@@ -64,6 +64,11 @@ class Likelihood:
                 from stars_engine.loading.models import load_model, load_tokenizer  # noqa: PLC0415
                 from stars_engine.tokenization.codec import Codec  # noqa: PLC0415
             config = self._config.model
+            if not isinstance(config, TransformersModel):
+                raise ModelLoadError(
+                    f"perplexity needs the weights of {config.shown_name} in this process. Hint: "
+                    "name the model of the perplexity as a TransformersModel"
+                )
             model = load_model(config, AutoModelForCausalLM)
             self._loaded = model, Codec(load_tokenizer(config))
         return self._loaded

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
-from stars_engine.probes import GivesHiddenStates
+from stars_engine.hidden_states.probes import GivesHiddenStates
 
 _ROWS = 8  # in one pass
 _MAX_BYTES = 1 << 30  # of all states

@@ -39,7 +39,7 @@ from stars_engine.guides.samples import (
 from stars_engine.types import Prompt
 
 if TYPE_CHECKING:
-    from stars_engine.probes import GivesHiddenStates
+    from stars_engine.hidden_states.probes import GivesHiddenStates
 
 REPORT_FILE, CARD_FILE, SAMPLES_FILE, SETTINGS_FILE = (
     "report.json",
@@ -106,8 +106,8 @@ def train_guide(
     from stars_engine.guides.fit import folds_of  # noqa: PLC0415
     from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
     from stars_engine.guides.states import read_states  # noqa: PLC0415
-    from stars_engine.probes import gives_hidden_states  # noqa: PLC0415
-    from stars_engine.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
+    from stars_engine.hidden_states.probes import gives_hidden_states  # noqa: PLC0415
+    from stars_engine.hidden_states.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
 
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
     progress = progress or (lambda *_: None)
@@ -184,7 +184,8 @@ def train_guide(
     head = ValueHead((best.layer,), pooling, network.weights, network.biases, base, about)
     head.save(folder)
     write_file(folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n", "train_guide")
-    named = engine.config.model.name_or_path or type(getattr(model, "model", model)).__name__
+    named = getattr(engine.config.model, "name_or_path", None)
+    named = named or type(getattr(model, "model", model)).__name__
     card = report.card(model=named, judge=_name(judge, engine))
     write_file(folder / CARD_FILE, card, "train_guide")
     return report

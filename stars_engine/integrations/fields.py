@@ -37,7 +37,7 @@ class EngineFields(BaseModel):
         default_factory=StarsConfig, description="models, thresholds and sampling"
     )
     model: Any = Field(
-        default=UNSET, repr=False, description="a name, a TransformersModel, or its settings"
+        default=UNSET, repr=False, description="a name, a config object of a model, or its settings"
     )
     reward: Any = Field(
         default=UNSET, repr=False, description="a name, a callable, or a reward's config object"

@@ -18,7 +18,7 @@ from stars_engine.types import StarsResult
 
 def name_of_model(settings: StarsConfig) -> str:
     """Return the name of the language model for traces and metadata."""
-    return settings.model.name_or_path or "in memory"
+    return settings.model.shown_name
 
 
 def identity(settings: StarsConfig) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stars_engine.hidden_states.probes import StepOutput
 from stars_engine.kv_cache.block import Block, ByLayer
 from stars_engine.kv_cache.scratch import ScratchKV
-from stars_engine.probes import StepOutput
 
 MIN_PREFIX_LEN = 16  # tokens in common that are worth a copy
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stars_engine.hidden_states.probes import StepOutput
 from stars_engine.kv_cache.cache_entry import CachedPrefix, UncommittedRows
 from stars_engine.kv_cache.forward_pass import ModelRunner
 from stars_engine.kv_cache.layout import AttentionLayout, Mask, PrefixGroup, RowPlacement
@@ -27,7 +28,6 @@ from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.scratch import ScratchKV
 from stars_engine.kv_cache.slot_capacity import capacity_for
 from stars_engine.out_of_memory import is_out_of_memory
-from stars_engine.probes import StepOutput
 
 logger = logging.getLogger(__name__)
 

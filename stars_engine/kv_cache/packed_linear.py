@@ -163,7 +163,8 @@ def _multiply_in_sizes(
         # As fast for so many rows, and this kernel is compiled for any number of them.
         return functional.linear(states, layer.weight, layer.bias)
     rows = states.reshape(-1, layer.in_features)
-    products = [_multiply_padded(part, packed, layer.bias) for part in rows.split(_SIZES[-1])]
+    parts = torch.split(rows, _SIZES[-1])
+    products = [_multiply_padded(part, packed, layer.bias) for part in parts]
     product = products[0] if len(products) == 1 else torch.cat(products)
     return product.view(*states.shape[:-1], layer.out_features)
 

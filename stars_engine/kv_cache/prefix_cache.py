@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stars_engine.hidden_states.probes import StepOutput
 from stars_engine.kv_cache.cache_entry import (
     MIN_PREFIX_LEN,
     CachedPrefix,
@@ -30,7 +31,6 @@ from stars_engine.kv_cache.cache_entry import (
 )
 from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.recent_rows import RecentRows
-from stars_engine.probes import StepOutput
 
 _MAX_RETRACTED = 32  # tokens that another tokenizer may merge differently when text goes on
 

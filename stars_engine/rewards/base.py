@@ -32,8 +32,9 @@ class OffloadedReward(RewardModel, Protocol):
         batched: Whether one call scores all candidates of a request; otherwise one call scores
             one candidate.
 
-    Two members are optional: `ends_overdue_calls = True` if the reward ends overdue calls itself,
-    and `end_calls()`, which the engine calls when it releases the reward.
+    Three members are optional: `ends_overdue_calls = True` if the reward ends overdue calls itself;
+    `end_calls()`, which the engine calls when it releases the reward; and `is_timed = True` if the
+    duration of its calls may tell the engine how many candidates to draft.
     """
 
     max_concurrency: int

@@ -9,25 +9,20 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from stars_engine.chat.answers import encode_answer, frame
-from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.config import ClassifierReward
-from stars_engine.errors import ModelLoadError
-from stars_engine.kv_cache.cache_entry import common_prefix_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.rewards.aggregation import aggregate, check_reads_forward, not_causal
+from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import at_columns, pad, run_whole
-from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
+from stars_engine.rewards.encoding import EncodedInput, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.tokenization.codec import Codec
-from stars_engine.types import RewardInput, RewardPrompt, Score
-
-_MAX_REMEMBERED = 256  # encoded prompts
+from stars_engine.types import RewardInput, Score
 
 
 class ClassifierRewardModel(CachesPrefixes):
@@ -49,8 +44,7 @@ class ClassifierRewardModel(CachesPrefixes):
         self.failures = FailurePolicy.of(config)
         self._label = pick_label(names_of(model.config), config.label, self.name)
         self._independent = model.config.problem_type == "multi_label_classification"
-        self._template = TextTemplate(config.template, codec) if config.template else None
-        self.reads_ids = self._choose_reading(lm_fingerprint)
+        self.reads_ids = reads_ids(config, codec, lm_fingerprint, self.name)
         self._device = model.get_input_embeddings().weight.device
         # Causal classifiers find the last token by comparing ids with the padding id, which fails
         # if that id also occurs in the text. The head is applied at an explicit index instead.
@@ -60,35 +54,26 @@ class ClassifierRewardModel(CachesPrefixes):
         is_causal = self._score_head is not None
         self._suffix_ids = [] if is_causal else self._find_suffix()
         self._sharing = self._find_sharing()
-        self._beginnings: dict[RewardPrompt, list[int]] = {}
         if config.aggregate != "last":
             self._check_causal(config.aggregate)
         limit = context_of(model, self._tokenizer, is_causal=is_causal)
-        self._encoder = InputEncoder(
+        self._reader = AnswerReader(
+            config,
             codec,
             name=self.name,
             max_tokens=limit,
-            on_overflow=config.on_overflow,
-            template_kwargs=config.chat_template_kwargs,
+            reads_ids=self.reads_ids,
+            suffix_ids=self._suffix_ids,
         )
         self._incremental, self.path = self._choose_path(limit)
 
     def about(self) -> dict[str, str]:
         """Return a readable description."""
-        if self._template is not None:
-            reads = "text, through the config's template"
-        elif has_template(self._codec) and self._config.read != "ids":
-            answer = "answers as token ids" if self.reads_ids else "text"
-            reads = f"{answer}, through its own chat template"
-        elif self.reads_ids:
-            reads = "the language model's token ids (same tokenizer)"
-        else:
-            reads = "text, through its own tokenizer"
         return {
             "class": f"{type(self._model).__name__}, {self._model.num_parameters():,} parameters",
             "placement": f"{self._model.device}, {self._model.dtype}",
-            "context": f"{self._encoder.max_tokens or 'unlimited'} tokens",
-            "reads": reads,
+            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "reads": self._reader.about,
             "path": self.path,
         }
 
@@ -118,7 +103,7 @@ class ClassifierRewardModel(CachesPrefixes):
     def _score_rows(
         self, inputs: Sequence[RewardInput], *, each_token: bool
     ) -> list[tuple[list[float], EncodedInput]]:
-        rows = [self._read(item, each_token=each_token) for item in inputs]
+        rows = [self._reader.read(item, each_token=each_token) for item in inputs]
         if not rows:
             return []
         outputs = run_rows(
@@ -131,59 +116,6 @@ class ClassifierRewardModel(CachesPrefixes):
         values = iter(self._values(torch.cat(outputs)))
         return [(list(islice(values, len(row.points))), row) for row in rows]
 
-    # --- reading ---
-
-    def _read(self, item: RewardInput, *, each_token: bool) -> EncodedInput:
-        config = self._config
-        ends = config.end_of_turn_on_final if item.finished else config.end_of_turn_on_partial
-
-        def encode(prompt: RewardPrompt) -> EncodedInput:
-            ids = self._encode(prompt, item, ends=ends)
-            if not each_token:
-                return EncodedInput(ids)
-            # Tokens at the border may depend on both sides, so the answer begins where the row
-            # differs from the prompt alone.
-            start = common_prefix_len(self._beginning(prompt), ids)
-            return EncodedInput(ids, tuple(range(min(start, len(ids) - 1), len(ids))))
-
-        return self._encoder.fit(item.prompt, encode)
-
-    def _beginning(self, prompt: RewardPrompt) -> list[int]:
-        """Encode a prompt with an empty answer."""
-        if prompt not in self._beginnings:
-            if len(self._beginnings) >= _MAX_REMEMBERED:
-                self._beginnings.clear()
-            empty = RewardInput(prompt, "", ())
-            self._beginnings[prompt] = self._encode(prompt, empty, ends=False)
-        return self._beginnings[prompt]
-
-    def _encode(self, prompt: RewardPrompt, item: RewardInput, *, ends: bool) -> list[int]:
-        if self._template is not None:
-            ids = self._template.encode(prompt.text, item.text, with_rest=ends)
-        elif has_template(self._codec) and self._config.read != "ids":
-            ids = self._encode_chat(prompt, item, ends=ends)
-        elif self.reads_ids:
-            before: Sequence[int] | None = prompt.token_ids
-            if before is None:
-                before = self._codec.encode_prompt(prompt.text)
-            return [*before, *item.token_ids] or self._codec.empty_prompt()
-        else:
-            joint = "\n\n" if prompt.messages is not None else ""
-            ids = self._codec.encode_prompt(prompt.text + joint + item.text)
-        if self._suffix_ids and ids[-len(self._suffix_ids) :] != self._suffix_ids:
-            ids = [*ids, *self._suffix_ids]
-        return ids or self._codec.empty_prompt()
-
-    def _encode_chat(self, prompt: RewardPrompt, item: RewardInput, *, ends: bool) -> list[int]:
-        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
-        if not self.reads_ids:
-            return encode_answer(
-                self._codec, messages, item.text, end_of_turn=ends, template_kwargs=kwargs
-            )
-        head, tail = frame(self._codec, messages, template_kwargs=kwargs)
-        ids = [*encode_rendered(self._codec, head), *item.token_ids]
-        return [*ids, *encode_rendered(self._codec, Rendered(tail, head.mark))] if ends else ids
-
     def _find_suffix(self) -> list[int]:
         """Return the tokens that encoders expect after a text, such as [SEP].
 
@@ -192,17 +124,6 @@ class ClassifierRewardModel(CachesPrefixes):
         framed: list[int] = self._tokenizer("a", split_special_tokens=True)["input_ids"]
         body = self._codec.encode_prompt("a")
         return framed[len(body) :] if framed[: len(body)] == body else []
-
-    def _choose_reading(self, lm_fingerprint: str | None) -> bool:
-        if self._config.read == "ids":
-            if lm_fingerprint not in (None, self._codec.fingerprint()):
-                raise ModelLoadError(
-                    f"read='ids' needs the language model's tokenizer, and {self.name} has a "
-                    "different one. Hint: use read='text' or read='auto'"
-                )
-            return True
-        shares = lm_fingerprint is not None and lm_fingerprint == self._codec.fingerprint()
-        return shares and self._config.read == "auto" and self._template is None
 
     # --- the forward pass ---
 

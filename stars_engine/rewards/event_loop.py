@@ -150,7 +150,7 @@ class _LoopThread:
         future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         self._tasks[future] = tasks
         future.add_done_callback(self._forget)
-        future.add_done_callback(lambda _: tasks or _close(awaitable))
+        future.add_done_callback(lambda _: None if tasks else _close(awaitable))
         if self.ended:  # meanwhile
             future.cancel()
         return future

@@ -12,6 +12,7 @@ import tenacity
 
 from stars_engine.config.rewards.common import Failing
 from stars_engine.errors import RewardError, describe_error, is_for_program
+from stars_engine.out_of_memory import clear_locals
 
 logger = logging.getLogger(__name__)
 
@@ -120,5 +121,6 @@ def failure(name: str, error: BaseException, num_calls: int = 1) -> RewardError:
         f"{said}. This request ends; others are not affected. Hint: {hint}; "
         "on_failure='reject' rejects such candidates instead, and 'retry' calls the reward again"
     )
+    clear_locals(error)  # callers may keep the error
     wrapped.__cause__ = error
     return wrapped

@@ -8,7 +8,11 @@ from stars_engine.config import (
     FunctionReward,
     ProcessReward,
     RewardConfig,
+    ServerProcessReward,
+    ServerReward,
+    ServerYesNoReward,
     ValueReward,
+    VLLMReward,
 )
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import needs_extra
@@ -49,6 +53,7 @@ def load_reward(
         ModelLoadError: The reward model cannot be loaded.
         MissingExtraError: A required package is not installed.
     """
+    loaded: RewardModel
     if isinstance(config, CompositeReward):
         from stars_engine.rewards.composite import CompositeRewardModel
 
@@ -56,23 +61,41 @@ def load_reward(
             name: load_reward(part.reward, lm_fingerprint, model)
             for name, part in config.parts.items()
         }
-        return CompositeRewardModel(config, parts)
-    if isinstance(config, FunctionReward):
+        loaded = CompositeRewardModel(config, parts)
+    elif isinstance(config, FunctionReward):
         from stars_engine.rewards.function import FunctionRewardModel
 
-        return FunctionRewardModel(config)
-    if isinstance(config, ClassifierReward):
+        loaded = FunctionRewardModel(config)
+    elif isinstance(config, ServerReward):
+        with needs_extra("remote"):
+            from stars_engine.rewards.server import ServerRewardModel
+        loaded = ServerRewardModel(config, lm_fingerprint)
+    elif isinstance(config, ServerYesNoReward):
+        with needs_extra("remote"):
+            from stars_engine.rewards.server_yes_no import ServerYesNoRewardModel
+        loaded = ServerYesNoRewardModel(config)
+    elif isinstance(config, ServerProcessReward):
+        with needs_extra("remote"):
+            from stars_engine.rewards.server_steps import ServerProcessRewardModel
+        loaded = ServerProcessRewardModel(config)
+    elif isinstance(config, VLLMReward):
+        with needs_extra("vllm"):
+            from stars_engine.rewards.vllm import VLLMRewardModel
+        loaded = VLLMRewardModel(config, lm_fingerprint)
+    elif isinstance(config, ClassifierReward):
         with needs_extra("local"):
             from stars_engine.rewards.classifier import ClassifierRewardModel
-        return ClassifierRewardModel(config, lm_fingerprint)
-    if isinstance(config, ProcessReward):
+        loaded = ClassifierRewardModel(config, lm_fingerprint)
+    elif isinstance(config, ProcessReward):
         with needs_extra("local"):
             from stars_engine.rewards.process import ProcessRewardModel
-        return ProcessRewardModel(config)
-    if isinstance(config, ValueReward):
+        loaded = ProcessRewardModel(config)
+    elif isinstance(config, ValueReward):
         with needs_extra("local"):
             from stars_engine.rewards.value import ValueRewardModel
-        return ValueRewardModel(config, model)
-    with needs_extra("local"):
-        from stars_engine.rewards.yes_no import YesNoRewardModel
-    return YesNoRewardModel(config)
+        loaded = ValueRewardModel(config, model)
+    else:
+        with needs_extra("local"):
+            from stars_engine.rewards.yes_no import YesNoRewardModel
+        loaded = YesNoRewardModel(config)
+    return loaded

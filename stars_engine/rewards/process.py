@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from stars_engine.chat.answers import frame
-from stars_engine.chat.template import Rendered, defuse, encode_rendered, has_template
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import load_model, load_tokenizer
@@ -18,14 +16,15 @@ from stars_engine.rewards.aggregation import aggregate, check_reads_forward
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import CallAt, run_whole
-from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
+from stars_engine.rewards.encoding import EncodedInput, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.label_tokens import NextTokenLogits
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
+from stars_engine.rewards.step_reader import StepReader, one_token
 from stars_engine.rewards.token_heads import load_token_head
 from stars_engine.tokenization.codec import Codec
-from stars_engine.types import RewardInput, RewardPrompt, Score
+from stars_engine.types import RewardInput, Score
 
 
 class ProcessRewardModel(CachesPrefixes):
@@ -45,11 +44,7 @@ class ProcessRewardModel(CachesPrefixes):
         self.failures = FailurePolicy.of(config)
         self.name = config.name_or_path or type(config.model).__name__
         assert convention.marker is not None
-        self._marker = self._one_token("marker", convention.marker)
-        text = convention.template
-        if text is None and not has_template(codec):
-            text = "{prompt}{completion}"
-        self._template = None if text is None else TextTemplate(text, codec)
+        self._marker = one_token("marker", convention.marker, codec, self.name)
         self._call: CallAt
         model: Any
         head = None
@@ -70,13 +65,7 @@ class ProcessRewardModel(CachesPrefixes):
                 self._run_whole, probe, name=self.name, how=config.aggregate, dtype=model.dtype
             )
         limit = context_of(model, self._tokenizer, is_causal=True)
-        self._encoder = InputEncoder(
-            codec,
-            name=self.name,
-            max_tokens=limit,
-            on_overflow=config.on_overflow,
-            template_kwargs=config.chat_template_kwargs,
-        )
+        self._reader = StepReader(config, codec, name=self.name, max_tokens=limit)
         self._incremental, self.path = select_runner(
             model,
             self._call,
@@ -90,23 +79,17 @@ class ProcessRewardModel(CachesPrefixes):
     def about(self) -> dict[str, str]:
         """Return a readable description."""
         model = self._model
-        how = "its own chat template" if self._template is None else "a template"
         return {
             "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
             "placement": f"{model.device}, {model.dtype}",
-            "context": f"{self._encoder.max_tokens or 'unlimited'} tokens",
-            "reads": f"text, through {how}, {self._convention.marker!r} after each step",
+            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "reads": self._reader.about,
             "path": self.path,
         }
 
     def steps(self, item: RewardInput) -> list[str]:
         """Return the steps of an answer that are to be scored."""
-        separator = self._convention.step_separator
-        assert separator is not None
-        steps = item.text.split(separator)
-        if not item.finished and not self._config.score_unfinished:
-            steps = steps[:-1]
-        return [step for step in steps if step.strip()]
+        return self._reader.steps(item)
 
     def step_scores(self, inputs: Sequence[RewardInput]) -> list[list[float]]:
         """Return the probability of each step; without a step, the one read after the prompt."""
@@ -127,7 +110,7 @@ class ProcessRewardModel(CachesPrefixes):
 
     @torch.inference_mode()
     def _score_steps(self, inputs: Sequence[RewardInput]) -> list[tuple[list[float], EncodedInput]]:
-        rows = [self._read(item) for item in inputs]
+        rows = [self._reader.read(item) for item in inputs]
         if not rows:
             return []
         outputs = run_rows(
@@ -140,58 +123,19 @@ class ProcessRewardModel(CachesPrefixes):
         values = iter(read_label(torch.cat(outputs), self._label, "probability").tolist())
         return [(list(islice(values, len(row.points))), row) for row in rows]
 
-    # --- reading ---
-
-    def _read(self, item: RewardInput) -> EncodedInput:
-        steps = self.steps(item)
-        return self._encoder.fit(item.prompt, lambda prompt: self._encode(prompt, steps))
-
-    def _encode(self, prompt: RewardPrompt, steps: Sequence[str]) -> EncodedInput:
-        """Encode each step separately, so that the text of a step cannot move a marker."""
-        first, *others = steps or [""]
-        ids = [*self._encode_beginning(prompt, first), self._marker]
-        marks = [len(ids) - 1]
-        between = self._convention.after_marker or ""
-        for step in others:
-            ids += [*self._codec.encode_continuation(between + step), self._marker]
-            marks.append(len(ids) - 1)
-        return EncodedInput(ids, tuple(marks))
-
-    def _encode_beginning(self, prompt: RewardPrompt, step: str) -> list[int]:
-        if self._template is not None:
-            return self._template.encode(prompt.text, step, with_rest=False)
-        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
-        head, _ = frame(self._codec, messages, template_kwargs=kwargs)
-        shown = defuse(step.replace(head.mark, ""), self._codec.reserved_tokens, head.mark)
-        return encode_rendered(self._codec, Rendered(head.text + shown, head.mark))
-
     def _two_words(self) -> list[int]:
         """Return the token ids of the positive and the negative word."""
         convention = self._convention
         assert convention.positive is not None
         assert convention.negative is not None
-        good = self._one_token("positive", convention.positive)
-        bad = self._one_token("negative", convention.negative)
+        good = one_token("positive", convention.positive, self._codec, self.name)
+        bad = one_token("negative", convention.negative, self._codec, self.name)
         if good == bad:
             raise ModelLoadError(
                 f"positive and negative are the same token of {self.name}. Hint: choose two words "
                 "that differ"
             )
         return [good, bad]
-
-    def _one_token(self, field: str, text: str) -> int:
-        """Return the id of an added token, or of a text that encodes to one token."""
-        if text in self._codec.reserved_tokens:
-            token: int = self._tokenizer.convert_tokens_to_ids(text)
-            return token
-        for ids in (self._codec.encode_continuation(text), self._codec.encode(text)):
-            if len(ids) == 1:
-                return ids[0]
-        raise ModelLoadError(
-            f"{field}={text!r} is {len(self._codec.encode_continuation(text))} tokens of "
-            f"{self.name}; it must be one. Hint: use the {field} that the model was trained with, "
-            "or the convention of its family"
-        )
 
     # --- the forward pass ---
 

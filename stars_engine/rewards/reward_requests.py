@@ -17,7 +17,7 @@ from stars_engine.rewards.base import RewardModel, score_each
 from stars_engine.types import RewardInput
 
 if TYPE_CHECKING:
-    from stars_engine.probes import Probe
+    from stars_engine.hidden_states.probes import Probe
 
 
 class Requester(Protocol):

@@ -9,10 +9,10 @@ import torch
 
 from stars_engine.config import ValueReward
 from stars_engine.errors import ModelLoadError, RewardError
-from stars_engine.probes import gives_hidden_states
+from stars_engine.hidden_states.probes import gives_hidden_states
+from stars_engine.hidden_states.value_head import ValueHead
 from stars_engine.rewards.base import with_floor
 from stars_engine.types import RewardInput, Score
-from stars_engine.value_head import ValueHead
 
 
 class ValueRewardModel:

@@ -7,20 +7,18 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM
 
-from stars_engine.chat.template import Rendered, encode_rendered, has_template, render
 from stars_engine.config import YesNoReward
-from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import load_model, load_tokenizer
-from stars_engine.messages import Message
 from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import run_whole
-from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate, context_of
+from stars_engine.rewards.encoding import EncodedInput, context_of
 from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.judge_reader import JudgeReader, check_has_template, label_words
 from stars_engine.rewards.label_tokens import NextTokenLogits
 from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
 from stars_engine.tokenization.codec import Codec
-from stars_engine.types import RewardInput, RewardPrompt, Score
+from stars_engine.types import RewardInput, Score
 
 
 class YesNoRewardModel(CachesPrefixes):
@@ -34,38 +32,16 @@ class YesNoRewardModel(CachesPrefixes):
         self._tokenizer = load_tokenizer(config)
         self._codec = codec = Codec(self._tokenizer)
         self._config = config
-        self._judging = judging = config.resolved()
         self.failures = FailurePolicy.of(config)
         self.name = config.name_or_path or type(config.model).__name__
-        self._template = None
-        if judging.template is not None:
-            self._template = TextTemplate(self._with_policy(judging.template), codec)
-        elif not has_template(codec):
-            raise ModelLoadError(
-                f"{self.name} has no chat template. Hint: give the judge's whole input as "
-                "template='...{prompt}...{completion}...'"
-            )
-        words = [
-            self._first_token("positive", judging.positive),
-            self._first_token("negative", judging.negative),
-        ]
-        if words[0] == words[1]:
-            raise ModelLoadError(
-                f"positive={judging.positive!r} and negative={judging.negative!r} begin with the "
-                f"same token of {self.name}. Hint: choose two answers whose first tokens differ"
-            )
+        check_has_template(config, codec, self.name)
+        words = label_words(config, codec, self.name)
         self._model = model = load_model(config, AutoModelForCausalLM)
         self._device = model.get_input_embeddings().weight.device
         self._call = NextTokenLogits(model, words)
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
-        self._encoder = InputEncoder(
-            codec,
-            name=self.name,
-            max_tokens=limit,
-            on_overflow=config.on_overflow,
-            template_kwargs=config.chat_template_kwargs,
-        )
+        self._reader = JudgeReader(config, codec, name=self.name, max_tokens=limit)
         self._incremental, self.path = select_runner(
             model,
             self._call,
@@ -77,20 +53,19 @@ class YesNoRewardModel(CachesPrefixes):
 
     def about(self) -> dict[str, str]:
         """Return a readable description."""
-        judging, model = self._judging, self._model
-        how = "its own chat template" if self._template is None else "a template"
+        model = self._model
         return {
             "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
             "placement": f"{model.device}, {model.dtype}",
-            "context": f"{self._encoder.max_tokens or 'unlimited'} tokens",
-            "reads": f"text, through {how}; {judging.positive!r} against {judging.negative!r}",
+            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "reads": self._reader.about,
             "path": self.path,
         }
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
-        rows = [self._read(item) for item in inputs]
+        rows = [self._reader.read(item) for item in inputs]
         if not rows:
             return []
         outputs = run_rows(
@@ -104,54 +79,6 @@ class YesNoRewardModel(CachesPrefixes):
             with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
             for value, row in zip(self._values(torch.cat(outputs)), rows, strict=True)
         ]
-
-    # --- reading ---
-
-    def _read(self, item: RewardInput) -> EncodedInput:
-        return self._encoder.fit(
-            item.prompt, lambda prompt: EncodedInput(self._encode(prompt, item.text))
-        )
-
-    def _encode(self, prompt: RewardPrompt, completion: str) -> list[int]:
-        if self._template is not None:
-            ids = self._template.encode(prompt.text, completion, with_rest=True)
-            shown = self._judging.template or ""
-        else:
-            rendered = self._ask(prompt, completion)
-            ids, shown = encode_rendered(self._codec, rendered), rendered.text
-        prefix = self._judging.answer_prefix
-        if prefix and not shown.endswith(prefix):
-            ids = [*ids, *self._codec.encode_continuation(prefix, parse=True)]
-        return ids
-
-    def _ask(self, prompt: RewardPrompt, completion: str) -> Rendered:
-        """Render the instruction as a user message; without one, the conversation and answer."""
-        instruction = self._judging.instruction
-        if instruction is None:
-            turns = self._encoder.conversation(prompt)
-            turns = (*turns, Message(role="assistant", content=completion))
-        else:
-            # In this order, because the inserted text may itself contain a placeholder.
-            before, _, after = self._with_policy(instruction).partition("{completion}")
-            content = before.replace("{prompt}", prompt.text) + completion + after
-            turns = (Message(role="user", content=content),)
-        return render(
-            self._codec,
-            turns,
-            add_generation_prompt=True,
-            template_kwargs=self._config.chat_template_kwargs,
-        )
-
-    def _with_policy(self, text: str) -> str:
-        return text.replace("{policy}", self._judging.policy or "")
-
-    def _first_token(self, field: str, word: str) -> int:
-        ids = self._codec.encode_continuation(word, parse=True)
-        if not ids:
-            raise ModelLoadError(
-                f"{field}={word!r} encodes to no tokens of {self.name}. Hint: use another word"
-            )
-        return ids[0]
 
     # --- the forward pass ---
 

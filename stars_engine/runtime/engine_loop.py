@@ -19,9 +19,7 @@ from stars_engine.config import EngineParams
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.drafter import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
-from stars_engine.core.memory_budget import MemoryBudget
 from stars_engine.core.request import RequestQueue
-from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import Interrupted
 from stars_engine.out_of_memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
@@ -29,6 +27,7 @@ from stars_engine.rewards.reward_requests import RoutedRequest, score_now, singl
 from stars_engine.runtime.active_answers import ActiveAnswers
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.background import Background
+from stars_engine.runtime.core_factory import new_core
 from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.input_processor import InputProcessor
 from stars_engine.runtime.models import Models
@@ -38,7 +37,7 @@ from stars_engine.runtime.request_group import (
     engine_closed_error,
 )
 from stars_engine.runtime.reward_executor import RewardExecutor
-from stars_engine.runtime.stats import EngineStats
+from stars_engine.runtime.stats import EngineStats, server_counts
 from stars_engine.runtime.time_slices import TimeSlices, slice_s
 from stars_engine.types import FinishReason
 
@@ -125,6 +124,7 @@ class EngineLoop:
             num_rows=core.scheduler.num_ready_rows if core else 0,
             num_steps=self._num_steps + (core.num_steps if core else 0),
             num_loads=self._models.num_loads,
+            **server_counts(self._models.loaded),
             memory_bytes=self._models.memory_usage(),
             **self._answers.totals.snapshot(),
         )
@@ -148,11 +148,7 @@ class EngineLoop:
                 self._num_failures = 0
 
     def _step(self, core: EngineCore | None) -> float | None:
-        """Run one step; an error of a model ends the step, but not the loop.
-
-        Returns:
-            Its duration in seconds; None if there is nothing to do.
-        """
+        """Run one step, and return its seconds; None if there is no work, or if a model fails."""
         started_s = time.monotonic()
         try:
             events = [] if core is None else core.step()
@@ -177,7 +173,7 @@ class EngineLoop:
     def _wait_s(self) -> float:
         """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
         has_work = self._inputs.has_work or self._slices.has_work
-        if not has_work and not (self._core and self._core.scheduler.has_work()):
+        if not has_work and not (self._core and self._core.has_work()):
             return self._check_deadlines()
         if time.monotonic() >= self._next_check_s:
             self._check_deadlines()
@@ -286,12 +282,13 @@ class EngineLoop:
             self._core.abort(rollouts)
 
     def _new_core(self, model: PromptedModel) -> EngineCore:
-        params = self._params
-        budget = MemoryBudget(
-            model, max_tokens=params.max_prefix_tokens, max_bytes=params.max_cache_bytes
+        return new_core(
+            model,
+            self._params,
+            scorer=self.score,
+            autotuner=self._autotuner,
+            post=self.post,
         )
-        scheduler = Scheduler(max_rows=params.max_rows, max_active=params.max_active, budget=budget)
-        return EngineCore(model, scheduler, self.score, self._autotuner)
 
     def score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread."""
@@ -315,6 +312,7 @@ class EngineLoop:
             self._stop.set()
         if failed is None or model is None:
             return
+        failed.close()
         self._num_steps += failed.num_steps
         self._core = self._new_core(model)
         self._deliver(failed.take_events())
@@ -344,6 +342,7 @@ class EngineLoop:
             pass
         self.background.close()
         if self._core is not None:
+            self._core.close()
             self._num_steps += self._core.num_steps
             self._core = None
         self._models.unload_all()

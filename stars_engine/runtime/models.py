@@ -61,6 +61,13 @@ class Models:
             self._rewards[source.key] = reward
         return model, reward
 
+    @property
+    def loaded(self) -> list[object]:
+        """All models that are loaded. May be called from any thread."""
+        models = [] if self.model is None else [self.model]
+        rewards = tuple(self._rewards.values())
+        return [*models, *(part for reward in rewards for part in single_models(reward))]
+
     def peek(self, key: str) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded. May be called from any thread."""
         model, reward = self.model, self._rewards.get(key)

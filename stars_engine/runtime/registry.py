@@ -11,6 +11,8 @@ from typing import Any
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import CompositeReward, EngineParams, StarsConfig, ValueReward
 from stars_engine.config.models import Checkpoint
+from stars_engine.config.servers import Server
+from stars_engine.config.vllm import VLLMCheckpoint
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.redaction import DIGESTS
 from stars_engine.runtime.runtime import Runtime
@@ -65,7 +67,7 @@ def _identity(part: Schema) -> dict[str, Any]:
         }
         return {**part.model_dump(exclude={"parts"}), "parts": parts}
     values: dict[str, Any] = part.model_dump(exclude=_live_fields(part), context=DIGESTS)
-    if isinstance(part, Checkpoint | ValueReward):
+    if isinstance(part, Checkpoint | Server | VLLMCheckpoint | ValueReward):
         for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
             path = values.get(name)
             if path is not None and path.startswith((".", "~", "/")):
@@ -90,6 +92,8 @@ def _live_fields(part: Schema) -> set[str]:
         return {"model", "tokenizer"}
     if isinstance(part, ValueReward):
         return {"head"}
+    if isinstance(part, Server | VLLMCheckpoint):
+        return set()
     function = getattr(part, "function", None)
     return set() if isinstance(function, str) else {"function"}
 

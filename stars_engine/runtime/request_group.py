@@ -167,8 +167,13 @@ class RequestGroup:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """The next deadline of an answer that has not started, on the monotonic clock."""
-        created = None if self.queue is None else self.queue.created
+        """The next deadline of an answer that waits to start, on the monotonic clock.
+
+        None while the prompts are being read: answers are ended when all of them are known.
+        """
+        if self.queue is None:
+            return None
+        created = self.queue.created
         times = [self.pending.next_deadline_s, None if created is None else created.deadline_s]
         return min((each for each in times if each is not None), default=None)
 

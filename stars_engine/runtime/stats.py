@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from pydantic import Field
 
 from stars_engine.algorithm.rollout import Rollout
+from stars_engine.remote.stats import ServerStats
 from stars_engine.runtime.diagnostics import deviations
 from stars_engine.schema import Schema
 from stars_engine.types import FinishReason
@@ -34,6 +37,7 @@ class EngineStats(Schema):
         num_drafted_tokens: See `Usage`.
         num_lookahead_tokens: See `Usage`.
         num_surplus_tokens: See `Usage`.
+        num_speculative_tokens: See `Usage`.
         num_reward_calls: See `Usage`.
         num_attempts: See `Usage`.
         num_repeated_draws: See `Usage`.
@@ -43,6 +47,11 @@ class EngineStats(Schema):
         num_ineligible: See `Usage`.
         num_reward_failures: See `Usage`.
         num_truncated_rewards: See `Usage`.
+        num_server_requests: Requests that servers of the models have answered; 0 without servers.
+        num_server_retries: Attempts after the first of their requests.
+        num_server_failovers: Attempts at another server than the one before.
+        num_server_prompt_tokens: Prompt tokens of the drafts that servers have answered.
+        num_server_cached_tokens: Those of them that servers had in their prefix caches.
         num_calibrated_drafts: First drafts that were judged by calibrated thresholds.
         reward_drift: Mean deviation of their rewards from what the calibration expects, in
             standard deviations of drafts; nan if there are none. It should be near 0.
@@ -66,6 +75,7 @@ class EngineStats(Schema):
     num_drafted_tokens: int = 0
     num_lookahead_tokens: int = 0
     num_surplus_tokens: int = 0
+    num_speculative_tokens: int = 0
     num_reward_calls: int = 0
     num_attempts: int = 0
     num_repeated_draws: int = 0
@@ -75,6 +85,11 @@ class EngineStats(Schema):
     num_ineligible: int = 0
     num_reward_failures: int = 0
     num_truncated_rewards: int = 0
+    num_server_requests: int = 0
+    num_server_retries: int = 0
+    num_server_failovers: int = 0
+    num_server_prompt_tokens: int = 0
+    num_server_cached_tokens: int = 0
     num_calibrated_drafts: int = 0
     reward_drift: float = math.nan
     memory_bytes: dict[str, int] = Field(default_factory=dict)
@@ -88,6 +103,12 @@ class EngineStats(Schema):
     def forced_rate(self) -> float:
         """Forced segments over segments that were judged and kept; nan if there are none."""
         return self.num_forced / self.num_segments if self.num_segments else float("nan")
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Cached prompt tokens over prompt tokens of servers; nan if there are none."""
+        total = self.num_server_prompt_tokens
+        return self.num_server_cached_tokens / total if total else float("nan")
 
 
 class Totals:
@@ -130,3 +151,14 @@ class Totals:
         sums = {name: self._sums[name] for name in EngineStats.model_fields if name in self._sums}
         count = sums.get("num_calibrated_drafts", 0)
         return {**sums, "reward_drift": self._deviation / count if count else math.nan}
+
+
+def server_counts(models: Iterable[object]) -> dict[str, int]:
+    """Return the counts of the models that are behind servers, by the fields of `EngineStats`."""
+    counts: Counter[str] = Counter()
+    for model in models:
+        stats = getattr(model, "server_stats", None)
+        if isinstance(stats, ServerStats):
+            for each in fields(stats):
+                counts[each.name.replace("num_", "num_server_", 1)] += getattr(stats, each.name)
+    return dict(counts)

@@ -18,7 +18,7 @@ from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.errors import ModelLoadError
-from stars_engine.probes import Probe
+from stars_engine.hidden_states.probes import Probe
 from tests.support.backends import Fed, Text, random_backend
 
 PLAIN = SamplingParams(temperature=1.0, top_k=None)

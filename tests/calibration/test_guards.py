@@ -75,3 +75,21 @@ def test_the_engine_detects_a_guard_in_the_first_stage(
     for result in results:
         assert "the" not in result.text
         assert result.usage.num_forced == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_allowed"),
+    [
+        ("The desk was sent on 6 May and arrives within five days.", True),
+        ("The desk was sent on 6 May 2023.", False),  # the year is not in the documents
+        ("It was placed by Marta Keane.", True),
+        ("It was placed by Peter.", False),
+        ("Her address is marta.keane@", False),
+        ("Call +353 1 555 0147.", False),
+        ("I'm sorry, I cannot help.", False),
+    ],
+)
+def test_the_guards_of_the_example(answer: str, *, is_allowed: bool) -> None:
+    from examples.guards import DOCUMENTS, allowed
+
+    assert allowed(f"{DOCUMENTS}\nWhen was the desk sent?", answer) == is_allowed

@@ -273,9 +273,9 @@ def test_presets() -> None:
     assert preset("best", max_attempts=8).max_attempts == 8
     with pytest.raises(ConfigError, match=r"target.*is required.*'best'"):
         preset("paper")
-    with pytest.raises(ConfigError, match="best, safe, paper"):
+    with pytest.raises(ConfigError, match="best, safe, guard, paper"):
         preset("fast")
-    with pytest.raises(ConfigError, match="best, safe, paper"):
+    with pytest.raises(ConfigError, match="best, safe, guard, paper"):
         StarsConfig(align="fast")
 
 

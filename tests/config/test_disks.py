@@ -34,8 +34,8 @@ from stars_engine.evaluation.store import AnswerRecord, AnswerStore
 from stars_engine.files.config_files import check_writable
 from stars_engine.files.disk import append_lines, make_folder, write_file, write_parts
 from stars_engine.guides.samples import JudgedAnswer, append_samples
+from stars_engine.hidden_states.value_head import WEIGHTS_FILE, ValueHead
 from stars_engine.trace import read_jsonl, write_jsonl
-from stars_engine.value_head import WEIGHTS_FILE, ValueHead
 from training.linear import LinearClassifier
 from training.records import save_array
 
@@ -567,7 +567,7 @@ import numpy as np
 import torch
 
 from stars_engine import CalibratedSchedule, SamplingParams, StarsConfig, StarsResult
-from stars_engine.value_head import ValueHead
+from stars_engine.hidden_states.value_head import ValueHead
 from training.records import save_array
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.checkpoint import StageCheckpoint

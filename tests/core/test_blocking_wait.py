@@ -22,10 +22,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def leave_a_thread_waiting(outcomes: list[str], error: Exception | None = None) -> None:
     """Run a program that ends, with or without an error, while a thread of it waits."""
     result: Future[str] = Future()
-    begun = Event()
+    started = Event()
 
     def wait() -> None:
-        begun.set()
+        started.set()
         try:
             outcomes.append(blocking_wait.wait_for(result))
         except EngineClosedError:
@@ -33,7 +33,7 @@ def leave_a_thread_waiting(outcomes: list[str], error: Exception | None = None) 
 
     async def main() -> None:
         task = asyncio.create_task(asyncio.to_thread(wait))
-        await asyncio.to_thread(begun.wait)
+        await asyncio.to_thread(started.wait)
         assert not task.done()
         timer.start()
         if error is not None:

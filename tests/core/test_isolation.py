@@ -150,6 +150,16 @@ def test_all_answers_of_a_large_call_arrive_in_order(engine: StarsEngine) -> Non
         assert [result.text for result in found[15:18]] == [result.text for result in alone]
 
 
+def test_each_prompt_of_a_call_has_its_own_deadline(engine: StarsEngine) -> None:
+    with engine_with(engine, EngineParams(max_active=1)) as mine:
+        hurried = PLAIN.replace(deadline_s=1e-6)
+        aligns = [PLAIN, hurried, hurried, PLAIN]
+        found = mine.generate(["a", "b", "c", "d"], align=aligns)
+        reasons = [result.finish_reason for result in found]
+        assert reasons == ["length", "deadline", "deadline", "length"]
+        assert idle(mine)
+
+
 # --- work in the background ---
 
 

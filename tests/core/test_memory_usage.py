@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
+import torch
 
 from stars_engine import (
     AlignParams,
     EngineParams,
+    FunctionReward,
     NoSchedule,
+    RewardError,
     SamplingParams,
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.rewards.base import score_each
+from stars_engine.rewards.function import FunctionRewardModel
+from stars_engine.types import RewardInput, RewardPrompt
 
 LIMIT = 3_000_000
+
+
+def test_an_error_that_is_kept_holds_no_tensors() -> None:
+    held = []
+
+    def reward(prompt: str, completion: str) -> float:
+        states = torch.zeros(1000)
+        held.append(weakref.ref(states))
+        raise ValueError("a fault")
+
+    [error] = score_each(
+        FunctionRewardModel(FunctionReward(function=reward)),
+        [RewardInput(RewardPrompt("a"), "b", ())],
+    )
+    assert isinstance(error, RewardError)
+    assert error.__cause__.__traceback__ is not None
+    assert held[0]() is None
+
+
 ALIGN = AlignParams(schedule=NoSchedule(), num_candidates=4, segment_len=8)
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from benchmarks import interruptions
 from stars_engine.runtime.process_exit import EXIT_S
 from tests.support.processes import run_python
 
@@ -218,3 +219,9 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
     returncode, _, stderr = run(code)
     assert returncode == 11, stderr
+
+
+@pytest.mark.slow
+def test_runs_end_with_the_exit_code_that_is_due_whenever_they_are_interrupted() -> None:
+    ended = interruptions.end_many(len(interruptions.KINDS), jobs=2, seed=int(time.time()))
+    assert [each for each in ended if not each.is_due] == []

@@ -30,7 +30,7 @@ from stars_engine.guides.samples import (
 from stars_engine.guides.selection import Data, choose
 from stars_engine.guides.states import States
 from stars_engine.guides.statistics import within_correlation
-from stars_engine.value_head import ValueHead
+from stars_engine.hidden_states.value_head import ValueHead
 
 PROMPTS = [
     f"{start} {word}" for start in ("This", "The") for word in ["film", "plot", "cast", "end"]

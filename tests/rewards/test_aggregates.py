@@ -137,7 +137,7 @@ def test_tokens_of_the_template_before_the_answer_do_not_count(
     [partial], [final] = (
         reward.token_scores([replace(item, finished=finished)]) for finished in (False, True)
     )
-    ids = reward._read(item, each_token=True).ids
+    ids = reward._reader.read(item, each_token=True).ids
     with torch.inference_mode():
         plain = [
             causal(input_ids=torch.tensor([ids[:size]])).logits.item()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from stars_engine import FunctionReward, RewardError
+from stars_engine.errors import RewardOutcome
 from stars_engine.rewards.base import score_each
 from stars_engine.rewards.event_loop import EventLoop
 from stars_engine.rewards.failures import RewardTimeoutError
@@ -50,10 +51,10 @@ def test_an_exit_ends_only_its_own_call(
     error: BaseException,
     raises: Callable[[BaseException], Awaitable[float]],
 ) -> None:
-    begun, released = threading.Event(), asyncio.Event()
+    waiting, released = threading.Event(), asyncio.Event()
 
     async def waits() -> float:
-        begun.set()
+        waiting.set()
         await released.wait()
         return 2.0
 
@@ -63,7 +64,7 @@ def test_an_exit_ends_only_its_own_call(
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(loop.run, waits, timeout_s=None)
-        assert begun.wait(30)
+        assert waiting.wait(30)
         [thread] = loop.threads
         with pytest.raises(type(error)):
             loop.run(lambda: raises(error), timeout_s=None)
@@ -88,7 +89,7 @@ def test_a_loop_that_has_ended_is_replaced_and_its_calls_are_made_again(loop: Ev
     async def breaks() -> float:
         calls.append(asyncio.get_running_loop())
         if len(calls) == 1:
-            calls[0]._run_once = None  # type: ignore[attr-defined] - what no reward should do
+            calls[0]._run_once = None  # type: ignore[attr-defined]
             await asyncio.sleep(1e6)
         return float(len(calls))
 
@@ -131,7 +132,7 @@ def test_loops_that_stay_blocked_are_few(loop: EventLoop) -> None:
     with ThreadPoolExecutor(16) as pool:
         loops = [EventLoop("stars-reward-loop-test") for _ in range(2)]
         list(pool.map(lambda each: each.run(answer, timeout_s=None), loops))
-    loop._blocked = [each._current for each in loops] * 8  # type: ignore[misc]
+    loop._blocked = [each._current for each in loops if each._current] * 8
     with pytest.raises(RuntimeError, match="16 event loops of this reward are blocked"):
         loop.run(blocks, timeout_s=0.01)
     released.set()
@@ -171,7 +172,7 @@ def test_exits_are_retried_and_counted(error: BaseException, *, is_async: bool) 
     reward.end_calls()
 
 
-def in_thread(work: Callable[[], object]) -> object:
+def in_thread(work: Callable[[], list[RewardOutcome]]) -> list[RewardOutcome]:
     """Run on a worker thread, as the engine does: on the main thread Ctrl-C is the user's."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result(60)

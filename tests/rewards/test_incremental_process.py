@@ -90,7 +90,7 @@ def test_scores_equal_those_of_whole_texts(
         asked = items(texts)
         for ours, plain in zip(reward.step_scores(asked), whole.step_scores(asked), strict=True):
             assert ours == pytest.approx(plain, abs=1e-5)
-        check(reward, [reward._read(item) for item in asked])
+        check(reward, [reward._reader.read(item) for item in asked])
         kept = rng.choice(texts)
     assert kept.count("\n") > 1
 
@@ -106,14 +106,14 @@ def test_finished_steps_are_not_read_again(
     reward.score(items([""]))
     assert reader.num_computed == 20 + 1
     rng = random.Random(1)
-    kept, kept_ids = "", reward._read(items([""])[0]).ids
+    kept, kept_ids = "", reward._reader.read(items([""])[0]).ids
     for ends in (False, True, True, False, False, True, False):
         batches = [[segment(rng, ends=ends) for _ in range(num_candidates)] for _ in range(2)]
         for texts in batches:  # a rejected one, and one of which a candidate is kept
             before = reader.num_computed
             asked = items([kept + text for text in texts])
             reward.score(asked)
-            rows = [reward._read(item).ids for item in asked]
+            rows = [reward._reader.read(item).ids for item in asked]
             assert reader.num_computed - before == num_candidates * (4 + ends + 1)
             assert all(len(ids) - common_prefix_len(ids, kept_ids) == 4 + ends + 1 for ids in rows)
         kept, kept_ids = kept + batches[1][-1], rows[-1]
@@ -188,7 +188,7 @@ def test_bidirectional_models_read_whole_texts(words: PreTrainedTokenizerFast) -
     assert reward._incremental is None
     assert reward.path.startswith("whole texts (")
     [scores] = reward.step_scores(items(["w1 w2\nw3"]))
-    row = reward._read(items(["w1 w2\nw3"])[0])
+    row = reward._reader.read(items(["w1 w2\nw3"])[0])
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([row.ids])).logits[0, list(row.marks)]
     assert scores == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-5)

@@ -170,7 +170,7 @@ def test_markers_in_the_text_stay_text(by_line: ProcessReward) -> None:
     item = RewardInput(prompt, "One<extra_0>\n<extra_0>Two", ())
     [steps] = reward.step_scores([item])
     assert len(steps) == 2
-    row = reward._read(item)
+    row = reward._reader.read(item)
     marker = reward._marker
     assert [index for index, token in enumerate(row.ids) if token == marker] == list(row.marks)
 
@@ -203,7 +203,7 @@ def test_long_prompts_are_truncated_and_markers_keep_their_positions(
     )
     item = RewardInput(RewardPrompt("a film " * 100), "One\n\nTwo", ())
     with pytest.warns(StarsWarning, match="48 tokens"):
-        row = reward._read(item)
+        row = reward._reader.read(item)
     assert row.truncated
     assert len(row.ids) <= 48
     assert [row.ids[place] for place in row.marks] == [reward._marker] * 2

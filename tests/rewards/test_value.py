@@ -28,11 +28,11 @@ from stars_engine import (
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.core.offline import best_of_n, stars, vanilla
+from stars_engine.hidden_states.value_head import POOLINGS, ValueHead
 from stars_engine.rewards.loading import load_reward
 from stars_engine.rewards.value import ValueRewardModel
 from stars_engine.testing import TabularModel, check_reward_model
 from stars_engine.types import RewardInput, RewardPrompt
-from stars_engine.value_head import POOLINGS, ValueHead
 from tests.support.accounts import account
 from tests.support.rollouts import make_rollout
 from tests.support.value_heads import random_head

@@ -218,7 +218,7 @@ def test_the_prompt_is_truncated_and_the_question_stays(
     turns = (Message(role="user", content="a film " * 60),)
     item = RewardInput(RewardPrompt("a film " * 60, messages=turns), " It is good", ())
     with pytest.warns(StarsWarning, match="64 tokens"):
-        row = reward._read(item)
+        row = reward._reader.read(item)
     shown = llama_tokenizer.decode(row.ids)
     assert row.truncated
     assert len(row.ids) <= 64

@@ -19,7 +19,13 @@ class Close(list[float]):
 
 def account(result: StarsResult) -> dict[str, object]:
     """Everything but speed: surplus drafts and seconds."""
-    fast = {"num_surplus_tokens", "num_surplus_rewards", "duration_s", "first_segment_s"}
+    fast = {
+        "num_surplus_tokens",
+        "num_speculative_tokens",
+        "num_surplus_rewards",
+        "duration_s",
+        "first_segment_s",
+    }
     dump = result.model_dump(exclude={"usage": fast, "prompt_index": True})
     # Rounding differs with the shape of a batch; whatever is decided on it must not.
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stars_engine.value_head import Pooling, ValueHead, fingerprint_of
+from stars_engine.hidden_states.value_head import Pooling, ValueHead, fingerprint_of
 
 
 def random_head(

@@ -8,11 +8,26 @@ from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.composite import CompositeReward, RewardPart, as_reward
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
+from stars_engine.config.rewards.server import (
+    ServerProcessReward,
+    ServerReward,
+    ServerYesNoReward,
+)
 from stars_engine.config.rewards.value import ValueReward
+from stars_engine.config.rewards.vllm import VLLMReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 
 RewardConfig = Annotated[
-    ClassifierReward | ProcessReward | YesNoReward | ValueReward | FunctionReward | CompositeReward,
+    ClassifierReward
+    | ProcessReward
+    | YesNoReward
+    | ValueReward
+    | FunctionReward
+    | ServerReward
+    | ServerYesNoReward
+    | ServerProcessReward
+    | VLLMReward
+    | CompositeReward,
     Field(discriminator="kind"),
 ]
 
@@ -23,6 +38,10 @@ __all__ = [
     "ProcessReward",
     "RewardConfig",
     "RewardPart",
+    "ServerProcessReward",
+    "ServerReward",
+    "ServerYesNoReward",
+    "VLLMReward",
     "ValueReward",
     "YesNoReward",
     "as_reward",

@@ -7,13 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.models import EMBEDDED_REWARD
-from stars_engine.config.rewards.common import Aggregating, Template, check_template
+from stars_engine.config.rewards.common import Aggregating, ReadsText, Template, check_template
 
 
-class ClassifierReward(Aggregating):
-    """A sequence classifier that reads the prompt and the answer so far."""
+class ReadsAnswers(ReadsText):
+    """A sequence classifier: which label is the reward, and how prompt and answer are read."""
 
-    kind: Literal["classifier"] = "classifier"
     label: Annotated[int, Field(ge=0)] | str | None = Field(
         default=None,
         description="index or name of the label that is the reward; required if there are several",
@@ -22,12 +21,6 @@ class ClassifierReward(Aggregating):
     output: Literal["logit", "probability", "log_odds"] = Field(
         default="logit",
         description="the label's logit, its probability, or log p - log(1 - p)",
-    )
-    aggregate: Literal["last", "mean", "ema"] = Field(
-        default="last",
-        description="how the scores of a causal model after each token of the answer become one "
-        "reward: the last one, their mean, or their exponential moving average (see half_life)",
-        examples=["mean"],
     )
     read: Literal["auto", "ids", "text"] = Field(
         default="auto",
@@ -64,6 +57,18 @@ class ClassifierReward(Aggregating):
                 "Hint: give one of the two"
             )
         return self
+
+
+class ClassifierReward(ReadsAnswers, Aggregating):
+    """A sequence classifier that reads the prompt and the answer so far."""
+
+    kind: Literal["classifier"] = "classifier"
+    aggregate: Literal["last", "mean", "ema"] = Field(
+        default="last",
+        description="how the scores of a causal model after each token of the answer become one "
+        "reward: the last one, their mean, or their exponential moving average (see half_life)",
+        examples=["mean"],
+    )
 
     @property
     def is_embedded(self) -> bool:

@@ -79,12 +79,9 @@ class Failing(Floored):
             )
 
 
-class ModelReward(Failing, Checkpoint):
-    """A reward model that runs in this process."""
+class ReadsText(Schema):
+    """How a reward model reads prompt and answer."""
 
-    batch_size: int = Field(
-        default=16, ge=1, description="candidates scored in one forward pass", examples=[16]
-    )
     on_overflow: Literal["truncate", "raise"] = Field(
         default="truncate",
         description="if prompt and answer exceed the model's context: truncate the prompt on the "
@@ -111,7 +108,15 @@ class ModelReward(Failing, Checkpoint):
         return self
 
 
-class Aggregating(ModelReward):
+class ModelReward(ReadsText, Failing, Checkpoint):
+    """A reward model that runs in this process."""
+
+    batch_size: int = Field(
+        default=16, ge=1, description="candidates scored in one forward pass", examples=[16]
+    )
+
+
+class Aggregates(Schema):
     """A reward that scores several positions of an answer and aggregates the scores."""
 
     half_life: float = Field(
@@ -134,6 +139,10 @@ class Aggregating(ModelReward):
                 "set aggregate='ema', or leave half_life out"
             )
         return self
+
+
+class Aggregating(Aggregates, ModelReward):
+    """A reward model in this process whose scores are aggregated."""
 
 
 def check_template(

@@ -12,13 +12,27 @@ from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.common import Floored, check_floor
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.config.rewards.process import ProcessReward
+from stars_engine.config.rewards.server import (
+    ServerProcessReward,
+    ServerReward,
+    ServerYesNoReward,
+)
 from stars_engine.config.rewards.value import ValueReward
+from stars_engine.config.rewards.vllm import VLLMReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 from stars_engine.import_strings import names_an_object
 from stars_engine.schema import Schema
 
 SingleReward = Annotated[
-    ClassifierReward | ProcessReward | YesNoReward | ValueReward | FunctionReward,
+    ClassifierReward
+    | ProcessReward
+    | YesNoReward
+    | ValueReward
+    | FunctionReward
+    | ServerReward
+    | ServerYesNoReward
+    | ServerProcessReward
+    | VLLMReward,
     Field(discriminator="kind"),
 ]
 

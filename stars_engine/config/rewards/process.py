@@ -6,7 +6,13 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config.rewards.common import Aggregating, Template, check_template
+from stars_engine.config.rewards.common import (
+    Aggregates,
+    Aggregating,
+    ReadsText,
+    Template,
+    check_template,
+)
 
 
 class Convention(NamedTuple):
@@ -57,13 +63,12 @@ CONVENTIONS = {
 }
 
 
-class ProcessReward(Aggregating):
-    """A model that scores the steps of an answer; the probabilities of good steps are aggregated.
+class ScoresSteps(Aggregates, ReadsText):
+    """How an answer is split into steps, how they are marked, and where their scores are read.
 
     `convention` names the settings of a published model family; explicit fields override them.
     """
 
-    kind: Literal["process"] = "process"
     convention: Literal["qwen2.5-math-prm", "math-shepherd", "skywork-prm"] | None = Field(
         default=None,
         description="published model family whose settings for steps and scores apply",
@@ -165,3 +170,12 @@ class ProcessReward(Aggregating):
             base = base._replace(label=None, positive=None, negative=None)  # for the other head
         own = {name: getattr(self, name) for name in Convention._fields}
         return base._replace(**{name: value for name, value in own.items() if value is not None})
+
+
+class ProcessReward(ScoresSteps, Aggregating):
+    """A model that scores the steps of an answer; the probabilities of good steps are aggregated.
+
+    `convention` names the settings of a published model family; explicit fields override them.
+    """
+
+    kind: Literal["process"] = "process"

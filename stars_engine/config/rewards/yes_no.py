@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config.rewards.common import ModelReward, Template, check_template
+from stars_engine.config.rewards.common import ModelReward, ReadsText, Template, check_template
 
 
 class Judging(NamedTuple):
@@ -92,14 +92,9 @@ PRESETS = {
 _PLACEHOLDERS = ("{prompt}", "{bos}", "{policy}")
 
 
-class YesNoReward(ModelReward):
-    """A causal language model as judge; the reward is log p(positive) - log p(negative).
+class AsksYesNo(ReadsText):
+    """The question to a judge, and the two answers whose probabilities are compared."""
 
-    The two are probabilities of the next token after the judge's prompt: the first tokens of
-    `positive` and `negative`.
-    """
-
-    kind: Literal["yes_no"] = "yes_no"
     preset: Literal["llama-guard", "shieldgemma"] | None = Field(
         default=None,
         description="settings for a family of judges. llama-guard: 'safe' against 'unsafe', with "
@@ -187,3 +182,13 @@ class YesNoReward(ModelReward):
             base = base._replace(template=None, policy=None)
         own = {name: getattr(self, name) for name in Judging._fields}
         return base._replace(**{name: value for name, value in own.items() if value is not None})
+
+
+class YesNoReward(AsksYesNo, ModelReward):
+    """A causal language model as judge; the reward is log p(positive) - log p(negative).
+
+    The two are probabilities of the next token after the judge's prompt: the first tokens of
+    `positive` and `negative`.
+    """
+
+    kind: Literal["yes_no"] = "yes_no"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import NumDrafts
@@ -40,6 +40,7 @@ class CandidateAutotuner:
         model: LanguageModel,
         *,
         max_rows: int | None,
+        in_flight: Mapping[Request, int] | None = None,
     ) -> list[int]:
         """Return how many candidates each request of a step drafts.
 
@@ -50,19 +51,27 @@ class CandidateAutotuner:
             bounds: How many candidates each request may draft.
             model: The language model.
             max_rows: Maximum number of candidates in total; None for no limit.
+            in_flight: How many candidates of other requests a model that answers later drafts; None
+                for a model that answers at once. The former is not measured beforehand.
         """
         bounds = [_bounded(item, request) for item, request in zip(bounds, requests, strict=True)]
         if all(least == most for least, most in bounds):
             return [least for least, _ in bounds]
-        if not self._has_probed:
+        if in_flight is None and not self._has_probed:
             self._has_probed = True
             self._costs.probed = probe_costs(model, max_rows)
-        curve = self._costs.curve(_num_tokens([request.rollout for request in requests]))
+        # Latencies of a model that answers later are recorded for one request at a time.
+        measured = requests if in_flight is None else requests[:1]
+        curve = self._costs.curve(_num_tokens([request.rollout for request in measured]))
         chances = [
-            Chances(*item, self._acceptance(request))
+            Chances(*item, self.acceptance(request))
             for item, request in zip(bounds, requests, strict=True)
         ]
-        return allocate_rows(chances, curve, max_rows)
+        chances += [
+            Chances(count, count, self.acceptance(request))
+            for request, count in (in_flight or {}).items()
+        ]
+        return allocate_rows(chances, curve, max_rows)[: len(requests)]
 
     def note_step(self, rollouts: Sequence[Rollout], num_rows: int, seconds: float) -> None:
         """Record the duration of a step."""
@@ -79,7 +88,13 @@ class CandidateAutotuner:
             draws = SegmentDraws(index, len(attempts), accepted)
             self._estimates.note(self._settings(rollout, reward), draws)
 
-    def _acceptance(self, request: Request) -> float:
+    def extra_cost(self, request: Request, num_rows: int, count: int) -> float:
+        """Return by how many seconds further rows slow down a step."""
+        curve = self._costs.curve(_num_tokens([request.rollout]))
+        per_token_s = curve.on_line(num_rows + count) - curve.on_line(max(1, num_rows))
+        return max(0.0, per_token_s) * request.rollout.align.row_len
+
+    def acceptance(self, request: Request) -> float:
         """Return the probability that the next draw of a request is accepted."""
         rollout = request.rollout
         first = max(0, len(rollout.segments) - _NUM_RECALLED)
@@ -107,9 +122,13 @@ def _bounded(bounds: NumDrafts, request: Request) -> NumDrafts:
     Offloaded rewards are not part of the measured step time, may cost money per call, and may have
     other callers waiting.
     """
-    if not any(is_offloaded(part) for part in single_models(request.reward)):
+    if not any(_is_outside(part) for part in single_models(request.reward)):
         return bounds
     return bounds._replace(most=max(bounds.least, min(bounds.most, _MOST_OUTSIDE)))
+
+
+def _is_outside(reward: RewardModel) -> bool:
+    return is_offloaded(reward) and not getattr(reward, "is_timed", False)
 
 
 def _num_tokens(rollouts: Sequence[Rollout]) -> int:

@@ -1,13 +1,11 @@
-"""Immutable data types shared by all layers: prompts, rewards, segments and results."""
+"""Results: attempts, segments, usage and the events of a stream."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, computed_field, field_validator, model_validator
+from pydantic import computed_field, model_validator
 
 from stars_engine.display.results import result_html
 from stars_engine.messages import Chat, Message
@@ -25,116 +23,6 @@ FinishReason = Literal[
     "error",
 ]
 Verdict = Literal["accepted", "rejected", "forced", "fallback", "unjudged"]
-
-
-# --- prompts -------------------------------------------------------------------------------------
-
-
-class TokenIds(Schema):
-    """A prompt given as token ids of the language model; nothing is added to it."""
-
-    ids: tuple[int, ...] = Field(description="token ids of the language model", examples=[[1, 15]])
-
-    def __init__(self, ids: Any = (), /, **values: Any) -> None:
-        super().__init__(**({"ids": ids} | values))
-
-    @field_validator("ids")
-    @classmethod
-    def _are_ids(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 0 <= token < 2**31 for token in ids):  # larger than any vocabulary
-            raise ValueError("token ids are integers from 0 up to the size of the vocabulary")
-        return ids
-
-
-class RenderedPrompt(Schema):
-    """Text that a chat template has rendered; control tokens in it are parsed.
-
-    This is the only prompt type whose text may contain control tokens. Never build one from
-    untrusted text.
-    """
-
-    text: str = Field(description="the rendered text, including control tokens")
-    messages: tuple[Message, ...] | None = Field(
-        default=None, description="messages that the reward model sees instead of the text"
-    )
-    add_special_tokens: bool = Field(
-        default=False,
-        description="put what the tokenizer puts before a text, such as begin of text, before this "
-        "one, unless it is there",
-    )
-
-    def __init__(self, text: Any = "", /, **values: Any) -> None:
-        super().__init__(**({"text": text} | values))
-
-
-Prompt = str | Chat | TokenIds | RenderedPrompt
-
-
-@dataclass(frozen=True, slots=True)
-class RewardPrompt:
-    """A prompt in all forms that reward models can read.
-
-    Attributes:
-        text: Plain text without control tokens.
-        token_ids: The language model's ids of the prompt; None if the reward model gets another
-            prompt than the language model.
-        messages: The messages, if the prompt is a conversation.
-    """
-
-    text: str
-    token_ids: tuple[int, ...] | None = None
-    messages: tuple[Message, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RewardInput:
-    """The input of one reward: a prompt and the *whole* completion so far.
-
-    Attributes:
-        prompt: The prompt.
-        text: Completion text, without stop strings and an incomplete last character. With
-            `AlignParams.lookahead` it includes the candidate's greedy continuation.
-        token_ids: The same completion as ids of the language model, without end-of-text.
-        finished: True if the model, or a stop string, ends the answer here.
-        features: What the reward's probes read while the answer was drafted, by probe: `(1 +
-            tokens, features)` arrays, the first row for the last token of the prompt.
-    """
-
-    prompt: RewardPrompt
-    text: str
-    token_ids: tuple[int, ...]
-    finished: bool = False
-    features: Mapping[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One reward.
-
-    Attributes:
-        value: The reward; a non-finite one rejects the candidate.
-        vetoed: True if the reward is below a veto floor, which rejects the candidate whatever the
-            threshold.
-        num_tokens: Tokens that the reward model read.
-        failed: True if the reward model failed and its policy is to reject the candidate.
-        truncated: True if the prompt was truncated to fit the reward model's context.
-        parts: The value of each part of a composite reward, by name; None for a part that failed.
-    """
-
-    value: float
-    vetoed: bool = False
-    num_tokens: int = 0
-    failed: bool = False
-    truncated: bool = False
-    parts: Mapping[str, float | None] | None = None
-
-    @property
-    def eligible(self) -> bool:
-        """Whether the candidate may be accepted or forced."""
-        return math.isfinite(self.value) and not self.vetoed
-
-
-# --- results -------------------------------------------------------------------------------------
 
 
 class Attempt(Schema):
@@ -222,6 +110,8 @@ class Usage(Schema):
         num_kept_tokens: Tokens of the completion.
         num_drafted_tokens: Tokens of all judged draws, including kept tokens.
         num_lookahead_tokens: Lookahead tokens that the reward model read after judged draws.
+        num_speculative_tokens: Surplus tokens that were drafted for a next segment while rewards
+            were computed, and dropped; drafts that were cancelled count in full.
         num_surplus_tokens: All other generated tokens: those of parallel draws that were not used
             because an earlier draw was accepted, and those after a sentence border or a stop
             string.
@@ -246,6 +136,7 @@ class Usage(Schema):
     num_drafted_tokens: int = 0
     num_lookahead_tokens: int = 0
     num_surplus_tokens: int = 0
+    num_speculative_tokens: int = 0
     num_surplus_rewards: int = 0
     num_reward_calls: int = 0
     num_reward_tokens: int = 0

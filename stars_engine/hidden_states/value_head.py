@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from stars_engine.errors import ModelLoadError
 from stars_engine.files.disk import make_folder, write_file
-from stars_engine.probes import GivesHiddenStates, Probe
+from stars_engine.hidden_states.probes import GivesHiddenStates, Probe
 
 Pooling = Literal["last", "mean", "mean_score"]
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "mean_score")

@@ -1,0 +1,114 @@
+"""The steps of the engine core for a model that answers later: submit, collect, draft ahead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.drafter import DraftOutcome
+from stars_engine.core.overlap import MeanDuration, pays, request_after_first
+from stars_engine.core.pending_drafts import Flight, PendingDrafts
+from stars_engine.core.request import Request, ScheduledRequest
+from stars_engine.core.scheduler import Scheduler
+
+Allocate = Callable[[Sequence[Request], Mapping[Request, int]], Sequence[ScheduledRequest]]
+
+
+class LaterDrafts:
+    """Drafts for a scheduler's requests with a model that answers later.
+
+    Args:
+        pending: Submits candidates.
+        scheduler: Owns the requests.
+        autotuner: Learns from rows in flight and the time to a verdict.
+        schedule: Returns the next requests to draft for.
+        allocate: Chooses how many candidates each request drafts, beside those in flight.
+        ahead: Whether next segments are drafted while rewards are computed.
+    """
+
+    def __init__(
+        self,
+        pending: PendingDrafts,
+        scheduler: Scheduler,
+        autotuner: CandidateAutotuner,
+        *,
+        schedule: Callable[[], Sequence[Request]],
+        allocate: Allocate,
+        ahead: Literal["auto", "always", "never"],
+    ) -> None:
+        self._pending, self._scheduler, self._autotuner = pending, scheduler, autotuner
+        self._schedule, self._allocate, self._ahead = schedule, allocate, ahead
+        self._scored: dict[Request, Flight] = {}  # drafts that are being scored
+        self._draft_times, self._reward_times = MeanDuration(), MeanDuration()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many candidates are on their way as the scheduler allows."""
+        limit = self._scheduler.max_rows
+        return limit is not None and self._pending.num_rows >= limit
+
+    def submit(self) -> None:
+        """Ask for candidates of all requests that run, within the limit on rows."""
+        while not self.is_full:
+            batch = self._schedule()
+            if not batch:
+                return
+            for request, count in self._allocate(batch, self._pending.in_flight):
+                self._scheduler.wait_for_draft(request)
+                self._pending.submit(request, count)
+
+    def take_arrived(self) -> list[tuple[Request, list[DraftOutcome]]]:
+        """Return the requests whose candidates have all arrived."""
+        arrived = self._pending.take_arrived()
+        for request, flight, _ in arrived:
+            self._scored[request] = flight
+            flight.arrived_s = time.monotonic()
+            if not flight.was_ahead:
+                self._draft_times.add(flight.arrived_s - flight.started_s)
+        return [(request, outcomes) for request, _, outcomes in arrived]
+
+    def draft_ahead(self) -> None:
+        """Draft the next segments of requests whose rewards are being computed."""
+        if self._ahead == "never":
+            return
+        for request in self._scheduler.waiting_for_reward:
+            verification, flight = request.verification, self._scored.get(request)
+            if verification is None or flight is None or flight.looked_ahead:
+                continue
+            flight.looked_ahead = True
+            later = request_after_first(request, verification)
+            if later is None or verification.all_arrived or self.is_full:
+                continue
+            count = self._scheduler.num_drafts(later).least
+            if self._ahead == "always" or self._saves_time(request, count):
+                self._pending.submit_ahead(request, later, count)
+
+    def note_verdict(self, request: Request) -> None:
+        """Record the time from the request for drafts to the verdict, unless it read a prompt."""
+        flight = self._scored.pop(request, None)
+        if flight is not None and request.started:
+            now_s = time.monotonic()
+            self._reward_times.add(now_s - flight.arrived_s)
+            if not flight.was_ahead:
+                seconds = now_s - flight.started_s
+                self._autotuner.note_step([request.rollout], flight.num_rows, seconds)
+        request.started = True
+        self._pending.drop_rejected(request)
+
+    def cancel(self, request: Request) -> None:
+        """Cancel all candidates of a request."""
+        self._pending.cancel(request)
+        self._scored.pop(request, None)
+
+    def cancel_all(self) -> None:
+        """Cancel all candidates."""
+        self._pending.cancel_all()
+
+    def _saves_time(self, request: Request, count: int) -> bool:
+        streams = len(self._scheduler.in_progress)
+        extra_s = self._autotuner.extra_cost(request, self._pending.num_rows, count)
+        acceptance = self._autotuner.acceptance(request)
+        times = self._draft_times.seconds, self._reward_times.seconds
+        return pays(acceptance, *times, extra_s, streams)

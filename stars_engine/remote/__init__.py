@@ -1,0 +1,1 @@
+"""HTTP servers of language models and reward models: connections, retries and dialects."""

@@ -1,0 +1,70 @@
+"""The common part of all reward models behind HTTP servers."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from weakref import finalize
+
+from stars_engine.config.rewards.server import ServedReward
+from stars_engine.loading.served import load_served_tokenizer
+from stars_engine.remote.client import ServerClient
+from stars_engine.remote.served import RemoteModel
+from stars_engine.remote.stats import ServerStats
+from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.tokenization.codec import Codec
+
+Found = TypeVar("Found")
+
+
+class ServedRewardModel:
+    """A reward model behind servers; an `OffloadedReward`.
+
+    Prompts and answers are encoded here, with the reward model's tokenizer and chat template.
+
+    Args:
+        config: The servers.
+
+    Attributes:
+        name: The name of the reward, for messages.
+        client: Calls the servers.
+    """
+
+    batched = True
+    is_timed = True
+    ends_overdue_calls = True  # the client has timeouts of its own
+
+    def __init__(self, config: ServedReward) -> None:
+        self.name = config.shown_name
+        self.failures = FailurePolicy.of(config)
+        self.max_concurrency, self.timeout_s = config.max_concurrency, config.timeout_s
+        self._codec = Codec(load_served_tokenizer(config))
+        self.client = ServerClient(config)
+        finalize(self, self.client.close).atexit = False
+
+    @property
+    def server_stats(self) -> ServerStats:
+        """Counts of the requests so far."""
+        return self.client.stats
+
+    def end_calls(self) -> None:
+        """Cancel the calls in progress and close the connections; a next call opens new ones."""
+        self.client.close()
+
+    def _start(self, probe: Coroutine[Any, Any, Found]) -> Found:
+        """Run the start probe; close the connections if it fails."""
+        try:
+            found: Found = self.client.run(probe)
+        except BaseException:
+            self.client.close()
+            raise
+        return found
+
+    def _about(self, served: RemoteModel, how: str, context_len: int | None) -> dict[str, str]:
+        return {
+            "servers": ", ".join(each.url for each in self.client.endpoints.all),
+            "kind": " ".join(filter(None, (served.kind, served.version))),
+            "endpoint": how,
+            "served model": served.name or "unnamed",
+            "context": f"{context_len or 'unlimited'} tokens",
+        }
