@@ -22,7 +22,7 @@ from tests.support.engines import wait_until
 from tests.support.servers import HELLO, RunningServer, random_chat, serving
 
 CHAT = "/v1/chat/completions"
-REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 8}
+REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 8, "stars": {"min_tokens": 8}}
 KEY = "sk-0123456789abcdef"
 
 

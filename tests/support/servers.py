@@ -19,7 +19,7 @@ from stars_engine import (
     StarsConfig,
     TransformersModel,
 )
-from stars_engine.server.models import RemoteModel
+from stars_engine.server.models import ServedModel
 from stars_engine.server.run import StarsServer
 from stars_engine.server.settings import ApiKeys, ServerParams
 from tests.support.chat_templates import random_llama, tokenizer_of
@@ -39,7 +39,7 @@ class RunningServer:
         """What clients of OpenAI take as `base_url`."""
         return f"{self.url}/v1"
 
-    def model(self, name: str) -> RemoteModel:
+    def model(self, name: str) -> ServedModel:
         return self.server.state_of_app.models.get(name)
 
     def http(self, **options: Any) -> httpx.Client:
