@@ -15,38 +15,10 @@ from stars_engine.schema_formats.library_types import without_reasons
 from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, rooted
 from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
+from stars_engine.template_variables import check_template_kwargs
 
-# Keywords that rendering itself passes to the template or to transformers.
-_OWN_KEYWORDS = frozenset(
-    {
-        *("messages", "conversation", "tools", "chat_template", "add_generation_prompt"),
-        *("continue_final_message", "tokenize", "tokenizer_kwargs", "processor_kwargs"),
-        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
-        "return_assistant_tokens_mask",
-    }
-)
-_SPECIAL_TOKEN = re.compile("(bos|eos|unk|sep|pad|cls|mask)_token|additional_special_tokens")
 _NAME = r"[a-zA-Z0-9_.-]{1,64}"
 CHOICES = ("auto", "none", "required")
-
-
-def check_template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the variables for a chat template if they are JSON and not reserved.
-
-    Raises:
-        ValueError: A variable is reserved, or is not JSON.
-    """
-    for name in kwargs:
-        if name in _OWN_KEYWORDS:
-            raise ValueError(
-                f"{name!r} is set when a conversation is rendered. Hint: leave it out; messages, "
-                "tools and similar settings are fields of Chat, and the template is "
-                "TransformersModel(chat_template=...)"
-            )
-        if _SPECIAL_TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is set by the tokenizer. Hint: leave it out")
-    checked: dict[str, Any] = is_json(kwargs, "chat_template_kwargs")
-    return checked
 
 
 class ToolCall(Schema):

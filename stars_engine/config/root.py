@@ -27,8 +27,8 @@ from stars_engine.config.servers import OpenAIServerModel, Server
 from stars_engine.config.vllm import VLLMCheckpoint, VLLMModel
 from stars_engine.errors import Problem
 from stars_engine.files.config_files import Filed, find_object
-from stars_engine.messages import check_template_kwargs
 from stars_engine.schedules import AutoSchedule, BaseSchedule, LinearSchedule
+from stars_engine.template_variables import check_template_kwargs
 
 
 @cache

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.models import Checkpoint
-from stars_engine.messages import check_template_kwargs
 from stars_engine.schema import Schema, not_nan
+from stars_engine.template_variables import check_template_kwargs
 
 DEFAULT_MAX_RETRIES = 2
 
