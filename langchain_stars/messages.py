@@ -14,6 +14,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages import InvalidToolCall as InvalidCall
 
 from langchain_stars.blocks import as_text, kind_of
 from stars_engine import InvalidToolCall, Message, PromptError, ToolCall
@@ -75,12 +76,7 @@ def _read(message: BaseMessage, names: ToolNames) -> Message:
                     for call in message.tool_calls
                 ],
                 invalid_tool_calls=[
-                    InvalidToolCall(
-                        text=_as_written(call["args"]) or call["name"] or "",
-                        error=call["error"] or "invalid tool call",
-                        name=call["name"] and names.written(call["name"]),
-                    )
-                    for call in message.invalid_tool_calls
+                    _invalid_call(call, names) for call in message.invalid_tool_calls
                 ],
             )
         case ToolMessage():
@@ -122,6 +118,14 @@ def _result_of(message: ToolMessage) -> Any:
     return as_text(
         [json.dumps(part["json"]) if kind_of(part) == "json" else part for part in parts]
     )
+
+
+def _invalid_call(call: InvalidCall, names: ToolNames) -> InvalidToolCall:
+    name = call["name"] and names.written(call["name"])
+    text = _as_written(call["args"])
+    if name and name not in text:  # only the arguments, as in streams and from other providers
+        text = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {text}'
+    return InvalidToolCall(text=text, error=call["error"] or "invalid tool call", name=name)
 
 
 def _as_written(args: str | None) -> str:

@@ -8,10 +8,8 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from stars_engine.chat.formats import ToolFormat, unmarked
-from stars_engine.chat.tool_calls import start_of_calls
+from stars_engine.chat.tool_calls import HEAD, start_of_calls
 
-_NAME = r'"(?:[^"\\]|\\.)*"'
-_HEAD = re.compile(rf'\{{\s*"name"\s*:\s*({_NAME})\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 _DECODER = json.JSONDecoder()
 
 
@@ -33,7 +31,7 @@ def written_calls(text: str, form: ToolFormat, names: Collection[str]) -> list[W
         form: The format of calls, in the form of `marked_text`.
         names: The tools that may be called.
     """
-    head = _HEAD
+    head = HEAD
     if form.infix:
         head = re.compile(rf"{re.escape(form.marker)}\s*([^\s{{]+?){re.escape(form.infix)}\s*")
     found: list[WrittenCall] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from stars_engine.chat.formats import (
 from stars_engine.messages import InvalidToolCall, Tool, ToolCall
 
 _MAX_DEPTH = 100
+_NAME = r'"(?:[^"\\]|\\.)*"'
+HEAD = re.compile(rf'\{{\s*"name"\s*:\s*({_NAME})\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,7 @@ def _read(piece: str, form: ToolFormat, known: Mapping[str, Tool]) -> ToolCall |
                 # Models trained on one format may write the key of another one.
                 arguments = value.get("arguments", value.get("parameters", {}))
     except (ValueError, RecursionError) as error:
+        name = name or _name_in(unmarked(piece))
         return _invalid(piece, name, f"the call is not valid JSON: {error}")
     if not isinstance(name, str) or name not in known:
         names = ", ".join(sorted(known)) or "none"
@@ -206,6 +210,15 @@ def _read(piece: str, form: ToolFormat, known: Mapping[str, Tool]) -> ToolCall |
     if fault := fault_in(arguments, known[name]):
         return _invalid(piece, name, fault)
     return ToolCall(name=name, arguments=arguments)
+
+
+def _name_in(piece: str) -> Any:
+    """Return the name in a call whose arguments are not valid JSON; None if it has none."""
+    head = HEAD.match(piece)
+    try:
+        return head and _loads(head[1])
+    except ValueError:
+        return None
 
 
 def _invalid(piece: str, name: Any, error: str) -> InvalidToolCall:

@@ -28,12 +28,14 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages.tool import invalid_tool_call
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from langchain_stars import ChatStars, StarsLLM, StarsRefusalError, refusal_of
 from langchain_stars.messages import read_messages
 from stars_engine import AlignmentError, Chat, ConfigError, PromptError, TransformersModel
+from stars_engine.integrations import ToolNames
 from tests.support.chat_templates import random_llama, tokenizer_of
 from tests.support.event_loops import LoopTicker
 from tests.support.scripted import CLOSING, NEVER, random_chat_model, scripted
@@ -279,7 +281,7 @@ def test_invalid_tool_choices(random_chat: Callable[..., Any]) -> None:
         random_chat().bind_tools([{"type": "web_search"}])
     bound = random_chat().bind_tools([weather], tool_choice="none")
     assert not bound.invoke(ASKED).tool_calls
-    with pytest.raises(ConfigError, match="needs tools to choose from"):
+    with pytest.raises(ConfigError, match=r"tool_choice 'required' needs tools\. Hint: add tools"):
         random_chat().invoke(ASKED, tool_choice="required")
 
 
@@ -299,14 +301,24 @@ def test_calls_in_answers_and_streams_are_the_same() -> None:
 def test_invalid_calls_are_reported_and_not_made() -> None:
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": 5}}\n</tool_call>'
     unknown = '<tool_call>\n{"name": "whether", "arguments": {"city": "Oslo"}}\n</tool_call>'
-    for text in (unknown, call.replace("}}", "}")):
+    for name, text in (("whether", unknown), ("weather", call.replace("}}", "}"))):
         chat = saying(text).bind_tools([weather], strict=False)
         for message in (chat.invoke(ASKED), whole(chat.stream(ASKED))):
             assert message.tool_calls == []
             [invalid] = message.invalid_tool_calls
-            assert "arguments" in (invalid["args"] or "")
+            assert invalid["name"] == name
+            assert "city" in (invalid["args"] or "")
             [read] = read_messages([message])
-            assert '"arguments": {' in read.invalid_tool_calls[0].text
+            assert f'"name": "{name}", "arguments": {{"city": ' in read.invalid_tool_calls[0].text
+
+
+def test_invalid_calls_of_other_providers_keep_their_names() -> None:
+    broken = invalid_tool_call(name="look up", args='{"city": 5', id="1", error=None)
+    names = ToolNames(["look up"])
+    [read] = read_messages([AIMessage("", invalid_tool_calls=[broken])], names)
+    [call] = read.invalid_tool_calls
+    assert call.name == "look_up"
+    assert call.text == '{"name": "look_up", "arguments": {"city": 5'
 
 
 def test_an_agent_loop_through_the_real_engine(random_chat: Callable[..., Any]) -> None:

@@ -200,7 +200,8 @@ def test_recursive_arguments_match_their_schema(chat: ChatStars, kind: str) -> N
     assert "$ref" in json.dumps(tool)
     assert tool["function"]["parameters"]["properties"]
     for seed in range(2):
-        calls = chat.bind_tools([given], tool_choice="any", seed=seed).invoke("Hi").tool_calls
+        asked = {"tool_choice": "any", "seed": seed, "max_tokens": 900}
+        calls = chat.bind_tools([given], **asked).invoke("Hi").tool_calls
         assert calls
         for call in calls:
             assert call["name"] == tool["function"]["name"]
@@ -261,7 +262,7 @@ def test_llamaindex_predicts_recursive_types(llm: StarsLLM) -> None:
     for cls in (Tree, Left, RootModel[Tree]):
         found = llm.structured_predict(cls, prompt)
         assert isinstance(found, cls)
-        assert list(llm.stream_structured_predict(cls, prompt)) == [found]
+        assert list(llm.stream_structured_predict(cls, prompt))[-1] == found
         assert asyncio.run(llm.astructured_predict(cls, prompt)) == found
         assert llm.as_structured_llm(cls).complete("Hi").raw == found
         assert isinstance(get_program_for_llm(cls, prompt, llm)(), cls)
@@ -300,7 +301,7 @@ def test_schemas_fit_the_context_of_the_embedded_pair(cls: Any) -> None:
     prompt = PromptTemplate("Give a small one.")
     found = llm.structured_predict(cls, prompt)
     assert isinstance(found, cls)
-    assert list(llm.stream_structured_predict(cls, prompt)) == [found]
+    assert list(llm.stream_structured_predict(cls, prompt))[-1] == found
     chat = ChatStars(max_tokens=150, on_overflow="clamp", seed=0)
     for method in METHODS:
         made = chat.with_structured_output(cls, method=method).invoke("Give a small one.")  # type: ignore[arg-type]
@@ -446,8 +447,8 @@ def test_tool_names_are_returned_as_they_were_given(
     for choice in (name, {"type": "function", "function": {"name": name}}):
         bound = chat.bind_tools([other, made], tool_choice=choice)
         assert the_call(bound.invoke("Hi"))["name"] == name
-    *_, last = bound.stream("Hi")
-    assert last.tool_call_chunks[0]["name"] == name
+    parts = [part for chunk in bound.stream("Hi") for part in chunk.tool_call_chunks]
+    assert [part["name"] for part in parts if part["name"]] == [name]
     ours = FunctionTool.from_defaults(add, name=name)
     assert str(llm.predict_and_call([ours], user_msg="Hi", tool_required=True)) == "3"
     *_, response = llm.stream_chat_with_tools([ours], user_msg="Hi", tool_required=True)
@@ -578,12 +579,13 @@ def test_compact_calls_have_no_spaces_in_their_arguments(compact: bool) -> None:
         "num_candidates": 1,
         "max_tokens": 120,
         "segment_len": 120,
+        "trace": True,
     }
     chat = ChatStars(**fields)
     called: Any = chat.with_structured_output(
         Spaced, method="function_calling", compact=compact, include_raw=True
     )
-    said = called.invoke("Hi")["raw"].response_metadata
+    said = called.invoke("Hi")["raw"].response_metadata["stars"]["segments"]
     llm = StarsLLM(**fields)
     tool = FunctionTool.from_defaults(lambda **given: str(given), name="note", fn_schema=Spaced)
     asked = {"tool_required": True, "compact_calls": compact}
