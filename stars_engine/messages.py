@@ -102,7 +102,9 @@ class Tool(Schema):
     @classmethod
     def _can_be_written(cls, name: str) -> str:
         if not re.fullmatch(_NAME, name):
-            raise ValueError("allowed: 1 to 64 letters, digits, '_', '-' and '.'")
+            raise ValueError(
+                "allowed: 1 to 64 letters, digits, '_', '-' and '.'. Hint: rename the tool"
+            )
         return name
 
     @field_validator("parameters", mode="before")
@@ -297,9 +299,16 @@ class Chat(Schema):
                 "content (the content may include reasoning)"
             )
         if len(self.messages) == 1:
-            raise ValueError("continue_final_message needs a message before the assistant's")
+            raise ValueError(
+                "continue_final_message needs a message before the assistant's. Hint: add a "
+                "message of role 'user' before it"
+            )
         if self.must_call:
-            raise ValueError("an answer that continues text cannot begin with a tool call")
+            raise ValueError(
+                "an answer that continues text cannot begin with a tool call, but tool_choice is "
+                f"{self.tool_choice!r}. Hint: use tool_choice='auto' or 'none', or remove "
+                "continue_final_message"
+            )
 
 
 def _without_function(value: Any) -> Any:

@@ -206,6 +206,19 @@ def test_invalid_chats(values: dict[str, Any], message: str) -> None:
         Chat([USER], **values)
 
 
+def test_invalid_prefills() -> None:
+    prefill = Message(role="assistant", content="It is")
+    with pytest.raises(ConfigError, match=r"before the assistant's\. Hint: add a message"):
+        Chat([prefill], continue_final_message=True)
+    with pytest.raises(ConfigError, match=r"tool_choice is 'required'\. Hint: use tool_choice="):
+        Chat(
+            [USER, prefill],
+            tools=[CLOCK],
+            tool_choice="required",
+            continue_final_message=True,
+        )
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
