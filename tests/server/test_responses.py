@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -28,6 +29,14 @@ class Film(BaseModel):
     good: bool
 
 
+def exactly(num_tokens: int) -> dict[str, Any]:
+    """Return arguments for an answer of this length."""
+    return {
+        "max_output_tokens": num_tokens,
+        "extra_body": {"stars": {"min_tokens": num_tokens}},
+    }
+
+
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
@@ -36,7 +45,7 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
 
 def test_a_response(client: openai.OpenAI) -> None:
     response = client.responses.create(
-        model="chat", input="Hello", instructions="Be kind.", max_output_tokens=12
+        model="chat", input="Hello", instructions="Be kind.", **exactly(12)
     )
     assert response.status == "incomplete"
     assert response.incomplete_details is not None
@@ -52,7 +61,7 @@ def test_a_response(client: openai.OpenAI) -> None:
 
 
 def test_streamed_events_build_the_response(client: openai.OpenAI) -> None:
-    with client.responses.stream(model="chat", input=HELLO, max_output_tokens=16) as stream:
+    with client.responses.stream(model="chat", input=HELLO, **exactly(16)) as stream:
         events = list(stream)
     kinds = [event.type for event in events]
     assert kinds[:4] == [
@@ -86,7 +95,7 @@ def test_calls_and_their_results(client: openai.OpenAI) -> None:
     output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     turns = [*HELLO, *response.output, output]
     following = client.responses.create(
-        input=turns, tool_choice="none", model="chat", tools=[TOOL], max_output_tokens=4
+        input=turns, tool_choice="none", model="chat", tools=[TOOL], **exactly(4)
     )
     assert following.output_text
     with client.responses.stream(
