@@ -58,7 +58,7 @@ def test_wheel_weights_stay_small() -> None:
 
 
 def test_helpers_of_tests_are_in_support() -> None:
-    """No test module imports another one or a conftest; a conftest has only fixtures."""
+    """No test module imports another one or a conftest; a conftest has only fixtures and hooks."""
     for path in (ROOT / "tests").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -72,7 +72,8 @@ def test_helpers_of_tests_are_in_support() -> None:
             for node in tree.body:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                     marks = [ast.unparse(mark) for mark in node.decorator_list]
-                    assert any(mark.startswith("pytest.fixture") for mark in marks), node.name
+                    is_fixture = any(mark.startswith("pytest.fixture") for mark in marks)
+                    assert is_fixture or node.name.startswith("pytest_"), node.name
 
 
 def test_code_map_describes_every_file() -> None:
