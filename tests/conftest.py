@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,6 +27,16 @@ from tests.support.shared_files import shared_model
 
 # Small matrices: two threads only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """Undo what the command's options -q and -v set in a test."""
+    logger, last_resort = logging.getLogger("stars_engine"), logging.lastResort
+    level = logger.level
+    yield
+    logger.setLevel(level)
+    logging.lastResort = last_resort
 
 
 @pytest.fixture(scope="session")

@@ -99,8 +99,8 @@ class EngineCore:
 
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
-        self.end_overdue()
         if self._later is not None:
+            self.end_overdue()
             self._later.submit()
             arrived = self._later.take_arrived()
             self.num_steps += bool(arrived)
@@ -117,7 +117,7 @@ class EngineCore:
     def _schedule(self) -> list[Request]:
         """Return the batch of the next step, without those that end before it."""
         scheduled = self.scheduler.schedule()
-        self.end_overdue()  # also those that have just started
+        self.end_overdue()
         return [item for item in scheduled if not item.rollout.finished]
 
     def has_work(self) -> bool:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,9 @@ class World:
     model: Any
     reward_model: Any
     alone: dict[str, list[str]]
+    threads_before: set[threading.Thread] = field(
+        default_factory=lambda: set(threading.enumerate())
+    )
 
     def engine(self, part: str, fault: Fault, scored: set[tuple[str, str]]) -> StarsEngine:
         """Return an engine with a fault in one part."""
@@ -277,5 +280,5 @@ def test_a_fault_at_each_of_many_calls(world: World, part: str, kind: str, tmp_p
 
 
 def test_no_thread_is_left(world: World) -> None:
-    names = [thread.name for thread in threading.enumerate()]
-    assert sum(name.startswith("stars-reward") for name in names) == 0
+    left = set(threading.enumerate()) - world.threads_before
+    assert not [thread.name for thread in left if thread.name.startswith("stars-reward")]

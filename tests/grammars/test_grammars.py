@@ -437,7 +437,7 @@ def test_a_missing_library_is_an_error_that_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     backend = random_backend("llama", tokenizer, vocab_size=4100)
-    with pytest.raises(MissingExtraError, match=r"stars-engine\[grammar\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[grammar\]"):
         backend.check_grammar(SamplingParams(grammar=ChoiceGrammar(choices=("a",))))
 
 

@@ -436,7 +436,7 @@ def test_parts_are_scaled_by_a_plain_pilot(engine: StarsEngine) -> None:
 
 
 def test_rewards_that_cannot_be_scaled_are_an_error(engine: StarsEngine) -> None:
-    with pytest.raises(ConfigError, match=r"reward: is classifier"):
+    with pytest.raises(ConfigError, match=r"reward: 'classifier' has no parts"):
         standardize(engine, ["A"])
     flat = CompositeReward(parts={"flat": lambda prompt, completion: 2.0})
     config = StarsConfig(model="stars:embedded-lm", reward=flat)

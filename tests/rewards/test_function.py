@@ -70,7 +70,7 @@ def test_rewards_that_are_not_numbers_are_errors(value: object) -> None:
     reward = FunctionRewardModel(FunctionReward(function=lambda _p, _c: value))
     outcomes = score_each(reward, ITEMS)
     assert all(isinstance(outcome, RewardError) for outcome in outcomes)
-    assert "a reward is a number" in str(outcomes[0])
+    assert "a reward must be a number" in str(outcomes[0])
 
 
 def test_a_batched_callable_of_the_wrong_length_is_an_error() -> None:
@@ -111,7 +111,7 @@ def test_a_score_contains_a_number(value: object) -> None:
 
     bad, *good = score_each(Odd(), ITEMS)
     assert isinstance(bad, RewardError)
-    assert "a reward is a number" in str(bad)
+    assert "a reward must be a number" in str(bad)
     assert good == [Score(2.0), Score(2.0)]
 
 

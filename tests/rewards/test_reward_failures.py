@@ -33,7 +33,9 @@ from stars_engine.types import RewardInput, RewardPrompt, Score
 from tests.support.engines import wait_until
 from tests.support.rollouts import make_rollout
 
-ANY = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4, max_attempts=3)
+ANY = AlignParams(
+    schedule=ConstantSchedule(value=0.0), segment_len=4, max_attempts=3, num_candidates=3
+)
 SAMPLING = SamplingParams(max_tokens=24, seed=1)
 PROMPTS = ["The plot", "bad film", "The music"]
 

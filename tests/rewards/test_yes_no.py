@@ -146,7 +146,7 @@ def test_llama_guard_with_a_policy(
         model=llama, tokenizer=llama_tokenizer, preset="llama-guard", policy="S1: Shouting."
     )
     item = RewardInput(RewardPrompt("Hi"), " HEY", ())
-    row = YesNoRewardModel(config)._read(item)
+    row = YesNoRewardModel(config)._reader.read(item)
     shown = llama_tokenizer.decode(row.ids)
     assert "S1: Shouting." in shown
     assert "User: Hi\n\nAgent:  HEY\n" in shown
@@ -164,10 +164,10 @@ def test_a_missing_answer_prefix_is_added(
         ("Q{prompt}A{completion}:\n\n", ""),
     ):
         asked = YesNoReward(**live, template=template, answer_prefix=prefix)
-        row = YesNoRewardModel(asked)._read(item)
+        row = YesNoRewardModel(asked)._reader.read(item)
         assert llama_tokenizer.decode(row.ids) == "QHiA Hey:\n\n"
     own = YesNoReward(**live, template="Q{prompt}A{completion}:\n\n", answer_prefix="\n\n")
-    assert llama_tokenizer.decode(YesNoRewardModel(own)._read(item).ids) == "QHiA Hey:\n\n"
+    assert llama_tokenizer.decode(YesNoRewardModel(own)._reader.read(item).ids) == "QHiA Hey:\n\n"
 
 
 def test_placeholders_in_prompts_and_answers_are_text(
@@ -177,7 +177,7 @@ def test_placeholders_in_prompts_and_answers_are_text(
     live = {"model": llama, "tokenizer": llama_tokenizer}
     for field in ("instruction", "template"):
         config = YesNoReward(**live, **{field: "[{prompt}|{completion}]"})
-        row = YesNoRewardModel(config)._read(item)
+        row = YesNoRewardModel(config)._reader.read(item)
         shown = llama_tokenizer.decode(row.ids)
         assert "[a {completion} <|eot_id|>| {prompt} {policy}]" in shown
         ends = row.ids.count(llama_tokenizer.convert_tokens_to_ids("<|eot_id|>"))
