@@ -288,6 +288,7 @@ def check_settings(target: Target, sampling: SamplingParams, align: AlignParams)
             "temperature",
             0,
             "above 0, because at 0 all draws of a segment are equal",
+            hint="raise temperature, or set thresholds yourself with ConstantSchedule(value=...)",
         )
     if align.max_attempts < 2:
         raise _problem("max_attempts", align.max_attempts, "2 or more")
@@ -331,6 +332,7 @@ def _warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult])
         logger.info("Calibrated %d stages: %s", len(schedule.stages), schedule.predicted)
 
 
-def _problem(field: str, value: object, allowed: str) -> ConfigError:
-    message = f"{value} is not allowed; allowed: {allowed}. Hint: change {field}"
+def _problem(field: str, value: object, allowed: str, *, hint: str = "") -> ConfigError:
+    hint = hint or f"change {field}"
+    message = f"{value} is not allowed; allowed: {allowed}. Hint: {hint}"
     return ConfigError("calibrate", [Problem(field, message)])

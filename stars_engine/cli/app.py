@@ -141,12 +141,21 @@ def main() -> None:
     try:
         app()
     except OSError as error:
+        _drop_unwritable()
         if is_broken_pipe(error):
             sys.exit(1)
         messages.say_error(error)
         sys.exit(ERROR)
     except Exception as error:  # noqa: BLE001 - others than those of the package are raised again
         sys.exit(_status_of(error))
+
+
+def _drop_unwritable() -> None:
+    """Drop what standard output cannot take; Python would try again at exit, with status 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _status_of(error: Exception) -> int:

@@ -18,7 +18,10 @@ from stars_engine.trace import read_jsonl
 def view_command(
     trace: Annotated[Path, typer.Argument(help="What `stars generate` wrote: --trace or --json.")],
 ) -> None:
-    """Open the page of a trace in a browser; `stars show --html` writes it to a file of yours."""
+    """Open the page of a trace in a browser.
+
+    `stars show --html` writes the page to a file of your choice.
+    """
     page = Path(tempfile.mkdtemp(prefix="stars-view-")) / f"{trace.stem}.html"
     write_file(page, results_page(read_jsonl(trace), trace.name), "page")
     url = page.absolute().as_uri()

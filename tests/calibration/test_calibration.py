@@ -257,7 +257,7 @@ def test_a_reward_that_fails_in_the_pilot_is_reported(engine: StarsEngine) -> No
         ({"relative_beta": -1.0}, ["relative_beta", "0 or more"]),
         ({"num_drafts": 21}, ["num_drafts", "21", "max_attempts=20"]),
         ({"sampling": SamplingParams(temperature=0)}, ["temperature", "above 0"]),
-        ({"prompts": ["a"]}, ["prompts", "1", "at least 8"]),
+        ({"prompts": ["a"]}, ["prompts", "1", "8 or more", "Hint"]),
         ({"prompts": "a string of many characters"}, ["prompts", "a single str", "a list", "Hint"]),
         ({"prompts": TokenIds(range(9))}, ["prompts", "a single TokenIds", "a list", "Hint"]),
         ({"prompts": iter(OPENINGS)}, ["prompts", "list_iterator", "a list", "list(...)"]),

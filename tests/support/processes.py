@@ -35,6 +35,10 @@ os.close({requests}); os.close({replies})
 for number, name in enumerate(("stdin", "stdout", "stderr")):
     flags = os.O_RDONLY if number == 0 else os.O_WRONLY
     os.dup2(os.open(os.path.join(request["folder"], name), flags), number)
+# As Python opens them when it starts: streams remember whether their file can seek.
+sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
 os.chdir(request["cwd"])
 os.environ.clear()
 os.environ.update(request["env"])

@@ -206,7 +206,7 @@ def test_shipped_settings_are_read_back(arms: Arms) -> None:
         align = AlignParams(schedule=schedule, segment_len=6, num_candidates=1)
         read = AlignParams(**yaml.safe_load(as_shipped(align)))
         if isinstance(schedule, CalibratedSchedule):
-            left = {name: schedule.made_for[name] for name in ("reward", "align")}
+            left = {name: schedule.made_for[name] for name in ("reward", "align", "weights")}
             schedule = schedule.replace(made_for=left)  # noqa: PLW2901 - what is left of it
         assert read == align.replace(num_candidates="auto", schedule=schedule)
 
