@@ -295,8 +295,8 @@ class Chat(Schema):
         if last.role != "assistant" or other or not last.content:
             raise ValueError(
                 "continue_final_message continues an assistant message, but the last message is "
-                "not a plain one. Hint: end with a message of role 'assistant' that has only a "
-                "content (the content may include reasoning)"
+                "not plain text. Hint: end with a message of role 'assistant' that has only "
+                "`content` (which may include reasoning)"
             )
         if len(self.messages) == 1:
             raise ValueError(

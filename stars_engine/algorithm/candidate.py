@@ -77,7 +77,7 @@ class Candidate:
         text: The whole completion including it, cut before a stop string or an incomplete
             character.
         finish_reason: Why the answer would end with it, or None.
-        shown: The completion as the reward model reads it: with the lookahead, if there is one.
+        scored: The completion as the reward model reads it: with the lookahead, if there is one.
         num_lookahead_tokens: Lookahead tokens that the reward model sees.
         num_generated_tokens: All tokens generated for it, including those after its end.
         features: Features of the draft's tokens.

@@ -91,7 +91,8 @@ class LanguageModel(Detokenizer, Protocol):
         Returns:
             A draft for each request, in order. In place of a candidate that could not be drafted,
             the error: it ends the candidate's request if no candidate before it is kept, and no
-            other. Each has an instance of its own. An error *raised* ends all requests in progress.
+            other. Each has an instance of its own. If the call raises, the engine repeats it, then
+            drafts in halves, so that only requests whose candidates fail end.
         """
         ...
 

@@ -148,9 +148,7 @@ def _nothing_to_draw(logits: torch.Tensor, row: DraftRow) -> GenerationError:
     kind: type[GenerationError] = NothingToDrawError
     if not (logits < torch.inf).all():  # or nan; -inf is how models say never
         kind = GenerationError
-        reason = (
-            "the model's logits are nan or infinite. Hint: another dtype, such as dtype='float32'"
-        )
+        reason = "the model's logits are nan or infinite. Hint: try dtype='float32', or another one"
     elif row.grammar is not None:
         found = row.grammar.error or "no token that the other settings leave continues the text"
         reason = (

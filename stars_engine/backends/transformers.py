@@ -143,7 +143,7 @@ class TransformersBackend:
             if not self.end_ids and not sampling.stop_token_ids:
                 message = (
                     "the model has no end-of-text token, so an answer that is complete could not "
-                    "end. Hint: stop_token_ids=[...]"
+                    "end. Hint: set stop_token_ids=[...]"
                 )
                 raise ConfigError("SamplingParams", [Problem("grammar", message)])
 

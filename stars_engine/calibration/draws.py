@@ -132,7 +132,7 @@ def draws_of(residuals: Sequence[Floats], offset: float, beta: float) -> list[Dr
 
 
 def acceptances(residuals: Floats, offset: float, beta: float) -> Floats:
-    """Return min(1, exp((residual - offset) / beta)), elementwise; nan stays nan."""
+    """Return `acceptance_prob` of each residual above an offset; nan stays nan."""
     gaps = np.minimum(0.0, residuals - offset)
     if beta > 0:
         return np.asarray(np.exp(gaps / beta))

@@ -45,14 +45,14 @@ def read_schedule(
     if path is not None:
         if threshold is not None or target is not None or start:
             raise typer.BadParameter(
-                "--schedule FILE excludes --threshold, --target, --initial and --initial-weight. "
-                "Hint: give the file, or thresholds"
+                "--schedule FILE cannot be combined with --threshold, --target, --initial and "
+                "--initial-weight. Hint: give the file, or thresholds"
             )
         return CalibratedSchedule.from_file(path, allow_imports=allow_imports)
     if threshold is not None and (target is not None or start):
         raise typer.BadParameter(
-            "--threshold excludes --target, --initial and --initial-weight. Hint: give "
-            "--threshold, or --target with --initial"
+            "--threshold cannot be combined with --target, --initial and --initial-weight. "
+            "Hint: give --threshold, or --target with --initial"
         )
     if threshold is not None:
         return {"kind": "constant", "value": threshold}

@@ -203,7 +203,8 @@ class EngineCore:
         try:
             return request.draft_requests(count)
         except BaseException as error:  # noqa: BLE001 - third-party code
-            self._end(request, request.rollout.fail(as_request_error(error)))
+            problem = as_request_error(error, "the noise or the decoding strategy")
+            self._end(request, request.rollout.fail(problem))
             return []
 
     def _preempt(
@@ -252,7 +253,7 @@ class EngineCore:
         try:
             verification = request.decoding.open(rollout, candidates)
         except BaseException as error:  # noqa: BLE001 - strategies are third-party code
-            self._end(request, rollout.fail(as_request_error(error)))
+            self._end(request, rollout.fail(as_request_error(error, "the decoding strategy")))
             return []
         request.verification = verification
         self.scheduler.wait_for_reward(request)
@@ -275,7 +276,7 @@ class EngineCore:
             try:
                 candidates.append(rollout.read(outcome, self._model))
             except BaseException as error:  # noqa: BLE001 - tokenizers are third-party code
-                return candidates, as_request_error(error)
+                return candidates, as_request_error(error, "parsing a draft")
         return candidates, None
 
     # --- verifying ---
@@ -303,7 +304,8 @@ class EngineCore:
         try:
             event = request.decoding.verify(verification)
         except BaseException as error:  # noqa: BLE001 - strategies and schedules may be foreign
-            event = request.rollout.fail(as_request_error(error))
+            problem = as_request_error(error, "the decoding strategy or the schedule")
+            event = request.rollout.fail(problem)
         if event is not None:
             self._autotuner.note_event(request.rollout, request.reward, event)
         return event

@@ -18,8 +18,12 @@ def out_of_memory_error(rollout: Rollout, cause: Exception) -> GenerationError:
     return error
 
 
-def as_request_error(cause: BaseException) -> RequestError:
+def as_request_error(cause: BaseException, what: str) -> RequestError:
     """Return the error of the one request that cannot go on; others do.
+
+    Args:
+        cause: The error.
+        what: What failed, for the message.
 
     Raises:
         BaseException: The cause, if it is meant for the whole program.
@@ -29,8 +33,8 @@ def as_request_error(cause: BaseException) -> RequestError:
     if is_for_program(cause):
         raise cause
     error = GenerationError(
-        f"a draft could not be parsed: {describe_error(cause)}. The request ends here; others are "
-        "not affected. Hint: fix the tokenizer or the decoding strategy that raised this"
+        f"{what} failed: {describe_error(cause)}. The request ends here; others are not affected. "
+        "Hint: fix the code that raised this"
     )
     error.__cause__ = cause
     return error

@@ -10,6 +10,8 @@ from stars_engine.errors import QueueFullError
 from stars_engine.runtime.futures import set_result
 from stars_engine.runtime.request_group import RequestGroup, engine_closed_error
 
+_Notices = tuple[list[RequestGroup], list[RequestGroup]]  # with a first, a last admitted rollout
+
 
 class AdmissionQueue:
     """Admits rollouts to a bounded queue, one from each blocked group in turn.
@@ -70,25 +72,36 @@ class AdmissionQueue:
                 started = admitted = [group]
         self._notify(started, admitted)
 
+    def remove(self, group: RequestGroup) -> None:
+        """Remove all rollouts of the group."""
+        with self._lock:
+            counts = self._admitted.get(group, 0), self._not_admitted.get(group, 0)
+            notices = self._remove(group, *counts)
+        self._notify(*notices)
+
     # --- from the engine's thread ---
 
     def may_start(self, group: RequestGroup) -> bool:
         """Return whether a rollout of the group is admitted and waits to start."""
-        return self._admitted.get(group, 0) > 0
+        with self._lock:
+            return self._admitted.get(group, 0) > 0
 
     def start_one(self, group: RequestGroup) -> None:
-        """Remove one admitted rollout of the group from the queue, because it starts."""
-        self._remove(group, num_admitted=1)
+        """Remove one admitted rollout of the group from the queue, because it starts.
+
+        Another thread may have removed the group since `may_start`.
+        """
+        with self._lock:
+            notices = self._remove(group, min(1, self._admitted.get(group, 0)), 0)
+        self._notify(*notices)
 
     def drop(self, group: RequestGroup, num_rollouts: int) -> None:
         """Remove rollouts of the group that have ended; those not admitted yet count first."""
-        num_blocked = min(num_rollouts, self._not_admitted.get(group, 0))
-        num_admitted = min(num_rollouts - num_blocked, self._admitted.get(group, 0))
-        self._remove(group, num_admitted=num_admitted, num_blocked=num_blocked)
-
-    def remove(self, group: RequestGroup) -> None:
-        """Remove all rollouts of the group."""
-        self._remove(group, self._admitted.get(group, 0), self._not_admitted.get(group, 0))
+        with self._lock:
+            num_blocked = min(num_rollouts, self._not_admitted.get(group, 0))
+            num_admitted = min(num_rollouts - num_blocked, self._admitted.get(group, 0))
+            notices = self._remove(group, num_admitted, num_blocked)
+        self._notify(*notices)
 
     def close(self) -> list[RequestGroup]:
         """Refuse further groups; return those that were blocked."""
@@ -107,24 +120,24 @@ class AdmissionQueue:
     def _is_full(self) -> bool:
         return self.num_admitted >= self._capacity
 
-    def _remove(self, group: RequestGroup, num_admitted: int = 0, num_blocked: int = 0) -> None:
-        with self._lock:
-            admitted = []
-            if num_admitted:
-                self.num_admitted -= num_admitted
-                self._admitted[group] -= num_admitted
-            if group in self._not_admitted:
-                self._not_admitted[group] -= num_blocked
-                if self._not_admitted[group] == 0:
-                    del self._not_admitted[group]
-                    self._blocked.remove(group)
-                    admitted.append(group)
-            if group not in self._not_admitted and self._admitted.get(group) == 0:
-                del self._admitted[group]
-            started, now_admitted = self._admit()
-        self._notify(started, [*admitted, *now_admitted])
+    def _remove(self, group: RequestGroup, num_admitted: int, num_blocked: int) -> _Notices:
+        """Remove rollouts of a group; return whom to notify once the lock is released."""
+        admitted = []
+        if num_admitted:
+            self.num_admitted -= num_admitted
+            self._admitted[group] -= num_admitted
+        if group in self._not_admitted:
+            self._not_admitted[group] -= num_blocked
+            if self._not_admitted[group] == 0:
+                del self._not_admitted[group]
+                self._blocked.remove(group)
+                admitted.append(group)
+        if group not in self._not_admitted and self._admitted.get(group) == 0:
+            del self._admitted[group]
+        started, now_admitted = self._admit()
+        return started, [*admitted, *now_admitted]
 
-    def _admit(self) -> tuple[list[RequestGroup], list[RequestGroup]]:
+    def _admit(self) -> _Notices:
         """Admit rollouts; return groups with a first, and with a last, admitted rollout."""
         started, admitted = [], []
         while self._blocked and not self._is_full:

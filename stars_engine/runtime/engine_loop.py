@@ -157,7 +157,7 @@ class EngineLoop:
                 self._recover(error)
             return None
         self._deliver(events)
-        self._is_busy = core is not None and core.scheduler.has_work()
+        self._is_busy = core is not None and core.has_work()
         return time.monotonic() - started_s if self._is_busy else None
 
     def _read_inbox(self) -> None:

@@ -96,11 +96,12 @@ class _EngineCollector(Collector):
         for model in self._models:
             ready.add_metric([model.name], float(model.state == "ready"))
         yield ready
+        loaded = [model for model in self._models if not model.engine.closed]
+        stats = {model.name: model.engine.stats() for model in loaded}
         for name, about in _OF_ENGINE.items():
             family = GaugeMetricFamily(
                 f"stars_engine_{name.removeprefix('num_')}", about, labels=["model"]
             )
-            for model in self._models:
-                if not model.engine.closed:
-                    family.add_metric([model.name], getattr(model.engine.stats(), name))
+            for model_name, values in stats.items():
+                family.add_metric([model_name], getattr(values, name))
             yield family

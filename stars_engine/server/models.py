@@ -64,7 +64,7 @@ class ServedModel:
         if self.error is not None:
             raise unavailable(f"The model {self.name!r} could not be loaded", "model_unavailable")
         if self.align is None:
-            message = f"The model {self.name!r} is loading. Hint: retry later; /readyz tells when"
+            message = f"The model {self.name!r} is loading. Hint: retry later; /readyz reports when"
             raise unavailable(message, "model_loading")
         return self.align
 

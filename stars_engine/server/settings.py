@@ -157,7 +157,7 @@ def _digest_of(key: str, where: str) -> str:
     if key.startswith(DIGEST_PREFIX):
         digest = key.removeprefix(DIGEST_PREFIX).lower()
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            message = "not a SHA-256 digest; expected 64 hexadecimal digits. Hint: sha256sum"
+            message = "not a SHA-256 digest; expected 64 hexadecimal digits. Hint: use sha256sum"
             raise _problem(where, message)
         return digest
     if len(key) < 16:

@@ -88,6 +88,17 @@ def test_finished_rollouts_that_wait_count_first() -> None:
     assert not recording.queue._not_admitted
 
 
+def test_a_call_that_is_removed_before_its_request_starts() -> None:
+    recording = RecordingQueue(2)
+    overdue, other = recording.enter(1), recording.enter(2)
+    assert recording.queue.may_start(overdue)
+    recording.queue.remove(overdue)  # by another thread, because its deadline has passed
+    recording.queue.start_one(overdue)
+    assert not recording.queue.may_start(overdue)
+    assert recording.queue.num_admitted == 2
+    assert other.admitted.done()
+
+
 def test_an_empty_call_does_not_wait() -> None:
     recording = RecordingQueue(1)
     recording.enter(3)

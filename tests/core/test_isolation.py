@@ -359,7 +359,7 @@ def test_a_draft_that_cannot_be_read_ends_its_request_only(
     with engine_with(engine, EngineParams(), model) as mine:
         found = mine.generate(prompts, align=align, return_exceptions=True)
         assert isinstance(found[1], GenerationError)
-        assert "could not be parsed" in str(found[1])
+        assert "parsing a draft failed" in str(found[1])
         assert found[1].result is not None
         assert len(found[1].result.token_ids) == 8
         assert all(isinstance(found[index], StarsResult) for index in (0, 2, 3))
