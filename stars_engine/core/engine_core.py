@@ -177,10 +177,10 @@ class EngineCore:
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
         drafted: list[tuple[Request, list[DraftOutcome]]] = []
-        draws = {item.request: self._draft_requests(*item) for item in batch}
-        left = [item for item in batch if draws[item.request]]
+        asked_by = {item.request: self._draft_requests(*item) for item in batch}
+        left = [item for item in batch if asked_by[item.request]]
         while left:
-            asked = [draw for request, _ in left for draw in draws[request]]
+            asked = [draw for request, _ in left for draw in asked_by[request]]
             outcomes: list[DraftOutcome] = []
             problem: Exception | None = None
             try:
@@ -231,12 +231,12 @@ class EngineCore:
         if not drafted:
             return
         self.num_steps += 1
-        if all(request.started for request, _ in drafted):
+        if all(request.prompt_computed for request, _ in drafted):
             num_rows = sum(len(outcomes) for _, outcomes in drafted)
             rollouts = [request.rollout for request, _ in drafted]
             self._autotuner.note_step(rollouts, num_rows, seconds)
         for request, _ in drafted:
-            request.started = True
+            request.prompt_computed = True
 
     def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[RoutedRequest]:
         """Start the verification of a request's drafts; return the requests for rewards.
@@ -329,7 +329,7 @@ class EngineCore:
     @staticmethod
     def _invalidate_changed_weights(requests: Sequence[Request]) -> None:
         """Invalidate caches of reward models whose weights changed, when a request starts."""
-        for part in _reward_parts([request for request in requests if not request.started]):
+        for part in _reward_parts([request for request in requests if not request.prompt_computed]):
             if depends_on_weights(part):
                 part.invalidate_if_changed()
 

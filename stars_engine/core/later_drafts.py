@@ -40,7 +40,7 @@ class LaterDrafts:
     ) -> None:
         self._pending, self._scheduler, self._autotuner = pending, scheduler, autotuner
         self._schedule, self._allocate, self._ahead = schedule, allocate, ahead
-        self._scored: dict[Request, Flight] = {}  # drafts that are being scored
+        self._being_scored: dict[Request, Flight] = {}  # drafts that are being scored
         self._draft_times, self._reward_times = MeanDuration(), MeanDuration()
 
     @property
@@ -63,7 +63,7 @@ class LaterDrafts:
         """Return the requests whose candidates have all arrived."""
         arrived = self._pending.take_arrived()
         for request, flight, _ in arrived:
-            self._scored[request] = flight
+            self._being_scored[request] = flight
             flight.arrived_s = time.monotonic()
             if not flight.was_ahead:
                 self._draft_times.add(flight.arrived_s - flight.started_s)
@@ -74,7 +74,7 @@ class LaterDrafts:
         if self._ahead == "never":
             return
         for request in self._scheduler.waiting_for_reward:
-            verification, flight = request.verification, self._scored.get(request)
+            verification, flight = request.verification, self._being_scored.get(request)
             if verification is None or flight is None or flight.looked_ahead:
                 continue
             flight.looked_ahead = True
@@ -87,20 +87,20 @@ class LaterDrafts:
 
     def note_verdict(self, request: Request) -> None:
         """Record the time from the request for drafts to the verdict, unless it read a prompt."""
-        flight = self._scored.pop(request, None)
-        if flight is not None and request.started:
+        flight = self._being_scored.pop(request, None)
+        if flight is not None and request.prompt_computed:
             now_s = time.monotonic()
             self._reward_times.add(now_s - flight.arrived_s)
             if not flight.was_ahead:
                 seconds = now_s - flight.started_s
                 self._autotuner.note_step([request.rollout], flight.num_rows, seconds)
-        request.started = True
+        request.prompt_computed = True
         self._pending.drop_rejected(request)
 
     def cancel(self, request: Request) -> None:
         """Cancel all candidates of a request."""
         self._pending.cancel(request)
-        self._scored.pop(request, None)
+        self._being_scored.pop(request, None)
 
     def cancel_all(self) -> None:
         """Cancel all candidates."""

@@ -47,7 +47,7 @@ class Request:
         status: See `RequestStatus`.
         handle: Refers to the language model's cached prefix, if there is one.
         verification: The drafts that are being scored, if any.
-        started: Whether the prompt has been computed.
+        prompt_computed: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
         queue: The queue of its caller, once it has started.
     """
@@ -58,7 +58,7 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     handle: PrefixHandle = field(default_factory=PrefixHandle)
     verification: DraftVerification | None = None
-    started: bool = False
+    prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None
 

@@ -206,11 +206,11 @@ class Scheduler:
         """
         holding = [request for request in self._ages if request.holds_prefix]
         fresh = [request for request in batch if not request.holds_prefix]
-        scored = [item for item in holding if item.status is RequestStatus.WAITING_FOR_REWARD]
+        being_scored = [item for item in holding if item.status is RequestStatus.WAITING_FOR_REWARD]
         if fresh and holding:
             victims = fresh
-        elif scored:
-            victims = scored[len(scored) // 2 :]
+        elif being_scored:
+            victims = being_scored[len(being_scored) // 2 :]
         else:
             oldest_first = holding or sorted(batch, key=self._ages.__getitem__)
             victims = oldest_first[(len(oldest_first) + 1) // 2 :]
@@ -317,9 +317,9 @@ class Scheduler:
                     self._queues.remove(queue)
                     continue
                 num_own = self._num_by_queue[queue]
-                num_others = self._num_by_reward[id(request.reward)]
+                num_of_reward = self._num_by_reward[id(request.reward)]
                 limit = most_of_one if num_own else self._max_active
-                has_capacity = num_others < limit and len(self._running) < limit
+                has_capacity = num_of_reward < limit and len(self._running) < limit
                 if not has_capacity or not queue.may_start():
                     continue
                 if is_full or not self._fits(request):

@@ -41,7 +41,7 @@ class AdmissionQueue:
             return sum(self._not_admitted.values())
 
     @property
-    def blocked_groups(self) -> list[RequestGroup]:
+    def unadmitted_groups(self) -> list[RequestGroup]:
         """Groups without an admitted rollout."""
         with self._lock:
             return [group for group in self._blocked if group not in self._admitted]

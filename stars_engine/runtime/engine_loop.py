@@ -70,7 +70,7 @@ class EngineLoop:
         self._models = Models(load)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.admission = AdmissionQueue(
-            params.max_waiting, lambda group: self.post(partial(self._on_admitted, group))
+            params.max_waiting, lambda group: self.post(partial(self._on_first_admitted, group))
         )
         self.background = Background(lambda: self._is_busy)
         self._inputs = InputProcessor(
@@ -184,14 +184,14 @@ class EngineLoop:
         self._next_check_s = time.monotonic() + DEADLINE_CHECK_S
         self._groups = {group for group in self._groups if not group.future.done()}
         times = [MAX_WAIT_S, self.reward_executor.expire_overdue(), self._sweep()]
-        for group in [*self.admission.blocked_groups, *self._groups]:
+        for group in [*self.admission.unadmitted_groups, *self._groups]:
             if group.is_abandoned is not None:
                 times.append(LOOP_CHECK_S)
                 if group.is_abandoned():
                     self.end_group(group)
         now_s = time.monotonic()
         deadlines: list[float | None] = []
-        for group in self.admission.blocked_groups:
+        for group in self.admission.unadmitted_groups:
             if group.deadline_s <= now_s:
                 self.end_group(group, "deadline")
             deadlines.append(group.deadline_s)
@@ -242,7 +242,7 @@ class EngineLoop:
             self._slices.add(self._answers.end_pending(group, reason))
         group.complete_if_done()
 
-    def _on_admitted(self, group: RequestGroup) -> None:
+    def _on_first_admitted(self, group: RequestGroup) -> None:
         """Start to process a group, unless its caller has given up."""
         if group.cancel_requested or group.future.done():  # the watchdog may have answered it
             gone = group.cancel_requested or group.future.cancelled()

@@ -48,7 +48,7 @@ class InputProcessor:
         self._admission, self._get_models, self._on_read = admission, get_models, on_read
         self._params, self._background, self._post = params, background, post
         self._ready: deque[RequestGroup] = deque()
-        self._prepared: dict[RequestGroup, Future[Any]] = {}  # what a group waits for
+        self._waiting_for: dict[RequestGroup, Future[Any]] = {}  # what a group waits for
 
     @property
     def has_work(self) -> bool:
@@ -77,7 +77,7 @@ class InputProcessor:
         """Stop reading the prompts of a group; give it answers that never start."""
         if group in self._ready:
             self._ready.remove(group)
-        prepared = self._prepared.pop(group, None)
+        prepared = self._waiting_for.pop(group, None)
         if prepared is not None:
             prepared.cancel()
         group.forget_prompts()
@@ -98,7 +98,7 @@ class InputProcessor:
             if found == "done":
                 self._end(group)
             elif isinstance(found, Future):
-                self._prepared[group] = found
+                self._waiting_for[group] = found
                 found.add_done_callback(partial(self._post_prepared, group))
             else:
                 self._ready.append(group)
@@ -110,7 +110,7 @@ class InputProcessor:
 
     def _on_prepared(self, group: RequestGroup) -> None:
         """Continue to read a group, unless it has ended."""
-        if self._prepared.pop(group, None) is not None:
+        if self._waiting_for.pop(group, None) is not None:
             self._ready.append(group)
 
     def _end(self, group: RequestGroup) -> None:

@@ -44,7 +44,7 @@ def test_a_large_call_is_admitted_as_far_as_the_capacity_allows() -> None:
 def test_waiting_calls_are_admitted_in_turn() -> None:
     recording = RecordingQueue(2)
     large, other, single = recording.enter(9), recording.enter(4), recording.enter(1)
-    assert recording.queue.blocked_groups == [other, single]
+    assert recording.queue.unadmitted_groups == [other, single]
     order = []
     for _ in range(3):
         before = list(recording.admitted)
