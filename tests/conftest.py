@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,9 @@ from tests.support.shared_files import shared_model
 
 # Small matrices: two threads only wait for each other.
 torch.set_num_threads(1)
+# A shell ignores interrupts for the processes that it starts in the background, and theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

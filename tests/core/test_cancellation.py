@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -79,15 +78,6 @@ async def test_a_cancelled_load_that_fails_raises_nowhere(engine: StarsEngine) -
         await asyncio.to_thread(mine.close)
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Interrupts are raised, also in a process that a shell has started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_submit_withdraws_its_request(busy: StarsEngine) -> None:
     futures = full(busy)
     main = threading.main_thread().ident
