@@ -82,6 +82,8 @@ def rewritten(markdown: str, page: str) -> str:
 
     def lead(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, match[1]))
+        if target.startswith("examples/") and (ROOT / target).is_file():
+            return posixpath.relpath("examples.md", posixpath.dirname(page) or ".")
         in_docs = target.startswith("docs/") and (ROOT / target).is_file()
         if target not in PAGES and not in_docs:
             raise SiteError(

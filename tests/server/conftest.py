@@ -10,7 +10,7 @@ from stars_engine import AlignParams, SamplingParams, StarsConfig
 from tests.support.servers import RunningServer, random_chat, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # other tests close all shared models
 def server() -> Iterator[RunningServer]:
     """The embedded pair, and a chat model with random weights."""
     embedded = StarsConfig(

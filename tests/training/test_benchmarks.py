@@ -40,7 +40,8 @@ def test_a_small_run_reports_its_figures(name: str) -> None:
     ratios = report["ratios"] if name == "gpu" else report["rows"][0]
     found = [value for value in ratios.values() if isinstance(value, list)]
     assert len(found) >= 4
-    assert all(0 < low <= middle <= high < math.inf for low, middle, high in found)
+    # A run as small as this one may measure a difference of times below 0.
+    assert all(-math.inf < low <= middle <= high < math.inf for low, middle, high in found)
 
 
 @pytest.mark.slow
