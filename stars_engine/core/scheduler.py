@@ -52,8 +52,7 @@ class Scheduler:
         self._num_by_reward: Counter[int] = Counter()  # of those in progress
         self._num_by_queue: Counter[RequestQueue] = Counter()
         self._small_first = False  # in the last batch
-        self._in_turn: RequestQueue | None = None
-        self._num_in_turn = 0  # requests started in the current turn
+        self._num_in_turn: Counter[RequestQueue] = Counter()  # starts in each queue's turn
         self.max_rows = max_rows
 
     # --- state ---
@@ -275,15 +274,20 @@ class Scheduler:
             queue.on_start()
 
     def _note_turn(self, queue: RequestQueue) -> None:
-        """Move a queue behind the others when its turn ends; drop it when it is empty."""
-        if self._in_turn is not queue:
-            self._in_turn, self._num_in_turn = queue, 0
-        self._num_in_turn += 1
-        if self._num_in_turn >= queue.turn_size or queue.peek() is None:
-            self._in_turn = None
-            self._queues.remove(queue)
+        """Count a start; move a queue behind the others when its turn ends, or drop it if empty.
+
+        Each queue counts its own starts. So a turn ends even if queues alternate, because the one
+        in front cannot always start.
+        """
+        self._num_in_turn[queue] += 1
+        if self._num_in_turn[queue] >= queue.turn_size or queue.peek() is None:
+            self._drop_queue(queue)
             if queue.peek() is not None:
                 self._queues.append(queue)
+
+    def _drop_queue(self, queue: RequestQueue) -> None:
+        self._queues.remove(queue)
+        del self._num_in_turn[queue]
 
     def _count(self, request: Request, queue: RequestQueue) -> None:
         request.queue = queue
@@ -314,7 +318,7 @@ class Scheduler:
             for queue in tuple(self._queues):
                 request = queue.peek()
                 if request is None:
-                    self._queues.remove(queue)
+                    self._drop_queue(queue)
                     continue
                 num_own = self._num_by_queue[queue]
                 num_of_reward = self._num_by_reward[id(request.reward)]
