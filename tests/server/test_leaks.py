@@ -172,6 +172,7 @@ def test_rejected_text_needs_permission() -> None:
     request = {
         "model": "chat",
         "messages": HELLO,
+        "seed": 1,
         "stars": {"segments": True, "rejected_text": True},
     }
     configs = vetoing(reward)
