@@ -56,6 +56,7 @@ test-all: ## run all tests
 .PHONY: test-servers
 test-servers: ## run the tests over real vLLM servers: make test-servers VLLM=path/to/vllm MODEL=dir
 	$(PYTHON) tools/test_servers.py --vllm $(VLLM) --model $(MODEL) $(ARGS)
+	STARS_LAW_SAMPLES=5000 $(PYTHON) -m pytest tests/remote/test_law.py
 
 .PHONY: docs
 docs: ## build the documentation site into build/site, with warnings as errors
