@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Lock, Thread
 from typing import Any
 
 
-class LoopTimeoutError(TimeoutError):
-    """An awaitable exceeded its timeout, and was cancelled."""
-
-
 class ClientLoop:
-    """Runs awaitables for any number of threads on one event loop.
+    """Runs coroutines for any number of threads on one event loop.
 
     There is one loop because a client that is reused between calls is bound to the loop on which it
     was first used. The thread starts with the first call, and ends with `close` or when the object
@@ -32,25 +28,21 @@ class ClientLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finalizer: weakref.finalize[..., ClientLoop] | None = None
 
-    def run(self, awaitable: Awaitable[Any], *, timeout_s: float | None = None) -> Any:
-        """Wait for a result.
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for a result."""
+        return self.submit(coroutine).result()
 
-        Raises:
-            LoopTimeoutError: The awaitable exceeded the timeout, and was cancelled.
-        """
-        return self.submit(awaitable, timeout_s=timeout_s).result()
-
-    def submit(self, awaitable: Awaitable[Any], *, timeout_s: float | None = None) -> Future[Any]:
-        """Start an awaitable; return a future of its result. Cancelling it cancels the awaitable.
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Start a coroutine; return a future of its result. Cancelling it cancels the coroutine.
 
         Callbacks of the future run on the loop's thread.
         """
         with self._lock:  # never between stopping one loop and starting the next
             loop = self._started()
-            return asyncio.run_coroutine_threadsafe(_within(awaitable, timeout_s), loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def close(self, last: Callable[[], Awaitable[object]] | None = None) -> None:
-        """Cancel running awaitables, run a last one if there is one, and end the thread.
+        """Cancel running coroutines, run a last one if there is one, and end the thread.
 
         This does not wait, so it may be called on any thread.
         """
@@ -72,17 +64,6 @@ class ClientLoop:
             self._finalizer = weakref.finalize(self, _stop, self._loop)
             self._finalizer.atexit = False
         return self._loop
-
-
-async def _within(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
-    timer = asyncio.timeout(timeout_s)
-    try:
-        async with timer:
-            return await awaitable
-    except TimeoutError:
-        if timer.expired():
-            raise LoopTimeoutError from None
-        raise
 
 
 async def _end(last: Callable[[], Awaitable[object]], loop: asyncio.AbstractEventLoop) -> None:

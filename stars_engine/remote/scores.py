@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from stars_engine.remote.client import MalformedAnswerError
 
@@ -53,6 +53,8 @@ class VllmClassify:
     """vLLM's `/classify`."""
 
     name, path = "classify", "/classify"
+    _field: ClassVar[str] = "probs"  # of an item of the answer
+    _more: ClassVar[dict[str, str]] = {}  # in the body
 
     def body(
         self,
@@ -63,32 +65,20 @@ class VllmClassify:
         salt: str | None = None,
     ) -> dict[str, Any]:
         """See `ScoreEndpoint`."""
-        return _vllm_body(rows, model, raw=raw, salt=salt)
+        body: dict[str, Any] = {"model": model, "input": [list(row) for row in rows]}
+        body |= {"use_activation": not raw, **self._more}
+        return body if salt is None else {**body, "cache_salt": salt}
 
     def parse(self, answer: Any, count: int) -> Scores:
         """See `ScoreEndpoint`."""
-        return _numbers(_in_order(answer["data"], "probs"), count)
+        return _numbers(_in_order(answer["data"], self._field), count)
 
 
-class VllmPooling:
+class VllmPooling(VllmClassify):
     """vLLM's `/pooling`, with the task of classification."""
 
     name, path = "pooling", "/pooling"
-
-    def body(
-        self,
-        rows: Sequence[Sequence[int]],
-        model: str | None,
-        *,
-        raw: bool = True,
-        salt: str | None = None,
-    ) -> dict[str, Any]:
-        """See `ScoreEndpoint`."""
-        return {**_vllm_body(rows, model, raw=raw, salt=salt), "task": "classify"}
-
-    def parse(self, answer: Any, count: int) -> Scores:
-        """See `ScoreEndpoint`."""
-        return _numbers(_in_order(answer["data"], "data"), count)
+    _field, _more = "data", {"task": "classify"}
 
 
 class SGLangClassify:
@@ -119,14 +109,6 @@ ENDPOINTS: tuple[ScoreEndpoint, ...] = (VllmClassify(), VllmPooling(), SGLangCla
 def endpoint_named(name: str) -> ScoreEndpoint:
     """Return the endpoint with a name."""
     return next(each for each in ENDPOINTS if each.name == name)
-
-
-def _vllm_body(
-    rows: Sequence[Sequence[int]], model: str | None, *, raw: bool, salt: str | None
-) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": model, "input": [list(row) for row in rows]}
-    body["use_activation"] = not raw
-    return body if salt is None else {**body, "cache_salt": salt}
 
 
 def _in_order(items: Any, name: str) -> list[Any]:

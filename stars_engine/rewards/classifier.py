@@ -13,7 +13,6 @@ from stars_engine.config import ClassifierReward
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.rewards.aggregation import aggregate, check_reads_forward, not_causal
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
-from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import at_columns, pad, run_whole
 from stars_engine.rewards.encoding import EncodedInput, context_of
@@ -81,12 +80,7 @@ class ClassifierRewardModel(CachesPrefixes):
         """Score whole sequences; where the model allows it, compute only their new tokens."""
         config = self._config
         return [
-            with_floor(
-                aggregate(scores, config.aggregate, config.half_life),
-                config.floor,
-                num_tokens=len(row.ids),
-                truncated=row.truncated,
-            )
+            row.score(aggregate(scores, config.aggregate, config.half_life), config.floor)
             for scores, row in self._score_rows(inputs, each_token=config.aggregate != "last")
         ]
 

@@ -14,9 +14,10 @@ from stars_engine.chat.answers import acceptable
 from stars_engine.errors import RewardError, StarsWarning
 from stars_engine.loading.context import context_len
 from stars_engine.messages import Message
+from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.prompt_cutting import PromptCutter, can_be_cut
 from stars_engine.tokenization.codec import Codec
-from stars_engine.types import RewardPrompt
+from stars_engine.types import RewardPrompt, Score
 
 _PLACES = re.compile(r"(\{bos\}|\{prompt\}|\{completion\})")
 _MAX_REMEMBERED = 256  # merged conversations
@@ -41,6 +42,10 @@ class EncodedInput:
     def points(self) -> tuple[int, ...]:
         """Positions at which scores are read, at least one."""
         return self.marks or (len(self.ids) - 1,)
+
+    def score(self, value: float, floor: float | None) -> Score:
+        """Return the score of this input, vetoed if its value is below the floor."""
+        return with_floor(value, floor, num_tokens=len(self.ids), truncated=self.truncated)
 
 
 class TextTemplate:

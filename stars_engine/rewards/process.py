@@ -13,7 +13,6 @@ from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.rewards.aggregation import aggregate, check_reads_forward
-from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import CallAt, run_whole
 from stars_engine.rewards.encoding import EncodedInput, context_of
@@ -99,12 +98,7 @@ class ProcessRewardModel(CachesPrefixes):
         """See `RewardModel`."""
         config = self._config
         return [
-            with_floor(
-                aggregate(steps, config.aggregate, config.half_life),
-                config.floor,
-                num_tokens=len(row.ids),
-                truncated=row.truncated,
-            )
+            row.score(aggregate(steps, config.aggregate, config.half_life), config.floor)
             for steps, row in self._score_steps(inputs)
         ]
 

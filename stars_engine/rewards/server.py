@@ -14,7 +14,6 @@ from stars_engine.loading.models import read_config
 from stars_engine.loading.served import tokenizer_source
 from stars_engine.remote.reward_probe import RewardProbe
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
-from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.served import ServedRewardModel
 from stars_engine.types import RewardInput, Score
@@ -67,8 +66,7 @@ class ServerRewardModel(ServedRewardModel):
         logits = torch.tensor(scores, dtype=torch.float64)
         values = read_label(logits, self._label, self._config.output).tolist()
         return [
-            with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
-            for value, row in zip(values, rows, strict=True)
+            row.score(value, self._config.floor) for value, row in zip(values, rows, strict=True)
         ]
 
     def about(self) -> dict[str, str]:

@@ -9,7 +9,6 @@ import torch
 from stars_engine.config.rewards.server import ServerProcessReward
 from stars_engine.remote.labels import TokenScores
 from stars_engine.rewards.aggregation import aggregate
-from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.labels import pick_label, read_label
 from stars_engine.rewards.served import ServedRewardModel
 from stars_engine.rewards.server import label_names
@@ -53,9 +52,7 @@ class ServerProcessRewardModel(ServedRewardModel):
             logits = torch.tensor([each[point] for point in row.points], dtype=torch.float64)
             steps = read_label(logits, self._label, "probability").tolist()
             value = aggregate(steps, config.aggregate, config.half_life)
-            found.append(
-                with_floor(value, config.floor, num_tokens=len(row.ids), truncated=row.truncated)
-            )
+            found.append(row.score(value, config.floor))
         return found
 
     def about(self) -> dict[str, str]:

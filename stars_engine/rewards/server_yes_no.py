@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from stars_engine.config.rewards.server import ServerYesNoReward
 from stars_engine.remote.labels import LabelLogprobs
-from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.judge_reader import JudgeReader, check_has_template, label_words
 from stars_engine.rewards.served import ServedRewardModel
 from stars_engine.types import RewardInput, Score
@@ -44,12 +43,7 @@ class ServerYesNoRewardModel(ServedRewardModel):
             return await asyncio.gather(*(self._logprobs(row.ids) for row in rows))
 
         return [
-            with_floor(
-                positive - negative,
-                self._config.floor,
-                num_tokens=len(row.ids),
-                truncated=row.truncated,
-            )
+            row.score(positive - negative, self._config.floor)
             for (positive, negative), row in zip(self.client.run(ask()), rows, strict=True)
         ]
 

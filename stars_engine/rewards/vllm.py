@@ -10,7 +10,6 @@ from stars_engine.config.rewards.vllm import VLLMReward
 from stars_engine.loading.models import load_tokenizer, read_config
 from stars_engine.loading.vllm import load_vllm, vllm_source
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
-from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.tokenization.codec import Codec
@@ -63,8 +62,7 @@ class VLLMRewardModel:
         scores = torch.tensor([output.outputs.probs for output in outputs], dtype=torch.float64)
         values = read_label(scores, self._label, self._config.output).tolist()
         return [
-            with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
-            for value, row in zip(values, rows, strict=True)
+            row.score(value, self._config.floor) for value, row in zip(values, rows, strict=True)
         ]
 
     def about(self) -> dict[str, str]:

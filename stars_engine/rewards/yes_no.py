@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.config import YesNoReward
 from stars_engine.loading.models import load_model, load_tokenizer
-from stars_engine.rewards.base import with_floor
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import run_whole
 from stars_engine.rewards.encoding import EncodedInput, context_of
@@ -76,7 +75,7 @@ class YesNoRewardModel(CachesPrefixes):
             sharing=self._sharing,
         )
         return [
-            with_floor(value, self._config.floor, num_tokens=len(row.ids), truncated=row.truncated)
+            row.score(value, self._config.floor)
             for value, row in zip(self._values(torch.cat(outputs)), rows, strict=True)
         ]
 
