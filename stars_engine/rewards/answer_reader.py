@@ -42,13 +42,7 @@ class AnswerReader:
         self._template = TextTemplate(config.template, codec) if config.template else None
         self._reads_ids, self._suffix_ids = reads_ids, list(suffix_ids)
         self._beginnings: dict[RewardPrompt, list[int]] = {}
-        self._encoder = InputEncoder(
-            codec,
-            name=name,
-            max_tokens=max_tokens,
-            on_overflow=config.on_overflow,
-            template_kwargs=config.chat_template_kwargs,
-        )
+        self._encoder = InputEncoder(config, codec, name=name, max_tokens=max_tokens)
 
     @property
     def max_tokens(self) -> int | None:

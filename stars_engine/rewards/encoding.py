@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from stars_engine.chat.answers import acceptable
+from stars_engine.config.rewards.common import ReadsText
 from stars_engine.errors import RewardError, StarsWarning
 from stars_engine.loading.context import context_len
 from stars_engine.messages import Message
@@ -89,28 +90,21 @@ class InputEncoder:
     """The part of encoding that all reward models share: conversations, context, warnings.
 
     Args:
+        config: What to do with long prompts, and variables for the chat template.
         codec: The reward model's tokenizer.
         name: The name of the reward, for messages.
         max_tokens: The context length; None for no limit.
-        on_overflow: "truncate" or "raise".
-        template_kwargs: Variables for the chat template.
     """
 
     def __init__(
-        self,
-        codec: Codec,
-        *,
-        name: str,
-        max_tokens: int | None,
-        on_overflow: str,
-        template_kwargs: Mapping[str, Any],
+        self, config: ReadsText, codec: Codec, *, name: str, max_tokens: int | None
     ) -> None:
         self.codec = codec
         self.max_tokens = max_tokens
         self._cutter = None if max_tokens is None else PromptCutter(codec, max_tokens)
-        self._template_kwargs = template_kwargs
+        self._template_kwargs = config.chat_template_kwargs
         self._name = name
-        self._truncates = on_overflow == "truncate"
+        self._truncates = config.on_overflow == "truncate"
         self._warned: set[str] = set()
         self._conversations: dict[tuple[Message, ...], tuple[Message, ...]] = {}
 

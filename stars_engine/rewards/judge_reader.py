@@ -29,13 +29,7 @@ class JudgeReader:
         self._template = None
         if judging.template is not None:
             self._template = TextTemplate(self._with_policy(judging.template), codec)
-        self._encoder = InputEncoder(
-            codec,
-            name=name,
-            max_tokens=max_tokens,
-            on_overflow=config.on_overflow,
-            template_kwargs=config.chat_template_kwargs,
-        )
+        self._encoder = InputEncoder(config, codec, name=name, max_tokens=max_tokens)
 
     @property
     def max_tokens(self) -> int | None:

@@ -34,13 +34,7 @@ class StepReader:
         if text is None and not has_template(codec):
             text = "{prompt}{completion}"
         self._template = None if text is None else TextTemplate(text, codec)
-        self._encoder = InputEncoder(
-            codec,
-            name=name,
-            max_tokens=max_tokens,
-            on_overflow=config.on_overflow,
-            template_kwargs=config.chat_template_kwargs,
-        )
+        self._encoder = InputEncoder(config, codec, name=name, max_tokens=max_tokens)
 
     @property
     def max_tokens(self) -> int | None:
