@@ -267,6 +267,14 @@ def value_of(text: str, name: str) -> float:
 
 def test_nothing_of_a_request_stays_in_memory(server: RunningServer) -> None:
     """Streams, whole answers, errors and disconnects leave no object behind."""
+    kinds = (RequestFacts, EngineRequest, RequestGroup, AsyncSegmentStream)
+
+    def alive() -> list[object]:
+        gc.collect()
+        return [found for found in gc.get_objects() if isinstance(found, kinds)]
+
+    before = alive()  # of other tests in this process; held, so that no identity is used again
+    known = {id(found) for found in before}
     body = json.dumps({**REQUEST, "stream": True, "max_tokens": 200}).encode()
     with server.http() as client:
         for _ in range(5):
@@ -278,10 +286,5 @@ def test_nothing_of_a_request_stays_in_memory(server: RunningServer) -> None:
             with server.send(body) as connection:
                 connection.recv(1)
 
-    def left() -> int:
-        gc.collect()
-        kinds = (RequestFacts, EngineRequest, RequestGroup, AsyncSegmentStream)
-        return sum(isinstance(found, kinds) for found in gc.get_objects())
-
     # The last request of a connection, and the last group of an engine, may still be referred to.
-    wait_until(lambda: left() <= 6)
+    wait_until(lambda: sum(id(found) not in known for found in alive()) <= 6)
