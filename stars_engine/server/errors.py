@@ -19,6 +19,8 @@ from stars_engine.errors import (
     QueueFullError,
     RewardError,
     ScheduleError,
+    ServerError,
+    ServerFault,
 )
 
 RETRY_AFTER_S = 1
@@ -145,10 +147,21 @@ def api_error_of(error: BaseException) -> ApiError:
     """
     if isinstance(error, ApiError):
         return error
+    remote = server_error_of(error)
+    if remote is not None:
+        what = "reward model" if isinstance(error, RewardError) else "language model"
+        return _remote_failure(what, remote.fault)
     describe = next((tell for kinds, tell in _TOLD if isinstance(error, kinds)), None)
     if describe is not None:
         return describe(error)
     return _failure("The language model or the server failed", "internal_error")
+
+
+def server_error_of(error: BaseException | None) -> ServerError | None:
+    """Return the error of a server of a model from which an error follows, or None."""
+    while error is not None and not isinstance(error, ServerError):
+        error = error.__cause__
+    return error
 
 
 def validation_error_of(
@@ -187,9 +200,19 @@ def _is_unserved_field(problem: Mapping[str, Any]) -> bool:
     return problem["type"] == "extra_forbidden" and len(problem["loc"]) == 2
 
 
-def _failure(message: str, code: str) -> ApiError:
+def _failure(message: str, code: str, status: int = 500) -> ApiError:
     text = f"{message}. Hint: the server's log has the error under the id of this request"
-    return ApiError(500, text, kind="server_error", code=code)
+    return ApiError(status, text, kind="server_error", code=code)
+
+
+def _remote_failure(what: str, fault: ServerFault) -> ApiError:
+    if fault == "unavailable":
+        return unavailable(
+            f"The {what}'s server is not available. Hint: retry later", "backend_unavailable"
+        )
+    if fault == "timeout":
+        return _failure(f"The {what}'s server did not answer in time", "backend_timeout", 504)
+    return _failure(f"The {what}'s server gave no usable answer", "backend_failed", 502)
 
 
 def _param_of(error: BaseException) -> str | None:

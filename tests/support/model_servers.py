@@ -108,6 +108,9 @@ class TestServer:
             return True
         with self._lock:
             fails = faults.status is not None and faults.num_failures != 0
+            if fails and faults.num_answers:
+                faults.num_answers -= 1
+                return False
             if fails and faults.num_failures is not None:
                 faults.num_failures -= 1
         if not fails:

@@ -20,13 +20,14 @@ from tests.support.server_faults import Served
 
 
 @contextmanager
-def serving(served: Served) -> Iterator[TestServer]:
-    """Run a server on a free port of loopback."""
+def serving(served: Served, port: int = 0) -> Iterator[TestServer]:
+    """Run a server on loopback, on a free port unless one is given."""
     app = TestServer(served)
     config = uvicorn.Config(app, lifespan="off", log_level="critical", ws="none", loop="asyncio")
     server = uvicorn.Server(config)
     sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
     app.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
