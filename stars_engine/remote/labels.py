@@ -10,7 +10,7 @@ from stars_engine.errors import ModelLoadError, ServerError
 from stars_engine.remote.client import ServerClient
 from stars_engine.remote.endpoints import Session
 from stars_engine.remote.failures import MalformedAnswerError, RefusedError, load_error_of
-from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
+from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _GENERATE, _COMPLETIONS = "/inference/v1/generate", "/v1/completions"

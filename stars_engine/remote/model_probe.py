@@ -11,7 +11,7 @@ from stars_engine.remote.client import ServerClient
 from stars_engine.remote.dialects import CompletionRequest, Dialect, dialect_named
 from stars_engine.remote.endpoints import Endpoint
 from stars_engine.remote.failures import RefusedError, load_error_of
-from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
+from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _NUM_TOKENS = 16  # of a draft of the probe
