@@ -22,6 +22,7 @@ from stars_engine.errors import (
     ServerError,
     ServerFault,
 )
+from stars_engine.rewards.failures import RewardTimeoutError
 
 RETRY_AFTER_S = 1
 
@@ -151,6 +152,8 @@ def api_error_of(error: BaseException) -> ApiError:
     if remote is not None:
         what = "reward model" if isinstance(error, RewardError) else "language model"
         return _remote_failure(what, remote.fault)
+    if isinstance(error, RewardError) and isinstance(error.__cause__, RewardTimeoutError):
+        return _failure("The reward model did not answer in time", "reward_timeout", 504)
     describe = next((tell for kinds, tell in _TOLD if isinstance(error, kinds)), None)
     if describe is not None:
         return describe(error)

@@ -32,7 +32,7 @@ _STATUSES = {
     "500": "A model failed",
     "502": "The server of a model gave no usable answer",
     "503": "The model is loading or its server is not available, or this server is stopping",
-    "504": "The server of a model did not answer in time",
+    "504": "A reward, or the server of a model, did not answer in time",
 }
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _TEXTS = {"/metrics": "text/plain", "/": "text/html"}

@@ -1,10 +1,11 @@
-"""The server over models behind other servers: readiness, failures, partial answers, disconnects."""
+"""The server over models behind other servers: readiness, failures, disconnects."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -32,18 +33,32 @@ REQUEST = {"model": "remote", "prompt": "This movie", "max_tokens": 24, "seed": 
 DRAFTS, REWARDS = "/inference/v1/generate", "/classify"
 
 
-@pytest.fixture
-def lm(engine: StarsEngine) -> Iterator[TestServer]:
-    with serving(Served(engine.model, codec=engine.model.codec)) as running:
-        yield running
-
-
-@pytest.fixture
-def rm(engine: StarsEngine) -> Iterator[TestServer]:
+@pytest.fixture(scope="module")
+def servers(engine: StarsEngine) -> Iterator[tuple[TestServer, TestServer]]:
+    """A server of the language model, and one of the reward model."""
     scores = classifier_scores(engine.reward._model)
-    served = Served(rewards=scores, codec=engine.reward._codec, max_model_len=384)
-    with serving(served) as running:
+    rewards = Served(rewards=scores, codec=engine.reward._codec, max_model_len=384)
+    with serving(Served(engine.model, codec=engine.model.codec)) as lm, serving(rewards) as rm:
+        yield lm, rm
+
+
+@pytest.fixture(scope="module")
+def running(servers: tuple[TestServer, TestServer]) -> Iterator[RunningServer]:
+    lm, rm = servers
+    with serving_models({"remote": config_of(lm.url, rm.url)}, keep_alive_s=0.02) as running:
         yield running
+
+
+@pytest.fixture
+def lm(servers: tuple[TestServer, TestServer]) -> Iterator[TestServer]:
+    yield servers[0]
+    servers[0].faults = Faults()
+
+
+@pytest.fixture
+def rm(servers: tuple[TestServer, TestServer]) -> Iterator[TestServer]:
+    yield servers[1]
+    servers[1].faults = Faults()
 
 
 def config_of(lm: str, rm: str, **fields: Any) -> StarsConfig:
@@ -59,9 +74,14 @@ def config_of(lm: str, rm: str, **fields: Any) -> StarsConfig:
 
 
 @pytest.fixture
-def remote(lm: TestServer, rm: TestServer) -> Iterator[RunningServer]:
-    with serving_models({"remote": config_of(lm.url, rm.url)}, keep_alive_s=0.02) as running:
-        yield running
+def remote(running: RunningServer, lm: TestServer, rm: TestServer) -> RunningServer:
+    return running
+
+
+def again(server: TestServer) -> AbstractContextManager[TestServer]:
+    """Serve the same model: at the same address if the server has ended, else at another one."""
+    port = int(server.url.rpartition(":")[2])
+    return serving(server.served, port if server.killed else 0)
 
 
 @pytest.fixture(autouse=True)
@@ -97,87 +117,81 @@ def test_answers_are_those_of_the_engine(remote: RunningServer) -> None:
 
 @pytest.mark.parametrize("gone", ["lm", "rm"])
 def test_readiness_follows_the_servers(
-    remote: RunningServer,
-    lm: TestServer,
-    rm: TestServer,
-    gone: str,
-    caplog: pytest.LogCaptureFixture,
+    lm: TestServer, rm: TestServer, gone: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with remote.http() as client:
-        assert state_of(client) == (200, "ready")
-        server = {"lm": lm, "rm": rm}[gone]
-        server.kill()
-        wait_until(lambda: state_of(client) == (503, "unavailable"))
-        assert 'stars_model_ready{model="remote"} 0.0' in client.get("/metrics").text
-        assert client.get("/v1/models").json()["data"][0]["stars"] == {"state": "unavailable"}
-        assert server.url not in client.get("/readyz").text
-        assert f"{server.url} does not answer" in caplog.text
-        answer = client.post(PATH, json=REQUEST)
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "backend_unavailable"
-        assert answer.headers["retry-after"]
-        with serving(server.served, int(server.url.rpartition(":")[2])):
-            wait_until(lambda: state_of(client) == (200, "ready"))
-            assert client.post(PATH, json=REQUEST).status_code == 200
+    with again({"lm": lm, "rm": rm}[gone]) as server:
+        urls = {"lm": lm.url, "rm": rm.url, gone: server.url}
+        with serving_models({"remote": config_of(**urls)}) as running, running.http() as client:
+            assert state_of(client) == (200, "ready")
+            server.kill()
+            wait_until(lambda: state_of(client) == (503, "unavailable"))
+            assert 'stars_model_ready{model="remote"} 0.0' in client.get("/metrics").text
+            assert client.get("/v1/models/remote").json()["stars"] == {"state": "unavailable"}
+            assert server.url not in client.get("/readyz").text
+            assert f"{server.url} does not answer" in caplog.text
+            answer = client.post(PATH, json=REQUEST)
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "backend_unavailable"
+            assert answer.headers["retry-after"]
+            with again(server):
+                wait_until(lambda: state_of(client) == (200, "ready"))
+                assert client.post(PATH, json=REQUEST).status_code == 200
 
 
 def test_a_model_whose_server_starts_later(
     lm: TestServer, rm: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served_models, "_RETRY_S", 0.01)
-    lm.kill()
-    configs = {"remote": config_of(lm.url, rm.url)}
+    with again(lm) as gone:
+        gone.kill()
+    configs = {"remote": config_of(gone.url, rm.url)}
     with serving_models(configs, wait=False) as running, running.http() as client:
         assert state_of(client) == (503, "loading")
         assert ask(running).json()["error"]["code"] == "model_loading"
-        with serving(lm.served, int(lm.url.rpartition(":")[2])):
+        with again(gone):
             wait_until(lambda: state_of(client) == (200, "ready"))
             assert ask(running).status_code == 200
 
 
-@pytest.mark.parametrize("faulty", ["lm", "rm"])
-@pytest.mark.parametrize(
-    ("faults", "status", "code"),
-    [
-        (Faults(status=500), 503, "backend_unavailable"),
-        (Faults(status=429), 503, "backend_unavailable"),
-        (Faults(cuts=True), 503, "backend_unavailable"),
-        (Faults(status=504), 504, "backend_timeout"),
-        (Faults(status=400), 502, "backend_failed"),
-        (Faults(malformed=True), 502, "backend_failed"),
-    ],
-    ids=["500", "429", "cut", "504", "400", "malformed"],
-)
+FAULTS = {
+    "500": (Faults(status=500), 503, "backend_unavailable"),
+    "429": (Faults(status=429), 503, "backend_unavailable"),
+    "cut": (Faults(cuts=True), 503, "backend_unavailable"),
+    "504": (Faults(status=504), 504, "backend_timeout"),
+    "400": (Faults(status=400), 502, "backend_failed"),
+    "malformed": (Faults(malformed=True), 502, "backend_failed"),
+}
+
+
+@pytest.mark.parametrize("faulty", ["language model", "reward model"])
 def test_failures_of_servers(
-    remote: RunningServer,
-    lm: TestServer,
-    rm: TestServer,
-    faulty: str,
-    faults: Faults,
-    status: int,
-    code: str,
+    remote: RunningServer, lm: TestServer, rm: TestServer, faulty: str
 ) -> None:
-    server, what = {"lm": (lm, "language model"), "rm": (rm, "reward model")}[faulty]
-    server.faults = faults
-    answer = ask(remote)
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert error["code"] == code
-    assert f"The {what}'s server" in error["message"]
-    assert ("retry-after" in answer.headers) == (status == 503)
-    assert "planted" not in answer.text  # what servers say may contain a part of the prompt
-    assert server.url not in answer.text
-    stream = ask(remote, stream=True).text
-    assert f'"code": "{code}"' in stream
-    assert "[DONE]" not in stream
+    server = {"language model": lm, "reward model": rm}[faulty]
+    for faults, status, code in FAULTS.values():
+        server.faults = faults
+        answer = ask(remote)
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert error["code"] == code
+        assert f"The {faulty}'s server" in error["message"]
+        assert ("retry-after" in answer.headers) == (status == 503)
+        assert "planted" not in answer.text  # what servers say may contain a part of the prompt
+        assert server.url not in answer.text
+        stream = ask(remote, stream=True).text
+        assert f'"code": "{code}"' in stream
+        assert "[DONE]" not in stream
 
 
-def test_a_server_that_hangs(lm: TestServer, rm: TestServer) -> None:
-    with serving_models({"remote": config_of(lm.url, rm.url, timeout_s=1.0)}) as running:
-        lm.faults = Faults(hangs=True)
+@pytest.mark.parametrize("faulty", ["lm", "rm"])
+def test_a_server_that_hangs(lm: TestServer, rm: TestServer, faulty: str) -> None:
+    with serving_models({"remote": config_of(lm.url, rm.url, timeout_s=2.0)}) as running:
+        server = {"lm": lm, "rm": rm}[faulty]
+        server.faults = Faults(hangs=True)
         answer = ask(running)
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "backend_timeout"
+        wait_until(lambda: server.num_hanging == 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -219,12 +233,14 @@ def test_a_client_that_disconnects_cancels_the_calls_of_servers(
     num_before = server.count(path)
     server.faults = Faults(hangs=True)
     body = json.dumps({**REQUEST, "stream": stream}).encode()
+    engine = remote.model("remote").engine
+    num_aborted, num_cancelled = server.num_aborted, engine.stats().num_cancelled
     with remote.send(body, PATH):
         wait_until(lambda: server.count(path) > num_before)
-        assert server.num_aborted == 0
-    wait_until(lambda: server.num_aborted == server.count(path) - num_before)
-    engine = remote.model("remote").engine
+        assert server.num_aborted == num_aborted
     wait_until(lambda: idle(engine))
-    assert engine.stats().num_cancelled == 1
+    wait_until(lambda: server.num_hanging == 0)
+    assert server.num_aborted - num_aborted == server.count(path) - num_before
+    assert engine.stats().num_cancelled == num_cancelled + 1
     server.faults = Faults()
     assert ask(remote).status_code == 200

@@ -42,6 +42,7 @@ def serving(served: Served, port: int = 0) -> Iterator[TestServer]:
 
     def kill() -> None:
         """End at once: refuse connections, and cut those that are open."""
+        app.killed = True
         with suppress(RuntimeError):  # it has ended
             loop.call_soon_threadsafe(cut)
         server.should_exit = True
