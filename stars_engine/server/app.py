@@ -20,6 +20,7 @@ from stars_engine.server.delivery import ClientDisconnectedError, report
 from stars_engine.server.errors import ApiError, response_of
 from stars_engine.server.facts import facts_of
 from stars_engine.server.fields import hints_of
+from stars_engine.server.key_limits import KeyLimits
 from stars_engine.server.metrics import Metrics
 from stars_engine.server.middleware import Limited, Observed
 from stars_engine.server.models import ServedModels
@@ -62,7 +63,7 @@ def create_app(
     """
     params = params or ServerParams()
     models = ServedModels(configs)
-    state = State(models, params, Metrics(models))
+    state = State(models, params, Metrics(models), KeyLimits(params))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -86,9 +86,9 @@ def unavailable(message: str, code: str) -> ApiError:
     return ApiError(503, message, kind="server_error", code=code, headers=headers)
 
 
-def too_many_requests(message: str) -> ApiError:
-    """Return the error of a full server."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
+def too_many_requests(message: str, retry_after_s: int = RETRY_AFTER_S) -> ApiError:
+    """Return the error of a full server, or of a caller that asks for too much."""
+    headers = {"Retry-After": str(retry_after_s)}
     return ApiError(
         429, message, kind="rate_limit_error", code="rate_limit_exceeded", headers=headers
     )

@@ -20,24 +20,23 @@ def mend(path: str, body: Any, model: str = "chat") -> Any:
         body["messages"] = [_message(message) for message in body["messages"]]
     if isinstance(body.get("input"), list) and path == "/v1/responses":
         body["input"] = [_item(item) for item in body["input"]]
+    _mend_pairs(path, body)
+    return body
+
+
+def _mend_pairs(path: str, body: dict[str, Any]) -> None:
+    """Drop one of two fields that do not fit together."""
     if body.get("logit_bias"):
         body["logit_bias"] = dict(enumerate(body["logit_bias"].values()))
     if not body.get("stream"):
         body.pop("stream_options", None)
-    if path == "/v1/chat/completions":
-        if body.get("max_tokens") is not None:
-            body.pop("max_completion_tokens", None)
-        if body.get("tools"):
-            body.pop("response_format", None)
-        else:
-            body.pop("tool_choice", None)
-    if path == "/v1/responses" and not body.get("tools"):
-        body.pop("tool_choice", None)
+    if body.get("max_tokens") is not None:
+        body.pop("max_completion_tokens", None)
+    body.pop("response_format" if body.get("tools") else "tool_choice", None)
     if path == "/v1/score":
         body.pop("messages" if body.get("prompt") is not None else "prompt", None)
         if not body.get("messages"):
             body.setdefault("prompt", "Hello")
-    return body
 
 
 def _message(message: Any) -> Any:
