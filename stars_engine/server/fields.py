@@ -17,7 +17,7 @@ def _integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Integer = Annotated[int, BeforeValidator(_integral)]
+INTEGRAL = BeforeValidator(_integral)
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -60,7 +60,7 @@ def _may_be_absent(cls: type[BaseModel], name: str) -> bool:
 class StarsOptions(Body):
     """What OpenAI's API has no field for."""
 
-    top_k: Annotated[Integer, Field(ge=0, le=MAX_INT)] | None = Field(
+    top_k: Annotated[int, Field(ge=0, le=MAX_INT), INTEGRAL] | None = Field(
         default=None, description="keep the k most likely tokens; 0 keeps all"
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
@@ -69,7 +69,7 @@ class StarsOptions(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
         default=None, description="above 1, tokens of prompt and answer become less likely"
     )
-    min_tokens: Annotated[Integer, Field(ge=0, le=MAX_INT)] | None = Field(
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT), INTEGRAL] | None = Field(
         default=None, description="tokens before the answer may end"
     )
     grammar: Grammar | None = Field(
@@ -87,7 +87,7 @@ class StarsOptions(Body):
     deadline_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="seconds after which the answer ends with what is accepted"
     )
-    max_drafted_tokens: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = Field(
+    max_drafted_tokens: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = Field(
         default=None, description="drafted tokens at most"
     )
     threshold: float | None = Field(
@@ -96,10 +96,10 @@ class StarsOptions(Body):
     beta: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="acceptance softness; needs --client-align"
     )
-    segment_len: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = Field(
+    segment_len: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = Field(
         default=None, description="tokens judged together; needs --client-align"
     )
-    max_attempts: Annotated[Integer, Field(ge=1, le=10_000)] | None = Field(
+    max_attempts: Annotated[int, Field(ge=1, le=10_000), INTEGRAL] | None = Field(
         default=None, description="draws per segment; needs --client-align"
     )
     on_exhausted: Literal["best", "last", "stop", "raise"] | None = Field(

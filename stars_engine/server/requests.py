@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from stars_engine.server.fields import MAX_INT, Body, Integer, Penalty, StarsOptions
+from stars_engine.server.fields import INTEGRAL, MAX_INT, Body, Penalty, StarsOptions
 
 _SAMPLED = "answers are drawn segment by segment, and rewards take the place of log-probabilities"
 _OPENAI_ONLY = "leave it out; it belongs to a service of OpenAI"
@@ -42,9 +42,9 @@ class SampledBody(GenerationBody):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    max_tokens: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
-    n: Annotated[Integer, Field(ge=1, le=128)] = 1
-    seed: Annotated[Integer, Field(ge=0, le=MAX_INT)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = None
+    n: Annotated[int, Field(ge=1, le=128), INTEGRAL] = 1
+    seed: Annotated[int, Field(ge=0, le=MAX_INT), INTEGRAL] | None = None
     stop: str | list[str] | None = None
     stream_options: StreamOptions | None = None
 
@@ -201,7 +201,7 @@ class ChatBody(SampledBody):
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = None
     tools: list[ToolSpec] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
@@ -277,5 +277,5 @@ class ScoreBody(Body):
         return self
 
 
-TokenId = Annotated[Integer, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31), INTEGRAL]
 CompletionBody.model_rebuild()

@@ -27,7 +27,8 @@ def mend(path: str, body: Any, model: str = "chat") -> Any:
 def _mend_pairs(path: str, body: dict[str, Any]) -> None:
     """Drop one of two fields that do not fit together."""
     if body.get("logit_bias"):
-        body["logit_bias"] = dict(enumerate(body["logit_bias"].values()))
+        values = body["logit_bias"].values()
+        body["logit_bias"] = {str(token): value for token, value in enumerate(values)}
     if not body.get("stream"):
         body.pop("stream_options", None)
     if body.get("max_tokens") is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from stars_engine.server.fields import MAX_INT, Body, Integer
+from stars_engine.server.fields import INTEGRAL, MAX_INT, Body
 from stars_engine.server.requests import FunctionSpec, GenerationBody, ToolSpec
 
 _NOT_STORED = "send the whole conversation as input; nothing is stored"
@@ -171,7 +171,7 @@ class ResponsesBody(GenerationBody):
 
     input: str | Annotated[list[InputItem], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = None
     parallel_tool_calls: bool = True
     text: TextOptions | None = None
     tools: list[ResponseTool] | None = None
