@@ -18,9 +18,8 @@ from stars_engine.trace import write_jsonl
 from tests.support.servers import RunningServer, random_chat, serving
 
 # As Debian, Ubuntu and GitHub's runners name it; Playwright's own browser is not needed.
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def test_the_page_is_strict(server: RunningServer) -> None:

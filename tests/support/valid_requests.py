@@ -9,7 +9,7 @@ _NOT_ALLOWED = ("threshold", "beta", "segment_len", "max_attempts", "on_exhauste
 
 
 def mend(path: str, body: Any, model: str = "chat") -> Any:
-    """Return a body with which the server can generate, or at least read all of its parts."""
+    """Return a body with which the server can generate, but not for long."""
     if not isinstance(body, dict):
         return body
     body = {**body, "model": model}
@@ -20,6 +20,11 @@ def mend(path: str, body: Any, model: str = "chat") -> Any:
         body["messages"] = [_message(message) for message in body["messages"]]
     if isinstance(body.get("input"), list) and path == "/v1/responses":
         body["input"] = [_item(item) for item in body["input"]]
+    if isinstance(body.get("prompt"), list):
+        body["prompt"] = body["prompt"][:8]
+    for name, most in (("n", 2), ("max_tokens", 64), ("max_completion_tokens", 64)):
+        if body.get(name) is not None:
+            body[name] = min(body[name], most)
     _mend_pairs(path, body)
     return body
 
