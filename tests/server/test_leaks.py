@@ -169,7 +169,7 @@ def test_whole_answers_have_accepted_text_only(
 def test_streams_of_several_answers_have_accepted_text_only(
     vetoed: tuple[RunningServer, NoMarks],
 ) -> None:
-    """Answers that arrive beside each other, and several prompts at once."""
+    """Interleaved answers to several prompts."""
     running, _ = vetoed
     received = read(running, "/v1/completions", prompt=["a", "b"], n=2, stars={"segments": True})
     assert {b'"index": %d' % index for index in range(4)} <= set(

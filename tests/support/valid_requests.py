@@ -8,7 +8,7 @@ from typing import Any
 _NOT_ALLOWED = ("threshold", "beta", "segment_len", "max_attempts", "on_exhausted", "rejected_text")
 
 
-def mend(path: str, body: Any, model: str = "chat") -> Any:
+def corrected(path: str, body: Any, model: str = "chat") -> Any:
     """Return a body with which the server can generate, but not for long."""
     if not isinstance(body, dict):
         return body
@@ -25,11 +25,11 @@ def mend(path: str, body: Any, model: str = "chat") -> Any:
     for name, most in (("n", 2), ("max_tokens", 64), ("max_completion_tokens", 64)):
         if body.get(name) is not None:
             body[name] = min(body[name], most)
-    _mend_pairs(path, body)
+    _correct_pairs(path, body)
     return body
 
 
-def _mend_pairs(path: str, body: dict[str, Any]) -> None:
+def _correct_pairs(path: str, body: dict[str, Any]) -> None:
     """Drop one of two fields that do not fit together."""
     if body.get("logit_bias"):
         values = body["logit_bias"].values()
