@@ -13,7 +13,7 @@ from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.config import AlignParams
 from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings
-from stars_engine.engine.calls import Calls
+from stars_engine.engine.engine_calls import EngineCalls
 from stars_engine.engine.recalibration import recalibrated
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
 from stars_engine.runtime.event_queue import EventQueue
@@ -23,7 +23,7 @@ from stars_engine.schedules import CalibratedSchedule
 from stars_engine.types import StarsResult
 
 
-class StarsEngine(Calls):
+class StarsEngine(EngineCalls):
     """Aligns text while it is generated.
 
     An engine is a handle to a runtime: a thread that loads the models at the first call and serves
@@ -254,7 +254,7 @@ class StarsEngine(Calls):
         """Fit the thresholds again, to the prompts of recent calls, and use them from now on.
 
         The config's schedule must be an `AutoSchedule` or the result of `calibrate`; the target is
-        kept. Calls that pass a schedule of their own are not affected. Takes as long as the first
+        kept. EngineCalls that pass a schedule of their own are not affected. Takes as long as the first
         calibration. The engine keeps up to 192 prompts of recent calls in memory, and none that is
         longer than 20,000 characters.
 

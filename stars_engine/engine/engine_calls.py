@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stars_engine.calibration.host import Host
 
 
-class Calls(Handle):
+class EngineCalls(Handle):
     """Makes request groups, calibrates what they need, and submits them; base of `StarsEngine`."""
 
     def _new_group(
