@@ -254,7 +254,7 @@ class StarsEngine(EngineCalls):
         """Fit the thresholds again, to the prompts of recent calls, and use them from now on.
 
         The config's schedule must be an `AutoSchedule` or the result of `calibrate`; the target is
-        kept. EngineCalls that pass a schedule of their own are not affected. Takes as long as the first
+        kept. Calls that pass a schedule of their own are not affected. Takes as long as the first
         calibration. The engine keeps up to 192 prompts of recent calls in memory, and none that is
         longer than 20,000 characters.
 
