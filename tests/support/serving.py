@@ -21,13 +21,14 @@ from tests.support.server_faults import Served
 
 
 @contextmanager
-def serving(served: Served) -> Iterator[TestServer]:
-    """Run a server on a free port of loopback."""
+def serving(served: Served, port: int = 0) -> Iterator[TestServer]:
+    """Run a server on loopback, on a free port unless one is given."""
     app = TestServer(served)
     config = uvicorn.Config(app, lifespan="off", log_level="critical", ws="none", loop="asyncio")
     server = uvicorn.Server(config)
     sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
     app.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
 
     async def run() -> None:
@@ -44,6 +45,7 @@ def serving(served: Served) -> Iterator[TestServer]:
 
     def kill() -> None:
         """End at once: refuse connections, and cut those that are open."""
+        app.killed = True
         with suppress(RuntimeError):  # it has ended
             loop.call_soon_threadsafe(cut)
         server.should_exit = True
