@@ -257,7 +257,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         reward_prompt = kwargs.pop("reward_prompt", None)
         kwargs.pop("describe_schema", None)  # a completion has no system message
         settings = self._settings_of(kwargs)
-        has_template = formatted and self.engine(settings).has_chat_template
+        reads_template = formatted or self.system_prompt is not None
+        has_template = reads_template and self.engine(settings).has_chat_template
         prompt, settings = completion_prompt(
             self, text, settings, formatted=formatted, has_template=has_template
         )
