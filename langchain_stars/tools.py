@@ -82,9 +82,7 @@ def other_names(tools: Sequence[Any]) -> dict[str, str]:
 def _read(tool: Any) -> list[NamedSchema]:
     try:
         return _of_any(tool)
-    except (
-        NameError
-    ) as error:  # an annotation in quotes, or of `from __future__ import annotations`
+    except NameError as error:  # of an annotation in quotes
         name = getattr(tool, "__name__", type(tool).__name__)
         raise PromptError(
             f"the annotations of {name} cannot be resolved: {error}. Hint: define the types that "
