@@ -21,7 +21,7 @@ from langchain_stars.fields import OF_CALL, StarsFields, all_at_once
 from langchain_stars.outputs import Reporting, combined
 from langchain_stars.profiles import profile_of
 from langchain_stars.tools import read_schema
-from stars_engine import Chat, ConfigError, StarsConfig
+from stars_engine import Chat, ConfigError, SamplingParams, StarsConfig
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
@@ -99,7 +99,7 @@ class ChatStars(StarsFields, BindsTools, BaseChatModel):
 
     def __getattr__(self, name: str) -> Any:
         if name == "profile":
-            return profile_of(self.engine())
+            return profile_of(self.engine(), lambda: self._sampling(self.settings()))
         return super().__getattr__(name)  # type: ignore[misc]
 
     @model_validator(mode="after")
@@ -205,6 +205,9 @@ class ChatStars(StarsFields, BindsTools, BaseChatModel):
             return settings
         return settings.replace(sampling=chat_sampling(settings.sampling, settings))
 
+    def _sampling(self, settings: StarsConfig) -> SamplingParams:
+        return chat_sampling(super()._sampling(settings), settings)
+
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in kwargs.items() if name not in _OF_CALL}
 
@@ -241,8 +244,7 @@ class ChatStars(StarsFields, BindsTools, BaseChatModel):
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
         settings, call = self._call(stop, kwargs)
         if settings.sampling == "model":
-            sampling = self.engine(settings).facts.default_sampling()
-            call["sampling"] = chat_sampling(sampling, settings)
+            call["sampling"] = self._sampling(settings)
         given = {name: kwargs[name] for name in _OF_CHAT if kwargs.get(name) is not None}
         chat, names = chat_of(messages, kwargs.get("tools") or (), given)
         return settings, chat, call, names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,7 +35,15 @@ from llamaindex_stars.responses import (
     completions_of,
 )
 from llamaindex_stars.tools import read_tool_list
-from stars_engine import Chat, ConfigError, JsonGrammar, SamplingParams, StarsConfig, StarsEngine
+from stars_engine import (
+    Chat,
+    ConfigError,
+    JsonGrammar,
+    ModelLoadError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+)
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     EngineFields,
@@ -88,14 +97,11 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     def metadata(self) -> LLMMetadata:
         """The capabilities of the model, read from its files without loading its weights."""
         settings = self.settings()
-        facts = self.engine(settings).facts
-        sampling = facts.default_sampling() if settings.sampling == "model" else settings.sampling
-        if facts.has_chat_template:
-            sampling = chat_sampling(sampling, settings)
+        facts, sampling = self.engine(settings).facts, self._sampling(settings)
         num_output, limits = sampling.max_tokens, {}
         if facts.context_len is not None:
             limits = {"context_window": facts.context_len}
-            if _clamped(sampling).on_overflow == "clamp":
+            if sampling.on_overflow == "clamp":
                 num_output = min(num_output, facts.context_len // 4)  # space that prompts reserve
         return LLMMetadata(
             num_output=num_output,
@@ -306,13 +312,19 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     ) -> tuple[StarsEngine, dict[str, Any]]:
         """Return the engine and its arguments."""
         refuse_several_answers(settings, hint="n=1")
-        engine, sampling = self.engine(settings), settings.sampling
-        if sampling == "model":
-            sampling = engine.facts.default_sampling()
-        if isinstance(prompt, Chat) or engine.has_chat_template:
+        engine, sampling = self.engine(settings), self._sampling(settings)
+        if isinstance(prompt, Chat):  # with tools, also without a template
             sampling = chat_sampling(sampling, settings)
         call = {"prompts": prompt, "align": settings.align, "reward_prompt": reward_prompt}
-        return engine, {**call, "sampling": _clamped(sampling)}
+        return engine, {**call, "sampling": sampling}
+
+    def _sampling(self, settings: StarsConfig) -> SamplingParams:
+        """See `EngineFields`; longer answers if the model has a chat template."""
+        sampling = super()._sampling(settings)
+        with suppress(ModelLoadError):  # a call raises it
+            if self.engine(settings).facts.has_chat_template:
+                sampling = chat_sampling(sampling, settings)
+        return _clamped(sampling)
 
 
 def _clamped(sampling: SamplingParams) -> SamplingParams:
