@@ -49,16 +49,102 @@ _OF_CALL = frozenset({*_OF_CHAT, *OF_CALL, "tools", "response_format", "describe
 class ChatStars(StarsFields, BindsTools, BaseChatModel):
     """A local chat model that a reward model steers during generation.
 
-    All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
-    raise an error. Calls also accept `tools`, `tool_choice`, `parallel_tool_calls`,
-    `constrain_tools`, `compact_calls`, `continue_final_message` and `answer_schema` of
-    `stars_engine.Chat`, `response_format` in the OpenAI format (`describe_schema=False` keeps its
-    schema out of the prompt), and `reward_prompt`, which replaces the conversation for the reward
-    model.
+    Setup:
+        Install `stars-engine[local,langchain]`; tools and schemas also need the extra `grammar`.
+        No key and no server are needed. The models are loaded at the first call.
 
-    Examples:
-        >>> chat = ChatStars(max_tokens=48, seed=7)
-        >>> chat.invoke([("user", "How was the film?")])
+    Key init args:
+        model: The language model: a name, a folder, or a `TransformersModel`.
+        reward: The reward model: a name, a config such as `ClassifierReward`, or a function of
+            prompt and completion.
+        temperature: Softness of sampling; 0 is greedy.
+        max_tokens: The longest answer; by default what is left of the context, up to 1,024.
+        stop: Strings that end an answer.
+        timeout: Another name for `deadline_s`.
+        config: A whole `StarsConfig`, which the other fields override.
+
+        All fields of the parts of `StarsConfig` are available by name, here and per call; unknown
+        names raise an error.
+
+    Instantiate:
+        ```python
+        from langchain_stars import ChatStars
+
+        chat = ChatStars(max_tokens=24, seed=7)  # the small pair inside the package
+        ```
+
+    Invoke:
+        ```python
+        message = chat.invoke([("user", "How was the film?")])
+        print(message.text)
+        ```
+
+        Calls also accept `reward_prompt`, which replaces the conversation for the reward model, and
+        `continue_final_message` of `stars_engine.Chat`.
+
+    Stream:
+        Accepted segments only; tool calls stream while they are written.
+
+        ```python
+        for chunk in chat.stream("How was the film?"):
+            print(chunk.text, end="")
+        ```
+
+    Async:
+        ```python
+        import asyncio
+
+        print(asyncio.run(chat.ainvoke("How was the film?")).text)
+        ```
+
+    Tool calling:
+        A grammar allows only valid calls, and enforces `tool_choice`.
+
+        ```python
+        from typing import Literal
+
+
+        def rate(stars: Literal[1, 2, 3]) -> str:
+            'Rates the film.'
+
+
+        rating = chat.bind_tools([rate], tool_choice="rate", max_tokens=128).invoke("Rate it.")
+        print(rating.tool_calls)
+        ```
+
+        Calls accept `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools` and
+        `compact_calls` of `stars_engine.Chat`.
+
+    Structured output:
+        ```python
+        from pydantic import BaseModel
+
+
+        class Verdict(BaseModel):
+            good: bool
+
+
+        print(chat.with_structured_output(Verdict, max_tokens=64).invoke("A fine film."))
+        ```
+
+        Calls also accept `response_format` in the OpenAI format, and `answer_schema` of
+        `stars_engine.Chat`. `describe_schema=False` keeps the schema out of the prompt.
+
+    Image input:
+        None: images, audio and video raise `PromptError`.
+
+    Token usage:
+        ```python
+        print(message.usage_metadata)
+        ```
+
+    Response metadata:
+        The finish reason, the usage, and under "stars" the reward, the seed and what was rejected.
+        With `trace=True`, every segment and attempt.
+
+        ```python
+        print(message.response_metadata["stars"]["reward"])
+        ```
     """
 
     _kind: ClassVar[Literal["llm", "chat"]] = "chat"

@@ -20,7 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.types import TokenAsyncGen
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from llamaindex_stars.calling import CallingLLM
 from llamaindex_stars.keywords import keeps_secrets
@@ -79,14 +79,32 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     If prompt and `max_tokens` exceed the context, the answer is shortened to the remaining context
     (`on_overflow="clamp"`, unless it is set), because LlamaIndex fills prompts up to
-    `context_window`.
+    `context_window`. `system_prompt` and `query_wrapper_prompt` apply to unformatted completions.
 
     Examples:
-        >>> llm = StarsLLM(max_tokens=48, seed=7)
-        >>> llm.complete("The acting in this movie").text
+        ```python
+        from llama_index.core.llms import ChatMessage
+
+        from llamaindex_stars import StarsLLM
+
+        llm = StarsLLM(max_tokens=24, seed=7, context_window=256, additional_kwargs={"top_k": 20})
+        print(llm.complete("The acting in this movie").text)
+        print(llm.chat([ChatMessage("How was the film?")]).message.content)
+        for part in llm.stream_complete("The plot"):
+            print(part.delta, end="")
+        ```
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    context_window: int | None = Field(
+        default=None,
+        gt=0,
+        description="tokens that LlamaIndex may fill; by default, and at most, the model's context",
+    )
+    additional_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further settings by name, which replace those of fields"
+    )
 
     @classmethod
     def class_name(cls) -> str:
@@ -99,10 +117,11 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         settings = self.settings()
         facts, sampling = self.engine(settings).facts, self._sampling(settings)
         num_output, limits = sampling.max_tokens, {}
-        if facts.context_len is not None:
-            limits = {"context_window": facts.context_len}
+        known = [size for size in (facts.context_len, self.context_window) if size is not None]
+        if known:
+            limits = {"context_window": min(known)}
             if sampling.on_overflow == "clamp":
-                num_output = min(num_output, facts.context_len // 4)  # space that prompts reserve
+                num_output = min(num_output, min(known) // 4)  # space that prompts reserve
         return LLMMetadata(
             num_output=num_output,
             is_chat_model=facts.has_chat_template,
@@ -249,7 +268,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         """
         for name in self.model_fields_set:
             refuse_left_behind(self.__dict__.get(name))
-        return super().settings(**overrides)
+        return super().settings(**{**self.additional_kwargs, **overrides})
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine for a call."""
@@ -319,16 +338,11 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         return engine, {**call, "sampling": sampling}
 
     def _sampling(self, settings: StarsConfig) -> SamplingParams:
-        """See `EngineFields`; longer answers if the model has a chat template."""
+        """Return longer answers if the model has a chat template; they are clamped to the context."""
         sampling = super()._sampling(settings)
         with suppress(ModelLoadError):  # a call raises it
             if self.engine(settings).facts.has_chat_template:
                 sampling = chat_sampling(sampling, settings)
-        return _clamped(sampling)
-
-
-def _clamped(sampling: SamplingParams) -> SamplingParams:
-    """Return settings that clamp `max_tokens` to the context, unless `on_overflow` is set."""
-    if "on_overflow" in sampling.model_fields_set:
-        return sampling
-    return sampling.replace(on_overflow="clamp")
+        if "on_overflow" in sampling.model_fields_set:
+            return sampling
+        return sampling.replace(on_overflow="clamp")
