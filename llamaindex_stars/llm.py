@@ -338,7 +338,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         return engine, {**call, "sampling": sampling}
 
     def _sampling(self, settings: StarsConfig) -> SamplingParams:
-        """Return longer answers if the model has a chat template; they are clamped to the context."""
+        """Return those of calls, which clamp answers to the context."""
         sampling = super()._sampling(settings)
         with suppress(ModelLoadError):  # a call raises it
             if self.engine(settings).facts.has_chat_template:
