@@ -110,8 +110,8 @@ def chat_ids(tokenizer: Any, answer: str) -> tuple[list[int], int]:
     """The conversation as the guard reads it, and the length of its beginning."""
     turns = [{"role": "user", "content": PROMPT.text}]
     head = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    begun = tokenizer(head)["input_ids"]
-    return [*begun, *tokenizer(answer, add_special_tokens=False)["input_ids"]], len(begun)
+    start = tokenizer(head)["input_ids"]
+    return [*start, *tokenizer(answer, add_special_tokens=False)["input_ids"]], len(start)
 
 
 def inputs(*answers: str, finished: bool = False) -> list[RewardInput]:
