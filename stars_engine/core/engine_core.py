@@ -85,6 +85,8 @@ class EngineCore:
                 allocate=self._allocate,
                 ahead=draft_ahead,
             )
+        else:
+            self.scheduler.batches.limits = self._autotuner.limits
         self._events: Events = []
         self.num_steps = 0
 
@@ -163,7 +165,7 @@ class EngineCore:
     ) -> list[ScheduledRequest]:
         """Choose how many candidates each request of a batch drafts, beside those in flight."""
         self._invalidate_changed_weights(requests)
-        limits = [n for n in (self.scheduler.max_rows, self._drafter.max_rows) if n is not None]
+        limits = [n for n in (self.scheduler.row_limit, self._drafter.max_rows) if n is not None]
         bounds = [self.scheduler.num_drafts(request) for request in requests]
         counts = self._autotuner.allocate(
             requests,

@@ -11,6 +11,7 @@ from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates,
 from stars_engine.core.autotune.allocation import Chances, allocate_rows
 from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.autotune.step_costs import StepCosts
+from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.request import Request
 from stars_engine.rewards.base import RewardModel, is_offloaded
 from stars_engine.rewards.reward_requests import single_models
@@ -26,10 +27,14 @@ class CandidateAutotuner:
 
     There is one for each loaded model, so a call with the same settings starts from what earlier
     calls learned.
+
+    Attributes:
+        limits: Limits of a step while callers wait for each other.
     """
 
     def __init__(self) -> None:
         self._costs, self._estimates = StepCosts(), AcceptanceEstimates()
+        self.limits = StepLimits(self._costs)
         self._has_probed = False
         self._hashed: tuple[BaseSchedule, str] | None = None  # the latest schedule and its hash
 
