@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.core.autotune import StepLimits
 from stars_engine.core.request import MAX_TURN, Request, RequestQueue
 
 MAX_NEW_TOKENS = 4096  # of different prompts that start in one step; a longer one starts alone
 _HELD_STEPS = 32  # that stay short after the last step with several callers
+
+
+Bounded = tuple[Request, NumDrafts]  # and how many candidates it may draft
 
 
 class BatchSelector:
@@ -24,12 +28,14 @@ class BatchSelector:
 
     Attributes:
         max_rows: Maximum number of candidates of the next step; None for no limit.
+        urgent: Requests of small callers in the next step, if that is short and has others, too.
         max_new_tokens: Tokens of different prompts that may start in the next step.
     """
 
     def __init__(self, limits: StepLimits | None = None) -> None:
         self.limits = limits
         self.max_rows: int | None = None
+        self.urgent: frozenset[Request] = frozenset()
         self.max_new_tokens = MAX_NEW_TOKENS
         self._num_held = 0  # further steps that stay short
         self._small_first = False  # in the last batch
@@ -39,7 +45,7 @@ class BatchSelector:
         self._num_held = _HELD_STEPS if count > 1 else max(0, self._num_held - 1)
         self.max_new_tokens = MAX_NEW_TOKENS
         if self._num_held and self.limits is not None:
-            self.max_new_tokens = self.limits.max_new_tokens(MAX_NEW_TOKENS)
+            self.max_new_tokens = min(MAX_NEW_TOKENS, self.limits.max_new_tokens())
 
     def select(
         self,
@@ -72,11 +78,13 @@ class BatchSelector:
                 batch.append(request)
                 total += rows
                 num_new_tokens += new_tokens
+        is_mixed = self.max_rows is not None and not small.issuperset(batch)
+        self.urgent = small.intersection(batch) if is_mixed else frozenset()
         return batch
 
     def _ordered(
         self, running: Sequence[Request], num_by_queue: Counter[RequestQueue]
-    ) -> tuple[list[Request], set[Request]]:
+    ) -> tuple[list[Request], frozenset[Request]]:
         """Return requests in the order in which they enter the batch, and those of small callers.
 
         Without small callers, all requests run as they come.
@@ -93,9 +101,9 @@ class BatchSelector:
             if turns[request.queue] <= MAX_TURN:
                 large.append(request)
         if not small or not large:
-            return list(running), set(small)
+            return list(running), frozenset(small)
         self._small_first = not self._small_first
-        return [*small, *large] if self._small_first else [*large, *small], set(small)
+        return [*small, *large] if self._small_first else [*large, *small], frozenset(small)
 
     def _short_step(self, ready: Sequence[Request]) -> int | None:
         """Return how many rows fit into a short step; None if it need not be short."""
@@ -104,6 +112,41 @@ class BatchSelector:
         rollouts = [request.rollout for request in ready[:MAX_TURN]]
         num_tokens = sum(len(each.prompt_ids) + len(each.token_ids) for each in rollouts)
         return self.limits.max_rows(ready[0].rollout.align.row_len, num_tokens)
+
+
+def reserve_urgent(
+    batch: Sequence[Bounded],
+    urgent: frozenset[Request],
+    allocate: Callable[[Sequence[Bounded]], Sequence[int]],
+    max_rows: int | None,
+) -> list[Bounded]:
+    """Give urgent requests the candidates that they would draft alone, and others the rest.
+
+    Args:
+        batch: The requests of a step, and how many candidates each may draft.
+        urgent: Those of small callers; none if the step need not be short.
+        allocate: Chooses how many candidates each request of a batch drafts.
+        max_rows: Maximum number of candidates; None for no limit.
+
+    Returns:
+        The batch, without requests for which no rows are left. One of them always stays, so that
+        large callers make progress.
+    """
+    first = [item for item in batch if item[0] in urgent]
+    others = [item for item in batch if item[0] not in urgent]
+    if not first or max_rows is None:
+        return list(batch)
+    counts = allocate(first)
+    kept: list[Bounded] = [
+        (request, NumDrafts(count, count))
+        for (request, _), count in zip(first, counts, strict=True)
+    ]
+    total = sum(counts)
+    for index, (request, bounds) in enumerate(others):
+        if index == 0 or total + bounds.least <= max_rows:
+            kept.append((request, bounds))
+            total += bounds.least
+    return kept
 
 
 def _num_new_tokens(request: Request, batch: Sequence[Request]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.core.batch_selection import BatchSelector
@@ -246,10 +246,14 @@ class Scheduler:
         """Start waiting requests; callers take turns, see `turn_size`."""
         num_rows, num_new_tokens = self.num_ready_rows, 0
         last: Request | None = None
-        for queue, request in self._startable():
+
+        def has_rows(queue: RequestQueue, request: Request) -> bool:
+            if self.max_rows is None or not num_rows or not self._num_by_queue[queue]:
+                return True  # a caller with nothing in progress does not wait for others' steps
+            return num_rows + self.num_drafts(request).least <= self.max_rows
+
+        for queue, request in self._startable(has_rows):
             rows = self.num_drafts(request).least
-            if num_rows and self.max_rows is not None and num_rows + rows > self.max_rows:
-                return
             is_same = last is not None and last.rollout.prompt_ids is request.rollout.prompt_ids
             num_new_tokens += 0 if is_same else len(request.rollout.prompt_ids)
             if last is not None and num_new_tokens > self.batches.max_new_tokens:
@@ -294,7 +298,9 @@ class Scheduler:
         if not self._num_by_queue[request.queue]:
             del self._num_by_queue[request.queue]
 
-    def _startable(self) -> Iterator[tuple[RequestQueue, Request]]:
+    def _startable(
+        self, has_rows: Callable[[RequestQueue, Request], bool] = lambda *_: True
+    ) -> Iterator[tuple[RequestQueue, Request]]:
         """Yield queues whose next request may start; start each before asking for the next.
 
         `max_active` applies to each reward model separately, so requests that wait for a slow
@@ -315,7 +321,7 @@ class Scheduler:
                 num_of_reward = self._num_by_reward[id(request.reward)]
                 limit = most_of_one if num_own else self._max_active
                 has_capacity = num_of_reward < limit and len(self._running) < limit
-                if not has_capacity or not queue.may_start():
+                if not (has_capacity and queue.may_start() and has_rows(queue, request)):
                     continue
                 if is_full or not self._fits(request):
                     is_full = True
