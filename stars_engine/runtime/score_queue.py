@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from statistics import median_low
+from typing import NamedTuple
 
 from stars_engine.errors import RewardError, RewardOutcome
 from stars_engine.rewards.prompt_memo import PromptMemo
@@ -22,6 +23,7 @@ SHARE = 1 / 3  # of the time that heavy scores take beside steps
 _CHARS_PER_TOKEN = 4
 _TOKEN_S = 1e-4  # assumed at first, to compute a token of a prompt
 _LEAST_TOKENS = 256  # of a measurement
+_NUM_LENGTHS = 32  # of answers to a prompt
 _WEIGHT = 0.3  # of the latest measurement in a mean
 _NUM_LIGHT = 9  # batches of light scores whose durations are remembered
 
@@ -37,7 +39,7 @@ class ScoreQueue:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._costs: PromptMemo[float] = PromptMemo()
+        self._costs: PromptMemo[_Cost] = PromptMemo()
         self._waiting: OrderedDict[int, deque[RoutedRequest]] = OrderedDict()  # by prompt
         self._light_s: deque[float] = deque(maxlen=_NUM_LIGHT)
         self._token_s = _TOKEN_S
@@ -106,22 +108,31 @@ class ScoreQueue:
 
     def _note(self, counted: Sequence[_Counted], seconds: float) -> None:
         """Record what the scores of each prompt cost, as far as it can be told apart."""
-        if not counted:
-            return
-        if all(each.is_truncated or self._costs.get(each.prompt) is None for each in counted):
-            # Answers of one length follow the same end of a prompt, which is computed once.
+        known = {id(each.prompt): self._costs.get(each.prompt) for each in counted}
+        if all(each.is_computed(known[id(each.prompt)]) for each in counted):
             computed = {(id(each.prompt), each.len_answer): each.num_tokens for each in counted}
             num_tokens = sum(computed.values())
             if num_tokens >= _LEAST_TOKENS:
                 self._token_s += _WEIGHT * (seconds / num_tokens - self._token_s)
         for each in counted:
+            before = self._costs.get(each.prompt)
+            lengths = () if before is None else before.lengths
             whole_s = each.num_tokens * self._token_s if each.is_truncated else 0.0
-            self._costs.set(each.prompt, max(seconds / len(counted), whole_s))
+            cost_s = max(seconds / len(counted), whole_s)
+            lengths = (*lengths[-_NUM_LENGTHS:], each.len_answer)
+            self._costs.set(each.prompt, _Cost(cost_s, lengths))
 
     def _cost(self, prompt: RewardPrompt) -> float:
         """Return the predicted seconds of one score."""
-        seconds = self._costs.get(prompt)
-        return _num_tokens(prompt) * self._token_s if seconds is None else seconds
+        known = self._costs.get(prompt)
+        return _num_tokens(prompt) * self._token_s if known is None else known.seconds
+
+
+class _Cost(NamedTuple):
+    """What a score of a prompt costs, and the lengths of the latest answers to it."""
+
+    seconds: float
+    lengths: tuple[int, ...]
 
 
 class _Counted:
@@ -139,6 +150,13 @@ class _Counted:
         self.prompt = item.request.input.prompt
         self.len_answer = len(item.request.input.token_ids)
         self.num_tokens, self.is_truncated = 0, False
+
+    def is_computed(self, known: _Cost | None) -> bool:
+        """Whether the reward model has computed the whole prompt for it.
+
+        Answers of one length follow the same end of a truncated prompt, which is computed once.
+        """
+        return known is None or (self.is_truncated and self.len_answer not in known.lengths)
 
     @property
     def routed(self) -> RoutedRequest:
