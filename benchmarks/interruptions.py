@@ -6,8 +6,8 @@ A run is a small `stars generate` or Python program on the embedded pair. It get
 twice, as `timeout` sends it), SIGTERM, or an exception or `sys.exit` from a signal handler, at a
 moment drawn uniformly from the time that an undisturbed run takes. Due are 130 for Ctrl-C (Python
 programs end themselves with SIGINT, which shells report as 130), the signal for SIGTERM, 1 for an
-exception, 7 for `sys.exit(7)`, and 0 if the run was complete before. Prints every run that ended otherwise, and how long the ends took. Exits
-with 1 if there was one.
+exception, 7 for `sys.exit(7)`, and 0 if the run was complete before. Prints every run that ended
+otherwise, and how long the ends took. Exits with 1 if there was one.
 """
 
 from __future__ import annotations
