@@ -15,16 +15,16 @@ from typing import Literal
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
-from stars_engine.backends.base import DraftRequest, LanguageModel, answers_later
+from stars_engine.backends.base import DraftRequest, LanguageModel, is_asynchronous
+from stars_engine.core.async_drafts import AsyncDrafts
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
-from stars_engine.core.later_drafts import LaterDrafts
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.request_errors import as_request_error, out_of_memory_error
 from stars_engine.core.scheduler import Scheduler
-from stars_engine.errors import GenerationError, RequestError
+from stars_engine.errors import RequestError
 from stars_engine.out_of_memory import (
     depends_on_weights,
     free_unused,
@@ -53,9 +53,9 @@ class EngineCore:
         scheduler: Owns the requests and their statuses.
         scorer: Computes rewards, either at once or by a later step.
         autotuner: Chooses how many candidates to draft, from the speed of earlier steps.
-        post: Runs a callable on the engine's thread. With it, drafts of a model that answers later
+        post: Runs a callable on the engine's thread. With it, drafts of an asynchronous model
             are used as they arrive; without it, each step waits for its drafts.
-        draft_ahead: Whether drafts of a model that answers later are made while rewards are
+        draft_ahead: Whether drafts of an asynchronous model are made while rewards are
             computed; see `overlap`.
 
     Attributes:
@@ -76,9 +76,9 @@ class EngineCore:
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
-        self._later: LaterDrafts | None = None
-        if post is not None and answers_later(model):
-            self._later = LaterDrafts(
+        self._async_drafts: AsyncDrafts | None = None
+        if post is not None and is_asynchronous(model):
+            self._async_drafts = AsyncDrafts(
                 PendingDrafts(model, post),
                 self.scheduler,
                 self._autotuner,
@@ -102,13 +102,13 @@ class EngineCore:
 
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
-        if self._later is not None:
+        if self._async_drafts is not None:
             self.end_overdue()
-            self._later.submit()
-            arrived = self._later.take_arrived()
+            self._async_drafts.submit()
+            arrived = self._async_drafts.take_arrived()
             self.num_steps += bool(arrived)
             self._score(arrived)
-            self._later.draft_ahead()
+            self._async_drafts.draft_ahead()
         else:
             started_s = time.perf_counter()
             drafted = self._draft(self._allocate(self._schedule()))
@@ -125,12 +125,12 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether the next step can draft something without waiting for an answer."""
-        return self.scheduler.has_work() and not (self._later and self._later.is_full)
+        return self.scheduler.has_work() and not (self._async_drafts and self._async_drafts.is_full)
 
     def close(self) -> None:
         """Cancel the drafts that have not arrived."""
-        if self._later is not None:
-            self._later.cancel_all()
+        if self._async_drafts is not None:
+            self._async_drafts.cancel_all()
 
     def take_events(self) -> Events:
         """Return and clear the events since the last call."""
@@ -147,9 +147,9 @@ class EngineCore:
                 self._end(request, rollout.finish("budget"))
 
     @property
-    def next_deadline_s(self) -> float | None:
-        """The next deadline of a request in progress, on the monotonic clock; None without one."""
-        times = [request.deadline_s for request in self.scheduler.in_progress]
+    def next_expiry_s(self) -> float | None:
+        """When the next deadline in progress passes (monotonic clock); None without one."""
+        times = [request.expires_at_s for request in self.scheduler.in_progress]
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     def abort(self, rollouts: Sequence[Rollout]) -> None:
@@ -280,7 +280,7 @@ class EngineCore:
         """Parse drafts up to the first that failed or cannot be parsed; return why, if any did."""
         candidates: list[Candidate] = []
         for outcome in outcomes:
-            if isinstance(outcome, GenerationError):
+            if isinstance(outcome, RequestError):
                 return candidates, outcome
             try:
                 candidates.append(rollout.read(outcome, self._model))
@@ -299,8 +299,8 @@ class EngineCore:
             if event is None and not verification.all_used:
                 continue
             verification.closed = True
-            if self._later is not None:
-                self._later.note_verdict(request)
+            if self._async_drafts is not None:
+                self._async_drafts.note_verdict(request)
             if request.rollout.finished:
                 assert event is not None
                 self._end(request, event)
@@ -326,8 +326,8 @@ class EngineCore:
         self._finish(request)
 
     def _finish(self, request: Request) -> None:
-        if self._later is not None:
-            self._later.cancel(request)
+        if self._async_drafts is not None:
+            self._async_drafts.cancel(request)
         self.scheduler.finish(request)
 
     # --- memory ---

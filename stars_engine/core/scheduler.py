@@ -136,7 +136,7 @@ class Scheduler:
         )
 
     def wait_for_draft(self, request: Request) -> None:
-        """Move a request to WAITING_FOR_DRAFT: a model that answers later drafts for it."""
+        """Move a request to WAITING_FOR_DRAFT: an asynchronous model drafts for it."""
         self._running.remove(request)
         self._waiting_for_draft.add(request)
         request.status = RequestStatus.WAITING_FOR_DRAFT

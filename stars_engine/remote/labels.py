@@ -9,7 +9,7 @@ from typing import Any
 from stars_engine.errors import ModelLoadError, ServerError
 from stars_engine.remote.client import MalformedAnswerError, RefusedError, ServerClient
 from stars_engine.remote.endpoints import Session
-from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
+from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _GENERATE, _COMPLETIONS = "/inference/v1/generate", "/v1/completions"

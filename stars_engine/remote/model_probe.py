@@ -10,7 +10,7 @@ from stars_engine.errors import ModelLoadError, ServerError
 from stars_engine.remote.client import RefusedError, ServerClient
 from stars_engine.remote.dialects import CompletionRequest, Dialect, dialect_named
 from stars_engine.remote.endpoints import Endpoint
-from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
+from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _NUM_TOKENS = 16  # of a draft of the probe

@@ -12,7 +12,7 @@ from stars_engine.errors import ModelLoadError, ServerError
 from stars_engine.remote.client import RefusedError, ServerClient
 from stars_engine.remote.endpoints import Endpoint
 from stars_engine.remote.scores import ScoreEndpoint, Scores, endpoint_named
-from stars_engine.remote.served import RemoteModel, check_tokenizers, find_served
+from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
 _TEXTS = ("I enjoyed every minute of it.", "What a waste of time!", "The sky is blue and")

@@ -10,8 +10,8 @@ from stars_engine.config.rewards.server import ServerProcessReward
 from stars_engine.remote.labels import TokenScores
 from stars_engine.rewards.aggregation import aggregate
 from stars_engine.rewards.labels import pick_label, read_label
-from stars_engine.rewards.served import ServedRewardModel
 from stars_engine.rewards.server import label_names
+from stars_engine.rewards.server_base import ServedRewardModel
 from stars_engine.rewards.step_reader import StepReader, one_token
 from stars_engine.types import RewardInput, Score
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stars_engine.config.rewards.server import ServerYesNoReward
 from stars_engine.remote.labels import LabelLogprobs
 from stars_engine.rewards.judge_reader import JudgeReader, check_has_template, label_words
-from stars_engine.rewards.served import ServedRewardModel
+from stars_engine.rewards.server_base import ServedRewardModel
 from stars_engine.types import RewardInput, Score
 
 

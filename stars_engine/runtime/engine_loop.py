@@ -191,11 +191,11 @@ class EngineLoop:
         now_s = time.monotonic()
         deadlines: list[float | None] = []
         for group in self.admission.unadmitted_groups:
-            if group.deadline_s <= now_s:
+            if group.expires_at_s <= now_s:
                 self.end_group(group, "deadline")
-            deadlines.append(group.deadline_s)
+            deadlines.append(group.expires_at_s)
         for group in self._groups:
-            next_s = group.next_deadline_s
+            next_s = group.next_expiry_s
             if next_s is not None and next_s <= now_s:
                 self._slices.add(self._answers.end_overdue(group, now_s))
             else:
@@ -203,7 +203,7 @@ class EngineLoop:
         if self._core is not None:
             self._core.end_overdue()
             self._deliver(self._core.take_events())
-            deadlines.append(self._core.next_deadline_s)
+            deadlines.append(self._core.next_expiry_s)
         times += [None if each is None else each - now_s for each in deadlines]
         return max(0.0, min(seconds for seconds in times if seconds is not None))
 

@@ -24,6 +24,8 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.backends.base import DraftRequest
+from stars_engine.core.request import Request
 from tests.support.engines import idle, wait_until
 from tests.support.model_servers import TestServer
 from tests.support.server_faults import Faults, Served
@@ -113,6 +115,24 @@ def test_seeded_text_is_repeatable_alone_and_under_load(
     assert [item.token_ids for item in together] == [item.token_ids for item in alone]
     assert [item.token_ids for item in together] == [item.token_ids for item in again]
     assert len({item.token_ids for item in together}) == len(PROMPTS)
+
+
+def test_an_error_before_drafting_is_not_blamed_on_the_model(
+    new_engine: Callable[..., StarsEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = new_engine()
+    original = Request.draft_requests
+
+    def draft_requests(self: Request, count: int) -> list[DraftRequest]:
+        if self.rollout.prompt_index == 1:
+            raise ZeroDivisionError("no noise")
+        return original(self, count)
+
+    monkeypatch.setattr(Request, "draft_requests", draft_requests)
+    results = remote.generate(PROMPTS, return_exceptions=True)
+    assert isinstance(results[1], GenerationError)
+    assert "the noise or the decoding strategy failed: ZeroDivisionError" in str(results[1])
+    assert not any(isinstance(item, Exception) for item in [results[0], *results[2:]])
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2])

@@ -56,7 +56,7 @@ class CandidateAutotuner:
             bounds: How many candidates each request may draft.
             model: The language model.
             max_rows: Maximum number of candidates in total; None for no limit.
-            in_flight: How many candidates of other requests a model that answers later drafts; None
+            in_flight: How many candidates of other requests an asynchronous model drafts; None
                 for a model that answers at once. The former is not measured beforehand.
         """
         bounds = [_bounded(item, request) for item, request in zip(bounds, requests, strict=True)]
@@ -65,7 +65,7 @@ class CandidateAutotuner:
         if in_flight is None and not self._has_probed:
             self._has_probed = True
             self._costs.probed = probe_costs(model, max_rows)
-        # Latencies of a model that answers later are recorded for one request at a time.
+        # Latencies of an asynchronous model are recorded for one request at a time.
         measured = requests if in_flight is None else requests[:1]
         curve = self._costs.curve(_num_tokens([request.rollout for request in measured]))
         chances = [

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 from weakref import finalize
 
 from stars_engine.config.rewards.server import ServedReward
-from stars_engine.loading.served import load_served_tokenizer
+from stars_engine.loading.server_tokenizer import load_served_tokenizer
 from stars_engine.remote.client import ServerClient
-from stars_engine.remote.served import RemoteModel
+from stars_engine.remote.server_facts import RemoteModel
 from stars_engine.remote.stats import ServerStats
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.tokenization.codec import Codec
