@@ -77,4 +77,4 @@ def test_long_rows_of_several_candidates_attend_as_the_model_does(tokenizer: obj
     for step in range(count):
         logits = branches.step(rows[:, step])
     ids = torch.cat([torch.tensor([[5, 6]] * 2), rows], dim=1)
-    torch.testing.assert_close(logits, backend.model(ids).logits[:, -1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, backend.model(ids).logits[:, -1], atol=1e-3, rtol=1e-3)
