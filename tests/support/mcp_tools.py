@@ -1,4 +1,4 @@
-"""Tools as MCP servers list them: a file system, git, fetch, an issue tracker and pages of notes."""
+"""Tools as MCP servers list them: a file system, git, fetch, issues and pages of notes."""
 
 from __future__ import annotations
 
