@@ -54,12 +54,12 @@ class Filed(Schema):
         """
         path, title = Path(path), type(self).__name__
         check_suffix(path, title)
-        problems = list(self._unwritable())
+        problems = list(self.unwritable())
         if problems:
             raise ConfigError(title, problems)
         write_values(path, self)
 
-    def _unwritable(self) -> Iterable[Problem]:
+    def unwritable(self) -> Iterable[Problem]:
         """Return a problem for each value that cannot be written to a file."""
         return ()
 
