@@ -18,6 +18,7 @@ from stars_engine.config import (
     TransformersModel,
     VLLMModel,
 )
+from stars_engine.engine.recalibration import RecentPrompts
 from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.messages import Chat
@@ -244,6 +245,7 @@ class Handle:
     ) -> None:
         self.config = config
         self._runtime, self._source = runtime, source
+        self._recent = RecentPrompts()
         self._factory = factory  # creates an equal handle, for copies and pickles
         self._finalizer = weakref.finalize(self, runtime.release_later, source.key)
         self._finalizer.atexit = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,10 +30,12 @@ def serving(served: Served, port: int = 0) -> Iterator[TestServer]:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
     app.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    loop = server.servers[0].get_loop()
+
+    async def run() -> None:
+        await server.serve([sock])
+        for _ in range(5):  # connections that were being accepted
+            cut()
+            await asyncio.sleep(0.01)
 
     def cut() -> None:
         for listener in server.servers:
@@ -47,6 +50,10 @@ def serving(served: Served, port: int = 0) -> Iterator[TestServer]:
             loop.call_soon_threadsafe(cut)
         server.should_exit = True
 
+    thread = Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    loop = server.servers[0].get_loop()
     app.kill = kill
     try:
         yield app
