@@ -106,7 +106,7 @@ class LanguageModel(Detokenizer, Protocol):
         ...
 
 
-class AnswersLater(LanguageModel, Protocol):
+class AsyncLanguageModel(LanguageModel, Protocol):
     """A language model that runs elsewhere: each candidate is answered when it is ready."""
 
     def submit(
@@ -125,9 +125,9 @@ class AnswersLater(LanguageModel, Protocol):
         ...
 
 
-def answers_later(model: LanguageModel) -> TypeGuard[AnswersLater]:
-    """Return whether a language model implements `AnswersLater`."""
-    return has_members(model, AnswersLater)
+def is_asynchronous(model: LanguageModel) -> TypeGuard[AsyncLanguageModel]:
+    """Return whether a language model implements `AsyncLanguageModel`."""
+    return has_members(model, AsyncLanguageModel)
 
 
 @dataclass(frozen=True, slots=True)

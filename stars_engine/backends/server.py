@@ -21,7 +21,7 @@ from stars_engine.backends.server_requests import (
 from stars_engine.config import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel
 from stars_engine.errors import GenerationError, Interrupted, ServerError
-from stars_engine.loading.served import load_served_tokenizer, tokenizer_source
+from stars_engine.loading.server_tokenizer import load_served_tokenizer, tokenizer_source
 from stars_engine.remote.client import ServerClient
 from stars_engine.remote.dialects import Completion, CompletionRequest
 from stars_engine.remote.endpoints import Session
@@ -74,7 +74,7 @@ class ServerBackend:
     def submit(
         self, request: DraftRequest, reply: Callable[[Draft | GenerationError], None]
     ) -> Callable[[], object]:
-        """See `AnswersLater`."""
+        """See `AsyncLanguageModel`."""
         future = self._submit(request)
 
         def answer(done: Future[Draft]) -> None:

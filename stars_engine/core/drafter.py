@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.backends.draft_checks import checked_draft
-from stars_engine.errors import GenerationError, describe_error, is_for_program
+from stars_engine.errors import GenerationError, RequestError, describe_error, is_for_program
 from stars_engine.out_of_memory import clear_locals, is_out_of_memory, iterate_in_smaller_batches
 
 logger = logging.getLogger(__name__)
 
-DraftOutcome = Draft | GenerationError
+DraftOutcome = Draft | RequestError
 
 
 class Drafter:

@@ -15,15 +15,16 @@ from typing import Literal
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
-from stars_engine.backends.base import DraftRequest, LanguageModel, answers_later
+from stars_engine.backends.base import DraftRequest, LanguageModel, is_asynchronous
+from stars_engine.core.async_drafts import AsyncDrafts
 from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
-from stars_engine.core.later_drafts import LaterDrafts
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.request_errors import as_request_error, out_of_memory_error
 from stars_engine.core.scheduler import Scheduler
-from stars_engine.errors import GenerationError, RequestError
+from stars_engine.errors import RequestError
 from stars_engine.out_of_memory import (
     depends_on_weights,
     free_unused,
@@ -52,9 +53,9 @@ class EngineCore:
         scheduler: Owns the requests and their statuses.
         scorer: Computes rewards, either at once or by a later step.
         autotuner: Chooses how many candidates to draft, from the speed of earlier steps.
-        post: Runs a callable on the engine's thread. With it, drafts of a model that answers later
+        post: Runs a callable on the engine's thread. With it, drafts of an asynchronous model
             are used as they arrive; without it, each step waits for its drafts.
-        draft_ahead: Whether drafts of a model that answers later are made while rewards are
+        draft_ahead: Whether drafts of an asynchronous model are made while rewards are
             computed; see `overlap`.
 
     Attributes:
@@ -75,9 +76,9 @@ class EngineCore:
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
-        self._later: LaterDrafts | None = None
-        if post is not None and answers_later(model):
-            self._later = LaterDrafts(
+        self._async_drafts: AsyncDrafts | None = None
+        if post is not None and is_asynchronous(model):
+            self._async_drafts = AsyncDrafts(
                 PendingDrafts(model, post),
                 self.scheduler,
                 self._autotuner,
@@ -85,6 +86,8 @@ class EngineCore:
                 allocate=self._allocate,
                 ahead=draft_ahead,
             )
+        else:
+            self.scheduler.batches.limits = self._autotuner.limits
         self._events: Events = []
         self.num_steps = 0
 
@@ -99,13 +102,13 @@ class EngineCore:
 
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
-        if self._later is not None:
+        if self._async_drafts is not None:
             self.end_overdue()
-            self._later.submit()
-            arrived = self._later.take_arrived()
+            self._async_drafts.submit()
+            arrived = self._async_drafts.take_arrived()
             self.num_steps += bool(arrived)
             self._score(arrived)
-            self._later.draft_ahead()
+            self._async_drafts.draft_ahead()
         else:
             started_s = time.perf_counter()
             drafted = self._draft(self._allocate(self._schedule()))
@@ -122,12 +125,12 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether the next step can draft something without waiting for an answer."""
-        return self.scheduler.has_work() and not (self._later and self._later.is_full)
+        return self.scheduler.has_work() and not (self._async_drafts and self._async_drafts.is_full)
 
     def close(self) -> None:
         """Cancel the drafts that have not arrived."""
-        if self._later is not None:
-            self._later.cancel_all()
+        if self._async_drafts is not None:
+            self._async_drafts.cancel_all()
 
     def take_events(self) -> Events:
         """Return and clear the events since the last call."""
@@ -144,9 +147,9 @@ class EngineCore:
                 self._end(request, rollout.finish("budget"))
 
     @property
-    def next_deadline_s(self) -> float | None:
-        """The next deadline of a request in progress, on the monotonic clock; None without one."""
-        times = [request.deadline_s for request in self.scheduler.in_progress]
+    def next_expiry_s(self) -> float | None:
+        """When the next deadline in progress passes (monotonic clock); None without one."""
+        times = [request.expires_at_s for request in self.scheduler.in_progress]
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     def abort(self, rollouts: Sequence[Rollout]) -> None:
@@ -163,16 +166,24 @@ class EngineCore:
     ) -> list[ScheduledRequest]:
         """Choose how many candidates each request of a batch drafts, beside those in flight."""
         self._invalidate_changed_weights(requests)
-        limits = [n for n in (self.scheduler.max_rows, self._drafter.max_rows) if n is not None]
-        bounds = [self.scheduler.num_drafts(request) for request in requests]
-        counts = self._autotuner.allocate(
-            requests,
-            bounds,
-            self._model,
-            max_rows=min(limits, default=None),
-            in_flight=in_flight,
-        )
-        return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
+        limits = [n for n in (self.scheduler.row_limit, self._drafter.max_rows) if n is not None]
+        max_rows = min(limits, default=None)
+        bounds = [(request, self.scheduler.num_drafts(request)) for request in requests]
+
+        def allocate(some: Sequence[Bounded]) -> list[int]:
+            return self._autotuner.allocate(
+                [request for request, _ in some],
+                [each for _, each in some],
+                self._model,
+                max_rows=max_rows,
+                in_flight=in_flight,
+            )
+
+        bounds = reserve_urgent(bounds, self.scheduler.batches.urgent, allocate, max_rows)
+        counts = allocate(bounds)
+        return [
+            ScheduledRequest(request, n) for (request, _), n in zip(bounds, counts, strict=True)
+        ]
 
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
@@ -227,14 +238,12 @@ class EngineCore:
     def _note_step(
         self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
     ) -> None:
-        """Record the duration of a step, unless it computed a prompt."""
+        """Record the duration of a step."""
         if not drafted:
             return
         self.num_steps += 1
-        if all(request.prompt_computed for request, _ in drafted):
-            num_rows = sum(len(outcomes) for _, outcomes in drafted)
-            rollouts = [request.rollout for request, _ in drafted]
-            self._autotuner.note_step(rollouts, num_rows, seconds)
+        num_rows = sum(len(outcomes) for _, outcomes in drafted)
+        self._autotuner.note_step([request for request, _ in drafted], num_rows, seconds)
         for request, _ in drafted:
             request.prompt_computed = True
 
@@ -271,7 +280,7 @@ class EngineCore:
         """Parse drafts up to the first that failed or cannot be parsed; return why, if any did."""
         candidates: list[Candidate] = []
         for outcome in outcomes:
-            if isinstance(outcome, GenerationError):
+            if isinstance(outcome, RequestError):
                 return candidates, outcome
             try:
                 candidates.append(rollout.read(outcome, self._model))
@@ -290,8 +299,8 @@ class EngineCore:
             if event is None and not verification.all_used:
                 continue
             verification.closed = True
-            if self._later is not None:
-                self._later.note_verdict(request)
+            if self._async_drafts is not None:
+                self._async_drafts.note_verdict(request)
             if request.rollout.finished:
                 assert event is not None
                 self._end(request, event)
@@ -317,8 +326,8 @@ class EngineCore:
         self._finish(request)
 
     def _finish(self, request: Request) -> None:
-        if self._later is not None:
-            self._later.cancel(request)
+        if self._async_drafts is not None:
+            self._async_drafts.cancel(request)
         self.scheduler.finish(request)
 
     # --- memory ---

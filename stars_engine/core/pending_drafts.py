@@ -1,4 +1,4 @@
-"""Drafts of a model that answers later: which requests wait for them, and what has arrived."""
+"""Drafts of an asynchronous model: which requests wait for them, and what has arrived."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.base import AnswersLater, DraftRequest
+from stars_engine.backends.base import AsyncLanguageModel, DraftRequest
 from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.core.drafter import DraftOutcome, model_failed
 from stars_engine.core.request import Request
+from stars_engine.core.request_errors import as_request_error
+from stars_engine.errors import GenerationError
 
 
 @dataclass(eq=False, slots=True)
@@ -57,7 +59,9 @@ class PendingDrafts:
         post: Runs a callable on the engine's thread.
     """
 
-    def __init__(self, model: AnswersLater, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, model: AsyncLanguageModel, post: Callable[[Callable[[], None]], None]
+    ) -> None:
         self._model, self._post = model, post
         self._flights: dict[Request, Flight] = {}
         self._ahead: dict[Request, Flight] = {}
@@ -97,7 +101,8 @@ class PendingDrafts:
         try:
             asked = request.draft_requests(count)
         except Exception as error:  # noqa: BLE001 - noise and strategies are third-party code
-            outcomes: list[DraftOutcome | None] = [model_failed(error)]
+            failed = as_request_error(error, "the noise or the decoding strategy")
+            outcomes: list[DraftOutcome | None] = [failed]
             return Flight(request, self.num_rows, request.prefix, outcomes=outcomes)
         flight = Flight(request, self.num_rows + count, request.prefix, outcomes=[None] * count)
         for index, draft_request in enumerate(asked):
@@ -151,7 +156,7 @@ class PendingDrafts:
             self._drop(request, self._ahead.pop(request))
 
     def _on_reply(
-        self, flight: Flight, index: int, asked: DraftRequest, outcome: DraftOutcome
+        self, flight: Flight, index: int, asked: DraftRequest, outcome: Draft | GenerationError
     ) -> None:
         """Take an answer, on any thread."""
         self._post(partial(self._set, flight, index, checked_draft(outcome, asked, self._model)))

@@ -24,7 +24,7 @@ class RequestStatus(Enum):
     Attributes:
         WAITING: Not started, or preempted. No prefix is cached for it.
         RUNNING: Drafts in the next batch that has its segment length.
-        WAITING_FOR_DRAFT: A model that answers later drafts for it.
+        WAITING_FOR_DRAFT: An asynchronous model drafts for it.
         WAITING_FOR_REWARD: Its drafts are being scored.
         FINISHED: The answer has ended.
     """
@@ -63,15 +63,15 @@ class Request:
     queue: RequestQueue | None = None
 
     @property
-    def deadline_s(self) -> float | None:
-        """The deadline on the monotonic clock, counted from submission; None without one."""
+    def expires_at_s(self) -> float | None:
+        """When its deadline passes, on the monotonic clock; None without one."""
         limit = self.rollout.align.deadline_s
         return None if limit is None else self.submitted_s + limit
 
     @property
     def past_deadline(self) -> bool:
         """Whether the deadline has passed."""
-        return self.deadline_s is not None and self.deadline_s <= time.monotonic()
+        return self.expires_at_s is not None and self.expires_at_s <= time.monotonic()
 
     @property
     def holds_prefix(self) -> bool:

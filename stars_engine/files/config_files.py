@@ -91,7 +91,7 @@ def _code_in(value: Any, trail: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Schema):
         for name in type(value).model_fields:
             part, where = getattr(value, name), f"{trail}.{name}".lstrip(".")
-            is_name = name == "function" and isinstance(part, str)
+            is_name = name in ("function", "guardrail") and isinstance(part, str)
             if is_name or (name == "trust_remote_code" and part is True):
                 yield where, part
             else:

@@ -11,11 +11,11 @@ from stars_engine.config.rewards.server import ServerReward
 from stars_engine.config.servers import Server
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import read_config
-from stars_engine.loading.served import tokenizer_source
+from stars_engine.loading.server_tokenizer import tokenizer_source
 from stars_engine.remote.reward_probe import RewardProbe
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
 from stars_engine.rewards.labels import names_of, pick_label, read_label
-from stars_engine.rewards.served import ServedRewardModel
+from stars_engine.rewards.server_base import ServedRewardModel
 from stars_engine.types import RewardInput, Score
 
 
@@ -55,7 +55,7 @@ class ServerRewardModel(ServedRewardModel):
         rows = [self._reader.read(item) for item in inputs]
         endpoint = self.probed.endpoint
         body = endpoint.body([row.ids for row in rows], self.probed.served.name)
-        scores = self.client.run(
+        scores = self._ask(
             self.client.call(
                 endpoint.path,
                 body,

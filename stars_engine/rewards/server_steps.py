@@ -10,8 +10,8 @@ from stars_engine.config.rewards.server import ServerProcessReward
 from stars_engine.remote.labels import TokenScores
 from stars_engine.rewards.aggregation import aggregate
 from stars_engine.rewards.labels import pick_label, read_label
-from stars_engine.rewards.served import ServedRewardModel
 from stars_engine.rewards.server import label_names
+from stars_engine.rewards.server_base import ServedRewardModel
 from stars_engine.rewards.step_reader import StepReader, one_token
 from stars_engine.types import RewardInput, Score
 
@@ -46,7 +46,7 @@ class ServerProcessRewardModel(ServedRewardModel):
             return []
         config = self._config
         rows = [self._reader.read(item) for item in inputs]
-        scores = self.client.run(self._scores([row.ids for row in rows]))
+        scores = self._ask(self._scores([row.ids for row in rows]))
         found = []
         for row, each in zip(rows, scores, strict=True):
             logits = torch.tensor([each[point] for point in row.points], dtype=torch.float64)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stars_engine.config.rewards.server import ServerYesNoReward
 from stars_engine.remote.labels import LabelLogprobs
 from stars_engine.rewards.judge_reader import JudgeReader, check_has_template, label_words
-from stars_engine.rewards.served import ServedRewardModel
+from stars_engine.rewards.server_base import ServedRewardModel
 from stars_engine.types import RewardInput, Score
 
 
@@ -44,7 +44,7 @@ class ServerYesNoRewardModel(ServedRewardModel):
 
         return [
             row.score(positive - negative, self._config.floor)
-            for (positive, negative), row in zip(self.client.run(ask()), rows, strict=True)
+            for (positive, negative), row in zip(self._ask(ask()), rows, strict=True)
         ]
 
     def about(self) -> dict[str, str]:

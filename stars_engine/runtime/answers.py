@@ -219,8 +219,8 @@ class PendingAnswers:
             heapq.heappop(self._deadlines)
 
     @property
-    def next_deadline_s(self) -> float | None:
-        """The next deadline of an answer that has not started, on the monotonic clock."""
+    def next_expiry_s(self) -> float | None:
+        """When the next deadline of an answer that has not started passes (monotonic clock)."""
         while self._deadlines and self._is_started(self._deadlines[0][2]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None

@@ -127,7 +127,7 @@ class RequestGroup:
     num_answers: int = field(init=False)
     pending: PendingAnswers = field(init=False)
     _outcomes: dict[int, Outcome] = field(default_factory=dict)
-    _last_deadline_s: float | None = None
+    _expires_at_s: float | None = None
     _answering: RLock = field(default_factory=RLock)  # the engine's thread, or the watchdog
 
     def __post_init__(self) -> None:
@@ -157,24 +157,24 @@ class RequestGroup:
         return self.num_answers * max(1, self.num_samples)
 
     @property
-    def deadline_s(self) -> float:
-        """The last deadline of its prompts, on the monotonic clock; inf if one has no deadline."""
-        if self._last_deadline_s is None:
+    def expires_at_s(self) -> float:
+        """When the last deadline of its prompts passes (monotonic clock); inf if one has none."""
+        if self._expires_at_s is None:
             limits = [request.align.deadline_s for request in self.prompts]
             last_s = max((inf if limit is None else limit for limit in limits), default=inf)
-            self._last_deadline_s = self.submitted_s + last_s
-        return self._last_deadline_s
+            self._expires_at_s = self.submitted_s + last_s
+        return self._expires_at_s
 
     @property
-    def next_deadline_s(self) -> float | None:
-        """The next deadline of an answer that waits to start, on the monotonic clock.
+    def next_expiry_s(self) -> float | None:
+        """When the next deadline of an answer that waits to start passes, on the monotonic clock.
 
         None while the prompts are being read: answers are ended when all of them are known.
         """
         if self.queue is None:
             return None
         created = self.queue.created
-        times = [self.pending.next_deadline_s, None if created is None else created.deadline_s]
+        times = [self.pending.next_expiry_s, None if created is None else created.expires_at_s]
         return min((each for each in times if each is not None), default=None)
 
     @property
@@ -286,7 +286,7 @@ class RequestGroup:
 def missed_deadline_error(group: RequestGroup) -> GenerationError:
     """Return the error of a call whose text cannot be read while the engine's thread hangs."""
     return GenerationError(
-        f"the deadline passed {time.monotonic() - group.deadline_s:.1f} s ago, and the engine's "
+        f"the deadline passed {time.monotonic() - group.expires_at_s:.1f} s ago, and the engine's "
         "thread does not answer. Hint: the log names the code in which it hangs; fix that model or "
         "reward, or run it in a process of its own"
     )

@@ -53,12 +53,12 @@ class Watchdog:
 
     def watch(self, group: RequestGroup) -> None:
         """Watch a call until it is done, if it has a deadline."""
-        if group.deadline_s == float("inf"):
+        if group.expires_at_s == float("inf"):
             return
         with self._changed:
             number = next(self._numbers)
             self._groups[number] = group
-            heapq.heappush(self._due, (group.deadline_s + GRACE_S, number))
+            heapq.heappush(self._due, (group.expires_at_s + GRACE_S, number))
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="stars-watchdog", daemon=True)
                 self._thread.start()

@@ -1,4 +1,4 @@
-"""The steps of the engine core for a model that answers later: submit, collect, draft ahead."""
+"""The steps of the engine core for an asynchronous model: submit, collect, draft ahead."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from stars_engine.core.scheduler import Scheduler
 Allocate = Callable[[Sequence[Request], Mapping[Request, int]], Sequence[ScheduledRequest]]
 
 
-class LaterDrafts:
-    """Drafts for a scheduler's requests with a model that answers later.
+class AsyncDrafts:
+    """Drafts for a scheduler's requests with an asynchronous model.
 
     Args:
         pending: Submits candidates.
@@ -93,7 +93,7 @@ class LaterDrafts:
             self._reward_times.add(now_s - flight.arrived_s)
             if not flight.was_ahead:
                 seconds = now_s - flight.started_s
-                self._autotuner.note_step([request.rollout], flight.num_rows, seconds)
+                self._autotuner.note_step([request], flight.num_rows, seconds)
         request.prompt_computed = True
         self._pending.drop_rejected(request)
 
