@@ -66,7 +66,7 @@ class References:
             if not isinstance(schema, dict) or id(schema) in self._base_of:
                 continue
             own = schema.get("$id", schema.get("id"))
-            if is_early and "$ref" in schema:  # drafts before 2019-09 ignore what is beside it
+            if is_early and "$ref" in schema:  # before 2019-09, only the reference counts
                 own = None
             if isinstance(own, str) and own.startswith("#"):  # an anchor of draft 7
                 self._anchors[base, own[1:]] = schema

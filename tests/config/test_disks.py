@@ -153,10 +153,11 @@ HELPERS = {"stars_engine/files/disk.py", "stars_engine/calibration/cache.py"}
 def writes_in(tree: ast.AST) -> Iterator[str]:
     """Yield calls that write a file in another way than by `write_file` and its relatives."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
+        function = getattr(node, "func", None)
+        if function is None:
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
-        modes = [*node.args, *(keyword.value for keyword in node.keywords)]
+        name = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
+        modes = [*node.args, *(keyword.value for keyword in node.keywords)]  # type: ignore[attr-defined]
         texts = {part.value for part in modes if isinstance(part, ast.Constant)}
         is_opened = name == "open" and any(
             isinstance(text, str) and set(text) <= set("wxabt+") and set(text) & set("wxa+")

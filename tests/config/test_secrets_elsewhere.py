@@ -37,7 +37,7 @@ from stars_engine.redaction import MASK
 from stars_engine.runtime.registry import key_of
 from stars_engine.server.settings import ApiKeys
 from stars_engine.trace import write_jsonl
-from tests.config.test_secrets import (
+from tests.support.secrets import (
     CONSTANT,
     KEY,
     LOCAL,

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from typing import Any
 
 import pytest
 
@@ -237,6 +238,22 @@ def test_keys_have_one_spelling() -> None:
 def test_formats(name: str, valid: list[str], invalid: list[str]) -> None:
     written = [json.dumps(text) for text in valid]
     holds({"type": "string", "format": name}, *written, invalid=tuple(map(json.dumps, invalid)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "match"),
+    [
+        ({"exclusiveMinimum": 0, "maximum": 1e-300}, "`minimum` or `maximum` at #/a/items: "),
+        ({"multipleOf": 1.3e-9}, "`multipleOf` at #/a/items: "),
+        ({"minProperties": 3}, "`minProperties` at #/a/items: "),
+        (
+            {"patternProperties": {f"^{letter}": {} for letter in "abcdefg"}},
+            "more than 5 patternProperties at #/a/items",
+        ),
+    ],
+)
+def test_what_is_too_complex_is_named_with_its_place(schema: dict[str, Any], match: str) -> None:
+    refused({"properties": {"a": {"type": "array", "items": schema}}}, match)
 
 
 def test_encoded_content() -> None:
