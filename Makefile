@@ -53,6 +53,10 @@ test: ## run the tests that are not marked slow (under two minutes)
 test-all: ## run all tests
 	$(PYTEST)
 
+.PHONY: test-smollm2
+test-smollm2: ## run the tests over SmolLM2, a real instruct model (STARS_SMOLLM2 names its directory)
+	$(PYTHON) -m pytest $(ARGS) -m smollm2 tests/real_model
+
 .PHONY: test-servers
 test-servers: ## run the tests over real vLLM servers: make test-servers VLLM=path/to/vllm MODEL=dir
 	$(PYTHON) tools/test_servers.py --vllm $(VLLM) --model $(MODEL) $(ARGS)

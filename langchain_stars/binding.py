@@ -74,7 +74,8 @@ class BindsTools(BaseChatModel):
             method: "json_schema" and "json_mode" constrain the answer to JSON of the schema;
                 "function_calling" constrains it to a tool call with these arguments.
             include_raw: Return a dictionary with `raw`, `parsed` and `parsing_error` instead.
-            strict: If False, objects may have properties beyond the schema; calls may not.
+            strict: If False, objects may have properties beyond the schema; calls may not, but a
+                grammar may express only a part of their schema, with a warning.
             compact: Allow no whitespace between the parts of JSON, on which small models may spend
                 their token budget.
             describe_schema: Show the schema, with its descriptions, to the model in the system
@@ -82,7 +83,8 @@ class BindsTools(BaseChatModel):
             **kwargs: Further keywords for each call.
 
         Raises:
-            ValueError: The method is unknown, or the schema is missing or invalid.
+            ValueError: The method is unknown, or the schema is missing or invalid. With
+                "function_calling", also if a grammar cannot express the schema.
         """
         if method not in METHODS:
             raise ValueError(
@@ -101,7 +103,11 @@ class BindsTools(BaseChatModel):
         if method == "function_calling":
             assert found is not None
             kwargs.setdefault("compact_calls", compact)
-            model = self.bind_tools([tool_of(found, name)], tool_choice=name, **kwargs)
+            tool = tool_of(found, name)
+            if strict is not False:
+                owner = "with_structured_output"
+                check_tools(read_tools([tool]), strict=True, owner=owner, otherwise="strict=False")
+            model = self.bind_tools([tool], tool_choice=name, **kwargs)
         else:
             grammar = JsonGrammar(compact=compact)
             if found is not None and found.schema is not None:
