@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:is_running called from within a step"),
 ]
 
-LONG = "word " * 100
+LONG = "word " * 32
 NOTE = '<tool_call>\n{"name": "note", "arguments": {"text": "' + LONG + '"}}\n</tool_call>'
 
 

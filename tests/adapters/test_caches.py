@@ -73,6 +73,7 @@ def test_processes_do_not_share_answers_under_rewards_in_memory(tmp_path: Path) 
         assert first != second
 
 
+@pytest.mark.slow
 def test_an_object_in_memory_has_an_identity_of_one_process() -> None:
     [first, second] = [run_python(IDENTITY).stdout.splitlines() for _ in range(2)]
     assert first[1] == second[1]
