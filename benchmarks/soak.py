@@ -8,7 +8,8 @@ halfway. The cases are computed first, each alone; every text under load must eq
 
 Every five seconds, memory, threads and file descriptors are read. The command fails if a text
 differs, if a thread or descriptor is left over, or if resident memory in the second half of the
-time leaves its median by more than 5 %. Latency is reported, never judged.
+time leaves its median by more than 5 %. Latency is reported, never judged. The verdicts are printed
+and, with all samples, written to `soak.json`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import asyncio
 import gc
 import json
 import random
-import statistics
 import sys
 import threading
 import time
@@ -38,10 +38,10 @@ from pydantic import BaseModel, Field
 
 import langchain_stars
 import llamaindex_stars
+from benchmarks.soak_report import print_verdicts, verdicts
 from stars_engine import AlignParams, EngineParams, LinearSchedule, StarsConfig
 
 SAMPLE_S = 5.0
-TOLERANCE = 0.05
 PROMPTS = (
     "The film",
     "This movie was",
@@ -279,20 +279,13 @@ def _text(ask: Callable[[], str]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def flatness(samples: list[Sample]) -> tuple[float, float]:
-    """Return the lowest and highest resident memory of the second half, over its median."""
-    late = [sample.rss for sample in samples[len(samples) // 2 :]]
-    middle = statistics.median(late)
-    return min(late) / middle, max(late) / middle
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write all samples to this JSON file")
+    parser.add_argument("--out", type=Path, default=Path("soak.json"), help="the JSON report")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = StarsConfig(
@@ -318,37 +311,26 @@ def main() -> int:
         if thread.name.startswith("stars-"):
             thread.join(10.0)
     left = [t.name for t in threading.enumerate() if t.name.startswith("stars-")]
-    return report(soak, stats, left, options.out)
-
-
-def report(soak: Soak, stats: Any, left: list[str], out: Path | None) -> int:
-    late = soak.samples[len(soak.samples) // 2 :]
-    low, high = flatness(soak.samples)
-    descriptors = [sample.descriptors for sample in late]
     print(f"calls: {dict(soak.counts)}; engine: {stats.num_finished} finished, "
           f"{stats.num_cancelled} cancelled, {stats.num_failed} failed")  # fmt: skip
     for sample in soak.samples[:: max(1, len(soak.samples) // 20)]:
         print(f"{sample.seconds:7.0f} s  {sample.rss / 1e6:7.0f} MB  {sample.threads} threads  "
               f"{sample.descriptors} descriptors")  # fmt: skip
-    print(f"resident memory, second half: {low:.3f} to {high:.3f} of its median")
-    print(f"threads {min(s.threads for s in late)} to {max(s.threads for s in late)}, "
-          f"descriptors {min(descriptors)} to {max(descriptors)}")  # fmt: skip
     print("bytes by holder at the end:", soak.samples[-1].memory_bytes)
-    for kind, seconds in sorted(soak.latencies_s.items()):
-        p50, p95 = (statistics.quantiles([*seconds, *seconds], n=20)[i] for i in (9, 18))
-        print(f"{kind:16} {len(seconds):6} calls  p50 {p50:.2f} s  p95 {p95:.2f} s")
     for case, text in soak.different[:10]:
         print("DIFFERENT", case, repr(soak.alone[case]), repr(text))
-    if out is not None:
-        out.write_text(json.dumps([vars(sample) for sample in soak.samples]))
-    problems = [
-        *(["texts differ"] if soak.different else []),
-        *([f"threads left: {left}"] if left else []),
-        *(["memory is not flat"] if not 1 - TOLERANCE <= low <= high <= 1 + TOLERANCE else []),
-        *(["descriptors grow"] if max(descriptors) > min(descriptors) + 16 else []),
-    ]
-    print("; ".join(problems) or "all right")
-    return bool(problems)
+    found = verdicts(
+        soak.samples,
+        num_different=len(soak.different),
+        left=left,
+        latencies_s=soak.latencies_s,
+    )
+    print_verdicts(found)
+    samples = [vars(sample) for sample in soak.samples]
+    options.out.write_text(
+        json.dumps({**found, "calls": dict(soak.counts), "samples": samples}, indent=1)
+    )
+    return int(not found["ok"])
 
 
 if __name__ == "__main__":

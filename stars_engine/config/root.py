@@ -166,11 +166,12 @@ class StarsConfig(Filed):
             isinstance(self.reward, ClassifierReward) and self.reward.is_embedded
         )
 
-    def _unwritable(self) -> Iterator[Problem]:
-        yield from _objects_in("model", self.model)
-        yield from _objects_in("reward", self.reward)
+    def unwritable(self) -> Iterator[Problem]:
+        """Return a problem for each value that cannot be written to a file."""
+        yield from objects_in("model", self.model)
+        yield from objects_in("reward", self.reward)
         if self.align.schedule is not None:
-            yield from _objects_in("align.schedule", self.align.schedule)
+            yield from objects_in("align.schedule", self.align.schedule)
 
     def with_thresholds(self, align: AlignParams | None = None) -> AlignParams:
         """Return alignment settings with a schedule: their own, the config's, or the default.
@@ -197,7 +198,7 @@ def _measured_otherwise(own: Mapping[str, Any]) -> bool:
     return any(own[name] != getattr(shipped, name) for name in _MEASURED_WITH if name in own)
 
 
-def _objects_in(
+def objects_in(
     name: str,
     part: Checkpoint
     | Server
@@ -211,7 +212,7 @@ def _objects_in(
     """Yield the values that a file cannot contain."""
     if isinstance(part, CompositeReward):
         for key, inner in part.parts.items():
-            yield from _objects_in(f"{name}.parts.{key}.reward", inner.reward)
+            yield from objects_in(f"{name}.parts.{key}.reward", inner.reward)
     elif part.is_live and not isinstance(part, GuardrailReward):
         has_path = isinstance(part, Checkpoint | ValueReward)
         hint = "name_or_path" if has_path else "'package.module:name'"

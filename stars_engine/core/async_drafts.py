@@ -93,7 +93,7 @@ class AsyncDrafts:
             self._reward_times.add(now_s - flight.arrived_s)
             if not flight.was_ahead:
                 seconds = now_s - flight.started_s
-                self._autotuner.note_step([request.rollout], flight.num_rows, seconds)
+                self._autotuner.note_step([request], flight.num_rows, seconds)
         request.prompt_computed = True
         self._pending.drop_rejected(request)
 

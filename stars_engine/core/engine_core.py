@@ -18,6 +18,7 @@ from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.base import DraftRequest, LanguageModel, is_asynchronous
 from stars_engine.core.async_drafts import AsyncDrafts
 from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
@@ -85,6 +86,8 @@ class EngineCore:
                 allocate=self._allocate,
                 ahead=draft_ahead,
             )
+        else:
+            self.scheduler.batches.limits = self._autotuner.limits
         self._events: Events = []
         self.num_steps = 0
 
@@ -163,16 +166,24 @@ class EngineCore:
     ) -> list[ScheduledRequest]:
         """Choose how many candidates each request of a batch drafts, beside those in flight."""
         self._invalidate_changed_weights(requests)
-        limits = [n for n in (self.scheduler.max_rows, self._drafter.max_rows) if n is not None]
-        bounds = [self.scheduler.num_drafts(request) for request in requests]
-        counts = self._autotuner.allocate(
-            requests,
-            bounds,
-            self._model,
-            max_rows=min(limits, default=None),
-            in_flight=in_flight,
-        )
-        return [ScheduledRequest(*item) for item in zip(requests, counts, strict=True)]
+        limits = [n for n in (self.scheduler.row_limit, self._drafter.max_rows) if n is not None]
+        max_rows = min(limits, default=None)
+        bounds = [(request, self.scheduler.num_drafts(request)) for request in requests]
+
+        def allocate(some: Sequence[Bounded]) -> list[int]:
+            return self._autotuner.allocate(
+                [request for request, _ in some],
+                [each for _, each in some],
+                self._model,
+                max_rows=max_rows,
+                in_flight=in_flight,
+            )
+
+        bounds = reserve_urgent(bounds, self.scheduler.batches.urgent, allocate, max_rows)
+        counts = allocate(bounds)
+        return [
+            ScheduledRequest(request, n) for (request, _), n in zip(bounds, counts, strict=True)
+        ]
 
     def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
@@ -227,14 +238,12 @@ class EngineCore:
     def _note_step(
         self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
     ) -> None:
-        """Record the duration of a step, unless it computed a prompt."""
+        """Record the duration of a step."""
         if not drafted:
             return
         self.num_steps += 1
-        if all(request.prompt_computed for request, _ in drafted):
-            num_rows = sum(len(outcomes) for _, outcomes in drafted)
-            rollouts = [request.rollout for request, _ in drafted]
-            self._autotuner.note_step(rollouts, num_rows, seconds)
+        num_rows = sum(len(outcomes) for _, outcomes in drafted)
+        self._autotuner.note_step([request for request, _ in drafted], num_rows, seconds)
         for request, _ in drafted:
             request.prompt_computed = True
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from stars_engine.algorithm.verification import NumDrafts
+from stars_engine.core.batch_selection import BatchSelector
 from stars_engine.core.memory_budget import MemoryBudget, Reserved
-from stars_engine.core.request import MAX_TURN, Request, RequestQueue, RequestStatus
+from stars_engine.core.request import Request, RequestQueue, RequestStatus
 
 logger = logging.getLogger(__name__)
 
 MAX_ACTIVE = 32  # requests in progress, unless the engine's settings say otherwise
-MAX_NEW_TOKENS = 4096  # of different prompts that start in one step; a longer one starts alone
 
 
 class Scheduler:
@@ -29,6 +29,10 @@ class Scheduler:
         max_active: Maximum number of requests in progress per reward model, and of requests ready
             to draft; `MAX_ACTIVE` if None.
         budget: The memory that requests in progress may reserve.
+
+    Attributes:
+        max_rows: As given.
+        batches: Selects the requests of a step.
     """
 
     def __init__(
@@ -51,9 +55,9 @@ class Scheduler:
         self._reserved = Reserved()  # by those in progress
         self._num_by_reward: Counter[int] = Counter()  # of those in progress
         self._num_by_queue: Counter[RequestQueue] = Counter()
-        self._small_first = False  # in the last batch
         self._num_in_turn: Counter[RequestQueue] = Counter()  # starts in each queue's turn
         self.max_rows = max_rows
+        self.batches = BatchSelector()
 
     # --- state ---
 
@@ -73,6 +77,17 @@ class Scheduler:
         return list(self._queues)
 
     @property
+    def row_limit(self) -> int | None:
+        """Maximum number of candidates in the next step; None for no limit."""
+        limits = [n for n in (self.max_rows, self.batches.max_rows) if n is not None]
+        return min(limits, default=None)
+
+    @property
+    def _num_callers(self) -> int:
+        waiting = {queue for queue in self._queues if queue.peek() is not None}
+        return len(waiting | self._num_by_queue.keys())
+
+    @property
     def num_ready_rows(self) -> int:
         """Minimum number of candidates that running requests draft."""
         return sum(self.num_drafts(request).least for request in tuple(self._running))
@@ -89,9 +104,12 @@ class Scheduler:
     def num_drafts(self, request: Request) -> NumDrafts:
         """Return how many candidates a request may draft in one step."""
         least, most = request.decoding.num_drafts(request.rollout)
-        if self.max_rows is None:
-            return NumDrafts(least, most)
-        return NumDrafts(min(least, self.max_rows), min(most, self.max_rows))
+        limit = self.row_limit
+        return (
+            NumDrafts(least, most)
+            if limit is None
+            else NumDrafts(min(least, limit), min(most, limit))
+        )
 
     # --- transitions ---
 
@@ -105,50 +123,23 @@ class Scheduler:
         The request that has waited longest sets that number; requests of other lengths run in later
         steps. Requests stay RUNNING until `wait_for_reward`, `preempt` or `finish`.
         """
+        self.batches.note_callers(self._num_callers)
         self._resume()
         self._start()
         if not self._running:
             return []
-        ready = self._ready()
-        row_len = ready[0].rollout.align.row_len
-        batch: list[Request] = []
-        num_rows = 0
-        for request in ready:
-            rows = self.num_drafts(request).least
-            fits = self.max_rows is None or num_rows + rows <= self.max_rows
-            if not batch or (request.rollout.align.row_len == row_len and fits):
-                batch.append(request)
-                num_rows += rows
-        return batch
+        return self.batches.select(
+            tuple(self._running),
+            self._num_by_queue,
+            lambda request: self.num_drafts(request).least,
+            self.max_rows,
+        )
 
     def wait_for_draft(self, request: Request) -> None:
         """Move a request to WAITING_FOR_DRAFT: an asynchronous model drafts for it."""
         self._running.remove(request)
         self._waiting_for_draft.add(request)
         request.status = RequestStatus.WAITING_FOR_DRAFT
-
-    def _ready(self) -> list[Request]:
-        """Return running requests in the order in which they enter the batch.
-
-        Beside callers with few requests in progress, a large caller has one turn per step, so that
-        steps stay short. Small and large callers alternate in leading the batch, since the first
-        request sets its segment length.
-        """
-        small: list[Request] = []
-        large: list[Request] = []
-        turns: Counter[RequestQueue] = Counter()
-        for request in self._running:
-            assert request.queue is not None
-            if self._num_by_queue[request.queue] <= MAX_TURN:
-                small.append(request)
-                continue
-            turns[request.queue] += 1
-            if turns[request.queue] <= MAX_TURN:
-                large.append(request)
-        if not small or not large:
-            return list(self._running)
-        self._small_first = not self._small_first
-        return [*small, *large] if self._small_first else [*large, *small]
 
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
@@ -255,13 +246,17 @@ class Scheduler:
         """Start waiting requests; callers take turns, see `turn_size`."""
         num_rows, num_new_tokens = self.num_ready_rows, 0
         last: Request | None = None
-        for queue, request in self._startable():
+
+        def has_rows(queue: RequestQueue, request: Request) -> bool:
+            if self.max_rows is None or not num_rows or not self._num_by_queue[queue]:
+                return True  # a caller with nothing in progress does not wait for others' steps
+            return num_rows + self.num_drafts(request).least <= self.max_rows
+
+        for queue, request in self._startable(has_rows):
             rows = self.num_drafts(request).least
-            if num_rows and self.max_rows is not None and num_rows + rows > self.max_rows:
-                return
             is_same = last is not None and last.rollout.prompt_ids is request.rollout.prompt_ids
             num_new_tokens += 0 if is_same else len(request.rollout.prompt_ids)
-            if last is not None and num_new_tokens > MAX_NEW_TOKENS:
+            if last is not None and num_new_tokens > self.batches.max_new_tokens:
                 return
             num_rows += rows
             last = queue.take()
@@ -303,7 +298,9 @@ class Scheduler:
         if not self._num_by_queue[request.queue]:
             del self._num_by_queue[request.queue]
 
-    def _startable(self) -> Iterator[tuple[RequestQueue, Request]]:
+    def _startable(
+        self, has_rows: Callable[[RequestQueue, Request], bool] = lambda *_: True
+    ) -> Iterator[tuple[RequestQueue, Request]]:
         """Yield queues whose next request may start; start each before asking for the next.
 
         `max_active` applies to each reward model separately, so requests that wait for a slow
@@ -324,7 +321,7 @@ class Scheduler:
                 num_of_reward = self._num_by_reward[id(request.reward)]
                 limit = most_of_one if num_own else self._max_active
                 has_capacity = num_of_reward < limit and len(self._running) < limit
-                if not has_capacity or not queue.may_start():
+                if not (has_capacity and queue.may_start() and has_rows(queue, request)):
                     continue
                 if is_full or not self._fits(request):
                     is_full = True

@@ -207,8 +207,8 @@ class Rules:
     def _multiples(self, number: Number) -> str | None:
         found = multiples(number)
         parts = [] if found.rule is None else [found.rule]
-        if found.texts:
-            parts.append(self._terminal(" | ".join(map(json.dumps, found.texts))))
+        if found.listed is not None:
+            parts.append(self._terminal(found.listed))
         return f"({' | '.join(parts)})" if parts else None
 
     def _string(self, string: String) -> str | None:

@@ -158,9 +158,9 @@ def _to_prefixes(
     output, lse = _attend(folded, keys, values, scores, mask)
     unfolded = (num_prefixes, kv_heads, most, groups, num_new)
     output = (
-        output.view(*unfolded, -1).transpose(1, 2).reshape(-1, heads, num_new, values.shape[-1])
+        output.reshape(*unfolded, -1).transpose(1, 2).reshape(-1, heads, num_new, values.shape[-1])
     )
-    lse = lse.view(unfolded).transpose(1, 2).reshape(-1, heads, num_new)
+    lse = lse.reshape(unfolded).transpose(1, 2).reshape(-1, heads, num_new)
     return group.placement.from_grid(output), group.placement.from_grid(lse)
 
 
@@ -186,7 +186,7 @@ def _to_scratch(
             1, 1, groups * num_new, num_scratch
         )
     output, lse = _attend(folded, key, value, scores, mask)
-    return output.view(rows, heads, num_new, -1), lse.view(rows, heads, num_new)
+    return output.reshape(rows, heads, num_new, -1), lse.reshape(rows, heads, num_new)
 
 
 def _attend(

@@ -6,17 +6,15 @@ neither copied nor tokenized again.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 from stars_engine.messages import Message
+from stars_engine.rewards.prompt_memo import PromptMemo
 from stars_engine.tokenization.codec import Codec
 from stars_engine.tokenization.token_bytes import REPLACEMENT
 from stars_engine.types import RewardPrompt
-
-_MAX_KEPT = 512  # cut prompts
 
 
 class PromptCutter:
@@ -29,8 +27,7 @@ class PromptCutter:
 
     def __init__(self, codec: Codec, max_tokens: int) -> None:
         self._codec, self._max_tokens = codec, max_tokens
-        # By identity, because hashing a long prompt takes long; the prompt is held with its cut.
-        self._kept: OrderedDict[tuple[int, int], tuple[RewardPrompt, RewardPrompt]] = OrderedDict()
+        self._kept: PromptMemo[RewardPrompt] = PromptMemo()
 
     def last_tokens(self, prompt: RewardPrompt) -> RewardPrompt:
         """Return the prompt with about as many tokens as the model reads, or itself if shorter."""
@@ -47,13 +44,11 @@ class PromptCutter:
     def _keep(
         self, prompt: RewardPrompt, count: int, cut: Callable[[RewardPrompt], RewardPrompt]
     ) -> RewardPrompt:
-        key = id(prompt), count
-        found = self._kept.get(key)
-        if found is None or found[0] is not prompt:
-            found = self._kept[key] = prompt, cut(prompt)
-            while len(self._kept) > _MAX_KEPT:
-                self._kept.popitem(last=False)
-        return found[1]
+        found = self._kept.get(prompt, count)
+        if found is None:
+            found = cut(prompt)
+            self._kept.set(prompt, found, count)
+        return found
 
     def _last_tokens(self, prompt: RewardPrompt) -> RewardPrompt:
         text, ids, messages = prompt.text, prompt.token_ids, prompt.messages

@@ -10,6 +10,8 @@ from stars_engine.errors import QueueFullError
 from stars_engine.runtime.futures import set_result
 from stars_engine.runtime.request_group import RequestGroup, engine_closed_error
 
+KEPT = 8  # one of so many places is kept for groups without an admitted rollout
+
 _Notices = tuple[list[RequestGroup], list[RequestGroup]]  # with a first, a last admitted rollout
 
 
@@ -140,11 +142,10 @@ class AdmissionQueue:
     def _admit(self) -> _Notices:
         """Admit rollouts; return groups with a first, and with a last, admitted rollout."""
         started, admitted = [], []
-        while self._blocked and not self._is_full:
-            group = self._blocked.popleft()
+        while (group := self._next_blocked()) is not None:
             left = self._not_admitted[group]
-            # The only blocked group takes all free capacity.
-            size = min(left, 1 if self._blocked else self._capacity - self.num_admitted)
+            # The only blocked group takes all that it may have.
+            size = 1 if self._blocked else max(1, min(left, self._most - self.num_admitted))
             if group not in self._admitted:
                 started.append(group)
             self._admitted[group] = self._admitted.get(group, 0) + size
@@ -156,6 +157,24 @@ class AdmissionQueue:
                 del self._not_admitted[group]
                 admitted.append(group)
         return started, admitted
+
+    def _next_blocked(self) -> RequestGroup | None:
+        """Remove and return the next blocked group that may have a further rollout admitted."""
+        for _ in range(0 if self._is_full else len(self._blocked)):
+            group = self._blocked.popleft()
+            if group not in self._admitted or self.num_admitted < self._most:
+                return group
+            self._blocked.append(group)
+        return None
+
+    @property
+    def _most(self) -> int:
+        """Up to how many admitted rollouts a group may have a further one admitted.
+
+        The rest of the capacity is for groups without any: the prompts of a large group are read
+        before its first rollout starts, and others do not wait for that.
+        """
+        return self._capacity - self._capacity // KEPT
 
     def _notify(self, started: list[RequestGroup], admitted: list[RequestGroup]) -> None:
         for group in started:

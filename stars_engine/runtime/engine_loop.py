@@ -23,7 +23,7 @@ from stars_engine.core.request import RequestQueue
 from stars_engine.errors import Interrupted
 from stars_engine.out_of_memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.reward_requests import RoutedRequest, score_now, single_models
+from stars_engine.rewards.reward_requests import RoutedRequest, single_models
 from stars_engine.runtime.active_answers import ActiveAnswers
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.background import Background
@@ -31,12 +31,9 @@ from stars_engine.runtime.core_factory import new_core
 from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.input_processor import InputProcessor
 from stars_engine.runtime.models import Models
-from stars_engine.runtime.request_group import (
-    RequestGroup,
-    RewardSource,
-    engine_closed_error,
-)
+from stars_engine.runtime.request_group import RequestGroup, RewardSource, engine_closed_error
 from stars_engine.runtime.reward_executor import RewardExecutor
+from stars_engine.runtime.score_queue import ScoreQueue
 from stars_engine.runtime.stats import EngineStats, server_counts
 from stars_engine.runtime.time_slices import TimeSlices, slice_s
 from stars_engine.types import FinishReason
@@ -89,6 +86,7 @@ class EngineLoop:
         self._is_busy = False  # whether another step follows
         self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self.reward_executor = RewardExecutor(self.post)
+        self._scores = ScoreQueue()
         self._stop = Event()
         self._immediately = False
         self._next_check_s = 0.0
@@ -140,6 +138,7 @@ class EngineLoop:
                 until_s = time.monotonic() + slice_s(step_s)
                 self._inputs.read(until_s)
                 self._slices.run(until_s)
+                self._scores.run(beside_steps=self._is_busy)
                 step_s = self._step(self._core)
             except (Exception, Interrupted) as error:  # noqa: BLE001 - `_recover` reports it
                 if not self._stop.is_set():
@@ -172,7 +171,7 @@ class EngineLoop:
 
     def _wait_s(self) -> float:
         """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
-        has_work = self._inputs.has_work or self._slices.has_work
+        has_work = any(each.has_work for each in (self._inputs, self._slices, self._scores))
         if not has_work and not (self._core and self._core.has_work()):
             return self._check_deadlines()
         if time.monotonic() >= self._next_check_s:
@@ -291,10 +290,10 @@ class EngineLoop:
         )
 
     def score(self, asked: Sequence[RoutedRequest]) -> None:
-        """Compute offloaded rewards on worker threads, and others on this thread."""
+        """Compute offloaded rewards on worker threads, and others on this thread, now or later."""
         runs_offloaded = self.reward_executor.runs_offloaded
         self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])
-        score_now([item for item in asked if not runs_offloaded(item.reward)])
+        self._scores.add([item for item in asked if not runs_offloaded(item.reward)])
 
     def _deliver(self, events: Events) -> None:
         self._answers.deliver(events)
@@ -313,6 +312,7 @@ class EngineLoop:
         if failed is None or model is None:
             return
         failed.close()
+        self._scores.clear()
         self._num_steps += failed.num_steps
         self._core = self._new_core(model)
         self._deliver(failed.take_events())
@@ -334,6 +334,7 @@ class EngineLoop:
         cause = self._cause = cause or self._cause
         groups = {*self.admission.close(), *self._groups}
         self._answers.fail_all(groups, cause)
+        self._scores.clear()
         self.reward_executor.close_all(wait=not self._immediately)
         try:
             while True:  # refuse requests that have arrived meanwhile

@@ -24,8 +24,8 @@ from stars_engine.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 0.5  # time for threads to end by themselves, at the next step or token
-EXIT_S = 1.5  # total time that the exit waits for threads
+GRACE_S = 0.25  # time for threads to end by themselves, at the next step or token
+EXIT_S = 0.7  # total time that the exit waits for threads
 
 
 class Worker(Protocol):
@@ -81,7 +81,7 @@ def _end_all(workers: Sequence[Worker]) -> None:
         if passed_s >= GRACE_S:
             for thread in alive:
                 interrupt(thread)
-            alive[0].join(0.25)
+            alive[0].join(0.1)
         alive[0].join(0.05)
 
 
@@ -112,6 +112,20 @@ def _end_rest() -> None:
     """Keep threads from aborting that are still alive, as when Ctrl-C came before `end_all`."""
     if any(worker.threads for worker in list(_open)):
         keep_from_aborting()
+    if _is_interrupted():
+        # Python ends with SIGINT after a KeyboardInterrupt, unless code was compiled and run
+        # meanwhile, by an import in another thread for example. This reminds it.
+        with suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")
+
+
+def _is_interrupted() -> bool:
+    """Whether an uncaught KeyboardInterrupt ended the main program, not a line of a shell."""
+    error, main = getattr(sys, "last_value", None), sys.modules.get("__main__")
+    if type(error) is not KeyboardInterrupt or main is None or hasattr(sys, "ps1"):
+        return False
+    outermost = error.__traceback__
+    return outermost is not None and outermost.tb_frame.f_globals is vars(main)
 
 
 atexit.register(_end_rest)  # called after `end_all`

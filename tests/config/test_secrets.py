@@ -461,6 +461,8 @@ def test_names_that_do_not_mark_secrets(name: str) -> None:
         (f"https://user:p@ss{PASSWORD}@host/path", f"https://{MASK}@host/path"),
         ("https://huggingface.co/org/model@main/x", None),
         (f"https://cdn/x?X-Amz-Signature={KEY}&a=1", f"https://cdn/x?X-Amz-Signature={MASK}&a=1"),
+        (f"http://h:80/v1?token={PASSWORD}&x=1", f"http://h:80/v1?token={MASK}&x=1"),
+        (f"mode: x=1;url=h:80/password={PASSWORD}", f"mode: x=1;url=h:80/password={MASK}"),
         (f"header Bearer {PASSWORD}", f"header Bearer {MASK}"),
         ("Authorization: Basic dXNlcjpwYXNz", f"Authorization: Basic {MASK}"),
         (f"token='{PASSWORD}', x", f"token='{MASK}', x"),

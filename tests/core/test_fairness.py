@@ -9,6 +9,8 @@ import pytest
 
 from stars_engine import AlignParams, NoSchedule
 from stars_engine.algorithm.stars import StarsDecoding
+from stars_engine.core.autotune import StepCosts, StepLimits
+from stars_engine.core.batch_selection import _HELD_STEPS, MAX_NEW_TOKENS
 from stars_engine.core.request import Request, RequestQueue, turn_size
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.testing import TableReward
@@ -83,7 +85,13 @@ def test_a_caller_leaves_room_for_others() -> None:
 def test_long_prompts_do_not_all_start_in_one_step() -> None:
     scheduler = Scheduler(max_active=32)
     scheduler.add(RequestQueue(requests_of(10, num_tokens=3000), 10))
-    assert [len(scheduler.schedule()) for _ in range(3)] == [1, 2, 3]
+    sizes = []
+    for _ in range(3):
+        batch = scheduler.schedule()
+        sizes.append(len(batch))
+        for request in batch:
+            request.prompt_computed = True
+    assert sizes == [1, 2, 3]
     shared = make_rollout((1,) * 3000)
     same = Scheduler(max_active=32)
     copies = (Request(shared.fork(), REWARD, StarsDecoding()) for _ in range(10))
@@ -132,3 +140,83 @@ def test_small_and_large_callers_of_different_segment_lengths_alternate() -> Non
         [True, False] * 2,
         [False, True] * 2,
     )
+
+
+def measured(step_s: float, row_s: float) -> StepLimits:
+    """Return limits after steps that took `step_s` and `row_s` for each row, per token."""
+    costs = StepCosts()
+    for num_rows in (1, 8, 64):
+        costs.note(num_rows, step_s + row_s * num_rows, num_tokens=1)
+    return StepLimits(costs)
+
+
+def limited(limits: StepLimits, **options: int) -> Scheduler:
+    scheduler = Scheduler(max_active=64, **options)
+    scheduler.batches.limits = limits
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("step_s", "row_s", "row_len", "rows"),
+    [
+        (0.0029, 0.0005, 8, 9),  # 60 ms for eight tokens
+        (0.0301, 0.0005, 8, 62),  # twice the time of one row
+        (0.0, 1.0, 8, 4),  # never fewer than four
+    ],
+)
+def test_a_short_step_has_as_many_rows_as_earlier_steps_predict(
+    step_s: float, row_s: float, row_len: int, rows: int
+) -> None:
+    assert measured(step_s, row_s).max_rows(row_len, 1) == rows
+
+
+def test_nothing_is_limited_before_a_step_is_measured() -> None:
+    limits = StepLimits(StepCosts())
+    assert limits.max_rows(8, 1) is None
+    assert limits.max_new_tokens(MAX_NEW_TOKENS) == MAX_NEW_TOKENS
+
+
+def test_a_large_call_has_no_more_rows_than_a_short_step_beside_others() -> None:
+    align = AlignParams(schedule=NoSchedule(), segment_len=8, num_candidates=1)
+    limits = measured(0.0029, 0.0005)
+    scheduler = limited(limits)
+    many = (Request(make_rollout(align=align), REWARD, StarsDecoding()) for _ in range(100))
+    scheduler.add(RequestQueue(many, 100))
+    assert len(scheduler.schedule()) == 48  # alone
+    single = Request(make_rollout(align=align), REWARD, StarsDecoding())
+    scheduler.add(RequestQueue.of([single]))
+    for _ in range(4):
+        batch = scheduler.schedule()
+        assert single in batch
+        assert 9 <= len(batch) <= 9 + 1
+        assert scheduler.row_limit == 9
+    scheduler.finish(single)
+    sizes = [len(scheduler.schedule()) for _ in range(_HELD_STEPS)]  # the caller may come again
+    assert set(sizes[:-1]) == {9}
+    assert sizes[-1] == 48
+
+
+def test_requests_that_draft_many_candidates_draft_fewer_beside_others() -> None:
+    align = AlignParams(schedule=NoSchedule(), segment_len=8, num_candidates=200, max_attempts=200)
+    wide = Request(make_rollout(align=align), REWARD, StarsDecoding())
+    scheduler = limited(measured(0.0029, 0.0005))
+    scheduler.add(RequestQueue.of([wide]))
+    scheduler.schedule()
+    assert scheduler.num_drafts(wide).least == 200
+    scheduler.add(RequestQueue.of(requests_of(1)))
+    scheduler.schedule()
+    assert scheduler.num_drafts(wide) == (9, 9)
+
+
+def test_few_tokens_of_prompts_start_beside_others() -> None:
+    scheduler = limited(measured(0.003, 0.0001))  # a tenth of a millisecond per token
+    scheduler.add(RequestQueue(requests_of(40, num_tokens=250), 40))
+    scheduler.add(RequestQueue.of(requests_of(1)))
+    assert scheduler.batches.limits is not None
+    assert scheduler.batches.limits.max_new_tokens(MAX_NEW_TOKENS) == 600
+    for _ in range(5):
+        batch = scheduler.schedule()
+        new = [request for request in batch if not request.prompt_computed]
+        assert sum(len(request.rollout.prompt_ids) for request in new) <= 600
+        for request in batch:
+            request.prompt_computed = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -219,6 +221,34 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
     returncode, _, stderr = run(code)
     assert returncode == 11, stderr
+
+
+WORKER = """
+import sys
+from stars_engine.runtime import process_exit
+class Worker:
+    threads = ()
+    def close(self, *, wait, at_once):
+        exec("compiled = 'and run, as imports do'")  # Python forgets that it was interrupted
+worker = Worker()
+process_exit.register(worker)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("raise KeyboardInterrupt", -2),
+        ("raise RuntimeError", 1),
+        ("sys.exit(7)", 7),
+        ("try: raise KeyboardInterrupt\nexcept KeyboardInterrupt: sys.exit(1)", 1),
+        ("sys.ps1 = '>>> '; sys.last_value = KeyboardInterrupt()", 0),
+        ("sys.last_value = KeyboardInterrupt()", 0),
+    ],
+)
+def test_code_that_runs_at_exit_does_not_change_the_status(code: str, status: int) -> None:
+    ended = subprocess.run([sys.executable, "-c", WORKER + code], capture_output=True, check=False)
+    assert ended.returncode == status, ended.stderr
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stars_engine.kv_cache import fused_kernels as kernels
+from stars_engine.kv_cache.attention import _FUSED_FROM
 from stars_engine.kv_cache.fused_kernels import kernel_for
 from tests.support.backends import random_backend
 
@@ -64,3 +65,16 @@ def test_a_wrong_or_missing_kernel_is_not_used(
 def test_other_devices_and_dtypes_have_none() -> None:
     assert kernel_for(torch.zeros(1, 1, 1, 16, device="meta")) is None
     assert kernel_for(torch.zeros(1, 1, 1, 16, dtype=torch.int64)) is None
+
+
+@torch.inference_mode()
+def test_long_rows_of_several_candidates_attend_as_the_model_does(tokenizer: object) -> None:
+    backend = random_backend("llama", tokenizer)
+    count = _FUSED_FROM + 4
+    rows = torch.randint(20, (2, count), generator=torch.Generator().manual_seed(0))
+    prefixes = backend.decoder.compute([((5, 6), None), ((5, 6), None)])
+    branches = backend.decoder.branch(prefixes, count)
+    for step in range(count):
+        logits = branches.step(rows[:, step])
+    ids = torch.cat([torch.tensor([[5, 6]] * 2), rows], dim=1)
+    torch.testing.assert_close(logits, backend.model(ids).logits[:, -1], atol=1e-3, rtol=1e-3)

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import logging
-import threading
 from pathlib import Path
 
 import httpx
@@ -19,23 +18,12 @@ from stars_engine.server.calls import EngineRequest
 from stars_engine.server.facts import RequestFacts
 from stars_engine.server.settings import ApiKeys, ServerParams
 from tests.support.engines import wait_until
+from tests.support.held_rewards import HeldReward
 from tests.support.servers import HELLO, RunningServer, random_chat, serving
 
 CHAT = "/v1/chat/completions"
 REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 8, "stars": {"min_tokens": 8}}
 KEY = "sk-0123456789abcdef"
-
-
-class HeldReward:
-    """A reward that waits until the test opens it."""
-
-    def __init__(self) -> None:
-        self.asked, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self, prompt: str, completion: str) -> float:
-        self.asked.set()
-        assert self.opened.wait(60)
-        return 1.0
 
 
 def error_of(answer: httpx.Response) -> dict[str, str]:

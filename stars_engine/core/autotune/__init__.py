@@ -9,6 +9,7 @@ from stars_engine.core.autotune.allocation import Chances, allocate_rows
 from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.autotune.step_costs import StepCostCurve, StepCosts
+from stars_engine.core.autotune.step_limits import StepLimits
 
 __all__ = [
     "AcceptanceEstimates",
@@ -17,6 +18,7 @@ __all__ = [
     "SegmentDraws",
     "StepCostCurve",
     "StepCosts",
+    "StepLimits",
     "allocate_rows",
     "probe_costs",
 ]

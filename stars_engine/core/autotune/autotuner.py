@@ -11,6 +11,7 @@ from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates,
 from stars_engine.core.autotune.allocation import Chances, allocate_rows
 from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.autotune.step_costs import StepCosts
+from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.request import Request
 from stars_engine.rewards.base import RewardModel, is_offloaded
 from stars_engine.rewards.reward_requests import single_models
@@ -26,10 +27,14 @@ class CandidateAutotuner:
 
     There is one for each loaded model, so a call with the same settings starts from what earlier
     calls learned.
+
+    Attributes:
+        limits: Limits of a step while callers wait for each other.
     """
 
     def __init__(self) -> None:
         self._costs, self._estimates = StepCosts(), AcceptanceEstimates()
+        self.limits = StepLimits(self._costs)
         self._has_probed = False
         self._hashed: tuple[BaseSchedule, str] | None = None  # the latest schedule and its hash
 
@@ -73,10 +78,16 @@ class CandidateAutotuner:
         ]
         return allocate_rows(chances, curve, max_rows)[: len(requests)]
 
-    def note_step(self, rollouts: Sequence[Rollout], num_rows: int, seconds: float) -> None:
+    def note_step(self, requests: Sequence[Request], num_rows: int, seconds: float) -> None:
         """Record the duration of a step."""
-        per_token_s = seconds / rollouts[0].align.row_len
-        self._costs.note(num_rows, per_token_s, _num_tokens(rollouts))
+        rollouts = [request.rollout for request in requests]
+        row_len = rollouts[0].align.row_len
+        new = [request.rollout for request in requests if not request.prompt_computed]
+        if not new:
+            self._costs.note(num_rows, seconds / row_len, _num_tokens(rollouts))
+            return
+        num_tokens = sum(map(len, {id(each.prompt_ids): each.prompt_ids for each in new}.values()))
+        self.limits.note_prompts(num_tokens, num_rows, row_len, seconds)
 
     def note_event(self, rollout: Rollout, reward: RewardModel, event: SegmentEvent) -> None:
         """Record the draws of a segment that was kept or abandoned."""

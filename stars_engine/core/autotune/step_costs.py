@@ -67,6 +67,11 @@ class StepCosts:
         self._tables: defaultdict[int, dict[int, _Measured]] = defaultdict(dict)
         self._num_notes = 0
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether any step was recorded. The probe alone says nothing about rewards."""
+        return bool(self._tables)
+
     def note(self, num_rows: int, seconds: float, num_tokens: int = 0) -> None:
         """Record a measurement.
 
