@@ -51,7 +51,7 @@ def check_formats(config: Checkpoint, source: str) -> None:
 
 
 def load_hint(config: Checkpoint, source: str) -> str:
-    """Return how to mend a load of weights that failed.
+    """Return how to fix a load of weights that failed.
 
     Args:
         config: The checkpoint.
