@@ -18,6 +18,9 @@ from schemathesis.specs.openapi.checks import (
 from tests.support.servers import RunningServer
 from tests.support.valid_requests import corrected
 
+# Of requests with settings that have no effect.
+pytestmark = pytest.mark.filterwarnings("ignore::stars_engine.StarsWarning")
+
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

@@ -97,6 +97,16 @@ def test_too_many_requests_and_a_full_queue() -> None:
                 assert connection.recv(15) == b"HTTP/1.1 200 OK"
 
 
+def test_a_reward_that_does_not_answer_in_time() -> None:
+    held = HeldReward()
+    with serving({"chat": random_chat(held, function={"timeout_s": 0.05})}) as running:
+        with running.http() as client:
+            answer = client.post(CHAT, json=REQUEST)
+        held.opened.set()
+    assert answer.status_code == 504
+    assert error_of(answer)["code"] == "reward_timeout"
+
+
 def test_while_loading_and_when_loading_fails(tmp_path: Path) -> None:
     missing = StarsConfig(
         model=str(tmp_path), reward=lambda _, text: 1.0, align=random_chat().align
