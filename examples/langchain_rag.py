@@ -7,6 +7,8 @@ and texts:
 
     python examples/langchain_rag.py --model NAME --reward NAME --target 8 \
         --documents FOLDER --question "What ...?"
+
+A model with a chat template is asked; another one, as the pair in the package, continues a text.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from langchain_text_splitters import RecursiveCharacterTextSplitter
 from langchain_stars import StarsLLM
 
 FILMS = Path(__file__).parent / "films"
-PROMPT = PromptTemplate.from_template("{context}\n\n{question} I think that")
+ASKED = PromptTemplate.from_template(
+    "{context}\n\nAnswer from these texts, in one or two sentences: {question}"
+)
+CONTINUED = PromptTemplate.from_template("{context}\n\n{question} I think that")
 
 
 class WordEmbeddings(Embeddings):
@@ -63,14 +68,15 @@ def main() -> None:
     store = QdrantVectorStore.from_documents(
         chunks(args.documents), WordEmbeddings(), location=":memory:", collection_name="texts"
     )
-    llm = StarsLLM(max_tokens=40, seed=7, **models(args))
+    llm = StarsLLM(max_tokens=64, seed=7, **models(args))
+    lead = "" if llm.engine().has_chat_template else " I think that"
     chain = RunnablePassthrough.assign(
         documents=itemgetter("question") | store.as_retriever(search_kwargs={"k": 2})
-    ) | RunnablePassthrough.assign(answer=answerer(llm))
+    ) | RunnablePassthrough.assign(answer=answerer(llm, lead))
 
     last = LastAnswer()
     documents: list[Document] = []
-    print(args.question, "I think that", end="")
+    print(args.question + lead, end="" if lead else "\n", flush=True)
     for piece in chain.stream({"question": args.question}, config={"callbacks": [last]}):
         documents += piece.get("documents", [])
         print(piece.get("answer", ""), end="", flush=True)
@@ -88,14 +94,14 @@ def chunks(folder: Path) -> list[Document]:
     return RecursiveCharacterTextSplitter(chunk_size=250, chunk_overlap=0).split_documents(texts)
 
 
-def answerer(llm: StarsLLM) -> Any:
-    """Return a function that answers a question from documents."""
+def answerer(llm: StarsLLM, lead: str) -> Any:
+    """Return a function that answers a question from documents; an answer continues `lead`."""
 
     def answer(given: dict[str, Any]) -> Runnable[Any, str]:
         context = "\n\n".join(document.page_content for document in given["documents"])
-        asked = PROMPT.partial(context=context)
+        prompt = (CONTINUED if lead else ASKED).partial(context=context)
         # The reward model reads the question instead of the whole prompt.
-        return asked | llm.bind(reward_prompt=f"{given['question']} I think that")
+        return prompt | llm.bind(reward_prompt=given["question"] + lead)
 
     return answer
 

@@ -6,6 +6,8 @@ with your own models and texts:
 
     python examples/llamaindex_rag.py --model NAME --reward NAME --target 8 \
         --documents FOLDER --question "What ...?"
+
+A model with a chat template is asked; another one, as the pair in the package, continues a text.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from llama_index.core.node_parser import SentenceSplitter
 from llamaindex_stars import StarsLLM
 
 FILMS = Path(__file__).parent / "films"
-PROMPT = PromptTemplate("{context_str}\n\n{query_str} I think that")
+ASKED = PromptTemplate(
+    "{context_str}\n\nAnswer from these texts, in one or two sentences: {query_str}"
+)
+CONTINUED = PromptTemplate("{context_str}\n\n{query_str} I think that")
 
 
 class WordEmbeddings(BaseEmbedding):
@@ -49,19 +54,21 @@ def main() -> None:
     """Answer one question as a stream, then three at once."""
     args = arguments()
     logging.getLogger().setLevel(logging.ERROR)  # wordllama lowers it
-    llm = StarsLLM(max_tokens=40, seed=7, **models(args))
+    llm = StarsLLM(max_tokens=64, seed=7, **models(args))
+    lead = "" if llm.engine().has_chat_template else " I think that"
     Settings.tokenizer = llm.tokenizer_fn  # prompts are filled by the model's own token count
     index = VectorStoreIndex.from_documents(
         SimpleDirectoryReader(args.documents, required_exts=[".txt"]).load_data(),
         embed_model=WordEmbeddings(),
         transformations=[SentenceSplitter(chunk_size=100, chunk_overlap=0)],
     )
-    fields = {"llm": llm, "similarity_top_k": 2, "text_qa_template": PROMPT}
+    fields = {"llm": llm, "similarity_top_k": 2}
+    fields["text_qa_template"] = CONTINUED if lead else ASKED
     fields["response_mode"] = "simple_summarize"  # the small model's context has no room to refine
 
     streaming = index.as_query_engine(streaming=True, **fields)
     response: Any = streaming.query(args.question)
-    print(args.question, "I think that", end="")
+    print(args.question + lead, end="" if lead else "\n", flush=True)
     for accepted in response.response_gen:
         print(accepted, end="", flush=True)
     print("\n\nsources:", *sorted({node.metadata["file_name"] for node in response.source_nodes}))
@@ -73,7 +80,7 @@ def main() -> None:
         return await asyncio.gather(*(engine.aquery(f"How was {film}?") for film in films))
 
     for film, answer in zip(films, asyncio.run(ask_all()), strict=True):
-        print(f"{film}: I think that{answer}")
+        print(f"{film}:{lead}{answer}" if lead else f"{film}: {answer}")
     raw = llm.complete("The acting in Harbour Lights").raw
     print("reward:", round(raw["reward"], 2), "usage:", raw["usage"])
     llm.close()

@@ -32,6 +32,8 @@ def loaded(config: StarsConfig) -> Iterator[tuple[StarsEngine, Wait]]:
 
 
 def _names(config: StarsConfig) -> str:
-    reward = getattr(config.reward, "name_or_path", None) or getattr(config.reward, "function", "")
-    names = [config.model.shown_name, str(reward) or "the reward"]
-    return " and ".join(names)
+    given = (
+        getattr(config.reward, name, None) for name in ("name_or_path", "function", "guardrail")
+    )
+    reward = next(filter(None, given), "the reward")
+    return f"{config.model.shown_name} and {reward}"

@@ -266,7 +266,8 @@ class Handle:
 
 
 def _short_name(part: Any) -> str:
-    named = getattr(part, "name_or_path", None) or getattr(part, "function", None)
+    given = (getattr(part, name, None) for name in ("name_or_path", "function", "guardrail"))
+    named = next(filter(None, given), None)
     return repr(named) if isinstance(named, str) else type(part).__name__
 
 

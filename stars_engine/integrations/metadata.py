@@ -69,9 +69,10 @@ def digest_of(values: Mapping[str, Any]) -> str:
 
 def _name_of_reward(reward: Schema) -> str:
     """Return the name of a reward model, or else its kind and what it contains in memory."""
-    name = getattr(reward, "name_or_path", None)
-    if isinstance(name, str):
-        return name
+    for field in ("name_or_path", "guardrail"):
+        name = getattr(reward, field, None)
+        if isinstance(name, str):
+            return name
     function = getattr(reward, "function", None)
     return str(getattr(reward, "kind", "")) if function is None else str(plain(function))
 

@@ -9,7 +9,13 @@ from threading import Lock
 from typing import Any
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.config import CompositeReward, EngineParams, StarsConfig, ValueReward
+from stars_engine.config import (
+    CompositeReward,
+    EngineParams,
+    GuardrailReward,
+    StarsConfig,
+    ValueReward,
+)
 from stars_engine.config.models import Checkpoint
 from stars_engine.config.servers import Server
 from stars_engine.config.vllm import VLLMCheckpoint
@@ -94,6 +100,8 @@ def _live_fields(part: Schema) -> set[str]:
         return {"head"}
     if isinstance(part, Server | VLLMCheckpoint):
         return set()
+    if isinstance(part, GuardrailReward):
+        return {"guardrail_kwargs", "validate_kwargs"} if part.is_live else set()
     function = getattr(part, "function", None)
     return set() if isinstance(function, str) else {"function"}
 

