@@ -12,7 +12,7 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
-from stars_engine.calibration.settings import warn_of_mismatch
+from stars_engine.calibration.settings import warn_of_mismatches
 from stars_engine.config import AlignParams
 from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
@@ -331,8 +331,8 @@ class StarsEngine(Handle):
                 for request in group.prompts
                 if request.sampling is not None
             )
-            for request in group.prompts:
-                warn_of_mismatch(self.config, request.align, request.sampling)
+            settings = [(request.align, request.sampling) for request in group.prompts]
+            warn_of_mismatches(self.config, settings)
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 
