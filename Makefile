@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: ## create .venv with everything that development needs
@@ -52,6 +52,10 @@ test: ## run the tests that are not marked slow (under two minutes)
 .PHONY: test-all
 test-all: ## run all tests
 	$(PYTEST)
+
+.PHONY: test-smollm2
+test-smollm2: ## run the tests over SmolLM2, a real instruct model (STARS_SMOLLM2 names its directory)
+	$(PYTHON) -m pytest $(ARGS) -m smollm2 tests/real_model
 
 .PHONY: test-servers
 test-servers: ## run the tests over real vLLM servers: make test-servers VLLM=path/to/vllm MODEL=dir

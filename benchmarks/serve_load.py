@@ -1,11 +1,12 @@
 """Load a server with concurrent streams: errors, memory, time to the first segment, fairness.
 
 A server process serves the embedded pair. One caller keeps all but one stream busy, and another
-has one stream, as if it were alone. Each stream is followed by the next at once.
+has one stream, as if it were alone; each has an API key. Each stream is followed by the next at
+once.
 
-    python -m benchmarks.serve_load [--streams 256] [--minutes 5] [--max-tokens 64]
+    python -m benchmarks.serve_load [--streams 256] [--minutes 5] [--max-tokens 64] [--out FILE]
 
-The last line is one JSON document.
+The last line is one JSON document. The status is 1 if a stream failed, and 0 otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ import httpx
 
 PROMPTS = ("This movie", "The plot", "I watched this with my family and", "The acting was")
 SMALL, LARGE = "small caller", "large caller"
+KEYS = {SMALL: "sk-the-small-caller", LARGE: "sk-the-large-caller"}
+RSS_EVERY_S = 1.0
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Caller:
         return {
             "streams": len(self.whole_s),
             "errors": len(self.errors),
+            "errors_seen": sorted(set(self.errors))[:5],
             "first_segment_s": _quantiles(self.first_s),
             "stream_s": _quantiles(self.whole_s),
         }
@@ -57,13 +61,16 @@ class Caller:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=int, default=256)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--streams", type=int, default=256, help="streams at once (256)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long to start new ones (5)")
+    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of each stream (64)")
+    parser.add_argument("--out", type=Path, help="a file for the JSON document")
     options = parser.parse_args()
     command = [sys.executable, "-m", "stars_engine", "serve", "--port", "0"]
+    command += ["--max-requests-per-key", str(options.streams)]
+    env = {**os.environ, "STARS_API_KEYS": "\n".join(KEYS.values())}
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
     ) as server:
         assert server.stderr is not None
         url = next(found[0] for line in server.stderr if (found := re.search("http://.*", line)))
@@ -74,7 +81,10 @@ def main() -> None:
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=60)
     report["exit_status"] = server.returncode
+    if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(json.dumps(report))
+    sys.exit(1 if report["errors"] or server.returncode else 0)
 
 
 async def load(url: str, pid: int, options: argparse.Namespace) -> dict[str, object]:
@@ -87,26 +97,26 @@ async def load(url: str, pid: int, options: argparse.Namespace) -> dict[str, obj
             await asyncio.sleep(0.2)
         until_s = time.monotonic() + 60 * options.minutes
         streams = [
-            keep_busy(client, callers[SMALL if index == 0 else LARGE], index, until_s, options)
-            for index in range(options.streams)
+            keep_busy(client, callers, index, until_s, options) for index in range(options.streams)
         ]
         watcher = asyncio.create_task(watch(pid, rss))
         await asyncio.gather(*streams)
         watcher.cancel()
-        metrics = (await client.get("/metrics")).text
+        metrics = (await client.get("/metrics", headers=headers_of(LARGE))).text
     third = max(1, len(rss) // 3)
-    for error in sorted({error for caller in callers.values() for error in caller.errors})[:5]:
-        print("error:", error)
     return {
         "streams_at_once": options.streams,
         "minutes": options.minutes,
         "max_tokens": options.max_tokens,
+        "errors": sum(len(caller.errors) for caller in callers.values()),
         **{name: caller.summary() for name, caller in callers.items()},
+        "fairness": fairness(callers, options.streams),
         "rss_mb": {
             "after_start": rss[0] if rss else None,
             "median_of_second_third": median(rss[third : 2 * third] or rss),
             "median_of_last_third": median(rss[2 * third :] or rss),
             "max": max(rss),
+            "every_10_s": rss[:: round(10 / RSS_EVERY_S)],
         },
         "in_progress_at_the_end": re.findall(r"_in_progress (\S+)", metrics)[-1],
         "python": platform.python_version(),
@@ -115,15 +125,31 @@ async def load(url: str, pid: int, options: argparse.Namespace) -> dict[str, obj
     }
 
 
+def headers_of(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {KEYS[name]}"}
+
+
+def fairness(callers: dict[str, Caller], num_streams: int) -> dict[str, float | None]:
+    """Compare the small caller with one stream of the large one; 1 means that both get the same."""
+    small, large = callers[SMALL], callers[LARGE]
+    if not small.whole_s or not large.whole_s or num_streams < 2:
+        return {}
+    each = len(large.whole_s) / (num_streams - 1)
+    return {
+        "streams_small_to_one_large": round(len(small.whole_s) / each, 3),
+        "first_segment_small_to_large": round(median(small.first_s) / median(large.first_s), 3),
+    }
+
+
 async def keep_busy(
     client: httpx.AsyncClient,
-    caller: Caller,
+    callers: dict[str, Caller],
     index: int,
     until_s: float,
     options: argparse.Namespace,
 ) -> None:
-    """Send one stream after the other."""
-    count = 0
+    """Send one stream after the other; the first stream is that of the small caller."""
+    name, count = SMALL if index == 0 else LARGE, 0
     while time.monotonic() < until_s:
         body = {
             "model": "embedded",
@@ -134,15 +160,18 @@ async def keep_busy(
         }
         count += 1
         try:
-            await read(client, body, caller)
+            await read(client, body, name, callers[name])
         except (httpx.HTTPError, ValueError) as error:
-            caller.errors.append(f"{type(error).__name__}: {error or error.__cause__!r}")
+            callers[name].errors.append(f"{type(error).__name__}: {error or error.__cause__!r}")
 
 
-async def read(client: httpx.AsyncClient, body: dict[str, object], caller: Caller) -> None:
+async def read(
+    client: httpx.AsyncClient, body: dict[str, object], name: str, caller: Caller
+) -> None:
     """Read one stream to its end."""
     started_s, first_s, ended = time.monotonic(), None, False
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
+    headers = headers_of(name)
+    async with client.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
         answer.raise_for_status()
         async for line in answer.aiter_lines():
             if line.startswith("data: ") and first_s is None:
@@ -161,7 +190,7 @@ async def watch(pid: int, rss: list[float]) -> None:
     while True:
         fields = Path(f"/proc/{pid}/statm").read_text().split()  # noqa: ASYNC240 - no disk
         rss.append(round(int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1))
-        await asyncio.sleep(1)
+        await asyncio.sleep(RSS_EVERY_S)
 
 
 def _quantiles(values: list[float]) -> dict[str, float | None]:

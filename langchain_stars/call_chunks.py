@@ -38,14 +38,16 @@ class CallChunks:
                 self._arguments.append("")
             self._arguments[delta.index] += delta.arguments
             chunks.append(
-                tool_call_chunk(name=delta.name, args=delta.arguments, id=None, index=delta.index)
+                tool_call_chunk(
+                    name=delta.name, args=delta.arguments, id=delta.id, index=delta.index
+                )
             )
         if event.result is not None and event.result.message is not None:
             chunks += self._ends(event.result.message)
         return chunks
 
     def _ends(self, message: Message) -> list[ToolCallChunk]:
-        """Return ids of valid calls, ends of invalid ones, and calls that were not streamed."""
+        """Return the ends of invalid calls, and calls that were not streamed."""
         valid, invalid = list(message.tool_calls), list(message.invalid_tool_calls)
         chunks = []
         for index, (name, written) in enumerate(zip(self._names, self._arguments, strict=True)):
@@ -53,7 +55,6 @@ class CallChunks:
             call = next((c for c in valid if (c.name, c.arguments) == (name, value)), None)
             if call is not None:
                 valid.remove(call)
-                chunks.append(tool_call_chunk(name=None, args="", id=call.id, index=index))
                 continue
             invalid = invalid[1:]
             chunks.append(tool_call_chunk(name=None, args=_end(written), id=None, index=index))

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.tools import BaseTool
+from langchain_core.runnables import RunnableConfig
 from pydantic import Field, model_validator
 
-from langchain_stars.conversations import Chunks, chat_of, chat_result, tool_of
+from langchain_stars.binding import BindsTools
+from langchain_stars.conversations import Chunks, chat_of, chat_result
 from langchain_stars.errors import as_langchain_errors
 from langchain_stars.fields import OF_CALL, StarsFields, all_at_once
-from langchain_stars.outputs import Reporting
+from langchain_stars.outputs import Reporting, combined
 from langchain_stars.profiles import profile_of
-from langchain_stars.structured import METHODS, described, parser_of, reading, stated
-from langchain_stars.tools import other_names, read_schema, read_tools
-from stars_engine import Chat, ConfigError, JsonGrammar, StarsConfig
+from langchain_stars.tools import read_schema
+from stars_engine import Chat, ConfigError, SamplingParams, StarsConfig
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     ToolNames,
     asettled,
     chat_sampling,
-    check_tools,
     describes,
     digest_of,
     grammar_of_response_format,
-    grammar_of_schema,
     identity,
     name_of_model,
     plain,
-    read_tool_choice,
     refuse_several_answers,
     settled,
     short_identity,
@@ -50,19 +46,105 @@ _OF_CHAT = (
 _OF_CALL = frozenset({*_OF_CHAT, *OF_CALL, "tools", "response_format", "describe_schema"})
 
 
-class ChatStars(StarsFields, BaseChatModel):
+class ChatStars(StarsFields, BindsTools, BaseChatModel):
     """A local chat model that a reward model steers during generation.
 
-    All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
-    raise an error. Calls also accept `tools`, `tool_choice`, `parallel_tool_calls`,
-    `constrain_tools`, `compact_calls`, `continue_final_message` and `answer_schema` of
-    `stars_engine.Chat`, `response_format` in the OpenAI format (`describe_schema=False` keeps its
-    schema out of the prompt), and `reward_prompt`, which replaces the conversation for the reward
-    model.
+    Setup:
+        Install `stars-engine[local,langchain]`; tools and schemas also need the extra `grammar`.
+        No key and no server are needed. The models are loaded at the first call.
 
-    Examples:
-        >>> chat = ChatStars(max_tokens=48, seed=7)
-        >>> chat.invoke([("user", "How was the film?")])
+    Key init args:
+        model: The language model: a name, a folder, or a `TransformersModel`.
+        reward: The reward model: a name, a config such as `ClassifierReward`, or a function of
+            prompt and completion.
+        temperature: Softness of sampling; 0 is greedy.
+        max_tokens: The longest answer; by default what is left of the context, up to 1,024.
+        stop: Strings that end an answer.
+        timeout: Another name for `deadline_s`.
+        config: A whole `StarsConfig`, which the other fields override.
+
+        All fields of the parts of `StarsConfig` are available by name, here and per call; unknown
+        names raise an error.
+
+    Instantiate:
+        ```python
+        from langchain_stars import ChatStars
+
+        chat = ChatStars(max_tokens=24, seed=7)  # the small pair inside the package
+        ```
+
+    Invoke:
+        ```python
+        message = chat.invoke([("user", "How was the film?")])
+        print(message.text)
+        ```
+
+        Calls also accept `reward_prompt`, which replaces the conversation for the reward model, and
+        `continue_final_message` of `stars_engine.Chat`.
+
+    Stream:
+        Accepted segments only; tool calls stream while they are written.
+
+        ```python
+        for chunk in chat.stream("How was the film?"):
+            print(chunk.text, end="")
+        ```
+
+    Async:
+        ```python
+        import asyncio
+
+        print(asyncio.run(chat.ainvoke("How was the film?")).text)
+        ```
+
+    Tool calling:
+        A grammar allows only valid calls, and enforces `tool_choice`.
+
+        ```python
+        from typing import Literal
+
+
+        def rate(stars: Literal[1, 2, 3]) -> str:
+            'Rates the film.'
+
+
+        rating = chat.bind_tools([rate], tool_choice="rate", max_tokens=128).invoke("Rate it.")
+        print(rating.tool_calls)
+        ```
+
+        Calls accept `tools`, `tool_choice`, `parallel_tool_calls`, `constrain_tools` and
+        `compact_calls` of `stars_engine.Chat`.
+
+    Structured output:
+        ```python
+        from pydantic import BaseModel
+
+
+        class Verdict(BaseModel):
+            good: bool
+
+
+        print(chat.with_structured_output(Verdict, max_tokens=64).invoke("A fine film."))
+        ```
+
+        Calls also accept `response_format` in the OpenAI format, and `answer_schema` of
+        `stars_engine.Chat`. `describe_schema=False` keeps the schema out of the prompt.
+
+    Image input:
+        None: images, audio and video raise `PromptError`.
+
+    Token usage:
+        ```python
+        print(message.usage_metadata)
+        ```
+
+    Response metadata:
+        The finish reason, the usage, and under "stars" the reward, the seed and what was rejected.
+        With `trace=True`, every segment and attempt.
+
+        ```python
+        print(message.response_metadata["stars"]["reward"])
+        ```
     """
 
     _kind: ClassVar[Literal["llm", "chat"]] = "chat"
@@ -103,7 +185,7 @@ class ChatStars(StarsFields, BaseChatModel):
 
     def __getattr__(self, name: str) -> Any:
         if name == "profile":
-            return profile_of(self.engine())
+            return profile_of(self.engine(), lambda: self._sampling(self.settings()))
         return super().__getattr__(name)  # type: ignore[misc]
 
     @model_validator(mode="after")
@@ -179,100 +261,10 @@ class ChatStars(StarsFields, BaseChatModel):
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
 
-    # --- tools and schemas ---
-
-    def bind_tools(
-        self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
-        *,
-        tool_choice: Any = None,
-        strict: bool | None = None,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Return this model with tools that it may call.
-
-        Args:
-            tools: Functions, pydantic models, TypedDicts, schemas or `BaseTool`s.
-            tool_choice: "auto", "none", "any" or "required", True, the name of a tool, or the
-                OpenAI format. A grammar enforces the choice.
-            strict: By default, a grammar enforces the schema of arguments. What it cannot express
-                is reported by a warning, and checked in complete calls. True refuses such tools.
-                False turns the grammar off (`constrain_tools`), unless `tool_choice` forces a call.
-            **kwargs: Further keywords for each call, such as `parallel_tool_calls` or any setting.
-
-        Raises:
-            ConfigError: `strict` is True, and a grammar cannot express the arguments of a tool.
-        """
-        formatted = read_tools(tools)
-        names = [tool["function"]["name"] for tool in formatted]
-        if isinstance(tool_choice, str) and tool_choice not in names:
-            tool_choice = other_names(tools).get(tool_choice, tool_choice)
-        choice = read_tool_choice(tool_choice, names)
-        if strict is False and choice in ("auto", "none"):
-            kwargs.setdefault("constrain_tools", False)
-        if kwargs.get("constrain_tools", True):
-            check_tools(formatted, strict=strict is True, owner="bind_tools")
-        return self.bind(tools=formatted, tool_choice=choice, **kwargs)
-
-    def with_structured_output(
-        self,
-        schema: Any | None = None,
-        *,
-        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
-        include_raw: bool = False,
-        strict: bool | None = None,
-        compact: bool = False,
-        describe_schema: bool = True,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, Any]:
-        """Return this model with answers that conform to a schema.
-
-        Args:
-            schema: A pydantic model (version 1 or 2), a TypedDict, an enum or another type such as
-                `list[int]`, a function, or a JSON schema, possibly in the wrapping of OpenAI, MCP,
-                Anthropic, Bedrock, Gemini or Cohere. With `json_mode`, None allows any object.
-            method: "json_schema" and "json_mode" constrain the answer to JSON of the schema;
-                "function_calling" constrains it to a tool call with these arguments.
-            include_raw: Return a dictionary with `raw`, `parsed` and `parsing_error` instead.
-            strict: If False, objects may have properties beyond the schema; calls may not.
-            compact: Allow no whitespace between the parts of JSON, on which small models may spend
-                their token budget.
-            describe_schema: Show the schema, with its descriptions, to the model in the system
-                message. With "function_calling", the tool always shows it.
-            **kwargs: Further keywords for each call.
-
-        Raises:
-            ValueError: The method is unknown, or the schema is missing or invalid.
-        """
-        if method not in METHODS:
-            raise ValueError(
-                f"Unknown method {method!r}; expected one of {', '.join(METHODS)}. Hint: leave "
-                "method out for 'json_schema'"
-            )
-        if schema is None and method != "json_mode":
-            raise ValueError(
-                f"method={method!r} needs a schema. Hint: give one, or use method='json_mode'"
-            )
-        kwargs.setdefault("stop", [])  # stop strings of the model could end the JSON early
-        found = None if schema is None else read_schema(schema)
-        options = {"method": method, "strict": strict}
-        kwargs["ls_structured_output_format"] = {"kwargs": options, "schema": stated(schema, found)}
-        name = (found and found.name) or "answer"
-        if method == "function_calling":
-            assert found is not None
-            kwargs.setdefault("compact_calls", compact)
-            model = self.bind_tools([tool_of(found, name)], tool_choice=name, **kwargs)
-        else:
-            grammar = JsonGrammar(compact=compact)
-            if found is not None and found.schema is not None:
-                is_strict = found.strict if strict is None else strict
-                grammar = grammar_of_schema(found.schema, strict=is_strict, compact=compact)
-                if describe_schema:
-                    kwargs.setdefault("answer_schema", described(found))
-            model = self.bind(grammar=grammar, **kwargs)
-        return reading(model, parser_of(schema, method, name), include_raw=include_raw)
-
     # --- settings ---
+
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        return {"model_name": self.model_name, **combined(llm_outputs)}
 
     def _get_invocation_params(
         self, stop: list[str] | None = None, **kwargs: Any
@@ -298,6 +290,9 @@ class ChatStars(StarsFields, BaseChatModel):
         if settings.sampling == "model":
             return settings
         return settings.replace(sampling=chat_sampling(settings.sampling, settings))
+
+    def _sampling(self, settings: StarsConfig) -> SamplingParams:
+        return chat_sampling(super()._sampling(settings), settings)
 
     def _of_engine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in kwargs.items() if name not in _OF_CALL}
@@ -335,8 +330,7 @@ class ChatStars(StarsFields, BaseChatModel):
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
         settings, call = self._call(stop, kwargs)
         if settings.sampling == "model":
-            sampling = self.engine(settings).facts.default_sampling()
-            call["sampling"] = chat_sampling(sampling, settings)
+            call["sampling"] = self._sampling(settings)
         given = {name: kwargs[name] for name in _OF_CHAT if kwargs.get(name) is not None}
         chat, names = chat_of(messages, kwargs.get("tools") or (), given)
         return settings, chat, call, names

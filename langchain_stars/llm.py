@@ -35,18 +35,59 @@ _OF_RUN = ("tags", "metadata", "run_name", "run_id")
 class StarsLLM(StarsFields, BaseLLM):
     """A local language model that a reward model steers during generation.
 
-    All fields of the parts of `StarsConfig` are available by name, here and per call (`bind`,
-    `invoke`, `configurable_fields`); unknown names raise an error. All instances in a process share
-    one engine per language model, and concurrent calls share its steps. Prompts that are messages
-    are rendered with the model's chat template. A prompt that a template has already rendered is a
-    `stars_engine.RenderedPrompt`, or a string with `prompt_format="rendered"`.
+    Setup:
+        Install `stars-engine[local,langchain]`. No key and no server are needed. The models are
+        loaded at the first call. All instances in a process share one engine per language model.
 
-    Calls also accept `reward_prompt`, which replaces the prompt for the reward model, for example
-    with the question without its documents.
+    Key init args:
+        model: The language model: a name, a folder, or a `TransformersModel`.
+        reward: The reward model: a name, a config such as `ClassifierReward`, or a function of
+            prompt and completion.
+        temperature: Softness of sampling; 0 is greedy.
+        max_tokens: The longest answer.
+        stop: Strings that end an answer.
+        prompt_format: How strings are read: "chat", "raw", "rendered", or "auto".
+        config: A whole `StarsConfig`, which the other fields override.
 
-    Examples:
-        >>> llm = StarsLLM(max_tokens=48, seed=7)
-        >>> llm.invoke("The acting in this movie")
+        All fields of the parts of `StarsConfig` are available by name, here and per call (`bind`,
+        `invoke`, `configurable_fields`); unknown names raise an error.
+
+    Instantiate:
+        ```python
+        from langchain_stars import StarsLLM
+
+        llm = StarsLLM(max_tokens=24, seed=7)  # the small pair inside the package
+        ```
+
+    Invoke:
+        Prompts that are messages are rendered with the model's chat template. A prompt that a
+        template has already rendered is a `stars_engine.RenderedPrompt`. Calls also accept
+        `reward_prompt`, which replaces the prompt for the reward model, for example with the
+        question without its documents.
+
+        ```python
+        print(llm.invoke("The acting in this movie"))
+        print(llm.batch(["The plot", "The music"]))
+        ```
+
+    Stream:
+        ```python
+        for text in llm.stream("The plot"):
+            print(text, end="")
+        ```
+
+    Async:
+        ```python
+        import asyncio
+
+        print(asyncio.run(llm.ainvoke("The plot")))
+        ```
+
+    Response metadata:
+        ```python
+        [[generation]] = llm.generate(["The music"]).generations
+        print(generation.generation_info["reward"], generation.generation_info["usage"])
+        ```
     """
 
     _kind: ClassVar[Literal["llm", "chat"]] = "llm"

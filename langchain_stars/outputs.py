@@ -144,6 +144,19 @@ def llm_output_of(results: Sequence[StarsResult], settings: StarsConfig) -> dict
     return {"token_usage": dict(totals), "model_name": name_of_model(settings)}
 
 
+def combined(llm_outputs: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Return the usage of several calls in total, and the model name.
+
+    Args:
+        llm_outputs: Those of `llm_output_of`; None for streamed and for cached answers.
+    """
+    totals: Counter[str] = Counter()
+    known = [output for output in llm_outputs if output]
+    for output in known:
+        totals.update(output["token_usage"])
+    return {**known[-1], "token_usage": dict(totals)} if known else {}
+
+
 def metadata_of(result: StarsResult, reporting: Reporting) -> dict[str, Any]:
     """Return the metadata of an answer under LangChain's names, and our own under "stars"."""
     account = account_of(result, trace=reporting.trace)

@@ -80,6 +80,17 @@ def other_names(tools: Sequence[Any]) -> dict[str, str]:
 
 
 def _read(tool: Any) -> list[NamedSchema]:
+    try:
+        return _of_any(tool)
+    except NameError as error:  # of an annotation in quotes
+        name = getattr(tool, "__name__", type(tool).__name__)
+        raise PromptError(
+            f"the annotations of {name} cannot be resolved: {error}. Hint: define the types that "
+            "they name in the module, not in a function"
+        ) from error
+
+
+def _of_any(tool: Any) -> list[NamedSchema]:
     if isinstance(tool, Mapping):
         return wrappings.read_tools(tool)
     if isinstance(tool, BaseTool):

@@ -56,7 +56,8 @@ class CallingLLM(FunctionCallingLLM):
         choice = kwargs.pop("tool_choice", None)  # LlamaIndex's programs pass None
         strict, formatted = kwargs.pop("strict", None), read_tool_list(tools)
         if kwargs.get("constrain_tools", True):
-            check_tools(formatted, strict=strict is True, owner="chat_with_tools")
+            owner = "chat_with_tools"
+            check_tools(formatted, strict=strict is True, owner=owner, otherwise="strict=False")
         return {
             "messages": messages,
             "tools": formatted,
@@ -94,14 +95,24 @@ class CallingLLM(FunctionCallingLLM):
     def predict_and_call(
         self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> AgentChatResponse:
-        """See `FunctionCallingLLM.predict_and_call`, which structured prediction uses."""
+        """See `FunctionCallingLLM.predict_and_call`, which structured prediction uses.
+
+        If there is one tool and it must be called, a grammar must express all of its arguments,
+        unless `strict` is False.
+        """
+        kwargs = self._strict(tools, kwargs)
         return super().predict_and_call(callable_tools(tools), *args, **kwargs)
 
     async def apredict_and_call(
         self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> AgentChatResponse:
         """Do the same without blocking the event loop."""
+        kwargs = self._strict(tools, kwargs)
         return await super().apredict_and_call(callable_tools(tools), *args, **kwargs)
+
+    def _strict(self, tools: Sequence[BaseTool], kwargs: dict[str, Any]) -> dict[str, Any]:
+        is_forced = bool(kwargs.get("tool_required")) and len(tools) == 1
+        return {"strict": True, **kwargs} if is_forced and self._predicts_by_calls else kwargs
 
     def _structured_stream_call(  # type: ignore[override]  # narrower
         self,
@@ -161,7 +172,7 @@ class CallingLLM(FunctionCallingLLM):
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         tool = get_function_tool(output_cls)
         asked = {"tools": [tool], "chat_history": messages, "tool_required": True}
-        return {**(llm_kwargs or {}), **asked}
+        return {"strict": True, **(llm_kwargs or {}), **asked}
 
     def _objects(self, response: ChatResponse, output_cls: type[BaseModel]) -> list[BaseModel]:
         """Return the object in an answer: while it is written, with all fields optional."""

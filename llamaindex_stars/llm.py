@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.types import TokenAsyncGen
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from llamaindex_stars.calling import CallingLLM
 from llamaindex_stars.keywords import keeps_secrets
@@ -34,7 +35,15 @@ from llamaindex_stars.responses import (
     completions_of,
 )
 from llamaindex_stars.tools import read_tool_list
-from stars_engine import Chat, ConfigError, JsonGrammar, SamplingParams, StarsConfig, StarsEngine
+from stars_engine import (
+    Chat,
+    ConfigError,
+    JsonGrammar,
+    ModelLoadError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+)
 from stars_engine.errors import Problem
 from stars_engine.integrations import (
     EngineFields,
@@ -70,14 +79,32 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     If prompt and `max_tokens` exceed the context, the answer is shortened to the remaining context
     (`on_overflow="clamp"`, unless it is set), because LlamaIndex fills prompts up to
-    `context_window`.
+    `context_window`. `system_prompt` and `query_wrapper_prompt` apply to unformatted completions.
 
     Examples:
-        >>> llm = StarsLLM(max_tokens=48, seed=7)
-        >>> llm.complete("The acting in this movie").text
+        ```python
+        from llama_index.core.llms import ChatMessage
+
+        from llamaindex_stars import StarsLLM
+
+        llm = StarsLLM(max_tokens=24, seed=7, context_window=256, additional_kwargs={"top_k": 20})
+        print(llm.complete("The acting in this movie").text)
+        print(llm.chat([ChatMessage("How was the film?")]).message.content)
+        for part in llm.stream_complete("The plot"):
+            print(part.delta, end="")
+        ```
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    context_window: int | None = Field(
+        default=None,
+        gt=0,
+        description="tokens that LlamaIndex may fill; by default, and at most, the model's context",
+    )
+    additional_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further settings by name, which replace those of fields"
+    )
 
     @classmethod
     def class_name(cls) -> str:
@@ -88,15 +115,13 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     def metadata(self) -> LLMMetadata:
         """The capabilities of the model, read from its files without loading its weights."""
         settings = self.settings()
-        facts = self.engine(settings).facts
-        sampling = facts.default_sampling() if settings.sampling == "model" else settings.sampling
-        if facts.has_chat_template:
-            sampling = chat_sampling(sampling, settings)
+        facts, sampling = self.engine(settings).facts, self._sampling(settings)
         num_output, limits = sampling.max_tokens, {}
-        if facts.context_len is not None:
-            limits = {"context_window": facts.context_len}
-            if _clamped(sampling).on_overflow == "clamp":
-                num_output = min(num_output, facts.context_len // 4)  # space that prompts reserve
+        known = [size for size in (facts.context_len, self.context_window) if size is not None]
+        if known:
+            limits = {"context_window": min(known)}
+            if sampling.on_overflow == "clamp":
+                num_output = min(num_output, min(known) // 4)  # space that prompts reserve
         return LLMMetadata(
             num_output=num_output,
             is_chat_model=facts.has_chat_template,
@@ -243,7 +268,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         """
         for name in self.model_fields_set:
             refuse_left_behind(self.__dict__.get(name))
-        return super().settings(**overrides)
+        return super().settings(**{**self.additional_kwargs, **overrides})
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine for a call."""
@@ -257,7 +282,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         reward_prompt = kwargs.pop("reward_prompt", None)
         kwargs.pop("describe_schema", None)  # a completion has no system message
         settings = self._settings_of(kwargs)
-        has_template = formatted and self.engine(settings).has_chat_template
+        reads_template = formatted or self.system_prompt is not None
+        has_template = reads_template and self.engine(settings).has_chat_template
         prompt, settings = completion_prompt(
             self, text, settings, formatted=formatted, has_template=has_template
         )
@@ -305,17 +331,18 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     ) -> tuple[StarsEngine, dict[str, Any]]:
         """Return the engine and its arguments."""
         refuse_several_answers(settings, hint="n=1")
-        engine, sampling = self.engine(settings), settings.sampling
-        if sampling == "model":
-            sampling = engine.facts.default_sampling()
-        if isinstance(prompt, Chat) or engine.has_chat_template:
+        engine, sampling = self.engine(settings), self._sampling(settings)
+        if isinstance(prompt, Chat):  # with tools, also without a template
             sampling = chat_sampling(sampling, settings)
         call = {"prompts": prompt, "align": settings.align, "reward_prompt": reward_prompt}
-        return engine, {**call, "sampling": _clamped(sampling)}
+        return engine, {**call, "sampling": sampling}
 
-
-def _clamped(sampling: SamplingParams) -> SamplingParams:
-    """Return settings that clamp `max_tokens` to the context, unless `on_overflow` is set."""
-    if "on_overflow" in sampling.model_fields_set:
-        return sampling
-    return sampling.replace(on_overflow="clamp")
+    def _sampling(self, settings: StarsConfig) -> SamplingParams:
+        """Return those of calls, which clamp answers to the context."""
+        sampling = super()._sampling(settings)
+        with suppress(ModelLoadError):  # a call raises it
+            if self.engine(settings).facts.has_chat_template:
+                sampling = chat_sampling(sampling, settings)
+        if "on_overflow" in sampling.model_fields_set:
+            return sampling
+        return sampling.replace(on_overflow="clamp")

@@ -44,13 +44,23 @@ def completion_prompt(
     `completion_to_prompt` function. A formatted string is read as rendered, with control tokens, if
     that function exists or the model has a chat template; otherwise, nothing can have rendered it,
     and it is plain text. Begin-of-text is added before it once.
+
+    LlamaIndex's `query_wrapper_prompt` and `system_prompt` apply to unformatted strings; a user's
+    `completion_to_prompt` function replaces the latter, as in HuggingFaceLLM.
     """
+    if not formatted and llm.query_wrapper_prompt is not None:
+        text = llm.query_wrapper_prompt.format(query_str=text)
     assert llm.completion_to_prompt is not None
     if llm.completion_to_prompt is not default_completion_to_prompt:
         written = text if formatted else llm.completion_to_prompt(text)
         return RenderedPrompt(written, add_special_tokens=True), settings
     if formatted and has_template:
         return RenderedPrompt(text, add_special_tokens=True), settings
+    if not formatted and llm.system_prompt:
+        if has_template and settings.prompt_format in ("auto", "chat"):
+            said = Message(role="system", content=llm.system_prompt)
+            return Chat([said, Message(role="user", content=text)]), settings
+        text = f"{llm.system_prompt}\n\n{text}"
     return text, settings.replace(prompt_format="raw") if formatted else settings
 
 

@@ -17,6 +17,7 @@ from llama_index.core.tools import (
 )
 from llama_index.core.tools.types import adapt_to_async_tool
 from pydantic import BaseModel
+from pydantic.errors import PydanticUserError
 
 from stars_engine import PromptError
 from stars_engine.config.grammars import schema_of
@@ -93,7 +94,15 @@ def _resolve_annotations(tool: BaseTool) -> None:
     model = tool.metadata.fn_schema
     if model is not None and not model.__pydantic_complete__ and isinstance(tool, FunctionTool):
         names = getattr(inspect.unwrap(tool.real_fn), "__globals__", {})
-        model.model_rebuild(raise_errors=False, _types_namespace=names)
+        try:
+            model.model_rebuild(raise_errors=False, _types_namespace=names)
+        except PydanticUserError as error:
+            reason = str(error).split(". ", maxsplit=1)[0]
+            raise PromptError(
+                f"the arguments of the tool {tool.metadata.get_name()!r} have no JSON schema: "
+                f"{reason}. Hint: annotate LlamaIndex's Context with the class, not in quotes or "
+                "under `from __future__ import annotations`, or give fn_schema"
+            ) from error
 
 
 def _read(tool: Any) -> list[NamedSchema]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         EbnfGrammar,
         EngineParams,
         FunctionReward,
+        GuardrailReward,
+        GuardReward,
         JsonGrammar,
         OpenAIServerModel,
         ProcessReward,
@@ -91,9 +93,9 @@ _HOMES = {
     "stars_engine.config.presets": "preset",
     "stars_engine.config": (
         "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
-        "FunctionReward JsonGrammar OpenAIServerModel ProcessReward RegexGrammar RewardPart "
-        "SamplingParams ServerProcessReward ServerReward ServerYesNoReward StarsConfig "
-        "TransformersModel VLLMModel VLLMReward ValueReward YesNoReward"
+        "FunctionReward GuardReward GuardrailReward JsonGrammar OpenAIServerModel ProcessReward "
+        "RegexGrammar RewardPart SamplingParams ServerProcessReward ServerReward ServerYesNoReward "
+        "StarsConfig TransformersModel VLLMModel VLLMReward ValueReward YesNoReward"
     ),
     "stars_engine.engine.engine": "StarsEngine",
     "stars_engine.runtime.stats": "EngineStats",
@@ -137,6 +139,8 @@ __all__ = [
     "FunctionReward",
     "FunctionSchedule",
     "GenerationError",
+    "GuardReward",
+    "GuardrailReward",
     "GuideReport",
     "InvalidToolCall",
     "JsonGrammar",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from stars_engine.problems import (
     HINT,
     ConfigError,
@@ -40,6 +42,7 @@ __all__ = [
     "RewardOutcome",
     "ScheduleError",
     "ServerError",
+    "ServerFault",
     "StarsError",
     "StarsWarning",
     "describe_error",
@@ -66,6 +69,7 @@ class RewardError(RequestError):
 
 
 RewardOutcome = Score | RewardError  # of one candidate
+ServerFault = Literal["unavailable", "timeout", "bad_answer"]
 
 
 class ScheduleError(RequestError):
@@ -85,7 +89,23 @@ class GenerationError(RequestError):
 
 
 class ServerError(GenerationError):
-    """An HTTP server could not be reached, or its answer cannot be used."""
+    """An HTTP server could not be reached, or its answer cannot be used.
+
+    Attributes:
+        fault: "unavailable" if the server cannot be reached or reports an error of its own,
+            "timeout" if it did not answer in time, "bad_answer" if it refused the request or its
+            answer cannot be used.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        result: StarsResult | None = None,
+        *,
+        fault: ServerFault = "bad_answer",
+    ) -> None:
+        super().__init__(message, result)
+        self.fault: ServerFault = fault
 
 
 class NothingToDrawError(GenerationError):

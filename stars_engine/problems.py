@@ -121,7 +121,13 @@ def describe_error(error: BaseException) -> str:
 
 
 class ModelLoadError(StarsError):
-    """A language model, reward model or tokenizer could not be loaded."""
+    """A language model, reward model or tokenizer could not be loaded.
+
+    Attributes:
+        may_recover: Whether a later attempt may succeed, because a server did not answer.
+    """
+
+    may_recover = False
 
 
 class PromptError(StarsError, ValueError):

@@ -59,9 +59,13 @@ _BEARER = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?\w+\s+|\bbearer\s+(?=\S*[\d_.=-]))[\w.~+/=-]{6,}",
     re.IGNORECASE,
 )
+# Every name of a secret contains one of these words. Another name ends before its value, which may
+# contain a name itself: host:8000/path?token=value
+_PARTS = "|".join(sorted(_SECRET_WORDS | _IN_KEYWORDS | _set("auth keys session token tokens")))
 # name='value', "name": "value", name: value, ?name=value
 _NAMED = re.compile(
-    r"(?<![\w-])([\w-]++)(['\"]?\s*[:=]\s*)"  # of whole words only: linear in a long word
+    rf"(?<![\w-])(?=[\w-]*?(?i:{_PARTS}))"
+    r"([\w-]++)(['\"]?\s*[:=]\s*)"  # of whole words only: linear in a long word
     r"(?:(['\"])([^'\"]+)\3|((?!/)[^\s'\"<(\[{,;&)]{6,}+(?!\()))"
 )
 

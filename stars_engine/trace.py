@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stars_engine.errors import ConfigError
 from stars_engine.files.disk import append_lines, file_error, shown_path, why_not, write_parts
+from stars_engine.problems import HINT
 from stars_engine.types import Attempt, Segment, StarsResult, Usage
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _result(line: bytes) -> StarsResult | str:
     except UnicodeDecodeError as error:
         return f"byte {error.start} is not UTF-8"
     except ConfigError as error:
-        return str(error)
+        return str(error).partition(f". {HINT}")[0]
 
 
 def _is_result(line: bytes) -> bool:

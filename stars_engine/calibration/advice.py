@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from stars_engine.calibration.trust import WORTHWHILE, SegmentTrust
+from stars_engine.calibration.trust import SegmentTrust
 from stars_engine.calibration.verify import Verification
 from stars_engine.schedules import CurvePoint, Effort
+from stars_engine.schedules.calibrated import WORTHWHILE
 from stars_engine.schema import Schema
 
 Verdict = Literal["worthwhile", "undecided", "not worthwhile"]

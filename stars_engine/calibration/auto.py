@@ -23,6 +23,7 @@ from stars_engine.calibration.fingerprints import model_fingerprints
 from stars_engine.calibration.fit import Target
 from stars_engine.calibration.host import Host
 from stars_engine.calibration.pilot_prompts import neutral_prompts, uses_chat_format
+from stars_engine.calibration.prefix_trust import warn_of_trust
 from stars_engine.calibration.settings import dependencies, hash_of
 from stars_engine.calibration.single_flight import SingleFlightJob
 from stars_engine.config import AlignParams, SamplingParams
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _MIN_LENGTH, _LENGTH_FACTOR = 32, 4  # calibrated lengths are 32, 128, 512, ... tokens
 LOG_EVERY_S = 10.0
-_LAYOUT = 2  # version of cached calibrations; raised when older ones must not be used
+_LAYOUT = 3  # version of cached calibrations; raised when older ones must not be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,8 @@ class Calibrations:
         return CalibrationRequest(resolved, waiter)
 
     def _on_done(self, key: str, job: SingleFlightJob, schedule: CalibratedSchedule | None) -> None:
+        if schedule is not None:
+            warn_of_trust(schedule)
         with self._lock:
             if schedule is not None:
                 self._results[key] = schedule
@@ -177,6 +180,7 @@ def _cache_key_values(
         "relative_beta": auto.relative_beta,
         "prompts": hash_of(_pilot_prompts(engine, auto)),
         "seed": auto.seed,
+        "on_untrusted": auto.on_untrusted,
         "layout": _LAYOUT,
     }
 
@@ -233,6 +237,7 @@ def _calibrate(
         progress=_StageLog(),
         should_stop=lambda: not is_wanted(),
         detect_guard=True,
+        on_untrusted=auto.on_untrusted,
     )
     if schedule.predicted is not None:
         logger.warning(

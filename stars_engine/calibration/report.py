@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from stars_engine.calibration.advice import (
@@ -19,12 +18,13 @@ from stars_engine.calibration.advice import (
 )
 from stars_engine.calibration.calibrate import default_segment_len
 from stars_engine.calibration.host import Host, RewardPrompts
-from stars_engine.calibration.judges import Judge, as_judge, opinion_of
+from stars_engine.calibration.judges import Judge, as_judge
 from stars_engine.calibration.pilot_prompts import (
     checked_prompts,
     neutral_prompts,
     uses_chat_format,
 )
+from stars_engine.calibration.plain_answers import plain_answers
 from stars_engine.calibration.provenance import provenance
 from stars_engine.calibration.trust import (
     Answers,
@@ -38,9 +38,9 @@ from stars_engine.calibration.trust import (
 from stars_engine.config import AlignParams, RewardConfig, SamplingParams
 from stars_engine.display.pages import table
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.schedules import CalibratedSchedule, CurvePoint, Estimate, NoSchedule
+from stars_engine.schedules import CalibratedSchedule, CurvePoint, Estimate
 from stars_engine.schema import Schema
-from stars_engine.types import Prompt, StarsResult
+from stars_engine.types import Prompt
 
 GRID = 4  # tokens between the borders of the pilot
 SEGMENT_LENS = (4, 8, 16, 32, 64, 128)
@@ -216,12 +216,16 @@ def trust_report(
         raise _problem("sampling.max_tokens", message)
     opinion = as_judge(judge)
 
-    def pilot(**settings: Any) -> Answers:
-        align = AlignParams(schedule=NoSchedule(), num_candidates=1, **settings)
-        results = engine.generate(
-            prompts, sampling=sampling, align=align, reward_prompt=reward_prompt
+    def pilot(**segments: Any) -> Answers:
+        return plain_answers(
+            engine,
+            prompts,
+            sampling=sampling,
+            segments=segments,
+            reward_prompt=reward_prompt,
+            judge=opinion,
+            title="trust_report",
         )
-        return _answers(results, prompts, opinion)
 
     plain = pilot(segment_len=GRID)
     lengths = [length for length in SEGMENT_LENS if length <= sampling.max_tokens]
@@ -285,48 +289,5 @@ _REMEDIES: dict[str, dict[str, Any]] = {
 }
 
 
-def _answers(
-    results: Sequence[StarsResult], prompts: Sequence[Prompt], judge: Judge | None
-) -> Answers:
-    used, outcomes = [], []
-    for result in results:
-        own = _rewards(result)
-        if not own:
-            continue
-        outcome = own[-1]
-        if judge is not None:
-            outcome = opinion_of(judge, _text(prompts[result.prompt_index]), result)
-        if np.isfinite(outcome):
-            used.append(result)
-            outcomes.append(outcome)
-    if not used:
-        message = (
-            "no answer has a finite outcome. Hint: raise max_tokens, or "
-            "check the reward and the judge"
-        )
-        raise _problem("sampling", message)
-    rewards = [np.array(_rewards(result)) for result in used]
-    tokens = [np.cumsum([len(s.token_ids) for s in result.segments]) for result in used]
-    return Answers(
-        np.array([result.prompt_index for result in used]),
-        rewards,
-        [part.astype(float) for part in tokens],
-        np.array(outcomes, dtype=float),
-    )
-
-
 def _problem(field: str, message: str) -> ConfigError:
     return ConfigError("trust_report", [Problem(field, message)])
-
-
-def _rewards(result: StarsResult) -> list[float]:
-    """Return the rewards at every border of an answer; empty if one is missing."""
-    rewards = [s.reward for s in result.segments if s.reward is not None]
-    return rewards if len(rewards) == len(result.segments) else []
-
-
-def _text(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    messages = getattr(prompt, "messages", None) or ()
-    return getattr(prompt, "text", None) or "\n\n".join(message.content for message in messages)

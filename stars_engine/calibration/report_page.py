@@ -10,12 +10,12 @@ from stars_engine.calibration.advice import verification_advice
 from stars_engine.calibration.pages import render
 from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.svg import svg
-from stars_engine.calibration.trust import WORTHWHILE
 from stars_engine.calibration.verify import Verification
 from stars_engine.display.pages import document, table
 from stars_engine.errors import needs_extra
 from stars_engine.files.disk import write_file
 from stars_engine.schedules import CalibratedSchedule, CurvePoint
+from stars_engine.schedules.calibrated import WORTHWHILE
 
 _TEMPLATE = "trust_report.html.jinja"
 _STYLE = """

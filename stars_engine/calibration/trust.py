@@ -28,7 +28,6 @@ from stars_engine.calibration.over_prompts import (
 from stars_engine.schedules import CurvePoint, Estimate
 from stars_engine.schema import Schema
 
-WORTHWHILE = 1.2  # expected advantage below which Best-of-N does as well
 _NUM_RESAMPLES = 200
 _MIN_ANSWERS = 16  # borders that fewer answers reach are not measured
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from stars_engine.chat.call_deltas import WrittenCall
 from stars_engine.chat.replies import ReplyReader
+from stars_engine.chat.tool_calls import call_id
 from stars_engine.messages import Message
 from stars_engine.types import ToolCallDelta
 
@@ -27,10 +28,11 @@ class Deltas:
     Args:
         reader: Reads the answers to the conversation.
         prompt_ids: The conversation.
+        salt: Distinguishes the ids of the answer's calls from those of other answers.
     """
 
-    def __init__(self, reader: ReplyReader, prompt_ids: Sequence[int]) -> None:
-        self._reader, self._prompt_ids = reader, prompt_ids
+    def __init__(self, reader: ReplyReader, prompt_ids: Sequence[int], *, salt: str = "") -> None:
+        self._reader, self._prompt_ids, self._salt = reader, prompt_ids, salt
         self._sent = Said()
         self._calls: list[WrittenCall] = []
 
@@ -42,8 +44,10 @@ class Deltas:
             before = self._calls[index] if index < len(self._calls) else None
             new = call.arguments[len(before.arguments) if before else 0 :]
             if before is None or new:
-                name = call.name if before is None else None
-                added.append(ToolCallDelta(index=index, name=name, arguments=new))
+                begin: dict[str, str] = {}
+                if before is None:
+                    begin = {"name": call.name, "id": call_id(index, call.name, self._salt)}
+                added.append(ToolCallDelta(index=index, arguments=new, **begin))
         self._calls = now
         return tuple(added)
 

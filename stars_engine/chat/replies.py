@@ -44,8 +44,13 @@ class ReplyReader:
     reasoning_mode: ReasoningMode = "none"
     must_call: bool = False
 
-    def read(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> Message:
-        """Return an answer, finished or not, as a message; no text is lost."""
+    def read(
+        self, prompt_ids: Sequence[int], ids: Sequence[int], text: str, *, salt: str = ""
+    ) -> Message:
+        """Return an answer, finished or not, as a message; no text is lost.
+
+        `salt` distinguishes the ids of its calls from those of other answers.
+        """
         marked = self.marked(prompt_ids, ids, text)
         reasoning, rest = None, marked
         if self._thinks(marked):
@@ -54,7 +59,6 @@ class ReplyReader:
             reasoning, rest = unmarked(inner).strip(), rest.lstrip("\n")
         calls = Calls(unmarked(rest))
         if self.tools:
-            salt = ",".join(map(str, prompt_ids))
             calls = read_calls(rest, self._form_as_seen(), self.tools, salt=salt)
             if self.must_call and not (calls.valid or calls.invalid) and rest.strip():
                 broken = InvalidToolCall(

@@ -66,6 +66,19 @@ def may_be_a_call(text: str, form: ToolFormat) -> bool:
     return bool(stripped) and any(sign.startswith(stripped) for sign in signs)
 
 
+def call_id(index: int, name: str, salt: str) -> str:
+    """Return the id of a call, which is known when its name is written.
+
+    It has nine letters and digits, as Mistral's templates require.
+
+    Args:
+        index: Which of the answer's calls it is, the invalid ones included.
+        name: The name of the tool.
+        salt: Makes the ids of an answer differ from those of other answers.
+    """
+    return sha256(f"{index}:{name}:{salt}".encode()).hexdigest()[:9]
+
+
 def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str = "") -> Calls:
     """Read an answer's calls.
 
@@ -73,7 +86,7 @@ def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str 
         text: The marked answer.
         form: The format of calls, in the form of `marked_text`.
         tools: The tools that may be called.
-        salt: Makes the call ids of this answer differ from those of equal answers.
+        salt: Makes the call ids of this answer differ from those of other answers.
     """
     start = start_of_calls(text, form)
     if start == len(text):
@@ -86,14 +99,12 @@ def read_calls(text: str, form: ToolFormat, tools: Sequence[Tool], *, salt: str 
     known = {tool.name: tool for tool in tools}
     valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
-    for piece in pieces:
+    for number, piece in enumerate(pieces):
         call = _read(piece, form, known)
         if isinstance(call, InvalidToolCall):
             invalid.append(call)
         else:
-            number = f"{len(valid)}:{salt}:{text}"
-            # Nine letters and digits, as Mistral's templates require; equal answers get equal ids.
-            valid.append(call.replace(id=sha256(number.encode()).hexdigest()[:9]))
+            valid.append(call.replace(id=call_id(number, call.name, salt)))
     content = "\n".join(filter(None, (text[:start].rstrip(), said)))
     return Calls(unmarked(content), tuple(valid), tuple(invalid))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,7 @@ from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, needs_extra
 from stars_engine.files.config_files import check_suffix, check_writable, refuse_imports, text_of
 from stars_engine.schedules import CalibratedSchedule
+from stars_engine.trace import read_jsonl
 from stars_engine.types import Prompt
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ def calibrate_command(
     reward: RewardOption = None,
     no_imports: NoImportsOption = False,
     prompts_file: PilotPromptsOption = None,
+    from_trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-trace", help="Or: the prompts of this file of stars generate --trace."
+        ),
+    ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Drafted over kept tokens. Default: 2.7.")
     ] = None,
@@ -52,6 +59,10 @@ def calibrate_command(
     ] = None,
     segment_len: Annotated[int | None, typer.Option(help="Tokens judged together.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer.")] = None,
+    on_untrusted: Annotated[
+        Literal["warn", "best_of_n", "raise", "ignore"],
+        typer.Option(help="What calls do if the reward of unfinished text says too little."),
+    ] = "warn",
     seed: Annotated[int, typer.Option(min=0, help="Of the pilot.")] = 0,
     out: Annotated[
         Path, typer.Option(help="The file of thresholds, for --schedule and CalibratedSchedule.")
@@ -81,14 +92,13 @@ def calibrate_command(
     judging = as_reward(judge)
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
-    prompts: list[Prompt] | None = None
-    if prompts_file is not None:
-        prompts = [*read_prompts(prompts_file)]
+    prompts = _given_prompts(prompts_file, from_trace)
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
     with loaded(settings) as (engine, wait):
         from stars_engine.calibration.advice import ENOUGH_PROMPTS
         from stars_engine.calibration.calibrate import calibrate
         from stars_engine.calibration.pilot_prompts import neutral_prompts, uses_chat_format
+        from stars_engine.calibration.prefix_trust import warn_of_trust
         from stars_engine.calibration.report import trust_report
         from stars_engine.calibration.verify import verify as check
         from stars_engine.rewards.loading import check_reward
@@ -109,7 +119,9 @@ def calibrate_command(
             progress=_stages(wait),
             checkpoint=out.with_name(f"{out.name}.partial"),
             detect_guard=not target,
+            on_untrusted=on_untrusted,
         )
+        warn_of_trust(schedule)
         _keep(schedule, out)
         verification = None
         if verify:
@@ -124,6 +136,29 @@ def calibrate_command(
             write(trust.summary())
             _write(report, trust, schedule, verification)
             messages.say(f"report written to {report}")
+
+
+def _given_prompts(prompts_file: Path | None, trace: Path | None) -> list[Prompt] | None:
+    """Return the prompts of a file, or the distinct ones of a trace; None if none is given."""
+    if prompts_file is not None and trace is not None:
+        raise typer.BadParameter("--prompts and --from-trace exclude each other. Hint: give one")
+    if prompts_file is not None:
+        return [*read_prompts(prompts_file)]
+    if trace is None:
+        return None
+    results = list(read_jsonl(trace))
+    found = {repr(item.prompt): item.prompt for item in results if item.prompt is not None}
+    if not found:
+        raise typer.BadParameter(
+            f"{trace} holds no prompt. Hint: give a file that stars generate --trace wrote"
+        )
+    drafted = sum(item.usage.num_drafted_tokens for item in results)
+    kept = sum(item.usage.num_kept_tokens for item in results)
+    messages.say(
+        f"{len(results)} answers to {len(found)} prompts in {trace}, "
+        f"{drafted / max(1, kept):.2f} drafted tokens per kept token"
+    )
+    return list(found.values())
 
 
 def _stages(wait: Wait) -> Callable[[int, int], None]:

@@ -54,6 +54,13 @@ def serve_command(
     max_requests: Annotated[
         int | None, typer.Option(help="Requests in progress at most. Default: 1024.")
     ] = None,
+    max_requests_per_key: Annotated[
+        int | None, typer.Option(help="Requests of one API key in progress. Default: 256.")
+    ] = None,
+    tokens_per_minute_per_key: Annotated[
+        int | None,
+        typer.Option(help="Tokens of one API key, rejected drafts included. Default: no limit."),
+    ] = None,
     max_body_bytes: Annotated[
         int | None, typer.Option(help="Size of a request's body at most. Default: 4194304.")
     ] = None,
@@ -83,6 +90,8 @@ def serve_command(
             host=host,
             port=port,
             max_requests=max_requests,
+            max_requests_per_key=max_requests_per_key,
+            tokens_per_minute_per_key=tokens_per_minute_per_key,
             max_body_bytes=max_body_bytes,
             drain_s=drain_s,
             cors_origins=cors_origin,

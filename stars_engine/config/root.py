@@ -18,6 +18,7 @@ from stars_engine.config.rewards import (
     ClassifierReward,
     CompositeReward,
     FunctionReward,
+    GuardrailReward,
     RewardConfig,
     ValueReward,
     as_reward,
@@ -28,6 +29,7 @@ from stars_engine.config.vllm import VLLMCheckpoint, VLLMModel
 from stars_engine.errors import Problem
 from stars_engine.files.config_files import Filed, find_object
 from stars_engine.schedules import AutoSchedule, BaseSchedule, LinearSchedule
+from stars_engine.schema import Schema
 from stars_engine.template_variables import check_template_kwargs
 
 
@@ -145,8 +147,14 @@ class StarsConfig(Filed):
             )
         if "align" not in self.model_fields_set:
             # The default settings are for the embedded pair and do not apply to other models.
-            object.__setattr__(self, "align", AlignParams())
+            object.__setattr__(self, "align", self._own_align())
         return self
+
+    def _own_align(self) -> AlignParams:
+        allowed_from = self.reward.allowed_from
+        if allowed_from is None:
+            return AlignParams()
+        return preset("guard", threshold=allowed_from)
 
     @property
     def uses_embedded_pair(self) -> bool:
@@ -158,11 +166,12 @@ class StarsConfig(Filed):
             isinstance(self.reward, ClassifierReward) and self.reward.is_embedded
         )
 
-    def _unwritable(self) -> Iterator[Problem]:
-        yield from _objects_in("model", self.model)
-        yield from _objects_in("reward", self.reward)
+    def unwritable(self) -> Iterator[Problem]:
+        """Return a problem for each value that cannot be written to a file."""
+        yield from objects_in("model", self.model)
+        yield from objects_in("reward", self.reward)
         if self.align.schedule is not None:
-            yield from _objects_in("align.schedule", self.align.schedule)
+            yield from objects_in("align.schedule", self.align.schedule)
 
     def with_thresholds(self, align: AlignParams | None = None) -> AlignParams:
         """Return alignment settings with a schedule: their own, the config's, or the default.
@@ -189,7 +198,7 @@ def _measured_otherwise(own: Mapping[str, Any]) -> bool:
     return any(own[name] != getattr(shipped, name) for name in _MEASURED_WITH if name in own)
 
 
-def _objects_in(
+def objects_in(
     name: str,
     part: Checkpoint
     | Server
@@ -197,13 +206,14 @@ def _objects_in(
     | FunctionReward
     | ValueReward
     | CompositeReward
+    | GuardrailReward
     | BaseSchedule,
 ) -> Iterator[Problem]:
     """Yield the values that a file cannot contain."""
     if isinstance(part, CompositeReward):
         for key, inner in part.parts.items():
-            yield from _objects_in(f"{name}.parts.{key}.reward", inner.reward)
-    elif part.is_live:
+            yield from objects_in(f"{name}.parts.{key}.reward", inner.reward)
+    elif part.is_live and not isinstance(part, GuardrailReward):
         has_path = isinstance(part, Checkpoint | ValueReward)
         hint = "name_or_path" if has_path else "'package.module:name'"
         yield Problem(name, f"is a live object, which files cannot contain; give {hint}")
@@ -220,12 +230,18 @@ def _objects_in(
                 "is a secret, which files cannot contain; leave it out of the file (HF_TOKEN and "
                 "`hf auth login` provide a default) and set it in code with .replace(token=...)",
             )
-        for field in ("model_kwargs", "device_map"):
-            found = find_object(getattr(part, field))
-            if found is not None:
-                shown = " ".join(repr(found).split())[:60]  # some write themselves over many lines
-                yield Problem(
-                    f"{name}.{field}",
-                    f"holds {shown} ({type(found).__name__}), which no file gives back; leave it "
-                    "out of the file and set it in code with .replace(...)",
-                )
+        yield from _objects_in_keywords(name, part, ("model_kwargs", "device_map"))
+    if isinstance(part, GuardrailReward):
+        yield from _objects_in_keywords(name, part, ("guardrail_kwargs", "validate_kwargs"))
+
+
+def _objects_in_keywords(name: str, part: Schema, fields: tuple[str, ...]) -> Iterator[Problem]:
+    for field in fields:
+        found = find_object(getattr(part, field))
+        if found is not None:
+            shown = " ".join(repr(found).split())[:60]  # some write themselves over many lines
+            yield Problem(
+                f"{name}.{field}",
+                f"holds {shown} ({type(found).__name__}), which no file gives back; leave it "
+                "out of the file and set it in code with .replace(...)",
+            )

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, FieldSerializationInfo, SecretStr, field_serializer, field_validator
 
 from stars_engine.config.loading import check_name, check_values
-from stars_engine.redaction import DIGESTS, MASK, digest
+from stars_engine.redaction import DIGESTS, MASK, digest, holds_secret
 from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,13 @@ class Server(Schema):
     def _names_are_names(cls, name: str | None) -> str | None:
         return check_name(name)
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable_is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name.isidentifier() or holds_secret(name)):
+            raise ValueError("it names an environment variable; give the key itself as api_key")
+        return name
+
     @field_validator("api_key")
     @classmethod
     def _key_is_no_mask(cls, key: SecretStr | None) -> SecretStr | None:
@@ -199,4 +206,9 @@ def _checked_url(url: str) -> str:
         raise ValueError("a base URL holds no credentials; give the key as api_key or api_key_env")
     if parts.query or parts.fragment:
         raise ValueError("a base URL ends with its path, without ? and #")
+    if holds_secret(url):
+        raise ValueError(
+            "a base URL holds no keys, as it is shown and logged; give the key as api_key or "
+            "api_key_env"
+        )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")

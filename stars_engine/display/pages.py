@@ -9,13 +9,15 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --dim: #777; }
 @media (prefers-color-scheme: dark) { :root { --dim: #999; } }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto;
-  padding: 0 1rem; }
+  padding: 0 1rem; overflow-wrap: break-word; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem .25rem 0; text-align: left; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
-svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+td.number { white-space: nowrap; }
+svg { width: 100%; min-width: 30rem; max-width: 38.4rem; height: auto; background: #fff;
+  border-radius: 4px; }
 """
 
 # Pages quote models. They run nothing, and load nothing from elsewhere.

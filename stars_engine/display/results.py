@@ -60,7 +60,7 @@ def facts_of(result: StarsResult) -> str:
     return (
         f"{result.finish_reason} · reward {reward} · {usage.num_kept_tokens} tokens kept of "
         f"{usage.num_drafted_tokens} drafted and {usage.num_generated_tokens} generated"
-        f"{f' ({times:.1f} for each)' if times else ''} · {usage.num_attempts} attempts · "
+        f"{f' ({times:.1f} for each)' if times else ''} · {_counted(usage.num_attempts)} · "
         f"{usage.num_forced} forced · seed {result.seed} · {usage.duration_s:.2f} s"
     )
 
@@ -72,8 +72,12 @@ def verdict_of(segment: Segment) -> str:
     sign = "≥" if segment.reward >= segment.threshold else "<"
     return (
         f"{segment.verdict}, reward {segment.reward:.3g} {sign} threshold "
-        f"{segment.threshold:.3g}, {segment.num_attempts} attempts"
+        f"{segment.threshold:.3g}, {_counted(segment.num_attempts)}"
     )
+
+
+def _counted(count: int) -> str:
+    return "1 attempt" if count == 1 else f"{count} attempts"
 
 
 def rejected_of(segment: Segment) -> list[Attempt]:

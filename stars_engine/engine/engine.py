@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, overload
 
 from stars_engine.algorithm.baselines import PlainDecoding
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.algorithm.verification import DecodingStrategy
-from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
-from stars_engine.calibration.settings import warn_of_mismatches
+from stars_engine.chat.prompts import as_prompt_list
 from stars_engine.config import AlignParams
-from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
-from stars_engine.engine.handle import Handle
-from stars_engine.engine.pending_thresholds import PendingThresholds
+from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings
+from stars_engine.engine.engine_calls import EngineCalls
+from stars_engine.engine.recalibration import recalibrated
 from stars_engine.engine.streams import AsyncSegmentStream, SegmentStream
-from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.event_queue import EventQueue
 from stars_engine.runtime.limits import within_limits
-from stars_engine.runtime.request_group import Outcome, PromptRequest, RequestGroup
+from stars_engine.runtime.request_group import Outcome, RequestGroup
+from stars_engine.schedules import CalibratedSchedule
 from stars_engine.types import StarsResult
 
 
-class StarsEngine(Handle):
+class StarsEngine(EngineCalls):
     """Aligns text while it is generated.
 
     An engine is a handle to a runtime: a thread that loads the models at the first call and serves
@@ -247,6 +245,37 @@ class StarsEngine(Handle):
         group.decoding, group.num_samples = PlainDecoding(), n
         return self._results(within_limits(group, self.config.engine))
 
+    def recalibrate(
+        self,
+        prompts: Prompts | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CalibratedSchedule:
+        """Fit the thresholds again, to the prompts of recent calls, and use them from now on.
+
+        The config's schedule must be an `AutoSchedule` or the result of `calibrate`; the target is
+        kept. Calls that pass a schedule of their own are not affected. Takes as long as the first
+        calibration. The engine keeps up to 192 prompts of recent calls in memory, and none that is
+        longer than 20,000 characters.
+
+        Args:
+            prompts: Prompts to fit to, at least 8; None: up to 96 distinct prompts of recent calls.
+            progress: Called with the number of stages done and in total.
+
+        Returns:
+            The new schedule; `to_file` stores it.
+
+        Raises:
+            ConfigError: The schedule was not calibrated, or there are too few prompts.
+            RequestError: The reward model failed on a prompt.
+        """
+        align = self.config.with_thresholds()
+        given = None if prompts is None else as_prompt_list(prompts)
+        schedule = recalibrated(self, align, self._recent, given, progress)
+        own = {name: getattr(align, name) for name in align.model_fields_set}
+        self.config = self.config.replace(align=AlignParams(**{**own, "schedule": schedule}))
+        return schedule
+
     async def aresolved_align(self) -> AlignParams:
         """Return the config's acceptance settings with thresholds; calibrate them if necessary.
 
@@ -255,94 +284,3 @@ class StarsEngine(Handle):
         group = self._new_group("", None, None, None)
         await self._aresolve_thresholds(group)
         return group.prompts[0].align
-
-    # --- inside ---
-
-    def _new_group(
-        self,
-        prompts: Prompts,
-        sampling: Samplings,
-        align: Aligns,
-        reward_prompt: RewardPrompts,
-        fields: Mapping[str, Any] | None = None,
-    ) -> RequestGroup:
-        self._check_open()
-        requests = prompt_requests(
-            self.config,
-            prompts,
-            sampling=sampling,
-            align=align,
-            reward_prompt=reward_prompt,
-            fields=fields or {},
-            default_sampling=lambda: self.sampling,
-        )
-        group = RequestGroup(
-            requests,
-            self._source,
-            prompt_format=self.config.prompt_format,
-            template_kwargs=self.config.chat_template_kwargs,
-            owner=self,
-        )
-        return within_limits(group, self.config.engine)
-
-    def _resolve_thresholds(self, group: RequestGroup) -> None:
-        """Replace each `AutoSchedule` by calibrated thresholds; may take minutes.
-
-        The duration and the deadline of a request start afterwards.
-        """
-        if not group.needs_calibration:
-            return
-        self._runtime.check_can_wait()
-        with self._pending_thresholds(group) as thresholds:
-            for future in thresholds.futures:
-                wait_for(future)
-
-    async def _aresolve_thresholds(self, group: RequestGroup) -> None:
-        """Do the same without blocking a thread; cancelling returns at once."""
-        if not group.needs_calibration:
-            return
-        await self.aload()  # calibrations depend on the models
-        with self._pending_thresholds(group) as thresholds:
-            for future in thresholds.futures:
-                await asyncio.wrap_future(future)
-
-    def _pending_thresholds(self, group: RequestGroup) -> PendingThresholds:
-        portable = self._factory is not None and not (
-            self.config.model.is_live or self.config.reward.is_live
-        )
-        calibrations = calibrations_of(self._runtime)
-
-        def request(prompt: PromptRequest) -> CalibrationRequest:
-            return calibrations.request(
-                self,
-                prompt.align,
-                prompt.sampling or self.sampling,
-                reward_key=self._source.key,
-                portable=portable,
-            )
-
-        return PendingThresholds(group, request)
-
-    def _submit(self, group: RequestGroup) -> RequestGroup:
-        self._runtime.check_can_wait()
-        if group.judged:
-            warn_of_greedy(
-                (request.sampling, request.align)
-                for request in group.prompts
-                if request.sampling is not None
-            )
-            settings = [(request.align, request.sampling) for request in group.prompts]
-            warn_of_mismatches(self.config, settings)
-        self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
-        return group
-
-    def _results(self, group: RequestGroup) -> list[Any]:
-        results: list[Any] = self._wait_for(self._submit(group).future, group)
-        return results
-
-    def _wait_for(self, future: Future[Any], group: RequestGroup) -> Any:
-        try:
-            return wait_for(future)
-        except BaseException:  # including KeyboardInterrupt: the caller stops waiting
-            group.cancel()
-            raise

@@ -18,11 +18,14 @@ from stars_engine.config import (
     TransformersModel,
     VLLMModel,
 )
+from stars_engine.engine.recalibration import RecentPrompts
 from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.messages import Chat
+from stars_engine.remote.client import ServerClient
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.loading import check_reward, load_reward
+from stars_engine.rewards.reward_requests import single_models
 from stars_engine.runtime.blocking_wait import wait_for
 from stars_engine.runtime.registry import key_of, shared_runtime
 from stars_engine.runtime.request_group import RewardSource
@@ -169,6 +172,26 @@ class Handle:
         scores = await asyncio.wrap_future(self._runtime.score(self._source, call.inputs))
         return call.results(scores)
 
+    async def aunavailable(self) -> list[str]:
+        """Return which models cannot be reached, because none of their servers answers.
+
+        Returns:
+            The URLs of each such model's servers; empty if all answer, for models in this process,
+            and before the models are loaded.
+        """
+        loaded = None if self.closed else self._runtime.loaded(self._source)
+        if loaded is None:
+            return []
+        parts = [loaded[0], *single_models(loaded[1])]
+        found = (getattr(part, "client", None) for part in parts)
+        clients = [each for each in found if isinstance(each, ServerClient)]
+        states = [asyncio.wrap_future(each.submit(each.is_available())) for each in clients]
+        return [
+            ", ".join(each.server.base_url)
+            for each, is_available in zip(clients, await asyncio.gather(*states), strict=True)
+            if not is_available
+        ]
+
     def stats(self) -> EngineStats:
         """Return the state and the totals of the runtime, over all its handles."""
         return self._runtime.stats()
@@ -222,6 +245,7 @@ class Handle:
     ) -> None:
         self.config = config
         self._runtime, self._source = runtime, source
+        self._recent = RecentPrompts()
         self._factory = factory  # creates an equal handle, for copies and pickles
         self._finalizer = weakref.finalize(self, runtime.release_later, source.key)
         self._finalizer.atexit = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config import FunctionReward, RewardConfig, SamplingParams, StarsConfig
 from stars_engine.config.rewards import as_reward
+from stars_engine.config.root import objects_in
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, Arm, BestOfNArm
 from stars_engine.evaluation.prompts import PromptSet
@@ -92,6 +94,17 @@ class Recipe(Filed):
     )
     num_samples: int = Field(default=4, ge=0, description="prompts whose answers are shown")
     schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
+
+    def unwritable(self) -> Iterator[Problem]:
+        """Return a problem for each value that cannot be written to a file."""
+        for problem in self.config.unwritable():
+            yield problem.under("config")
+        parts: dict[str, Any] = {f"judges.{name}": judge for name, judge in self.judges.items()}
+        for name, arm in self.arms.items():
+            parts |= {f"arms.{name}.model": arm.model, f"arms.{name}.reward": arm.reward}
+        for name, part in parts.items():
+            if part is not None:
+                yield from objects_in(name, part)
 
     @field_validator("judges", mode="before")
     @classmethod

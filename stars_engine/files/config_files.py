@@ -54,12 +54,12 @@ class Filed(Schema):
         """
         path, title = Path(path), type(self).__name__
         check_suffix(path, title)
-        problems = list(self._unwritable())
+        problems = list(self.unwritable())
         if problems:
             raise ConfigError(title, problems)
         write_values(path, self)
 
-    def _unwritable(self) -> Iterable[Problem]:
+    def unwritable(self) -> Iterable[Problem]:
         """Return a problem for each value that cannot be written to a file."""
         return ()
 
@@ -91,7 +91,7 @@ def _code_in(value: Any, trail: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Schema):
         for name in type(value).model_fields:
             part, where = getattr(value, name), f"{trail}.{name}".lstrip(".")
-            is_name = name == "function" and isinstance(part, str)
+            is_name = name in ("function", "guardrail") and isinstance(part, str)
             if is_name or (name == "trust_remote_code" and part is True):
                 yield where, part
             else:
@@ -141,9 +141,18 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
         raise file_error(
             path,
             title,
-            f"is not valid {path.suffix[1:]}: {redact(str(error))}. Hint: correct the file there",
+            f"is not valid {path.suffix[1:]}: {redact(_fault(error))}. Hint: correct it there",
         ) from None
     return values
+
+
+def _fault(error: Exception) -> str:
+    """Return what is wrong with the text of a file and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    what = getattr(error, "problem", None) or getattr(error, "context", None) or "a wrong character"
+    return f"{what}, line {mark.line + 1} column {mark.column + 1}"
 
 
 def write_values(path: Path, config: BaseModel) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, field_serializer
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticOmit
 
-from stars_engine.config import StarsConfig
+from stars_engine.config import SamplingParams, StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, PARTS, ROOT_FIELDS, with_fields
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.integrations.setting_fields import SettingFields
@@ -25,6 +25,8 @@ class Unset(StrEnum):
 
 
 UNSET = Unset.UNSET
+
+_OF_TEMPLATE = ("max_tokens", "on_overflow")  # answers to conversations have other defaults
 
 MAX_ENGINES = 8  # engines that one adapter holds for calls with other models
 
@@ -79,9 +81,15 @@ class EngineFields(SettingFields):
             return getattr(settings, name)
         [part] = [part for part, kind in PARTS.items() if name in kind.model_fields]
         values = getattr(settings, part)
-        if values == "model":  # only the files of the model know
-            values = self.engine(settings).sampling
+        if values == "model" or name in _OF_TEMPLATE:  # only the files of the model know
+            values = self._sampling(settings)
         return getattr(values, name)
+
+    def _sampling(self, settings: StarsConfig) -> SamplingParams:
+        """Return the sampling parameters of calls; with "model", those in the model's files."""
+        if settings.sampling == "model":
+            return self.engine(settings).facts.default_sampling()
+        return settings.sampling
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:

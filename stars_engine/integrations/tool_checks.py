@@ -15,13 +15,20 @@ from stars_engine.messages import Tool
 _reported: set[str] = set()  # agents bind their tools before each call
 
 
-def check_tools(tools: Sequence[Mapping[str, Any]], *, strict: bool, owner: str) -> None:
+def check_tools(
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    strict: bool,
+    owner: str,
+    otherwise: str = "strict=None",
+) -> None:
     """Warn once about tools whose arguments a grammar cannot express, or refuse them.
 
     Args:
         tools: The tools in the OpenAI format, under the caller's names.
         strict: Whether to refuse them.
         owner: The method that binds the tools, for messages.
+        otherwise: The argument that does not refuse them, for the hint.
 
     Raises:
         ConfigError: `strict` is true and a grammar cannot express the arguments of a tool.
@@ -40,8 +47,8 @@ def check_tools(tools: Sequence[Mapping[str, Any]], *, strict: bool, owner: str)
             [
                 Problem(
                     f"tools.{name}",
-                    f"a grammar cannot express {reason}. Hint: remove it from the schema, or use "
-                    "strict=None to check it after the call is complete",
+                    f"{_why(reason)}. Hint: change the schema there, or use {otherwise} to check "
+                    "it after the call is complete",
                 )
                 for name, reason in named.items()
             ],
@@ -58,6 +65,10 @@ def check_tools(tools: Sequence[Mapping[str, Any]], *, strict: bool, owner: str)
         StarsWarning,
         stacklevel=3,
     )
+
+
+def _why(reason: str) -> str:
+    return reason if reason.startswith("no value") else f"a grammar cannot express {reason}"
 
 
 def lenient(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,14 @@ _URI = (
     rf"https?://({_HOST}|{_IPV4})(:([1-9][0-9]{{0,3}}|[1-5][0-9]{{4}}))?"
     rf"(/{_PATH_CHARACTER}*)*(\?({_PATH_CHARACTER}|[/?])*)?(#({_PATH_CHARACTER}|[/?])*)?"
 )
+# Within the characters of a URI; the first part of a path has no colon, as it would be a scheme.
+_URI_REFERENCE = (
+    rf"({_URI}|/?([a-zA-Z0-9._~-]+/?)*(\?({_PATH_CHARACTER}|[/?])*)?(#({_PATH_CHARACTER}|[/?])*)?)"
+)
+_URI_TEMPLATE = (
+    r"([a-zA-Z0-9._~:/?#@&=-]|\{[+#./;?&]?[a-zA-Z0-9_]{1,20}(,[a-zA-Z0-9_]{1,20})*\*?\})*"
+)
+_JSON_POINTER = r"(/([^~/\x00-\x1f]|~[01])*)*"
 _HEX = "[0-9a-fA-F]"
 
 
@@ -87,11 +95,15 @@ FORMATS = {
     "ipvanyinterface": f"({_IPV4_INTERFACE}|{_IPV6_INTERFACE})",
     "uri": _URI,
     "iri": _URI,
+    "uri-reference": _URI_REFERENCE,
+    "iri-reference": _URI_REFERENCE,
+    "uri-template": _URI_TEMPLATE,
     "uuid": _uuid("[1-8]"),
     **{f"uuid{version}": _uuid(str(version)) for version in range(1, 9)},
     "base64": _BASE64,
     "base64url": _BASE64_URL,
-    "json-pointer": r"(/([^~/\x00-\x1f]|~[01])*)*",
+    "json-pointer": _JSON_POINTER,
+    "relative-json-pointer": rf"(0|[1-9][0-9]{{0,3}})(#|{_JSON_POINTER})",
     "regex": r"[a-zA-Z0-9 _-]*",
     "fraction": r"-?[0-9]{1,9}(/[1-9][0-9]{0,8})?",
 }  # fmt: skip

@@ -9,9 +9,11 @@ floats; the others are listed near zero.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil, floor
+from typing import Any
 
 from stars_engine.json_schema import numbers
 from stars_engine.json_schema.intersections import TooComplexError
@@ -31,11 +33,11 @@ class Multiples:
     """What stands in a rule for multiples.
 
     Attributes:
-        texts: Multiples that are written one by one.
+        listed: The terminal for multiples that are written one by one; None if there are none.
         rule: The rule for all others; None if there are none.
     """
 
-    texts: tuple[str, ...]
+    listed: str | None
     rule: str | None = None
 
 
@@ -45,6 +47,12 @@ def multiples(number: Number) -> Multiples:
     Raises:
         TooComplexError: The divisor has too many digits, or is not exact enough as a float.
     """
+    return _multiples(astuple(number))
+
+
+@lru_cache(maxsize=64)  # thousands may be tried one by one
+def _multiples(fields: tuple[Any, ...]) -> Multiples:
+    number = Number(*fields)
     divisor = number.multiple_of
     assert divisor is not None
     if number.integer:
@@ -53,7 +61,7 @@ def multiples(number: Number) -> Multiples:
     least, most = _range(number, divisor)
     if most - least < _MAX_LISTED:
         return Multiples(_listed(number, divisor, least, most))
-    listed: tuple[str, ...] = ()
+    listed = None
     if number.divisors and not all(map(_is_safe, number.divisors)):
         unsafe = next(d for d in number.divisors if not _is_safe(d))
         raise TooComplexError(
@@ -103,9 +111,11 @@ def _range(number: Number, divisor: Fraction, largest: Fraction = _LARGEST) -> t
     return least, most
 
 
-def _listed(number: Number, divisor: Fraction, least: int, most: int) -> tuple[str, ...]:
+def _listed(number: Number, divisor: Fraction, least: int, most: int) -> str | None:
+    """Return a terminal for those multiples in a range that validators accept."""
     values = (_plain(count * divisor) for count in range(least, most + 1))
-    return tuple(json.dumps(value) for value in values if numbers.is_divisible(number, value))
+    held = [f'"{json.dumps(value)}"' for value in values if numbers.is_divisible(number, value)]
+    return " | ".join(held) or None
 
 
 def _is_safe(divisor: float) -> bool:

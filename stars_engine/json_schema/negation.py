@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -50,6 +51,11 @@ _UNKNOWN = {
     "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties",
     "$dynamicRef", "$recursiveRef",
 }  # fmt: skip
+# Keywords that allow every value if their schema does.
+_OPEN = {
+    *("items", "additionalItems", "unevaluatedItems", "propertyNames"),
+    *("additionalProperties", "unevaluatedProperties"),
+}
 
 
 class Negation:
@@ -57,10 +63,11 @@ class Negation:
 
     Args:
         reader: Reads the values that they allow.
+        is_partial: Whether to leave out excluded objects whose properties cannot be expressed.
     """
 
-    def __init__(self, reader: NodeReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: NodeReader, *, is_partial: bool = False) -> None:
+        self._reader, self._is_partial = reader, is_partial
 
     def conditional(self, keyword: str, schema: dict[str, Any], place: Place) -> Node:
         """Return the values that `not`, `if` or a dependency keyword allows.
@@ -107,6 +114,8 @@ class Negation:
             raise MalformedError(f"{schema!r} cannot be negated")
         found: list[Alternative] = []
         for keyword, value in schema.items():
+            if keyword in _OPEN and (value is True or value == {}):
+                continue
             if keyword in _UNKNOWN:
                 raise MalformedError(f"`{keyword}` cannot be negated")
             node = self._of_keyword(keyword, value, schema, place, depth)
@@ -122,9 +131,10 @@ class Negation:
             case "properties":
                 found = []
                 for name, inner in mapping_of(value).items():
-                    node = self.of(inner, place.at("properties", name), depth + 1)
-                    if node:
-                        found.append(Object({name: node}, (name,)))
+                    with suppress(*[MalformedError] * self._is_partial):
+                        node = self.of(inner, place.at("properties", name), depth + 1)
+                        if node:
+                            found.append(Object({name: node}, (name,)))
                 return tuple(found)
             case "allOf":
                 return tuple(

@@ -46,14 +46,30 @@ def read_schema(schema: Any, *, closed: bool = True) -> SupportedSchema:
         closed: Whether objects have only named properties if the schema does not say. An object
             that several schemas describe stays open.
     """
-    return SchemaReader(schema, closed=closed).read()
+    reader = SchemaReader(schema, closed=closed)
+    supported = reader.read()
+    if reader.overlapping and len(reader.overlapping) == len(supported.unsupported):
+        again = SchemaReader(schema, closed=closed, exclusive=frozenset(reader.overlapping)).read()
+        if not again.unsupported and again.emptied == supported.emptied:
+            return again
+    return supported
 
 
 class SchemaReader:
-    """Reads one schema document."""
+    """Reads one schema document.
 
-    def __init__(self, root: Any, *, closed: bool) -> None:
-        self._root, self._closed = root, closed
+    Args:
+        root: The whole schema.
+        closed: Whether objects have only named properties if the schema does not say.
+        exclusive: Locations where each branch of `oneOf` must exclude the values of the others.
+
+    Attributes:
+        overlapping: Locations where branches of `oneOf` may have common values, once it is read.
+    """
+
+    def __init__(self, root: Any, *, closed: bool, exclusive: frozenset[str] = frozenset()) -> None:
+        self._root, self._closed, self._exclusive = root, closed, exclusive
+        self.overlapping: list[str] = []
         self.references = References(root)
         self._unsupported: dict[Unsupported, None] = {}
         self._emptied: dict[str, None] = {}
@@ -64,7 +80,8 @@ class SchemaReader:
         self._is_tainted = False
         self._names: dict[int, str] = {}
         self._choices: list[tuple[Place, list[Node], list[Node]]] = []
-        self._negation = Negation(self)
+        self._excluded: list[tuple[Place, list[Node]]] = []
+        self._negation = Negation(self, is_partial=bool(exclusive))
         self._typed = TypedKeywords(self)
         self.intersections = Intersections(self._name_of)
 
@@ -78,6 +95,9 @@ class SchemaReader:
                     self._body(name)
             for place, branches, others in self._choices:
                 self._check_choice(place, branches, others)
+            for place, branches in self._excluded:
+                if any(map(self._is_empty, branches)):
+                    self.add(place, "oneOf", "no value is left for a branch")
         except RecursionError:
             self.add(Place("#"), "schema", "the schema is nested too deeply")
         except TooComplexError as error:
@@ -228,13 +248,38 @@ class SchemaReader:
         tag = None if place.is_wide else tags.tag_of(schema, branches, self.references)
         if tag is not None:
             nodes = [self.intersections.intersect(node, (Object({}, (tag,)),)) for node in nodes]
-        if keyword == "oneOf" and not place.is_wide:
+        if keyword == "oneOf" and place.path in self._exclusive and not place.is_wide:
+            nodes = self._exclude_others(branches, locations, nodes)
+            self._excluded.append((place, nodes))
+        elif keyword == "oneOf" and not place.is_wide:
             pairs = zip(branches, locations, strict=True)
             others = [self.node(b, replace(p, is_wide=True)) for b, p in pairs]
             self._choices.append((place, nodes, others))
         if any(node is ANY for node in nodes):
             return ANY
         return tuple(part for node in nodes for part in node)
+
+    def _exclude_others(
+        self, branches: list[Any], locations: list[Place], nodes: list[Node]
+    ) -> list[Node]:
+        """Return the nodes of branches without the values of all other branches.
+
+        Raises:
+            MalformedError: A branch cannot be negated.
+        """
+        negated = [self._negation.of(b, p) for b, p in zip(branches, locations, strict=True)]
+        return [
+            reduce(self.intersections.intersect, [*negated[:index], *negated[index + 1 :]], node)
+            for index, node in enumerate(nodes)
+        ]
+
+    def _is_empty(self, node: Node) -> bool:
+        """Whether a node has no values, or only objects with a property that has none."""
+        return all(
+            isinstance(part, Object)
+            and any(self.intersections.property_of(part, name) == NEVER for name in part.required)
+            for part in self._without_references(node)
+        )
 
     def _check_choice(self, place: Place, nodes: list[Node], others: list[Node]) -> None:
         for index, node in enumerate(nodes):
@@ -244,6 +289,7 @@ class SchemaReader:
                 ):
                     reason = f"branches {index} and {number} may have common values"
                     self.add(place, "oneOf", reason)
+                    self.overlapping.append(place.path)
                     return
 
     def _contains(self, schema: dict[str, Any], place: Place) -> Node:
@@ -264,7 +310,8 @@ class SchemaReader:
             if rest is ANY or place.is_wide:
                 continue
             # A schema that does not match evaluates nothing.
-            is_known = keyword == "unevaluatedProperties" and not _negates(schema)
+            negates = _negates(schema) or bool(self._exclusive)
+            is_known = keyword == "unevaluatedProperties" and not negates
             if not is_known or any(isinstance(part, Reference) for part in node):
                 self.add(place, keyword, "other keywords may evaluate the same values")
                 continue

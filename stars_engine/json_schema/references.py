@@ -58,6 +58,7 @@ class References:
         self._resources: dict[str, Any] = {}
         self._anchors: dict[tuple[str, str], Any] = {}
         self._dynamic: dict[str, list[Any]] = {}
+        is_early = isinstance(root, dict) and "/draft-0" in str(root.get("$schema"))
         todo: list[tuple[Any, str]] = [(root, "")]
         self._resources[""] = root
         while todo:
@@ -65,6 +66,8 @@ class References:
             if not isinstance(schema, dict) or id(schema) in self._base_of:
                 continue
             own = schema.get("$id", schema.get("id"))
+            if is_early and "$ref" in schema:  # before 2019-09, only the reference counts
+                own = None
             if isinstance(own, str) and own.startswith("#"):  # an anchor of draft 7
                 self._anchors[base, own[1:]] = schema
             elif isinstance(own, str):

@@ -10,11 +10,11 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from stars_engine.give_way import give_way
 from stars_engine.json_schema import numbers
+from stars_engine.json_schema.forms import Form, children, located
 from stars_engine.json_schema.intersections import TooComplexError
 from stars_engine.json_schema.layout import Layout
 from stars_engine.json_schema.multiples import multiples
@@ -30,7 +30,7 @@ from stars_engine.json_schema.nodes import (
     Reference,
     String,
 )
-from stars_engine.json_schema.objects import Field, Others, laid_out
+from stars_engine.json_schema.objects import Others, laid_out
 from stars_engine.json_schema.patterns import NOTHING, between_quotes, written
 from stars_engine.json_schema.sequences import items, properties
 from stars_engine.json_schema.supported import SupportedSchema
@@ -40,25 +40,6 @@ _MAX_DEPTH = 1_000
 
 class UnsatisfiableError(ValueError):
     """No value satisfies a schema."""
-
-
-@dataclass
-class _Form:
-    """An alternative of a node in a form that can be written.
-
-    Attributes:
-        leaf: The name of a terminal or the source of a rule; None for arrays and objects.
-        array: The array.
-        obj: The object.
-        fields: Named properties of the object.
-        others: Other properties of the object.
-    """
-
-    leaf: str | None = None
-    array: Array | None = None
-    obj: Object | None = None
-    fields: tuple[Field, ...] = ()
-    others: tuple[tuple[str, Node], ...] = ()
 
 
 class Rules:
@@ -79,7 +60,7 @@ class Rules:
         self._prefix = name.upper()
         self._terminals: dict[str, str] = {}
         self._nodes: dict[Any, Node] = {}  # by key; alive, as keys are identities
-        self._forms: dict[Any, list[_Form]] = {}
+        self._forms: dict[Any, list[Form]] = {}
         self._productive: set[Any] = set()
         self._rule_names: dict[Any, str] = {}
         self._unwritten: deque[tuple[Any, str]] = deque()
@@ -136,34 +117,31 @@ class Rules:
         return id(node)
 
     def _find_forms(self, root: Node) -> None:
-        todo = [root]
+        todo = [(root, "#")]
         while todo:
             give_way()
-            node = todo.pop()
+            node, path = todo.pop()
             key = self._key(node)
             if key in self._forms:
                 continue
             self._forms[key] = forms = []
             for part in node:
-                alternatives = (
-                    self._schema.dereference(part) if isinstance(part, Reference) else (part,)
-                )
-                forms += [form for a in alternatives if (form := self._form(a)) is not None]
+                dereference = self._schema.dereference
+                for inner in dereference(part) if isinstance(part, Reference) else (part,):
+                    try:
+                        form = self._form(inner)
+                    except ValueError as error:
+                        raise located(error, path) from None
+                    forms += [] if form is None else [form]
             for form in forms:
-                todo += self._children(form)
+                todo += [(inner, f"{path}/{step}") for step, inner in children(form)]
 
-    def _children(self, form: _Form) -> list[Node]:
-        if form.array is not None:
-            rest = [] if form.array.items is None else [form.array.items]
-            return [*form.array.prefix, *rest]
-        return [field.node for field in form.fields] + [node for _, node in form.others]
-
-    def _form(self, alternative: Alternative) -> _Form | None:
+    def _form(self, alternative: Alternative) -> Form | None:
         match alternative:
             case Array():
                 items = ANY if alternative.items is None else alternative.items
                 arr = Array(alternative.prefix, items, alternative.min_items, alternative.max_items)
-                return _Form(array=arr)
+                return Form(array=arr)
             case Object():
                 fields, others = laid_out(
                     alternative, self._schema.intersections, self._schema.dereference
@@ -171,11 +149,11 @@ class Rules:
                 if others and alternative.min_properties > len(fields) + 1:
                     raise TooComplexError("`minProperties`: a grammar cannot compare names")
                 named = [(t, o.node) for o in others if (t := self._key_terminal(o)) is not None]
-                return _Form(obj=alternative, fields=tuple(fields), others=tuple(named))
+                return Form(obj=alternative, fields=tuple(fields), others=tuple(named))
             case Reference():
                 return None
         leaf = self._leaf(alternative)
-        return None if leaf is None else _Form(leaf=leaf)
+        return None if leaf is None else Form(leaf=leaf)
 
     def _key_terminal(self, others: Others) -> str | None:
         return None if self._is_empty(others.key) else self._terminal(others.key)
@@ -207,8 +185,8 @@ class Rules:
     def _multiples(self, number: Number) -> str | None:
         found = multiples(number)
         parts = [] if found.rule is None else [found.rule]
-        if found.texts:
-            parts.append(self._terminal(" | ".join(map(json.dumps, found.texts))))
+        if found.listed is not None:
+            parts.append(self._terminal(found.listed))
         return f"({' | '.join(parts)})" if parts else None
 
     def _string(self, string: String) -> str | None:
@@ -238,7 +216,7 @@ class Rules:
                     self._productive.add(key)
                     found = True
 
-    def _can_end(self, form: _Form) -> bool:
+    def _can_end(self, form: Form) -> bool:
         if form.leaf is not None:
             return True
         if form.array is not None:
@@ -264,10 +242,8 @@ class Rules:
         while (key := self._key(node)) not in seen and self._forms[key]:
             seen.add(key)
             form = self._forms[key][0]
-            steps = [(f.name, f.node) for f in form.fields if f.is_required]
-            if form.array is not None:
-                steps = [(str(index), inner) for index, inner in enumerate(form.array.prefix)]
-                steps.append(("items", form.array.items or ()))
+            wanted = {f.name for f in form.fields if f.is_required}
+            steps = [s for s in children(form) if form.array is not None or s[0] in wanted]
             missing = [step for step in steps if not self._is_productive(step[1])]
             if not missing:
                 return f"no number of properties is possible at {path}"
@@ -289,7 +265,7 @@ class Rules:
             self._unwritten.append((key, name))
         return self._rule_names[key]
 
-    def _written(self, form: _Form) -> str | None:
+    def _written(self, form: Form) -> str | None:
         if not self._can_end(form):
             return None
         if form.leaf is not None:
@@ -320,7 +296,7 @@ class Rules:
         inner, may_be_empty = items(prefix, rest, (arr.min_items, most), comma, self._define)
         return self._enclosed("A", "[]", inner, may_be_empty=may_be_empty)
 
-    def _object(self, form: _Form) -> str:
+    def _object(self, form: Form) -> str:
         colon, comma = f"{self._prefix}_COLON", f"{self._prefix}_COMMA"
         fields = []
         for field in form.fields:

@@ -26,7 +26,7 @@ _NUMBERS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
     DECIMAL_PLACES,
 )
-_STRINGS = ("minLength", "maxLength", "pattern", "format")
+_STRINGS = ("minLength", "maxLength", "pattern", "format", "contentEncoding")
 _ARRAYS = ("prefixItems", "items", "additionalItems", "minItems", "maxItems", "unevaluatedItems")
 _OBJECTS = (
     "properties",

@@ -135,6 +135,8 @@ def _can_pack(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     if type(module) is not torch.nn.Linear or not _is_plain(module):
         return False
     weight: Any = module.weight
+    if type(weight) is not torch.nn.Parameter:  # such as a quantized weight of torchao
+        return False
     if weight.device.type != "cpu" or weight.dtype not in _DTYPES or weight.numel() < _MIN_WEIGHTS:
         return False
     return _works(weight.dtype)

@@ -38,7 +38,8 @@ class WeightFingerprint:
         return changed
 
     def _weights(self) -> list[torch.Tensor]:
-        return [weight for module in self._modules for weight in module.parameters()]
+        weights = [weight for module in self._modules for weight in module.parameters()]
+        return [plain for weight in weights for plain in _plain_tensors(weight)]
 
     def _read_state(self) -> _State:
         weights = self._weights()
@@ -70,6 +71,17 @@ def sample_elements(weights: Sequence[torch.Tensor]) -> bytes:
         if weight.numel() and weight.device.type != "meta":
             found.setdefault(weight.device, []).append(_sample(weight.detach()).float())
     return b"".join(torch.cat(some).cpu().numpy().tobytes() for some in found.values())
+
+
+def _plain_tensors(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensors with the values of a weight: of a quantized one, integers and scales."""
+    flatten = getattr(weight, "__tensor_flatten__", None)  # a protocol of tensor subclasses
+    if flatten is None:
+        yield weight
+        return
+    names, _ = flatten()
+    for name in names:
+        yield from _plain_tensors(getattr(weight, name))
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor:

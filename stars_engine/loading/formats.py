@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError
@@ -47,6 +50,25 @@ def check_formats(config: Checkpoint, source: str) -> None:
         )
 
 
+def load_hint(config: Checkpoint, source: str) -> str:
+    """Return how to fix a load of weights that failed.
+
+    Args:
+        config: The checkpoint.
+        source: Its source, as `resolve_source` returns it.
+    """
+    method = _method(config, source)
+    if method:
+        return (
+            f"the checkpoint is quantized with {method}; install the package of that method, use a "
+            "device that it supports, or use a checkpoint without quantization"
+        )
+    return (
+        "weights must be safetensors, and a checkpoint with its own code needs "
+        "trust_remote_code=True"
+    )
+
+
 def gguf_file(config: Checkpoint) -> str | None:
     """Return the name of a GGUF file in the checkpoint's folder, if the config gives one."""
     return getattr(config, "gguf_file", None)
@@ -72,7 +94,7 @@ def _method(config: Checkpoint, source: str) -> str:
     given = config.model_kwargs.get("quantization_config")
     if given is None:
         try:
-            values = json.loads(Path(source, "config.json").read_text(encoding="utf-8"))
+            values = json.loads(_config_file(config, source).read_text(encoding="utf-8"))
             given = values.get("quantization_config")
         except (OSError, ValueError, AttributeError):  # reported when the config is read
             return ""
@@ -84,8 +106,19 @@ def _method(config: Checkpoint, source: str) -> str:
     return str(getattr(method, "value", method))
 
 
+def _config_file(config: Checkpoint, source: str) -> Path:
+    """Return the config file of a directory, or of a model of the hub that is in its cache."""
+    file = Path(source, "config.json")
+    if not file.parent.is_dir():
+        with suppress(ValueError):  # not a valid name
+            cached = try_to_load_from_cache(source, "config.json", revision=config.revision)
+            return Path(cached) if isinstance(cached, str) else file
+    return file
+
+
 def _is_installed(module: str) -> bool:
     try:
-        return find_spec(module) is not None
+        found = find_spec(module)
     except ImportError:  # the parent package is missing
         return False
+    return found is not None and found.origin is not None  # any folder is a namespace package

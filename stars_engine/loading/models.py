@@ -15,7 +15,7 @@ import transformers
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError, StarsWarning
 from stars_engine.loading.devices import pick_device, pick_dtype
-from stars_engine.loading.formats import check_formats, gguf_file
+from stars_engine.loading.formats import check_formats, gguf_file, load_hint
 from stars_engine.loading.hub_code import check_kernels
 from stars_engine.loading.sources import (
     check_exists,
@@ -132,8 +132,7 @@ def load_model(config: Checkpoint, auto_class: Any) -> Any:
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
         raise ModelLoadError(
             f"{source!r} could not be loaded as {auto_class.__name__}: {first_line(error, config)}."
-            " Hint: weights must be safetensors, and a checkpoint with its own code needs "
-            f"trust_remote_code=True{hub_hint(source)}"
+            f" Hint: {load_hint(config, source)}{hub_hint(source)}"
         ) from redacted_cause(error, config.secrets)
     _check_weights(info, source, auto_class)
     if device is not None and getattr(model, "quantization_method", None) is None:

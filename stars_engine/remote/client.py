@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
 
 from stars_engine.config.servers import Server
-from stars_engine.errors import ModelLoadError, ServerError, needs_extra
+from stars_engine.errors import ModelLoadError, ServerError, ServerFault, needs_extra
 from stars_engine.redaction import redact
 from stars_engine.remote.endpoints import Endpoint, Endpoints, Session
 from stars_engine.remote.event_loop import ClientLoop
+from stars_engine.remote.failures import (
+    MalformedAnswerError,
+    fault_of,
+    message_of,
+    refusal,
+    retry_after_s,
+    said_of,
+)
 from stars_engine.remote.stats import ServerStats
 
 if TYPE_CHECKING:
@@ -28,34 +33,22 @@ Parsed = TypeVar("Parsed")
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_WAIT_S = 5.0  # between two attempts, unless the server asks for more
-_SHOWN = 200  # characters of a server's message in errors
-
-
-class MalformedAnswerError(ValueError):
-    """The body of an answer does not have the form that its endpoint promises."""
-
-
-class RefusedError(ServerError):
-    """A server refused a request, and would refuse it again.
-
-    Attributes:
-        status: The HTTP status.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+_HEALTH_S = 2.0  # for an answer to the question whether a server is healthy
 
 
 class _FailedAttemptError(Exception):
     """One attempt failed in a way that another attempt may not.
 
     Attributes:
+        fault: See `ServerError`.
         retry_after_s: How long the server asks to wait; None if it says nothing.
     """
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, fault: ServerFault, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
+        self.fault: ServerFault = fault
         self.retry_after_s = retry_after_s
 
 
@@ -143,9 +136,10 @@ class ServerClient:
             for each in (last, *tried):
                 if each is not None:
                     each.note_failure()
-            raise self._failed(last, f"no answer within {self.server.timeout_s:g} s") from None
+            said = f"no answer within {self.server.timeout_s:g} s"
+            raise self._failed(last, said, "timeout") from None
         except _FailedAttemptError as error:
-            raise self._failed(last, str(error)) from None
+            raise self._failed(last, str(error), error.fault) from None
         finally:
             if own:
                 session.release()
@@ -162,15 +156,30 @@ class ServerClient:
         try:
             answer = await self._client().get(endpoint.url + path, headers=self._headers())
         except httpx.HTTPError as error:
-            raise self._failed(endpoint, _said(error)) from None
+            raise self._failed(endpoint, said_of(error), fault_of(error)) from None
         if answer.status_code in (401, 403):
-            raise _refusal(endpoint, path, answer.status_code, answer.text)
+            raise refusal(endpoint, path, answer.status_code, answer.text)
         if answer.status_code >= 400:
             return None
         try:
             return answer.json()
         except ValueError:
             return answer.text
+
+    async def is_available(self) -> bool:
+        """Ask each server for its health; return whether one answers without an error."""
+        return any(await asyncio.gather(*map(self._is_healthy, self.endpoints.all)))
+
+    async def _is_healthy(self, endpoint: Endpoint) -> bool:
+        import httpx  # noqa: PLC0415 - an extra of its own
+
+        try:
+            answer = await self._client().get(
+                f"{endpoint.url}/health", headers=self._headers(), timeout=_HEALTH_S
+            )
+        except httpx.HTTPError:
+            return False
+        return answer.status_code < 500  # a server without this path answers too
 
     # --- one attempt ---
 
@@ -191,23 +200,25 @@ class ServerClient:
             )
         except httpx.HTTPError as error:
             endpoint.note_failure()
-            raise _FailedAttemptError(_said(error)) from None
+            raise _FailedAttemptError(said_of(error), fault_of(error)) from None
         finally:
             endpoint.num_in_flight -= 1
         status = answer.status_code
         if status in _RETRIED:
             if status != 429:  # a server at its limit is not down
                 endpoint.note_failure()
-            wait_s = _retry_after(answer.headers.get("retry-after"))
-            raise _FailedAttemptError(f"status {status}: {_message(answer.text)}", wait_s)
+            wait_s = retry_after_s(answer.headers.get("retry-after"))
+            fault: ServerFault = "timeout" if status in (408, 504) else "unavailable"
+            raise _FailedAttemptError(f"status {status}: {message_of(answer.text)}", fault, wait_s)
         if status >= 400:
-            raise _refusal(endpoint, path, status, answer.text)
+            raise refusal(endpoint, path, status, answer.text)
         try:
             return parse(answer.json())
         except (MalformedAnswerError, ValueError, TypeError, LookupError, AttributeError) as error:
             endpoint.note_failure()
-            shown = _message(str(error) or type(error).__name__)
-            raise _FailedAttemptError(f"a malformed answer from {path} ({shown})") from None
+            shown = message_of(str(error) or type(error).__name__)
+            said = f"a malformed answer from {path} ({shown})"
+            raise _FailedAttemptError(said, "bad_answer") from None
 
     def _attempts(self, tried: set[Endpoint]) -> tenacity.AsyncRetrying:
         backoff = tenacity.wait_random_exponential(multiplier=0.1, max=_MAX_WAIT_S)
@@ -250,12 +261,13 @@ class ServerClient:
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         return headers if session is None else {**headers, "X-Session-ID": session.id}
 
-    def _failed(self, endpoint: Endpoint | None, said: str) -> ServerError:
+    def _failed(self, endpoint: Endpoint | None, said: str, fault: ServerFault) -> ServerError:
         urls = endpoint.url if endpoint and len(self.endpoints.all) == 1 else _urls(self.endpoints)
         known = [] if self._key is None else [self._key]
         return ServerError(
             f"{urls} did not answer: {redact(said, known)}. Hint: check that the server runs and "
-            "is reachable, or raise timeout_s or http_retries"
+            "is reachable, or raise timeout_s or http_retries",
+            fault=fault,
         )
 
 
@@ -273,44 +285,5 @@ def _api_key(server: Server) -> str | None:
     return key
 
 
-def _refusal(endpoint: Endpoint, path: str, status: int, text: str) -> RefusedError:
-    hints = {
-        401: "give the server's key as api_key or api_key_env",
-        403: "give a key that may use this model as api_key or api_key_env",
-        404: "check base_url and served_model",
-    }
-    hint = hints.get(status, "compare the settings with those of the server")
-    return RefusedError(
-        f"{endpoint.url}{path} refused a request with status {status}: {_message(text)}. "
-        f"Hint: {hint}",
-        status,
-    )
-
-
-def _message(text: str) -> str:
-    """Return what a server says of an error, in one line."""
-    with suppress(ValueError, TypeError, LookupError):
-        text = str(json.loads(text)["error"]["message"])
-    line = " ".join(redact(text).split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
-
-
-def _said(error: Exception) -> str:
-    name = type(error).__name__
-    return f"{name}: {error}" if str(error) else name
-
-
 def _urls(endpoints: Endpoints) -> str:
     return " and ".join(each.url for each in endpoints.all)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header, which may also be a date."""
-    if value is None:
-        return None
-    with suppress(ValueError):
-        return max(0.0, float(value))
-    with suppress(ValueError, TypeError):
-        at = parsedate_to_datetime(value)
-        return max(0.0, (at - at.now(at.tzinfo)).total_seconds())
-    return None

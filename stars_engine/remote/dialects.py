@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stars_engine.remote.client import MalformedAnswerError
+from stars_engine.remote.failures import MalformedAnswerError
 
 _MAX_BIAS = 100.0  # OpenAI's API, and vLLM's, clamp biases to this
 _INT32 = 2**31 - 1

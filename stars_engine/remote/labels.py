@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from stars_engine.errors import ModelLoadError, ServerError
-from stars_engine.remote.client import MalformedAnswerError, RefusedError, ServerClient
+from stars_engine.remote.client import ServerClient
 from stars_engine.remote.endpoints import Session
+from stars_engine.remote.failures import MalformedAnswerError, RefusedError, load_error_of
 from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
@@ -54,9 +55,10 @@ class LabelLogprobs:
                 self.path = _COMPLETIONS
                 await self._echo(ids, Session())
         except ServerError as error:
-            raise ModelLoadError(
-                f"log-probabilities of tokens cannot be read: {error}; a judge needs a vLLM server "
-                "of a language model, not of a classifier"
+            raise load_error_of(
+                error,
+                "log-probabilities of tokens cannot be read: ",
+                "; a judge needs a vLLM server of a language model, not of a classifier",
             ) from None
 
     async def __call__(self, ids: Sequence[int]) -> list[float]:
@@ -148,9 +150,10 @@ class TokenScores:
             [raw] = await self([ids])
             [probabilities] = await self([ids], raw=False)
         except ServerError as error:
-            raise ModelLoadError(
-                f"scores of tokens cannot be read: {error}; serve a process reward model with "
-                "`vllm serve MODEL --runner pooling`"
+            raise load_error_of(
+                error,
+                "scores of tokens cannot be read: ",
+                "; serve a process reward model with `vllm serve MODEL --runner pooling`",
             ) from None
         values = [value for scores in raw for value in scores]
         if raw == probabilities and all(0 <= value <= 1 for value in values):

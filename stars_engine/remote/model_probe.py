@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from stars_engine.config.servers import OpenAIServerModel
 from stars_engine.errors import ModelLoadError, ServerError
-from stars_engine.remote.client import RefusedError, ServerClient
+from stars_engine.remote.client import ServerClient
 from stars_engine.remote.dialects import CompletionRequest, Dialect, dialect_named
 from stars_engine.remote.endpoints import Endpoint
+from stars_engine.remote.failures import RefusedError, load_error_of
 from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
 
@@ -56,7 +57,7 @@ class ModelProbe:
         try:
             each = [await self._probe(server) for server in all_servers]
         except ServerError as error:
-            raise ModelLoadError(str(error)) from None
+            raise load_error_of(error) from None
         first = each[0]
         for server, other in zip(all_servers, each, strict=True):
             if other.dialect.name != first.dialect.name:

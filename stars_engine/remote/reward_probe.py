@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from stars_engine.config.rewards.server import ServerReward
 from stars_engine.errors import ModelLoadError, ServerError
-from stars_engine.remote.client import RefusedError, ServerClient
+from stars_engine.remote.client import ServerClient
 from stars_engine.remote.endpoints import Endpoint
+from stars_engine.remote.failures import RefusedError, load_error_of
 from stars_engine.remote.scores import ScoreEndpoint, Scores, endpoint_named
 from stars_engine.remote.server_facts import RemoteModel, check_tokenizers, find_served
 from stars_engine.tokenization.codec import Codec
@@ -64,7 +65,7 @@ class RewardProbe:
         try:
             each = [await self._probe(server) for server in all_servers]
         except ServerError as error:
-            raise ModelLoadError(str(error)) from None
+            raise load_error_of(error) from None
         first, expected = each[0]
         for server, (_, scores) in zip(all_servers, each, strict=True):
             if not self._agree(scores, expected):

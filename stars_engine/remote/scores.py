@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
-from stars_engine.remote.client import MalformedAnswerError
+from stars_engine.remote.failures import MalformedAnswerError
 
 Scores = list[list[float]]  # one list of numbers for each input
 

@@ -39,29 +39,40 @@ def aggregate(scores: Sequence[float], how: str, half_life: float) -> float:
     return math.fsum(map(mul, weights, scores)) / math.fsum(weights)
 
 
-@torch.inference_mode()
 def check_reads_forward(
     run_whole: RunWhole, ids: Sequence[int], *, name: str, how: str, dtype: torch.dtype
 ) -> None:
     """Check that a score at a token does not depend on the tokens after it.
 
     Args:
-        run_whole: Returns the outputs at the points of rows.
-        ids: A probe of at least two tokens.
+        run_whole: See `reads_forward`.
+        ids: See `reads_forward`.
         name: The name of the model, for the message.
         how: The aggregate that needs this.
-        dtype: The dtype that the model computes in, which determines the tolerance.
+        dtype: See `reads_forward`.
 
     Raises:
         ModelLoadError: It does.
+    """
+    if not reads_forward(run_whole, ids, dtype=dtype):
+        raise not_causal(name, how)
+
+
+@torch.inference_mode()
+def reads_forward(run_whole: RunWhole, ids: Sequence[int], *, dtype: torch.dtype) -> bool:
+    """Return whether a score at a token does not depend on the tokens after it.
+
+    Args:
+        run_whole: Returns the outputs at the points of rows.
+        ids: A probe of at least two tokens.
+        dtype: The dtype that the model computes in, which determines the tolerance.
     """
     middle = max(0, len(ids) // 2 - 1)
     [whole] = run_whole([EncodedInput(list(ids), (middle, len(ids) - 1))])
     [part] = run_whole([EncodedInput(list(ids[: middle + 1]))])
     difference = (whole[0].float() - part[-1].float()).abs().max().item()
     scale = max(whole.float().abs().max().item(), 0.1)
-    if not difference <= ROUNDING.get(dtype, 6e-2) * scale:
-        raise not_causal(name, how)
+    return difference <= ROUNDING.get(dtype, 6e-2) * scale
 
 
 def not_causal(name: str, how: str) -> ModelLoadError:

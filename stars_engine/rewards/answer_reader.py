@@ -1,4 +1,4 @@
-"""How a sequence classifier reads prompt and answer: as token ids, through a template, as text."""
+"""How a reward model reads prompt and answer: as token ids, through a template, as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stars_engine.chat.answers import encode_answer, frame
 from stars_engine.chat.template import Rendered, encode_rendered, has_template
-from stars_engine.config.rewards.classifier import ReadsAnswers
+from stars_engine.config.rewards.answers import ReadsAnswers
 from stars_engine.errors import ModelLoadError
 from stars_engine.kv_cache.cache_entry import common_prefix_len
 from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate
@@ -17,7 +17,7 @@ _MAX_REMEMBERED = 256  # encoded prompts
 
 
 class AnswerReader:
-    """Encodes prompts and answers for a classifier.
+    """Encodes prompts and answers for a reward model.
 
     Args:
         config: How they are read.

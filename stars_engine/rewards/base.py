@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeGuard
 
-from stars_engine.errors import RewardError, RewardOutcome, is_for_program
+from stars_engine.errors import RewardError, RewardOutcome, ServerError, is_for_program
 from stars_engine.protocols import has_members
 from stars_engine.rewards.failures import FailurePolicy, RetryPolicy, failure
 from stars_engine.scalars import real_number
@@ -52,6 +52,8 @@ def score_each(
 ) -> list[RewardOutcome]:
     """Score all inputs in one call; if the call fails, score each input alone.
 
+    Inputs are not scored alone if a server did not answer in time, or if nobody waits any more.
+
     The reward's `failures`, a `FailurePolicy`, decides what happens to inputs that fail alone.
     Without a policy, a failure ends the request.
 
@@ -73,8 +75,11 @@ def score_each(
     except BaseException as error:  # reward models are third-party code, and may exit
         if is_for_program(error):
             raise
-        if len(inputs) == 1:
-            return [apply_failure_policy(reward, error)]
+        if not retry_policy.is_wanted():
+            return [failure(describe(reward), error) for _ in inputs]
+        is_late = isinstance(error, ServerError) and error.fault == "timeout"
+        if len(inputs) == 1 or (is_late and not policy.max_retries):
+            return [apply_failure_policy(reward, error) for _ in inputs]
         outcomes = [found for item in inputs for found in score_each(reward, [item], retry_policy)]
         none_failed = all(isinstance(found, Score) and not found.failed for found in outcomes)
         if isinstance(error, WrongCountError) and none_failed:

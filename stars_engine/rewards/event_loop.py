@@ -28,6 +28,11 @@ set_time_limit: ContextVar[Callable[[float | None], None]] = ContextVar(
     "set_time_limit", default=lambda _: None
 )
 
+# Takes what ends the call on this thread if its result is not needed any more.
+set_cancel: ContextVar[Callable[[Callable[[], object]], None]] = ContextVar(
+    "set_cancel", default=lambda _: None
+)
+
 
 class EventLoop:
     """Runs awaitables for any number of threads on one event loop.

@@ -28,8 +28,8 @@ class RewardTimeoutError(TimeoutError):
         super().__init__(f"took longer than {timeout_s} s")
 
 
-class _UnwantedError(Exception):
-    """Ends the wait for a retry whose result is no longer needed."""
+class UnwantedError(Exception):
+    """Ends a call, or the wait for a retry, whose result is no longer needed."""
 
 
 def _sleep(seconds: float) -> None:
@@ -85,7 +85,7 @@ class FailurePolicy:
             if retry_policy.is_wanted():
                 retry_policy.sleep(seconds)
             if not retry_policy.is_wanted():
-                raise _UnwantedError("this reward is no longer needed")
+                raise UnwantedError("this reward is no longer needed")
 
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(num_calls),

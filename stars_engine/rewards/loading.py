@@ -6,6 +6,8 @@ from stars_engine.config import (
     ClassifierReward,
     CompositeReward,
     FunctionReward,
+    GuardrailReward,
+    GuardReward,
     ProcessReward,
     RewardConfig,
     ServerProcessReward,
@@ -13,6 +15,7 @@ from stars_engine.config import (
     ServerYesNoReward,
     ValueReward,
     VLLMReward,
+    YesNoReward,
 )
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import needs_extra
@@ -32,6 +35,10 @@ def check_reward(config: RewardConfig) -> None:
         from stars_engine.rewards.function import resolve_function
 
         resolve_function(config.function)
+    elif isinstance(config, GuardrailReward):
+        with needs_extra("guardrails"):
+            from stars_engine.rewards.guardrail import check_guardrail
+        check_guardrail(config)
     elif isinstance(config, Checkpoint):
         with needs_extra("local"):
             from stars_engine.loading.sources import check_local
@@ -53,7 +60,6 @@ def load_reward(
         ModelLoadError: The reward model cannot be loaded.
         MissingExtraError: A required package is not installed.
     """
-    loaded: RewardModel
     if isinstance(config, CompositeReward):
         from stars_engine.rewards.composite import CompositeRewardModel
 
@@ -61,41 +67,56 @@ def load_reward(
             name: load_reward(part.reward, lm_fingerprint, model)
             for name, part in config.parts.items()
         }
-        loaded = CompositeRewardModel(config, parts)
-    elif isinstance(config, FunctionReward):
+        return CompositeRewardModel(config, parts)
+    if isinstance(config, FunctionReward):
         from stars_engine.rewards.function import FunctionRewardModel
 
-        loaded = FunctionRewardModel(config)
-    elif isinstance(config, ServerReward):
-        with needs_extra("remote"):
-            from stars_engine.rewards.server import ServerRewardModel
-        loaded = ServerRewardModel(config, lm_fingerprint)
-    elif isinstance(config, ServerYesNoReward):
-        with needs_extra("remote"):
-            from stars_engine.rewards.server_yes_no import ServerYesNoRewardModel
-        loaded = ServerYesNoRewardModel(config)
-    elif isinstance(config, ServerProcessReward):
-        with needs_extra("remote"):
-            from stars_engine.rewards.server_steps import ServerProcessRewardModel
-        loaded = ServerProcessRewardModel(config)
-    elif isinstance(config, VLLMReward):
+        return FunctionRewardModel(config)
+    if isinstance(config, GuardrailReward):
+        with needs_extra("guardrails"):
+            from stars_engine.rewards.guardrail import GuardrailRewardModel
+        return GuardrailRewardModel(config)
+    if isinstance(config, ServerReward | ServerYesNoReward | ServerProcessReward | VLLMReward):
+        return _load_served(config, lm_fingerprint)
+    return _load_local(config, lm_fingerprint, model)
+
+
+def _load_served(
+    config: ServerReward | ServerYesNoReward | ServerProcessReward | VLLMReward,
+    lm_fingerprint: str | None,
+) -> RewardModel:
+    if isinstance(config, VLLMReward):
         with needs_extra("vllm"):
             from stars_engine.rewards.vllm import VLLMRewardModel
-        loaded = VLLMRewardModel(config, lm_fingerprint)
-    elif isinstance(config, ClassifierReward):
-        with needs_extra("local"):
-            from stars_engine.rewards.classifier import ClassifierRewardModel
-        loaded = ClassifierRewardModel(config, lm_fingerprint)
-    elif isinstance(config, ProcessReward):
-        with needs_extra("local"):
-            from stars_engine.rewards.process import ProcessRewardModel
-        loaded = ProcessRewardModel(config)
-    elif isinstance(config, ValueReward):
-        with needs_extra("local"):
-            from stars_engine.rewards.value import ValueRewardModel
-        loaded = ValueRewardModel(config, model)
-    else:
-        with needs_extra("local"):
-            from stars_engine.rewards.yes_no import YesNoRewardModel
-        loaded = YesNoRewardModel(config)
-    return loaded
+        return VLLMRewardModel(config, lm_fingerprint)
+    with needs_extra("remote"):
+        from stars_engine.rewards.server import ServerRewardModel
+        from stars_engine.rewards.server_steps import ServerProcessRewardModel
+        from stars_engine.rewards.server_yes_no import ServerYesNoRewardModel
+    if isinstance(config, ServerReward):
+        return ServerRewardModel(config, lm_fingerprint)
+    if isinstance(config, ServerYesNoReward):
+        return ServerYesNoRewardModel(config)
+    return ServerProcessRewardModel(config)
+
+
+def _load_local(
+    config: ClassifierReward | ProcessReward | GuardReward | ValueReward | YesNoReward,
+    lm_fingerprint: str | None,
+    model: object | None,
+) -> RewardModel:
+    with needs_extra("local"):
+        from stars_engine.rewards.classifier import ClassifierRewardModel
+        from stars_engine.rewards.guard import GuardRewardModel
+        from stars_engine.rewards.process import ProcessRewardModel
+        from stars_engine.rewards.value import ValueRewardModel
+        from stars_engine.rewards.yes_no import YesNoRewardModel
+    if isinstance(config, ClassifierReward):
+        return ClassifierRewardModel(config, lm_fingerprint)
+    if isinstance(config, ProcessReward):
+        return ProcessRewardModel(config)
+    if isinstance(config, GuardReward):
+        return GuardRewardModel(config, lm_fingerprint)
+    if isinstance(config, ValueReward):
+        return ValueRewardModel(config, model)
+    return YesNoRewardModel(config)

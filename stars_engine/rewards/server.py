@@ -55,7 +55,7 @@ class ServerRewardModel(ServedRewardModel):
         rows = [self._reader.read(item) for item in inputs]
         endpoint = self.probed.endpoint
         body = endpoint.body([row.ids for row in rows], self.probed.served.name)
-        scores = self.client.run(
+        scores = self._ask(
             self.client.call(
                 endpoint.path,
                 body,

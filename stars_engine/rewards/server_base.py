@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 from weakref import finalize
 
@@ -11,7 +12,8 @@ from stars_engine.loading.server_tokenizer import load_served_tokenizer
 from stars_engine.remote.client import ServerClient
 from stars_engine.remote.server_facts import RemoteModel
 from stars_engine.remote.stats import ServerStats
-from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.event_loop import set_cancel
+from stars_engine.rewards.failures import FailurePolicy, UnwantedError
 from stars_engine.tokenization.codec import Codec
 
 Found = TypeVar("Found")
@@ -50,6 +52,19 @@ class ServedRewardModel:
     def end_calls(self) -> None:
         """Cancel the calls in progress and close the connections; a next call opens new ones."""
         self.client.close()
+
+    def _ask(self, call: Coroutine[Any, Any, Found]) -> Found:
+        """Wait for what servers answer.
+
+        Raises:
+            UnwantedError: The result is not needed any more, and the call was cancelled.
+        """
+        answer: Future[Found] = self.client.submit(call)
+        set_cancel.get()(answer.cancel)
+        try:
+            return answer.result()
+        except CancelledError:
+            raise UnwantedError("this reward is no longer needed") from None
 
     def _start(self, probe: Coroutine[Any, Any, Found]) -> Found:
         """Run the start probe; close the connections if it fails."""

@@ -46,7 +46,7 @@ class ServerProcessRewardModel(ServedRewardModel):
             return []
         config = self._config
         rows = [self._reader.read(item) for item in inputs]
-        scores = self.client.run(self._scores([row.ids for row in rows]))
+        scores = self._ask(self._scores([row.ids for row in rows]))
         found = []
         for row, each in zip(rows, scores, strict=True):
             logits = torch.tensor([each[point] for point in row.points], dtype=torch.float64)

@@ -44,7 +44,7 @@ class ServerYesNoRewardModel(ServedRewardModel):
 
         return [
             row.score(positive - negative, self._config.floor)
-            for (positive, negative), row in zip(self.client.run(ask()), rows, strict=True)
+            for (positive, negative), row in zip(self._ask(ask()), rows, strict=True)
         ]
 
     def about(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from stars_engine.config import ProcessReward
+from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import load_model, read_config
 from stars_engine.loading.sources import hub_token, resolve_source
@@ -81,7 +82,9 @@ def load_token_head(config: ProcessReward) -> TokenHead:
     model = load_model(config, transformers.AutoModel)
     if config.trust_remote_code and type(model).__module__.startswith("transformers_modules"):
         return TokenHead(model, None)  # the checkpoint's own class contains the head
-    head = build_head(_read_head(config, source), source)
+    stored = read_tensors(config, source, lambda key: _HEAD.match(key) is not None)
+    weights = {re.sub(_HEAD, r"\1", key): value for key, value in stored.items()}
+    head = build_head(weights, source)
     return TokenHead(model, head.to(model.device, model.dtype).eval())
 
 
@@ -145,20 +148,26 @@ def _join(layer: str, name: str) -> str:
     return f"{layer}.{name}" if layer else name
 
 
-def _read_head(config: ProcessReward, source: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a head by name within the head."""
+def read_tensors(
+    config: Checkpoint, source: str, is_wanted: Callable[[str], bool]
+) -> dict[str, torch.Tensor]:
+    """Return weights of a checkpoint by name.
+
+    Args:
+        config: The checkpoint.
+        source: Its source, as `resolve_source` returns it.
+        is_wanted: Returns whether to read the weight of a name.
+    """
     weights: dict[str, torch.Tensor] = {}
-    for file in _weight_files(config, source):
+    for file in _weight_files(config, source, is_wanted):
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - not a mapping
-                match = _HEAD.match(key)
-                if match:
-                    weights[match[1]] = opened.get_tensor(key)
+            for key in filter(is_wanted, opened.keys()):
+                weights[key] = opened.get_tensor(key)
     return weights
 
 
-def _weight_files(config: ProcessReward, source: str) -> list[str]:
-    """Return the safetensors files that may hold a head."""
+def _weight_files(config: Checkpoint, source: str, is_wanted: Callable[[str], bool]) -> list[str]:
+    """Return the safetensors files that may hold such weights."""
 
     def find(name: str) -> str | None:
         return cached_file(
@@ -173,6 +182,6 @@ def _weight_files(config: ProcessReward, source: str) -> list[str]:
     names = [SAFE_WEIGHTS_NAME]
     if index is not None:
         shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({file for key, file in shards.items() if _HEAD.match(key)})
+        names = sorted({file for key, file in shards.items() if is_wanted(key)})
     found = [find(name) for name in [*names, _VALUE_HEAD_FILE]]
     return [file for file in found if file is not None]

@@ -120,6 +120,45 @@ class ForcedCheck:
 
 
 @dataclass(slots=True)
+class BudgetCheck:
+    """Warns if answers cost a quarter more than the interval that calibrations predict.
+
+    Attributes:
+        min_seen: Minimum number of answers before their cost is tested.
+        limit: Largest acceptable cost over the upper end of the interval.
+    """
+
+    min_seen: int = 32
+    limit: float = 1.25
+    num_seen: int = 0
+    num_kept: int = 0
+    num_drafted: int = 0
+    most: float = 0.0  # drafted tokens at the upper end of the interval
+    expected: float = 0.0  # predicted drafted tokens
+
+    def observe(self, rollout: Rollout) -> str | None:
+        """See `Check`."""
+        schedule = rollout.align.schedule
+        if not isinstance(schedule, CalibratedSchedule) or schedule.predicted is None:
+            return None
+        num_kept, budget = len(rollout.token_ids), schedule.predicted.budget
+        self.num_seen += 1
+        self.num_kept += num_kept
+        self.num_drafted += rollout.costs.get("num_drafted_tokens", 0)
+        self.most += num_kept * budget.high
+        self.expected += num_kept * budget.value
+        if self.num_seen < self.min_seen or self.num_drafted <= self.limit * self.most:
+            return None
+        return (
+            f"{self.num_seen} answers drafted {self.num_drafted / self.num_kept:.2f} tokens per "
+            f"kept token, but the calibration predicts {self.expected / self.num_kept:.2f}, "
+            f"{self.most / self.num_kept:.2f} at most: these prompts differ from those of the "
+            "calibration. Hint: engine.recalibrate() fits the thresholds to the prompts of recent "
+            "calls, stars calibrate --from-trace FILE to those of a trace"
+        )
+
+
+@dataclass(slots=True)
 class DriftCheck:
     """Warns if the rewards of first drafts deviate from what a calibration expects.
 
@@ -152,6 +191,7 @@ class DriftCheck:
 def standard_checks() -> list[Check]:
     """Return new instances of the checks that every runtime runs."""
     return [
+        BudgetCheck(),
         DriftCheck(),
         ForcedCheck(),
         RateCheck(

@@ -22,7 +22,10 @@ class OutputProcessor:
 
     def __init__(self, rollout: Rollout, replies: ReplyReader | None, submitted_s: float) -> None:
         self._rollout, self._replies, self._submitted_s = rollout, replies, submitted_s
-        self._deltas = None if replies is None else Deltas(replies, rollout.prompt_ids)
+        self._salt = f"{rollout.seed}:{','.join(map(str, rollout.prompt_ids))}"
+        self._deltas = None
+        if replies is not None:
+            self._deltas = Deltas(replies, rollout.prompt_ids, salt=self._salt)
         self._first_segment_s: float | None = None
 
     def complete(self, event: SegmentEvent) -> SegmentEvent:
@@ -56,7 +59,9 @@ class OutputProcessor:
         rollout, reason, message = self._rollout, result.finish_reason, None
         if self._replies is not None:
             text = rollout.text.removesuffix(rollout.fallback) if rollout.fallback else rollout.text
-            message = self._replies.read(rollout.prompt_ids, rollout.token_ids, text)
+            message = self._replies.read(
+                rollout.prompt_ids, rollout.token_ids, text, salt=self._salt
+            )
             message = message.replace(content=message.content + rollout.fallback)
             if reason == "stop" and message.tool_calls:
                 reason = "tool_calls"

@@ -17,7 +17,7 @@ from stars_engine.rewards.base import (
     is_offloaded,
     score_each,
 )
-from stars_engine.rewards.event_loop import GRACE_S, set_time_limit
+from stars_engine.rewards.event_loop import GRACE_S, set_cancel, set_time_limit
 from stars_engine.rewards.failures import RetryPolicy, RewardTimeoutError
 from stars_engine.rewards.reward_requests import (
     RewardRequest,
@@ -106,6 +106,7 @@ class RewardExecutor:
 
         def score(task: Task) -> None:
             set_time_limit.set(task.set_time_limit)
+            set_cancel.set(task.set_cancel)
             retry_policy = RetryPolicy(
                 sleep=partial(task.sleep, workers.closing),
                 is_wanted=lambda: is_wanted() and not task.ended,

@@ -27,6 +27,9 @@ class Task:
         timeout_s: Maximum duration in seconds; None for no limit.
         on_timeout: Called with the overdue task, on the thread that checks.
         is_wanted: Whether the task is still needed; called before it starts.
+
+    Attributes:
+        cancel: Set by work that can be ended early; called when it is not needed any more.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Task:
         self.worker: Thread | None = None
         self.ended = False
         self.num_sleeps = 0
+        self.cancel: Callable[[], object] | None = None
 
     def sleep(self, closing: Event, seconds: float) -> None:
         """Wait between two attempts; the wait does not count towards the timeout.
@@ -58,6 +62,10 @@ class Task:
         self.started_s = None
         closing.wait(seconds)
         self.started_s = time.monotonic()
+
+    def set_cancel(self, cancel: Callable[[], object]) -> None:
+        """Set how to end the work early."""
+        self.cancel = cancel
 
     def set_time_limit(self, seconds: float | None) -> None:
         """Allow so many seconds from now on; None for no limit."""
@@ -121,7 +129,7 @@ class WorkerPool:
             self._wake()
 
     def expire_overdue(self) -> float | None:
-        """Give up overdue tasks.
+        """Give up overdue tasks, and cancel those that are not needed any more.
 
         Returns:
             Seconds until the next task can be overdue; None if no task has a timeout.
@@ -129,6 +137,7 @@ class WorkerPool:
         overdue, soonest = [], None
         with self._changed:
             self._outstanding = [task for task in self._outstanding if not task.ended]
+            unwanted = [task for task in self._outstanding if not task.is_wanted()]
             stuck = self._capacity == 0
             for task in self._outstanding:
                 remaining = task.remaining_s(stuck=stuck)
@@ -137,6 +146,9 @@ class WorkerPool:
                     overdue.append(task)
                 elif remaining is not None and (soonest is None or remaining < soonest):
                     soonest = remaining
+        for task in unwanted:
+            if task.cancel is not None:
+                task.cancel()
         for task in overdue:
             logger.warning("A reward took longer than %s s and was given up", task.timeout_s)
             task.on_timeout(task)

@@ -6,7 +6,14 @@ from pydantic import Field
 
 from stars_engine.schedules.auto import AutoSchedule
 from stars_engine.schedules.base import BaseSchedule, Progress
-from stars_engine.schedules.calibrated import CalibratedSchedule, CurvePoint, Effort, Estimate, Line
+from stars_engine.schedules.calibrated import (
+    CalibratedSchedule,
+    CurvePoint,
+    Effort,
+    Estimate,
+    Line,
+    PrefixTrust,
+)
 from stars_engine.schedules.fixed import ConstantSchedule, NoSchedule, PerSegmentSchedule
 from stars_engine.schedules.function import FunctionSchedule
 from stars_engine.schedules.ramps import CosineSchedule, LinearSchedule
@@ -37,6 +44,7 @@ __all__ = [
     "LinearSchedule",
     "NoSchedule",
     "PerSegmentSchedule",
+    "PrefixTrust",
     "Progress",
     "Schedule",
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stars_engine.schedules.base import BaseSchedule, Progress
+from stars_engine.schedules.calibrated import OnUntrusted
 
 DEFAULT_BUDGET = 2.7  # drafted over kept tokens, which is an acceptance near 0.5
 
@@ -52,6 +53,13 @@ class AutoSchedule(BaseSchedule):
         description="pilot prompts, at least 8, similar to those of later use; None: a neutral set "
         "from the package",
         repr=False,
+    )
+    on_untrusted: OnUntrusted | Literal["ignore"] = Field(
+        default="warn",
+        description="what calls do if the reward of unfinished text says too little of the whole "
+        "answer: warn (log it once, and go on), best_of_n (sample whole answers for the same "
+        "budget, and return the best), raise, or ignore (do not measure it)",
+        examples=["best_of_n"],
     )
     num_prompts: int = Field(
         default=96, ge=8, description="maximum number of pilot prompts", examples=[96]

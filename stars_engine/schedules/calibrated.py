@@ -12,6 +12,10 @@ from stars_engine.files.config_files import Filed
 from stars_engine.schedules.base import BaseSchedule, Progress
 from stars_engine.schema import Schema
 
+WORTHWHILE = 1.2  # expected advantage below which Best-of-N does as well
+
+OnUntrusted = Literal["warn", "best_of_n", "raise"]
+
 
 class Line(Schema):
     """tau = intercept + slope * RM(x, prefix) + offset, limited by the ceiling."""
@@ -99,6 +103,30 @@ class CurvePoint(Schema):
     )
 
 
+class PrefixTrust(Schema):
+    """What the reward of unfinished text says of the reward of the whole answer.
+
+    Measured on plain answers, whose prefixes no threshold has accepted.
+    """
+
+    advantage: Estimate = Field(
+        description="expected advantage over Best-of-N: the sum over segments of the correlation "
+        "of what a segment adds to the reward with the final reward, over that of the final "
+        "reward; 0 if the reward does not vary"
+    )
+    spearman_midway: float = Field(
+        description="rank correlation of the reward nearest to half of the answer with the final "
+        "reward, among answers to one prompt"
+    )
+    num_prompts: int = Field(description="number of prompts")
+    num_answers: int = Field(description="number of plain answers to them")
+
+    @property
+    def is_low(self) -> bool:
+        """Whether Best-of-N is expected to do as well, by the whole interval."""
+        return self.advantage.high < WORTHWHILE
+
+
 class CalibratedSchedule(Filed, BaseSchedule):
     """tau_k = a_k + b_k * RM(x, prefix) + c_k for segment k; later segments use the last stage.
 
@@ -138,6 +166,17 @@ class CalibratedSchedule(Filed, BaseSchedule):
     curve: tuple[CurvePoint, ...] = Field(
         default=(), description="cost of other offsets, by the pilot", repr=False
     )
+    trust: PrefixTrust | None = Field(
+        default=None,
+        description="how far the reward of unfinished text can be trusted; None: not measured",
+        repr=False,
+    )
+    on_untrusted: OnUntrusted = Field(
+        default="warn",
+        description="what calls do if `trust` is low: warn (log it once, and go on), best_of_n "
+        "(sample whole answers at the predicted budget, and return the best), or raise",
+        examples=["best_of_n"],
+    )
 
     @model_validator(mode="after")
     def _terminals_belong_to_stages(self) -> Self:
@@ -167,6 +206,17 @@ class CalibratedSchedule(Filed, BaseSchedule):
         estimates = {name: getattr(self.predicted, name) for name in Effort.model_fields}
         rows = [(name, found.shown()) for name, found in estimates.items() if found is not None]
         return table(("predicted", "value [95% interval]"), rows) + shown
+
+    @property
+    def is_untrusted(self) -> bool:
+        """Whether the reward of unfinished text was measured, and is not worth following."""
+        return self.trust is not None and self.trust.is_low
+
+    @property
+    def equivalent_n(self) -> int:
+        """The N of Best-of-N that drafts about as many tokens, at least 2."""
+        budget = 2.0 if self.predicted is None else self.predicted.budget.value
+        return max(2, round(budget))
 
     @property
     def max_tokens(self) -> int | None:

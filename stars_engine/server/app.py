@@ -17,23 +17,27 @@ from stars_engine.config import StarsConfig
 from stars_engine.errors import StarsError
 from stars_engine.server import chat, completions, health, page, score
 from stars_engine.server.delivery import ClientDisconnectedError, report
-from stars_engine.server.errors import ApiError, response_of, validation_error_of
+from stars_engine.server.errors import ApiError, response_of
 from stars_engine.server.facts import facts_of
+from stars_engine.server.fields import hints_of
+from stars_engine.server.key_limits import KeyLimits
 from stars_engine.server.metrics import Metrics
 from stars_engine.server.middleware import Limited, Observed
 from stars_engine.server.models import ServedModels
 from stars_engine.server.openapi import describe
-from stars_engine.server.requests import ChatBody, CompletionBody
+from stars_engine.server.requests import ChatBody, CompletionBody, ScoreBody
 from stars_engine.server.responses import endpoint
 from stars_engine.server.responses.bodies import ResponsesBody
 from stars_engine.server.settings import ApiKeys, ServerParams
 from stars_engine.server.state import State
 from stars_engine.server.telemetry import Tracing
+from stars_engine.server.validation import validation_error_of
 
 _UNSUPPORTED = {
-    "/v1/chat/completions": ChatBody.unsupported,
-    "/v1/completions": CompletionBody.unsupported,
-    "/v1/responses": ResponsesBody.unsupported,
+    "/v1/chat/completions": hints_of(ChatBody),
+    "/v1/completions": hints_of(CompletionBody),
+    "/v1/responses": hints_of(ResponsesBody),
+    "/v1/score": hints_of(ScoreBody),
 }
 
 
@@ -59,7 +63,7 @@ def create_app(
     """
     params = params or ServerParams()
     models = ServedModels(configs)
-    state = State(models, params, Metrics(models))
+    state = State(models, params, Metrics(models), KeyLimits(params))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -14,8 +14,9 @@ from stars_engine.engine.streams import AsyncSegmentStream
 from stars_engine.integrations import ToolNames
 from stars_engine.schedules import ConstantSchedule
 from stars_engine.server.errors import ApiError
+from stars_engine.server.fields import StarsOptions
 from stars_engine.server.models import ServedModel
-from stars_engine.server.requests import GenerationBody, SampledBody, StarsOptions
+from stars_engine.server.requests import GenerationBody, SampledBody
 from stars_engine.server.settings import ServerParams
 from stars_engine.types import Prompt, StarsResult
 

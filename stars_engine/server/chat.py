@@ -21,7 +21,7 @@ from stars_engine.server.accounts import (
     usage_of,
 )
 from stars_engine.server.calls import EngineRequest, new_call
-from stars_engine.server.conversations import chat_of, grammar_of
+from stars_engine.server.conversations import chat_of, check_one_grammar, grammar_of
 from stars_engine.server.delivery import DONE, accepted, event_stream, sse, until_disconnect
 from stars_engine.server.errors import ApiError, JsonResponse
 from stars_engine.server.facts import facts_of
@@ -67,9 +67,7 @@ def _call_of(body: ChatBody, state: State) -> EngineRequest:
     model = state.models.get(body.model)
     chat, names = chat_of(body)
     grammar = grammar_of(body.response_format)
-    if grammar is not None and body.stars.grammar is not None:
-        message = "response_format and stars.grammar both constrain the answer. Hint: give one"
-        raise ApiError(400, message, code="invalid_value", param="stars.grammar")
+    check_one_grammar("response_format", grammar, body.stars, chat)
     if body.max_completion_tokens is not None and body.max_tokens is not None:
         message = "max_tokens and max_completion_tokens are one setting. Hint: give one"
         raise ApiError(400, message, code="invalid_value", param="max_tokens")

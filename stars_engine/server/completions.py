@@ -27,9 +27,10 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     """Continue texts, whole or as a stream of accepted segments."""
     state = state_of(request)
     model = state.models.get(body.model)
-    if body.stars.continue_final_message or body.stars.chat_template_kwargs:
-        message = "this endpoint continues texts. Hint: use /v1/chat/completions for conversations"
-        raise ApiError(400, message, code="invalid_value", param="stars")
+    for name in ("continue_final_message", "chat_template_kwargs"):
+        if getattr(body.stars, name):
+            message = f"stars.{name} is for conversations. Hint: use /v1/chat/completions"
+            raise ApiError(400, message, code="invalid_value", param=f"stars.{name}")
     prompts = prompts_of(body.prompt)
     call = new_call(model, model.raw_engine, prompts, body, state.params, prefix="cmpl-")
     facts = facts_of(request)

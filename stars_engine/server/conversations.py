@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from stars_engine.config import JsonGrammar
+from stars_engine.errors import ConfigError
 from stars_engine.integrations import ToolNames, grammar_of_response_format, read_tool_choice
 from stars_engine.messages import Chat, Message, ToolCall
 from stars_engine.server.errors import ApiError
+from stars_engine.server.fields import StarsOptions
 from stars_engine.server.requests import ChatBody, ChatMessage, TextPart, ToolSpec
+
+CHOICES = ("auto", "none", "required")
 
 
 def chat_of(body: ChatBody) -> tuple[Chat, ToolNames]:
@@ -24,19 +29,13 @@ def chat_of(body: ChatBody) -> tuple[Chat, ToolNames]:
         messages_of(body.messages, names),
         tools,
         names,
-        choice=body.tool_choice if isinstance(body.tool_choice, str | None) else named(body),
+        choice=body.choice,
+        allowed=body.allowed_names,
         parallel=body.parallel_tool_calls,
         continue_final_message=body.stars.continue_final_message,
         template_kwargs=body.stars.chat_template_kwargs,
     )
     return chat, names
-
-
-def named(body: ChatBody) -> str:
-    """Return the name of the tool that a request chooses."""
-    assert body.tool_choice is not None
-    assert not isinstance(body.tool_choice, str)
-    return body.tool_choice.function.name
 
 
 def new_chat(
@@ -45,12 +44,36 @@ def new_chat(
     names: ToolNames,
     *,
     choice: str | None,
+    allowed: Sequence[str] | None = None,
     parallel: bool = True,
     continue_final_message: bool = False,
     template_kwargs: dict[str, Any] | None = None,
 ) -> Chat:
-    """Return a conversation with tools, under the names that the model writes."""
+    """Return a conversation with tools, under the names that the model writes.
+
+    Args:
+        messages: The messages.
+        tools: The tools.
+        names: Their names.
+        choice: The tool choice, or the name of a tool.
+        allowed: The names of the tools to offer; None for all.
+        parallel: Whether the model may call several tools.
+        continue_final_message: Whether the answer continues the last message.
+        template_kwargs: Variables of the chat template.
+
+    Raises:
+        ApiError: The tool choice does not fit the tools.
+        ConfigError: The messages, or the tools, do not fit together.
+    """
     given = [tool.function.name for tool in tools]
+    named = list(allowed or ()) if choice in (None, *CHOICES) else [choice]
+    for name in named:
+        if name not in given:
+            listed = ", ".join(map(repr, given)) or "none"
+            raise _invalid_choice(f"tool_choice names {name!r}, but the tools are: {listed}")
+    if choice == "required" and not tools:
+        raise _invalid_choice("tool_choice 'required' needs tools")
+    tools = [tool for tool in tools if allowed is None or tool.function.name in allowed]
     written = [names.tool(tool.model_dump(exclude_none=True)) for tool in tools]
     if choice == "none" and not tools:
         choice = None
@@ -68,10 +91,45 @@ def messages_of(messages: Sequence[ChatMessage], names: ToolNames) -> list[Messa
     """Return messages in the engine's form; developers speak as the system.
 
     Raises:
-        ApiError: A message lacks its content.
-        ConfigError: A message has fields that its role does not have.
+        ApiError: A message lacks its content, or has fields that its role does not have.
     """
-    return [_message_of(message, index, names) for index, message in enumerate(messages)]
+    found = []
+    for index, message in enumerate(messages):
+        with naming(f"messages[{index}]"):
+            found.append(_message_of(message, index, names))
+    return found
+
+
+@contextmanager
+def naming(param: str) -> Iterator[None]:
+    """Name the field of the request in errors of its values."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ApiError(400, str(error), code="invalid_value", param=param) from error
+
+
+def check_one_grammar(
+    name: str, grammar: JsonGrammar | None, options: StarsOptions, chat: Chat
+) -> None:
+    """Check that at most one part of a request constrains the answer.
+
+    Args:
+        name: The field of the response format.
+        grammar: Its grammar.
+        options: May have another one.
+        chat: May have tools, whose calls are constrained.
+
+    Raises:
+        ApiError: Two do.
+    """
+    has_tools = bool(chat.tools) and chat.tool_choice != "none"
+    given = {name: grammar, "stars.grammar": options.grammar, "tools": has_tools or None}
+    found = [field for field, value in given.items() if value is not None]
+    if len(found) > 1:
+        hint = "set tool_choice to 'none'" if "tools" in found else "give one"
+        message = f"{found[0]} and {found[1]} both constrain the answer. Hint: {hint}"
+        raise ApiError(400, message, code="invalid_value", param=found[0])
 
 
 def grammar_of(response_format: dict[str, Any] | None) -> JsonGrammar | None:
@@ -122,3 +180,12 @@ def _message_of(message: ChatMessage, index: int, names: ToolNames) -> Message:
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
     return Message(**fields)
+
+
+def _invalid_choice(message: str) -> ApiError:
+    return ApiError(
+        400,
+        f"{message}. Hint: use 'auto', or add the tool",
+        code="invalid_value",
+        param="tool_choice",
+    )

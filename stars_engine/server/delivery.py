@@ -14,7 +14,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 
 from stars_engine.engine.streams import AsyncSegmentStream
-from stars_engine.errors import describe_error
+from stars_engine.errors import RequestError, describe_error
 from stars_engine.server.errors import ApiError, api_error_of
 from stars_engine.server.facts import facts_of
 from stars_engine.server.settings import ServerParams
@@ -46,6 +46,10 @@ async def until_disconnect(request: Request, work: Awaitable[Value]) -> Value:
         if not task.done():
             raise ClientDisconnectedError
         return task.result()
+    except RequestError as error:
+        if error.result is not None:
+            facts_of(request).note_result(error.result)
+        raise
     finally:
         for each in (task, watcher):
             each.cancel()

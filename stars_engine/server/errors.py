@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -19,7 +19,10 @@ from stars_engine.errors import (
     QueueFullError,
     RewardError,
     ScheduleError,
+    ServerError,
+    ServerFault,
 )
+from stars_engine.rewards.failures import RewardTimeoutError
 
 RETRY_AFTER_S = 1
 
@@ -83,9 +86,9 @@ def unavailable(message: str, code: str) -> ApiError:
     return ApiError(503, message, kind="server_error", code=code, headers=headers)
 
 
-def too_many_requests(message: str) -> ApiError:
-    """Return the error of a full server."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
+def too_many_requests(message: str, retry_after_s: int = RETRY_AFTER_S) -> ApiError:
+    """Return the error of a full server, or of a caller that asks for too much."""
+    headers = {"Retry-After": str(retry_after_s)}
     return ApiError(
         429, message, kind="rate_limit_error", code="rate_limit_exceeded", headers=headers
     )
@@ -145,70 +148,40 @@ def api_error_of(error: BaseException) -> ApiError:
     """
     if isinstance(error, ApiError):
         return error
+    remote = server_error_of(error)
+    if remote is not None:
+        what = "reward model" if isinstance(error, RewardError) else "language model"
+        return _remote_failure(what, remote.fault)
+    if isinstance(error, RewardError) and isinstance(error.__cause__, RewardTimeoutError):
+        return _failure("The reward model did not answer in time", "reward_timeout", 504)
     describe = next((tell for kinds, tell in _TOLD if isinstance(error, kinds)), None)
     if describe is not None:
         return describe(error)
     return _failure("The language model or the server failed", "internal_error")
 
 
-def validation_error_of(
-    problems: Sequence[Mapping[str, Any]], body: Any, unsupported: Mapping[str, str]
-) -> ApiError:
-    """Return one problem of a request that pydantic refused.
-
-    Args:
-        problems: The problems, as pydantic lists them.
-        body: The body of the request.
-        unsupported: Fields of OpenAI's API that this server does not serve, with hints.
-    """
-    # A field that is not served comes first: other problems may follow from it. Of the problems
-    # with each form that a value may have, the deepest one is of the form that was meant.
-    unserved = (item for item in problems if _is_unserved_field(item))
-    problem = next(unserved, None) or max(problems, key=lambda item: len(item["loc"]))
-    path = _path_of(problem["loc"], body)
-    if problem["type"] == "json_invalid" or (not path and problem["type"] != "value_error"):
-        message = (
-            "The body is not a JSON object. Hint: send one with Content-Type: application/json"
-        )
-        return ApiError(400, message, code="invalid_json")
-    if problem["type"] == "extra_forbidden":
-        name = str(problem["loc"][-1])
-        if hint := unsupported.get(path):
-            message = f"{path!r} is not supported by this server. Hint: {hint}"
-            return ApiError(400, message, code="unsupported_parameter", param=path)
-        message = f"Unknown field {name!r} at {path!r}. Hint: remove it"
-        return ApiError(400, message, code="unknown_parameter", param=path)
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    message = f"{path}: {text}" if path else text
-    return ApiError(400, message, code="invalid_value", param=path or None)
+def server_error_of(error: BaseException | None) -> ServerError | None:
+    """Return the error of a server of a model from which an error follows, or None."""
+    while error is not None and not isinstance(error, ServerError):
+        error = error.__cause__
+    return error
 
 
-def _is_unserved_field(problem: Mapping[str, Any]) -> bool:
-    return problem["type"] == "extra_forbidden" and len(problem["loc"]) == 2
-
-
-def _failure(message: str, code: str) -> ApiError:
+def _failure(message: str, code: str, status: int = 500) -> ApiError:
     text = f"{message}. Hint: the server's log has the error under the id of this request"
-    return ApiError(500, text, kind="server_error", code=code)
+    return ApiError(status, text, kind="server_error", code=code)
+
+
+def _remote_failure(what: str, fault: ServerFault) -> ApiError:
+    if fault == "unavailable":
+        return unavailable(
+            f"The {what}'s server is not available. Hint: retry later", "backend_unavailable"
+        )
+    if fault == "timeout":
+        return _failure(f"The {what}'s server did not answer in time", "backend_timeout", 504)
+    return _failure(f"The {what}'s server gave no usable answer", "backend_failed", 502)
 
 
 def _param_of(error: BaseException) -> str | None:
     problems = error.problems if isinstance(error, ConfigError) else []
     return problems[0].field or None if problems else None
-
-
-def _path_of(loc: Sequence[str | int], body: Any) -> str:
-    """Return the path of a field as OpenAI writes it: `messages[0].role`.
-
-    Between the fields, pydantic lists which form of a value it tried; these are left out.
-    """
-    path, value = "", body
-    parts = loc[1:] if loc and loc[0] == "body" else loc
-    for index, part in enumerate(parts):
-        if isinstance(value, Mapping) and (part in value or index == len(parts) - 1):
-            path += f".{part}" if path else str(part)
-            value = value.get(part)
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            path += f"[{part}]"
-            value = value[part]
-    return path

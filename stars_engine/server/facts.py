@@ -37,6 +37,7 @@ class RequestFacts:
         verdicts: How many segments have each verdict.
         num_attempts: Judged draws.
         tokens: Tokens by kind: prompt, completion, drafted, rejected, surplus, lookahead.
+        drafted: Drafted tokens of the answers that have not ended, by prompt and sample.
         seed: The seed of the first answer.
         reward: The reward of the first answer.
         answer_id: The id of the answer.
@@ -59,6 +60,7 @@ class RequestFacts:
     verdicts: Counter[str] = field(default_factory=Counter)
     num_attempts: int = 0
     tokens: Counter[str] = field(default_factory=Counter)
+    drafted: Counter[tuple[int, int]] = field(default_factory=Counter)
     seed: int | None = None
     reward: float | None = None
     answer_id: str | None = None
@@ -74,14 +76,26 @@ class RequestFacts:
 
     def note(self, event: SegmentEvent) -> None:
         """Count what a stream delivers."""
-        if event.segment is not None and self.first_segment_s is None:
-            self.first_segment_s = time.monotonic() - self.started_s
+        if event.segment is not None:
+            if self.first_segment_s is None:
+                self.first_segment_s = time.monotonic() - self.started_s
+            attempts = sum(attempt.num_tokens for attempt in event.segment.attempts)
+            self.drafted[event.prompt_index, event.sample_index] += max(
+                attempts, len(event.segment.token_ids)
+            )
         if event.result is not None:
             self.note_result(event.result)
+
+    @property
+    def num_charged_tokens(self) -> int:
+        """Tokens of prompts, drafts and scored texts, for the limits of the key."""
+        kinds = ("prompt", "drafted", "scored")
+        return sum(self.tokens[kind] for kind in kinds) + self.drafted.total()
 
     def note_result(self, result: StarsResult) -> None:
         """Count one answer."""
         usage = result.usage
+        self.drafted.pop((result.prompt_index, result.sample_index), None)
         if self.first_segment_s is None:
             self.first_segment_s = usage.first_segment_s
         if self.num_choices == 0:

@@ -37,8 +37,9 @@ async def is_alive() -> Response:
 
 @router.get("/readyz", response_model=None)
 async def is_ready(request: Request) -> Response:
-    """Tell whether all models are ready and the server is not stopping."""
+    """Tell whether all models are ready, their servers answer, and this one is not stopping."""
     state = state_of(request)
+    await state.models.check()
     states = {model.name: model.state for model in state.models}
     ready = not state.draining and set(states.values()) == {"ready"}
     status = "stopping" if state.draining else "ready" if ready else "not ready"
@@ -48,7 +49,9 @@ async def is_ready(request: Request) -> Response:
 @router.get("/metrics", response_model=None)
 async def read_metrics(request: Request) -> Response:
     """Return metrics in Prometheus' text format."""
-    text = state_of(request).metrics.text()
+    state = state_of(request)
+    await state.models.check()
+    text = state.metrics.text()
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -90,31 +90,29 @@ class Limited:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state, path = self._get_state(), scope["path"]
-        try:
-            headers = Headers(scope=scope)
-            if len(self._keys) and path not in _OPEN and scope["method"] != "OPTIONS":
-                facts_in(scope).key = self._key_of(headers)
-            if path in _UNLIMITED:
-                await self._app(scope, receive, send)
+        state, path, facts = self._get_state(), scope["path"], facts_in(scope)
+        with ExitStack() as stack:
+            try:
+                headers = Headers(scope=scope)
+                if len(self._keys) and path not in _OPEN and scope["method"] != "OPTIONS":
+                    facts.key = self._key_of(headers)
+                if path not in _UNLIMITED:
+                    self._check(state)
+                    stack.enter_context(state.key_limits.count(facts))
+                    stack.enter_context(_in_progress(state))
+                    receive = _bounded(receive, headers, state.params.max_body_bytes)
+            except ApiError as error:
+                facts.error = error.code
+                await response_of(error)(scope, receive, send)
                 return
-            if state.draining:
-                raise unavailable("The server is stopping. Hint: retry later", "server_stopping")
-            if state.num_requests >= state.params.max_requests:
-                count = state.params.max_requests
-                raise too_many_requests(f"{count} requests are in progress. Hint: retry later")
-            receive = _bounded(receive, headers, state.params.max_body_bytes)
-        except ApiError as error:
-            facts_in(scope).error = error.code
-            await response_of(error)(scope, receive, send)
-            return
-        state.num_requests += 1
-        state.metrics.in_progress.inc()
-        try:
             await self._app(scope, receive, send)
-        finally:
-            state.num_requests -= 1
-            state.metrics.in_progress.dec()
+
+    def _check(self, state: State) -> None:
+        if state.draining:
+            raise unavailable("The server is stopping. Hint: retry later", "server_stopping")
+        if state.num_requests >= state.params.max_requests:
+            count = state.params.max_requests
+            raise too_many_requests(f"{count} requests are in progress. Hint: retry later")
 
     def _key_of(self, headers: Headers) -> str:
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -124,6 +122,17 @@ class Limited:
             headers_of_error = {"WWW-Authenticate": "Bearer"}
             raise ApiError(401, message, code="invalid_api_key", headers=headers_of_error)
         return found
+
+
+@contextmanager
+def _in_progress(state: State) -> Iterator[None]:
+    state.num_requests += 1
+    state.metrics.in_progress.inc()
+    try:
+        yield
+    finally:
+        state.num_requests -= 1
+        state.metrics.in_progress.dec()
 
 
 def _bounded(receive: Receive, headers: Headers, max_bytes: int) -> Receive:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 
 from stars_engine.config import AlignParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
-from stars_engine.errors import describe_error
-from stars_engine.server.errors import ApiError, unavailable
+from stars_engine.errors import ModelLoadError, describe_error
+from stars_engine.server.errors import ApiError, server_error_of, unavailable
 
 logger = logging.getLogger(__name__)
+
+_RETRY_S = 5.0  # until models behind servers that do not answer are loaded again
+_CHECKED_S = 1.0  # for which the answers of servers about their health hold
 
 
 class ServedModel:
@@ -27,6 +31,7 @@ class ServedModel:
         engine: Answers conversations and texts.
         created: When it was made, in seconds since 1970.
         error: Why it could not be loaded, or None.
+        unavailable: URLs of its servers that did not answer when they were last asked.
         align: The acceptance settings, with calibrated thresholds; None while it is loading.
     """
 
@@ -40,6 +45,9 @@ class ServedModel:
         self.created = int(time.time())
         self.error: BaseException | None = None
         self.align: AlignParams | None = None
+        self.unavailable: list[str] = []
+        self._checking = asyncio.Lock()
+        self._checked_s = -math.inf
         self.fingerprint = f"stars-{config.content_hash()}"
 
     @property
@@ -49,10 +57,12 @@ class ServedModel:
 
     @property
     def state(self) -> str:
-        """`loading`, `ready` or `failed`."""
+        """`loading`, `ready`, `failed`, or `unavailable` if its servers do not answer."""
         if self.error is not None:
             return "failed"
-        return "loading" if self.align is None else "ready"
+        if self.align is None:
+            return "loading"
+        return "unavailable" if self.unavailable else "ready"
 
     @property
     def ready_align(self) -> AlignParams:
@@ -69,15 +79,37 @@ class ServedModel:
         return self.align
 
     async def load(self) -> None:
-        """Load the models, and calibrate thresholds if the config asks for it."""
-        try:
-            await self.engine.aload()
-            await self._raw_engine.aload()
-            self.align = await self.engine.aresolved_align()
-            logger.info("The model %r is ready", self.name)
-        except Exception as error:  # noqa: BLE001 - loading runs third-party code
-            self.error = error
-            logger.error("The model %r could not be loaded: %s", self.name, describe_error(error))  # noqa: TRY400
+        """Load the models, and calibrate thresholds if the config asks for it.
+
+        While a server does not answer, loading is tried again: it may start later than this one.
+        """
+        while self.state == "loading":
+            try:
+                await self.engine.aload()
+                await self._raw_engine.aload()
+                self.align = await self.engine.aresolved_align()
+                logger.info("The model %r is ready", self.name)
+            except Exception as error:  # noqa: BLE001 - loading runs third-party code
+                if _may_recover(error):
+                    logger.warning("The model %r waits: %s", self.name, describe_error(error))
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                self.error = error
+                logger.error(  # noqa: TRY400
+                    "The model %r could not be loaded: %s", self.name, describe_error(error)
+                )
+
+    async def check(self) -> None:
+        """Ask the servers of a model that is ready for their health, at most once in a second."""
+        async with self._checking:
+            if self.align is None or time.monotonic() < self._checked_s + _CHECKED_S:
+                return
+            before, self.unavailable = self.unavailable, await self.engine.aunavailable()
+            self._checked_s = time.monotonic()
+            for urls in set(self.unavailable) - set(before):
+                logger.error("The model %r is not available: %s does not answer", self.name, urls)
+            if before and not self.unavailable:
+                logger.info("The model %r is available again", self.name)
 
     def close(self) -> None:
         """Release the models."""
@@ -110,6 +142,10 @@ class ServedModels:
             raise ApiError(404, message, code="model_not_found", param="model")
         return self._models[name]
 
+    async def check(self) -> None:
+        """Note which models are not available; see `ServedModel.check`."""
+        await asyncio.gather(*(model.check() for model in self))
+
     async def load(self) -> None:
         """Load all models, one after the other in each runtime."""
         await asyncio.gather(*(model.load() for model in self))
@@ -118,3 +154,11 @@ class ServedModels:
         """Release all models."""
         for model in self:
             model.close()
+
+
+def _may_recover(error: Exception) -> bool:
+    """Whether loading may succeed later, because a server did not answer."""
+    if isinstance(error, ModelLoadError):
+        return error.may_recover
+    found = server_error_of(error)
+    return found is not None and found.fault != "bad_answer"

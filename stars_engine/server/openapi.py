@@ -28,9 +28,11 @@ _STATUSES = {
     "401": "A valid API key is required",
     "404": "The model does not exist",
     "413": "The body is too large",
-    "429": "The queue is full; retry after `Retry-After` seconds",
+    "429": "The queue is full, or a limit of the key is reached; retry after `Retry-After` seconds",
     "500": "A model failed",
-    "503": "The model is loading, or the server is stopping",
+    "502": "The server of a model gave no usable answer",
+    "503": "The model is loading or its server is not available, or this server is stopping",
+    "504": "A reward, or the server of a model, did not answer in time",
 }
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _TEXTS = {"/metrics": "text/plain", "/": "text/html"}

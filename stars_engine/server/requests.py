@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from stars_engine.config.grammars import Grammar
+from stars_engine.server.fields import INTEGRAL, MAX_INT, Body, Penalty, StarsOptions
 
-MAX_INT = 2**63 - 1
 _SAMPLED = "answers are drawn segment by segment, and rewards take the place of log-probabilities"
 _OPENAI_ONLY = "leave it out; it belongs to a service of OpenAI"
-
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-
-
-class Body(BaseModel):
-    """A part of a request. Unknown fields are refused, and null means that a field is not given."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        protected_namespaces=(),
-    )
-
-    # Fields of OpenAI's API that are not served, with hints; and values of them that ask for
-    # nothing, which clients send by default.
-    unsupported: ClassVar[dict[str, str]] = {}
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_asks_for_nothing(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {
-            name: value
-            for name, value in values.items()
-            if not (
-                (value is None and (name in cls.unsupported or _may_be_absent(cls, name)))
-                or (name in cls.unsupported and value in cls.neutral.get(name, ()))
-            )
-        }
-
-
-def _may_be_absent(cls: type[BaseModel], name: str) -> bool:
-    return name in cls.model_fields and not cls.model_fields[name].is_required()
 
 
 class StreamOptions(Body):
@@ -57,63 +18,6 @@ class StreamOptions(Body):
     include_usage: bool = Field(default=False, description="end the stream with the usage")
     include_obfuscation: bool = Field(
         default=False, description="accepted and ignored: chunks are whole segments already"
-    )
-
-
-class StarsOptions(Body):
-    """What OpenAI's API has no field for."""
-
-    top_k: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(
-        default=None, description="keep the k most likely tokens; 0 keeps all"
-    )
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="drop tokens below this fraction of the likeliest one's"
-    )
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
-        default=None, description="above 1, tokens of prompt and answer become less likely"
-    )
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(
-        default=None, description="tokens before the answer may end"
-    )
-    grammar: Grammar | None = Field(
-        default=None, description="constrains the answer: kind json, regex, choice or ebnf"
-    )
-    reward_prompt: str | None = Field(
-        default=None, description="replaces the prompt for the reward model"
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="variables for the chat template"
-    )
-    continue_final_message: bool = Field(
-        default=False, description="continue the last message, which is an assistant's"
-    )
-    deadline_s: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="seconds after which the answer ends with what is accepted"
-    )
-    max_drafted_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(
-        default=None, description="drafted tokens at most"
-    )
-    threshold: float | None = Field(
-        default=None, description="a constant threshold; needs --client-align"
-    )
-    beta: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="acceptance softness; needs --client-align"
-    )
-    segment_len: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(
-        default=None, description="tokens judged together; needs --client-align"
-    )
-    max_attempts: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
-        default=None, description="draws per segment; needs --client-align"
-    )
-    on_exhausted: Literal["best", "last", "stop", "raise"] | None = Field(
-        default=None, description="if no draw is accepted; needs --client-align"
-    )
-    segments: bool = Field(
-        default=False, description="return each segment with its rewards and thresholds"
-    )
-    rejected_text: bool = Field(
-        default=False,
-        description="with `segments`, return the text of rejected drafts; needs --show-rejected",
     )
 
 
@@ -138,9 +42,9 @@ class SampledBody(GenerationBody):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    seed: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = None
+    n: Annotated[int, Field(ge=1, le=128), INTEGRAL] = 1
+    seed: Annotated[int, Field(ge=0, le=MAX_INT), INTEGRAL] | None = None
     stop: str | list[str] | None = None
     stream_options: StreamOptions | None = None
 
@@ -160,11 +64,14 @@ class SampledBody(GenerationBody):
             raise ValueError("allowed: up to 16 strings of at least one character")
         return stop
 
-    @model_validator(mode="after")
-    def _options_of_a_stream(self) -> SampledBody:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed with stream: true")
-        return self
+    @field_validator("stream_options")
+    @classmethod
+    def _of_a_stream(
+        cls, options: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        if options is not None and info.data.get("stream") is False:
+            raise ValueError("only allowed with stream: true")
+        return options
 
 
 class FunctionSpec(Body):
@@ -196,6 +103,25 @@ class NamedTool(Body):
 
     type: Literal["function"]
     function: FunctionName
+
+
+class AllowedTools(Body):
+    """Tools of which one may, or must, be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class ChosenTools(Body):
+    """The choice of some of the tools; only these are offered to the model."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tools."""
+        return [tool.function.name for tool in self.allowed_tools.tools]
 
 
 class CalledFunction(Body):
@@ -275,13 +201,33 @@ class ChatBody(SampledBody):
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = None
     tools: list[ToolSpec] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedTool | ChosenTools, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: bool = True
     response_format: dict[str, Any] | None = Field(
         default=None, description="text, json_object, or json_schema with a schema"
     )
+
+    @property
+    def choice(self) -> str | None:
+        """The tool choice, or the name of the chosen tool."""
+        match self.tool_choice:
+            case NamedTool(function=function):
+                return function.name
+            case ChosenTools(allowed_tools=allowed):
+                return allowed.mode
+            case choice:
+                return choice
+
+    @property
+    def allowed_names(self) -> list[str] | None:
+        """The names of the tools that may be called; None for all."""
+        return self.tool_choice.names if isinstance(self.tool_choice, ChosenTools) else None
 
 
 class CompletionBody(SampledBody):
@@ -331,5 +277,5 @@ class ScoreBody(Body):
         return self
 
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31), INTEGRAL]
 CompletionBody.model_rebuild()

@@ -39,13 +39,15 @@ async def score(body: ScoreBody, request: Request) -> Response:
         engine, asked = model.engine, Chat(messages_of(body.messages, ToolNames()))
     work = engine.ascore(asked, texts, segment_len=align.segment_len if body.segments else None)
     scores = await until_disconnect(request, work)
+    num_tokens = sum(found.num_reward_tokens for found in scores)
+    facts_of(request).tokens["scored"] += num_tokens
     return JsonResponse(
         {
             "id": f"score-{uuid.uuid4().hex}",
             "object": "list",
             "model": model.name,
             "data": [_item(index, found, body) for index, found in enumerate(scores)],
-            "usage": {"reward_tokens": sum(found.num_reward_tokens for found in scores)},
+            "usage": {"reward_tokens": num_tokens},
         }
     )
 

@@ -48,6 +48,20 @@ class ServerParams(Schema):
         "status 429",
         examples=[256],
     )
+    max_requests_per_key: int = Field(
+        default=256,
+        ge=1,
+        description="maximum number of requests in progress of one API key; further ones get "
+        "status 429",
+        examples=[32],
+    )
+    tokens_per_minute_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens of prompts and drafts per minute of one API key, rejected drafts "
+        "included; requests of a key that has used more get status 429. None sets no limit",
+        examples=[100_000],
+    )
     keep_alive_s: float = Field(
         default=10.0,
         gt=0,

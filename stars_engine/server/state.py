@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from stars_engine.server.key_limits import KeyLimits
 from stars_engine.server.metrics import Metrics
 from stars_engine.server.models import ServedModels
 from stars_engine.server.settings import ServerParams
@@ -19,6 +20,7 @@ class State:
         models: The models.
         params: The settings.
         metrics: The metrics.
+        key_limits: The limits of each key.
         num_requests: Requests in progress.
         draining: Whether the server is stopping.
     """
@@ -26,6 +28,7 @@ class State:
     models: ServedModels
     params: ServerParams
     metrics: Metrics
+    key_limits: KeyLimits
     num_requests: int = 0
     draining: bool = False
 

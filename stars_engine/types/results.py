@@ -225,11 +225,13 @@ class ToolCallDelta(Schema):
     Attributes:
         index: Which of the answer's calls this is.
         name: The name of the tool, when the call begins; afterwards None.
+        id: The id of the call, likewise; if the call is valid, the result has the same id.
         arguments: JSON text that follows the text so far.
     """
 
     index: int
     name: str | None = None
+    id: str | None = None
     arguments: str = ""
 
 

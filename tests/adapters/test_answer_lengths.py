@@ -78,6 +78,21 @@ def test_langchain_answers_are_not_cut_at_128_tokens() -> None:
     assert StarsLLM(**settings("x")).settings().sampling.max_tokens == 128
 
 
+@pytest.mark.parametrize("kind", [ChatStars, llamaindex_stars.StarsLLM])
+@pytest.mark.parametrize("sampling", ["model", SamplingParams(seed=1)])
+def test_an_unset_limit_reads_as_what_calls_use(kind: Any, sampling: Any) -> None:
+    llm = kind(**settings(LONG), config=StarsConfig(sampling=sampling), segment_len=64)
+    assert (llm.max_tokens, llm.on_overflow) == (1024, "clamp")
+    if kind is ChatStars:
+        assert llm.profile["max_output_tokens"] == 1024
+        assert llm.invoke("Tell me.").text.strip() == LONG.strip()
+    else:
+        assert llm.metadata.num_output == 1024
+        assert llm.complete("Tell me.").text.strip() == LONG.strip()
+    unknown = kind(model="no/such-model", reward=judge, schedule={"kind": "none"})
+    assert unknown.max_tokens in (128, 1024)
+
+
 def test_llamaindex_answers_are_not_cut_at_128_tokens() -> None:
     llm = llamaindex_stars.StarsLLM(**settings(LONG), segment_len=64)
     assert llm.metadata.num_output == 1024

@@ -57,10 +57,14 @@ def whole(chunks: Any) -> AIMessageChunk:
 
 
 def test_langchain_streams_calls_while_they_are_written() -> None:
-    chat = ChatStars(**settings(calling("note", "note"))).bind_tools([note])
+    chat = ChatStars(**settings(calling("note", "note"), seed=7)).bind_tools([note])
     chunks = list(chat.stream("Note it."))
     parts = [part for chunk in chunks for part in chunk.tool_call_chunks]
     assert len(parts) > 8
+    for index in (0, 1):  # clients need the id when a call begins
+        ids = [part["id"] for part in parts if part["index"] == index]
+        assert ids[0]
+        assert not any(ids[1:])
     assert [part["name"] for part in parts if part["name"]] == ["note", "note"]
     first = [part["args"] or "" for part in parts if part["index"] == 0]
     assert len(list(filter(None, first))) > 3

@@ -64,13 +64,11 @@ def outcome(ask: Callable[[], Any], cls: type[BaseModel], num_steps: Callable[[]
         found = ask()
     except ConfigError:
         return "refused" if num_steps() == before else "refused too late"
-    except StarsWarning as warning:  # before a token is drawn, since warnings are errors here
-        if "a grammar cannot express" in str(warning) and num_steps() == before:
-            return "refused"
-        raise
-    except OutputParserException as error:
+    except (StarsWarning, OutputParserException) as error:  # warnings are errors here
         if "cut off by max_tokens" in str(error):
             return "unfinished"
+        if "a grammar cannot express" in str(error) and num_steps() == before:
+            return "refused"
         raise
     except ValueError as error:
         if "has no tool call" in str(error):

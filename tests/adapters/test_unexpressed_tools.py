@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain_core.tools import StructuredTool
+from llama_index.core import PromptTemplate
 from llama_index.core.base.llms.types import ToolCallBlock
+from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel, FilePath
 
@@ -82,6 +85,54 @@ def test_strict_refuses_when_tools_are_bound() -> None:
     tool = FunctionTool.from_defaults(lambda path: path, name="read", fn_schema=Reading)
     with pytest.raises(ConfigError, match=r"tools\.read: a grammar cannot express `type`"):
         llm.chat_with_tools([tool], "Read.", strict=True)
+
+
+class Endless(BaseModel):
+    """No finite value has all of these."""
+
+    inner: Endless
+
+
+@pytest.mark.parametrize("kind", ["Reading", "Endless"])
+def test_structured_output_by_calls_is_refused_before_a_token_is_drawn(kind: str) -> None:
+    """Nothing else could come of a call that does not conform."""
+    cls = {"Reading": Reading, "Endless": Endless}[kind]
+    reason = {"Reading": "a grammar cannot express `type`", "Endless": "no value satisfies"}[kind]
+    chat = ChatStars(**settings("Hi"))
+    with pytest.raises(ConfigError, match=rf"with_structured_output: tools\.{kind}: {reason}"):
+        chat.with_structured_output(cls, method="function_calling")
+    llm = llamaindex_stars.StarsLLM(**settings("Hi"))
+    prompt = PromptTemplate("Read.")
+    steps = llm.engine().stats().num_steps
+    for ask in (
+        lambda: llm.structured_predict(cls, prompt),
+        lambda: asyncio.run(llm.astructured_predict(cls, prompt)),
+        lambda: list(llm.stream_structured_predict(cls, prompt)),
+        lambda: llm.as_structured_llm(cls).complete("Read."),
+        lambda: llm.predict_and_call([get_function_tool(cls)], "Read.", tool_required=True),
+    ):
+        with pytest.raises(ConfigError, match=rf"tools\.{kind}: {reason}.*strict=False"):
+            ask()
+    assert llm.engine().stats().num_steps == steps
+
+
+def test_structured_output_by_calls_may_be_lenient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").touch()
+    given = settings(written("Reading", {"path": "a"}))
+    with pytest.warns(UserWarning, match="a file must exist"):
+        model = ChatStars(**given).with_structured_output(
+            Reading, method="function_calling", strict=False
+        )
+    assert model.invoke("Read.") == Reading(path="a")
+    llm = llamaindex_stars.StarsLLM(**given)
+    with pytest.warns(UserWarning, match="a file must exist"):
+        found = llm.structured_predict(
+            Reading, PromptTemplate("Read."), llm_kwargs={"strict": False}
+        )
+    assert found == Reading(path="a")
 
 
 class Reading(BaseModel):

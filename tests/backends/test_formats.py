@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
-from stars_engine import ModelLoadError, TransformersModel
+from stars_engine import (
+    ModelLoadError,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+    TransformersModel,
+)
 from stars_engine.errors import ConfigError
 from stars_engine.loading import formats
 from stars_engine.loading.formats import check_formats
+from stars_engine.loading.models import load_model
 from stars_engine.loading.sources import check_model
+from tests.support.shared_files import shared_model
 
 
 @pytest.fixture
@@ -80,3 +90,52 @@ def test_modules_are_looked_up_without_their_import() -> None:
     assert not formats._is_installed("nowhere.part")
     assert "nowhere" not in sys.modules
     assert importlib.util.find_spec("nowhere") is None
+
+
+def test_an_error_of_a_quantized_checkpoint_names_its_method(tmp_path: Path) -> None:
+    shutil.copytree(shared_model("stories260K"), tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": "vptq"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = TransformersModel(name_or_path=str(tmp_path))
+    with pytest.raises(ModelLoadError, match=r"quantized with vptq; install the package"):
+        load_model(config, AutoModelForCausalLM)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="quantized with vptq"):
+        load_model(config, AutoModelForCausalLM)
+
+
+def test_int8_weights_of_torchao(tmp_path: Path) -> None:
+    """Stored as int8, computed as int8, with shared prefixes; new weights empty the cache."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    source = shared_model("stories260K")
+    int8 = TorchAoConfig(quant_type=Int8WeightOnlyConfig())
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=int8)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+    sampling = SamplingParams(max_tokens=24, seed=3)
+    loaded = {
+        "stored": TransformersModel(name_or_path=str(tmp_path)),
+        "asked for": TransformersModel(
+            name_or_path=source, model_kwargs={"quantization_config": int8}
+        ),
+    }
+    texts = {}
+    for name, config in loaded.items():
+        with StarsEngine(StarsConfig(model=config, reward=len_of_answer)) as engine:
+            backend = engine.load().model
+            assert backend.path == "shared prefix"
+            weight = backend.model.model.layers[0].mlp.up_proj.weight
+            assert type(weight).__name__ == "Int8Tensor"
+            [result] = engine.vanilla("Once upon a time", sampling=sampling)
+            texts[name] = result.text
+            weight.qdata.neg_()
+            [other] = engine.vanilla("Once upon a time", sampling=sampling)
+            assert other.text != result.text
+    assert texts["stored"] == texts["asked for"]
+
+
+def len_of_answer(prompt: str, answer: str) -> float:
+    return float(len(answer))

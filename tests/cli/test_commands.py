@@ -86,9 +86,10 @@ def test_quiet_silences_all_but_errors(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err == "error: an error\n"
 
 
-def test_python_m_is_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["stars_engine", "stars_engine.cli"])
+def test_python_m_is_the_command(tmp_path: Path, name: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "stars_engine", "--version"],
+        [sys.executable, "-m", name, "--version"],
         capture_output=True,
         text=True,
         check=True,

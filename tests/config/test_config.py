@@ -105,7 +105,7 @@ FIXED = AlignParams(schedule=ConstantSchedule(value=1.0))
             lambda: StarsConfig(align={"schedule": {"kind": "linear", "target": 1, "initial_weight": 2}}),
             ["align.schedule.initial_weight", "2", "<= 1"],
         ),
-        (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, process, yes_no, value, function, server, server_yes_no, server_process, vllm, composite"]),
+        (lambda: StarsConfig(reward={"kind": "oracle"}), ["reward", "'oracle'", "classifier, process, yes_no, value, guard, guardrail, function, server, server_yes_no, server_process, vllm, composite"]),
         (lambda: ClassifierReward(name_or_path="a", floor=math.nan), ["floor", "nan", "number or None"]),
         (lambda: FunctionReward(function=len, floor=math.nan), ["floor", "nan", "number or None"]),
         (lambda: TransformersModel(name_or_path="a", tokenizer=1), ["tokenizer", "no effect", "model="]),

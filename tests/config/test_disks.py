@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -11,10 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from stars_engine import (
     AlignParams,
@@ -29,6 +32,8 @@ from stars_engine import (
 from stars_engine.calibration.cache import CalibrationCache
 from stars_engine.calibration.checkpoint import StageCheckpoint
 from stars_engine.calibration.fit import Fitter, Target
+from stars_engine.cli.app import app
+from stars_engine.evaluation import Recipe
 from stars_engine.evaluation.report import write_reports
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore
 from stars_engine.files.config_files import check_writable
@@ -104,10 +109,12 @@ WRITERS: dict[str, Callable[[Path, StarsResult], object]] = {
     "stars.json": lambda p, _: StarsConfig(sampling=SamplingParams(stop=[LONG])).to_file(p),
     "schedule.yaml": lambda p, _: thresholds(200).to_file(p),
     "results.jsonl": lambda p, one: write_jsonl([one.replace(text=LONG)] * 3, p),
+    "recipe.yaml": lambda p, _: Recipe(name="a", title=LONG, arms=VANILLA).to_file(p),
     "report.html": lambda p, _: write_file(p, LONG, "report"),
     "array.npy": lambda p, _: save_array(p, np.zeros(2000)),
     "linear.npz": lambda p, _: LinearClassifier(WORDS, *np.random.rand(2, 900), 0.5).save(p),
 }
+VANILLA: dict[str, Any] = {"vanilla": {"kind": "vanilla"}}
 WORDS = [f"word{index}" for index in range(900)]
 
 # Files within a folder, by name.
@@ -136,6 +143,63 @@ def answer(text: str) -> AnswerRecord:
 
 def judged(text: str) -> JudgedAnswer:
     return JudgedAnswer(0, (1,), (2,), prompt="a", text=text * 6000)
+
+
+# Modules that may open files to write: the helper, and a note for waiting processes, which is no
+# loss. Models of transformers write themselves, to new folders.
+HELPERS = {"stars_engine/files/disk.py", "stars_engine/calibration/cache.py"}
+
+
+def writes_in(tree: ast.AST) -> Iterator[str]:
+    """Yield calls that write a file in another way than by `write_file` and its relatives."""
+    for node in ast.walk(tree):
+        function = getattr(node, "func", None)
+        if function is None:
+            continue
+        name = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
+        modes = [*node.args, *(keyword.value for keyword in node.keywords)]  # type: ignore[attr-defined]
+        texts = {part.value for part in modes if isinstance(part, ast.Constant)}
+        is_opened = name == "open" and any(
+            isinstance(text, str) and set(text) <= set("wxabt+") and set(text) & set("wxa+")
+            for text in texts
+        )
+        if is_opened or name in {"write_text", "write_bytes", "save_file", "touch", "fdopen"}:
+            yield ast.unparse(node)
+
+
+def test_every_file_is_written_by_the_helper() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {call}"
+        for package in ("stars_engine", "langchain_stars", "llamaindex_stars", "training")
+        for path in (ROOT / package).rglob("*.py")
+        if str(path.relative_to(ROOT)) not in HELPERS
+        for call in writes_in(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == set()
+    helper = ast.parse((ROOT / "stars_engine/calibration/cache.py").read_text(encoding="utf-8"))
+    assert list(writes_in(helper)) == ["note.write_text(str(os.getpid()), encoding='utf-8')"]
+
+
+COMMANDS: dict[str, tuple[str, list[str]]] = {
+    "init": ("stars.yaml", ["init", "--out", "PATH", "--yes"]),
+    "show": ("page.html", ["show", "TRACE", "--html", "PATH"]),
+    "generate": ("config.json", ["generate", "Hi", "--json", "--trace", "PATH"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_on_a_full_disk_keep_the_old_file(
+    disk: Path, tmp_path: Path, one: StarsResult, name: str
+) -> None:
+    file, arguments = COMMANDS[name]
+    path, trace = disk / file, tmp_path / "trace.jsonl"
+    write_jsonl([one.replace(text=LONG)], trace)
+    fill(disk)
+    given = [{"PATH": str(path), "TRACE": str(trace)}.get(word, word) for word in arguments]
+    run = CliRunner().invoke(app, given)
+    assert isinstance(run.exception, ConfigError)
+    assert "No space left on device" in str(run.exception)
+    assert [found.name for found in disk.iterdir() if found.stat().st_size] == ["filler"]
 
 
 @pytest.mark.parametrize("name", FOLDERS)

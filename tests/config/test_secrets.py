@@ -40,48 +40,19 @@ from stars_engine.loading.models import load_model, load_tokenizer, read_config
 from stars_engine.loading.sources import check_exists
 from stars_engine.redaction import MASK, is_secret_name, redact, seal, unseal
 from stars_engine.runtime.registry import key_of
-
-TOKEN = "hf_PlantedTokenOfTheHub0123456789"
-OTHER = "hf_AnotherToken9876543210"
-PASSWORD = "planted-pa55word"
-KEY = "sk-proj-PlantedKey0123456789"
-PLANTED = (TOKEN, OTHER, PASSWORD, KEY)
-
-KEYWORDS = {
-    "proxies": {"https": f"http://user:{PASSWORD}@proxy:8080", "http": "http://proxy:8080"},
-    "storage_options": [{"client_secret": PASSWORD}, {"AccessKey": KEY}],
-    "headers": {"Authorization": f"Bearer {KEY}", "X-Api-Key": KEY, "Accept": "text/plain"},
-    "credentials": {"user": PASSWORD, "pass": [PASSWORD]},
-    "note": f"use {KEY}",
-    "attn_implementation": "sdpa",
-}
-MODEL = {"name_or_path": "planted/model", "token": TOKEN, "model_kwargs": KEYWORDS}
-REWARD = {
-    "kind": "composite",
-    "parts": {
-        "a": {"reward": {"kind": "classifier", **MODEL}},
-        "b": {
-            "reward": {
-                "kind": "yes_no",
-                "preset": "llama-guard",
-                "name_or_path": "planted/judge",
-                "model_kwargs": {"token": OTHER},
-                "device_map": {"lm_head": 0, "secret": PASSWORD},
-            },
-            "weight": 2.0,
-        },
-    },
-}
-CONSTANT = {"schedule": {"kind": "constant", "value": 0.0}}
-
-
-def planted() -> StarsConfig:
-    return StarsConfig(model=MODEL, reward=REWARD, align=CONSTANT)
-
-
-def leaks(shown: object) -> list[str]:
-    text = shown if isinstance(shown, str) else repr(shown)
-    return [secret for secret in PLANTED if secret in text]
+from tests.support.secrets import (
+    CONSTANT,
+    KEY,
+    KEYWORDS,
+    LOCAL,
+    MODEL,
+    OTHER,
+    PASSWORD,
+    REWARD,
+    TOKEN,
+    leaks,
+    planted,
+)
 
 
 def test_no_representation_of_a_config_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
@@ -324,7 +295,6 @@ def test_errors_of_user_code_hide_secrets(
 # --- adapters ---
 
 ADAPTERS = [ChatStars, LangChainLLM, StarsLLM]
-LOCAL = {"name_or_path": "stars:embedded-lm", "token": TOKEN}
 LOCAL_REWARD = {"kind": "classifier", "name_or_path": "stars:embedded-reward", "token": OTHER}
 
 
@@ -461,6 +431,8 @@ def test_names_that_do_not_mark_secrets(name: str) -> None:
         (f"https://user:p@ss{PASSWORD}@host/path", f"https://{MASK}@host/path"),
         ("https://huggingface.co/org/model@main/x", None),
         (f"https://cdn/x?X-Amz-Signature={KEY}&a=1", f"https://cdn/x?X-Amz-Signature={MASK}&a=1"),
+        (f"http://h:80/v1?token={PASSWORD}&x=1", f"http://h:80/v1?token={MASK}&x=1"),
+        (f"mode: x=1;url=h:80/password={PASSWORD}", f"mode: x=1;url=h:80/password={MASK}"),
         (f"header Bearer {PASSWORD}", f"header Bearer {MASK}"),
         ("Authorization: Basic dXNlcjpwYXNz", f"Authorization: Basic {MASK}"),
         (f"token='{PASSWORD}', x", f"token='{MASK}', x"),

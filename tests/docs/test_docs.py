@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import langchain_stars
+import llamaindex_stars
 from stars_engine import AlignParams, EngineParams, JsonGrammar, SamplingParams
 from stars_engine.schema import Schema, _allowed
 from tests.support.processes import run_python
@@ -47,6 +51,22 @@ def test_python_blocks_run(
     for line, block in blocks(page, "python"):
         # Blank lines before it, so that a traceback points into the page.
         exec(compile("\n" * line + block, str(page), "exec", dont_inherit=True), namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "adapter",
+    [langchain_stars.ChatStars, langchain_stars.StarsLLM, llamaindex_stars.StarsLLM],
+    ids=["chat", "llm", "index"],
+)
+def test_examples_of_adapters_run(adapter: type, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    text = inspect.getdoc(adapter) or ""
+    examples = re.findall(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    for _, example in examples:
+        exec(compile(textwrap.dedent(example), adapter.__name__, "exec"), namespace)
+    assert examples
+    assert capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -86,6 +86,84 @@ def test_branches_that_overlap_are_refused(branches: list[Any]) -> None:
     refused(schema, "`oneOf` at #: branches 0 and 1 may have common values")
 
 
+def wants(*names: str) -> dict[str, Any]:
+    return {"required": list(names)}
+
+
+INTEGERS = {name: {"type": "integer"} for name in "abc"}
+EXCLUSIVE: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({**OBJECT, "properties": INTEGERS, "oneOf": [wants("a"), wants("b")]}, ['{"a":1}', '{"b":1,"c":2}'], ['{"a":1,"b":2}', "{}"]),
+    (
+        {**OBJECT, "properties": INTEGERS, "oneOf": [wants("a"), wants("b"), wants("c")], "additionalProperties": False},
+        ['{"b":1}'],
+        ['{"a":1,"c":2}'],
+    ),
+    (
+        {
+            "oneOf": [
+                {**OBJECT, "properties": {"page": {"type": "string"}}, **wants("page"), "additionalProperties": True},
+                {**OBJECT, "properties": {"type": {"const": "base"}, "base": {"type": "string"}}, **wants("base"), "additionalProperties": True},
+                {**OBJECT, "properties": {"type": {"const": "whole"}}, **wants("type"), "additionalProperties": True},
+            ]
+        },
+        ['{"page":"x"}', '{"type":"base","base":"x"}', '{"type":"whole"}'],
+        ['{"page":"x","base":"y"}', '{"page":"x","type":"whole"}'],
+    ),
+    (
+        {
+            "$defs": {"one": {**OBJECT, "properties": INTEGERS, **wants("a")}, "two": {**OBJECT, "properties": INTEGERS, **wants("b")}},
+            "oneOf": [{"$ref": "#/$defs/one"}, {"$ref": "#/$defs/two"}],
+        },
+        ['{"a":1}', '{"b":1}'],
+        ['{"a":1,"b":1}'],
+    ),
+    ({"oneOf": [{"type": "string", "maxLength": 5}, {"type": "string", "minLength": 3}]}, ['"ab"', '"abcdef"'], ['"abc"']),
+    ({"oneOf": [{"type": "number", "maximum": 5}, {"type": "number", "minimum": 3}]}, ["2", "6"], ["3", "4.5", "5"]),
+    ({"oneOf": [{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]}, ['"a"', '"c"'], ['"b"']),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), EXCLUSIVE)
+def test_values_of_two_branches_are_excluded(
+    schema: dict[str, Any], valid: list[str], invalid: list[str]
+) -> None:
+    holds(schema, *valid, invalid=tuple(invalid))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        # Without common values, a branch would have none.
+        {"oneOf": [{"type": "null"}, {"format": "date"}, {"format": "time"}]},
+        {"oneOf": [{"type": "null"}, *({**OBJECT, "properties": {n: {"type": "string"}}} for n in "ab")]},
+        # What a branch evaluates is not known.
+        {**OBJECT, "oneOf": [{"properties": INTEGERS, **wants("a")}, {"properties": INTEGERS, **wants("b")}], "unevaluatedProperties": False},
+        {"oneOf": [{"type": "string"}, {"minimum": 3}, {"type": "integer"}]},
+    ],
+)  # fmt: skip
+def test_branches_that_cannot_exclude_each_other_are_refused(schema: dict[str, Any]) -> None:
+    refused(schema, r"`oneOf` at #: branches \d and \d may have common values")
+
+
+@pytest.mark.parametrize("draft", ["04", "06", "07", "2019-09"])
+def test_an_id_beside_a_reference_counts_from_draft_2019_on(draft: str) -> None:
+    uri = f"http://json-schema.org/draft-{draft}/schema#"
+    key = "id" if draft == "04" else "$id"
+    schema = {
+        "$schema": uri if draft[0] == "0" else f"https://json-schema.org/draft/{draft}/schema",
+        key: "http://localhost/base/",
+        "definitions": {
+            "elsewhere": {key: "http://localhost/other/x", "type": "string"},
+            "here": {key: "x", "type": "boolean"},
+        },
+        "allOf": [{key: "http://localhost/other/", "$ref": "x"}],
+    }
+    state = held(schema, compact=True)
+    assert state is not None
+    assert accepts(state, "true") == (draft[0] == "0")
+    assert accepts(state, '"a"') == (draft[0] != "0")
+
+
 # --- dead ends ---
 
 PATTERNED = {

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from typing import Any
 
 import pytest
 
@@ -220,6 +221,15 @@ def test_keys_have_one_spelling() -> None:
         ("ipv6", ["::1", "1:2:3:4:5:6:7:8", "::"], ["1::2::3", "1:2"]),
         ("email", ["ann@example.com"], ["ann", "ann@"]),
         ("uri", ["https://a.bc/x?y#z"], ["a.b", "https:// "]),
+        (
+            "uri-reference",
+            ["/a/b", "", "a?b=c#d", "https://a.bc/x"],
+            ["\\\\host", "#a\\b", "a b", ":"],
+        ),
+        ("iri-reference", ["../a/"], ["\\\\host"]),
+        ("uri-template", ["/a/{b}{?c,d*}", "x{+y}", ""], ["{", "{a", "}"]),
+        ("json-pointer", ["", "/a~0/b~1", "/"], ["a", "/~", "/a~2"]),
+        ("relative-json-pointer", ["0", "1/a", "2#"], ["", "/a", "-1/a", "01", "0##"]),
         ("path", ["a/b", "C:\\x", ""], []),
         ("binary", ["abc"], []),
         ("color", ["anything"], []),
@@ -228,6 +238,28 @@ def test_keys_have_one_spelling() -> None:
 def test_formats(name: str, valid: list[str], invalid: list[str]) -> None:
     written = [json.dumps(text) for text in valid]
     holds({"type": "string", "format": name}, *written, invalid=tuple(map(json.dumps, invalid)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "match"),
+    [
+        ({"exclusiveMinimum": 0, "maximum": 1e-300}, "`minimum` or `maximum` at #/a/items: "),
+        ({"multipleOf": 1.3e-9}, "`multipleOf` at #/a/items: "),
+        ({"minProperties": 3}, "`minProperties` at #/a/items: "),
+        (
+            {"patternProperties": {f"^{letter}": {} for letter in "abcdefg"}},
+            "more than 5 patternProperties at #/a/items",
+        ),
+    ],
+)
+def test_what_is_too_complex_is_named_with_its_place(schema: dict[str, Any], match: str) -> None:
+    refused({"properties": {"a": {"type": "array", "items": schema}}}, match)
+
+
+def test_encoded_content() -> None:
+    schema = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+    holds(schema, '"YWI="', '""', invalid=('"a%b="', '"abc"'))
+    holds({"type": "string", "contentEncoding": "quoted-printable"}, '"a%b="')
 
 
 # --- choices ---

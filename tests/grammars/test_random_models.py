@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from tests.support.grammars import held, texts
 from tests.support.random_models import random_model, random_source
 
-NUM_MODELS = int(os.environ.get("STARS_RANDOM_MODELS", "200"))
+NUM_MODELS = int(os.environ.get("STARS_RANDOM_MODELS", "200").rpartition(":")[2])
 BATCH = 50
 
 

@@ -11,9 +11,11 @@ import weakref
 import pytest
 import torch
 from torch.nn.utils import parametrizations
+from torch.testing._internal.two_tensor import TwoTensor
 
 from stars_engine.kv_cache import packed_linear as packing
 from stars_engine.kv_cache.packed_linear import PackedLinears
+from stars_engine.kv_cache.weight_fingerprint import WeightFingerprint
 
 
 def layers(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
@@ -230,3 +232,19 @@ def test_without_the_kernel_nothing_is_packed(
     finally:
         packing._works.cache_clear()
     assert counted == []
+
+
+@torch.no_grad()
+def test_weights_of_several_tensors_stay_as_they_are_and_are_watched() -> None:
+    """As quantized weights of torchao, which hold integers and scales."""
+    model = layers()
+    pair = TwoTensor(torch.ones(40, 24), torch.ones(40, 24))
+    model[0].weight = torch.nn.Parameter(pair)
+    assert PackedLinears(model)._layers == [model[2]]
+    fingerprint = WeightFingerprint([model])
+    assert not fingerprint.has_changed(thorough=True)
+    model[0].weight.b.neg_()
+    assert fingerprint.has_changed(thorough=False)
+    model[0].weight.a.data.neg_()
+    assert not fingerprint.has_changed(thorough=False)
+    assert fingerprint.has_changed(thorough=True)

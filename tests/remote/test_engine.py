@@ -39,6 +39,7 @@ ALIGN = AlignParams(
     num_candidates=2,
 )
 SAMPLING = SamplingParams(max_tokens=32, seed=5)
+SHORT = SAMPLING.replace(max_tokens=16)  # two segments
 PROMPTS = ["This movie", "The plot", "I never", "An actor who"]
 
 
@@ -108,10 +109,10 @@ def test_seeded_text_is_repeatable_alone_and_under_load(
     new_engine: Callable[..., StarsEngine],
 ) -> None:
     remote = new_engine()
-    together = remote.generate(PROMPTS)
-    alone = [remote.generate(prompt)[0] for prompt in PROMPTS]
+    together = remote.generate(PROMPTS, sampling=SHORT)
+    alone = [remote.generate(prompt, sampling=SHORT)[0] for prompt in PROMPTS]
     one_by_one = ALIGN.replace(num_candidates=1)
-    again = remote.generate(PROMPTS, align=one_by_one)
+    again = remote.generate(PROMPTS, sampling=SHORT, align=one_by_one)
     assert [item.token_ids for item in together] == [item.token_ids for item in alone]
     assert [item.token_ids for item in together] == [item.token_ids for item in again]
     assert len({item.token_ids for item in together}) == len(PROMPTS)
@@ -129,7 +130,7 @@ def test_an_error_before_drafting_is_not_blamed_on_the_model(
         return original(self, count)
 
     monkeypatch.setattr(Request, "draft_requests", draft_requests)
-    results = remote.generate(PROMPTS, return_exceptions=True)
+    results = remote.generate(PROMPTS, sampling=SHORT, return_exceptions=True)
     assert isinstance(results[1], GenerationError)
     assert "the noise or the decoding strategy failed: ZeroDivisionError" in str(results[1])
     assert not any(isinstance(item, Exception) for item in [results[0], *results[2:]])
@@ -228,11 +229,10 @@ def test_one_of_two_servers_dies_amid_32_requests(
     new_engine: Callable[..., StarsEngine], models: list[TestServer]
 ) -> None:
     prompts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(8)]
-    short = SAMPLING.replace(max_tokens=16)
-    expected = new_engine(timeout_s=300.0).generate(prompts, sampling=short)
+    expected = new_engine(timeout_s=300.0).generate(prompts, sampling=SHORT)
     remote = new_engine(2, timeout_s=300.0)
     num_before = models[1].count("/inference/v1/generate")
-    future = remote.submit(prompts, sampling=short)
+    future = remote.submit(prompts, sampling=SHORT)
     wait_until(lambda: models[1].count("/inference/v1/generate") > num_before + 20)
     models[1].kill()
     results = future.result(300)
@@ -280,12 +280,14 @@ def test_no_server_left(
 def test_requests_of_a_faulty_server_go_on_at_the_other(
     new_engine: Callable[..., StarsEngine], models: list[TestServer], faults: Faults
 ) -> None:
-    expected = new_engine().generate(PROMPTS)
+    expected = new_engine().generate(PROMPTS, sampling=SHORT)
     remote = new_engine(2)
-    models[1].faults = faults
-    assert [item.token_ids for item in remote.generate(PROMPTS)] == [
-        item.token_ids for item in expected
-    ]
+    models[1].faults, num_before = faults, models[1].count("/inference/v1/generate")
+    results = remote.generate(PROMPTS, sampling=SHORT)
+    assert [item.token_ids for item in results] == [item.token_ids for item in expected]
+    assert remote.stats().num_server_failovers > 0 or num_before == models[1].count(
+        "/inference/v1/generate"
+    )
 
 
 def test_a_server_that_hangs_ends_requests_in_time(

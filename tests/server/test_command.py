@@ -15,7 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from stars_engine.cli.app import app
 from stars_engine.cli.serve import read_configs
 from tests.support.engines import wait_until
 
@@ -60,6 +62,14 @@ def test_a_stream_ends_after_sigterm_and_the_command_with_success() -> None:
 
 
 @pytest.mark.slow
+def test_a_wrong_option_ends_the_command_with_status_2() -> None:
+    with command("--port", "99999") as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "port" in errors
+
+
+@pytest.mark.slow
 def test_the_command_ends_if_nothing_can_be_loaded(tmp_path: Path) -> None:
     config = tmp_path / "broken.yaml"
     config.write_text(
@@ -78,14 +88,14 @@ def test_the_command_ends_if_nothing_can_be_loaded(tmp_path: Path) -> None:
         (["--cors-origin", "nonsense"], "not an origin"),
         (["--config", "a=x.yaml", "--config", "a=y.yaml"], "x.yaml"),
         (["--api-keys", "no-such-file"], "no-such-file"),
+        (["--max-requests-per-key", "0"], "max_requests_per_key"),
+        (["--tokens-per-minute-per-key", "0"], "tokens_per_minute_per_key"),
     ],
 )
-@pytest.mark.slow
 def test_wrong_options(options: list[str], message: str) -> None:
-    with command(*options) as process:
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert message in errors
+    run = CliRunner().invoke(app, ["serve", *options])
+    assert run.exit_code != 0
+    assert message in f"{run.output} {run.exception}"
 
 
 def test_names_of_models(tmp_path: Path) -> None:

@@ -16,6 +16,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.support.servers import RunningServer
+from tests.support.valid_requests import corrected
+
+# Of requests with settings that have no effect.
+pytestmark = pytest.mark.filterwarnings("ignore::stars_engine.StarsWarning")
 
 CHECKS = [
     not_a_server_error,
@@ -44,7 +48,9 @@ def fuzz(operation: Any, mode: GenerationMode, max_examples: int) -> None:
     @settings(max_examples=max_examples, **OPTIONS)
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
-        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+        if mode is VALID:
+            case.body = corrected(operation.path, case.body)
+        elif isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = "chat"  # a random name is never that of a model
         case.call_and_validate(checks=CHECKS, timeout=60)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def read(running: RunningServer, path: str, **more: Any) -> bytes:
     return bytes(received)
 
 
-def vetoing(reward: NoMarks, **align: Any) -> dict[str, Any]:
+def vetoing(reward: Any, **align: Any) -> dict[str, Any]:
     settings = {"schedule": ConstantSchedule(value=0.0), "max_attempts": 100, **align}
     return {
         "chat": random_chat(
@@ -128,23 +129,130 @@ def test_errors_do_not_quote_drafts(path: str, caplog: pytest.LogCaptureFixture)
     assert "cannot score this" in caplog.text
 
 
-def test_a_client_that_disconnects_frees_its_request() -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_a_client_that_disconnects_frees_its_request(
+    vetoed: tuple[RunningServer, NoMarks], path: str
+) -> None:
     """At whatever byte the client leaves, its request ends and nothing vetoed was sent."""
-    reward = NoMarks()
-    with serving(vetoing(reward)) as running:
-        engine = running.model("chat").engine
-        path = "/v1/chat/completions"
-        for num_bytes in (1, 300, 600, 1200):
-            with running.send(body(path, max_tokens=4000), path) as connection:
-                received = b""
-                while len(received) < num_bytes:
-                    received += connection.recv(1)
-            sent = received.partition(b"\r\n\r\n")[2]
-            assert not MARKS.search(sent.decode("latin-1"))
-            wait_until(lambda: idle(engine))
-        stats = engine.stats()
-        assert stats.num_cancelled == 4
-        assert stats.num_finished == 0
+    running, _ = vetoed
+    model = running.model("chat")
+    engine = model.raw_engine if path == "/v1/completions" else model.engine
+    before = engine.stats()
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    for num_bytes in (1, 300, 900, 2400):
+        received = b""
+        with running.send(body(path, **{limit: 4000}), path) as connection:
+            while len(received) < num_bytes:
+                received += connection.recv(1)
+        sent = received.partition(b"\r\n\r\n")[2]
+        assert not MARKS.search(sent.decode("latin-1"))
+        wait_until(lambda: idle(engine))
+    wait_until(lambda: engine.stats().num_cancelled == before.num_cancelled + 4)
+    assert engine.stats().num_finished == before.num_finished
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_whole_answers_have_accepted_text_only(
+    vetoed: tuple[RunningServer, NoMarks], path: str
+) -> None:
+    running, reward = vetoed
+    before = len(reward.seen)
+    with running.http() as client:
+        asked = json.loads(body(path, stream=False, stars={"segments": True}))
+        answer = client.post(path, json=asked)
+    assert answer.status_code == 200
+    assert any(map(MARKS.search, reward.seen[before:]))
+    assert not MARKS.search(answer.text)
+
+
+def test_streams_of_several_answers_have_accepted_text_only(
+    vetoed: tuple[RunningServer, NoMarks],
+) -> None:
+    """Interleaved answers to several prompts."""
+    running, _ = vetoed
+    received = read(running, "/v1/completions", prompt=["a", "b"], n=2, stars={"segments": True})
+    assert {b'"index": %d' % index for index in range(4)} <= set(
+        re.findall(rb'"index": \d', received)
+    )
+
+
+DAYS = {"type": "integer", "minimum": 1000, "maximum": 99999}
+TOOL = {
+    "name": "t",
+    "parameters": {"type": "object", "properties": {"days": DAYS}, "required": ["days"]},
+}
+TOOLS = {
+    "/v1/chat/completions": [{"type": "function", "function": TOOL}],
+    "/v1/responses": [{"type": "function", **TOOL}],
+}
+
+
+@pytest.fixture(scope="module")
+def vetoed_calls() -> Iterator[tuple[RunningServer, list[str]]]:
+    """A reward that vetoes calls with certain digits; all calls are judged."""
+    seen: list[str] = []
+
+    def no_seven(prompt: str, completion: str) -> float:
+        seen.append(completion)
+        return -1.0 if "7" in completion else 1.0
+
+    configs = vetoing(no_seven, judge="all", on_exhausted="stop")
+    with serving(configs, keep_alive_s=0.02) as running:
+        yield running, seen
+
+
+@pytest.mark.parametrize("path", [*TOOLS])
+def test_vetoed_calls_are_not_sent(
+    vetoed_calls: tuple[RunningServer, list[str]], path: str
+) -> None:
+    """Arguments of calls, and names of tools, come from accepted segments as texts do."""
+    running, seen = vetoed_calls
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    asked = {"tools": TOOLS[path], "tool_choice": "required", limit: 200}
+    called = []
+    for seed in range(4):
+        if path != "/v1/responses":
+            asked["seed"] = seed
+        with running.http() as client:
+            answer = client.post(path, json={**json.loads(body(path, **asked)), "stars": {}})
+        written = re.findall(
+            r'"(?:arguments|delta|content|text)": "((?:[^"\\]|\\.)*)"', answer.text
+        )
+        assert not any("7" in text for text in written), written
+        called += [text for text in written if "days" in text]
+    assert called
+    assert any("7" in text for text in seen)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", PATHS)
+def test_refused_answers_do_not_quote_drafts(
+    vetoed_at_once: RunningServer, path: str, stream: bool
+) -> None:
+    """Every draft is vetoed: the answer is empty but for the reason of the refusal."""
+    with vetoed_at_once.http() as client:
+        asked = json.loads(body(path, stream=stream, stars={"segments": True}))
+        answer = client.post(path, json=asked)
+    assert answer.status_code == 200
+    assert "drafts of the next segment was accepted" in answer.text or path == "/v1/completions"
+    texts = re.findall(r'"(?:content|text|delta)": ?"((?:[^"\\]|\\.)*)"', answer.text)
+    assert not any(text for text in texts if not text.startswith("None of"))
+
+
+@pytest.fixture(scope="module")
+def vetoed_at_once() -> Iterator[RunningServer]:
+    configs = vetoing(lambda _, completion: -1.0, max_attempts=2, on_exhausted="stop")
+    with serving(configs) as running:
+        yield running
+
+
+def test_scores_do_not_quote_texts_in_errors(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(vetoing(NoMarks(fail_after=0))) as running, running.http() as client:
+        asked = {"model": "chat", "messages": HELLO, "input": "secret"}
+        answer = client.post("/v1/score", json=asked)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "cannot score this: secret" in caplog.text
 
 
 def test_whole_answers_are_cancelled_too() -> None:

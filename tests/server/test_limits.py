@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import logging
-import threading
 from pathlib import Path
 
 import httpx
@@ -19,23 +18,12 @@ from stars_engine.server.calls import EngineRequest
 from stars_engine.server.facts import RequestFacts
 from stars_engine.server.settings import ApiKeys, ServerParams
 from tests.support.engines import wait_until
+from tests.support.held_rewards import HeldReward
 from tests.support.servers import HELLO, RunningServer, random_chat, serving
 
 CHAT = "/v1/chat/completions"
 REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 8, "stars": {"min_tokens": 8}}
 KEY = "sk-0123456789abcdef"
-
-
-class HeldReward:
-    """A reward that waits until the test opens it."""
-
-    def __init__(self) -> None:
-        self.asked, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self, prompt: str, completion: str) -> float:
-        self.asked.set()
-        assert self.opened.wait(60)
-        return 1.0
 
 
 def error_of(answer: httpx.Response) -> dict[str, str]:
@@ -107,6 +95,16 @@ def test_too_many_requests_and_a_full_queue() -> None:
         for connection in (first, second):
             with connection:
                 assert connection.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_a_reward_that_does_not_answer_in_time() -> None:
+    held = HeldReward()
+    with serving({"chat": random_chat(held, function={"timeout_s": 0.05})}) as running:
+        with running.http() as client:
+            answer = client.post(CHAT, json=REQUEST)
+        held.opened.set()
+    assert answer.status_code == 504
+    assert error_of(answer)["code"] == "reward_timeout"
 
 
 def test_while_loading_and_when_loading_fails(tmp_path: Path) -> None:

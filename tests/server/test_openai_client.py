@@ -148,6 +148,30 @@ def test_tools(client: openai.OpenAI) -> None:
     assert following.choices[0].message.content is not None
 
 
+def test_allowed_tools(client: openai.OpenAI) -> None:
+    """Only the allowed ones are offered to the model."""
+    tools = [{"type": "function", "function": {"name": f"other_{i}"}} for i in range(9)]
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "weather"}}]}
+    answer = client.chat.completions.create(
+        model="chat",
+        messages=HELLO,
+        tools=[*tools, TOOL],
+        tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+        max_tokens=300,
+        seed=1,
+    )
+    names = [call.function.name for call in answer.choices[0].message.tool_calls]
+    assert set(names) == {"weather"}
+    allowed["tools"][0]["function"]["name"] = "nothing"
+    with pytest.raises(openai.BadRequestError, match="tool_choice names 'nothing'"):
+        client.chat.completions.create(
+            model="chat",
+            messages=HELLO,
+            tools=[TOOL],
+            tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+        )
+
+
 def test_streamed_tools(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model="chat",

@@ -17,7 +17,9 @@ from stars_engine.server.settings import ApiKeys
 from stars_engine.trace import write_jsonl
 from tests.support.servers import RunningServer, random_chat, serving
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# As Debian, Ubuntu and GitHub's runners name it; Playwright's own browser is not needed.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def test_the_page_is_strict(server: RunningServer) -> None:
@@ -45,9 +47,9 @@ def test_a_server_without_the_page() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, in [dev]")
     if CHROMIUM is None:
-        pytest.skip("no browser is installed")
+        pytest.skip("no browser, which is no Python package, is installed; apt install chromium")
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

@@ -19,6 +19,11 @@ from tests.support.servers import HELLO, RunningServer, random_chat, serving
 
 CHAT = "/v1/chat/completions"
 REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 4}
+TOOL = {"type": "function", "function": {"name": "a"}}
+NAMED = {"type": "function", "function": {"name": "b"}}
+OBJECT = {"type": "json_object"}
+CALL = {"id": "1", "type": "function", "function": {"name": "a", "arguments": "{}"}}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 
 
 @pytest.mark.parametrize(
@@ -73,9 +78,15 @@ def post(server: RunningServer, body: Any, path: str = CHAT) -> httpx.Response:
         ({"n": 1000}, "n", "less than or equal to 128"),
         ({"stop": [""]}, "stop", "at least one character"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
-        ({"stream_options": {"include_usage": True}}, None, "only allowed with stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed with stream"),
         ({"tools": [{"type": "custom"}]}, "tools[0].type", "'function'"),
-        ({"tool_choice": "required"}, None, "needs tools"),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice", "the tools are: 'a'"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice.type", "'custom'"),
+        ({"tools": [TOOL], "response_format": OBJECT}, "response_format", "and tools both"),
+        ({"top_k": 5}, "top_k", "send it as stars.top_k"),
+        ({"messages": [*HELLO, {**CALLED, "role": "user"}]}, "messages[1]", "needs the role"),
+        ({"messages": [{**HELLO[0], "audio": {}}]}, "messages[0].audio", "is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"stars": {"beta": 0.5}}, "stars.beta", "--client-align"),
         ({"stars": {"threshold": 0.0}}, "stars.threshold", "--client-align"),
@@ -92,6 +103,36 @@ def test_errors_name_the_field(
     assert error["param"] == param or param is None
     assert message in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "is not supported by this server"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "'item_reference'"),
+        (
+            {"input": [{"type": "function_call", "call_id": "", "name": "a", "arguments": "x"}]},
+            "input[0]",
+            "not valid JSON",
+        ),
+    ],
+)
+def test_errors_of_responses_name_the_field(
+    server: RunningServer, change: dict[str, Any], param: str, message: str
+) -> None:
+    answer = post(server, {"model": "chat", "input": "Hi", **change}, "/v1/responses")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert message in answer.json()["error"]["message"]
+
+
+def test_integers_may_have_a_decimal_point(server: RunningServer) -> None:
+    """As in JSON, and as the description of the API says."""
+    assert post(server, {**REQUEST, "max_tokens": 4.0, "seed": 1.0}).status_code == 200
+    assert post(server, {**REQUEST, "max_tokens": 4.5}).status_code == 400
+    limits = ChatBody.model_json_schema()["properties"]["n"]
+    assert (limits["minimum"], limits["maximum"]) == (1, 128)
 
 
 def test_values_that_ask_for_nothing_are_accepted(server: RunningServer) -> None:

@@ -98,6 +98,10 @@ def test_calls_and_their_results(client: openai.OpenAI) -> None:
         input=turns, tool_choice="none", model="chat", tools=[TOOL], **exactly(4)
     )
     assert following.output_text
+    allowed = [{"type": "function", "name": "weather"}]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": allowed}
+    [call] = client.responses.create(input="Hi", tool_choice=choice, **arguments).output
+    assert call.name == "weather"
     with client.responses.stream(
         input="Hi", tool_choice={"type": "function", "name": "weather"}, **arguments
     ) as stream:

@@ -6,12 +6,13 @@ import torch
 
 from stars_engine.rewards.classifier import ClassifierRewardModel
 from stars_engine.rewards.encoding import EncodedInput
+from stars_engine.rewards.guard import GuardRewardModel
 from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.process import ProcessRewardModel
 from stars_engine.rewards.yes_no import YesNoRewardModel
 
 Ids = list[int]
-Reward = ClassifierRewardModel | ProcessRewardModel | YesNoRewardModel
+Reward = ClassifierRewardModel | GuardRewardModel | ProcessRewardModel | YesNoRewardModel
 
 
 def reader_of(reward: Reward) -> IncrementalRunner:

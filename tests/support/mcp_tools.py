@@ -1,4 +1,4 @@
-"""Tools as MCP servers list them: a file system, git, fetch and an issue tracker."""
+"""Tools as MCP servers list them: a file system, git, fetch, issues and pages of notes."""
 
 from __future__ import annotations
 
@@ -137,6 +137,34 @@ CREATE_ISSUE = {
     },
     "_meta": {"server": "issues"},
 }
+CREATE_PAGE = {
+    "name": "post-page",
+    "description": "Create a page",
+    "inputSchema": {
+        "type": "object",
+        "properties": {"parent": {"anyOf": [{"$ref": "#/$defs/parent"}, {"enum": ["root"]}]}},
+        "required": ["parent"],
+        "$defs": {
+            "page": {
+                "type": "object",
+                "properties": {"page_id": {"type": "string", "format": "uuid"}},
+                "required": ["page_id"],
+                "additionalProperties": True,
+            },
+            "parent": {
+                "oneOf": [
+                    {"$ref": "#/$defs/page"},
+                    {
+                        "type": "object",
+                        "properties": {"type": {"const": "workspace"}},
+                        "required": ["type"],
+                        "additionalProperties": True,
+                    },
+                ]
+            },
+        },
+    },
+}
 TOOLS: list[dict[str, Any]] = [
     READ_FILE,
     EDIT_FILE,
@@ -145,4 +173,5 @@ TOOLS: list[dict[str, Any]] = [
     GIT_LOG,
     FETCH,
     CREATE_ISSUE,
+    CREATE_PAGE,
 ]

@@ -16,6 +16,7 @@ import torch
 
 from stars_engine.backends.base import DraftRequest
 from stars_engine.config import SamplingParams
+from tests.support.asgi import reply
 from tests.support.server_faults import Faults, Served
 
 BLOCK_LEN = 16  # of the simulated prefix cache
@@ -33,6 +34,8 @@ class TestServer:
         held: If set, completions wait until the event is set.
         holds: Which prefixes wait.
         num_aborted: Requests whose client went away before the answer.
+        num_hanging: Requests that wait for their client to go away.
+        killed: Whether it has ended.
     """
 
     __test__ = False
@@ -46,6 +49,8 @@ class TestServer:
     holds: Callable[[Sequence[int]], bool] = lambda _: True
     num_aborted: int = 0
     num_running: int = 0
+    num_hanging: int = 0
+    killed: bool = False
     kill: Callable[[], None] = lambda: None
     _draws: int = 0
     _blocks: set[tuple[int, ...]] = field(default_factory=set)
@@ -73,7 +78,7 @@ class TestServer:
             self.asked.setdefault(path, []).append(body)
         key = self.served.api_key
         if key is not None and headers.get("authorization") != f"Bearer {key}":
-            return await _reply(send, 401, {"error": {"message": "unauthorized"}})
+            return await reply(send, 401, {"error": {"message": "unauthorized"}})
         if scope["method"] == "POST" and path != "/tokenize":
             if await self._fail(send, receive):
                 return None
@@ -91,14 +96,16 @@ class TestServer:
         finally:
             self.num_running -= 1
         if self.faults.malformed and scope["method"] == "POST" and path != "/tokenize":
-            return await _reply(send, 200, None, raw=b'{"choices": [')
-        return await _reply(send, status, answer)
+            return await reply(send, 200, None, raw=b'{"choices": [')
+        return await reply(send, status, answer)
 
     async def _fail(self, send: Any, receive: Any) -> bool:
         faults = self.faults
         if faults.hangs:
+            self.num_hanging += 1
             while (await receive())["type"] != "http.disconnect":
                 pass
+            self.num_hanging -= 1
             self.num_aborted += 1
             return True
         if faults.cuts:
@@ -108,12 +115,15 @@ class TestServer:
             return True
         with self._lock:
             fails = faults.status is not None and faults.num_failures != 0
+            if fails and faults.num_answers:
+                faults.num_answers -= 1
+                return False
             if fails and faults.num_failures is not None:
                 faults.num_failures -= 1
         if not fails:
             return False
         more = [] if faults.retry_after is None else [(b"retry-after", faults.retry_after.encode())]
-        await _reply(send, faults.status or 500, {"error": {"message": "planted"}}, more=more)
+        await reply(send, faults.status or 500, {"error": {"message": "planted"}}, more=more)
         return True
 
     # --- endpoints ---
@@ -328,19 +338,3 @@ class _Drawn:
     ids: tuple[int, ...]
     ended: bool
     num_cached: int
-
-
-async def _reply(
-    send: Any,
-    status: int,
-    answer: Any,
-    *,
-    raw: bytes | None = None,
-    more: Sequence[tuple[bytes, bytes]] = (),
-) -> None:
-    if raw is None:
-        raw = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-    headers = [(b"content-type", b"application/json"), *more]
-    headers.append((b"content-length", str(len(raw)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": raw})

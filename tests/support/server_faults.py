@@ -27,6 +27,7 @@ class Faults:
         status: Requests fail with it.
         retry_after: Sent with `status`.
         num_failures: How many requests fail with `status`; None for all.
+        num_answers: How many requests are answered before the first of them.
         malformed: The body is no JSON.
         hangs: Requests are never answered.
         cuts: Connections are cut in the middle of the body.
@@ -45,6 +46,7 @@ class Faults:
     status: int | None = None
     retry_after: str | None = None
     num_failures: int | None = None
+    num_answers: int = 0
     malformed: bool = False
     hangs: bool = False
     cuts: bool = False

@@ -45,11 +45,14 @@ class RunningServer:
     def http(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)
 
-    def send(self, body: bytes, path: str = "/v1/chat/completions") -> socket.socket:
+    def send(
+        self, body: bytes, path: str = "/v1/chat/completions", key: str = "none"
+    ) -> socket.socket:
         """Send a request by hand, and return the connection, from which the test reads."""
         host, port = self.url.removeprefix("http://").split(":")
         connection = socket.create_connection((host, int(port)), timeout=60)
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Authorization: Bearer {key}\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         return connection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,18 +21,21 @@ from tests.support.server_faults import Served
 
 
 @contextmanager
-def serving(served: Served) -> Iterator[TestServer]:
-    """Run a server on a free port of loopback."""
+def serving(served: Served, port: int = 0) -> Iterator[TestServer]:
+    """Run a server on loopback, on a free port unless one is given."""
     app = TestServer(served)
     config = uvicorn.Config(app, lifespan="off", log_level="critical", ws="none", loop="asyncio")
     server = uvicorn.Server(config)
     sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
     app.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    loop = server.servers[0].get_loop()
+
+    async def run() -> None:
+        await server.serve([sock])
+        for _ in range(5):  # connections that were being accepted
+            cut()
+            await asyncio.sleep(0.01)
 
     def cut() -> None:
         for listener in server.servers:
@@ -41,10 +45,15 @@ def serving(served: Served) -> Iterator[TestServer]:
 
     def kill() -> None:
         """End at once: refuse connections, and cut those that are open."""
+        app.killed = True
         with suppress(RuntimeError):  # it has ended
             loop.call_soon_threadsafe(cut)
         server.should_exit = True
 
+    thread = Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    loop = server.servers[0].get_loop()
     app.kill = kill
     try:
         yield app

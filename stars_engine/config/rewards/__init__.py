@@ -7,6 +7,7 @@ from pydantic import Field
 from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.composite import CompositeReward, RewardPart, as_reward
 from stars_engine.config.rewards.function import FunctionReward
+from stars_engine.config.rewards.guard import GuardrailReward, GuardReward
 from stars_engine.config.rewards.process import ProcessReward
 from stars_engine.config.rewards.server import (
     ServerProcessReward,
@@ -22,6 +23,8 @@ RewardConfig = Annotated[
     | ProcessReward
     | YesNoReward
     | ValueReward
+    | GuardReward
+    | GuardrailReward
     | FunctionReward
     | ServerReward
     | ServerYesNoReward
@@ -35,6 +38,8 @@ __all__ = [
     "ClassifierReward",
     "CompositeReward",
     "FunctionReward",
+    "GuardReward",
+    "GuardrailReward",
     "ProcessReward",
     "RewardConfig",
     "RewardPart",

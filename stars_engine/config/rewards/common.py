@@ -48,6 +48,11 @@ class Floored(Schema):
     def _floor_is_no_wall(cls, floor: float | None) -> float | None:
         return check_floor(floor)
 
+    @property
+    def allowed_from(self) -> float | None:
+        """The lowest reward of allowed text, if this is a guard; None if it has a scale."""
+        return None
+
 
 class Failing(Floored):
     """A reward that may fail, with the action to take."""

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.common import Floored, check_floor
 from stars_engine.config.rewards.function import FunctionReward
+from stars_engine.config.rewards.guard import GuardrailReward, GuardReward
 from stars_engine.config.rewards.process import ProcessReward
 from stars_engine.config.rewards.server import (
     ServerProcessReward,
@@ -28,6 +29,8 @@ SingleReward = Annotated[
     | ProcessReward
     | YesNoReward
     | ValueReward
+    | GuardReward
+    | GuardrailReward
     | FunctionReward
     | ServerReward
     | ServerYesNoReward

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from stars_engine.config.rewards.classifier import ReadsAnswers
+from stars_engine.config.rewards.answers import ClassifiesAnswers
 from stars_engine.config.rewards.common import Failing
 from stars_engine.config.rewards.process import ScoresSteps
 from stars_engine.config.rewards.yes_no import AsksYesNo
@@ -29,7 +29,7 @@ class ServedReward(Failing, Server):
     )
 
 
-class ServerReward(ReadsAnswers, ServedReward):
+class ServerReward(ClassifiesAnswers, ServedReward):
     """A sequence classifier behind an HTTP server: vLLM or SGLang."""
 
     kind: Literal["server"] = "server"

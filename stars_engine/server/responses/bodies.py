@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from stars_engine.server.requests import MAX_INT, Body, FunctionSpec, GenerationBody, ToolSpec
+from stars_engine.server.fields import INTEGRAL, MAX_INT, Body
+from stars_engine.server.requests import FunctionSpec, GenerationBody, ToolSpec
 
 _NOT_STORED = "send the whole conversation as input; nothing is stored"
 _OPENAI_ONLY = "leave it out; it belongs to a service of OpenAI"
@@ -111,6 +112,14 @@ class ChosenFunction(Body):
     name: str
 
 
+class AllowedFunctions(Body):
+    """The choice of some of the tools; only these are offered to the model."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenFunction], Field(min_length=1)]
+
+
 class TextFormat(Body):
     """The format of the answer's text."""
 
@@ -162,11 +171,15 @@ class ResponsesBody(GenerationBody):
 
     input: str | Annotated[list[InputItem], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_INT), INTEGRAL] | None = None
     parallel_tool_calls: bool = True
     text: TextOptions | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[ChosenFunction | AllowedFunctions, Field(discriminator="type")]
+        | None
+    ) = None
     store: bool | None = Field(default=None, description="accepted and ignored: nothing is stored")
 
     @property
@@ -181,10 +194,21 @@ class ResponsesBody(GenerationBody):
         ]
 
     @property
-    def chosen_tool(self) -> str | None:
+    def choice(self) -> str | None:
         """The tool choice, or the name of the chosen tool."""
+        match self.tool_choice:
+            case ChosenFunction(name=name):
+                return name
+            case AllowedFunctions(mode=mode):
+                return mode
+            case choice:
+                return choice
+
+    @property
+    def allowed_names(self) -> list[str] | None:
+        """The names of the tools that may be called; None for all."""
         choice = self.tool_choice
-        return choice.name if isinstance(choice, ChosenFunction) else choice
+        return [t.name for t in choice.tools] if isinstance(choice, AllowedFunctions) else None
 
     @property
     def response_format(self) -> dict[str, Any] | None:

@@ -10,9 +10,9 @@ from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from stars_engine.server.calls import EngineRequest, new_call
-from stars_engine.server.conversations import grammar_of, new_chat
+from stars_engine.server.conversations import check_one_grammar, grammar_of, new_chat
 from stars_engine.server.delivery import accepted, event_stream, report, sse, until_disconnect
-from stars_engine.server.errors import ApiError, JsonResponse
+from stars_engine.server.errors import JsonResponse
 from stars_engine.server.facts import facts_of
 from stars_engine.server.responses.bodies import ResponsesBody
 from stars_engine.server.responses.events import Event, ResponseEvents
@@ -50,15 +50,14 @@ def _call_of(body: ResponsesBody, state: State) -> EngineRequest:
         messages,
         body.tool_specs,
         names,
-        choice=body.chosen_tool,
+        choice=body.choice,
+        allowed=body.allowed_names,
         parallel=body.parallel_tool_calls,
         continue_final_message=body.stars.continue_final_message,
         template_kwargs=body.stars.chat_template_kwargs,
     )
     grammar = grammar_of(body.response_format)
-    if grammar is not None and body.stars.grammar is not None:
-        message = "text.format and stars.grammar both constrain the answer. Hint: give one"
-        raise ApiError(400, message, code="invalid_value", param="stars.grammar")
+    check_one_grammar("text.format", grammar, body.stars, chat)
     return new_call(
         model,
         model.engine,

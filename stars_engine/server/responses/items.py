@@ -8,6 +8,7 @@ from typing import Any
 
 from stars_engine.integrations import ToolNames
 from stars_engine.messages import Message, ToolCall
+from stars_engine.server.conversations import naming
 from stars_engine.server.responses.bodies import (
     CallItem,
     ContentPart,
@@ -26,7 +27,8 @@ def conversation_of(body: ResponsesBody) -> tuple[list[Message], ToolNames]:
     Reasoning, text and calls that follow each other are one message of the assistant.
 
     Raises:
-        ConfigError: An item has a value that is not allowed.
+        ApiError: An item has a value that is not allowed.
+        ConfigError: Items do not fit together.
     """
     names = ToolNames(tool.name for tool in body.tools or [])
     messages = _Messages(names)
@@ -35,8 +37,9 @@ def conversation_of(body: ResponsesBody) -> tuple[list[Message], ToolNames]:
     if isinstance(body.input, str):
         messages.add("user", body.input)
     else:
-        for item in body.input:
-            messages.add_item(item)
+        for index, item in enumerate(body.input):
+            with naming(f"input[{index}]"):
+                messages.add_item(item)
     return messages.ended(), names
 
 

@@ -1,0 +1,144 @@
+"""A token guard as reward model: a causal model that labels each token of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+
+from stars_engine.config import GuardReward
+from stars_engine.errors import ModelLoadError
+from stars_engine.loading.models import load_tokenizer
+from stars_engine.rewards.aggregation import aggregate, reads_forward
+from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
+from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
+from stars_engine.rewards.batching import run_whole
+from stars_engine.rewards.encoding import EncodedInput, context_of
+from stars_engine.rewards.failures import FailurePolicy
+from stars_engine.rewards.guard_heads import label_indices, load_guard_head
+from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
+from stars_engine.tokenization.codec import Codec
+from stars_engine.types import RewardInput, Score
+
+
+class GuardRewardModel(CachesPrefixes):
+    """Reads prompt and completion; returns the probability of the allowed labels.
+
+    Args:
+        config: What to load, or the live objects.
+        lm_fingerprint: Fingerprint of the language model's tokenizer. If the guard has the same
+            tokenizer, it reads the token ids of the answer directly.
+    """
+
+    def __init__(self, config: GuardReward, lm_fingerprint: str | None = None) -> None:
+        self._tokenizer = load_tokenizer(config)
+        self._codec = codec = Codec(self._tokenizer)
+        self._config = config
+        guard = load_guard_head(config)
+        self._call = guard.labelled
+        self._model = model = guard.labelled.model
+        self.name = config.name_or_path or type(model).__name__
+        self.failures = FailurePolicy.of(config)
+        self.reads_ids = reads_ids(config, codec, lm_fingerprint, self.name)
+        self._device = model.get_input_embeddings().weight.device
+        num_labels = self._count_labels()
+        self._allowed = label_indices(config, guard, num_labels, self.name)
+        self._refused = [index for index in range(num_labels) if index not in self._allowed]
+        self._sharing = self._find_sharing()
+        limit = context_of(model, self._tokenizer, is_causal=True)
+        self._reader = AnswerReader(
+            config, codec, name=self.name, max_tokens=limit, reads_ids=self.reads_ids
+        )
+        self._incremental, self.path = select_runner(
+            model,
+            self._call,
+            self._run_whole,
+            context_len=limit,
+            batch_size=config.batch_size,
+            sharing=self._sharing,
+            head=guard.labelled.head,
+        )
+
+    def about(self) -> dict[str, str]:
+        """Return a readable description."""
+        return {
+            "class": f"{type(self._model).__name__}, {self._model.num_parameters():,} parameters",
+            "placement": f"{self._model.device}, {self._model.dtype}",
+            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "reads": self._reader.about,
+            "allows": ", ".join(self._config.allowed),
+            "path": self.path,
+        }
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
+        """See `RewardModel`."""
+        config = self._config
+        return [
+            row.score(aggregate(values, config.aggregate, config.half_life), config.floor)
+            for values, row in self._values(inputs, each_token=config.aggregate != "last")
+        ]
+
+    def token_scores(self, inputs: Sequence[RewardInput]) -> list[list[float]]:
+        """Return the values after each token of the answers; of an empty one, after the prompt."""
+        return [values for values, _ in self._values(inputs, each_token=True)]
+
+    @torch.inference_mode()
+    def _values(
+        self, inputs: Sequence[RewardInput], *, each_token: bool
+    ) -> list[tuple[list[float], EncodedInput]]:
+        rows = [self._reader.read(item, each_token=each_token) for item in inputs]
+        if not rows:
+            return []
+        outputs = run_rows(
+            self._incremental,
+            rows,
+            self._run_whole,
+            batch_size=self._config.batch_size,
+            sharing=self._sharing,
+        )
+        logits = torch.cat(outputs).double()
+        allowed, refused = (
+            torch.logsumexp(logits[:, indices], dim=-1)
+            for indices in (self._allowed, self._refused)
+        )
+        odds = allowed - refused
+        values = iter((odds if self._config.output == "log_odds" else odds.sigmoid()).tolist())
+        return [(list(islice(values, len(row.points))), row) for row in rows]
+
+    # --- the forward pass ---
+
+    def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
+        """Return (points, labels) of each row."""
+        return run_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
+
+    @torch.inference_mode()
+    def _count_labels(self) -> int:
+        """Check on a probe that the model labels each token and reads forward.
+
+        Raises:
+            ModelLoadError: It does not.
+        """
+        probe = self._codec.encode_prompt(PROBES[1])
+        try:
+            [logits] = self._run_whole([EncodedInput(probe)])
+        except Exception as error:
+            raise ModelLoadError(
+                f"{self.name} does not label tokens ({error}). Hint: use a token classification "
+                "model, or name the layers of its head in `head`"
+            ) from error
+        if not reads_forward(self._run_whole, probe, dtype=self._model.dtype):
+            raise ModelLoadError(
+                f"{self.name} is not causal: its label of a token depends on the text after it. "
+                "Hint: use a causal token guard, such as Qwen3Guard-Stream, or call this model in "
+                "a function (FunctionReward)"
+            )
+        return logits.shape[-1]
+
+    @torch.inference_mode()
+    def _find_sharing(self) -> Sharing:
+        def run(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+            return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
+
+        short, long = (self._codec.encode_prompt(text) for text in PROBES)
+        return find_sharing(run, short, long, name=self.name, dtype=self._model.dtype)

@@ -1,0 +1,78 @@
+"""Problems of requests that pydantic refused, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stars_engine.server.errors import ApiError
+from stars_engine.server.fields import StarsOptions
+
+
+def validation_error_of(
+    problems: Sequence[Mapping[str, Any]], body: Any, unsupported: Mapping[str, str]
+) -> ApiError:
+    """Return one problem of a request that pydantic refused.
+
+    Args:
+        problems: The problems, as pydantic lists them.
+        body: The body of the request.
+        unsupported: Fields of OpenAI's API that this server does not serve, with hints.
+    """
+    problem = max(problems, key=_rank_of)
+    path = _path_of(problem["loc"], body)
+    if problem["type"] == "json_invalid" or (not path and problem["type"] != "value_error"):
+        message = (
+            "The body is not a JSON object. Hint: send one with Content-Type: application/json"
+        )
+        return ApiError(400, message, code="invalid_json")
+    if problem["type"] == "extra_forbidden":
+        name = str(problem["loc"][-1])
+        if hint := unsupported.get(re.sub(r"\[\d+\]", "", path)):
+            message = f"{path!r} is not supported by this server. Hint: {hint}"
+            return ApiError(400, message, code="unsupported_parameter", param=path)
+        if path in StarsOptions.model_fields:
+            message = f"Unknown field {name!r}. Hint: send it as stars.{name}"
+            return ApiError(400, message, code="unknown_parameter", param=path)
+        message = f"Unknown field {name!r} at {path!r}. Hint: remove it"
+        return ApiError(400, message, code="unknown_parameter", param=path)
+    context = problem.get("ctx", {})
+    if problem["type"] == "union_tag_invalid":
+        path = f"{path}.type"
+        message = f"{path} is {context['tag']!r}; expected one of {context['expected_tags']}"
+        return ApiError(400, message, code="invalid_value", param=path)
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    message = f"{path}: {text}" if path else text
+    return ApiError(400, message, code="invalid_value", param=path or None)
+
+
+def _rank_of(problem: Mapping[str, Any]) -> tuple[bool, bool, int]:
+    """Return how likely a problem is the cause of the others.
+
+    A field that is not served comes first, then a `type` that does not exist. Of the problems with
+    each form that a value may have, the deepest one is of the form that was meant.
+    """
+    loc, kind = problem["loc"], problem["type"]
+    is_type = kind == "union_tag_invalid" or (kind == "literal_error" and loc[-1] == "type")
+    return kind == "extra_forbidden" and len(loc) == 2, is_type, len(loc)
+
+
+def _path_of(loc: Sequence[str | int], body: Any) -> str:
+    """Return the path of a field as OpenAI writes it: `messages[0].role`.
+
+    Between the fields, pydantic lists which form of a value it tried; these are left out.
+    """
+    path, value = "", body
+    parts = loc[1:] if loc and loc[0] == "body" else loc
+    for index, part in enumerate(parts):
+        is_form = isinstance(part, str) and "[" in part  # such as tagged-union[...]
+        if isinstance(value, Mapping) and (
+            part in value or (index == len(parts) - 1 and not is_form)
+        ):
+            path += f".{part}" if path else str(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            path += f"[{part}]"
+            value = value[part]
+    return path

@@ -1,0 +1,64 @@
+"""Pages in a real browser: nothing is wider than a phone, light or dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stars_engine import SamplingParams, StarsEngine, trust_report
+from stars_engine.calibration.report_page import write_report
+from stars_engine.display.results import results_page
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The Chromium of the system, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(engine: StarsEngine, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    sampling = SamplingParams(max_tokens=8)
+    report = trust_report(engine, ["a"] * 4, sampling=sampling, num_answers=4, remedies=False)
+    write_report(folder / "trust.html", report)
+    align = engine.config.align.replace(keep_rejected_text=True)
+    [result] = engine.generate("The plot", align=align, max_tokens=24, seed=3)
+    long = result.replace(prompt="https://example.org/" + "a" * 300, id="b" * 200)
+    page = results_page([result, long], "trace-" + "c" * 100 + ".jsonl")
+    (folder / "trace.html").write_text(page.replace("<details>", "<details open>"))
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_pages_fit_and_can_be_read(
+    browser: Any, pages: list[Path], width: int, scheme: str
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
+    )
+    for path in pages:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width, path.name
+        ground = page.evaluate("getComputedStyle(document.documentElement).colorScheme")
+        assert "dark" in ground
+        text = page.evaluate("getComputedStyle(document.body).color")
+        assert text == {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme]
+        for label in page.query_selector_all("svg"):
+            assert label.bounding_box()["width"] >= 480  # wide enough to read its labels
+    context.close()
