@@ -170,6 +170,7 @@ def end_many(num_runs: int, *, jobs: int, seed: int, only: str = "") -> list[End
         ended = []
         for each in pool.map(partial(end_one, prompts), names, moments):
             ended.append(each)
+            print(f"{each.kind}: {each.status} in {each.seconds:.2f} s", file=sys.stderr)
             if not each.is_due:
                 print(f"WRONG {each.kind}, {each.moment_s:.2f} s: {each.status}", flush=True)
                 print(each.messages[-2000:], flush=True)

@@ -142,12 +142,12 @@ def unseal(value: Any) -> Any:
 def masked(value: Any) -> Any:
     """Return values with a mask for each secret, sealed or not.
 
-    For values that are nested within themselves, only the type is shown.
+    For values that are nested too deeply, or within themselves, only the type is shown.
     """
     try:
         return _shown(seal(value), lambda _: MASK)
     except RecursionError:
-        return f"{type(value).__name__} within itself"
+        return f"{type(value).__name__}, deeply nested"
 
 
 def digested(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -130,6 +131,19 @@ def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return found
 
 
+def warn_of_mismatches(
+    config: StarsConfig, settings: Iterable[tuple[AlignParams, SamplingParams | None]]
+) -> None:
+    """Check the settings of all prompts of a call, which mostly share them; see below."""
+    checked: set[tuple[int, int]] = set()
+    for align, sampling in settings:
+        key = id(align), id(sampling)
+        if key not in checked:
+            checked.add(key)
+            with suppress(RecursionError):  # an invalid grammar; reading the prompt reports it
+                warn_of_mismatch(config, align, sampling)
+
+
 def warn_of_mismatch(
     config: StarsConfig, align: AlignParams, sampling: SamplingParams | None
 ) -> None:
@@ -152,7 +166,7 @@ def warn_of_mismatch(
             f"{'; '.join(found)}. The thresholds may be far off. Hint: calibrate for these "
             "settings, or use AutoSchedule()",
             StarsWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     measured = schedule.max_tokens
     if sampling and measured and sampling.max_tokens > _MAX_LENGTH_RATIO * measured:
@@ -162,7 +176,7 @@ def warn_of_mismatch(
             f"than {_MAX_LENGTH_RATIO * measured}; later segments use the last stage. Hint: "
             "calibrate with a larger max_tokens, or use AutoSchedule()",
             StarsWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

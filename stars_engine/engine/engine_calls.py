@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
-from stars_engine.calibration.settings import warn_of_mismatch
+from stars_engine.calibration.settings import warn_of_mismatches
 from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
@@ -103,8 +103,8 @@ class EngineCalls(Handle):
                 for request in group.prompts
                 if request.sampling is not None
             )
-            for request in group.prompts:
-                warn_of_mismatch(self.config, request.align, request.sampling)
+            settings = [(request.align, request.sampling) for request in group.prompts]
+            warn_of_mismatches(self.config, settings)
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -314,17 +314,29 @@ def test_whatever_one_prompt_raises_is_its_own(
         assert all(isinstance(found[index], StarsResult) for index in (0, 2))
 
 
-def test_a_deeply_nested_schema_is_the_error_of_its_prompt(engine: StarsEngine) -> None:
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda schema: {"type": "array", "items": schema},
+        lambda schema: {"type": "object", "properties": {"a": schema}},
+        lambda schema: {"anyOf": [schema, {"type": "null"}]},
+    ],
+)
+def test_a_deeply_nested_schema_is_the_error_of_its_prompt(
+    around: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
     schema: dict[str, Any] = {"type": "integer"}
     for _ in range(300):
-        schema = {"type": "array", "items": schema}
-    deep = SHORT.model_copy(
+        schema = around(schema)
+    with pytest.raises(ConfigError, match="more than 200 levels deep"):
+        SHORT.replace(grammar={"kind": "json", "json_schema": schema})
+    deep = SHORT.model_copy(  # past the check
         update={"grammar": JsonGrammar.model_construct(kind="json", json_schema=schema)}
     )
-    with engine_with(engine, EngineParams()) as mine:
-        found = mine.generate(["a", "b"], sampling=[SHORT, deep], return_exceptions=True)
-        assert isinstance(found[0], StarsResult)
-        assert isinstance(found[1], Exception)
+    with StarsEngine() as calibrated:
+        found = calibrated.generate(["a", "b"], sampling=[SHORT, deep], return_exceptions=True)
+    assert isinstance(found[0], StarsResult)
+    assert isinstance(found[1], Exception)
 
 
 # --- errors of one answer ---
