@@ -172,7 +172,7 @@ class Handle:
         scores = await asyncio.wrap_future(self._runtime.score(self._source, call.inputs))
         return call.results(scores)
 
-    async def aunavailable(self) -> list[str]:
+    async def aunavailable_servers(self) -> list[str]:
         """Return which models cannot be reached, because none of their servers answers.
 
         Returns:

@@ -104,7 +104,7 @@ class ServedModel:
         async with self._checking:
             if self.align is None or time.monotonic() < self._checked_s + _CHECKED_S:
                 return
-            before, self.unavailable = self.unavailable, await self.engine.aunavailable()
+            before, self.unavailable = self.unavailable, await self.engine.aunavailable_servers()
             self._checked_s = time.monotonic()
             for urls in set(self.unavailable) - set(before):
                 logger.error("The model %r is not available: %s does not answer", self.name, urls)
