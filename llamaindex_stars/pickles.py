@@ -36,7 +36,7 @@ def refuse_left_behind(value: Any) -> None:
     """Refuse what stands for a live object of another process.
 
     Raises:
-        ConfigError: The value is one.
+        ConfigError: The value is such a placeholder.
     """
     if isinstance(value, LeftBehind):
         message = (

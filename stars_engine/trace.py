@@ -75,7 +75,7 @@ def _line(result: StarsResult) -> bytes:
 
 
 def _result(line: bytes) -> StarsResult | str:
-    """Read a line; where it is no result, return why."""
+    """Read a line; if it is not a result, return why."""
     try:
         return StarsResult.model_validate_json(line.decode())
     except UnicodeDecodeError as error:

@@ -148,18 +148,21 @@ def _nothing_to_draw(logits: torch.Tensor, row: DraftRow) -> GenerationError:
     kind: type[GenerationError] = NothingToDrawError
     if not (logits < torch.inf).all():  # or nan; -inf is how models say never
         kind = GenerationError
-        reason = "the model's logits are nan or infinite. Hint: try dtype='float32', or another one"
+        reason = (
+            "the model's logits are nan or infinite. Hint: try dtype='float32', or another model"
+        )
     elif row.grammar is not None:
         found = row.grammar.error or "no token that the other settings leave continues the text"
         reason = (
-            f"the grammar leaves none ({found}). Hint: check the grammar, logit_bias and min_tokens"
+            f"the grammar leaves no token ({found}). Hint: check the grammar, logit_bias and "
+            "min_tokens"
         )
     else:
         reason = (
-            "the sampling settings leave none. Hint: check logit_bias, min_tokens with "
+            "the sampling settings leave no token. Hint: check logit_bias, min_tokens with "
             f"stop_token_ids, and temperature={request.sampling.temperature}"
         )
     return kind(
-        f"there is no token to draw in the segment that begins at token {position} of the answer: "
+        f"nothing can be drawn in the segment that begins at token {position} of the answer: "
         f"{reason}. The request ends here; others are not affected"
     )

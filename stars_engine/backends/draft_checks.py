@@ -34,7 +34,7 @@ def checked_draft(
         )
         problem = _problem_of(checked, request, model)
     except (AttributeError, TypeError) as error:
-        problem = f"is no Draft of token ids ({error})"
+        problem = f"is not a Draft of token ids ({error})"
     if problem is None:
         return checked
     return GenerationError(

@@ -142,6 +142,6 @@ def _known(features: torch.Tensor | None) -> torch.Tensor:
 
 def _no_states(name: str, reason: str) -> ModelLoadError:
     return ModelLoadError(
-        f"{name} gives no hidden states of its layers ({reason}). Hint: use another kind of "
+        f"{name} returns no hidden states of its layers ({reason}). Hint: use another kind of "
         "reward, or a model that supports output_hidden_states"
     )

@@ -178,18 +178,22 @@ class ServerBackend:
     def _short(self, asked: CompletionRequest, found: Completion) -> ServerError:
         count, urls = len(found.token_ids), ", ".join(self.config.base_url)
         if found.ended:
-            last = found.token_ids[-1] if found.token_ids else "no token"
+            name = f"an end-of-text token of {self.config.tokenizer_name_or_path!r}"
+            last = (
+                f"the last, {found.token_ids[-1]}, is not {name}"
+                if found.token_ids
+                else f"the answer lacks {name}"
+            )
             return ServerError(
-                f"{urls} ended the text after {count} of {asked.max_tokens} tokens with {last}, "
-                "which is no end-of-text token of "
-                f"{self.config.tokenizer_name_or_path!r}. Hint: set "
-                "stop_token_ids to the server's end-of-text tokens, or tokenizer_name_or_path to "
+                f"{urls} ended the text after {count} of {asked.max_tokens} tokens, but {last}. "
+                "Hint: set stop_token_ids to the server's end-of-text tokens, or tokenizer_name_or_path to "
                 "the directory of the served model with its generation_config.json"
             )
         return ServerError(
-            f"{urls} drew {count} of {asked.max_tokens} tokens after {len(asked.token_ids)} and "
-            "stopped: its context is shorter than it says. Hint: set context_len to what the "
-            "server can hold, or raise its --max-model-len"
+            f"{urls} drew {count} of {asked.max_tokens} tokens after a prefix of "
+            f"{len(asked.token_ids)} tokens and stopped: its context is shorter than the one it "
+            "reports. Hint: set context_len to what the server can hold, or raise its "
+            "--max-model-len"
         )
 
     def _session_of(self, handle: PrefixHandle) -> Session:

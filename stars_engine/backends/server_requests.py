@@ -53,8 +53,8 @@ def _problems(sampling: SamplingParams, dialect: Dialect) -> Iterator[Problem]:
     if sampling.repetition_penalty != 1 and biased:
         yield Problem(
             "repetition_penalty",
-            f"servers apply it after the biases, so it cannot be used with {', '.join(biased)}. "
-            "Hint: use one of them",
+            "servers apply it after the biases, so it cannot be used with "
+            f"{', '.join(sorted(biased))}. Hint: use one of them",
         )
     for token, bias in (sampling.logit_bias or {}).items():
         if abs(bias) > _MAX_BIAS and bias != -math.inf:

@@ -277,7 +277,7 @@ def _adapter_directory(path: str, token: str | None) -> Path:
 def _check_adapter(directory: Path, path: str) -> None:
     if not (directory / _ADAPTER_WEIGHTS).is_file():
         raise ModelLoadError(
-            f"adapter_path={path!r} holds no {_ADAPTER_WEIGHTS}, and pickled weights can run code "
-            "when read. Hint: load it once where you trust it and write it with "
+            f"adapter_path={path!r} contains no {_ADAPTER_WEIGHTS}, and reading pickled weights "
+            "can run code. Hint: if you trust the adapter, load it once and write it with "
             "PeftModel.save_pretrained(directory, safe_serialization=True)"
         )

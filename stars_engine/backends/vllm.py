@@ -147,7 +147,7 @@ class VLLMBackend:
 def _short(error: ShortCompletionError) -> GenerationError:
     asked, found = error.asked, error.completion
     return GenerationError(
-        f"vLLM drew {len(found.token_ids)} of {asked.max_tokens} tokens after "
-        f"{len(asked.token_ids)}. Hint: raise context_len, or set stop_token_ids if the text ended "
-        "with a token that the tokenizer does not name as end of text"
+        f"vLLM drew {len(found.token_ids)} of {asked.max_tokens} tokens after a prefix of "
+        f"{len(asked.token_ids)} tokens. Hint: raise context_len, or set stop_token_ids if the "
+        "text ended with a token that the tokenizer does not name as end of text"
     )

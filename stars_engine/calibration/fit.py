@@ -60,7 +60,7 @@ class StageDrafts:
 
     @property
     def bodies(self) -> Floats:
-        """The same, with nan for drafts that end the answer."""
+        """All draws, with nan for drafts that end the answer."""
         return np.where(self.ends_text, np.nan, self.all_draws)
 
     @property

@@ -66,7 +66,7 @@ def ask_judge(
         RewardError: The judge failed, or did not return a number.
     """
     try:
-        return real_number(judge(prompt, answer), "an opinion")
+        return real_number(judge(prompt, answer), "the judge's score")
     except Exception as error:
         raise RewardError(
             f"the judge failed on {about}: {describe_error(error)}. Hint: fix the judge; it takes "

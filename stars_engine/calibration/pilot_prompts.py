@@ -36,12 +36,13 @@ def checked_prompts(title: str, prompts: object, *, least: int = 1) -> list[Prom
             "several prompts similar to those of later use, prompts=[..., ...]"
         )
     if not isinstance(prompts, Sequence):
-        raise problem(f"{type(prompts).__name__} is not allowed; {allowed}. Hint: use list(...)")
+        kind = type(prompts).__name__
+        raise problem(f"{kind} is not allowed; allowed: {allowed}. Hint: use list(...)")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, _KINDS):
             raise problem(
-                f"{type(prompt).__name__} at index {index} is not allowed; {allowed}. Hint: use "
-                "TokenIds([...]) for token ids and Chat([...]) for role dicts"
+                f"{type(prompt).__name__} at index {index} is not allowed; allowed: {allowed}. "
+                "Hint: use TokenIds([...]) for token ids and Chat([...]) for role dicts"
             )
     if len(prompts) < least:
         raise problem(

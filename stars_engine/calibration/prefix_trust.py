@@ -64,7 +64,7 @@ def prefix_trust(
 
 
 def warn_of_trust(schedule: CalibratedSchedule) -> None:
-    """Log what follows from low trust; the caller sees to it that this is logged once."""
+    """Log what follows from low trust; the caller makes sure that it is logged once."""
     if not schedule.is_untrusted or schedule.on_untrusted == "raise":
         return
     begin = untrusted_in_words(schedule)

@@ -106,14 +106,12 @@ def identity(part: Schema) -> dict[str, Any]:
 def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return descriptions of settings that differ from those of a calibration.
 
-    Weights decide whether a model is another one, where both sides know them; otherwise its name.
+    Models are compared by their weights if both sides know them, otherwise by their names.
     """
     hashes, own = made_for.get("weights") or {}, now.get("weights") or {}
     known = [name for name in hashes if name in own]
     found = [
-        f"the weights or code of the {name} are others"
-        for name in known
-        if hashes[name] != own[name]
+        f"the weights or code of the {name} differ" for name in known if hashes[name] != own[name]
     ]
     for name in _COMPARED:
         then, current = made_for.get(name), now.get(name)

@@ -168,7 +168,7 @@ def _check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"{what} contains half a surrogate pair, {text[error.start]!r} at index {error.start}, "
+            f"{what} contains a lone surrogate, {text[error.start]!r} at index {error.start}, "
             "which is not a character. Hint: use text.encode('utf-16', 'surrogatepass')"
             ".decode('utf-16', 'replace')"
         ) from None

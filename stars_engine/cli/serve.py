@@ -105,7 +105,8 @@ def serve_command(
     keys = _read_keys(api_keys)
     if not len(keys) and not params.is_local:
         messages.say(
-            f"warning: anyone who reaches {params.host} may use the models. Hint: --api-keys FILE"
+            f"warning: anyone who reaches {params.host} may use the models. Hint: pass --api-keys "
+            "FILE"
         )
     if all(settings.uses_embedded_pair for settings in configs.values()):
         use_one_thread()
@@ -138,7 +139,8 @@ def read_configs(options: list[str], *, allow_imports: bool) -> dict[str, StarsC
             name, file = Path(option).stem, option
         if not name or name in configs:
             raise typer.BadParameter(
-                f"two models are called {name!r}; names must be unique. Hint: --config NAME={file}"
+                f"two models are called {name!r}; names must be unique. Hint: use --config "
+                f"NAME={file}"
             )
         configs[name] = StarsConfig.from_file(Path(file), allow_imports=allow_imports)
         if not allow_imports:

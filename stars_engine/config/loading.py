@@ -138,7 +138,9 @@ def _texts(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str | bytes]:
         yield value
     elif isinstance(value, Mapping | list | tuple):
         if id(value) in inside or len(inside) > 100:
-            raise ValueError("it contains itself, or too deeply. Hint: flatten it")
+            raise ValueError(
+                "it contains itself, or is nested more than 100 levels deep. Hint: flatten it"
+            )
         parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         for part in parts:
             yield from _texts(part, (*inside, id(value)))

@@ -203,12 +203,14 @@ def _checked_url(url: str) -> str:
             "a base URL begins with http:// or https://, such as http://localhost:8000"
         )
     if parts.username is not None or parts.password is not None:
-        raise ValueError("a base URL holds no credentials; give the key as api_key or api_key_env")
+        raise ValueError(
+            "a base URL must not contain credentials; give the key as api_key or api_key_env"
+        )
     if parts.query or parts.fragment:
         raise ValueError("a base URL ends with its path, without ? and #")
     if holds_secret(url):
         raise ValueError(
-            "a base URL holds no keys, as it is shown and logged; give the key as api_key or "
+            "a base URL must not contain keys, because it is logged; give the key as api_key or "
             "api_key_env"
         )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")

@@ -173,11 +173,14 @@ class Handle:
         return call.results(scores)
 
     async def aunavailable_servers(self) -> list[str]:
-        """Return which models cannot be reached, because none of their servers answers.
+        """Return the servers of each model that cannot be reached.
+
+        A model cannot be reached if none of its servers answers.
 
         Returns:
-            The URLs of each such model's servers; empty if all answer, for models in this process,
-            and before the models are loaded.
+            One string per such model: the URLs of its servers, separated by commas. Empty if a
+            server of each model answers, if the models run in this process, or before they are
+            loaded.
         """
         loaded = None if self.closed else self._runtime.loaded(self._source)
         if loaded is None:

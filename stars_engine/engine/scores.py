@@ -118,7 +118,7 @@ def _encoded(model: PromptedModel, text: str, index: int) -> list[int]:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"answer {index} contains half a surrogate pair at index {error.start}, which is not a "
+            f"answer {index} contains a lone surrogate at index {error.start}, which is not a "
             "character. Hint: remove it"
         ) from None
     return model.codec.encode_continuation(text)

@@ -125,6 +125,6 @@ def _numbers(rows: list[Any], count: int) -> Scores:
     for row in rows:
         values = row if isinstance(row, list) else [row]
         if not values or not all(type(value) in (int, float) for value in values):
-            raise MalformedAnswerError("a result is no list of numbers")
+            raise MalformedAnswerError("a result is not a list of numbers")
         found.append([float(value) if value is not None else math.nan for value in values])
     return found

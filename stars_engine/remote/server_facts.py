@@ -110,7 +110,7 @@ async def check_tokenizers(
         ids = await _tokens(client, endpoint, {"model": model, **plain})
         if ids is not None and ids != local:
             raise ModelLoadError(
-                f"{endpoint.url} has another tokenizer than "
+                f"{endpoint.url} has a different tokenizer from "
                 f"{client.server.tokenizer_name_or_path!r}: a text of {len(local)} tokens has "
                 f"{len(ids)} there, or other ids. Hint: set tokenizer_name_or_path to the model "
                 "that the server serves, and give only servers of one model as base_url"

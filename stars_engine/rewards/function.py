@@ -58,7 +58,7 @@ class FunctionRewardModel:
 
     @property
     def threads(self) -> list[Thread]:
-        """The threads of its event loops."""
+        """The threads that run the event loops of this reward."""
         return self._loop.threads
 
     def _arguments(self, inputs: Sequence[RewardInput], *, single: bool = False) -> list[Any]:

@@ -91,7 +91,7 @@ class ProcessRewardModel(CachesPrefixes):
         return self._reader.steps(item)
 
     def step_scores(self, inputs: Sequence[RewardInput]) -> list[list[float]]:
-        """Return the probability of each step; without a step, the one read after the prompt."""
+        """Return the probability of each step; if there is none, the one after the prompt."""
         return [scores for scores, _ in self._score_steps(inputs)]
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:

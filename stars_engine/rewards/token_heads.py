@@ -156,7 +156,7 @@ def read_tensors(
     Args:
         config: The checkpoint.
         source: Its source, as `resolve_source` returns it.
-        is_wanted: Returns whether to read the weight of a name.
+        is_wanted: Whether to read the weight with this name.
     """
     weights: dict[str, torch.Tensor] = {}
     for file in _weight_files(config, source, is_wanted):

@@ -45,7 +45,7 @@ class Models:
     def get(self, source: RewardSource, *, requested_s: float) -> tuple[PromptedModel, RewardModel]:
         """Return both models; load those that are missing.
 
-        Requests made before an attempt to load failed share its error; later requests try again.
+        If loading fails, all requests made before that get the error; later requests try again.
 
         Args:
             source: The source of the reward model.

@@ -141,19 +141,19 @@ class RequestGroup:
 
     @property
     def has_final_thresholds(self) -> bool:
-        """Whether its thresholds are final; those of a calibration are still being fitted."""
+        """Whether the thresholds of this call are final; a calibration is still fitting its own."""
         return isinstance(self.decoding, StarsDecoding)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether its thresholds must be calibrated first."""
+        """Whether the thresholds of this call must be calibrated first."""
         return self.judged and any(
             isinstance(request.align.schedule, AutoSchedule) for request in self.prompts
         )
 
     @property
     def num_rollouts(self) -> int:
-        """Number of rollouts that run for it."""
+        """Number of rollouts that run for this call."""
         return self.num_answers * max(1, self.num_samples)
 
     @property

@@ -59,7 +59,7 @@ def counts_of(results: Iterable[StarsResult]) -> dict[str, int]:
 
 
 def usage_of(results: Iterable[StarsResult]) -> CompletionUsage:
-    """Return the usage of a request, with what alignment drafted and rejected in the details."""
+    """Return the usage of a request; its details count drafted and rejected tokens."""
     counts = counts_of(results)
     details = {
         f"{name}_tokens": counts[name] for name in ("drafted", "rejected", "surplus", "lookahead")

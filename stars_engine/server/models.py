@@ -100,7 +100,7 @@ class ServedModel:
                 )
 
     async def check(self) -> None:
-        """Ask the servers of a model that is ready for their health, at most once in a second."""
+        """Ask the servers of a ready model for their health, at most once a second."""
         async with self._checking:
             if self.align is None or time.monotonic() < self._checked_s + _CHECKED_S:
                 return

@@ -163,7 +163,7 @@ def test_what_a_model_cannot_give_is_refused(tokenizer: object) -> None:
         return forward(*args, **kwargs)
 
     backend.model.forward = without_states
-    with pytest.raises(ModelLoadError, match=r"gives no hidden states.*Hint"):
+    with pytest.raises(ModelLoadError, match=r"returns no hidden states.*Hint"):
         backend.attach(Probe((1,), torch.zeros(1, size), torch.zeros(1)))
 
 

@@ -349,7 +349,10 @@ def test_unusable_settings_are_refused_before_the_pilot(
     [
         (lambda prompt, answer: 1 / 0, "ZeroDivisionError"),
         (lambda: 1.0, "TypeError"),
-        (lambda prompt, answer: "good", "ValueError: an opinion must be a number, not 'good'"),
+        (
+            lambda prompt, answer: "good",
+            "ValueError: the judge's score must be a number, not 'good'",
+        ),
     ],
 )
 def test_a_judge_that_fails_is_named(

@@ -59,7 +59,7 @@ def test_other_weights_behind_the_same_name_warn(copy: Path, schedule: Calibrate
         renamed = Path(shutil.copytree(copy, copy.parent / "renamed"))
         warn_of_mismatch(with_reward(renamed), align, sampling)  # the same weights
     change(copy)
-    with pytest.warns(StarsWarning, match="the weights or code of the reward are others"):
+    with pytest.warns(StarsWarning, match="the weights or code of the reward differ"):
         warn_of_mismatch(with_reward(copy), align, sampling)
 
 

@@ -327,7 +327,7 @@ def test_an_empty_mask_is_an_error(backend: Any) -> None:
     rollout = make_rollout(sampling=sampling)
     for _ in stars([rollout], backend, TableReward({})):
         pass
-    with pytest.raises(GenerationError, match=r"the grammar leaves none.*check the grammar"):
+    with pytest.raises(GenerationError, match=r"the grammar leaves no token.*check the grammar"):
         raise rollout.error
     assert rollout.result().text in ("", "a")
 

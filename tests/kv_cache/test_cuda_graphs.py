@@ -143,7 +143,7 @@ def test_a_row_without_a_token_fails_alone_even_if_detected_late(
     uniforms = [0.3] * 6
     drafts = backend.draft([text.request(uniforms, banned), text.request(uniforms, PLAIN)])
     assert isinstance(drafts[0], GenerationError)
-    assert "the sampling settings leave none" in str(drafts[0])
+    assert "the sampling settings leave no token" in str(drafts[0])
     assert drafts[1] == backend.draft([text.request(uniforms, PLAIN)])[0]
 
 

@@ -314,7 +314,7 @@ def test_a_context_shorter_than_promised(
 ) -> None:
     remote = new_engine()
     models[0].faults = Faults(shrinks_to=20)
-    with pytest.raises(ServerError, match=r"its context is shorter than it says") as caught:
+    with pytest.raises(ServerError, match="shorter than the one it reports") as caught:
         remote.generate(PROMPTS[0], sampling=SAMPLING.replace(min_tokens=32))
     assert "context_len" in caught.value.hint
     assert len(caught.value.result.token_ids) == 16

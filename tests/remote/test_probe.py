@@ -80,7 +80,7 @@ def new_reward(reward_server: TestServer) -> Iterator[Callable[..., ServerReward
         (Faults(num_choices=2), "2 choices where one was asked for", "dialect"),
         (Faults(one_seed=True), "draws the same tokens with 5 seeds", "fixed seed"),
         (Faults(ignores_seed=True), "when the same seed is sent again", "needs_seed=False"),
-        (Faults(other_tokenizer=True), "has another tokenizer", "tokenizer_name_or_path"),
+        (Faults(other_tokenizer=True), "has a different tokenizer", "tokenizer_name_or_path"),
         (Faults(malformed=True), "malformed answer", "check that the server runs"),
         (Faults(status=500), "status 500: ", "check that the server runs"),
     ],
@@ -135,7 +135,7 @@ def test_two_servers_that_differ(
         (Faults(sigmoid=True), "returns probabilities", "use_activation"),
         (Faults(hidden_states=True), "returns 16 numbers for each text", "hidden states"),
         (Faults(chunk_len=200), "chunked prefill changes rewards", "--max-num-batched-tokens"),
-        (Faults(other_tokenizer=True), "has another tokenizer", "tokenizer_name_or_path"),
+        (Faults(other_tokenizer=True), "has a different tokenizer", "tokenizer_name_or_path"),
     ],
 )
 def test_wrong_rewards(
