@@ -77,7 +77,7 @@ class MissingExtraError(StarsError, ImportError):
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
             f"{module!r} is not installed. Hint: run pip install -e '.[{extra}]' in a clone of the "
-            "repository of stars-engine",
+            "stars-engine repository",
             name=module,
         )
         self.extra = extra

@@ -186,8 +186,9 @@ class ServerBackend:
             )
             return ServerError(
                 f"{urls} ended the text after {count} of {asked.max_tokens} tokens, but {last}. "
-                "Hint: set stop_token_ids to the server's end-of-text tokens, or tokenizer_name_or_path to "
-                "the directory of the served model with its generation_config.json"
+                "Hint: set stop_token_ids to the server's end-of-text tokens, or "
+                "tokenizer_name_or_path to the directory of the served model with its "
+                "generation_config.json"
             )
         return ServerError(
             f"{urls} drew {count} of {asked.max_tokens} tokens after a prefix of "

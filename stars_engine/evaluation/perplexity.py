@@ -67,7 +67,7 @@ class Likelihood:
             if not isinstance(config, TransformersModel):
                 raise ModelLoadError(
                     f"perplexity needs the weights of {config.shown_name} in this process. Hint: "
-                    "name the model of the perplexity as a TransformersModel"
+                    "set the perplexity model to a TransformersModel"
                 )
             model = load_model(config, AutoModelForCausalLM)
             self._loaded = model, Codec(load_tokenizer(config))

@@ -111,7 +111,7 @@ class ForcedCheck:
         predicted = ""
         if self.num_predicted:
             expected = self.limit + self.num_predicted / self.num_seen
-            predicted = f", but calibration predicts {expected:.1%} at most"
+            predicted = f", but the calibration predicts {expected:.1%} at most"
         return (
             f"{self.num_forced} of {self.num_seen} segments were forced ({share:.1%}){predicted}: "
             "they were kept although none of their draws was accepted. Hint: lower the thresholds, "

@@ -101,7 +101,7 @@ class ServerParams(Schema):
             if origin != "*" and ("://" not in origin or origin.endswith("/")):
                 raise ValueError(
                     f"{origin!r} is not an origin; allowed: scheme and host, or '*'. Hint: "
-                    "'https://chat.example.org', without a path"
+                    "write it like 'https://chat.example.org', without a path"
                 )
         return origins
 
@@ -175,7 +175,7 @@ def _digest_of(key: str, where: str) -> str:
             raise _problem(where, message)
         return digest
     if len(key) < 16:
-        message = f"the key has {len(key)} characters; expected at least 16. Hint: openssl rand"
+        message = f"the key has {len(key)} characters; expected at least 16. Hint: use openssl rand"
         raise _problem(where, f"{message} -hex 32")
     return hashlib.sha256(key.encode()).hexdigest()
 

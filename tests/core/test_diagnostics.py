@@ -228,7 +228,7 @@ def test_requested_forced_segments_do_not_warn() -> None:
         rollout.align = rollout.align.replace(schedule=schedule)
     assert messages_of([kept] * 21 + [forced] * 29) == []
     assert messages_of([kept] * 19 + [forced] * 31) == [
-        "31 of 50 segments were forced (62.0%), but calibration predicts 60.0% at most"
+        "31 of 50 segments were forced (62.0%), but the calibration predicts 60.0% at most"
     ]
 
 
