@@ -79,7 +79,7 @@ class BindsTools(BaseChatModel):
             compact: Allow no whitespace between the parts of JSON, on which small models may spend
                 their token budget.
             describe_schema: Show the schema, with its descriptions, to the model in the system
-                message. With "function_calling", the tool always shows it.
+                message. With "function_calling", the schema is always shown, as part of the tool.
             **kwargs: Further keywords for each call.
 
         Raises:

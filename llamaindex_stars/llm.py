@@ -165,8 +165,8 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt.
 
-        `prompt_format` determines how an unformatted string is read. A formatted one is read as
-        what the chat template has written, so its control tokens are parsed.
+        `prompt_format` determines how an unformatted string is read. A formatted string is read
+        as the output of the chat template, so its control tokens are parsed.
         """
         trace = kwargs.pop("trace", self.trace)
         engine, call = self._completion_call(prompt, formatted, kwargs)

@@ -15,8 +15,7 @@ def checked_draft(
 ) -> Draft | GenerationError:
     """Return a draft with its ids as tuples of integers, or what is wrong with it.
 
-    Language models are also other people's code: what one of them returns is not taken for text
-    before it has the form that `draft` promises.
+    A custom language model may return anything, so its draft is checked before it is used as text.
 
     Args:
         draft: What `model` returned in answer to the request.

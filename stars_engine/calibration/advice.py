@@ -44,10 +44,10 @@ class LengthChoice(NamedTuple):
 
 
 def verdict_of(segment: SegmentTrust) -> Verdict:
-    """Return a verdict, which the whole interval of the advantage must support.
+    """Return the verdict that the whole interval of the advantage supports.
 
-    A length whose rewards midway hardly rank the answers is undecided at best, whatever the
-    estimate, because the two measurements then contradict each other.
+    If the rewards of unfinished text hardly rank the answers, the verdict is "undecided" at best,
+    whatever the estimate, because the two measurements then contradict each other.
     """
     advantage = segment.advantage
     if np.isnan(advantage.value) or advantage.high < WORTHWHILE:

@@ -276,7 +276,7 @@ def crossing(rising: Callable[[float], float], residuals: Floats, beta: float) -
 def nearest_gap(rising: Callable[[float], float], residuals: Floats, sigma: float) -> float:
     """Return the offset at which a rising function is nearest to 0, for a hard test.
 
-    The function is constant between neighbouring residuals. The midpoint of a gap is returned, so
+    The function is constant between neighboring residuals. The midpoint of a gap is returned, so
     rounding cannot move a draw across the threshold. Offsets above all residuals are excluded,
     because they would reject every draw: with few distinct values, there is nothing between
     accepting all of the best drafts and accepting none.

@@ -29,7 +29,7 @@ def bootstrap(
     Args:
         figure: Computes the figure from indices of prompts, `(..., prompts)` to `(...)`; an index
             may occur more than once. All arrays are indexed alike, so that arms stay paired.
-            Resamples of which it is not finite are left out.
+            Resamples for which the figure is not finite are left out.
         num_prompts: Number of prompts.
         seed: Seed of the resampling; equal seeds draw equal prompts.
         num_resamples: Number of resamples; by default `NUM_RESAMPLES`.

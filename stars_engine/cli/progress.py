@@ -58,8 +58,8 @@ class Wait:
 
         Args:
             text: What is now being waited for.
-            aloud: Whether this is another thing: its time starts anew, and a line is due at once
-                where there is no terminal.
+            aloud: Whether the command now waits for something else: the time starts anew, and a
+                line is printed at once if there is no terminal.
         """
         if text == self._text or self._ended.is_set():
             return

@@ -42,8 +42,9 @@ def show_command(
 ) -> None:
     """Show the answers of a trace: kept segments, rejected drafts, rewards, costs.
 
-    A segment is the greener the more its reward is above its threshold; a forced one is red. The
-    texts of rejected drafts are there if the trace was written with --keep-rejected-text.
+    The further the reward of a segment is above its threshold, the greener its background; forced
+    segments are red. The texts of rejected drafts are shown if the trace was written with
+    --keep-rejected-text.
     """
     if html is not None:
         check_suffix(html, "page", (".html", ".htm"))

@@ -29,7 +29,8 @@ class BatchSelector:
 
     Attributes:
         max_rows: Maximum number of candidates of the next step; None for no limit.
-        urgent: Requests of small callers in the next step, if that is short and has others, too.
+        urgent: Requests of small callers in the next step, if that step is short and also has
+            requests of large callers.
         max_new_tokens: Tokens of different prompts that may start in the next step.
     """
 

@@ -149,8 +149,8 @@ class Handle:
 
         Args:
             prompt: The prompt.
-            texts: The answers. They are tokenised as texts, so a model that drafted one may have
-                written other tokens.
+            texts: The answers. They are tokenized from their text, so their tokens may differ from
+                those that a model drafted.
             segment_len: Also score the beginnings of each answer that end with a segment of this
                 many tokens; None does not.
             reward_prompt: Replaces the prompt for the reward model.

@@ -15,7 +15,7 @@ def words_of(text: str) -> list[str]:
 
 
 def grams(words: Sequence[str], n: int) -> list[Gram]:
-    """Return all sequences of n neighbouring words."""
+    """Return all sequences of n neighboring words."""
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 

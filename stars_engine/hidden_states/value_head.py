@@ -47,7 +47,8 @@ class ValueHead:
         pooling: "last" (the last token's states), "mean" (their running mean), or "mean_score"
             (the mean of the scores of all tokens).
         weights: `(out, in)` of each linear layer; the first reads the states of `layers`, one
-            after the other, the last has one output. ReLU is between them.
+            after the other, the last has one output. A ReLU
+            follows each layer except the last.
         biases: `(out,)` of each linear layer.
         base: What identifies the language model; see `fingerprint_of`.
         about: Readable facts about the fit.
@@ -209,7 +210,7 @@ def check_shapes(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
     """Check that layers fit together and end in one number.
 
     Raises:
-        ValueError: They do not.
+        ValueError: The shapes do not fit.
     """
     sizes = [tuple(weight.shape) for weight in weights]
     fits = all(first[0] == then[1] for first, then in pairwise(sizes))

@@ -30,7 +30,7 @@ _SAFE_ERROR = Fraction(1, 2**54)
 
 @dataclass(frozen=True)
 class Multiples:
-    """What stands in a rule for multiples.
+    """The parts of a grammar rule for multiples.
 
     Attributes:
         listed: The terminal for multiples that are written one by one; None if there are none.

@@ -25,9 +25,9 @@ class SlotPool:
     """The slots of one model, each with the prefix whose KV it holds or held.
 
     Args:
-        max_bytes: What all slots may take before those that are not pinned are freed; None for
-            1 GiB of those, as long as there is memory.
-        min_kept: Shortest prefix worth keeping when it is not pinned.
+        max_bytes: Memory that all slots may take before unpinned slots are freed; None allows
+            1 GiB of unpinned slots, as long as there is memory.
+        min_kept: Length in tokens of the shortest unpinned prefix that is kept.
     """
 
     def __init__(self, max_bytes: int | None = None, *, min_kept: int = MIN_PREFIX_LEN) -> None:

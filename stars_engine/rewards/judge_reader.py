@@ -91,7 +91,7 @@ def check_has_template(config: AsksYesNo, codec: Codec, name: str) -> None:
     """Check that there is a template for the question.
 
     Raises:
-        ModelLoadError: There is none.
+        ModelLoadError: The config sets no template, and the judge has no chat template.
     """
     if config.resolved().template is None and not has_template(codec):
         raise ModelLoadError(

@@ -60,7 +60,7 @@ class StepReader:
         """Encode prompt and steps; the marks of the row are the markers.
 
         Raises:
-            RewardError: They are too long; see `InputEncoder.fit`.
+            RewardError: Prompt and steps are too long; see `InputEncoder.fit`.
         """
         steps = self.steps(item)
         return self._encoder.fit(item.prompt, lambda prompt: self._encode(prompt, steps))

@@ -35,13 +35,14 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """The engine's thread and the handles that use it. All methods are thread-safe.
 
-    The thread starts with the first call and ends when its last user is gone.
+    The thread starts with the first call and ends when its last handle is closed, or some
+    time after that handle was garbage-collected.
 
     Args:
         load: Loads the language model; called on the engine's thread.
         params: Limits of the engine.
-        keep_alive_s: How long the runtime outlives its last handle, if that was garbage-collected
-            and not closed.
+        keep_alive_s: Seconds for which the runtime outlives its last handle, if that handle was
+            garbage-collected and not closed.
         on_close: Called when the runtime closes.
     """
 

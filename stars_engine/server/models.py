@@ -81,7 +81,7 @@ class ServedModel:
     async def load(self) -> None:
         """Load the models, and calibrate thresholds if the config asks for it.
 
-        While a server does not answer, loading is tried again: it may start later than this one.
+        If a model server does not answer, loading is tried again, since it may start later.
         """
         while self.state == "loading":
             try:
