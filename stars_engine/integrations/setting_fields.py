@@ -240,7 +240,10 @@ class SettingFields(BaseModel):
     )
     max_waiting: SkipValidation[int] = Field(
         default=1024,
-        description="maximum number of queued requests; a larger call enters the queue in parts",
+        description=(
+            "maximum number of queued requests; a larger call enters the queue in parts, and "
+            "callers with nothing queued may exceed it by an eighth"
+        ),
     )
     draft_ahead: SkipValidation[Literal["auto", "always", "never"]] = Field(
         default="auto",

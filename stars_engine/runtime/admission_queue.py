@@ -10,7 +10,7 @@ from stars_engine.errors import QueueFullError
 from stars_engine.runtime.futures import set_result
 from stars_engine.runtime.request_group import RequestGroup, engine_closed_error
 
-KEPT = 8  # one of so many places is kept for groups without an admitted rollout
+EXTRA = 8  # one place more for so many, for groups without an admitted rollout
 
 _Notices = tuple[list[RequestGroup], list[RequestGroup]]  # with a first, a last admitted rollout
 
@@ -19,7 +19,9 @@ class AdmissionQueue:
     """Admits rollouts to a bounded queue, one from each blocked group in turn.
 
     A large group is thus admitted piece by piece, and a later group with a single prompt does not
-    wait for all of it. The queue is full when it has no capacity left.
+    wait for all of it. An eighth more than the capacity is for groups without an admitted rollout:
+    the prompts of a large group are read before its first rollout starts, and others do not wait
+    for that.
 
     Args:
         capacity: Maximum number of admitted rollouts that wait to start.
@@ -120,7 +122,8 @@ class AdmissionQueue:
 
     @property
     def _is_full(self) -> bool:
-        return self.num_admitted >= self._capacity
+        """Whether nothing can be admitted, not even of a group without an admitted rollout."""
+        return self.num_admitted >= self._capacity + self._capacity // EXTRA
 
     def _remove(self, group: RequestGroup, num_admitted: int, num_blocked: int) -> _Notices:
         """Remove rollouts of a group; return whom to notify once the lock is released."""
@@ -145,7 +148,7 @@ class AdmissionQueue:
         while (group := self._next_blocked()) is not None:
             left = self._not_admitted[group]
             # The only blocked group takes all that it may have.
-            size = 1 if self._blocked else max(1, min(left, self._most - self.num_admitted))
+            size = 1 if self._blocked else max(1, min(left, self._capacity - self.num_admitted))
             if group not in self._admitted:
                 started.append(group)
             self._admitted[group] = self._admitted.get(group, 0) + size
@@ -162,19 +165,10 @@ class AdmissionQueue:
         """Remove and return the next blocked group that may have a further rollout admitted."""
         for _ in range(0 if self._is_full else len(self._blocked)):
             group = self._blocked.popleft()
-            if group not in self._admitted or self.num_admitted < self._most:
+            if group not in self._admitted or self.num_admitted < self._capacity:
                 return group
             self._blocked.append(group)
         return None
-
-    @property
-    def _most(self) -> int:
-        """Up to how many admitted rollouts a group may have a further one admitted.
-
-        The rest of the capacity is for groups without any: the prompts of a large group are read
-        before its first rollout starts, and others do not wait for that.
-        """
-        return self._capacity - self._capacity // KEPT
 
     def _notify(self, started: list[RequestGroup], admitted: list[RequestGroup]) -> None:
         for group in started:

@@ -118,13 +118,14 @@ def test_a_closed_queue_admits_nothing() -> None:
 
 def test_a_large_call_leaves_places_for_others() -> None:
     recording = RecordingQueue(16)
-    large = recording.enter(16)
-    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (14, 2)
+    large = recording.enter(20)
+    assert (recording.queue.num_admitted, recording.queue.num_in_line) == (16, 4)
     single, pair = recording.enter(1), recording.enter(2)
     assert recording.admitted == [large, single, pair]
     assert single.admitted.done()
     assert not pair.admitted.done()
+    assert recording.queue.num_admitted == 18
     for _ in range(4):
         recording.queue.start_one(large)
-    assert recording.queue.num_admitted == 14
+    assert recording.queue.num_admitted == 16
     assert pair.admitted.done()
