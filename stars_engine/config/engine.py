@@ -44,8 +44,8 @@ class EngineParams(Schema):
     max_waiting: int = Field(
         default=1024,
         ge=1,
-        description="maximum number of queued requests; a larger call enters the queue in parts, and "
-        "callers with nothing queued may exceed it by an eighth",
+        description="maximum number of queued requests; a larger call enters the queue in parts, "
+        "and callers with nothing queued may exceed it by an eighth",
         examples=[1024],
     )
     draft_ahead: Literal["auto", "always", "never"] = Field(
