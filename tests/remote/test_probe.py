@@ -125,7 +125,7 @@ def test_two_servers_that_differ(
 ) -> None:
     with serving(Served(engine.model, codec=engine.model.codec)) as other:
         other.faults = Faults(**{fault: True})
-        with pytest.raises(ModelLoadError, match=r"different chat templates|another tokenizer"):
+        with pytest.raises(ModelLoadError, match=r"different chat templates|a different tokenizer"):
             new_model(base_url=[model_server.url, other.url])
 
 
