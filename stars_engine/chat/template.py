@@ -109,13 +109,14 @@ def render(
     mark = mark or free_mark(texts_of([turns, listed, dict(template_kwargs)]))
     harmless = partial(_harmless, tokens=codec.reserved_tokens, mark=mark)
     written = partial(_harmless, tokens=codec.control_tokens, mark=mark)
+    name = partial(_harmless_name, tokens=codec.reserved_tokens, mark=mark)
     try:
         text: str = codec.tokenizer.apply_chat_template(
-            [_harmless_turn(turn, harmless, written) for turn in turns],
-            tools=mapped(listed, harmless),
+            [_harmless_turn(turn, harmless, written, name) for turn in turns],
+            tools=mapped(listed, harmless, name),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            **mapped(dict(template_kwargs), harmless),
+            **{key: mapped(value, harmless, name) for key, value in template_kwargs.items()},
         )
     except Exception as error:  # templates raise arbitrary errors
         if (line := getattr(error, "lineno", None)) is not None:  # only Jinja syntax errors have it
@@ -166,9 +167,11 @@ def knows_tools(codec: Codec, template_kwargs: TemplateKwargs = NO_KWARGS) -> bo
     return probe.name in text
 
 
-def _harmless_turn(turn: TemplateMessage, harmless: Change, written: Change) -> TemplateMessage:
+def _harmless_turn(
+    turn: TemplateMessage, harmless: Change, written: Change, name: Change
+) -> TemplateMessage:
     """Defuse a message; the output of an assistant keeps reserved tokens that have a text."""
-    changed: TemplateMessage = mapped(turn, harmless)
+    changed: TemplateMessage = mapped(turn, harmless, name)
     if turn["role"] == "assistant":
         changed |= {key: written(turn[key]) for key in _WRITTEN if key in turn}
     return changed
@@ -178,11 +181,21 @@ def _harmless(text: str, tokens: tuple[str, ...], mark: str) -> str:
     return text if text in _WORDS else defuse(text, tokens, mark)
 
 
+def _harmless_name(name: str, tokens: tuple[str, ...], mark: str) -> str:
+    """Defuse only whole tokens: templates read other names, such as `content` and `type`."""
+    return _split(name, _shapes_of(tokens, mark), mark)
+
+
+def _split(content: str, shapes: _Shapes, mark: str) -> str:
+    while shapes.whole.search(content):  # repeat, because tokens may overlap
+        content = shapes.whole.sub(lambda found: found[0][0] + mark + found[0][1:], content)
+    return content
+
+
 def defuse(content: str, tokens: tuple[str, ...], mark: str) -> str:
     """Insert the mark into every token, and at the ends if a neighbor could complete a token."""
     shapes = _shapes_of(tokens, mark)
-    while shapes.whole.search(content):  # repeat, because tokens may overlap
-        content = shapes.whole.sub(lambda found: found[0][0] + mark + found[0][1:], content)
+    content = _split(content, shapes, mark)
     sizes = range(1, min(len(content) + 1, shapes.longest))
     if any(content[-size:] in shapes.heads for size in sizes):
         content += mark

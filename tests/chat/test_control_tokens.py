@@ -265,6 +265,17 @@ def test_words_that_templates_write_are_plain_words() -> None:
     assert list(read(codec, Chat([said(text)]))) == expected
 
 
+@pytest.mark.parametrize("position", ["key", "property", "value", "result", "user"])
+@pytest.mark.parametrize("typed", ["EOT", "__end__", "xEOT", "EOTEOT", "END_OF_TURN"])
+def test_control_tokens_that_are_names_are_text(position: str, typed: str) -> None:
+    """Templates read keys that are identifiers, but not these."""
+    family = FAMILIES["hermes"]
+    control = (*family.control, "EOT", "__end__", "END_OF_TURN")
+    codec = Codec(tokenizer_of_family(Family(family.template, control, family.end)))
+    make = positions("hermes")[position]
+    assert borders(codec, read(codec, make(typed))) == borders(codec, read(codec, make(PLAIN)))
+
+
 def test_tokens_that_the_template_builds_from_pieces() -> None:
     tokens = ("◁user▷", "## Response:", "【tool】", "◁think▷")
     tokenizer = tokenizer_of_family(
