@@ -164,6 +164,19 @@ FILES: dict[str, dict[str, Any]] = {
         "reward": {"kind": "process", "name_or_path": "a/b", "trust_remote_code": True}
         | {"convention": "math-shepherd"},
     },
+    **{
+        f"model.engine_kwargs.{name}": {
+            "model": {"kind": "vllm", "name_or_path": "a/b", "engine_kwargs": {name: value}},
+            "reward": "a/b",
+        }
+        for name, value in {
+            "trust_remote_code": True,
+            "worker_cls": "other_module.f",
+            "scheduler-cls": "other_module.f",
+            "logits_processors": ["other_module:f"],
+            "distributed_executor_backend": "other_module.f",
+        }.items()
+    },
 }
 
 
