@@ -48,7 +48,7 @@ _TEXT_TOKENS = _set(  # tokens of text, which are not secrets
     "next pad per prefix sep special start stop suffix text unk video vision"
 )
 
-_Group = list | tuple | set | frozenset
+_GROUPS = (list, tuple, set, frozenset)
 _SHORTEST = 8  # characters of a secret whose name could be another thing's
 
 _START = r"(?<![A-Za-z0-9])"
@@ -149,7 +149,7 @@ def seal(value: Any, *, secret: bool = False) -> Any:
             name: seal(item, secret=secret or _hides(name, item)) for name, item in value.items()
         }
         return value if all(sealed[name] is value[name] for name in sealed) else sealed
-    if isinstance(value, _Group) and type(value) in (list, tuple, set, frozenset):
+    if type(value) in _GROUPS:
         items = [seal(item, secret=secret) for item in value]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else type(value)(items)
@@ -195,7 +195,7 @@ def _shown(value: Any, show: Callable[[Sealed], Any]) -> Any:
         return show(value)
     if isinstance(value, Mapping) and any(True for _ in secrets_in(value)):
         return {name: _shown(item, show) for name, item in value.items()}
-    if isinstance(value, _Group) and any(True for _ in secrets_in(value)):
+    if isinstance(value, _GROUPS) and any(True for _ in secrets_in(value)):
         return type(value)(_shown(item, show) for item in value)
     return value
 
@@ -216,7 +216,7 @@ def secrets_in(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from secrets_in(item)
-    elif isinstance(value, _Group):
+    elif isinstance(value, _GROUPS):
         for item in value:
             yield from secrets_in(item)
 
