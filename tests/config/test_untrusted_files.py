@@ -106,6 +106,11 @@ def test_a_checkpoint_cannot_ask_for_code_by_its_config() -> None:
     for asks in ({"own": "org/kernel"}, {"text_config": "org/kernel@x"}):
         with pytest.raises(ModelLoadError, match=r"'a/b': attention 'org/kernel.*is code from"):
             check_kernels(config, lambda asks=asks: declared(**asks))
+    kwargs = {"attn_implementation": {"": "sdpa", "vision_config": "eager"}}
+    partly = TransformersModel(name_or_path="a/b", model_kwargs=kwargs)
+    check_kernels(partly, lambda: declared(own="org/kernel", vision_config="org/kernel"))
+    with pytest.raises(ModelLoadError, match="attention 'org/kernel' is code from"):
+        check_kernels(partly, lambda: declared(text_config="org/kernel"))
     settled = TransformersModel(name_or_path="a/b", model_kwargs={"attn_implementation": "sdpa"})
     check_kernels(settled, lambda: pytest.fail("what is settled is not asked"))
 
