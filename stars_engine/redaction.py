@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import SecretStr
+from pydantic import Secret, SecretBytes, SecretStr
 
 MASK = "**********"
+
+# What secrets are sealed in: texts, bytes and numbers.
+Sealed = SecretStr | SecretBytes | Secret[Any]
+_SEALED = (SecretStr, SecretBytes, Secret)
 
 # The `context` of dumps that are only hashed: they contain digests, so that secrets have different
 # hashes.
@@ -24,13 +28,19 @@ def _set(words: str) -> frozenset[str]:
 
 
 _SECRET_WORDS = _set(
-    "apikey authentication authorization bearer cookie cookies credential credentials jwt oauth "
-    "otp passcode passphrase passwd password pem pwd sas secret secrets sessionid signature"
+    "apikey authentication authorization bearer cookie cookies credential credentials dsn jwt "
+    "oauth otp passcode passphrase passwd password pem pwd sas secret secrets sessionid signature "
+    "userpass"
 )
-_KEYS = _set(
+_ISSUERS = _set(
+    "anthropic aws azure cohere gcp github gitlab google groq hf hub huggingface mistral nvidia "
+    "openai openrouter replicate together wandb"
+)
+_KEYS = _ISSUERS | _set(
     "access account admin api app auth client deploy encryption license master private project "
     "secret service session shared signing ssh storage subscription"
 )
+_PASSES = _set("admin database db ftp login mysql postgres proxy redis root smtp user")
 # Words that name secrets in keywords, but mostly other things in a text.
 _IN_KEYWORDS = _set("key pass session sid")
 _TEXT_TOKENS = _set(  # tokens of text, which are not secrets
@@ -38,6 +48,7 @@ _TEXT_TOKENS = _set(  # tokens of text, which are not secrets
     "next pad per prefix sep special start stop suffix text unk video vision"
 )
 
+_GROUPS = (list, tuple, set, frozenset)
 _SHORTEST = 8  # characters of a secret whose name could be another thing's
 
 _START = r"(?<![A-Za-z0-9])"
@@ -61,7 +72,9 @@ _BEARER = re.compile(
 )
 # Every name of a secret contains one of these words. Another name ends before its value, which may
 # contain a name itself: host:8000/path?token=value
-_PARTS = "|".join(sorted(_SECRET_WORDS | _IN_KEYWORDS | _set("auth keys session token tokens")))
+_PARTS = "|".join(
+    sorted(_SECRET_WORDS | _IN_KEYWORDS | _set("auth connection keys pat session token tokens"))
+)
 # name='value', "name": "value", name: value, ?name=value
 _NAMED = re.compile(
     rf"(?<![\w-])(?=[\w-]*?(?i:{_PARTS}))"
@@ -84,6 +97,9 @@ def is_secret_name(name: object) -> bool:
         or (last == "token" and before not in _TEXT_TOKENS)
         or (last == "tokens" and before in _KEYS)
         or last in ("auth", "session")
+        or (last == "pass" and before in _PASSES)
+        or (last == "pat" and before in _ISSUERS)
+        or (before == "connection" and last in ("string", "uri", "url"))
         or (before == "session" and last in ("id", "cookie"))
         or (len(words) == 1 and last in _IN_KEYWORDS)
     )
@@ -118,25 +134,39 @@ def _without_value(found: re.Match[str]) -> str:
 def seal(value: Any, *, secret: bool = False) -> Any:
     """Return plain values with their secrets as `SecretStr`, whose representation is masked.
 
-    Secrets are strings under a name like `token` or `password`, and strings that look like one.
+    Secrets are strings, bytes and numbers under a name like `token` or `password`, and strings and
+    bytes that look like one.
     """
     if isinstance(value, str):
         return SecretStr(value) if value and (secret or holds_secret(value)) else value
+    if isinstance(value, bytes):
+        is_secret = secret or holds_secret(value.decode(errors="replace"))
+        return SecretBytes(value) if value and is_secret else value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Secret(value) if secret else value
     if isinstance(value, Mapping):
         sealed = {
-            name: seal(item, secret=secret or is_secret_name(name)) for name, item in value.items()
+            name: seal(item, secret=secret or _hides(name, item)) for name, item in value.items()
         }
         return value if all(sealed[name] is value[name] for name in sealed) else sealed
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+    if type(value) in _GROUPS:
         items = [seal(item, secret=secret) for item in value]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else type(value)(items)
     return value
 
 
+def _hides(name: object, value: object) -> bool:
+    """Return whether a keyword holds a secret; a number is one only under a plain secret name."""
+    if isinstance(value, int | float):  # `max_token` is a number too
+        words = {word.lower() for word in _WORDS.findall(str(name))}
+        return words == {"token"} or not _SECRET_WORDS.isdisjoint(words)
+    return is_secret_name(name)
+
+
 def unseal(value: Any) -> Any:
     """Undo `seal`."""
-    return _shown(value, SecretStr.get_secret_value)
+    return _shown(value, lambda secret: secret.get_secret_value())
 
 
 def masked(value: Any) -> Any:
@@ -160,30 +190,33 @@ def emptied(value: Any) -> Any:
     return _shown(seal(value), lambda _: SecretStr(MASK))
 
 
-def _shown(value: Any, show: Callable[[SecretStr], Any]) -> Any:
-    if isinstance(value, SecretStr):
+def _shown(value: Any, show: Callable[[Sealed], Any]) -> Any:
+    if isinstance(value, _SEALED):
         return show(value)
     if isinstance(value, Mapping) and any(True for _ in secrets_in(value)):
         return {name: _shown(item, show) for name, item in value.items()}
-    if isinstance(value, list | tuple) and any(True for _ in secrets_in(value)):
+    if isinstance(value, _GROUPS) and any(True for _ in secrets_in(value)):
         return type(value)(_shown(item, show) for item in value)
     return value
 
 
-def digest(secret: SecretStr) -> str:
+def digest(secret: Sealed) -> str:
     """Return a digest that identifies a secret without revealing it."""
-    found = hashlib.sha256(secret.get_secret_value().encode("utf-8", "surrogatepass"))
+    value = secret.get_secret_value()
+    data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    found = hashlib.sha256(data)
     return f"sha256:{found.hexdigest()[:12]}"
 
 
 def secrets_in(value: Any) -> Iterator[str]:
-    """Yield the sealed secrets in plain values."""
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
+    """Yield the sealed secrets in plain values, as texts."""
+    if isinstance(value, _SEALED):
+        secret = value.get_secret_value()
+        yield secret.decode(errors="replace") if isinstance(secret, bytes) else str(secret)
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from secrets_in(item)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, _GROUPS):
         for item in value:
             yield from secrets_in(item)
 

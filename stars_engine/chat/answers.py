@@ -21,6 +21,8 @@ from stars_engine.errors import PromptError
 from stars_engine.messages import Message, Tool
 from stars_engine.tokenization.codec import Codec
 
+_PROBE = Message(role="user", content="Hello")
+
 
 def encode_answer(
     codec: Codec,
@@ -103,7 +105,8 @@ def acceptable(
     """Return the conversation in a form that the template accepts, merging messages if necessary.
 
     If the template rejects a conversation, or omits a system or user message, consecutive messages
-    of one role are joined. If that is not enough, system messages, and tool results without a call,
+    of one role are joined. If that is not enough, or a template without system role would write a
+    later system message, system messages, and tool results without a call,
     are also joined to the neighboring user message, and an empty user message precedes an assistant
     message that comes first.
 
@@ -136,8 +139,19 @@ def acceptable(
         roles = _roles_that_stay(messages)
         return all(turn.content.strip() in text for turn in turns if turn.role not in roles)
 
+    def has_system_role() -> bool:
+        try:
+            rendered([_PROBE.replace(role="system"), _PROBE])
+        except PromptError:
+            return False
+        return True
+
     given = tuple(messages)
-    for turns in (given, _joined(given), _joined(_without_system(given))):
+    ways = [given, _joined(given), _joined(_without_system(given))]
+    # Some templates without system role only check the first message, and write any role's name.
+    if any(turn.role == "system" for turn in given[1:]) and not has_system_role():
+        del ways[:2]
+    for turns in ways:
         if keeps_all(turns):
             return turns
     rendered(given)  # raises if the template rejects the conversation

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 from types import MappingProxyType
@@ -28,6 +28,16 @@ from stars_engine.tokenization.codec import Codec
 
 # Values that templates compare with; they are never control tokens.
 _WORDS = frozenset({"system", "user", "assistant", "tool", "function"})
+
+# Keys that templates read of messages, calls and tools.
+_NAMES = frozenset(
+    {
+        *("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "type"),
+        *("id", "function", "arguments", "description", "parameters", "properties", "required"),
+        *("items", "enum", "default"),
+    }
+)
+_CORE = re.compile(r"[</|\[\s\uff5c]+(\w+(?:.*\w)?)[>/|\]\s\uff5c]+", re.DOTALL)
 
 _WRITTEN = ("content", "reasoning_content")  # model output in an assistant message
 Change = Callable[[str], str]
@@ -109,13 +119,14 @@ def render(
     mark = mark or free_mark(texts_of([turns, listed, dict(template_kwargs)]))
     harmless = partial(_harmless, tokens=codec.reserved_tokens, mark=mark)
     written = partial(_harmless, tokens=codec.control_tokens, mark=mark)
+    name = partial(_harmless_name, tokens=codec.reserved_tokens, mark=mark)
     try:
         text: str = codec.tokenizer.apply_chat_template(
-            [_harmless_turn(turn, harmless, written) for turn in turns],
-            tools=mapped(listed, harmless),
+            [_harmless_turn(turn, harmless, written, name) for turn in turns],
+            tools=mapped(listed, harmless, name),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            **mapped(dict(template_kwargs), harmless),
+            **{key: mapped(value, harmless, name) for key, value in template_kwargs.items()},
         )
     except Exception as error:  # templates raise arbitrary errors
         if (line := getattr(error, "lineno", None)) is not None:  # only Jinja syntax errors have it
@@ -166,9 +177,11 @@ def knows_tools(codec: Codec, template_kwargs: TemplateKwargs = NO_KWARGS) -> bo
     return probe.name in text
 
 
-def _harmless_turn(turn: TemplateMessage, harmless: Change, written: Change) -> TemplateMessage:
+def _harmless_turn(
+    turn: TemplateMessage, harmless: Change, written: Change, name: Change
+) -> TemplateMessage:
     """Defuse a message; the output of an assistant keeps reserved tokens that have a text."""
-    changed: TemplateMessage = mapped(turn, harmless)
+    changed: TemplateMessage = mapped(turn, harmless, name)
     if turn["role"] == "assistant":
         changed |= {key: written(turn[key]) for key in _WRITTEN if key in turn}
     return changed
@@ -178,25 +191,47 @@ def _harmless(text: str, tokens: tuple[str, ...], mark: str) -> str:
     return text if text in _WORDS else defuse(text, tokens, mark)
 
 
-def defuse(content: str, tokens: tuple[str, ...], mark: str) -> str:
-    """Insert the mark into every token, and at the ends if a neighbor could complete a token."""
+def _harmless_name(name: str, tokens: tuple[str, ...], mark: str) -> str:
+    """Defuse whole tokens, and names that only lack the brackets, which some templates write.
+
+    Templates read other names, such as `content` and `type`.
+    """
     shapes = _shapes_of(tokens, mark)
+    is_core = name in shapes.cores and name not in _NAMES
+    return name[0] + mark + name[1:] if is_core else _split(name, shapes, mark)
+
+
+def _split(content: str, shapes: _Shapes, mark: str) -> str:
     while shapes.whole.search(content):  # repeat, because tokens may overlap
         content = shapes.whole.sub(lambda found: found[0][0] + mark + found[0][1:], content)
-    sizes = range(1, min(len(content) + 1, shapes.longest))
-    if any(content[-size:] in shapes.heads for size in sizes):
-        content += mark
-    if any(content[:size] in shapes.tails for size in sizes):
-        content = mark + content
     return content
 
 
+def defuse(content: str, tokens: tuple[str, ...], mark: str) -> str:
+    """Insert the mark into every token, and at the ends if a neighbor could complete a token."""
+    shapes = _shapes_of(tokens, mark)
+    content = _split(content, shapes, mark)
+    body = content.strip()  # as templates often strip it
+    if not body:
+        return content
+    before, _, after = content.partition(body)
+    if body in shapes.cores:
+        return f"{before}{mark}{body}{mark}{after}"
+    sizes = range(1, min(len(body) + 1, shapes.longest))
+    if any(body[-size:] in shapes.heads for size in sizes):
+        body += mark
+    if any(body[:size] in shapes.tails for size in sizes):
+        body = mark + body
+    return before + body + after
+
+
 class _Shapes(NamedTuple):
-    """Patterns of tokens: whole tokens without a mark, their prefixes and their suffixes."""
+    """Patterns of tokens: whole ones without a mark, and their prefixes, suffixes and insides."""
 
     whole: re.Pattern[str]
     heads: frozenset[str]
     tails: frozenset[str]
+    cores: frozenset[str]
     longest: int
 
 
@@ -210,8 +245,20 @@ def _shapes_of(tokens: tuple[str, ...], mark: str) -> _Shapes:
         re.compile("|".join(wholes) or "(?!)"),
         frozenset(token[:size] for token, size in splits),
         frozenset(token[size:] for token, size in splits),
+        frozenset(core for token in tokens for core in _cores(token)),
         max(map(len, tokens), default=0),
     )
+
+
+def _cores(token: str) -> Iterator[str]:
+    """Yield what is left of a token without some of its brackets at both ends."""
+    found = _CORE.fullmatch(token)
+    if found is None:
+        return
+    first, last = found.span(1)
+    for start in range(1, first + 1):
+        for end in range(last, len(token)):
+            yield token[start:end]
 
 
 def _warn_of_unread(codec: Codec, template_kwargs: TemplateKwargs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic import SecretBytes, SecretStr
 
 from stars_engine.redaction import MASK, holds_secret, seal
 
@@ -96,7 +96,7 @@ def check_no_code(keywords: Mapping[str, Any]) -> None:
     Raises:
         ValueError: A keyword does.
     """
-    named = [(name, keywords[name]) for name in _ATTENTION if name in keywords]
+    named = list(_attention_in(keywords))
     declared = keywords.get("config")
     if not isinstance(declared, str | None):
         named.append(("config", getattr(declared, "_attn_implementation", None)))
@@ -116,13 +116,22 @@ def check_no_code(keywords: Mapping[str, Any]) -> None:
             )
 
 
+def _attention_in(keywords: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield keywords that name attention, also those for the config of a part of a model."""
+    for name, value in keywords.items():
+        if name in _ATTENTION:
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from _attention_in(value)
+
+
 def hub_kernels(value: Any) -> Iterator[str]:
     """Yield attention implementations that are kernels on the hub: 'org/name@revision:part'."""
     if isinstance(value, str):
         if any(sign in value for sign in "/@:"):
             yield value
-    elif isinstance(value, Mapping):  # one for each part of a model
-        for part in value.values():
+    elif isinstance(value, Mapping | list | tuple):  # one for each part of a model
+        for part in value.values() if isinstance(value, Mapping) else value:
             yield from hub_kernels(part)
 
 
@@ -132,11 +141,11 @@ def _texts(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str | bytes]:
     Raises:
         ValueError: A list or mapping contains itself.
     """
-    if isinstance(value, SecretStr):
+    if isinstance(value, SecretStr | SecretBytes):
         yield value.get_secret_value()
     elif isinstance(value, str | bytes):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
+    elif isinstance(value, Mapping | list | tuple | set | frozenset):
         if id(value) in inside or len(inside) > 100:
             raise ValueError(
                 "it contains itself, or is nested more than 100 levels deep. Hint: flatten it"

@@ -22,6 +22,12 @@ from stars_engine.schema import Schema
 _FREE_FIELDS = {"logit_bias", "model_kwargs", "device_map"}
 
 
+# Arguments of vllm.LLM that name Python code.
+_CODE_ARGUMENTS = ("trust_remote_code", "logits_processors", "hf_overrides")
+_CODE_ENDINGS = ("_cls", "_class", "_plugin")
+_BACKEND = "distributed_executor_backend"
+
+
 class Filed(Schema):
     """A config object that can be read from and written to a file."""
 
@@ -94,6 +100,8 @@ def _code_in(value: Any, trail: str = "") -> Iterator[tuple[str, Any]]:
             is_name = name in ("function", "guardrail") and isinstance(part, str)
             if is_name or (name == "trust_remote_code" and part is True):
                 yield where, part
+            elif name == "engine_kwargs":
+                yield from _code_in_arguments(part, where)
             else:
                 yield from _code_in(part, where)
     elif isinstance(value, Mapping):
@@ -102,6 +110,17 @@ def _code_in(value: Any, trail: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
             yield from _code_in(part, f"{trail}.{index}")
+
+
+def _code_in_arguments(arguments: Mapping[str, Any], trail: str) -> Iterator[tuple[str, Any]]:
+    """Yield arguments of vLLM, at any depth, that it imports or that let a checkpoint run code."""
+    for name, value in arguments.items():
+        where, word = f"{trail}.{name}", str(name).replace("-", "_")
+        is_name = word.endswith(_CODE_ENDINGS) or (word == _BACKEND and "." in str(value))
+        if value and (word in _CODE_ARGUMENTS or is_name):
+            yield where, value
+        elif isinstance(value, Mapping):
+            yield from _code_in_arguments(value, where)
 
 
 def read_values(path: Path, title: str) -> dict[str, Any]:

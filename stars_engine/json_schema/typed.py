@@ -20,7 +20,13 @@ from stars_engine.json_schema.nodes import (
 )
 from stars_engine.json_schema.patterns import Pattern
 from stars_engine.json_schema.supported import NodeReader, Place
-from stars_engine.json_schema.values import MalformedError, count, list_of, mapping_of
+from stars_engine.json_schema.values import (
+    MalformedError,
+    least_of,
+    list_of,
+    mapping_of,
+    most_of,
+)
 
 _NUMBERS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -130,9 +136,9 @@ class TypedKeywords:
         least, most, items = 0, None, None
         prefix: tuple[Node, ...] = ()
         with self._reader.noting(place, "minItems"):
-            least = count(schema.get("minItems", 0))
+            least = least_of(schema.get("minItems", 0))
         with self._reader.noting(place, "maxItems"):
-            most = count(schema["maxItems"]) if "maxItems" in schema else None
+            most = most_of(schema["maxItems"]) if "maxItems" in schema else None
         with self._reader.noting(place, keys[0]):
             inner = [
                 self._reader.node(part, place.at(keys[0], i))
@@ -192,8 +198,8 @@ class TypedKeywords:
             names = self._reader.node(schema["propertyNames"], place.at("propertyNames"))
             obj = replace(obj, names=None if names is ANY else names)
         with self._reader.noting(place, "minProperties"):
-            obj = replace(obj, min_properties=count(schema.get("minProperties", 0)))
+            obj = replace(obj, min_properties=least_of(schema.get("minProperties", 0)))
         if "maxProperties" in schema:
             with self._reader.noting(place, "maxProperties"):
-                obj = replace(obj, max_properties=count(schema["maxProperties"]))
+                obj = replace(obj, max_properties=most_of(schema["maxProperties"]))
         return obj

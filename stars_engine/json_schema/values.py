@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,8 @@ from stars_engine.json_schema.keywords import DECIMAL_PLACES
 from stars_engine.json_schema.nodes import Number, String
 from stars_engine.json_schema.numbers import fraction
 from stars_engine.json_schema.patterns import Pattern
+
+_MOST = 10**9  # items or properties; generated schemas have limits like 2**53 - 1
 
 
 class MalformedError(ValueError):
@@ -29,12 +32,36 @@ def count(value: Any) -> int:
     raise MalformedError(f"{value!r} is not a non-negative integer")
 
 
+def least_of(value: Any) -> int:
+    """Return a least count.
+
+    Raises:
+        MalformedError: The value is not a non-negative integer, or beyond every answer.
+    """
+    found = count(value)
+    if found > _MOST:
+        raise MalformedError(f"an integer of {found.bit_length()} bits is above {_MOST}")
+    return found
+
+
+def most_of(value: Any) -> int | None:
+    """Return a largest count; None if no answer exceeds it.
+
+    Raises:
+        MalformedError: The value is not a non-negative integer.
+    """
+    found = count(value)
+    return None if found > _MOST else found
+
+
 def number_of(value: Any) -> Fraction:
     """Return a number exactly as written.
 
     Raises:
-        MalformedError: The value is not a number.
+        MalformedError: The value is not a number, or an integer beyond all floats.
     """
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise MalformedError(f"an integer of {value.bit_length()} bits is beyond all floats")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return fraction(value)
     raise MalformedError(f"{value!r} is not a number")

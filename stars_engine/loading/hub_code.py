@@ -29,13 +29,18 @@ def check_kernels(config: Checkpoint, declare: Callable[[], Any]) -> None:
     """
     asked = config.model_kwargs.get("attn_implementation")
     found = None
-    if asked is None:
+    if asked is None or isinstance(asked, Mapping):  # a mapping may leave out parts of a model
         with suppress(ModelLoadError):  # loading the weights raises a better error
             declared = declare()
-            parts = [declared, *(getattr(declared, name, None) for name in declared.sub_configs)]
-            declared_by = [getattr(part, "_attn_implementation", None) for part in parts]
+            parts = {"": declared}
+            parts |= {name: getattr(declared, name, None) for name in declared.sub_configs}
+            declared_by = [
+                getattr(part, "_attn_implementation", None)
+                for name, part in parts.items()
+                if name not in (asked or {})
+            ]
             found = next((kernel for name in declared_by for kernel in hub_kernels(name)), None)
-    elif find_spec("kernels") is not None:
+    if found is None and asked is not None and find_spec("kernels") is not None:
         found = next((name for name in _named(asked) if not _is_installed(name)), None)
     if found is not None:
         raise ModelLoadError(

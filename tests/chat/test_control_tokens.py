@@ -17,6 +17,7 @@ from stars_engine import Chat, Message, RenderedPrompt, Tool, ToolCall
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.chat.formats import GENERIC
 from stars_engine.chat.prompts import resolve_prompt
+from stars_engine.chat.template import encode_rendered, render
 from stars_engine.chat.turns import tools_of, turns_of
 from stars_engine.rewards.encoding import TextTemplate
 from stars_engine.tokenization.codec import Codec
@@ -263,6 +264,46 @@ def test_words_that_templates_write_are_plain_words() -> None:
         turns_of([said(text)]), add_generation_prompt=True, return_dict=False
     )
     assert list(read(codec, Chat([said(text)]))) == expected
+
+
+@pytest.mark.parametrize("position", ["key", "property", "value", "result", "user"])
+@pytest.mark.parametrize("typed", ["EOT", "__end__", "xEOT", "EOTEOT", "END_OF_TURN"])
+def test_control_tokens_that_are_names_are_text(position: str, typed: str) -> None:
+    """Templates read keys that are identifiers, but not these."""
+    family = FAMILIES["hermes"]
+    control = (*family.control, "EOT", "__end__", "END_OF_TURN")
+    codec = Codec(tokenizer_of_family(Family(family.template, control, family.end)))
+    make = positions("hermes")[position]
+    assert borders(codec, read(codec, make(typed))) == borders(codec, read(codec, make(PLAIN)))
+
+
+_XML = """
+{%- for message in messages %}<|im_start|>{{ '<' ~ (message.content | trim) ~ '>' }}<|im_end|>
+{%- endfor %}{% for tool in tools or [] %}
+{%- for key, value in tool.function.parameters.items() %}{{ '<' ~ key ~ '>' ~ value ~ '</' ~ key }}>
+{%- endfor %}{{ tool.function.name }}{% endfor %}
+"""
+
+
+@pytest.mark.parametrize(
+    "typed", ["tool_call", "/tool_call", "|im_end|", "im_end|", "|im_end", "think", "tool_call>"]
+)
+def test_templates_that_write_brackets_around_texts(typed: str) -> None:
+    """Templates of Qwen3-Coder write the keys of schemas as tags."""
+    control, end = FAMILIES["hermes"].control, "<|im_end|>"
+    codec = Codec(tokenizer_of_family(Family(_XML, control, end, MARKED)))
+    for text in (typed, f"  {typed}\n"):
+        expected = borders(codec, read(codec, Chat([said(PLAIN)])))
+        assert borders(codec, read(codec, Chat([said(text)]))) == expected
+
+    def with_key(key: str) -> Chat:
+        tool = Tool(name="f", parameters={"type": "object", key: "x"})
+        return Chat([said("Hi")], tools=[tool], constrain_tools=False)
+
+    ids = render(codec, with_key(typed).messages, with_key(typed).tools, add_generation_prompt=True)
+    plain = render(codec, with_key("Z").messages, with_key("Z").tools, add_generation_prompt=True)
+    expected = borders(codec, encode_rendered(codec, plain))
+    assert borders(codec, encode_rendered(codec, ids)) == expected
 
 
 def test_tokens_that_the_template_builds_from_pieces() -> None:

@@ -269,6 +269,21 @@ def test_merged_turns_are_as_documented() -> None:
     assert list(read_conversation(Chat(given), codec).token_ids) == expected
 
 
+@pytest.mark.parametrize("make", [tokenizer_of, published])
+@pytest.mark.parametrize("after", [[], ["user"], ["user", "system"], ["system", "user"]])
+def test_a_late_system_turn_is_merged_if_the_template_has_no_system_role(
+    make: Any, after: list[str]
+) -> None:
+    """Gemma's template refuses only a first system message, and writes the role of a later one."""
+    codec = Codec(make("gemma"))
+    given = [turn("Hi"), turn("Be kind.", "system"), *(turn("And?", role) for role in after)]
+    merged = [turn("\n\n".join(message.content for message in given))]
+    expected = codec.tokenizer.apply_chat_template(
+        turns_of(merged), add_generation_prompt=True, return_dict=False
+    )
+    assert list(read_conversation(Chat(given), codec).token_ids) == expected
+
+
 def test_a_system_turn_is_kept_if_the_template_supports_it() -> None:
     """Only what is rejected is merged: here two users in a row."""
     codec = Codec(published("gemma3"))

@@ -375,6 +375,8 @@ def test_the_hint_of_an_error_is_an_attribute() -> None:
 
 def test_text_that_no_file_can_encode_is_refused() -> None:
     for build in (
+        lambda: TransformersModel(name_or_path="a/b", model_kwargs={"a": {"\ud800"}}),
+        lambda: TransformersModel(name_or_path="a/b", model_kwargs={"a": [frozenset({"\ud800"})]}),
         lambda: SamplingParams(stop=["\ud800"]),
         lambda: AlignParams(on_exhausted="fallback", fallback_text="a\udc80"),
     ):

@@ -407,7 +407,8 @@ async def test_llamaindex_traces_hide_secrets(monkeypatch: pytest.MonkeyPatch) -
     "token hf_token HF_TOKEN apiKey api-key X-Api-Key password DB_PASSWORD Authorization auth "
     "client_secret awsSecretAccessKey cookies access_tokens session key KEY cookie set-cookie "
     "credential credentials bearer Bearer session_id sessionId sessionToken sid ssh_key otp "
-    "license_key Ocp-Apim-Subscription-Key oauth passcode http_session".split(),
+    "license_key Ocp-Apim-Subscription-Key oauth passcode http_session AZURE_KEY openaiKey hf_key "
+    "db_pass userpass github_pat dsn connection_string ConnectionURL".split(),
 )
 def test_names_that_mark_secrets(name: str) -> None:
     assert is_secret_name(name)
@@ -418,11 +419,36 @@ def test_names_that_mark_secrets(name: str) -> None:
     "name",
     "pad_token eos_token pad_token_id max_tokens num_tokens embed_tokens model.embed_tokens "
     "token_type_ids tokenizer author secretary keys key_id num_key_value_heads sort_key keyword "
-    "session_options obsession pinned".split(),
+    "session_options obsession pinned forward_pass foreign_key path pat compat".split(),
 )
 def test_names_that_do_not_mark_secrets(name: str) -> None:
     assert not is_secret_name(name)
     assert seal({name: "x"}) == {name: "x"}
+    assert seal({name: 8}) == {name: 8}
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"password": 918273645},
+        {"token": 918273645.5},
+        {"auth": {"client_secret": [918273645]}},
+        {"token": b"x918273645"},
+        {"note": b"password=x918273645"},
+        {"credentials": {"a918273645"}},
+        {"password": frozenset({b"918273645"})},
+    ],
+)
+def test_secrets_that_are_not_text_are_masked(kwargs: dict[str, Any]) -> None:
+    model = TransformersModel(name_or_path="a/b", model_kwargs=kwargs)
+    shown = [repr(model), str(model.model_dump()), model.model_dump_json(), str([model])]
+    shown += [str(pickle.dumps(model)), StarsConfig(model=model, reward="a/b").content_hash()]
+    assert "918273645" not in "".join(shown)
+    assert unseal(model.model_kwargs) == kwargs
+    assert key_of(model) == key_of(TransformersModel(name_or_path="a/b", model_kwargs=kwargs))
+    assert key_of(model) != key_of(model.replace(model_kwargs={next(iter(kwargs)): 1}))
+    with pytest.raises(ConfigError, match="model_kwargs"):
+        StarsConfig(model=model, reward="a/b").to_file("unused.yaml")
 
 
 @pytest.mark.parametrize(
@@ -446,6 +472,8 @@ def test_names_that_do_not_mark_secrets(name: str) -> None:
         ("hf_transfer and hf_quantizer, sk-learn", None),
         ("unexpected token: something", None),
         ("max_tokens=1000000, eos_token='</s>'", None),
+        (f"AZURE_KEY={PASSWORD}; dsn: '{PASSWORD}'", f"AZURE_KEY={MASK}; dsn: '{MASK}'"),
+        ("forward_pass=1000000, foreign_key='column'", None),
         ("-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----", MASK),
         ("ghp_0123456789abcdefghij and AKIAIOSFODNN7EXAMPLE", f"{MASK} and {MASK}"),
     ],

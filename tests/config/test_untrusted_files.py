@@ -43,7 +43,10 @@ CODE: list[dict[str, Any]] = [
     {"attn_implementation": "paged|org/kernel"},
     {"attn_implementation": "kernels-community/flash-attn2"},
     {"attn_implementation": {"": "sdpa", "text_config": "org/kernel"}},
+    {"attn_implementation": ["sdpa", "org/kernel"]},
     {"_attn_implementation": "org/kernel"},
+    {"text_config": {"attn_implementation": "org/kernel"}},
+    {"vision_config": {"inner": {"_attn_implementation": "org/kernel"}}},
     {"config": SimpleNamespace(_attn_implementation="org/kernel")},
     {"use_kernels": True},
     {"allow_all_kernels": True},
@@ -103,6 +106,11 @@ def test_a_checkpoint_cannot_ask_for_code_by_its_config() -> None:
     for asks in ({"own": "org/kernel"}, {"text_config": "org/kernel@x"}):
         with pytest.raises(ModelLoadError, match=r"'a/b': attention 'org/kernel.*is code from"):
             check_kernels(config, lambda asks=asks: declared(**asks))
+    kwargs = {"attn_implementation": {"": "sdpa", "vision_config": "eager"}}
+    partly = TransformersModel(name_or_path="a/b", model_kwargs=kwargs)
+    check_kernels(partly, lambda: declared(own="org/kernel", vision_config="org/kernel"))
+    with pytest.raises(ModelLoadError, match="attention 'org/kernel' is code from"):
+        check_kernels(partly, lambda: declared(text_config="org/kernel"))
     settled = TransformersModel(name_or_path="a/b", model_kwargs={"attn_implementation": "sdpa"})
     check_kernels(settled, lambda: pytest.fail("what is settled is not asked"))
 
@@ -160,6 +168,19 @@ FILES: dict[str, dict[str, Any]] = {
         "model": "a/b",
         "reward": {"kind": "process", "name_or_path": "a/b", "trust_remote_code": True}
         | {"convention": "math-shepherd"},
+    },
+    **{
+        f"model.engine_kwargs.{name}": {
+            "model": {"kind": "vllm", "name_or_path": "a/b", "engine_kwargs": {name: value}},
+            "reward": "a/b",
+        }
+        for name, value in {
+            "trust_remote_code": True,
+            "worker_cls": "other_module.f",
+            "scheduler-cls": "other_module.f",
+            "logits_processors": ["other_module:f"],
+            "distributed_executor_backend": "other_module.f",
+        }.items()
     },
 }
 

@@ -102,6 +102,25 @@ def test_bounds_beyond_floats() -> None:
     holds({"type": "number", "maximum": 1e300}, "9" * 300, invalid=("2" + "0" * 300,))
 
 
+@pytest.mark.parametrize(
+    "keyword", ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"]
+)
+@pytest.mark.parametrize("kind", ["integer", "number"])
+def test_integers_beyond_all_floats_are_refused_by_name(keyword: str, kind: str) -> None:
+    for value in (10**309, -(10**400)):
+        refused({"type": kind, keyword: value}, f"`{keyword}`.*1[0-9]+ bits is beyond all floats")
+
+
+@pytest.mark.parametrize("count", [10**9 + 1, 2**32, 2**53 - 1, 2**63 - 1, 2**64, 10**400])
+def test_counts_beyond_every_answer(count: int) -> None:
+    items = {"type": "array", "items": {"const": 1}}
+    holds({**items, "maxItems": count}, "[1,1]", "[]", invalid=("[2]",))
+    holds({**items, "minItems": 1, "maxItems": count}, "[1]", invalid=("[]",))
+    holds({"type": "object", "maxProperties": count}, "{}", '{"a":1}')
+    refused({**items, "minItems": count}, "`minItems`.*above")
+    refused({"type": "object", "minProperties": count}, "`minProperties`.*above")
+
+
 def test_multiples() -> None:
     holds({"type": "integer", "multipleOf": 7, "minimum": -20}, "14", "-14", "0", invalid=("15",))
     # Validators divide floats: 0.07 / 0.01 is 7.000000000000001.
