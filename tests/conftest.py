@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 from collections.abc import Iterator
 
@@ -26,8 +27,9 @@ from tests.support.calibration import OPENINGS, QUICK
 from tests.support.rewards import CHATML, byte_tokenizer, real_borders, small
 from tests.support.shared_files import shared_model
 
-# Small matrices: two threads only wait for each other.
+# Small matrices: two threads only wait for each other, also in processes that tests start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 # A shell ignores interrupts for the processes that it starts in the background, and theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

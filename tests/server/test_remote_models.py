@@ -234,6 +234,8 @@ def test_a_client_that_disconnects_cancels_the_calls_of_servers(
     server.faults = Faults(hangs=True)
     body = json.dumps({**REQUEST, "stream": stream}).encode()
     engine = remote.model("remote").engine
+    wait_until(lambda: idle(engine))  # an earlier test's calls have ended, too
+    wait_until(lambda: server.num_running == server.num_hanging == 0)
     num_aborted, num_cancelled = server.num_aborted, engine.stats().num_cancelled
     with remote.send(body, PATH):
         wait_until(lambda: server.count(path) > num_before)
