@@ -133,7 +133,10 @@ WRONG: dict[str, tuple[Callable[[Draft, DraftRequest, Any], Any], str]] = {
         r"token id 4096, outside its vocabulary of 4096",
     ),
     "negative": (lambda d, r, m: Draft((*d.token_ids[:-1], -1)), r"token id -1, outside"),
-    "no integer": (lambda d, r, m: Draft(tuple(map(float, d.token_ids))), r"is not a Draft of token ids"),
+    "no integer": (
+        lambda d, r, m: Draft(tuple(map(float, d.token_ids))),
+        r"is not a Draft of token ids",
+    ),
     "text": (lambda d, r, m: Draft("abcdefgh"), r"is not a Draft of token ids"),
     "ids alone": (lambda d, r, m: list(d.token_ids), r"is not a Draft of token ids"),
     "nothing": (lambda d, r, m: None, r"is not a Draft of token ids"),
