@@ -191,11 +191,11 @@ def calibrate(
 
 
 def _num_drafts(given: int | None, num_prompts: int, max_attempts: int) -> int:
-    count = max(4, math.ceil(_DRAFTS_PER_STAGE / num_prompts)) if given is None else given
-    count = min(count, max_attempts) if given is None else count
-    if not 2 <= count <= max_attempts:
-        raise _problem("num_drafts", count, f"from 2 to max_attempts={max_attempts}")
-    return count
+    if given is None:
+        return min(max(4, math.ceil(_DRAFTS_PER_STAGE / num_prompts)), max_attempts)
+    if not 2 <= given <= max_attempts:
+        raise _problem("num_drafts", given, f"from 2 to max_attempts={max_attempts}")
+    return given
 
 
 def _unless_guard(

@@ -147,7 +147,9 @@ def _given_prompts(prompts_file: Path | None, trace: Path | None) -> list[Prompt
     if trace is None:
         return None
     results = list(read_jsonl(trace))
-    found = {repr(item.prompt): item.prompt for item in results if item.prompt is not None}
+    found: list[Prompt] = [
+        *dict.fromkeys(item.prompt for item in results if item.prompt is not None)
+    ]
     if not found:
         raise typer.BadParameter(
             f"{trace} holds no prompt. Hint: give a file that stars generate --trace wrote"
@@ -158,7 +160,7 @@ def _given_prompts(prompts_file: Path | None, trace: Path | None) -> list[Prompt
         f"{len(results)} answers to {len(found)} prompts in {trace}, "
         f"{drafted / max(1, kept):.2f} drafted tokens per kept token"
     )
-    return list(found.values())
+    return found
 
 
 def _stages(wait: Wait) -> Callable[[int, int], None]:

@@ -19,6 +19,8 @@ from stars_engine.types import Prompt
 
 MAX_CHARS = 20_000  # longer prompts are not kept
 
+_Pair = tuple[Prompt, str | Chat | None]  # a prompt, and what replaces it for the reward model
+
 
 class RecentPrompts:
     """The distinct prompts of recent calls whose thresholds are calibrated. Thread-safe.
@@ -30,7 +32,7 @@ class RecentPrompts:
     def __init__(self, max_prompts: int = 2 * DEFAULT_PROMPTS) -> None:
         self._max_prompts, self._lock = max_prompts, Lock()
         self.max_tokens = 0  # that the schedules of recent calls cover
-        self._found: OrderedDict[Any, tuple[Prompt, str | Chat | None]] = OrderedDict()
+        self._found: OrderedDict[_Pair, None] = OrderedDict()
 
     def note(self, group: RequestGroup) -> None:
         """Keep the prompts of a call."""
@@ -39,19 +41,19 @@ class RecentPrompts:
             if not isinstance(schedule, CalibratedSchedule):
                 continue
             self.max_tokens = max(self.max_tokens, schedule.max_tokens or 0)
-            if size_of((request.prompt, request.reward_prompt)) > MAX_CHARS:
+            pair = request.prompt, request.reward_prompt
+            if size_of(pair) > MAX_CHARS:
                 continue
-            key = repr((request.prompt, request.reward_prompt))
             with self._lock:
-                self._found[key] = (request.prompt, request.reward_prompt)
-                self._found.move_to_end(key)
+                self._found[pair] = None
+                self._found.move_to_end(pair)
                 while len(self._found) > self._max_prompts:
                     self._found.popitem(last=False)
 
-    def latest(self, count: int) -> list[tuple[Prompt, str | Chat | None]]:
+    def latest(self, count: int) -> list[_Pair]:
         """Return up to `count` prompts with their reward prompts, the latest last."""
         with self._lock:
-            return list(self._found.values())[-count:]
+            return list(self._found)[-count:]
 
 
 def recalibrated(

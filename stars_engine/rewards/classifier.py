@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,20 +10,21 @@ from transformers import AutoModelForSequenceClassification
 
 from stars_engine.config import ClassifierReward
 from stars_engine.loading.models import load_model, load_tokenizer
-from stars_engine.rewards.aggregation import aggregate, check_reads_forward, not_causal
+from stars_engine.rewards.aggregation import check_reads_forward, not_causal
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
-from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
-from stars_engine.rewards.batching import at_columns, pad, run_whole
+from stars_engine.rewards.batch_invariance import PROBES
+from stars_engine.rewards.batching import at_columns, pad
 from stars_engine.rewards.encoding import EncodedInput, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.labels import names_of, pick_label, read_label
-from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
+from stars_engine.rewards.local_model import LocalRewardModel, by_row
+from stars_engine.rewards.self_check import select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, Score
 
 
-class ClassifierRewardModel(CachesPrefixes):
+class ClassifierRewardModel(LocalRewardModel):
     """Reads prompt and completion as one sequence and returns the value of one label.
 
     Args:
@@ -33,6 +33,8 @@ class ClassifierRewardModel(CachesPrefixes):
             same tokenizer, it reads the token ids directly: decoding and encoding them again may
             change them.
     """
+
+    _reader: AnswerReader
 
     def __init__(self, config: ClassifierReward, lm_fingerprint: str | None = None) -> None:
         self._tokenizer = load_tokenizer(config)
@@ -52,7 +54,7 @@ class ClassifierRewardModel(CachesPrefixes):
             self._score_head = None
         is_causal = self._score_head is not None
         self._suffix_ids = [] if is_causal else self._find_suffix()
-        self._sharing = self._find_sharing()
+        self._sharing = self._find_sharing(self._suffix_ids)
         if config.aggregate != "last":
             self._check_causal(config.aggregate)
         limit = context_of(model, self._tokenizer, is_causal=is_causal)
@@ -66,23 +68,10 @@ class ClassifierRewardModel(CachesPrefixes):
         )
         self._incremental, self.path = self._choose_path(limit)
 
-    def about(self) -> dict[str, str]:
-        """Return a readable description."""
-        return {
-            "class": f"{type(self._model).__name__}, {self._model.num_parameters():,} parameters",
-            "placement": f"{self._model.device}, {self._model.dtype}",
-            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
-            "reads": self._reader.about,
-            "path": self.path,
-        }
-
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """Score whole sequences; where the model allows it, compute only their new tokens."""
-        config = self._config
-        return [
-            row.score(aggregate(scores, config.aggregate, config.half_life), config.floor)
-            for scores, row in self._score_rows(inputs, each_token=config.aggregate != "last")
-        ]
+        each_token = self._config.aggregate != "last"
+        return self._aggregated(self._score_rows(inputs, each_token=each_token))
 
     def token_scores(self, inputs: Sequence[RewardInput]) -> list[list[float]]:
         """Return the scores after each token of the answers; of an empty one, after the prompt.
@@ -100,15 +89,7 @@ class ClassifierRewardModel(CachesPrefixes):
         rows = [self._reader.read(item, each_token=each_token) for item in inputs]
         if not rows:
             return []
-        outputs = run_rows(
-            self._incremental,
-            rows,
-            self._run_whole,
-            batch_size=self._config.batch_size,
-            sharing=self._sharing,
-        )
-        values = iter(self._values(torch.cat(outputs)))
-        return [(list(islice(values, len(row.points))), row) for row in rows]
+        return by_row(self._values(self._outputs(rows)), rows)
 
     def _find_suffix(self) -> list[int]:
         """Return the tokens that encoders expect after a text, such as [SEP].
@@ -133,10 +114,9 @@ class ClassifierRewardModel(CachesPrefixes):
 
     def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
         """Return (1, labels) of each row."""
-        pad_id = self._tokenizer.pad_token_id or 0
         if self._score_head is not None:
-            return run_whole(self._call, rows, pad_id, self._device)
-        inputs = pad([row.ids for row in rows], pad_id, self._device)
+            return super()._run_whole(rows)
+        inputs = pad([row.ids for row in rows], self._tokenizer.pad_token_id or 0, self._device)
         return list(self._model(**inputs).logits[:, None])
 
     def _call(self, columns: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -164,7 +144,7 @@ class ClassifierRewardModel(CachesPrefixes):
         """Check on an unpadded probe that the head at the last token equals the model's output."""
         probe = self._codec.encode_prompt("A short text to compare two ways on.")
         try:
-            ours = self._logits([probe])[0].float()
+            ours = self._outputs_at_end([probe])[0].float()
         except Exception:  # noqa: BLE001 - heads of other shapes fail in their own ways
             return False
         ids = torch.tensor([probe], device=self._device)
@@ -178,8 +158,3 @@ class ClassifierRewardModel(CachesPrefixes):
         check_reads_forward(
             self._run_whole, probe, name=self.name, how=how, dtype=self._model.dtype
         )
-
-    @torch.inference_mode()
-    def _find_sharing(self) -> Sharing:
-        short, long = ([*self._codec.encode_prompt(text), *self._suffix_ids] for text in PROBES)
-        return find_sharing(self._logits, short, long, name=self.name, dtype=self._model.dtype)

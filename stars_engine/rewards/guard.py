@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 
 from stars_engine.config import GuardReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import load_tokenizer
-from stars_engine.rewards.aggregation import aggregate, reads_forward
+from stars_engine.rewards.aggregation import reads_forward
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
-from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
-from stars_engine.rewards.batching import run_whole
+from stars_engine.rewards.batch_invariance import PROBES
 from stars_engine.rewards.encoding import EncodedInput, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.guard_heads import label_indices, load_guard_head
-from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
+from stars_engine.rewards.local_model import LocalRewardModel, by_row
+from stars_engine.rewards.self_check import select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, Score
 
 
-class GuardRewardModel(CachesPrefixes):
+class GuardRewardModel(LocalRewardModel):
     """Reads prompt and completion; returns the probability of the allowed labels.
 
     Args:
@@ -30,6 +29,8 @@ class GuardRewardModel(CachesPrefixes):
         lm_fingerprint: Fingerprint of the language model's tokenizer. If the guard has the same
             tokenizer, it reads the token ids of the answer directly.
     """
+
+    _reader: AnswerReader
 
     def __init__(self, config: GuardReward, lm_fingerprint: str | None = None) -> None:
         self._tokenizer = load_tokenizer(config)
@@ -62,22 +63,12 @@ class GuardRewardModel(CachesPrefixes):
 
     def about(self) -> dict[str, str]:
         """Return a readable description."""
-        return {
-            "class": f"{type(self._model).__name__}, {self._model.num_parameters():,} parameters",
-            "placement": f"{self._model.device}, {self._model.dtype}",
-            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
-            "reads": self._reader.about,
-            "allows": ", ".join(self._config.allowed),
-            "path": self.path,
-        }
+        return {**super().about(), "allows": ", ".join(self._config.allowed)}
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
-        config = self._config
-        return [
-            row.score(aggregate(values, config.aggregate, config.half_life), config.floor)
-            for values, row in self._values(inputs, each_token=config.aggregate != "last")
-        ]
+        each_token = self._config.aggregate != "last"
+        return self._aggregated(self._values(inputs, each_token=each_token))
 
     def token_scores(self, inputs: Sequence[RewardInput]) -> list[list[float]]:
         """Return the values after each token of the answers; of an empty one, after the prompt."""
@@ -90,27 +81,16 @@ class GuardRewardModel(CachesPrefixes):
         rows = [self._reader.read(item, each_token=each_token) for item in inputs]
         if not rows:
             return []
-        outputs = run_rows(
-            self._incremental,
-            rows,
-            self._run_whole,
-            batch_size=self._config.batch_size,
-            sharing=self._sharing,
-        )
-        logits = torch.cat(outputs).double()
+        logits = self._outputs(rows).double()
         allowed, refused = (
             torch.logsumexp(logits[:, indices], dim=-1)
             for indices in (self._allowed, self._refused)
         )
         odds = allowed - refused
-        values = iter((odds if self._config.output == "log_odds" else odds.sigmoid()).tolist())
-        return [(list(islice(values, len(row.points))), row) for row in rows]
+        values = odds if self._config.output == "log_odds" else odds.sigmoid()
+        return by_row(values.tolist(), rows)
 
     # --- the forward pass ---
-
-    def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
-        """Return (points, labels) of each row."""
-        return run_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
 
     @torch.inference_mode()
     def _count_labels(self) -> int:
@@ -134,11 +114,3 @@ class GuardRewardModel(CachesPrefixes):
                 "a function (FunctionReward)"
             )
         return logits.shape[-1]
-
-    @torch.inference_mode()
-    def _find_sharing(self) -> Sharing:
-        def run(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-            return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
-
-        short, long = (self._codec.encode_prompt(text) for text in PROBES)
-        return find_sharing(run, short, long, name=self.name, dtype=self._model.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,21 +11,21 @@ from transformers import AutoModelForCausalLM
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
 from stars_engine.loading.models import load_model, load_tokenizer
-from stars_engine.rewards.aggregation import aggregate, check_reads_forward
-from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
-from stars_engine.rewards.batching import CallAt, run_whole
+from stars_engine.rewards.aggregation import check_reads_forward
+from stars_engine.rewards.batch_invariance import PROBES
 from stars_engine.rewards.encoding import EncodedInput, context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.label_tokens import NextTokenLogits
 from stars_engine.rewards.labels import names_of, pick_label, read_label
-from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
+from stars_engine.rewards.local_model import LocalRewardModel, by_row
+from stars_engine.rewards.self_check import select_runner
 from stars_engine.rewards.step_reader import StepReader, one_token
 from stars_engine.rewards.token_heads import load_token_head
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, Score
 
 
-class ProcessRewardModel(CachesPrefixes):
+class ProcessRewardModel(LocalRewardModel):
     """Puts a marker after each step and reads there the probability that the step is good.
 
     An answer that has no step yet is scored at a marker after the prompt.
@@ -34,6 +33,8 @@ class ProcessRewardModel(CachesPrefixes):
     Args:
         config: What to load, or the live objects.
     """
+
+    _reader: StepReader
 
     def __init__(self, config: ProcessReward) -> None:
         self._tokenizer = load_tokenizer(config)
@@ -44,7 +45,6 @@ class ProcessRewardModel(CachesPrefixes):
         self.name = config.name_or_path or type(config.model).__name__
         assert convention.marker is not None
         self._marker = one_token("marker", convention.marker, codec, self.name)
-        self._call: CallAt
         model: Any
         head = None
         if convention.head == "tokens":
@@ -57,7 +57,7 @@ class ProcessRewardModel(CachesPrefixes):
         self._model = model
         self._device = model.get_input_embeddings().weight.device
         self._label = self._find_label()
-        self._sharing = self._find_sharing()
+        self._sharing = self._find_sharing([self._marker])
         if config.aggregate == "ema":
             probe = [*codec.encode_prompt(PROBES[1]), self._marker]
             check_reads_forward(
@@ -75,17 +75,6 @@ class ProcessRewardModel(CachesPrefixes):
             head=head,
         )
 
-    def about(self) -> dict[str, str]:
-        """Return a readable description."""
-        model = self._model
-        return {
-            "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
-            "placement": f"{model.device}, {model.dtype}",
-            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
-            "reads": self._reader.about,
-            "path": self.path,
-        }
-
     def steps(self, item: RewardInput) -> list[str]:
         """Return the steps of an answer that are to be scored."""
         return self._reader.steps(item)
@@ -96,26 +85,15 @@ class ProcessRewardModel(CachesPrefixes):
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
-        config = self._config
-        return [
-            row.score(aggregate(steps, config.aggregate, config.half_life), config.floor)
-            for steps, row in self._score_steps(inputs)
-        ]
+        return self._aggregated(self._score_steps(inputs))
 
     @torch.inference_mode()
     def _score_steps(self, inputs: Sequence[RewardInput]) -> list[tuple[list[float], EncodedInput]]:
         rows = [self._reader.read(item) for item in inputs]
         if not rows:
             return []
-        outputs = run_rows(
-            self._incremental,
-            rows,
-            self._run_whole,
-            batch_size=self._config.batch_size,
-            sharing=self._sharing,
-        )
-        values = iter(read_label(torch.cat(outputs), self._label, "probability").tolist())
-        return [(list(islice(values, len(row.points))), row) for row in rows]
+        values = read_label(self._outputs(rows), self._label, "probability").tolist()
+        return by_row(values, rows)
 
     def _two_words(self) -> list[int]:
         """Return the token ids of the positive and the negative word."""
@@ -133,10 +111,6 @@ class ProcessRewardModel(CachesPrefixes):
 
     # --- the forward pass ---
 
-    def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
-        """Return (marks, labels) of each row."""
-        return run_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
-
     @torch.inference_mode()
     def _find_label(self) -> int:
         """Check on a probe that the model returns labels for each token; return the label's index.
@@ -153,14 +127,6 @@ class ProcessRewardModel(CachesPrefixes):
         known = names_of(self._model.config)
         names = {index: known.get(index, str(index)) for index in range(logits.shape[-1])}
         return pick_label(names, self._convention.label, self.name)
-
-    @torch.inference_mode()
-    def _find_sharing(self) -> Sharing:
-        def run(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-            return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
-
-        short, long = ([*self._codec.encode_prompt(text), self._marker] for text in PROBES)
-        return find_sharing(run, short, long, name=self.name, dtype=self._model.dtype)
 
 
 def _no_head(name: str, found: object) -> ModelLoadError:

@@ -3,78 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from stars_engine.kv_cache.self_check import ROUNDING, window_of
-from stars_engine.out_of_memory import free_unused, in_smaller_batches
 from stars_engine.rewards.batch_invariance import Sharing
-from stars_engine.rewards.batching import CallAt, RunWhole, in_batches
+from stars_engine.rewards.batching import CallAt, RunWhole
 from stars_engine.rewards.encoding import EncodedInput
 from stars_engine.rewards.incremental import IncrementalRunner
 
 logger = logging.getLogger(__name__)
-
-
-class CachesPrefixes:
-    """A reward model that caches prefixes if it runs incrementally; see `KeepsCache`."""
-
-    _incremental: IncrementalRunner | None
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of memory per cached token."""
-        return 0 if self._incremental is None else self._incremental.cache.bytes_per_token
-
-    def limit_cache(self, max_bytes: int | None) -> None:
-        """Bound the memory of the cache."""
-        if self._incremental is not None:
-            self._incremental.cache.limit_cache(max_bytes)
-
-    def free_unused(self) -> None:
-        """Free the cache; nothing is pinned between calls."""
-        if self._incremental is not None:
-            self._incremental.cache.free_unused()
-
-    def memory_usage(self) -> Mapping[str, int]:
-        """See `ReportsMemory`."""
-        return {} if self._incremental is None else self._incremental.memory_usage()
-
-    def invalidate_if_changed(self) -> None:
-        """Drop cached values that were computed with other weights."""
-        if self._incremental is not None:
-            self._incremental.cache.invalidate_if_changed()
-
-
-def run_rows(
-    runner: IncrementalRunner | None,
-    rows: Sequence[EncodedInput],
-    plain: RunWhole,
-    *,
-    batch_size: int,
-    sharing: Sharing,
-) -> list[torch.Tensor]:
-    """Return the outputs at each row's points, `(points, ...)`.
-
-    Args:
-        runner: Computes only new tokens; None to compute whole rows.
-        rows: The rows.
-        plain: Computes whole rows as one batch.
-        batch_size: Maximum rows per batch.
-        sharing: Which rows may share a batch.
-    """
-
-    def run(some: Sequence[EncodedInput]) -> list[torch.Tensor]:
-        if runner is not None:
-            return runner.run(some)
-        return in_batches(some, [len(row.ids) for row in some], batch_size, plain, sharing)
-
-    def free(_: int) -> None:
-        free_unused(runner and runner.cache)
-
-    return in_smaller_batches(run, rows, what="texts", free_unused=free)
 
 
 def select_runner(

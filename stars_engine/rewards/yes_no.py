@@ -9,23 +9,24 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.config import YesNoReward
 from stars_engine.loading.models import load_model, load_tokenizer
-from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
-from stars_engine.rewards.batching import run_whole
-from stars_engine.rewards.encoding import EncodedInput, context_of
+from stars_engine.rewards.encoding import context_of
 from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.judge_reader import JudgeReader, check_has_template, label_words
 from stars_engine.rewards.label_tokens import NextTokenLogits
-from stars_engine.rewards.self_check import CachesPrefixes, run_rows, select_runner
+from stars_engine.rewards.local_model import LocalRewardModel
+from stars_engine.rewards.self_check import select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, Score
 
 
-class YesNoRewardModel(CachesPrefixes):
+class YesNoRewardModel(LocalRewardModel):
     """log p(positive) - log p(negative) for the token that follows the judge's prompt.
 
     Args:
         config: What to load, or the live objects.
     """
+
+    _reader: JudgeReader
 
     def __init__(self, config: YesNoReward) -> None:
         self._tokenizer = load_tokenizer(config)
@@ -50,33 +51,15 @@ class YesNoRewardModel(CachesPrefixes):
             sharing=self._sharing,
         )
 
-    def about(self) -> dict[str, str]:
-        """Return a readable description."""
-        model = self._model
-        return {
-            "class": f"{type(model).__name__}, {model.num_parameters():,} parameters",
-            "placement": f"{model.device}, {model.dtype}",
-            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
-            "reads": self._reader.about,
-            "path": self.path,
-        }
-
     @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """See `RewardModel`."""
         rows = [self._reader.read(item) for item in inputs]
         if not rows:
             return []
-        outputs = run_rows(
-            self._incremental,
-            rows,
-            self._run_whole,
-            batch_size=self._config.batch_size,
-            sharing=self._sharing,
-        )
         return [
             row.score(value, self._config.floor)
-            for value, row in zip(self._values(torch.cat(outputs)), rows, strict=True)
+            for value, row in zip(self._values(self._outputs(rows)), rows, strict=True)
         ]
 
     # --- the forward pass ---
@@ -85,16 +68,3 @@ class YesNoRewardModel(CachesPrefixes):
         logits = logits.double()
         values: list[float] = (logits[:, 0] - logits[:, 1]).tolist()
         return values
-
-    def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return (rows, 2): the logits of the positive and the negative word after each row."""
-        return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
-
-    def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
-        """Return (1, 2) of each row."""
-        return run_whole(self._call, rows, self._tokenizer.pad_token_id or 0, self._device)
-
-    @torch.inference_mode()
-    def _find_sharing(self) -> Sharing:
-        short, long = (self._codec.encode_prompt(text) for text in PROBES)
-        return find_sharing(self._logits, short, long, name=self.name, dtype=self._model.dtype)

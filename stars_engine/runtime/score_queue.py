@@ -107,7 +107,7 @@ class ScoreQueue:
         return seconds
 
     def _note(self, counted: Sequence[_Counted], seconds: float) -> None:
-        """Record what the scores of each prompt cost, as far as it can be told apart."""
+        """Record what a score of each prompt costs: an equal share of the batch."""
         known = {id(each.prompt): self._costs.get(each.prompt) for each in counted}
         if all(each.is_computed(known[id(each.prompt)]) for each in counted):
             computed = {(id(each.prompt), each.len_answer): each.num_tokens for each in counted}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,8 @@ from stars_engine.cli.view import view_command
 from stars_engine.display.results import results_page
 from stars_engine.server.settings import ApiKeys
 from stars_engine.trace import write_jsonl
+from tests.support.browsers import chromium
 from tests.support.servers import RunningServer, random_chat, serving
-
-# As Debian, Ubuntu and GitHub's runners name it; Playwright's own browser is not needed.
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def test_the_page_is_strict(server: RunningServer) -> None:
@@ -47,13 +43,8 @@ def test_a_server_without_the_page() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, in [dev]")
-    if CHROMIUM is None:
-        pytest.skip("no browser, which is no Python package, is installed; apt install chromium")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.mark.slow
