@@ -25,9 +25,20 @@ class DraftVerification:
 
     Attributes:
         closed: Whether further rewards are ignored.
+        next_failed: Whether the draft after the last candidate could not be made or parsed. Without
+            such a failure, fewer candidates than requested mean that the step had no more room.
     """
 
-    __slots__ = ("_num_used", "_outcomes", "candidates", "closed", "inputs", "rollout", "unscored")
+    __slots__ = (
+        "_num_used",
+        "_outcomes",
+        "candidates",
+        "closed",
+        "inputs",
+        "next_failed",
+        "rollout",
+        "unscored",
+    )
 
     def __init__(
         self,
@@ -42,7 +53,7 @@ class DraftVerification:
         self.inputs = inputs
         self._outcomes: list[RewardOutcome | None] = [None] * len(inputs)
         self._num_used = 0
-        self.closed = False
+        self.closed = self.next_failed = False
 
     def set_outcome(self, index: int, outcome: RewardOutcome) -> None:
         """Set the reward, or the error, of `inputs[index]`; later calls for it are ignored."""

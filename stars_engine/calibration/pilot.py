@@ -94,14 +94,11 @@ class StageDecoding:
         drafts = self.collected.setdefault(
             rollout.prompt_index, PrefixDrafts(rollout, rollout.prefix_reward)
         )
-        asked = self.num_drafts(rollout).least
         drafts.candidates += verification.candidates
         while (outcome := verification.next_outcome()) is not None:
             drafts.outcomes.append(outcome)
-        # Fewer candidates than requested: a draft failed, so this prefix gets no more.
-        failed = len(verification.candidates) < asked
-        if len(drafts.candidates) < self._num_drafts and not failed:
-            return None
+        if len(drafts.candidates) < self._num_drafts and not verification.next_failed:
+            return None  # the next step drafts the others
         return rollout.finish("length")
 
     def _collects(self, rollout: Rollout) -> bool:

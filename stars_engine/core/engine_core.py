@@ -264,6 +264,7 @@ class EngineCore:
         except BaseException as error:  # noqa: BLE001 - strategies are third-party code
             self._end(request, rollout.fail(as_request_error(error, "the decoding strategy")))
             return []
+        verification.next_failed = problem is not None
         request.verification = verification
         self.scheduler.wait_for_reward(request)
         return [

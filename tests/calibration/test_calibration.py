@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -28,27 +27,11 @@ from stars_engine import (
     trust_report,
     verify,
 )
-from stars_engine.backends.base import DraftRequest, PromptedModel
 from stars_engine.calibration.effort import observed_effort
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.pilot import Pilot, opening_schedule
 from stars_engine.config import EngineParams
 from tests.support.calibration import OPENINGS, QUICK, SAMPLING, Scaled, assert_same
-
-
-class Counting:
-    """A language model that tells how many rows it drafted at once at most."""
-
-    def __init__(self, inner: PromptedModel) -> None:
-        self._inner, self.most_rows = inner, 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._inner, name)
-
-    def draft(self, requests: Sequence[DraftRequest]) -> object:
-        self.most_rows = max(self.most_rows, len(requests))
-        return self._inner.draft(requests)
-
 
 # --- the pilot ---
 
@@ -85,22 +68,6 @@ def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedu
     assert budgets == sorted(budgets)
     acceptances = [point.acceptance for point in schedule.curve]
     assert acceptances == sorted(acceptances, reverse=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("max_rows", [16, 4])
-def test_limits_of_the_engine_and_other_callers_change_nothing(
-    engine: StarsEngine, schedule: CalibratedSchedule, max_rows: int
-) -> None:
-    """Four rows are fewer than the six drafts of a prefix, which then take two steps."""
-    config = StarsConfig(align=engine.config.align, engine=EngineParams(max_rows=max_rows))
-    model = Counting(engine.model)
-    with StarsEngine(config, model=model, reward=engine.reward) as small:
-        busy = small.submit(["x", "y"], sampling=SamplingParams(max_tokens=96, seed=0))
-        found = calibrate(small, OPENINGS, target_acceptance=0.4, seed=4, **QUICK)
-        assert_same(found, schedule)
-        busy.result()
-    assert 4 <= model.most_rows <= max_rows
 
 
 @pytest.mark.slow
