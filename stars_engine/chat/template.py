@@ -1,8 +1,8 @@
 """Render conversations with a tokenizer's chat template, without letting contents inject tokens.
 
 A template turns messages into text whose reserved tokens mark roles, calls and reasoning. Only what
-the template itself wrote becomes a reserved token; characters of contents, typed by a user or quoted
-in a document, stay text, also where the template rewrites them (`TracedText`).
+the template itself wrote becomes a reserved token. Characters of contents, typed by a user or
+quoted in a document, stay text, even if the template rewrites them (`TracedText`).
 
 Templates also look for tokens in contents, to leave out reasoning for example. They must not find
 those of users. Reserved tokens in contents are *defused*: a mark is inserted into them before
@@ -23,7 +23,6 @@ from weakref import WeakKeyDictionary
 
 from stars_engine.chat.rendering import can_trace, render_traced
 from stars_engine.chat.traced_text import (
-    TracedText,
     runs_of,
     template_text,
     with_template_spans,
@@ -216,7 +215,9 @@ def _harmless_turn(
         for key in _WRITTEN:
             if key in turn:
                 text = _harmless(turn[key], codec.control_tokens, mark)
-                spans = [found.span() for found in _pattern(codec.reserved_tokens, mark).finditer(text)]
+                spans = [
+                    found.span() for found in _pattern(codec.reserved_tokens, mark).finditer(text)
+                ]
                 changed[key] = with_template_spans(text, spans)
     return changed
 

@@ -5,6 +5,7 @@ turns `<TOOL_CALL>` into `<tool_call>`. Only what a template wrote may become a 
 each character is traced through the operations of templates. Where that is not possible, characters
 count as content.
 """
+# ruff: noqa: D102 - the methods are those of str
 
 from __future__ import annotations
 
@@ -211,7 +212,9 @@ def _traced(text: str) -> TracedText:
 
 
 def _origins_of(text: str) -> bytes:
-    return text._origins if isinstance(text, TracedText) else _CONTENT * len(text)
+    if isinstance(text, TracedText):
+        return text._origins  # noqa: SLF001 - hidden from templates only
+    return _CONTENT * len(text)
 
 
 def _as_inputs(text: str, inputs: Any) -> TracedText:
