@@ -442,7 +442,16 @@ def test_names_that_mark_secrets_if_the_value_looks_like_one(name: str) -> None:
         assert secret not in redact(f"{{'{name}': '{secret}', 'a': 1}}")
     if is_secret_name(name):
         return
-    for value in ("<|im_end|>", "word", "two words 1", "/data/tokens1.txt", "cuda:0", 128, 0.5, None):
+    for value in (
+        "<|im_end|>",
+        "word",
+        "two words 1",
+        "/data/tokens1.txt",
+        "cuda:0",
+        128,
+        0.5,
+        None,
+    ):
         assert masked({name: value, "other": [value]}) == {name: value, "other": [value]}
         assert redact(f"{name}={value!r}") == f"{name}={value!r}"
 
