@@ -430,8 +430,8 @@ def test_names_that_do_not_mark_secrets(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "tokens pat pats api_tokens user_tokens access_key_id accessKeyId KEY_ID aws_access_key_id keys "
-    "sig psk pw".split(),
+    "tokens pat pats api_tokens user_tokens access_key_id accessKeyId KEY_ID aws_access_key_id "
+    "keys sig psk pw".split(),
 )
 def test_names_that_mark_secrets_if_the_value_looks_like_one(name: str) -> None:
     for secret in ("x918273645", "LTAI5tQnKabc", "a1.b2-c3_d4=="):
