@@ -7,6 +7,7 @@ from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from stars_engine.chat.traced_text import TracedText, joined, template_text, traced_function
+from stars_engine.chat.turns import mapped
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -41,10 +42,7 @@ def render_traced(
         Exception: The template rejects the messages, or is invalid.
     """
     template = _compiled(tokenizer.get_chat_template(None, tools))
-    special = {
-        name: template_text(value) if isinstance(value, str) else value
-        for name, value in tokenizer.special_tokens_map.items()
-    }
+    special = mapped(dict(tokenizer.special_tokens_map), template_text)
     text = template.render(
         messages=[_with_reasoning_names(turn) for turn in turns],
         tools=tools,

@@ -9,11 +9,13 @@ count as content.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any, Self, SupportsIndex
 
 _CONTENT, _TEMPLATE = b"\0", b"\1"
+_RUN = re.compile(rb"\x00+|\x01+")
 
 
 class TracedText(str):
@@ -182,13 +184,10 @@ def is_template_text(text: str) -> bool:
 
 def runs_of(text: str) -> list[tuple[str, bool]]:
     """Split text into runs of one origin, each with True if a template wrote it."""
-    found: list[tuple[str, bool]] = []
-    position = 0
-    for origin, run in groupby(_origins_of(text)):
-        end = position + sum(1 for _ in run)
-        found.append((str.__str__(text)[position:end], bool(origin)))
-        position = end
-    return found
+    plain, origins = str.__str__(text), _origins_of(text)
+    return [
+        (plain[run.start() : run.end()], run[0][:1] == _TEMPLATE) for run in _RUN.finditer(origins)
+    ]
 
 
 def traced_function(function: Callable[..., Any], num_passed: int = 0) -> Callable[..., Any]:
