@@ -23,9 +23,9 @@ _FREE_FIELDS = {"logit_bias", "model_kwargs", "device_map"}
 
 
 # Arguments of vllm.LLM that name Python code.
-_CODE_ARGUMENTS = ("trust_remote_code", "logits_processors", "hf_overrides")
-_CODE_ENDINGS = ("_cls", "_class", "_plugin")
-_BACKEND = "distributed_executor_backend"
+_CODE_ARGUMENTS = ("trust_remote_code", "logits_processors", "hf_overrides", "inductor_passes")
+_CODE_ENDINGS = ("_cls", "_class", "_plugin", "_module_path")
+_BACKENDS = ("distributed_executor_backend", "backend")  # code if their names have a dot
 
 
 class Filed(Schema):
@@ -116,11 +116,14 @@ def _code_in_arguments(arguments: Mapping[str, Any], trail: str) -> Iterator[tup
     """Yield arguments of vLLM, at any depth, that it imports or that let a checkpoint run code."""
     for name, value in arguments.items():
         where, word = f"{trail}.{name}", str(name).replace("-", "_")
-        is_name = word.endswith(_CODE_ENDINGS) or (word == _BACKEND and "." in str(value))
+        is_name = word.endswith(_CODE_ENDINGS) or (word in _BACKENDS and "." in str(value))
         if value and (word in _CODE_ARGUMENTS or is_name):
             yield where, value
-        elif isinstance(value, Mapping):
-            yield from _code_in_arguments(value, where)
+            continue
+        parts = enumerate(value) if isinstance(value, list | tuple) else [("", value)]
+        for index, part in parts:
+            if isinstance(part, Mapping):
+                yield from _code_in_arguments(part, f"{where}.{index}".rstrip("."))
 
 
 def read_values(path: Path, title: str) -> dict[str, Any]:
