@@ -145,7 +145,7 @@ def test_flash_attention_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
         check_kernels(config, declared)
     by_itself = TransformersModel(name_or_path="a/b")
     for own in ({"own": "flash_attention_3"}, {"text_config": "flash_attention_2"}):
-        with pytest.raises(ModelLoadError, match="'flash_attention_.' is code from the hub"):
+        with pytest.raises(ModelLoadError, match=r"'flash_attention_.' is code from the hub"):
             check_kernels(by_itself, lambda own=own: declared(**own))
     installed.add("flash_attn")
     check_kernels(config, declared)
@@ -193,7 +193,11 @@ FILES: dict[str, dict[str, Any]] = {
     },
     **{
         f"model.engine_kwargs.{part}.{name}": {
-            "model": {"kind": "vllm", "name_or_path": "a/b", "engine_kwargs": {part: {name: value}}},
+            "model": {
+                "kind": "vllm",
+                "name_or_path": "a/b",
+                "engine_kwargs": {part: {name: value}},
+            },
             "reward": "a/b",
         }
         for part, name, value in [
