@@ -143,7 +143,7 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # a ValueError is an invalid file name
         raise file_error(path, title, f"cannot be read: {why_not(error)}") from None
     try:
-        values = parse(data.decode())
+        values = parse(data.decode("utf-8-sig"))  # some editors begin a file with a mark
         if values is None:
             values = {}
         if not isinstance(values, dict):
@@ -159,6 +159,9 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
         raise file_error(path, title, message) from None
     except ConfigError:
         raise
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start} is not UTF-8. Hint: save the file as UTF-8"
+        raise file_error(path, title, message) from None
     except (yaml.YAMLError, ValueError) as error:
         raise file_error(
             path,
