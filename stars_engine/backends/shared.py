@@ -72,7 +72,10 @@ class SharedPrefixDecoder(Decoder):
             rows = EagerRows(pool, cached, num_tokens, self._runner.device)
             uncommitted = UncommittedRows(rows.kv)
         self.cache.add_uncommitted(cached, uncommitted)
-        return _SharedBranches(self._runner, rows, uncommitted)
+        branches = _SharedBranches(self._runner, self.cache, rows, uncommitted)
+        if isinstance(rows, GraphRows):
+            rows.keep_for(branches)
+        return branches
 
     @property
     def bytes_per_token(self) -> int:
@@ -106,13 +109,19 @@ class _SharedBranches(Branches):
     """Rows of scratch KV; one that is accepted moves into its prefix later."""
 
     def __init__(
-        self, runner: ModelRunner, rows: EagerRows | GraphRows, uncommitted: UncommittedRows
+        self,
+        runner: ModelRunner,
+        cache: PrefixCache,
+        rows: EagerRows | GraphRows,
+        uncommitted: UncommittedRows,
     ) -> None:
-        self._runner, self._rows, self._uncommitted = runner, rows, uncommitted
+        self._runner, self._cache = runner, cache
+        self._rows, self._uncommitted = rows, uncommitted
         self._output = StepOutput(torch.empty(0))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Branches`."""
+        self._cache.note_use(self._uncommitted)
         if isinstance(self._rows, GraphRows):
             self._output = self._rows.step(tokens)
         else:

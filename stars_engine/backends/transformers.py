@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import DraftRequest, Pause
 from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.draft_batch import DraftBatch
 from stars_engine.backends.facts import find_end_ids, sampling_of
@@ -72,13 +72,33 @@ class TransformersBackend:
 
     # --- LanguageModel ---
 
-    @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
         """Draft all candidates and their lookaheads together, one token of each row per step.
 
         Features of a draft's last token take one step more, which computes the token for the next
         segment, too, if the draft is accepted.
         """
+        parts = self.draft_in_parts(requests)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                drafts: list[Draft | GenerationError] = end.value
+                return drafts
+
+    @torch.inference_mode()
+    def draft_in_parts(
+        self, requests: Sequence[DraftRequest]
+    ) -> Generator[Pause, None, list[Draft | GenerationError]]:
+        """See `PausableLanguageModel`."""
+        while (drafts := (yield from self._draft(requests))) is None:
+            pass  # the probes changed during a pause
+        return drafts
+
+    def _draft(
+        self, requests: Sequence[DraftRequest]
+    ) -> Generator[Pause, None, list[Draft | GenerationError] | None]:
+        """Draft; return None if other features are computed now than at the beginning."""
         device = self.model.get_input_embeddings().weight.device
         self._probed.apply(self.decoder, device)
         prefixes = self._compute_prefixes(requests)
@@ -109,6 +129,9 @@ class TransformersBackend:
             if batch.done:
                 branches.keep_last()
                 break
+            yield Pause(num_tokens - step - 1, sampler.waits_for)
+            if recorder is not None and self._probed.current is not recorder.probes:
+                return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
 

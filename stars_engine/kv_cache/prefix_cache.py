@@ -215,6 +215,10 @@ class PrefixCache:
             prefix.uncommitted = [*alive, row]
         self._recent.add(rows, self.pool.bytes_per_token, self.pool.max_bytes)
 
+    def note_use(self, rows: UncommittedRows) -> None:
+        """Keep rows to which tokens are being added, even if other drafts began later."""
+        self._recent.note_use(rows)
+
     def invalidate_if_changed(self, *, thorough: bool = True) -> None:
         """Forget all that was computed with other weights.
 
