@@ -10,7 +10,6 @@ import pytest
 
 from stars_engine import AlignParams, ConstantSchedule, NoSchedule, SamplingParams
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.backends.base import DraftRequest, Parts, Pause
 from stars_engine.core.engine_core import EngineCore
