@@ -21,7 +21,7 @@ from stars_engine.core.async_drafts import AsyncDrafts
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
-from stars_engine.core.local_drafts import DraftBatch, LocalDrafts
+from stars_engine.core.local_drafts import PausableBatch, LocalDrafts
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.request_errors import as_request_error
@@ -203,7 +203,7 @@ class EngineCore:
         opened = [self._open(request, drafts) for request, drafts in drafted]
         self._scorer(split_composites(item for asked in opened for item in asked))
 
-    def _note_step(self, batch: DraftBatch, scoring_s: float) -> None:
+    def _note_step(self, batch: PausableBatch, scoring_s: float) -> None:
         """Record the duration of a step, which drafted a batch and scored it."""
         requests = [request for request, _ in batch.drafted]
         if not requests:

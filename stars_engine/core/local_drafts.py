@@ -33,7 +33,7 @@ MayRun = Callable[[Request], bool]
 
 
 @dataclass(eq=False, slots=True)
-class DraftBatch:
+class PausableBatch:
     """The requests of one batch, and what was drafted for them.
 
     Attributes:
@@ -106,8 +106,10 @@ class LocalDrafts:
         self._drafter, self._scheduler, self._autotuner = drafter, scheduler, autotuner
         self._schedule, self._allocate, self._end = schedule, allocate, end
         self._free_unused, self._part_s = free_unused, part_s
-        self._paused: deque[DraftBatch] = deque()  # the next to continue first
-        self._was_new = False  # whether the latest part was the first of a batch beside others
+        self._paused: deque[PausableBatch] = deque()  # the next to continue first
+        self._was_new = (
+            False  # whether the latest part was the first of a new batch while others are paused
+        )
         self._num_whole = 0  # further batches that are not paused
 
     @property
@@ -115,7 +117,7 @@ class LocalDrafts:
         """Whether any batch is paused."""
         return bool(self._paused)
 
-    def step(self) -> DraftBatch | None:
+    def step(self) -> PausableBatch | None:
         """Draft one part of a batch; return the batch if that was the last part."""
         batch = self._next()
         if batch is None or not self._advance(batch):
@@ -132,7 +134,7 @@ class LocalDrafts:
 
     # --- parts ---
 
-    def _next(self) -> DraftBatch | None:
+    def _next(self) -> PausableBatch | None:
         """Return a new batch and a paused one in turn."""
         if not self._was_new or not self._paused:
             batch = self._new()
@@ -152,11 +154,11 @@ class LocalDrafts:
             _close(batch)
         return None
 
-    def _new(self) -> DraftBatch | None:
+    def _new(self) -> PausableBatch | None:
         if len(self._paused) >= _MAX_PAUSED:
             return None
         requests = self._schedule(self._is_short if self._paused else None)
-        batch = DraftBatch(list(self._allocate(requests)))
+        batch = PausableBatch(list(self._allocate(requests)))
         asked_by = {item.request: self._draft_requests(*item) for item in batch.left}
         batch.left = [item for item in batch.left if asked_by[item.request]]
         batch.num_rows = sum(count for _, count in batch.left)
@@ -178,7 +180,7 @@ class LocalDrafts:
             for batch in self._paused
         )
 
-    def _advance(self, batch: DraftBatch) -> bool:
+    def _advance(self, batch: PausableBatch) -> bool:
         """Draft one part; return whether it was the last one."""
         assert batch.parts is not None
         started_s = time.perf_counter()
@@ -198,7 +200,7 @@ class LocalDrafts:
         return True
 
     @staticmethod
-    def _waits_long(batch: DraftBatch) -> bool:
+    def _waits_long(batch: PausableBatch) -> bool:
         """Wait shortly for another thread; return whether it needs more time."""
         if batch.is_waiting:
             assert batch.pause is not None
@@ -206,7 +208,7 @@ class LocalDrafts:
             wait([batch.pause.waits_for], timeout=_WAIT_S)
         return batch.is_waiting
 
-    def _pause(self, batch: DraftBatch) -> None:
+    def _pause(self, batch: PausableBatch) -> None:
         for request in batch.requests:
             self._scheduler.wait_for_draft(request)
         self._paused.append(batch)
@@ -223,7 +225,7 @@ class LocalDrafts:
             return []
 
     def _parts(
-        self, batch: DraftBatch, asked_by: Mapping[Request, Sequence[DraftRequest]]
+        self, batch: PausableBatch, asked_by: Mapping[Request, Sequence[DraftRequest]]
     ) -> Generator[Pause, None, None]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
         while batch.left:
@@ -271,6 +273,6 @@ class LocalDrafts:
         return [item for item in left if kept and item.request in kept]
 
 
-def _close(batch: DraftBatch) -> None:
+def _close(batch: PausableBatch) -> None:
     if batch.parts is not None:
         batch.parts.close()

@@ -132,8 +132,9 @@ class Scheduler:
         self._resume()
         self._start()
         running = [each for each in self._running if may_run is None or may_run(each)]
-        is_whole = may_run is None or self.max_rows is None
-        self._step_rows = self.max_rows if is_whole else max(1, self.max_rows // _SHARE_BESIDE)
+        self._step_rows = self.max_rows
+        if self.max_rows is not None and may_run is not None:
+            self._step_rows = max(1, self.max_rows // _SHARE_BESIDE)
         if not running:
             return []
         return self.batches.select(
@@ -145,19 +146,19 @@ class Scheduler:
 
     def wait_for_draft(self, request: Request) -> None:
         """Move a request to WAITING_FOR_DRAFT: its drafts will be complete in a later step."""
-        self._leave(request)
+        self._remove(request)
         self._waiting_for_draft.add(request)
         request.status = RequestStatus.WAITING_FOR_DRAFT
 
     def resume_draft(self, request: Request) -> None:
         """Move a request from WAITING_FOR_DRAFT back to RUNNING: this step drafts for it."""
-        self._leave(request)
+        self._remove(request)
         self._running.append(request)
         request.status = RequestStatus.RUNNING
 
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
-        self._leave(request)
+        self._remove(request)
         self._waiting_for_reward.append(request)
         request.status = RequestStatus.WAITING_FOR_REWARD
 
@@ -176,7 +177,7 @@ class Scheduler:
         if request.verification is not None:
             request.verification.closed = True
             request.verification = None
-        self._leave(request)
+        self._remove(request)
         if self._ages.pop(request, None) is not None:
             self._uncount(request)
             if self._max_holding is not None:
@@ -184,7 +185,7 @@ class Scheduler:
         request.handle.release()
         request.status = RequestStatus.FINISHED
 
-    def _leave(self, request: Request) -> None:
+    def _remove(self, request: Request) -> None:
         """Remove a request from the place of its status."""
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)

@@ -143,7 +143,7 @@ def test_masks_are_computed_during_a_pause(tokenizer: object) -> None:
 
 
 def test_classes_that_override_only_draft_are_not_paused(tokenizer: object) -> None:
-    class Own(TransformersBackend):
+    class Overriding(TransformersBackend):
         def draft(self, asked: Any) -> Any:
             return super().draft(asked)
 
@@ -161,7 +161,7 @@ def test_classes_that_override_only_draft_are_not_paused(tokenizer: object) -> N
     assert is_pausable(backend)
     assert has_members(Wrapper(backend), PausableLanguageModel)
     assert not is_pausable(Wrapper(backend))
-    assert not is_pausable(Own.__new__(Own))
+    assert not is_pausable(Overriding.__new__(Overriding))
     backend.draft = lambda asked: []  # type: ignore[method-assign]
     assert not is_pausable(backend)
 
