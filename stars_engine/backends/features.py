@@ -102,15 +102,11 @@ class FeatureRecorder:
         probes: All probes that are computed.
         prefixes: The prefix of each row.
         num_tokens: Maximum tokens of a row.
-
-    Attributes:
-        probes: As given.
     """
 
     def __init__(
         self, probes: ProbeSet, prefixes: Sequence[ComputedPrefix], num_tokens: int
     ) -> None:
-        self.probes = probes
         self._columns = probes.columns
         first = torch.stack([_known(prefix.last_features) for prefix in prefixes])
         self._rows = first.new_zeros(len(prefixes), 1 + num_tokens, first.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel, Pause, is_pausable
@@ -75,10 +76,23 @@ class Drafter:
         return (yield from self._draft_again(requests))
 
     def _draft(self, requests: Sequence[DraftRequest]) -> _Parts:
-        if is_pausable(self._model):
-            drafts = list((yield from self._model.draft_in_parts(requests)))
-        else:
-            drafts = list(self._model.draft(requests))
+        model = self._model
+        if not is_pausable(model):
+            with _without_exits():
+                return self._checked(model.draft(requests), requests)
+        with closing(model.draft_in_parts(requests)) as parts:
+            while True:
+                with _without_exits():
+                    try:
+                        pause = next(parts)
+                    except StopIteration as end:
+                        return self._checked(end.value, requests)
+                yield pause  # a `GeneratorExit` from here ends this draft
+
+    def _checked(
+        self, drafts: Sequence[Draft | GenerationError], requests: Sequence[DraftRequest]
+    ) -> list[DraftOutcome]:
+        drafts = list(drafts)
         if len(drafts) != len(requests):
             raise ValueError(f"{len(drafts)} drafts for {len(requests)} requests")
         return [
@@ -100,6 +114,15 @@ class Drafter:
         half = len(requests) // 2
         first = yield from self._draft_again(requests[:half])
         return [*first, *(yield from self._draft_again(requests[half:]))]
+
+
+@contextmanager
+def _without_exits() -> Iterator[None]:
+    """Raise an ordinary error in place of a model's own `GeneratorExit`."""
+    try:
+        yield
+    except GeneratorExit as error:
+        raise RuntimeError(describe_error(error)) from error
 
 
 def _may_try_again(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from stars_engine.core.async_drafts import AsyncDrafts
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
-from stars_engine.core.local_drafts import PausableBatch, LocalDrafts
+from stars_engine.core.local_drafts import LocalDrafts, PausableBatch
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.request_errors import as_request_error

@@ -107,9 +107,7 @@ class LocalDrafts:
         self._schedule, self._allocate, self._end = schedule, allocate, end
         self._free_unused, self._part_s = free_unused, part_s
         self._paused: deque[PausableBatch] = deque()  # the next to continue first
-        self._was_new = (
-            False  # whether the latest part was the first of a new batch while others are paused
-        )
+        self._was_new = False  # whether the latest part began a batch while others are paused
         self._num_whole = 0  # further batches that are not paused
 
     @property

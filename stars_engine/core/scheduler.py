@@ -122,11 +122,11 @@ class Scheduler:
         """Return the batch of the next step; all its requests draft the same number of tokens.
 
         The request that has waited longest sets that number; requests of other lengths run in later
-        steps. Requests stay RUNNING until `wait_for_reward`, `preempt` or `finish`.
+        steps. Requests stay RUNNING until another method moves them.
 
         Args:
-            may_run: Whether a request may be in a batch beside paused ones, which has at most a
-                quarter of the rows; None if no batch is paused.
+            may_run: Whether a request may run while batches are paused, with at most a quarter of
+                the rows; None if none is paused.
         """
         self.batches.note_callers(self._num_callers)
         self._resume()

@@ -168,3 +168,53 @@ def test_classes_that_override_only_draft_are_not_paused(tokenizer: object) -> N
 
 def _with_probe(request: DraftRequest, probe: Any) -> DraftRequest:
     return replace(request, probes=(probe,))
+
+
+@pytest.fixture
+def in_passes(tokenizer: object) -> TransformersBackend:
+    """A backend that computes 8 tokens of a prompt at a time."""
+    backend = random_backend("llama", tokenizer)
+    backend.decoder.cache._max_tokens = 8
+    return backend
+
+
+def test_a_prompt_is_computed_in_parts(
+    in_passes: TransformersBackend, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = Fed(in_passes, monkeypatch)
+    text, other = Text(in_passes, PROMPT), Text(in_passes, PROMPT[:30])
+    parts = in_passes.draft_in_parts(requests(text, 2, 3))
+    assert [next(parts).num_left for _ in range(3)] == [7, 6, 5]
+    assert fed.take() == [(1, 8)] * 3
+    beside = in_passes.draft(requests(other, 2))
+    assert fed.take() == [(1, 6), *[(2, 1)] * 5]  # what was computed of it is used
+    drafts = drafts_of(parts)
+    assert fed.take() == [(1, 8), (1, 6), *[(2, 1)] * 2]
+    fresh = random_backend("llama", tokenizer)
+    assert drafts == fresh.draft(requests(Text(fresh, PROMPT), 2, 3))
+    assert beside == fresh.draft(requests(Text(fresh, PROMPT[:30]), 2))
+
+
+def test_a_prompt_is_computed_again_if_the_cache_is_cleared_in_a_pause(
+    in_passes: TransformersBackend, tokenizer: object
+) -> None:
+    text = Text(in_passes, PROMPT)
+    parts = in_passes.draft_in_parts(requests(text, 2, 3))
+    next(parts)
+    in_passes.decoder.cache.clear()
+    in_passes.draft(requests(Text(in_passes, [5, 6, 7]), 1))
+    fresh = random_backend("llama", tokenizer)
+    assert drafts_of(parts) == fresh.draft(requests(Text(fresh, PROMPT), 2, 3))
+    assert text.handle.cached.pool is in_passes.decoder.cache.pool
+
+
+def test_a_prompt_that_is_given_up_is_not_lost(
+    in_passes: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = in_passes.draft_in_parts(requests(Text(in_passes, PROMPT), 2, 3))
+    for _ in range(3):
+        next(parts)
+    parts.close()
+    fed = Fed(in_passes, monkeypatch)
+    in_passes.draft(requests(Text(in_passes, PROMPT), 1, 1))
+    assert fed.take() == [(1, 8), (1, 6)]

@@ -237,10 +237,11 @@ def test_a_paused_batch_whose_model_fails_is_drafted_again() -> None:
     assert long.rollout.error is None
 
 
-def test_only_the_request_for_which_the_model_fails_ends() -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, StopIteration])
+def test_only_the_request_for_which_the_model_fails_ends(kind: type[BaseException]) -> None:
     def fail(requests: Sequence[DraftRequest]) -> None:
         if any(request.token_ids[0] == 1 for request in requests):
-            raise SystemExit
+            raise kind
 
     requests = [request_of(index, LONG) for index in range(4)]
     core = core_of(Pausing(fail), *requests)
