@@ -139,5 +139,7 @@ class _SharedBranches(Branches):
 
     def keep_last(self) -> None:
         """See `Branches`."""
+        if self._uncommitted.kv is None:  # freed during a pause
+            return
         is_static = isinstance(self._rows, GraphRows)  # the next rows of this shape overwrite it
         self._uncommitted.last_output = self._output.clone() if is_static else self._output

@@ -170,6 +170,25 @@ def _with_probe(request: DraftRequest, probe: Any) -> DraftRequest:
     return replace(request, probes=(probe,))
 
 
+@pytest.mark.parametrize("rung", ["shared", "graphs"])
+def test_memory_is_freed_during_a_pause(rung: str, tokenizer: object) -> None:
+    backend, fresh = (with_decoder(rung, tokenizer) for _ in range(2))
+    probes = [probe_of(each, (1,)) for each in (backend, fresh)]
+    texts = [Text(each, PROMPT) for each in (backend, fresh)]
+    asked, alone = (
+        [_with_probe(request, probe) for request in requests(text, 2)]
+        for text, probe in zip(texts, probes, strict=True)
+    )
+    parts = backend.draft_in_parts(asked)
+    next(parts)
+    backend.free_unused()
+    found, wanted = drafts_of(parts), fresh.draft(alone)
+    assert found == wanted
+    for text in texts:
+        text.accept(found[1].token_ids)
+    assert backend.draft(requests(texts[0], 2)) == fresh.draft(requests(texts[1], 2))
+
+
 @pytest.fixture
 def in_passes(tokenizer: object) -> TransformersBackend:
     """A backend that computes 8 tokens of a prompt at a time."""
