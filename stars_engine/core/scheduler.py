@@ -138,10 +138,7 @@ class Scheduler:
         if not running:
             return []
         return self.batches.select(
-            running,
-            self._num_by_queue,
-            lambda request: self.num_drafts(request).least,
-            self._step_rows,
+            running, self._num_by_queue, lambda each: self.num_drafts(each).least, self._step_rows
         )
 
     def wait_for_draft(self, request: Request) -> None:

@@ -15,7 +15,7 @@ Extend = Callable[
 ]
 
 
-class Target(NamedTuple):
+class PrefixTarget(NamedTuple):
     """What a prefix is to have.
 
     Attributes:
@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
 
 def compute_missing(
-    targets: Sequence[Target], extend: Extend, *, max_tokens: int, keeps_outputs: bool
+    targets: Sequence[PrefixTarget], extend: Extend, *, max_tokens: int, keeps_outputs: bool
 ) -> Generator[int, None, None]:
     """Compute the missing tokens: equally many together, none with an empty prefix.
 
@@ -43,12 +43,12 @@ def compute_missing(
     Yields:
         How many passes are left, between two passes.
     """
-    groups: dict[tuple[bool, int], list[Target]] = defaultdict(list)
+    groups: dict[tuple[bool, int], list[PrefixTarget]] = defaultdict(list)
     for target in targets:
         size = len(target.prefix.token_ids)
         if size < len(target.token_ids):
             groups[size > 0, len(target.token_ids) - size].append(target)
-    passes: list[tuple[list[Target], int]] = []  # with the tokens of each
+    passes: list[tuple[list[PrefixTarget], int]] = []  # with the tokens of each
     for (_, count), group in groups.items():
         num_rows = max(1, max_tokens // count)
         for first in range(0, len(group), num_rows):
@@ -62,7 +62,7 @@ def compute_missing(
 
 
 def _compute_together(
-    group: Sequence[Target], count: int, extend: Extend, *, keeps_outputs: bool
+    group: Sequence[PrefixTarget], count: int, extend: Extend, *, keeps_outputs: bool
 ) -> None:
     """Compute the next tokens of each prefix."""
     prefixes = [target.prefix for target in group]

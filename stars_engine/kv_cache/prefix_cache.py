@@ -29,7 +29,7 @@ from stars_engine.kv_cache.cache_entry import (
     outputs_before,
 )
 from stars_engine.kv_cache.pool import SlotPool
-from stars_engine.kv_cache.prefill import Extend, Target, compute_missing
+from stars_engine.kv_cache.prefill import Extend, PrefixTarget, compute_missing
 from stars_engine.kv_cache.recent_rows import RecentRows
 
 _MAX_RETRACTED = 32  # tokens that another tokenizer may merge differently when text goes on
@@ -154,7 +154,7 @@ class PrefixCache:
         found = dict(zip(computed, self.claim(wanted, own), strict=True))
         pool = self.pool
         missing = compute_missing(
-            [Target(found[index].prefix, *requests[index][:2]) for index in computed],
+            [PrefixTarget(found[index].prefix, *requests[index][:2]) for index in computed],
             self._extend,
             max_tokens=self._max_tokens,
             keeps_outputs=not self._has_handles,

@@ -12,8 +12,7 @@ from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, Parts, PausableLanguageModel, is_pausable
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.protocols import has_members
-from tests.backends.test_features import RUNGS, probe_of
-from tests.support.backends import Fed, Text, random_backend
+from tests.support.backends import DECODERS, Fed, Text, probe_of, random_backend
 
 PLAIN = SamplingParams(temperature=1.0, top_k=None)
 PROMPT = [1, *range(3, 40)]
@@ -37,11 +36,11 @@ def drafts_of(parts: Parts) -> list[Draft]:
 
 def with_decoder(rung: str, tokenizer: object) -> TransformersBackend:
     backend = random_backend("llama", tokenizer)
-    backend.decoder = RUNGS[rung](backend.model, backend.context_len)
+    backend.decoder = DECODERS[rung](backend.model, backend.context_len)
     return backend
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", DECODERS)
 def test_drafts_between_the_tokens_of_others_change_nothing(rung: str, tokenizer: object) -> None:
     backend, fresh = (with_decoder(rung, tokenizer) for _ in range(2))
     asked = [(PROMPT, 3, 8), (PROMPT[:20], 2, 8), (PROMPT, 3, 8), ([5], 1, 3)]

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from stars_engine import AlignParams, ConstantSchedule, NoSchedule, SamplingParams
+from stars_engine import (
+    AlignParams,
+    ConstantSchedule,
+    NoSchedule,
+    SamplingParams,
+    StarsConfig,
+    StarsEngine,
+)
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.backends.base import DraftRequest, Parts, Pause
@@ -16,10 +23,12 @@ from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.request import Request, RequestQueue, RequestStatus
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import GenerationError, Interrupted
+from stars_engine.runtime import core_factory
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.types import RewardInput, Score
 from tests.support.accounts import account
 from tests.support.backends import random_backend
+from tests.support.engines import wait_until
 from tests.support.rollouts import make_rollout
 
 LONG, SHORT = 64, 4  # tokens of a segment
@@ -174,6 +183,26 @@ class _Parity:
 def test_texts_do_not_depend_on_pauses(family: str, tokenizer: object) -> None:
     whole = texts_of(random_backend(family, tokenizer), math.inf)
     assert texts_of(random_backend(family, tokenizer), 0.0) == whole
+
+
+def test_a_small_call_is_answered_within_the_segment_of_another(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_factory, "PART_S", 0.0)
+    plain = AlignParams(schedule=NoSchedule(), num_candidates=1, segment_len=300)
+    calls = [
+        {"prompts": "This movie", "sampling": SamplingParams(seed=1, max_tokens=300)},
+        {"prompts": "A", "sampling": SamplingParams(seed=2, max_tokens=8)},
+    ]
+    with StarsEngine(StarsConfig(align=plain), model=engine.model, reward=engine.reward) as mine:
+        long = mine.submit(**calls[0])
+        wait_until(lambda: mine.stats().num_active == 1)
+        [small] = mine.generate(**calls[1])
+        assert not long.done()
+        found = [long.result()[0], small]
+        assert len(found[0].segments) == 1
+        alone = [mine.generate(**call)[0] for call in calls]
+    assert [account(result) for result in found] == [account(result) for result in alone]
 
 
 # --- what ends while a batch is paused ---

@@ -26,7 +26,7 @@ from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until, with_rew
 
 
 def test_a_model_that_cannot_be_interrupted_keeps_no_other_engine_from_ending() -> None:
-    """At exit, all engines are told to give up what they draft."""
+    """At exit, all engines give up what they draft."""
 
     class Model:
         def interrupt(self) -> None:
