@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -94,6 +96,12 @@ class RowSampler:
                 # Rows that are done need no mask.
                 states = [None if rows[row].done else rows[row].grammar for row in group.indices]
                 group.masks.prepare(states)
+
+    @property
+    def waits_for(self) -> Future[Any] | None:
+        """A mask of the next step that is still being computed, if there is one."""
+        pending = (None if group.masks is None else group.masks.pending for group in self._groups)
+        return next((future for future in pending if future is not None), None)
 
 
 class _Group:

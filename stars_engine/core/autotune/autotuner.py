@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 from stars_engine.algorithm.rollout import Rollout
@@ -77,6 +78,14 @@ class CandidateAutotuner:
             for request, count in (in_flight or {}).items()
         ]
         return allocate_rows(chances, curve, max_rows)[: len(requests)]
+
+    def draft_s(self, request: Request, num_tokens: int) -> float:
+        """Return the expected seconds of a draft of one row; inf if no step was measured."""
+        if not self._costs.is_measured:
+            return math.inf
+        curve = self._costs.curve(_num_tokens([request.rollout]))
+        num_new = 0 if request.prompt_computed else len(request.rollout.prompt_ids)
+        return curve.on_line(1) * num_tokens + self.limits.prompt_s(num_new)
 
     def note_step(self, requests: Sequence[Request], num_rows: int, seconds: float) -> None:
         """Record the duration of a step."""
