@@ -105,7 +105,14 @@ class Limited:
                 facts.error = error.code
                 await response_of(error)(scope, receive, send)
                 return
-            await self._app(scope, receive, send)
+
+            async def releasing_send(message: Message) -> None:
+                # The client may send its next request as soon as it has the end of this response.
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    stack.close()
+                await send(message)
+
+            await self._app(scope, receive, releasing_send)
 
     def _check(self, state: State) -> None:
         if state.draining:
