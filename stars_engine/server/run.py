@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import socket
@@ -15,6 +16,7 @@ import uvicorn
 from stars_engine.config import StarsConfig
 from stars_engine.server.app import create_app
 from stars_engine.server.models import ServedModels
+from stars_engine.server.protocol import BoundedProtocol
 from stars_engine.server.settings import ApiKeys, ServerParams
 from stars_engine.server.state import State
 
@@ -52,11 +54,16 @@ class StarsServer(uvicorn.Server):
         self.load_failed = False
         app = create_app(configs, params, keys, on_loaded=self._on_loaded)
         self.state_of_app: State = app.state.server
+        protocol: Any = functools.partial(
+            BoundedProtocol, receive_timeout_s=params.receive_timeout_s
+        )
         super().__init__(
             uvicorn.Config(
                 app,
                 host=params.host,
                 port=params.port,
+                http=protocol,
+                ws="none",
                 log_config=None,
                 access_log=False,  # the application logs requests, without query strings
                 server_header=False,
