@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stars_engine.server.delivery import report
+from stars_engine.server.delivery import report, sse
 from stars_engine.server.errors import (
     ApiError,
     response_of,
@@ -118,24 +118,32 @@ class Limited:
                 await response_of(error)(scope, receive, send)
                 return
 
-            has_started = False
+            await self._serve(scope, receive, send, stack)
 
-            async def releasing_send(message: Message) -> None:
-                nonlocal has_started
-                has_started = True
-                # The client may send its next request as soon as it has the end of this response.
-                if message["type"] == "http.response.body" and not message.get("more_body"):
-                    stack.close()
-                await send(message)
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, stack: ExitStack) -> None:
+        """Serve a request that is within the limits; leave the stack when its end is sent."""
+        facts, has_started = facts_in(scope), False
 
-            try:
-                await self._app(scope, receive, releasing_send)
-            except Exception as error:
-                if has_started:
-                    raise
-                # If the error left the application, uvicorn would also close the connection.
-                response = response_of(report(facts, error))
-                await response(scope, receive, releasing_send)
+        async def releasing_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            # The client may send its next request as soon as it has the end of this response.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                stack.close()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, releasing_send)
+        except asyncio.CancelledError:
+            if not self._get_state().draining:
+                raise
+            await _cut_off(facts, scope, receive, releasing_send, has_started=has_started)
+        except Exception as error:
+            if has_started:
+                raise
+            # If the error left the application, uvicorn would also close the connection.
+            response = response_of(report(facts, error))
+            await response(scope, receive, releasing_send)
 
     def _check(self, state: State) -> None:
         if state.draining:
@@ -152,6 +160,18 @@ class Limited:
             headers_of_error = {"WWW-Authenticate": "Bearer"}
             raise ApiError(401, message, code="invalid_api_key", headers=headers_of_error)
         return found
+
+
+async def _cut_off(
+    facts: RequestFacts, scope: Scope, receive: Receive, send: Send, *, has_started: bool
+) -> None:
+    """End a response whose time is over after SIGTERM; a stream ends with an error event."""
+    error = unavailable("The server has stopped. Hint: retry later", "server_stopping")
+    facts.error = error.code
+    if not has_started:
+        await response_of(error)(scope, receive, send)
+    elif facts.streamed:
+        await send({"type": "http.response.body", "body": sse(error.body).encode()})
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from stars_engine.server.app import create_app
 from stars_engine.server.models import ServedModels
 from stars_engine.server.protocol import BoundedProtocol
 from stars_engine.server.settings import ApiKeys, ServerParams
+from stars_engine.server.sockets import bind
 from stars_engine.server.state import State
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -80,7 +81,13 @@ class StarsServer(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start accepting connections."""
+        """Start accepting connections, then load the models.
+
+        Raises:
+            ConfigError: The address cannot be used.
+        """
+        if sockets is None:
+            sockets = bind(self._params.host, self._params.port)
         await super().startup(sockets=sockets)
         if self.servers:
             self._on_started(self.url)
