@@ -6,7 +6,10 @@ once.
 
     python -m benchmarks.serve_load [--streams 256] [--minutes 5] [--max-tokens 64] [--out FILE]
 
-The last line is one JSON document. The status is 1 if a stream failed, and 0 otherwise.
+The last line is one JSON document. Its `verdicts` are: no stream failed and no request is left;
+resident memory stays within 5 % of its median in the second half of the time (the cache of prefixes
+fills in the first minute or two); the small caller gets at least 0.7 times as many streams as one
+stream of the large caller. Times are reported, never judged. The status is 1 if a verdict fails.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx
 
@@ -32,6 +37,8 @@ PROMPTS = ("This movie", "The plot", "I watched this with my family and", "The a
 SMALL, LARGE = "small caller", "large caller"
 KEYS = {SMALL: "sk-the-small-caller", LARGE: "sk-the-large-caller"}
 RSS_EVERY_S = 1.0
+MAX_RSS_DEVIATION = 0.05  # of the second half from its median
+MIN_SHARE = 0.7  # of the small caller's streams to those of one stream of the large caller
 
 
 @dataclass
@@ -81,13 +88,25 @@ def main() -> None:
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=60)
     report["exit_status"] = server.returncode
+    report["verdicts"] = verdicts(report)
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(json.dumps(report))
-    sys.exit(1 if report["errors"] or server.returncode else 0)
+    sys.exit(0 if all(report["verdicts"].values()) else 1)
 
 
-async def load(url: str, pid: int, options: argparse.Namespace) -> dict[str, object]:
+def verdicts(report: Mapping[str, Any]) -> dict[str, bool]:
+    """Judge a report."""
+    return {
+        "no_errors": report["errors"] == 0 and report["num_streams"] > 0,
+        "nothing_in_progress": float(report["in_progress_at_the_end"]) == 0,
+        "rss_flat": report["rss_mb"]["deviation_of_second_half"] <= MAX_RSS_DEVIATION,
+        "fair": (report["fairness"].get("streams_small_to_one_large") or 0) >= MIN_SHARE,
+        "clean_exit": report["exit_status"] == 0,
+    }
+
+
+async def load(url: str, pid: int, options: argparse.Namespace) -> dict[str, Any]:
     """Keep all streams busy until the time is over."""
     limits = httpx.Limits(max_connections=options.streams + 8)
     callers = {LARGE: Caller(), SMALL: Caller()}
@@ -103,25 +122,32 @@ async def load(url: str, pid: int, options: argparse.Namespace) -> dict[str, obj
         await asyncio.gather(*streams)
         watcher.cancel()
         metrics = (await client.get("/metrics", headers=headers_of(LARGE))).text
-    third = max(1, len(rss) // 3)
     return {
         "streams_at_once": options.streams,
         "minutes": options.minutes,
         "max_tokens": options.max_tokens,
+        "num_streams": sum(len(caller.whole_s) for caller in callers.values()),
         "errors": sum(len(caller.errors) for caller in callers.values()),
         **{name: caller.summary() for name, caller in callers.items()},
         "fairness": fairness(callers, options.streams),
-        "rss_mb": {
-            "after_start": rss[0] if rss else None,
-            "median_of_second_third": median(rss[third : 2 * third] or rss),
-            "median_of_last_third": median(rss[2 * third :] or rss),
-            "max": max(rss),
-            "every_10_s": rss[:: round(10 / RSS_EVERY_S)],
-        },
+        "rss_mb": summary_of_memory(rss),
         "in_progress_at_the_end": re.findall(r"_in_progress (\S+)", metrics)[-1],
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
+    }
+
+
+def summary_of_memory(rss: Sequence[float]) -> dict[str, Any]:
+    """Return the course of resident memory, and how far its second half leaves its median."""
+    half = rss[len(rss) // 2 :]
+    middle = median(half)
+    return {
+        "after_start": rss[0],
+        "median_of_second_half": middle,
+        "deviation_of_second_half": round(max(abs(mb / middle - 1) for mb in half), 4),
+        "max": max(rss),
+        "every_10_s": list(rss[:: round(10 / RSS_EVERY_S)]),
     }
 
 

@@ -85,7 +85,7 @@ def naming_fields(fields: Mapping[str, str]) -> Iterator[None]:
 
     Args:
         fields: Fields of the request, by the engine's name for them. `prompt` is the field of the
-            prompt; "tools" is a prefix of paths to a tool's function.
+            prompt, and `function` how the path to a function follows that to its tool.
 
     Raises:
         ApiError: The engine refused the request.
@@ -100,9 +100,8 @@ def naming_fields(fields: Mapping[str, str]) -> Iterator[None]:
             head, dot, rest = refused.param.partition(".")
             number, _, path = rest.partition(".")
             if head == "tools" and number.isdecimal():
-                refused.param = f"tools[{number}]{fields.get('tools', '')}.{path}".rstrip(".")
-            else:
-                refused.param = f"{fields.get(head, head)}{dot}{rest}"
+                head, rest = f"tools[{number}]{fields.get('function', '')}", path
+            refused.param = f"{fields.get(head, head)}{dot}{rest}"
         raise refused from error
 
 

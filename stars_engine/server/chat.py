@@ -67,7 +67,7 @@ def _call_of(body: ChatBody, state: State) -> EngineRequest:
     model = state.models.get(body.model)
     fields = {
         "prompt": "messages",
-        "tools": ".function",
+        "function": ".function",
         "grammar": "response_format",
         "chat_template_kwargs": "stars.chat_template_kwargs",
     }

@@ -105,7 +105,11 @@ def post(server: RunningServer, body: Any, path: str = CHAT) -> httpx.Response:
         ({"messages": [{"role": "user", "content": {}}]}, "messages[0].content", "valid string"),
         ({"stop": {}}, "stop", "valid string"),
         ({"stars": {"chat_template_kwargs": {"tools": 1}}}, "stars.chat_template_kwargs", ""),
-        ({"stars": {"grammar": {"kind": "regex", "pattern": "("}}}, "stars.grammar", "regular"),
+        (
+            {"stars": {"grammar": {"kind": "regex", "pattern": "("}}},
+            "stars.grammar",
+            "invalid regex",
+        ),
         ({"stars": {"beta": 0.5}}, "stars.beta", "--client-align"),
         ({"stars": {"threshold": 0.0}}, "stars.threshold", "--client-align"),
         ({"temperature": 5e-324}, None, "no token to draw"),
