@@ -258,6 +258,8 @@ def test_metrics(server: RunningServer) -> None:
     assert value_of(after, tokens) == value_of(before, tokens) + 16
     assert value_of(after, 'stars_model_ready{model="embedded"}') == 1
     assert value_of(after, 'stars_engine_active{model="chat"}') == 0
+    holder = 'stars_engine_memory_bytes{holder="model.kv_cache",model="chat"}'
+    assert value_of(after, holder) > 0
     assert "stars_first_segment_seconds_bucket" in after
     assert "no-such-path" not in after
 
