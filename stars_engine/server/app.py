@@ -87,8 +87,8 @@ def create_app(
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        # Since 0.165, FastAPI makes spans of its own, which have paths; `Tracing` makes ours.
-        telemetry={"tracing": False, "metrics": False},
+        # Since 0.165, FastAPI records paths and messages of errors itself; `Tracing` has no texts.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.server = state
     for module in (page, health, chat, completions, endpoint, score):
