@@ -9,6 +9,7 @@ from enum import Enum
 from math import isqrt
 from typing import NamedTuple
 
+from stars_engine.algorithm.proposals import Proposal, next_proposals
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DecodingStrategy, DraftVerification
 from stars_engine.backends.base import DraftRequest, PrefixHandle
@@ -46,6 +47,7 @@ class Request:
         decoding: How drafts become text.
         status: See `RequestStatus`.
         handle: Refers to the language model's cached prefix, if there is one.
+        alternative_handles: The same for prompts of alternatives, by position.
         verification: The drafts that are being scored, if any.
         prompt_computed: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
@@ -57,6 +59,7 @@ class Request:
     decoding: DecodingStrategy
     status: RequestStatus = RequestStatus.WAITING
     handle: PrefixHandle = field(default_factory=PrefixHandle)
+    alternative_handles: dict[int, PrefixHandle] = field(default_factory=dict)
     verification: DraftVerification | None = None
     prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
@@ -75,33 +78,55 @@ class Request:
 
     @property
     def holds_prefix(self) -> bool:
-        """Whether the language model has its prefix cached."""
-        return self.handle.cached is not None
+        """Whether the language model has its prefix cached, after any of its prompts."""
+        handles = (self.handle, *self.alternative_handles.values())
+        return any(handle.cached is not None for handle in handles)
 
     @property
     def prefix(self) -> tuple[int, ...]:
         """The prompt and all accepted tokens."""
         return (*self.rollout.prompt_ids, *self.rollout.token_ids)
 
+    def release_prefixes(self) -> None:
+        """Let the model reuse the memory of all its prefixes."""
+        self.handle.release()
+        self.alternative_handles.clear()
+
     def draft_requests(self, count: int) -> list[DraftRequest]:
         """Return draft requests for its next draws."""
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
-        prefix = self.prefix
+        attempts = range(first, first + count)
         probes = probes_of(self.reward)
-        return [
-            DraftRequest(
-                token_ids=prefix,
-                num_prompt_tokens=len(rollout.prompt_ids),
-                uniforms=rollout.token_uniforms(first + offset),
-                sampling=rollout.sampling,
-                lookahead=rollout.next_lookahead,
-                entropies=rollout.align.segment_end == "entropy",
-                handle=self.handle,
-                probes=probes,
+        answer = tuple(rollout.token_ids)
+        prefixes: dict[int | None, tuple[int, ...]] = {}  # one object for all draws after it
+        found = []
+        for attempt, proposal in zip(attempts, next_proposals(rollout, attempts), strict=True):
+            prompt = proposal.alternative if proposal.has_own_prompt else None
+            prefix = prefixes.setdefault(prompt, (*proposal.prompt_ids, *answer))
+            found.append(
+                DraftRequest(
+                    token_ids=prefix,
+                    num_prompt_tokens=len(proposal.prompt_ids),
+                    uniforms=rollout.token_uniforms(attempt),
+                    sampling=rollout.sampling,
+                    lookahead=rollout.next_lookahead,
+                    entropies=rollout.align.segment_end == "entropy",
+                    handle=self._handle_of(proposal),
+                    # Rewards judge the answer to the plain prompt; hidden states after another
+                    # prompt are those of another question.
+                    probes=() if proposal.has_own_prompt else probes,
+                    forced=proposal.forced,
+                    alternative=proposal.alternative,
+                )
             )
-            for offset in range(count)
-        ]
+        return found
+
+    def _handle_of(self, proposal: Proposal) -> PrefixHandle:
+        if not proposal.has_own_prompt:
+            return self.handle
+        assert proposal.alternative is not None
+        return self.alternative_handles.setdefault(proposal.alternative, PrefixHandle())
 
 
 class ScheduledRequest(NamedTuple):

@@ -179,7 +179,7 @@ class Scheduler:
             self._uncount(request)
             if self._max_holding is not None:
                 self._max_holding += 1  # memory may suffice for one more now
-        request.handle.release()
+        request.release_prefixes()
         request.status = RequestStatus.FINISHED
 
     # --- memory ---
@@ -216,7 +216,7 @@ class Scheduler:
         return left
 
     def _evict(self, request: Request) -> None:
-        request.handle.release()
+        request.release_prefixes()
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
             self._wait_for_memory(request)
@@ -255,7 +255,7 @@ class Scheduler:
         for queue, request in self._startable(has_rows):
             rows = self.num_drafts(request).least
             is_same = last is not None and last.rollout.prompt_ids is request.rollout.prompt_ids
-            num_new_tokens += 0 if is_same else len(request.rollout.prompt_ids)
+            num_new_tokens += 0 if is_same else sum(request.rollout.prompt_lens)
             if last is not None and num_new_tokens > self.batches.max_new_tokens:
                 return
             num_rows += rows
