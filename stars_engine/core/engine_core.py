@@ -191,7 +191,7 @@ class EngineCore:
         asked_by = {item.request: self._draft_requests(*item) for item in batch}
         left = [item for item in batch if asked_by[item.request]]
         while left:
-            asked = [draw for request, _ in left for draw in asked_by[request]]
+            asked = [d for request, _ in left for d in request.with_handles(asked_by[request])]
             outcomes: list[DraftOutcome] = []
             problem: Exception | None = None
             try:

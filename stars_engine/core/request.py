@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import isqrt
 from typing import NamedTuple
@@ -48,6 +48,8 @@ class Request:
         status: See `RequestStatus`.
         handle: Refers to the language model's cached prefix, if there is one.
         alternative_handles: The same for prompts of alternatives, by position.
+        has_one_handle: Whether all its prompts share `handle`, because memory holds only one of
+            their prefixes.
         verification: The drafts that are being scored, if any.
         prompt_computed: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
@@ -60,6 +62,7 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     handle: PrefixHandle = field(default_factory=PrefixHandle)
     alternative_handles: dict[int, PrefixHandle] = field(default_factory=dict)
+    has_one_handle: bool = False
     verification: DraftVerification | None = None
     prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
@@ -89,8 +92,22 @@ class Request:
 
     def release_prefixes(self) -> None:
         """Let the model reuse the memory of all its prefixes."""
-        self.handle.release()
-        self.alternative_handles.clear()
+        for handle in (self.handle, *self.alternative_handles.values()):
+            handle.release()
+
+    def use_one_handle(self) -> bool:
+        """Keep one prefix at a time from now on; return whether that saves memory."""
+        saves = bool(self.alternative_handles) and not self.has_one_handle
+        self.has_one_handle = self.has_one_handle or saves
+        if saves:
+            self.release_prefixes()
+        return saves
+
+    def with_handles(self, draws: Sequence[DraftRequest]) -> Sequence[DraftRequest]:
+        """Return draft requests with the handles that they are to use now."""
+        if not self.has_one_handle:
+            return draws
+        return [replace(draw, handle=self.handle) for draw in draws]
 
     def draft_requests(self, count: int) -> list[DraftRequest]:
         """Return draft requests for its next draws."""
@@ -123,7 +140,7 @@ class Request:
         return found
 
     def _handle_of(self, proposal: Proposal) -> PrefixHandle:
-        if not proposal.has_own_prompt:
+        if not proposal.has_own_prompt or self.has_one_handle:
             return self.handle
         assert proposal.alternative is not None
         return self.alternative_handles.setdefault(proposal.alternative, PrefixHandle())

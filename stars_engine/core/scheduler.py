@@ -192,7 +192,8 @@ class Scheduler:
         younger half of all requests with a cached prefix.
 
         Returns:
-            The rest of the batch; None if a single request is alone in memory.
+            The rest of the batch; None if a single request is alone in memory. If that has several
+            prompts, it remains once more, and keeps one of their prefixes at a time from then on.
         """
         holding = [request for request in self._ages if request.holds_prefix]
         fresh = [request for request in batch if not request.holds_prefix]
@@ -205,7 +206,7 @@ class Scheduler:
             oldest_first = holding or sorted(batch, key=self._ages.__getitem__)
             victims = oldest_first[(len(oldest_first) + 1) // 2 :]
         if not victims:
-            return None
+            return [request for request in batch if request.use_one_handle()] or None
         for request in victims:
             self._evict(request)
         left = [request for request in batch if request not in victims]
