@@ -387,8 +387,8 @@ def test_records_say_what_proposed_each_segment(engine: StarsEngine) -> None:
     again = StarsResult.model_validate_json(result.model_dump_json())
     assert again == result
     used = [segment.alternative for segment in result.segments]
-    shown = transcript(result)
-    assert [f"alternative {n}" in shown for n in (0, 1, 2)] == [n in used for n in (0, 1, 2)]
+    for shown in (transcript(result), result._repr_html_()):
+        assert [f"alternative {n}" in shown for n in (0, 1, 2)] == [n in used for n in (0, 1, 2)]
 
 
 # --- calibration ---
