@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stars_engine.algorithm.alternatives import AlternativeIds
@@ -12,8 +12,9 @@ from stars_engine.chat.conversations import (
 )
 from stars_engine.chat.prompts import PromptFormat, is_turn, resolve_prompt
 from stars_engine.chat.template import TemplateKwargs
-from stars_engine.config import Alternative, SamplingParams
+from stars_engine.config import AlignParams, Alternative, SamplingParams
 from stars_engine.errors import PromptError
+from stars_engine.grammars import GrammarState
 from stars_engine.messages import Chat, Message
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import Prompt, RenderedPrompt
@@ -39,12 +40,16 @@ class AlternativeEncoder:
     template_kwargs: TemplateKwargs
     sampling: SamplingParams
 
-    def encode(self, alternatives: Iterable[Alternative]) -> tuple[AlternativeIds, ...]:
-        """Encode the alternatives that have a share.
+    def encode(self, align: AlignParams) -> tuple[AlternativeIds, ...]:
+        """Encode the alternatives that have a share; none if the whole answer is unscored.
 
         Raises:
             PromptError: An alternative does not apply to this prompt or to the sampling settings.
         """
+        replies = self.plain.replies
+        must_call = align.judge == "answer" and replies is not None and replies.must_call
+        if must_call or align.judges_none_of(self.sampling):
+            return ()
         return tuple(
             AlternativeIds(
                 index,
@@ -52,7 +57,7 @@ class AlternativeEncoder:
                 self._prompt_ids(index, alternative),
                 self._opening_ids(index, alternative),
             )
-            for index, alternative in enumerate(alternatives)
+            for index, alternative in enumerate(align.alternatives)
             if alternative.share > 0
         )
 
@@ -109,11 +114,6 @@ class AlternativeEncoder:
         if alternative.opening is None:
             return ()
         name, replies = f"alternatives[{index}].opening", self.plain.replies
-        if self.sampling.grammar is not None or self.plain.grammar is not None:
-            raise PromptError(
-                f"{name}: the answer has a grammar, which sets how it may begin. Hint: remove the "
-                "opening or the grammar; for tools, Chat(constrain_tools=False)"
-            )
         if replies is not None and replies.reasoning_mode == "open":
             raise PromptError(
                 f"{name}: the chat template opens reasoning, so the opening would be part of it. "
@@ -128,6 +128,27 @@ class AlternativeEncoder:
                 "Hint: use another opening, or remove the token from stop_token_ids"
             )
         return ids
+
+
+def check_openings(alternatives: Sequence[AlternativeIds], start: GrammarState) -> None:
+    """Check that a grammar allows the openings.
+
+    Args:
+        alternatives: The alternatives of a prompt.
+        start: The state of an empty answer.
+
+    Raises:
+        PromptError: An opening does not conform to the grammar.
+    """
+    for alternative in alternatives:
+        state = start.fork()
+        state.consume(alternative.opening_ids)
+        if state.error:
+            raise PromptError(
+                f"alternatives[{alternative.index}].opening: the grammar of the answer does not "
+                "allow it. Hint: change the opening or the grammar; for tools, set "
+                "Chat(constrain_tools=False)"
+            )
 
 
 def _with_system_first(chat: Chat, text: str) -> Chat:

@@ -12,7 +12,7 @@ from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.noise import fresh_seed
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
-from stars_engine.chat.alternatives import AlternativeEncoder
+from stars_engine.chat.alternatives import AlternativeEncoder, check_openings
 from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasoning
 from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.turns import described
@@ -112,7 +112,7 @@ def _read_prompt(
     else:
         resolved, alternatives = resolve()
     fitted = fit(resolved, with_chat(sampling, resolved), model, alternatives)
-    check = partial(_check_grammar, model, sampling, fitted, resolved)
+    check = partial(_check_grammar, model, sampling, fitted, resolved, alternatives)
     if _must_compile(model, fitted):
         yield from background.run(check, group)
     else:
@@ -148,7 +148,7 @@ def _resolve(
     encoder = AlternativeEncoder(
         request.prompt, resolved, model.codec, group.prompt_format, group.template_kwargs, sampling
     )
-    return resolved, encoder.encode(request.align.alternatives)
+    return resolved, encoder.encode(request.align)
 
 
 def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:
@@ -160,7 +160,11 @@ def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:
 
 
 def _check_grammar(
-    model: PromptedModel, sampling: SamplingParams, fitted: SamplingParams, prompt: ResolvedPrompt
+    model: PromptedModel,
+    sampling: SamplingParams,
+    fitted: SamplingParams,
+    prompt: ResolvedPrompt,
+    alternatives: Sequence[AlternativeIds],
 ) -> None:
     try:
         model.check_grammar(fitted)
@@ -168,6 +172,9 @@ def _check_grammar(
         if prompt.grammar is not None and prompt.replies is not None:
             check_tools(prompt.replies.tools, sampling, model)
         raise
+    grammars = getattr(model, "grammars", None) if fitted.grammar is not None else None
+    if fitted.grammar is not None and isinstance(grammars, Grammars):
+        check_openings(alternatives, grammars.start(fitted.grammar))
 
 
 def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from stars_engine import (
     Message,
     NoSchedule,
     PromptError,
+    RegexGrammar,
     RenderedPrompt,
     SamplingParams,
     StarsConfig,
@@ -41,7 +43,7 @@ from stars_engine.types import RewardInput, RewardPrompt
 from tests.core.test_memory import LimitedMemoryModel
 from tests.support.accounts import account
 from tests.support.calibration import OPENINGS, QUICK
-from tests.support.chat import SYSTEM, USER, engine_of
+from tests.support.chat import SYSTEM, TOOLS, USER, engine_of
 from tests.support.recording import RecordingReward
 from tests.support.value_heads import random_head
 
@@ -318,7 +320,33 @@ def test_alternatives_that_do_not_apply_are_refused(engine: StarsEngine) -> None
     token = engine.model.codec.encode_continuation(OPENING.opening)[0]
     assert str(token) in refused(engine, "I", OPENING, stop_token_ids=[token])
     grammar = ChoiceGrammar(choices=["yes", "no"])
-    assert "has a grammar" in refused(engine, "I", OPENING, grammar=grammar)
+    assert "does not allow it" in refused(engine, "I", OPENING, grammar=grammar)
+
+
+def test_an_opening_that_a_grammar_allows(engine: StarsEngine) -> None:
+    pattern = "( not| very)( bad| good){4}"
+    sampling = SAMPLING.replace(grammar=RegexGrammar(pattern=pattern))
+    opening = Alternative(opening=" not bad", share=0.5)
+    align = ALIGN.replace(alternatives=[opening, PREFACE], segment_len=3)
+    for m in (1, 4):
+        results = engine.generate(PROMPTS, sampling=sampling, align=align.replace(num_candidates=m))
+        assert all(re.fullmatch(pattern, result.text) for result in results)
+        used = {a.alternative for r in results for s in r.segments for a in s.attempts}
+        assert used == {None, 0, 1}
+
+
+def test_openings_with_tools() -> None:
+    """Answers in prose may be opened; an answer that must be a call is not scored."""
+    opening = Alternative(opening="I cannot", share=1.0)
+    sampling = SamplingParams(max_tokens=160, seed=0, temperature=1.0, top_k=None)
+    align = AlignParams(
+        schedule=NoSchedule(), segment_len=4, num_candidates=1, alternatives=[opening]
+    )
+    with engine_of("hermes") as engine:
+        for choice, opens in (("auto", True), ("required", False)):
+            chat = Chat([USER], tools=TOOLS, tool_choice=choice)
+            [result] = engine.generate([chat], sampling=sampling, align=align)
+            assert result.text.startswith("I cannot") == opens
 
 
 def test_an_opening_cannot_begin_inside_reasoning() -> None:
@@ -345,6 +373,16 @@ def test_unscored_spans_continue_the_plain_prompt(
 
 
 # --- configuration, records ---
+
+
+def test_the_embedded_pair_uses_its_ramp_with_alternatives() -> None:
+    """Its calibrated thresholds were measured without any."""
+    shipped = StarsConfig().with_thresholds()
+    for share, is_shipped in ((0.0, True), (0.5, False)):
+        align = AlignParams(alternatives=[OPENING.replace(share=share)])
+        found = StarsConfig(align=align).with_thresholds()
+        assert (found.schedule == shipped.schedule) == is_shipped
+        assert found.alternatives == align.alternatives
 
 
 def test_configs_round_trip(tmp_path: Any) -> None:
