@@ -20,7 +20,7 @@ from stars_engine.algorithm.scoring import in_unscored_span
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class SegmentProposal:
     """What one draw of the next segment continues.
 
     Attributes:
@@ -37,13 +37,13 @@ class Proposal:
     forced: tuple[int, ...] = ()
 
 
-def next_proposals(rollout: Rollout, attempts: Iterable[int]) -> list[Proposal]:
+def next_proposals(rollout: Rollout, attempts: Iterable[int]) -> list[SegmentProposal]:
     """Return the proposal of each attempt at the next segment.
 
     Spans that are not scored continue the plain prompt, since nothing is selected there.
     """
-    plain = Proposal(rollout.prompt_ids)
-    others: list[Proposal] = []
+    plain = SegmentProposal(rollout.prompt_ids)
+    others: list[SegmentProposal] = []
     shares: list[float] = []
     if rollout.alternatives and not in_unscored_span(rollout):
         for each in rollout.alternatives:
@@ -51,7 +51,7 @@ def next_proposals(rollout: Rollout, attempts: Iterable[int]) -> list[Proposal]:
             own = each.prompt_ids
             if own is not None or forced:
                 prompt_ids = rollout.prompt_ids if own is None else own
-                others.append(Proposal(prompt_ids, each.index, own is not None, forced))
+                others.append(SegmentProposal(prompt_ids, each.index, own is not None, forced))
                 shares.append(each.share)
     if not others:
         return [plain for _ in attempts]

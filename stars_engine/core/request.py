@@ -9,7 +9,7 @@ from enum import Enum
 from math import isqrt
 from typing import NamedTuple
 
-from stars_engine.algorithm.proposals import Proposal, next_proposals
+from stars_engine.algorithm.proposals import SegmentProposal, next_proposals
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DecodingStrategy, DraftVerification
 from stars_engine.backends.base import DraftRequest, PrefixHandle
@@ -139,7 +139,7 @@ class Request:
             )
         return found
 
-    def _handle_of(self, proposal: Proposal) -> PrefixHandle:
+    def _handle_of(self, proposal: SegmentProposal) -> PrefixHandle:
         if not proposal.has_own_prompt or self.has_one_handle:
             return self.handle
         assert proposal.alternative is not None

@@ -40,10 +40,10 @@ from stars_engine.chat.conversations import read_conversation
 from stars_engine.testing import check_backend
 from stars_engine.trace import transcript
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.core.test_memory import LimitedMemoryModel
 from tests.support.accounts import account
 from tests.support.calibration import OPENINGS, QUICK
 from tests.support.chat import SYSTEM, TOOLS, USER, engine_of
+from tests.support.limited_memory import LimitedMemoryModel
 from tests.support.recording import RecordingReward
 from tests.support.value_heads import random_head
 
@@ -70,6 +70,7 @@ def accounts(results: Sequence[StarsResult]) -> list[dict[str, object]]:
 # --- the text ---
 
 
+@pytest.mark.slow
 def test_text_depends_neither_on_candidates_nor_on_the_batch(engine: StarsEngine) -> None:
     one = engine.generate(PROMPTS, sampling=SAMPLING, align=ALIGN)
     used = {a.alternative for r in one for s in r.segments for a in s.attempts}
@@ -84,6 +85,7 @@ def test_text_depends_neither_on_candidates_nor_on_the_batch(engine: StarsEngine
     assert accounts([streamed[-1]]) == accounts(one[:1])
 
 
+@pytest.mark.slow
 def test_cached_equals_uncached(engine: StarsEngine) -> None:
     model = engine.model
     other = TransformersBackend.__new__(TransformersBackend)
@@ -94,6 +96,7 @@ def test_cached_equals_uncached(engine: StarsEngine) -> None:
     assert accounts(again) == accounts(cached)
 
 
+@pytest.mark.slow
 def test_share_0_is_the_plain_prompt(engine: StarsEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> int:
         raise AssertionError("noise is drawn though there is nothing to choose")
@@ -114,6 +117,7 @@ def test_an_opening_begins_the_answer_and_is_judged(engine: StarsEngine) -> None
         assert all(s.reward is not None for s in result.segments)
 
 
+@pytest.mark.slow
 def test_sentences_and_entropies_and_lookahead_work_with_openings(engine: StarsEngine) -> None:
     opening = Alternative(opening=" is great. It", share=0.5)
     for options in (
@@ -128,6 +132,7 @@ def test_sentences_and_entropies_and_lookahead_work_with_openings(engine: StarsE
         assert accounts(four) == accounts(one)
 
 
+@pytest.mark.slow
 def test_penalties_count_forced_tokens(engine: StarsEngine) -> None:
     ids = tuple(engine.model.codec.encode_prompt("This movie"))
     sampling = SamplingParams(presence_penalty=1e9, temperature=0, top_k=None, min_tokens=9)
@@ -226,6 +231,7 @@ def test_a_system_message_precedes_the_callers_own(monkeypatch: pytest.MonkeyPat
     engine.close()
 
 
+@pytest.mark.slow
 def test_value_rewards_judge_the_answer_to_the_plain_prompt(engine: StarsEngine) -> None:
     head = random_head(engine.model)
     reward = ValueReward(head=head)
@@ -264,6 +270,7 @@ def test_prefixes_are_cached_once_and_released(
     assert all(each.handle.cached is None for each in asked.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limits", [{"num_rows": 3}, {"num_prefixes": 2}, {"num_prefixes": 1}, {"failing": range(2, 9)}]
 )
@@ -445,6 +452,7 @@ def test_calibrations_depend_on_the_alternatives(engine: StarsEngine) -> None:
     assert dependencies(config, half, SAMPLING) != now
 
 
+@pytest.mark.slow
 def test_pilots_draw_from_the_mixture(engine: StarsEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(engine.model, monkeypatch)
     align = AlignParams(alternatives=[PREFACE], num_candidates=4)
