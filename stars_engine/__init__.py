@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stars_engine.calibration.verify import Verification, verify
     from stars_engine.config import (
         AlignParams,
+        Alternative,
         ChoiceGrammar,
         ClassifierReward,
         CompositeReward,
