@@ -26,6 +26,7 @@ from langchain_core.runnables.passthrough import RunnableAssign
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, SkipValidation, TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from langchain_stars.refusals import StarsRefusalError, refusal_of
 from langchain_stars.tools import is_plain_type
@@ -45,7 +46,10 @@ def stated(schema: Any, found: NamedSchema | None) -> Any:
         if isinstance(parts.get("type"), list):  # LangChain expects a single type
             parts["anyOf"] = [{"type": kind} for kind in parts.pop("type")]
         return {key: part for key, part in about.items() if part} | parts
-    return convert_to_json_schema(schema)  # cannot convert recursive schemas
+    try:
+        return convert_to_json_schema(schema)  # cannot convert recursive schemas
+    except PydanticInvalidForJsonSchema:  # of a field without a JSON form
+        return found.schema
 
 
 def described(found: NamedSchema) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from langchain_stars.typed_dicts import typed_dict_schema
 from stars_engine import PromptError
 from stars_engine.config.grammars import schema_of
 from stars_engine.schema_formats import wrappings
+from stars_engine.schema_formats.listings import tool_items
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.pydantic_models import ModelJsonSchema
 from stars_engine.schema_formats.wrappings import NamedSchema
@@ -29,11 +30,13 @@ from stars_engine.schema_formats.wrappings import NamedSchema
 def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
     """Return tools of any kind (functions, models, schemas, `BaseTool`) in the OpenAI format.
 
+    A dictionary may describe several, such as the tools that an MCP server lists.
+
     Raises:
         PromptError: A tool has an unsupported type, or runs on its provider's servers.
         ConfigError: A dictionary is not a tool, or its schema is invalid.
     """
-    return [found.as_tool() for tool in tools for found in _read(tool)]
+    return [found.as_tool() for tool in tool_items(tools) for found in _read(tool)]
 
 
 def read_schema(schema: Any) -> NamedSchema:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 import llamaindex_stars
 from langchain_stars import ChatStars, StarsLLM
-from stars_engine import Chat
+from stars_engine import Chat, ConfigError
 from tests.support.scripted import scripted
 
 ABOUT, NAMED = "A city of the world.", "its name in English"
@@ -144,6 +144,18 @@ def test_values_of_any_type_come_back(schema: Any, written: str, expected: Any) 
     raw = chat.with_structured_output(schema, include_raw=True).invoke("Which?")
     assert raw["parsed"] == value
     assert list(made.stream("Which?"))[-1] == value
+
+
+class Task(BaseModel):
+    run: Callable[[int], int]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+def test_fields_without_a_json_form_are_refused_by_name(method: Any) -> None:
+    chat, asked = writing("{}")
+    with pytest.raises(ConfigError, match="/run: the type has no JSON form"):
+        chat.with_structured_output(Task, method=method).invoke("Which?")
+    assert not any("Which?" in text for text in asked)
 
 
 def test_enums_need_a_method_without_calls() -> None:
