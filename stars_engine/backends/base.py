@@ -52,6 +52,9 @@ class DraftRequest:
         handle: Belongs to the request whose prefix it is; its candidates share it.
         probes: Probes whose features the draft is to carry; they are attached to the model.
         entropies: Whether the draft reports entropies; see `Draft`.
+        forced: Tokens with which the draft begins instead of drawing them, at most as many as
+            there are uniforms. Those after them use their own uniforms.
+        alternative: See `Draft`; language models do not read it.
     """
 
     token_ids: Sequence[int]
@@ -62,6 +65,8 @@ class DraftRequest:
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
     probes: Sequence[Any] = ()
     entropies: bool = False
+    forced: tuple[int, ...] = ()
+    alternative: int | None = None
 
     @property
     def num_completion_tokens(self) -> int:

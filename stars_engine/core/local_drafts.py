@@ -227,7 +227,11 @@ class LocalDrafts:
     ) -> Generator[Pause, None, None]:
         """Draft the candidates of a batch; preempt requests if memory runs out."""
         while batch.left:
-            asked = [draw for request, _ in batch.left for draw in asked_by[request]]
+            asked = [
+                draw
+                for request, _ in batch.left
+                for draw in request.with_handles(asked_by[request])
+            ]
             outcomes: list[DraftOutcome] = []
             problem: Exception | None = None
             try:

@@ -179,7 +179,7 @@ class Scheduler:
             self._uncount(request)
             if self._max_holding is not None:
                 self._max_holding += 1  # memory may suffice for one more now
-        request.handle.release()
+        request.release_prefixes()
         request.status = RequestStatus.FINISHED
 
     def _remove(self, request: Request) -> None:
@@ -203,7 +203,8 @@ class Scheduler:
         younger half of all requests with a cached prefix.
 
         Returns:
-            The rest of the batch; None if a single request is alone in memory.
+            The rest of the batch; None if a single request is alone in memory. If that has several
+            prompts, it remains once more, and keeps one of their prefixes at a time from then on.
         """
         holding = [request for request in self._ages if request.holds_prefix]
         fresh = [request for request in batch if not request.holds_prefix]
@@ -216,7 +217,7 @@ class Scheduler:
             oldest_first = holding or sorted(batch, key=self._ages.__getitem__)
             victims = oldest_first[(len(oldest_first) + 1) // 2 :]
         if not victims:
-            return None
+            return [request for request in batch if request.use_one_handle()] or None
         for request in victims:
             self._evict(request)
         left = [request for request in batch if request not in victims]
@@ -227,7 +228,7 @@ class Scheduler:
         return left
 
     def _evict(self, request: Request) -> None:
-        request.handle.release()
+        request.release_prefixes()
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
             self._wait_for_memory(request)
@@ -266,7 +267,7 @@ class Scheduler:
         for queue, request in self._startable(has_rows):
             rows = self.num_drafts(request).least
             is_same = last is not None and last.rollout.prompt_ids is request.rollout.prompt_ids
-            num_new_tokens += 0 if is_same else len(request.rollout.prompt_ids)
+            num_new_tokens += 0 if is_same else sum(request.rollout.prompt_lens)
             if last is not None and num_new_tokens > self.batches.max_new_tokens:
                 return
             num_rows += rows

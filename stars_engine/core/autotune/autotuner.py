@@ -95,7 +95,8 @@ class CandidateAutotuner:
         if not new:
             self._costs.note(num_rows, seconds / row_len, _num_tokens(rollouts))
             return
-        num_tokens = sum(map(len, {id(each.prompt_ids): each.prompt_ids for each in new}.values()))
+        different = {id(each.prompt_ids): each for each in new}.values()
+        num_tokens = sum(sum(each.prompt_lens) for each in different)
         self.limits.note_prompts(num_tokens, num_rows, row_len, seconds)
 
     def note_event(self, rollout: Rollout, reward: RewardModel, event: SegmentEvent) -> None:
@@ -133,7 +134,7 @@ class CandidateAutotuner:
         assert align.schedule is not None
         if self._hashed is None or self._hashed[0] is not align.schedule:
             self._hashed = align.schedule, align.schedule.content_hash()
-        return id(reward), self._hashed[1], align.beta, align.segment_len
+        return id(reward), self._hashed[1], align.beta, align.segment_len, align.alternatives
 
 
 def _bounded(bounds: NumDrafts, request: Request) -> NumDrafts:
