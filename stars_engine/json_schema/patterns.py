@@ -163,6 +163,8 @@ def _expression(source: str, negated: bool) -> str:
         raise UnsupportedPatternError(f"{source!r} is not a regular expression: {error}") from None
     if tree.state.flags & (re.MULTILINE | re.LOCALE):
         raise UnsupportedPatternError(f"{source!r} has flags that a grammar cannot express")
+    if _has(tree, ops.GROUPREF) or _has(tree, ops.GROUPREF_EXISTS):
+        raise UnsupportedPatternError(f"a back-reference in {source!r}")
     translation = _Translation(source, tree.state.flags)
     items = list(tree)
     if not _has_beginning(items):
@@ -290,7 +292,7 @@ class _Translation:
                 bound = "" if most is ops.MAXREPEAT else most
                 return f"({self.plain(items, negated=negated)}){{{least},{bound}}}"
             case _:
-                names = {"GROUPREF": "a back-reference", "ATOMIC_GROUP": "an atomic group"}
+                names = {"ATOMIC_GROUP": "an atomic group"}
                 raise self._unsupported(names.get(str(kind), str(kind).lower()))
         return f"({inner})"
 
