@@ -212,7 +212,7 @@ def test_streams_validate_like_whole_answers(method: Any, is_whole: bool) -> Non
 
 def test_an_answer_with_tools_and_a_schema_is_refused() -> None:
     agent = create_agent(writing(OSLO)[0], [str.upper], response_format=ProviderStrategy(City))
-    with pytest.raises(ConfigError, match="response_format: .*Hint: .*ToolStrategy"):
+    with pytest.raises(ConfigError, match=r"response_format: .*Hint: .*ToolStrategy"):
         agent.invoke({"messages": [("user", "Where?")]})
 
 
