@@ -32,8 +32,4 @@ def loaded(config: StarsConfig) -> Iterator[tuple[StarsEngine, Wait]]:
 
 
 def _names(config: StarsConfig) -> str:
-    given = (
-        getattr(config.reward, name, None) for name in ("name_or_path", "function", "guardrail")
-    )
-    reward = next(filter(None, given), "the reward")
-    return f"{config.model.shown_name} and {reward}"
+    return f"{config.model.shown_name} and {config.reward.shown_name}"

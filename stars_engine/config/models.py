@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -17,8 +17,9 @@ from pydantic import (
 )
 
 from stars_engine.config.loading import check_keywords, check_name, check_no_code, check_values
+from stars_engine.config.parts import Part, objects_in_keywords
+from stars_engine.problems import Problem
 from stars_engine.redaction import DIGESTS, MASK, digest, digested, emptied, masked, secrets_in
-from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,14 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 _DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
 
-class Checkpoint(Schema):
+class Checkpoint(Part):
     """A model on the hub, in a local directory, or already in memory.
 
     Secrets (`token`, and values in `model_kwargs` that look like secrets) are masked in
     representations and dumps, and are not written to files or pickles.
     """
 
+    written_as: ClassVar[str] = "name_or_path"
     hints: ClassVar[dict[str, str]] = dict.fromkeys(
         ("use_auth_token", "auth_token", "hf_token", "api_key"),
         "use the field `token` for a hub token",
@@ -217,14 +219,25 @@ class Checkpoint(Schema):
         return sorted(self.model_fields_set & loading)
 
     @property
-    def is_live(self) -> bool:
-        """Whether the config holds a live object, which cannot be written to a file."""
-        return self.model is not None
+    def live_fields(self) -> frozenset[str]:
+        """See `Part`."""
+        return frozenset() if self.model is None else frozenset(("model", "tokenizer"))
 
     @property
     def shown_name(self) -> str:
-        """The name of the model in messages and metadata."""
+        """See `Part`."""
         return self.name_or_path or "in memory"
+
+    def unwritable(self) -> Iterator[Problem]:
+        """See `Part`."""
+        yield from super().unwritable()
+        if self.token is not None:
+            yield Problem(
+                "token",
+                "is a secret, which files cannot contain; leave it out of the file (HF_TOKEN and "
+                "`hf auth login` provide a default) and set it in code with .replace(token=...)",
+            )
+        yield from objects_in_keywords(self, "model_kwargs", "device_map")
 
 
 class TransformersModel(Checkpoint):

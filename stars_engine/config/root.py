@@ -12,24 +12,19 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
-from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Checkpoint, TransformersModel
+from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
 from stars_engine.config.presets import preset
 from stars_engine.config.rewards import (
     ClassifierReward,
-    CompositeReward,
-    FunctionReward,
-    GuardrailReward,
     RewardConfig,
-    ValueReward,
     as_reward,
 )
 from stars_engine.config.sampling import SamplingParams
-from stars_engine.config.servers import OpenAIServerModel, Server
-from stars_engine.config.vllm import VLLMCheckpoint, VLLMModel
+from stars_engine.config.servers import OpenAIServerModel
+from stars_engine.config.vllm import VLLMModel
 from stars_engine.errors import Problem
-from stars_engine.files.config_files import Filed, find_object
-from stars_engine.schedules import AutoSchedule, BaseSchedule, LinearSchedule
-from stars_engine.schema import Schema
+from stars_engine.files.config_files import Filed
+from stars_engine.schedules import AutoSchedule, LinearSchedule
 from stars_engine.template_variables import check_template_kwargs
 
 
@@ -168,10 +163,10 @@ class StarsConfig(Filed):
 
     def unwritable(self) -> Iterator[Problem]:
         """Return a problem for each value that cannot be written to a file."""
-        yield from objects_in("model", self.model)
-        yield from objects_in("reward", self.reward)
-        if self.align.schedule is not None:
-            yield from objects_in("align.schedule", self.align.schedule)
+        parts = {"model": self.model, "reward": self.reward, "align.schedule": self.align.schedule}
+        for name, part in parts.items():
+            for problem in () if part is None else part.unwritable():
+                yield problem.under(name)
 
     def with_thresholds(self, align: AlignParams | None = None) -> AlignParams:
         """Return alignment settings with a schedule: their own, the config's, or the default.
@@ -196,52 +191,3 @@ def _measured_otherwise(own: Mapping[str, Any]) -> bool:
     """Whether these settings differ from those of the embedded pair's calibration."""
     shipped = embedded_align()
     return any(own[name] != getattr(shipped, name) for name in _MEASURED_WITH if name in own)
-
-
-def objects_in(
-    name: str,
-    part: Checkpoint
-    | Server
-    | VLLMCheckpoint
-    | FunctionReward
-    | ValueReward
-    | CompositeReward
-    | GuardrailReward
-    | BaseSchedule,
-) -> Iterator[Problem]:
-    """Yield the values that a file cannot contain."""
-    if isinstance(part, CompositeReward):
-        for key, inner in part.parts.items():
-            yield from objects_in(f"{name}.parts.{key}.reward", inner.reward)
-    elif part.is_live and not isinstance(part, GuardrailReward):
-        has_path = isinstance(part, Checkpoint | ValueReward)
-        hint = "name_or_path" if has_path else "'package.module:name'"
-        yield Problem(name, f"is a live object, which files cannot contain; give {hint}")
-    if isinstance(part, Server) and part.api_key is not None:
-        yield Problem(
-            f"{name}.api_key",
-            "is a secret, which files cannot contain; set api_key_env to the name of an "
-            "environment variable, or set the key in code with .replace(api_key=...)",
-        )
-    if isinstance(part, Checkpoint):
-        if part.token is not None:
-            yield Problem(
-                f"{name}.token",
-                "is a secret, which files cannot contain; leave it out of the file (HF_TOKEN and "
-                "`hf auth login` provide a default) and set it in code with .replace(token=...)",
-            )
-        yield from _objects_in_keywords(name, part, ("model_kwargs", "device_map"))
-    if isinstance(part, GuardrailReward):
-        yield from _objects_in_keywords(name, part, ("guardrail_kwargs", "validate_kwargs"))
-
-
-def _objects_in_keywords(name: str, part: Schema, fields: tuple[str, ...]) -> Iterator[Problem]:
-    for field in fields:
-        found = find_object(getattr(part, field))
-        if found is not None:
-            shown = " ".join(repr(found).split())[:60]  # some write themselves over many lines
-            yield Problem(
-                f"{name}.{field}",
-                f"holds {shown} ({type(found).__name__}), which no file gives back; leave it "
-                "out of the file and set it in code with .replace(...)",
-            )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, FieldSerializationInfo, SecretStr, field_serializer, field_validator
 
 from stars_engine.config.loading import check_name, check_values
+from stars_engine.config.parts import Part
+from stars_engine.problems import Problem
 from stars_engine.redaction import DIGESTS, MASK, digest, holds_secret
-from stars_engine.schema import Schema
 
 logger = logging.getLogger(__name__)
 
 
-class Server(Schema):
+class Server(Part):
     """One or more HTTP servers that serve the same model, and how to call them.
 
     The API key is masked in representations and dumps, and is not written to files or pickles.
@@ -144,14 +146,19 @@ class Server(Schema):
         return [] if self.api_key is None else [self.api_key.get_secret_value()]
 
     @property
-    def is_live(self) -> bool:
-        """False: the config holds no live object."""
-        return False
-
-    @property
     def shown_name(self) -> str:
-        """The name of the model in messages and metadata."""
+        """See `Part`."""
         return self.served_model or self.base_url[0]
+
+    def unwritable(self) -> Iterator[Problem]:
+        """See `Part`."""
+        yield from super().unwritable()
+        if self.api_key is not None:
+            yield Problem(
+                "api_key",
+                "is a secret, which files cannot contain; set api_key_env to the name of an "
+                "environment variable, or set the key in code with .replace(api_key=...)",
+            )
 
     def __getstate__(self) -> dict[Any, Any]:
         """Return the state to pickle, without the API key."""

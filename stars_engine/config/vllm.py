@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from stars_engine.config.loading import check_name, check_no_code, check_values
-from stars_engine.schema import Schema
+from stars_engine.config.parts import Part
 
 
-class VLLMCheckpoint(Schema):
+class VLLMCheckpoint(Part):
     """A checkpoint that vLLM loads in this process (extra `vllm`)."""
 
     hints: ClassVar[dict[str, str]] = {
@@ -69,13 +69,8 @@ class VLLMCheckpoint(Schema):
         return checked
 
     @property
-    def is_live(self) -> bool:
-        """False: the config holds no live object."""
-        return False
-
-    @property
     def shown_name(self) -> str:
-        """The name of the model in messages and metadata."""
+        """See `Part`."""
         return self.name_or_path
 
 

@@ -215,7 +215,7 @@ class Handle:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "loaded" if self.is_loaded else "not loaded"
         parts = {"model": self.config.model, "reward": self.config.reward}
-        names = [f"{name}={_short_name(part)}" for name, part in parts.items()]
+        names = [f"{name}={part.shown_name!r}" for name, part in parts.items()]
         return f"<{type(self).__name__} {' '.join(names)}, {state}>"
 
     def __enter__(self) -> Self:
@@ -266,12 +266,6 @@ class Handle:
         self._runtime.check_can_wait()
         models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
         return models
-
-
-def _short_name(part: Any) -> str:
-    given = (getattr(part, name, None) for name in ("name_or_path", "function", "guardrail"))
-    named = next(filter(None, given), None)
-    return repr(named) if isinstance(named, str) else type(part).__name__
 
 
 def _load_checked(config: StarsConfig) -> PromptedModel:

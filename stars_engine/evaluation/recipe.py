@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config import FunctionReward, RewardConfig, SamplingParams, StarsConfig
 from stars_engine.config.rewards import as_reward
-from stars_engine.config.root import objects_in
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, Arm, BestOfNArm
 from stars_engine.evaluation.prompts import PromptSet
@@ -104,7 +103,8 @@ class Recipe(Filed):
             parts |= {f"arms.{name}.model": arm.model, f"arms.{name}.reward": arm.reward}
         for name, part in parts.items():
             if part is not None:
-                yield from objects_in(name, part)
+                for problem in part.unwritable():
+                    yield problem.under(name)
 
     @field_validator("judges", mode="before")
     @classmethod

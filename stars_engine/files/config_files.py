@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,9 +65,9 @@ class Filed(Schema):
             raise ConfigError(title, problems)
         write_values(path, self)
 
-    def unwritable(self) -> Iterable[Problem]:
+    def unwritable(self) -> Iterator[Problem]:
         """Return a problem for each value that cannot be written to a file."""
-        return ()
+        return iter(())
 
 
 def refuse_imports(title: str, config: Schema) -> None:

@@ -6,23 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import (
-    CompositeReward,
     EngineParams,
-    GuardrailReward,
     StarsConfig,
-    ValueReward,
 )
-from stars_engine.config.models import Checkpoint
-from stars_engine.config.servers import Server
-from stars_engine.config.vllm import VLLMCheckpoint
+from stars_engine.config.parts import Part
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.redaction import DIGESTS
 from stars_engine.runtime.runtime import Runtime
-from stars_engine.schema import Schema
 
 _lock = Lock()
 _runtimes: dict[str, Runtime] = {}
@@ -60,50 +52,9 @@ def shared_runtime(
     return runtime
 
 
-def key_of(part: Schema) -> str:
+def key_of(part: Part) -> str:
     """Return a key for a model: its settings and the identities of its live objects."""
-    return json.dumps(_identity(part), sort_keys=True, default=repr)
-
-
-def _identity(part: Schema) -> dict[str, Any]:
-    if isinstance(part, CompositeReward):
-        parts = {
-            name: {**inner.model_dump(exclude={"reward"}), "reward": _identity(inner.reward)}
-            for name, inner in part.parts.items()
-        }
-        return {**part.model_dump(exclude={"parts"}), "parts": parts}
-    values: dict[str, Any] = part.model_dump(exclude=_live_fields(part), context=DIGESTS)
-    if isinstance(part, Checkpoint | Server | VLLMCheckpoint | ValueReward):
-        for name in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
-            path = values.get(name)
-            if path is not None and path.startswith((".", "~", "/")):
-                values[name] = _absolute(path)
-    return values | {name: id(getattr(part, name)) for name in _live_fields(part)}
-
-
-def _absolute(path: str) -> str:
-    """Return an absolute, normalized path, so that two spellings of a path are equal.
-
-    This does not access the disk, because event loops create handles too. The kernel knows the
-    working directory. `getcwdb` is used because guards of event loops report `getcwd`.
-    """
-    path = os.path.expanduser(path)  # noqa: PTH111 - as Path, it would lose "./"
-    if not os.path.isabs(path):  # noqa: PTH117 - likewise
-        path = os.path.join(os.fsdecode(os.getcwdb()), path)  # noqa: PTH118, PTH109
-    return os.path.normpath(path)
-
-
-def _live_fields(part: Schema) -> set[str]:
-    if isinstance(part, Checkpoint):
-        return {"model", "tokenizer"}
-    if isinstance(part, ValueReward):
-        return {"head"}
-    if isinstance(part, Server | VLLMCheckpoint):
-        return set()
-    if isinstance(part, GuardrailReward):
-        return {"guardrail_kwargs", "validate_kwargs"} if part.is_live else set()
-    function = getattr(part, "function", None)
-    return set() if isinstance(function, str) else {"function"}
+    return json.dumps(part.identity(), sort_keys=True, default=repr)
 
 
 def _conflicting_params(asked: EngineParams, running: EngineParams) -> list[Problem]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from stars_engine.problems import Problem
 from stars_engine.schema import Schema
 
 
@@ -41,10 +43,9 @@ class BaseSchedule(Schema, ABC):
         """True if RM(x, "") must be known before the first segment is judged."""
         return False
 
-    @property
-    def is_live(self) -> bool:
-        """True if it holds an object that cannot be written to a file."""
-        return False
+    def unwritable(self) -> Iterator[Problem]:
+        """Return a problem for each value that cannot be written to a file."""
+        return iter(())
 
     @abstractmethod
     def threshold(self, progress: Progress) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_serializer, field_validator
@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.errors import ScheduleError, describe_error, is_for_program
 from stars_engine.import_strings import check_name, named_object
+from stars_engine.problems import Problem
 from stars_engine.scalars import real_number
 from stars_engine.schedules.base import BaseSchedule, Progress
 
@@ -47,10 +48,11 @@ class FunctionSchedule(BaseSchedule):
         """See `BaseSchedule`."""
         return self.uses_prompt_reward
 
-    @property
-    def is_live(self) -> bool:
+    def unwritable(self) -> Iterator[Problem]:
         """See `BaseSchedule`."""
-        return not isinstance(self.function, str)
+        if not isinstance(self.function, str):
+            message = "is a live object, which files cannot contain; give 'package.module:name'"
+            yield Problem("", message)
 
     def threshold(self, progress: Progress) -> float:
         """Return the threshold that the function returns.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.models import Checkpoint
+from stars_engine.config.parts import Part
 from stars_engine.schema import Schema, not_nan
 from stars_engine.template_variables import check_template_kwargs
 
@@ -34,7 +35,7 @@ def check_floor(floor: float | None) -> float | None:
     return not_nan(floor, "a floor is a number or None")
 
 
-class Floored(Schema):
+class Floored(Part):
     """A reward with a veto."""
 
     floor: float | None = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -22,6 +22,7 @@ from stars_engine.config.rewards.value import ValueReward
 from stars_engine.config.rewards.vllm import VLLMReward
 from stars_engine.config.rewards.yes_no import YesNoReward
 from stars_engine.import_strings import names_an_object
+from stars_engine.problems import Problem
 from stars_engine.schema import Schema
 
 SingleReward = Annotated[
@@ -136,9 +137,24 @@ class CompositeReward(Floored, _Parts):
     kind: Literal["composite"] = "composite"
 
     @property
-    def is_live(self) -> bool:
-        """Whether a part holds a live object, which cannot be written to a file."""
-        return any(part.reward.is_live for part in self.parts.values())
+    def live_fields(self) -> frozenset[str]:
+        """See `Part`."""
+        is_live = any(part.reward.is_live for part in self.parts.values())
+        return frozenset(("parts",)) if is_live else frozenset()
+
+    def identity(self) -> dict[str, Any]:
+        """See `Part`."""
+        parts = {
+            name: {**part.model_dump(exclude={"reward"}), "reward": part.reward.identity()}
+            for name, part in self.parts.items()
+        }
+        return {**self.model_dump(exclude={"parts"}), "parts": parts}
+
+    def unwritable(self) -> Iterator[Problem]:
+        """See `Part`."""
+        for name, part in self.parts.items():
+            for problem in part.reward.unwritable():
+                yield problem.under(f"parts.{name}.reward")
 
 
 def _as_part(value: Any) -> Any:

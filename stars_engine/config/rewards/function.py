@@ -69,6 +69,11 @@ class FunctionReward(Failing, _Callable):
         return self
 
     @property
-    def is_live(self) -> bool:
-        """Whether the config holds a live object, which cannot be written to a file."""
-        return not isinstance(self.function, str)
+    def live_fields(self) -> frozenset[str]:
+        """See `Part`."""
+        return frozenset() if isinstance(self.function, str) else frozenset(("function",))
+
+    @property
+    def shown_name(self) -> str:
+        """See `Part`."""
+        return self.function if isinstance(self.function, str) else super().shown_name

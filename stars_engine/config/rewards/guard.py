@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.loading import check_values
+from stars_engine.config.parts import objects_in_keywords
 from stars_engine.config.rewards.answers import ReadsAnswers
 from stars_engine.config.rewards.common import Aggregating, Failing
 from stars_engine.files.config_files import find_object
+from stars_engine.problems import Problem
 from stars_engine.redaction import secrets_in
 from stars_engine.schema import Schema
 
@@ -171,6 +174,16 @@ class GuardrailReward(Failing, _Guardrail):
         return 0.5
 
     @property
-    def is_live(self) -> bool:
-        """Whether the config holds a live object, which cannot be written to a file."""
-        return find_object([self.guardrail_kwargs, self.validate_kwargs]) is not None
+    def live_fields(self) -> frozenset[str]:
+        """See `Part`."""
+        fields = ("guardrail_kwargs", "validate_kwargs")
+        return frozenset(name for name in fields if find_object(getattr(self, name)) is not None)
+
+    @property
+    def shown_name(self) -> str:
+        """See `Part`."""
+        return self.guardrail
+
+    def unwritable(self) -> Iterator[Problem]:
+        """See `Part`."""
+        yield from objects_in_keywords(self, *sorted(self.live_fields))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ class ValueReward(Floored):
     second model. A `reward_prompt` does not change it.
     """
 
+    written_as: ClassVar[str] = "name_or_path"
     kind: Literal["value"] = "value"
     name_or_path: str | None = Field(
         default=None,
@@ -46,6 +47,11 @@ class ValueReward(Floored):
         return self
 
     @property
-    def is_live(self) -> bool:
-        """Whether the config holds a live object, which cannot be written to a file."""
-        return self.head is not None
+    def live_fields(self) -> frozenset[str]:
+        """See `Part`."""
+        return frozenset() if self.head is None else frozenset(("head",))
+
+    @property
+    def shown_name(self) -> str:
+        """See `Part`."""
+        return self.name_or_path or super().shown_name
