@@ -119,7 +119,7 @@ def usage_in_the_last_chunk(chat: ChatStars) -> object:
     return sum(used) == 1
 
 
-def a_finished_round(chat: ChatStars) -> object:
+def a_result_of_a_tool(chat: ChatStars) -> object:
     call = {"name": "now", "args": {}, "id": "1", "type": "tool_call"}
     said = [HumanMessage("What time is it?"), AIMessage("", tool_calls=[call])]
     model = chat.bind_tools([now], tool_choice="none")
@@ -218,7 +218,7 @@ CHAT: dict[str, Check] = {
     "one tool": lambda chat: forced(tool_choice="now", max_tokens=40)(chat) == ["now"],
     "no tool": lambda chat: forced(tool_choice="none")(chat) == [],
     "streamed call": streamed_call,
-    "result of a tool": a_finished_round,
+    "result of a tool": a_result_of_a_tool,
     "json_schema": structured(Rating, Rating),
     "function_calling": structured(Rating, Rating, method="function_calling"),
     "json_mode": structured(Rating.model_json_schema(), dict, method="json_mode"),
