@@ -63,7 +63,8 @@ class _ReadsEnds(BaseCumulativeTransformOutputParser[Any]):
 
     def _transform(self, input: Iterator[Any]) -> Iterator[Any]:  # noqa: A002 - LangChain's name
         said, is_parsed = _Said(), False
-        for value in super()._transform(filter(said.grows_by, input)):
+        chunks = (message for message in input if said.grows_by(message))
+        for value in super()._transform(chunks):
             is_parsed = True
             yield value
         if not is_parsed and (value := self.parse_result([said.generation()])) is not None:
