@@ -203,7 +203,7 @@ def test_patterns(pattern: str, valid: list[str], invalid: list[str]) -> None:
         (r"\bword", r"`\\b`"),
         (r"(a)\1", "a back-reference"),
         (r"^(a)\1$", "a back-reference"),
-        ("(a)?(?(1)b|c)", "a back-reference"),
+        ("(a)?(?(1)b|c)", "a conditional group"),
         ("(?<=a)b", "look-behind"),
         ("(", "'\\('"),
         ("[[:alpha:]]", "'\\[\\[:alpha:"),
