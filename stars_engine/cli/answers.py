@@ -43,14 +43,12 @@ def run_generate(
         The number of refused answers, for which no draft of a segment was accepted.
     """
     settings_hash = _settings_hash(config)
-    known = _known_results(trace, records, settings_hash) if resume else {}
-    if trace is not None:
-        check_writable(trace, "results")
+    known = _known_results(trace, records, settings_hash, resume=resume)
     untraced: ConfigError | None = None
     num_refused = 0
     with loaded(config) as (engine, wait):
-        if trace is not None and not resume:
-            write_jsonl([], trace)
+        if not resume:
+            _empty(trace)
         n = engine.sampling.n
         order = [(p, s) for p in range(len(records)) for s in range(n)]
         missing = sorted({p for p, s in order if (p, s) not in known})
@@ -68,9 +66,7 @@ def run_generate(
         )
         for found in results:
             record = records[found.prompt_index]
-            result = found.replace(
-                prompt=record.prompt, id=record.id, settings_hash=settings_hash
-            )
+            result = found.replace(prompt=record.prompt, id=record.id, settings_hash=settings_hash)
             num_refused += result.finish_reason in ("rejected", "fallback")
             is_new = (result.prompt_index, result.sample_index) not in known
             if trace is not None and untraced is None and is_new:
@@ -88,11 +84,14 @@ def run_generate(
 
 
 def _known_results(
-    trace: Path | None, records: Sequence[PromptRecord], settings_hash: str
+    trace: Path | None, records: Sequence[PromptRecord], settings_hash: str, *, resume: bool
 ) -> dict[Key, StarsResult]:
-    """Return the results of an interrupted run, which must have had the same settings."""
+    """Return the results of a run to resume, which must have had the same settings."""
+    if trace is None:
+        return {}
+    check_writable(trace, "results")
     known: dict[Key, StarsResult] = {}
-    for result in read_jsonl(trace) if trace is not None and trace.exists() else ():
+    for result in read_jsonl(trace) if resume and trace.exists() else ():
         index = result.prompt_index
         record = records[index] if index < len(records) else None
         if record is None or (result.prompt, result.id) != (record.prompt, record.id):
@@ -108,6 +107,11 @@ def _known_results(
         if result.finish_reason not in ("cancelled", "error"):
             known[index, result.sample_index] = result
     return known
+
+
+def _empty(trace: Path | None) -> None:
+    if trace is not None:
+        write_jsonl([], trace)
 
 
 def _settings_hash(config: StarsConfig) -> str:

@@ -115,6 +115,7 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         ),
         (["--model", "a/b"], ["--reward is required"]),
         (["--model", "./a", "--reward", "./b"], ["--reward ./b", "no such directory"]),
+        (["--model", "./a", "--reward", "json.dumps"], ["--reward json.dumps", "'json:dumps'"]),
         (["--initial-weight", "0.5"], ["--target"]),
         (["--top-k", "-1"], ["--top-k", "-1", ">= 1"]),
         (["--top-k", "0"], ["--top-k", "0", ">= 1", "all"]),
