@@ -41,6 +41,7 @@ def test_all_experiments_are_there() -> None:
         "latency",
         "adversarial",
         "checkpoints",
+        "guides",
     }
 
 

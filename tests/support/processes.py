@@ -31,7 +31,7 @@ for line in iter(requests.readline, ""):
     replies.write(f"{{os.waitstatus_to_exitcode(status)}}\\n"); replies.flush()
 else:
     os._exit(0)
-os.close({requests}); os.close({replies})
+requests.close(); replies.close()
 for number, name in enumerate(("stdin", "stdout", "stderr")):
     flags = os.O_RDONLY if number == 0 else os.O_WRONLY
     os.dup2(os.open(os.path.join(request["folder"], name), flags), number)
