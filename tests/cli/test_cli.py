@@ -120,7 +120,7 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--top-k", "-1"], ["--top-k", "-1", ">= 1"]),
         (["--top-k", "0"], ["--top-k", "0", ">= 1", "all"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
-        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
+        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "does not exist", "Hint"]),
         (["--prompts", "nowhere.txt"], ["a prompt or --prompts FILE, not both"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "--max-tokens"]),
