@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import Any, get_origin
+from dataclasses import is_dataclass
+from typing import Any, NewType, get_origin
 
 from langchain_core.tools import BaseTool, Tool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, TypeAdapter
-from pydantic.errors import PydanticInvalidForJsonSchema
-from typing_extensions import is_typeddict
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from typing_extensions import TypeAliasType, is_typeddict
 
 from langchain_stars.typed_dicts import typed_dict_schema
 from stars_engine import PromptError
 from stars_engine.config.grammars import schema_of
 from stars_engine.schema_formats import wrappings
+from stars_engine.schema_formats.listings import tool_items
 from stars_engine.schema_formats.parts import referred, rooted, without_titles
 from stars_engine.schema_formats.pydantic_models import ModelJsonSchema
 from stars_engine.schema_formats.wrappings import NamedSchema
@@ -29,11 +30,13 @@ from stars_engine.schema_formats.wrappings import NamedSchema
 def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
     """Return tools of any kind (functions, models, schemas, `BaseTool`) in the OpenAI format.
 
+    A dictionary may describe several, such as the tools that an MCP server lists.
+
     Raises:
         PromptError: A tool has an unsupported type, or runs on its provider's servers.
         ConfigError: A dictionary is not a tool, or its schema is invalid.
     """
-    return [found.as_tool() for tool in tools for found in _read(tool)]
+    return [found.as_tool() for tool in tool_items(tools) for found in _read(tool)]
 
 
 def read_schema(schema: Any) -> NamedSchema:
@@ -61,9 +64,21 @@ def read_schema(schema: Any) -> NamedSchema:
 
 
 def is_plain_type(schema: Any) -> bool:
-    """Whether a schema is an enum, or a type with parameters such as `list[int]`."""
-    is_enum = isinstance(schema, type) and issubclass(schema, Enum)
-    return is_enum or get_origin(schema) is not None
+    """Whether a schema is a type such as `int`, an enum or `list[int]`, and not that of an object.
+
+    Classes with fields or arguments have names for their values, which the model should write.
+    """
+    if get_origin(schema) is not None or isinstance(schema, NewType | TypeAliasType):
+        return True
+    if not isinstance(schema, type) or is_typeddict(schema) or _is_model(schema):
+        return False
+    if is_dataclass(schema) or hasattr(schema, "_fields"):  # the latter has a named tuple
+        return False
+    try:
+        TypeAdapter(schema).json_schema(schema_generator=ModelJsonSchema)
+    except PydanticUserError:
+        return False
+    return True
 
 
 def name_of_model(model: type) -> str:

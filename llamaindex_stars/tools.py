@@ -21,6 +21,7 @@ from pydantic.errors import PydanticUserError
 
 from stars_engine import PromptError
 from stars_engine.config.grammars import schema_of
+from stars_engine.schema_formats.listings import tool_items
 from stars_engine.schema_formats.parts import rooted, without_titles
 from stars_engine.schema_formats.wrappings import NamedSchema, read_tools
 
@@ -29,13 +30,14 @@ def read_tool_list(tools: Sequence[Any]) -> list[dict[str, Any]]:
     """Return tools in the OpenAI format, under the caller's names.
 
     Args:
-        tools: LlamaIndex tools, pydantic models, or dictionaries in the format of any vendor.
+        tools: LlamaIndex tools, pydantic models, or dictionaries in the format of any vendor; one
+            may describe several, such as the tools that an MCP server lists.
 
     Raises:
         PromptError: A tool has an unsupported type, or runs on its provider's servers.
         ConfigError: A dictionary is not a tool, or its schema is invalid.
     """
-    return [found.as_tool() for tool in tools for found in _read(tool)]
+    return [found.as_tool() for tool in tool_items(tools) for found in _read(tool)]
 
 
 def parameters_of(metadata: ToolMetadata) -> dict[str, Any]:

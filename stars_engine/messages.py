@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,9 +12,10 @@ from pydantic import Field, field_validator, model_validator
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.library_types import without_reasons
+from stars_engine.schema_formats.listings import lists_tools, tool_items
 from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, rooted
 from stars_engine.schema_formats.pydantic_models import schema_of_model
-from stars_engine.schema_formats.wrappings import is_wrapped, read_tools
+from stars_engine.schema_formats.wrappings import NamedSchema, is_wrapped, read_tools
 from stars_engine.template_variables import check_template_kwargs
 
 _NAME = r"[a-zA-Z0-9_.-]{1,64}"
@@ -82,6 +83,8 @@ class Tool(Schema):
             schema = rooted(schema_of_model(value))
             about = schema.pop("description", "")
             return {"name": value.__name__, "description": about, "parameters": schema}
+        if isinstance(value, NamedSchema):
+            return value.as_tool()["function"]
         value = _without_function(value)
         if not isinstance(value, Mapping) or not is_wrapped(value):
             return value
@@ -242,6 +245,18 @@ class Chat(Schema):
         if isinstance(choice, Mapping) and isinstance(choice.get("function"), Mapping):
             return choice["function"].get("name")
         return "auto" if choice is None else choice
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _listed(cls, tools: Any) -> Any:
+        """Accept dictionaries of several tools, such as those that an MCP server lists."""
+        if isinstance(tools, str) or not isinstance(tools, Iterable):
+            return tools
+        return [
+            part
+            for item in tool_items(tools)
+            for part in (read_tools(item) if lists_tools(item) else [item])
+        ]
 
     @field_validator("tools")
     @classmethod

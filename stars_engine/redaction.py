@@ -28,9 +28,9 @@ def _set(words: str) -> frozenset[str]:
 
 
 _SECRET_WORDS = _set(
-    "apikey authentication authorization bearer cookie cookies credential credentials dsn jwt "
-    "oauth otp passcode passphrase passwd password pem pwd sas secret secrets sessionid signature "
-    "userpass"
+    "accesskey accesstoken apikey authentication authorization authtoken bearer connectionstring "
+    "connstr cookie cookies credential credentials dsn jwt oauth otp passcode passphrase passwd "
+    "password pem privatekey pwd sas secret secretkey secrets sessionid signature userpass"
 )
 _ISSUERS = _set(
     "anthropic aws azure cohere gcp github gitlab google groq hf hub huggingface mistral nvidia "
@@ -41,6 +41,8 @@ _KEYS = _ISSUERS | _set(
     "secret service session shared signing ssh storage subscription"
 )
 _PASSES = _set("admin database db ftp login mysql postgres proxy redis root smtp user")
+# Last words of names of secrets and of other things, which the value tells apart.
+_AMBIGUOUS = _set("keys pat pats psk pw sig tokens")
 # Words that name secrets in keywords, but mostly other things in a text.
 _IN_KEYWORDS = _set("key pass session sid")
 _TEXT_TOKENS = _set(  # tokens of text, which are not secrets
@@ -50,6 +52,8 @@ _TEXT_TOKENS = _set(  # tokens of text, which are not secrets
 
 _GROUPS = (list, tuple, set, frozenset)
 _SHORTEST = 8  # characters of a secret whose name could be another thing's
+# Letters and digits, as generated secrets have them; a word, a path or a control token differs.
+_GENERATED = re.compile(rf"(?=.*[A-Za-z])(?=.*\d)[\w.~+=-]{{{_SHORTEST},}}", re.ASCII)
 
 _START = r"(?<![A-Za-z0-9])"
 # Secrets anywhere in a text: credentials in URLs, and tokens with the prefix of an issuer.
@@ -73,7 +77,7 @@ _BEARER = re.compile(
 # Every name of a secret contains one of these words. Another name ends before its value, which may
 # contain a name itself: host:8000/path?token=value
 _PARTS = "|".join(
-    sorted(_SECRET_WORDS | _IN_KEYWORDS | _set("auth connection keys pat session token tokens"))
+    sorted(_SECRET_WORDS | _IN_KEYWORDS | _AMBIGUOUS | _set("auth conn session token"))
 )
 # name='value', "name": "value", name: value, ?name=value
 _NAMED = re.compile(
@@ -99,10 +103,26 @@ def is_secret_name(name: object) -> bool:
         or last in ("auth", "session")
         or (last == "pass" and before in _PASSES)
         or (last == "pat" and before in _ISSUERS)
-        or (before == "connection" and last in ("string", "uri", "url"))
+        or (before in ("conn", "connection") and last in ("str", "string", "uri", "url"))
         or (before == "session" and last in ("id", "cookie"))
         or (len(words) == 1 and last in _IN_KEYWORDS)
     )
+
+
+def hides_secret(name: object, value: object) -> bool:
+    """Return whether a name denotes a secret, or may denote one that the value looks like.
+
+    `tokens` may be API tokens or the tokens of a text, and `access_key_id` is half of a secret.
+    """
+    if is_secret_name(name):
+        return True
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if not isinstance(name, str) or not isinstance(value, str):
+        return False
+    words = [word.lower() for word in _WORDS.findall(name)]
+    is_ambiguous = words[-2:] == ["key", "id"] or not _AMBIGUOUS.isdisjoint(words[-1:])
+    return is_ambiguous and _GENERATED.fullmatch(value) is not None
 
 
 def redact(text: str, known: Iterable[str] = ()) -> str:
@@ -126,7 +146,7 @@ def _without_value(found: re.Match[str]) -> str:
     # In grammars, `token: word` is common, and in other texts `key: 'word'`.
     is_word = unquoted is not None and unquoted.isalpha() and name.lower() == "token"
     is_plain = name.lower() in _IN_KEYWORDS and (not quotes or len(found[4]) < _SHORTEST)
-    if is_word or is_plain or not is_secret_name(name):
+    if is_word or is_plain or not hides_secret(name, found[4] if quotes else found[5]):
         return found[0]
     return f"{name}{between}{quotes}{MASK}{quotes}"
 
@@ -135,7 +155,7 @@ def seal(value: Any, *, secret: bool = False) -> Any:
     """Return plain values with their secrets as `SecretStr`, whose representation is masked.
 
     Secrets are strings, bytes and numbers under a name like `token` or `password`, and strings and
-    bytes that look like one.
+    bytes that look like one, alone or with a name like `tokens`.
     """
     if isinstance(value, str):
         return SecretStr(value) if value and (secret or holds_secret(value)) else value
@@ -161,7 +181,8 @@ def _hides(name: object, value: object) -> bool:
     if isinstance(value, int | float):  # `max_token` is a number too
         words = {word.lower() for word in _WORDS.findall(str(name))}
         return words == {"token"} or not _SECRET_WORDS.isdisjoint(words)
-    return is_secret_name(name)
+    items: Iterable[object] = value if isinstance(value, _GROUPS) else [value]
+    return is_secret_name(name) or any(hides_secret(name, item) for item in items)
 
 
 def unseal(value: Any) -> Any:

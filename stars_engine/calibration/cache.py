@@ -69,31 +69,34 @@ class CalibrationCache:
             lock = FileLock(path.with_suffix(".lock"), thread_local=False)
             _acquire(lock, path, is_wanted)
         except (OSError, NotImplementedError, ValueError) as error:  # no locks on some file systems
-            known = _read(path)  # a read-only cache may hold the calibration
+            known, _ = _read(path)  # a read-only cache may hold the calibration
             if known is None:
                 reason = why_not(error) if isinstance(error, OSError | ValueError) else str(error)
                 _warn(path, reason)
                 known = make()
             return known
         with _held(lock, path):
-            known = _read(path)
+            known, problem = _read(path)
             if known is None:
                 known = make()
                 try:
                     known.to_file(path)
                 except ConfigError as error:  # a failed write must not lose the calibration
                     _warn(path, str(error))
+                else:
+                    if problem is not None:
+                        logger.warning("Replaced an invalid cached calibration: %s", problem)
             return known
 
 
-def _read(path: Path) -> CalibratedSchedule | None:
+def _read(path: Path) -> tuple[CalibratedSchedule | None, ConfigError | None]:
+    """Return the cached calibration, or why it is invalid; nothing if there is none."""
     if not os.path.lexists(path):  # does not raise, whatever the path
-        return None
+        return None, None
     try:
-        return CalibratedSchedule.from_file(path)
+        return CalibratedSchedule.from_file(path), None
     except ConfigError as error:
-        logger.warning("Replacing an invalid cached calibration: %s", error)
-        return None
+        return None, error
 
 
 def _warn(path: Path, reason: str) -> None:

@@ -105,10 +105,10 @@ def acceptable(
     """Return the conversation in a form that the template accepts, merging messages if necessary.
 
     If the template rejects a conversation, or omits a system or user message, consecutive messages
-    of one role are joined. If that is not enough, or a template without system role would write a
-    later system message, system messages, and tool results without a call,
-    are also joined to the neighboring user message, and an empty user message precedes an assistant
-    message that comes first.
+    of one role are joined. If that is not enough, or the template has no role for a later system
+    message, later system messages, and tool results without a call, are also joined to the
+    neighboring user message, and an empty user message precedes an assistant message that comes
+    first. If that is still not enough, the same happens to system messages at the beginning.
 
     Args:
         codec: The tokenizer with the template.
@@ -140,16 +140,21 @@ def acceptable(
         return all(turn.content.strip() in text for turn in turns if turn.role not in roles)
 
     def has_system_role() -> bool:
+        """Whether the template supports system messages, and not only writes any role's name."""
         try:
-            rendered([_PROBE.replace(role="system"), _PROBE])
+            first = rendered([_PROBE.replace(role="system"), _PROBE]).text
+            later = rendered([turn.replace(content=_PROBE.content) for turn in given]).text
         except PromptError:
             return False
-        return True
+        return "system" in first.lower() or "system" not in later.lower()
 
     given = tuple(messages)
-    ways = [given, _joined(given), _joined(_without_system(given))]
-    # Some templates without system role only check the first message, and write any role's name.
-    if any(turn.role == "system" for turn in given[1:]) and not has_system_role():
+    num_first = next((i for i, turn in enumerate(given) if turn.role != "system"), len(given))
+    first, later = given[:num_first], given[num_first:]
+    merged = _joined(_without_system(later))
+    ways = [given, _joined(given), _joined((*first, *merged)), _joined(_without_system(given))]
+    # Templates may only check the first message.
+    if any(turn.role == "system" for turn in later) and not has_system_role():
         del ways[:2]
     for turns in ways:
         if keeps_all(turns):

@@ -1,25 +1,32 @@
 """Render conversations with a tokenizer's chat template, without letting contents inject tokens.
 
-A template turns messages into text whose reserved tokens mark roles, calls and reasoning. Reserved
-tokens in the contents, typed by a user or quoted in a document, must stay text. They are *defused*:
-a mark is inserted into them before rendering, and removed after the template's own tokens have been
-parsed.
+A template turns messages into text whose reserved tokens mark roles, calls and reasoning. Only what
+the template itself wrote becomes a reserved token. Characters of contents, typed by a user or
+quoted in a document, stay text, even if the template rewrites them (`TracedText`).
 
-Assistant messages are model output, so only control tokens are defused in them: models write
-`<think>` as a token, and templates look for it.
+Templates also look for tokens in contents, to leave out reasoning for example. They must not find
+those of users. Reserved tokens in contents are *defused*: a mark is inserted into them before
+rendering, and removed before encoding. Assistant messages are model output, so only control tokens
+are defused in them: models write `<think>` as a token, and templates look for it.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from stars_engine.chat.rendering import can_trace, render_traced
+from stars_engine.chat.traced_text import (
+    runs_of,
+    template_text,
+    with_template_spans,
+)
 from stars_engine.chat.turns import TemplateMessage, mapped, texts_of, tools_of, turns_of
 from stars_engine.errors import PromptError, StarsWarning
 from stars_engine.messages import Message, Tool
@@ -28,16 +35,6 @@ from stars_engine.tokenization.codec import Codec
 
 # Values that templates compare with; they are never control tokens.
 _WORDS = frozenset({"system", "user", "assistant", "tool", "function"})
-
-# Keys that templates read of messages, calls and tools.
-_NAMES = frozenset(
-    {
-        *("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "type"),
-        *("id", "function", "arguments", "description", "parameters", "properties", "required"),
-        *("items", "enum", "default"),
-    }
-)
-_CORE = re.compile(r"[</|\[\s\uff5c]+(\w+(?:.*\w)?)[>/|\]\s\uff5c]+", re.DOTALL)
 
 _WRITTEN = ("content", "reasoning_content")  # model output in an assistant message
 Change = Callable[[str], str]
@@ -53,7 +50,8 @@ class Rendered(NamedTuple):
     """Rendered text.
 
     Attributes:
-        text: The text, with the mark inside the reserved tokens of contents.
+        text: The text, with the mark inside the reserved tokens of contents. Only `TracedText` has
+            characters that the template wrote.
         mark: A character that occurs in no content.
     """
 
@@ -118,15 +116,14 @@ def render(
     turns, listed = turns_of(messages), tools_of(tools)
     mark = mark or free_mark(texts_of([turns, listed, dict(template_kwargs)]))
     harmless = partial(_harmless, tokens=codec.reserved_tokens, mark=mark)
-    written = partial(_harmless, tokens=codec.control_tokens, mark=mark)
-    name = partial(_harmless_name, tokens=codec.reserved_tokens, mark=mark)
     try:
-        text: str = codec.tokenizer.apply_chat_template(
-            [_harmless_turn(turn, harmless, written, name) for turn in turns],
-            tools=mapped(listed, harmless, name),
-            tokenize=False,
+        text = _rendered(
+            codec,
+            [_harmless_turn(turn, harmless, codec, mark) for turn in turns],
+            mapped(listed, harmless),
+            mark,
             add_generation_prompt=add_generation_prompt,
-            **{key: mapped(value, harmless, name) for key, value in template_kwargs.items()},
+            variables=mapped(dict(template_kwargs), harmless),
         )
     except Exception as error:  # templates raise arbitrary errors
         if (line := getattr(error, "lineno", None)) is not None:  # only Jinja syntax errors have it
@@ -143,9 +140,41 @@ def render(
     return Rendered(text, mark)
 
 
+def _rendered(
+    codec: Codec,
+    turns: Sequence[TemplateMessage],
+    tools: Sequence[dict[str, Any]] | None,
+    mark: str,
+    *,
+    add_generation_prompt: bool,
+    variables: dict[str, Any],
+) -> str:
+    """Render defused messages; tokenizers with own code for it leave only the marks as a trace."""
+    tokenizer = codec.tokenizer
+    if can_trace(tokenizer):
+        return render_traced(
+            tokenizer,
+            turns,
+            tools,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
+    text: str = tokenizer.apply_chat_template(
+        turns,
+        tools=tools,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        **variables,
+    )
+    ends = [0, *(found.end() for found in re.finditer(f".{mark}", text, re.DOTALL))]
+    starts = [end - 2 for end in ends[1:]]
+    return with_template_spans(text, zip(ends, [*starts, len(text)], strict=True))
+
+
 def encode_rendered(codec: Codec, rendered: Rendered) -> list[int]:
     """Encode rendered text; only the template's own reserved tokens are parsed as tokens."""
-    return codec.encode_marked(rendered.text, rendered.mark)
+    runs = runs_of(rendered.text)
+    return codec.encode_pieces([(run.replace(rendered.mark, ""), own) for run, own in runs])
 
 
 def free_mark(contents: Sequence[str]) -> str:
@@ -178,87 +207,37 @@ def knows_tools(codec: Codec, template_kwargs: TemplateKwargs = NO_KWARGS) -> bo
 
 
 def _harmless_turn(
-    turn: TemplateMessage, harmless: Change, written: Change, name: Change
+    turn: TemplateMessage, harmless: Change, codec: Codec, mark: str
 ) -> TemplateMessage:
     """Defuse a message; the output of an assistant keeps reserved tokens that have a text."""
-    changed: TemplateMessage = mapped(turn, harmless, name)
+    changed: TemplateMessage = {**mapped(turn, harmless), "role": template_text(turn["role"])}
     if turn["role"] == "assistant":
-        changed |= {key: written(turn[key]) for key in _WRITTEN if key in turn}
+        for key in _WRITTEN:
+            if key in turn:
+                text = _harmless(turn[key], codec.control_tokens, mark)
+                spans = [
+                    found.span() for found in _pattern(codec.reserved_tokens, mark).finditer(text)
+                ]
+                changed[key] = with_template_spans(text, spans)
     return changed
 
 
 def _harmless(text: str, tokens: tuple[str, ...], mark: str) -> str:
-    return text if text in _WORDS else defuse(text, tokens, mark)
-
-
-def _harmless_name(name: str, tokens: tuple[str, ...], mark: str) -> str:
-    """Defuse whole tokens, and names that only lack the brackets, which some templates write.
-
-    Templates read other names, such as `content` and `type`.
-    """
-    shapes = _shapes_of(tokens, mark)
-    is_core = name in shapes.cores and name not in _NAMES
-    return name[0] + mark + name[1:] if is_core else _split(name, shapes, mark)
-
-
-def _split(content: str, shapes: _Shapes, mark: str) -> str:
-    while shapes.whole.search(content):  # repeat, because tokens may overlap
-        content = shapes.whole.sub(lambda found: found[0][0] + mark + found[0][1:], content)
-    return content
-
-
-def defuse(content: str, tokens: tuple[str, ...], mark: str) -> str:
-    """Insert the mark into every token, and at the ends if a neighbor could complete a token."""
-    shapes = _shapes_of(tokens, mark)
-    content = _split(content, shapes, mark)
-    body = content.strip()  # as templates often strip it
-    if not body:
-        return content
-    before, _, after = content.partition(body)
-    if body in shapes.cores:
-        return f"{before}{mark}{body}{mark}{after}"
-    sizes = range(1, min(len(body) + 1, shapes.longest))
-    if any(body[-size:] in shapes.heads for size in sizes):
-        body += mark
-    if any(body[:size] in shapes.tails for size in sizes):
-        body = mark + body
-    return before + body + after
-
-
-class _Shapes(NamedTuple):
-    """Patterns of tokens: whole ones without a mark, and their prefixes, suffixes and insides."""
-
-    whole: re.Pattern[str]
-    heads: frozenset[str]
-    tails: frozenset[str]
-    cores: frozenset[str]
-    longest: int
+    """Insert the mark into every token, after its first character."""
+    if text in _WORDS:
+        return text
+    pattern = _pattern(tokens, mark)
+    while pattern.search(text):  # repeat, because tokens may overlap
+        text = pattern.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+    return text
 
 
 @lru_cache(maxsize=64)
-def _shapes_of(tokens: tuple[str, ...], mark: str) -> _Shapes:
+def _pattern(tokens: tuple[str, ...], mark: str) -> re.Pattern[str]:
     # A token of one character has no inside, so its mark follows it.
     behind = f"(?!{re.escape(mark)})"
     wholes = [re.escape(token) + behind * (len(token) == 1) for token in tokens]
-    splits = [(token, size) for token in tokens for size in range(1, len(token))]
-    return _Shapes(
-        re.compile("|".join(wholes) or "(?!)"),
-        frozenset(token[:size] for token, size in splits),
-        frozenset(token[size:] for token, size in splits),
-        frozenset(core for token in tokens for core in _cores(token)),
-        max(map(len, tokens), default=0),
-    )
-
-
-def _cores(token: str) -> Iterator[str]:
-    """Yield what is left of a token without some of its brackets at both ends."""
-    found = _CORE.fullmatch(token)
-    if found is None:
-        return
-    first, last = found.span(1)
-    for start in range(1, first + 1):
-        for end in range(last, len(token)):
-            yield token[start:end]
+    return re.compile("|".join(wholes) or "(?!)")
 
 
 def _warn_of_unread(codec: Codec, template_kwargs: TemplateKwargs) -> None:

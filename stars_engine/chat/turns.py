@@ -110,30 +110,15 @@ def texts_of(value: Any) -> list[str]:
     return []
 
 
-def mapped(value: Any, change: Callable[[str], str], change_name: Callable[[str], str]) -> Any:
-    """Apply a change to all strings in messages or tools.
-
-    Args:
-        value: Messages or tools.
-        change: The change.
-        change_name: The change of keys that are identifiers, which templates may read.
-    """
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Apply a change to all strings in messages or tools, including keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {
-            _key(key, change, change_name): mapped(part, change, change_name)
-            for key, part in value.items()
-        }
+        return {mapped(key, change): mapped(part, change) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [mapped(part, change, change_name) for part in value]
+        return [mapped(part, change) for part in value]
     return value
-
-
-def _key(key: Any, change: Callable[[str], str], change_name: Callable[[str], str]) -> Any:
-    if not isinstance(key, str):
-        return key
-    return change_name(key) if key.isidentifier() else change(key)
 
 
 def _turn(message: Message) -> TemplateMessage:

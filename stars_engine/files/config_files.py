@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from stars_engine.files.disk import file_error, shown_path, why_not, write_file
+from stars_engine.files.parsing import parse_json, parse_yaml
 from stars_engine.problems import ConfigError, Problem
 from stars_engine.redaction import redact
 from stars_engine.schema import Schema
@@ -134,13 +134,13 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
         ConfigError: The file is missing or unreadable, or is not a mapping of fields.
     """
     check_suffix(path, title)
-    load = json.loads if path.suffix == ".json" else yaml.safe_load
+    parse = parse_json if path.suffix == ".json" else parse_yaml
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError is an invalid file name
         raise file_error(path, title, f"cannot be read: {why_not(error)}") from None
     try:
-        values = load(data.decode())
+        values = parse(data.decode())
         if values is None:
             values = {}
         if not isinstance(values, dict):

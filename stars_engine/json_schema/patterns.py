@@ -153,6 +153,14 @@ def _without(first: str, second: str) -> str:
     return first if second == NOTHING else f"(({first}) & ~({second}))"
 
 
+_INEXPRESSIBLE = {
+    ops.GROUPREF: "a back-reference",
+    ops.GROUPREF_EXISTS: "a conditional group",
+    ops.ATOMIC_GROUP: "an atomic group",
+    ops.POSSESSIVE_REPEAT: "a possessive repetition",
+}
+
+
 @cache
 def _expression(source: str, negated: bool) -> str:
     try:
@@ -165,6 +173,9 @@ def _expression(source: str, negated: bool) -> str:
         raise UnsupportedPatternError(f"{source!r} has flags that a grammar cannot express")
     translation = _Translation(source, tree.state.flags)
     items = list(tree)
+    for kind, name in _INEXPRESSIBLE.items():
+        if _has(items, kind):
+            raise UnsupportedPatternError(f"{name} in {source!r}")
     if not _has_beginning(items):
         return _join(_ALL, translation.follow(items, _ALL, start=False, negated=negated))
     later = translation.follow(items, _ALL, start=False, negated=negated)
@@ -290,8 +301,7 @@ class _Translation:
                 bound = "" if most is ops.MAXREPEAT else most
                 return f"({self.plain(items, negated=negated)}){{{least},{bound}}}"
             case _:
-                names = {"GROUPREF": "a back-reference", "ATOMIC_GROUP": "an atomic group"}
-                raise self._unsupported(names.get(str(kind), str(kind).lower()))
+                raise self._unsupported(str(kind).lower())
         return f"({inner})"
 
     def _characters(self, kind: Any, value: Any, *, negated: bool) -> Ranges:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stars_engine.chat.answers import frame
-from stars_engine.chat.template import Rendered, defuse, encode_rendered, has_template
+from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.config.rewards.process import ScoresSteps
 from stars_engine.errors import ModelLoadError
 from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate
@@ -81,8 +81,7 @@ class StepReader:
             return self._template.encode(prompt.text, step, with_rest=False)
         messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
         head, _ = frame(self._codec, messages, template_kwargs=kwargs)
-        shown = defuse(step.replace(head.mark, ""), self._codec.reserved_tokens, head.mark)
-        return encode_rendered(self._codec, Rendered(head.text + shown, head.mark))
+        return encode_rendered(self._codec, Rendered(head.text + step, head.mark))
 
 
 def one_token(field: str, text: str, codec: Codec, name: str) -> int:

@@ -43,6 +43,10 @@ SETTINGS = (
     *("generationConfig", "generation_config"),
 )
 LISTS = ("functionDeclarations", "function_declarations", "tools")
+# Keys next to the tools that an MCP server lists, and around them in its answer.
+LISTING = spelled("nextCursor", "_meta", "meta")
+RESULT = "result"
+ANSWER = frozenset({"jsonrpc", "id", RESULT})
 # Keys for other grammars than JSON.
 OTHER_GRAMMARS = spelled(
     *("regex", "choice", "grammar", "guidedRegex", "guidedChoice", "guidedGrammar"),

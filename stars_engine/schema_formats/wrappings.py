@@ -8,6 +8,7 @@ from typing import Any
 
 from stars_engine.problems import ConfigError, PromptError
 from stars_engine.schema_formats.dialects import as_json_schema, of_cohere
+from stars_engine.schema_formats.listings import lists_tools
 from stars_engine.schema_formats.parts import ANNOTATIONS, KEYWORDS, TYPES, at, problem, rooted
 from stars_engine.schema_formats.vendor_keys import (
     ALLOWED,
@@ -16,10 +17,12 @@ from stars_engine.schema_formats.vendor_keys import (
     FACTS,
     HOLDERS,
     HOSTED,
+    LISTING,
     LISTS,
     NAMES,
     OTHER_GRAMMARS,
     OUTPUT,
+    RESULT,
     SETTINGS,
     WRAPPING_TYPES,
     present,
@@ -69,8 +72,9 @@ def read_schema(value: Mapping[str, Any], *, owner: str = "schema") -> NamedSche
     """
     found = _read(value, owner, "")
     if len(found) != 1:
-        hint = "pass each of them by itself"
-        raise problem(owner, "", f"expected one schema, got {len(found)}. Hint: {hint}")
+        names = ", ".join(one.name or "one without a name" for one in found) or "none"
+        hint = "pass each of them by itself, or pass tools as tools, as in bind_tools([...])"
+        raise problem(owner, "", f"expected one schema, got {len(found)}: {names}. Hint: {hint}")
     [one] = found
     if one.schema is None:
         keys = ", ".join(map(repr, value))
@@ -136,9 +140,10 @@ def _read(value: Any, owner: str, path: str, *, is_tool: bool = False) -> list[N
         raise _not_a_mapping(value, owner, path)
     if any(not isinstance(key, str) for key in value):
         raise problem(owner, path, "the keys of a schema must be strings. Hint: rename them")
-    for key in present(value, LISTS):
-        if isinstance(value[key], list | tuple):
-            return _in_list(value, key, owner, path)
+    if lists_tools(value):
+        if RESULT in value:
+            return _read(value[RESULT], owner, at(path, RESULT))
+        return _in_list(value, present(value, LISTS)[0], owner, path)
     if (envelope := _envelope_of(value)) is not None:
         return _in_envelope(value, envelope, owner, path, is_tool=is_tool)
     held = present(value, {*HOLDERS, *COHERE})
@@ -165,7 +170,7 @@ def _envelope_of(value: Mapping[str, Any]) -> str | None:
 
 def _in_list(value: Mapping[str, Any], key: str, owner: str, path: str) -> list[NamedSchema]:
     """Return the tools of a list."""
-    _refuse_others(value, {key}, owner, path)
+    _refuse_others(value, {key, *LISTING}, owner, path)
     found: list[NamedSchema] = []
     for index, part in enumerate(value[key]):
         if isinstance(part, Mapping):
@@ -314,8 +319,7 @@ def _refuse_bare(value: Mapping[str, Any], owner: str, path: str) -> None:
 
 
 def _not_a_mapping(value: Any, owner: str, path: str) -> ConfigError:
-    is_text = isinstance(value, str)
-    hint = "parse it with json.loads(...)" if is_text else "give a JSON schema as a dict"
+    hint = "parse it with json.loads" if isinstance(value, str) else "give a JSON schema as a dict"
     return problem(owner, path, f"{type(value).__name__} is not a schema. Hint: {hint}")
 
 

@@ -96,23 +96,6 @@ class Codec:
             parts += self.split_reserved_tokens(piece) if is_template else [(piece, False)]
         return self._encode_parts(parts)
 
-    def encode_marked(self, text: str, mark: str) -> list[int]:
-        """Encode text in which a mark protects reserved tokens from being parsed.
-
-        Args:
-            text: Rendered text; the mark is removed from it.
-            mark: One character inside each reserved token that is text.
-        """
-        parts = self.split_reserved_tokens(text)
-        followed = [*(part.startswith(mark) for part, _ in parts[1:]), False]
-        return self._encode_parts(
-            [
-                # A single character has no inside, so its mark follows it.
-                (part.replace(mark, ""), meant and not (len(part) == 1 and is_marked))
-                for (part, meant), is_marked in zip(parts, followed, strict=True)
-            ]
-        )
-
     def encode_continuation(self, text: str, *, parse: bool = False) -> list[int]:
         """Encode text that continues other text, without a space before its first word.
 

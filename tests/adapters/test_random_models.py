@@ -110,6 +110,7 @@ def test_random_models(model: TransformersModel) -> None:
                 counts[method, "wrong"] += 1
                 wrong.append(f"seed {seed}, {method}: {type(error).__name__}: {error}"[:600])
     summary = str(dict(sorted(counts.items())))
+    print(summary)  # noqa: T201 - `pytest -s` shows how many were valid
     assert not wrong, "\n\n".join([summary, *wrong])
     assert {end for _, end in counts} <= {"valid", "unfinished", "refused"}, summary
     for method in METHODS:

@@ -170,7 +170,7 @@ def test_a_damaged_cache_file_is_replaced(
     with StarsEngine(config) as engine:
         engine.generate("A")
     assert len(runs) == 2
-    assert "Replacing an invalid cached calibration" in caplog.text
+    assert "Replaced an invalid cached calibration" in caplog.text
     assert CalibratedSchedule.from_file(file)
 
 

@@ -187,6 +187,30 @@ def test_the_default_config_survives_a_file(tmp_path: Path) -> None:
     assert StarsConfig.from_file(tmp_path / "stars.yaml") == StarsConfig()
 
 
+# Nine lines that stand for 9 ** 9 values.
+ALIASES = (
+    "a0: &a0 ["
+    + "x," * 9
+    + "]\n"
+    + "\n".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 9))
+)
+
+
+def test_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "stars.yaml"
+    path.write_text(
+        "model: {name_or_path: a/m, dtype: &d float32}\n"
+        "reward: &r {kind: classifier, name_or_path: a/b, dtype: *d}\n"
+    )
+    config = StarsConfig.from_file(path)
+    assert config.reward.dtype == "float32"  # type: ignore[union-attr]
+    path.write_text(
+        "model: &m {name_or_path: a/m, dtype: float32}\n"
+        "reward: {<<: *m, kind: classifier, name_or_path: a/b}\n"
+    )
+    assert StarsConfig.from_file(path) == config
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -202,6 +226,12 @@ def test_the_default_config_survives_a_file(tmp_path: Path) -> None:
         ("recursive.yaml", "align: &a {schedule: *a}", ["within itself"]),
         ("nested.json", "[" * 200_000, ["nested too deeply"]),
         ("date.yaml", "a: 2001-99-99", ["not valid yaml"]),
+        ("twice.yaml", "reward: a/b\nreward: a/c", ["'reward' occurs twice", "line 2"]),
+        ("twice.json", '{"reward": "a/b", "reward": "a/c"}', ["'reward' occurs twice"]),
+        ("inner.yaml", "align: {lookahead: 1, 'lookahead': 2}", ["'lookahead' occurs twice"]),
+        ("inner.json", '{"align": [{"a": 1, "a": 2}]}', ["'a' occurs twice"]),
+        ("aliases.yaml", ALIASES, ["not valid yaml", "1,000,000 values"]),
+        ("merged.yaml", f"{ALIASES}\nz: {{<<: *a8}}", ["1,000,000 values"]),
         ("future.yaml", "schema_version: 9", ["schema_version", "9", "1"]),
     ],
 )

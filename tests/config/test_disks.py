@@ -511,15 +511,61 @@ def test_a_calibration_survives_a_full_disk(disk: Path, caplog: pytest.LogCaptur
     assert len(made) == 2  # the third was read
 
 
+@pytest.mark.parametrize("kind", ["directory", "full directory", "link to a directory"])
 def test_a_calibration_survives_a_directory_in_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    path = tmp_path / "key.yaml"
+    found = tmp_path / "elsewhere" if kind.startswith("link") else path
+    found.mkdir()
+    if kind == "full directory":
+        (path / "key.yaml").touch()
+    if found != path:
+        path.symlink_to(found, target_is_directory=True)
+    schedule = thresholds()
+    assert load_or_create(path, lambda: schedule) is schedule
+    [warning] = warnings_of(caplog)
+    assert "Is a directory" in warning
+    assert "set STARS_CACHE_DIR to another directory" in warning
+    assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
+
+
+@pytest.mark.parametrize("content", ["", "stages: nothing", "[1", "\0\0", "\ud800"])
+def test_an_invalid_file_in_its_place_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    path = tmp_path / "key.yaml"
+    path.write_bytes(content.encode(errors="surrogatepass"))
+    schedule = thresholds()
+    assert load_or_create(path, lambda: schedule) is schedule
+    [warning] = warnings_of(caplog)
+    assert "Replaced an invalid cached calibration" in warning
+    assert CalibratedSchedule.from_file(path) == schedule
+
+
+def test_an_invalid_file_on_a_full_disk_is_reported_once(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = disk / "calibrations" / "key.yaml"
+    path.parent.mkdir()
+    path.write_text("stages: nothing")
+    fill(disk)
+    schedule = thresholds(200)
+    assert load_or_create(path, lambda: schedule) is schedule
+    [warning] = warnings_of(caplog)
+    assert "No space left" in warning
+    assert path.read_text() == "stages: nothing"
+
+
+def test_a_link_to_nothing_in_its_place_is_filled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "key.yaml"
-    path.mkdir()
+    path.symlink_to(tmp_path / "target.yaml")
     schedule = thresholds()
     assert load_or_create(path, lambda: schedule) is schedule
-    assert "Is a directory" in warnings_of(caplog)[-1]
-    assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
+    assert load_or_create(path, asked([], schedule)) == schedule
+    assert len(warnings_of(caplog)) <= 1
 
 
 @pytest.mark.parametrize("place", ["file/calibrations/key.yaml", "n" * 300 + "/key.yaml"])

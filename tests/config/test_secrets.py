@@ -38,7 +38,7 @@ from stars_engine.errors import describe_error
 from stars_engine.integrations import identity
 from stars_engine.loading.models import load_model, load_tokenizer, read_config
 from stars_engine.loading.sources import check_exists
-from stars_engine.redaction import MASK, is_secret_name, redact, seal, unseal
+from stars_engine.redaction import MASK, is_secret_name, masked, redact, seal, unseal
 from stars_engine.runtime.registry import key_of
 from tests.support.secrets import (
     CONSTANT,
@@ -408,7 +408,8 @@ async def test_llamaindex_traces_hide_secrets(monkeypatch: pytest.MonkeyPatch) -
     "client_secret awsSecretAccessKey cookies access_tokens session key KEY cookie set-cookie "
     "credential credentials bearer Bearer session_id sessionId sessionToken sid ssh_key otp "
     "license_key Ocp-Apim-Subscription-Key oauth passcode http_session AZURE_KEY openaiKey hf_key "
-    "db_pass userpass github_pat dsn connection_string ConnectionURL".split(),
+    "db_pass userpass github_pat dsn connection_string ConnectionURL conn_str connStr "
+    "CONNECTION_URI connectionstring accesstoken secretkey sasToken sas_url".split(),
 )
 def test_names_that_mark_secrets(name: str) -> None:
     assert is_secret_name(name)
@@ -425,6 +426,34 @@ def test_names_that_do_not_mark_secrets(name: str) -> None:
     assert not is_secret_name(name)
     assert seal({name: "x"}) == {name: "x"}
     assert seal({name: 8}) == {name: 8}
+
+
+@pytest.mark.parametrize(
+    "name",
+    "tokens pat pats api_tokens user_tokens access_key_id accessKeyId KEY_ID aws_access_key_id "
+    "keys sig psk pw".split(),
+)
+def test_names_that_mark_secrets_if_the_value_looks_like_one(name: str) -> None:
+    for secret in ("x918273645", "LTAI5tQnKabc", "a1.b2-c3_d4=="):
+        for value in (secret, secret.encode(), [secret], {"inner": secret}, ("a", secret)):
+            if isinstance(value, dict) and not is_secret_name(name):
+                continue  # the inner name decides
+            assert secret not in str(masked({name: value})), value
+        assert secret not in redact(f"{{'{name}': '{secret}', 'a': 1}}")
+    if is_secret_name(name):
+        return
+    for value in (
+        "<|im_end|>",
+        "word",
+        "two words 1",
+        "/data/tokens1.txt",
+        "cuda:0",
+        128,
+        0.5,
+        None,
+    ):
+        assert masked({name: value, "other": [value]}) == {name: value, "other": [value]}
+        assert redact(f"{name}={value!r}") == f"{name}={value!r}"
 
 
 @pytest.mark.parametrize(
@@ -500,6 +529,10 @@ def test_a_live_model_rejects_a_token() -> None:
         {"extra": "password=Zq81xkPw"},
         {"connection": "Endpoint=https://h/;AccountKey=Zq81xkPw"},
         {"sas": "Zq81xkPw"},
+        {"storage": {"tokens": ["Zq81xkPw"], "max_tokens": 8}},
+        {"options": [{"pat": "Zq81xkPw"}]},
+        {"access_key_id": b"Zq81xkPw"},
+        {"note": "url?sv=2024&sig='Zq81xkPw'"},
     ],
 )
 def test_secrets_within_other_values_are_masked(kwargs: dict[str, Any]) -> None:

@@ -482,6 +482,25 @@ def test_indistinguishable_names_are_not_counted() -> None:
     holds({**OBJECT, "minProperties": 1, "maxProperties": 2}, '{"x":1}', invalid=("{}",))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (r"^(a|b)\1$", "a back-reference in"),
+        (r"^(?P<x>a)(?P=x)$", "a back-reference in"),
+        (r"^(?=(a))b\1$", "a back-reference in"),
+        (r"x(\w+) \1", "a back-reference in"),
+        (r"^(a)?(?(1)b|c)$", "a conditional group in"),
+        (r"^a*+b$", "a possessive repetition in"),
+        (r"^(?>ab|a)c$", "an atomic group in"),
+        (r"^x(?<!y)$", "look-behind in"),
+    ],
+)
+def test_patterns_that_no_grammar_expresses_are_named(pattern: str, reason: str) -> None:
+    for schema in ({"type": "string", "pattern": pattern}, {"not": {"pattern": pattern}}):
+        [unsupported, *_] = read_schema(schema).unsupported
+        assert unsupported.reason == f"{reason} {pattern!r}"
+
+
 def test_unsupported_values_are_left_out_of_the_grammar() -> None:
     schema = {**OBJECT, "properties": {"a": {"type": "array", "uniqueItems": True, "items": B}}}
     found = read_schema(schema)
