@@ -189,6 +189,7 @@ class StarsResult(Schema):
             in separate fields. None if the prompt is text to continue.
         prompt: The prompt, in records of the command line; None elsewhere.
         id: The `id` of the prompt in its file, likewise.
+        settings_hash: Hash of the settings that the text depends on, likewise.
         schema_version: Version of the schema of this record.
     """
 
@@ -206,6 +207,7 @@ class StarsResult(Schema):
     message: Message | None = None
     prompt: str | Chat | None = None
     id: str | int | None = None
+    settings_hash: str | None = None
     schema_version: Literal[1] = 1
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
