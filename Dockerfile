@@ -18,7 +18,7 @@ COPY llamaindex_stars llamaindex_stars
 ARG EXTRAS=local,grammar
 
 FROM base AS cpu
-RUN pip install torch --index-url https://download.pytorch.org/whl/cpu \
+RUN pip install "$(grep ^torch== constraints.txt)" --index-url https://download.pytorch.org/whl/cpu \
     && pip install -c constraints.txt ".[${EXTRAS}]"
 RUN useradd --create-home stars && install -d -o stars /cache /work
 USER stars

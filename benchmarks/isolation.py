@@ -1,10 +1,15 @@
 """Measure how long a small request waits beside one heavy request, on the embedded pair.
 
 The small request is repeated while the heavy one runs. The report has the median and the longest
-wait beside each heavy request, alone, and how the heavy request ended. Heavy requests that exceed a
-bound of `EngineParams` are refused; `--unbounded` raises the bounds.
+wait beside each heavy request, alone, and how the heavy request ended. It also has the CPU time of
+the process during the wait that used most, which depends less on what else the machine does; the
+CPU time of background threads is included. Heavy requests that exceed a bound of `EngineParams` are
+refused; `--unbounded` raises the bounds.
 
-    python benchmarks/isolation.py [--repetitions 3] [--seconds 3] [--only n_million prompts]
+`singles` is another measurement: a call of 600 prompts beside 320 callers with one prompt each, all
+at once. It reports the waits of the latter, and how much of the large call was done meanwhile.
+
+    python -m benchmarks.isolation [--repetitions 3] [--seconds 3] [--only n_million singles]
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from stars_engine import (
+    AlignParams,
     ChoiceGrammar,
     EngineParams,
     JsonGrammar,
@@ -75,6 +82,16 @@ def heavy_requests() -> dict[str, Callable[[int], dict[str, Any]]]:
             "prompts": "a",
             "sampling": SMALL.replace(stop=tuple(f"stop {run} {i}" for i in range(10**6))),
         },
+        "long_segments": lambda run: {
+            "prompts": f"a {run}",
+            "align": AlignParams(segment_len=400, lookahead=300),
+            "sampling": SMALL.replace(max_tokens=480, n=4, seed=run),
+        },
+        "long_segments_one_row": lambda run: {
+            "prompts": f"a {run}",
+            "align": AlignParams(segment_len=400, num_candidates=1),
+            "sampling": SMALL.replace(max_tokens=480, seed=run),
+        },
         "stop_strings_1024": lambda run: {
             "prompts": "a",
             "sampling": SMALL.replace(stop=tuple(f"stop {run} {i}" for i in range(1024)), n=64),
@@ -82,10 +99,17 @@ def heavy_requests() -> dict[str, Callable[[int], dict[str, Any]]]:
     }
 
 
-def wait_of_small(engine: StarsEngine) -> float:
-    started_s = time.perf_counter()
-    engine.generate("hi", sampling=SMALL)
-    return time.perf_counter() - started_s
+class Wait(NamedTuple):
+    """How long a small request took, and the CPU time of the process meanwhile, in seconds."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def wait_of_small(engine: StarsEngine, prompt: str = "hi") -> Wait:
+    started_s, started_cpu_s = time.perf_counter(), time.process_time()
+    engine.generate(prompt, sampling=SMALL)
+    return Wait(time.perf_counter() - started_s, time.process_time() - started_cpu_s)
 
 
 def measure(engine: StarsEngine, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -122,6 +146,30 @@ def measure(engine: StarsEngine, arguments: dict[str, Any], seconds: float) -> d
     return {"waits": waits, "ended": ended}
 
 
+def measure_singles(engine: StarsEngine, run: int) -> dict[str, Any]:
+    """Let 320 callers with one prompt each start together beside a call of 600 prompts."""
+    lengths = SMALL.replace(max_tokens=64)
+    with engine.stream([f"Film {run} {i}" for i in range(600)], sampling=lengths) as stream:
+        ended = threading.Event()
+        num_segments = num_done = 0
+
+        def count() -> None:
+            nonlocal num_segments, num_done
+            for event in stream:
+                if not ended.is_set():
+                    num_segments += event.segment is not None
+                    num_done += event.result is not None
+
+        reader = threading.Thread(target=count)
+        reader.start()
+        with ThreadPoolExecutor(320) as callers:
+            waits = list(callers.map(lambda i: wait_of_small(engine, f"Hi {run} {i}"), range(320)))
+        ended.set()
+        stream.cancel()
+        reader.join()
+    return {"waits": waits, "ended": f"{num_segments} segments, {num_done} of 600 done meanwhile"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=3)
@@ -133,20 +181,30 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     params = UNBOUNDED if options.unbounded else EngineParams()
     report: dict[str, Any] = {}
-    for name, arguments_of in heavy_requests().items():
+    for name, arguments_of in {**heavy_requests(), "singles": None}.items():
         if options.only and name not in options.only:
             continue
         rows = []
         for run in range(options.repetitions):
-            arguments = arguments_of(run)  # made before anything is measured
+            # Made before anything is measured.
+            arguments = None if arguments_of is None else arguments_of(run)
             # An engine of its own, since a call that is in line cannot be withdrawn.
             with StarsEngine(StarsConfig(engine=params)) as engine:
-                alone = median(wait_of_small(engine) for _ in range(4))
-                rows.append({"alone": alone, **measure(engine, arguments, options.seconds)})
+                alone = [wait_of_small(engine) for _ in range(5)][1:]
+                row = (
+                    measure_singles(engine, run)
+                    if arguments is None
+                    else measure(engine, arguments, options.seconds)
+                )
+                rows.append({"alone": alone, **row})
+        waits = [[wait.wall_s for wait in row["waits"]] for row in rows]
+        cpu = [max(wait.cpu_s for wait in row["waits"]) for row in rows]
         report[name] = {
-            "alone_s": round(median(row["alone"] for row in rows), 3),
-            "median_s": round(median(median(row["waits"]) for row in rows), 3),
-            "longest_s": round(median(max(row["waits"]) for row in rows), 3),
+            "alone_s": round(median(wait.wall_s for row in rows for wait in row["alone"]), 3),
+            "alone_cpu_s": round(median(wait.cpu_s for row in rows for wait in row["alone"]), 3),
+            "median_s": round(median(map(median, waits)), 3),
+            "longest_s": round(median(map(max, waits)), 3),
+            "longest_cpu_s": round(median(cpu), 3),
             "heavy": rows[-1]["ended"],
         }
         print(name, json.dumps(report[name]), flush=True)

@@ -12,7 +12,8 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 
 from langchain_stars.conversations import tool_of
-from langchain_stars.structured import METHODS, described, parser_of, reading, stated
+from langchain_stars.parsers import METHODS, parser_of
+from langchain_stars.structured import described, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
 from stars_engine import JsonGrammar
 from stars_engine.integrations import check_tools, grammar_of_schema, read_tool_choice

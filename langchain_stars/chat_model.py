@@ -328,6 +328,10 @@ class ChatStars(StarsFields, BindsTools, BaseChatModel):
                 message = "response_format and grammar both constrain the answer. Hint: give one"
                 raise ConfigError("ChatStars", [Problem("response_format", message)])
             kwargs = kwargs if grammar is None else {**kwargs, "grammar": grammar}
+            if grammar is not None and kwargs.get("tools") and kwargs.get("tool_choice") != "none":
+                message = "an answer follows either its schema or tools, because a grammar holds "
+                message += "one of them. Hint: give agents with tools ToolStrategy(schema)"
+                raise ConfigError("ChatStars", [Problem("response_format", message)])
         settings, call = self._call(stop, kwargs)
         if settings.sampling == "model":
             call["sampling"] = self._sampling(settings)

@@ -20,14 +20,17 @@ OF_CALL = ("reward_prompt", "trace", "stream")
 # Keywords of other providers that change nothing here: how their servers are reached, and by whom.
 _REMOTE = (
     *("api_key", "base_url", "max_retries", "organization", "default_headers", "user"),
-    *("service_tier", "store"),
+    *("service_tier", "store", "openai_api_key", "openai_api_base", "openai_organization"),
+    *("default_query", "extra_headers", "http_client", "http_async_client", "stream_usage"),
 )
 # Their names for fields of ours.
 _OTHER_NAMES = {
     "timeout": "deadline_s",
+    "request_timeout": "deadline_s",
     "stop_sequences": "stop",
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
+    "num_predict": "max_tokens",
 }
 _HINTS = {
     "logprobs": "rewards and attempts are in the metadata with trace=True",

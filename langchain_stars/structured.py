@@ -1,4 +1,4 @@
-"""Structured output: parse the answers for a schema, and report why parsing fails."""
+"""Structured output: models whose answers are parsed, and why an answer cannot be."""
 
 from __future__ import annotations
 
@@ -6,34 +6,21 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from operator import itemgetter
-from typing import Annotated, Any, Literal, cast
+from typing import Any
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.output_parsers import (
-    BaseOutputParser,
-    JsonOutputParser,
-    PydanticOutputParser,
-)
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
-from langchain_core.outputs import Generation
-from langchain_core.runnables import (
-    Runnable,
-    RunnableGenerator,
-    RunnableMap,
-)
+from langchain_core.output_parsers import BaseOutputParser
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap
 from langchain_core.runnables.passthrough import RunnableAssign
+from langchain_core.runnables.utils import AddableDict
 from langchain_core.utils.function_calling import convert_to_json_schema
-from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, SkipValidation, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from langchain_stars.parsers import CallParser
 from langchain_stars.refusals import StarsRefusalError, refusal_of
 from langchain_stars.tools import is_plain_type
 from stars_engine.schema_formats.wrappings import NamedSchema
-
-Method = Literal["json_schema", "function_calling", "json_mode"]
-METHODS = ("json_schema", "function_calling", "json_mode")
 
 
 def stated(schema: Any, found: NamedSchema | None) -> Any:
@@ -58,90 +45,6 @@ def described(found: NamedSchema) -> dict[str, Any]:
     return {**about, **(found.schema or {})}
 
 
-def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
-    """Return a parser of answers, to objects of a pydantic model or to dictionaries.
-
-    Args:
-        schema: The requested schema.
-        method: The method of structured output.
-        name: The name of the tool, for "function_calling".
-    """
-    is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
-    if method == "function_calling":
-        model = cast("Any", schema) if is_model else None
-        return CallParser(key_name=name, first_tool_only=True, model=model)
-    if is_model:
-        return ModelParser(pydantic_object=schema)
-    if is_plain_type(schema):
-        return TypeParser(kind=schema)
-    return JsonOutputParser()
-
-
-def _validated(model: Any, value: Any) -> Any:
-    """Return an object of a pydantic model, from a value that was read from JSON.
-
-    It is validated as JSON, because strict models accept no dates, bytes or tuples from Python's
-    strings and lists.
-    """
-    if issubclass(model, BaseModel):
-        return model.model_validate_json(json.dumps(value))
-    return model.parse_obj(value)
-
-
-class ModelParser(PydanticOutputParser[Any]):
-    """Parses JSON to objects of a pydantic model."""
-
-    def _parse_obj(self, obj: Any) -> Any:
-        try:
-            return _validated(self.pydantic_object, obj)
-        except ValueError as error:
-            raise self._parser_exception(error, obj) from error
-
-
-class TypeParser(BaseOutputParser[Any]):
-    """Parses JSON to a value of a type, such as a member of an enum."""
-
-    kind: SkipValidation[Any]
-
-    def parse(self, text: str) -> Any:
-        """Return the value.
-
-        Raises:
-            OutputParserException: The text is not JSON of the type.
-        """
-        try:
-            return TypeAdapter(self.kind).validate_json(text)
-        except ValidationError as error:
-            raise OutputParserException(
-                f"the answer is not valid: {error}", llm_output=text
-            ) from error
-
-
-class CallParser(JsonOutputKeyToolsParser):
-    """Parses the arguments of a tool call, to an object of a pydantic model if there is one.
-
-    LangChain's own parser finds pydantic models by their titles, which are not names of tools.
-    """
-
-    model: Annotated[Any, SkipValidation()] = None
-
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        """Return the arguments of the call; None if there is no call, or no complete one yet.
-
-        Raises:
-            ValueError: The model does not accept the arguments.
-        """
-        arguments = super().parse_result(result, partial=partial)
-        if arguments is None or self.model is None:
-            return arguments
-        try:
-            return _validated(self.model, arguments)
-        except ValueError:
-            if partial:
-                return None
-            raise
-
-
 def reading(
     model: Runnable[Any, AIMessage], parser: BaseOutputParser[Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
@@ -151,14 +54,54 @@ def reading(
     parsing = RunnableGenerator(*checks) | parser
     if not include_raw:
         return model | parsing
+    outcomes = partial(_outcomes, parsing=parsing), partial(_aoutcomes, parsing=parsing)
     # RunnablePassthrough.assign creates a class at runtime, which cannot be pickled.
-    parsed = RunnableAssign(RunnableMap(parsed=itemgetter("raw") | parsing, parsing_error=_nothing))
-    unparsed = RunnableAssign(RunnableMap(parsed=_nothing))
-    return RunnableMap(raw=model) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+    read = RunnableAssign(RunnableMap(read=itemgetter("raw") | RunnableGenerator(*outcomes)))
+    return RunnableMap(raw=model) | read | RunnableGenerator(_flat, _aflat)
 
 
-def _nothing(_: Any) -> None:
-    return None
+def _outcomes(
+    messages: Iterator[BaseMessage], *, parsing: Runnable[Any, Any]
+) -> Iterator[AddableDict]:
+    """Yield what was parsed, and then whether it failed; also in streams, nothing is raised."""
+    error, is_parsed = None, False
+    try:
+        for value in parsing.transform(messages):
+            is_parsed = True
+            yield AddableDict(parsed=value)
+    except Exception as raised:  # noqa: BLE001 - of validators, too
+        error = raised
+    yield _end(error, is_parsed=is_parsed)
+
+
+async def _aoutcomes(
+    messages: AsyncIterator[BaseMessage], *, parsing: Runnable[Any, Any]
+) -> AsyncIterator[AddableDict]:
+    error, is_parsed = None, False
+    try:
+        async for value in parsing.atransform(messages):
+            is_parsed = True
+            yield AddableDict(parsed=value)
+    except Exception as raised:  # noqa: BLE001 - of validators, too
+        error = raised
+    yield _end(error, is_parsed=is_parsed)
+
+
+def _end(error: Exception | None, *, is_parsed: bool) -> AddableDict:
+    nothing = {} if is_parsed and error is None else {"parsed": None}
+    return AddableDict(nothing, parsing_error=error)
+
+
+def _flat(answers: Iterator[dict[str, Any]]) -> Iterator[AddableDict]:
+    for answer in answers:
+        raw = {name: part for name, part in answer.items() if name != "read"}
+        yield AddableDict({**raw, **answer.get("read", {})})
+
+
+async def _aflat(answers: AsyncIterator[dict[str, Any]]) -> AsyncIterator[AddableDict]:
+    async for answer in answers:
+        for flat in _flat(iter([answer])):
+            yield flat
 
 
 def _checked(messages: Iterator[BaseMessage], *, by_call: bool) -> Iterator[BaseMessage]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import Any, get_origin
+from dataclasses import is_dataclass
+from typing import Any, NewType, get_origin
 
 from langchain_core.tools import BaseTool, Tool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, TypeAdapter
-from pydantic.errors import PydanticInvalidForJsonSchema
-from typing_extensions import is_typeddict
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from typing_extensions import TypeAliasType, is_typeddict
 
 from langchain_stars.typed_dicts import typed_dict_schema
 from stars_engine import PromptError
@@ -64,9 +64,21 @@ def read_schema(schema: Any) -> NamedSchema:
 
 
 def is_plain_type(schema: Any) -> bool:
-    """Whether a schema is an enum, or a type with parameters such as `list[int]`."""
-    is_enum = isinstance(schema, type) and issubclass(schema, Enum)
-    return is_enum or get_origin(schema) is not None
+    """Whether a schema is a type such as `int`, an enum or `list[int]`, and not that of an object.
+
+    Classes with fields or arguments have names for their values, which the model should write.
+    """
+    if get_origin(schema) is not None or isinstance(schema, NewType | TypeAliasType):
+        return True
+    if not isinstance(schema, type) or is_typeddict(schema) or _is_model(schema):
+        return False
+    if is_dataclass(schema) or hasattr(schema, "_fields"):  # the latter has a named tuple
+        return False
+    try:
+        TypeAdapter(schema).json_schema(schema_generator=ModelJsonSchema)
+    except PydanticUserError:
+        return False
+    return True
 
 
 def name_of_model(model: type) -> str:

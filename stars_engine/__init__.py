@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stars_engine.calibration.verify import Verification, verify
     from stars_engine.config import (
         AlignParams,
+        Alternative,
         ChoiceGrammar,
         ClassifierReward,
         CompositeReward,
@@ -92,7 +93,8 @@ _HOMES = {
     "stars_engine.calibration.verify": "Verification verify",
     "stars_engine.config.presets": "preset",
     "stars_engine.config": (
-        "AlignParams ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar EngineParams "
+        "AlignParams Alternative ChoiceGrammar ClassifierReward CompositeReward EbnfGrammar "
+        "EngineParams "
         "FunctionReward GuardReward GuardrailReward JsonGrammar OpenAIServerModel ProcessReward "
         "RegexGrammar RewardPart SamplingParams ServerProcessReward ServerReward ServerYesNoReward "
         "StarsConfig TransformersModel VLLMModel VLLMReward ValueReward YesNoReward"
@@ -119,6 +121,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.s
 __all__ = [
     "AlignParams",
     "AlignmentError",
+    "Alternative",
     "Attempt",
     "AutoSchedule",
     "CalibratedSchedule",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard, TypeVar
 
 from stars_engine.protocols import has_members
@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Pause = TypeVar("Pause")
 
 _MESSAGES = (
     "out of memory",
@@ -95,24 +96,25 @@ def catch_oom(run: Callable[[], object]) -> Exception | None:
 
 
 def iterate_in_smaller_batches(
-    run: Callable[[Sequence[Item]], Sequence[Result]],
+    run: Callable[[Sequence[Item]], Generator[Pause, None, Sequence[Result]]],
     items: Sequence[Item],
     *,
     what: str,
     free_unused: Callable[[int], None],
     most: int | None = None,
-) -> Iterator[Result]:
+) -> Iterator[Result | Pause]:
     """Run items together; when memory runs out, in batches of half as many, and so on.
 
     Args:
-        run: Returns a result for each item; may be called again after it has failed.
+        run: Returns a result for each item, after what it yields; may be called again after it has
+            failed.
         items: What to run.
         what: The items' name in the log.
         free_unused: Frees memory; takes how many items will be tried at once.
         most: Items to try at once; None for all.
 
     Yields:
-        The result of each item, in order.
+        What `run` yields, and the result of each item, in order.
 
     Raises:
         RuntimeError: Out of memory with a single item, after memory was freed. The results of the
@@ -123,7 +125,7 @@ def iterate_in_smaller_batches(
     start, is_last_try = 0, False
     while start < len(items):
         try:
-            results = run(items[start : start + size])
+            results = yield from run(items[start : start + size])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_last_try:
                 raise
@@ -146,8 +148,13 @@ def in_smaller_batches(
     what: str,
     free_unused: Callable[[int], None],
 ) -> list[Result]:
-    """Return what `iterate_in_smaller_batches` yields."""
-    return list(iterate_in_smaller_batches(run, items, what=what, free_unused=free_unused))
+    """Run items as `iterate_in_smaller_batches` does; return the result of each item."""
+
+    def run_whole(some: Sequence[Item]) -> Generator[Result, None, Sequence[Result]]:
+        yield from ()  # without pauses
+        return run(some)
+
+    return list(iterate_in_smaller_batches(run_whole, items, what=what, free_unused=free_unused))
 
 
 def strip_traceback(error: Exception) -> Exception:

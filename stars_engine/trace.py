@@ -124,9 +124,10 @@ def _describe(segment: Segment) -> str:
     kept = next((a for a in segment.attempts if a.verdict != "rejected"), None)
     reward = f"{segment.reward:.3g}" if kept is None else _reward(kept)
     after = f", after rejecting {', '.join(rejected)}" if rejected else ""
+    by = "" if segment.alternative is None else f" by alternative {segment.alternative}"
     return (
         f"{segment.verdict}, reward {reward} against {segment.threshold:.3g}, "
-        f"attempt {segment.num_attempts}{after}"
+        f"attempt {segment.num_attempts}{by}{after}"
     )
 
 

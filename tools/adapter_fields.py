@@ -30,7 +30,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, SkipValidation
 from pydantic.json_schema import SkipJsonSchema
 
-from stars_engine.config import Grammar, ModelConfig, RewardConfig, StarsConfig
+from stars_engine.config import Alternative, Grammar, ModelConfig, RewardConfig, StarsConfig
 from stars_engine.schedules import Schedule
 
 
@@ -45,6 +45,7 @@ WIDER = {
     "stop": "list[str] | str",
     "stop_token_ids": "list[int]",
     "schedule": "dict[str, Any]",
+    "alternatives": "list[Alternative | dict[str, Any]]",
 }
 FACTORIES = {
     "model": "lambda: StarsConfig().model",

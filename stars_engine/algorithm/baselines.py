@@ -79,6 +79,7 @@ def samples_of(rollout: Rollout, n: int) -> Iterator[Rollout]:
             noise=StreamNoise(rollout.noise, stream),
             prefill=rollout.prefill,
             spans=rollout.spans,
+            alternatives=rollout.alternatives,
         )
 
 
@@ -119,6 +120,10 @@ class StreamNoise:
     def acceptance_uniform(self, *, position: int, attempt: int) -> float:
         """See `Noise`."""
         return self._noise.acceptance_uniform(position=position, attempt=self._stream)
+
+    def proposal_index(self, *, position: int, attempt: int, shares: Sequence[float]) -> int:
+        """See `Noise`."""
+        return self._noise.proposal_index(position=position, attempt=self._stream, shares=shares)
 
 
 def _as_draw(sample: Rollout, verdict: Verdict) -> Draw:

@@ -26,12 +26,15 @@ class Draft:
         entropies: For each token of the candidate, the entropy in nats of the model's distribution
             before it was drawn, at temperature 1 and without filters; empty if not requested.
         features: Features of all its tokens, for the probes of the request; see `features`.
+        alternative: The alternative that proposed it, as a position in `AlignParams.alternatives`;
+            None for the plain prompt. The engine sets it.
     """
 
     token_ids: tuple[int, ...]
     lookahead_ids: tuple[int, ...] = ()
     entropies: tuple[float, ...] = ()
     features: Features = field(default_factory=dict, compare=False, repr=False)
+    alternative: int | None = None
 
 
 class Detokenizer(Protocol):
@@ -81,6 +84,7 @@ class Candidate:
         num_lookahead_tokens: Lookahead tokens that the reward model sees.
         num_generated_tokens: All tokens generated for it, including those after its end.
         features: Features of the draft's tokens.
+        alternative: See `Draft`.
     """
 
     token_ids: tuple[int, ...]
@@ -90,6 +94,7 @@ class Candidate:
     num_lookahead_tokens: int
     num_generated_tokens: int
     features: Features = field(default_factory=dict, compare=False, repr=False)
+    alternative: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ class DraftParser:
             num_lookahead_tokens=scored.size - segment.size,
             num_generated_tokens=len(draft.token_ids) + len(draft.lookahead_ids),
             features=draft.features,
+            alternative=draft.alternative,
         )
 
     def _sentence_len(self, draft: Sequence[int]) -> int:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 
-_TOKENS, _ACCEPTANCE = 0, 1  # separate streams, so accepting everything equals plain sampling
+# Separate streams, so accepting everything equals plain sampling.
+_TOKENS, _ACCEPTANCE, _PROPOSALS = 0, 1, 2
 
 
 class Noise(Protocol):
@@ -25,6 +28,13 @@ class Noise(Protocol):
 
     def acceptance_uniform(self, *, position: int, attempt: int) -> float:
         """Return the uniform that tests attempt `attempt` of the segment at `position`."""
+        ...
+
+    def proposal_index(self, *, position: int, attempt: int, shares: Sequence[float]) -> int:
+        """Return which of several proposals, of the given probabilities, makes an attempt.
+
+        It is asked for only if there are alternatives to the plain prompt, once for each attempt.
+        """
         ...
 
 
@@ -44,6 +54,12 @@ class CounterNoise:
     def acceptance_uniform(self, *, position: int, attempt: int) -> float:
         """See `Noise`."""
         return self._uniforms(position, attempt, _ACCEPTANCE, 1)[0]
+
+    def proposal_index(self, *, position: int, attempt: int, shares: Sequence[float]) -> int:
+        """See `Noise`."""
+        [uniform] = self._uniforms(position, attempt, _PROPOSALS, 1)
+        cdf = list(accumulate(shares))
+        return min(bisect_right(cdf, uniform * cdf[-1]), len(cdf) - 1)
 
     def _uniforms(self, position: int, attempt: int, stream: int, count: int) -> list[float]:
         # Each position has a counter block of four words, of which only the first is used. So a

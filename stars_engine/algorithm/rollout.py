@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftParser, Draw
 from stars_engine.algorithm.diversity import count_repeats
 from stars_engine.algorithm.features import Features, extended
@@ -42,6 +43,7 @@ class Rollout:
         prefill: The start of the answer that the prompt already contains. The reward model sees it.
         fallback: The part of `text` that replaces an answer.
         spans: Finds the spans of the completion that are scored; None if it is plain text.
+        alternatives: Alternatives to the prompt, from which some draws are proposed.
         token_ids: The completion so far.
         text: Its text: what `segments` have emitted plus what is held back.
         features: Features of the prompt's last token and of the completion's tokens.
@@ -66,6 +68,7 @@ class Rollout:
     prefill: str = ""
     fallback: str = ""
     spans: AnswerSpans | None = None
+    alternatives: tuple[AlternativeIds, ...] = ()
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     features: Features = field(default_factory=dict)
@@ -97,9 +100,10 @@ class Rollout:
         return self.text[: self._num_emitted]
 
     @property
-    def max_num_tokens(self) -> int:
-        """Tokens of the prompt and of the longest possible answer."""
-        return len(self.prompt_ids) + self.sampling.max_tokens
+    def prompt_lens(self) -> list[int]:
+        """Tokens of each prompt that is cached for it: the plain one, and those of alternatives."""
+        others = (each.prompt_ids for each in self.alternatives)
+        return [len(self.prompt_ids), *(len(ids) for ids in others if ids is not None)]
 
     @property
     def next_len(self) -> int:
@@ -113,8 +117,9 @@ class Rollout:
 
     @property
     def max_attempts(self) -> int:
-        """Draws per segment; one at temperature 0, since all would be equal."""
-        return 1 if self.sampling.temperature == 0 else self.align.max_attempts
+        """Draws per segment; one at temperature 0 without alternatives: all would be equal."""
+        all_equal = self.sampling.temperature == 0 and not self.alternatives
+        return 1 if all_equal else self.align.max_attempts
 
     @property
     def needs_prompt_reward(self) -> bool:
@@ -239,6 +244,7 @@ class Rollout:
             acceptance_prob=attempt.acceptance_prob if attempt else None,
             verdict=verdict,
             attempts=tuple(draw.attempt for draw in self.draws),
+            alternative=candidate.alternative,
         )
         self.segments.append(segment)
         self.draws.clear()

@@ -133,6 +133,7 @@ def judge(rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
         parts=None if score.parts is None else dict(score.parts),
         ends_text=candidate.finish_reason == "stop",
         text=candidate.text[len(rollout.text) :] if rollout.align.keep_rejected_text else None,
+        alternative=candidate.alternative,
     )
     return Draw(candidate, attempt)
 
@@ -217,7 +218,9 @@ def _is_near_duplicate(draw: Draw, other: Draw) -> bool:
 def warn_of_greedy(settings: Iterable[tuple[SamplingParams, AlignParams]]) -> None:
     """Warn that rejection has no effect at temperature 0, where all draws are equal."""
     for sampling, align in settings:
-        if sampling.temperature == 0 and not isinstance(align.schedule, NoSchedule):
+        proposals_differ = any(each.share for each in align.alternatives)
+        tests = not isinstance(align.schedule, NoSchedule)
+        if sampling.temperature == 0 and tests and not proposals_differ:
             warnings.warn(
                 "temperature is 0, so all draws of a segment are equal: each is drafted and "
                 "judged once, then on_exhausted applies. Hint: set a temperature above 0",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
@@ -51,6 +52,9 @@ class DraftRequest:
         handle: Belongs to the request whose prefix it is; its candidates share it.
         probes: Probes whose features the draft is to carry; they are attached to the model.
         entropies: Whether the draft reports entropies; see `Draft`.
+        forced: Tokens with which the draft begins instead of drawing them, at most as many as
+            there are uniforms. Those after them use their own uniforms.
+        alternative: See `Draft`; language models do not read it.
     """
 
     token_ids: Sequence[int]
@@ -61,6 +65,8 @@ class DraftRequest:
     handle: PrefixHandle = field(default_factory=PrefixHandle, compare=False)
     probes: Sequence[Any] = ()
     entropies: bool = False
+    forced: tuple[int, ...] = ()
+    alternative: int | None = None
 
     @property
     def num_completion_tokens(self) -> int:
@@ -104,6 +110,52 @@ class LanguageModel(Detokenizer, Protocol):
             MissingExtraError: The library for grammars is not installed.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A point at which drafting may be paused.
+
+    Attributes:
+        num_left: Tokens that the longest row still drafts, at most.
+        waits_for: What the next token needs from another thread, if anything.
+    """
+
+    num_left: int
+    waits_for: Future[Any] | None = None
+
+
+Parts = Generator[Pause, None, Sequence[Draft | GenerationError]]
+
+
+class PausableLanguageModel(LanguageModel, Protocol):
+    """A language model whose drafts can be paused, so that shorter ones do not wait for them.
+
+    A class that overrides `draft` also overrides `draft_in_parts`, or its drafts are not paused.
+    """
+
+    def draft_in_parts(self, requests: Sequence[DraftRequest]) -> Parts:
+        """Draft as `draft` does, and return the same.
+
+        While it is paused, the model may draft for other requests. It may never be resumed, but
+        closed.
+
+        Yields:
+            At each token, where it may be paused.
+        """
+        ...
+
+
+def is_pausable(model: LanguageModel) -> TypeGuard[PausableLanguageModel]:
+    """Return whether a language model implements `PausableLanguageModel`."""
+    classes = {name: _class_with(model, name) for name in ("draft", "draft_in_parts")}
+    is_replaced = "draft" in getattr(model, "__dict__", {})
+    return not is_replaced and None is not classes["draft"] is classes["draft_in_parts"]
+
+
+def _class_with(model: object, name: str) -> type | None:
+    """Return the class that defines a method of an object."""
+    return next((each for each in type(model).__mro__ if name in vars(each)), None)
 
 
 class AsyncLanguageModel(LanguageModel, Protocol):

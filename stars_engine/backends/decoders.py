@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +59,17 @@ class Decoder(Protocol):
             prefixes: The tokens of each, and what its holder got the last time, or None.
         """
         ...
+
+    def compute_in_parts(
+        self, prefixes: Sequence[tuple[Sequence[int], Any]]
+    ) -> Generator[int, None, Sequence[ComputedPrefix]]:
+        """Do as `compute`; others may be computed between two parts. Most decoders have one part.
+
+        Yields:
+            How many parts are left, between two parts.
+        """
+        yield from ()
+        return self.compute(prefixes)
 
     def set_probes(self, probes: ProbeSet | None) -> None:
         """Compute other features from now on. What was computed without them is forgotten."""

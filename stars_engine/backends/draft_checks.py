@@ -30,6 +30,7 @@ def checked_draft(
             _plain_ids(draft.lookahead_ids),
             tuple(draft.entropies),
             dict(draft.features),
+            request.alternative,
         )
         problem = _problem_of(checked, request, model)
     except (AttributeError, TypeError) as error:
@@ -55,6 +56,8 @@ def _problem_of(draft: Draft, request: DraftRequest, model: LanguageModel) -> st
     ends = (at for at, token in enumerate(whole) if model.is_end(token, request.sampling))
     if not 0 < len(ids) <= asked:
         problem = f"has {len(ids)} tokens where 1 to {asked} were asked for"
+    elif ids[: len(request.forced)] != request.forced[: len(ids)]:
+        problem = "does not begin with the tokens of DraftRequest.forced"
     elif len(ahead) > request.lookahead:
         problem = f"has {len(ahead)} tokens of lookahead where {request.lookahead} were asked for"
     elif min(whole) < 0 or max(whole) >= model.vocab_size:

@@ -54,6 +54,11 @@ class GrammarMasks:
             others = [None if row in self._tried else state for row, state in enumerate(states)]
             self._soon = self._grammars.allowed_soon(others, self._stop_token_ids)
 
+    @property
+    def pending(self) -> Future[NDArray[np.bool_]] | None:
+        """The masks of the next step, while they are being computed."""
+        return None if self._soon is None or self._soon.done() else self._soon
+
     def allowed(self, logits: torch.Tensor, num_needed: int | None) -> torch.Tensor | Shortlist:
         """Return which tokens may come next: all, or the likeliest and ties with the last of them.
 

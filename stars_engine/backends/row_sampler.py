@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from stars_engine.backends.draft_batch import DraftRow
 from stars_engine.backends.grammar_masks import GrammarMasks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
-from stars_engine.sampling import on_device, precise_dtype, propose, uses_penalties
+from stars_engine.sampling import NO_TOKEN, on_device, precise_dtype, propose, uses_penalties
 
 
 class RowSampler:
@@ -42,6 +44,7 @@ class RowSampler:
             dtype=precise_dtype(device),
             device=device,
         )
+        self._forced = _forced_tokens(requests, device)
         self._groups: list[_Group] = []
         by_sampling: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, request in enumerate(requests):
@@ -61,7 +64,8 @@ class RowSampler:
         """Return a token for each row, `(rows,)`, from `(rows, vocab)` logits.
 
         Masks are those of the last `prepare`. A row in its lookahead gets its likeliest token.
-        `NO_TOKEN` means that a row's logits and settings leave nothing to draw.
+        `NO_TOKEN` means that a row's logits and settings leave nothing to draw. A forced token
+        is taken whatever they leave.
         """
         quantiles = self._quantiles[:, step]
         looks_ahead = [step >= count for count in self._num_candidate]
@@ -80,6 +84,9 @@ class RowSampler:
             # A single group is all rows: indexing would copy the logits.
             own = slice(None) if len(self._groups) == 1 else group.rows
             drawn = group.draw(logits[own], quantiles[own], banned, greedy)
+            if self._forced is not None and step < self._forced.shape[1]:
+                forced = self._forced[own, step]
+                drawn = torch.where(forced == NO_TOKEN, drawn, forced)
             tokens[own] = drawn
             if group.counts is not None:
                 # A row with no token has ended; its counts are not used.
@@ -94,6 +101,12 @@ class RowSampler:
                 # Rows that are done need no mask.
                 states = [None if rows[row].done else rows[row].grammar for row in group.indices]
                 group.masks.prepare(states)
+
+    @property
+    def waits_for(self) -> Future[Any] | None:
+        """A mask of the next step that is still being computed, if there is one."""
+        pending = (None if group.masks is None else group.masks.pending for group in self._groups)
+        return next((future for future in pending if future is not None), None)
 
 
 class _Group:
@@ -159,6 +172,15 @@ class _Group:
         if self.counts is not None and self.in_prompt is not None:
             self.counts, self.in_prompt = self.counts.to(device), self.in_prompt.to(device)
         return self
+
+
+def _forced_tokens(requests: Sequence[DraftRequest], device: torch.device) -> torch.Tensor | None:
+    """Return `(rows, steps)` tokens that are not drawn, `NO_TOKEN` elsewhere; None if all are."""
+    width = max(len(request.forced) for request in requests)
+    if not width:
+        return None
+    rows = [[*r.forced, *[NO_TOKEN] * (width - len(r.forced))] for r in requests]
+    return torch.tensor(rows, device=device)
 
 
 def _count(ids: Sequence[int], vocab_size: int) -> torch.Tensor:

@@ -79,7 +79,7 @@ class DraftInParts:
 
     def __init__(self, request: DraftRequest, stop_ids: Collection[int]) -> None:
         self._request, self._stop_ids = request, frozenset(stop_ids)
-        self._ids: list[int] = []
+        self._ids: list[int] = list(request.forced)
         self._ahead: list[int] = []
         self._ended = False
 

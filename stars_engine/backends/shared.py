@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from stars_engine.kv_cache.cuda_graphs import CudaGraphs, GraphRows
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
 from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
 
-_MAX_TOKENS = 2048  # of prompts, computed in one pass
+_MAX_TOKENS = 512  # of prompts, computed in one pass; between two, others may be drafted
 
 
 class SharedPrefixDecoder(Decoder):
@@ -36,22 +36,20 @@ class SharedPrefixDecoder(Decoder):
             lambda ids, positions, cache: forward(ids, positions=positions, cache=cache),
             context_len,
         )
-        # Without a fused kernel a pass has all its attention scores in memory.
-        max_tokens = _MAX_TOKENS if runner.device.type == "cpu" else _MAX_TOKENS // 4
-        self.cache = PrefixCache(self._extend, runner.weights_changed, max_tokens=max_tokens)
+        self.cache = PrefixCache(self._extend, runner.weights_changed, max_tokens=_MAX_TOKENS)
         self._use_graphs = use_graphs
         self._graphs = CudaGraphs(runner, self.cache.pool)
 
     def compute(self, prefixes: Sequence[tuple[Sequence[int], Any]]) -> list[PinnedPrefix]:
         """See `Decoder`."""
-        return self.cache.fetch(
-            [
-                PrefixRequest(
-                    list(ids), (len(ids) - 1,), known if isinstance(known, PinnedPrefix) else None
-                )
-                for ids, known in prefixes
-            ]
-        )
+        return self.cache.fetch([_prefix_request(*prefix) for prefix in prefixes])
+
+    def compute_in_parts(
+        self, prefixes: Sequence[tuple[Sequence[int], Any]]
+    ) -> Generator[int, None, list[PinnedPrefix]]:
+        """See `Decoder`."""
+        asked = [_prefix_request(*prefix) for prefix in prefixes]
+        return (yield from self.cache.fetch_in_parts(asked))
 
     def set_probes(self, probes: ProbeSet | None) -> None:
         """See `Decoder`."""
@@ -72,7 +70,10 @@ class SharedPrefixDecoder(Decoder):
             rows = EagerRows(pool, cached, num_tokens, self._runner.device)
             uncommitted = UncommittedRows(rows.kv)
         self.cache.add_uncommitted(cached, uncommitted)
-        return _SharedBranches(self._runner, rows, uncommitted)
+        branches = _SharedBranches(self._runner, self.cache, rows, uncommitted)
+        if isinstance(rows, GraphRows):
+            rows.keep_for(branches)
+        return branches
 
     @property
     def bytes_per_token(self) -> int:
@@ -102,17 +103,28 @@ class SharedPrefixDecoder(Decoder):
         return [[output.row(index)] for index in range(len(prefixes))]
 
 
+def _prefix_request(ids: Sequence[int], known: Any) -> PrefixRequest:
+    pinned = known if isinstance(known, PinnedPrefix) else None
+    return PrefixRequest(list(ids), (len(ids) - 1,), pinned)
+
+
 class _SharedBranches(Branches):
     """Rows of scratch KV; one that is accepted moves into its prefix later."""
 
     def __init__(
-        self, runner: ModelRunner, rows: EagerRows | GraphRows, uncommitted: UncommittedRows
+        self,
+        runner: ModelRunner,
+        cache: PrefixCache,
+        rows: EagerRows | GraphRows,
+        uncommitted: UncommittedRows,
     ) -> None:
-        self._runner, self._rows, self._uncommitted = runner, rows, uncommitted
+        self._runner, self._cache = runner, cache
+        self._rows, self._uncommitted = rows, uncommitted
         self._output = StepOutput(torch.empty(0))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Branches`."""
+        self._cache.note_use(self._uncommitted)
         if isinstance(self._rows, GraphRows):
             self._output = self._rows.step(tokens)
         else:
@@ -127,5 +139,7 @@ class _SharedBranches(Branches):
 
     def keep_last(self) -> None:
         """See `Branches`."""
+        if self._uncommitted.kv is None:  # freed during a pause
+            return
         is_static = isinstance(self._rows, GraphRows)  # the next rows of this shape overwrite it
         self._uncommitted.last_output = self._output.clone() if is_static else self._output

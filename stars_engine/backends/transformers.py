@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.base import DraftRequest
+from stars_engine.backends.base import DraftRequest, Pause
 from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.draft_batch import DraftBatch
 from stars_engine.backends.facts import find_end_ids, sampling_of
@@ -72,22 +72,45 @@ class TransformersBackend:
 
     # --- LanguageModel ---
 
-    @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft | GenerationError]:
         """Draft all candidates and their lookaheads together, one token of each row per step.
 
         Features of a draft's last token take one step more, which computes the token for the next
         segment, too, if the draft is accepted.
         """
+        parts = self.draft_in_parts(requests)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                drafts: list[Draft | GenerationError] = end.value
+                return drafts
+
+    @torch.inference_mode()
+    def draft_in_parts(
+        self, requests: Sequence[DraftRequest]
+    ) -> Generator[Pause, None, list[Draft | GenerationError]]:
+        """See `PausableLanguageModel`."""
+        while (drafts := (yield from self._draft(requests))) is None:
+            pass  # the probes changed during a pause
+        return drafts
+
+    def _draft(
+        self, requests: Sequence[DraftRequest]
+    ) -> Generator[Pause, None, list[Draft | GenerationError] | None]:
+        """Draft; return None if other features are computed now than at the beginning."""
         device = self.model.get_input_embeddings().weight.device
         self._probed.apply(self.decoder, device)
-        prefixes = self._compute_prefixes(requests)
+        num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
+        probes = self._probed.current
+        prefixes = yield from self._compute_prefixes(requests, num_tokens)
+        if self._probed.current is not probes:
+            return None
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
         batch = DraftBatch(requests, grammars, self.is_end, logits.device)
         sampler.prepare(batch.rows)
-        num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
         recorder = None
         if self._probed.current is not None and any(request.probes for request in requests):
             recorder = FeatureRecorder(self._probed.current, prefixes, num_tokens)
@@ -109,6 +132,9 @@ class TransformersBackend:
             if batch.done:
                 branches.keep_last()
                 break
+            yield Pause(num_tokens - step - 1, sampler.waits_for)
+            if recorder is not None and self._probed.current is not probes:
+                return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
 
@@ -154,11 +180,19 @@ class TransformersBackend:
             self._grammars = Grammars(*self.codec.vocabulary(self.vocab_size), self.end_ids)
         return self._grammars
 
-    def _compute_prefixes(self, requests: Sequence[DraftRequest]) -> list[ComputedPrefix]:
-        """Return each request's prefix; candidates of one request share it."""
+    def _compute_prefixes(
+        self, requests: Sequence[DraftRequest], num_tokens: int
+    ) -> Generator[Pause, None, list[ComputedPrefix]]:
+        """Return each request's prefix, to draft a number of tokens; candidates share it."""
         keys = [(request.handle, tuple(request.token_ids)) for request in requests]
         distinct = dict.fromkeys(keys)
-        computed = self.decoder.compute([(ids, handle.cached) for handle, ids in distinct])
+        parts = self.decoder.compute_in_parts([(ids, handle.cached) for handle, ids in distinct])
+        while True:
+            try:
+                yield Pause(num_tokens + next(parts))
+            except StopIteration as end:
+                computed = end.value
+                break
         found = dict(zip(distinct, computed, strict=True))
         for (handle, _), each in found.items():
             handle.cached = each

@@ -70,7 +70,10 @@ def choose(segments: Sequence[SegmentTrust], default: int) -> LengthChoice:
         reason = "it has the highest lower bound; the default was not measured"
         return LengthChoice(best, verdict_of(best), reason)
     if verdict_of(usual) == "worthwhile" and usual is not best:
-        reason = f"it is the default and worthwhile; {_said(best)} has a higher lower bound"
+        reason = (
+            "it is the default and worthwhile, although the lower bound of "
+            f"segment_len={best.segment_len}, {_said(best)}, is higher"
+        )
         return LengthChoice(usual, "worthwhile", reason)
     if usual is best or not best.advantage.low > usual.advantage.value:
         reason = "it is the default, and no other length is better beyond its interval"

@@ -197,14 +197,29 @@ class _StageLog:
 
     def __init__(self) -> None:
         self._began_s = self._logged_s = time.monotonic()
+        self._done = 0
+        self._total: int | None = None  # known when the first stage is done
 
     def __call__(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        left_s = (time.monotonic() - self._began_s) / done * (total - done)
+        level = logging.WARNING if done < total and self._is_due() else logging.INFO
+        logger.log(
+            level, "Calibration: stage %d of %d is done, about %.0f s left", done, total, left_s
+        )
+
+    def within(self, done: int, total: int) -> None:
+        """Log how many prompts of the running stage have all their drafts."""
+        if self._is_due():
+            stages = "" if self._total is None else f" of {self._total}"
+            stage = f"{self._done + 1}{stages}"
+            logger.warning("Calibration: stage %s, %d of %d prompts", stage, done, total)
+
+    def _is_due(self) -> bool:
         now_s = time.monotonic()
-        left_s = (now_s - self._began_s) / done * (total - done)
-        due = now_s - self._logged_s >= LOG_EVERY_S and done < total
-        self._logged_s = now_s if due else self._logged_s
-        level = logging.WARNING if due else logging.INFO
-        logger.log(level, "Calibration: stage %d of %d, about %.0f s left", done, total, left_s)
+        is_due = now_s - self._logged_s >= LOG_EVERY_S
+        self._logged_s = now_s if is_due else self._logged_s
+        return is_due
 
 
 def _calibrate(
@@ -226,6 +241,7 @@ def _calibrate(
         len(prompts),
         cached,
     )
+    stages = _StageLog()
     schedule = calibrate(
         engine,
         prompts,
@@ -234,7 +250,8 @@ def _calibrate(
         align=align,
         sampling=sampling,
         seed=auto.seed,
-        progress=_StageLog(),
+        progress=stages,
+        stage_progress=stages.within,
         should_stop=lambda: not is_wanted(),
         detect_guard=True,
         on_untrusted=auto.on_untrusted,

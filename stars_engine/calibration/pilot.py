@@ -48,18 +48,28 @@ class StageDecoding:
         fitter: Has fitted the earlier segments.
         num_drafts: Number of drafts per prefix.
         max_rows: Maximum number of candidates drafted at once.
+        on_prompt: Called on the engine's thread when the drafts of a prompt are complete, with the
+            number of prompts for which they are.
 
     Attributes:
         collected: The collected drafts, by prompt index.
         rollouts: All answers, by prompt index.
     """
 
-    def __init__(self, fitter: Fitter, *, num_drafts: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        fitter: Fitter,
+        *,
+        num_drafts: int,
+        max_rows: int,
+        on_prompt: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.collected: dict[int, PrefixDrafts] = {}
         self.rollouts: dict[int, Rollout] = {}
         self._index = len(fitter.lines)
         self._schedules = [schedule_of(fitter, index) for index in range(self._index)]
         self._num_drafts, self._max_rows = num_drafts, max_rows
+        self._on_prompt, self._num_complete = on_prompt, 0
         self._stars = _ScoreAll()
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
@@ -99,6 +109,8 @@ class StageDecoding:
             drafts.outcomes.append(outcome)
         if len(drafts.candidates) < self._num_drafts and not verification.next_failed:
             return None  # the next step drafts the others
+        self._num_complete += 1
+        self._on_prompt(self._num_complete)
         return rollout.finish("length")
 
     def _collects(self, rollout: Rollout) -> bool:
@@ -125,6 +137,8 @@ class Pilot:
             seed leads to the same prefixes.
         num_drafts: Number of drafts per prefix and stage.
         on_stage: Called after each stage is fitted.
+        on_prompt: Called while a stage runs, on the engine's thread, with the number of prompts
+            that have all drafts of this stage, and of all prompts in it.
         should_stop: Called before each stage; if it returns true, the pilot ends.
     """
 
@@ -135,10 +149,11 @@ class Pilot:
         *,
         num_drafts: int,
         on_stage: Callable[[], None] = lambda: None,
+        on_prompt: Callable[[int, int], None] = lambda *_: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engine, self._fitter, self._num_drafts = engine, fitter, num_drafts
-        self._on_stage, self._should_stop = on_stage, should_stop
+        self._on_stage, self._on_prompt, self._should_stop = on_stage, on_prompt, should_stop
         self._rollouts: dict[int, Rollout] = {}  # the latest part of each answer, by prompt
         self._costs: dict[int, Counter[str]] = {}  # costs of its earlier parts
 
@@ -157,7 +172,7 @@ class Pilot:
             RequestError: The reward model failed on a pilot prompt, or its rewards give no
                 threshold.
         """
-        stage = self._next_stage()
+        stage = self._next_stage(len(prompts))
         self._engine.decode(
             prompts,
             stage,
@@ -172,15 +187,20 @@ class Pilot:
             unfinished = [rollout for rollout in unfinished if not rollout.finished]
             if not unfinished:
                 break
-            stage = self._next_stage()
+            stage = self._next_stage(len(unfinished))
             self._engine.resume(unfinished, stage)
         return [self._result(index) for index in sorted(self._rollouts)]
 
-    def _next_stage(self) -> StageDecoding:
+    def _next_stage(self, num_prompts: int) -> StageDecoding:
         if self._should_stop():
             raise CalibrationStoppedError("the calibration was stopped before its last stage")
         max_rows = self._engine.config.engine.max_rows
-        return StageDecoding(self._fitter, num_drafts=self._num_drafts, max_rows=max_rows)
+        return StageDecoding(
+            self._fitter,
+            num_drafts=self._num_drafts,
+            max_rows=max_rows,
+            on_prompt=lambda complete: self._on_prompt(complete, num_prompts),
+        )
 
     def _fit(self, stage: StageDecoding) -> None:
         try:

@@ -18,7 +18,10 @@ from stars_engine.types import Prompt
 logger = logging.getLogger(__name__)
 
 NUM_PROMPTS, NUM_ANSWERS = 48, 4  # a third of the draws of a stage
-_FIELDS = ("segment_len", "segment_end", "min_segment_len", "max_entropy", "lookahead")
+_FIELDS = (
+    *("segment_len", "segment_end", "min_segment_len", "max_entropy", "lookahead"),
+    "alternatives",
+)
 
 
 def prefix_trust(

@@ -44,6 +44,7 @@ _TEST = [
     "beta",
     "max_attempts",
     "judge",
+    "alternatives",
 ]
 # Dependencies to compare; the pilot is not one of them.
 _COMPARED = ("model", "reward", "prompt_format", "sampling", "align")
@@ -69,6 +70,9 @@ def dependencies(
         del tested["judge"]
     if align.max_entropy is None:
         del tested["max_entropy"]
+    tested["alternatives"] = [each for each in tested["alternatives"] if each["share"]]
+    if not tested["alternatives"]:
+        del tested["alternatives"]
     # Omitted if there are none, since older files do not have this field.
     kwargs = config.chat_template_kwargs
     return {

@@ -28,7 +28,7 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float] = _SIZE) -> str:
         import matplotlib as mpl  # noqa: PLC0415
         from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stars", "font.size": 9}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stars", "font.size": 10.5}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()

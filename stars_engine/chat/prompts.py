@@ -50,7 +50,7 @@ def resolve_prompt(
         prompt = RenderedPrompt(prompt, add_special_tokens=True)
     if isinstance(prompt, str):
         _announce_pieces(prompt, codec)
-    if isinstance(prompt, str) and _is_turn(prompt_format, codec):
+    if isinstance(prompt, str) and is_turn(prompt_format, codec):
         _check_text(prompt, "the prompt")
         prompt = Chat([Message(role="user", content=prompt)])
     if isinstance(prompt, Chat):
@@ -84,7 +84,7 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)
 
 
-def _is_turn(prompt_format: PromptFormat, codec: Codec) -> bool:
+def is_turn(prompt_format: PromptFormat, codec: Codec) -> bool:
     """Whether a string is a user message rather than text to continue."""
     return prompt_format == "chat" or (prompt_format == "auto" and has_template(codec))
 

@@ -13,7 +13,7 @@ from stars_engine.cli.messages import messages
 from stars_engine.cli.output import write, write_json
 from stars_engine.cli.progress import TimeLeft, Wait
 from stars_engine.cli.prompts import PromptRecord
-from stars_engine.config import StarsConfig
+from stars_engine.config import EngineParams, StarsConfig
 from stars_engine.errors import ConfigError
 from stars_engine.files.config_files import check_writable
 from stars_engine.trace import read_jsonl, tokens_in_words, write_jsonl
@@ -42,10 +42,13 @@ def run_generate(
     Returns:
         The number of refused answers, for which no draft of a segment was accepted.
     """
-    known = _known_results(trace, records, resume=resume)
+    settings_hash = _settings_hash(config)
+    known = _known_results(trace, records, settings_hash, resume=resume)
     untraced: ConfigError | None = None
     num_refused = 0
     with loaded(config) as (engine, wait):
+        if not resume:
+            _empty(trace)
         n = engine.sampling.n
         order = [(p, s) for p in range(len(records)) for s in range(n)]
         missing = sorted({p for p, s in order if (p, s) not in known})
@@ -63,7 +66,7 @@ def run_generate(
         )
         for found in results:
             record = records[found.prompt_index]
-            result = found.replace(prompt=record.prompt, id=record.id)
+            result = found.replace(prompt=record.prompt, id=record.id, settings_hash=settings_hash)
             num_refused += result.finish_reason in ("rejected", "fallback")
             is_new = (result.prompt_index, result.sample_index) not in known
             if trace is not None and untraced is None and is_new:
@@ -81,17 +84,14 @@ def run_generate(
 
 
 def _known_results(
-    trace: Path | None, records: Sequence[PromptRecord], *, resume: bool
+    trace: Path | None, records: Sequence[PromptRecord], settings_hash: str, *, resume: bool
 ) -> dict[Key, StarsResult]:
-    """Return the results to keep; check that the file can be written, and empty it otherwise."""
+    """Return the results of a run to resume, which must have had the same settings."""
     if trace is None:
-        return {}
-    if not resume:
-        write_jsonl([], trace)
         return {}
     check_writable(trace, "results")
     known: dict[Key, StarsResult] = {}
-    for result in read_jsonl(trace) if trace.exists() else ():
+    for result in read_jsonl(trace) if resume and trace.exists() else ():
         index = result.prompt_index
         record = records[index] if index < len(records) else None
         if record is None or (result.prompt, result.id) != (record.prompt, record.id):
@@ -99,9 +99,28 @@ def _known_results(
                 f"--resume: {trace} holds an answer to another prompt than number {index + 1}. "
                 "Hint: give the same prompts in the same order, or another --trace FILE"
             )
+        if result.settings_hash not in (None, settings_hash):
+            raise typer.BadParameter(
+                f"--resume: {trace} holds answers that were generated with other settings. "
+                "Hint: give the same options and config file, or another --trace FILE"
+            )
         if result.finish_reason not in ("cancelled", "error"):
             known[index, result.sample_index] = result
     return known
+
+
+def _empty(trace: Path | None) -> None:
+    if trace is not None:
+        write_jsonl([], trace)
+
+
+def _settings_hash(config: StarsConfig) -> str:
+    """Return a hash of what the text of an answer depends on: not of speed, nor of `n`."""
+    sampling, align = config.sampling, config.with_thresholds()
+    if sampling != "model":
+        sampling = sampling.replace(n=1)
+    align = align.replace(num_candidates=1, keep_rejected_text=False)
+    return config.replace(sampling=sampling, align=align, engine=EngineParams()).content_hash()
 
 
 def _first_text(config: StarsConfig, count: int) -> str:

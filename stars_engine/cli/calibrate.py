@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,13 +109,15 @@ def calibrate_command(
         else:
             Random(seed).shuffle(prompts)
         pilot, others = _split(prompts, settings.engine.max_active, verify=verify)
+        stages = _Stages(wait)
         schedule = calibrate(
             engine,
             pilot,
             **target,
             segment_len=segment_len,
             seed=seed,
-            progress=_stages(wait),
+            progress=stages.advance,
+            stage_progress=stages.within,
             checkpoint=out.with_name(f"{out.name}.partial"),
             detect_guard=not target,
             on_untrusted=on_untrusted,
@@ -163,17 +164,29 @@ def _given_prompts(prompts_file: Path | None, trace: Path | None) -> list[Prompt
     return found
 
 
-def _stages(wait: Wait) -> Callable[[int, int], None]:
-    """Return what shows the stages of a calibration, with the time left."""
-    left, first = TimeLeft(), [0]
-    wait.update("calibrating, stage 1")
+class _Stages:
+    """Shows the stages of a calibration, the prompts within a stage, and the time left."""
 
-    def advance(done: int, total: int) -> None:
-        first[0] = first[0] or done - 1  # earlier stages come from a checkpoint
-        said = left.said(done - first[0], total - first[0])
-        wait.update(f"calibrating, stage {min(done + 1, total)} of {total}{said}", aloud=done == 1)
+    def __init__(self, wait: Wait) -> None:
+        self._wait, self._left = wait, TimeLeft()
+        self._restored: int | None = None  # stages that a checkpoint holds
+        self._stage, self._time = "stage 1", ""
+        self._show("")
 
-    return advance
+    def advance(self, done: int, total: int) -> None:
+        """Show that a stage is done."""
+        is_first = self._restored is None
+        self._restored = done - 1 if self._restored is None else self._restored
+        self._time = self._left.said(done - self._restored, total - self._restored)
+        self._stage = f"stage {min(done + 1, total)} of {total}"
+        self._show("", aloud=is_first)
+
+    def within(self, done: int, total: int) -> None:
+        """Show how many prompts of the running stage have all their drafts."""
+        self._show(f", {done} of {total} prompts", aloud=False)
+
+    def _show(self, prompts: str, *, aloud: bool = True) -> None:
+        self._wait.update(f"calibrating, {self._stage}{prompts}{self._time}", aloud=aloud)
 
 
 def _show_effort(schedule: CalibratedSchedule, verification: Verification | None) -> None:

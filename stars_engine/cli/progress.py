@@ -111,8 +111,11 @@ class TimeLeft:
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as text, such as "40 s" or "3 min"."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    """Return a duration as text, such as "40 s", "3 min 20 s" or "2 h 5 min"."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min {rest_s} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,7 +153,10 @@ def _read_keys(path: Path | None) -> Any:
     from stars_engine.server.settings import ApiKeys
 
     if path is not None:
-        return ApiKeys.from_file(path)
+        keys = ApiKeys.from_file(path)
+        if os.name == "posix" and path.stat().st_mode & stat.S_IROTH:
+            messages.say(f"warning: every user may read {path}. Hint: chmod o-r {path}")
+        return keys
     text = os.environ.get(KEYS_VARIABLE)
     return ApiKeys() if not text else ApiKeys.read(text, KEYS_VARIABLE)
 

@@ -1,6 +1,7 @@
 """Config objects: frozen, validated without I/O, loaded from and saved to YAML and JSON."""
 
 from stars_engine.config.align import AlignParams
+from stars_engine.config.alternatives import Alternative
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.grammars import (
     ChoiceGrammar,
@@ -35,6 +36,7 @@ __all__ = [
     "EMBEDDED_LM",
     "EMBEDDED_REWARD",
     "AlignParams",
+    "Alternative",
     "ChoiceGrammar",
     "ClassifierReward",
     "CompositeReward",

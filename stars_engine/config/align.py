@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from stars_engine.config.alternatives import Alternative
 from stars_engine.config.preset_fields import preset_fields
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
@@ -38,6 +39,10 @@ class AlignParams(Schema):
     completion with the candidate and its greedy continuation, which is a function of the candidate,
     so the law of a segment holds with these rewards. The reward of a prefix is the one with which
     its last segment was kept.
+
+    `alternatives` changes what is proposed: each draw comes from the plain prompt or from one of
+    them, chosen with the probabilities of their shares. The law of a segment holds with this
+    mixture as the proposal.
     """
 
     schedule: Schedule | None = Field(
@@ -129,6 +134,12 @@ class AlignParams(Schema):
     )
     keep_rejected_text: bool = Field(
         default=False, description="record the text of rejected draws in the result"
+    )
+    alternatives: tuple[Alternative, ...] = Field(
+        default=(),
+        description="other system messages, prefaces or openings from which some draws are "
+        "proposed; shares add up to at most 1, and the plain prompt has the rest",
+        examples=[[{"system": "Decline harmful requests politely.", "share": 0.25}]],
     )
 
     @model_validator(mode="before")
@@ -276,6 +287,22 @@ class AlignParams(Schema):
                 f"lookahead={self.lookahead} does not support segment_end={self.segment_end!r}, "
                 "because the end of the segment is known only after drafting. Hint: use "
                 "segment_end='length' with lookahead, or lookahead=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alternatives_fit(self) -> Self:
+        total = math.fsum(each.share for each in self.alternatives)
+        if total > 1 + 1e-9:
+            raise ValueError(
+                f"the shares of alternatives add up to {total:g}; allowed: at most 1. Hint: lower "
+                "them; the plain prompt has what is left"
+            )
+        if self.lookahead and any(each.has_prompt and each.share for each in self.alternatives):
+            raise ValueError(
+                f"lookahead={self.lookahead} does not support alternatives with another prompt, "
+                "because the lookahead would continue that prompt, which the reward model does not "
+                "see. Hint: use alternatives with an opening alone, or lookahead=0"
             )
         return self
 

@@ -190,4 +190,5 @@ class StarsConfig(Filed):
 def _measured_otherwise(own: Mapping[str, Any]) -> bool:
     """Whether these settings differ from those of the embedded pair's calibration."""
     shipped = embedded_align()
-    return any(own[name] != getattr(shipped, name) for name in _MEASURED_WITH if name in own)
+    differs = any(own[name] != getattr(shipped, name) for name in _MEASURED_WITH if name in own)
+    return differs or any(each.share for each in own.get("alternatives", ()))

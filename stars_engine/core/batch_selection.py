@@ -156,4 +156,4 @@ def _num_new_tokens(request: Request, batch: Sequence[Request]) -> int:
     """Return how many tokens of prompts a request adds to a batch; equal prompts count once."""
     prompt_ids = request.rollout.prompt_ids
     is_same = bool(batch) and batch[-1].rollout.prompt_ids is prompt_ids
-    return 0 if request.prompt_computed or is_same else len(prompt_ids)
+    return 0 if request.prompt_computed or is_same else sum(request.rollout.prompt_lens)

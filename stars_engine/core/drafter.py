@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.base import DraftRequest, LanguageModel, Pause, is_pausable
 from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.errors import GenerationError, RequestError, describe_error, is_for_program
 from stars_engine.out_of_memory import clear_locals, is_out_of_memory, iterate_in_smaller_batches
@@ -14,6 +15,7 @@ from stars_engine.out_of_memory import clear_locals, is_out_of_memory, iterate_i
 logger = logging.getLogger(__name__)
 
 DraftOutcome = Draft | RequestError
+_Parts = Generator[Pause, None, Sequence[DraftOutcome]]
 
 
 class Drafter:
@@ -31,8 +33,12 @@ class Drafter:
         self._model, self._free_unused = model, free_unused
         self.max_rows: int | None = None
 
-    def draft(self, requests: Sequence[DraftRequest]) -> Iterator[DraftOutcome]:
-        """Yield, for each request, a draft or an error.
+    def draft(self, requests: Sequence[DraftRequest]) -> Iterator[DraftOutcome | Pause]:
+        """Draft candidates.
+
+        Yields:
+            For each request, in order, a draft or an error. Between them, pauses of the model; it
+            may never be resumed after one.
 
         Raises:
             RuntimeError: Out of memory with a single candidate (torch's error).
@@ -57,20 +63,36 @@ class Drafter:
             self.max_rows = max_rows  # fewer rows did not help: prefixes use the memory
             raise
 
-    def _draft_isolated(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
+    def _draft_isolated(self, requests: Sequence[DraftRequest]) -> _Parts:
         """Draft; if the model fails twice, draft by halves to isolate the requests that fail."""
         try:
-            return self._draft(requests)
+            return (yield from self._draft(requests))
         except BaseException as error:  # third-party code may also exit
-            if is_out_of_memory(error) or is_for_program(error):
+            if not _may_try_again(error):
                 raise
             logger.warning(
                 "Drafting %d candidates failed; trying again", len(requests), exc_info=True
             )
-        return self._draft_again(requests)
+        return (yield from self._draft_again(requests))
 
-    def _draft(self, requests: Sequence[DraftRequest]) -> list[DraftOutcome]:
-        drafts = list(self._model.draft(requests))
+    def _draft(self, requests: Sequence[DraftRequest]) -> _Parts:
+        model = self._model
+        if not is_pausable(model):
+            with _without_exits():
+                return self._checked(model.draft(requests), requests)
+        with closing(model.draft_in_parts(requests)) as parts:
+            while True:
+                with _without_exits():
+                    try:
+                        pause = next(parts)
+                    except StopIteration as end:
+                        return self._checked(end.value, requests)
+                yield pause  # a `GeneratorExit` from here ends this draft
+
+    def _checked(
+        self, drafts: Sequence[Draft | GenerationError], requests: Sequence[DraftRequest]
+    ) -> list[DraftOutcome]:
+        drafts = list(drafts)
         if len(drafts) != len(requests):
             raise ValueError(f"{len(drafts)} drafts for {len(requests)} requests")
         return [
@@ -78,23 +100,35 @@ class Drafter:
             for draft, request in zip(drafts, requests, strict=True)
         ]
 
-    def _draft_again(self, requests: Sequence[DraftRequest]) -> Sequence[DraftOutcome]:
+    def _draft_again(self, requests: Sequence[DraftRequest]) -> _Parts:
         for request in requests:
             request.handle.release()  # the cached prefix may be corrupt after a failure
         try:
-            return self._draft(requests)
+            return (yield from self._draft(requests))
         except BaseException as error:
-            if is_out_of_memory(error) or is_for_program(error):
+            if not _may_try_again(error):
                 raise
             if len(requests) == 1:
                 logger.exception("Drafting a candidate failed")
                 return [model_failed(error)]
         half = len(requests) // 2
-        return [
-            outcome
-            for part in (requests[:half], requests[half:])
-            for outcome in self._draft_again(part)
-        ]
+        first = yield from self._draft_again(requests[:half])
+        return [*first, *(yield from self._draft_again(requests[half:]))]
+
+
+@contextmanager
+def _without_exits() -> Iterator[None]:
+    """Raise an ordinary error in place of a model's own `GeneratorExit`."""
+    try:
+        yield
+    except GeneratorExit as error:
+        raise RuntimeError(describe_error(error)) from error
+
+
+def _may_try_again(error: BaseException) -> bool:
+    """Return whether a failure is the model's own, so that another try may succeed."""
+    is_closed = isinstance(error, GeneratorExit)  # a paused draft is given up
+    return not (is_closed or is_out_of_memory(error) or is_for_program(error))
 
 
 def model_failed(cause: BaseException) -> GenerationError:

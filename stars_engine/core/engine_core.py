@@ -7,6 +7,7 @@ candidate leaves no state to undo.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,22 +16,18 @@ from typing import Literal
 from stars_engine.algorithm.candidate import Candidate
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
-from stars_engine.backends.base import DraftRequest, LanguageModel, is_asynchronous
+from stars_engine.backends.base import LanguageModel, is_asynchronous
 from stars_engine.core.async_drafts import AsyncDrafts
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
+from stars_engine.core.local_drafts import LocalDrafts, PausableBatch
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
-from stars_engine.core.request_errors import as_request_error, out_of_memory_error
+from stars_engine.core.request_errors import as_request_error
 from stars_engine.core.scheduler import Scheduler
 from stars_engine.errors import RequestError
-from stars_engine.out_of_memory import (
-    depends_on_weights,
-    free_unused,
-    is_out_of_memory,
-    strip_traceback,
-)
+from stars_engine.out_of_memory import depends_on_weights, free_unused
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import (
     RewardRequest,
@@ -57,6 +54,7 @@ class EngineCore:
             are used as they arrive; without it, each step waits for its drafts.
         draft_ahead: Whether drafts of an asynchronous model are made while rewards are
             computed; see `overlap`.
+        part_s: Seconds after which a batch is paused, if the model can do that; see `LocalDrafts`.
 
     Attributes:
         num_steps: Number of steps that drafted something.
@@ -71,11 +69,22 @@ class EngineCore:
         *,
         post: Callable[[Callable[[], None]], None] | None = None,
         draft_ahead: Literal["auto", "always", "never"] = "never",
+        part_s: float = math.inf,
     ) -> None:
         self.scheduler = scheduler or Scheduler()
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
+        self._local_drafts = LocalDrafts(
+            self._drafter,
+            self.scheduler,
+            self._autotuner,
+            schedule=self._schedule,
+            allocate=self._allocate,
+            end=self._end,
+            free_unused=self._free_unused,
+            part_s=part_s,
+        )
         self._async_drafts: AsyncDrafts | None = None
         if post is not None and is_asynchronous(model):
             self._async_drafts = AsyncDrafts(
@@ -110,25 +119,29 @@ class EngineCore:
             self._score(arrived)
             self._async_drafts.draft_ahead()
         else:
-            started_s = time.perf_counter()
-            drafted = self._draft(self._allocate(self._schedule()))
-            self._score(drafted)
-            self._note_step(drafted, time.perf_counter() - started_s)
+            batch = self._local_drafts.step()
+            if batch is not None:
+                started_s = time.perf_counter()
+                self._score(batch.drafted)
+                self._note_step(batch, time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
 
-    def _schedule(self) -> list[Request]:
+    def _schedule(self, may_run: Callable[[Request], bool] | None = None) -> list[Request]:
         """Return the batch of the next step, without those that end before it."""
-        scheduled = self.scheduler.schedule()
+        scheduled = self.scheduler.schedule(may_run)
         self.end_overdue()
         return [item for item in scheduled if not item.rollout.finished]
 
     def has_work(self) -> bool:
         """Whether the next step can draft something without waiting for an answer."""
-        return self.scheduler.has_work() and not (self._async_drafts and self._async_drafts.is_full)
+        if self._async_drafts is not None:
+            return self.scheduler.has_work() and not self._async_drafts.is_full
+        return self._local_drafts.has_paused or self.scheduler.has_work()
 
     def close(self) -> None:
-        """Cancel the drafts that have not arrived."""
+        """Cancel the drafts that are not complete."""
+        self._local_drafts.close()
         if self._async_drafts is not None:
             self._async_drafts.cancel_all()
 
@@ -185,66 +198,20 @@ class EngineCore:
             ScheduledRequest(request, n) for (request, _), n in zip(bounds, counts, strict=True)
         ]
 
-    def _draft(self, batch: Sequence[ScheduledRequest]) -> list[tuple[Request, list[DraftOutcome]]]:
-        """Draft the candidates of a batch; preempt requests if memory runs out."""
-        drafted: list[tuple[Request, list[DraftOutcome]]] = []
-        asked_by = {item.request: self._draft_requests(*item) for item in batch}
-        left = [item for item in batch if asked_by[item.request]]
-        while left:
-            asked = [draw for request, _ in left for draw in asked_by[request]]
-            outcomes: list[DraftOutcome] = []
-            problem: Exception | None = None
-            try:
-                for outcome in self._drafter.draft(asked):
-                    outcomes.append(outcome)  # noqa: PERF402 - outcomes before an error are used
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                problem = strip_traceback(error)
-            while left and len(outcomes) >= left[0].num_candidates:
-                request, count = left.pop(0)
-                drafted.append((request, outcomes[:count]))
-                del outcomes[:count]
-            if problem is not None:
-                left = self._preempt(left, problem)
-        return drafted
-
-    def _draft_requests(self, request: Request, count: int) -> list[DraftRequest]:
-        """Return a request's next draws; end it if its noise or its strategy fails."""
-        try:
-            return request.draft_requests(count)
-        except BaseException as error:  # noqa: BLE001 - third-party code
-            problem = as_request_error(error, "the noise or the decoding strategy")
-            self._end(request, request.rollout.fail(problem))
-            return []
-
-    def _preempt(
-        self, batch: Sequence[ScheduledRequest], problem: Exception
-    ) -> list[ScheduledRequest]:
-        left = self.scheduler.preempt([request for request, _ in batch])
-        if left is None:
-            for request, _ in batch:
-                self._end(
-                    request, request.rollout.fail(out_of_memory_error(request.rollout, problem))
-                )
-        self._free_unused()
-        return [item for item in batch if left and item.request in left]
-
     def _score(self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]]) -> None:
         """Start the verification of drafts, and request their rewards."""
         opened = [self._open(request, drafts) for request, drafts in drafted]
         self._scorer(split_composites(item for asked in opened for item in asked))
 
-    def _note_step(
-        self, drafted: Sequence[tuple[Request, Sequence[DraftOutcome]]], seconds: float
-    ) -> None:
-        """Record the duration of a step."""
-        if not drafted:
+    def _note_step(self, batch: PausableBatch, scoring_s: float) -> None:
+        """Record the duration of a step, which drafted a batch and scored it."""
+        requests = [request for request, _ in batch.drafted]
+        if not requests:
             return
         self.num_steps += 1
-        num_rows = sum(len(outcomes) for _, outcomes in drafted)
-        self._autotuner.note_step([request for request, _ in drafted], num_rows, seconds)
-        for request, _ in drafted:
+        num_rows = sum(len(outcomes) for _, outcomes in batch.drafted)
+        self._autotuner.note_step(requests, num_rows, batch.seconds + scoring_s)
+        for request in requests:
             request.prompt_computed = True
 
     def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[RoutedRequest]:

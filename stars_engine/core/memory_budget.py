@@ -23,12 +23,12 @@ class Reserved:
 
     def add(self, rollout: Rollout) -> None:
         """Add one rollout."""
-        self.num_tokens += rollout.max_num_tokens
+        self.num_tokens += _num_tokens(rollout)
         self.num_slot_tokens += _slot_tokens(rollout)
 
     def remove(self, rollout: Rollout) -> None:
         """Remove one rollout."""
-        self.num_tokens -= rollout.max_num_tokens
+        self.num_tokens -= _num_tokens(rollout)
         self.num_slot_tokens -= _slot_tokens(rollout)
 
 
@@ -65,7 +65,7 @@ class MemoryBudget:
 
     def holds(self, rollout: Rollout, reserved: Reserved) -> bool:
         """Return whether a request fits into what is not reserved."""
-        num_tokens = reserved.num_tokens + rollout.max_num_tokens
+        num_tokens = reserved.num_tokens + _num_tokens(rollout)
         num_slot_tokens = reserved.num_slot_tokens + _slot_tokens(rollout)
         max_slot_tokens = self._max_slot_tokens
         return (self._max_tokens is None or num_tokens <= self._max_tokens) and (
@@ -73,8 +73,15 @@ class MemoryBudget:
         )
 
 
+def _num_tokens(rollout: Rollout) -> int:
+    """Return the tokens of the longest possible answer after each of its prompts."""
+    return sum(size + rollout.sampling.max_tokens for size in rollout.prompt_lens)
+
+
 def _slot_tokens(rollout: Rollout) -> int:
-    """Return the capacity of a rollout's final slot, plus its first one if it outgrows that."""
-    first = slot_capacity(len(rollout.prompt_ids))
-    last = slot_capacity(rollout.max_num_tokens)
-    return last if first == last else first + last
+    """Return the capacity of each prompt's final slot, plus its first one if it outgrows that."""
+    total = 0
+    for size in rollout.prompt_lens:
+        first, last = slot_capacity(size), slot_capacity(size + rollout.sampling.max_tokens)
+        total += last if first == last else first + last
+    return total

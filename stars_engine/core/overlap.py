@@ -47,7 +47,13 @@ def request_after_first(request: Request, verification: DraftVerification) -> Re
         return None
     ahead: Rollout = rollout.fork()
     ahead.keep(candidate, "accepted", None)
-    return Request(ahead, request.reward, request.decoding, handle=request.handle)
+    return Request(
+        ahead,
+        request.reward,
+        request.decoding,
+        handle=request.handle,
+        alternative_handles=request.alternative_handles,
+    )
 
 
 def pays(

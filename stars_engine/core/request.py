@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import isqrt
 from typing import NamedTuple
 
+from stars_engine.algorithm.proposals import SegmentProposal, next_proposals
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DecodingStrategy, DraftVerification
 from stars_engine.backends.base import DraftRequest, PrefixHandle
@@ -46,6 +47,9 @@ class Request:
         decoding: How drafts become text.
         status: See `RequestStatus`.
         handle: Refers to the language model's cached prefix, if there is one.
+        alternative_handles: The same for prompts of alternatives, by position.
+        has_one_handle: Whether all its prompts share `handle`, because memory holds only one of
+            their prefixes.
         verification: The drafts that are being scored, if any.
         prompt_computed: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
@@ -57,6 +61,8 @@ class Request:
     decoding: DecodingStrategy
     status: RequestStatus = RequestStatus.WAITING
     handle: PrefixHandle = field(default_factory=PrefixHandle)
+    alternative_handles: dict[int, PrefixHandle] = field(default_factory=dict)
+    has_one_handle: bool = False
     verification: DraftVerification | None = None
     prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
@@ -75,33 +81,69 @@ class Request:
 
     @property
     def holds_prefix(self) -> bool:
-        """Whether the language model has its prefix cached."""
-        return self.handle.cached is not None
+        """Whether the language model has its prefix cached, after any of its prompts."""
+        handles = (self.handle, *self.alternative_handles.values())
+        return any(handle.cached is not None for handle in handles)
 
     @property
     def prefix(self) -> tuple[int, ...]:
         """The prompt and all accepted tokens."""
         return (*self.rollout.prompt_ids, *self.rollout.token_ids)
 
+    def release_prefixes(self) -> None:
+        """Let the model reuse the memory of all its prefixes."""
+        for handle in (self.handle, *self.alternative_handles.values()):
+            handle.release()
+
+    def use_one_handle(self) -> bool:
+        """Keep one prefix at a time from now on; return whether that saves memory."""
+        saves = bool(self.alternative_handles) and not self.has_one_handle
+        self.has_one_handle = self.has_one_handle or saves
+        if saves:
+            self.release_prefixes()
+        return saves
+
+    def with_handles(self, draws: Sequence[DraftRequest]) -> Sequence[DraftRequest]:
+        """Return draft requests with the handles that they are to use now."""
+        if not self.has_one_handle:
+            return draws
+        return [replace(draw, handle=self.handle) for draw in draws]
+
     def draft_requests(self, count: int) -> list[DraftRequest]:
         """Return draft requests for its next draws."""
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
-        prefix = self.prefix
+        attempts = range(first, first + count)
         probes = probes_of(self.reward)
-        return [
-            DraftRequest(
-                token_ids=prefix,
-                num_prompt_tokens=len(rollout.prompt_ids),
-                uniforms=rollout.token_uniforms(first + offset),
-                sampling=rollout.sampling,
-                lookahead=rollout.next_lookahead,
-                entropies=rollout.align.segment_end == "entropy",
-                handle=self.handle,
-                probes=probes,
+        answer = tuple(rollout.token_ids)
+        prefixes: dict[int | None, tuple[int, ...]] = {}  # one object for all draws after it
+        found = []
+        for attempt, proposal in zip(attempts, next_proposals(rollout, attempts), strict=True):
+            prompt = proposal.alternative if proposal.has_own_prompt else None
+            prefix = prefixes.setdefault(prompt, (*proposal.prompt_ids, *answer))
+            found.append(
+                DraftRequest(
+                    token_ids=prefix,
+                    num_prompt_tokens=len(proposal.prompt_ids),
+                    uniforms=rollout.token_uniforms(attempt),
+                    sampling=rollout.sampling,
+                    lookahead=rollout.next_lookahead,
+                    entropies=rollout.align.segment_end == "entropy",
+                    handle=self._handle_of(proposal),
+                    # Rewards judge the answer to the plain prompt; hidden states after another
+                    # prompt are those of another question.
+                    probes=() if proposal.has_own_prompt else probes,
+                    forced=proposal.forced,
+                    alternative=proposal.alternative,
+                )
             )
-            for offset in range(count)
-        ]
+        return found
+
+    def _handle_of(self, proposal: SegmentProposal) -> PrefixHandle:
+        if not proposal.has_own_prompt or self.has_one_handle:
+            return self.handle
+        assert proposal.alternative is not None
+        return self.alternative_handles.setdefault(proposal.alternative, PrefixHandle())
 
 
 class ScheduledRequest(NamedTuple):

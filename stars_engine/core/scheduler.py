@@ -18,6 +18,7 @@ from stars_engine.core.request import Request, RequestQueue, RequestStatus
 
 logger = logging.getLogger(__name__)
 
+_SHARE_BESIDE = 4  # of the rows, in a batch beside paused ones
 MAX_ACTIVE = 32  # requests in progress, unless the engine's settings say otherwise
 
 
@@ -56,7 +57,7 @@ class Scheduler:
         self._num_by_reward: Counter[int] = Counter()  # of those in progress
         self._num_by_queue: Counter[RequestQueue] = Counter()
         self._num_in_turn: Counter[RequestQueue] = Counter()  # starts in each queue's turn
-        self.max_rows = max_rows
+        self.max_rows = self._step_rows = max_rows
         self.batches = BatchSelector()
 
     # --- state ---
@@ -79,7 +80,7 @@ class Scheduler:
     @property
     def row_limit(self) -> int | None:
         """Maximum number of candidates in the next step; None for no limit."""
-        limits = [n for n in (self.max_rows, self.batches.max_rows) if n is not None]
+        limits = [n for n in (self._step_rows, self.batches.max_rows) if n is not None]
         return min(limits, default=None)
 
     @property
@@ -117,38 +118,44 @@ class Scheduler:
         """Add the waiting requests of one caller."""
         self._queues.append(queue)
 
-    def schedule(self) -> list[Request]:
+    def schedule(self, may_run: Callable[[Request], bool] | None = None) -> list[Request]:
         """Return the batch of the next step; all its requests draft the same number of tokens.
 
         The request that has waited longest sets that number; requests of other lengths run in later
-        steps. Requests stay RUNNING until `wait_for_reward`, `preempt` or `finish`.
+        steps. Requests stay RUNNING until another method moves them.
+
+        Args:
+            may_run: Whether a request may run while batches are paused, with at most a quarter of
+                the rows; None if none is paused.
         """
         self.batches.note_callers(self._num_callers)
         self._resume()
         self._start()
-        if not self._running:
+        running = [each for each in self._running if may_run is None or may_run(each)]
+        self._step_rows = self.max_rows
+        if self.max_rows is not None and may_run is not None:
+            self._step_rows = max(1, self.max_rows // _SHARE_BESIDE)
+        if not running:
             return []
         return self.batches.select(
-            tuple(self._running),
-            self._num_by_queue,
-            lambda request: self.num_drafts(request).least,
-            self.max_rows,
+            running, self._num_by_queue, lambda each: self.num_drafts(each).least, self._step_rows
         )
 
     def wait_for_draft(self, request: Request) -> None:
-        """Move a request to WAITING_FOR_DRAFT: an asynchronous model drafts for it."""
-        self._running.remove(request)
+        """Move a request to WAITING_FOR_DRAFT: its drafts will be complete in a later step."""
+        self._remove(request)
         self._waiting_for_draft.add(request)
         request.status = RequestStatus.WAITING_FOR_DRAFT
 
+    def resume_draft(self, request: Request) -> None:
+        """Move a request from WAITING_FOR_DRAFT back to RUNNING: this step drafts for it."""
+        self._remove(request)
+        self._running.append(request)
+        request.status = RequestStatus.RUNNING
+
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
-        if request.status is RequestStatus.RUNNING:
-            self._running.remove(request)
-        elif request.status is RequestStatus.WAITING_FOR_DRAFT:
-            self._waiting_for_draft.remove(request)
-        else:  # preempted after it was drafted
-            self._preempted.remove(request)
+        self._remove(request)
         self._waiting_for_reward.append(request)
         request.status = RequestStatus.WAITING_FOR_REWARD
 
@@ -167,20 +174,24 @@ class Scheduler:
         if request.verification is not None:
             request.verification.closed = True
             request.verification = None
+        self._remove(request)
+        if self._ages.pop(request, None) is not None:
+            self._uncount(request)
+            if self._max_holding is not None:
+                self._max_holding += 1  # memory may suffice for one more now
+        request.release_prefixes()
+        request.status = RequestStatus.FINISHED
+
+    def _remove(self, request: Request) -> None:
+        """Remove a request from the place of its status."""
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
         elif request.status is RequestStatus.WAITING_FOR_DRAFT:
             self._waiting_for_draft.remove(request)
         elif request.status is RequestStatus.WAITING_FOR_REWARD:
             self._waiting_for_reward.remove(request)
-        elif request in self._ages:
+        elif request in self._ages:  # preempted, maybe after it was drafted
             self._preempted.remove(request)
-        if self._ages.pop(request, None) is not None:
-            self._uncount(request)
-            if self._max_holding is not None:
-                self._max_holding += 1  # memory may suffice for one more now
-        request.handle.release()
-        request.status = RequestStatus.FINISHED
 
     # --- memory ---
 
@@ -192,7 +203,8 @@ class Scheduler:
         younger half of all requests with a cached prefix.
 
         Returns:
-            The rest of the batch; None if a single request is alone in memory.
+            The rest of the batch; None if a single request is alone in memory. If that has several
+            prompts, it remains once more, and keeps one of their prefixes at a time from then on.
         """
         holding = [request for request in self._ages if request.holds_prefix]
         fresh = [request for request in batch if not request.holds_prefix]
@@ -205,7 +217,7 @@ class Scheduler:
             oldest_first = holding or sorted(batch, key=self._ages.__getitem__)
             victims = oldest_first[(len(oldest_first) + 1) // 2 :]
         if not victims:
-            return None
+            return [request for request in batch if request.use_one_handle()] or None
         for request in victims:
             self._evict(request)
         left = [request for request in batch if request not in victims]
@@ -216,7 +228,7 @@ class Scheduler:
         return left
 
     def _evict(self, request: Request) -> None:
-        request.handle.release()
+        request.release_prefixes()
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
             self._wait_for_memory(request)
@@ -255,7 +267,7 @@ class Scheduler:
         for queue, request in self._startable(has_rows):
             rows = self.num_drafts(request).least
             is_same = last is not None and last.rollout.prompt_ids is request.rollout.prompt_ids
-            num_new_tokens += 0 if is_same else len(request.rollout.prompt_ids)
+            num_new_tokens += 0 if is_same else sum(request.rollout.prompt_lens)
             if last is not None and num_new_tokens > self.batches.max_new_tokens:
                 return
             num_rows += rows

@@ -70,9 +70,10 @@ def verdict_of(segment: Segment) -> str:
     if segment.reward is None or segment.threshold is None:
         return segment.verdict
     sign = "≥" if segment.reward >= segment.threshold else "<"
+    by = "" if segment.alternative is None else f", alternative {segment.alternative}"
     return (
         f"{segment.verdict}, reward {segment.reward:.3g} {sign} threshold "
-        f"{segment.threshold:.3g}, {_counted(segment.num_attempts)}"
+        f"{segment.threshold:.3g}, {_counted(segment.num_attempts)}{by}"
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
 from stars_engine.algorithm.stars import warn_of_greedy
 from stars_engine.calibration.auto import CalibrationRequest, calibrations_of
 from stars_engine.calibration.settings import warn_of_mismatches
+from stars_engine.display.cell_progress import Stage, cell_progress
 from stars_engine.engine.arguments import Aligns, Prompts, RewardPrompts, Samplings, prompt_requests
 from stars_engine.engine.handle import Handle
 from stars_engine.engine.pending_thresholds import PendingThresholds
@@ -60,9 +61,10 @@ class EngineCalls(Handle):
         if not group.needs_calibration:
             return
         self._runtime.check_can_wait()
-        with self._pending_thresholds(group) as thresholds:
+        progress = cell_progress(lambda: Stage("calibrating thresholds"))
+        with self._pending_thresholds(group) as thresholds, progress as show:
             for future in thresholds.futures:
-                wait_for(future)
+                wait_for(future, show)
 
     async def _aresolve_thresholds(self, group: RequestGroup) -> None:
         """Do the same without blocking a thread; cancelling returns at once."""
@@ -109,12 +111,21 @@ class EngineCalls(Handle):
         return group
 
     def _results(self, group: RequestGroup) -> list[Any]:
-        results: list[Any] = self._wait_for(self._submit(group).future, group)
+        def stage() -> Stage:
+            if not self.is_loaded:
+                return Stage("loading the models")
+            return Stage("answers:", group.num_done, group.num_answers)
+
+        future = self._submit(group).future
+        with cell_progress(stage) as show:
+            results: list[Any] = self._wait_for(future, group, show)
         return results
 
-    def _wait_for(self, future: Future[Any], group: RequestGroup) -> Any:
+    def _wait_for(
+        self, future: Future[Any], group: RequestGroup, meanwhile: Callable[[], None] | None = None
+    ) -> Any:
         try:
-            return wait_for(future)
+            return wait_for(future, meanwhile)
         except BaseException:  # including KeyboardInterrupt: the caller stops waiting
             group.cancel()
             raise

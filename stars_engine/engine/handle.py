@@ -18,6 +18,7 @@ from stars_engine.config import (
     TransformersModel,
     VLLMModel,
 )
+from stars_engine.display.cell_progress import Stage, cell_progress
 from stars_engine.engine.recalibration import RecentPrompts
 from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
@@ -264,7 +265,9 @@ class Handle:
         if loaded is not None:  # the engine thread, which may be in a long step, is not needed
             return loaded
         self._runtime.check_can_wait()
-        models: tuple[PromptedModel, RewardModel] = wait_for(self._runtime.load(self._source))
+        loading = self._runtime.load(self._source)
+        with cell_progress(lambda: Stage("loading the models")) as show:
+            models: tuple[PromptedModel, RewardModel] = wait_for(loading, show)
         return models
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, SkipValidation
 from pydantic.json_schema import SkipJsonSchema
 
-from stars_engine.config import Grammar, ModelConfig, RewardConfig, StarsConfig
+from stars_engine.config import Alternative, Grammar, ModelConfig, RewardConfig, StarsConfig
 from stars_engine.schedules import Schedule
 
 
@@ -210,6 +210,15 @@ class SettingFields(BaseModel):
     )
     keep_rejected_text: SkipValidation[bool] = Field(
         default=False, description="record the text of rejected draws in the result"
+    )
+    alternatives: SkipValidation[tuple[Alternative, ...] | list[Alternative | dict[str, Any]]] = (
+        Field(
+            default=(),
+            description=(
+                "other system messages, prefaces or openings from which some draws are proposed; "
+                "shares add up to at most 1, and the plain prompt has the rest"
+            ),
+        )
     )
     max_rows: SkipValidation[int] = Field(
         default=128, description="maximum number of candidates drafted in one step"

@@ -127,6 +127,7 @@ class UncommittedRows:
     def drop(self) -> None:
         """Free what was computed."""
         self.kv = self.last_output = None
+        self._steps = []
 
     @property
     def num_steps(self) -> int:

@@ -149,8 +149,18 @@ class GraphRows:
         )
         self.kv = _GraphScratchKV(shape.num_rows, shape.num_tokens, self._position)
         self._uncommitted: weakref.ref[UncommittedRows] | None = None
+        self._user: weakref.ref[object] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._output = StepOutput(torch.empty(0))
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a draft uses the buffers; it may be paused."""
+        return self._user is not None and self._user() is not None
+
+    def keep_for(self, user: object) -> None:
+        """Start no other rows in the buffers as long as an object exists."""
+        self._user = weakref.ref(user)
 
     def start(self, prefixes: Sequence[CachedPrefix]) -> UncommittedRows:
         """Start a row on each of the given prefixes; repeats are separate rows."""
@@ -235,9 +245,16 @@ class CudaGraphs:
     def start(
         self, prefixes: Sequence[CachedPrefix], num_tokens: int
     ) -> tuple[GraphRows, UncommittedRows] | None:
-        """Start a row on each prefix; return None if the prefixes are too much to copy."""
+        """Start a row on each prefix.
+
+        Returns:
+            The rows; None if the prefixes are too much to copy, or if a paused draft uses rows of
+            this shape.
+        """
         shape = shape_for(prefixes, num_tokens)
         if self._is_off or not shape.num_tokens or self._num_bytes(shape) > _MAX_COPIED_BYTES:
+            return None
+        if shape in self._by_shape and self._by_shape[shape].is_used:
             return None
         rows = self._by_shape.pop(shape, None)
         try:

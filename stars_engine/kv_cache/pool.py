@@ -18,6 +18,7 @@ from stars_engine.kv_cache.slot_capacity import slot_capacity
 from stars_engine.out_of_memory import catch_oom, empty_device_cache
 
 _MAX_UNPINNED_BYTES = 1 << 30  # unless a limit is given
+_MAX_UNPINNED_TOKENS = 1 << 16  # the same; tiny models compute more of them as fast again
 _MAX_GATHERED = 4096  # tokens of prefixes that are copied into one tensor for a pass
 
 
@@ -26,7 +27,7 @@ class SlotPool:
 
     Args:
         max_bytes: Memory that all slots may take before unpinned slots are freed; None allows
-            1 GiB of unpinned slots, as long as there is memory.
+            1 GiB or 65,536 tokens of unpinned slots, whichever is less, as long as there is memory.
         min_kept: Length in tokens of the shortest unpinned prefix that is kept.
     """
 
@@ -302,7 +303,9 @@ class SlotPool:
         if self.max_bytes is not None:
             return self.num_bytes + num_tokens * self.bytes_per_token - self.max_bytes
         num_free = sum(slot.block.capacity for slots in self._free.values() for slot in slots)
-        return num_free * self.bytes_per_token - _MAX_UNPINNED_BYTES
+        return num_free * self.bytes_per_token - min(
+            _MAX_UNPINNED_BYTES, _MAX_UNPINNED_TOKENS * self.bytes_per_token
+        )
 
     def _is_of_use(self, slot: CachedPrefix) -> bool:
         """Whether another text may continue a slot's prefix."""

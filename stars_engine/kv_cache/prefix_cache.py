@@ -12,10 +12,9 @@ takes no action.
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -30,15 +29,10 @@ from stars_engine.kv_cache.cache_entry import (
     outputs_before,
 )
 from stars_engine.kv_cache.pool import SlotPool
+from stars_engine.kv_cache.prefill import Extend, PrefixTarget, compute_missing
 from stars_engine.kv_cache.recent_rows import RecentRows
 
 _MAX_RETRACTED = 32  # tokens that another tokenizer may merge differently when text goes on
-
-# Computes equally many tokens of each prefix and stores their KV. Takes the prefixes, their new
-# tokens, and columns of those whose outputs are needed; returns these, by prefix and column.
-Extend = Callable[
-    [Sequence[CachedPrefix], Sequence[list[int]], Sequence[Sequence[int]]], Iterable[Iterable[Any]]
-]
 
 
 class PinnedPrefix:
@@ -120,6 +114,29 @@ class PrefixCache:
         Raises:
             RuntimeError: Out of memory. What is pinned stays valid, and nothing is lost but time.
         """
+        parts = self.fetch_in_parts(requests)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                found: list[PinnedPrefix] = end.value
+                return found
+
+    def fetch_in_parts(
+        self, requests: Sequence[PrefixRequest]
+    ) -> Generator[int, None, list[PinnedPrefix]]:
+        """Do as `fetch`; other prefixes may be fetched between two parts.
+
+        Yields:
+            How many passes are left, between two passes.
+        """
+        while True:
+            pool = self.pool
+            found = yield from self._fetch(requests)
+            if self.pool is pool:  # else, the weights have changed meanwhile
+                return found
+
+    def _fetch(self, requests: Sequence[PrefixRequest]) -> Generator[int, None, list[PinnedPrefix]]:
         own = self._own(requests)
         if None in own:
             self.invalidate_if_changed()
@@ -135,7 +152,17 @@ class PrefixCache:
         lengths = [len(request.token_ids) for request in requests]
         wanted = list(zip(matches, [lengths[index] for index in computed], strict=True))
         found = dict(zip(computed, self.claim(wanted, own), strict=True))
-        self._compute([(found[index].prefix, requests[index]) for index in computed])
+        pool = self.pool
+        missing = compute_missing(
+            [PrefixTarget(found[index].prefix, *requests[index][:2]) for index in computed],
+            self._extend,
+            max_tokens=self._max_tokens,
+            keeps_outputs=not self._has_handles,
+        )
+        for num_left in missing:
+            yield num_left
+            if self.pool is not pool:
+                return []
         copied = [index for index, leader in enumerate(leaders) if index != leader]
         wanted = [
             (self._match(found[leaders[index]].prefix, *requests[index][:2]), lengths[index])
@@ -214,6 +241,10 @@ class PrefixCache:
             row = UncommittedRow(rows, index, len(prefix.token_ids), known)
             prefix.uncommitted = [*alive, row]
         self._recent.add(rows, self.pool.bytes_per_token, self.pool.max_bytes)
+
+    def note_use(self, rows: UncommittedRows) -> None:
+        """Keep rows to which tokens are being added, even if other drafts began later."""
+        self._recent.note_use(rows)
 
     def invalidate_if_changed(self, *, thorough: bool = True) -> None:
         """Forget all that was computed with other weights.
@@ -300,39 +331,6 @@ class PrefixCache:
         found = outputs_before(match.outputs, match.num_tokens)
         # Outputs of a language model are rows of large tensors.
         prefix.outputs = {p: o.clone() for p, o in found.items()} if self._has_handles else found
-
-    def _compute(self, wanted: Sequence[tuple[CachedPrefix, PrefixRequest]]) -> None:
-        """Compute the missing tokens: equally many together, none with an empty prefix."""
-        groups: dict[tuple[bool, int], list[tuple[CachedPrefix, PrefixRequest]]] = defaultdict(list)
-        for prefix, request in wanted:
-            size = len(prefix.token_ids)
-            if size < len(request.token_ids):
-                groups[size > 0, len(request.token_ids) - size].append((prefix, request))
-        for (_, count), group in groups.items():
-            num_rows = max(1, self._max_tokens // count)
-            for first in range(0, len(group), num_rows):
-                self._compute_together(group[first : first + num_rows], count)
-
-    def _compute_together(
-        self, group: Sequence[tuple[CachedPrefix, PrefixRequest]], count: int
-    ) -> None:
-        """Compute equally many tokens of each prefix, in chunks that bound the memory of a pass."""
-        size = max(1, self._max_tokens // len(group))
-        prefixes = [prefix for prefix, _ in group]
-        for done in range(0, count, size):
-            starts = [len(prefix.token_ids) for prefix in prefixes]
-            ids, points = [], []
-            for (_, request), start in zip(group, starts, strict=True):
-                end = start + min(size, count - done)
-                ids.append(request.token_ids[start:end])
-                points.append(sorted({p for p in request.points if start <= p < end} | {end - 1}))
-            columns = [
-                [p - start for p in each] for each, start in zip(points, starts, strict=True)
-            ]
-            outputs = self._extend(prefixes, ids, columns)
-            for prefix, each, output in zip(prefixes, points, outputs, strict=True):
-                before = {} if self._has_handles else prefix.outputs
-                prefix.outputs = {**before, **dict(zip(each, output, strict=False))}
 
 
 def _begin_alike(first: list[int], ids: list[int]) -> bool:

@@ -35,6 +35,12 @@ class RecentRows:
             each.last_output = None  # logits of all rows are large, and the next step needs few
         self._rows = [weakref.ref(each) for each in [*recent, rows]]
 
+    def note_use(self, rows: UncommittedRows) -> None:
+        """Put rows last, unless they were freed."""
+        if self._rows and self._rows[-1]() is not rows and rows.kv is not None:
+            others = [ref for ref in self._rows if ref() is not rows]
+            self._rows = [*others, weakref.ref(rows)]
+
     @property
     def num_tokens(self) -> int:
         """Tokens that the rows have room for. May be read from any thread."""

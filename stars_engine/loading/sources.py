@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -68,14 +68,16 @@ def _embedded_folder(name: str) -> str:
 def check_local(part: Checkpoint) -> None:
     """Check that the directories of a checkpoint exist, before anything is loaded.
 
-    Names on the hub are not looked up.
+    Names on the hub are not looked up, unless only its cache can be used.
 
     Raises:
         ModelLoadError: A directory does not exist.
     """
     for field in ("name_or_path", "tokenizer_name_or_path", "adapter_path"):
         name = getattr(part, field, None)
-        if name is not None and (name.startswith("stars:") or _looks_local(name)):
+        if name is not None and (
+            name.startswith("stars:") or _looks_local(name) or is_offline_mode()
+        ):
             check_exists(resolve_source(name), field)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
 from stars_engine.config import (
     ClassifierReward,
     CompositeReward,
@@ -18,7 +22,7 @@ from stars_engine.config import (
     YesNoReward,
 )
 from stars_engine.config.models import Checkpoint
-from stars_engine.errors import needs_extra
+from stars_engine.errors import ModelLoadError, needs_extra
 from stars_engine.rewards.base import RewardModel
 
 
@@ -42,7 +46,23 @@ def check_reward(config: RewardConfig) -> None:
     elif isinstance(config, Checkpoint):
         with needs_extra("local"):
             from stars_engine.loading.sources import check_local
+        _check_no_function(config)
         check_local(config)
+
+
+def _check_no_function(config: Checkpoint) -> None:
+    """Raise `ModelLoadError` if a name is a function with a period in place of the colon."""
+    name = config.name_or_path or ""
+    module, _, function = name.rpartition(".")
+    package = module.partition(".")[0]
+    if not package.isidentifier() or "/" in name or Path(name).exists():
+        return
+    with suppress(ValueError):  # a module without a spec, such as __main__
+        if find_spec(package) is not None:
+            raise ModelLoadError(
+                f"name_or_path={name!r}: no such directory. Hint: for a Python function, write "
+                f"'{module}:{function}'"
+            )
 
 
 def load_reward(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
 from stars_engine.algorithm.noise import CounterNoise, fresh_seed
 from stars_engine.algorithm.rollout import Rollout
@@ -100,6 +101,7 @@ class CheckedPrompt:
         seed: The seed of the request.
         prefill: See `Rollout`.
         replies: Parses the answers as messages; None if they are plain text.
+        alternatives: See `Rollout`.
         num_created: Number of answers created so far.
     """
 
@@ -113,6 +115,7 @@ class CheckedPrompt:
     seed: int
     prefill: str = ""
     replies: ReplyReader | None = None
+    alternatives: tuple[AlternativeIds, ...] = ()
     num_created: int = 0
 
     def next_output(self, group: RequestGroup) -> RequestOutput | None:
@@ -137,6 +140,7 @@ class CheckedPrompt:
             sample_index=number,
             prefill=self.prefill,
             spans=self.replies,
+            alternatives=self.alternatives,
         )
 
 

@@ -5,36 +5,40 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from stars_engine.errors import EngineClosedError
 
 Value = TypeVar("Value")
 
-CHECK_S = 0.5  # between two checks whether `asyncio.run` has failed
+CHECK_S = 0.5  # between two checks whether `asyncio.run` has failed, and two calls of `meanwhile`
 
 
-def wait_for(future: Future[Value]) -> Value:
+def wait_for(future: Future[Value], meanwhile: Callable[[], None] | None = None) -> Value:
     """Return the result of a future.
 
     When `asyncio.run` ends, it joins its threads (`asyncio.to_thread`), even after an error such as
     Ctrl-C. A thread that still waits would keep the program alive, although no task is left that
     could receive the result. So such a thread stops waiting.
 
+    Args:
+        future: The future.
+        meanwhile: Called twice a second while waiting, to show progress.
+
     Raises:
         EngineClosedError: `asyncio.run` failed while its thread waited here.
     """
-    if not threading.current_thread().name.startswith("asyncio_"):
-        return future.result()
-    while not future.done():
-        try:
-            return future.result(timeout=CHECK_S)
-        except TimeoutError:
-            if not future.done() and _asyncio_run_failed():
-                raise EngineClosedError(
-                    "asyncio.run raised an error while this thread waited for the engine"
-                ) from None
+    of_asyncio = threading.current_thread().name.startswith("asyncio_")
+    while (of_asyncio or meanwhile is not None) and not future.done():
+        wait([future], timeout=CHECK_S)
+        if meanwhile is not None:
+            meanwhile()
+        if of_asyncio and not future.done() and _asyncio_run_failed():
+            raise EngineClosedError(
+                "asyncio.run raised an error while this thread waited for the engine"
+            )
     return future.result()
 
 

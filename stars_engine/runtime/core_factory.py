@@ -8,6 +8,7 @@ from stars_engine.backends.base import LanguageModel
 from stars_engine.config import EngineParams
 from stars_engine.core.autotune import CandidateAutotuner
 from stars_engine.core.engine_core import EngineCore, Scorer
+from stars_engine.core.local_drafts import PART_S
 from stars_engine.core.memory_budget import MemoryBudget
 from stars_engine.core.scheduler import Scheduler
 
@@ -26,5 +27,11 @@ def new_core(
     )
     scheduler = Scheduler(max_rows=params.max_rows, max_active=params.max_active, budget=budget)
     return EngineCore(
-        model, scheduler, scorer, autotuner, post=post, draft_ahead=params.draft_ahead
+        model,
+        scheduler,
+        scorer,
+        autotuner,
+        post=post,
+        draft_ahead=params.draft_ahead,
+        part_s=PART_S,
     )

@@ -103,10 +103,9 @@ class EngineLoop:
         """Stop after the current step, or during it if `at_once`; requests fail."""
         self._immediately = self._immediately or at_once
         self._stop.set()
-        interrupt = getattr(self._models.model, "interrupt", None)
-        if at_once and interrupt is not None:
-            interrupt()
         self.post(lambda: None)
+        if at_once:
+            self._models.interrupt()
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded."""

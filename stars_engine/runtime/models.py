@@ -82,6 +82,16 @@ class Models:
                 found[f"reward.{holder}"] += size
         return dict(found)
 
+    def interrupt(self) -> None:
+        """Let the language model give up what it drafts, if it can. May be called from any thread.
+
+        Its errors are logged: they must not keep the process from ending other engines.
+        """
+        try:
+            getattr(self.model, "interrupt", lambda: None)()
+        except Exception:
+            logger.exception("The language model could not be interrupted")
+
     def unload(self, key: str) -> RewardModel | None:
         """Unload a reward model and return it."""
         self._failures.pop(key, None)

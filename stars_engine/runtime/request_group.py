@@ -231,9 +231,14 @@ class RequestGroup:
         return dict(self._outcomes)
 
     @property
+    def num_done(self) -> int:
+        """Number of answers that have ended."""
+        return len(self._outcomes)
+
+    @property
     def is_complete(self) -> bool:
         """Whether no outcome is missing."""
-        return len(self._outcomes) >= self.num_answers
+        return self.num_done >= self.num_answers
 
     def complete_if_done(self) -> None:
         """Resolve the future if no outcome is missing."""

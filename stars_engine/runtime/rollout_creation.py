@@ -8,9 +8,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.noise import fresh_seed
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
+from stars_engine.chat.alternatives import AlternativeEncoder, check_openings
 from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasoning
 from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.turns import described
@@ -29,7 +31,7 @@ from stars_engine.messages import Tool
 from stars_engine.runtime.answers import CheckedPrompt, empty_prompts
 from stars_engine.runtime.background import Background
 from stars_engine.runtime.limits import size_of
-from stars_engine.runtime.request_group import RequestGroup
+from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 from stars_engine.schema_formats.shortest import shortest_value
 
 LONG_TEXT = 16_384  # characters of a prompt that is tokenized in the background
@@ -104,22 +106,13 @@ def _read_prompt(
     request = group.prompts[prompt_index]
     sampling = request.sampling or model.default_sampling()
     check_token_ids(sampling, model.vocab_size)
-    resolve = partial(
-        resolve_prompt,
-        request.prompt,
-        model.codec,
-        prompt_format=group.prompt_format,
-        template_kwargs=group.template_kwargs,
-        reward_prompt=request.reward_prompt,
-    )
+    resolve = partial(_resolve, group, request, sampling, model)
     if size_of(request.prompt) > LONG_TEXT:
-        resolved = yield from background.run(resolve, group)
+        resolved, alternatives = yield from background.run(resolve, group)
     else:
-        resolved = resolve()
-    if sampling.grammar is not None:
-        resolved = with_closed_reasoning(resolved)
-    fitted = fit(resolved, with_chat(sampling, resolved), model)
-    check = partial(_check_grammar, model, sampling, fitted, resolved)
+        resolved, alternatives = resolve()
+    fitted = fit(resolved, with_chat(sampling, resolved), model, alternatives)
+    check = partial(_check_grammar, model, sampling, fitted, resolved, alternatives)
     if _must_compile(model, fitted):
         yield from background.run(check, group)
     else:
@@ -135,7 +128,27 @@ def _read_prompt(
         seed=fresh_seed() if sampling.seed is None else sampling.seed,
         prefill=resolved.prefill,
         replies=resolved.replies,
+        alternatives=alternatives,
     )
+
+
+def _resolve(
+    group: RequestGroup, request: PromptRequest, sampling: SamplingParams, model: PromptedModel
+) -> tuple[ResolvedPrompt, tuple[AlternativeIds, ...]]:
+    """Encode a prompt and its alternatives."""
+    resolved = resolve_prompt(
+        request.prompt,
+        model.codec,
+        prompt_format=group.prompt_format,
+        template_kwargs=group.template_kwargs,
+        reward_prompt=request.reward_prompt,
+    )
+    if sampling.grammar is not None:
+        resolved = with_closed_reasoning(resolved)
+    encoder = AlternativeEncoder(
+        request.prompt, resolved, model.codec, group.prompt_format, group.template_kwargs, sampling
+    )
+    return resolved, encoder.encode(request.align)
 
 
 def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:
@@ -147,7 +160,11 @@ def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:
 
 
 def _check_grammar(
-    model: PromptedModel, sampling: SamplingParams, fitted: SamplingParams, prompt: ResolvedPrompt
+    model: PromptedModel,
+    sampling: SamplingParams,
+    fitted: SamplingParams,
+    prompt: ResolvedPrompt,
+    alternatives: Sequence[AlternativeIds],
 ) -> None:
     try:
         model.check_grammar(fitted)
@@ -155,6 +172,9 @@ def _check_grammar(
         if prompt.grammar is not None and prompt.replies is not None:
             check_tools(prompt.replies.tools, sampling, model)
         raise
+    grammars = getattr(model, "grammars", None) if fitted.grammar is not None else None
+    if fitted.grammar is not None and isinstance(grammars, Grammars):
+        check_openings(alternatives, grammars.start(fitted.grammar))
 
 
 def with_chat(sampling: SamplingParams, prompt: ResolvedPrompt) -> SamplingParams:
@@ -194,8 +214,15 @@ def check_tools(tools: Sequence[Tool], sampling: SamplingParams, model: Prompted
             raise ConfigError("Chat", [Problem("tools", message)]) from None
 
 
-def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) -> SamplingParams:
+def fit(
+    prompt: ResolvedPrompt,
+    sampling: SamplingParams,
+    model: PromptedModel,
+    alternatives: Sequence[AlternativeIds] = (),
+) -> SamplingParams:
     """Check prompt ids and length; lower `max_tokens` if `on_overflow` is "clamp".
+
+    The longest prompt of the alternatives counts, too.
 
     Raises:
         PromptError: An id is outside the vocabulary.
@@ -207,9 +234,10 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
             f"token id {max(prompt.token_ids)} is outside the vocabulary; allowed: 0 to "
             f"{vocab_size - 1}. Hint: encode with this model's tokenizer"
         )
-    if limit is None or len(prompt.token_ids) + sampling.max_tokens <= limit:
+    num_tokens = max(len(ids) for ids in (prompt.token_ids, *_other_prompts(alternatives)))
+    if limit is None or num_tokens + sampling.max_tokens <= limit:
         return sampling
-    room = limit - len(prompt.token_ids)
+    room = limit - num_tokens
     shortest = _shortest_call(prompt)
     if room >= shortest and sampling.on_overflow == "clamp":
         min_tokens = min(sampling.min_tokens, room)
@@ -224,10 +252,17 @@ def fit(prompt: ResolvedPrompt, sampling: SamplingParams, model: PromptedModel) 
         needed = f"the shortest tool call has about {shortest}"
     elif room >= 1:
         hint += f", set max_tokens to at most {room}, or on_overflow='clamp'"
+    what = "prompt"
+    if num_tokens > len(prompt.token_ids):
+        what, hint = "prompt with the longest of its alternatives", f"{hint}, or shorten its text"
     raise ContextOverflowError(
-        f"the prompt has {len(prompt.token_ids)} tokens{about_tools} and {needed}; the model's "
+        f"the {what} has {num_tokens} tokens{about_tools} and {needed}; the model's "
         f"context is {limit} tokens. Hint: {hint}"
     )
+
+
+def _other_prompts(alternatives: Sequence[AlternativeIds]) -> list[tuple[int, ...]]:
+    return [each.prompt_ids for each in alternatives if each.prompt_ids is not None]
 
 
 def _shortest_call(prompt: ResolvedPrompt) -> int:
@@ -254,8 +289,10 @@ def check_memory_budget(rollout: Rollout, budget: MemoryBudget) -> None:
         ContextOverflowError: The rollout exceeds the budget.
     """
     if not budget.holds(rollout, Reserved()):
+        others = len(rollout.prompt_lens) - 1
+        about = f", the prompts of {others} alternatives come on top," if others else ""
         raise ContextOverflowError(
-            f"the prompt has {len(rollout.prompt_ids)} tokens and max_tokens is "
+            f"the prompt has {len(rollout.prompt_ids)} tokens{about} and max_tokens is "
             f"{rollout.sampling.max_tokens}; the engine's budget is {budget.describe()}. "
             "Hint: shorten the prompt, lower max_tokens, or raise "
             "EngineParams(max_prefix_tokens=..., max_cache_bytes=...)"

@@ -31,7 +31,7 @@ from stars_engine.server.responses.bodies import ResponsesBody
 from stars_engine.server.settings import ApiKeys, ServerParams
 from stars_engine.server.state import State
 from stars_engine.server.telemetry import Tracing
-from stars_engine.server.validation import validation_error_of
+from stars_engine.server.validation import http_error_of, validation_error_of
 
 _UNSUPPORTED = {
     "/v1/chat/completions": hints_of(ChatBody),
@@ -87,6 +87,8 @@ def create_app(
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        # Since 0.165, FastAPI records paths and messages of errors itself; `Tracing` has no texts.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.server = state
     for module in (page, health, chat, completions, endpoint, score):
@@ -114,10 +116,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-        message = {404: "There is nothing at this path"}.get(error.status_code, error.detail)
-        code, headers = codes.get(error.status_code), error.headers
-        return _respond(request, ApiError(error.status_code, message, code=code, headers=headers))
+        return _respond(request, http_error_of(error))
 
     @app.exception_handler(ClientDisconnectedError)
     async def disconnected(_: Request, __: ClientDisconnectedError) -> Response:
@@ -127,7 +126,7 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(StarsError)
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return _respond(request, report(request, error))
+        return _respond(request, report(facts_of(request), error))
 
 
 def _respond(request: Request, error: ApiError) -> Response:

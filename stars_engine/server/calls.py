@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from stars_engine.config import AlignParams, SamplingParams
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.engine.streams import AsyncSegmentStream
+from stars_engine.errors import ConfigError, PromptError
 from stars_engine.integrations import ToolNames
 from stars_engine.schedules import ConstantSchedule
-from stars_engine.server.errors import ApiError
+from stars_engine.server.errors import ApiError, api_error_of
 from stars_engine.server.fields import StarsOptions
 from stars_engine.server.models import ServedModel
 from stars_engine.server.requests import GenerationBody, SampledBody
@@ -37,6 +39,7 @@ class EngineRequest:
         names: The names of the tools.
         id: The id of the answer.
         created: When the request was read, in seconds since 1970.
+        fields: Fields of the request, by the engine's name for them.
     """
 
     model: ServedModel
@@ -48,29 +51,58 @@ class EngineRequest:
     names: ToolNames
     id: str
     created: int
+    fields: Mapping[str, str]
 
     async def results(self) -> list[StarsResult]:
         """Return all answers; cancelling the task cancels the requests."""
-        found: list[StarsResult] = await self.engine.agenerate(
-            self.prompts,
-            sampling=self.sampling,
-            align=self.align,
-            reward_prompt=self.options.reward_prompt,
-        )
+        with naming_fields(self.fields):
+            found: list[StarsResult] = await self.engine.agenerate(
+                self.prompts,
+                sampling=self.sampling,
+                align=self.align,
+                reward_prompt=self.options.reward_prompt,
+            )
         return [self.names.result(result) for result in found]
 
     async def stream(self) -> AsyncSegmentStream:
         """Return the stream of accepted segments, once all prompts have been read."""
-        return await self.engine.astream(
-            self.prompts,
-            sampling=self.sampling,
-            align=self.align,
-            reward_prompt=self.options.reward_prompt,
-        ).prepare()
+        with naming_fields(self.fields):
+            return await self.engine.astream(
+                self.prompts,
+                sampling=self.sampling,
+                align=self.align,
+                reward_prompt=self.options.reward_prompt,
+            ).prepare()
 
     def index_of(self, prompt_index: int, sample_index: int) -> int:
         """Return the index of a choice."""
         return prompt_index * self.sampling.n + sample_index
+
+
+@contextmanager
+def naming_fields(fields: Mapping[str, str]) -> Iterator[None]:
+    """Name the fields of the request in errors of the engine.
+
+    Args:
+        fields: Fields of the request, by the engine's name for them. `prompt` is the field of the
+            prompt, and `function` how the path to a function follows that to its tool.
+
+    Raises:
+        ApiError: The engine refused the request.
+    """
+    try:
+        yield
+    except (ConfigError, PromptError) as error:
+        refused = api_error_of(error)
+        if refused.param is None and isinstance(error, PromptError):
+            refused.param = fields.get("prompt")
+        elif refused.param is not None:
+            head, dot, rest = refused.param.partition(".")
+            number, _, path = rest.partition(".")
+            if head == "tools" and number.isdecimal():
+                head, rest = f"tools[{number}]{fields.get('function', '')}", path
+            refused.param = f"{fields.get(head, head)}{dot}{rest}"
+        raise refused from error
 
 
 def new_call(
@@ -81,6 +113,7 @@ def new_call(
     params: ServerParams,
     *,
     prefix: str,
+    fields: Mapping[str, str],
     names: ToolNames | None = None,
     **sampling: Any,
 ) -> EngineRequest:
@@ -93,26 +126,34 @@ def new_call(
         body: The request.
         params: What clients may change and see.
         prefix: How ids of this kind of answer begin.
+        fields: Fields of this kind of request, by the engine's name for them.
         names: The names of the tools.
         **sampling: Further changes to the model's sampling; None changes nothing.
 
     Raises:
         ApiError: The model is not ready, or the request changes what clients may not.
-        ConfigError: A value is not allowed.
+            Or a value is not allowed.
     """
     align = model.ready_align
     options = body.stars
     changes = {**sampled(body), **{k: v for k, v in sampling.items() if v is not None}}
+    own = {name: f"stars.{name}" for name in type(options).model_fields}
+    fields = {**own, **fields}
+    if options.grammar is not None:
+        fields["grammar"] = own["grammar"]
+    with naming_fields(fields):
+        settings = engine.sampling.replace(**changes), _align_of(options, align, params)
     return EngineRequest(
         model=model,
         engine=engine,
         prompts=prompts,
-        sampling=engine.sampling.replace(**changes),
-        align=_align_of(options, align, params),
+        sampling=settings[0],
+        align=settings[1],
         options=options,
         names=names or ToolNames(),
         id=f"{prefix}{uuid.uuid4().hex}",
         created=int(time.time()),
+        fields=fields,
     )
 
 

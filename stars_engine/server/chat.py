@@ -20,8 +20,8 @@ from stars_engine.server.accounts import (
     segment_of,
     usage_of,
 )
-from stars_engine.server.calls import EngineRequest, new_call
-from stars_engine.server.conversations import chat_of, check_one_grammar, grammar_of
+from stars_engine.server.calls import EngineRequest, naming_fields, new_call
+from stars_engine.server.conversations import chat_of, check_one_grammar, grammar_of, naming
 from stars_engine.server.delivery import DONE, accepted, event_stream, sse, until_disconnect
 from stars_engine.server.errors import ApiError, JsonResponse
 from stars_engine.server.facts import facts_of
@@ -65,8 +65,18 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
 
 def _call_of(body: ChatBody, state: State) -> EngineRequest:
     model = state.models.get(body.model)
-    chat, names = chat_of(body)
-    grammar = grammar_of(body.response_format)
+    fields = {
+        "prompt": "messages",
+        "function": ".function",
+        "grammar": "response_format",
+        "chat_template_kwargs": "stars.chat_template_kwargs",
+    }
+    if body.max_completion_tokens is not None:
+        fields["max_tokens"] = "max_completion_tokens"
+    with naming_fields(fields):
+        chat, names = chat_of(body)
+    with naming("response_format"):
+        grammar = grammar_of(body.response_format)
     check_one_grammar("response_format", grammar, body.stars, chat)
     if body.max_completion_tokens is not None and body.max_tokens is not None:
         message = "max_tokens and max_completion_tokens are one setting. Hint: give one"
@@ -80,6 +90,7 @@ def _call_of(body: ChatBody, state: State) -> EngineRequest:
         body,
         state.params,
         prefix="chatcmpl-",
+        fields=fields,
         names=names,
         grammar=grammar,
         max_tokens=body.max_completion_tokens,

@@ -32,7 +32,10 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
             message = f"stars.{name} is for conversations. Hint: use /v1/chat/completions"
             raise ApiError(400, message, code="invalid_value", param=f"stars.{name}")
     prompts = prompts_of(body.prompt)
-    call = new_call(model, model.raw_engine, prompts, body, state.params, prefix="cmpl-")
+    fields = {"prompt": "prompt"}
+    call = new_call(
+        model, model.raw_engine, prompts, body, state.params, prefix="cmpl-", fields=fields
+    )
     facts = facts_of(request)
     facts.note_call(model.name, call.id, call.sampling)
     if body.stream:

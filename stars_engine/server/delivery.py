@@ -16,7 +16,7 @@ from sse_starlette.sse import AppStatus
 from stars_engine.engine.streams import AsyncSegmentStream
 from stars_engine.errors import RequestError, describe_error
 from stars_engine.server.errors import ApiError, api_error_of
-from stars_engine.server.facts import facts_of
+from stars_engine.server.facts import RequestFacts, facts_of
 from stars_engine.server.settings import ServerParams
 from stars_engine.types import SegmentEvent
 
@@ -110,13 +110,12 @@ async def _with_errors(
             yield event
         facts.completed = True
     except Exception as error:  # noqa: BLE001 - the client gets every error as an event
-        yield sse(report(request, error).body)
+        yield sse(report(facts, error).body)
 
 
-def report(request: Request, error: Exception) -> ApiError:
+def report(facts: RequestFacts, error: Exception) -> ApiError:
     """Log an error that is not the client's; return it as clients get it."""
     api_error = api_error_of(error)
-    facts = facts_of(request)
     facts.error = api_error.code or api_error.kind
     if api_error.status >= 500 and not isinstance(error, ApiError):
         logger.error(

@@ -80,6 +80,11 @@ def response_of(error: ApiError) -> JsonResponse:
     return JsonResponse(error.body, status_code=error.status, headers=error.headers)
 
 
+def shortened(text: str, size: int = 80) -> str:
+    """Return text of a client as an error quotes it."""
+    return repr(text if len(text) <= size else f"{text[:size]}...")
+
+
 def unavailable(message: str, code: str) -> ApiError:
     """Return the error of a server that cannot serve now."""
     headers = {"Retry-After": str(RETRY_AFTER_S)}

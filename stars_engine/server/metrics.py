@@ -105,3 +105,10 @@ class _EngineCollector(Collector):
             for model_name, values in stats.items():
                 family.add_metric([model_name], getattr(values, name))
             yield family
+        memory = GaugeMetricFamily(
+            "stars_engine_memory_bytes", "Memory that stays, by holder", labels=["model", "holder"]
+        )
+        for model_name, values in stats.items():
+            for holder, num_bytes in values.memory_bytes.items():
+                memory.add_metric([model_name, holder], num_bytes)
+        yield memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -13,9 +14,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stars_engine.server.errors import ApiError, response_of, too_many_requests, unavailable
+from stars_engine.server.delivery import report, sse
+from stars_engine.server.errors import (
+    ApiError,
+    response_of,
+    shortened,
+    too_many_requests,
+    unavailable,
+)
 from stars_engine.server.facts import RequestFacts, facts_in
-from stars_engine.server.settings import ApiKeys
+from stars_engine.server.settings import ApiKeys, ServerParams
 from stars_engine.server.state import State
 from stars_engine.server.telemetry import Tracing
 
@@ -49,7 +57,9 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        facts, status = facts_in(scope), 0
+        facts, status, asked = facts_in(scope), 0, scope
+        if scope["method"] == "HEAD":  # the same as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
 
         async def observed_send(message: Message) -> None:
             nonlocal status
@@ -67,7 +77,7 @@ class Observed:
             facts.endpoint = getattr(scope.get("route"), "path", "")
             self._get_state().metrics.observe(facts, status)
             level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
-            access_logger.log(level, "%s", _line(scope, facts, status))
+            access_logger.log(level, "%s", _line(asked, facts, status))
 
     def _span(self, scope: Scope, facts: RequestFacts) -> AbstractContextManager[None]:
         return nullcontext() if self._tracing is None else self._tracing.span(scope, facts)
@@ -75,6 +85,8 @@ class Observed:
 
 class Limited:
     """Refuses requests without a key, beyond the limits, or while the server is stopping.
+
+    Errors that no handler knows become responses here.
 
     Args:
         app: The application.
@@ -100,12 +112,38 @@ class Limited:
                     self._check(state)
                     stack.enter_context(state.key_limits.count(facts))
                     stack.enter_context(_in_progress(state))
-                    receive = _bounded(receive, headers, state.params.max_body_bytes)
+                    receive = _bounded(receive, headers, state.params)
             except ApiError as error:
                 facts.error = error.code
                 await response_of(error)(scope, receive, send)
                 return
-            await self._app(scope, receive, send)
+
+            await self._serve(scope, receive, send, stack)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, stack: ExitStack) -> None:
+        """Serve a request that is within the limits; leave the stack when its end is sent."""
+        facts, has_started = facts_in(scope), False
+
+        async def releasing_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            # The client may send its next request as soon as it has the end of this response.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                stack.close()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, releasing_send)
+        except asyncio.CancelledError:
+            if not self._get_state().draining:
+                raise
+            await _cut_off(facts, scope, receive, releasing_send, has_started=has_started)
+        except Exception as error:
+            if has_started:
+                raise
+            # If the error left the application, uvicorn would also close the connection.
+            response = response_of(report(facts, error))
+            await response(scope, receive, releasing_send)
 
     def _check(self, state: State) -> None:
         if state.draining:
@@ -124,6 +162,18 @@ class Limited:
         return found
 
 
+async def _cut_off(
+    facts: RequestFacts, scope: Scope, receive: Receive, send: Send, *, has_started: bool
+) -> None:
+    """End a response whose time is over after SIGTERM; a stream ends with an error event."""
+    error = unavailable("The server has stopped. Hint: retry later", "server_stopping")
+    facts.error = error.code
+    if not has_started:
+        await response_of(error)(scope, receive, send)
+    elif facts.streamed:
+        await send({"type": "http.response.body", "body": sse(error.body).encode()})
+
+
 @contextmanager
 def _in_progress(state: State) -> Iterator[None]:
     state.num_requests += 1
@@ -135,22 +185,34 @@ def _in_progress(state: State) -> Iterator[None]:
         state.metrics.in_progress.dec()
 
 
-def _bounded(receive: Receive, headers: Headers, max_bytes: int) -> Receive:
-    """Return a `receive` that refuses bodies that are too large, said or not said to be.
+def _bounded(receive: Receive, headers: Headers, params: ServerParams) -> Receive:
+    """Return a `receive` that refuses bodies that are too large, said or not said to be, or late.
 
     Raises:
-        ApiError: The header says that the body is too large.
+        ApiError: The headers say that the body is too large, or compressed.
     """
+    max_bytes, limit_s = params.max_body_bytes, params.receive_timeout_s
     message = f"The body is larger than {max_bytes} bytes. Hint: send less"
     said = headers.get("content-length", "")
     if said.isdecimal() and int(said[:20]) > max_bytes:
         raise ApiError(413, message, code="body_too_large")
-    received = 0
+    encoding = headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        message = f"Bodies with Content-Encoding {shortened(encoding)} are not read. Hint: send "
+        raise ApiError(415, f"{message}the body uncompressed", code="unsupported_encoding")
+    received, is_complete, until_s = 0, False, time.monotonic() + limit_s
 
     async def bounded() -> Message:
-        nonlocal received
-        part = await receive()
+        nonlocal received, is_complete
+        if is_complete:  # what follows is that the client disconnects
+            return await receive()
+        try:
+            part = await asyncio.wait_for(receive(), max(0.0, until_s - time.monotonic()))
+        except TimeoutError:
+            late = f"The body has not arrived in {limit_s:g} s. Hint: send it at once"
+            raise HTTPException(408, late, headers={"Connection": "close"}) from None
         received += len(part.get("body", b""))
+        is_complete = not part.get("more_body", False)
         if received > max_bytes:
             raise HTTPException(413, message)
         return part

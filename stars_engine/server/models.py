@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from stars_engine.config import AlignParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ModelLoadError, describe_error
-from stars_engine.server.errors import ApiError, server_error_of, unavailable
+from stars_engine.server.errors import ApiError, server_error_of, shortened, unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class ServedModels:
         """
         if name not in self._models:
             allowed = ", ".join(map(repr, self._models))
-            message = f"The model {name!r} does not exist. Hint: use one of {allowed}"
+            message = f"The model {shortened(name)} does not exist. Hint: use one of {allowed}"
             raise ApiError(404, message, code="model_not_found", param="model")
         return self._models[name]
 

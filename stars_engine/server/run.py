@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import socket
@@ -15,7 +16,9 @@ import uvicorn
 from stars_engine.config import StarsConfig
 from stars_engine.server.app import create_app
 from stars_engine.server.models import ServedModels
+from stars_engine.server.protocol import BoundedProtocol
 from stars_engine.server.settings import ApiKeys, ServerParams
+from stars_engine.server.sockets import bind
 from stars_engine.server.state import State
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,11 +55,16 @@ class StarsServer(uvicorn.Server):
         self.load_failed = False
         app = create_app(configs, params, keys, on_loaded=self._on_loaded)
         self.state_of_app: State = app.state.server
+        protocol: Any = functools.partial(
+            BoundedProtocol, receive_timeout_s=params.receive_timeout_s
+        )
         super().__init__(
             uvicorn.Config(
                 app,
                 host=params.host,
                 port=params.port,
+                http=protocol,
+                ws="none",
                 log_config=None,
                 access_log=False,  # the application logs requests, without query strings
                 server_header=False,
@@ -73,7 +81,13 @@ class StarsServer(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start accepting connections."""
+        """Start accepting connections, then load the models.
+
+        Raises:
+            ConfigError: The address cannot be used.
+        """
+        if sockets is None:
+            sockets = bind(self._params.host, self._params.port)
         await super().startup(sockets=sockets)
         if self.servers:
             self._on_started(self.url)

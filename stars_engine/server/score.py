@@ -12,6 +12,7 @@ from starlette.responses import Response
 from stars_engine.engine.scores import TextScore
 from stars_engine.integrations import ToolNames
 from stars_engine.messages import Chat
+from stars_engine.server.calls import naming_fields
 from stars_engine.server.conversations import messages_of
 from stars_engine.server.delivery import until_disconnect
 from stars_engine.server.errors import JsonResponse
@@ -38,7 +39,8 @@ async def score(body: ScoreBody, request: Request) -> Response:
     else:
         engine, asked = model.engine, Chat(messages_of(body.messages, ToolNames()))
     work = engine.ascore(asked, texts, segment_len=align.segment_len if body.segments else None)
-    scores = await until_disconnect(request, work)
+    with naming_fields({"prompt": "prompt" if body.messages is None else "messages"}):
+        scores = await until_disconnect(request, work)
     num_tokens = sum(found.num_reward_tokens for found in scores)
     facts_of(request).tokens["scored"] += num_tokens
     return JsonResponse(

@@ -70,6 +70,13 @@ class ServerParams(Schema):
         "accepted",
         examples=[10.0],
     )
+    receive_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds that the headers of a request may take to arrive, and its body; then "
+        "the connection is closed, after status 408 if a body is late",
+        examples=[60.0],
+    )
     send_timeout_s: float = Field(
         default=60.0,
         gt=0,

@@ -56,7 +56,8 @@ def check_reward_model(
 def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None = None) -> None:
     """Check that drafting keeps no state and does not depend on batch composition.
 
-    Also check that a lookahead is the greedy continuation of its candidate and does not change it.
+    Also check that a lookahead is the greedy continuation of its candidate and does not change it,
+    and that tokens which a draft is to begin with stand for drawn ones.
 
     Args:
         model: The language model to check.
@@ -88,6 +89,8 @@ def check_backend(model: LanguageModel, prompts: Sequence[Sequence[int]] | None 
         [plain] = _drafts(model, [replace(one, lookahead=0)])
         assert plain == Draft(draft.token_ids), "the lookahead changes its candidate"
     _check_lookahead(model, asked, together)
+    for one in asked:
+        _check_forced(model, one)
     for index in range(len(prompts)):
         kept = together[3 * index].token_ids
         if model.is_end(kept[-1], sampling):
@@ -131,6 +134,23 @@ def _check_lookahead(
             [alone] = _drafts(model, [greedy])
             message = "a lookahead is not the greedy continuation of its candidate"
             assert alone.token_ids == draft.lookahead_ids, message
+
+
+def _check_forced(model: LanguageModel, request: DraftRequest) -> None:
+    """Check that a draft begins with forced tokens, and goes on as after accepted ones."""
+    token = next(id_ for id_ in range(1, 4) if not model.is_end(id_, request.sampling))
+    forced = replace(request, forced=(token,), lookahead=0)
+    [draft] = _drafts(model, [forced])
+    assert draft.token_ids[:1] == (token,), "a draft does not begin with its forced tokens"
+    after = replace(
+        forced,
+        token_ids=[*request.token_ids, token],
+        uniforms=request.uniforms[1:],
+        forced=(),
+        handle=PrefixHandle(),
+    )
+    [rest] = _drafts(model, [after])
+    assert draft.token_ids[1:] == rest.token_ids, "forced tokens change the tokens after them"
 
 
 def _drafts(model: LanguageModel, requests: Sequence[DraftRequest]) -> list[Draft]:

@@ -67,6 +67,10 @@ class TreeNoise:
         """See `Noise`."""
         return BranchingUniform(self)
 
+    def proposal_index(self, *, position: int, attempt: int, shares: Sequence[float]) -> int:
+        """See `Noise`."""
+        return self.choose(shares)
+
     def choose(self, probs: Sequence[float]) -> int:
         """Take this run's branch among outcomes of the given probabilities."""
         if self._depth == len(self._path):

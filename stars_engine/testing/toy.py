@@ -89,14 +89,16 @@ class TabularModel:
         drafted: list[int] = []
         entropies: list[float] = []
         uniforms: list[Any] = [*request.uniforms, *[None] * request.lookahead]
-        for uniform in uniforms:
+        for step, uniform in enumerate(uniforms):
             probs = self.next_probs((*completion, *drafted))
             entropies.append(-sum(prob * log(prob) for prob in probs if prob > 0))
             if grammar is not None:
                 [allowed] = self.grammars.allowed([grammar], request.sampling.stop_token_ids)
                 probs = [prob * may for prob, may in zip(probs, allowed.tolist(), strict=True)]
                 probs = [prob / sum(probs) for prob in probs]
-            if uniform is None or request.sampling.temperature == 0:
+            if step < len(request.forced):
+                token = request.forced[step]
+            elif uniform is None or request.sampling.temperature == 0:
                 token = max(range(len(probs)), key=probs.__getitem__)  # the first on ties
             elif has_members(uniform, Choice):
                 token = uniform.choose(probs)

@@ -40,6 +40,8 @@ class Attempt(Schema):
             for a part that failed.
         text: Its text, if `keep_rejected_text` is set.
         ends_text: Whether the model, or a stop string, ends the answer with it.
+        alternative: The alternative that proposed it, as a position in `AlignParams.alternatives`;
+            None for the plain prompt.
     """
 
     reward: float
@@ -51,6 +53,7 @@ class Attempt(Schema):
     parts: dict[str, float | None] | None = None
     text: str | None = None
     ends_text: bool = False
+    alternative: int | None = None
 
 
 class Segment(Schema):
@@ -65,6 +68,7 @@ class Segment(Schema):
         verdict: "accepted", "forced", "fallback", or "unjudged" for reasoning, tool calls and JSON
             under a grammar (see `AlignParams.judge`).
         attempts: All judged draws in order, including the kept one.
+        alternative: The alternative that proposed it; see `Attempt`.
     """
 
     text: str
@@ -74,6 +78,7 @@ class Segment(Schema):
     acceptance_prob: float | None
     verdict: Verdict
     attempts: tuple[Attempt, ...]
+    alternative: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +189,7 @@ class StarsResult(Schema):
             in separate fields. None if the prompt is text to continue.
         prompt: The prompt, in records of the command line; None elsewhere.
         id: The `id` of the prompt in its file, likewise.
+        settings_hash: Hash of the settings that the text depends on, likewise.
         schema_version: Version of the schema of this record.
     """
 
@@ -201,6 +207,7 @@ class StarsResult(Schema):
     message: Message | None = None
     prompt: str | Chat | None = None
     id: str | int | None = None
+    settings_hash: str | None = None
     schema_version: Literal[1] = 1
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, NewType
 
 import pytest
 from langchain.agents import create_agent
@@ -15,7 +17,7 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import HumanMessage, SystemMessage
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 import llamaindex_stars
 from langchain_stars import ChatStars, StarsLLM
@@ -42,6 +44,14 @@ class Mood(enum.Enum):
 class Number(enum.IntEnum):
     ONE = 1
     TEN = 10
+
+
+Name = NewType("Name", str)
+
+
+@dataclass
+class Place:
+    name: str
 
 
 class Price(BaseModel):
@@ -134,6 +144,11 @@ def test_llamaindex_shows_the_schema_to_the_model() -> None:
         (list[Decimal], "[1.50]", [Decimal("1.5")]),
         (Price, '{"amount": 1.50}', Price(amount=Decimal("1.5"))),
         (Node, '{"value": 1, "kids": [{"value": 2, "kids": []}]}', None),
+        (float, "1.5", 1.5),
+        (bool, "true", True),
+        (date, '"2024-05-06"', date(2024, 5, 6)),
+        (Name, '"Oslo"', "Oslo"),
+        (Place, '{"name": "Oslo"}', {"name": "Oslo"}),
     ],
 )
 def test_values_of_any_type_come_back(schema: Any, written: str, expected: Any) -> None:
@@ -158,12 +173,68 @@ def test_fields_without_a_json_form_are_refused_by_name(method: Any) -> None:
     assert not any("Which?" in text for text in asked)
 
 
+async def test_streams_report_what_cannot_be_parsed() -> None:
+    """LangChain's own composition raises, because the raw message precedes the error."""
+    for max_tokens, expected in ((4, None), (64, City(name="Oslo"))):
+        model = writing(OSLO)[0].with_structured_output(
+            City, include_raw=True, max_tokens=max_tokens
+        )
+        found = [answer async for answer in model.astream("Where?")]
+        for parts in (list(model.stream("Where?")), found):
+            whole = parts[0]
+            for part in parts[1:]:
+                whole = whole + part
+            assert list(whole) == ["raw", "parsed", "parsing_error"]
+            assert whole["parsed"] == expected
+            assert isinstance(whole["parsing_error"], OutputParserException) == (expected is None)
+            assert OSLO.startswith(whole["raw"].text)
+
+
+class Large(BaseModel):
+    """Its validator is no part of its schema."""
+
+    size: int
+
+    @field_validator("size")
+    @classmethod
+    def _is_large(cls, size: int) -> int:
+        assert size > 5
+        return size
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_streams_validate_like_whole_answers(method: Any, is_whole: bool) -> None:
+    """LangChain's parsers ignore errors in streams, and tool calls of whole messages."""
+
+    def model(size: int, **given: Any) -> Any:
+        answer = f'{{"size": {size}}}'
+        if method == "function_calling":
+            answer = f'<tool_call>\n{{"name": "Large", "arguments": {answer}}}\n</tool_call>'
+        chat = writing(answer)[0].model_copy(update={"disable_streaming": is_whole})
+        return chat.with_structured_output(Large, method=method, **given)
+
+    assert list(model(9).stream("How?")) == [Large(size=9)]
+    for ask in (model(3).invoke, lambda asked: list(model(3).stream(asked))):
+        with pytest.raises(ValueError, match="assertion_error"):
+            ask("How?")
+    [*_, last] = model(3, include_raw=True).stream("How?")
+    assert "assertion_error" in str(last["parsing_error"])
+
+
+def test_an_answer_with_tools_and_a_schema_is_refused() -> None:
+    agent = create_agent(writing(OSLO)[0], [str.upper], response_format=ProviderStrategy(City))
+    with pytest.raises(ConfigError, match=r"response_format: .*Hint: .*ToolStrategy"):
+        agent.invoke({"messages": [("user", "Where?")]})
+
+
 def test_enums_need_a_method_without_calls() -> None:
     chat, _ = writing('"up"')
     with pytest.raises(ValueError, match="needs the schema of an object"):
         chat.with_structured_output(Mood, method="function_calling")
     made = ChatStars(max_tokens=4).with_structured_output(Mood)
-    pickle.loads(pickle.dumps(made))
+    for kept in (made, ChatStars().with_structured_output(Mood, include_raw=True)):
+        pickle.loads(pickle.dumps(kept))
     with pytest.raises(OutputParserException, match="not valid"):
         made.steps[-1].parse('"sideways"')
 

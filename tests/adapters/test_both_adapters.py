@@ -16,6 +16,7 @@ import langchain_stars
 import llamaindex_stars
 from stars_engine import (
     AlignParams,
+    Alternative,
     ConfigError,
     ConstantSchedule,
     EngineParams,
@@ -62,6 +63,16 @@ def test_equal_settings_give_equal_text_everywhere(
     assert ask(adapter(config=config, seed=8)) != expected
     assert ask(adapter(config=config, seed=8), seed=7) == expected
     assert ask(adapter(), **SETTINGS) == expected
+
+
+def test_alternatives_are_a_field(adapter: Callable[..., Any]) -> None:
+    given = {"opening": " is wonderful", "share": 1.0}
+    llm = adapter(**{**FIELDS, "alternatives": [given], "segment_len": 8})
+    assert llm.settings().align.alternatives == (Alternative(**given),)
+    assert ask(llm).startswith(" is wonderful")
+    assert adapter(alternatives=[Alternative(**given)]).settings().align.alternatives
+    with pytest.raises(ConfigError, match="share"):
+        adapter(alternatives=[{"opening": "a", "share": 2.0}])
 
 
 def test_none_is_a_value(adapter: Callable[..., Any]) -> None:

@@ -191,6 +191,30 @@ def test_what_a_grammar_cannot_express_is_checked(part: Any, value: Any, is_vali
     assert fault_in({"x": value}, tool.replace(strict=True)) == ""  # the grammar refuses it
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "is_valid"),
+    [
+        ({"type": "string", "pattern": r"^\p{L}+$"}, "12", True),
+        ({"type": "array", "items": {"pattern": r"\p{L}"}, "uniqueItems": True}, ["1", "1"], False),
+        ({"type": "any"}, [1], True),
+        ({"allOf": [{"type": "any"}, {"type": "string"}]}, 1, False),
+        ({"$ref": "#/$defs/absent", "type": "string"}, 1, False),
+        ({"required": True, "type": "string"}, "x", True),
+        ({"not": {"pattern": r"\p{L}"}}, "12", True),
+        ({"not": {"allOf": [{"$ref": "#/absent"}]}}, "12", True),
+        ({"oneOf": [{"type": "string"}, {"$ref": "#/absent"}]}, "12", True),
+        ({"if": {"pattern": r"\p{L}"}, "then": {"type": "null"}}, "12", True),
+    ],
+)
+def test_parts_that_nothing_can_read_leave_the_others_checked(
+    part: Any, value: Any, is_valid: bool
+) -> None:
+    schema = {"type": "object", "properties": {"x": part, "y": UNIQUE}}
+    tool = Tool(name="f", parameters=schema, strict=False)
+    assert (fault_in({"x": value}, tool) == "") == is_valid
+    assert ".y" in fault_in({"x": value, "y": ["a", "a"]}, tool) or not is_valid
+
+
 def test_the_engine_refuses_such_tools_unless_they_are_lenient() -> None:
     given = settings(written("tag", {"tags": ["a", "b"], "count": 1}))
     config = StarsConfig(model=given["model"], reward=judge, align={"schedule": {"kind": "none"}})

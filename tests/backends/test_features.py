@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,32 +11,13 @@ import torch
 
 from stars_engine import SamplingParams
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.forked import ForkingDecoder
-from stars_engine.backends.padded import PaddedDecoder
-from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.errors import ModelLoadError
 from stars_engine.hidden_states.probes import Probe
-from tests.support.backends import Fed, Text, random_backend
+from tests.support.backends import DECODERS, Fed, Text, probe_of, random_backend
 
 PLAIN = SamplingParams(temperature=1.0, top_k=None)
 LENGTHS = (37, 5, 18)
-RUNGS = {
-    "shared": SharedPrefixDecoder,
-    "graphs": partial(SharedPrefixDecoder, use_graphs=True),
-    "padded": PaddedDecoder,
-    "forked": ForkingDecoder,
-    "uncached": UncachedDecoder,
-}
-
-
-def probe_of(backend: TransformersBackend, layers: tuple[int, ...], size: int = 3) -> Probe:
-    generator = torch.Generator().manual_seed(size)
-    weight = torch.randn(size, len(layers) * backend.hidden_size, generator=generator)
-    probe = Probe(layers, weight, torch.randn(size, generator=generator))
-    backend.attach(probe)
-    return probe
 
 
 def plainly(backend: TransformersBackend, probe: Probe, ids: list[int], start: int) -> Any:
@@ -62,7 +42,7 @@ def drafts_of(
 @pytest.mark.parametrize(
     ("rung", "family"),
     [
-        *[(rung, family) for rung in RUNGS for family in ("llama", "gpt2")],
+        *[(rung, family) for rung in DECODERS for family in ("llama", "gpt2")],
         ("shared", "gemma2"),
         ("graphs", "mistral"),
         ("forked", "mamba"),
@@ -72,7 +52,7 @@ def drafts_of(
 def test_features_are_those_of_plain_passes(rung: str, family: str, tokenizer: object) -> None:
     """In three steps; some drafts are accepted, one prefix is evicted between them."""
     backend = random_backend(family, tokenizer)
-    backend.decoder = RUNGS[rung](backend.model, backend.context_len)
+    backend.decoder = DECODERS[rung](backend.model, backend.context_len)
     first, second = probe_of(backend, (1, backend.num_layers)), probe_of(backend, (0,), 1)
     texts = [Text(backend, [1 + (7 * i) % 60 for i in range(n)]) for n in LENGTHS]
     for counts in ((3, 1, 2), (1, 4, 2), (2, 1, 1)):
@@ -91,13 +71,13 @@ def test_features_are_those_of_plain_passes(rung: str, family: str, tokenizer: o
         texts[1].handle.release()
 
 
-@pytest.mark.parametrize("rung", list(RUNGS))
+@pytest.mark.parametrize("rung", list(DECODERS))
 def test_probes_change_no_draft(rung: str, tokenizer: object) -> None:
     """Those who ask for none get none."""
     plain = random_backend("llama", tokenizer, scale=4)
     probed = random_backend("llama", tokenizer, scale=4)
     for backend in (plain, probed):
-        backend.decoder = RUNGS[rung](backend.model, backend.context_len)
+        backend.decoder = DECODERS[rung](backend.model, backend.context_len)
     probe = probe_of(probed, (1,))
     found = []
     for backend in (plain, probed):

@@ -59,6 +59,22 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+def test_the_log_names_the_stage_and_the_prompts_within_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(auto, "LOG_EVERY_S", 0.0)
+    stages = auto._StageLog()
+    with caplog.at_level(logging.WARNING):
+        stages.within(3, 8)
+        stages(1, 2)
+        stages.within(5, 8)
+        stages(2, 2)
+    first, second, third = caplog.messages
+    assert first == "Calibration: stage 1, 3 of 8 prompts"
+    assert second.startswith("Calibration: stage 1 of 2 is done, about ")
+    assert third == "Calibration: stage 2 of 2, 5 of 8 prompts"
+
+
 @pytest.mark.slow
 def test_thresholds_are_found_once_and_cached(
     cache: Path, runs: list[int], caplog: pytest.LogCaptureFixture

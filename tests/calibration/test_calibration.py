@@ -75,7 +75,7 @@ def test_the_target_is_met_on_the_pilots_first_drafts(schedule: CalibratedSchedu
 def test_more_pilot_prompts_than_run_at_once(
     engine: StarsEngine, schedule: CalibratedSchedule, max_active: int
 ) -> None:
-    """No pilot waits for another; progress is reported stage by stage, on the caller's thread."""
+    """No pilot waits for another; progress is reported by stages, and by prompts within them."""
     config = StarsConfig(align=engine.config.align, engine=EngineParams(max_active=max_active))
     reports: list[tuple[int, int, bool]] = []
     caller = threading.current_thread()
@@ -83,8 +83,13 @@ def test_more_pilot_prompts_than_run_at_once(
     def progress(done: int, total: int) -> None:
         reports.append((done, total, threading.current_thread() is caller))
 
+    prompts: list[tuple[int, int]] = []
+    reporting = {
+        "progress": progress,
+        "stage_progress": lambda done, total: prompts.append((done, total)),
+    }
     with StarsEngine(config, model=engine.model, reward=engine.reward) as own:
-        found = calibrate(own, OPENINGS, target_acceptance=0.4, seed=4, progress=progress, **QUICK)
+        found = calibrate(own, OPENINGS, target_acceptance=0.4, seed=4, **reporting, **QUICK)
         assert_same(found, schedule)
         stats = own.stats()
         # Each segment is counted once, though answers come back to the engine for every stage. The
@@ -92,6 +97,8 @@ def test_more_pilot_prompts_than_run_at_once(
         assert 2 * len(OPENINGS) <= stats.num_segments <= 3 * len(OPENINGS)
         assert stats.num_kept_tokens == 8 * stats.num_segments
     assert reports == [(1, 3, True), (2, 3, True), (3, 3, True)]
+    assert prompts[: len(OPENINGS)] == [(n, len(OPENINGS)) for n in range(1, len(OPENINGS) + 1)]
+    assert sum(done == total for done, total in prompts) == 3
 
 
 def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stars_engine import AlignmentError, Chat, PromptError, StarsResult
+from stars_engine import AlignmentError, Chat, ModelLoadError, PromptError, StarsResult
 from stars_engine.cli import answers, app
 from stars_engine.cli.prompts import PromptRecord, read_records
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
@@ -91,6 +91,36 @@ def test_other_prompts_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(Exception, match="answer to another prompt than number 1"):
         answers.run_generate(other, CONFIG, as_json=True, trace=trace, resume=True)
     assert len(list(read_jsonl(trace))) == 3
+
+
+def test_other_settings_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    trace = tmp_path / "trace.jsonl"
+    generate(capsys, trace=trace)
+
+    def resume(config: StarsConfig) -> int:
+        answers.run_generate(RECORDS, config, as_json=True, trace=trace, resume=True)
+        return len(list(read_jsonl(trace)))
+
+    for changed in (
+        CONFIG.replace(sampling=CONFIG.sampling.replace(seed=4)),
+        CONFIG.replace(align=AlignParams(beta=0.5)),
+    ):
+        with pytest.raises(Exception, match="generated with other settings"):
+            resume(changed)
+    faster = CONFIG.replace(align=AlignParams(num_candidates=2))
+    assert resume(faster) == 3
+    assert resume(CONFIG.replace(sampling=CONFIG.sampling.replace(n=2))) == 6
+
+
+def test_a_run_that_cannot_load_its_models_keeps_the_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    whole = generate(capsys, trace=trace)
+    missing = StarsConfig(model="stars:embedded-lm", reward="./nowhere", align="safe")
+    with pytest.raises(ModelLoadError):
+        answers.run_generate(RECORDS, missing, as_json=True, trace=trace)
+    assert list(read_jsonl(trace)) == whole
 
 
 def test_refused_answers_have_their_own_status(capsys: pytest.CaptureFixture) -> None:

@@ -59,6 +59,23 @@ def test_generate_json_equals_the_results_of_the_engine(
     assert list(read_jsonl(trace)) == results
 
 
+def test_alternatives_of_a_config_file(tmp_path: Path) -> None:
+    (tmp_path / "stars.yaml").write_text(
+        "schema_version: 1\n"
+        "align:\n"
+        "  schedule: {kind: none}\n"
+        "  segment_len: 8\n"
+        "  alternatives:\n"
+        "    - {opening: ' is wonderful', share: 1.0}\n"
+    )
+    args = ["This movie", "--seed", "7", "--max-tokens", "16", "--json"]
+    run = stars("generate", *args, "--config", str(tmp_path / "stars.yaml"))
+    assert run.returncode == 0, run.stderr
+    result = StarsResult.model_validate_json(run.stdout)
+    assert result.text.startswith(" is wonderful")
+    assert [segment.alternative for segment in result.segments] == [0, None]
+
+
 def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
     [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
@@ -115,11 +132,12 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         ),
         (["--model", "a/b"], ["--reward is required"]),
         (["--model", "./a", "--reward", "./b"], ["--reward ./b", "no such directory"]),
+        (["--model", "./a", "--reward", "json.dumps"], ["--reward json.dumps", "'json:dumps'"]),
         (["--initial-weight", "0.5"], ["--target"]),
         (["--top-k", "-1"], ["--top-k", "-1", ">= 1"]),
         (["--top-k", "0"], ["--top-k", "0", ">= 1", "all"]),
         (["--terminal", "soon"], ["terminal", "'soon'", "'target'"]),
-        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "No such file", "Hint"]),
+        (["--trace", "/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl", "does not exist", "Hint"]),
         (["--prompts", "nowhere.txt"], ["a prompt or --prompts FILE, not both"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "--max-tokens"]),

@@ -21,7 +21,22 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.runtime.models import Models
 from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until, with_reward
+
+
+def test_a_model_that_cannot_be_interrupted_keeps_no_other_engine_from_ending() -> None:
+    """At exit, all engines give up what they draft."""
+
+    class Model:
+        def interrupt(self) -> None:
+            raise RuntimeError("a fault")
+
+    models = Models(lambda: None)
+    models.interrupt()  # there is no model
+    models.model = Model()
+    models.interrupt()
+
 
 # --- steps ---
 

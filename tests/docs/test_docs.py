@@ -13,7 +13,7 @@ import pytest
 
 import langchain_stars
 import llamaindex_stars
-from stars_engine import AlignParams, EngineParams, JsonGrammar, SamplingParams
+from stars_engine import AlignParams, Alternative, EngineParams, JsonGrammar, SamplingParams
 from stars_engine.schema import Schema, _allowed
 from tests.support.processes import run_python
 
@@ -95,7 +95,8 @@ def field_table(kind: type[Schema]) -> str:
     """Return a Markdown table of a config object's fields, as docs/configuration.md has it."""
     rows = [f"### `{kind.__name__}`", "", "| field | default | allowed | |", "|---|---|---|---|"]
     for name, field in kind.model_fields.items():
-        cells = f"`{name}`", f"`{field.default!r}`", _allowed(field), field.description or ""
+        default = "required" if field.is_required() else f"`{field.default!r}`"
+        cells = f"`{name}`", default, _allowed(field), field.description or ""
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -105,6 +106,7 @@ def field_table(kind: type[Schema]) -> str:
     [
         (SamplingParams, "configuration.md"),
         (AlignParams, "configuration.md"),
+        (Alternative, "configuration.md"),
         (EngineParams, "configuration.md"),
         (JsonGrammar, "grammars.md"),
     ],

@@ -148,6 +148,14 @@ def test_makefile_runs_the_test_command_of_the_readme() -> None:
     assert f".venv/bin/{command}\n```" in readme
 
 
+def test_the_cpu_build_of_torch_has_the_version_of_the_constraints() -> None:
+    """Another version would be replaced by pip's default build, with CUDA."""
+    [version] = re.findall(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"pip install {version} --index-url" in readme
+    assert '"$(grep ^torch== constraints.txt)" --index-url' in (ROOT / "Dockerfile").read_text()
+
+
 def workflow() -> dict[str, Any]:
     path = ROOT / ".github" / "workflows" / "ci.yml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -42,14 +42,17 @@ from stars_engine import (
     StarsError,
     TransformersModel,
 )
+from stars_engine.kv_cache.forward_pass import ModelRunner
 from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.prefix_cache import PrefixCache
+from stars_engine.runtime import core_factory
 from stars_engine.schedules import FunctionSchedule
 from stars_engine.trace import write_jsonl
 from tests.support.faults import KINDS, Fault, FaultyModel
 
 PROMPTS = ["The", "This movie was", "I had heard so much about it", "No", "A", "It is", "My", "We"]
 SAMPLING = [SamplingParams(seed=number, max_tokens=12) for number in range(len(PROMPTS))]
+SEGMENT_LENS = [12, 4, 4, 12, 4, 4, 4, 12]  # so that batches are paused, and others go between
 NUM_PLACES = 10  # where a fault strikes in the whole suite
 
 MAX_FAILED = {
@@ -57,6 +60,7 @@ MAX_FAILED = {
     "tokenizer": 1,
     "KV cache": 0,
     "slots": 0,
+    "forward pass": 0,
     "reward function": 1,
     "reward model": 0,  # a batch that fails is scored text by text
     "schedule": 1,
@@ -71,6 +75,7 @@ CASES = [
     *[("tokenizer", kind) for kind in ("exception", "exit", "wrong shape")],
     *[("KV cache", kind) for kind in ("exception", "out of memory")],
     *[("slots", kind) for kind in ("exception", "out of memory")],
+    *[("forward pass", kind) for kind in ("exception", "out of memory", "exit")],
     *[("reward function", kind) for kind in KINDS],
     *[("reward model", kind) for kind in KINDS],
     *[("schedule", kind) for kind in ("exception", "exit", "wrong shape", "nan")],
@@ -157,10 +162,16 @@ def world() -> World:
     for part in ("reward function", "reward model"):
         with world.engine(part, Fault("exception"), set()) as engine:
             world.alone[part] = [
-                engine.generate(prompt, sampling=sampling)[0].text
-                for prompt, sampling in zip(PROMPTS, SAMPLING, strict=True)
+                engine.generate(**arguments_of(engine, index))[0].text
+                for index in range(len(PROMPTS))
             ]
     return world
+
+
+def arguments_of(engine: StarsEngine, index: int) -> dict[str, Any]:
+    """Return the arguments of one of the eight requests."""
+    align = engine.config.align.replace(segment_len=SEGMENT_LENS[index])
+    return {"prompts": PROMPTS[index], "sampling": SAMPLING[index], "align": align}
 
 
 @dataclass
@@ -191,7 +202,7 @@ class Run:
     def stream(self, index: int) -> None:
         emitted = ""
         try:
-            for event in self.engine.stream(PROMPTS[index], sampling=SAMPLING[index]):
+            for event in self.engine.stream(**arguments_of(self.engine, index)):
                 emitted += event.text
                 if not self.may_reject:
                     assert self.alone[index].startswith(emitted)  # so nothing is doubled
@@ -202,7 +213,7 @@ class Run:
             self.outcomes[index] = error
 
     def submit(self, index: int) -> None:
-        future = self.engine.submit(PROMPTS[index], sampling=SAMPLING[index])
+        future = self.engine.submit(**arguments_of(self.engine, index))
         if self.part == "callback":
             future.add_done_callback(self.fault.around(lambda _: None))
         try:
@@ -227,7 +238,7 @@ class Run:
                 assert self.may_reject
                 failed += 1
         self.fault.strikes_at = 0
-        [after] = self.engine.generate(PROMPTS[0], sampling=SAMPLING[0])
+        [after] = self.engine.generate(**arguments_of(self.engine, 0))
         assert after.text == self.alone[0]
         stats = self.engine.stats()
         assert stats.num_active == stats.num_waiting == stats.num_in_line == 0
@@ -239,8 +250,10 @@ def run(world: World, part: str, fault: Fault, folder: Path, patch: pytest.Monke
     targets: dict[str, tuple[Any, str]] = {
         "KV cache": (PrefixCache, "fetch"),
         "slots": (SlotPool, "allocate"),
+        "forward pass": (ModelRunner, "__call__"),
         "reward model": (world.reward_model, "score"),
     }
+    patch.setattr(core_factory, "PART_S", 0.0)  # batches are paused after each token
     if part in targets:
         owner, name = targets[part]
         patch.setattr(owner, name, fault.around(getattr(owner, name)))

@@ -198,10 +198,22 @@ def test_patterns(pattern: str, valid: list[str], invalid: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"\bword", r"(a)\1", "(?<=a)b", "(", "[[:alpha:]]", "(?m)^a$", r"\p{L}", "(^a)*"]
+    ("pattern", "reason"),
+    [
+        (r"\bword", r"`\\b`"),
+        (r"(a)\1", "a back-reference"),
+        (r"^(a)\1$", "a back-reference"),
+        ("(a)?(?(1)b|c)", "a conditional group"),
+        ("(?<=a)b", "look-behind"),
+        ("(", "'\\('"),
+        ("[[:alpha:]]", "'\\[\\[:alpha:"),
+        ("(?m)^a$", "'\\(\\?m\\)"),
+        (r"\p{L}", "'"),
+        ("(^a)*", "`\\^`"),
+    ],
 )
-def test_patterns_without_a_grammar_are_refused(pattern: str) -> None:
-    refused({"properties": {"a": {"pattern": pattern}}}, "`pattern` at #/properties/a: ")
+def test_patterns_without_a_grammar_are_refused(pattern: str, reason: str) -> None:
+    refused({"properties": {"a": {"pattern": pattern}}}, f"`pattern` at #/properties/a: {reason}")
 
 
 def test_lengths_count_characters() -> None:

@@ -51,6 +51,17 @@ def test_cached_prefixes_stay_within_the_budget() -> None:
     assert pool.num_bytes == pool.max_bytes
 
 
+def test_prefixes_of_tiny_models_stay_within_so_many_tokens() -> None:
+    """Without a limit in bytes, 1 GiB of them would take long to fill, and to search."""
+    pool = SlotPool()
+    slots = [fill(pool, 12_000) for _ in range(6)]
+    for slot in slots:
+        pool.unpin(slot)
+    fill(pool, 30)
+    assert pool.num_bytes == (4 * 16_384 + 64) * pool.bytes_per_token
+    assert [len(slot.token_ids) for slot in pool.prefixes()] == [12_000] * 4 + [30]
+
+
 @pytest.mark.parametrize("lengths", [[100, 400], [400, 100, 100, 30], [30, 30, 400]])
 def test_the_newest_block_is_not_evicted(lengths: list[int]) -> None:
     pool = SlotPool()

@@ -10,6 +10,7 @@ import pytest
 
 from stars_engine import (
     AlignParams,
+    Alternative,
     ConfigError,
     ConstantSchedule,
     EngineParams,
@@ -155,6 +156,29 @@ def test_drafting_ahead_changes_no_text(
     assert sum(item.usage.num_speculative_tokens for item in results) > 0
     for item in results:
         assert item.usage.num_speculative_tokens <= item.usage.num_surplus_tokens
+
+
+@pytest.mark.parametrize("draft_ahead", ["never", "always"])
+def test_alternatives_at_servers(new_engine: Callable[..., StarsEngine], draft_ahead: str) -> None:
+    """Prompts and openings are token ids, so servers need to know nothing of them."""
+    alternatives = [
+        Alternative(preface="What a film. ", share=0.4),
+        Alternative(opening=" is a film that I have seen", share=0.3),
+    ]
+    align = ALIGN.replace(alternatives=alternatives)
+    remote = new_engine(align=align, draft_ahead=draft_ahead)
+    together = remote.generate(PROMPTS, sampling=SHORT)
+    one_by_one = align.replace(num_candidates=1)
+    again = remote.generate(PROMPTS, sampling=SHORT, align=one_by_one)
+    alone = [remote.generate(prompt, sampling=SHORT)[0] for prompt in PROMPTS]
+    for run in (again, alone):
+        assert [item.token_ids for item in run] == [item.token_ids for item in together]
+    used = [[a.alternative for s in item.segments for a in s.attempts] for item in together]
+    assert used == [[a.alternative for s in i.segments for a in s.attempts] for i in again]
+    assert {each for item in used for each in item} == {None, 0, 1}
+    always = align.replace(alternatives=[alternatives[1].replace(share=1.0)])
+    [opened] = remote.generate("This movie", sampling=SHORT, align=always)
+    assert opened.text.startswith(" is a film that I have seen")
 
 
 def test_counts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stars_engine.cli.app import app
-from stars_engine.cli.serve import read_configs
+from stars_engine.cli.serve import _read_keys, read_configs
+from stars_engine.errors import ConfigError
+from stars_engine.server.sockets import bind
 from tests.support.engines import wait_until
 
 
@@ -107,3 +110,32 @@ def test_names_of_models(tmp_path: Path) -> None:
     assert list(read_configs([], allow_imports=True)) == ["embedded"]
     with pytest.raises(Exception, match="names must be unique"):
         read_configs([files[0], files[0]], allow_imports=True)
+
+
+def test_a_port_that_is_in_use_is_an_error_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = CliRunner().invoke(app, ["serve", "--port", str(port)])
+    assert isinstance(run.exception, ConfigError)
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in str(run.exception)
+    assert run.exception.hint.startswith("choose another port")
+    with pytest.raises(ConfigError, match="is no address of this machine"):
+        bind("no-such-host.invalid", 0)
+
+
+def test_all_addresses_of_a_name_get_one_port() -> None:
+    sockets = bind("localhost", 0)
+    assert len({each.getsockname()[1] for each in sockets}) == 1
+    for each in sockets:
+        each.close()
+
+
+def test_files_of_keys_that_everybody_may_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("sk-0123456789abcdef\n")
+    for mode, warned in ((0o600, False), (0o644, True)):
+        file.chmod(mode)
+        assert len(_read_keys(file)) == 1
+        assert ("every user may read" in capsys.readouterr().err) == warned

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import MutableMapping
+from typing import Any
 
 import httpx
 import pytest
 
 from stars_engine import EngineParams
+from stars_engine.server.app import create_app
 from stars_engine.server.errors import ApiError
 from stars_engine.server.facts import RequestFacts
 from stars_engine.server.key_limits import KeyLimits
@@ -48,6 +51,23 @@ def test_requests_in_progress_of_one_key() -> None:
                 assert connection.recv(15) == b"HTTP/1.1 200 OK"
         wait_until(lambda: idle(engine))
         assert client.post(CHAT, json=REQUEST, headers=headers_of(LARGE)).status_code == 200
+
+
+async def test_a_request_does_not_count_any_more_when_its_end_is_sent() -> None:
+    """A client that always has as many requests as it may is never refused."""
+    app = create_app({"chat": random_chat()}, keys=KEYS)
+    state = app.state.server
+    counted: list[tuple[str, int]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        counted.append((message["type"], state.num_requests))
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "query_string": b""}
+    await app({**scope, "headers": [(b"authorization", f"Bearer {LARGE}".encode())]}, receive, send)
+    assert counted == [("http.response.start", 1), ("http.response.body", 0)]
 
 
 @pytest.fixture

@@ -164,17 +164,21 @@ def test_draining_lets_streams_end() -> None:
         assert b"[DONE]" in received
 
 
-def test_a_drain_that_takes_too_long_is_cut_off() -> None:
+def test_a_drain_that_takes_too_long_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     held = HeldReward()
     with serving({"chat": random_chat(held)}, drain_s=0) as running:
         with running.send(json.dumps({**REQUEST, "stream": True}).encode()) as stream:
             assert held.asked.wait(60)
+            running.server.state_of_app.draining = True
             running.server.should_exit = True
             received = b""
             while part := stream.recv(4096):
                 received += part
         held.opened.set()
     assert b"[DONE]" not in received
+    assert b'"code": "server_stopping"' in received
+    assert received.endswith(b"0\r\n\r\n")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_keep_alive_comments_while_a_segment_is_scored() -> None:
@@ -259,6 +263,8 @@ def test_metrics(server: RunningServer) -> None:
     assert value_of(after, tokens) == value_of(before, tokens) + 16
     assert value_of(after, 'stars_model_ready{model="embedded"}') == 1
     assert value_of(after, 'stars_engine_active{model="chat"}') == 0
+    holder = 'stars_engine_memory_bytes{holder="model.kv_cache",model="chat"}'
+    assert value_of(after, holder) > 0
     assert "stars_first_segment_seconds_bucket" in after
     assert "no-such-path" not in after
 

@@ -22,6 +22,16 @@ REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 4}
 TOOL = {"type": "function", "function": {"name": "a"}}
 NAMED = {"type": "function", "function": {"name": "b"}}
 OBJECT = {"type": "json_object"}
+
+
+def schema_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
+def with_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "a", "parameters": schema}}
+
+
 CALL = {"id": "1", "type": "function", "function": {"name": "a", "arguments": "{}"}}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 
@@ -88,10 +98,21 @@ def post(server: RunningServer, body: Any, path: str = CHAT) -> httpx.Response:
         ({"messages": [*HELLO, {**CALLED, "role": "user"}]}, "messages[1]", "needs the role"),
         ({"messages": [{**HELLO[0], "audio": {}}]}, "messages[0].audio", "is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "not a JSON schema"),
+        ({"response_format": schema_of({"$ref": "#/x"})}, "response_format", "does not refer"),
+        ({"tools": [with_schema({"type": "x"})]}, "tools[0].function.parameters", "an object"),
+        ({"tools": [with_schema({"enum": []})]}, "tools", "no value satisfies"),
+        ({"messages": [{"role": "user", "content": {}}]}, "messages[0].content", "valid string"),
+        ({"stop": {}}, "stop", "valid string"),
+        ({"stars": {"chat_template_kwargs": {"tools": 1}}}, "stars.chat_template_kwargs", ""),
+        (
+            {"stars": {"grammar": {"kind": "regex", "pattern": "("}}},
+            "stars.grammar",
+            "invalid regex",
+        ),
         ({"stars": {"beta": 0.5}}, "stars.beta", "--client-align"),
         ({"stars": {"threshold": 0.0}}, "stars.threshold", "--client-align"),
         ({"temperature": 5e-324}, None, "no token to draw"),
-        ({"stars": {"grammar": {"kind": "regex", "pattern": "("}}}, None, ""),
     ],
 )
 def test_errors_name_the_field(
@@ -108,6 +129,13 @@ def test_errors_name_the_field(
 @pytest.mark.parametrize(
     ("change", "param", "message"),
     [
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {}}}},
+            "text.format",
+            "needs a name",
+        ),
+        ({"input": []}, "input", "at least 1 item"),
+        ({"max_output_tokens": 10**6}, "input", "shorten the prompt"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "is not supported by this server"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "'item_reference'"),
@@ -155,12 +183,18 @@ def test_values_that_ask_for_nothing_are_accepted(server: RunningServer) -> None
     assert post(server, {**body, "suffix": None}, "/v1/completions").status_code == 200
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"\xff"])
+BIG = b'{"seed": ' + b"9" * 5000 + b"}"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 10**5, BIG])
 def test_bodies_that_are_no_json_objects(server: RunningServer, content: bytes) -> None:
     with server.http() as client:
         answer = client.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == "invalid_json"
+    assert "Hint: " in error["message"]
 
 
 def test_text_that_is_no_text(server: RunningServer) -> None:
@@ -176,8 +210,26 @@ def test_text_that_is_no_text(server: RunningServer) -> None:
             assert answer.json()["error"]["message"]
 
 
+def test_long_names_are_not_quoted_whole(server: RunningServer) -> None:
+    for change in ({"model": "m" * 10**5}, {"f" * 10**5: 1}, {"messages": [{"x" * 10**5: 1}]}):
+        assert len(post(server, {**REQUEST, **change}).content) < 1000
+
+
+def test_the_last_of_two_equal_fields_counts(server: RunningServer) -> None:
+    body = json.dumps({**REQUEST, "model": "no"})[:-1] + ', "model": "chat"}'
+    with server.http() as client:
+        headers = {"content-type": "application/json"}
+        assert client.post(CHAT, content=body, headers=headers).status_code == 200
+
+
 def test_unknown_paths_and_methods(server: RunningServer) -> None:
     with server.http() as client:
+        for path in ("/", "/healthz", "/v1/models", "/metrics"):
+            head, whole = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-type"] == whole.headers["content-type"]
+        assert client.head(CHAT).status_code == 405
+        assert client.put("/v1/models").headers["allow"] == "GET, HEAD"
         assert client.get("/v1/embeddings").json()["error"]["code"] == "not_found"
         answer = client.get(CHAT)
         assert answer.status_code == 405

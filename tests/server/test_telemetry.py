@@ -22,6 +22,22 @@ def exporter() -> InMemorySpanExporter:
     return InMemorySpanExporter()
 
 
+async def test_the_framework_makes_no_spans(
+    exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the provider of the process, as `--tracing` sets it."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
+    app = create_app({"chat": random_chat()}, ServerParams(tracing=True))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        await client.get(f"/v1/models/{SECRET}")
+        await client.post("/v1/completions", json={"model": "chat", "prompt": SECRET, "n": 999})
+    app.state.server.models.close()
+    assert [span.name for span in exporter.get_finished_spans()] == ["text_completion"]
+
+
 async def test_spans(exporter: InMemorySpanExporter) -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

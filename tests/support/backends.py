@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +11,21 @@ import torch
 
 from benchmarks.tiny_models import random_model
 from stars_engine.backends.base import DraftRequest, PrefixHandle
+from stars_engine.backends.forked import ForkingDecoder
+from stars_engine.backends.padded import PaddedDecoder
 from stars_engine.backends.shared import SharedPrefixDecoder
 from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.backends.uncached import UncachedDecoder
 from stars_engine.config import SamplingParams, TransformersModel
+from stars_engine.hidden_states.probes import Probe
+
+DECODERS = {
+    "shared": SharedPrefixDecoder,
+    "graphs": partial(SharedPrefixDecoder, use_graphs=True),
+    "padded": PaddedDecoder,
+    "forked": ForkingDecoder,
+    "uncached": UncachedDecoder,
+}
 
 
 def random_backend(
@@ -68,3 +81,11 @@ class Fed:
 def pool_of(backend: TransformersBackend) -> Any:
     assert isinstance(backend.decoder, SharedPrefixDecoder)
     return backend.decoder.cache.pool
+
+
+def probe_of(backend: TransformersBackend, layers: tuple[int, ...], size: int = 3) -> Probe:
+    generator = torch.Generator().manual_seed(size)
+    weight = torch.randn(size, len(layers) * backend.hidden_size, generator=generator)
+    probe = Probe(layers, weight, torch.randn(size, generator=generator))
+    backend.attach(probe)
+    return probe

@@ -29,8 +29,10 @@ REWARDS = {
 }
 
 
-def next_probs(completion: tuple[int, ...]) -> tuple[float, ...]:
-    """A table that depends on the last token and on the length."""
+def next_probs(completion: tuple[int, ...], prompt: int = 0) -> tuple[float, ...]:
+    """A table that depends on the last token and on the length, and on which prompt it follows."""
+    if prompt:
+        return ((0.125, 0.75, 0.125), (0.25, 0.25, 0.5))[(len(completion) + prompt) % 2]
     last = completion[-1] if completion else None
     first = (0.5, 0.375, 0.125) if last != 1 else (0.25, 0.5, 0.25)
     return first if len(completion) % 2 == 0 else (first[1], first[0], first[2])
@@ -54,6 +56,8 @@ class Case:
     pieces: tuple[str, ...] = PIECES
     stop: str = STOP
     slope: float = 0.0  # by how much thresholds rise with the reward of the prefix
+    # Share, prompt (0 is the plain one) and opening of each alternative.
+    alternatives: tuple[tuple[float, int, tuple[int, ...]], ...] = ()
 
     def schedule(self) -> PerSegmentSchedule | FunctionSchedule:
         """As the real loop gets it."""
@@ -131,7 +135,22 @@ def acceptance(reward: float, tau: float, beta: float) -> float:
 
 
 def drafts(case: Case, prefix: tuple[int, ...]) -> dict[tuple[int, ...], float]:
-    """q(s): drafts of one segment, up to the end of text, a stop string or a sentence's end."""
+    """q(s): the mixture of the plain prompt's drafts and those of the alternatives."""
+    q: dict[tuple[int, ...], float] = defaultdict(float)
+    rest = 1 - sum(share for share, _, _ in case.alternatives)
+    for share, prompt, opening in ((rest, 0, ()), *case.alternatives):
+        for segment, probability in drafts_after(case, prefix, prompt, opening).items():
+            q[segment] += share * probability
+    return q
+
+
+def drafts_after(
+    case: Case, prefix: tuple[int, ...], prompt: int, opening: tuple[int, ...]
+) -> dict[tuple[int, ...], float]:
+    """Drafts of one segment, up to the end of text, a stop string or a sentence's end.
+
+    A token of the opening has probability 1 where the answer so far is a beginning of the opening.
+    """
     length = min(case.segment_len, case.max_tokens - len(prefix))
     q: dict[tuple[int, ...], float] = defaultdict(float)
 
@@ -139,7 +158,12 @@ def drafts(case: Case, prefix: tuple[int, ...]) -> dict[tuple[int, ...], float]:
         if len(segment) == length or (segment and ends(case, prefix, segment)):
             q[segment] += weight
             return
-        for token, probability in enumerate(next_probs((*prefix, *segment))):
+        whole = (*prefix, *segment)
+        is_inside = len(whole) < len(opening) and opening[: len(whole)] == whole
+        if is_inside:
+            grow((*segment, opening[len(whole)]), weight)
+            return
+        for token, probability in enumerate(next_probs(whole, prompt)):
             grow((*segment, token), weight * probability)
 
     grow((), 1.0)

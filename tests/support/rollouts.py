@@ -9,6 +9,7 @@ from stars_engine import (
     NoSchedule,
     SamplingParams,
 )
+from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.types import RewardPrompt
@@ -22,6 +23,7 @@ def make_rollout(
     noise: object = None,
     seed: int = 0,
     sample_index: int = 0,
+    alternatives: Sequence[AlternativeIds] = (),
 ) -> Rollout:
     """A rollout as the engine would make it."""
     return Rollout(
@@ -32,4 +34,5 @@ def make_rollout(
         noise=noise or CounterNoise(seed=seed, prompt_ids=prompt_ids, sample_index=sample_index),
         seed=seed,
         sample_index=sample_index,
+        alternatives=tuple(alternatives),
     )

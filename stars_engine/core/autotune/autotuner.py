@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 from stars_engine.algorithm.rollout import Rollout
@@ -78,6 +79,14 @@ class CandidateAutotuner:
         ]
         return allocate_rows(chances, curve, max_rows)[: len(requests)]
 
+    def draft_s(self, request: Request, num_tokens: int) -> float:
+        """Return the expected seconds of a draft of one row; inf if no step was measured."""
+        if not self._costs.is_measured:
+            return math.inf
+        curve = self._costs.curve(_num_tokens([request.rollout]))
+        num_new = 0 if request.prompt_computed else len(request.rollout.prompt_ids)
+        return curve.on_line(1) * num_tokens + self.limits.prompt_s(num_new)
+
     def note_step(self, requests: Sequence[Request], num_rows: int, seconds: float) -> None:
         """Record the duration of a step."""
         rollouts = [request.rollout for request in requests]
@@ -86,7 +95,8 @@ class CandidateAutotuner:
         if not new:
             self._costs.note(num_rows, seconds / row_len, _num_tokens(rollouts))
             return
-        num_tokens = sum(map(len, {id(each.prompt_ids): each.prompt_ids for each in new}.values()))
+        different = {id(each.prompt_ids): each for each in new}.values()
+        num_tokens = sum(sum(each.prompt_lens) for each in different)
         self.limits.note_prompts(num_tokens, num_rows, row_len, seconds)
 
     def note_event(self, rollout: Rollout, reward: RewardModel, event: SegmentEvent) -> None:
@@ -124,7 +134,7 @@ class CandidateAutotuner:
         assert align.schedule is not None
         if self._hashed is None or self._hashed[0] is not align.schedule:
             self._hashed = align.schedule, align.schedule.content_hash()
-        return id(reward), self._hashed[1], align.beta, align.segment_len
+        return id(reward), self._hashed[1], align.beta, align.segment_len, align.alternatives
 
 
 def _bounded(bounds: NumDrafts, request: Request) -> NumDrafts:

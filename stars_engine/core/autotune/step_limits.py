@@ -52,6 +52,10 @@ class StepLimits:
             return _UNMEASURED_NEW_TOKENS
         return max(_LEAST_NEW_TOKENS, int(self._limit_s / median_low(self._prompt_token_s)))
 
+    def prompt_s(self, num_tokens: int) -> float:
+        """Return the expected seconds for computing tokens of prompts; 0 if none was measured."""
+        return num_tokens * median_low(self._prompt_token_s) if self._prompt_token_s else 0.0
+
     def note_prompts(self, num_tokens: int, num_rows: int, row_len: int, seconds: float) -> None:
         """Record the duration of a step that computed prompts.
 

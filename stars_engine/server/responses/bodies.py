@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stars_engine.server.fields import INTEGRAL, MAX_INT, Body
 from stars_engine.server.requests import FunctionSpec, GenerationBody, ToolSpec
@@ -128,6 +128,12 @@ class TextFormat(Body):
     description: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _of_a_schema(self) -> TextFormat:
+        if self.type == "json_schema" and (self.name is None or self.schema_ is None):
+            raise ValueError("a format of type 'json_schema' needs a name and a schema")
+        return self
 
 
 class TextOptions(Body):

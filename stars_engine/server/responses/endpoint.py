@@ -9,8 +9,8 @@ from openai.types.responses import Response as ResponseObject
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from stars_engine.server.calls import EngineRequest, new_call
-from stars_engine.server.conversations import check_one_grammar, grammar_of, new_chat
+from stars_engine.server.calls import EngineRequest, naming_fields, new_call
+from stars_engine.server.conversations import check_one_grammar, grammar_of, naming, new_chat
 from stars_engine.server.delivery import accepted, event_stream, report, sse, until_disconnect
 from stars_engine.server.errors import JsonResponse
 from stars_engine.server.facts import facts_of
@@ -22,6 +22,15 @@ from stars_engine.server.state import State, state_of
 from stars_engine.types import SegmentEvent, StarsResult
 
 router = APIRouter()
+
+# Of the request, by the engine's name for them.
+_FIELDS = {
+    "prompt": "input",
+    "messages": "input",
+    "grammar": "text.format",
+    "max_tokens": "max_output_tokens",
+    "chat_template_kwargs": "stars.chat_template_kwargs",
+}
 
 
 @router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseObject}})
@@ -46,17 +55,19 @@ async def create_response(body: ResponsesBody, request: Request) -> Response:
 def _call_of(body: ResponsesBody, state: State) -> EngineRequest:
     model = state.models.get(body.model)
     messages, names = conversation_of(body)
-    chat = new_chat(
-        messages,
-        body.tool_specs,
-        names,
-        choice=body.choice,
-        allowed=body.allowed_names,
-        parallel=body.parallel_tool_calls,
-        continue_final_message=body.stars.continue_final_message,
-        template_kwargs=body.stars.chat_template_kwargs,
-    )
-    grammar = grammar_of(body.response_format)
+    with naming_fields(_FIELDS):
+        chat = new_chat(
+            messages,
+            body.tool_specs,
+            names,
+            choice=body.choice,
+            allowed=body.allowed_names,
+            parallel=body.parallel_tool_calls,
+            continue_final_message=body.stars.continue_final_message,
+            template_kwargs=body.stars.chat_template_kwargs,
+        )
+    with naming("text.format"):
+        grammar = grammar_of(body.response_format)
     check_one_grammar("text.format", grammar, body.stars, chat)
     return new_call(
         model,
@@ -65,6 +76,7 @@ def _call_of(body: ResponsesBody, state: State) -> EngineRequest:
         body,
         state.params,
         prefix="resp_",
+        fields=_FIELDS,
         names=names,
         n=1,
         grammar=grammar,
@@ -83,7 +95,7 @@ async def _events_of(
             for event in events.add(segment):
                 yield _sse(event)
     except Exception as error:  # noqa: BLE001 - the client gets every error as an event
-        for event in events.fail(report(request, error).body["error"]):
+        for event in events.fail(report(facts_of(request), error).body["error"]):
             yield _sse(event)
 
 

@@ -1,0 +1,118 @@
+"""Connections that are slow, malformed or cut: typed errors, and nothing stays open."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from stars_engine.server import health
+from tests.support.engines import wait_until
+from tests.support.servers import HELLO, RunningServer, random_chat, serving
+
+CHAT = "/v1/chat/completions"
+REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 4}
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+def connect(running: RunningServer) -> socket.socket:
+    host, port = running.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return everything until the server closes the connection."""
+    found = b""
+    while part := connection.recv(4096):
+        found += part
+    return found
+
+
+def test_heads_and_bodies_that_do_not_arrive_in_time() -> None:
+    with serving({"chat": random_chat()}, receive_timeout_s=0.2) as running:
+        body = json.dumps(REQUEST).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with connect(running) as idle, connect(running) as half, connect(running) as used:
+            half.sendall(GET)
+            used.sendall(GET + b"\r\n")
+            assert used.recv(15) == b"HTTP/1.1 200 OK"
+            used.sendall(GET)  # the second head of a connection
+            assert received(idle) == received(half) == b""
+            assert b"HTTP" not in received(used)
+        with connect(running) as connection:
+            connection.sendall(head + body[:-1])
+            answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"request_timeout"' in answer
+        assert running.server.state_of_app.num_requests == 0
+        wait_until(lambda: not running.server.server_state.connections)
+
+
+def test_connections_that_are_used_stay_open() -> None:
+    chat = {"chat": random_chat()}
+    with serving(chat, receive_timeout_s=0.2) as running, connect(running) as connection:
+        for _ in range(2):
+            connection.sendall(GET + b"\r\n")
+            answer = b""
+            while not answer.endswith(b'{"status":"ok"}'):
+                answer += connection.recv(4096)
+        [protocol] = running.server.server_state.connections
+        assert protocol._head_timer is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /\r\n\r\n",
+        b"\x16\x03\x01\x02\r\n\r\n",
+        GET + b"X: " + b"a" * 100_000,
+        GET + b"Content-Length: x\r\n\r\n",
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n".encode()
+        + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+    ],
+)
+def test_what_is_not_http(server: RunningServer, sent: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(sent)
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
+def test_compressed_bodies(server: RunningServer) -> None:
+    content = gzip.compress(json.dumps(REQUEST).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    with server.http() as client:
+        answer = client.post(CHAT, content=content, headers=headers)
+        assert client.post(CHAT, json=REQUEST, headers={"content-encoding": "identity"}).is_success
+    assert answer.status_code == 415
+    assert answer.json()["error"]["code"] == "unsupported_encoding"
+
+
+def test_a_connection_stays_open_after_errors(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after one that no handler knows."""
+
+    def fail(model: Any) -> None:
+        raise RuntimeError("a fault of the server")
+
+    with server.http(limits=httpx.Limits(max_connections=1)) as client:
+        bodies: list[Any] = [b"{", json.dumps({"model": "no"}).encode(), b"[" * 10**5]
+        for body in bodies:
+            answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+            assert answer.status_code in (400, 404)
+        port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
+        with monkeypatch.context() as patched:
+            patched.setattr(health, "_model_of", fail)
+            failed = client.get("/v1/models")
+        assert failed.status_code == 500
+        assert failed.json()["error"]["code"] == "internal_error"
+        assert "fault" not in failed.text
+        whole = client.get("/v1/models")
+        assert whole.status_code == 200
+        assert whole.extensions["network_stream"].get_extra_info("client_addr")[1] == port
