@@ -123,7 +123,7 @@ def test_arguments_of_vllm_hide_secrets(tmp_path: Path) -> None:
         load_vllm(again, "generate")
 
 
-@pytest.mark.parametrize("name", ["tokn", "toke", "api_kye", "apikey", "hftoken", "pasword"])
+@pytest.mark.parametrize("name", ["tokn", "toke", "api_kye", "apikey", "hftoken", "passw"])
 def test_values_of_misspelled_fields_are_hidden(name: str) -> None:
     value = "Zq8vT2mLw4Xc9Rp1"  # which only its name could give away
     for make in (
