@@ -55,7 +55,7 @@ test-all: ## run all tests
 
 .PHONY: test-real-model
 test-real-model: ## run the tests over SmolLM2, a real instruct model (STARS_SMOLLM2 names its directory)
-	$(PYTHON) -m pytest $(ARGS) -m smollm2 tests/real_model
+	STARS_REAL_MODEL=all $(PYTHON) -m pytest $(ARGS) -m smollm2 tests/real_model
 
 .PHONY: test-servers
 test-servers: ## run the tests over real vLLM servers: make test-servers VLLM=path/to/vllm MODEL=dir

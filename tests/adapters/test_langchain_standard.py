@@ -83,6 +83,8 @@ class TestScripted(_OfChatStars, ChatModelIntegrationTests):
 
 
 @pytest.mark.slow
+# The text is random and depends on the tool's docstring, which Python 3.13 stores otherwise.
+@pytest.mark.filterwarnings("ignore:a tool call was cut off")
 class TestSpeechless(_OfChatStars, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:

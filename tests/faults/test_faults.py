@@ -248,7 +248,7 @@ class Run:
 def run(world: World, part: str, fault: Fault, folder: Path, patch: pytest.MonkeyPatch) -> int:
     """Run eight requests with a fault; check all texts, and return how many requests failed."""
     targets: dict[str, tuple[Any, str]] = {
-        "KV cache": (PrefixCache, "fetch"),
+        "KV cache": (PrefixCache, "fetch_in_parts"),
         "slots": (SlotPool, "allocate"),
         "forward pass": (ModelRunner, "__call__"),
         "reward model": (world.reward_model, "score"),
