@@ -16,7 +16,12 @@ from langchain_stars.parsers import METHODS, parser_of
 from langchain_stars.structured import described, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
 from stars_engine import JsonGrammar
-from stars_engine.integrations import check_tools, grammar_of_schema, read_tool_choice
+from stars_engine.integrations import (
+    check_tools,
+    grammar_of_schema,
+    own_names,
+    read_tool_choice,
+)
 
 
 class BindsTools(BaseChatModel):
@@ -96,6 +101,7 @@ class BindsTools(BaseChatModel):
             raise ValueError(
                 f"method={method!r} needs a schema. Hint: give one, or use method='json_mode'"
             )
+        kwargs = own_names(kwargs, type(self).__name__)
         kwargs.setdefault("stop", [])  # stop strings of the model could end the JSON early
         found = None if schema is None else read_schema(schema)
         options = {"method": method, "strict": strict}
