@@ -1,8 +1,9 @@
-"""Report, when tools are bound, what a grammar cannot express of their arguments."""
+"""Check tools when they are bound: their names, and what a grammar cannot express of them."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,26 @@ from stars_engine.integrations.tool_names import ToolNames
 from stars_engine.messages import Tool
 
 _reported: set[str] = set()  # agents bind their tools before each call
+
+
+def refuse_equal_names(tools: Sequence[Mapping[str, Any]], *, owner: str) -> None:
+    """Refuse tools that have the same name, because a call could mean either of them.
+
+    Args:
+        tools: The tools in the OpenAI format, under the caller's names.
+        owner: The method that binds the tools, for messages.
+
+    Raises:
+        ConfigError: Two tools have the same name.
+    """
+    counts = Counter(tool["function"]["name"] for tool in tools)
+    problems = [
+        Problem(f"tools.{name}", f"{count} tools have this name. Hint: rename all but one")
+        for name, count in counts.items()
+        if count > 1
+    ]
+    if problems:
+        raise ConfigError(owner, problems)
 
 
 def check_tools(
