@@ -21,7 +21,6 @@ from stars_engine.integrations import (
     grammar_of_schema,
     own_names,
     read_tool_choice,
-    refuse_equal_names,
 )
 
 
@@ -48,11 +47,10 @@ class BindsTools(BaseChatModel):
             **kwargs: Further keywords for each call, such as `parallel_tool_calls` or any setting.
 
         Raises:
-            ConfigError: Two tools have the same name, or `strict` is True and a grammar cannot
+            ConfigError: `strict` is True, and two tools have the same name, or a grammar cannot
                 express the arguments of a tool.
         """
         formatted = read_tools(tools)
-        refuse_equal_names(formatted, owner="bind_tools")
         names = [tool["function"]["name"] for tool in formatted]
         if isinstance(tool_choice, str) and tool_choice not in names:
             tool_choice = other_names(tools).get(tool_choice, tool_choice)

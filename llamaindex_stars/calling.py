@@ -24,7 +24,7 @@ from pydantic_core import from_json
 
 from llamaindex_stars.responses import UNFINISHED_CALLS
 from llamaindex_stars.tools import callable_tools, read_tool_list, validated
-from stars_engine.integrations import check_tools, refuse_equal_names
+from stars_engine.integrations import check_tools
 
 
 class CallingLLM(FunctionCallingLLM):
@@ -46,7 +46,7 @@ class CallingLLM(FunctionCallingLLM):
         express. By default, a warning names them, and their calls are checked when complete.
 
         Raises:
-            ConfigError: Two tools have the same name, or `strict` is True and a grammar cannot
+            ConfigError: `strict` is True, and two tools have the same name, or a grammar cannot
                 express the arguments of a tool.
         """
         messages = list(chat_history or [])
@@ -56,9 +56,8 @@ class CallingLLM(FunctionCallingLLM):
             messages.append(user_msg)
         choice = kwargs.pop("tool_choice", None)  # LlamaIndex's programs pass None
         strict, formatted = kwargs.pop("strict", None), read_tool_list(tools)
-        owner = "chat_with_tools"
-        refuse_equal_names(formatted, owner=owner)
         if kwargs.get("constrain_tools", True):
+            owner = "chat_with_tools"
             check_tools(formatted, strict=strict is True, owner=owner, otherwise="strict=False")
         return {
             "messages": messages,

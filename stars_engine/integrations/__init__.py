@@ -23,7 +23,7 @@ from stars_engine.integrations.response_formats import (
     grammar_of_schema,
 )
 from stars_engine.integrations.streams import asettled, refuse_several_answers, settled
-from stars_engine.integrations.tool_checks import check_tools, lenient, refuse_equal_names
+from stars_engine.integrations.tool_checks import check_tools, lenient
 from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
 
 __all__ = [
@@ -50,7 +50,6 @@ __all__ = [
     "own_names",
     "plain",
     "read_tool_choice",
-    "refuse_equal_names",
     "refuse_several_answers",
     "settled",
     "short_identity",
