@@ -16,7 +16,12 @@ from langchain_stars.parsers import METHODS, parser_of
 from langchain_stars.structured import described, reading, stated
 from langchain_stars.tools import other_names, read_schema, read_tools
 from stars_engine import JsonGrammar
-from stars_engine.integrations import check_tools, grammar_of_schema, read_tool_choice
+from stars_engine.integrations import (
+    check_tools,
+    grammar_of_schema,
+    own_names,
+    read_tool_choice,
+)
 
 
 class BindsTools(BaseChatModel):
@@ -42,7 +47,8 @@ class BindsTools(BaseChatModel):
             **kwargs: Further keywords for each call, such as `parallel_tool_calls` or any setting.
 
         Raises:
-            ConfigError: `strict` is True, and a grammar cannot express the arguments of a tool.
+            ConfigError: `strict` is True, and two tools have the same name, or a grammar cannot
+                express the arguments of a tool.
         """
         formatted = read_tools(tools)
         names = [tool["function"]["name"] for tool in formatted]
@@ -96,6 +102,7 @@ class BindsTools(BaseChatModel):
             raise ValueError(
                 f"method={method!r} needs a schema. Hint: give one, or use method='json_mode'"
             )
+        kwargs = own_names(kwargs, type(self).__name__)
         kwargs.setdefault("stop", [])  # stop strings of the model could end the JSON early
         found = None if schema is None else read_schema(schema)
         options = {"method": method, "strict": strict}

@@ -35,7 +35,7 @@ def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
     """
     is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method == "function_calling":
-        model = cast("Any", schema) if is_model else None
+        model = cast("Any", schema) if is_model or is_plain_type(schema) else None
         return CallParser(key_name=name, first_tool_only=True, model=model)
     if is_model:
         return ModelParser(pydantic_object=schema)
@@ -45,11 +45,13 @@ def parser_of(schema: Any, method: Method, name: str) -> BaseOutputParser[Any]:
 
 
 def _validated(model: Any, value: Any) -> Any:
-    """Return an object of a pydantic model, from a value that was read from JSON.
+    """Return an object of a pydantic model or another type, from a value that was read from JSON.
 
     It is validated as JSON, because strict models accept no dates, bytes or tuples from Python's
     strings and lists.
     """
+    if is_plain_type(model):
+        return TypeAdapter(model).validate_json(json.dumps(value))
     if issubclass(model, BaseModel):
         return model.model_validate_json(json.dumps(value))
     return model.parse_obj(value)
@@ -125,7 +127,7 @@ class TypeParser(BaseOutputParser[Any]):
 
 
 class CallParser(_ReadsEnds, JsonOutputKeyToolsParser):
-    """Parses the arguments of a tool call, to an object of a pydantic model if there is one.
+    """Parses the arguments of a tool call, to an object of a model or type if there is one.
 
     LangChain's own parser finds pydantic models by their titles, which are not names of tools.
     """

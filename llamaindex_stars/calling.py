@@ -46,7 +46,8 @@ class CallingLLM(FunctionCallingLLM):
         express. By default, a warning names them, and their calls are checked when complete.
 
         Raises:
-            ConfigError: `strict` is True, and a grammar cannot express the arguments of a tool.
+            ConfigError: `strict` is True, and two tools have the same name, or a grammar cannot
+                express the arguments of a tool.
         """
         messages = list(chat_history or [])
         if user_msg is not None:

@@ -23,7 +23,7 @@ from llama_index.core.types import TokenAsyncGen
 from pydantic import ConfigDict, Field
 
 from llamaindex_stars.calling import CallingLLM
-from llamaindex_stars.keywords import keeps_secrets
+from llamaindex_stars.keywords import FurtherFields, reads_keywords
 from llamaindex_stars.pickles import left_behind_if_live, refuse_left_behind
 from llamaindex_stars.prompts import chat_prompt, completion_prompt, is_own_template
 from llamaindex_stars.responses import (
@@ -64,7 +64,7 @@ _OF_CHAT = (
 )
 
 
-class StarsLLM(EngineFields, CallingLLM, CustomLLM):
+class StarsLLM(FurtherFields, CallingLLM, CustomLLM):
     """A local language model that a reward model steers during generation.
 
     All fields of the parts of `StarsConfig` are available by name, here and per call; unknown names
@@ -101,9 +101,6 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         default=None,
         gt=0,
         description="tokens that LlamaIndex may fill; by default, and at most, the model's context",
-    )
-    additional_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="further settings by name, which replace those of fields"
     )
 
     @classmethod
@@ -160,7 +157,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     # --- completions ---
 
-    @keeps_secrets
+    @reads_keywords
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt.
@@ -172,7 +169,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of(engine.generate(**call)[0], trace=trace)
 
-    @keeps_secrets
+    @reads_keywords
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -183,7 +180,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completion_of((await engine.agenerate(**call))[0], trace=trace)
 
-    @keeps_secrets
+    @reads_keywords
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -193,7 +190,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, call = self._completion_call(prompt, formatted, kwargs)
         return completions_of(engine, call, trace=trace)
 
-    @keeps_secrets
+    @reads_keywords
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -206,7 +203,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
 
     # --- chats ---
 
-    @keeps_secrets
+    @reads_keywords
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation, rendered with the model's chat template."""
@@ -215,7 +212,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, call, names = self._chat_call(messages, kwargs)
         return chat_of(names.result(engine.generate(**call)[0]), trace=trace)
 
-    @keeps_secrets
+    @reads_keywords
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
@@ -224,7 +221,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, call, names = self._chat_call(messages, kwargs)
         return chat_of(names.result((await engine.agenerate(**call))[0]), trace=trace)
 
-    @keeps_secrets
+    @reads_keywords
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Yield the answer so far with each accepted segment."""
@@ -233,7 +230,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         engine, call, names = self._chat_call(messages, kwargs)
         return chats_of(engine, call, names, trace=trace)
 
-    @keeps_secrets
+    @reads_keywords
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
@@ -268,7 +265,7 @@ class StarsLLM(EngineFields, CallingLLM, CustomLLM):
         """
         for name in self.model_fields_set:
             refuse_left_behind(self.__dict__.get(name))
-        return super().settings(**{**self.additional_kwargs, **overrides})
+        return super().settings(**overrides)
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
         """Return the engine for a call."""

@@ -55,6 +55,8 @@ def resolve_prompt(
         prompt = Chat([Message(role="user", content=prompt)])
     if isinstance(prompt, Chat):
         _check_messages(prompt.messages)
+        if len(prompt.messages) == 1:  # chat models of frameworks turn a string into a message
+            _announce_pieces(prompt.messages[0].content, codec)
         for tool in prompt.tools:
             for text in texts_of(tool.described()):
                 _check_text(text, f"the tool {tool.name}")
@@ -107,8 +109,9 @@ def _announce_pieces(text: str, codec: Codec) -> None:
         logger.warning(
             "The prompt contains %r, a control token of the model's chat template. It is read as "
             "text, because untrusted text must not contain control tokens. Hint: if a chat "
-            "template wrote this prompt, use RenderedPrompt(text) or prompt_format='rendered'; "
-            "otherwise give the messages as a Chat, which the template renders",
+            "template wrote this prompt, give it as a string, not as a message, with "
+            "RenderedPrompt(text) or prompt_format='rendered'; otherwise give the messages, which "
+            "the template renders",
             found,
         )
 

@@ -16,6 +16,7 @@ from stars_engine.integrations.metadata import (
     short_identity,
     usage_of,
 )
+from stars_engine.integrations.other_names import OTHER_NAMES, REMOTE, own_names
 from stars_engine.integrations.response_formats import (
     describes,
     grammar_of_response_format,
@@ -28,6 +29,8 @@ from stars_engine.integrations.tool_names import ToolNames, read_tool_choice
 __all__ = [
     "MAX_ANSWER_TOKENS",
     "MAX_ENGINES",
+    "OTHER_NAMES",
+    "REMOTE",
     "UNSET",
     "EngineFields",
     "ToolNames",
@@ -44,6 +47,7 @@ __all__ = [
     "lenient",
     "name_of_model",
     "num_rejected_tokens",
+    "own_names",
     "plain",
     "read_tool_choice",
     "refuse_several_answers",

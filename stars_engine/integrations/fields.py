@@ -14,6 +14,7 @@ from pydantic_core import PydanticOmit
 from stars_engine.config import SamplingParams, StarsConfig
 from stars_engine.config.flat import FLAT_FIELDS, PARTS, ROOT_FIELDS, with_fields
 from stars_engine.engine.engine import StarsEngine
+from stars_engine.integrations.other_names import own_names
 from stars_engine.integrations.setting_fields import SettingFields
 from stars_engine.redaction import masked
 
@@ -50,9 +51,13 @@ class EngineFields(SettingFields):
 
     _engines: list[StarsEngine] = PrivateAttr(default_factory=list)  # least recently used first
 
-    if not TYPE_CHECKING:  # type checkers derive the keywords and their types from the fields
+    if TYPE_CHECKING:  # type checkers derive the keywords and their types from the fields
+        timeout: float | None = Field(default=None, description="another name for deadline_s")
+
+    else:
 
         def __init__(self, **values: Any) -> None:
+            values = own_names(values, type(self).__name__)
             known = type(self).model_fields
             aliases = {field.alias for field in known.values()}
             unknown = [name for name in values if name not in known and name not in aliases]

@@ -1,8 +1,9 @@
-"""Report, when tools are bound, what a grammar cannot express of their arguments."""
+"""Check tools when they are bound: their names, and what a grammar cannot express of them."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,13 +27,16 @@ def check_tools(
 
     Args:
         tools: The tools in the OpenAI format, under the caller's names.
-        strict: Whether to refuse them.
+        strict: Whether to refuse them, and tools that have the same name.
         owner: The method that binds the tools, for messages.
         otherwise: The argument that does not refuse them, for the hint.
 
     Raises:
-        ConfigError: `strict` is true and a grammar cannot express the arguments of a tool.
+        ConfigError: `strict` is true, and two tools have the same name, or a grammar cannot express
+            the arguments of a tool.
     """
+    if strict:  # otherwise the call reports it: LangChain's own tests bind tools of one name
+        _refuse_equal_names(tools, owner)
     names = ToolNames(tool["function"]["name"] for tool in tools)
     try:
         reasons = unexpressed_of(Tool(**names.tool(tool)["function"]) for tool in tools)
@@ -65,6 +69,18 @@ def check_tools(
         StarsWarning,
         stacklevel=3,
     )
+
+
+def _refuse_equal_names(tools: Sequence[Mapping[str, Any]], owner: str) -> None:
+    """Refuse tools of the same name, because a call could mean either of them."""
+    counts = Counter(tool["function"]["name"] for tool in tools)
+    problems = [
+        Problem(f"tools.{name}", f"{count} tools have this name. Hint: rename all but one")
+        for name, count in counts.items()
+        if count > 1
+    ]
+    if problems:
+        raise ConfigError(owner, problems)
 
 
 def _why(reason: str) -> str:

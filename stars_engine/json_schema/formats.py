@@ -43,11 +43,15 @@ _IPV6 = "(" + "|".join(
 ) + ")"  # fmt: skip
 _LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _TOP_LABEL = r"[a-zA-Z]{2,24}"
-_HOST = rf"({_LABEL}\.){{1,3}}{_TOP_LABEL}"
-_EMAIL = rf"[a-zA-Z0-9][a-zA-Z0-9_+-]{{0,20}}(\.[a-zA-Z0-9_+-]{{1,20}})?@{_HOST}"
+_FEW_LABELS = rf"({_LABEL}\.){{1,3}}{_TOP_LABEL}"
+_SHORT_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,22}[a-zA-Z0-9])?"  # so that a host has at most 253
+_HOST = rf"({_FEW_LABELS}|({_SHORT_LABEL}\.){{4,8}}{_TOP_LABEL})"
+# A name without a dot, such as localhost: it begins like no number, and is no punycode.
+_LOCAL_HOST = r"[a-zA-Z][a-zA-Z0-9]{0,30}(-[a-zA-Z0-9]{1,10}){0,3}"
+_EMAIL = rf"[a-zA-Z0-9][a-zA-Z0-9_+-]{{0,20}}(\.[a-zA-Z0-9_+-]{{1,20}}){{0,2}}@{_FEW_LABELS}"
 _PATH_CHARACTER = r"([a-zA-Z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})"
 _URI = (
-    rf"https?://({_HOST}|{_IPV4})(:([1-9][0-9]{{0,3}}|[1-5][0-9]{{4}}))?"
+    rf"https?://({_HOST}|{_LOCAL_HOST}|{_IPV4})(:([1-9][0-9]{{0,3}}|[1-5][0-9]{{4}}))?"
     rf"(/{_PATH_CHARACTER}*)*(\?({_PATH_CHARACTER}|[/?])*)?(#({_PATH_CHARACTER}|[/?])*)?"
 )
 # Within the characters of a URI; the first part of a path has no colon, as it would be a scheme.
@@ -62,9 +66,30 @@ _HEX = "[0-9a-fA-F]"
 
 
 def _uuid(version: str) -> str:
+    """Return the pattern of one version; the format of all versions is any 32 digits."""
     return rf"{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}"
 
 
+# Regular expressions that Python and ECMAScript read alike, with groups in groups.
+_ESCAPED = r"\\[dDsSwW.*+?()\[\]{}|^$/\\-]"
+_ATOM = (
+    rf"([a-zA-Z0-9 _,:;=@#%&/'\"<>!~-]|\.|{_ESCAPED}"
+    rf"|\[\^?([a-zA-Z0-9 _,:;=@#%/'\".*+?$()]|{_ESCAPED}|a-z|A-Z|0-9)+\])"
+)
+_TIMES = r"(([*+?]|\{[0-9]{1,2},?\}|\{[01],[1-9][0-9]?\})\??)?"
+
+
+def _alternatives(atom: str) -> str:
+    """Return the pattern of a regular expression whose parts are given."""
+    sequence = rf"({atom}{_TIMES}|[\^$]|\\b)*"
+    return rf"{sequence}(\|{sequence})*"
+
+
+def _grouped(inner: str) -> str:
+    return _alternatives(rf"({_ATOM}|\((\?:)?{inner}\))")
+
+
+_REGEX = _grouped(_grouped(_alternatives(_ATOM)))
 _BASE64 = r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 _BASE64_URL = r"([A-Za-z0-9_-]{4})*([A-Za-z0-9_-][AQgw]==|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048]=)?"
 
@@ -82,8 +107,8 @@ FORMATS = {
     "time-delta": _DURATION,
     "email": _EMAIL,
     "idn-email": _EMAIL,
-    "hostname": _HOST,
-    "idn-hostname": _HOST,
+    "hostname": f"({_HOST}|{_LOCAL_HOST})",
+    "idn-hostname": f"({_HOST}|{_LOCAL_HOST})",
     "ipv4": _IPV4,
     "ipv6": _IPV6,
     "ipvanyaddress": f"({_IPV4}|{_IPV6})",
@@ -98,13 +123,13 @@ FORMATS = {
     "uri-reference": _URI_REFERENCE,
     "iri-reference": _URI_REFERENCE,
     "uri-template": _URI_TEMPLATE,
-    "uuid": _uuid("[1-8]"),
+    "uuid": rf"{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}",
     **{f"uuid{version}": _uuid(str(version)) for version in range(1, 9)},
     "base64": _BASE64,
     "base64url": _BASE64_URL,
     "json-pointer": _JSON_POINTER,
     "relative-json-pointer": rf"(0|[1-9][0-9]{{0,3}})(#|{_JSON_POINTER})",
-    "regex": r"[a-zA-Z0-9 _-]*",
+    "regex": _REGEX,
     "fraction": r"-?[0-9]{1,9}(/[1-9][0-9]{0,8})?",
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import HumanMessage, SystemMessage
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, TypeAdapter, field_validator
 
 import llamaindex_stars
 from langchain_stars import ChatStars, StarsLLM
@@ -237,6 +238,17 @@ def test_enums_need_a_method_without_calls() -> None:
         pickle.loads(pickle.dumps(kept))
     with pytest.raises(OutputParserException, match="not valid"):
         made.steps[-1].parse('"sideways"')
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_types_of_objects_come_back_from_each_method(method: Any) -> None:
+    for schema, value in ((City | Large, Large(size=9)), (dict[str, Large], {"a": Large(size=9)})):
+        answer = json.dumps(TypeAdapter(schema).dump_python(value, mode="json"))
+        if method == "function_calling":
+            answer = f'{{"name": "{getattr(schema, "__name__", "answer")}", "arguments": {answer}}}'
+            answer = f"<tool_call>\n{answer}\n</tool_call>"
+        chat = writing(answer)[0]
+        assert chat.with_structured_output(schema, method=method).invoke("How?") == value
 
 
 def test_llamaindex_predicts_decimals_and_recursive_models() -> None:

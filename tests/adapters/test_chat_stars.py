@@ -147,28 +147,8 @@ def test_answers_carry_usage_and_trace(random_chat: Callable[..., Any]) -> None:
     assert traced["stars"]["segments"]
 
 
-def test_keywords_of_other_providers(random_chat: Callable[..., Any]) -> None:
-    """Other names set the setting, keywords about servers are dropped, the rest is an error."""
+def test_stream_in_a_call_means_callbacks_for_tokens(random_chat: Callable[..., Any]) -> None:
     text = random_chat().invoke(ASKED).text
-    stop = text[len(text) // 2 :][:3]
-    for other, name, value in (
-        ("stop_sequences", "stop", [stop]),
-        ("max_completion_tokens", "max_tokens", 3),
-        ("max_new_tokens", "max_tokens", 3),
-    ):
-        expected = random_chat().invoke(ASKED, **{name: value}).text
-        assert random_chat().invoke(ASKED, **{other: value}).text == expected != text
-        assert ChatStars(**{other: value}).settings() == ChatStars(**{name: value}).settings()
-    for name in ("base_url", "user", "api_key", "organization"):
-        with pytest.warns(UserWarning, match=f"{name} is for remote models"):
-            random_chat(**{name: "x"})
-        with pytest.warns(UserWarning, match=f"{name} is for remote models"):
-            assert random_chat().invoke(ASKED, **{name: "x"}).text == text
-    for name in ("logprobs", "model_kwargs", "safety_settings"):
-        with pytest.raises(ConfigError, match=name):
-            random_chat(**{name: {}})
-        with pytest.raises(ConfigError, match=name):
-            random_chat().invoke(ASKED, **{name: {}})
     seen: list[str] = []
 
     class Tokens(BaseCallbackHandler):

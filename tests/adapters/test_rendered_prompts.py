@@ -9,8 +9,8 @@ import pytest
 from langchain_core.caches import InMemoryCache
 
 import llamaindex_stars
-from langchain_stars import StarsLLM
-from stars_engine import RenderedPrompt, StarsConfig
+from langchain_stars import ChatStars, StarsLLM
+from stars_engine import Chat, Message, RenderedPrompt, StarsConfig
 from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.tokenization.codec import Codec
 from tests.support.chat_templates import tokenizer_of
@@ -72,6 +72,19 @@ def test_template_pieces_in_a_string_are_announced_once(caplog: pytest.LogCaptur
     assert rendered.token_ids == resolve_prompt(RenderedPrompt(TEXT), codec).token_ids
     assert len(rendered.token_ids) < len(resolve_prompt(TEXT, codec).token_ids)
     assert not caplog.records
+
+
+def test_template_pieces_in_the_only_message_are_announced(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A chat model of LangChain turns a string into a message."""
+    codec = Codec(tokenizer_of("hermes"))
+    turns = [Message(role="user", content=TEXT), Message(role="assistant", content="Hi")]
+    resolve_prompt(Chat([*turns, Message(role="user", content="And?")]), codec)
+    assert not caplog.records
+    chat = ChatStars(**{**settings, "model": scripted(answer)})
+    assert chat.invoke(TEXT).text == "noise"
+    assert caplog.text.count("a control token of the model's chat template") == 1
 
 
 def test_the_config_knows_the_format() -> None:

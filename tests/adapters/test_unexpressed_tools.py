@@ -228,3 +228,18 @@ def test_the_engine_refuses_such_tools_unless_they_are_lenient() -> None:
         [result] = engine.generate(Chat(messages, tools=[lenient]), sampling=sampling)
     assert result.message is not None
     assert result.message.tool_calls[0].arguments["tags"] == ["a", "b"]
+
+
+def test_strict_refuses_tools_of_one_name_when_they_are_bound() -> None:
+    tools = [tool_of(41), tool_of(42), tool_of(43, name="other")]
+    with pytest.raises(ConfigError, match=r"bind_tools: tools\.tag: 2 tools have this name"):
+        ChatStars().bind_tools(tools, strict=True)
+    chat = ChatStars(**settings("Hi")).bind_tools(tools, strict=False)
+    with pytest.raises(ConfigError, match="two tools are called 'tag'"):
+        chat.invoke("Tag it.")
+    double = FunctionTool.from_defaults(abs, name="tag", description="of a number")
+    llm = llamaindex_stars.StarsLLM(**settings("Hi"))
+    with pytest.raises(ConfigError, match=r"tools\.tag: 2 tools have this name"):
+        llm.chat_with_tools([double, double], user_msg="Hi", strict=True)
+    with pytest.raises(ConfigError, match="two tools are called 'tag'"):
+        llm.chat_with_tools([double, double], user_msg="Hi")
