@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, LanguageModel, Parts, Pause, is_pausable
 from stars_engine.backends.draft_checks import checked_draft, checked_pause
 from stars_engine.errors import GenerationError, RequestError, describe_error, is_for_program
 from stars_engine.out_of_memory import clear_locals, is_out_of_memory, iterate_in_smaller_batches
+from stars_engine.problems import without_exits
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +80,13 @@ class Drafter:
     def _draft(self, requests: Sequence[DraftRequest]) -> _Parts:
         model = self._model
         if not is_pausable(model):
-            with _without_exits():
+            with without_exits():
                 return self._checked(model.draft(requests), requests)
-        with _without_exits():
+        with without_exits():
             parts = model.draft_in_parts(requests)
         try:
             while True:
-                with _without_exits():
+                with without_exits():
                     try:
                         pause = checked_pause(next(parts))
                     except StopIteration as end:
@@ -120,15 +120,6 @@ class Drafter:
         half = len(requests) // 2
         first = yield from self._draft_again(requests[:half])
         return [*first, *(yield from self._draft_again(requests[half:]))]
-
-
-@contextmanager
-def _without_exits() -> Iterator[None]:
-    """Raise an ordinary error in place of a model's own `GeneratorExit`."""
-    try:
-        yield
-    except GeneratorExit as error:
-        raise RuntimeError(describe_error(error)) from error
 
 
 def _close(parts: Parts) -> None:
