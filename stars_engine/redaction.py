@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 from urllib.parse import quote
 
@@ -50,6 +51,8 @@ _TEXT_TOKENS = _set(  # tokens of text, which are not secrets
     "next pad per prefix sep special start stop suffix text unk video vision"
 )
 
+_SECRET_FIELDS = ("token", "api_key", "hf_token", "auth_token", "password", "secret")
+
 _GROUPS = (list, tuple, set, frozenset)
 _SHORTEST = 8  # characters of a secret whose name could be another thing's
 # Letters and digits, as generated secrets have them; a word, a path or a control token differs.
@@ -74,6 +77,8 @@ _BEARER = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?\w+\s+|\bbearer\s+(?=\S*[\d_.=-]))[\w.~+/=-]{6,}",
     re.IGNORECASE,
 )
+# In the query of a URL, also values of names that are otherwise plain.
+_QUERY = re.compile(r"([?&](?:code|key|sid|sig)=)[^\s&#'\"]{6,}", re.IGNORECASE)
 # Every name of a secret contains one of these words. Another name ends before its value, which may
 # contain a name itself: host:8000/path?token=value
 _PARTS = "|".join(
@@ -125,6 +130,11 @@ def hides_secret(name: object, value: object) -> bool:
     return is_ambiguous and _GENERATED.fullmatch(value) is not None
 
 
+def resembles_secret_name(name: str) -> bool:
+    """Return whether a name is that of a secret, or a misspelling of `token` or `api_key`."""
+    return is_secret_name(name) or bool(get_close_matches(name.lower(), _SECRET_FIELDS, 1, 0.75))
+
+
 def redact(text: str, known: Iterable[str] = ()) -> str:
     """Mask the known secrets in a text, and everything that looks like a secret."""
     forms = {form for value in known for form in (value, quote(value, safe=""))}
@@ -133,7 +143,9 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
             text = text.replace(secret, MASK)
     for pattern in _ANYWHERE:
         text = pattern.sub(MASK, text)
-    return _NAMED.sub(_without_value, _BEARER.sub(rf"\1{MASK}", text))
+    for pattern in (_QUERY, _BEARER):
+        text = pattern.sub(rf"\1{MASK}", text)
+    return _NAMED.sub(_without_value, text)
 
 
 def holds_secret(text: str) -> bool:
@@ -179,8 +191,9 @@ def seal(value: Any, *, secret: bool = False) -> Any:
 def _hides(name: object, value: object) -> bool:
     """Return whether a keyword holds a secret; a number is one only under a plain secret name."""
     if isinstance(value, int | float):  # `max_token` is a number too
-        words = {word.lower() for word in _WORDS.findall(str(name))}
-        return words == {"token"} or not _SECRET_WORDS.isdisjoint(words)
+        words = [word.lower() for word in _WORDS.findall(str(name))]
+        is_token = words[-1:] == ["token"] and _KEYS.issuperset(words[:-1])
+        return is_token or not _SECRET_WORDS.isdisjoint(words)
     items: Iterable[object] = value if isinstance(value, _GROUPS) else [value]
     return is_secret_name(name) or any(hides_secret(name, item) for item in items)
 

@@ -20,7 +20,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stars_engine.problems import HINT, ConfigError, Problem
-from stars_engine.redaction import DIGESTS, MASK, is_secret_name, masked, redact
+from stars_engine.redaction import (
+    DIGESTS,
+    MASK,
+    is_secret_name,
+    masked,
+    redact,
+    resembles_secret_name,
+)
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
@@ -213,8 +220,10 @@ def _without_tags(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int
 def _explain(cls: type[BaseModel], item: Any, nested: Exception | None) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     field = cls.model_fields.get(name)
-    names = (part for part in item["loc"] if part != "[key]")  # pydantic's mark of a key
-    given = MASK if any(map(is_secret_name, names)) else masked(item["input"])
+    names = (str(part) for part in item["loc"] if part != "[key]")  # pydantic's mark of a key
+    is_unknown = item["type"] == "extra_forbidden"
+    hides = resembles_secret_name if is_unknown else is_secret_name
+    given = MASK if any(map(hides, names)) else masked(item["input"])
     match item["type"]:
         case "extra_forbidden":
             return _explain_unknown(cls, name, _shorten(given))

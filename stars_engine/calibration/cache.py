@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -65,6 +66,7 @@ class CalibrationCache:
         path = self.path_of(key)
         try:
             check_home(path)
+            _check_no_pipe(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_suffix(".lock"), thread_local=False)
             _acquire(lock, path, is_wanted)
@@ -91,12 +93,22 @@ class CalibrationCache:
 
 def _read(path: Path) -> tuple[CalibratedSchedule | None, ConfigError | None]:
     """Return the cached calibration, or why it is invalid; nothing if there is none."""
-    if not os.path.lexists(path):  # does not raise, whatever the path
+    if not os.path.lexists(path) or _is_pipe(path):  # do not raise, whatever the path
         return None, None
     try:
         return CalibratedSchedule.from_file(path), None
     except ConfigError as error:
         return None, error
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether there is a pipe or a device, which may block whoever opens it."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))  # noqa: PTH110, PTH112, PTH113
+
+
+def _check_no_pipe(path: Path) -> None:
+    if _is_pipe(path):
+        raise OSError(errno.EEXIST, "A pipe or a device is in its place")
 
 
 def _warn(path: Path, reason: str) -> None:

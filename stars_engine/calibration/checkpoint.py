@@ -43,7 +43,7 @@ class StageCheckpoint:
         Raises:
             ConfigError: The file cannot be read.
         """
-        if self._path is None or not self._path.exists():
+        if self._path is None or not self._path.is_file():
             return
         try:
             values = json.loads(self._path.read_text(encoding="utf-8"))

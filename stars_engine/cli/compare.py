@@ -15,7 +15,7 @@ from rich.table import Table
 
 from stars_engine.cli.messages import messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
-from stars_engine.cli.output import write
+from stars_engine.cli.output import cell, write
 from stars_engine.cli.progress import bars
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config import AlignParams
@@ -314,7 +314,7 @@ def _show(evaluation: Evaluation) -> None:
 
     fresh = evaluation.fresh
     judge = next(iter(next(iter(fresh.arms.values())).judges))
-    table = Table(title=f"{fresh.num_prompts} fresh prompts, judge: {judge}")
+    table = Table(title=cell(f"{fresh.num_prompts} fresh prompts, judge: {judge}"))
     table.add_column("arm")
     for name in ("tokens ×", "reward", "wins", "− Best-of-N,\nequal tokens", "guards"):
         table.add_column(name, justify="right")
@@ -322,7 +322,7 @@ def _show(evaluation: Evaluation) -> None:
         own = arm.judges[judge]
         over = own.over_equal_tokens
         table.add_row(
-            arm.name,
+            cell(arm.name),
             f"{arm.costs.times.value:.2f}",
             f"{own.reward.value:+.2f}",
             "" if own.wins is None else f"{own.wins.value:.0%}",

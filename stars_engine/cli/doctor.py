@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from stars_engine.cli.loading import loaded
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
-from stars_engine.cli.output import visible
+from stars_engine.cli.output import cell
 from stars_engine.cli.settings import read_config
 from stars_engine.schedules import NoSchedule
 
@@ -61,7 +59,7 @@ def _print(rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True, min_width=14)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(_cell(name), _cell(value))
+        table.add_row(cell(name), cell(value))
     Console(highlight=False).print(table)
 
 
@@ -87,11 +85,6 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "cuda", ", ".join(names) or "none"
     yield "mps", "available" if torch.backends.mps.is_available() else "none"
     yield "cpu threads", str(torch.get_num_threads())
-
-
-def _cell(text: str) -> Text:
-    """Show names of models and parts verbatim, without reading markup in them."""
-    return Text(visible(text) if sys.stdout.isatty() else text)
 
 
 def _describe_model(engine: StarsEngine) -> dict[str, str]:

@@ -12,6 +12,8 @@ import re
 import sys
 from typing import TextIO
 
+from rich.text import Text
+
 # C0 except tabs and newlines, DEL and C1; line and paragraph separators; marks, embeddings,
 # overrides and isolates that change the direction of text.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -20,6 +22,11 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 def visible(text: str) -> str:
     """Replace every control character in a text with a visible escape."""
     return _CONTROLS.sub(_escape, text)
+
+
+def cell(text: str) -> Text:
+    """Return a cell of a table: a name verbatim, without markup, on a terminal with escapes."""
+    return Text(visible(text) if _real().isatty() else text)
 
 
 def write(text: str, *, end: str = "\n") -> None:

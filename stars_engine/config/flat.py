@@ -11,7 +11,7 @@ from stars_engine.config.engine import EngineParams
 from stars_engine.config.root import StarsConfig
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.errors import HINT, ConfigError, Problem
-from stars_engine.redaction import MASK, is_secret_name, masked, redact
+from stars_engine.redaction import MASK, masked, redact, resembles_secret_name
 from stars_engine.schema import Schema
 
 ROOT_FIELDS = frozenset({"model", "reward", "prompt_format", "chat_template_kwargs"})
@@ -81,7 +81,7 @@ def check_names(
     for name in fields:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=1)
-            shown = MASK if is_secret_name(name) else repr(masked(fields[name]))
+            shown = MASK if resembles_secret_name(name) else repr(masked(fields[name]))
             said = f"unknown field with the value {redact(shown[:80])}"
             if name in _OF_TEMPLATES:
                 hint = f"for the chat template, use chat_template_kwargs={{{name!r}: ...}}"

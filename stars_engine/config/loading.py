@@ -27,6 +27,8 @@ _RESERVED = {
 # Keywords whose values may name code on the hub.
 _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")
+_EXPERTS = "experts_implementation"
+_HUB_EXPERTS = ("deepgemm", "deepgemm_megamoe", "sonicmoe")  # transformers downloads these
 
 
 def check_name(name: str | None) -> str | None:
@@ -108,6 +110,13 @@ def check_no_code(keywords: Mapping[str, Any]) -> None:
                 "use 'sdpa', 'eager' or another installed implementation, or set "
                 "trust_remote_code=True if you trust that repository"
             )
+    experts = next((name for name in _strings_in(keywords.get(_EXPERTS)) if _is_on_hub(name)), None)
+    if experts is not None:
+        raise ValueError(
+            f"{_EXPERTS}={experts!r} loads code from the hub, but trust_remote_code is False. "
+            "Hint: use 'grouped_mm', 'batched_mm' or 'eager', or set trust_remote_code=True if you "
+            "trust the repositories of those kernels"
+        )
     for name in _KERNELS:
         if keywords.get(name):
             raise ValueError(
@@ -127,12 +136,23 @@ def _attention_in(keywords: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def hub_kernels(value: Any) -> Iterator[str]:
     """Yield attention implementations that are kernels on the hub: 'org/name@revision:part'."""
+    for name in _strings_in(value):
+        if any(sign in name for sign in "/@:"):
+            yield name
+
+
+def _is_on_hub(experts: str) -> bool:
+    """Whether the code of an implementation of experts is on the hub."""
+    return experts in _HUB_EXPERTS or any(hub_kernels(experts))
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    """Yield a string, or the strings that a value has for each part of a model."""
     if isinstance(value, str):
-        if any(sign in value for sign in "/@:"):
-            yield value
-    elif isinstance(value, Mapping | list | tuple):  # one for each part of a model
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from hub_kernels(part)
+            yield from _strings_in(part)
 
 
 def _texts(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str | bytes]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, FieldSerializationInfo, field_serializer, field_validator
 
 from stars_engine.config.loading import check_name, check_no_code, check_values
-from stars_engine.config.parts import Part
+from stars_engine.config.parts import Part, objects_in_keywords
+from stars_engine.problems import Problem
+from stars_engine.redaction import DIGESTS, digested, emptied, masked, secrets_in
+
+logger = logging.getLogger(__name__)
 
 
 class VLLMCheckpoint(Part):
@@ -68,10 +74,38 @@ class VLLMCheckpoint(Part):
         checked: dict[str, Any] = check_values(arguments)
         return checked
 
+    @field_serializer("engine_kwargs")
+    def _secrets_masked(self, value: Any, info: FieldSerializationInfo) -> Any:
+        return digested(value) if info.context is DIGESTS else masked(value)
+
+    @property
+    def secrets(self) -> list[str]:
+        """The secrets in the config, which must not appear in messages."""
+        return list(secrets_in(self.engine_kwargs))
+
     @property
     def shown_name(self) -> str:
         """See `Part`."""
         return self.name_or_path
+
+    def unwritable(self) -> Iterator[Problem]:
+        """See `Part`."""
+        yield from super().unwritable()
+        yield from objects_in_keywords(self, "engine_kwargs")
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return the state to pickle, without secrets."""
+        state = super().__getstate__()
+        if not self.secrets:
+            return state
+        logger.warning(
+            "The pickle of a %s does not contain its secrets. Hint: set HF_TOKEN where it is "
+            "loaded, or set them again with .replace(engine_kwargs=...)",
+            type(self).__name__,
+        )
+        values = state["__dict__"]
+        values = {**values, "engine_kwargs": emptied(values["engine_kwargs"])}
+        return {**state, "__dict__": values}
 
 
 class VLLMModel(VLLMCheckpoint):

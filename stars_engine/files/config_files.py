@@ -23,9 +23,9 @@ _FREE_FIELDS = {"logit_bias", "model_kwargs", "device_map"}
 
 
 # Arguments of vllm.LLM that name Python code.
-_CODE_ARGUMENTS = ("trust_remote_code", "logits_processors", "hf_overrides")
-_CODE_ENDINGS = ("_cls", "_class", "_plugin")
-_BACKEND = "distributed_executor_backend"
+_CODE_ARGUMENTS = ("trust_remote_code", "logits_processors", "hf_overrides", "inductor_passes")
+_CODE_ENDINGS = ("_cls", "_class", "_plugin", "_module_path")
+_BACKENDS = ("distributed_executor_backend", "backend")  # code if their names have a dot
 
 
 class Filed(Schema):
@@ -116,11 +116,14 @@ def _code_in_arguments(arguments: Mapping[str, Any], trail: str) -> Iterator[tup
     """Yield arguments of vLLM, at any depth, that it imports or that let a checkpoint run code."""
     for name, value in arguments.items():
         where, word = f"{trail}.{name}", str(name).replace("-", "_")
-        is_name = word.endswith(_CODE_ENDINGS) or (word == _BACKEND and "." in str(value))
+        is_name = word.endswith(_CODE_ENDINGS) or (word in _BACKENDS and "." in str(value))
         if value and (word in _CODE_ARGUMENTS or is_name):
             yield where, value
-        elif isinstance(value, Mapping):
-            yield from _code_in_arguments(value, where)
+            continue
+        parts = enumerate(value) if isinstance(value, list | tuple) else [("", value)]
+        for index, part in parts:
+            if isinstance(part, Mapping):
+                yield from _code_in_arguments(part, f"{where}.{index}".rstrip("."))
 
 
 def read_values(path: Path, title: str) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # a ValueError is an invalid file name
         raise file_error(path, title, f"cannot be read: {why_not(error)}") from None
     try:
-        values = parse(data.decode())
+        values = parse(data.decode("utf-8-sig"))  # some editors begin a file with a mark
         if values is None:
             values = {}
         if not isinstance(values, dict):
@@ -156,6 +159,9 @@ def read_values(path: Path, title: str) -> dict[str, Any]:
         raise file_error(path, title, message) from None
     except ConfigError:
         raise
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start} is not UTF-8. Hint: save the file as UTF-8"
+        raise file_error(path, title, message) from None
     except (yaml.YAMLError, ValueError) as error:
         raise file_error(
             path,

@@ -21,27 +21,30 @@ _FLASH_MODULES = {
 def check_kernels(config: Checkpoint, declare: Callable[[], Any]) -> None:
     """Refuse attention whose code transformers would load from the hub.
 
-    `check_no_code` checks the keywords. A checkpoint's own config can also name such attention, and
-    transformers replaces flash attention that is not installed with a kernel from the hub.
+    `check_no_code` checks the keywords. A checkpoint's own config can also name such attention.
+    Transformers replaces flash attention that is not installed with a kernel from the hub, whether
+    a keyword or that config names it.
 
     Raises:
         ModelLoadError: The attention is code from the hub.
     """
     asked = config.model_kwargs.get("attn_implementation")
-    found = None
+    named = _named(asked)
     if asked is None or isinstance(asked, Mapping):  # a mapping may leave out parts of a model
         with suppress(ModelLoadError):  # loading the weights raises a better error
             declared = declare()
             parts = {"": declared}
             parts |= {name: getattr(declared, name, None) for name in declared.sub_configs}
-            declared_by = [
-                getattr(part, "_attn_implementation", None)
-                for name, part in parts.items()
-                if name not in (asked or {})
-            ]
-            found = next((kernel for name in declared_by for kernel in hub_kernels(name)), None)
-    if found is None and asked is not None and find_spec("kernels") is not None:
-        found = next((name for name in _named(asked) if not _is_installed(name)), None)
+            named += _named(
+                [
+                    getattr(part, "_attn_implementation", None)
+                    for name, part in parts.items()
+                    if name not in (asked or {})
+                ]
+            )
+    found = next((kernel for name in named for kernel in hub_kernels(name)), None)
+    if found is None and find_spec("kernels") is not None:
+        found = next((name for name in named if not _is_installed(name)), None)
     if found is not None:
         raise ModelLoadError(
             f"{config.name_or_path!r}: attention {found!r} is code from the hub, but "
@@ -52,7 +55,10 @@ def check_kernels(config: Checkpoint, declare: Callable[[], Any]) -> None:
 
 
 def _named(asked: Any) -> list[str]:
-    names = list(asked.values()) if isinstance(asked, Mapping) else [asked]
+    """Return the names in a keyword or in a config: one, or one for each part of a model."""
+    if isinstance(asked, Mapping):
+        return _named(list(asked.values()))
+    names = asked if isinstance(asked, list | tuple) else [asked]
     return [name.removeprefix("paged|") for name in names if isinstance(name, str)]
 
 

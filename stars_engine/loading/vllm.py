@@ -8,7 +8,7 @@ from stars_engine.config.models import Checkpoint
 from stars_engine.config.vllm import VLLMCheckpoint
 from stars_engine.errors import ModelLoadError, needs_extra
 from stars_engine.loading.sources import first_line, resolve_source
-from stars_engine.redaction import redacted_cause, unseal
+from stars_engine.redaction import MASK, masked, redact, redacted_cause, unseal
 
 
 def vllm_source(config: VLLMCheckpoint) -> Checkpoint:
@@ -24,9 +24,15 @@ def load_vllm(config: VLLMCheckpoint, runner: str) -> Any:
         runner: "generate" or "pooling".
 
     Raises:
-        ModelLoadError: vLLM cannot load the model.
+        ModelLoadError: vLLM cannot load the model, or a secret is missing because the config was
+            pickled.
         MissingExtraError: vLLM is not installed.
     """
+    if MASK in config.secrets:
+        raise ModelLoadError(
+            f"engine_kwargs={masked(config.engine_kwargs)}: a secret is missing, because pickles "
+            "do not contain secrets. Hint: set it again with .replace(engine_kwargs=...)"
+        )
     with needs_extra("vllm"):
         import vllm  # noqa: PLC0415 - an extra of its own
     arguments: dict[str, Any] = {
@@ -41,8 +47,8 @@ def load_vllm(config: VLLMCheckpoint, runner: str) -> Any:
     try:
         return vllm.LLM(resolve_source(config.name_or_path), runner=runner, **arguments)
     except Exception as error:  # noqa: BLE001 - libraries fail in many ways
+        reason = redact(first_line(error), config.secrets)
         raise ModelLoadError(
-            f"vLLM could not load {config.name_or_path!r}: {first_line(error)}. Hint: check the "
-            "name and the log of vLLM; gpu_memory_utilization is the share of the GPU for each "
-            "model"
-        ) from redacted_cause(error)
+            f"vLLM could not load {config.name_or_path!r}: {reason}. Hint: check the name and the "
+            "log of vLLM; gpu_memory_utilization is the share of the GPU for each model"
+        ) from redacted_cause(error, config.secrets)

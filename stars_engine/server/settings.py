@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from stars_engine.errors import ConfigError, Problem
+from stars_engine.files.disk import file_error, why_not
 from stars_engine.schema import Schema
 
 DIGEST_PREFIX = "sha256:"
@@ -153,12 +154,18 @@ class ApiKeys:
 
     @classmethod
     def from_file(cls, path: Path) -> ApiKeys:
-        """Read the keys of a file; see `read`."""
+        """Read the keys of a file; see `read`.
+
+        Raises:
+            ConfigError: The file cannot be read, or see `read`.
+        """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             message = f"byte {error.start} is not UTF-8. Hint: save the file as UTF-8"
             raise _problem(str(path), message) from None
+        except (OSError, ValueError) as error:
+            raise file_error(path, "API keys", f"cannot be read: {why_not(error)}") from None
         return cls.read(text, str(path))
 
     def find(self, key: str) -> str | None:

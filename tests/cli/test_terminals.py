@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from stars_engine import AlignmentError, SamplingParams, StarsConfig, StarsEngine, StarsResult
 from stars_engine.cli import answers as generating
@@ -239,3 +240,15 @@ def test_a_full_trace_loses_no_answer(tmp_path: Path) -> None:
     assert run.stdout.count("The film") == 3
     assert "/dev/full" in run.stderr
     assert "No space left on device" in run.stderr
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_in_tables(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Names of arms and judges come from recipes, names of models from configs."""
+    text = f"{NASTY[name]}{MARKUP}"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    shown = output.cell(text).plain
+    assert not RAW & set(shown)
+    assert MARKUP in shown
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert output.cell(text).plain == Text(text).plain

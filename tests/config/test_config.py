@@ -196,6 +196,18 @@ ALIASES = (
 )
 
 
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_encodings_of_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"stars{suffix}"
+    text = json.dumps({"model": "a/b", "reward": "a/é"}, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8-sig")  # some editors begin a file with a mark
+    assert StarsConfig.from_file(path).reward.name_or_path == "a/é"
+    for encoding, byte in (("utf-16", 0), ("latin-1", text.index("é"))):
+        path.write_text(text, encoding=encoding)
+        with pytest.raises(ConfigError, match=f"byte {byte} is not UTF-8. Hint: save the file as"):
+            StarsConfig.from_file(path)
+
+
 def test_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     path.write_text(

@@ -530,6 +530,19 @@ def test_a_calibration_survives_a_directory_in_its_place(
     assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
 
 
+def test_a_calibration_survives_a_pipe_in_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing reads the pipe or writes to it, so that opening it would block."""
+    path = tmp_path / "key.yaml"
+    os.mkfifo(path)
+    schedule = thresholds()
+    assert load_or_create(path, lambda: schedule) is schedule
+    [warning] = warnings_of(caplog)
+    assert "A pipe or a device is in its place" in warning
+    assert path.is_fifo()
+
+
 @pytest.mark.parametrize("content", ["", "stages: nothing", "[1", "\0\0", "\ud800"])
 def test_an_invalid_file_in_its_place_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str

@@ -461,6 +461,7 @@ def test_names_that_mark_secrets_if_the_value_looks_like_one(name: str) -> None:
     [
         {"password": 918273645},
         {"token": 918273645.5},
+        {"inner": [{"hf_token": 918273645}]},
         {"auth": {"client_secret": [918273645]}},
         {"token": b"x918273645"},
         {"note": b"password=x918273645"},
@@ -487,6 +488,7 @@ def test_secrets_that_are_not_text_are_masked(kwargs: dict[str, Any]) -> None:
         ("https://huggingface.co/org/model@main/x", None),
         (f"https://cdn/x?X-Amz-Signature={KEY}&a=1", f"https://cdn/x?X-Amz-Signature={MASK}&a=1"),
         (f"http://h:80/v1?token={PASSWORD}&x=1", f"http://h:80/v1?token={MASK}&x=1"),
+        (f"https://h/?key={PASSWORD}&sig={PASSWORD}", f"https://h/?key={MASK}&sig={MASK}"),
         (f"mode: x=1;url=h:80/password={PASSWORD}", f"mode: x=1;url=h:80/password={MASK}"),
         (f"header Bearer {PASSWORD}", f"header Bearer {MASK}"),
         ("Authorization: Basic dXNlcjpwYXNz", f"Authorization: Basic {MASK}"),

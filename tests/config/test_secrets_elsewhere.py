@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from langchain_stars import ChatStars
 from stars_engine import (
     ConfigError,
+    ModelLoadError,
     OpenAIServerModel,
     SamplingParams,
     ServerProcessReward,
@@ -26,6 +28,7 @@ from stars_engine import (
     StarsEngine,
     StarsError,
     ValueReward,
+    VLLMModel,
 )
 from stars_engine.cli.app import app
 from stars_engine.display.results import results_page
@@ -33,6 +36,7 @@ from stars_engine.evaluation import Recipe
 from stars_engine.evaluation.store import identity, name_of
 from stars_engine.files.config_files import text_of
 from stars_engine.integrations import identity as adapter_identity
+from stars_engine.loading.vllm import load_vllm
 from stars_engine.redaction import MASK
 from stars_engine.runtime.registry import key_of
 from stars_engine.server.settings import ApiKeys
@@ -104,6 +108,33 @@ def test_servers_and_recipes_hide_secrets(kind: str, caplog: pytest.LogCaptureFi
         ways["key"] = key_of(made)
     assert {way: leaks(shown) for way, shown in ways.items() if leaks(shown)} == {}
     assert MASK in str(ways["dump"])
+
+
+def test_arguments_of_vllm_hide_secrets(tmp_path: Path) -> None:
+    config = VLLMModel(name_or_path="a/b", engine_kwargs={"hf_token": TOKEN, "block_size": 16})
+    shown = [repr(config), repr(config.model_dump()), config.model_dump_json(), key_of(config)]
+    assert leaks("".join(shown) + repr(pickle.dumps(config))) == []
+    assert config.content_hash() != config.replace(engine_kwargs={"hf_token": OTHER}).content_hash()
+    with pytest.raises(ConfigError, match="engine_kwargs: holds"):
+        StarsConfig(model=config, reward="a/b").to_file(tmp_path / "stars.yaml")
+    again = pickle.loads(pickle.dumps(config))
+    assert again.engine_kwargs["block_size"] == 16
+    with pytest.raises(ModelLoadError, match="a secret is missing, because pickles do not contain"):
+        load_vllm(again, "generate")
+
+
+@pytest.mark.parametrize("name", ["tokn", "toke", "api_kye", "apikey", "hftoken", "passw"])
+def test_values_of_misspelled_fields_are_hidden(name: str) -> None:
+    value = "Zq8vT2mLw4Xc9Rp1"  # which only its name could give away
+    for make in (
+        lambda: StarsConfig(model={**LOCAL, name: value}),
+        lambda: StarsConfig(reward={"kind": "classifier", "name_or_path": "a/b", name: value}),
+        lambda: ChatStars(**{name: value}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert value not in str(caught.value)
+        assert f"{name}: unknown field" in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])

@@ -51,6 +51,8 @@ CODE: list[dict[str, Any]] = [
     {"use_kernels": True},
     {"allow_all_kernels": True},
     {"kernel_config": {"RMSNorm": "org/kernel:RMSNorm"}},
+    {"experts_implementation": "deepgemm"},
+    {"experts_implementation": {"": "eager", "text_config": "sonicmoe"}},
 ]
 PICKLES: list[dict[str, Any]] = [
     {"weights_only": False},
@@ -87,6 +89,7 @@ def test_no_keyword_loads_pickles(keywords: dict[str, Any], trusted: bool) -> No
         {"attn_implementation": "flash_attention_2"},
         {"attn_implementation": {"": "eager", "vision_config": "sdpa"}},
         {"attn_implementation": None, "use_kernels": False, "kernel_config": None},
+        {"experts_implementation": "grouped_mm"},
         {"quantization_config": {"load_in_8bit": True}, "max_memory": {0: "1GB", "cpu": "2GB"}},
     ],
 )
@@ -140,10 +143,16 @@ def test_flash_attention_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(ModelLoadError, match="'flash_attention_2' is code from the hub"):
         check_kernels(config, declared)
+    by_itself = TransformersModel(name_or_path="a/b")
+    for own in ({"own": "flash_attention_3"}, {"text_config": "flash_attention_2"}):
+        with pytest.raises(ModelLoadError, match=r"'flash_attention_.' is code from the hub"):
+            check_kernels(by_itself, lambda own=own: declared(**own))
     installed.add("flash_attn")
     check_kernels(config, declared)
+    check_kernels(by_itself, lambda: declared(own="flash_attention_2"))
     installed.clear()  # transformers says itself that it is not installed
     check_kernels(config, declared)
+    check_kernels(by_itself, lambda: declared(own="flash_attention_2"))
 
 
 # --- imports ---
@@ -181,6 +190,21 @@ FILES: dict[str, dict[str, Any]] = {
             "logits_processors": ["other_module:f"],
             "distributed_executor_backend": "other_module.f",
         }.items()
+    },
+    **{
+        f"model.engine_kwargs.{part}.{name}": {
+            "model": {
+                "kind": "vllm",
+                "name_or_path": "a/b",
+                "engine_kwargs": {part: {name: value}},
+            },
+            "reward": "a/b",
+        }
+        for part, name, value in [
+            ("compilation_config", "backend", "other_module.f"),
+            ("compilation_config", "inductor_passes", {"a": "other_module.f"}),
+            ("kv_transfer_config", "kv_connector_module_path", "other_module"),
+        ]
     },
 }
 

@@ -55,6 +55,11 @@ def test_files_of_keys(tmp_path: Path) -> None:
     assert keys.find("sk-another-key-of-16") is not None
     assert keys.find("sk-another-key-of-1") is None
     assert KEY not in repr(vars(keys))
+    file.write_text(KEY, encoding="utf-8-sig")  # some editors begin a file with a mark
+    assert ApiKeys.from_file(file).find(KEY) == digest[:8]
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="cannot be read: "):
+            ApiKeys.from_file(path)
     for text, message in (("short", "at least 16"), ("sha256:12", "64 hex"), ("# no", "no key")):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
