@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from threading import current_thread, main_thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from stars_engine.redaction import redact
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 HINT = "Hint: "
 
@@ -107,6 +110,31 @@ def is_for_program(error: BaseException) -> bool:
     """
     on_main = current_thread() is main_thread()
     return isinstance(error, Interrupted) or (isinstance(error, KeyboardInterrupt) and on_main)
+
+
+@contextmanager
+def without_exits() -> Iterator[None]:
+    """Raise an ordinary error in place of a `GeneratorExit` of third-party code.
+
+    Around a generator, it would look as if that generator were closed.
+    """
+    try:
+        yield
+    except GeneratorExit as error:
+        raise RuntimeError(describe_error(error)) from error
+
+
+def run_without_exits(parts: Generator[Part, None, Result]) -> Generator[Part, None, Result]:
+    """Yield and return what a generator does; see `without_exits`."""
+    with closing(parts):
+        while True:
+            with without_exits():
+                try:
+                    part = next(parts)
+                except StopIteration as end:
+                    result: Result = end.value
+                    return result
+            yield part
 
 
 def describe_error(error: BaseException) -> str:

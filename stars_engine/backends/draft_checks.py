@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from operator import index
 
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.base import DraftRequest, LanguageModel
+from stars_engine.backends.base import DraftRequest, LanguageModel, Pause
 from stars_engine.errors import GenerationError
+
+_MAX_LEFT = 2**31  # tokens; a number that is converted to float
 
 
 def checked_draft(
@@ -41,6 +44,25 @@ def checked_draft(
         f"the language model {type(model).__name__} returned a draft that {problem}. The request "
         "ends here; others are not affected. Hint: correct its `draft` method; "
         "stars_engine.testing.check_backend checks a language model"
+    )
+
+
+def checked_pause(pause: Pause) -> Pause:
+    """Return what `draft_in_parts` of a custom language model yielded.
+
+    Raises:
+        TypeError: It is not a pause that the engine can read.
+    """
+    if (
+        isinstance(pause, Pause)
+        and isinstance(pause.num_left, int)
+        and 0 <= pause.num_left <= _MAX_LEFT
+        and (pause.waits_for is None or isinstance(pause.waits_for, Future))
+    ):
+        return pause
+    raise TypeError(
+        f"draft_in_parts yielded {pause!r:.200}, which is not a Pause with a number of tokens and "
+        "a concurrent.futures.Future or None. Hint: yield Pause(num_left)"
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
 
 from stars_engine.algorithm.candidate import Draft
-from stars_engine.backends.base import DraftRequest, LanguageModel, Pause, is_pausable
-from stars_engine.backends.draft_checks import checked_draft
+from stars_engine.backends.base import DraftRequest, LanguageModel, Parts, Pause, is_pausable
+from stars_engine.backends.draft_checks import checked_draft, checked_pause
 from stars_engine.errors import GenerationError, RequestError, describe_error, is_for_program
 from stars_engine.out_of_memory import clear_locals, is_out_of_memory, iterate_in_smaller_batches
+from stars_engine.problems import without_exits
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ class Drafter:
         self._model, self._free_unused = model, free_unused
         self.max_rows: int | None = None
 
-    def draft(self, requests: Sequence[DraftRequest]) -> Iterator[DraftOutcome | Pause]:
+    def draft(
+        self, requests: Sequence[DraftRequest]
+    ) -> Generator[DraftOutcome | Pause, None, None]:
         """Draft candidates.
 
         Yields:
@@ -78,16 +80,20 @@ class Drafter:
     def _draft(self, requests: Sequence[DraftRequest]) -> _Parts:
         model = self._model
         if not is_pausable(model):
-            with _without_exits():
+            with without_exits():
                 return self._checked(model.draft(requests), requests)
-        with closing(model.draft_in_parts(requests)) as parts:
+        with without_exits():
+            parts = model.draft_in_parts(requests)
+        try:
             while True:
-                with _without_exits():
+                with without_exits():
                     try:
-                        pause = next(parts)
+                        pause = checked_pause(next(parts))
                     except StopIteration as end:
                         return self._checked(end.value, requests)
                 yield pause  # a `GeneratorExit` from here ends this draft
+        finally:
+            _close(parts)
 
     def _checked(
         self, drafts: Sequence[Draft | GenerationError], requests: Sequence[DraftRequest]
@@ -116,13 +122,14 @@ class Drafter:
         return [*first, *(yield from self._draft_again(requests[half:]))]
 
 
-@contextmanager
-def _without_exits() -> Iterator[None]:
-    """Raise an ordinary error in place of a model's own `GeneratorExit`."""
+def _close(parts: Parts) -> None:
+    """Close a draft, whatever the model raises: nobody waits for it."""
     try:
-        yield
-    except GeneratorExit as error:
-        raise RuntimeError(describe_error(error)) from error
+        parts.close()
+    except BaseException as error:
+        if is_for_program(error):
+            raise
+        logger.warning("Closing a draft failed", exc_info=True)
 
 
 def _may_try_again(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import wait
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from stars_engine.backends.base import DraftRequest, Pause
@@ -235,11 +236,12 @@ class LocalDrafts:
             outcomes: list[DraftOutcome] = []
             problem: Exception | None = None
             try:
-                for outcome in self._drafter.draft(asked):
-                    if isinstance(outcome, Pause):
-                        yield outcome
-                    else:  # outcomes before an error are used
-                        outcomes.append(outcome)
+                with closing(self._drafter.draft(asked)) as drafting:
+                    for outcome in drafting:
+                        if isinstance(outcome, Pause):
+                            yield outcome
+                        else:  # outcomes before an error are used
+                            outcomes.append(outcome)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from stars_engine.backends.draft_checks import checked_draft
 from stars_engine.core.drafter import DraftOutcome, model_failed
 from stars_engine.core.request import Request
 from stars_engine.core.request_errors import as_request_error
-from stars_engine.errors import GenerationError
+from stars_engine.errors import GenerationError, is_for_program
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -100,7 +103,7 @@ class PendingDrafts:
     def _send(self, request: Request, count: int) -> Flight:
         try:
             asked = request.draft_requests(count)
-        except Exception as error:  # noqa: BLE001 - noise and strategies are third-party code
+        except BaseException as error:  # noqa: BLE001 - noise and strategies are third-party code
             failed = as_request_error(error, "the noise or the decoding strategy")
             outcomes: list[DraftOutcome | None] = [failed]
             return Flight(request, self.num_rows, request.prefix, outcomes=outcomes)
@@ -109,7 +112,9 @@ class PendingDrafts:
             reply = partial(self._on_reply, flight, index, draft_request)
             try:
                 flight.cancels.append(self._model.submit(draft_request, reply))
-            except Exception as error:  # noqa: BLE001 - models are third-party code
+            except BaseException as error:  # models are third-party code
+                if is_for_program(error):
+                    raise
                 flight.outcomes[index] = model_failed(error)
         return flight
 
@@ -159,7 +164,14 @@ class PendingDrafts:
         self, flight: Flight, index: int, asked: DraftRequest, outcome: Draft | GenerationError
     ) -> None:
         """Take an answer, on any thread."""
-        self._post(partial(self._set, flight, index, checked_draft(outcome, asked, self._model)))
+        found: DraftOutcome
+        try:
+            found = checked_draft(outcome, asked, self._model)
+        except BaseException as error:  # models are third-party code
+            if is_for_program(error):
+                raise
+            found = model_failed(error)
+        self._post(partial(self._set, flight, index, found))
 
     @staticmethod
     def _set(flight: Flight, index: int, outcome: DraftOutcome) -> None:
@@ -169,4 +181,9 @@ class PendingDrafts:
 def _cancel(flights: Sequence[Flight]) -> None:
     for flight in flights:
         for cancel in flight.cancels:
-            cancel()
+            try:
+                cancel()
+            except BaseException as error:  # models are third-party code
+                if is_for_program(error):
+                    raise
+                logger.warning("Cancelling a draft failed", exc_info=True)

@@ -40,6 +40,7 @@ class SlotPool:
             deque
         )  # by capacity, next to reuse first
         self._unpinned: deque[CachedPrefix] = deque()  # by any thread, not in `_free` yet
+        self._spare: set[CachedPrefix] = set()  # unpinned, and equal to others
         self._like: tuple[ByLayer, ByLayer] | None = None  # one token's KV, for its shapes
 
     # --- allocation ---
@@ -62,6 +63,7 @@ class SlotPool:
             self._unpinned += [slot for slots in taken.values() for slot in slots]
             raise
         found = [taken[capacity].popleft() for capacity in wanted]
+        self._spare.difference_update(found)
         for slot in found:
             self.trim(slot, 0)
         return found
@@ -73,6 +75,7 @@ class SlotPool:
         if prefix not in free:
             return False
         free.remove(prefix)
+        self._spare.discard(prefix)
         return True
 
     def unpin(self, prefix: CachedPrefix) -> None:
@@ -254,6 +257,7 @@ class SlotPool:
         self._slots = [slot for slot in self._slots if slot.block is not block]
         kept = [slot for slot in self._free[block.capacity] if slot.block is not block]
         self._free[block.capacity] = deque(kept)
+        self._spare.intersection_update(self._slots)
 
     def _collect(self) -> None:
         """Line up slots that were unpinned: those that no text can continue are reused first."""
@@ -262,6 +266,8 @@ class SlotPool:
             self._blocks.remove(slot.block)  # most recently used last
             self._blocks.append(slot.block)
             line = self._free[slot.block.capacity]
+            if any(_equals(slot, other) for other in line):
+                self._spare.add(slot)
             if self._is_of_use(slot):
                 line.append(slot)
             else:
@@ -309,7 +315,7 @@ class SlotPool:
 
     def _is_of_use(self, slot: CachedPrefix) -> bool:
         """Whether another text may continue a slot's prefix."""
-        return len(slot.token_ids) >= self._min_kept
+        return len(slot.token_ids) >= self._min_kept and slot not in self._spare
 
     def _allocate(self, block: Block) -> None:
         assert self._like is not None
@@ -318,6 +324,11 @@ class SlotPool:
             self.free_unused()
             empty_device_cache()
             block.allocate(like)
+
+
+def _equals(slot: CachedPrefix, other: CachedPrefix) -> bool:
+    """Whether a slot has nothing that another one lacks."""
+    return slot.token_ids == other.token_ids and slot.outputs.keys() <= other.outputs.keys()
 
 
 def _runs(order: Sequence[int], slots: Sequence[CachedPrefix]) -> list[list[int]]:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -34,6 +34,46 @@ set_cancel: ContextVar[Callable[[Callable[[], object]], None]] = ContextVar(
 )
 
 
+class _Call:
+    """One call on an event loop.
+
+    Attributes:
+        is_cancelled: Whether something else than its own code has cancelled a task of it.
+        ended: Whether it has ended.
+    """
+
+    def __init__(self) -> None:
+        self.is_cancelled = self.ended = False
+
+
+_current_call: ContextVar[_Call | None] = ContextVar("_current_call", default=None)
+
+
+class _Task(asyncio.Task[Any]):
+    """A task that the code of other calls cannot cancel, as long as its call is in progress.
+
+    Context variables are inherited by what a task starts, so they name the call whose code runs.
+    """
+
+    def __init__(self, *args: Any, context: Context | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, context=context, **kwargs)
+        self._call = _current_call.get() if context is None else context.get(_current_call)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel the task, unless another call asks for it."""
+        call, canceller = self._call, _current_call.get()
+        if call is not None and call is not canceller and not call.ended:
+            if canceller is not None:
+                logger.warning("A reward tried to cancel a task of another call of it")
+                return False
+            call.is_cancelled = True  # by the engine, or by code that a reward runs elsewhere
+        return super().cancel(msg)
+
+
+def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> _Task:
+    return _Task(coroutine, loop=loop, **options)
+
+
 class EventLoop:
     """Runs awaitables for any number of threads on one event loop.
 
@@ -42,7 +82,8 @@ class EventLoop:
     is collected.
 
     An awaitable may block the loop. When a call is overdue for that reason, a new loop replaces the
-    blocked one. The other calls on it are made again on the new loop, with their whole time.
+    blocked one. The other calls on it are made again on the new loop, with their whole time. So are
+    calls that are cancelled from elsewhere; the code of one call cannot cancel tasks of another.
 
     Args:
         name: The name of the thread.
@@ -58,14 +99,15 @@ class EventLoop:
         """Await what a call returns.
 
         Args:
-            call: Returns the awaitable. Called again if its loop was blocked by another call.
+            call: Returns the awaitable. Called again if its loop was blocked by another call, or if
+                something else than its own code cancelled it.
             timeout_s: Seconds it may take; None for no limit.
 
         Raises:
             RewardTimeoutError: The awaitable exceeded the timeout, and was cancelled.
         """
         wait_s = None if timeout_s is None else timeout_s + OVERDUE_S
-        for _ in range(1 + _MAX_MOVES):
+        for num_moves in range(1 + _MAX_MOVES):
             set_time_limit.get()(None if timeout_s is None else timeout_s + GRACE_S)
             awaitable = call()
             with self._lock:  # never between stopping one loop and starting the next
@@ -74,11 +116,12 @@ class EventLoop:
                 except RuntimeError:
                     _close(awaitable)
                     raise
-                future = loop.submit(awaitable, timeout_s)
+                future, submitted = loop.submit(awaitable, timeout_s)
             try:
                 return _result_of(future, wait_s)
             except CancelledError:
-                if not loop.retired:
+                again = submitted.is_cancelled and not loop.stopping and num_moves < _MAX_MOVES
+                if not loop.retired and not again:
                     raise
                 continue
             except TimeoutError:
@@ -134,31 +177,39 @@ class _LoopThread:
     Attributes:
         thread: The thread.
         retired: Whether its calls are made again on another loop.
+        stopping: Whether it was asked to end.
         ended: Whether it runs nothing any more.
     """
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._loop.set_task_factory(_new_task)
         self._tasks: dict[Future[Any], list[asyncio.Task[Any] | None]] = {}
-        self._stopping = self.retired = self.ended = False
+        self.stopping = self.retired = self.ended = False
         self.thread = Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
-    def submit(self, awaitable: Awaitable[Any], timeout_s: float | None) -> Future[Any]:
-        """Start to await something; return a future of its result."""
+    def submit(
+        self, awaitable: Awaitable[Any], timeout_s: float | None
+    ) -> tuple[Future[Any], _Call]:
+        """Start to await something; return a future of its result, and the call."""
         tasks: list[asyncio.Task[Any] | None] = []
+        call = _Call()
 
         async def run() -> Any:
             tasks.append(asyncio.current_task())
             return await _within(awaitable, timeout_s)
 
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        context = copy_context()
+        context.run(_current_call.set, call)
+        future = context.run(asyncio.run_coroutine_threadsafe, run(), self._loop)
         self._tasks[future] = tasks
+        future.add_done_callback(lambda _: setattr(call, "ended", True))
         future.add_done_callback(self._forget)
         future.add_done_callback(lambda _: None if tasks else _close(awaitable))
         if self.ended:  # meanwhile
             future.cancel()
-        return future
+        return future, call
 
     def is_running(self, future: Future[Any]) -> bool:
         """Whether the loop is executing the code of a call at this moment."""
@@ -184,7 +235,7 @@ class _LoopThread:
 
     def stop(self) -> None:
         """Cancel all calls and end the thread."""
-        self._stopping = True
+        self.stopping = True
         with suppress(RuntimeError):  # the loop has already ended
             self._loop.call_soon_threadsafe(self._loop.stop)
 
@@ -207,7 +258,7 @@ class _LoopThread:
         except Exception:
             logger.exception("The event loop of a reward ended; the next call starts another")
         finally:
-            self.retired = self.retired or not self._stopping
+            self.retired = self.retired or not self.stopping
             self.ended = True
             with suppress(Exception):  # a reward may have broken it
                 self._loop.close()
@@ -216,7 +267,7 @@ class _LoopThread:
 
     def _run_until_stopped(self) -> None:
         """Run the loop, whatever the code of rewards does to it."""
-        while not self._stopping and not self._loop.is_closed():
+        while not self.stopping and not self._loop.is_closed():
             try:
                 self._loop.run_forever()
             except (KeyboardInterrupt, SystemExit):

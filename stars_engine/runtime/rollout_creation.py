@@ -28,6 +28,7 @@ from stars_engine.errors import (
 )
 from stars_engine.grammars import Grammars
 from stars_engine.messages import Tool
+from stars_engine.problems import run_without_exits
 from stars_engine.runtime.answers import CheckedPrompt, empty_prompts
 from stars_engine.runtime.background import Background
 from stars_engine.runtime.limits import size_of
@@ -57,9 +58,10 @@ def read_prompts(
     index = len(group.resumed)
     for prompt_index, request in enumerate(group.prompts):
         try:
-            prompt = yield from _read_prompt(
+            reading = _read_prompt(
                 group, model, background, index=index, prompt_index=prompt_index, max_rows=max_rows
             )
+            prompt = yield from run_without_exits(reading)
             if budget is not None:
                 check_memory_budget(prompt.rollout(0), budget)
         except BaseException as error:

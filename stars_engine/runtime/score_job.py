@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from stars_engine.backends.base import PromptedModel
+from stars_engine.core.request_errors import as_request_error
 from stars_engine.errors import RewardError, RewardOutcome
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import (
@@ -68,8 +69,8 @@ class ScoreJob:
             model, self._reward = self._get_models(self._source, self._requested_s)
             _check_reads_texts(self._reward)
             self._inputs = self._read(model)
-        except Exception as error:  # noqa: BLE001 - loading and tokenizers are third-party code
-            set_exception(self.done, error)
+        except BaseException as error:  # noqa: BLE001 - loading and tokenizers are third-party code
+            self._fail(error)
             return
         self._outcomes = [None] * len(self._inputs)
         self._num_missing = len(self._inputs)
@@ -89,10 +90,15 @@ class ScoreJob:
         ]
         try:
             self._score(split_composites(asked))
-        except Exception as error:  # noqa: BLE001 - reward models are third-party code
-            set_exception(self.done, error)
+        except BaseException as error:  # noqa: BLE001 - reward models are third-party code
+            self._fail(error)
         if self._next < len(self._inputs):
             self._post(self._score_some)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the job; an exit of third-party code becomes an ordinary error."""
+        is_ordinary = isinstance(error, Exception)
+        set_exception(self.done, error if is_ordinary else as_request_error(error, "scoring"))
 
     def _set(self, index: int, outcome: RewardOutcome) -> None:
         """Set the outcome of one input; only the first call counts."""

@@ -42,6 +42,8 @@ class Pausing(TabularModel):
         self._before = before
         self.num_open = 0  # drafts that were begun and not ended
         self.drafted: list[int] = []  # prompts of the drafts that were made
+        self.pause_of: Callable[[int, Sequence[DraftRequest]], Any] = lambda left, _: Pause(left)
+        self.error_of_closing: BaseException | None = None
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         raise AssertionError("the engine prefers to draft in parts")
@@ -54,9 +56,13 @@ class Pausing(TabularModel):
             for left in range(max(len(each.uniforms) for each in requests) - 1, 0, -1):
                 if self._before is not None:
                     self._before(requests)
-                yield Pause(left)
+                yield self.pause_of(left, requests)
             self.drafted += [request.token_ids[0] for request in requests]
             return super().draft(requests)
+        except GeneratorExit:
+            if self.error_of_closing is not None:
+                raise self.error_of_closing from None
+            raise
         finally:
             self.num_open -= 1
 
@@ -277,6 +283,49 @@ def test_only_the_request_for_which_the_model_fails_ends(kind: type[BaseExceptio
     finish(core)
     failed = [type(request.rollout.error) for request in requests]
     assert failed == [type(None), GenerationError, type(None), type(None)]
+
+
+@pytest.mark.parametrize(
+    "pause", [None, "a", Draft((0,) * LONG), Pause(-1), Pause(10**400), Pause(3, object())], ids=str
+)  # type: ignore[arg-type]
+def test_a_model_that_yields_no_pause_fails_only_its_request(pause: object) -> None:
+    model = Pausing()
+    model.pause_of = lambda left, requests: (
+        pause if any(each.token_ids[0] == 1 for each in requests) else Pause(left)
+    )
+    requests = [request_of(index, LONG) for index in range(4)]
+    finish(core_of(model, *requests))
+    failed = [type(request.rollout.error) for request in requests]
+    assert failed == [type(None), GenerationError, type(None), type(None)]
+    assert [len(requests[index].rollout.text) for index in (0, 2, 3)] == [LONG] * 3
+
+
+@pytest.mark.parametrize("error", [ValueError(), MemoryError(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("how", ["cancelled", "closed", "out of memory"])
+def test_an_error_of_closing_a_draft_affects_nobody(
+    how: str, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Sequence[DraftRequest]) -> None:
+        if how == "out of memory" and model.num_open > 1:
+            raise MemoryError
+
+    model = Pausing(fail)
+    model.error_of_closing = error
+    core, long = paused(model)
+    short = request_of(1, SHORT)
+    core.add(RequestQueue.of([short]))
+    if how == "closed":
+        core.close()
+    elif how == "cancelled":
+        long.rollout.finish("cancelled")
+        core.abort([long.rollout])
+    while how != "closed" and core.has_work():
+        core.step()
+    assert model.num_open == 0
+    assert "Closing a draft failed" in caplog.text
+    if how != "closed":
+        assert model.drafted == ([1] if how == "cancelled" else [1, 0])
+        assert len(short.rollout.text) == SHORT
 
 
 def test_a_paused_batch_is_given_up_when_memory_runs_out() -> None:

@@ -8,8 +8,9 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,12 +28,17 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.algorithm.stars import StarsDecoding
+from stars_engine.backends.base import DraftRequest
+from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.offline import stars
+from stars_engine.core.request import Request, RequestQueue
 from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
-from stars_engine.testing import TabularModel
+from stars_engine.testing import TableReward, TabularModel
+from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput
 from tests.support.rollouts import make_rollout
 
@@ -227,6 +233,137 @@ def test_a_shared_engine_whose_thread_failed_is_recreated(
                 broken.submit("a", sampling=LONG).result(timeout=60)
         with StarsEngine.shared(config) as repaired:
             assert repaired.generate("a", sampling=SHORT)[0].text
+
+
+# --- tokenizers ---
+
+ALL_EXITS = [*EXITS, GeneratorExit("done")]
+
+
+@pytest.fixture(params=ALL_EXITS, ids=lambda error: type(error).__name__)
+def exits_on_bad(
+    request: pytest.FixtureRequest, engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> StarsEngine:
+    """An engine with a tokenizer that exits when it encodes the word "bad"."""
+    encode = Codec.encode
+
+    def exit_on_bad(self: Codec, text: str) -> Any:
+        if "bad" in text:
+            raise request.param
+        return encode(self, text)
+
+    monkeypatch.setattr(Codec, "encode", exit_on_bad)
+    return engine
+
+
+def test_a_tokenizer_that_exits_fails_only_its_prompt(exits_on_bad: StarsEngine) -> None:
+    future = exits_on_bad.submit(
+        ["good", "bad", "good"], sampling=SHORT, align=PLAIN, return_exceptions=True
+    )
+    first, bad, last = future.result(timeout=AT_ONCE_S)
+    assert first.text == last.text
+    assert isinstance(bad, Exception)
+
+
+def test_a_tokenizer_that_exits_while_texts_are_scored_fails_only_that_call(
+    exits_on_bad: StarsEngine,
+) -> None:
+    with StarsEngine(
+        StarsConfig(align=PLAIN), model=exits_on_bad.model, reward=exits_on_bad.reward
+    ) as mine:
+        mine.load()
+        other = mine.submit("good", sampling=LONG)
+        with pytest.raises(GenerationError, match="scoring failed"):
+            asyncio.run(asyncio.wait_for(mine.ascore("bad", ["good"]), AT_ONCE_S))
+        assert other.result(timeout=60)[0].text
+        assert asyncio.run(mine.ascore("good", ["good"]))
+
+
+# --- asynchronous models ---
+
+
+class ExitingModel(TabularModel):
+    """Answers at once, and exits for prompts that begin with token 1."""
+
+    def __init__(self, error: BaseException, place: str) -> None:
+        super().__init__(["a", "b"], lambda _: [0.5, 0.5])
+        self._error, self._place = error, place
+        self.cancelled: list[int] = []
+
+    def submit(self, request: DraftRequest, reply: Callable[[Any], None]) -> Callable[[], object]:
+        is_bad = request.token_ids[0] == 1
+        if is_bad and self._place == "submit":
+            raise self._error
+        [draft] = self.draft([request])
+
+        def cancel() -> None:
+            self.cancelled.append(request.token_ids[0])
+            raise self._error
+
+        if self._place != "cancel":
+            reply(draft)
+        return cancel
+
+    def is_end(self, token: int, sampling: SamplingParams) -> bool:
+        if self._place == "is_end" and sampling.seed == 1:
+            raise self._error
+        return super().is_end(token, sampling)
+
+
+def core_of(model: Any, posted: list[Callable[[], None]]) -> tuple[EngineCore, list[Request]]:
+    """A core with a request of seed 0 and one of seed 1, whose prompts begin with these."""
+    core = EngineCore(model, post=posted.append)
+    requests = []
+    for seed in range(2):
+        sampling = SHORT.replace(seed=seed, temperature=1.0, top_k=None)
+        align = PLAIN.replace(num_candidates=1)
+        rollout = make_rollout(prompt_ids=(seed,), align=align, sampling=sampling)
+        requests.append(Request(rollout, TableReward({}), StarsDecoding()))
+        core.add(RequestQueue.of(requests[-1:]))
+    return core, requests
+
+
+@pytest.mark.parametrize("error", ALL_EXITS, ids=repr)
+@pytest.mark.parametrize("place", ["submit", "is_end"])
+def test_an_asynchronous_model_that_exits_fails_only_that_request(
+    error: BaseException, place: str
+) -> None:
+    def run() -> None:
+        for _ in range(100):
+            core.step()
+            while posted:
+                posted.pop()()
+
+    posted: list[Callable[[], None]] = []
+    core, (good, bad) = core_of(ExitingModel(error, place), posted)
+    in_thread(run)
+    assert not core.has_unfinished
+    assert isinstance(bad.rollout.error, GenerationError)
+    assert good.rollout.error is None
+    assert len(good.rollout.token_ids) == 8
+
+
+def test_errors_of_cancelling_a_draft_affect_nobody() -> None:
+    model = ExitingModel(Odd("odd"), "cancel")
+    core, requests = core_of(model, [])
+    core.step()
+    core.abort([requests[0].rollout])
+    core.close()
+    assert model.cancelled == [0, 1]
+
+
+def test_a_model_that_exits_while_costs_are_measured_ends_nothing() -> None:
+    class Exiting(TabularModel):
+        def draft(self, requests: Sequence[DraftRequest]) -> Any:
+            raise SystemExit(3)
+
+    assert probe_costs(Exiting(["a"], lambda _: [1.0])) == {}
+
+
+def in_thread(work: Callable[[], None]) -> None:
+    """Run on a worker thread, as the engine does: on the main thread Ctrl-C is the user's."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result(60)
 
 
 def test_a_worker_outlives_its_tasks() -> None:

@@ -51,6 +51,31 @@ def test_cached_prefixes_stay_within_the_budget() -> None:
     assert pool.num_bytes == pool.max_bytes
 
 
+def test_equal_prefixes_are_kept_once() -> None:
+    """Equal requests one after the other, whose prompts are too short to be found."""
+    pool = SlotPool()
+    for _ in range(20):
+        pool.unpin(fill(pool, 40))
+    pool.unpin(fill(pool, 41))
+    fill(pool, 42)  # another takes the place of the one that is spare
+    assert pool.num_bytes <= 3 * 64 * pool.bytes_per_token
+    kept = [slot.token_ids for slot in pool.prefixes()]
+    assert [40] * 40 in kept
+    assert [41] * 41 in kept
+
+
+def test_a_prefix_with_more_outputs_than_an_equal_one_is_kept() -> None:
+    pool = SlotPool()
+    slots = [fill(pool, 40) for _ in range(3)]
+    for slot, points in zip(slots, [(39,), (20, 39), (39,)], strict=True):
+        slot.outputs = dict.fromkeys(points, torch.zeros(1))
+        pool.unpin(slot)
+    found = [fill(pool, 41) for _ in range(2)]
+    assert slots[2] in found  # it has nothing that the second lacks
+    assert slots[0] not in found
+    assert slots[1] not in found
+
+
 def test_prefixes_of_tiny_models_stay_within_so_many_tokens() -> None:
     """Without a limit in bytes, 1 GiB of them would take long to fill, and to search."""
     pool = SlotPool()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -176,3 +176,126 @@ def in_thread(work: Callable[[], list[RewardOutcome]]) -> list[RewardOutcome]:
     """Run on a worker thread, as the engine does: on the main thread Ctrl-C is the user's."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result(60)
+
+
+def cancel_all() -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
+
+
+async def cancels_all() -> float:
+    cancel_all()
+    await asyncio.sleep(0)
+    return 1.0
+
+
+async def cancels_all_in_a_child() -> float:
+    return (await asyncio.gather(cancels_all(), answer()))[0]
+
+
+async def cancels_all_in_a_callback() -> float:
+    asyncio.get_running_loop().call_soon(cancel_all)
+    await asyncio.sleep(1e6)
+    return 1.0
+
+
+async def cancels_all_from_another_thread() -> float:
+    loop, tasks = asyncio.get_running_loop(), asyncio.all_tasks()
+
+    def cancel() -> None:
+        for task in tasks:
+            loop.call_soon_threadsafe(task.cancel)
+
+    threading.Thread(target=cancel).start()
+    await asyncio.sleep(1e6)
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("cancels", "num_calls"),
+    [
+        (cancels_all, 2),
+        (cancels_all_in_a_child, 2),
+        (cancels_all_in_a_callback, 2),
+        (cancels_all_from_another_thread, 4),  # by nobody known: made again
+    ],
+)
+def test_a_call_that_cancels_all_tasks_fails_alone(
+    loop: EventLoop, cancels: Callable[[], Awaitable[float]], num_calls: int
+) -> None:
+    waiting, released, calls = threading.Event(), asyncio.Event(), []
+
+    async def waits(value: float) -> float:
+        calls.append(value)
+        if len(calls) == 2:
+            waiting.set()
+        await released.wait()
+        return value
+
+    async def waits_in_a_child() -> float:
+        async with asyncio.TaskGroup() as group:
+            return await group.create_task(waits(3.0))
+
+    async def releases() -> float:
+        released.set()
+        return 4.0
+
+    with ThreadPoolExecutor(2) as pool:
+        others = [
+            pool.submit(loop.run, lambda: waits(2.0), timeout_s=None),
+            pool.submit(loop.run, waits_in_a_child, timeout_s=None),
+        ]
+        assert waiting.wait(30)
+        with pytest.raises(CancelledError):
+            run_once(loop, cancels)
+        assert loop.run(releases, timeout_s=None) == 4.0
+        assert [other.result(30) for other in others] == [2.0, 3.0]
+    assert len(calls) == num_calls
+
+
+def run_once(loop: EventLoop, call: Callable[[], Awaitable[float]]) -> float:
+    """Await a call; if it is made again, it cancels itself."""
+    calls = iter([call])
+
+    async def cancels_itself() -> float:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return await answer()
+
+    def next_call() -> Awaitable[float]:
+        return next(calls, cancels_itself)()
+
+    return loop.run(next_call, timeout_s=None)
+
+
+def test_a_call_can_cancel_its_own_tasks_and_those_of_calls_that_have_ended(
+    loop: EventLoop,
+) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def starts() -> float:
+        tasks.append(asyncio.ensure_future(asyncio.sleep(1e6)))
+        return 1.0
+
+    async def cancels() -> float:
+        own = asyncio.ensure_future(asyncio.sleep(1e6))
+        for task in (own, tasks[0]):
+            task.cancel()
+            await asyncio.wait([task])
+        return float(own.cancelled() and tasks[0].cancelled())
+
+    loop.run(starts, timeout_s=None)
+    assert loop.run(cancels, timeout_s=None) == 1.0
+
+
+def test_a_call_that_is_cancelled_again_and_again_fails(loop: EventLoop) -> None:
+    calls = []
+
+    async def is_cancelled() -> float:
+        calls.append(1)
+        return await cancels_all_from_another_thread()
+
+    with pytest.raises(CancelledError):
+        loop.run(is_cancelled, timeout_s=None)
+    assert len(calls) == 3

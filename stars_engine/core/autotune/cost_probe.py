@@ -7,7 +7,7 @@ import time
 
 from stars_engine.backends.base import DraftRequest, LanguageModel
 from stars_engine.config import SamplingParams
-from stars_engine.errors import GenerationError
+from stars_engine.errors import GenerationError, is_for_program
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,9 @@ def probe_costs(model: LanguageModel, max_rows: int | None = None) -> dict[int, 
     found: dict[int, float] = {}
     try:
         _measure(found, model, max_rows)
-    except Exception:  # a step that fails the same way reports it
+    except BaseException as error:  # a step that fails the same way reports it
+        if is_for_program(error):
+            raise
         logger.debug("Measuring the cost of drafts failed", exc_info=True)
     return found
 
