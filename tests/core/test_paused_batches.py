@@ -286,8 +286,10 @@ def test_only_the_request_for_which_the_model_fails_ends(kind: type[BaseExceptio
 
 
 @pytest.mark.parametrize(
-    "pause", [None, "a", Draft((0,) * LONG), Pause(-1), Pause(10**400), Pause(3, object())], ids=str
-)  # type: ignore[arg-type]
+    "pause",
+    [None, "a", Draft((0,) * LONG), Pause(-1), Pause(10**400), Pause(3, object())],  # type: ignore[arg-type]
+    ids=["none", "text", "draft", "negative", "huge", "waits for an object"],
+)
 def test_a_model_that_yields_no_pause_fails_only_its_request(pause: object) -> None:
     model = Pausing()
     model.pause_of = lambda left, requests: (
