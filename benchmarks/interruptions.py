@@ -95,7 +95,11 @@ class Ended:
         bad = ("terminate called", "Fatal Python error", "Segmentation fault")
         if any(words in self.messages for words in bad):
             return False
-        return self.status in KINDS[self.kind].due or (self.status == 0 and self.complete)
+        kind = KINDS[self.kind]
+        if self.status in kind.due:
+            return True
+        # Python restores the default actions of signals when it ends.
+        return self.complete and self.status in (0, *(-number for number in kind.sent))
 
 
 CTRL_C = (130, -signal.SIGINT)

@@ -141,7 +141,7 @@ def test_draws_are_similar_up_to_one_token_of_eight(drafts: list[str], num_simil
 
 @pytest.mark.slow
 def test_suitable_settings_do_not_warn(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
-    sampling = SamplingParams(seed=1, n=40)
+    sampling = SamplingParams(seed=1, n=30)
     # Of short segments, such as the pair ships with, a few are drawn twice by chance.
     align = own.config.align.replace(segment_len=32)
     own.generate(["The plot", "The"], sampling=sampling, align=align)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -58,6 +59,9 @@ def test_a_guard_refuses_personal_data(engine: StarsEngine) -> None:
     assert guarded.usage.num_attempts > 10
 
 
+@pytest.mark.skipif(
+    os.environ.get("STARS_REAL_MODEL") != "all", reason="make test-real-model runs it"
+)
 def test_a_gguf_file_holds_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokenizer, chat template and weights, which are dequantized in both."""
     file = smollm2_gguf(monkeypatch)

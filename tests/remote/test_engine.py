@@ -289,6 +289,12 @@ def test_no_server_left(
     assert all(segment.reward is not None for result in kept for segment in result.segments)
 
 
+@pytest.fixture(scope="module")
+def faultless() -> dict[int, tuple[int, ...]]:
+    """Token ids of answers from servers without faults, made by the first test that needs them."""
+    return {}
+
+
 @pytest.mark.parametrize(
     "faults",
     [
@@ -302,13 +308,18 @@ def test_no_server_left(
     ids=["500", "429", "malformed", "cut", "no ids", "two choices"],
 )
 def test_requests_of_a_faulty_server_go_on_at_the_other(
-    new_engine: Callable[..., StarsEngine], models: list[TestServer], faults: Faults
+    new_engine: Callable[..., StarsEngine],
+    models: list[TestServer],
+    faults: Faults,
+    faultless: dict[int, tuple[int, ...]],
 ) -> None:
-    expected = new_engine().generate(PROMPTS, sampling=SHORT)
+    if not faultless:
+        answers = new_engine().generate(PROMPTS, sampling=SHORT)
+        faultless.update({item.prompt_index: item.token_ids for item in answers})
     remote = new_engine(2)
     models[1].faults, num_before = faults, models[1].count("/inference/v1/generate")
     results = remote.generate(PROMPTS, sampling=SHORT)
-    assert [item.token_ids for item in results] == [item.token_ids for item in expected]
+    assert {item.prompt_index: item.token_ids for item in results} == faultless
     assert remote.stats().num_server_failovers > 0 or num_before == models[1].count(
         "/inference/v1/generate"
     )
