@@ -10,7 +10,7 @@ from functools import cached_property
 import pytest
 from scipy.stats import chisquare
 
-from stars_engine import AlignParams, Alternative, NoSchedule, SamplingParams
+from stars_engine import Alternative, NoSchedule
 from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.algorithm.noise import CounterNoise
@@ -61,20 +61,7 @@ class PromptedTables(TabularModel):
 
 
 def rollout_of(case: Case, noise: object) -> Rollout:
-    align = AlignParams(
-        schedule=case.schedule(),
-        beta=case.beta,
-        segment_len=case.segment_len,
-        max_attempts=case.max_attempts,
-        on_exhausted=case.on_exhausted,
-        num_candidates=case.num_candidates,
-        segment_end="length" if case.min_segment_len is None else "sentence",
-        min_segment_len=case.min_segment_len,
-        lookahead=case.lookahead,
-    )
-    sampling = SamplingParams(
-        max_tokens=case.max_tokens, stop=(case.stop,), temperature=1.0, top_k=None
-    )
+    align, sampling = case.align(), case.sampling()
     alternatives = [
         AlternativeIds(index, share, prompt_of(prompt), opening)
         for index, (share, prompt, opening) in enumerate(case.alternatives)

@@ -1,4 +1,4 @@
-"""The law of the real loop, enumerated, against the closed form (DESIGN: the law of one segment).
+"""The law of the real loop, enumerated, against the closed form (docs/algorithm.md).
 
 Every path of the loop's randomness is run: token draws, acceptance draws, surplus candidates.
 """
@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 
-from stars_engine import AlignParams, SamplingParams
+from stars_engine import SamplingParams
 from stars_engine.core.offline import stars
 from stars_engine.testing import TableReward, TabularModel, enumerate_law
 from stars_engine.testing.enumerator import TreeNoise
@@ -33,20 +33,7 @@ def enumerated(case: Case) -> dict[tuple[str, ...], float]:
     """Run the real loop on every path and collect (text, finish reason)."""
     model = TabularModel(case.pieces, next_probs, end_id=END)
     reward = TableReward(dict(case.rewards), default=0.0, vetoed=case.vetoed)
-    align = AlignParams(
-        schedule=case.schedule(),
-        beta=case.beta,
-        segment_len=case.segment_len,
-        max_attempts=case.max_attempts,
-        on_exhausted=case.on_exhausted,
-        num_candidates=case.num_candidates,
-        segment_end="length" if case.min_segment_len is None else "sentence",
-        min_segment_len=case.min_segment_len,
-        lookahead=case.lookahead,
-    )
-    sampling = SamplingParams(
-        max_tokens=case.max_tokens, stop=(case.stop,), temperature=1.0, top_k=None
-    )
+    align, sampling = case.align(), case.sampling()
 
     def run(noise: TreeNoise) -> tuple[str, ...]:
         rollout = make_rollout(align=align, sampling=sampling, noise=noise)

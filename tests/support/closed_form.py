@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stars_engine import PerSegmentSchedule
+from stars_engine import AlignParams, PerSegmentSchedule, SamplingParams
 from stars_engine.schedules import FunctionSchedule, Progress
 
 # A vocabulary with an end of text and a stop string, which may cross segments.
@@ -58,6 +58,26 @@ class Case:
     slope: float = 0.0  # by how much thresholds rise with the reward of the prefix
     # Share, prompt (0 is the plain one) and opening of each alternative.
     alternatives: tuple[tuple[float, int, tuple[int, ...]], ...] = ()
+
+    def align(self) -> AlignParams:
+        """Return the settings of the case for the real loop."""
+        return AlignParams(
+            schedule=self.schedule(),
+            beta=self.beta,
+            segment_len=self.segment_len,
+            max_attempts=self.max_attempts,
+            on_exhausted=self.on_exhausted,
+            num_candidates=self.num_candidates,
+            segment_end="length" if self.min_segment_len is None else "sentence",
+            min_segment_len=self.min_segment_len,
+            lookahead=self.lookahead,
+        )
+
+    def sampling(self) -> SamplingParams:
+        """Return the proposal of the case for the real loop."""
+        return SamplingParams(
+            max_tokens=self.max_tokens, stop=(self.stop,), temperature=1.0, top_k=None
+        )
 
     def schedule(self) -> PerSegmentSchedule | FunctionSchedule:
         """As the real loop gets it."""
