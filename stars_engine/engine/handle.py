@@ -135,8 +135,8 @@ class Handle:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
-        return not self._finalizer.alive
+        """Whether `close` was called, or the runtime has ended, as after its thread failed."""
+        return self._runtime.closed or not self._finalizer.alive
 
     async def ascore(
         self,

@@ -72,6 +72,11 @@ class Runtime:
     # --- handles ---
 
     @property
+    def closed(self) -> bool:
+        """Whether it has ended; it never starts again."""
+        return self._closed
+
+    @property
     def in_use(self) -> bool:
         """Whether the runtime has a handle or requests in progress."""
         with self._lock:

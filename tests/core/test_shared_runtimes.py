@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import llamaindex_stars
 from stars_engine import (
     AlignParams,
     ConfigError,
@@ -27,6 +28,7 @@ from stars_engine import (
 )
 from stars_engine.backends.base import PromptedModel
 from stars_engine.runtime import registry
+from stars_engine.runtime.engine_loop import EngineLoop
 from tests.support.engines import NEVER, wait_until
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
@@ -122,6 +124,23 @@ def test_garbage_collected_handles_keep_the_models_for_a_while(loads: list[Stars
     StarsEngine.shared(config).generate("a", sampling=SHORT)
     gc.collect()
     wait_until(lambda: engine_threads() == before and not registry._runtimes)
+
+
+def test_adapters_get_a_new_engine_when_the_thread_has_failed(
+    loads: list[StarsConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = llamaindex_stars.StarsLLM(seed=3, max_tokens=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineLoop, "run", lambda self: 1 / 0)
+        with pytest.raises(EngineClosedError, match="by zero"):
+            llm.complete("a")
+    failed = llm._engines[0]
+    wait_until(lambda: failed.closed)
+    assert "The engine's thread failed" in caplog.text
+    with pytest.raises(EngineClosedError, match="closed"):
+        failed.generate("a")
+    assert llm.complete("a").text
+    assert len(llm._engines) == 1
 
 
 def test_an_unused_reward_is_unloaded(loads: list[StarsConfig]) -> None:

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import llama_index.core
 import pytest
 
 import langchain_stars
@@ -47,6 +48,8 @@ def test_python_blocks_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    # A page sets it for the whole process.
+    monkeypatch.setattr(llama_index.core, "global_tokenizer", llama_index.core.global_tokenizer)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, block in blocks(page, "python"):
         # Blank lines before it, so that a traceback points into the page.
