@@ -301,8 +301,18 @@ def _run(recipe: Recipe, directory: Path) -> None:
     if recipe.config.uses_embedded_pair:
         use_one_thread()
     messages.say(f"evaluating {recipe.name!r}; answers are kept in {directory}")
+    left: dict[str, int] = {}  # what each part had to do when it began
     with bars(TimeRemainingColumn(), announce=True) as advance:
-        evaluation = evaluate(recipe, directory, advance)
+
+        def follow(name: str, done: int, total: int) -> None:
+            left.setdefault(name, total - done)
+            advance(name, done, total)
+
+        evaluation = evaluate(recipe, directory, follow)
+    if not any(left.values()):
+        halves = [half for half in (evaluation.tuning, evaluation.fresh) if half is not None]
+        count = sum(arm.num_answers for half in halves for arm in half.arms.values())
+        messages.say(f"all {count} answers and their scores were stored; no model was loaded")
     page = write_reports(evaluation, directory)
     _show(evaluation)
     messages.say(f"report written to {page}")

@@ -64,13 +64,13 @@ def _print(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    from stars_engine.calibration.cache import cache_folder
+    from stars_engine.calibration.cache import described_cache
 
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in _PACKAGES:
         yield name, _version(name)
     yield from _devices()
-    yield "calibrations", f"cached in {cache_folder()}"
+    yield "calibrations", described_cache()
 
 
 def _devices() -> Iterator[tuple[str, str]]:

@@ -161,6 +161,12 @@ def test_show_prints_segments_drafts_and_costs(engine: StarsEngine, tmp_path: Pa
             assert repr(attempt.text) in run.stdout
     for word in ("x-1", "The plot", f"{result.usage.num_drafted_tokens} drafted"):
         assert word in run.stdout
+    refused = result.replace(segments=(), abandoned_attempts=result.segments[0].attempts)
+    write_jsonl([refused], trace)
+    shown = CliRunner().invoke(app, ["show", str(trace), "-a"]).stdout
+    assert "nothing kept" in shown
+    assert repr(refused.abandoned_attempts[0].text) in shown
+    write_jsonl([result.replace(prompt="The plot", id="x-1")], trace)
     page = tmp_path / "trace.html"
     assert CliRunner().invoke(app, ["show", str(trace), "--html", str(page)]).exit_code == 0
     assert "x-1" in page.read_text()
