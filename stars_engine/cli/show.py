@@ -45,8 +45,8 @@ def show_command(
     """Show the answers of a trace: kept segments, rejected drafts, rewards, costs.
 
     The further the reward of a segment is above its threshold, the greener its background; it is
-    amber if the reward is below, and red if the segment was forced. The texts of rejected drafts are
-    shown if the trace was written with --keep-rejected-text.
+    amber if the reward is below, and red if the segment was forced. The texts of rejected drafts
+    are shown if the trace was written with --keep-rejected-text.
     """
     if html is not None:
         check_suffix(html, "page", (".html", ".htm"))

@@ -180,9 +180,8 @@ def test_a_calibration_that_cannot_be_cached_is_not_said_to_be(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(kept.CACHE_VARIABLE, str(tmp_path / "file"))
-    found = CalibratedSchedule(
-        stages=({"mean": 0.0, "sigma": 1.0, "offset": 0.0},), segment_len=8
-    )
+    stage = {"intercept": 0.0, "slope": 1.0, "offset": 0.0, "sigma": 1.0}
+    found = CalibratedSchedule(stages=[stage], segment_len=8)
     monkeypatch.setattr(auto, "calibrate", lambda *_, **__: found)
     with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
         engine.generate("A")

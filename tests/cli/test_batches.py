@@ -98,9 +98,7 @@ def test_a_finished_run_loads_no_model(
     assert answers.run_generate(RECORDS, CONFIG, as_json=False, trace=trace, resume=True) == 0
     assert [result.text for result in whole] == [
         part.removeprefix(record.shown)
-        for part, record in zip(
-            capsys.readouterr().out.split("\n\n"), RECORDS, strict=False
-        )
+        for part, record in zip(capsys.readouterr().out.split("\n\n"), RECORDS, strict=False)
     ]
     assert trace.read_bytes() == before
 

@@ -78,8 +78,13 @@ def test_a_calibration_is_stored(
     assert first.segment_len == 8
     [file] = tmp_path.glob("thresholds-*.json")
     monkeypatch.setattr("stars_engine.evaluation.thresholds.calibrate", None)
-    assert thresholds(tmp_path).resolve(arm, engine.config, lambda: engine, "key", lambda _: PLAIN) == first
-    flat = thresholds(tmp_path).resolve(arm.replace(tilt=0), engine.config, lambda: engine, "key", lambda _: PLAIN)
+    assert (
+        thresholds(tmp_path).resolve(arm, engine.config, lambda: engine, "key", lambda _: PLAIN)
+        == first
+    )
+    flat = thresholds(tmp_path).resolve(
+        arm.replace(tilt=0), engine.config, lambda: engine, "key", lambda _: PLAIN
+    )
     moved = [
         a.offset - b.offset
         for a, b in zip(first.schedule.stages, flat.schedule.stages, strict=True)
@@ -92,11 +97,15 @@ def test_a_calibration_is_stored(
 def test_too_few_tuning_prompts_are_explained(engine: StarsEngine, tmp_path: Path) -> None:
     arm = StarsArm(align={"schedule": AutoSchedule(budget=1.5)})
     with pytest.raises(ConfigError, match=r"at least 8 tuning prompts; there are 2.*Hint"):
-        thresholds(tmp_path, OPENINGS[:2]).resolve(arm, engine.config, lambda: engine, "key", lambda _: PLAIN)
+        thresholds(tmp_path, OPENINGS[:2]).resolve(
+            arm, engine.config, lambda: engine, "key", lambda _: PLAIN
+        )
 
 
 def test_arms_without_a_test_have_no_thresholds(engine: StarsEngine, tmp_path: Path) -> None:
-    align = thresholds(tmp_path).resolve(VanillaArm(), engine.config, lambda: engine, "key", lambda _: PLAIN)
+    align = thresholds(tmp_path).resolve(
+        VanillaArm(), engine.config, lambda: engine, "key", lambda _: PLAIN
+    )
     assert align == AlignParams(schedule=NoSchedule(), keep_rejected_text=True)
 
 
@@ -165,7 +174,9 @@ def test_a_judge_that_fails_is_explained(tmp_path: Path) -> None:
     def judge(prompts: list[str], answers: list[str]) -> list[float]:
         raise ValueError("no opinion")
 
-    judges = Judges({"none": FunctionReward(function=judge, batched=True)}, ScoreStore(tmp_path / "scores"))
+    judges = Judges(
+        {"none": FunctionReward(function=judge, batched=True)}, ScoreStore(tmp_path / "scores")
+    )
     with pytest.raises(RewardError, match="no opinion"):
         judges.scores("none", [("a", "b")])
 
