@@ -302,7 +302,7 @@ def _run(recipe: Recipe, directory: Path) -> None:
         use_one_thread()
     messages.say(f"evaluating {recipe.name!r}; answers are kept in {directory}")
     left: dict[str, int] = {}  # what each part had to do when it began
-    with bars(TimeRemainingColumn(), announce=True) as advance:
+    with bars(TimeRemainingColumn()) as advance:
 
         def follow(name: str, done: int, total: int) -> None:
             left.setdefault(name, total - done)

@@ -118,18 +118,27 @@ def test_init_writes_a_file_that_can_be_read(
     assert config.align.on_exhausted == on_exhausted
     comments = [line for line in path.read_text().splitlines() if line.lstrip().startswith("#")]
     assert len(comments) > 20
+    assert "None" not in " ".join(comments)  # YAML writes null
 
 
 def test_init_asks(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
-    said = "org/model\norg/reward\nsafe\n64\n"
+    said = "org/model\norg/reward\nsave\nsafe\n64\n"
     run = CliRunner().invoke(app, ["init", "--out", str(path)], input=said)
     assert run.exit_code == 0, run.output
+    assert "unknown preset 'save'; allowed: best, safe, guard" in run.output  # and asked again
     config = StarsConfig.from_file(path)
     assert (config.reward.name_or_path, config.sampling.max_tokens) == ("org/reward", 64)
     again = CliRunner().invoke(app, ["init", "--yes", "--out", str(path)])
     assert again.exit_code == 2
     assert "--force" in again.output
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["init", "--yes"]])
+def test_an_unknown_preset_is_refused(command: list[str]) -> None:
+    run = CliRunner().invoke(app, [*command, "--preset", "nope"])
+    assert run.exit_code == 2
+    assert "unknown preset 'nope'; allowed: best, safe, guard" in run.output
 
 
 def test_commented_defaults_are_those_of_the_fields(tmp_path: Path) -> None:
