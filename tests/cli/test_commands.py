@@ -210,3 +210,43 @@ def test_a_wrong_reward_is_found_before_torch_is_imported() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "nowhere:f" in run.stdout
     assert run.stdout.splitlines()[-1] == "False"
+
+
+STOP_AT_HEAVY_IMPORTS = """
+import sys
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "scipy", "uvicorn"):
+            sys.exit(9)
+
+sys.meta_path.insert(0, Stop())
+from stars_engine.cli import main
+
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["generate", "x"], "loading stars:embedded-lm"),
+        (["calibrate"], "loading stars:embedded-lm"),
+        (["train-guide"], "loading stars:embedded-lm"),
+        (["demo"], "STARS demo"),
+        (["doctor"], "transformers"),
+        (["serve", "--port", "0"], "starting the server"),
+        (["compare"], "preparing the evaluation"),
+        (["sweep", "segment_len=8"], "preparing the evaluation"),
+    ],
+)
+def test_commands_say_something_before_they_import_what_takes_long(
+    tmp_path: Path, command: list[str], words: str
+) -> None:
+    code = [sys.executable, "-c", STOP_AT_HEAVY_IMPORTS]
+    run = subprocess.run(
+        [*code, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 9, run.stderr
+    assert words in run.stdout + run.stderr
