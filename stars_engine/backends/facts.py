@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -82,13 +82,13 @@ class ServedFacts:
         vocab_size: Token ids are below this.
         end_ids: End-of-text tokens.
         context_len: Tokens of prompt and completion; None if the files do not say.
-        generation: The generation config; None if there is none.
+        default_sampling: Returns what the generation config sets; ours for what it leaves open.
     """
 
     vocab_size: int
     end_ids: frozenset[int]
     context_len: int | None
-    generation: Any
+    default_sampling: Callable[[], SamplingParams]
 
 
 def read_served_facts(source: Checkpoint, tokenizer: Any) -> ServedFacts:
@@ -110,7 +110,8 @@ def read_served_facts(source: Checkpoint, tokenizer: Any) -> ServedFacts:
     size = getattr(text_config, "vocab_size", None) or len(tokenizer)
     end_ids = find_end_ids((generation, declared, tokenizer), size)
     limit = None if declared is None else context_len(declared, tokenizer)
-    return ServedFacts(size, end_ids, limit, generation)
+    default_sampling = SamplingParams if generation is None else partial(sampling_of, generation)
+    return ServedFacts(size, end_ids, limit, default_sampling)
 
 
 def _template_of(given: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, Pause
+from stars_engine.backends.codec_model import CodecModel, with_chat_template
 from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.draft_batch import DraftBatch
 from stars_engine.backends.facts import find_end_ids, sampling_of
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-class TransformersBackend:
+class TransformersBackend(CodecModel):
     """A `LanguageModel` over one loaded checkpoint.
 
     Args:
@@ -52,10 +52,7 @@ class TransformersBackend:
     """
 
     def __init__(self, config: TransformersModel) -> None:
-        tokenizer = load_tokenizer(config)
-        if config.chat_template is not None:
-            tokenizer = copy.copy(tokenizer)  # the caller's own stays as it is
-            tokenizer.chat_template = config.chat_template
+        tokenizer = with_chat_template(load_tokenizer(config), config.chat_template)
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
             model = _add_adapter(model, resolve_source(config.adapter_path), config)
@@ -235,18 +232,6 @@ class TransformersBackend:
     def interrupt(self) -> None:
         """Give up drafting for good, at the next token; may be called from any thread."""
         self._interrupted = True
-
-    def is_end(self, token: int, sampling: SamplingParams) -> bool:
-        """True for the model's own end-of-text ids and the request's `stop_token_ids`."""
-        return token in self.end_ids or token in sampling.stop_token_ids
-
-    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """See `Codec.completion_text`."""
-        return self.codec.completion_text(prompt_ids, ids)
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """See `Codec.encode_continuation`."""
-        return self.codec.encode_continuation(text)
 
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""

@@ -64,32 +64,6 @@ def has_template(codec: Codec) -> bool:
     return bool(getattr(codec.tokenizer, "chat_template", None))
 
 
-def encode_chat(
-    codec: Codec,
-    messages: Sequence[Message],
-    tools: Sequence[Tool] = (),
-    *,
-    template_kwargs: TemplateKwargs = NO_KWARGS,
-) -> list[int]:
-    """Render messages with a generation prompt, and encode them.
-
-    Equal to `apply_chat_template` unless a content contains a control token.
-
-    Raises:
-        PromptError: There is no template, it rejects the messages, or the messages contain every
-            noncharacter.
-    """
-    if not has_template(codec):
-        raise PromptError(
-            "a conversation needs a chat template, and this model's tokenizer has none. Hint: pass "
-            "a string, set prompt_format='raw', or set TransformersModel(chat_template=...)"
-        )
-    rendered = render(
-        codec, messages, tools, add_generation_prompt=True, template_kwargs=template_kwargs
-    )
-    return encode_rendered(codec, rendered)
-
-
 def render(
     codec: Codec,
     messages: Sequence[Message],

@@ -78,7 +78,11 @@ class Judges:
         if missing:
             judge, done = self._load(name), 0
             for batch in _batches(list(missing.items())):
-                values = score_values(judge, [_input(*pair) for _, pair in batch])
+                inputs = [
+                    RewardInput(RewardPrompt(prompt), answer, (), finished=True)
+                    for _, (prompt, answer) in batch
+                ]
+                values = score_values(judge, inputs)
                 found = dict(zip((key for key, _ in batch), values, strict=True))
                 lines = [json.dumps({"key": key, "score": value}) for key, value in found.items()]
                 data = "".join(f"{line}\n" for line in lines).encode()
@@ -92,10 +96,6 @@ class Judges:
         if name not in self._loaded:
             self._loaded[name] = load_reward(self._configs[name])
         return self._loaded[name]
-
-
-def _input(prompt: str, answer: str) -> RewardInput:
-    return RewardInput(RewardPrompt(prompt), answer, (), finished=True)
 
 
 def _key(judge: str, pair: Pair) -> str:

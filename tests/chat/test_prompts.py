@@ -11,9 +11,8 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from stars_engine import Chat, Message, PromptError, RenderedPrompt, TokenIds
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.chat.prompts import as_prompt_list, resolve_prompt, transcript
-from stars_engine.chat.template import encode_chat
 from stars_engine.tokenization.codec import Codec
-from tests.support.codecs import CONTROL, make_codec
+from tests.support.codecs import CONTROL, encode_chat, make_codec
 
 
 @pytest.fixture

@@ -240,7 +240,7 @@ def test_pilots_do_not_consume_warnings(own: StarsEngine, caplog: pytest.LogCapt
     fitter = Fitter(
         Target("budget", 2.0), max_attempts=2, beta=0.0, lines=[high] * 20, terminals=[None] * 20
     )
-    pilot = StageDecoding(fitter, num_drafts=1, max_rows=8)
+    pilot = StageDecoding(fitter, num_drafts=1)
     own.decode("The", pilot, sampling=sampling.replace(max_tokens=42), align=align)
     assert own.stats().num_forced == own.stats().num_segments == 60
     assert math.isnan(own.stats().reward_drift)

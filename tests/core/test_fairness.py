@@ -9,7 +9,8 @@ import pytest
 
 from stars_engine import AlignParams, NoSchedule
 from stars_engine.algorithm.stars import StarsDecoding
-from stars_engine.core.autotune import StepCosts, StepLimits
+from stars_engine.core.autotune.step_costs import StepCosts
+from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.batch_selection import _HELD_STEPS, MAX_NEW_TOKENS
 from stars_engine.core.request import Request, RequestQueue, turn_size
 from stars_engine.core.scheduler import Scheduler
