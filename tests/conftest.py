@@ -24,6 +24,7 @@ from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.types import RewardInput
 from tests.support.calibration import OPENINGS, QUICK
+from tests.support.process_state import environment, process_state
 from tests.support.rewards import CHATML, byte_tokenizer, real_borders, small
 from tests.support.shared_files import shared_model
 
@@ -33,6 +34,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A shell ignores interrupts for the processes that it starts in the background, and theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_state() -> Iterator[None]:
+    """No module leaves the process changed for those that run after it in the same process."""
+    state, variables = process_state(), environment()
+    yield
+    found, left = process_state(), environment()
+    changed = {name: (state[name], found[name]) for name in state if state[name] != found[name]}
+    # Libraries set variables of their own when they are imported.
+    changed |= {
+        name: (value, left.get(name))
+        for name, value in variables.items()
+        if left.get(name) != value
+    }
+    assert not changed, f"the tests of this module left this changed: {changed}"
 
 
 @pytest.fixture(autouse=True)

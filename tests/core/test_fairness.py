@@ -55,6 +55,7 @@ def test_a_turn_grows_with_the_root_of_the_number_of_requests(num_requests: int,
     assert turn_size(num_requests) == size
 
 
+@pytest.mark.slow
 def test_a_large_call_makes_steady_progress_beside_many_single_callers() -> None:
     callers = Callers(large=600, singles=320, max_active=32)
     while callers.order.count(callers.large) < 600:
