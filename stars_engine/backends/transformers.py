@@ -272,7 +272,6 @@ def _add_adapter(model: Any, path: str, config: TransformersModel) -> Any:
     check_exists(path, "adapter_path", token=token)
     try:
         directory = _adapter_directory(path, token)
-        _check_adapter(directory, path)
         return PeftModel.from_pretrained(model, str(directory)).eval()
     except ModelLoadError:
         raise
@@ -290,13 +289,10 @@ def _adapter_directory(path: str, token: str | None) -> Path:
         asked: dict[str, Any] = {} if token is None else {"token": token}
         found = huggingface_hub.snapshot_download(path, allow_patterns=wanted, **asked)
         directory = Path(found)
-    return directory
-
-
-def _check_adapter(directory: Path, path: str) -> None:
     if not (directory / _ADAPTER_WEIGHTS).is_file():
         raise ModelLoadError(
             f"adapter_path={path!r} contains no {_ADAPTER_WEIGHTS}, and reading pickled weights "
             "can run code. Hint: if you trust the adapter, load it once and write it with "
             "PeftModel.save_pretrained(directory, safe_serialization=True)"
         )
+    return directory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     Field,
@@ -122,10 +122,7 @@ class SamplingParams(Schema):
             )
         return tuple(is_json(item, "a stop string") for item in stop)
 
-    @field_validator("grammar", mode="before")
-    @classmethod
-    def _of_a_model(cls, grammar: Any) -> Any:
-        return as_grammar(grammar)
+    _of_a_model = field_validator("grammar", mode="before")(as_grammar)
 
     @field_validator("logit_bias")
     @classmethod

@@ -112,10 +112,9 @@ class Server(Part):
             raise ValueError("a URL occurs twice; give each server once")
         return plain
 
-    @field_validator("tokenizer_name_or_path", "revision", "served_model", "ca_file")
-    @classmethod
-    def _names_are_names(cls, name: str | None) -> str | None:
-        return check_name(name)
+    _names_are_names = field_validator(
+        "tokenizer_name_or_path", "revision", "served_model", "ca_file"
+    )(check_name)
 
     @field_validator("api_key_env")
     @classmethod

@@ -51,15 +51,9 @@ class BaseArm(Schema):
         examples=[1.0],
     )
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_by_name(cls, value: object) -> object:
-        return as_model(value)
+    _model_by_name = field_validator("model", mode="before")(as_model)
 
-    @field_validator("reward", mode="before")
-    @classmethod
-    def _reward_by_name(cls, value: object) -> object:
-        return as_reward(value)
+    _reward_by_name = field_validator("reward", mode="before")(as_reward)
 
     @property
     def base_align(self) -> AlignParams | None:

@@ -34,10 +34,7 @@ class FunctionSchedule(BaseSchedule):
         "are nan otherwise; costs one reward call per request",
     )
 
-    @field_validator("function")
-    @classmethod
-    def _names_an_object(cls, function: Any) -> Any:
-        return check_name(function)
+    _names_an_object = field_validator("function")(check_name)
 
     @field_serializer("function", when_used="json")
     def _shown(self, function: Any) -> str:

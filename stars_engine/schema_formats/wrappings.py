@@ -186,8 +186,10 @@ def _in_envelope(
     inner, inside = value[key], at(path, key)
     _refuse_others(value, {key, *NAMES, "id"}, owner, path)
     _refuse_type(value, owner, path)
-    if key in SETTINGS and isinstance(inner, Mapping):
-        _refuse_bare(inner, owner, inside)
+    is_settings = key in SETTINGS and isinstance(inner, Mapping)
+    # Without a format, they could look like a schema of their own.
+    if is_settings and not present(inner, {*ENVELOPES, *SETTINGS, *HOLDERS, *OUTPUT}):
+        raise _no_schema(inner, owner, inside)
     found = _read(inner, owner, inside, is_tool=is_tool)
     name, description, strict = _facts(value, {}, owner, path)
     return [
@@ -310,12 +312,6 @@ def _refuse_type(value: Mapping[str, Any], owner: str, path: str) -> None:
             f"one of {', '.join(WRAPPING_TYPES)}. Hint: remove it"
         )
         raise problem(owner, at(path, "type"), message)
-
-
-def _refuse_bare(value: Mapping[str, Any], owner: str, path: str) -> None:
-    """Refuse settings without a format, which could look like a schema of their own."""
-    if not present(value, {*ENVELOPES, *SETTINGS, *HOLDERS, *OUTPUT}):
-        raise _no_schema(value, owner, path)
 
 
 def _not_a_mapping(value: Any, owner: str, path: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""The checks of the project: lint, types, imports, documentation, CI."""
+"""The project as a whole: map of the code, API reference, Makefile, CI, site."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,37 +18,7 @@ from _pytest import hookspec
 from tools import code_map, docs_site
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        [sys.executable, "-m", "ruff", "check", "."],
-        [sys.executable, "-m", "ruff", "format", "--check", "."],
-        [str(BIN / "typos")],
-        [sys.executable, "tools/banned_words.py"],
-        [sys.executable, "-m", "mypy"],
-        [sys.executable, "-m", "mypy", "tools"],
-        [str(BIN / "lint-imports")],
-        [sys.executable, "tools/docs_site.py"],
-    ],
-    ids=[
-        "ruff check",
-        "ruff format",
-        "typos",
-        "banned words",
-        "mypy",
-        "mypy tools",
-        "import-linter",
-        "documentation site",
-    ],
-)
-def test_check(command: list[str]) -> None:
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_wheel_weights_stay_small() -> None:

@@ -35,10 +35,7 @@ class ReadsAnswers(ReadsText):
         description="append what the template writes after an answer to finished answers",
     )
 
-    @field_validator("template")
-    @classmethod
-    def _template_holds_completion(cls, template: str | None) -> str | None:
-        return check_template(template)
+    _template_holds_completion = field_validator("template")(check_template)
 
     @model_validator(mode="after")
     def _template_is_read(self) -> Self:

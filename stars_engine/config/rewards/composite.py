@@ -94,10 +94,7 @@ class RewardPart(Schema):
             )
         return as_reward(value)
 
-    @field_validator("floor")
-    @classmethod
-    def _floor_is_no_wall(cls, floor: float | None) -> float | None:
-        return check_floor(floor)
+    _floor_is_no_wall = field_validator("floor")(check_floor)
 
     def standardised(self, value: float) -> float:
         """Return the contribution of a value to the sum; not finite if the value is not."""

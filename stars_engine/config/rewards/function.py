@@ -21,10 +21,7 @@ class _Callable(Schema):
         examples=["my_package.rewards:politeness"],
     )
 
-    @field_validator("function")
-    @classmethod
-    def _names_an_object(cls, function: Any) -> Any:
-        return check_name(function)
+    _names_an_object = field_validator("function")(check_name)
 
 
 class FunctionReward(Failing, _Callable):
