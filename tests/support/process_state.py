@@ -10,8 +10,6 @@ import sys
 import threading
 from typing import Any
 
-import torch
-
 
 def process_state() -> dict[str, Any]:
     """Return what a test must leave as it was, by name."""
@@ -26,13 +24,14 @@ def process_state() -> dict[str, Any]:
             signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
         ),
         "root logger": (logging.root.level, logging.root.disabled, logging.root.manager.disable),
-        "torch": (
+    }
+    if torch := sys.modules.get("torch"):
+        state["torch"] = (
             torch.get_num_threads(),
             torch.get_default_dtype(),
             torch.is_grad_enabled(),
             torch.are_deterministic_algorithms_enabled(),
-        ),
-    }
+        )
     if llama_index := sys.modules.get("llama_index.core"):
         settings = llama_index.Settings
         state["LlamaIndex"] = {
