@@ -60,6 +60,7 @@ def test_langchain_gives_usage_and_trace() -> None:
     )
 
 
+@pytest.mark.slow
 def test_langchain_streams_accepted_segments(expected: str) -> None:
     class Notes(BaseCallbackHandler):
         def __init__(self) -> None:
@@ -82,6 +83,7 @@ def test_langchain_streams_accepted_segments(expected: str) -> None:
         list(llm.stream(PROMPT, n=2))
 
 
+@pytest.mark.slow
 async def test_langchain_async(expected: str) -> None:
     llm = langchain_stars.StarsLLM(**FIELDS)
     assert await llm.ainvoke(PROMPT) == expected
@@ -89,6 +91,7 @@ async def test_langchain_async(expected: str) -> None:
     assert "".join([chunk async for chunk in llm.astream(PROMPT)]) == expected
 
 
+@pytest.mark.slow
 def test_langchain_stop_bind_and_configurable_fields(expected: str) -> None:
     llm = langchain_stars.StarsLLM(max_tokens=32)
     [stopped] = StarsEngine.shared().generate(

@@ -33,10 +33,12 @@ def process_state() -> dict[str, Any]:
             torch.are_deterministic_algorithms_enabled(),
         )
     if llama_index := sys.modules.get("llama_index.core"):
-        settings = llama_index.Settings
-        state["LlamaIndex"] = {
-            name: getattr(settings, name) for name in ("_llm", "_embed_model", "_tokenizer")
-        } | {"global_tokenizer": llama_index.global_tokenizer}
+        names = ("_llm", "_embed_model", "_tokenizer")
+        settings = {name: getattr(llama_index.Settings, name) for name in names}
+        # LlamaIndex sets its default, of tiktoken, when it first counts tokens.
+        tokenizer = llama_index.global_tokenizer
+        settings["global_tokenizer"] = None if "<Encoding" in repr(tokenizer) else tokenizer
+        state["LlamaIndex"] = settings
     if langchain := sys.modules.get("langchain_core.globals"):
         state["LangChain"] = (
             langchain.get_llm_cache(),
