@@ -31,7 +31,6 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.hidden_states.probes import Probe
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
@@ -65,7 +64,10 @@ class TransformersBackend(CodecModel):
         self._grammars: Grammars | None = None  # its library is an extra: made when it is needed
         self._interrupted = False
         self.decoder, self.path = select_decoder(model, self.context_len)
-        self._probed = ProbedModel(model)
+        self._probed = probed = ProbedModel(model)
+        # See `GivesHiddenStates`.
+        self.num_layers, self.hidden_size = probed.num_layers, probed.hidden_size
+        self.attach, self.read_states = probed.attach, probed.read_states
 
     # --- LanguageModel ---
 
@@ -134,28 +136,6 @@ class TransformersBackend(CodecModel):
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
-
-    # --- hidden states, see `GivesHiddenStates` ---
-
-    @property
-    def num_layers(self) -> int:
-        """Highest index of a hidden state."""
-        return self._probed.num_layers
-
-    @property
-    def hidden_size(self) -> int:
-        """Size of a hidden state."""
-        return self._probed.hidden_size
-
-    def attach(self, probe: Probe) -> None:
-        """See `GivesHiddenStates`."""
-        self._probed.attach(probe)
-
-    def read_states(
-        self, rows: Sequence[Sequence[int]], layers: Sequence[int]
-    ) -> list[torch.Tensor]:
-        """See `GivesHiddenStates`."""
-        return self._probed.read_states(rows, layers)
 
     # --- grammars ---
 

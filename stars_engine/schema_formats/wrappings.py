@@ -169,7 +169,6 @@ def _envelope_of(value: Mapping[str, Any]) -> str | None:
 
 
 def _in_list(value: Mapping[str, Any], key: str, owner: str, path: str) -> list[NamedSchema]:
-    """Return the tools of a list."""
     _refuse_others(value, {key, *LISTING}, owner, path)
     found: list[NamedSchema] = []
     for index, part in enumerate(value[key]):
@@ -215,7 +214,6 @@ def _beside_facts(value: Mapping[str, Any], key: str, owner: str, path: str) -> 
 
 
 def _held(value: Mapping[str, Any], key: str, owner: str, path: str) -> dict[str, Any]:
-    """Return the schema under a key."""
     inner, path = value[key], at(path, key)
     for wrapping in ("json", "jsonSchema"):  # Bedrock, and the AI SDK
         if isinstance(inner, Mapping) and set(inner) == {wrapping}:
@@ -272,7 +270,6 @@ def _looks_like_schema(value: Mapping[str, Any]) -> bool:
 def _facts(
     value: Mapping[str, Any], schema: Mapping[str, Any], owner: str, path: str
 ) -> tuple[str, str, bool | None]:
-    """Return name, description and strictness."""
     facts, schema = [], rooted(dict(schema))
     for key in ("name", "description"):
         fact = value.get(key)
