@@ -27,6 +27,7 @@ def test_wheel_weights_stay_small() -> None:
     assert sum(path.stat().st_size for path in weights) <= 16_000_000
 
 
+@pytest.mark.slow
 def test_helpers_of_tests_are_in_support() -> None:
     """No test module imports another one or a conftest; a conftest has fixtures and hooks only."""
     for path in (ROOT / "tests").rglob("*.py"):
@@ -46,6 +47,7 @@ def test_helpers_of_tests_are_in_support() -> None:
                     assert is_fixture or hasattr(hookspec, node.name), node.name
 
 
+@pytest.mark.slow
 def test_code_map_describes_every_file() -> None:
     page = code_map.page()
     for folder in code_map.FOLDERS:
