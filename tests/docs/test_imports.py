@@ -8,7 +8,6 @@ import sys
 import stars_engine
 
 
-@pytest.mark.slow
 def test_importing_loads_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, stars_engine; from stars_engine import *; StarsConfig(); "
@@ -18,7 +17,6 @@ def test_importing_loads_neither_torch_nor_transformers() -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.slow
 def test_the_hint_for_a_missing_extra_installs_it() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
