@@ -119,6 +119,7 @@ def test_all_call_methods_give_the_answer_of_the_engine(random_chat: Callable[..
     assert llm.invoke("System: Be kind.\nHuman: How warm is it?") != said
 
 
+@pytest.mark.slow
 def test_answers_carry_usage_and_trace(random_chat: Callable[..., Any]) -> None:
     chat = random_chat(schedule={"kind": "constant", "value": 1.5}, max_attempts=8)
     message = chat.invoke(ASKED, trace=True)
@@ -161,6 +162,7 @@ def test_stream_in_a_call_means_callbacks_for_tokens(random_chat: Callable[..., 
     assert random_chat().invoke(ASKED, stream=False).text == text
 
 
+@pytest.mark.slow
 def test_settings_apply_wherever_they_are_given(random_chat: Callable[..., Any]) -> None:
     chat = random_chat()
     cold = chat.invoke(ASKED, temperature=0.01)
@@ -432,6 +434,7 @@ def test_agents_with_a_schema(random_chat: Callable[..., Any]) -> None:
 # --- refusals ---
 
 
+@pytest.mark.slow
 def test_errors_have_types_for_fallbacks(random_chat: Callable[..., Any]) -> None:
     never = {"schedule": NEVER, "max_attempts": 2}
     stopped = random_chat(on_exhausted="stop", **never)
@@ -552,6 +555,7 @@ def test_one_bad_prompt_of_a_batch_fails_alone(random_chat: Callable[..., Any]) 
             llm.batch(["a", too_long])
 
 
+@pytest.mark.slow
 async def test_the_event_loop_is_never_blocked(random_chat: Callable[..., Any]) -> None:
     chat = random_chat()
     tools = chat.bind_tools([weather])

@@ -45,6 +45,7 @@ def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
     assert one_batch <= longest
 
 
+@pytest.mark.slow
 def test_langchain_gives_usage_and_trace() -> None:
     llm = langchain_stars.StarsLLM(**FIELDS, n=2, trace=True)
     result = llm.generate([PROMPT, "Another"])

@@ -165,6 +165,7 @@ def test_text_in_all_kinds_of_blocks_is_read() -> None:
             read_message(ChatMessage(role="user", blocks=[block]))
 
 
+@pytest.mark.slow
 def test_llamaindex_uses_custom_templates(expected: str) -> None:
     llm = llamaindex_stars.StarsLLM(
         **FIELDS,

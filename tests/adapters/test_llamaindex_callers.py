@@ -179,6 +179,7 @@ def test_queries(random_llm: Callable[..., StarsLLM], index: VectorStoreIndex, m
     assert len(response.source_nodes) == 2
 
 
+@pytest.mark.slow
 async def test_async_queries_never_block_and_share_steps(
     random_llm: Callable[..., StarsLLM], index: VectorStoreIndex
 ) -> None:
@@ -290,6 +291,7 @@ def agent_script(conversation: str) -> str:
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_function_agents_and_workflows_of_them(streaming: bool) -> None:
     llm = saying(agent_script)

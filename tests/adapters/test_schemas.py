@@ -459,6 +459,7 @@ def test_tool_names_are_returned_as_they_were_given(
     assert llm.get_tool_calls_from_response(response)[0].tool_name == name
 
 
+@pytest.mark.slow
 def test_names_with_the_same_written_form_stay_distinct(chat: ChatStars) -> None:
     names = ["look up", "look_up", "look?up"]
     tools = [StructuredTool.from_function(add, name=name) for name in names]

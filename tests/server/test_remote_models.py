@@ -199,6 +199,7 @@ def test_a_server_that_hangs(lm: TestServer, rm: TestServer, faulty: str) -> Non
         wait_until(lambda: server.num_hanging == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_was_accepted_before_a_failure(
     remote: RunningServer, rm: TestServer, stream: bool, caplog: pytest.LogCaptureFixture
@@ -229,6 +230,7 @@ def test_what_was_accepted_before_a_failure(
     assert last()["error"] == "backend_unavailable"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("waits_for", ["lm", "rm"])
 def test_a_client_that_disconnects_cancels_the_calls_of_servers(
