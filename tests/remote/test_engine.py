@@ -185,6 +185,7 @@ def test_alternatives_at_servers(new_engine: Callable[..., StarsEngine], draft_a
     assert opened.text.startswith(" is a film that I have seen")
 
 
+@pytest.mark.slow
 def test_counts(
     new_engine: Callable[..., StarsEngine], models: list[TestServer], rewards: TestServer
 ) -> None:
@@ -232,6 +233,7 @@ def test_a_slow_row_holds_nobody(
     assert waiting.result(30)[0].finish_reason in ("stop", "length")
 
 
+@pytest.mark.slow
 def test_cancelled_rows_leave_the_server(
     new_engine: Callable[..., StarsEngine], models: list[TestServer]
 ) -> None:
@@ -244,6 +246,7 @@ def test_cancelled_rows_leave_the_server(
     wait_until(lambda: idle(remote))
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_a_draft(
     new_engine: Callable[..., StarsEngine], models: list[TestServer]
 ) -> None:
@@ -343,6 +346,7 @@ def test_a_server_that_hangs_ends_requests_in_time(
     wait_until(lambda: models[0].num_aborted == 2)  # both candidates
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again_when_it_says(
     new_engine: Callable[..., StarsEngine], models: list[TestServer]
 ) -> None:
