@@ -46,6 +46,7 @@ def test_demo_shows_both_answers_and_the_gain() -> None:
     assert "Wall time" in run.stdout
 
 
+@pytest.mark.slow
 def test_generate_json_equals_the_results_of_the_engine(
     engine: StarsEngine, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_alternatives_of_a_config_file(tmp_path: Path) -> None:
     assert [segment.alternative for segment in result.segments] == [0, None]
 
 
+@pytest.mark.slow
 def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
     [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
