@@ -233,7 +233,10 @@ class Chat(Schema):
     def __hash__(self) -> int:
         return hash((self.messages, self.tools, self.tool_choice))
 
-    _of_the_template = field_validator("chat_template_kwargs")(check_template_kwargs)
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return check_template_kwargs(kwargs)
 
     @field_validator("tool_choice", mode="before")
     @classmethod

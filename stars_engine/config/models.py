@@ -124,9 +124,10 @@ class Checkpoint(Part):
             raise ValueError("token and model_kwargs['token'] differ. Hint: give one of them")
         return {**values, "model_kwargs": others, "token": given}
 
-    _names_are_names = field_validator("name_or_path", "tokenizer_name_or_path", "revision")(
-        check_name
-    )
+    @field_validator("name_or_path", "tokenizer_name_or_path", "revision")
+    @classmethod
+    def _names_are_names(cls, name: str | None) -> str | None:
+        return check_name(name)
 
     @field_validator("token")
     @classmethod
@@ -137,9 +138,15 @@ class Checkpoint(Part):
                 raise ValueError("a token consists of printable characters without spaces")
         return token
 
-    _device_map_can_be_written = field_validator("device_map")(check_values)
+    @field_validator("device_map")
+    @classmethod
+    def _device_map_can_be_written(cls, value: Any) -> Any:
+        return check_values(value)
 
-    _keywords_are_allowed = field_validator("model_kwargs")(check_keywords)
+    @field_validator("model_kwargs")
+    @classmethod
+    def _keywords_are_allowed(cls, keywords: dict[str, Any]) -> dict[str, Any]:
+        return check_keywords(keywords)
 
     @model_validator(mode="after")
     def _no_code_unasked(self) -> Self:
@@ -253,7 +260,10 @@ class TransformersModel(Checkpoint):
         description="a Jinja chat template that replaces the tokenizer's own",
     )
 
-    _adapter_has_a_name = field_validator("adapter_path", "gguf_file")(check_name)
+    @field_validator("adapter_path", "gguf_file")
+    @classmethod
+    def _adapter_has_a_name(cls, name: str | None) -> str | None:
+        return check_name(name)
 
 
 def _plain(token: Any) -> Any:

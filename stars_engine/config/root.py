@@ -106,16 +106,25 @@ class StarsConfig(Filed):
     )
     schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
 
-    _model_by_name = field_validator("model", mode="before")(as_model)
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: object) -> object:
+        return as_model(value)
 
-    _reward_by_name = field_validator("reward", mode="before")(as_reward)
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _reward_by_name(cls, value: Any) -> Any:
+        return as_reward(value)
 
     @field_validator("align", mode="before")
     @classmethod
     def _align_by_name(cls, value: object) -> object:
         return preset(value) if isinstance(value, str) else value
 
-    _of_the_template = field_validator("chat_template_kwargs")(check_template_kwargs)
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return check_template_kwargs(kwargs)
 
     @model_validator(mode="after")
     def _pair_belongs_together(self) -> Self:

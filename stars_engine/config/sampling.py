@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -122,7 +122,10 @@ class SamplingParams(Schema):
             )
         return tuple(is_json(item, "a stop string") for item in stop)
 
-    _of_a_model = field_validator("grammar", mode="before")(as_grammar)
+    @field_validator("grammar", mode="before")
+    @classmethod
+    def _of_a_model(cls, grammar: Any) -> Any:
+        return as_grammar(grammar)
 
     @field_validator("logit_bias")
     @classmethod

@@ -112,9 +112,10 @@ class Server(Part):
             raise ValueError("a URL occurs twice; give each server once")
         return plain
 
-    _names_are_names = field_validator(
-        "tokenizer_name_or_path", "revision", "served_model", "ca_file"
-    )(check_name)
+    @field_validator("tokenizer_name_or_path", "revision", "served_model", "ca_file")
+    @classmethod
+    def _names_are_names(cls, name: str | None) -> str | None:
+        return check_name(name)
 
     @field_validator("api_key_env")
     @classmethod

@@ -59,7 +59,10 @@ class VLLMCheckpoint(Part):
         examples=[{"block_size": 16}],
     )
 
-    _names_are_names = field_validator("name_or_path", "revision")(check_name)
+    @field_validator("name_or_path", "revision")
+    @classmethod
+    def _names_are_names(cls, name: str | None) -> str | None:
+        return check_name(name)
 
     @field_validator("engine_kwargs")
     @classmethod

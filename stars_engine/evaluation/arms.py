@@ -51,9 +51,15 @@ class BaseArm(Schema):
         examples=[1.0],
     )
 
-    _model_by_name = field_validator("model", mode="before")(as_model)
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: object) -> object:
+        return as_model(value)
 
-    _reward_by_name = field_validator("reward", mode="before")(as_reward)
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _reward_by_name(cls, value: object) -> object:
+        return as_reward(value)
 
     @property
     def base_align(self) -> AlignParams | None:

@@ -34,7 +34,10 @@ class FunctionSchedule(BaseSchedule):
         "are nan otherwise; costs one reward call per request",
     )
 
-    _names_an_object = field_validator("function")(check_name)
+    @field_validator("function")
+    @classmethod
+    def _names_an_object(cls, function: Any) -> Any:
+        return check_name(function)
 
     @field_serializer("function", when_used="json")
     def _shown(self, function: Any) -> str:

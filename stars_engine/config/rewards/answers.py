@@ -35,7 +35,10 @@ class ReadsAnswers(ReadsText):
         description="append what the template writes after an answer to finished answers",
     )
 
-    _template_holds_completion = field_validator("template")(check_template)
+    @field_validator("template")
+    @classmethod
+    def _template_holds_completion(cls, template: str | None) -> str | None:
+        return check_template(template)
 
     @model_validator(mode="after")
     def _template_is_read(self) -> Self:

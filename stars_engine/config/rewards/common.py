@@ -44,7 +44,10 @@ class Floored(Part):
         examples=[-2.0],
     )
 
-    _floor_is_no_wall = field_validator("floor")(check_floor)
+    @field_validator("floor")
+    @classmethod
+    def _floor_is_no_wall(cls, floor: float | None) -> float | None:
+        return check_floor(floor)
 
     @property
     def allowed_from(self) -> float | None:
@@ -96,7 +99,10 @@ class ReadsText(Schema):
         examples=[{"enable_thinking": False}],
     )
 
-    _of_the_template = field_validator("chat_template_kwargs")(check_template_kwargs)
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return check_template_kwargs(kwargs)
 
     @model_validator(mode="after")
     def _kwargs_act(self) -> Self:

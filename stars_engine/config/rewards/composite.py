@@ -94,7 +94,10 @@ class RewardPart(Schema):
             )
         return as_reward(value)
 
-    _floor_is_no_wall = field_validator("floor")(check_floor)
+    @field_validator("floor")
+    @classmethod
+    def _floor_is_no_wall(cls, floor: float | None) -> float | None:
+        return check_floor(floor)
 
     def standardised(self, value: float) -> float:
         """Return the contribution of a value to the sum; not finite if the value is not."""

@@ -21,7 +21,10 @@ class _Callable(Schema):
         examples=["my_package.rewards:politeness"],
     )
 
-    _names_an_object = field_validator("function")(check_name)
+    @field_validator("function")
+    @classmethod
+    def _names_an_object(cls, function: Any) -> Any:
+        return check_name(function)
 
 
 class FunctionReward(Failing, _Callable):

@@ -134,7 +134,10 @@ class ScoresSteps(Aggregates, ReadsText):
         "does not read it until it ends",
     )
 
-    _template_holds_completion = field_validator("template")(check_template)
+    @field_validator("template")
+    @classmethod
+    def _template_holds_completion(cls, template: str | None) -> str | None:
+        return check_template(template)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

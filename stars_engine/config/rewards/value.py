@@ -32,7 +32,10 @@ class ValueReward(Floored):
         description="a loaded ValueHead, instead of name_or_path",
     )
 
-    _name_is_a_name = field_validator("name_or_path")(check_name)
+    @field_validator("name_or_path")
+    @classmethod
+    def _name_is_a_name(cls, name: str | None) -> str | None:
+        return check_name(name)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
