@@ -22,13 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from stars_engine.core.autotune import (
-    AcceptanceEstimates,
-    Chances,
-    SegmentDraws,
-    StepCostCurve,
-    allocate_rows,
-)
+from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates, SegmentDraws
+from stars_engine.core.autotune.allocation import Chances, allocate_rows
+from stars_engine.core.autotune.step_costs import StepCostCurve
 
 Cost = Callable[[int], float]
 Choose = Callable[[Sequence["SimulatedRollout"], Cost, int], Sequence[int]]

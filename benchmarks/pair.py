@@ -34,7 +34,7 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.backends.base import DraftRequest
 from stars_engine.backends.transformers import TransformersBackend
-from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.request import Request, RequestQueue
 from stars_engine.core.scheduler import Scheduler

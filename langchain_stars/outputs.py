@@ -81,7 +81,10 @@ def chat_generation_of(result: StarsResult, reporting: Reporting) -> ChatGenerat
     message = AIMessage(
         content=_content_of(result),
         additional_kwargs=_extras_of(result),
-        tool_calls=[make_tool_call(**_call_fields(call)) for call in said.tool_calls],
+        tool_calls=[
+            make_tool_call(name=call.name, args=call.arguments, id=call.id)
+            for call in said.tool_calls
+        ],
         invalid_tool_calls=[
             invalid_tool_call(name=call.name, args=call.text, id=None, error=call.error)
             for call in said.invalid_tool_calls
@@ -205,7 +208,3 @@ def _extras_of(result: StarsResult) -> dict[str, Any]:
 
 def _generation_info(result: StarsResult) -> dict[str, Any]:
     return {"finish_reason": result.finish_reason}
-
-
-def _call_fields(call: Any) -> dict[str, Any]:
-    return {"name": call.name, "args": call.arguments, "id": call.id}

@@ -268,7 +268,6 @@ class StarsLLM(FurtherFields, CallingLLM, CustomLLM):
         return super().settings(**overrides)
 
     def _engine_of(self, kwargs: dict[str, Any]) -> StarsEngine:
-        """Return the engine for a call."""
         others = ("reward_prompt", "trace", "response_format", "describe_schema", *_OF_CHAT)
         given = {name: value for name, value in kwargs.items() if name not in others}
         return self.engine(self.settings(**given))

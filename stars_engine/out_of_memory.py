@@ -30,15 +30,12 @@ class KeepsCache(Protocol):
     @property
     def bytes_per_token(self) -> int:
         """Memory of one cached token; 0 if nothing is cached, or before the first one is."""
-        ...
 
     def limit_cache(self, max_bytes: int | None) -> None:
         """Bound the memory of the cache, in use or not; None for a default."""
-        ...
 
     def free_unused(self) -> None:
         """Free what no request in progress needs."""
-        ...
 
 
 class ReportsMemory(Protocol):
@@ -46,7 +43,6 @@ class ReportsMemory(Protocol):
 
     def memory_usage(self) -> Mapping[str, int]:
         """Return bytes by holder, such as "kv_cache". May be called from any thread."""
-        ...
 
 
 class DependsOnWeights(Protocol):
@@ -54,7 +50,6 @@ class DependsOnWeights(Protocol):
 
     def invalidate_if_changed(self) -> None:
         """Forget what was computed with other weights; called when requests start."""
-        ...
 
 
 def keeps_cache(model: object) -> TypeGuard[KeepsCache]:

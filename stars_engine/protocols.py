@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from typing_extensions import get_protocol_members
+
+_members = cache(get_protocol_members)  # it searches the classes each time
 
 
 def has_members(value: object, protocol: type) -> bool:
@@ -11,4 +15,4 @@ def has_members(value: object, protocol: type) -> bool:
     Members that the object forwards with `__getattr__` count, as for a wrapper. With `isinstance`
     and a runtime-checkable protocol, they count only before Python 3.12.
     """
-    return all(hasattr(value, name) for name in get_protocol_members(protocol))
+    return all(hasattr(value, name) for name in _members(protocol))

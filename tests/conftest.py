@@ -1,4 +1,7 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share.
+
+Fixtures import torch and transformers: the process that hands tests to others needs neither.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification
 
 from stars_engine import (
     AlignParams,
@@ -20,19 +22,39 @@ from stars_engine import (
     StarsEngine,
     calibrate,
 )
-from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.types import RewardInput
 from tests.support.calibration import OPENINGS, QUICK
-from tests.support.rewards import CHATML, byte_tokenizer, real_borders, small
+from tests.support.process_state import environment, process_state
 from tests.support.shared_files import shared_model
 
-# Small matrices: two threads only wait for each other, also in processes that tests start.
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2ForTokenClassification
+
+    from stars_engine.backends.transformers import TransformersBackend
+
+# Small matrices: two threads only wait for each other, also in processes that tests start. torch
+# reads this when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 # A shell ignores interrupts for the processes that it starts in the background, and theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_state() -> Iterator[None]:
+    """No module leaves the process changed for those that run after it in the same process."""
+    state, variables = process_state(), environment()
+    yield
+    found, left = process_state(), environment()
+    changed = {name: (state[name], found[name]) for name in state if state[name] != found[name]}
+    # Libraries set variables of their own when they are imported.
+    changed |= {
+        name: (value, left.get(name))
+        for name, value in variables.items()
+        if left.get(name) != value
+    }
+    assert not changed, f"the tests of this module left this changed: {changed}"
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +82,15 @@ def tokenizer(engine: StarsEngine) -> object:
 
 @pytest.fixture(scope="session")
 def tinystories() -> TransformersBackend:
+    from stars_engine.backends.transformers import TransformersBackend
+
     return TransformersBackend(TransformersModel(name_or_path=shared_model("TinyStories-656K")))
 
 
 @pytest.fixture(scope="session")
 def stories260k() -> TransformersBackend:
+    from stars_engine.backends.transformers import TransformersBackend
+
     return TransformersBackend(TransformersModel(name_or_path=shared_model("stories260K")))
 
 
@@ -94,12 +120,16 @@ def schedule(engine: StarsEngine) -> CalibratedSchedule:
 @pytest.fixture(scope="session")
 def borders(engine: StarsEngine) -> list[RewardInput]:
     """Inputs of a reward at more than 400 real segment ends."""
+    from tests.support.rewards import real_borders
+
     return real_borders(engine)
 
 
 @pytest.fixture(scope="session")
 def qwen_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
     """Like that of Qwen2.5-Math-PRM: a begin token that is never added, and a step marker."""
+    from tests.support.rewards import CHATML, byte_tokenizer
+
     return byte_tokenizer(
         [item.text for item in borders],
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"],
@@ -112,6 +142,10 @@ def qwen_tokenizer(borders: list[RewardInput]) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def qwen(qwen_tokenizer: PreTrainedTokenizerFast) -> Qwen2ForTokenClassification:
     """A small process reward model."""
+    from transformers import Qwen2Config, Qwen2ForTokenClassification
+
+    from tests.support.rewards import small
+
     return small(Qwen2ForTokenClassification, Qwen2Config, qwen_tokenizer, num_labels=2)
 
 

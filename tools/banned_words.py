@@ -22,6 +22,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,16 @@ class Rules:
     exclude: tuple[str, ...]
     allow: re.Pattern[str] | None
     prose_only: tuple[str, ...]
+
+    @cached_property
+    def any_name(self) -> re.Pattern[str] | None:
+        """Matches every banned identifier."""
+        return _either(word.names for word in self.words)
+
+    @cached_property
+    def any_prose(self) -> re.Pattern[str] | None:
+        """Matches every banned piece of prose."""
+        return _either(word.prose for word in self.words)
 
 
 class Found(NamedTuple):
@@ -132,14 +143,20 @@ def check(text: str, path: str, rules: Rules) -> Iterator[Hit]:
     parts = parts_of(text, path)
     if any(Path(path).match(glob) for glob in rules.prose_only):
         parts.names.clear()
+    # Few files have a hit, so all words are searched for at once before each by itself.
+    names = _matching(rules.any_name, parts.names)
+    # Blanks keep the lines of what follows.
+    prose = [
+        Found(line, rules.allow.sub(_blank, piece) if rules.allow else piece)
+        for line, piece in parts.prose
+        if rules.any_prose and rules.any_prose.search(piece)
+    ]
     for word in rules.words:
-        for found in _matching(word.modules, parts.modules) + _matching(word.names, parts.names):
+        for found in _matching(word.modules, parts.modules) + _matching(word.names, names):
             yield Hit(path, *found, word)
-        for line, piece in parts.prose if word.prose else ():
-            # Blanks keep the lines of what follows.
-            cleared = rules.allow.sub(_blank, piece) if rules.allow else piece
-            for match in word.prose.finditer(cleared) if word.prose else ():
-                yield Hit(path, line + cleared.count("\n", 0, match.start()), match[0], word)
+        for line, piece in prose if word.prose else ():
+            for match in word.prose.finditer(piece) if word.prose else ():
+                yield Hit(path, line + piece.count("\n", 0, match.start()), match[0], word)
 
 
 def _matching(pattern: re.Pattern[str] | None, found: Sequence[Found]) -> list[Found]:
@@ -227,6 +244,13 @@ def _any_of(patterns: Sequence[str], flags: int = 0) -> re.Pattern[str] | None:
     # Prose is wrapped, so a blank of a pattern matches the end of a line and a comment's sign, too.
     wrapped = [pattern.replace(" ", r"[\s#>\"']+") for pattern in patterns]
     return re.compile("|".join(f"(?:{pattern})" for pattern in wrapped), flags) if wrapped else None
+
+
+def _either(patterns: Iterable[re.Pattern[str] | None]) -> re.Pattern[str] | None:
+    given = [pattern for pattern in patterns if pattern is not None]
+    if not given:
+        return None
+    return re.compile("|".join(pattern.pattern for pattern in given), given[0].flags)
 
 
 def _is_checked(path: Path, rules: Rules) -> bool:

@@ -42,15 +42,12 @@ class Detokenizer(Protocol):
 
     def is_end(self, token: int, sampling: SamplingParams) -> bool:
         """Return whether the token ends the text."""
-        ...
 
     def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
         """Decode a completion up to its last complete character; see `Codec.completion_text`."""
-        ...
 
     def encode_continuation(self, text: str) -> list[int]:
         """Encode text that continues other text, without special tokens."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

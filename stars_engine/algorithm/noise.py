@@ -24,18 +24,15 @@ class Noise(Protocol):
 
     def token_uniforms(self, *, position: int, attempt: int, count: int) -> Sequence[float]:
         """Return uniforms in [0, 1) for `count` tokens from completion position `position`."""
-        ...
 
     def acceptance_uniform(self, *, position: int, attempt: int) -> float:
         """Return the uniform that tests attempt `attempt` of the segment at `position`."""
-        ...
 
     def proposal_index(self, *, position: int, attempt: int, shares: Sequence[float]) -> int:
         """Return which of several proposals, of the given probabilities, makes an attempt.
 
         It is asked for only if there are alternatives to the plain prompt, once for each attempt.
         """
-        ...
 
 
 class CounterNoise:

@@ -103,15 +103,12 @@ class DecodingStrategy(Protocol):
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
         """Return how many draws of the next segment may be drafted at once."""
-        ...
 
     def first_draft(self, rollout: Rollout) -> int:
         """Return the attempt number of the next draw of the segment, from 0."""
-        ...
 
     def open(self, rollout: Rollout, candidates: Sequence[Candidate]) -> DraftVerification:
         """Start the verification of drafts."""
-        ...
 
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:
         """Use the rewards that have arrived.
@@ -123,4 +120,3 @@ class DecodingStrategy(Protocol):
         Raises:
             RequestError: The request failed.
         """
-        ...

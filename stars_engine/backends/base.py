@@ -84,12 +84,10 @@ class LanguageModel(Detokenizer, Protocol):
     @property
     def context_len(self) -> int | None:
         """Tokens of prompt and completion at most; None if there is no limit."""
-        ...
 
     @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
-        ...
 
     def draft(self, requests: Sequence[DraftRequest]) -> Sequence[Draft | GenerationError]:
         """Draft all candidates together.
@@ -100,7 +98,6 @@ class LanguageModel(Detokenizer, Protocol):
             other. Each has an instance of its own. If the call raises, the engine repeats it, then
             drafts in halves, so that only requests whose candidates fail end.
         """
-        ...
 
     def check_grammar(self, sampling: SamplingParams) -> None:
         """Do nothing if the settings have no grammar, or one that drafts will follow.
@@ -109,7 +106,6 @@ class LanguageModel(Detokenizer, Protocol):
             ConfigError: The grammar is invalid, or cannot be followed.
             MissingExtraError: The library for grammars is not installed.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +139,6 @@ class PausableLanguageModel(LanguageModel, Protocol):
         Yields:
             At each token, where it may be paused.
         """
-        ...
 
 
 def is_pausable(model: LanguageModel) -> TypeGuard[PausableLanguageModel]:
@@ -174,7 +169,6 @@ class AsyncLanguageModel(LanguageModel, Protocol):
         Returns:
             Cancels the candidate; may be called at any time, on any thread.
         """
-        ...
 
 
 def is_asynchronous(model: LanguageModel) -> TypeGuard[AsyncLanguageModel]:
@@ -209,8 +203,6 @@ class PromptedModel(LanguageModel, Protocol):
     @property
     def codec(self) -> Codec:
         """Its tokenizer."""
-        ...
 
     def default_sampling(self) -> SamplingParams:
         """Sampling settings the model came with."""
-        ...

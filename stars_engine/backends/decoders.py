@@ -18,12 +18,10 @@ class ComputedPrefix(Protocol):
     @property
     def last_output(self) -> torch.Tensor:
         """The logits after the last token, `(vocab,)`."""
-        ...
 
     @property
     def last_features(self) -> torch.Tensor | None:
         """The features of the last token, `(features,)`; None without probes."""
-        ...
 
 
 class Branches(Protocol):
@@ -31,7 +29,6 @@ class Branches(Protocol):
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token to each row, `(rows,)`; return the logits after it, `(rows, vocab)`."""
-        ...
 
     @property
     def features(self) -> torch.Tensor | None:
@@ -39,7 +36,6 @@ class Branches(Protocol):
 
         They are overwritten by the next step.
         """
-        ...
 
     def keep_last(self) -> None:
         """Let a row that is accepted as it is now continue without computing its last token."""
@@ -58,7 +54,6 @@ class Decoder(Protocol):
         Args:
             prefixes: The tokens of each, and what its holder got the last time, or None.
         """
-        ...
 
     def compute_in_parts(
         self, prefixes: Sequence[tuple[Sequence[int], Any]]
@@ -73,7 +68,6 @@ class Decoder(Protocol):
 
     def set_probes(self, probes: ProbeSet | None) -> None:
         """Compute other features from now on. What was computed without them is forgotten."""
-        ...
 
     def branch(self, prefixes: Sequence[Any], num_tokens: int) -> Branches:
         """Start a candidate row on each of the given prefixes; repeats are separate rows.
@@ -82,7 +76,6 @@ class Decoder(Protocol):
             prefixes: The prefix of each row, as computed.
             num_tokens: Maximum steps.
         """
-        ...
 
     @property
     def bytes_per_token(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from stars_engine.errors import ModelLoadError
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_tokenizer, read_config
 from stars_engine.loading.sources import hub_token, resolve_source
+from stars_engine.tokenization.added_tokens import template_sources
 
 # Keywords of from_pretrained that say how weights are kept. Any other may change the config.
 _OF_WEIGHTS = {
@@ -48,11 +49,12 @@ def read_facts(config: TransformersModel) -> ModelFacts | None:
     else:
         declared = read_config(config)
         generation = _read_generation_config(config, declared)
+    template = config.chat_template or "\n".join(template_sources(tokenizer))
     return ModelFacts(
         context_len=context_len(declared, tokenizer),
-        has_chat_template=bool(config.chat_template or getattr(tokenizer, "chat_template", None)),
+        has_chat_template=bool(template),
         default_sampling=partial(sampling_of, generation),
-        template=_template_of(config.chat_template or getattr(tokenizer, "chat_template", None)),
+        template=template,
     )
 
 
@@ -82,13 +84,13 @@ class ServedFacts:
         vocab_size: Token ids are below this.
         end_ids: End-of-text tokens.
         context_len: Tokens of prompt and completion; None if the files do not say.
-        generation: The generation config; None if there is none.
+        default_sampling: Returns what the generation config sets; ours for what it leaves open.
     """
 
     vocab_size: int
     end_ids: frozenset[int]
     context_len: int | None
-    generation: Any
+    default_sampling: Callable[[], SamplingParams]
 
 
 def read_served_facts(source: Checkpoint, tokenizer: Any) -> ServedFacts:
@@ -110,12 +112,8 @@ def read_served_facts(source: Checkpoint, tokenizer: Any) -> ServedFacts:
     size = getattr(text_config, "vocab_size", None) or len(tokenizer)
     end_ids = find_end_ids((generation, declared, tokenizer), size)
     limit = None if declared is None else context_len(declared, tokenizer)
-    return ServedFacts(size, end_ids, limit, generation)
-
-
-def _template_of(given: Any) -> str:
-    """Return the source of a template, or of several for different tasks."""
-    return "\n".join(given.values()) if isinstance(given, dict) else given or ""
+    default_sampling = SamplingParams if generation is None else partial(sampling_of, generation)
+    return ServedFacts(size, end_ids, limit, default_sampling)
 
 
 def sampling_of(generation_config: Any) -> SamplingParams:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
@@ -11,7 +10,8 @@ from weakref import WeakKeyDictionary, finalize
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, PrefixHandle
-from stars_engine.backends.facts import read_served_facts, sampling_of
+from stars_engine.backends.codec_model import CodecModel, with_chat_template
+from stars_engine.backends.facts import read_served_facts
 from stars_engine.backends.server_requests import (
     DraftInParts,
     ShortCompletionError,
@@ -30,7 +30,7 @@ from stars_engine.remote.stats import ServerStats
 from stars_engine.tokenization.codec import Codec
 
 
-class ServerBackend:
+class ServerBackend(CodecModel):
     """A `LanguageModel` over one or more HTTP servers.
 
     Each candidate is a request of its own with its own seed, so candidates are answered one by one
@@ -44,15 +44,12 @@ class ServerBackend:
     """
 
     def __init__(self, config: OpenAIServerModel) -> None:
-        tokenizer = load_served_tokenizer(config)
-        if config.chat_template is not None:
-            tokenizer = copy.copy(tokenizer)
-            tokenizer.chat_template = config.chat_template
+        tokenizer = with_chat_template(load_served_tokenizer(config), config.chat_template)
         self.config = config
         self.codec = Codec(tokenizer)
         facts = read_served_facts(tokenizer_source(config), tokenizer)
         self.vocab_size, self.end_ids = facts.vocab_size, facts.end_ids
-        self._generation = facts.generation
+        self.default_sampling = facts.default_sampling
         self.client = ServerClient(config)
         finalize(self, self.client.close).atexit = False
         try:
@@ -91,22 +88,6 @@ class ServerBackend:
             ConfigError: The servers cannot follow a setting.
         """
         check_supported(sampling, self.probed.dialect)
-
-    def is_end(self, token: int, sampling: SamplingParams) -> bool:
-        """True for the model's own end-of-text ids and the request's `stop_token_ids`."""
-        return token in self.end_ids or token in sampling.stop_token_ids
-
-    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """See `Codec.completion_text`."""
-        return self.codec.completion_text(prompt_ids, ids)
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """See `Codec.encode_continuation`."""
-        return self.codec.encode_continuation(text)
-
-    def default_sampling(self) -> SamplingParams:
-        """Return what the checkpoint's generation config sets; ours for what it leaves open."""
-        return SamplingParams() if self._generation is None else sampling_of(self._generation)
 
     def interrupt(self) -> None:
         """Give up drafting for good; may be called from any thread."""

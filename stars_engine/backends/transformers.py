@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, Pause
+from stars_engine.backends.codec_model import CodecModel, with_chat_template
 from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.draft_batch import DraftBatch
 from stars_engine.backends.facts import find_end_ids, sampling_of
@@ -31,7 +31,6 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.hidden_states.probes import Probe
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
@@ -44,7 +43,7 @@ logger = logging.getLogger(__name__)
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-class TransformersBackend:
+class TransformersBackend(CodecModel):
     """A `LanguageModel` over one loaded checkpoint.
 
     Args:
@@ -52,10 +51,7 @@ class TransformersBackend:
     """
 
     def __init__(self, config: TransformersModel) -> None:
-        tokenizer = load_tokenizer(config)
-        if config.chat_template is not None:
-            tokenizer = copy.copy(tokenizer)  # the caller's own stays as it is
-            tokenizer.chat_template = config.chat_template
+        tokenizer = with_chat_template(load_tokenizer(config), config.chat_template)
         model = load_model(config, AutoModelForCausalLM)
         if config.adapter_path is not None:
             model = _add_adapter(model, resolve_source(config.adapter_path), config)
@@ -68,7 +64,10 @@ class TransformersBackend:
         self._grammars: Grammars | None = None  # its library is an extra: made when it is needed
         self._interrupted = False
         self.decoder, self.path = select_decoder(model, self.context_len)
-        self._probed = ProbedModel(model)
+        self._probed = probed = ProbedModel(model)
+        # See `GivesHiddenStates`.
+        self.num_layers, self.hidden_size = probed.num_layers, probed.hidden_size
+        self.attach, self.read_states = probed.attach, probed.read_states
 
     # --- LanguageModel ---
 
@@ -137,28 +136,6 @@ class TransformersBackend:
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
-
-    # --- hidden states, see `GivesHiddenStates` ---
-
-    @property
-    def num_layers(self) -> int:
-        """Highest index of a hidden state."""
-        return self._probed.num_layers
-
-    @property
-    def hidden_size(self) -> int:
-        """Size of a hidden state."""
-        return self._probed.hidden_size
-
-    def attach(self, probe: Probe) -> None:
-        """See `GivesHiddenStates`."""
-        self._probed.attach(probe)
-
-    def read_states(
-        self, rows: Sequence[Sequence[int]], layers: Sequence[int]
-    ) -> list[torch.Tensor]:
-        """See `GivesHiddenStates`."""
-        return self._probed.read_states(rows, layers)
 
     # --- grammars ---
 
@@ -236,18 +213,6 @@ class TransformersBackend:
         """Give up drafting for good, at the next token; may be called from any thread."""
         self._interrupted = True
 
-    def is_end(self, token: int, sampling: SamplingParams) -> bool:
-        """True for the model's own end-of-text ids and the request's `stop_token_ids`."""
-        return token in self.end_ids or token in sampling.stop_token_ids
-
-    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """See `Codec.completion_text`."""
-        return self.codec.completion_text(prompt_ids, ids)
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """See `Codec.encode_continuation`."""
-        return self.codec.encode_continuation(text)
-
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
         return sampling_of(self.model.generation_config)
@@ -287,7 +252,6 @@ def _add_adapter(model: Any, path: str, config: TransformersModel) -> Any:
     check_exists(path, "adapter_path", token=token)
     try:
         directory = _adapter_directory(path, token)
-        _check_adapter(directory, path)
         return PeftModel.from_pretrained(model, str(directory)).eval()
     except ModelLoadError:
         raise
@@ -305,13 +269,10 @@ def _adapter_directory(path: str, token: str | None) -> Path:
         asked: dict[str, Any] = {} if token is None else {"token": token}
         found = huggingface_hub.snapshot_download(path, allow_patterns=wanted, **asked)
         directory = Path(found)
-    return directory
-
-
-def _check_adapter(directory: Path, path: str) -> None:
     if not (directory / _ADAPTER_WEIGHTS).is_file():
         raise ModelLoadError(
             f"adapter_path={path!r} contains no {_ADAPTER_WEIGHTS}, and reading pickled weights "
             "can run code. Hint: if you trust the adapter, load it once and write it with "
             "PeftModel.save_pretrained(directory, safe_serialization=True)"
         )
+    return directory

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest
-from stars_engine.backends.facts import read_served_facts, sampling_of
+from stars_engine.backends.codec_model import CodecModel, with_chat_template
+from stars_engine.backends.facts import read_served_facts
 from stars_engine.backends.server_requests import (
     DraftInParts,
     ShortCompletionError,
@@ -26,7 +26,7 @@ from stars_engine.tokenization.codec import Codec
 _DIALECT = dialect_named("vllm")
 
 
-class VLLMBackend:
+class VLLMBackend(CodecModel):
     """A `LanguageModel` over an engine of vLLM: all candidates of a step are one batch.
 
     Args:
@@ -41,15 +41,11 @@ class VLLMBackend:
 
     def __init__(self, config: VLLMModel) -> None:
         source = vllm_source(config)
-        tokenizer = load_tokenizer(source)
-        if config.chat_template is not None:
-            tokenizer = copy.copy(tokenizer)
-            tokenizer.chat_template = config.chat_template
+        tokenizer = with_chat_template(load_tokenizer(source), config.chat_template)
         self.codec = Codec(tokenizer)
         facts = read_served_facts(source, tokenizer)
         self.vocab_size, self.end_ids = facts.vocab_size, facts.end_ids
-        self._generation = facts.generation
-        self._config = config
+        self.default_sampling = facts.default_sampling
         self.llm = load_vllm(config, "generate")
         limit = self.llm.llm_engine.model_config.max_model_len
         self.context_len: int | None = int(limit)
@@ -90,22 +86,6 @@ class VLLMBackend:
             ConfigError: vLLM cannot follow a setting.
         """
         check_supported(sampling, _DIALECT)
-
-    def is_end(self, token: int, sampling: SamplingParams) -> bool:
-        """True for the model's own end-of-text ids and the request's `stop_token_ids`."""
-        return token in self.end_ids or token in sampling.stop_token_ids
-
-    def completion_text(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """See `Codec.completion_text`."""
-        return self.codec.completion_text(prompt_ids, ids)
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """See `Codec.encode_continuation`."""
-        return self.codec.encode_continuation(text)
-
-    def default_sampling(self) -> SamplingParams:
-        """Return what the checkpoint's generation config sets; ours for what it leaves open."""
-        return SamplingParams() if self._generation is None else sampling_of(self._generation)
 
     def interrupt(self) -> None:
         """Give up drafting for good, before the next batch; may be called from any thread."""

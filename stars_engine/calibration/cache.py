@@ -81,7 +81,8 @@ class CalibrationCache:
         path = self.path_of(key)
         try:
             check_home(path)
-            _check_no_pipe(path)
+            if _is_pipe(path):
+                raise OSError(errno.EEXIST, "A pipe or a device is in its place")  # noqa: TRY301
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_suffix(".lock"), thread_local=False)
             _acquire(lock, path, is_wanted)
@@ -121,11 +122,6 @@ def _read(path: Path) -> tuple[CalibratedSchedule | None, ConfigError | None]:
 def _is_pipe(path: Path) -> bool:
     """Whether there is a pipe or a device, which may block whoever opens it."""
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))  # noqa: PTH110, PTH112, PTH113
-
-
-def _check_no_pipe(path: Path) -> None:
-    if _is_pipe(path):
-        raise OSError(errno.EEXIST, "A pipe or a device is in its place")
 
 
 def _warn(path: Path, reason: str) -> None:

@@ -22,27 +22,22 @@ class Host(Protocol):
     @property
     def sampling(self) -> SamplingParams:
         """Default sampling parameters."""
-        ...
 
     @property
     def model(self) -> Any:
         """The language model."""
-        ...
 
     @property
     def reward(self) -> Any:
         """The reward model."""
-        ...
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the language model has a chat template."""
-        ...
 
     @property
     def closed(self) -> bool:
         """Whether the engine is closed."""
-        ...
 
     def generate(
         self,
@@ -53,7 +48,6 @@ class Host(Protocol):
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
         """Generate aligned answers."""
-        ...
 
     def decode(
         self,
@@ -65,8 +59,6 @@ class Host(Protocol):
         reward_prompt: RewardPrompts = None,
     ) -> list[StarsResult]:
         """Generate with a custom decoding strategy."""
-        ...
 
     def resume(self, rollouts: Sequence[Rollout], decoding: DecodingStrategy) -> list[StarsResult]:
         """Continue unfinished answers with a custom decoding strategy."""
-        ...

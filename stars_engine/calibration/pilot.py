@@ -47,7 +47,6 @@ class StageDecoding:
     Args:
         fitter: Has fitted the earlier segments.
         num_drafts: Number of drafts per prefix.
-        max_rows: Maximum number of candidates drafted at once.
         on_prompt: Called on the engine's thread when the drafts of a prompt are complete, with the
             number of prompts for which they are.
 
@@ -61,23 +60,22 @@ class StageDecoding:
         fitter: Fitter,
         *,
         num_drafts: int,
-        max_rows: int,
         on_prompt: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.collected: dict[int, PrefixDrafts] = {}
         self.rollouts: dict[int, Rollout] = {}
         self._index = len(fitter.lines)
         self._schedules = [schedule_of(fitter, index) for index in range(self._index)]
-        self._num_drafts, self._max_rows = num_drafts, max_rows
+        self._num_drafts = num_drafts
         self._on_prompt, self._num_complete = on_prompt, 0
         self._stars = _ScoreAll()
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
-        """Draft as many as `max_rows` allows in this stage; as STARS does in earlier segments."""
+        """Draft all that are missing in this stage; as STARS does in earlier segments."""
         self.rollouts[rollout.prompt_index] = rollout
         if not self._collects(rollout):
             return self._stars.num_drafts(rollout)
-        count = min(self._num_drafts - self.first_draft(rollout), self._max_rows)
+        count = self._num_drafts - self.first_draft(rollout)
         return NumDrafts(count, count)
 
     def first_draft(self, rollout: Rollout) -> int:
@@ -194,11 +192,9 @@ class Pilot:
     def _next_stage(self, num_prompts: int) -> StageDecoding:
         if self._should_stop():
             raise CalibrationStoppedError("the calibration was stopped before its last stage")
-        max_rows = self._engine.config.engine.max_rows
         return StageDecoding(
             self._fitter,
             num_drafts=self._num_drafts,
-            max_rows=max_rows,
             on_prompt=lambda complete: self._on_prompt(complete, num_prompts),
         )
 

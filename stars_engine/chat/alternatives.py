@@ -76,7 +76,6 @@ class AlternativeEncoder:
         return resolved.token_ids
 
     def _chat(self, index: int) -> Chat:
-        """Return the prompt as a conversation."""
         prompt = self.prompt
         if isinstance(prompt, Chat):
             return prompt

@@ -25,7 +25,6 @@ from stars_engine.chat.template import (
     has_template,
     knows_tools,
     render,
-    sources_of,
 )
 from stars_engine.chat.tool_grammars import tool_grammar
 from stars_engine.chat.turns import (
@@ -37,6 +36,7 @@ from stars_engine.chat.turns import (
 )
 from stars_engine.config import EbnfGrammar
 from stars_engine.messages import Chat, Message
+from stars_engine.tokenization.added_tokens import template_sources
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardPrompt
 
@@ -199,7 +199,7 @@ def _reasoning_mode(rendered: str, codec: Codec) -> ReasoningMode:
 
 
 def _template(codec: Codec) -> str:
-    return "\n".join(sources_of(codec))
+    return "\n".join(template_sources(codec.tokenizer))
 
 
 def _as_transcript(messages: Sequence[Message], prefill: str) -> str:

@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 
 from stars_engine.chat.conversations import ResolvedPrompt, read_conversation, transcript
 from stars_engine.chat.formats import GENERIC
-from stars_engine.chat.template import NO_KWARGS, TemplateKwargs, has_template, sources_of
+from stars_engine.chat.template import NO_KWARGS, TemplateKwargs, has_template
 from stars_engine.chat.turns import texts_of, turns_of, with_calls_as_text
 from stars_engine.errors import PromptError
 from stars_engine.messages import Chat, Message
+from stars_engine.tokenization.added_tokens import template_sources
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import Prompt, RenderedPrompt, RewardPrompt, TokenIds
 
@@ -95,7 +96,7 @@ def _announce_pieces(text: str, codec: Codec) -> None:
     """Warn once if text contains control tokens of the model's template, which stay text."""
     if codec in _announced or not has_template(codec):
         return
-    template = "\n".join(sources_of(codec))
+    template = "\n".join(template_sources(codec.tokenizer))
     found = next(
         (
             token

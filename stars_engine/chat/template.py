@@ -30,7 +30,7 @@ from stars_engine.chat.traced_text import (
 from stars_engine.chat.turns import TemplateMessage, mapped, texts_of, tools_of, turns_of
 from stars_engine.errors import PromptError, StarsWarning
 from stars_engine.messages import Message, Tool
-from stars_engine.tokenization.added_tokens import template_words
+from stars_engine.tokenization.added_tokens import template_sources, template_words
 from stars_engine.tokenization.codec import Codec
 
 # Values that templates compare with; they are never control tokens.
@@ -62,32 +62,6 @@ class Rendered(NamedTuple):
 def has_template(codec: Codec) -> bool:
     """Return whether the tokenizer has a chat template."""
     return bool(getattr(codec.tokenizer, "chat_template", None))
-
-
-def encode_chat(
-    codec: Codec,
-    messages: Sequence[Message],
-    tools: Sequence[Tool] = (),
-    *,
-    template_kwargs: TemplateKwargs = NO_KWARGS,
-) -> list[int]:
-    """Render messages with a generation prompt, and encode them.
-
-    Equal to `apply_chat_template` unless a content contains a control token.
-
-    Raises:
-        PromptError: There is no template, it rejects the messages, or the messages contain every
-            noncharacter.
-    """
-    if not has_template(codec):
-        raise PromptError(
-            "a conversation needs a chat template, and this model's tokenizer has none. Hint: pass "
-            "a string, set prompt_format='raw', or set TransformersModel(chat_template=...)"
-        )
-    rendered = render(
-        codec, messages, tools, add_generation_prompt=True, template_kwargs=template_kwargs
-    )
-    return encode_rendered(codec, rendered)
 
 
 def render(
@@ -247,7 +221,7 @@ def _warn_of_unread(codec: Codec, template_kwargs: TemplateKwargs) -> None:
     if not new:
         return
     checked.update(new)
-    read = _names_read(sources_of(codec))
+    read = _names_read(template_sources(codec.tokenizer))
     for name in new:
         if name not in read:
             warnings.warn(
@@ -258,18 +232,12 @@ def _warn_of_unread(codec: Codec, template_kwargs: TemplateKwargs) -> None:
             )
 
 
-def sources_of(codec: Codec) -> tuple[str, ...]:
-    """Return the sources of the tokenizer's chat templates; there may be one per task."""
-    template = codec.tokenizer.chat_template or ""
-    return tuple(template.values()) if isinstance(template, dict) else (template,)
-
-
 def reads_variable(template: str, name: str) -> bool:
     """Return whether a template reads a variable."""
     return name in _names_read((template,))
 
 
-def _names_read(sources: tuple[str, ...]) -> set[str]:
+def _names_read(sources: Sequence[str]) -> set[str]:
     """Return the names in templates that may be variables."""
     found = set()
     for source in sources:

@@ -61,7 +61,7 @@ def start_of_calls(text: str, form: ToolFormat) -> int:
 
 def may_be_a_call(text: str, form: ToolFormat) -> bool:
     """Whether a whole marked text could be the beginning of a call."""
-    stripped = _without_blanks(text)
+    stripped = text[:200].translate({ord(blank): None for blank in BLANKS})
     signs = (form.marker, form.tag, form.first, form.tag + form.first)
     return bool(stripped) and any(sign.startswith(stripped) for sign in signs)
 
@@ -266,10 +266,6 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
-
-
-def _without_blanks(text: str) -> str:
-    return text[:200].translate({ord(blank): None for blank in BLANKS})
 
 
 class _Scanner:

@@ -327,7 +327,6 @@ def _run(recipe: Recipe, directory: Path) -> None:
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print the main table."""
     from rich.console import Console
 
     fresh = evaluation.fresh

@@ -11,22 +11,20 @@ from stars_engine.config.grammars import (
     RegexGrammar,
 )
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
-from stars_engine.config.rewards import (
-    ClassifierReward,
-    CompositeReward,
-    FunctionReward,
-    GuardrailReward,
-    GuardReward,
-    ProcessReward,
-    RewardConfig,
-    RewardPart,
+from stars_engine.config.rewards import RewardConfig
+from stars_engine.config.rewards.classifier import ClassifierReward
+from stars_engine.config.rewards.composite import CompositeReward, RewardPart
+from stars_engine.config.rewards.function import FunctionReward
+from stars_engine.config.rewards.guard import GuardrailReward, GuardReward
+from stars_engine.config.rewards.process import ProcessReward
+from stars_engine.config.rewards.server import (
     ServerProcessReward,
     ServerReward,
     ServerYesNoReward,
-    ValueReward,
-    VLLMReward,
-    YesNoReward,
 )
+from stars_engine.config.rewards.value import ValueReward
+from stars_engine.config.rewards.vllm import VLLMReward
+from stars_engine.config.rewards.yes_no import YesNoReward
 from stars_engine.config.root import ModelConfig, StarsConfig
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel

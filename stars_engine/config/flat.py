@@ -57,9 +57,9 @@ def with_fields(config: StarsConfig, fields: Mapping[str, Any], *, owner: str) -
                 )
             # The thresholds of the embedded pair do not apply to other models.
             foreign = part == "align" and "align" not in config.model_fields_set
-            changes[part] = (kind() if foreign and _other_pair(changes) else current).replace(
-                **given
-            )
+            if foreign and changes.keys() & {"model", "reward"}:
+                current = kind()
+            changes[part] = current.replace(**given)
     return config.replace(**changes) if changes else config
 
 
@@ -91,7 +91,3 @@ def check_names(
             problems.append(Problem(name, f"{said}. {HINT}{hint}"))
     if problems:
         raise ConfigError(owner, problems)
-
-
-def _other_pair(changes: Mapping[str, Any]) -> bool:
-    return bool(changes.keys() & {"model", "reward"})

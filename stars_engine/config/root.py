@@ -14,11 +14,8 @@ from stars_engine.config.align import AlignParams
 from stars_engine.config.engine import EngineParams
 from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
 from stars_engine.config.presets import preset
-from stars_engine.config.rewards import (
-    ClassifierReward,
-    RewardConfig,
-    as_reward,
-)
+from stars_engine.config.rewards import RewardConfig, as_reward
+from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel
 from stars_engine.config.vllm import VLLMModel

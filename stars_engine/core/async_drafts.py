@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.drafter import DraftOutcome
 from stars_engine.core.overlap import MeanDuration, pays, request_after_first
 from stars_engine.core.pending_drafts import Flight, PendingDrafts

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from stars_engine.algorithm.verification import NumDrafts
-from stars_engine.core.autotune import StepLimits
+from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.request import MAX_TURN, Request, RequestQueue
 
 MAX_NEW_TOKENS = 4096  # of different prompts that start in one step; a longer one starts alone

@@ -18,7 +18,7 @@ from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.backends.base import LanguageModel, is_asynchronous
 from stars_engine.core.async_drafts import AsyncDrafts
-from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
 from stars_engine.core.local_drafts import LocalDrafts, PausableBatch

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from stars_engine.backends.base import DraftRequest, Pause
-from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.drafter import Drafter, DraftOutcome
 from stars_engine.core.request import Request, RequestStatus, ScheduledRequest
 from stars_engine.core.request_errors import as_request_error, out_of_memory_error

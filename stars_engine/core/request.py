@@ -51,6 +51,7 @@ class Request:
         has_one_handle: Whether all its prompts share `handle`, because memory holds only one of
             their prefixes.
         verification: The drafts that are being scored, if any.
+        num_rows: Candidates that it drafts at least in its next step, as last counted.
         prompt_computed: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
         queue: The queue of its caller, once it has started.
@@ -64,6 +65,7 @@ class Request:
     alternative_handles: dict[int, PrefixHandle] = field(default_factory=dict)
     has_one_handle: bool = False
     verification: DraftVerification | None = None
+    num_rows: int = 1
     prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None

@@ -90,8 +90,11 @@ class Scheduler:
 
     @property
     def num_ready_rows(self) -> int:
-        """Minimum number of candidates that running requests draft."""
-        return sum(self.num_drafts(request).least for request in tuple(self._running))
+        """Minimum number of candidates that running requests draft, as last counted.
+
+        May be read on any thread.
+        """
+        return sum(request.num_rows for request in tuple(self._running))
 
     def has_work(self) -> bool:
         """Whether the next step can draft something."""
@@ -106,11 +109,10 @@ class Scheduler:
         """Return how many candidates a request may draft in one step."""
         least, most = request.decoding.num_drafts(request.rollout)
         limit = self.row_limit
-        return (
-            NumDrafts(least, most)
-            if limit is None
-            else NumDrafts(min(least, limit), min(most, limit))
-        )
+        if limit is not None:
+            least, most = min(least, limit), min(most, limit)
+        request.num_rows = least
+        return NumDrafts(least, most)
 
     # --- transitions ---
 
@@ -256,7 +258,8 @@ class Scheduler:
 
     def _start(self) -> None:
         """Start waiting requests; callers take turns, see `turn_size`."""
-        num_rows, num_new_tokens = self.num_ready_rows, 0
+        num_rows = sum(self.num_drafts(request).least for request in self._running)
+        num_new_tokens = 0
         last: Request | None = None
 
         def has_rows(queue: RequestQueue, request: Request) -> bool:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Self
 
 from stars_engine.backends.base import ModelFacts, PromptedModel
-from stars_engine.chat.template import has_template, sources_of
 from stars_engine.config import (
     AlignParams,
     OpenAIServerModel,
@@ -33,6 +32,7 @@ from stars_engine.runtime.request_group import RewardSource
 from stars_engine.runtime.runtime import Runtime
 from stars_engine.runtime.stats import EngineStats
 from stars_engine.schedules import AutoSchedule
+from stars_engine.tokenization.added_tokens import template_sources
 from stars_engine.types import Prompt
 
 
@@ -125,7 +125,7 @@ class Handle:
             if self._facts_by_files is not None:
                 return self._facts_by_files
         model = self.model
-        template = "\n".join(sources_of(model.codec)) if has_template(model.codec) else ""
+        template = "\n".join(template_sources(model.codec.tokenizer))
         return ModelFacts(model.context_len, bool(template), model.default_sampling, template)
 
     @property

@@ -210,7 +210,6 @@ def _generate(
     sampling: SamplingParams,
     align: AlignParams,
 ) -> list[StarsResult]:
-    """Answer prompts the way of an arm."""
     if isinstance(arm, VanillaArm):
         return engine().vanilla(prompts, sampling=sampling)
     if isinstance(arm, BestOfNArm):

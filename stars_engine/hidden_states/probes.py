@@ -45,12 +45,10 @@ class GivesHiddenStates(Protocol):
     @property
     def num_layers(self) -> int:
         """Highest index of a hidden state."""
-        ...
 
     @property
     def hidden_size(self) -> int:
         """Size of a hidden state."""
-        ...
 
     def attach(self, probe: Probe) -> None:
         """Let drafts carry the features of a probe, as long as the probe exists.
@@ -58,13 +56,11 @@ class GivesHiddenStates(Protocol):
         Raises:
             ModelLoadError: The model gives no such hidden states.
         """
-        ...
 
     def read_states(
         self, rows: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> list[torch.Tensor]:
         """Return `(tokens, len(layers) * hidden_size)` hidden states of rows, by plain passes."""
-        ...
 
 
 def gives_hidden_states(model: object) -> TypeGuard[GivesHiddenStates]:

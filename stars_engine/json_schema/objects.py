@@ -61,9 +61,11 @@ def laid_out(
         order.update(dict.fromkeys(string.values or ()))
     fields = []
     for name in order:
-        node = intersections.property_of(obj, name)
-        if names is not None and not any(_allows(string, name) for string in names):
-            node = NEVER
+        is_allowed = names is None or any(
+            string_holds(string, name) and (string.values is None or name in string.values)
+            for string in names
+        )
+        node = intersections.property_of(obj, name) if is_allowed else NEVER
         fields.append(Field(name, node, name in obj.required))
     bases = [between_quotes(())]
     if names is not None:
@@ -109,7 +111,3 @@ def _strings(node: Node, dereference: Callable[[Reference], Node]) -> list[Strin
         alternatives = dereference(part) if isinstance(part, Reference) else (part,)
         found += [inner for inner in alternatives if isinstance(inner, String)]
     return found
-
-
-def _allows(string: String, name: str) -> bool:
-    return string_holds(string, name) and (string.values is None or name in string.values)

@@ -83,12 +83,9 @@ class NodeReader(Protocol):
 
     def node(self, schema: Any, place: Place) -> Node:
         """Return the values that a schema allows."""
-        ...
 
     def add(self, place: Place, keyword: str, reason: str) -> None:
         """Note a requirement that a grammar cannot express."""
-        ...
 
     def noting(self, place: Place, keyword: str) -> AbstractContextManager[None]:
         """Note a keyword that cannot be expressed if reading it raises."""
-        ...

@@ -178,7 +178,6 @@ class TypedKeywords:
         return self._counted(self._required(obj, schema, place), schema, place)
 
     def _required(self, obj: Object, schema: dict[str, Any], place: Place) -> Object:
-        """Add the required properties to an object node."""
         required: list[str] = []
         properties = dict(obj.properties)
         with self._reader.noting(place, "required"):

@@ -44,15 +44,12 @@ class ScratchRows(Protocol):
     @property
     def kv(self) -> ScratchKV:
         """Keys and values of their tokens."""
-        ...
 
     def positions(self, count: int) -> torch.Tensor:
         """Return the positions of the next tokens, `(rows, count)`."""
-        ...
 
     def layout(self) -> AttentionLayout:
         """Return what the next tokens attend to."""
-        ...
 
 
 class ModelRunner:

@@ -64,7 +64,6 @@ def compute_missing(
 def _compute_together(
     group: Sequence[PrefixTarget], count: int, extend: Extend, *, keeps_outputs: bool
 ) -> None:
-    """Compute the next tokens of each prefix."""
     prefixes = [target.prefix for target in group]
     starts = [len(prefix.token_ids) for prefix in prefixes]
     ids, points = [], []

@@ -81,7 +81,6 @@ class Dialect(Protocol):
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """Return the body of a request."""
-        ...
 
     def parse(self, answer: Any) -> Completion:
         """Read an answer.
@@ -89,7 +88,6 @@ class Dialect(Protocol):
         Raises:
             MalformedAnswerError: It does not have the form that the endpoint promises.
         """
-        ...
 
 
 class VllmGenerate:

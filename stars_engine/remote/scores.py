@@ -38,7 +38,6 @@ class ScoreEndpoint(Protocol):
             raw: Whether to ask for raw scores, not for probabilities.
             salt: Inputs with another salt share no cached prefix, where servers support it.
         """
-        ...
 
     def parse(self, answer: Any, count: int) -> Scores:
         """Read an answer with `count` results.
@@ -46,7 +45,6 @@ class ScoreEndpoint(Protocol):
         Raises:
             MalformedAnswerError: It does not have the form that the endpoint promises.
         """
-        ...
 
 
 class VllmClassify:

@@ -9,15 +9,15 @@ from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.config.rewards.answers import ReadsAnswers
 from stars_engine.errors import ModelLoadError
 from stars_engine.kv_cache.cache_entry import common_prefix_len
-from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate
+from stars_engine.rewards.encoding import EncodedInput, InputReader, TextTemplate
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt
 
 _MAX_REMEMBERED = 256  # encoded prompts
 
 
-class AnswerReader:
-    """Encodes prompts and answers for a reward model.
+class AnswerReader(InputReader):
+    """Encodes prompts and answers that are not divided into steps.
 
     Args:
         config: How they are read.
@@ -38,16 +38,11 @@ class AnswerReader:
         reads_ids: bool,
         suffix_ids: Sequence[int] = (),
     ) -> None:
-        self._config, self._codec = config, codec
+        super().__init__(config, codec, name=name, max_tokens=max_tokens)
+        self._config = config
         self._template = TextTemplate(config.template, codec) if config.template else None
         self._reads_ids, self._suffix_ids = reads_ids, list(suffix_ids)
         self._beginnings: dict[RewardPrompt, list[int]] = {}
-        self._encoder = InputEncoder(config, codec, name=name, max_tokens=max_tokens)
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The context length; None for no limit."""
-        return self._encoder.max_tokens
 
     @property
     def about(self) -> str:
@@ -69,7 +64,7 @@ class AnswerReader:
             each_token: Whether to mark each token of the answer; if not, only the last one is read.
 
         Raises:
-            RewardError: They are too long; see `InputEncoder.fit`.
+            RewardError: They are too long; see `fit`.
         """
         config = self._config
         ends = config.end_of_turn_on_final if item.finished else config.end_of_turn_on_partial
@@ -83,7 +78,7 @@ class AnswerReader:
             start = common_prefix_len(self._beginning(prompt), ids)
             return EncodedInput(ids, tuple(range(min(start, len(ids) - 1), len(ids))))
 
-        return self._encoder.fit(item.prompt, encode)
+        return self.fit(item.prompt, encode)
 
     def _beginning(self, prompt: RewardPrompt) -> list[int]:
         """Encode a prompt with an empty answer."""
@@ -112,7 +107,7 @@ class AnswerReader:
         return ids or self._codec.empty_prompt()
 
     def _encode_chat(self, prompt: RewardPrompt, item: RewardInput, *, ends: bool) -> list[int]:
-        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
+        messages, kwargs = self.conversation(prompt), self._template_kwargs
         if not self._reads_ids:
             return encode_answer(
                 self._codec, messages, item.text, end_of_turn=ends, template_kwargs=kwargs

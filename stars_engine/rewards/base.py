@@ -20,7 +20,6 @@ class RewardModel(Protocol):
 
     def score(self, inputs: Sequence[RewardInput]) -> Sequence[Score | float]:
         """Return one reward per input, in order."""
-        ...
 
 
 class OffloadedReward(RewardModel, Protocol):

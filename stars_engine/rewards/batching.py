@@ -27,7 +27,6 @@ class CallAt(Protocol):
         Returns:
             The outputs, `(rows, count, ...)`.
         """
-        ...
 
 
 RunWhole = Callable[[Sequence[EncodedInput]], Sequence[torch.Tensor]]  # `(points, ...)` of each row

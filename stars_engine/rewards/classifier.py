@@ -9,18 +9,14 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from stars_engine.config import ClassifierReward
-from stars_engine.loading.models import load_model, load_tokenizer
+from stars_engine.loading.models import load_model
 from stars_engine.rewards.aggregation import check_reads_forward, not_causal
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
 from stars_engine.rewards.batch_invariance import PROBES
 from stars_engine.rewards.batching import at_columns, pad
 from stars_engine.rewards.encoding import EncodedInput, context_of
-from stars_engine.rewards.failures import FailurePolicy
-from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.local_model import LocalRewardModel, by_row
-from stars_engine.rewards.self_check import select_runner
-from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, Score
 
 
@@ -37,15 +33,11 @@ class ClassifierRewardModel(LocalRewardModel):
     _reader: AnswerReader
 
     def __init__(self, config: ClassifierReward, lm_fingerprint: str | None = None) -> None:
-        self._tokenizer = load_tokenizer(config)
-        self._codec = codec = Codec(self._tokenizer)
+        super().__init__(config)
         self._model = model = load_model(config, AutoModelForSequenceClassification)
-        self._config = config
-        self.name = config.name_or_path or type(model).__name__
-        self.failures = FailurePolicy.of(config)
         self._label = pick_label(names_of(model.config), config.label, self.name)
         self._independent = model.config.problem_type == "multi_label_classification"
-        self.reads_ids = reads_ids(config, codec, lm_fingerprint, self.name)
+        self.reads_ids = reads_ids(config, self._codec, lm_fingerprint, self.name)
         self._device = model.get_input_embeddings().weight.device
         # Causal classifiers find the last token by comparing ids with the padding id, which fails
         # if that id also occurs in the text. The head is applied at an explicit index instead.
@@ -60,13 +52,16 @@ class ClassifierRewardModel(LocalRewardModel):
         limit = context_of(model, self._tokenizer, is_causal=is_causal)
         self._reader = AnswerReader(
             config,
-            codec,
+            self._codec,
             name=self.name,
             max_tokens=limit,
             reads_ids=self.reads_ids,
             suffix_ids=self._suffix_ids,
         )
-        self._incremental, self.path = self._choose_path(limit)
+        if is_causal:
+            self._choose_path()
+        else:
+            self._incremental, self.path = None, "whole texts (no causal head)"
 
     def score(self, inputs: Sequence[RewardInput]) -> list[Score]:
         """Score whole sequences; where the model allows it, compute only their new tokens."""
@@ -108,10 +103,6 @@ class ClassifierRewardModel(LocalRewardModel):
         ).tolist()
         return values
 
-    def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return (rows, labels)."""
-        return torch.cat(self._run_whole([EncodedInput(list(row)) for row in rows]))
-
     def _run_whole(self, rows: Sequence[EncodedInput]) -> list[torch.Tensor]:
         """Return (1, labels) of each row."""
         if self._score_head is not None:
@@ -125,19 +116,6 @@ class ClassifierRewardModel(LocalRewardModel):
         assert self._score_head is not None
         scores: torch.Tensor = self._score_head(at_columns(hidden, columns))
         return scores
-
-    def _choose_path(self, context_len: int | None) -> tuple[IncrementalRunner | None, str]:
-        """Select incremental scoring if the model is causal and a self-check agrees."""
-        if self._score_head is None:
-            return None, "whole texts (no causal head)"
-        return select_runner(
-            self._model,
-            self._call,
-            self._run_whole,
-            context_len=context_len,
-            batch_size=self._config.batch_size,
-            sharing=self._sharing,
-        )
 
     @torch.inference_mode()
     def _head_agrees(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,11 +87,11 @@ class TextTemplate:
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
 
-class InputEncoder:
-    """The part of encoding that all reward models share: conversations, context, warnings.
+class InputReader(ABC):
+    """Encodes prompts and answers for a reward model: conversations, context, warnings.
 
     Args:
-        config: What to do with long prompts, and variables for the chat template.
+        config: How they are read.
         codec: The reward model's tokenizer.
         name: The name of the reward, for messages.
         max_tokens: The context length; None for no limit.
@@ -99,14 +100,19 @@ class InputEncoder:
     def __init__(
         self, config: ReadsText, codec: Codec, *, name: str, max_tokens: int | None
     ) -> None:
-        self.codec = codec
         self.max_tokens = max_tokens
+        self._codec = codec
         self._cutter = None if max_tokens is None else PromptCutter(codec, max_tokens)
         self._template_kwargs = config.chat_template_kwargs
         self._name = name
         self._truncates = config.on_overflow == "truncate"
         self._warned: set[str] = set()
         self._conversations: dict[tuple[Message, ...], tuple[Message, ...]] = {}
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """A readable description."""
 
     def conversation(self, prompt: RewardPrompt) -> tuple[Message, ...]:
         """Return a prompt as a conversation that the chat template accepts.
@@ -118,7 +124,7 @@ class InputEncoder:
             if len(self._conversations) >= _MAX_REMEMBERED:
                 self._conversations.clear()
             self._conversations[given] = acceptable(
-                self.codec, given, template_kwargs=self._template_kwargs
+                self._codec, given, template_kwargs=self._template_kwargs
             )
         taken = self._conversations[given]
         if taken != given:

@@ -8,16 +8,12 @@ import torch
 
 from stars_engine.config import GuardReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.loading.models import load_tokenizer
 from stars_engine.rewards.aggregation import reads_forward
 from stars_engine.rewards.answer_reader import AnswerReader, reads_ids
 from stars_engine.rewards.batch_invariance import PROBES
 from stars_engine.rewards.encoding import EncodedInput, context_of
-from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.guard_heads import label_indices, load_guard_head
 from stars_engine.rewards.local_model import LocalRewardModel, by_row
-from stars_engine.rewards.self_check import select_runner
-from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, Score
 
 
@@ -33,15 +29,11 @@ class GuardRewardModel(LocalRewardModel):
     _reader: AnswerReader
 
     def __init__(self, config: GuardReward, lm_fingerprint: str | None = None) -> None:
-        self._tokenizer = load_tokenizer(config)
-        self._codec = codec = Codec(self._tokenizer)
-        self._config = config
+        super().__init__(config)
         guard = load_guard_head(config)
         self._call = guard.labelled
         self._model = model = guard.labelled.model
-        self.name = config.name_or_path or type(model).__name__
-        self.failures = FailurePolicy.of(config)
-        self.reads_ids = reads_ids(config, codec, lm_fingerprint, self.name)
+        self.reads_ids = reads_ids(config, self._codec, lm_fingerprint, self.name)
         self._device = model.get_input_embeddings().weight.device
         num_labels = self._count_labels()
         self._allowed = label_indices(config, guard, num_labels, self.name)
@@ -49,17 +41,9 @@ class GuardRewardModel(LocalRewardModel):
         self._sharing = self._find_sharing()
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._reader = AnswerReader(
-            config, codec, name=self.name, max_tokens=limit, reads_ids=self.reads_ids
+            config, self._codec, name=self.name, max_tokens=limit, reads_ids=self.reads_ids
         )
-        self._incremental, self.path = select_runner(
-            model,
-            self._call,
-            self._run_whole,
-            context_len=limit,
-            batch_size=config.batch_size,
-            sharing=self._sharing,
-            head=guard.labelled.head,
-        )
+        self._choose_path(guard.labelled.head)
 
     def about(self) -> dict[str, str]:
         """Return a readable description."""

@@ -6,12 +6,12 @@ from stars_engine.chat.template import Rendered, encode_rendered, has_template, 
 from stars_engine.config.rewards.yes_no import AsksYesNo
 from stars_engine.errors import ModelLoadError
 from stars_engine.messages import Message
-from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate
+from stars_engine.rewards.encoding import EncodedInput, InputReader, TextTemplate
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt
 
 
-class JudgeReader:
+class JudgeReader(InputReader):
     """Encodes the question to the judge.
 
     Args:
@@ -24,17 +24,11 @@ class JudgeReader:
     def __init__(
         self, config: AsksYesNo, codec: Codec, *, name: str, max_tokens: int | None
     ) -> None:
-        self._config, self._codec = config, codec
+        super().__init__(config, codec, name=name, max_tokens=max_tokens)
         self._judging = judging = config.resolved()
         self._template = None
         if judging.template is not None:
             self._template = TextTemplate(self._with_policy(judging.template), codec)
-        self._encoder = InputEncoder(config, codec, name=name, max_tokens=max_tokens)
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The context length; None for no limit."""
-        return self._encoder.max_tokens
 
     @property
     def about(self) -> str:
@@ -47,11 +41,9 @@ class JudgeReader:
         """Encode the question to the judge.
 
         Raises:
-            RewardError: It is too long; see `InputEncoder.fit`.
+            RewardError: It is too long; see `fit`.
         """
-        return self._encoder.fit(
-            item.prompt, lambda prompt: EncodedInput(self._encode(prompt, item.text))
-        )
+        return self.fit(item.prompt, lambda prompt: EncodedInput(self._encode(prompt, item.text)))
 
     def _encode(self, prompt: RewardPrompt, completion: str) -> list[int]:
         if self._template is not None:
@@ -69,7 +61,7 @@ class JudgeReader:
         """Render the instruction as a user message; without one, the conversation and answer."""
         instruction = self._judging.instruction
         if instruction is None:
-            turns = self._encoder.conversation(prompt)
+            turns = self.conversation(prompt)
             turns = (*turns, Message(role="assistant", content=completion))
         else:
             # In this order, because the inserted text may itself contain a placeholder.
@@ -80,7 +72,7 @@ class JudgeReader:
             self._codec,
             turns,
             add_generation_prompt=True,
-            template_kwargs=self._config.chat_template_kwargs,
+            template_kwargs=self._template_kwargs,
         )
 
     def _with_policy(self, text: str) -> str:

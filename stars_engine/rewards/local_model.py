@@ -4,57 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from stars_engine.config.rewards.common import ModelReward
+from stars_engine.loading.models import load_tokenizer
 from stars_engine.out_of_memory import free_unused, in_smaller_batches
 from stars_engine.rewards.aggregation import aggregate
 from stars_engine.rewards.batch_invariance import PROBES, Sharing, find_sharing
 from stars_engine.rewards.batching import CallAt, in_batches, run_whole
-from stars_engine.rewards.encoding import EncodedInput
+from stars_engine.rewards.encoding import EncodedInput, InputReader
+from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.incremental import IncrementalRunner
+from stars_engine.rewards.self_check import select_runner
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import Score
 
 Value = TypeVar("Value")
 
 
-class Reader(Protocol):
-    """Encodes prompts and answers; see `AnswerReader`, `StepReader` and `JudgeReader`."""
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The context length; None for no limit."""
-        ...
-
-    @property
-    def about(self) -> str:
-        """A readable description."""
-        ...
-
-
 class LocalRewardModel:
     """A reward model of transformers; it caches prefixes if it runs incrementally.
 
-    Constructors of subclasses set the attributes. See `KeepsCache` for the methods of the cache.
+    Constructors of subclasses set the other attributes. See `KeepsCache` for the methods of the
+    cache.
+
+    Args:
+        config: What to load, or the live objects.
 
     Attributes:
         name: The name of the reward, for messages.
         path: How texts are computed, for descriptions.
     """
 
-    name: str
     path: str
-    _config: Any
     _model: Any
-    _tokenizer: Any
-    _codec: Codec
     _device: torch.device
     _call: CallAt
-    _reader: Reader
+    _reader: InputReader
     _sharing: Sharing
     _incremental: IncrementalRunner | None
+
+    def __init__(self, config: ModelReward) -> None:
+        self._config: Any = config
+        self._tokenizer = load_tokenizer(config)
+        self._codec = Codec(self._tokenizer)
+        self.failures = FailurePolicy.of(config)
+        self.name = config.name_or_path or type(config.model).__name__
 
     def about(self) -> dict[str, str]:
         """Return a readable description."""
@@ -75,6 +72,18 @@ class LocalRewardModel:
         ]
 
     # --- the forward pass ---
+
+    def _choose_path(self, head: torch.nn.Module | None = None) -> None:
+        """Run incrementally if a self-check agrees; see `select_runner`."""
+        self._incremental, self.path = select_runner(
+            self._model,
+            self._call,
+            self._run_whole,
+            context_len=self._reader.max_tokens,
+            batch_size=self._config.batch_size,
+            sharing=self._sharing,
+            head=head,
+        )
 
     def _outputs(self, rows: Sequence[EncodedInput]) -> torch.Tensor:
         """Return the outputs at the points of all rows, `(points, ...)`; compute only new tokens.

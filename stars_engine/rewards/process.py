@@ -10,18 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from stars_engine.config import ProcessReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.loading.models import load_model, load_tokenizer
+from stars_engine.loading.models import load_model
 from stars_engine.rewards.aggregation import check_reads_forward
 from stars_engine.rewards.batch_invariance import PROBES
 from stars_engine.rewards.encoding import EncodedInput, context_of
-from stars_engine.rewards.failures import FailurePolicy
 from stars_engine.rewards.label_tokens import NextTokenLogits
 from stars_engine.rewards.labels import names_of, pick_label, read_label
 from stars_engine.rewards.local_model import LocalRewardModel, by_row
-from stars_engine.rewards.self_check import select_runner
 from stars_engine.rewards.step_reader import StepReader, one_token
 from stars_engine.rewards.token_heads import load_token_head
-from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, Score
 
 
@@ -37,12 +34,9 @@ class ProcessRewardModel(LocalRewardModel):
     _reader: StepReader
 
     def __init__(self, config: ProcessReward) -> None:
-        self._tokenizer = load_tokenizer(config)
-        self._codec = codec = Codec(self._tokenizer)
-        self._config = config
+        super().__init__(config)
+        codec = self._codec
         self._convention = convention = config.resolved()
-        self.failures = FailurePolicy.of(config)
-        self.name = config.name_or_path or type(config.model).__name__
         assert convention.marker is not None
         self._marker = one_token("marker", convention.marker, codec, self.name)
         model: Any
@@ -65,15 +59,7 @@ class ProcessRewardModel(LocalRewardModel):
             )
         limit = context_of(model, self._tokenizer, is_causal=True)
         self._reader = StepReader(config, codec, name=self.name, max_tokens=limit)
-        self._incremental, self.path = select_runner(
-            model,
-            self._call,
-            self._run_whole,
-            context_len=limit,
-            batch_size=config.batch_size,
-            sharing=self._sharing,
-            head=head,
-        )
+        self._choose_path(head)
 
     def steps(self, item: RewardInput) -> list[str]:
         """Return the steps of an answer that are to be scored."""

@@ -56,11 +56,9 @@ class GatheringReward(RewardModel, Protocol):
 
     def divide(self, request: RewardRequest) -> Sequence[RoutedRequest]:
         """Return the requests to the parts; `request` is answered when all of them are."""
-        ...
 
     def models(self) -> Sequence[RewardModel]:
         """Return the parts."""
-        ...
 
 
 def gathers(reward: RewardModel) -> TypeGuard[GatheringReward]:

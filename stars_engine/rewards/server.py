@@ -31,6 +31,8 @@ class ServerRewardModel(ServedRewardModel):
         ModelLoadError: A server cannot be used; the start probe says why.
     """
 
+    _reader: AnswerReader
+
     def __init__(self, config: ServerReward, lm_fingerprint: str | None = None) -> None:
         super().__init__(config)
         self._config = config
@@ -72,9 +74,7 @@ class ServerRewardModel(ServedRewardModel):
     def about(self) -> dict[str, str]:
         """Return a readable description."""
         endpoint = self.probed.endpoint
-        how = f"{endpoint.name} ({endpoint.path})"
-        about = self._about(self.probed.served, how, self._reader.max_tokens)
-        return {**about, "reads": self._reader.about}
+        return self._about(self.probed.served, f"{endpoint.name} ({endpoint.path})")
 
 
 def label_names(config: Server) -> Mapping[int, str]:

@@ -12,6 +12,7 @@ from stars_engine.loading.server_tokenizer import load_served_tokenizer
 from stars_engine.remote.client import ServerClient
 from stars_engine.remote.server_facts import RemoteModel
 from stars_engine.remote.stats import ServerStats
+from stars_engine.rewards.encoding import InputReader
 from stars_engine.rewards.event_loop import set_cancel
 from stars_engine.rewards.failures import FailurePolicy, UnwantedError
 from stars_engine.tokenization.codec import Codec
@@ -35,6 +36,7 @@ class ServedRewardModel:
     batched = True
     is_timed = True
     ends_overdue_calls = True  # the client has timeouts of its own
+    _reader: InputReader  # constructors of subclasses set it
 
     def __init__(self, config: ServedReward) -> None:
         self.name = config.shown_name
@@ -75,11 +77,12 @@ class ServedRewardModel:
             raise
         return found
 
-    def _about(self, served: RemoteModel, how: str, context_len: int | None) -> dict[str, str]:
+    def _about(self, served: RemoteModel, how: str) -> dict[str, str]:
         return {
             "servers": ", ".join(each.url for each in self.client.endpoints.all),
             "kind": " ".join(filter(None, (served.kind, served.version))),
             "endpoint": how,
             "served model": served.name or "unnamed",
-            "context": f"{context_len or 'unlimited'} tokens",
+            "context": f"{self._reader.max_tokens or 'unlimited'} tokens",
+            "reads": self._reader.about,
         }

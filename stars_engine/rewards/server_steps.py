@@ -26,6 +26,8 @@ class ServerProcessRewardModel(ServedRewardModel):
         ModelLoadError: A server cannot be used.
     """
 
+    _reader: StepReader
+
     def __init__(self, config: ServerProcessReward) -> None:
         super().__init__(config)
         self._config = config
@@ -57,5 +59,4 @@ class ServerProcessRewardModel(ServedRewardModel):
 
     def about(self) -> dict[str, str]:
         """Return a readable description."""
-        about = self._about(self._scores.served, self._scores.path, self._reader.max_tokens)
-        return {**about, "reads": self._reader.about}
+        return self._about(self._scores.served, self._scores.path)

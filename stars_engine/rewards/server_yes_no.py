@@ -22,6 +22,8 @@ class ServerYesNoRewardModel(ServedRewardModel):
         ModelLoadError: A server cannot be used.
     """
 
+    _reader: JudgeReader
+
     def __init__(self, config: ServerYesNoReward) -> None:
         super().__init__(config)
         self._config = config
@@ -49,5 +51,4 @@ class ServerYesNoRewardModel(ServedRewardModel):
 
     def about(self) -> dict[str, str]:
         """Return a readable description."""
-        served, limit = self._logprobs.served, self._reader.max_tokens
-        return {**self._about(served, self._logprobs.path, limit), "reads": self._reader.about}
+        return self._about(self._logprobs.served, self._logprobs.path)

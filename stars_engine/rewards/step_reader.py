@@ -8,12 +8,12 @@ from stars_engine.chat.answers import frame
 from stars_engine.chat.template import Rendered, encode_rendered, has_template
 from stars_engine.config.rewards.process import ScoresSteps
 from stars_engine.errors import ModelLoadError
-from stars_engine.rewards.encoding import EncodedInput, InputEncoder, TextTemplate
+from stars_engine.rewards.encoding import EncodedInput, InputReader, TextTemplate
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput, RewardPrompt
 
 
-class StepReader:
+class StepReader(InputReader):
     """Splits answers into steps and puts a marker after each.
 
     Args:
@@ -26,7 +26,8 @@ class StepReader:
     def __init__(
         self, config: ScoresSteps, codec: Codec, *, name: str, max_tokens: int | None
     ) -> None:
-        self._config, self._codec = config, codec
+        super().__init__(config, codec, name=name, max_tokens=max_tokens)
+        self._config = config
         self._convention = convention = config.resolved()
         assert convention.marker is not None
         self._marker = one_token("marker", convention.marker, codec, name)
@@ -34,12 +35,6 @@ class StepReader:
         if text is None and not has_template(codec):
             text = "{prompt}{completion}"
         self._template = None if text is None else TextTemplate(text, codec)
-        self._encoder = InputEncoder(config, codec, name=name, max_tokens=max_tokens)
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The context length; None for no limit."""
-        return self._encoder.max_tokens
 
     @property
     def about(self) -> str:
@@ -60,10 +55,10 @@ class StepReader:
         """Encode prompt and steps; the marks of the row are the markers.
 
         Raises:
-            RewardError: Prompt and steps are too long; see `InputEncoder.fit`.
+            RewardError: Prompt and steps are too long; see `fit`.
         """
         steps = self.steps(item)
-        return self._encoder.fit(item.prompt, lambda prompt: self._encode(prompt, steps))
+        return self.fit(item.prompt, lambda prompt: self._encode(prompt, steps))
 
     def _encode(self, prompt: RewardPrompt, steps: Sequence[str]) -> EncodedInput:
         """Encode each step separately, so that the text of a step cannot move a marker."""
@@ -79,7 +74,7 @@ class StepReader:
     def _encode_beginning(self, prompt: RewardPrompt, step: str) -> list[int]:
         if self._template is not None:
             return self._template.encode(prompt.text, step, with_rest=False)
-        messages, kwargs = self._encoder.conversation(prompt), self._config.chat_template_kwargs
+        messages, kwargs = self.conversation(prompt), self._template_kwargs
         head, _ = frame(self._codec, messages, template_kwargs=kwargs)
         return encode_rendered(self._codec, Rendered(head.text + step, head.mark))
 

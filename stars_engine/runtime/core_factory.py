@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from stars_engine.backends.base import LanguageModel
 from stars_engine.config import EngineParams
-from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.engine_core import EngineCore, Scorer
 from stars_engine.core.local_drafts import PART_S
 from stars_engine.core.memory_budget import MemoryBudget

@@ -23,7 +23,6 @@ class Check(Protocol):
 
     def observe(self, rollout: Rollout) -> str | None:
         """Observe a finished answer; return the warning once the problem is certain."""
-        ...
 
 
 class Diagnostics:

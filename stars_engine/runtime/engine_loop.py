@@ -16,7 +16,7 @@ from threading import Event
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
-from stars_engine.core.autotune import CandidateAutotuner
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.drafter import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
 from stars_engine.core.request import RequestQueue

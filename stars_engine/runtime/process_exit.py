@@ -34,11 +34,9 @@ class Worker(Protocol):
     @property
     def threads(self) -> Sequence[threading.Thread]:
         """Its threads that are alive."""
-        ...
 
     def close(self, *, wait: bool, at_once: bool) -> None:
         """Ask the threads to end, during their current work if `at_once`."""
-        ...
 
 
 _open: weakref.WeakSet[Worker] = weakref.WeakSet()

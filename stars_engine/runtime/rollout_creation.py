@@ -236,7 +236,8 @@ def fit(
             f"token id {max(prompt.token_ids)} is outside the vocabulary; allowed: 0 to "
             f"{vocab_size - 1}. Hint: encode with this model's tokenizer"
         )
-    num_tokens = max(len(ids) for ids in (prompt.token_ids, *_other_prompts(alternatives)))
+    others = [each.prompt_ids for each in alternatives if each.prompt_ids is not None]
+    num_tokens = max(map(len, [prompt.token_ids, *others]))
     if limit is None or num_tokens + sampling.max_tokens <= limit:
         return sampling
     room = limit - num_tokens
@@ -261,10 +262,6 @@ def fit(
         f"the {what} has {num_tokens} tokens{about_tools} and {needed}; the model's "
         f"context is {limit} tokens. Hint: {hint}"
     )
-
-
-def _other_prompts(alternatives: Sequence[AlternativeIds]) -> list[tuple[int, ...]]:
-    return [each.prompt_ids for each in alternatives if each.prompt_ids is not None]
 
 
 def _shortest_call(prompt: ResolvedPrompt) -> int:

@@ -47,11 +47,9 @@ def _shortened(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(part: Any) -> bool:
-    return isinstance(part, Mapping) and set(part) <= {"type", "title"} and _is_kind(part)
-
-
-def _is_kind(part: Mapping[str, Any]) -> bool:
-    return isinstance(part.get("type"), str)
+    if not isinstance(part, Mapping):
+        return False
+    return set(part) <= {"type", "title"} and isinstance(part.get("type"), str)
 
 
 def _implies(schema: Mapping[str, Any]) -> bool:

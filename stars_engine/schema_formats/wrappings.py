@@ -169,7 +169,6 @@ def _envelope_of(value: Mapping[str, Any]) -> str | None:
 
 
 def _in_list(value: Mapping[str, Any], key: str, owner: str, path: str) -> list[NamedSchema]:
-    """Return the tools of a list."""
     _refuse_others(value, {key, *LISTING}, owner, path)
     found: list[NamedSchema] = []
     for index, part in enumerate(value[key]):
@@ -186,8 +185,10 @@ def _in_envelope(
     inner, inside = value[key], at(path, key)
     _refuse_others(value, {key, *NAMES, "id"}, owner, path)
     _refuse_type(value, owner, path)
-    if key in SETTINGS and isinstance(inner, Mapping):
-        _refuse_bare(inner, owner, inside)
+    is_settings = key in SETTINGS and isinstance(inner, Mapping)
+    # Without a format, they could look like a schema of their own.
+    if is_settings and not present(inner, {*ENVELOPES, *SETTINGS, *HOLDERS, *OUTPUT}):
+        raise _no_schema(inner, owner, inside)
     found = _read(inner, owner, inside, is_tool=is_tool)
     name, description, strict = _facts(value, {}, owner, path)
     return [
@@ -213,7 +214,6 @@ def _beside_facts(value: Mapping[str, Any], key: str, owner: str, path: str) -> 
 
 
 def _held(value: Mapping[str, Any], key: str, owner: str, path: str) -> dict[str, Any]:
-    """Return the schema under a key."""
     inner, path = value[key], at(path, key)
     for wrapping in ("json", "jsonSchema"):  # Bedrock, and the AI SDK
         if isinstance(inner, Mapping) and set(inner) == {wrapping}:
@@ -270,7 +270,6 @@ def _looks_like_schema(value: Mapping[str, Any]) -> bool:
 def _facts(
     value: Mapping[str, Any], schema: Mapping[str, Any], owner: str, path: str
 ) -> tuple[str, str, bool | None]:
-    """Return name, description and strictness."""
     facts, schema = [], rooted(dict(schema))
     for key in ("name", "description"):
         fact = value.get(key)
@@ -310,12 +309,6 @@ def _refuse_type(value: Mapping[str, Any], owner: str, path: str) -> None:
             f"one of {', '.join(WRAPPING_TYPES)}. Hint: remove it"
         )
         raise problem(owner, at(path, "type"), message)
-
-
-def _refuse_bare(value: Mapping[str, Any], owner: str, path: str) -> None:
-    """Refuse settings without a format, which could look like a schema of their own."""
-    if not present(value, {*ENVELOPES, *SETTINGS, *HOLDERS, *OUTPUT}):
-        raise _no_schema(value, owner, path)
 
 
 def _not_a_mapping(value: Any, owner: str, path: str) -> ConfigError:

@@ -177,16 +177,13 @@ def sampled(body: GenerationBody) -> dict[str, Any]:
             "n": body.n,
             "seed": body.seed,
             "stop": body.stop,
-            "logit_bias": _bias_of(body.logit_bias),
         }
+        if body.logit_bias:
+            changes["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     changes = {name: value for name, value in changes.items() if value is not None}
     if options.top_k == 0:
         changes["top_k"] = None
     return changes
-
-
-def _bias_of(bias: Mapping[str, float] | None) -> dict[int, float] | None:
-    return {int(token): value for token, value in bias.items()} if bias else None
 
 
 def _align_of(options: StarsOptions, align: AlignParams, params: ServerParams) -> AlignParams:

@@ -13,6 +13,7 @@ from stars_engine.messages import Chat, Message, ToolCall
 from stars_engine.server.errors import ApiError
 from stars_engine.server.fields import StarsOptions
 from stars_engine.server.requests import ChatBody, ChatMessage, TextPart, ToolSpec
+from stars_engine.server.responses.bodies import ResponsesBody
 
 CHOICES = ("auto", "none", "required")
 
@@ -25,29 +26,14 @@ def chat_of(body: ChatBody) -> tuple[Chat, ToolNames]:
     """
     tools = body.tools or []
     names = ToolNames(tool.function.name for tool in tools)
-    chat = new_chat(
-        messages_of(body.messages, names),
-        tools,
-        names,
-        choice=body.choice,
-        allowed=body.allowed_names,
-        parallel=body.parallel_tool_calls,
-        continue_final_message=body.stars.continue_final_message,
-        template_kwargs=body.stars.chat_template_kwargs,
-    )
-    return chat, names
+    return new_chat(messages_of(body.messages, names), tools, names, body), names
 
 
 def new_chat(
     messages: Sequence[Message],
     tools: Sequence[ToolSpec],
     names: ToolNames,
-    *,
-    choice: str | None,
-    allowed: Sequence[str] | None = None,
-    parallel: bool = True,
-    continue_final_message: bool = False,
-    template_kwargs: dict[str, Any] | None = None,
+    body: ChatBody | ResponsesBody,
 ) -> Chat:
     """Return a conversation with tools, under the names that the model writes.
 
@@ -55,16 +41,13 @@ def new_chat(
         messages: The messages.
         tools: The tools.
         names: Their names.
-        choice: The tool choice, or the name of a tool.
-        allowed: The names of the tools to offer; None for all.
-        parallel: Whether the model may call several tools.
-        continue_final_message: Whether the answer continues the last message.
-        template_kwargs: Variables of the chat template.
+        body: The request, which chooses among the tools.
 
     Raises:
         ApiError: The tool choice does not fit the tools.
         ConfigError: The messages, or the tools, do not fit together.
     """
+    choice, allowed = body.choice, body.allowed_names
     given = [tool.function.name for tool in tools]
     named = list(allowed or ()) if choice in (None, *CHOICES) else [choice]
     for name in named:
@@ -81,9 +64,9 @@ def new_chat(
         messages,
         tools=written,
         tool_choice=names.choice(read_tool_choice(choice, given)),
-        parallel_tool_calls=parallel,
-        continue_final_message=continue_final_message,
-        chat_template_kwargs=template_kwargs or {},
+        parallel_tool_calls=body.parallel_tool_calls,
+        continue_final_message=body.stars.continue_final_message,
+        chat_template_kwargs=body.stars.chat_template_kwargs or {},
     )
 
 

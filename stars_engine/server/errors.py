@@ -103,21 +103,9 @@ def _refused(error: BaseException) -> ApiError:
     return ApiError(400, str(error), code="invalid_value", param=_param_of(error))
 
 
-def _full(_: BaseException) -> ApiError:
-    return too_many_requests("The queue is full. Hint: retry later")
-
-
-def _too_long(error: BaseException) -> ApiError:
-    return ApiError(400, str(error), code="context_length_exceeded")
-
-
 def _none_accepted(_: BaseException) -> ApiError:
     message = "No draft was accepted. Hint: change the prompt, or retry with another seed"
     return ApiError(400, message, code="content_filter")
-
-
-def _no_model(_: BaseException) -> ApiError:
-    return unavailable("The model is not available", "model_unavailable")
 
 
 def _nothing_to_draw(_: BaseException) -> ApiError:
@@ -125,24 +113,19 @@ def _nothing_to_draw(_: BaseException) -> ApiError:
     return ApiError(400, message, code="invalid_value")
 
 
-def _no_reward(_: BaseException) -> ApiError:
-    return _failure("The reward model failed", "reward_failed")
-
-
-def _no_threshold(_: BaseException) -> ApiError:
-    return _failure("The threshold schedule failed", "schedule_failed")
-
-
 # More special classes come before the classes that they extend.
 _TOLD: tuple[tuple[tuple[type[Exception], ...], Callable[[BaseException], ApiError]], ...] = (
-    ((QueueFullError,), _full),
-    ((ContextOverflowError,), _too_long),
+    ((QueueFullError,), lambda _: too_many_requests("The queue is full. Hint: retry later")),
+    ((ContextOverflowError,), lambda e: ApiError(400, str(e), code="context_length_exceeded")),
     ((PromptError, ConfigError), _refused),
     ((AlignmentError,), _none_accepted),
-    ((EngineClosedError, ModelLoadError), _no_model),
+    (
+        (EngineClosedError, ModelLoadError),
+        lambda _: unavailable("The model is not available", "model_unavailable"),
+    ),
     ((NothingToDrawError,), _nothing_to_draw),
-    ((RewardError,), _no_reward),
-    ((ScheduleError,), _no_threshold),
+    ((RewardError,), lambda _: _failure("The reward model failed", "reward_failed")),
+    ((ScheduleError,), lambda _: _failure("The threshold schedule failed", "schedule_failed")),
 )
 
 

@@ -22,7 +22,6 @@ class Choice(Protocol):
 
     def choose(self, probs: Sequence[float]) -> int:
         """Return the index of one outcome."""
-        ...
 
 
 class TabularModel:

@@ -60,7 +60,7 @@ def read_added_tokens(tokenizer: Any) -> AddedTokens:
         if not (_is_ordinary(name, roles.get(name, set())) and _is_piece(tokenizer, name, own))
     }
     others = {token: name for token, name in added.items() if token not in special}
-    sources = _template_sources(tokenizer)
+    sources = template_sources(tokenizer)
     written = _literal_text(sources)
     if any(not _is_reserved(name, written, own) and not _is_word(name) for name in others.values()):
         # A template may also build a token from pieces, which only rendering shows.
@@ -140,8 +140,8 @@ def own_vocabulary(tokenizer: Any) -> frozenset[str]:
     return frozenset(name for name, token in vocabulary.items() if token < size)
 
 
-def _template_sources(tokenizer: Any) -> list[str]:
-    """Return the sources of a tokenizer's chat templates."""
+def template_sources(tokenizer: Any) -> list[str]:
+    """Return the sources of a tokenizer's chat templates; there may be one per task."""
     template = getattr(tokenizer, "chat_template", None) or ""
     return list(filter(None, template.values() if isinstance(template, dict) else [template]))
 

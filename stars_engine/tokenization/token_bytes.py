@@ -27,15 +27,12 @@ class TokenBytes(Protocol):
 
     def num_waiting(self, ids: Sequence[int]) -> int:
         """Return the number of final ids that belong to an incomplete character."""
-        ...
 
     def readable(self, ids: Sequence[int]) -> list[int]:
         """Return ids that the tokenizer decodes to the correct text of the given ids."""
-        ...
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes that each token adds to a text; none for tokens that are omitted."""
-        ...
 
 
 def bytes_of_tokens(

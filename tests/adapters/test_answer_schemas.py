@@ -80,6 +80,7 @@ def writing(answer: str, kind: Callable[..., Any] = ChatStars) -> tuple[Any, lis
     return kind(model=scripted(write), **given), asked
 
 
+@pytest.mark.slow
 def test_langchain_shows_the_schema_to_the_model() -> None:
     chat, asked = writing(OSLO)
     provider = create_agent(chat, [], response_format=ProviderStrategy(City))
@@ -259,6 +260,7 @@ def test_llamaindex_predicts_decimals_and_recursive_models() -> None:
         assert made == schema.model_validate_json(arguments)
 
 
+@pytest.mark.slow
 def test_a_custom_tokenizer_counts() -> None:
     for kind in (ChatStars, StarsLLM):
         llm = kind(custom_get_token_ids=lambda text: list(range(len(text))))

@@ -56,6 +56,7 @@ def whole(chunks: Any) -> AIMessageChunk:
     return total
 
 
+@pytest.mark.slow
 def test_langchain_streams_calls_while_they_are_written() -> None:
     chat = ChatStars(**settings(calling("note", "note"), seed=7)).bind_tools([note])
     chunks = list(chat.stream("Note it."))

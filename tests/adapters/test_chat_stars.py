@@ -100,6 +100,7 @@ def whole(chunks: Any) -> AIMessageChunk:
 # --- one answer, by every way ---
 
 
+@pytest.mark.slow
 def test_all_call_methods_give_the_answer_of_the_engine(random_chat: Callable[..., Any]) -> None:
     chat, llm = random_chat(), random_chat(StarsLLM)
     [result] = chat.engine().generate(
@@ -118,6 +119,7 @@ def test_all_call_methods_give_the_answer_of_the_engine(random_chat: Callable[..
     assert llm.invoke("System: Be kind.\nHuman: How warm is it?") != said
 
 
+@pytest.mark.slow
 def test_answers_carry_usage_and_trace(random_chat: Callable[..., Any]) -> None:
     chat = random_chat(schedule={"kind": "constant", "value": 1.5}, max_attempts=8)
     message = chat.invoke(ASKED, trace=True)
@@ -160,6 +162,7 @@ def test_stream_in_a_call_means_callbacks_for_tokens(random_chat: Callable[..., 
     assert random_chat().invoke(ASKED, stream=False).text == text
 
 
+@pytest.mark.slow
 def test_settings_apply_wherever_they_are_given(random_chat: Callable[..., Any]) -> None:
     chat = random_chat()
     cold = chat.invoke(ASKED, temperature=0.01)
@@ -302,6 +305,7 @@ def test_invalid_calls_of_other_providers_keep_their_names() -> None:
     assert call.text == '{"name": "look_up", "arguments": {"city": 5'
 
 
+@pytest.mark.slow
 def test_an_agent_loop_through_the_real_engine(random_chat: Callable[..., Any]) -> None:
     """A random model calls a tool, because it must, and then answers."""
     chat = random_chat(max_tokens=200, logit_bias=CLOSING)
@@ -334,6 +338,7 @@ def test_reasoning_is_separate_from_content() -> None:
 # --- schemas ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
 def test_structured_output(random_chat: Callable[..., Any], method: Any) -> None:
     chat = random_chat(max_tokens=120).with_structured_output(City, method=method)
@@ -429,6 +434,7 @@ def test_agents_with_a_schema(random_chat: Callable[..., Any]) -> None:
 # --- refusals ---
 
 
+@pytest.mark.slow
 def test_errors_have_types_for_fallbacks(random_chat: Callable[..., Any]) -> None:
     never = {"schedule": NEVER, "max_attempts": 2}
     stopped = random_chat(on_exhausted="stop", **never)
@@ -464,6 +470,7 @@ def test_errors_have_types_for_fallbacks(random_chat: Callable[..., Any]) -> Non
 # --- caches, copies ---
 
 
+@pytest.mark.slow
 def test_cache_keys_differ_between_calls(random_chat: Callable[..., Any]) -> None:
     cache = InMemoryCache()
     for kind in (ChatStars, StarsLLM):
@@ -501,6 +508,7 @@ def _text(answer: Any) -> str:
     return answer if isinstance(answer, str) else answer.text
 
 
+@pytest.mark.slow
 def test_copies_give_equal_answers() -> None:
     chat = ChatStars(max_tokens=8, seed=1)
     text = chat.invoke("Hello").text
@@ -532,6 +540,7 @@ def test_callers_share_steps(random_chat: Callable[..., Any]) -> None:
     assert chat.engine().stats().num_steps - before < one_by_one / 4
 
 
+@pytest.mark.slow
 def test_one_bad_prompt_of_a_batch_fails_alone(random_chat: Callable[..., Any]) -> None:
     too_long = "x" * 20_000
     for llm in (random_chat(), random_chat(StarsLLM)):
@@ -546,6 +555,7 @@ def test_one_bad_prompt_of_a_batch_fails_alone(random_chat: Callable[..., Any]) 
             llm.batch(["a", too_long])
 
 
+@pytest.mark.slow
 async def test_the_event_loop_is_never_blocked(random_chat: Callable[..., Any]) -> None:
     chat = random_chat()
     tools = chat.bind_tools([weather])

@@ -114,6 +114,7 @@ def adapter(request: pytest.FixtureRequest, model: ModelConfig) -> Adapter:
     return Adapter(make)
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_text_in_all_frameworks(model: ModelConfig) -> None:
     """A string is a turn of a user, and so is a message of one."""
     llms: list[Any] = [kind(model=model, reward=judge, **FIELDS) for kind in KINDS]
@@ -147,6 +148,7 @@ def test_stop_strings(adapter: Adapter) -> None:
     assert adapter.ask(adapter.make(stop=stop)) == cut
 
 
+@pytest.mark.slow
 def test_characters_are_never_split(adapter: Adapter) -> None:
     """This model writes random bytes: what is emitted is the text, piece by piece."""
     llm = adapter.make(max_tokens=80, segment_len=3)

@@ -45,6 +45,7 @@ def test_a_batch_is_one_call_of_the_engine(engine: StarsEngine) -> None:
     assert one_batch <= longest
 
 
+@pytest.mark.slow
 def test_langchain_gives_usage_and_trace() -> None:
     llm = langchain_stars.StarsLLM(**FIELDS, n=2, trace=True)
     result = llm.generate([PROMPT, "Another"])
@@ -60,6 +61,7 @@ def test_langchain_gives_usage_and_trace() -> None:
     )
 
 
+@pytest.mark.slow
 def test_langchain_streams_accepted_segments(expected: str) -> None:
     class Notes(BaseCallbackHandler):
         def __init__(self) -> None:
@@ -82,6 +84,7 @@ def test_langchain_streams_accepted_segments(expected: str) -> None:
         list(llm.stream(PROMPT, n=2))
 
 
+@pytest.mark.slow
 async def test_langchain_async(expected: str) -> None:
     llm = langchain_stars.StarsLLM(**FIELDS)
     assert await llm.ainvoke(PROMPT) == expected
@@ -89,6 +92,7 @@ async def test_langchain_async(expected: str) -> None:
     assert "".join([chunk async for chunk in llm.astream(PROMPT)]) == expected
 
 
+@pytest.mark.slow
 def test_langchain_stop_bind_and_configurable_fields(expected: str) -> None:
     llm = langchain_stars.StarsLLM(max_tokens=32)
     [stopped] = StarsEngine.shared().generate(

@@ -52,6 +52,7 @@ def described(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["embedded", "directory", "template", "overridden", "live"])
 async def test_llamaindex_metadata_loads_no_weights(case: str, described: Path) -> None:
     """Frameworks read it in event loops; it is what the loaded model says."""
@@ -78,6 +79,7 @@ async def test_llamaindex_metadata_loads_no_weights(case: str, described: Path) 
     llm.close()
 
 
+@pytest.mark.slow
 def test_llamaindex_usage_streams_and_async(expected: str) -> None:
     llm = llamaindex_stars.StarsLLM(**FIELDS)
     response = llm.complete(PROMPT)
@@ -163,6 +165,7 @@ def test_text_in_all_kinds_of_blocks_is_read() -> None:
             read_message(ChatMessage(role="user", blocks=[block]))
 
 
+@pytest.mark.slow
 def test_llamaindex_uses_custom_templates(expected: str) -> None:
     llm = llamaindex_stars.StarsLLM(
         **FIELDS,

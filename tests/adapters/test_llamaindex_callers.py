@@ -179,6 +179,7 @@ def test_queries(random_llm: Callable[..., StarsLLM], index: VectorStoreIndex, m
     assert len(response.source_nodes) == 2
 
 
+@pytest.mark.slow
 async def test_async_queries_never_block_and_share_steps(
     random_llm: Callable[..., StarsLLM], index: VectorStoreIndex
 ) -> None:
@@ -236,6 +237,7 @@ def check_growth(made: list[Any], found: BaseModel) -> None:
         assert all(str(getattr(found, name)).startswith(str(value)) for name, value in known)
 
 
+@pytest.mark.slow
 def test_structured_prediction(random_llm: Callable[..., StarsLLM]) -> None:
     llm = random_llm(max_tokens=200, logit_bias=CLOSING)
     prompt = PromptTemplate("Name a city near {place}.")
@@ -259,6 +261,7 @@ def temperature(city: str) -> str:
     return f"{city} has 7 degrees"
 
 
+@pytest.mark.slow
 def test_forced_calls_do_not_change_the_history(random_llm: Callable[..., StarsLLM]) -> None:
     llm = random_llm(max_tokens=200, logit_bias=CLOSING)
     tool = FunctionTool.from_defaults(temperature)
@@ -288,6 +291,7 @@ def agent_script(conversation: str) -> str:
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_function_agents_and_workflows_of_them(streaming: bool) -> None:
     llm = saying(agent_script)
@@ -383,6 +387,7 @@ def test_answers_may_fill_the_context(random_llm: Callable[..., StarsLLM]) -> No
         random_llm(max_tokens=8_000, on_overflow="raise").complete(long)
 
 
+@pytest.mark.slow
 def test_copies_through_plain_values() -> None:
     llm = StarsLLM(max_tokens=8, seed=4, temperature=0.5)
     stated = llm.to_dict()
@@ -427,6 +432,7 @@ def test_the_program_mode_applies_to_streams() -> None:
     assert City(**last.model_dump()) == City(name="Oslo", size=3)
 
 
+@pytest.mark.slow
 def test_a_call_with_a_model_of_its_own_loads_no_other_model() -> None:
     llm = StarsLLM(model="no/such", reward="no/such", schedule={"kind": "none"}, max_tokens=4)
     given = {"model": "stars:embedded-lm", "reward": judge}

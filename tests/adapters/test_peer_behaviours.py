@@ -165,6 +165,7 @@ def test_context_window_and_additional_kwargs() -> None:
         llamaindex_stars.StarsLLM(**given, additional_kwargs={"temprature": 1})
 
 
+@pytest.mark.slow
 async def test_a_react_agent_recovers_from_an_answer_in_another_form() -> None:
     def script(conversation: str) -> str:
         if "Observation: 8" in conversation:

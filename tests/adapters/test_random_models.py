@@ -121,6 +121,7 @@ class Numbers(BaseModel):
     values: list[float]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["1e400", "-1e400", "1e-400", "1" + "0" * 400])
 def test_numbers_are_finite(written: str) -> None:
     """Even if the model would write numbers beyond floats."""

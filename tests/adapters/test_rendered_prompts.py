@@ -53,6 +53,7 @@ def test_llamaindex_reads_formatted_prompts_as_rendered(settings: dict[str, Any]
     assert llm.complete(TEXT).text == "noise"
 
 
+@pytest.mark.slow
 def test_without_a_template_formatted_text_stays_text() -> None:
     llm = llamaindex_stars.StarsLLM(max_tokens=4, seed=1)
     assert not llm.metadata.is_chat_model

@@ -193,6 +193,7 @@ RECURSIVE: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECURSIVE)
 def test_recursive_arguments_match_their_schema(chat: ChatStars, kind: str) -> None:
     given, validate = RECURSIVE[kind]
@@ -417,6 +418,7 @@ def test_response_formats_in_both_adapters(chat: ChatStars, llm: StarsLLM) -> No
         llm.chat([ChatMessage("Hi")], response_format=short, grammar=Tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", MCP_TOOLS, ids=lambda given: given["name"])
 def test_tools_of_mcp_servers(chat: ChatStars, llm: StarsLLM, given: Any) -> None:
     call = the_call(chat.bind_tools(MCP_TOOLS, tool_choice=given["name"]).invoke("Hi"))
@@ -439,6 +441,7 @@ def add(a: Literal[1], b: Literal[2]) -> str:
     return str(a + b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tool_names_are_returned_as_they_were_given(
     chat: ChatStars, llm: StarsLLM, name: str
@@ -456,6 +459,7 @@ def test_tool_names_are_returned_as_they_were_given(
     assert llm.get_tool_calls_from_response(response)[0].tool_name == name
 
 
+@pytest.mark.slow
 def test_names_with_the_same_written_form_stay_distinct(chat: ChatStars) -> None:
     names = ["look up", "look_up", "look?up"]
     tools = [StructuredTool.from_function(add, name=name) for name in names]
@@ -603,6 +607,7 @@ class Settled(BaseModel):
     pair: tuple[Literal[1], Literal[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_strict_models_are_validated_as_json(method: Any) -> None:
     model = random_chat_model()

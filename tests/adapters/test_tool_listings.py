@@ -105,6 +105,7 @@ def chat() -> Iterator[ChatStars]:
     made.close()
 
 
+@pytest.mark.slow
 def test_a_tool_of_a_listing_is_called(chat: ChatStars) -> None:
     listing = LISTINGS["an answer"]
     bound = chat.bind_tools(listing, tool_choice=SECOND["name"])

@@ -54,6 +54,7 @@ def settings(answer: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_langchain_warns_once_and_checks_calls() -> None:
     good = {"tags": ["a", "b"], "count": 1}
     chat = ChatStars(**settings(written("tag", good)))

@@ -39,6 +39,7 @@ def drafts_of(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rung", "family"),
     [

@@ -112,6 +112,7 @@ def adapter(tmp_path: Path, engine: StarsEngine) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_tilde_is_expanded(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = adapter.parent
     monkeypatch.setenv("HOME", str(home))

@@ -153,6 +153,7 @@ def test_each_family_uses_its_fastest_decoder(family: str, backend: Transformers
     assert type(backend.decoder) is DECODERS[RUNGS[family]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 def test_runs_equal_those_without_a_cache(
     stars: StarsEngine, plain: list[StarsResult], count: int | str

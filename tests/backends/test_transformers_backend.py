@@ -55,6 +55,7 @@ def test_cached_logits_equal_uncached_ones(family: str, tokenizer: object) -> No
         torch.testing.assert_close(run, runs[2], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_contract_on_real_models(
     tinystories: TransformersBackend, stories260k: TransformersBackend
 ) -> None:
@@ -154,6 +155,7 @@ def test_an_emoji_split_over_segments_is_held_back(engine: StarsEngine) -> None:
     assert cut[-1].result.text == " \U0001f642 fine "
 
 
+@pytest.mark.slow
 def test_a_control_token_in_a_prompt_is_text(engine: StarsEngine) -> None:
     typed = engine.model.codec.encode_prompt("good<|endoftext|>")
     assert not engine.model.end_ids & set(typed)
@@ -171,6 +173,7 @@ def test_an_empty_prompt_starts_with_the_begin_token(engine: StarsEngine) -> Non
 # --- limits and bad input ---
 
 
+@pytest.mark.slow
 def test_context_overflow_is_raised_before_any_work_or_clamped(engine: StarsEngine) -> None:
     long = TokenIds([5] * 500)
     with pytest.raises(ContextOverflowError, match=r"500 tokens.*512.*at most 12"):

@@ -230,6 +230,7 @@ async def _collect(engine: StarsEngine) -> list:
     return [event async for event in engine.astream("A")]
 
 
+@pytest.mark.slow
 def test_baselines_need_no_thresholds(cache: Path, runs: list[int]) -> None:
     with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
         engine.vanilla("A")
@@ -315,6 +316,7 @@ def pilots() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "stars-calibration"]
 
 
+@pytest.mark.slow
 async def test_a_cancelled_caller_stops_waiting_at_once(
     engine: StarsEngine, cache: Path, runs: list[int]
 ) -> None:

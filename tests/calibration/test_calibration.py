@@ -101,6 +101,7 @@ def test_more_pilot_prompts_than_run_at_once(
     assert sum(done == total for done, total in prompts) == 3
 
 
+@pytest.mark.slow
 def test_calibrations_at_once_do_not_starve_each_other(engine: StarsEngine) -> None:
     """There is room for one and a half."""
     short = {**QUICK, "sampling": SAMPLING.replace(max_tokens=8, min_tokens=8)}
@@ -156,6 +157,7 @@ def test_predicted_effort_holds_on_other_prompts(
         verify(engine, schedule, [])
 
 
+@pytest.mark.slow
 def test_observed_effort_counts_what_results_say(engine: StarsEngine) -> None:
     align = AlignParams(schedule={"kind": "constant", "value": math.inf}, max_attempts=3)
     results = engine.generate(OPENINGS[:4], sampling=SAMPLING.replace(seed=1), align=align)
@@ -191,6 +193,7 @@ def test_predictions_include_answers_that_stop(engine: StarsEngine, on_exhausted
     assert seen.observed.stopped.value > 0.2
 
 
+@pytest.mark.slow
 def test_a_reward_that_cannot_judge_an_empty_answer(engine: StarsEngine) -> None:
     """Then the first segment is measured by no prefix, and RM(x, "") is not asked for again."""
 
@@ -246,6 +249,7 @@ def test_arguments_out_of_range(engine: StarsEngine, arguments: dict, words: lis
         assert word in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["a string of many characters", [1] * 8, []])
 def test_all_functions_check_their_prompts(
     engine: StarsEngine, schedule: CalibratedSchedule, prompts: object
@@ -318,6 +322,7 @@ def test_answers_far_longer_than_the_calibrated_ones_warn(
         engine.generate(["A", "B"], sampling=SAMPLING.replace(max_tokens=49), align=align)
 
 
+@pytest.mark.slow
 def test_settings_that_differ_from_the_calibrated_ones_warn(
     engine: StarsEngine, schedule: CalibratedSchedule
 ) -> None:
@@ -338,6 +343,7 @@ def test_settings_of_the_trust_test_extend_a_calibrated_config(
     assert own.schedule == schedule
 
 
+@pytest.mark.slow
 def test_answers_that_all_end_in_the_first_segment(engine: StarsEngine) -> None:
     sampling = SamplingParams(max_tokens=32, stop=(" ",))
     schedule = calibrate(engine, OPENINGS[:8], segment_len=16, sampling=sampling)

@@ -50,6 +50,7 @@ def test_an_interrupted_calibration_resumes(
         calibrate(engine, OPENINGS, **arguments)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_calibration_is_not_used(
     engine: StarsEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_checkpoint_of_another_calibration_is_not_used(
     assert "another calibration" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_code_is_not_used(
     engine: StarsEngine,
     tmp_path: Path,

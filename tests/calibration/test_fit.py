@@ -117,6 +117,7 @@ def test_without_one_finite_reward_there_is_nothing_to_fit() -> None:
         Fitter(Target("budget", 2.7), max_attempts=20, beta=0.0).add(nothing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.0, 2.0])
 def test_predictions_hold_for_rewards_of_few_values(
     step: float, monkeypatch: pytest.MonkeyPatch

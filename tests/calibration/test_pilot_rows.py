@@ -72,7 +72,7 @@ def test_steps_that_are_kept_short_change_nothing(
 
 def test_a_prefix_with_a_failed_draft_gets_no_more(engine: StarsEngine) -> None:
     fitter = Fitter(Target("budget", 2.0), max_attempts=6, beta=0.0)
-    pilot = StageDecoding(fitter, num_drafts=6, max_rows=8)
+    pilot = StageDecoding(fitter, num_drafts=6)
     config = StarsConfig(align=engine.config.align)
     with StarsEngine(config, model=FailsFourth(engine.model), reward=engine.reward) as own:
         [result] = own.decode("A film", pilot, sampling=SAMPLING)

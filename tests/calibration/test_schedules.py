@@ -150,6 +150,7 @@ def test_a_live_function_cannot_be_saved(tmp_path: Path) -> None:
 # --- callables in the loop ---
 
 
+@pytest.mark.slow
 def test_a_function_of_progress_sets_the_thresholds(engine: StarsEngine) -> None:
     seen: list[Progress] = []
 

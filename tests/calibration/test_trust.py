@@ -214,6 +214,7 @@ def test_a_custom_judge_is_the_outcome(engine: StarsEngine, prompts: list[str]) 
     assert other.borders[-1].pearson < own.borders[-1].pearson
 
 
+@pytest.mark.slow
 def test_an_answer_without_a_judgement_is_left_out(engine: StarsEngine, prompts: list[str]) -> None:
     sampling = SamplingParams(max_tokens=24)
     calls = iter(range(10**6))
@@ -315,6 +316,7 @@ def test_the_budget_comes_from_the_measured_costs() -> None:
     assert affordable_budget(curve[2:]) is None
 
 
+@pytest.mark.slow
 def test_a_failed_check_comes_first(tmp_path: Path, engine: StarsEngine) -> None:
     def effort(budget: float) -> Effort:
         own = Estimate(value=budget, low=budget - 0.1, high=budget + 0.1)

@@ -80,7 +80,8 @@ def test_an_untrusted_schedule_samples_best_of_n(own: StarsEngine) -> None:
     expected = own.best_of_n(prompts, 3)
     results = own.generate(prompts, align=align)
     assert [item.token_ids for item in results] == [item.token_ids for item in expected]
-    assert [item.reward for item in results] == [item.reward for item in expected]
+    # What is scored together depends on the load.
+    assert [item.reward for item in results] == pytest.approx([item.reward for item in expected])
     assert results[0].usage.num_drafted_tokens == 48
     with own.stream(prompts[0], align=align) as stream:
         assert "".join(event.text for event in stream) == expected[0].text

@@ -29,7 +29,6 @@ from stars_engine.chat.conversations import read_conversation
 from stars_engine.chat.formats import (
     GENERIC,
 )
-from stars_engine.chat.template import encode_chat
 from stars_engine.chat.turns import tools_of, turns_of
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import StarsResult
@@ -48,6 +47,7 @@ from tests.support.chat import (
     engine_of,
 )
 from tests.support.chat_templates import FAMILIES, random_llama, tokenizer_of
+from tests.support.codecs import encode_chat
 
 # --- rendering ---
 

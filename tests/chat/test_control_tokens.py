@@ -105,6 +105,7 @@ def positions(name: str) -> dict[str, Callable[[str], Chat]]:
 # --- every token, at every position ---
 
 
+@pytest.mark.slow
 @EACH
 def test_contents_never_become_added_tokens(name: str, special: bool) -> None:
     codec = codec_of(name, special=special)
@@ -197,6 +198,7 @@ def check_fuzzed(seed: int, count: int) -> None:
         assert borders(codec, ids) == expected, (name, prompt)
 
 
+@pytest.mark.slow
 def test_fuzzed_prompts_never_contain_control_tokens() -> None:
     check_fuzzed(seed=0, count=400)
 

@@ -7,10 +7,10 @@ import pytest
 from stars_engine import Chat, Message
 from stars_engine.chat.conversations import read_conversation
 from stars_engine.chat.formats import format_of
-from stars_engine.chat.template import encode_chat
 from stars_engine.chat.turns import tools_of, turns_of
 from stars_engine.tokenization.codec import Codec
 from tests.support.chat import CALL, CALLED, CLOCK, RESULT, SYSTEM, TOOLS, USER, WEATHER
+from tests.support.codecs import encode_chat
 from tests.support.published_templates import NO_SYSTEM, PUBLISHED, published
 
 

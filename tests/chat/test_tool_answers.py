@@ -132,6 +132,7 @@ def test_recursive_arguments_and_tagged_unions(name: str | None) -> None:
     assert not is_allowed(tree={"name": "a"}, shapes=[{"radius": 1}])
 
 
+@pytest.mark.slow
 def test_arguments_of_random_models_validate() -> None:
     models = {f"tool_{seed}": random_model(seed, unsupported=False) for seed in range(2000, 2020)}
     ended = 0

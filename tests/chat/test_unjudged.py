@@ -198,6 +198,7 @@ def test_judge_all_scores_every_segment() -> None:
     assert result.text in read
 
 
+@pytest.mark.slow
 def test_texts_are_the_same_however_many_are_drafted_at_once() -> None:
     texts = set()
     for count in (1, 4):

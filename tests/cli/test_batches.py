@@ -54,6 +54,7 @@ def test_a_bad_record_names_its_line(tmp_path: Path, line: str, words: str) -> N
         read_records(path)
 
 
+@pytest.mark.slow
 def test_json_lines_hold_the_prompt_its_id_and_the_attempts(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_json_lines_hold_the_prompt_its_id_and_the_attempts(
     assert [json.loads(line) for line in trace.read_text().splitlines()] == lines
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_answers_beyond_n_are_not_counted(capsys: pytest.CaptureFixture, tmp_pat
     assert len(list(read_jsonl(trace))) == 3
 
 
+@pytest.mark.slow
 def test_other_prompts_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     trace = tmp_path / "trace.jsonl"
     generate(capsys, trace=trace)
@@ -125,6 +128,7 @@ def test_other_prompts_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureF
     assert len(list(read_jsonl(trace))) == 3
 
 
+@pytest.mark.slow
 def test_other_settings_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     trace = tmp_path / "trace.jsonl"
     generate(capsys, trace=trace)
@@ -144,6 +148,7 @@ def test_other_settings_cannot_be_resumed(tmp_path: Path, capsys: pytest.Capture
     assert resume(CONFIG.replace(sampling=CONFIG.sampling.replace(n=2))) == 6
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_load_its_models_keeps_the_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -155,6 +160,7 @@ def test_a_run_that_cannot_load_its_models_keeps_the_trace(
     assert list(read_jsonl(trace)) == whole
 
 
+@pytest.mark.slow
 def test_refused_answers_have_their_own_status(capsys: pytest.CaptureFixture) -> None:
     align = AlignParams(
         schedule={"kind": "constant", "value": 99}, max_attempts=1, on_exhausted="stop"

@@ -46,6 +46,7 @@ def test_demo_shows_both_answers_and_the_gain() -> None:
     assert "Wall time" in run.stdout
 
 
+@pytest.mark.slow
 def test_generate_json_equals_the_results_of_the_engine(
     engine: StarsEngine, tmp_path: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_generate_json_equals_the_results_of_the_engine(
     assert list(read_jsonl(trace)) == results
 
 
+@pytest.mark.slow
 def test_alternatives_of_a_config_file(tmp_path: Path) -> None:
     (tmp_path / "stars.yaml").write_text(
         "schema_version: 1\n"
@@ -76,6 +78,7 @@ def test_alternatives_of_a_config_file(tmp_path: Path) -> None:
     assert [segment.alternative for segment in result.segments] == [0, None]
 
 
+@pytest.mark.slow
 def test_one_prompt_streams_its_text(engine: StarsEngine) -> None:
     run = stars("generate", "This movie", "--seed", "7", "--max-tokens", "24")
     [expected] = engine.generate("This movie", sampling=SamplingParams(seed=7, max_tokens=24))
@@ -102,6 +105,7 @@ def test_prompts_from_stdin_and_files_keep_their_order(tmp_path: Path) -> None:
     assert positions == sorted(positions)
 
 
+@pytest.mark.slow
 def test_options_override_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     align = AlignParams(schedule={"kind": "constant", "value": -99}, segment_len=4)
@@ -114,6 +118,7 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
     assert result.seed == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -153,6 +158,7 @@ def test_user_errors_give_one_clear_message(args: list[str], words: list[str]) -
         assert word in message, run.stderr
 
 
+@pytest.mark.slow
 def test_a_failing_reward_module_gives_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     args = ["--model", "stars:embedded-lm", "--reward", "broken:f", "--threshold", "0"]
@@ -200,6 +206,7 @@ def test_an_empty_stdin_is_an_error() -> None:
     assert "holds no prompt" in run.stderr
 
 
+@pytest.mark.slow
 def test_a_callable_as_reward(tmp_path: Path) -> None:
     (tmp_path / "brevity.py").write_text("def short(prompt, completion): return -len(completion)\n")
     # A script, as the installed command is: Python does not look in the current directory for it.
@@ -214,6 +221,7 @@ def test_a_callable_as_reward(tmp_path: Path) -> None:
     assert result.reward == -len(result.text)
 
 
+@pytest.mark.slow
 def test_thresholds_of_a_file_apply_to_its_models_only(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     StarsConfig(model="a/b", reward="c/d", align=AlignParams(schedule={"kind": "none"})).to_file(
@@ -226,6 +234,7 @@ def test_thresholds_of_a_file_apply_to_its_models_only(tmp_path: Path) -> None:
         assert "--threshold" in run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "name"), [("--out", "s.yaml"), ("--report", "s.html")])
 def test_output_paths_are_checked_before_the_pilot(tmp_path: Path, option: str, name: str) -> None:
     args = ["calibrate", "--max-tokens", "8", "--segment-len", "8", option]
@@ -255,6 +264,7 @@ def test_an_interrupted_calibration_reports_that_it_resumes(tmp_path: Path) -> N
     assert not (tmp_path / "s.yaml.partial").exists()
 
 
+@pytest.mark.slow
 def test_messages_are_not_wrapped_without_a_terminal() -> None:
     run = stars("generate", "A", "--beta", "-1", columns=40)
     assert run.stderr.count("\n") == 1

@@ -167,6 +167,7 @@ def writes_in(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+@pytest.mark.slow
 def test_every_file_is_written_by_the_helper() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {call}"
@@ -187,6 +188,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_on_a_full_disk_keep_the_old_file(
     disk: Path, tmp_path: Path, one: StarsResult, name: str
@@ -301,6 +303,7 @@ def test_files_with_impossible_names_are_not_read(tmp_path: Path, name: str) -> 
         check_writable(tmp_path / name, "report")
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_acts_like_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
     path.write_text("old")
@@ -627,6 +630,7 @@ def test_a_read_only_cache_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert "Read-only file system" in warning
 
 
+@pytest.mark.slow
 def test_thresholds_found_on_a_full_disk_are_used(
     disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -752,6 +756,7 @@ def check(name, path):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["yaml", "json", "jsonl", "append", "html", "checkpoint", "head", "array"]
 )

@@ -271,6 +271,7 @@ def test_hub_errors_hide_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert leaks(str(caught.value)) == []
 
 
+@pytest.mark.slow
 def test_errors_of_user_code_hide_secrets(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -352,6 +353,7 @@ class Everything(BaseTracer):
         return super().on_llm_start(*args, run_id=run_id, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [ChatStars, LangChainLLM])
 async def test_langchain_traces_hide_secrets(adapter: type) -> None:
     tracer = Everything()

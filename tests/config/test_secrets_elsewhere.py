@@ -241,6 +241,7 @@ def test_errors_of_servers_hide_secrets(
 # --- what is written and shown of answers ---
 
 
+@pytest.mark.slow
 def test_traces_and_pages_hide_secrets(tmp_path: Path) -> None:
     def reward(prompt: str, completion: str) -> float:
         raise ConnectionError(f"401: key {KEY} at https://u:{PASSWORD}@judge, token='{OTHER}'")
@@ -280,6 +281,7 @@ def test_keys_of_clients_are_not_kept(tmp_path: Path) -> None:
     assert leaks("".join(traceback.format_exception(caught.value))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["generate", "doctor", "calibrate", "compare", "serve"])
 def test_commands_refuse_a_broken_file_without_its_secrets(tmp_path: Path, command: str) -> None:
     path = tmp_path / "broken.yaml"

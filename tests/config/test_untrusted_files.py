@@ -250,6 +250,7 @@ def test_files_that_name_no_code_are_read(tmp_path: Path) -> None:
     assert chat.settings().reward.is_live
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -108,6 +108,7 @@ def test_share_0_is_the_plain_prompt(engine: StarsEngine, monkeypatch: pytest.Mo
     assert accounts(same) == accounts(plain)
 
 
+@pytest.mark.slow
 def test_an_opening_begins_the_answer_and_is_judged(engine: StarsEngine) -> None:
     align = ALIGN.replace(alternatives=[OPENING.replace(share=1.0)], schedule=NoSchedule())
     for result in engine.generate(PROMPTS, sampling=SAMPLING, align=align):
@@ -253,6 +254,7 @@ def test_value_rewards_judge_the_answer_to_the_plain_prompt(engine: StarsEngine)
 # --- memory ---
 
 
+@pytest.mark.slow
 def test_prefixes_are_cached_once_and_released(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +284,7 @@ def test_out_of_memory_changes_no_text(engine: StarsEngine, limits: dict[str, An
         assert accounts(mine.generate(PROMPTS, sampling=SAMPLING, align=align)) == accounts(wanted)
 
 
+@pytest.mark.slow
 def test_budgets_count_every_prompt(engine: StarsEngine) -> None:
     sizes = [
         len(engine.model.codec.encode_prompt(text + "This movie"))
@@ -330,6 +333,7 @@ def test_alternatives_that_do_not_apply_are_refused(engine: StarsEngine) -> None
     assert "does not allow it" in refused(engine, "I", OPENING, grammar=grammar)
 
 
+@pytest.mark.slow
 def test_an_opening_that_a_grammar_allows(engine: StarsEngine) -> None:
     pattern = "( not| very)( bad| good){4}"
     sampling = SAMPLING.replace(grammar=RegexGrammar(pattern=pattern))
@@ -342,6 +346,7 @@ def test_an_opening_that_a_grammar_allows(engine: StarsEngine) -> None:
         assert used == {None, 0, 1}
 
 
+@pytest.mark.slow
 def test_openings_with_tools() -> None:
     """Answers in prose may be opened; an answer that must be a call is not scored."""
     opening = Alternative(opening="I cannot", share=1.0)

@@ -22,17 +22,12 @@ from stars_engine import (
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.core.autotune import (
-    AcceptanceEstimates,
-    CandidateAutotuner,
-    Chances,
-    SegmentDraws,
-    StepCostCurve,
-    StepCosts,
-    allocate_rows,
-    probe_costs,
-)
+from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates, SegmentDraws
+from stars_engine.core.autotune.allocation import Chances, allocate_rows
+from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.autotune.cost_probe import logger as probe_logger
+from stars_engine.core.autotune.cost_probe import probe_costs
+from stars_engine.core.autotune.step_costs import StepCostCurve, StepCosts
 from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.request import Request, RequestQueue
 from stars_engine.core.scheduler import Scheduler

@@ -53,6 +53,7 @@ def test_waiters_of_a_cancelled_future_return(engine: StarsEngine) -> None:
     wait_until(lambda: idle(engine))
 
 
+@pytest.mark.slow
 async def test_a_cancelled_load_that_fails_raises_nowhere(engine: StarsEngine) -> None:
     config = StarsConfig(
         model="stars:embedded-lm",
@@ -257,6 +258,7 @@ def reward_threads(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if name in thread.name]
 
 
+@pytest.mark.slow
 def test_closing_an_engine_during_a_call_leaves_no_threads(engine: StarsEngine) -> None:
     def patient_reward(prompt: str, completion: str) -> float:
         time.sleep(0.05)

@@ -53,6 +53,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- through the engine ---
 
 
+@pytest.mark.slow
 def test_forced_segments_warn_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
     sampling = SamplingParams(seed=1, max_tokens=40, n=2, min_tokens=40)
@@ -68,6 +69,7 @@ def test_forced_segments_warn_once(own: StarsEngine, caplog: pytest.LogCaptureFi
     assert (stats.num_segments, stats.num_forced, stats.forced_rate) == (120, 120, 1.0)
 
 
+@pytest.mark.slow
 def test_low_acceptance_warns_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=4, max_attempts=60, on_exhausted="stop")
     for seed in range(6):
@@ -79,6 +81,7 @@ def test_low_acceptance_warns_once(own: StarsEngine, caplog: pytest.LogCaptureFi
     assert math.isnan(stats.forced_rate)
 
 
+@pytest.mark.slow
 def test_equal_draws_warn_once(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=4, max_attempts=16, on_exhausted="stop")
     sampling = SamplingParams(temperature=0.01)
@@ -90,6 +93,7 @@ def test_equal_draws_warn_once(own: StarsEngine, caplog: pytest.LogCaptureFixtur
     assert own.stats().num_repeated_draws == own.stats().num_similar_draws == 90
 
 
+@pytest.mark.slow
 def test_nearly_equal_draws_warn(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     align = AlignParams(schedule=NEVER, segment_len=8, max_attempts=16, on_exhausted="stop")
     prompts = ["The", "The plot", "I think", "My"]
@@ -153,6 +157,7 @@ def test_suitable_settings_do_not_warn(own: StarsEngine, caplog: pytest.LogCaptu
     assert warnings_in(caplog) == []
 
 
+@pytest.mark.slow
 def test_plain_sampling_and_best_of_n_do_not_warn_about_thresholds(
     own: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +168,7 @@ def test_plain_sampling_and_best_of_n_do_not_warn_about_thresholds(
     assert warnings_in(caplog) == []
 
 
+@pytest.mark.slow
 def test_greedy_sampling_has_its_own_warning(
     own: StarsEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,6 +238,7 @@ def test_requested_forced_segments_do_not_warn() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_pilots_do_not_consume_warnings(own: StarsEngine, caplog: pytest.LogCaptureFixture) -> None:
     """Their drafts are not counted, since their thresholds are still being found."""
     align = AlignParams(schedule=NEVER, segment_len=2, max_attempts=2)
@@ -240,7 +247,7 @@ def test_pilots_do_not_consume_warnings(own: StarsEngine, caplog: pytest.LogCapt
     fitter = Fitter(
         Target("budget", 2.0), max_attempts=2, beta=0.0, lines=[high] * 20, terminals=[None] * 20
     )
-    pilot = StageDecoding(fitter, num_drafts=1, max_rows=8)
+    pilot = StageDecoding(fitter, num_drafts=1)
     own.decode("The", pilot, sampling=sampling.replace(max_tokens=42), align=align)
     assert own.stats().num_forced == own.stats().num_segments == 60
     assert math.isnan(own.stats().reward_drift)

@@ -40,6 +40,7 @@ def test_the_embedded_pair_reaches_positive_rewards(engine: StarsEngine) -> None
     assert all(math.isfinite(r.reward) for r in aligned)
 
 
+@pytest.mark.slow
 def test_a_stream_adds_up_to_the_result(engine: StarsEngine) -> None:
     prompts = ["This movie", "The acting"]
     events = list(engine.stream(prompts, sampling=SHORT))
@@ -70,6 +71,7 @@ def test_threads_share_the_engine(engine: StarsEngine) -> None:
     assert texts == alone == streams
 
 
+@pytest.mark.slow
 def test_many_more_requests_than_max_active(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +82,7 @@ def test_many_more_requests_than_max_active(
     assert [r.text for r in few_at_a_time] == [r.text for r in all_at_once]
 
 
+@pytest.mark.slow
 def test_live_objects(engine: StarsEngine) -> None:
     loaded = engine.model
     config = StarsConfig(
@@ -123,6 +126,7 @@ def test_errors_carry_the_accepted_segments(engine: StarsEngine) -> None:
 # --- records ---
 
 
+@pytest.mark.slow
 def test_results_survive_json(engine: StarsEngine, tmp_path: Path) -> None:
     align = AlignParams(schedule=NoSchedule(), keep_rejected_text=True)  # thresholds of -inf
     results = engine.generate(["This movie", "A"], sampling=SHORT, align=align)
@@ -142,6 +146,7 @@ def test_nan_survives_json(engine: StarsEngine) -> None:
     assert again.model_dump_json() == best.model_dump_json()
 
 
+@pytest.mark.slow
 def test_the_transcript_shows_all_segments(engine: StarsEngine) -> None:
     [result] = engine.generate("This movie", sampling=SamplingParams(seed=2))
     text = transcript(result)
@@ -157,6 +162,7 @@ def test_the_transcript_shows_all_segments(engine: StarsEngine) -> None:
     assert "not judged" in transcript(plain)
 
 
+@pytest.mark.slow
 def test_sampling_defaults_come_from_the_model(stories260k: TransformersBackend) -> None:
     config = StarsConfig(
         model="a/name",

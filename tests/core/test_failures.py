@@ -27,6 +27,7 @@ from stars_engine.backends.base import DraftRequest
 from tests.support.engines import LONG, NEVER, SHORT, idle, wait_until, with_reward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -75,6 +76,7 @@ class Fragile:
         return self._model.draft(requests)
 
 
+@pytest.mark.slow
 def test_only_the_request_with_the_failing_prompt_fails(engine: StarsEngine) -> None:
     prompts = ["The film", "I went to see it on a rainy day and", "Nobody", "A"]
     config = StarsConfig(align=engine.config.align, sampling=SHORT)

@@ -9,7 +9,8 @@ import pytest
 
 from stars_engine import AlignParams, NoSchedule
 from stars_engine.algorithm.stars import StarsDecoding
-from stars_engine.core.autotune import StepCosts, StepLimits
+from stars_engine.core.autotune.step_costs import StepCosts
+from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.batch_selection import _HELD_STEPS, MAX_NEW_TOKENS
 from stars_engine.core.request import Request, RequestQueue, turn_size
 from stars_engine.core.scheduler import Scheduler
@@ -54,6 +55,7 @@ def test_a_turn_grows_with_the_root_of_the_number_of_requests(num_requests: int,
     assert turn_size(num_requests) == size
 
 
+@pytest.mark.slow
 def test_a_large_call_makes_steady_progress_beside_many_single_callers() -> None:
     callers = Callers(large=600, singles=320, max_active=32)
     while callers.order.count(callers.large) < 600:

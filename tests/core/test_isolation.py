@@ -124,6 +124,7 @@ def test_a_long_stop_string_is_allowed(engine: StarsEngine) -> None:
 # --- answers are made when they start ---
 
 
+@pytest.mark.slow
 def test_answers_are_made_when_they_start(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def test_answers_are_made_when_they_start(
         assert mine.generate("b")[0].text
 
 
+@pytest.mark.slow
 def test_the_samples_of_best_of_n_are_made_when_they_start(engine: StarsEngine) -> None:
     with engine_with(engine, EngineParams(max_active=2)) as mine:
         [result] = mine.best_of_n("a", 9)
@@ -157,6 +159,7 @@ def test_the_samples_of_best_of_n_are_made_when_they_start(engine: StarsEngine) 
         wait_until(lambda: idle(mine))
 
 
+@pytest.mark.slow
 def test_all_answers_of_a_large_call_arrive_in_order(engine: StarsEngine) -> None:
     with engine_with(engine, EngineParams(max_active=4, max_waiting=3)) as mine:
         prompts = [f"Film {index}" for index in range(7)]
@@ -331,6 +334,7 @@ def test_whatever_one_prompt_raises_is_its_own(
         assert all(isinstance(found[index], StarsResult) for index in (0, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "around",
     [
@@ -376,6 +380,7 @@ class Unreadable:
         return self._model.completion_text(prompt_ids, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError("cannot be read"), SystemExit(3)], ids=repr)
 def test_a_draft_that_cannot_be_read_ends_its_request_only(
     engine: StarsEngine, error: BaseException

@@ -61,6 +61,7 @@ def wanted(run: Callable[..., list[StarsResult]]) -> list[dict[str, object]]:
     return [account(result) for result in run()]
 
 
+@pytest.mark.slow
 def test_fewer_rows_at_a_time(
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
@@ -92,6 +93,7 @@ def test_requests_wait_for_memory(
     assert "Out of memory; preempting" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failing", [(0,), (2, 3, 7), range(0, 30, 2), range(3, 9), range(1, 8)], ids=str
 )
@@ -128,6 +130,7 @@ def test_one_row_too_many_makes_other_requests_wait(
     assert limited.num_computed > len(PROMPTS)
 
 
+@pytest.mark.slow
 def test_a_request_too_large_for_the_machine_fails_alone(
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
@@ -215,6 +218,7 @@ def test_a_request_that_does_not_fit_delays_others_only_while_it_waits() -> None
     assert computed == [3, 3, 9, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_large_request_is_not_starved(engine: StarsEngine) -> None:
     """It fills the budget alone, while small requests keep coming."""
     small, large = SAMPLING.replace(max_tokens=24), SAMPLING.replace(max_tokens=100)
@@ -288,6 +292,7 @@ def test_waiting_for_memory_ends_at_the_deadline(engine: StarsEngine) -> None:
         assert mine.stats().num_active == 0
 
 
+@pytest.mark.slow
 def test_a_reward_model_reads_fewer_texts_at_a_time(
     run: Callable[..., list[StarsResult]],
     wanted: list[dict[str, object]],
@@ -311,6 +316,7 @@ def test_a_reward_model_reads_fewer_texts_at_a_time(
 # --- budgets ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_at_once", [1, 2])
 def test_requests_beyond_the_budget_of_tokens_wait(
     num_at_once: int,
@@ -325,6 +331,7 @@ def test_requests_beyond_the_budget_of_tokens_wait(
     assert limited.most_live == num_at_once
 
 
+@pytest.mark.slow
 def test_requests_beyond_the_budget_of_bytes_wait(
     run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]], engine: StarsEngine
 ) -> None:
@@ -348,6 +355,7 @@ def test_requests_beyond_the_budget_of_bytes_wait(
     assert max(seen) <= limit
 
 
+@pytest.mark.slow
 def test_a_request_larger_than_the_budget_is_refused(
     run: Callable[..., list[StarsResult]], wanted: list[dict[str, object]]
 ) -> None:

@@ -49,6 +49,7 @@ def models() -> StarsEngine:
     return StarsEngine(StarsConfig(align=ALIGN)).load()
 
 
+@pytest.mark.slow
 def test_stats_tell_bytes_by_holder(models: StarsEngine) -> None:
     with StarsEngine(StarsConfig(align=ALIGN), model=models.model, reward=models.reward) as engine:
         assert engine.stats().memory_bytes == {}
@@ -66,6 +67,7 @@ def test_stats_tell_bytes_by_holder(models: StarsEngine) -> None:
         assert found[f"model.{holder}"] > 0
 
 
+@pytest.mark.slow
 def test_both_caches_stay_within_the_limit_under_many_prompts(models: StarsEngine) -> None:
     config = StarsConfig(align=ALIGN, engine=EngineParams(max_cache_bytes=LIMIT))
     prompts = [f"{'I saw it again. ' * (index % 7)}Film {index}" for index in range(24)]

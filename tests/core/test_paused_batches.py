@@ -185,12 +185,14 @@ class _Parity:
         return [Score(float(len(item.text) % 2)) for item in inputs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mamba"])
 def test_texts_do_not_depend_on_pauses(family: str, tokenizer: object) -> None:
     whole = texts_of(random_backend(family, tokenizer), math.inf)
     assert texts_of(random_backend(family, tokenizer), 0.0) == whole
 
 
+@pytest.mark.slow
 def test_a_small_call_is_answered_within_the_segment_of_another(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

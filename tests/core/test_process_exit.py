@@ -235,6 +235,7 @@ process_exit.register(worker)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status"),
     [

@@ -63,6 +63,7 @@ def test_a_new_request_joins_the_next_step(engine: StarsEngine) -> None:
     wait_until(lambda: idle(engine))
 
 
+@pytest.mark.slow
 def test_segment_lengths_take_turns(engine: StarsEngine) -> None:
     aligns = [AlignParams(schedule=NoSchedule(), segment_len=size) for size in (3, 5, 16, 5)]
     prompts = ["The", "plot", "was", "thin"]
@@ -156,6 +157,7 @@ async def test_task_cancel_and_async_break(engine: StarsEngine) -> None:
     await asyncio.to_thread(wait_until, lambda: idle(engine))
 
 
+@pytest.mark.slow
 def test_deadlines_end_wherever_the_request_stands(engine: StarsEngine, busy: StarsEngine) -> None:
     hurried = NEVER.replace(deadline_s=0.3)
     first = busy.submit("in progress", sampling=LONG, align=hurried)
@@ -230,6 +232,7 @@ def test_a_full_queue_raises_or_waits(busy: StarsEngine) -> None:
     wait_until(lambda: idle(busy))
 
 
+@pytest.mark.slow
 def test_a_call_larger_than_the_queue_is_admitted_in_parts(busy: StarsEngine) -> None:
     everything = AlignParams(schedule=NoSchedule())
     assert len(busy.generate(["a"] * 5, sampling=SHORT, align=everything)) == 5

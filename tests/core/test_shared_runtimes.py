@@ -61,6 +61,7 @@ def engine_threads() -> int:
     return sum(thread.name == "stars-engine" for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_many_threads_load_once(loads: list[StarsConfig]) -> None:
     barrier = threading.Barrier(16)
 
@@ -126,6 +127,7 @@ def test_garbage_collected_handles_keep_the_models_for_a_while(loads: list[Stars
     wait_until(lambda: engine_threads() == before and not registry._runtimes)
 
 
+@pytest.mark.slow
 def test_adapters_get_a_new_engine_when_the_thread_has_failed(
     loads: list[StarsConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,7 +25,7 @@ from stars_engine import (
     TransformersModel,
 )
 from stars_engine.backends.base import Draft, DraftRequest
-from stars_engine.config.rewards import FunctionReward
+from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.rewards.base import as_number
 from stars_engine.scalars import real_number
 

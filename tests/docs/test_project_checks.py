@@ -1,4 +1,4 @@
-"""The checks of the project: lint, types, imports, documentation, CI."""
+"""The project as a whole: map of the code, API reference, Makefile, CI, site."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,39 +18,7 @@ from _pytest import hookspec
 from tools import code_map, docs_site
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        [sys.executable, "-m", "ruff", "check", "."],
-        [sys.executable, "-m", "ruff", "format", "--check", "."],
-        [str(BIN / "typos")],
-        [sys.executable, "tools/banned_words.py"],
-        [str(BIN / "hadolint"), "Dockerfile"],
-        [sys.executable, "-m", "mypy"],
-        [sys.executable, "-m", "mypy", "tools"],
-        [str(BIN / "lint-imports")],
-        [sys.executable, "tools/docs_site.py"],
-    ],
-    ids=[
-        "ruff check",
-        "ruff format",
-        "typos",
-        "banned words",
-        "hadolint",
-        "mypy",
-        "mypy tools",
-        "import-linter",
-        "documentation site",
-    ],
-)
-def test_check(command: list[str]) -> None:
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_wheel_weights_stay_small() -> None:
@@ -60,6 +27,7 @@ def test_wheel_weights_stay_small() -> None:
     assert sum(path.stat().st_size for path in weights) <= 16_000_000
 
 
+@pytest.mark.slow
 def test_helpers_of_tests_are_in_support() -> None:
     """No test module imports another one or a conftest; a conftest has fixtures and hooks only."""
     for path in (ROOT / "tests").rglob("*.py"):
@@ -79,6 +47,7 @@ def test_helpers_of_tests_are_in_support() -> None:
                     assert is_fixture or hasattr(hookspec, node.name), node.name
 
 
+@pytest.mark.slow
 def test_code_map_describes_every_file() -> None:
     page = code_map.page()
     for folder in code_map.FOLDERS:

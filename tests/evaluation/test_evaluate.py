@@ -90,6 +90,7 @@ def figures(evaluation: Evaluation, *, rounded: bool = False) -> Any:
     return kept(json.loads(evaluation.model_dump_json(fallback=name_of)))
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_the_answers(finished: tuple[Evaluation, Path]) -> None:
     evaluation, directory = finished
     plain = [r for record in records(directory, "vanilla") for r in record.results]

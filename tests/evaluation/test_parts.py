@@ -187,6 +187,7 @@ def test_vader_tells_praise_from_blame() -> None:
     assert nothing == 0
 
 
+@pytest.mark.slow
 def test_preference_pairs_are_the_best_and_worst_by_the_guide(engine: StarsEngine) -> None:
     sampling = SamplingParams(max_tokens=8, seed=5)
     pairs = preference_pairs(StarsConfig(), OPENINGS[:3], samples=4, sampling=sampling)

@@ -102,6 +102,7 @@ def test_the_soft_value_lies_above_the_mean() -> None:
     assert float(network(rows).mean()) == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_head_is_fitted_written_used_and_resumed(engine: StarsEngine, tmp_path: Path) -> None:
     kwargs = {"judge": length, "num_answers": 5, "sampling": SAMPLING, "shape": "linear"}
     report = train_guide(engine, tmp_path, PROMPTS, **kwargs)
@@ -134,6 +135,7 @@ def test_a_head_is_fitted_written_used_and_resumed(engine: StarsEngine, tmp_path
     assert result.reward == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_labelled_answers_need_no_sampling(engine: StarsEngine, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     rows = [

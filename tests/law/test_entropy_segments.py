@@ -154,6 +154,7 @@ def test_a_model_reports_the_entropy_before_each_token(engine: StarsEngine) -> N
     assert asked.entropies == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_text_does_not_depend_on_parallel_drafts(engine: StarsEngine) -> None:
     align = AlignParams(
         schedule=ConstantSchedule(value=0.5),

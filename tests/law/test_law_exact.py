@@ -58,7 +58,7 @@ NAN = (*((k, v) for k, v in REWARDS.items() if k != "ba"), ("ba", math.nan), ("b
 
 
 @pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
-@pytest.mark.parametrize("num_candidates", [1, 2, 4])
+@pytest.mark.parametrize("num_candidates", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("thresholds", "beta", "max_attempts"),
     [

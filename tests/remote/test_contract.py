@@ -32,6 +32,7 @@ def remote(server: TestServer) -> Iterator[ServerBackend]:
     backend.close()
 
 
+@pytest.mark.slow
 def test_contract_of_language_models(server: TestServer, remote: ServerBackend) -> None:
     assert remote.probed.dialect.name == server.served.dialect
     check_backend(remote)

@@ -116,6 +116,7 @@ def test_no_server(new_model: Callable[..., ServerBackend]) -> None:
         new_model(base_url="http://127.0.0.1:9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["other_template", "other_tokenizer"])
 def test_two_servers_that_differ(
     new_model: Callable[..., ServerBackend],
@@ -173,6 +174,7 @@ def test_the_key_is_sent_and_never_shown(engine: StarsEngine, monkeypatch: Any) 
         backend.close()
 
 
+@pytest.mark.slow
 def test_doctor_names_dialect_and_endpoint(
     model_server: TestServer,
     reward_server: TestServer,

@@ -48,6 +48,7 @@ def test_contract_of_reward_models(remote: ServerRewardModel) -> None:
     check_reward_model(remote)
 
 
+@pytest.mark.slow
 def test_rewards_equal_local_ones(
     remote: ServerRewardModel,
     server: TestServer,

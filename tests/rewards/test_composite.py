@@ -105,6 +105,7 @@ def test_the_sum_at_real_segment_ends(engine: StarsEngine, borders: list[RewardI
         assert score.num_tokens == tone.num_tokens
 
 
+@pytest.mark.slow
 def test_parts_are_in_the_trace(engine: StarsEngine) -> None:
     config = config_of(tone=TONE, length={"reward": num_words, "weight": 0.01})
     with StarsEngine(config, model=engine.model) as mine:
@@ -279,6 +280,7 @@ def test_the_first_failing_part_is_reported() -> None:
 # --- models and functions together ---
 
 
+@pytest.mark.slow
 def test_functions_run_while_models_score(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +304,7 @@ def test_functions_run_while_models_score(
     assert result.finish_reason in ("length", "stop")
 
 
+@pytest.mark.slow
 def test_a_slow_part_delays_only_its_own_rollout(engine: StarsEngine) -> None:
     release = threading.Event()
 

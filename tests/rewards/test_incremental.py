@@ -150,6 +150,7 @@ def test_a_judge_that_answers_yes_or_no(tokenizer: object) -> None:
     assert reader_of(reward).num_computed == len(stem) + 3 * 8 + 3 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_candidates", [1, 4])
 def test_the_engine_reads_each_candidate_once(num_candidates: int) -> None:
     """Prompt and candidates: nothing else is read, whatever is accepted."""

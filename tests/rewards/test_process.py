@@ -149,6 +149,7 @@ def test_steps_of_partial_and_finished_answers(by_line: ProcessReward) -> None:
     assert score_of(ended, "a") == score_of(every, "") == score_of(ended, "")
 
 
+@pytest.mark.slow
 def test_aggregates(by_line: ProcessReward) -> None:
     item = RewardInput(RewardPrompt("Why?"), "One\nTwo words\nThree", ())
     [steps] = ProcessRewardModel(by_line).step_scores([item])

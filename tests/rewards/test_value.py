@@ -146,6 +146,7 @@ def test_baselines_score_whole_answers(backend: TransformersBackend) -> None:
     assert [result.reward for result in rewards] == pytest.approx([first] * 3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fork_keeps_what_was_read(backend: TransformersBackend) -> None:
     model = ValueRewardModel(ValueReward(head=random_head(backend)), backend)
     ids = backend.codec.encode_prompt("This movie")
@@ -194,6 +195,7 @@ def reward_config(folder: Path) -> ValueReward:
     return ValueReward(name_or_path=str(folder))
 
 
+@pytest.mark.slow
 def test_another_language_model_is_refused(backend: TransformersBackend, tokenizer: object) -> None:
     """Another one in kind, or in weights alone; another dtype is the same one."""
     head = random_head(backend)

@@ -191,6 +191,7 @@ FAILED = {"image-input", "chat-image-input"}
 SKIPPED = {"reasoning-summary", "chat-reasoning-summary"}  # by the suite, for these models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", ["open-responses", "openai-chat"])
 def test_public_conformance_suite(chatty: RunningServer, format_: str) -> None:
     command = [sys.executable, "-m", "llm_comply.cli", "-u", chatty.base_url, "-k", "none"]

@@ -64,6 +64,7 @@ def test_connections_that_are_used_stay_open() -> None:
         assert protocol._head_timer is None  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [

@@ -57,6 +57,7 @@ def fuzz(operation: Any, mode: GenerationMode, max_examples: int) -> None:
     check()
 
 
+@pytest.mark.slow
 def test_every_endpoint_is_described(operations: list[Any]) -> None:
     assert {operation.path for operation in operations} >= {
         "/v1/chat/completions",
@@ -68,6 +69,7 @@ def test_every_endpoint_is_described(operations: list[Any]) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [VALID, INVALID])
 def test_a_few_requests(operations: list[Any], mode: GenerationMode) -> None:
     for operation in operations:

@@ -141,6 +141,7 @@ def test_a_stream_that_is_left_counts() -> None:
         )
 
 
+@pytest.mark.slow
 async def test_a_large_caller_does_not_hold_up_a_small_one() -> None:
     """Counted, not timed: how many answers of the large caller end before one of the small."""
     limit, num_large = 4, 64

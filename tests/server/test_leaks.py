@@ -201,6 +201,7 @@ def vetoed_calls() -> Iterator[tuple[RunningServer, list[str]]]:
         yield running, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*TOOLS])
 def test_vetoed_calls_are_not_sent(
     vetoed_calls: tuple[RunningServer, list[str]], path: str

@@ -217,6 +217,7 @@ def test_other_origins_need_permission() -> None:
         ServerParams(cors_origins=["https://chat.example.org/"])
 
 
+@pytest.mark.slow
 def test_the_access_log_has_no_texts(
     server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -274,6 +275,7 @@ def value_of(text: str, name: str) -> float:
     return float(values[0]) if values else 0.0
 
 
+@pytest.mark.slow
 def test_nothing_of_a_request_stays_in_memory(server: RunningServer) -> None:
     """Streams, whole answers, errors and disconnects leave no object behind."""
     kinds = (RequestFacts, EngineRequest, RequestGroup, AsyncSegmentStream)

@@ -99,6 +99,7 @@ def ask(running: RunningServer, **more: Any) -> httpx.Response:
         return client.post(PATH, json={**REQUEST, **more})
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_engine(remote: RunningServer) -> None:
     engine = remote.model("remote").engine
     [result] = engine.generate(
@@ -115,6 +116,7 @@ def test_answers_are_those_of_the_engine(remote: RunningServer) -> None:
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == result.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["lm", "rm"])
 def test_readiness_follows_the_servers(
     lm: TestServer, rm: TestServer, gone: str, caplog: pytest.LogCaptureFixture
@@ -138,6 +140,7 @@ def test_readiness_follows_the_servers(
                 assert client.post(PATH, json=REQUEST).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_model_whose_server_starts_later(
     lm: TestServer, rm: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +166,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faulty", ["language model", "reward model"])
 def test_failures_of_servers(
     remote: RunningServer, lm: TestServer, rm: TestServer, faulty: str
@@ -183,6 +187,7 @@ def test_failures_of_servers(
         assert "[DONE]" not in stream
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faulty", ["lm", "rm"])
 def test_a_server_that_hangs(lm: TestServer, rm: TestServer, faulty: str) -> None:
     with serving_models({"remote": config_of(lm.url, rm.url, timeout_s=2.0)}) as running:
@@ -194,6 +199,7 @@ def test_a_server_that_hangs(lm: TestServer, rm: TestServer, faulty: str) -> Non
         wait_until(lambda: server.num_hanging == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_was_accepted_before_a_failure(
     remote: RunningServer, rm: TestServer, stream: bool, caplog: pytest.LogCaptureFixture
@@ -224,6 +230,7 @@ def test_what_was_accepted_before_a_failure(
     assert last()["error"] == "backend_unavailable"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("waits_for", ["lm", "rm"])
 def test_a_client_that_disconnects_cancels_the_calls_of_servers(

@@ -275,6 +275,7 @@ def test_settings_of_requests_become_those_of_the_engine() -> None:
     }
 
 
+@pytest.mark.slow
 def test_clients_may_change_the_acceptance_test_if_allowed() -> None:
     configs = {"chat": random_chat(max_drafted_tokens=1000)}
     with serving(configs, client_align=True) as running:

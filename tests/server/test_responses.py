@@ -84,6 +84,7 @@ def test_streamed_events_build_the_response(client: openai.OpenAI) -> None:
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
+@pytest.mark.slow
 def test_calls_and_their_results(client: openai.OpenAI) -> None:
     arguments = {"model": "chat", "tools": [TOOL], "max_output_tokens": 300}
     response = client.responses.create(input="Hi", tool_choice="required", **arguments)

@@ -8,6 +8,7 @@ from stars_engine import FunctionReward, SamplingParams, StarsConfig
 from tests.support.servers import HELLO, RunningServer, random_chat, serving
 
 
+@pytest.mark.slow
 def test_scores_are_the_rewards_of_the_engine(server: RunningServer) -> None:
     engine = server.model("embedded").engine
     [result] = engine.generate("This movie", sampling=SamplingParams(seed=1, max_tokens=24))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from stars_engine.chat.template import encode_rendered, render
+from stars_engine.messages import Message, Tool
 from stars_engine.tokenization.codec import Codec
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -31,3 +35,8 @@ def make_codec(chat_template: str | None = CHATML, *, bos: bool = True) -> Codec
     )
     tokenizer.chat_template = chat_template
     return Codec(tokenizer)
+
+
+def encode_chat(codec: Codec, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    """Render messages with a generation prompt, and encode them."""
+    return encode_rendered(codec, render(codec, messages, tools, add_generation_prompt=True))

@@ -25,7 +25,7 @@ from stars_engine.import_strings import names_an_object
 from stars_engine.problems import Problem
 from stars_engine.schema import Schema
 
-SingleReward = Annotated[
+SingleKind = (
     ClassifierReward
     | ProcessReward
     | YesNoReward
@@ -36,9 +36,9 @@ SingleReward = Annotated[
     | ServerReward
     | ServerYesNoReward
     | ServerProcessReward
-    | VLLMReward,
-    Field(discriminator="kind"),
-]
+    | VLLMReward
+)
+SingleReward = Annotated[SingleKind, Field(discriminator="kind")]
 
 
 def as_reward(value: Any) -> Any:

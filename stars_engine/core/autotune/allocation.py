@@ -69,5 +69,4 @@ def allocate_rows(
 
 
 def _num_used(acceptance: float, count: int) -> float:
-    """Return the expected number of used draws."""
     return (1 - (1 - acceptance) ** count) / acceptance if acceptance else count

@@ -56,16 +56,7 @@ def _call_of(body: ResponsesBody, state: State) -> EngineRequest:
     model = state.models.get(body.model)
     messages, names = conversation_of(body)
     with naming_fields(_FIELDS):
-        chat = new_chat(
-            messages,
-            body.tool_specs,
-            names,
-            choice=body.choice,
-            allowed=body.allowed_names,
-            parallel=body.parallel_tool_calls,
-            continue_final_message=body.stars.continue_final_message,
-            template_kwargs=body.stars.chat_template_kwargs,
-        )
+        chat = new_chat(messages, body.tool_specs, names, body)
     with naming("text.format"):
         grammar = grammar_of(body.response_format)
     check_one_grammar("text.format", grammar, body.stars, chat)

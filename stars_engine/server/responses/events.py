@@ -113,7 +113,6 @@ class ResponseEvents:
         yield self._event("response.content_part.done", **self._place(), part=dict(part))
 
     def _close(self, status: str) -> Iterator[Event]:
-        """Close the open item, if there is one."""
         item = self._open
         if item is None:
             return
