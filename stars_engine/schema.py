@@ -9,7 +9,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -28,6 +28,8 @@ from stars_engine.redaction import (
     redact,
     resembles_secret_name,
 )
+
+MAX_DEPTH = 200  # of values that are written as JSON: code that walks them may be recursive
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
@@ -124,7 +126,7 @@ def is_json(value: Any, meaning: str) -> Any:
     """Return a value if it can be written as JSON, without infinities and lone surrogates.
 
     Raises:
-        ValueError: The value cannot be written as JSON.
+        ValueError: The value cannot be written as JSON, or is nested too deeply.
     """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -133,7 +135,26 @@ def is_json(value: Any, meaning: str) -> Any:
             f"{meaning} must be JSON: {error}. Hint: use strings, finite numbers, true, false, "
             "None, lists and dicts with string keys"
         ) from None
+    if is_deeper(value, MAX_DEPTH):
+        raise ValueError(
+            f"{meaning} must be nested at most {MAX_DEPTH} levels deep. Hint: flatten it"
+        )
     return value
+
+
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and mappings are nested more deeply; not recursive."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (Mapping, list, tuple))
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def not_nan(value: float | None, meaning: str) -> float | None:
