@@ -85,6 +85,10 @@ class BoundedProtocol(H11Protocol):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
 
+    def _should_upgrade(self) -> bool:
+        """Ignore requests for other protocols; uvicorn would recommend packages for WebSockets."""
+        return False
+
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._receive_timeout_s, self._give_up)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import socket
 from typing import Any
 
@@ -139,6 +140,15 @@ def test_what_is_not_http(server: RunningServer, sent: bytes) -> None:
         head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
+def test_requests_for_other_protocols_are_answered_in_http(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(server) as connection:
+        connection.sendall(GET + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 200 ")
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 def test_compressed_bodies(server: RunningServer) -> None:

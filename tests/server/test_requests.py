@@ -183,7 +183,7 @@ def test_errors_of_responses_name_the_field(
 
 def test_the_deepest_tools_that_are_allowed_are_served(server: RunningServer) -> None:
     """The answer repeats them."""
-    for depth, status in ((124, 200), (125, 400)):
+    for depth, status in ((125, 200), (126, 400)):
         tool = {
             "type": "function",
             "name": "a",
