@@ -124,6 +124,10 @@ function show(event) {
 }
 
 function end(account) {
+  const attempts = account.abandoned_attempts ?? [];
+  if (attempts.length) {
+    add({ text: "", reward: null, threshold: attempts[0].threshold, verdict: "nothing kept", attempts });
+  }
   const reward = account.reward === null ? "none" : account.reward.toPrecision(3);
   say(`${account.finish_reason} · reward ${reward} · seed ${account.seed}`);
 }
