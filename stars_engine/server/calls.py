@@ -137,8 +137,8 @@ def new_call(
     """
     align = model.ready_align
     options = body.stars
-    _check_count(len(prompts) * (sampling.get("n") or getattr(body, "n", 1)), engine)
     changes = {**sampled(body), **{k: v for k, v in sampling.items() if v is not None}}
+    _check_count(len(prompts) * changes["n"], engine)
     own = {name: f"stars.{name}" for name in type(options).model_fields}
     fields = {**own, **fields}
     if options.grammar is not None:
