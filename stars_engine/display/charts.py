@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class _Column(NamedTuple):
     """One segment: its threshold, and the reward and verdict of each of its attempts."""
 
     threshold: float | None
-    rewards: list[tuple[float, str]]
+    rewards: Sequence[tuple[float, str]]
 
 
 def reward_chart(result: StarsResult) -> str:
