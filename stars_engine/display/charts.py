@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from stars_engine.types import StarsResult
 
-_WIDTH, _HEIGHT, _LEFT, _PAD = 600, 120, 44, 10
+_WIDTH, _HEIGHT, _LEFT, _PAD = 600, 140, 64, 12
 _FILLS = {"accepted": "#2ea043", "forced": "#da3633"}  # of kept segments; others are hollow
 
 
@@ -35,7 +35,7 @@ def reward_chart(result: StarsResult) -> str:
         return f"{_HEIGHT - _PAD - part * (_HEIGHT - 2 * _PAD):.1f}"
 
     shapes = [
-        f"<text x='0' y='{y(value)}' dy='4' font-size='11' fill='currentColor'>{value:.3g}</text>"
+        f"<text x='0' y='{y(value)}' dy='5' font-size='16' fill='currentColor'>{value:.3g}</text>"
         for value in dict.fromkeys((low, high))
     ]
     line = ""

@@ -18,7 +18,7 @@ _STYLE = """
 .stars .text { white-space: pre-wrap; }
 .stars .prompt { opacity: .65; }
 .stars .segment { border-radius: 3px; padding: .1em 0; border-right: 2px solid #8886; }
-.stars svg { width: 100%; max-width: 100%; min-width: 0; background: none; margin-top: .4rem; }
+.stars svg { width: 100%; max-width: 38.4rem; min-width: 0; background: none; margin-top: .4rem; }
 .stars del { opacity: .7; }
 .stars .facts { font-size: .85rem; opacity: .8; margin: .5rem 0 0; }
 .stars details { font-size: .85rem; margin-top: .4rem; }
