@@ -9,7 +9,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from stars_engine.nesting import MAX_DEPTH, is_deeper
 from stars_engine.problems import HINT, ConfigError, Problem
 from stars_engine.redaction import (
     DIGESTS,
@@ -28,8 +29,6 @@ from stars_engine.redaction import (
     redact,
     resembles_secret_name,
 )
-
-MAX_DEPTH = 200  # of values that are written as JSON: code that walks them may be recursive
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
@@ -140,21 +139,6 @@ def is_json(value: Any, meaning: str) -> Any:
             f"{meaning} must be nested at most {MAX_DEPTH} levels deep. Hint: flatten it"
         )
     return value
-
-
-def is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and mappings are nested more deeply; not recursive."""
-    level = [value]
-    for _ in range(depth + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (Mapping, list, tuple))
-            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def not_nan(value: float | None, meaning: str) -> float | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from stars_engine.config.grammars import Grammar
-from stars_engine.schema import is_deeper
+from stars_engine.nesting import is_deeper
 
 MAX_INT = 2**63 - 1
 MAX_DEPTH = 128  # answers of `/v1/responses` repeat tools, and pydantic writes up to 255 levels
