@@ -135,9 +135,7 @@ def is_json(value: Any, meaning: str) -> Any:
             "None, lists and dicts with string keys"
         ) from None
     if is_deeper(value, MAX_DEPTH):
-        raise ValueError(
-            f"{meaning} must be nested at most {MAX_DEPTH} levels deep. Hint: flatten it"
-        )
+        raise ValueError(f"{meaning} is nested more than {MAX_DEPTH} levels deep. Hint: flatten it")
     return value
 
 
