@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from stars_engine.nesting import MAX_DEPTH, is_deeper
 from stars_engine.problems import HINT, ConfigError, Problem
 from stars_engine.redaction import (
     DIGESTS,
@@ -124,7 +125,7 @@ def is_json(value: Any, meaning: str) -> Any:
     """Return a value if it can be written as JSON, without infinities and lone surrogates.
 
     Raises:
-        ValueError: The value cannot be written as JSON.
+        ValueError: The value cannot be written as JSON, or is nested too deeply.
     """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -133,6 +134,8 @@ def is_json(value: Any, meaning: str) -> Any:
             f"{meaning} must be JSON: {error}. Hint: use strings, finite numbers, true, false, "
             "None, lists and dicts with string keys"
         ) from None
+    if is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"{meaning} is nested more than {MAX_DEPTH} levels deep. Hint: flatten it")
     return value
 
 

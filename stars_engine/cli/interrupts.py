@@ -4,6 +4,8 @@ Python raises `KeyboardInterrupt` at any instruction of the main thread: in a th
 that turns it into an `ImportError`, in a finalizer that drops it, in native code that takes long,
 or twice, when `timeout` signals both a process and its group. So the first Ctrl-C raises the error,
 later ones do nothing, and a thread ends the process if the error did not.
+
+A server is different: the first signal lets its requests end, and the next one ends the process.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import socket
 import sys
 import time
 from _thread import start_new_thread
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -63,6 +66,34 @@ class _Watch:
                 time.sleep(GRACE_S)
                 self.say()
                 os._exit(INTERRUPTED)
+
+
+@contextmanager
+def signals_left_alone() -> Iterator[None]:
+    """Leave Ctrl-C to the handlers that the code inside sets."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+
+
+def end_soon(number: int) -> None:
+    """End the process within a second, as shells report a signal, unless it ends by itself."""
+
+    def end() -> None:
+        time.sleep(GRACE_S)
+        os._exit(status_of(number))
+
+    start_new_thread(end, ())
+
+
+def status_of(number: int) -> int:
+    """Return the status of shells for a command that a signal ended."""
+    return 128 + number
 
 
 def run_interruptible(run: Callable[[], None]) -> None:

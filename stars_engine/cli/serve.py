@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stars_engine.cli.interrupts import end_soon, signals_left_alone, status_of
 from stars_engine.cli.messages import LogMessages, messages
 from stars_engine.cli.options import NoImportsOption
 from stars_engine.cli.settings import given
@@ -119,11 +120,18 @@ def serve_command(
     _set_up_logging()
     names = ", ".join(configs)
     server = StarsServer(
-        configs, params, keys, on_started=lambda url: messages.say(f"serving {names} at {url}")
+        configs,
+        params,
+        keys,
+        on_started=lambda url: messages.say(f"serving {names} at {url}"),
+        on_cut_off=end_soon,
     )
-    server.run()
+    with signals_left_alone():
+        server.run()
     if server.load_failed or not server.started:
         sys.exit(2)
+    if server.cut_off_by is not None:
+        sys.exit(status_of(server.cut_off_by))
 
 
 def read_configs(options: list[str], *, allow_imports: bool) -> dict[str, StarsConfig]:
@@ -137,7 +145,7 @@ def read_configs(options: list[str], *, allow_imports: bool) -> dict[str, StarsC
     configs: dict[str, StarsConfig] = {}
     for option in options:
         name, separator, file = option.partition("=")
-        if not separator:
+        if not separator or Path(option).is_file():  # `=` may be in a path
             name, file = Path(option).stem, option
         if not name or name in configs:
             raise typer.BadParameter(
@@ -159,7 +167,8 @@ def _read_keys(path: Path | None) -> Any:
             messages.say(f"warning: every user may read {path}. Hint: chmod o-r {path}")
         return keys
     text = os.environ.get(KEYS_VARIABLE)
-    return ApiKeys() if not text else ApiKeys.read(text, KEYS_VARIABLE)
+    # An empty variable is an error: a server that was meant to need keys must not be open.
+    return ApiKeys() if text is None else ApiKeys.read(text, KEYS_VARIABLE)
 
 
 def _set_up_logging() -> None:

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from stars_engine.nesting import MAX_DEPTH, is_deeper
 from stars_engine.schema import Schema, is_json
 from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_schema, read_schema
-
-_MAX_DEPTH = 200
 
 
 class JsonGrammar(Schema):
@@ -40,9 +39,9 @@ class JsonGrammar(Schema):
         schema = schema_of(value)
         if isinstance(schema, dict) and not is_schema(schema):
             schema = read_schema(schema, owner="JsonGrammar").schema
-        if _is_deeper(schema, _MAX_DEPTH):
+        if is_deeper(schema, MAX_DEPTH):
             raise ValueError(
-                f"the schema is nested more than {_MAX_DEPTH} levels deep. Hint: define its parts "
+                f"the schema is nested more than {MAX_DEPTH} levels deep. Hint: define its parts "
                 "in $defs and refer to them"
             )
         return is_json(schema, "a schema")
@@ -92,19 +91,6 @@ Grammar = Annotated[
 def as_grammar(value: Any) -> Any:
     """Convert a pydantic model to a grammar; return other values unchanged."""
     return JsonGrammar(json_schema=value) if isinstance(value, type) else value
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and mappings are nested more deeply; not recursive."""
-    level = [value]
-    for _ in range(depth + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (Mapping, list, tuple))
-            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
-        ]
-    return bool(level)
 
 
 def schema_of(value: Any) -> Any:

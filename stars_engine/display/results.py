@@ -7,6 +7,7 @@ from html import escape
 from math import isnan
 from typing import TYPE_CHECKING
 
+from stars_engine.display.charts import reward_chart
 from stars_engine.display.pages import document
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _STYLE = """
 .stars .text { white-space: pre-wrap; }
 .stars .prompt { opacity: .65; }
 .stars .segment { border-radius: 3px; padding: .1em 0; border-right: 2px solid #8886; }
+.stars svg { width: 100%; max-width: 38.4rem; min-width: 0; background: none; margin-top: .4rem; }
 .stars del { opacity: .7; }
 .stars .facts { font-size: .85rem; opacity: .8; margin: .5rem 0 0; }
 .stars details { font-size: .85rem; margin-top: .4rem; }
@@ -109,7 +111,8 @@ def _legend() -> str:
         "reward is above its threshold, "
         f"<span style='background: rgb({_AMBER} / .35)'>amber</span> if it is below, and "
         f"<span style='background: rgb({_RED} / .35)'>red</span> if it was kept although no draft "
-        "was accepted. Rejected drafts are struck through."
+        "was accepted. Rejected drafts are struck through. Dots are rewards, hollow ones those of "
+        "rejected drafts; the line is the threshold."
     )
 
 
@@ -119,7 +122,8 @@ def _card(result: StarsResult) -> str:
     name = f"<b>{escape(str(result.id))}</b> " if result.id is not None else ""
     return (
         f"<div class='stars'>{name}<div class='text'>{_prompt(result)}{segments}</div>"
-        f"<p class='facts'>{escape(facts_of(result))}</p>{_attempts(result)}</div>"
+        f"<p class='facts'>{escape(facts_of(result))}</p>{reward_chart(result)}"
+        f"{_attempts(result)}</div>"
     )
 
 

@@ -208,7 +208,8 @@ class Handle:
 
         Args:
             timeout_s: Maximum wait in seconds for the end of the current step, in case a model
-                hangs; None for no limit. The log says where a thread hangs that does not end.
+                hangs; None for no limit. The log says where a thread hangs that does not end. 0
+                does not wait, and logs nothing.
         """
         if self._finalizer.detach() is not None:
             self._runtime.release(self._source.key, timeout_s)

@@ -143,7 +143,8 @@ class Runtime:
 
         Args:
             wait: Whether to wait for the thread.
-            timeout_s: Maximum wait in seconds, for a thread that hangs; None for no limit.
+            timeout_s: Maximum wait in seconds, for a thread that hangs; None for no limit. 0 does
+                not wait for a thread that is busy, and logs nothing.
             at_once: Whether to end the current step.
         """
         if os.getpid() != self._pid:
@@ -158,9 +159,11 @@ class Runtime:
         elif wait and thread is not current_thread():
             thread.join(timeout_s)
             if thread.is_alive():
-                logger.warning(
-                    "The engine is closed, but %s; its calls end with an error", where_it_is(thread)
-                )
+                if timeout_s:
+                    where = where_it_is(thread)
+                    logger.warning(
+                        "The engine is closed, but %s; its calls end with an error", where
+                    )
                 self._loop.abandon()
 
     @property

@@ -74,13 +74,14 @@ def usage_of(results: Iterable[StarsResult]) -> CompletionUsage:
     )
 
 
-def account_of(result: StarsResult, *, segments: bool) -> dict[str, Any]:
+def account_of(result: StarsResult, *, segments: bool, is_stream: bool = False) -> dict[str, Any]:
     """Return what the key `stars` of a choice holds.
 
     Args:
         result: The answer.
         segments: Whether to include its segments. Of rejected drafts, rewards are included, and
             texts if the engine was asked to keep them.
+        is_stream: Whether the segments were sent before, but for drafts that no segment followed.
     """
     account: dict[str, Any] = {
         "finish_reason": result.finish_reason,
@@ -94,7 +95,8 @@ def account_of(result: StarsResult, *, segments: bool) -> dict[str, Any]:
             call.model_dump() for call in result.message.invalid_tool_calls
         ]
     if segments:
-        account["segments"] = [segment_of(segment) for segment in result.segments]
+        if not is_stream:
+            account["segments"] = [segment_of(segment) for segment in result.segments]
         account["abandoned_attempts"] = [_attempt_of(item) for item in result.abandoned_attempts]
     return account
 

@@ -101,7 +101,8 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(params.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # clients of OpenAI add headers about themselves
+            expose_headers=["retry-after", "x-request-id"],
         )
     tracing = (tracing or Tracing()) if params.tracing else None
     app.add_middleware(Observed, get_state=lambda: state, tracing=tracing)

@@ -95,7 +95,8 @@ def naming_fields(fields: Mapping[str, str]) -> Iterator[None]:
     except (ConfigError, PromptError) as error:
         refused = api_error_of(error)
         if refused.param is None and isinstance(error, PromptError):
-            refused.param = fields.get("prompt")
+            subject = refused.message.partition(" ")[0]  # such as reward_prompt
+            refused.param = fields.get(subject, fields.get("prompt"))
         elif refused.param is not None:
             head, dot, rest = refused.param.partition(".")
             number, _, path = rest.partition(".")
@@ -137,6 +138,7 @@ def new_call(
     align = model.ready_align
     options = body.stars
     changes = {**sampled(body), **{k: v for k, v in sampling.items() if v is not None}}
+    _check_count(len(prompts) * changes["n"], engine)
     own = {name: f"stars.{name}" for name in type(options).model_fields}
     fields = {**own, **fields}
     if options.grammar is not None:
@@ -155,6 +157,21 @@ def new_call(
         created=int(time.time()),
         fields=fields,
     )
+
+
+def _check_count(num_answers: int, engine: StarsEngine) -> None:
+    """Refuse requests with more answers than the queue takes.
+
+    Raises:
+        ApiError: There are more.
+    """
+    limit = engine.config.engine.max_waiting
+    if num_answers > limit:
+        message = (
+            f"The request asks for {num_answers} answers; allowed: {limit}. Hint: send several "
+            "requests, or lower n"
+        )
+        raise ApiError(400, message, code="invalid_value", param="n")
 
 
 def sampled(body: GenerationBody) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class _Chunks:
             choices.append(_delta(index, {"tool_calls": [call]}))
         if (refusal := refusal_of(result)) is not None:
             choices.append(_delta(index, {"refusal": refusal}))
-        account = account_of(result, segments=False)
+        account = account_of(result, segments=self._call.options.segments, is_stream=True)
         last = {**_delta(index, {}), "finish_reason": finish_reason_of(result), "stars": account}
         return [*choices, last]
 

@@ -100,7 +100,8 @@ async def _chunks_of(
             yield chunk(choice)
         if event.result is not None:
             results.append(event.result)
-            account = account_of(event.result, segments=False)
+            with_segments = call.options.segments
+            account = account_of(event.result, segments=with_segments, is_stream=True)
             reason = finish_reason_of(event.result)
             yield chunk({**_text(index, ""), "finish_reason": reason, "stars": account})
     if include_usage:

@@ -10,7 +10,7 @@ from stars_engine.config import JsonGrammar
 from stars_engine.errors import ConfigError
 from stars_engine.integrations import ToolNames, grammar_of_response_format, read_tool_choice
 from stars_engine.messages import Chat, Message, ToolCall
-from stars_engine.server.errors import ApiError
+from stars_engine.server.errors import ApiError, message_of
 from stars_engine.server.fields import StarsOptions
 from stars_engine.server.requests import ChatBody, ChatMessage, TextPart, ToolSpec
 from stars_engine.server.responses.bodies import ResponsesBody
@@ -89,7 +89,7 @@ def naming(param: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ApiError(400, str(error), code="invalid_value", param=param) from error
+        raise ApiError(400, message_of(error), code="invalid_value", param=param) from error
 
 
 def check_one_grammar(

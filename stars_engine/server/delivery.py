@@ -96,7 +96,8 @@ def event_stream(
         sep="\n",
         ping=params.keep_alive_s,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-        send_timeout=params.send_timeout_s,
+        # `BoundedProtocol` ends the connection first; other servers do not.
+        send_timeout=params.send_timeout_s + 1.0,
     )
 
 
@@ -108,7 +109,7 @@ async def _with_errors(
     try:
         async for event in events:
             yield event
-        facts.completed = True
+        facts.completed = facts.error is None
     except Exception as error:  # noqa: BLE001 - the client gets every error as an event
         yield sse(report(facts, error).body)
 

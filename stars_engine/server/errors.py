@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ from stars_engine.errors import (
 from stars_engine.rewards.failures import RewardTimeoutError
 
 RETRY_AFTER_S = 1
+
+# Parts of the engine's hints that clients of the API cannot follow.
+_FOR_PYTHON = re.compile(
+    r",? or (?:use |set )?(?:on_overflow='clamp'|Chat\(constrain_tools=False\))[^,.;]*"
+)
 
 
 class ApiError(Exception):
@@ -99,8 +105,15 @@ def too_many_requests(message: str, retry_after_s: int = RETRY_AFTER_S) -> ApiEr
     )
 
 
+def message_of(error: BaseException) -> str:
+    """Return the message of an error of the engine, without what only Python code can use."""
+    problems = error.problems if isinstance(error, ConfigError) else []
+    text = str(problems[0]) if len(problems) == 1 else str(error)
+    return _FOR_PYTHON.sub("", text)
+
+
 def _refused(error: BaseException) -> ApiError:
-    return ApiError(400, str(error), code="invalid_value", param=_param_of(error))
+    return ApiError(400, message_of(error), code="invalid_value", param=_param_of(error))
 
 
 def _none_accepted(_: BaseException) -> ApiError:
@@ -116,7 +129,10 @@ def _nothing_to_draw(_: BaseException) -> ApiError:
 # More special classes come before the classes that they extend.
 _TOLD: tuple[tuple[tuple[type[Exception], ...], Callable[[BaseException], ApiError]], ...] = (
     ((QueueFullError,), lambda _: too_many_requests("The queue is full. Hint: retry later")),
-    ((ContextOverflowError,), lambda e: ApiError(400, str(e), code="context_length_exceeded")),
+    (
+        (ContextOverflowError,),
+        lambda e: ApiError(400, message_of(e), code="context_length_exceeded"),
+    ),
     ((PromptError, ConfigError), _refused),
     ((AlignmentError,), _none_accepted),
     (

@@ -8,8 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from stars_engine.config.grammars import Grammar
+from stars_engine.nesting import is_deeper
 
 MAX_INT = 2**63 - 1
+MAX_DEPTH = 128  # answers of `/v1/responses` repeat tools, and pydantic writes up to 255 levels
 
 
 def _integral(value: Any) -> Any:
@@ -51,6 +53,20 @@ class Body(BaseModel):
                 or (name in cls.unsupported and value in cls.neutral.get(name, ()))
             )
         }
+
+
+class WholeBody(Body):
+    """The whole body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_deep(cls, values: Any) -> Any:
+        if is_deeper(values, MAX_DEPTH):
+            raise ValueError(
+                f"the body is nested more than {MAX_DEPTH} levels deep. Hint: flatten it; schemas "
+                "may refer to parts in $defs"
+            )
+        return values
 
 
 def _may_be_absent(cls: type[BaseModel], name: str) -> bool:

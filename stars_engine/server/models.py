@@ -112,9 +112,10 @@ class ServedModel:
                 logger.info("The model %r is available again", self.name)
 
     def close(self) -> None:
-        """Release the models."""
-        self.engine.close()
-        self._raw_engine.close()
+        """Release the models, without waiting for those that are still loading."""
+        timeout_s = 0.0 if self.state == "loading" else None
+        self.engine.close(timeout_s)
+        self._raw_engine.close(timeout_s)
 
 
 class ServedModels:

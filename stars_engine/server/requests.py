@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from stars_engine.server.fields import INTEGRAL, MAX_INT, Body, Penalty, StarsOptions
+from stars_engine.server.fields import INTEGRAL, MAX_INT, Body, Penalty, StarsOptions, WholeBody
 
 _SAMPLED = "answers are drawn segment by segment, and rewards take the place of log-probabilities"
 _OPENAI_ONLY = "leave it out; it belongs to a service of OpenAI"
@@ -21,7 +21,7 @@ class StreamOptions(Body):
     )
 
 
-class GenerationBody(Body):
+class GenerationBody(WholeBody):
     """The fields that all requests for text share."""
 
     model: str = Field(description="name of the model, one of /v1/models")
@@ -255,7 +255,7 @@ class CompletionBody(SampledBody):
         return prompt
 
 
-class ScoreBody(Body):
+class ScoreBody(WholeBody):
     """The body of a request for the rewards of given answers."""
 
     model: str = Field(description="name of the model, one of /v1/models")

@@ -39,7 +39,8 @@ async def score(body: ScoreBody, request: Request) -> Response:
     else:
         engine, asked = model.engine, Chat(messages_of(body.messages, ToolNames()))
     work = engine.ascore(asked, texts, segment_len=align.segment_len if body.segments else None)
-    with naming_fields({"prompt": "prompt" if body.messages is None else "messages"}):
+    fields = {"prompt": "prompt" if body.messages is None else "messages", "answer": "input"}
+    with naming_fields(fields):
         scores = await until_disconnect(request, work)
     num_tokens = sum(found.num_reward_tokens for found in scores)
     facts_of(request).tokens["scored"] += num_tokens

@@ -80,7 +80,8 @@ class ServerParams(Schema):
     send_timeout_s: float = Field(
         default=60.0,
         gt=0,
-        description="seconds after which a stream ends whose client does not read",
+        description="seconds in which a client must read something of what is sent; then the "
+        "connection is closed",
         examples=[60.0],
     )
     drain_s: float = Field(

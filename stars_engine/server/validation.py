@@ -58,7 +58,8 @@ def validation_error_of(
         if path in StarsOptions.model_fields:
             message = f"Unknown field {name!r}. Hint: send it as stars.{name}"
             return ApiError(400, message, code="unknown_parameter", param=path)
-        message = f"Unknown field {name!r} at {path!r}. Hint: remove it"
+        where = "" if path == name else f" at {path!r}"
+        message = f"Unknown field {name!r}{where}. Hint: remove it"
         return ApiError(400, message, code="unknown_parameter", param=path)
     context = problem.get("ctx", {})
     if problem["type"] == "union_tag_invalid":
@@ -68,6 +69,8 @@ def validation_error_of(
         return ApiError(400, message, code="invalid_value", param=path)
     text = str(problem["msg"]).removeprefix("Value error, ")
     message = f"{path}: {text}" if path else text
+    if problem["type"] == "literal_error" and isinstance(problem.get("input"), str):
+        message = f"{path} is {shortened(problem['input'])}; expected {context['expected']}"
     return ApiError(400, message, code="invalid_value", param=path or None)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from html.parser import HTMLParser
 
 import pytest
 
 from stars_engine import AlignParams, CalibratedSchedule, SamplingParams, StarsEngine, StarsResult
+from stars_engine.display.charts import reward_chart
 from stars_engine.display.results import rejection_of, results_page
 from stars_engine.trace import transcript
 
@@ -72,6 +74,30 @@ def test_a_forced_segment_is_red(engine: StarsEngine) -> None:
     align = AlignParams(schedule={"kind": "constant", "value": 99}, max_attempts=1, segment_len=4)
     [forced] = engine.generate("The plot", align=align, max_tokens=4, seed=1)
     assert "218 54 51" in forced._repr_html_()
+
+
+def test_a_chart_shows_each_reward_and_the_threshold(engine: StarsEngine) -> None:
+    constant = {"kind": "constant", "value": 99}
+    align = AlignParams(schedule=constant, max_attempts=3, segment_len=4, num_candidates=4)
+    for on_exhausted, num_kept, columns in (("best", 2, 2), ("stop", 0, 1)):
+        [found] = engine.generate(
+            "The plot", align=align.replace(on_exhausted=on_exhausted), max_tokens=8, seed=1
+        )
+        shapes = Parsed(found._repr_html_()).tags
+        circles = [attributes for tag, attributes in shapes if tag == "circle"]
+        kept = [each for each in circles if each["fill"] != "none"]
+        assert (len(circles), len(kept)) == (3 * columns, num_kept)
+        [line] = [attributes["d"] for tag, attributes in shapes if tag == "path"]
+        assert line.count("h") == columns
+    [plain] = engine.vanilla("The plot", max_tokens=4, seed=1)
+    assert reward_chart(plain.replace(segments=())) == ""
+
+
+def test_a_chart_leaves_out_what_is_not_finite(result: StarsResult) -> None:
+    segment = result.segments[0]
+    infinite = segment.attempts[0].replace(reward=-math.inf)
+    changed = segment.replace(attempts=(infinite,), threshold=-math.inf)
+    assert reward_chart(result.replace(segments=(changed,))) == ""
 
 
 def test_best_of_n_has_no_threshold_and_no_color(engine: StarsEngine) -> None:

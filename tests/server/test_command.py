@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
-import signal
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -22,46 +13,7 @@ from stars_engine.cli.app import app
 from stars_engine.cli.serve import _read_keys, read_configs
 from stars_engine.errors import ConfigError
 from stars_engine.server.sockets import bind
-from tests.support.engines import wait_until
-
-
-@contextmanager
-def command(*options: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    code = "from stars_engine.cli import main; main()"
-    arguments = [sys.executable, "-c", code, "serve", "--port", "0", *options]
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def address(process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    return next(found[0] for line in process.stderr if (found := re.search("http://.*", line)))
-
-
-@pytest.mark.slow
-def test_a_stream_ends_after_sigterm_and_the_command_with_success() -> None:
-    received: list[str] = []
-    with command() as process, httpx.Client(base_url=address(process), timeout=60) as client:
-        assert process.stderr is not None
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        wait_until(lambda: client.get("/readyz").status_code == 200)
-        body = {"model": "embedded", "prompt": "This movie", "max_tokens": 200, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as answer:
-            for line in answer.iter_lines():
-                if line and not received:
-                    process.send_signal(signal.SIGTERM)
-                received.append(line)
-        out, _ = process.communicate(timeout=60)
-    assert "data: [DONE]" in received
-    assert process.returncode == 0
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert lines[-1]["path"] == "/v1/completions"
-    assert lines[-1]["completed"]
+from tests.support.server_commands import command
 
 
 @pytest.mark.slow
@@ -108,6 +60,11 @@ def test_names_of_models(tmp_path: Path) -> None:
     configs: dict[str, Any] = read_configs(files, allow_imports=True)
     assert list(configs) == ["a", "other"]
     assert list(read_configs([], allow_imports=True)) == ["embedded"]
+    (tmp_path / "lr=0.1").mkdir()
+    file = tmp_path / "lr=0.1" / "a.yaml"
+    file.write_text("sampling: {max_tokens: 8}\n")
+    assert list(read_configs([str(file)], allow_imports=True)) == ["a"]
+    assert list(read_configs([f"b={file}"], allow_imports=True)) == ["b"]
     with pytest.raises(Exception, match="names must be unique"):
         read_configs([files[0], files[0]], allow_imports=True)
 
@@ -139,3 +96,13 @@ def test_files_of_keys_that_everybody_may_read(
         file.chmod(mode)
         assert len(_read_keys(file)) == 1
         assert ("every user may read" in capsys.readouterr().err) == warned
+
+
+def test_a_variable_of_keys_without_a_key_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was meant to need keys must not be open."""
+    for text in ("", " \n"):
+        monkeypatch.setenv("STARS_API_KEYS", text)
+        with pytest.raises(ConfigError, match="STARS_API_KEYS: there is no key"):
+            _read_keys(None)
+    monkeypatch.delenv("STARS_API_KEYS")
+    assert len(_read_keys(None)) == 0

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import logging
 import socket
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.server import ServerState
 
 from stars_engine.server import health
+from stars_engine.server.protocol import BoundedProtocol
 from tests.support.engines import wait_until
 from tests.support.servers import HELLO, RunningServer, random_chat, serving
 
@@ -64,6 +70,59 @@ def test_connections_that_are_used_stay_open() -> None:
         assert protocol._head_timer is None  # type: ignore[union-attr]
 
 
+def test_clients_that_do_not_read() -> None:
+    """Their connections end, and others are served meanwhile."""
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    chat = {"chat": random_chat()}
+    with (
+        serving(chat, send_timeout_s=0.2) as running,
+        running.http() as client,
+        socket.socket() as connection,
+    ):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = running.url.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        connection.sendall(200 * request)  # more than the buffers of the kernel hold
+        state = running.server.state_of_app
+        wait_until(lambda: state.num_requests == 1)
+        assert client.get("/healthz").is_success
+        wait_until(lambda: len(running.server.server_state.connections) == 1)  # the client's
+        wait_until(lambda: state.num_requests == 0)
+
+
+async def test_clients_that_read_slowly() -> None:
+    """A connection stays open while something is read."""
+
+    class Transport(asyncio.Transport):
+        unsent, aborted = 100_000, False
+
+        def get_write_buffer_size(self) -> int:
+            return self.unsent
+
+        def abort(self) -> None:
+            self.aborted = True
+
+        def close(self) -> None:
+            pass
+
+    transport = Transport()
+    protocol = BoundedProtocol(
+        config=uvicorn.Config(FastAPI(), log_config=None),
+        server_state=ServerState(),
+        app_state={},
+        receive_timeout_s=60.0,
+        send_timeout_s=60.0,
+    )
+    protocol.connection_made(transport)
+    protocol.pause_writing()
+    transport.unsent -= 1
+    protocol._check_reader(100_000)
+    assert not transport.aborted
+    protocol._check_reader(transport.unsent)
+    assert transport.aborted
+    protocol.connection_lost(None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
@@ -82,6 +141,15 @@ def test_what_is_not_http(server: RunningServer, sent: bytes) -> None:
         head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
+def test_requests_for_other_protocols_are_answered_in_http(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(server) as connection:
+        connection.sendall(GET + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 200 ")
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 def test_compressed_bodies(server: RunningServer) -> None:

@@ -238,6 +238,8 @@ def test_refused_answers_do_not_quote_drafts(
     assert "drafts of the next segment was accepted" in answer.text or path == "/v1/completions"
     texts = re.findall(r'"(?:content|text|delta)": ?"((?:[^"\\]|\\.)*)"', answer.text)
     assert not any(text for text in texts if not text.startswith("None of"))
+    assert '"abandoned_attempts"' in answer.text
+    assert len(re.findall('"verdict": ?"rejected"', answer.text)) == 2
 
 
 @pytest.fixture(scope="module")

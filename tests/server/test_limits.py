@@ -208,11 +208,15 @@ def test_other_origins_need_permission() -> None:
     with serving(chat, keys, cors_origins=(origin,)) as running, running.http() as client:
         answer = client.options(CHAT, headers=asked)
         assert answer.headers["access-control-allow-origin"] == origin
+        own = {"Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}
+        answer = client.options(CHAT, headers={**asked, **own})  # OpenAI's client in a browser
+        assert answer.status_code == 200
         other = client.options(CHAT, headers={**asked, "Origin": "https://other.org"})
         assert "access-control-allow-origin" not in other.headers
         answer = client.post(CHAT, json=REQUEST, headers={"Origin": origin})
         assert answer.status_code == 401
         assert answer.headers["access-control-allow-origin"] == origin
+        assert "retry-after" in answer.headers["access-control-expose-headers"]
     with pytest.raises(ConfigError, match="without a path"):
         ServerParams(cors_origins=["https://chat.example.org/"])
 

@@ -32,6 +32,20 @@ def with_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "a", "parameters": schema}}
 
 
+def nested(depth: int) -> list[Any]:
+    """Return lists within lists."""
+    found: list[Any] = []
+    for _ in range(depth - 1):
+        found = [found]
+    return found
+
+
+def called_with(value: Any) -> dict[str, Any]:
+    function = {"name": "a", "arguments": json.dumps({"x": value})}
+    call = {"id": "1", "type": "function", "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
 CALL = {"id": "1", "type": "function", "function": {"name": "a", "arguments": "{}"}}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 
@@ -113,6 +127,10 @@ def post(server: RunningServer, body: Any, path: str = CHAT) -> httpx.Response:
         ({"stars": {"beta": 0.5}}, "stars.beta", "--client-align"),
         ({"stars": {"threshold": 0.0}}, "stars.threshold", "--client-align"),
         ({"temperature": 5e-324}, None, "no token to draw"),
+        ({"max_tokens": 10**6}, "messages", "set max_tokens to at most"),
+        ({"tools": [TOOL, TOOL]}, "tools", "tools: [{'type'"),
+        ({"stars": {"chat_template_kwargs": {"a": nested(500)}}}, None, "more than 128 levels"),
+        ({"messages": [*HELLO, called_with(nested(500))]}, "messages[1]", "200 levels deep"),
     ],
 )
 def test_errors_name_the_field(
@@ -123,6 +141,8 @@ def test_errors_name_the_field(
     error = answer.json()["error"]
     assert error["param"] == param or param is None
     assert message in error["message"]
+    assert "Chat(" not in error["message"]  # these hints are for Python
+    assert "on_overflow" not in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
@@ -135,6 +155,12 @@ def test_errors_name_the_field(
             "needs a name",
         ),
         ({"input": []}, "input", "at least 1 item"),
+        ({"seed": 1}, "seed", "Unknown field 'seed'. Hint: "),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0].type",
+            "input[0].content[0].type is 'input_image'; expected 'input_text', 'output_text', ",
+        ),
         ({"max_output_tokens": 10**6}, "input", "shorten the prompt"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "is not supported by this server"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
@@ -153,6 +179,28 @@ def test_errors_of_responses_name_the_field(
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
     assert message in answer.json()["error"]["message"]
+
+
+def test_the_deepest_tools_that_are_allowed_are_served(server: RunningServer) -> None:
+    """The answer repeats them."""
+    for depth, status in ((125, 200), (126, 400)):
+        tool = {
+            "type": "function",
+            "name": "a",
+            "parameters": {"type": "object", "x-a": nested(depth)},
+        }
+        body = {"model": "chat", "input": "Hi", "max_output_tokens": 4, "tools": [tool]}
+        body["tool_choice"] = "none"
+        answer = post(server, body, "/v1/responses")
+        assert answer.status_code == status, answer.text
+
+
+def test_a_request_for_more_answers_than_the_queue_takes(server: RunningServer) -> None:
+    body = {"model": "embedded", "prompt": ["a"] * 9, "n": 128, "max_tokens": 1}
+    for stream in (True, False):
+        answer = post(server, {**body, "stream": stream}, "/v1/completions")
+        assert answer.status_code == 400
+        assert "asks for 1152 answers; allowed: 1024" in answer.json()["error"]["message"]
 
 
 def test_integers_may_have_a_decimal_point(server: RunningServer) -> None:
@@ -201,6 +249,7 @@ def test_text_that_is_no_text(server: RunningServer) -> None:
     """Half a surrogate pair and deep nesting are errors of the client, not of the server."""
     half = json.dumps({**REQUEST, "messages": [{"role": "user", "content": "\ud800"}]})
     named = json.dumps({**REQUEST, "model": "\ud800"})
+    rewarded = json.dumps({**REQUEST, "stars": {"reward_prompt": "\ud800"}})
     deep = '{"model": ' + "[" * 100_000 + "]" * 100_000 + "}"
     with server.http() as client:
         for content, status in ((half, 400), (named, 404), (deep, 400)):
@@ -208,6 +257,8 @@ def test_text_that_is_no_text(server: RunningServer) -> None:
             answer = client.post(CHAT, content=content, headers=headers)
             assert answer.status_code == status, answer.text
             assert answer.json()["error"]["message"]
+        answer = client.post(CHAT, content=rewarded, headers=headers)
+        assert answer.json()["error"]["param"] == "stars.reward_prompt"
 
 
 def test_long_names_are_not_quoted_whole(server: RunningServer) -> None:

@@ -60,6 +60,14 @@ def test_a_response(client: openai.OpenAI) -> None:
     assert response.stars["finish_reason"] == "length"
 
 
+def test_times_are_integers(server: RunningServer) -> None:
+    """As in OpenAI's API, though not in its types: typed languages refuse other numbers."""
+    with server.http() as client:
+        answer = client.post("/v1/responses", json={"model": "chat", "input": "Hi"}).json()
+    assert isinstance(answer["created_at"], int)
+    assert isinstance(answer["completed_at"], int | None)
+
+
 def test_streamed_events_build_the_response(client: openai.OpenAI) -> None:
     with client.responses.stream(model="chat", input=HELLO, **exactly(16)) as stream:
         events = list(stream)

@@ -26,10 +26,20 @@ function say(text, isError = false) {
 }
 
 async function loadModels() {
-  const answer = await fetch("v1/models", { headers: headers() });
+  let answer;
+  try {
+    answer = await fetch("v1/models", { headers: headers() });
+  } catch {
+    say("The server cannot be reached.", true);
+    return;
+  }
   if (answer.status === 401) {
     $("key-label").hidden = false;
     say("This server needs an API key.");
+    return;
+  }
+  if (!answer.ok) {
+    say((await answer.json()).error.message, true);
     return;
   }
   const chosen = $("model").value;
@@ -114,6 +124,10 @@ function show(event) {
 }
 
 function end(account) {
+  const attempts = account.abandoned_attempts ?? [];
+  if (attempts.length) {
+    add({ text: "", reward: null, threshold: attempts[0].threshold, verdict: "nothing kept", attempts });
+  }
   const reward = account.reward === null ? "none" : account.reward.toPrecision(3);
   say(`${account.finish_reason} · reward ${reward} · seed ${account.seed}`);
 }

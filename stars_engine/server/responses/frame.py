@@ -103,4 +103,7 @@ def dumped(response: dict[str, Any]) -> dict[str, Any]:
     """Return a response as JSON values, checked against OpenAI's type."""
     checked = ResponseObject.model_validate(response)
     values: dict[str, Any] = checked.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    for name in ("created_at", "completed_at"):
+        if values[name] is not None:  # a float in OpenAI's type, an integer in its API
+            values[name] = int(values[name])
     return values
