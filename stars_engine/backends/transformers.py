@@ -42,6 +42,7 @@ from stars_engine.tokenization.codec import Codec
 logger = logging.getLogger(__name__)
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_MAX_RESTARTS = 3  # of a draft, if the weights change again and again
 
 
 class TransformersBackend:
@@ -91,14 +92,15 @@ class TransformersBackend:
         self, requests: Sequence[DraftRequest]
     ) -> Generator[Pause, None, list[Draft | GenerationError]]:
         """See `PausableLanguageModel`."""
-        while (drafts := (yield from self._draft(requests))) is None:
-            pass  # the probes changed during a pause
+        num_left = _MAX_RESTARTS
+        while (drafts := (yield from self._draft(requests, may_restart=num_left > 0))) is None:
+            num_left -= 1
         return drafts
 
     def _draft(
-        self, requests: Sequence[DraftRequest]
+        self, requests: Sequence[DraftRequest], *, may_restart: bool
     ) -> Generator[Pause, None, list[Draft | GenerationError] | None]:
-        """Draft; return None if other features are computed now than at the beginning."""
+        """Draft; return None if weights have changed during a pause, or the features computed."""
         device = self.model.get_input_embeddings().weight.device
         self._probed.apply(self.decoder, device)
         num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
@@ -106,6 +108,7 @@ class TransformersBackend:
         prefixes = yield from self._compute_prefixes(requests, num_tokens)
         if self._probed.current is not probes:
             return None
+        num_resets = self.decoder.num_resets
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
@@ -134,6 +137,8 @@ class TransformersBackend:
                 break
             yield Pause(num_tokens - step - 1, sampler.waits_for)
             if recorder is not None and self._probed.current is not probes:
+                return None
+            if may_restart and self.decoder.num_resets != num_resets:
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)

@@ -23,6 +23,7 @@ from stars_engine.engine.recalibration import RecentPrompts
 from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.messages import Chat
+from stars_engine.protocols import read_optional
 from stars_engine.remote.client import ServerClient
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.loading import check_reward, load_reward
@@ -187,7 +188,7 @@ class Handle:
         if loaded is None:
             return []
         parts = [loaded[0], *single_models(loaded[1])]
-        found = (getattr(part, "client", None) for part in parts)
+        found = (read_optional(part, "client") for part in parts)
         clients = [each for each in found if isinstance(each, ServerClient)]
         states = [asyncio.wrap_future(each.submit(each.is_available())) for each in clients]
         return [

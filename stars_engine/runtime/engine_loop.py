@@ -21,9 +21,8 @@ from stars_engine.core.drafter import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
 from stars_engine.core.request import RequestQueue
 from stars_engine.errors import Interrupted
-from stars_engine.out_of_memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.reward_requests import RoutedRequest, single_models
+from stars_engine.rewards.reward_requests import RoutedRequest
 from stars_engine.runtime.active_answers import ActiveAnswers
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.background import Background
@@ -64,7 +63,7 @@ class EngineLoop:
     ) -> None:
         self._sweep = sweep
         self._params = params
-        self._models = Models(load)
+        self._models = Models(load, max_cache_bytes=params.max_cache_bytes)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.admission = AdmissionQueue(
             params.max_waiting, lambda group: self.post(partial(self._on_first_admitted, group))
@@ -255,11 +254,7 @@ class EngineLoop:
         """Return both models; load those that are missing."""
         if self._stop.is_set():
             raise engine_closed_error(self._cause)
-        model, reward = self._models.get(source, requested_s=requested_s)
-        for each in (model, *single_models(reward)):
-            if keeps_cache(each):
-                each.limit_cache(self._params.max_cache_bytes)
-        return model, reward
+        return self._models.get(source, requested_s=requested_s)
 
     def _enqueue(self, group: RequestGroup) -> None:
         """Pass the requests of a group to the core, after all its prompts are processed."""
@@ -290,9 +285,13 @@ class EngineLoop:
 
     def score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread, now or later."""
-        runs_offloaded = self.reward_executor.runs_offloaded
-        self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])
-        self._scores.add([item for item in asked if not runs_offloaded(item.reward)])
+        offloaded: list[RoutedRequest] = []
+        others: list[RoutedRequest] = []
+        for item in asked:
+            is_offloaded = self.reward_executor.runs_offloaded(item.reward)
+            (offloaded if is_offloaded else others).append(item)
+        self.reward_executor.submit(offloaded)
+        self._scores.add(others)
 
     def _deliver(self, events: Events) -> None:
         self._answers.deliver(events)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime import process_exit
 from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.forks import check_process
-from stars_engine.runtime.futures import RequestFuture
+from stars_engine.runtime.futures import CALLBACKS, RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
 from stars_engine.runtime.score_job import ScoreJob
 from stars_engine.runtime.stats import EngineStats
@@ -165,10 +166,11 @@ class Runtime:
 
     @property
     def threads(self) -> list[Thread]:
-        """The engine's thread, and those of rewards and of the background, that are alive."""
+        """The engine's thread, and those of rewards, callbacks and the background, if alive."""
         own = [] if self._thread is None else [self._thread]
         others = (*self._loop.reward_executor.threads, *self._loop.background.threads)
-        return [thread for thread in (*own, *others) if thread.is_alive()]
+        callbacks = [each for each in threading.enumerate() if each.name == CALLBACKS]
+        return [each for each in (*own, *others, *callbacks) if each.is_alive()]
 
     # --- requests ---
 
@@ -185,7 +187,7 @@ class Runtime:
             self._ensure_thread()
             self._loop.admission.submit(group, wait=wait)
             self._num_groups[group.reward.key] += 1
-        group.future.add_done_callback(partial(self._on_group_done, group))
+        group.future.when_done(partial(self._on_group_done, group))
         self._watchdog.watch(group)
 
     def load(self, source: RewardSource) -> Future[Any]:
@@ -248,8 +250,8 @@ class Runtime:
         """
         if current_thread() is self._thread:
             raise StarsError(
-                "the engine was called from its own thread, by a reward model or a future's "
-                "callback, which would deadlock. Hint: call it from another thread"
+                "the engine was called from its own thread, by a model, a reward model or a "
+                "schedule, which would deadlock. Hint: call it from another thread"
             )
         if self._loop.reward_executor.called_from_reward:
             raise StarsError(
