@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from stars_engine import RegexGrammar, SamplingParams
 from stars_engine.algorithm.candidate import Draft
@@ -236,3 +237,36 @@ def test_a_prompt_that_is_given_up_is_not_lost(
     fed = Fed(in_passes, monkeypatch)
     in_passes.draft(requests(Text(in_passes, PROMPT), 1, 1))
     assert fed.take() == [(1, 8), (1, 6)]
+
+
+def train(backend: TransformersBackend) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in backend.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("rung", ["shared", "graphs"])
+def test_a_paused_draft_begins_again_when_weights_have_changed(
+    rung: str, tokenizer: object
+) -> None:
+    backend, fresh = (with_decoder(rung, tokenizer) for _ in range(2))
+    before = fresh.draft(requests(Text(fresh, PROMPT), 3, 8))
+    parts = backend.draft_in_parts(requests(Text(backend, PROMPT), 3, 8))
+    for _ in range(4):
+        next(parts)
+    train(backend)
+    train(fresh)
+    backend.draft(requests(Text(backend, [5, 6, 7]), 1, 2))  # a new request finds the change
+    found = drafts_of(parts)
+    assert found == fresh.draft(requests(Text(fresh, PROMPT), 3, 8)) != before
+
+
+def test_a_paused_draft_ends_although_weights_change_all_the_time(tokenizer: object) -> None:
+    backend = random_backend("llama", tokenizer)
+    num_pauses = 0
+    for _ in backend.draft_in_parts(requests(Text(backend, PROMPT), 2, 8)):
+        num_pauses += 1
+        train(backend)
+        backend.draft(requests(Text(backend, [num_pauses, 6, 7]), 1, 2))
+    assert num_pauses < 40
