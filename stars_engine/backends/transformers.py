@@ -114,6 +114,10 @@ class TransformersBackend:
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
         batch = DraftBatch(requests, grammars, self.is_end, logits.device)
         sampler.prepare(batch.rows)
+        if sampler.waits_for is not None:  # the masks of a slow grammar
+            yield Pause(num_tokens, sampler.waits_for)
+            if self._probed.current is not probes or self.decoder.num_resets != num_resets:
+                return None
         recorder = None
         if self._probed.current is not None and any(request.probes for request in requests):
             recorder = FeatureRecorder(self._probed.current, prefixes, num_tokens)

@@ -159,6 +159,7 @@ class Handle:
 
         Raises:
             PromptError: The prompt or an answer is invalid.
+            ConfigError: There are more answers than `EngineParams.max_answers`.
             RewardError: The reward model failed, or cannot score given texts.
         """
         self._check_open()
@@ -171,7 +172,9 @@ class Handle:
             config.chat_template_kwargs,
             reward_prompt,
         )
-        scores = await asyncio.wrap_future(self._runtime.score(self._source, call.inputs))
+        call.check_size(config.engine)
+        scoring = self._runtime.score(self._source, call.inputs, in_background=call.is_large)
+        scores = await asyncio.wrap_future(scoring)
         return call.results(scores)
 
     async def aunavailable_servers(self) -> list[str]:

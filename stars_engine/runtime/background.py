@@ -53,10 +53,8 @@ class Background:
         """All threads."""
         return self._workers.threads
 
-    def run(
-        self, work: Callable[[], Value], owner: object
-    ) -> Generator[Future[Value], None, Value]:
-        """Yield a future of the work, then return its value; owners are served in turn."""
+    def submit(self, work: Callable[[], Value], owner: object) -> Future[Value]:
+        """Return a future of the work; owners are served in turn."""
         future: Future[Value] = Future()
         self._workers.submit(
             Task(
@@ -67,6 +65,13 @@ class Background:
                 is_wanted=lambda: not future.cancelled(),
             )
         )
+        return future
+
+    def run(
+        self, work: Callable[[], Value], owner: object
+    ) -> Generator[Future[Value], None, Value]:
+        """Yield a future of the work, then return its value."""
+        future = self.submit(work, owner)
         yield future
         return future.result()
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -32,6 +33,7 @@ from stars_engine.runtime.input_processor import InputProcessor
 from stars_engine.runtime.models import Models
 from stars_engine.runtime.request_group import RequestGroup, RewardSource, engine_closed_error
 from stars_engine.runtime.reward_executor import RewardExecutor
+from stars_engine.runtime.score_job import ScoreJobs, Services
 from stars_engine.runtime.score_queue import ScoreQueue
 from stars_engine.runtime.stats import EngineStats, server_counts
 from stars_engine.runtime.time_slices import TimeSlices, slice_s
@@ -86,6 +88,8 @@ class EngineLoop:
         self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self.reward_executor = RewardExecutor(self.post)
         self._scores = ScoreQueue()
+        services = Services(self.get_models, self.score, self.post, self.background)
+        self.score_jobs = ScoreJobs(services)
         self._stop = Event()
         self._immediately = False
         self._next_check_s = 0.0
@@ -158,14 +162,16 @@ class EngineLoop:
         return time.monotonic() - started_s if self._is_busy else None
 
     def _read_inbox(self) -> None:
-        """Run posted callables; wait for one if there is no other work."""
-        try:
+        """Run posted callables; wait for one if there is no other work.
+
+        What they post runs after the next step.
+        """
+        with suppress(Empty):
             message = self._inbox.get(timeout=self._wait_s())
-            while True:
+            for _ in range(self._inbox.qsize()):
                 message()
                 message = self._inbox.get_nowait()
-        except Empty:
-            pass
+            message()
 
     def _wait_s(self) -> float:
         """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
@@ -285,13 +291,7 @@ class EngineLoop:
 
     def score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread, now or later."""
-        offloaded: list[RoutedRequest] = []
-        others: list[RoutedRequest] = []
-        for item in asked:
-            is_offloaded = self.reward_executor.runs_offloaded(item.reward)
-            (offloaded if is_offloaded else others).append(item)
-        self.reward_executor.submit(offloaded)
-        self._scores.add(others)
+        self._scores.add(self.reward_executor.submit(asked))
 
     def _deliver(self, events: Events) -> None:
         self._answers.deliver(events)
@@ -325,6 +325,7 @@ class EngineLoop:
         """Fail all calls from another thread, because the engine's thread does not end."""
         for group in (*self.admission.close(), *tuple(self._groups)):
             group.fail(engine_closed_error())
+        self.score_jobs.fail_all(engine_closed_error())
 
     def fail_all(self, cause: BaseException | None) -> None:
         """Fail all requests after the loop has ended, and refuse others; may be called again."""
@@ -332,6 +333,7 @@ class EngineLoop:
         cause = self._cause = cause or self._cause
         groups = {*self.admission.close(), *self._groups}
         self._answers.fail_all(groups, cause)
+        self.score_jobs.fail_all(engine_closed_error(cause))
         self._scores.clear()
         self.reward_executor.close_all(wait=not self._immediately)
         try:

@@ -47,19 +47,19 @@ class RewardExecutor:
         self._post = post
         self._workers: dict[int, tuple[OffloadedReward, WorkerPool]] = {}
 
-    def runs_offloaded(self, reward: RewardModel) -> bool:
-        """Return whether a reward model runs on worker threads."""
-        return is_offloaded(reward)
-
-    def submit(self, asked: Sequence[RoutedRequest]) -> None:
-        """Submit requests for offloaded rewards; answer those that cannot be submitted."""
+    def submit(self, asked: Sequence[RoutedRequest]) -> list[RoutedRequest]:
+        """Submit requests for offloaded rewards, or answer them with an error; return the others."""
+        others: list[RoutedRequest] = []
         for reward, requests in by_reward(asked):
-            assert is_offloaded(reward)
+            if not is_offloaded(reward):
+                others += [RoutedRequest(reward, request) for request in requests]
+                continue
             for group in _by_requester(requests):
                 with _answering(reward, group):
                     how = offloading_of(reward)
                     for part in [group] if how.batched else [[request] for request in group]:
                         self._submit(reward, how, part)
+        return others
 
     def expire_overdue(self) -> float | None:
         """Give up reward calls that take too long; see `WorkerPool.expire_overdue`."""

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from threading import Lock, Thread, current_thread
@@ -25,10 +25,10 @@ from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.futures import CALLBACKS, RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
-from stars_engine.runtime.score_job import ScoreJob
+from stars_engine.runtime.score_job import ReadInputs
 from stars_engine.runtime.stats import EngineStats
 from stars_engine.runtime.watchdog import Watchdog, where_it_is
-from stars_engine.types import RewardInput, Score
+from stars_engine.types import Score
 
 logger = logging.getLogger(__name__)
 
@@ -201,22 +201,14 @@ class Runtime:
         return done
 
     def score(
-        self, source: RewardSource, read: Callable[[PromptedModel], Sequence[RewardInput]]
+        self, source: RewardSource, read: ReadInputs, *, in_background: bool
     ) -> Future[list[Score]]:
-        """Score texts with a reward model; return a future of the scores.
-
-        Args:
-            source: The source of the reward model.
-            read: Returns the inputs; called on the engine's thread.
-        """
+        """Score texts with a reward model; see `ScoreJobs.start`."""
         self.check_process()
         self.check_can_wait()
-        loop = self._loop
-        job = ScoreJob(source, read, get_models=loop.get_models, score=loop.score, post=loop.post)
         with self._lock:
             self._ensure_thread()
-            loop.post(job.run)
-        return job.done
+            return self._loop.score_jobs.start(source, read, in_background=in_background)
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded; never blocks."""

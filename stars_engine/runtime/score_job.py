@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import NamedTuple
 
 from stars_engine.backends.base import PromptedModel
 from stars_engine.core.request_errors import as_request_error
@@ -17,11 +18,59 @@ from stars_engine.rewards.reward_requests import (
     probes_of,
     split_composites,
 )
+from stars_engine.runtime.background import Background
 from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.request_group import RewardSource
 from stars_engine.types import RewardInput, Score
 
 BATCH = 16  # texts that are scored between two steps
+
+ReadInputs = Callable[[PromptedModel], Sequence[RewardInput]]
+
+
+class Services(NamedTuple):
+    """What jobs need of the engine.
+
+    Attributes:
+        get_models: Returns both models; takes the time of the call on the monotonic clock.
+        score: Computes rewards now, or on worker threads.
+        post: Runs a callable after the next step.
+        background: Reads many or long inputs.
+    """
+
+    get_models: Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]]
+    score: Callable[[Sequence[RoutedRequest]], None]
+    post: Callable[[Callable[[], None]], None]
+    background: Background
+
+
+class ScoreJobs:
+    """The jobs of an engine that are not done."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._open: set[ScoreJob] = set()
+
+    def start(
+        self, source: RewardSource, read: ReadInputs, *, in_background: bool
+    ) -> Future[list[Score]]:
+        """Start a job from any thread; return a future of the scores, in the order of the inputs.
+
+        Args:
+            source: The source of the reward model.
+            read: Returns the inputs, which may depend on the models.
+            in_background: Whether there are many inputs, or long ones.
+        """
+        job = ScoreJob(source, read, self._services, in_background=in_background)
+        self._open.add(job)
+        job.done.add_done_callback(lambda _: self._open.discard(job))
+        self._services.post(job.run)
+        return job.done
+
+    def fail_all(self, error: Exception) -> None:
+        """End all jobs with an error."""
+        for job in tuple(self._open):
+            set_exception(job.done, error)
 
 
 class ScoreJob:
@@ -30,9 +79,8 @@ class ScoreJob:
     Args:
         source: The source of the reward model.
         read: Returns the inputs, which may depend on the models.
-        get_models: Returns both models; takes the time of the call on the monotonic clock.
-        score: Computes rewards now, or on worker threads.
-        post: Runs a callable after the next step.
+        services: Parts of the engine.
+        in_background: Whether to read the inputs on another thread.
 
     Attributes:
         done: The scores in the order of the inputs. Cancelling it ends the job.
@@ -40,17 +88,11 @@ class ScoreJob:
     """
 
     def __init__(
-        self,
-        source: RewardSource,
-        read: Callable[[PromptedModel], Sequence[RewardInput]],
-        *,
-        get_models: Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]],
-        score: Callable[[Sequence[RoutedRequest]], None],
-        post: Callable[[Callable[[], None]], None],
+        self, source: RewardSource, read: ReadInputs, services: Services, *, in_background: bool
     ) -> None:
         self.done: Future[list[Score]] = Future()
-        self._source, self._read = source, read
-        self._get_models, self._score, self._post = get_models, score, post
+        self._source, self._read, self._services = source, read, services
+        self._in_background = in_background
         self._requested_s = time.monotonic()
         self._inputs: Sequence[RewardInput] = ()
         self._outcomes: list[RewardOutcome | None] = []
@@ -64,16 +106,34 @@ class ScoreJob:
         self.closed = True
 
     def run(self) -> None:
-        """Load the models if necessary, and score the first inputs."""
+        """Load the models if necessary, and read the inputs."""
+        if self.closed:
+            return
         try:
-            model, self._reward = self._get_models(self._source, self._requested_s)
+            model, self._reward = self._services.get_models(self._source, self._requested_s)
             _check_reads_texts(self._reward)
-            self._inputs = self._read(model)
+            if self._in_background:
+                reading = self._services.background.submit(partial(self._read, model), self)
+                reading.add_done_callback(self._post_start)
+                return
+            inputs = self._read(model)
         except BaseException as error:  # noqa: BLE001 - loading and tokenizers are third-party code
             self._fail(error)
             return
-        self._outcomes = [None] * len(self._inputs)
-        self._num_missing = len(self._inputs)
+        self._start(inputs)
+
+    def _post_start(self, reading: Future[Sequence[RewardInput]]) -> None:
+        """Go on after reading, on any thread."""
+        error = reading.exception()
+        if error is not None:
+            self._fail(error)
+        else:
+            self._services.post(partial(self._start, reading.result()))
+
+    def _start(self, inputs: Sequence[RewardInput]) -> None:
+        self._inputs = inputs
+        self._outcomes = [None] * len(inputs)
+        self._num_missing = len(inputs)
         self._score_some()
 
     def _score_some(self) -> None:
@@ -89,11 +149,11 @@ class ScoreJob:
             for i in range(begin, self._next)
         ]
         try:
-            self._score(split_composites(asked))
+            self._services.score(split_composites(asked))
         except BaseException as error:  # noqa: BLE001 - reward models are third-party code
             self._fail(error)
         if self._next < len(self._inputs):
-            self._post(self._score_some)
+            self._services.post(self._score_some)
 
     def _fail(self, error: BaseException) -> None:
         """End the job; an exit of third-party code becomes an ordinary error."""
