@@ -7,7 +7,7 @@ import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
@@ -31,7 +31,7 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
-from stars_engine.hidden_states.probes import Probe
+from stars_engine.hidden_states.probes import Probe, ProbeSet
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
@@ -106,9 +106,9 @@ class TransformersBackend:
         num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
         probes = self._probed.current
         prefixes = yield from self._compute_prefixes(requests, num_tokens)
-        if self._probed.current is not probes:
+        start = _Start(self._probed.current, self.decoder.num_resets)
+        if start.probes is not probes:
             return None
-        num_resets = self.decoder.num_resets
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
@@ -116,11 +116,9 @@ class TransformersBackend:
         sampler.prepare(batch.rows)
         if sampler.waits_for is not None:  # the masks of a slow grammar
             yield Pause(num_tokens, sampler.waits_for)
-            if self._probed.current is not probes or self.decoder.num_resets != num_resets:
+            if start != _Start(self._probed.current, self.decoder.num_resets):
                 return None
-        recorder = None
-        if self._probed.current is not None and any(request.probes for request in requests):
-            recorder = FeatureRecorder(self._probed.current, prefixes, num_tokens)
+        recorder = self._recorder(requests, prefixes, num_tokens)
         num_steps = num_tokens - (recorder is None)
         branches = None
         for step in range(num_tokens):
@@ -140,12 +138,25 @@ class TransformersBackend:
                 branches.keep_last()
                 break
             yield Pause(num_tokens - step - 1, sampler.waits_for)
-            if recorder is not None and self._probed.current is not probes:
-                return None
-            if may_restart and self.decoder.num_resets != num_resets:
+            if self._must_restart(
+                start, may_restart=may_restart, has_recorder=recorder is not None
+            ):
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
+
+    def _recorder(
+        self, requests: Sequence[DraftRequest], prefixes: Sequence[ComputedPrefix], num_tokens: int
+    ) -> FeatureRecorder | None:
+        if self._probed.current is None or not any(request.probes for request in requests):
+            return None
+        return FeatureRecorder(self._probed.current, prefixes, num_tokens)
+
+    def _must_restart(self, start: _Start, *, may_restart: bool, has_recorder: bool) -> bool:
+        """Whether weights have changed during a pause, or features that a draft needs."""
+        if has_recorder and self._probed.current is not start.probes:
+            return True
+        return may_restart and self.decoder.num_resets != start.num_resets
 
     # --- hidden states, see `GivesHiddenStates` ---
 
@@ -260,6 +271,13 @@ class TransformersBackend:
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
         return sampling_of(self.model.generation_config)
+
+
+class _Start(NamedTuple):
+    """What the beginning of a draft was computed with; see `ProbedModel` and `Decoder`."""
+
+    probes: ProbeSet | None
+    num_resets: int
 
 
 @dataclass

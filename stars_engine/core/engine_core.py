@@ -284,9 +284,7 @@ class EngineCore:
         """Return whether a verification goes on, and what it has led to."""
         rollout = request.rollout
         try:
-            event = request.decoding.verify(verification)
-            if not isinstance(event, SegmentEvent) and (event is not None or rollout.finished):
-                raise TypeError(f"verify returned {event!r:.60} instead of a SegmentEvent")
+            event = _checked_event(request.decoding.verify(verification), rollout)
             is_open = event is None and not verification.all_used
         except BaseException as error:  # noqa: BLE001 - strategies and schedules may be foreign
             problem = as_request_error(error, "the decoding strategy or the schedule")
@@ -323,6 +321,17 @@ class EngineCore:
                     if any(each is part for each in single_models(request.reward)):
                         problem = as_request_error(error, "the reward model")
                         self._end(request, request.rollout.fail(problem))
+
+
+def _checked_event(event: object, rollout: Rollout) -> SegmentEvent | None:
+    """Return what the `verify` of a strategy has returned.
+
+    Raises:
+        TypeError: It is not an event, or the answer has ended without one.
+    """
+    if isinstance(event, SegmentEvent) or (event is None and not rollout.finished):
+        return event
+    raise TypeError(f"verify returned {event!r:.60} instead of a SegmentEvent")
 
 
 def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:

@@ -74,7 +74,9 @@ def score_each(
     except BaseException as error:  # reward models are third-party code
         if is_for_program(error):
             raise
-        return [failure(describe(reward), error) for _ in inputs]
+        if len(inputs) == 1:
+            return [failure(describe(reward), error)]
+        return [found for item in inputs for found in score_each(reward, [item], retry_policy)]
 
 
 def _score_each(

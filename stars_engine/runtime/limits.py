@@ -108,16 +108,14 @@ def size_of(value: Any) -> int:
 
 def _refusal(sampling: SamplingParams, params: EngineParams) -> StarsError | None:
     """Return why settings are refused, if they are."""
-    if sampling.n > params.max_n:
-        return _too_large("SamplingParams", "n", "max_n", sampling.n, params.max_n)
-    num_stops, most = len(sampling.stop), params.max_stop_strings
-    if num_stops > most:
-        return _too_large("SamplingParams", "stop", "max_stop_strings", num_stops, most)
-    num_stop_ids = len(sampling.stop_token_ids)
-    if num_stop_ids > most:
-        return _too_large(
-            "SamplingParams", "stop_token_ids", "max_stop_strings", num_stop_ids, most
-        )
+    most = params.max_stop_strings
+    for field, limit, count in (
+        ("n", "max_n", sampling.n),
+        ("stop", "max_stop_strings", len(sampling.stop)),
+        ("stop_token_ids", "max_stop_strings", len(sampling.stop_token_ids)),
+    ):
+        if count > getattr(params, limit):
+            return _too_large("SamplingParams", field, limit, count, getattr(params, limit))
     num_chars = sum(map(len, sampling.stop))
     if num_chars > most * _CHARS_PER_STOP:
         message = (

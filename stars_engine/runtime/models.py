@@ -131,7 +131,7 @@ class Models:
             try:
                 if keeps_cache(each):
                     each.limit_cache(self._max_cache_bytes)
-            except BaseException as error:  # custom models are third-party code
+            except BaseException as error:  # noqa: BLE001 - custom models are third-party code
                 problem = as_request_error(error, "limiting the cache of a model")
                 raise problem from problem.__cause__
 

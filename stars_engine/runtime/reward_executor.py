@@ -48,7 +48,7 @@ class RewardExecutor:
         self._workers: dict[int, tuple[OffloadedReward, WorkerPool]] = {}
 
     def submit(self, asked: Sequence[RoutedRequest]) -> list[RoutedRequest]:
-        """Submit requests for offloaded rewards, or answer them with an error; return the others."""
+        """Submit requests for offloaded rewards, or answer with an error; return the others."""
         others: list[RoutedRequest] = []
         for reward, requests in by_reward(asked):
             if not is_offloaded(reward):

@@ -23,7 +23,9 @@ from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.request_group import RewardSource
 from stars_engine.types import RewardInput, Score
 
-BATCH = 16  # texts that are scored between two steps
+BATCH = 16  # texts that are scored between two steps, at most
+BATCH_TOKENS = 512  # of these texts, unless one is longer
+MAX_OPEN = 128  # texts of a job that wait for their rewards
 
 ReadInputs = Callable[[PromptedModel], Sequence[RewardInput]]
 
@@ -98,6 +100,7 @@ class ScoreJob:
         self._outcomes: list[RewardOutcome | None] = []
         self._next = 0
         self._num_missing = 0
+        self._is_posted = False  # whether further inputs are scored after the next step
         self._reward: RewardModel | None = None
         self.closed = False
         self.done.add_done_callback(self._close)
@@ -137,22 +140,38 @@ class ScoreJob:
         self._score_some()
 
     def _score_some(self) -> None:
+        self._is_posted = False
         if self.closed:
             return
         if not self._inputs:
             set_result(self.done, [])
             return
-        begin, self._next = self._next, min(self._next + BATCH, len(self._inputs))
         assert self._reward is not None
         asked = [
             RoutedRequest(self._reward, RewardRequest(self._inputs[i], partial(self._set, i), self))
-            for i in range(begin, self._next)
+            for i in self._take_some()
         ]
         try:
             self._services.score(split_composites(asked))
         except BaseException as error:  # noqa: BLE001 - reward models are third-party code
             self._fail(error)
-        if self._next < len(self._inputs):
+        self._go_on()
+
+    def _take_some(self) -> range:
+        """Return the positions of the next inputs that are scored together."""
+        begin, num_tokens = self._next, 0
+        for item in self._inputs[begin : begin + BATCH]:
+            num_tokens += len(item.token_ids)
+            if self._next > begin and num_tokens > BATCH_TOKENS:
+                break
+            self._next += 1
+        return range(begin, self._next)
+
+    def _go_on(self) -> None:
+        """Score further inputs after the next step, unless many wait for their rewards."""
+        num_left = len(self._inputs) - self._next
+        if num_left and self._num_missing - num_left < MAX_OPEN and not self._is_posted:
+            self._is_posted = True
             self._services.post(self._score_some)
 
     def _fail(self, error: BaseException) -> None:
@@ -170,6 +189,8 @@ class ScoreJob:
             set_exception(self.done, outcome)
         elif self._num_missing == 0:
             set_result(self.done, [item for item in self._outcomes if isinstance(item, Score)])
+        else:
+            self._go_on()
 
 
 def _check_reads_texts(reward: RewardModel) -> None:

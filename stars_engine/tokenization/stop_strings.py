@@ -18,8 +18,8 @@ class StopStrings:
         self._sorted = sorted(set(stops))
         self._first_chars = {stop[0] for stop in stops}
         self._longest = max(map(len, stops), default=0)
-        # For each, the stop strings that begin it, the shortest first, with itself. In sorted order, a
-        # string follows those that begin it, and only strings that they begin stand between.
+        # For each, the stop strings that begin it, the shortest first, with itself. In sorted order,
+        # a string follows those that begin it, and only strings that they begin stand between.
         self._beginnings: list[tuple[str, ...]] = []
         open_ones: list[str] = []
         for stop in self._sorted:
@@ -63,7 +63,7 @@ class StopStrings:
             return 0
         beginnings = self._beginnings[last]
         # Those that begin the window come first.
-        count = bisect_left(beginnings, True, key=lambda stop: not window.startswith(stop))
+        count = bisect_left(beginnings, 1, key=lambda stop: int(not window.startswith(stop)))
         return len(beginnings[count - 1]) if count else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from stars_engine import RegexGrammar, SamplingParams
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, Parts, PausableLanguageModel, is_pausable
 from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.grammars import Grammars
 from stars_engine.protocols import has_members
 from tests.support.backends import DECODERS, Fed, Text, probe_of, random_backend
 
@@ -270,3 +272,27 @@ def test_a_paused_draft_ends_although_weights_change_all_the_time(tokenizer: obj
         train(backend)
         backend.draft(requests(Text(backend, [num_pauses, 6, 7]), 1, 2))
     assert num_pauses < 40
+
+
+def test_a_draft_waits_for_the_first_masks_of_a_slow_grammar_in_a_pause(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    sampling = PLAIN.replace(grammar=RegexGrammar(pattern="(.|\\n)*"))
+    text = Text(backend, PROMPT)
+    asked = [text.request([0.3] * 4, sampling)]
+    expected = backend.draft(asked)
+    go_on = threading.Event()
+    allowed = Grammars.allowed
+
+    def slow(self: Grammars, *args: Any) -> Any:
+        assert go_on.wait(60)
+        return allowed(self, *args)
+
+    monkeypatch.setattr(Grammars, "allowed", slow)
+    parts = backend.draft_in_parts(asked)
+    pause = next(pause for pause in parts if pause.waits_for is not None)
+    assert pause.num_left == 4
+    assert not pause.waits_for.done()
+    go_on.set()
+    assert drafts_of(parts) == expected

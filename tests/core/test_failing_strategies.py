@@ -115,7 +115,7 @@ def test_statistics_do_not_end_a_request_whose_strategy_fails_then(mine: StarsEn
 # --- errors ---
 
 
-class Unspeakable(RuntimeError):
+class Unspeakable(RuntimeError):  # noqa: N818 - its name is in the message
     """Its message cannot be read."""
 
     def __str__(self) -> str:

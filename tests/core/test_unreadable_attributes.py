@@ -127,8 +127,12 @@ def watched(engine: StarsEngine, owner: str, reads: Reads) -> StarsEngine:
 
 
 OWNERS = ["model", *KINDS]
-CASES = [(owner, name) for owner in KINDS for name in OF_REWARDS]
-CASES += [("model", name) for name in OF_MODELS]
+CASES = [
+    *[("model", name) for name in OF_MODELS],
+    *[("offloaded", name) for name in OF_REWARDS if name not in ("divide", "models")],
+    *[("composite", name) for name in ("divide", "models")],
+]
+ALL_CASES = [*CASES, *[(owner, name) for owner in KINDS for name in OF_REWARDS]]
 
 
 @pytest.mark.parametrize("owner", OWNERS)
@@ -143,10 +147,10 @@ def test_all_attributes_that_are_read_are_checked(
 
 
 def strike(
-    engine: StarsEngine, alone: list[str], owner: str, name: str, error: BaseException, at: int
+    engine: StarsEngine, alone: list[str], attribute: tuple[str, str], error: BaseException, at: int
 ) -> bool:
     """Let one read fail after loading, with eight requests; return whether there was that read."""
-    reads = Reads()
+    (owner, name), reads = attribute, Reads()
     with watched(engine, owner, reads) as mine:
         mine.load()
         reads.arm(name, error, at)
@@ -172,17 +176,17 @@ def strike(
 def test_an_attribute_that_cannot_be_read_once(
     engine: StarsEngine, alone: list[str], owner: str, name: str
 ) -> None:
-    strike(engine, alone, owner, name, SystemExit(3), 2)
+    strike(engine, alone, (owner, name), SystemExit(3), 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError("unreadable"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize(("owner", "name"), CASES)
+@pytest.mark.parametrize(("owner", "name"), sorted({*ALL_CASES}))
 def test_an_attribute_that_cannot_be_read_at_each_of_many_reads(
     engine: StarsEngine, alone: list[str], owner: str, name: str, error: BaseException
 ) -> None:
     for at in (1, 3, 4, 6, 9, 14, 20, 40):
-        if not strike(engine, alone, owner, name, error, at):
+        if not strike(engine, alone, (owner, name), error, at):
             break
 
 
@@ -230,9 +234,9 @@ def test_a_model_with_a_wrong_value_is_an_error_of_loading(
         def __getattr__(self, other: str) -> Any:
             return value if other == name else getattr(engine.model, other)
 
-    with engine_of(engine, Whole(), Wrong()) as mine:
-        with pytest.raises(ModelLoadError, match=f"{name}={value!r} is not allowed"):
-            mine.load()
+    words = f"{name}={value!r} is not allowed"
+    with engine_of(engine, Whole(), Wrong()) as mine, pytest.raises(ModelLoadError, match=words):
+        mine.load()
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ class OddError(BaseException):
 
 ERRORS = [
     SystemExit(3),
+    GeneratorExit(),
     KeyboardInterrupt(),
     asyncio.CancelledError(),
-    GeneratorExit(),
     OddError("odd"),
     RecursionError("too deep"),
     MemoryError("no memory"),
@@ -121,16 +121,20 @@ PARTS: dict[str, list[tuple[Callable[[Any], Any], str]]] = {
 CASES = [(kind, number) for kind, parts in PARTS.items() for number in range(len(parts))]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(("kind", "number"), CASES)
+@pytest.mark.parametrize(
+    "error",
+    [pytest.param(each, marks=[pytest.mark.slow] * (n > 1)) for n, each in enumerate(ERRORS)],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("case", CASES)
 def test_a_part_of_a_reward_model_that_fails_ends_its_request_only(
     engine: StarsEngine,
     rewards: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    number: int,
+    case: tuple[str, int],
     error: BaseException,
 ) -> None:
+    kind, number = case
     reward = rewards[kind]
     find, name = PARTS[kind][number]
     part = find(reward)
