@@ -101,14 +101,9 @@ class TransformersBackend:
         self, requests: Sequence[DraftRequest], *, may_restart: bool
     ) -> Generator[Pause, None, list[Draft | GenerationError] | None]:
         """Draft; return None if weights have changed during a pause, or the features computed."""
-        device = self.model.get_input_embeddings().weight.device
-        self._probed.apply(self.decoder, device)
         num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
-        probes = self._probed.current
         prefixes = yield from self._compute_prefixes(requests, num_tokens)
         start = _Start(self._probed.current, self.decoder.num_resets)
-        if start.probes is not probes:
-            return None
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
@@ -138,9 +133,7 @@ class TransformersBackend:
                 branches.keep_last()
                 break
             yield Pause(num_tokens - step - 1, sampler.waits_for)
-            if self._must_restart(
-                start, may_restart=may_restart, has_recorder=recorder is not None
-            ):
+            if self._must_restart(start, recorder, may_restart=may_restart):
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
@@ -152,9 +145,11 @@ class TransformersBackend:
             return None
         return FeatureRecorder(self._probed.current, prefixes, num_tokens)
 
-    def _must_restart(self, start: _Start, *, may_restart: bool, has_recorder: bool) -> bool:
+    def _must_restart(
+        self, start: _Start, recorder: FeatureRecorder | None, *, may_restart: bool
+    ) -> bool:
         """Whether weights have changed during a pause, or features that a draft needs."""
-        if has_recorder and self._probed.current is not start.probes:
+        if recorder is not None and self._probed.current is not start.probes:
             return True
         return may_restart and self.decoder.num_resets != start.num_resets
 
@@ -206,12 +201,12 @@ class TransformersBackend:
         """Return each request's prefix, to draft a number of tokens; candidates share it."""
         keys = [(request.handle, tuple(request.token_ids)) for request in requests]
         distinct = dict.fromkeys(keys)
-        parts = self.decoder.compute_in_parts([(ids, handle.cached) for handle, ids in distinct])
         while True:
-            try:
-                yield Pause(num_tokens + next(parts))
-            except StopIteration as end:
-                computed = end.value
+            self._probed.apply(self.decoder, self.model.get_input_embeddings().weight.device)
+            probes = self._probed.current
+            parts = self.decoder.compute_in_parts([(ids, each.cached) for each, ids in distinct])
+            computed = yield from _in_pauses(parts, num_tokens)
+            if self._probed.current is probes:
                 break
         found = dict(zip(distinct, computed, strict=True))
         for (handle, _), each in found.items():
@@ -271,6 +266,19 @@ class TransformersBackend:
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
         return sampling_of(self.model.generation_config)
+
+
+def _in_pauses(
+    parts: Generator[int, None, Sequence[ComputedPrefix]], num_tokens: int
+) -> Generator[Pause, None, Sequence[ComputedPrefix]]:
+    """Compute prefixes; pause between two parts."""
+    while True:
+        try:
+            num_left = next(parts)
+        except StopIteration as end:
+            found: Sequence[ComputedPrefix] = end.value
+            return found
+        yield Pause(num_tokens + num_left)
 
 
 class _Start(NamedTuple):

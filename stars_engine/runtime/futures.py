@@ -108,7 +108,7 @@ def _start_callbacks(future: Future[Any]) -> None:
 
 def _is_of_asyncio(callback: object) -> bool:
     """Whether a callback was added by `asyncio.wrap_future`, which only wakes an event loop."""
-    return read_optional(callback, "__module__") == "asyncio.futures"
+    return bool(read_optional(callback, "__module__") == "asyncio.futures")
 
 
 def set_result(future: Future[Any], value: Any) -> None:

@@ -18,7 +18,7 @@ class StopStrings:
         self._sorted = sorted(set(stops))
         self._first_chars = {stop[0] for stop in stops}
         self._longest = max(map(len, stops), default=0)
-        # For each, the stop strings that begin it, the shortest first, with itself. In sorted order,
+        # For each, the stop strings that begin it, shortest first, with itself. In sorted order,
         # a string follows those that begin it, and only strings that they begin stand between.
         self._beginnings: list[tuple[str, ...]] = []
         open_ones: list[str] = []
