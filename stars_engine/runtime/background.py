@@ -21,17 +21,34 @@ RUN_S = 0.001  # of a computation in Python, between two pauses
 PAUSE_S = 0.006
 
 
-class Pauses:
-    """Pauses regularly while other threads are busy; see `give_way`."""
+class UnwantedWorkError(Exception):
+    """Ends work whose result is not needed any more."""
 
-    def __init__(self, is_busy: Callable[[], bool]) -> None:
-        self._is_busy = is_busy
+
+class Pauses:
+    """Pauses regularly while other threads are busy; see `give_way`.
+
+    Args:
+        is_busy: Whether other threads are busy.
+        is_wanted: Whether the work goes on.
+    """
+
+    def __init__(
+        self, is_busy: Callable[[], bool], is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._is_busy, self._is_wanted = is_busy, is_wanted
         self._resumed_s = time.perf_counter()
 
     def __call__(self) -> None:
-        """Pause if the thread has run for a while."""
+        """Pause if the thread has run for a while.
+
+        Raises:
+            UnwantedWorkError: The work is not wanted any more.
+        """
         if time.perf_counter() - self._resumed_s < RUN_S:
             return
+        if not self._is_wanted():
+            raise UnwantedWorkError("this work is no longer needed")
         if self._is_busy():
             time.sleep(PAUSE_S)
         self._resumed_s = time.perf_counter()
@@ -76,11 +93,12 @@ class Background:
         return future.result()
 
     def close(self) -> None:
-        """End the threads after their current work."""
+        """End the threads; work in progress ends where it next gives way."""
         self._workers.close()
 
     def _run(self, work: Callable[[], Value], future: Future[Value], _: Task) -> None:
-        set_pause(Pauses(self._is_busy))
+        closing = self._workers.closing
+        set_pause(Pauses(self._is_busy, lambda: not (future.cancelled() or closing.is_set())))
         try:
             value = work()
         except BaseException as error:

@@ -77,7 +77,7 @@ def _measure(group: RequestGroup, params: EngineParams) -> None:
         try:
             if _num_chars(request, params) > LONG_TEXT or _has_grammar_of_tools(request):
                 large.add(index)
-        except PromptError as error:
+        except StarsError as error:
             refused[index] = error
     group.refused, group.large = refused, frozenset(large)
 
@@ -138,7 +138,23 @@ def _refusal(sampling: SamplingParams, params: EngineParams) -> StarsError | Non
 
 
 def _num_chars(request: PromptRequest, params: EngineParams) -> int:
+    """Return about how many characters are read for a prompt.
+
+    Raises:
+        StarsError: It exceeds a limit.
+    """
+    if _has_grammar_of_tools(request):
+        assert isinstance(request.prompt, Chat)
+        size = sum(size_of(tool.parameters) for tool in request.prompt.callable_tools)
+        if size > params.max_grammar_chars:
+            message = (
+                f"their parameters have about {size} characters; allowed: at most "
+                f"{params.max_grammar_chars}. Hint: give fewer tools, set constrain_tools=False, or "
+                "raise EngineParams(max_grammar_chars=...)"
+            )
+            raise ConfigError("Chat", [Problem("tools", message)])
     num_chars = check_text("the prompt", request.prompt, params)
+    num_chars += check_text("the alternatives", request.align.alternatives, params)
     return num_chars + check_text("reward_prompt", request.reward_prompt, params)
 
 

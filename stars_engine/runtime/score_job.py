@@ -102,11 +102,14 @@ class ScoreJob:
         self._num_missing = 0
         self._is_posted = False  # whether further inputs are scored after the next step
         self._reward: RewardModel | None = None
+        self._reading: Future[Sequence[RewardInput]] | None = None
         self.closed = False
         self.done.add_done_callback(self._close)
 
     def _close(self, _: Future[list[Score]]) -> None:
         self.closed = True
+        if self._reading is not None:
+            self._reading.cancel()
 
     def run(self) -> None:
         """Load the models if necessary, and read the inputs."""
@@ -116,8 +119,8 @@ class ScoreJob:
             model, self._reward = self._services.get_models(self._source, self._requested_s)
             _check_reads_texts(self._reward)
             if self._in_background:
-                reading = self._services.background.submit(partial(self._read, model), self)
-                reading.add_done_callback(self._post_start)
+                self._reading = self._services.background.submit(partial(self._read, model), self)
+                self._reading.add_done_callback(self._post_start)
                 return
             inputs = self._read(model)
         except BaseException as error:  # noqa: BLE001 - loading and tokenizers are third-party code
@@ -127,6 +130,8 @@ class ScoreJob:
 
     def _post_start(self, reading: Future[Sequence[RewardInput]]) -> None:
         """Go on after reading, on any thread."""
+        if reading.cancelled():
+            return
         error = reading.exception()
         if error is not None:
             self._fail(error)
