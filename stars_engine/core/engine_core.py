@@ -84,6 +84,7 @@ class EngineCore:
             end=self._end,
             free_unused=self._free_unused,
             part_s=part_s,
+            wake=None if post is None else partial(post, _do_nothing),
         )
         self._async_drafts: AsyncDrafts | None = None
         if post is not None and is_asynchronous(model):
@@ -138,7 +139,7 @@ class EngineCore:
         """Whether the next step can draft something without waiting for an answer."""
         if self._async_drafts is not None:
             return self.scheduler.has_work() and not self._async_drafts.is_full
-        return self._local_drafts.has_paused or self.scheduler.has_work()
+        return self._local_drafts.has_work or self.scheduler.has_work()
 
     def close(self) -> None:
         """Cancel the drafts that are not complete."""
@@ -321,6 +322,10 @@ class EngineCore:
                     if any(each is part for each in single_models(request.reward)):
                         problem = as_request_error(error, "the reward model")
                         self._end(request, request.rollout.fail(problem))
+
+
+def _do_nothing() -> None:
+    """A message that only wakes the engine's thread."""
 
 
 def _checked_event(event: object, rollout: Rollout) -> SegmentEvent | None:

@@ -149,8 +149,8 @@ def _num_chars(request: PromptRequest, params: EngineParams) -> int:
         if size > params.max_grammar_chars:
             message = (
                 f"their parameters have about {size} characters; allowed: at most "
-                f"{params.max_grammar_chars}. Hint: give fewer tools, set constrain_tools=False, or "
-                "raise EngineParams(max_grammar_chars=...)"
+                f"{params.max_grammar_chars}. Hint: give fewer tools, or raise "
+                "EngineParams(max_grammar_chars=...)"
             )
             raise ConfigError("Chat", [Problem("tools", message)])
     num_chars = check_text("the prompt", request.prompt, params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -374,3 +375,43 @@ def test_a_model_that_gives_up_ends_the_step() -> None:
     interrupted.append(True)
     with pytest.raises(Interrupted):
         core.step()
+
+
+def test_no_step_waits_for_what_another_thread_computes() -> None:
+    """Two drafts wait for slow masks; a short request goes on, and the engine is idle after it."""
+    futures = [Future[None]() for _ in range(3)]
+    model = Pausing()
+    model.pause_of = lambda left, asked: Pause(left, futures[asked[0].token_ids[0]])
+    futures[2].set_result(None)
+    posted: list[Callable[[], None]] = []
+    core = EngineCore(model, Scheduler(), part_s=0.0, post=posted.append)
+    for prompt in range(3):
+        core.add(RequestQueue.of([request_of(prompt, LONG if prompt < 2 else SHORT)]))
+        core.step()
+    for _ in range(20):
+        core.step()
+    assert model.drafted == [2]
+    assert core.has_unfinished
+    assert not core.has_work()
+    num_posted = len(posted)
+    for future in futures[:2]:
+        future.set_result(None)
+    assert len(posted) == num_posted + 2  # the engine's thread wakes
+    finish(core)
+    assert sorted(model.drafted) == [0, 1, 2]
+
+
+def test_a_cancelled_draft_that_waits_is_given_up() -> None:
+    future: Future[None] = Future()
+    model = Pausing()
+    model.pause_of = lambda left, _: Pause(left, future)
+    core = EngineCore(model, Scheduler(), part_s=0.0, post=lambda _: None)
+    request = request_of(0, LONG)
+    core.add(RequestQueue.of([request]))
+    core.step()
+    assert not core.has_work()
+    core.abort([request.rollout])
+    assert core.has_work()
+    core.step()
+    assert model.num_open == 0
+    assert not core.has_work()
