@@ -154,7 +154,7 @@ def _num_chars(request: PromptRequest, params: EngineParams) -> int:
             )
             raise ConfigError("Chat", [Problem("tools", message)])
     num_chars = check_text("the prompt", request.prompt, params)
-    num_chars += check_text("the alternatives", request.align.alternatives, params)
+    num_chars += check_text("the text of all alternatives", request.align.alternatives, params)
     return num_chars + check_text("reward_prompt", request.reward_prompt, params)
 
 
