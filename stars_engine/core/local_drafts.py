@@ -45,6 +45,7 @@ class PausableBatch:
         parts: Drafts them.
         num_pauses: Pauses at which it could have been paused: about one for each token.
         pause: The last one.
+        has_waited: Whether it was paused for another thread.
     """
 
     left: list[ScheduledRequest]
@@ -54,6 +55,7 @@ class PausableBatch:
     parts: Generator[Pause, None, None] | None = None
     num_pauses: int = 0
     pause: Pause | None = None
+    has_waited: bool = False
 
     @property
     def requests(self) -> list[Request]:
@@ -199,12 +201,17 @@ class LocalDrafts:
             batch.pause = pause
             batch.num_pauses += 1
             now_s = time.perf_counter()
-            if now_s >= until_s or (self._waits_long(batch) and until_s < float("inf")):
+            is_over = now_s >= until_s
+            waits = not is_over and self._waits_long(batch)
+            batch.has_waited = batch.has_waited or waits
+            if is_over or (waits and until_s < float("inf")):
                 batch.seconds += now_s - started_s
                 self._pause(batch)
                 return False
         batch.seconds += time.perf_counter() - started_s
         self._num_whole = max(0, self._num_whole - 1)
+        for request in batch.requests:
+            request.waited_for_masks = batch.has_waited
         return True
 
     @staticmethod

@@ -56,6 +56,7 @@ class Request:
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
         queue: The queue of its caller, once it has started.
         has_failed: Whether its strategy has failed, so that its next draft may end it.
+        waited_for_masks: Whether its latest draft waited for masks of a grammar; None before one.
     """
 
     rollout: Rollout
@@ -70,6 +71,7 @@ class Request:
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None
     has_failed: bool = False
+    waited_for_masks: bool | None = None
 
     @property
     def expires_at_s(self) -> float | None:
@@ -81,6 +83,11 @@ class Request:
     def past_deadline(self) -> bool:
         """Whether the deadline has passed."""
         return self.expires_at_s is not None and self.expires_at_s <= time.monotonic()
+
+    @property
+    def has_quick_masks(self) -> bool:
+        """Whether it has no grammar, or one whose masks were quick in its latest draft."""
+        return self.rollout.sampling.grammar is None or self.waited_for_masks is False
 
     @property
     def holds_prefix(self) -> bool:

@@ -13,6 +13,7 @@ from stars_engine import (
     AlignParams,
     ConstantSchedule,
     NoSchedule,
+    RegexGrammar,
     SamplingParams,
     StarsConfig,
     StarsEngine,
@@ -415,3 +416,22 @@ def test_a_cancelled_draft_that_waits_is_given_up() -> None:
     core.step()
     assert model.num_open == 0
     assert not core.has_work()
+
+
+def test_requests_whose_masks_may_be_slow_have_a_batch_of_their_own() -> None:
+    model = Pausing()
+    requests = [request_of(prompt, SHORT, max_tokens=2 * SHORT) for prompt in range(3)]
+    with_grammar = requests[1]
+    grammar = RegexGrammar(pattern="[ab]*")
+    with_grammar.rollout.sampling = with_grammar.rollout.sampling.replace(grammar=grammar)
+    core = EngineCore(model, Scheduler())
+    core.add(RequestQueue.of(requests))
+    core.step()
+    assert model.drafted == [0, 2]
+    core.step()
+    assert model.drafted == [0, 2, 1]
+    assert with_grammar.has_quick_masks  # from now on they share the batch of the others
+    core.step()
+    assert sorted(model.drafted[3:]) == [0, 1, 2]
+    with_grammar.waited_for_masks = True
+    assert not with_grammar.has_quick_masks
