@@ -469,20 +469,20 @@ def test_stop_strings_that_begin_each_other_are_found_by_few_comparisons() -> No
 
 def test_background_work_that_nobody_needs_ends() -> None:
     background = Background(lambda: False)
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
             while True:
-                begun.set()
+                started.set()
                 give_way()
         finally:
             ended.set()
 
     for stop in ("cancel", "close"):
-        begun.clear()
+        started.clear()
         ended.clear()
         future = background.submit(work, "somebody")
-        assert begun.wait(60)
+        assert started.wait(60)
         future.cancel() if stop == "cancel" else background.close()
         assert ended.wait(60)
