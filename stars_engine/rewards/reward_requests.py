@@ -106,7 +106,7 @@ def _guarded(whole: RoutedRequest, part: RoutedRequest) -> RoutedRequest:
 
 
 def single_models(reward: RewardModel) -> Sequence[RewardModel]:
-    """Return the parts of a composite; the reward model itself if it is none, or fails."""
+    """Return the parts of a composite; the reward model itself if it has none, or fails."""
     if not gathers(reward):
         return [reward]
     try:
