@@ -20,8 +20,8 @@ ARG EXTRAS=local,grammar
 FROM base AS cpu
 RUN pip install "$(grep ^torch== constraints.txt)" --index-url https://download.pytorch.org/whl/cpu \
     && pip install -c constraints.txt ".[${EXTRAS}]"
-RUN useradd --create-home stars && install -d -o stars /cache /work
-USER stars
+RUN useradd --create-home --uid 1000 stars && install -d -o stars /cache /work
+USER 1000
 WORKDIR /work
 VOLUME /cache
 ENTRYPOINT ["stars"]
@@ -30,8 +30,8 @@ CMD ["--help"]
 # pip's torch for Linux brings the CUDA libraries; the host needs the NVIDIA container toolkit.
 FROM base AS cuda
 RUN pip install -c constraints.txt ".[${EXTRAS}]"
-RUN useradd --create-home stars && install -d -o stars /cache /work
-USER stars
+RUN useradd --create-home --uid 1000 stars && install -d -o stars /cache /work
+USER 1000
 WORKDIR /work
 VOLUME /cache
 ENTRYPOINT ["stars"]

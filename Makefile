@@ -25,11 +25,12 @@ hooks: ## have git run lint, typecheck and imports before each commit
 check: lint typecheck imports test ## everything that is quick: lint, typecheck, imports, test
 
 .PHONY: lint
-lint: ## check style, format, spelling and words
+lint: ## check style, format, spelling, words and the Dockerfile
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(BIN)typos
 	$(PYTHON) tools/banned_words.py
+	$(BIN)hadolint Dockerfile
 
 .PHONY: format
 format: ## format the code, and fix what ruff can fix

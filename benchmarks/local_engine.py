@@ -8,8 +8,9 @@ heads, 2 of keys; and 8 of 320), vocabulary 32,000. A coin accepts each candidat
 probability, whatever the reward model says; the reward model runs nevertheless. The unit is our own
 plain sampling of as many tokens, one prompt at a time, without any reward. `generate` (temperature
 1, top-k 40) is given in the same unit. "over plain sampling at the same concurrency" divides "ours,
-adaptive" by plain sampling of as many prompts together instead. Only decoding is timed; reading the
-prompt is reported separately. Time is processor time of one thread. Arms take turns. Ratios are
+adaptive" by plain sampling of as many prompts together instead. "generated tokens per kept one"
+counts all tokens of "ours, adaptive": kept, rejected and surplus. Only decoding is timed; reading
+the prompt is reported separately. Time is processor time of one thread. Arms take turns. Ratios are
 taken within a turn, and their median is given within its 95% interval (by order statistics: of six
 turns, the smallest and the largest).
 
@@ -125,15 +126,20 @@ _ARMS = (
     "generate per attempt",
     "no cache",
     "over plain sampling at the same concurrency",
+    "generated tokens per kept one",
     "reading both prompts / plain answer",
 )
 _TOGETHER = "over plain sampling at the same concurrency"
+_GENERATED = "generated tokens per kept one"
 
 
 def measure(
     pair: Pair, setting: Setting, options: argparse.Namespace
 ) -> dict[str, tuple[float, float, float]]:
-    """Return each arm's time per kept token over plain sampling's: the median in its interval."""
+    """Return the columns of a row, each as the median in its interval.
+
+    Most are an arm's time per kept token over plain sampling's.
+    """
     alone = Setting(setting.length, setting.acceptance, setting.segment_len, 1)
     draws = sum((1 - setting.acceptance) ** i for i in range(MAX_ATTEMPTS))
     found: dict[str, list[float]] = {name: [] for name in _ARMS}
@@ -147,6 +153,7 @@ def measure(
             values[name] = seconds
             if count == "auto":
                 values[_ARMS[-1]] = reading_s / (options.tokens * setting.num_prompts)
+                generated = pair.generated_per_kept
         values["generate"] = pair.generate(setting.length, **size)
         per_attempt, uncached = block(pair, setting, seed)
         values["generate per attempt"] = draws * per_attempt
@@ -157,6 +164,7 @@ def measure(
             for name, value in values.items():
                 found[name].append(value / ((unit + again) / 2))
             found[_TOGETHER].append(values["ours, adaptive"] / together)
+            found[_GENERATED].append(generated)
     return {name: interval(values) for name, values in found.items()}
 
 

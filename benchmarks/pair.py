@@ -110,6 +110,9 @@ class Pair:
         longest: Maximum number of tokens that they read.
         device: Device of the models.
         clock: Returns the seconds that a call takes.
+
+    Attributes:
+        generated_per_kept: Tokens that the last `write` generated for each token that it kept.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Pair:
                 self.reward_model = LlamaForSequenceClassification(rm_config).eval()
         finally:
             torch.set_default_dtype(default)
+        self.generated_per_kept = 1.0
         # Like an engine, which keeps one as long as its model is loaded.
         self._autotuner = CandidateAutotuner()
         self.lm = TransformersBackend(TransformersModel(model=lm, tokenizer=tokenizer))
@@ -197,6 +201,9 @@ class Pair:
                 core.step()
 
         reading_s, decoding_s = self.seconds(read), self.seconds(decode)
+        usages = [request.rollout.result().usage for request in requests]
+        generated = sum(usage.num_generated_tokens for usage in usages)
+        self.generated_per_kept = generated / sum(usage.num_kept_tokens for usage in usages)
         return decoding_s / (num_tokens * setting.num_prompts), reading_s
 
     def generate(self, length: int, *, num_tokens: int, seed: int) -> float:

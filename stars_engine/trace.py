@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from math import isnan
 from pathlib import Path
 
 from stars_engine.errors import ConfigError
@@ -121,6 +122,9 @@ def _describe(segment: Segment) -> str:
     if segment.reward is None or segment.threshold is None:
         return "unjudged" if segment.verdict == "unjudged" else f"{segment.verdict}, not judged"
     rejected = [_reward(a) for a in segment.attempts if a.verdict == "rejected"]
+    if isnan(segment.threshold):  # Best-of-N has none
+        others = f", of the others {', '.join(rejected)}" if rejected else ""
+        return f"the best of {segment.num_attempts}, reward {segment.reward:.3g}{others}"
     kept = next((a for a in segment.attempts if a.verdict != "rejected"), None)
     reward = f"{segment.reward:.3g}" if kept is None else _reward(kept)
     after = f", after rejecting {', '.join(rejected)}" if rejected else ""

@@ -138,7 +138,7 @@ def advise(
         )
     )
     if remedies:
-        lines.append(_remedy_line(remedies))
+        lines.append(_remedy_line(remedies, chosen.segment))
     return lines
 
 
@@ -193,14 +193,17 @@ def _said(segment: SegmentTrust) -> str:
     return f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]"
 
 
-def _remedy_line(remedies: Sequence[Remedy]) -> str:
-    """Return what the best alternative promises, if its interval says so."""
+def _remedy_line(remedies: Sequence[Remedy], chosen: SegmentTrust) -> str:
+    """Return what the best alternative promises, if its interval says so.
+
+    It must be better than its baseline, and than the recommended segments.
+    """
     plain, *others = remedies
     best = max(others, key=lambda r: np.nan_to_num(r.trust.advantage.low, nan=-np.inf))
-    if not best.trust.advantage.low > plain.trust.advantage.value:
+    usual = max(plain.trust.advantage.value, np.nan_to_num(chosen.advantage.value, nan=-np.inf))
+    if not best.trust.advantage.low > usual:
         return "Neither sentence borders nor a lookahead are expected to improve on this."
     fields = ", ".join(f"{key}={value!r}" for key, value in best.settings.items())
     return (
-        f"{best.name}: advantage {_said(best.trust)} instead of "
-        f"{plain.trust.advantage.value:.2f}; AlignParams({fields})."
+        f"{best.name}: advantage {_said(best.trust)} instead of {usual:.2f}; AlignParams({fields})."
     )

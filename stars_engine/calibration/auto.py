@@ -105,11 +105,9 @@ class Calibrations:
         def work(host: Host, is_wanted: Callable[[], bool]) -> CalibratedSchedule:
             make = partial(_calibrate, host, resolved, sampling, auto, is_wanted=is_wanted)
             if not portable:
-                return make(cached="while the engine is loaded")
-            cache = CalibrationCache()
+                return make(kept="; they are kept while the engine is loaded")
             file_key = hash_of([key_values, model_fingerprints(host.config)])
-            make = partial(make, cached=f"in {cache.path_of(file_key)}")
-            return cache.load_or_create(file_key, make, is_wanted)
+            return CalibrationCache().load_or_create(file_key, make, is_wanted)
 
         with self._lock:
             if key in self._results:
@@ -228,18 +226,14 @@ def _calibrate(
     sampling: SamplingParams,
     auto: AutoSchedule,
     *,
-    cached: str,
     is_wanted: Callable[[], bool],
+    kept: str = "",
 ) -> CalibratedSchedule:
     name, value = auto.target
     check_settings(Target(name, value), sampling, align)
     prompts = _pilot_prompts(engine, auto)
     logger.warning(
-        "Calibrating thresholds for %s=%s on %d pilot prompts; the result is cached %s",
-        name,
-        value,
-        len(prompts),
-        cached,
+        "Calibrating thresholds for %s=%s on %d pilot prompts%s", name, value, len(prompts), kept
     )
     stages = _StageLog()
     schedule = calibrate(

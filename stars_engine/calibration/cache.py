@@ -33,6 +33,20 @@ def cache_folder() -> Path:
     return root / "calibrations"
 
 
+def described_cache() -> str:
+    """Return where calibrations are cached, or that nothing can be written there."""
+    folder = cache_folder()
+    with suppress(OSError):
+        check_home(folder)
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            return f"cached in {shown_path(folder)}"
+    return (
+        f"not cached: nothing can be written to {shown_path(folder)}. Hint: set {CACHE_VARIABLE} "
+        "to another directory"
+    )
+
+
 class CalibrationCache:
     """Calibrations on disk, one file for each key; one process calibrates while others wait for it.
 
@@ -53,7 +67,8 @@ class CalibrationCache:
     ) -> CalibratedSchedule:
         """Load a cached calibration, or create and cache it.
 
-        If it cannot be written to disk, it is returned nevertheless, with a warning.
+        A new one is returned even if it cannot be written to disk. The log says where it is
+        cached, or why it is not.
 
         Args:
             key: Changes whenever the result would.
@@ -88,6 +103,8 @@ class CalibrationCache:
                 else:
                     if problem is not None:
                         logger.warning("Replaced an invalid cached calibration: %s", problem)
+                    else:
+                        logger.warning("The calibration is cached in %s", shown_path(path))
             return known
 
 

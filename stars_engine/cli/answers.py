@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import typer
@@ -32,6 +32,8 @@ def run_generate(
 ) -> int:
     """Generate, print in the order of the prompts, and trace each result when it finishes.
 
+    If a resumed file has all results, they are printed and no model is loaded.
+
     Args:
         records: The prompts.
         config: The settings.
@@ -43,47 +45,88 @@ def run_generate(
         The number of refused answers, for which no draft of a segment was accepted.
     """
     settings_hash = _settings_hash(config)
-    known = _known_results(trace, records, settings_hash, resume=resume)
-    untraced: ConfigError | None = None
-    num_refused = 0
+    n = 1 if config.sampling == "model" else config.sampling.n
+    order = [(p, s) for p in range(len(records)) for s in range(n)]
+    stored = _stored_results(trace, records, settings_hash, resume=resume)
+    known = {key: stored[key] for key in order if key in stored}
+    missing = sorted({p for p, s in order if (p, s) not in known})
+    output = _Output(records, settings_hash, known, as_json=as_json, trace=trace)
+    if not missing:
+        messages.say(f"all {len(order)} answers are in {trace} already; nothing is left to do")
+        output.write_all(known[key] for key in order)
+        return output.num_refused
     with loaded(config) as (engine, wait):
         if not resume:
             _empty(trace)
-        n = engine.sampling.n
-        order = [(p, s) for p in range(len(records)) for s in range(n)]
-        missing = sorted({p for p, s in order if (p, s) not in known})
         if known:
             messages.say(f"{len(known)} of {len(order)} answers are in {trace} already")
-        streaming = order == [(0, 0)] and not as_json and not known
+        output.streams = order == [(0, 0)] and not as_json
         wait.update(_first_text(config, len(missing)), aloud=False)
-        events: Iterator[SegmentEvent] = iter(())
-        if missing:
-            events = engine.stream([records[index].prompt for index in missing])
-        results = (
+        events = engine.stream([records[index].prompt for index in missing])
+        output.write_all(
             _shown_as_text(events, wait)
-            if streaming
+            if output.streams
             else _with_progress(_renumbered(events, missing), order, known, wait)
         )
+    return output.num_refused
+
+
+class _Output:
+    """Prints results, and appends those that are new to the trace.
+
+    Args:
+        records: The prompts.
+        settings_hash: The hash of the settings, which each result gets.
+        known: Results that the trace has.
+        as_json: Whether to print JSON lines.
+        trace: The file of results; None: none.
+
+    Attributes:
+        streams: Whether the text of results is printed elsewhere, while it is generated.
+        num_refused: Printed results that are refused.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[PromptRecord],
+        settings_hash: str,
+        known: dict[Key, StarsResult],
+        *,
+        as_json: bool,
+        trace: Path | None,
+    ) -> None:
+        self._records, self._settings_hash, self._known = records, settings_hash, known
+        self._as_json, self._trace = as_json, trace
+        self.streams, self.num_refused = False, 0
+
+    def write_all(self, results: Iterable[StarsResult]) -> None:
+        """Write results as they come.
+
+        Raises:
+            ConfigError: The trace cannot be written; all results are printed nevertheless.
+        """
+        untraced: ConfigError | None = None
         for found in results:
-            record = records[found.prompt_index]
-            result = found.replace(prompt=record.prompt, id=record.id, settings_hash=settings_hash)
-            num_refused += result.finish_reason in ("rejected", "fallback")
-            is_new = (result.prompt_index, result.sample_index) not in known
-            if trace is not None and untraced is None and is_new:
+            record = self._records[found.prompt_index]
+            result = found.replace(
+                prompt=record.prompt, id=record.id, settings_hash=self._settings_hash
+            )
+            self.num_refused += result.finish_reason in ("rejected", "fallback")
+            is_new = (result.prompt_index, result.sample_index) not in self._known
+            if self._trace is not None and untraced is None and is_new:
                 try:
-                    write_jsonl([result], trace, append=True)
+                    write_jsonl([result], self._trace, append=True)
                 except ConfigError as error:  # keep printing answers if the disk is full
                     untraced = error
-            if as_json:
+            if self._as_json:
                 write_json(result.model_dump_json())
-            elif not streaming:
+            elif not self.streams:
                 write(f"{record.shown}{result.text}\n")
-    if untraced is not None:
-        raise untraced
-    return num_refused
+        if untraced is not None:
+            raise untraced
 
 
-def _known_results(
+def _stored_results(
     trace: Path | None, records: Sequence[PromptRecord], settings_hash: str, *, resume: bool
 ) -> dict[Key, StarsResult]:
     """Return the results of a run to resume, which must have had the same settings."""

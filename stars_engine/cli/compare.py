@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from stars_engine.cli.messages import messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import cell, write
-from stars_engine.cli.progress import bars
+from stars_engine.cli.progress import Wait, bars
 from stars_engine.cli.settings import given, read_config
 from stars_engine.config import AlignParams
 from stars_engine.errors import ConfigError, Problem, needs_extra
@@ -89,7 +90,7 @@ def compare_command(
     out: OutOption = None,
 ) -> None:
     """Compare ways to generate on the same prompts, and write a report."""
-    with needs_extra("eval"):
+    with _preparing():
         from stars_engine.evaluation.recipe import read_recipe, recipe_names
     if list_recipes:
         for name in recipe_names():
@@ -148,7 +149,7 @@ def sweep_command(
     The best is chosen on tuning prompts.
     Example: stars sweep segment_len=8,16,32 schedule.budget=2.7,4
     """
-    with needs_extra("eval"):
+    with _preparing():
         from stars_engine.evaluation.recipe import read_recipe
     recipe = read_recipe(recipe_file or preset, allow_imports=not no_imports)
     arms = sweep_arms(fields)
@@ -181,7 +182,7 @@ def report_command(
     directory: Annotated[Path, typer.Argument(help="The folder of an evaluation.")],
 ) -> None:
     """Write the report of a finished evaluation again, from its stored answers."""
-    with needs_extra("eval"):
+    with _preparing():
         from stars_engine.evaluation.recipe import Recipe
     recipe = Recipe.from_file(directory / "recipe.yaml")
     _run(recipe, directory)
@@ -273,6 +274,13 @@ def _changed(
     return recipe
 
 
+@contextmanager
+def _preparing() -> Iterator[None]:
+    """Say at once that the command works; importing an evaluation takes seconds."""
+    with Wait("preparing the evaluation"), needs_extra("eval"):
+        yield
+
+
 def _not_ours(recipe: Recipe) -> dict[str, Any]:
     """Return the judges that are not code of this package, which is imported anyway."""
     return {
@@ -301,8 +309,18 @@ def _run(recipe: Recipe, directory: Path) -> None:
     if recipe.config.uses_embedded_pair:
         use_one_thread()
     messages.say(f"evaluating {recipe.name!r}; answers are kept in {directory}")
-    with bars(TimeRemainingColumn(), announce=True) as advance:
-        evaluation = evaluate(recipe, directory, advance)
+    left: dict[str, int] = {}  # what each part had to do when it began
+    with bars(TimeRemainingColumn()) as advance:
+
+        def follow(name: str, done: int, total: int) -> None:
+            left.setdefault(name, total - done)
+            advance(name, done, total)
+
+        evaluation = evaluate(recipe, directory, follow)
+    if not any(left.values()):
+        halves = [half for half in (evaluation.tuning, evaluation.fresh) if half is not None]
+        count = sum(arm.num_answers for half in halves for arm in half.arms.values())
+        messages.say(f"all {count} answers and their scores were stored; no model was loaded")
     page = write_reports(evaluation, directory)
     _show(evaluation)
     messages.say(f"report written to {page}")

@@ -43,6 +43,7 @@ def doctor_command(
     Whatever is wrong with the models, the versions are printed first.
     """
     _print(_versions())
+    _print(_surroundings())  # imports torch
     # Nothing is scored, so no thresholds are needed.
     align = {} if (model, reward) == (None, None) else {"schedule": NoSchedule()}
     settings = read_config(
@@ -64,13 +65,16 @@ def _print(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    from stars_engine.calibration.cache import cache_folder
-
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in _PACKAGES:
         yield name, _version(name)
+
+
+def _surroundings() -> Iterator[tuple[str, str]]:
+    from stars_engine.calibration.cache import described_cache
+
     yield from _devices()
-    yield "calibrations", f"cached in {cache_folder()}"
+    yield "calibrations", described_cache()
 
 
 def _devices() -> Iterator[tuple[str, str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 import yaml
 
 from stars_engine.cli.messages import messages
+from stars_engine.cli.settings import check_preset
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.config.presets import PRESET_NAMES, preset
 from stars_engine.files.config_files import check_suffix, check_writable
@@ -39,15 +41,17 @@ def init_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Ask a few questions and write an annotated config file."""
+    if preset_name is not None:
+        _as_preset(preset_name)
     check_suffix(out, "config", (".yaml", ".yml"))
     if out.exists() and not force:
         raise typer.BadParameter(f"{out} exists. Hint: give --force, or another --out FILE")
     check_writable(out, "config")
 
-    def ask(given: Any, text: str, default: Any) -> Any:
+    def ask(given: Any, text: str, default: Any, check: Callable[[str], Any] | None = None) -> Any:
         if given is not None:
             return given
-        return default if yes else typer.prompt(text, default=default)
+        return default if yes else typer.prompt(text, default=default, value_proc=check)
 
     base = StarsConfig()
     model = ask(model, "Language model (hub name or directory)", base.model.shown_name)
@@ -59,7 +63,7 @@ def init_command(
     values: dict[str, Any] = {"model": model, "reward": reward}
     own_pair = not (is_embedded and reward == suggested)
     if own_pair:
-        choice = ask(preset_name, f"Thresholds ({', '.join(_PRESETS)})", "best")
+        choice = ask(preset_name, f"Thresholds ({', '.join(_PRESETS)})", "best", _as_preset)
         values["align"] = choice
     elif preset_name is not None:
         values["align"] = preset_name
@@ -69,6 +73,10 @@ def init_command(
     StarsConfig.model_validate(yaml.safe_load(text))  # what is written can be read
     write_file(out, text, "config")
     messages.say(f'written to {out}; try: stars generate "Hello" --config {out}')
+
+
+def _as_preset(name: str) -> str:
+    return check_preset(name, _PRESETS)
 
 
 def annotated(values: dict[str, Any]) -> str:
@@ -126,7 +134,7 @@ def _section(
 
 
 def _about(kind: type[Schema], field: str) -> list[str]:
-    about = kind.model_fields[field].description or ""
+    about = re.sub(r"\bNone\b", "null", kind.model_fields[field].description or "")
     return [f"# {line}" for line in textwrap.wrap(about, 90)]
 
 

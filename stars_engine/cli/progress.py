@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Event, Thread
 from typing import Self
 
@@ -119,24 +119,46 @@ def in_words(seconds: float) -> str:
 
 
 @contextmanager
-def bars(
-    time: ProgressColumn, *, announce: bool = False
-) -> Iterator[Callable[[str, int, int], None]]:
+def bars(time: ProgressColumn) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar for each thing that is done; yield what takes its name, done and total.
+
+    Where there is no terminal for bars, a line is printed for each thing, and one every ten
+    seconds.
 
     Args:
         time: The last column: the time that has passed, or that is left.
-        announce: Whether to print a line for each thing where there is no terminal for bars.
     """
+    if not messages.shows_progress:
+        with _lines() as advance_lines:
+            yield advance_lines
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time)
-    with Progress(*columns, console=messages, disable=not messages.shows_progress) as progress:
+    with Progress(*columns, console=messages) as progress:
         tasks: dict[str, TaskID] = {}
 
         def advance(name: str, done: int, total: int) -> None:
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
-                if announce and not messages.is_terminal and done < total:
-                    messages.say(f"{name}: {total - done} to do")
             progress.update(tasks[name], completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[str, int, int], None]]:
+    with ExitStack() as stack:
+        waits: list[Wait] = []
+        names: set[str] = set()
+
+        def advance(name: str, done: int, total: int) -> None:
+            is_new = name not in names
+            names.add(name)
+            if is_new and done >= total:
+                return  # nothing is left to do
+            text = f"{name}: {total - done} to do" if is_new else f"{name}: {done} of {total}"
+            if waits:
+                waits[0].update(text, aloud=is_new)
+            else:
+                waits.append(stack.enter_context(Wait(text)))
 
         yield advance

@@ -82,6 +82,7 @@ def serve_command(
     no_imports: NoImportsOption = False,
 ) -> None:
     """Serve models behind OpenAI's API. Clients get accepted segments only."""
+    messages.say("starting the server")
     with needs_extra("serve"):
         from stars_engine.server.run import StarsServer
     from stars_engine.server.settings import ServerParams

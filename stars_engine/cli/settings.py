@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import typer
 
 from stars_engine.cli.messages import messages
 from stars_engine.config import AlignParams, ModelConfig, RewardConfig, StarsConfig
-from stars_engine.config.presets import preset
+from stars_engine.config.presets import PRESET_NAMES, preset
 from stars_engine.config.root import embedded_align
 from stars_engine.files.config_files import refuse_imports
 from stars_engine.schedules import CalibratedSchedule
@@ -114,8 +115,22 @@ def _name_options(model: str | None, reward: str | None) -> None:
             messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
 
 
+def check_preset(name: str, allowed: Sequence[str] = PRESET_NAMES) -> str:
+    """Return the name of a preset unchanged.
+
+    Raises:
+        BadParameter: It is not one of the allowed names.
+    """
+    if name not in allowed:
+        raise typer.BadParameter(
+            f"unknown preset {name!r}; allowed: {', '.join(allowed)}. Hint: use best"
+        )
+    return name
+
+
 def _preset(name: str, align: dict[str, Any]) -> AlignParams:
     """Return a preset with the options that were given; say which of them win."""
+    check_preset(name)
     ramp = align.get("schedule")
     if ramp is None:
         return preset(name, **align)

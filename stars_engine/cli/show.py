@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from stars_engine.display.results import (
     facts_of,
     margin_of,
     rejected_of,
+    rejection_of,
     results_page,
     scale_of,
     verdict_of,
@@ -24,7 +26,7 @@ from stars_engine.display.results import (
 from stars_engine.files.config_files import check_suffix
 from stars_engine.files.disk import write_file
 from stars_engine.trace import read_jsonl
-from stars_engine.types import StarsResult
+from stars_engine.types import Attempt, Segment, StarsResult
 
 
 def show_command(
@@ -42,9 +44,9 @@ def show_command(
 ) -> None:
     """Show the answers of a trace: kept segments, rejected drafts, rewards, costs.
 
-    The further the reward of a segment is above its threshold, the greener its background; forced
-    segments are red. The texts of rejected drafts are shown if the trace was written with
-    --keep-rejected-text.
+    The further the reward of a segment is above its threshold, the greener its background; it is
+    amber if the reward is below, and red if the segment was forced. The texts of rejected drafts
+    are shown if the trace was written with --keep-rejected-text.
     """
     if html is not None:
         check_suffix(html, "page", (".html", ".htm"))
@@ -60,32 +62,55 @@ def show_command(
 
 
 def _print(console: Console, result: StarsResult, *, attempts: bool) -> None:
-    shown = visible if sys.stdout.isatty() else str
     text = Text()
     if result.id is not None:
-        text.append(f"{shown(str(result.id))}  ", style="bold")
+        text.append(f"{_shown(str(result.id))}  ", style="bold")
     if isinstance(result.prompt, str):
-        text.append(shown(result.prompt), style="dim")
+        text.append(_shown(result.prompt), style="dim")
     elif result.prompt is not None:
-        text.append(f"{shown(result.prompt.messages[-1].content)}\n", style="dim")
+        text.append(f"{_shown(result.prompt.messages[-1].content)}\n", style="dim")
     scale = scale_of(result)
     for segment in result.segments:
         margin = margin_of(segment)
-        share = 0.0 if margin is None else max(0.0, min(1.0, margin / scale))
-        green = f"on rgb(0,{40 + round(60 * share)},{20 + round(20 * share)})"
-        style = "on rgb(110,20,20)" if segment.forced else "" if margin is None else green
-        text.append(shown(segment.text), style=style)
+        text.append(_shown(segment.text), style=_style(segment, margin, scale))
         text.append("|", style="dim")
     console.print(text, soft_wrap=True)
     if attempts:
-        for index, segment in enumerate(result.segments):
-            for draft in rejected_of(segment):
-                own = "a draft" if draft.text is None else repr(draft.text)
-                row = Text(f"{index:>3}  ")
-                row.append(shown(own), style="strike dim")
-                row.append(f"  {draft.reward:.3g} < {draft.threshold:.3g}")
-                console.print(row, soft_wrap=True)
-            kept = Text(f"{index:>3}  {shown(repr(segment.text))}  {verdict_of(segment)}")
-            console.print(kept, soft_wrap=True)
+        for row in _attempts(result):
+            console.print(row, soft_wrap=True)
     console.print(Text(facts_of(result), style="dim"), soft_wrap=True)
     console.print()
+
+
+def _style(segment: Segment, margin: float | None, scale: float) -> str:
+    if segment.forced:
+        return "on rgb(110,20,20)"
+    if margin is None:
+        return ""
+    if margin < 0:
+        return "on rgb(90,65,10)"
+    share = min(1.0, margin / scale)
+    return f"on rgb(0,{40 + round(60 * share)},{20 + round(20 * share)})"
+
+
+def _attempts(result: StarsResult) -> Iterator[Text]:
+    """Yield a line for each rejected draft and each kept segment."""
+    for index, segment in enumerate(result.segments):
+        yield from (_rejected(f"{index:>3}", draft) for draft in rejected_of(segment))
+        text = repr(segment.text)
+        yield Text(f"{index:>3}  {_shown(text)}  {verdict_of(segment)}")
+    yield from (_rejected("  -", draft) for draft in result.abandoned_attempts)
+    if result.abandoned_attempts:
+        yield Text("  -  nothing kept")
+
+
+def _rejected(place: str, draft: Attempt) -> Text:
+    row = Text(f"{place}  ")
+    own = "a draft" if draft.text is None else repr(draft.text)
+    row.append(_shown(own), style="strike dim")
+    row.append(f"  {rejection_of(draft)}")
+    return row
+
+
+def _shown(text: str) -> str:
+    return visible(text) if sys.stdout.isatty() else text

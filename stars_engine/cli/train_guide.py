@@ -65,7 +65,7 @@ def train_guide_command(
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
     prompts = None if prompts_file is None else read_prompts(prompts_file)
-    with loaded(settings) as (engine, wait), bars(TimeRemainingColumn(), announce=True) as advance:
+    with loaded(settings) as (engine, wait), bars(TimeRemainingColumn()) as advance:
         from stars_engine.guides.train import train_guide
 
         wait.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from html import escape
+from math import isnan
 from typing import TYPE_CHECKING
 
 from stars_engine.display.pages import document
@@ -39,10 +40,10 @@ def result_html(result: StarsResult) -> str:
 
 
 def margin_of(segment: Segment) -> float | None:
-    """Return reward minus threshold of a kept segment; None if it was not judged."""
-    if segment.reward is None or segment.threshold is None:
+    """Return reward minus threshold of a kept segment; None if it had no threshold."""
+    if segment.reward is None or not _has_threshold(segment):
         return None
-    return segment.reward - segment.threshold
+    return segment.reward - segment.threshold  # type: ignore[operator]
 
 
 def scale_of(result: StarsResult) -> float:
@@ -69,12 +70,28 @@ def verdict_of(segment: Segment) -> str:
     """Return how a segment was judged as one line of text."""
     if segment.reward is None or segment.threshold is None:
         return segment.verdict
+    if not _has_threshold(segment):
+        return f"reward {segment.reward:.3g}, the best of {segment.num_attempts}"
     sign = "≥" if segment.reward >= segment.threshold else "<"
     by = "" if segment.alternative is None else f", alternative {segment.alternative}"
     return (
         f"{segment.verdict}, reward {segment.reward:.3g} {sign} threshold "
         f"{segment.threshold:.3g}, {_counted(segment.num_attempts)}{by}"
     )
+
+
+def rejection_of(attempt: Attempt) -> str:
+    """Return the reward of a rejected draft, and why it was rejected, as text."""
+    if not attempt.eligible:
+        return f"{attempt.reward:.3g}, not eligible"
+    if not _has_threshold(attempt):
+        return f"{attempt.reward:.3g}"
+    return f"{attempt.reward:.3g} < {attempt.threshold:.3g}"
+
+
+def _has_threshold(judged: Segment | Attempt) -> bool:
+    """Whether there was a threshold; Best-of-N has none, which is written as nan."""
+    return judged.threshold is not None and not isnan(judged.threshold)
 
 
 def _counted(count: int) -> str:
@@ -148,4 +165,4 @@ def _steps(result: StarsResult) -> Iterator[str]:
 
 def _rejected(attempt: Attempt) -> str:
     text = "a draft" if attempt.text is None else attempt.text
-    return f"<del>{escape(text)}</del> {attempt.reward:.3g}\n"
+    return f"<del>{escape(text)}</del> {escape(rejection_of(attempt))}\n"

@@ -6,7 +6,9 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from math import isnan
 from pathlib import Path
 
 from stars_engine.calibration.report import TrustReport, trust_report
@@ -20,6 +22,7 @@ from stars_engine.evaluation.prompts import read_halves
 from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.report import check_packages
 from stars_engine.evaluation.runner import ArmAnswers, Progress, Runner
+from stars_engine.evaluation.score_store import ScoreStore
 from stars_engine.evaluation.store import identity, name_of
 from stars_engine.evaluation.tables import GUIDE, Measures
 from stars_engine.files.config_files import text_of
@@ -107,7 +110,8 @@ def choose(recipe: Recipe, tuning: HalfFigures, family: str, names: Sequence[str
 
 
 def _measures(recipe: Recipe, directory: Path, progress: Progress) -> Measures:
-    judges = Judges({**recipe.judges, GUIDE: recipe.config.reward}, directory / "scores.jsonl")
+    store = ScoreStore(directory / "scores.jsonl")
+    judges = Judges({**recipe.judges, GUIDE: recipe.config.reward}, store)
 
     def score(name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         def advance(done: int, total: int) -> None:
@@ -117,7 +121,8 @@ def _measures(recipe: Recipe, directory: Path, progress: Progress) -> Measures:
 
     nats: Callable[[Sequence[tuple[str, str]]], list[tuple[float, int]]] | None = None
     if recipe.perplexity:
-        nats = Likelihood(recipe.config).nats
+        likelihood = Likelihood(recipe.config, store)
+        nats = partial(likelihood.nats, progress=partial(progress, "perplexity"))
     return Measures(score, nats)
 
 
@@ -191,7 +196,8 @@ def _shown(segment: Segment) -> ShownSegment:
     return ShownSegment(
         text=segment.text,
         reward=segment.reward,
-        threshold=segment.threshold,
+        # Best-of-N has no threshold, which a segment holds as nan.
+        threshold=None if isnan(segment.threshold or 0.0) else segment.threshold,
         verdict=segment.verdict,
         rejected=tuple(rejected),
     )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from stars_engine.config import RewardConfig
 from stars_engine.errors import needs_extra
+from stars_engine.evaluation.score_store import ScoreStore, score_key
 from stars_engine.evaluation.store import identity
-from stars_engine.files.disk import append_lines
 from stars_engine.rewards.base import RewardModel, score_values
 from stars_engine.rewards.loading import load_reward
 from stars_engine.types import RewardInput, RewardPrompt
@@ -20,7 +17,6 @@ from stars_engine.types import RewardInput, RewardPrompt
 Pair = tuple[str, str]  # prompt, answer
 
 _BATCH = 64
-_TITLE = "scores"
 
 
 def vader(_prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -45,18 +41,12 @@ class Judges:
 
     Args:
         configs: The judges by name.
-        path: The file of scores, JSON lines.
+        store: The scores that they gave.
     """
 
-    def __init__(self, configs: dict[str, RewardConfig], path: Path) -> None:
-        self._configs, self._path = configs, path
+    def __init__(self, configs: dict[str, RewardConfig], store: ScoreStore) -> None:
+        self._configs, self._store = configs, store
         self._loaded: dict[str, RewardModel] = {}
-        self._scores: dict[str, float] = {}
-        if path.exists():
-            for line in path.read_bytes().split(b"\n"):
-                record = _record(line)
-                if record is not None:
-                    self._scores[record["key"]] = float(record["score"])
 
     def scores(
         self,
@@ -66,27 +56,28 @@ class Judges:
     ) -> list[float]:
         """Return a judge's score of each (prompt, answer).
 
+        Args:
+            name: The judge.
+            pairs: The prompts with their answers.
+            progress: Called with the scores done and in total, if any are missing.
+
         Raises:
             RewardError: The judge failed.
         """
-        config = self._configs[name]
-        prefix = identity(config)
-        keys = [_key(prefix, pair) for pair in pairs]
+        prefix = identity(self._configs[name])
+        keys = [score_key(prefix, *pair) for pair in pairs]
         missing = {
-            key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._scores
+            key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._store
         }
         if missing:
+            progress(0, len(missing))
             judge, done = self._load(name), 0
             for batch in _batches(list(missing.items())):
                 values = score_values(judge, [_input(*pair) for _, pair in batch])
-                found = dict(zip((key for key, _ in batch), values, strict=True))
-                lines = [json.dumps({"key": key, "score": value}) for key, value in found.items()]
-                data = "".join(f"{line}\n" for line in lines).encode()
-                append_lines(self._path, data, _TITLE, is_whole=lambda x: _record(x) is not None)
-                self._scores |= found
+                self._store.add(dict(zip((key for key, _ in batch), values, strict=True)))
                 done += len(batch)
                 progress(done, len(missing))
-        return [self._scores[key] for key in keys]
+        return [float(self._store[key]) for key in keys]
 
     def _load(self, name: str) -> RewardModel:
         if name not in self._loaded:
@@ -96,20 +87,6 @@ class Judges:
 
 def _input(prompt: str, answer: str) -> RewardInput:
     return RewardInput(RewardPrompt(prompt), answer, (), finished=True)
-
-
-def _key(judge: str, pair: Pair) -> str:
-    text = json.dumps([judge, *pair])
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Return a stored score; None for a line that a crash cut off."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and {"key", "score"} <= record.keys() else None
 
 
 def _batches(items: list[tuple[str, Pair]]) -> Iterable[list[tuple[str, Pair]]]:

@@ -2,59 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from stars_engine.calibration.fingerprints import model_fingerprints
 from stars_engine.config import StarsConfig, TransformersModel
 from stars_engine.errors import ModelLoadError, needs_extra
+from stars_engine.evaluation.score_store import ScoreStore, score_key
+from stars_engine.evaluation.store import identity
 
 _BATCH = 32
+Pair = tuple[str, str]  # prompt, answer
 
 
 class Likelihood:
     """The language model of a config, unchanged: temperature 1, all tokens.
 
     The text of each answer is encoded again, so that arms of models with other tokenizers are
-    measured alike.
+    measured alike. Likelihoods are stored, so that each is computed once.
 
     Args:
         config: Its language model, loaded at the first use, and how it reads prompts.
+        store: The likelihoods so far.
     """
 
-    def __init__(self, config: StarsConfig) -> None:
-        self._config = config
+    def __init__(self, config: StarsConfig, store: ScoreStore) -> None:
+        self._config, self._store = config, store
         self._loaded: tuple[Any, Any] | None = None
 
-    def nats(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    def nats(
+        self,
+        pairs: Sequence[Pair],
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> list[tuple[float, int]]:
         """Return, for each (prompt, answer), the negative log-likelihood and the tokens.
 
         An empty answer has no tokens.
+
+        Args:
+            pairs: The prompts with their answers.
+            progress: Called with the answers done and in total, if any are missing.
         """
+        model = self._identity()
+        keys = [score_key(model, *pair) for pair in pairs]
+        missing = {
+            key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._store
+        }
+        if missing:
+            progress(0, len(missing))
+            self._measure(missing, progress)
+        return [(float(nats), int(count)) for nats, count in (self._store[key] for key in keys)]
+
+    def _identity(self) -> str:
+        """Return text that changes whenever a likelihood would."""
+        config = self._config
+        return json.dumps(
+            [
+                "nats",
+                identity(config.model),
+                model_fingerprints(config)["model"],
+                config.prompt_format,
+                config.chat_template_kwargs,
+            ],
+            sort_keys=True,
+        )
+
+    def _measure(self, pairs: dict[str, Pair], progress: Callable[[int, int], None]) -> None:
+        """Compute and store likelihoods by their keys, answers of similar lengths together."""
         with needs_extra("local"):
             import torch  # noqa: PLC0415
 
             from stars_engine.chat.prompts import resolve_prompt  # noqa: PLC0415
         model, codec = self._load()
-        rows = []
-        for prompt, answer in pairs:
+        rows: dict[str, tuple[list[int], list[int]]] = {}
+        for key, (prompt, answer) in pairs.items():
             resolved = resolve_prompt(
                 prompt,
                 codec,
                 prompt_format=self._config.prompt_format,
                 template_kwargs=self._config.chat_template_kwargs,
             )
-            rows.append((list(resolved.token_ids), codec.encode_continuation(answer)))
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]) + len(rows[row][1]))
-        found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+            rows[key] = (list(resolved.token_ids), codec.encode_continuation(answer))
+        order = sorted(rows, key=lambda key: len(rows[key][0]) + len(rows[key][1]))
         with torch.inference_mode():
             for start in range(0, len(order), _BATCH):
                 some = order[start : start + _BATCH]
-                values = _nats(model, [rows[row] for row in some])
-                for row, value in zip(some, values, strict=True):
-                    found[row] = (value, len(rows[row][1]))
-        return found
+                values = _nats(model, [rows[key] for key in some])
+                self._store.add(
+                    {
+                        key: (value, len(rows[key][1]))
+                        for key, value in zip(some, values, strict=True)
+                    }
+                )
+                progress(start + len(some), len(order))
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:

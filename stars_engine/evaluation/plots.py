@@ -72,7 +72,7 @@ def attempts(half: HalfFigures) -> str | None:
             share = [count / segments.num_segments for count in segments.histogram]
             axes.plot(range(1, len(share) + 1), share, ".-", label=arm.name)
         axes.set(xlabel="draws of a segment", ylabel="share of segments", yscale="log")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8.5)
 
     return svg(draw, _WIDE)
 
@@ -97,7 +97,7 @@ def acceptance(half: HalfFigures) -> str | None:
                 label=arm.name,
             )
         axes.set(xlabel="place in the longest answer", ylabel="accepted draws", ylim=(0, 1.02))
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8.5)
 
     return svg(draw, _WIDE)
 
@@ -120,7 +120,7 @@ def difficulty(half: HalfFigures) -> str | None:
             xlabel="guide reward of plain answers to the prompts: hard to easy",
             ylabel="drafted tokens over plain",
         )
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8.5)
 
     return svg(draw, _WIDE)
 
@@ -144,7 +144,7 @@ def latency(half: HalfFigures) -> str | None:
             ylabel="seconds: median, 95th percentile dotted",
             yscale="log",
         )
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8.5)
 
     return svg(draw, _WIDE)
 
@@ -226,7 +226,7 @@ def _points(
             label=arm.name,
         )
     axes.set(ylabel=f"reward of {judge}")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8.5)
 
 
 def _tests(arm: ArmFigures) -> bool:

@@ -92,23 +92,26 @@ class Runner:
         yield from groups.values()
 
     def _config_of(self, arm: AnyArm) -> StarsConfig:
-        base = self._recipe.config
-        if arm.model is None and arm.reward is None:
-            return base
-        return base.replace(
-            model=arm.model or base.model,
-            reward=arm.reward or base.reward,
-            align=base.align if "align" in base.model_fields_set else AlignParams(),
-        )
+        """Return the config of an arm's models.
+
+        `vanilla` and `best_of_n` use its settings, which therefore keep rejected texts.
+        """
+        config = self._recipe.config
+        if arm.model is not None or arm.reward is not None:
+            config = config.replace(
+                model=arm.model or config.model,
+                reward=arm.reward or config.reward,
+                align=config.align if "align" in config.model_fields_set else AlignParams(),
+            )
+        return config.replace(align=_recording(config))
 
     def _run_arm(
         self, name: str, half: HalfName, config: StarsConfig, engine: Callable[[], StarsEngine]
     ) -> ArmAnswers:
         arm, recipe = self._recipe.arms[name], self._recipe
         key = f"{_models_key(config)}-{arm.prefix_noise}"
-        # An engine without thresholds of its own is loaded only if something is missing.
         align = self._thresholds.resolve(
-            arm, engine(), _digest(key), lambda n: self._plain_rewards(key, n, engine)
+            arm, config, engine, _digest(key), lambda n: self._plain_rewards(key, n, engine)
         )
         prompts = self._halves.tuning if half == "tuning" else self._halves.fresh
         records: list[AnswerRecord] = []
@@ -230,9 +233,8 @@ def _lazy_engine(
 ) -> Iterator[Callable[[], StarsEngine]]:
     """Yield a function that creates an engine at its first call; it is closed at the end.
 
-    `vanilla` and `best_of_n` use the config's settings, which therefore keep rejected texts.
+    If all answers are stored, it is not called, and no model is loaded.
     """
-    config = config.replace(align=_recording(config))
     with ExitStack() as stack:
 
         @cache

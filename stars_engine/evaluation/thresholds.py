@@ -11,7 +11,7 @@ import numpy as np
 
 from stars_engine.calibration.calibrate import MIN_PROMPTS, calibrate
 from stars_engine.calibration.over_prompts import Floats
-from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, PlainTarget, RejectionArm, tilted
@@ -36,13 +36,19 @@ class Thresholds:
         self._directory, self._prompts, self._sampling = directory, prompts, sampling
 
     def resolve(
-        self, arm: AnyArm, engine: StarsEngine, key: str, plain_rewards: PlainRewards
+        self,
+        arm: AnyArm,
+        config: StarsConfig,
+        engine: Callable[[], StarsEngine],
+        key: str,
+        plain_rewards: PlainRewards,
     ) -> AlignParams:
         """Return settings whose schedule needs neither a calibration nor plain answers.
 
         Args:
             arm: The arm.
-            engine: The engine of its models.
+            config: The config of its models.
+            engine: Returns their engine; called only to calibrate.
             key: Identifies the models; calibrations are stored under it.
             plain_rewards: Returns the guide's rewards of plain answers to the tuning prompts.
 
@@ -53,7 +59,7 @@ class Thresholds:
             align: AlignParams | None = arm.align_for(self._sampling.max_tokens)
         else:
             align = arm.base_align
-        align = engine.config.with_thresholds(align)
+        align = config.with_thresholds(align)
         target = arm.base_target
         if target is not None:
             value = self._value(target, plain_rewards)
@@ -77,7 +83,7 @@ class Thresholds:
         return round(mean + target.offset_sigmas * spread, 4)
 
     def _calibrated(
-        self, align: AlignParams, auto: AutoSchedule, engine: StarsEngine, key: str
+        self, align: AlignParams, auto: AutoSchedule, engine: Callable[[], StarsEngine], key: str
     ) -> AlignParams:
         prompts = self._prompts if auto.prompts is None else auto.prompts
         if auto.prompts is None:
@@ -90,7 +96,7 @@ class Thresholds:
         else:
             name, value = auto.target
             schedule = calibrate(
-                engine,
+                engine(),
                 prompts[: auto.num_prompts],
                 **{name: value},  # type: ignore[arg-type]
                 segment_len=None if auto.segment_len == "auto" else auto.segment_len,

@@ -88,6 +88,7 @@ def test_thresholds_are_found_once_and_cached(
         assert answers[0].segments[0].threshold is not None
     assert len(runs) == 1
     [file] = cache.glob("*.yaml")
+    assert f"The calibration is cached in {file}" in caplog.text
     kept = CalibratedSchedule.from_file(file)
     with StarsEngine(config) as second:  # another process would do the same
         [answer] = second.generate("A film")
@@ -172,6 +173,28 @@ def test_a_damaged_cache_file_is_replaced(
     assert len(runs) == 2
     assert "Replaced an invalid cached calibration" in caplog.text
     assert CalibratedSchedule.from_file(file)
+
+
+def test_a_calibration_that_cannot_be_cached_is_not_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(kept.CACHE_VARIABLE, str(tmp_path / "file"))
+    stage = {"intercept": 0.0, "slope": 1.0, "offset": 0.0, "sigma": 1.0}
+    found = CalibratedSchedule(stages=[stage], segment_len=8)
+    monkeypatch.setattr(auto, "calibrate", lambda *_, **__: found)
+    with StarsEngine(StarsConfig(align=AUTO, sampling=TINY)) as engine:
+        engine.generate("A")
+    [said] = [message for message in caplog.messages if "cached" in message]
+    assert said.startswith("The calibration cannot be cached in")
+    assert "set STARS_CACHE_DIR to another directory" in said
+    assert kept.described_cache() == (
+        f"not cached: nothing can be written to {tmp_path}/file/calibrations. Hint: set "
+        "STARS_CACHE_DIR to another directory"
+    )
+    for folder in ("~nobody_/c", str(tmp_path / "new")):
+        monkeypatch.setenv(kept.CACHE_VARIABLE, folder)
+        assert kept.described_cache().startswith("cached in") == (folder != "~nobody_/c")
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from stars_engine import (
     trust_report,
 )
 from stars_engine.calibration.advice import (
+    Remedy,
     advise,
     affordable_budget,
     choose,
@@ -292,6 +293,16 @@ def test_few_prompts_and_hard_prompts_are_said() -> None:
     assert any("nevertheless" in line for line in lines)
     assert any("70%" in line and "calibrated" in line for line in lines)
     assert "best_of_n" in lines[0]
+
+
+def test_a_remedy_must_be_better_than_the_recommended_segments() -> None:
+    chosen = choose([a_segment(8, 2.0, 1.9, 2.1, 0.6)], 8)
+    plain = Remedy(name="none", settings={}, trust=a_segment(16, 1.4, 1.3, 1.5, 0.6))
+    for low, is_better in ((1.6, False), (2.2, True)):
+        other = Remedy(name="lookahead", settings={}, trust=a_segment(16, 2.3, low, 2.4, 0.6))
+        lines = advise(chosen, [plain, other], shared=0.2, num_prompts=60, budget=None)
+        assert ("instead of 2.00" in lines[-1]) is is_better
+        assert lines[-1].startswith("Neither") is not is_better
 
 
 def test_the_budget_comes_from_the_measured_costs() -> None:

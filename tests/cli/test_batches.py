@@ -84,6 +84,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert list(read_jsonl(cut)) == resumed
 
 
+def test_a_finished_run_loads_no_model(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    whole = generate(capsys, trace=trace)
+    before = trace.read_bytes()
+    monkeypatch.setattr(answers, "loaded", None)
+    answers.run_generate(RECORDS, CONFIG, as_json=True, trace=trace, resume=True)
+    shown = capsys.readouterr()
+    assert "all 3 answers are in" in shown.err
+    assert [StarsResult.model_validate_json(line) for line in shown.out.splitlines()] == whole
+    assert answers.run_generate(RECORDS, CONFIG, as_json=False, trace=trace, resume=True) == 0
+    assert [result.text for result in whole] == [
+        part.removeprefix(record.shown)
+        for part, record in zip(capsys.readouterr().out.split("\n\n"), RECORDS, strict=False)
+    ]
+    assert trace.read_bytes() == before
+
+
+def test_answers_beyond_n_are_not_counted(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """A trace of two answers per prompt is resumed with one each."""
+    trace = tmp_path / "trace.jsonl"
+    two = CONFIG.replace(sampling=CONFIG.sampling.replace(n=2))
+    answers.run_generate(RECORDS[:1], two, as_json=True, trace=trace)
+    capsys.readouterr()
+    answers.run_generate(RECORDS[:2], CONFIG, as_json=True, trace=trace, resume=True)
+    shown = capsys.readouterr()
+    assert "1 of 2 answers are in" in shown.err
+    assert len(shown.out.splitlines()) == 2
+    assert len(list(read_jsonl(trace))) == 3
+
+
 def test_other_prompts_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     trace = tmp_path / "trace.jsonl"
     generate(capsys, trace=trace)

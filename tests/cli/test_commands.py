@@ -118,18 +118,27 @@ def test_init_writes_a_file_that_can_be_read(
     assert config.align.on_exhausted == on_exhausted
     comments = [line for line in path.read_text().splitlines() if line.lstrip().startswith("#")]
     assert len(comments) > 20
+    assert "None" not in " ".join(comments)  # YAML writes null
 
 
 def test_init_asks(tmp_path: Path) -> None:
     path = tmp_path / "stars.yaml"
-    said = "org/model\norg/reward\nsafe\n64\n"
+    said = "org/model\norg/reward\nsave\nsafe\n64\n"
     run = CliRunner().invoke(app, ["init", "--out", str(path)], input=said)
     assert run.exit_code == 0, run.output
+    assert "unknown preset 'save'; allowed: best, safe, guard" in run.output  # and asked again
     config = StarsConfig.from_file(path)
     assert (config.reward.name_or_path, config.sampling.max_tokens) == ("org/reward", 64)
     again = CliRunner().invoke(app, ["init", "--yes", "--out", str(path)])
     assert again.exit_code == 2
     assert "--force" in again.output
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["init", "--yes"]])
+def test_an_unknown_preset_is_refused(command: list[str]) -> None:
+    run = CliRunner().invoke(app, [*command, "--preset", "nope"])
+    assert run.exit_code == 2
+    assert "unknown preset 'nope'; allowed: best, safe, guard" in run.output
 
 
 def test_commented_defaults_are_those_of_the_fields(tmp_path: Path) -> None:
@@ -161,6 +170,12 @@ def test_show_prints_segments_drafts_and_costs(engine: StarsEngine, tmp_path: Pa
             assert repr(attempt.text) in run.stdout
     for word in ("x-1", "The plot", f"{result.usage.num_drafted_tokens} drafted"):
         assert word in run.stdout
+    refused = result.replace(segments=(), abandoned_attempts=result.segments[0].attempts)
+    write_jsonl([refused], trace)
+    shown = CliRunner().invoke(app, ["show", str(trace), "-a"]).stdout
+    assert "nothing kept" in shown
+    assert repr(refused.abandoned_attempts[0].text) in shown
+    write_jsonl([result.replace(prompt="The plot", id="x-1")], trace)
     page = tmp_path / "trace.html"
     assert CliRunner().invoke(app, ["show", str(trace), "--html", str(page)]).exit_code == 0
     assert "x-1" in page.read_text()
@@ -195,3 +210,43 @@ def test_a_wrong_reward_is_found_before_torch_is_imported() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "nowhere:f" in run.stdout
     assert run.stdout.splitlines()[-1] == "False"
+
+
+STOP_AT_HEAVY_IMPORTS = """
+import sys
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "scipy", "uvicorn"):
+            sys.exit(9)
+
+sys.meta_path.insert(0, Stop())
+from stars_engine.cli import main
+
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["generate", "x"], "loading stars:embedded-lm"),
+        (["calibrate"], "loading stars:embedded-lm"),
+        (["train-guide"], "loading stars:embedded-lm"),
+        (["demo"], "STARS demo"),
+        (["doctor"], "transformers"),
+        (["serve", "--port", "0"], "starting the server"),
+        (["compare"], "preparing the evaluation"),
+        (["sweep", "segment_len=8"], "preparing the evaluation"),
+    ],
+)
+def test_commands_say_something_before_they_import_what_takes_long(
+    tmp_path: Path, command: list[str], words: str
+) -> None:
+    code = [sys.executable, "-c", STOP_AT_HEAVY_IMPORTS]
+    run = subprocess.run(
+        [*code, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 9, run.stderr
+    assert words in run.stdout + run.stderr

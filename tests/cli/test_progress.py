@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from rich.progress import TimeRemainingColumn
 
+from stars_engine.cli import progress
 from stars_engine.cli.calibrate import _Stages
+from stars_engine.cli.messages import messages
 from stars_engine.cli.progress import Wait, in_words
+from tests.support.engines import wait_until
 
 
 @pytest.mark.parametrize(
@@ -39,3 +43,20 @@ def test_stages_of_a_calibration_and_the_prompts_within_one(
         ("calibrating, stage 4 of 4", False),
         ("calibrating, stage 4 of 4", False),
     ]
+
+
+def test_without_a_terminal_each_part_is_a_line_and_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(messages, "say", said.append)
+    monkeypatch.setattr(progress, "EVERY_S", 0.01)
+    with progress.bars(TimeRemainingColumn()) as advance:
+        advance("stored", 4, 4)
+        assert said == []
+        advance("first", 1, 3)
+        assert said[0] == "first: 2 to do"
+        advance("first", 2, 3)
+        wait_until(lambda: "first: 2 of 3 (0 s)" in said)
+        advance("second", 0, 5)
+        assert "second: 5 to do" in said

@@ -603,7 +603,8 @@ def test_the_cache_may_be_in_a_home_directory(
         cache = CalibrationCache()
         assert cache.load_or_create("key", lambda: schedule, lambda: True) is schedule
         assert cache.path_of("key").exists() == (folder == "~/c")
-    [warning] = warnings_of(caplog)
+    said, warning = warnings_of(caplog)
+    assert said == f"The calibration is cached in {tmp_path}/home/c/calibrations/key.yaml"
     assert "there is no home directory for '~nobody_'" in warning
     assert "set STARS_CACHE_DIR to another directory" in warning
     assert [found.name for found in tmp_path.iterdir()] == ["home"]

@@ -11,6 +11,14 @@ import pytest
 from stars_engine import SamplingParams, StarsEngine, trust_report
 from stars_engine.calibration.report_page import write_report
 from stars_engine.display.results import results_page
+from stars_engine.evaluation import (
+    BestOfNArm,
+    PromptSet,
+    Recipe,
+    VanillaArm,
+    evaluate,
+    write_reports,
+)
 from tests.support.browsers import chromium
 
 pytestmark = pytest.mark.slow
@@ -33,7 +41,15 @@ def pages(engine: StarsEngine, tmp_path_factory: pytest.TempPathFactory) -> list
     long = result.replace(prompt="https://example.org/" + "a" * 300, id="b" * 200)
     page = results_page([result, long], "trace-" + "c" * 100 + ".jsonl")
     (folder / "trace.html").write_text(page.replace("<details>", "<details open>"))
-    return sorted(folder.iterdir())
+    recipe = Recipe(
+        name="small",
+        prompts=PromptSet(tuning=0, fresh=8),
+        sampling=sampling,
+        arms={"vanilla": VanillaArm(), "best of 2": BestOfNArm(n=2)},
+        perplexity=False,
+    )
+    write_reports(evaluate(recipe, folder / "compare"), folder / "compare")
+    return sorted(folder.glob("**/*.html"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

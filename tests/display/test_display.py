@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from stars_engine import AlignParams, CalibratedSchedule, SamplingParams, StarsEngine, StarsResult
-from stars_engine.display.results import results_page
+from stars_engine.display.results import rejection_of, results_page
+from stars_engine.trace import transcript
 
 
 class Parsed(HTMLParser):
@@ -71,6 +72,22 @@ def test_a_forced_segment_is_red(engine: StarsEngine) -> None:
     align = AlignParams(schedule={"kind": "constant", "value": 99}, max_attempts=1, segment_len=4)
     [forced] = engine.generate("The plot", align=align, max_tokens=4, seed=1)
     assert "218 54 51" in forced._repr_html_()
+
+
+def test_best_of_n_has_no_threshold_and_no_color(engine: StarsEngine) -> None:
+    [best] = engine.best_of_n("The plot", 3, max_tokens=6, seed=1)
+    shown = Parsed(best._repr_html_())
+    assert f"reward {best.reward:.3g}, the best of 3" in shown.text
+    assert "nan" not in shown.text + transcript(best)
+    [segment] = [attrs for tag, attrs in shown.tags if attrs.get("class") == "segment"]
+    assert "/ 0.00)" in segment["style"]
+
+
+def test_a_rejected_draft_says_why(result: StarsResult) -> None:
+    draft = result.segments[0].attempts[0].replace(reward=0.5, threshold=0.25, verdict="rejected")
+    assert rejection_of(draft.replace(reward=0.125)) == "0.125 < 0.25"
+    assert rejection_of(draft.replace(eligible=False)) == "0.5, not eligible"  # a veto
+    assert rejection_of(draft.replace(threshold=float("nan"))) == "0.5"
 
 
 def test_engines_and_schedules_are_short(engine: StarsEngine) -> None:

@@ -31,6 +31,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         [sys.executable, "-m", "ruff", "format", "--check", "."],
         [str(BIN / "typos")],
         [sys.executable, "tools/banned_words.py"],
+        [str(BIN / "hadolint"), "Dockerfile"],
         [sys.executable, "-m", "mypy"],
         [sys.executable, "-m", "mypy", "tools"],
         [str(BIN / "lint-imports")],
@@ -41,6 +42,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         "ruff format",
         "typos",
         "banned words",
+        "hadolint",
         "mypy",
         "mypy tools",
         "import-linter",
@@ -154,6 +156,38 @@ def test_the_cpu_build_of_torch_has_the_version_of_the_constraints() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"pip install {version} --index-url" in readme
     assert '"$(grep ^torch== constraints.txt)" --index-url' in (ROOT / "Dockerfile").read_text()
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Return the instructions of the Dockerfile, each with its arguments."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], line.partition(" ")[2]) for line in lines]
+
+
+def test_the_dockerfile_has_the_stages_of_the_readme() -> None:
+    stages = [found.split(" AS ")[1] for name, found in dockerfile() if name == "FROM"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"--target (\w+)", readme)) == set(stages) - {"base"} == {"cpu", "cuda"}
+
+
+def test_the_dockerfile_copies_what_an_installation_needs() -> None:
+    copied = [path for name, found in dockerfile() if name == "COPY" for path in found.split()[:-1]]
+    assert all((ROOT / path).exists() for path in copied)
+    project, wheel = PYPROJECT["project"], PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", "constraints.txt", project["readme"], *project["license-files"]}
+    assert needed | set(wheel["packages"]) == set(copied)
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert not set(ignored) & set(copied)
+
+
+def test_the_dockerfile_installs_extras_that_exist_with_the_constraints() -> None:
+    instructions = dockerfile()
+    [extras] = [found.removeprefix("EXTRAS=") for name, found in instructions if name == "ARG"]
+    assert set(extras.split(",")) <= set(PYPROJECT["project"]["optional-dependencies"])
+    installs = [found for name, found in instructions if name == "RUN" and "pip install" in found]
+    assert len(installs) == 2
+    assert all('pip install -c constraints.txt ".[${EXTRAS}]"' in found for found in installs)
 
 
 def workflow() -> dict[str, Any]:

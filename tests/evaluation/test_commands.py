@@ -93,6 +93,7 @@ def test_the_config_of_a_report_runs_the_same_evaluation(folder: Path) -> None:
     (folder / "again.yaml").write_text(html.unescape(block))
     again = run("compare", "--recipe", "again.yaml", "--out", "one")
     assert "to do" not in again.stderr  # nothing was generated
+    assert "all 16 answers and their scores were stored; no model was loaded" in again.stderr
     assert rows(folder / "one") == first
 
 

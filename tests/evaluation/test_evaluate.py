@@ -30,6 +30,8 @@ from stars_engine.evaluation import (
     write_reports,
 )
 from stars_engine.evaluation.figures import ArmFigures
+from stars_engine.evaluation.judges import Judges
+from stars_engine.evaluation.perplexity import Likelihood
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore, name_of
 from tests.support.evaluation import SPEED
 
@@ -181,8 +183,9 @@ def test_a_finished_run_generates_nothing(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("generated again what is stored")
 
-    for name in ("vanilla", "generate", "decode", "best_of_n"):
-        monkeypatch.setattr(StarsEngine, name, fail)
+    monkeypatch.setattr(StarsEngine, "__init__", fail)
+    monkeypatch.setattr(Likelihood, "_load", fail)
+    monkeypatch.setattr(Judges, "_load", fail)
     before = (directory / "answers.jsonl").read_bytes()
     again = evaluate(small_recipe(), directory)
     assert again.fresh == expected.fresh  # with its times, which are stored

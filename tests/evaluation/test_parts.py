@@ -25,6 +25,7 @@ from stars_engine.evaluation import PlainTarget, RejectionArm, StarsArm, Vanilla
 from stars_engine.evaluation.judges import Judges, vader
 from stars_engine.evaluation.noisy import NoisyReward
 from stars_engine.evaluation.perplexity import Likelihood, perplexity
+from stars_engine.evaluation.score_store import ScoreStore
 from stars_engine.evaluation.statistics import best_of
 from stars_engine.evaluation.thresholds import Thresholds
 from stars_engine.schedules import CalibratedSchedule
@@ -52,7 +53,7 @@ def test_targets_are_those_of_plain_answers(engine: StarsEngine, tmp_path: Path)
         asked.append(n)
         return PLAIN
 
-    align = thresholds(tmp_path).resolve(arm, engine, "key", plain)
+    align = thresholds(tmp_path).resolve(arm, engine.config, lambda: engine, "key", plain)
     spread = np.sqrt(PLAIN.var(1, ddof=1).mean())
     expected = best_of(4, PLAIN, PLAIN).mean() + 0.5 * spread
     assert isinstance(align.schedule, LinearSchedule)
@@ -61,7 +62,7 @@ def test_targets_are_those_of_plain_answers(engine: StarsEngine, tmp_path: Path)
     assert align.keep_rejected_text
     assert asked == [4]
     whole = thresholds(tmp_path).resolve(
-        RejectionArm(target=PlainTarget(best_of=2)), engine, "key", plain
+        RejectionArm(target=PlainTarget(best_of=2)), engine.config, lambda: engine, "key", plain
     )
     assert whole.segment_len == 16
     assert whole.schedule.value == pytest.approx(best_of(2, PLAIN, PLAIN).mean(), abs=1e-4)
@@ -72,13 +73,18 @@ def test_a_calibration_is_stored(
     engine: StarsEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = StarsArm(align={"schedule": AutoSchedule(budget=1.5, segment_len=8)}, tilt=1.0)
-    first = thresholds(tmp_path).resolve(arm, engine, "key", lambda _: PLAIN)
+    first = thresholds(tmp_path).resolve(arm, engine.config, lambda: engine, "key", lambda _: PLAIN)
     assert isinstance(first.schedule, CalibratedSchedule)
     assert first.segment_len == 8
     [file] = tmp_path.glob("thresholds-*.json")
     monkeypatch.setattr("stars_engine.evaluation.thresholds.calibrate", None)
-    assert thresholds(tmp_path).resolve(arm, engine, "key", lambda _: PLAIN) == first
-    flat = thresholds(tmp_path).resolve(arm.replace(tilt=0), engine, "key", lambda _: PLAIN)
+    assert (
+        thresholds(tmp_path).resolve(arm, engine.config, lambda: engine, "key", lambda _: PLAIN)
+        == first
+    )
+    flat = thresholds(tmp_path).resolve(
+        arm.replace(tilt=0), engine.config, lambda: engine, "key", lambda _: PLAIN
+    )
     moved = [
         a.offset - b.offset
         for a, b in zip(first.schedule.stages, flat.schedule.stages, strict=True)
@@ -91,11 +97,15 @@ def test_a_calibration_is_stored(
 def test_too_few_tuning_prompts_are_explained(engine: StarsEngine, tmp_path: Path) -> None:
     arm = StarsArm(align={"schedule": AutoSchedule(budget=1.5)})
     with pytest.raises(ConfigError, match=r"at least 8 tuning prompts; there are 2.*Hint"):
-        thresholds(tmp_path, OPENINGS[:2]).resolve(arm, engine, "key", lambda _: PLAIN)
+        thresholds(tmp_path, OPENINGS[:2]).resolve(
+            arm, engine.config, lambda: engine, "key", lambda _: PLAIN
+        )
 
 
 def test_arms_without_a_test_have_no_thresholds(engine: StarsEngine, tmp_path: Path) -> None:
-    align = thresholds(tmp_path).resolve(VanillaArm(), engine, "key", lambda _: PLAIN)
+    align = thresholds(tmp_path).resolve(
+        VanillaArm(), engine.config, lambda: engine, "key", lambda _: PLAIN
+    )
     assert align == AlignParams(schedule=NoSchedule(), keep_rejected_text=True)
 
 
@@ -115,9 +125,13 @@ def test_noise_is_on_unfinished_text_alone() -> None:
     assert [score.value for score in noisy.score(whole)] == [1.0, 1.0]
 
 
-def test_perplexity_is_that_of_the_unchanged_model(engine: StarsEngine) -> None:
+def test_perplexity_is_that_of_the_unchanged_model(
+    engine: StarsEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = [("The film", " is a good one."), ("I", " liked it"), ("Short", "")]
-    found = Likelihood(StarsConfig()).nats(pairs)
+    path = tmp_path / "scores.jsonl"
+    found = Likelihood(StarsConfig(), ScoreStore(path)).nats([*pairs, pairs[0]])
+    assert found.pop() == found[0]
     codec = engine.model.codec
     for (prompt, answer), (nats, count) in zip(pairs, found, strict=True):
         before, after = codec.encode_prompt(prompt), codec.encode_continuation(answer)
@@ -131,6 +145,9 @@ def test_perplexity_is_that_of_the_unchanged_model(engine: StarsEngine) -> None:
     total = sum(nats for nats, _ in found)
     assert perplexity(found) == pytest.approx(np.exp(total / sum(count for _, count in found)))
     assert np.isnan(perplexity([(0.0, 0)]))
+    again = Likelihood(StarsConfig(), ScoreStore(path))
+    monkeypatch.setattr(again, "_load", None)  # nothing is left to compute
+    assert again.nats(pairs) == found
 
 
 def test_scores_are_stored_and_asked_once(tmp_path: Path) -> None:
@@ -145,10 +162,10 @@ def test_scores_are_stored_and_asked_once(tmp_path: Path) -> None:
     configs = {"length": FunctionReward(function=judge, batched=True)}
     path = tmp_path / "scores.jsonl"
     pairs = [("a", "bc"), ("a", "bcd"), ("a", "bc")]
-    assert Judges(configs, path).scores("length", pairs) == [3, 4, 3]
+    assert Judges(configs, ScoreStore(path)).scores("length", pairs) == [3, 4, 3]
     assert sorted(asked) == ["bc", "bcd"]
     path.write_bytes(path.read_bytes() + b'{"key": "torn')
-    assert Judges(configs, path).scores("length", [*pairs, ("b", "")]) == [3, 4, 3, 1]
+    assert Judges(configs, ScoreStore(path)).scores("length", [*pairs, ("b", "")]) == [3, 4, 3, 1]
     assert sorted(asked) == ["", "bc", "bcd"]
     assert len(path.read_text().splitlines()) == 3
 
@@ -157,7 +174,9 @@ def test_a_judge_that_fails_is_explained(tmp_path: Path) -> None:
     def judge(prompts: list[str], answers: list[str]) -> list[float]:
         raise ValueError("no opinion")
 
-    judges = Judges({"none": FunctionReward(function=judge, batched=True)}, tmp_path / "scores")
+    judges = Judges(
+        {"none": FunctionReward(function=judge, batched=True)}, ScoreStore(tmp_path / "scores")
+    )
     with pytest.raises(RewardError, match="no opinion"):
         judges.scores("none", [("a", "b")])
 
