@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +37,6 @@ from stars_engine.loading.sources import check_exists, first_line, hub_token, re
 from stars_engine.out_of_memory import memory_usage
 from stars_engine.redaction import redacted_cause
 from stars_engine.tokenization.codec import Codec
-
-logger = logging.getLogger(__name__)
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MAX_RESTARTS = 3  # of a draft, if the weights change again and again
